@@ -1,0 +1,83 @@
+"""Threshold sweep: one pass against one pass a threshold, as the released scripts do; the counts must be identical.
+
+python bench/sweep.py --images 40
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from trainer.camfile import cam_path, read_cam, upsample_cam, write_cam
+from trainer.data.dataset import Dataset, Record
+from trainer.evaluate import SPEC_SWEEP, confusion, evaluate_cams
+from trainer.palette import write_index_png
+
+CLASSES = tuple(f"class{k}" for k in range(20))
+
+
+def make_data(root: Path, images: int, height: int, width: int) -> Dataset:
+    """Masks and maps of soft blobs with one to three classes an image."""
+    y, x = np.mgrid[:height, :width]
+    records = {}
+    for n in range(images):
+        rng = np.random.RandomState(n)
+        classes = sorted(rng.choice(20, 1 + n % 3, replace=False))
+        truth = np.zeros((height, width), np.uint8)
+        maps = []
+        for k in classes:
+            cy, cx, r = rng.uniform(0, height), rng.uniform(0, width), rng.uniform(0.1, 0.3) * width
+            distance = np.hypot(y - cy, x - cx) / r
+            truth[distance < 1] = k + 1
+            truth[abs(distance - 1) < 0.04] = 255
+            maps.append(np.exp(-(distance[::4, ::4] ** 2)))
+        mask = root / "truth" / f"{n}.png"
+        write_index_png(mask, truth)
+        write_cam(cam_path(root / "cams", str(n)), classes, np.stack(maps), (height, width))
+        records[str(n)] = Record(str(n), root / f"{n}.jpg", tuple(int(k) for k in classes), mask)
+    return Dataset(root, "voc", CLASSES, tuple(range(1, 21)), records, {"all": tuple(records)}, "bench")
+
+
+def many_passes(dataset: Dataset, folder: Path) -> np.ndarray:
+    total = np.zeros((len(SPEC_SWEEP), 21, 21), np.int64)
+    for t, threshold in enumerate(SPEC_SWEEP):
+        for record in dataset.records.values():
+            cam = read_cam(cam_path(folder, record.id))
+            stack = np.concatenate([np.full((1, *cam.size), threshold, np.float32), upsample_cam(cam.maps, cam.size)])
+            pred = np.concatenate([[0], cam.classes + 1])[stack.argmax(0)]
+            total[t] += confusion(pred, dataset.read_mask(record), 21)
+    return total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--height", type=int, default=375)
+    parser.add_argument("--width", type=int, default=500)
+    parser.add_argument(
+        "--workers", type=int, default=0, help="for the one pass; 0 is one process, like the other side"
+    )
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = make_data(Path(folder), args.images, args.height, args.width)
+        records, cams = dataset.subset("all"), Path(folder) / "cams"
+        start = time.perf_counter()
+        one = evaluate_cams(dataset, records, cams, SPEC_SWEEP, workers=args.workers).confusions
+        fast = time.perf_counter() - start
+        start = time.perf_counter()
+        many = many_passes(dataset, cams)
+        slow = time.perf_counter() - start
+    equal = np.array_equal(one, many)
+    print(f"{len(SPEC_SWEEP)} thresholds, {args.images} images of {args.height}x{args.width}")
+    print(f"a pass a threshold {slow / args.images:8.4f} s/image")
+    print(f"one pass           {fast / args.images:8.4f} s/image   ratio {slow / fast:.1f}  identical counts {equal}")
+    if not equal:
+        raise SystemExit("counts differ")
+
+
+if __name__ == "__main__":
+    main()

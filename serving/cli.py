@@ -1,0 +1,182 @@
+"""``wsss-serving``: parse, call one function, print. Whatever is heavy is imported inside of its command."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from serving.errors import ServingError
+
+if TYPE_CHECKING:
+    from serving.label import LabelConfig, Summary
+
+app = typer.Typer(
+    name="wsss-serving",
+    help="Serve exported models over gRPC, or label a folder of images with them.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Repository = Annotated[Path, typer.Option(help="Folder of models: NAME/VERSION/model.json and its graph.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object or array instead of text.")]
+MaxPixels = Annotated[int, typer.Option(min=1, help="Images with more pixels are refused before they are decoded.")]
+MaxBytes = Annotated[int, typer.Option(min=1, help="Image files with more bytes are refused.")]
+PIXELS, BYTES = 50_000_000, 32 * 1024 * 1024
+
+
+@app.command(epilog="Example: wsss-serving serve --repository exported/ --port 8500")
+def serve(
+    repository: Repository = Path("exported"),
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is the whole network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8500,
+    all_versions: Annotated[bool, typer.Option("--all-versions", help="Serve old versions too.")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Runs at once of each model; 0 chooses.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of each run; 0 chooses.")] = 0,
+    queue: Annotated[int, typer.Option(min=1, help="Requests of one model waiting or running; more are refused.")] = 64,
+    grace: Annotated[float, typer.Option(min=0, help="Seconds for accepted requests to finish in.")] = 30.0,
+    lame_duck: Annotated[float, typer.Option(min=0, help="Seconds between NOT_SERVING and the closed port.")] = 0.0,
+    max_pixels: MaxPixels = PIXELS,
+    max_bytes: MaxBytes = BYTES,
+) -> None:
+    """Serve every model of a repository over gRPC until SIGTERM or Ctrl-C."""
+    import asyncio
+
+    from serving.image import Limits
+    from serving.server import Server, ServerConfig
+    from serving.server import serve as run
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    config = ServerConfig(
+        repository=repository,
+        host=host,
+        port=port,
+        all_versions=all_versions,
+        workers=workers,
+        threads=threads,
+        queue=queue,
+        grace=grace,
+        lame_duck=lame_duck,
+        limits=Limits(max_bytes=max_bytes, max_pixels=max_pixels),
+    )
+
+    def ready(server: Server) -> None:
+        print(f"serving {', '.join(server.names)} on {server.address}", flush=True)
+
+    asyncio.run(run(config, ready))
+
+
+@app.command(epilog="Example: wsss-serving label photos/ masks/ --model pets --repository exported/")
+def label(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Folder of images, searched in depth.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the masks, at the same relative paths.")],
+    model: Annotated[str, typer.Option(help="Model; may be left out if there is one segmenter only.")] = "",
+    version: Annotated[int, typer.Option(min=0, help="Version; 0 is the newest.")] = 0,
+    repository: Repository = Path("exported"),
+    format: Annotated[str, typer.Option(help="Form of the masks. voc: palette PNG, pixel value = label.")] = "voc",
+    force: Annotated[bool, typer.Option("--force", help="Label again what is labelled already.")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Images at once; 0 chooses.")] = 0,
+    max_pixels: MaxPixels = PIXELS,
+    max_bytes: MaxBytes = BYTES,
+    as_json: Json = False,
+) -> None:
+    """Label a folder of images. Run it again to go on after a stop; exit code 1 if an image failed."""
+    from serving import label as labelling
+    from serving.image import Limits
+
+    if format != "voc":
+        raise ServingError(f"no format {format!r}", "known: voc", "--format voc")
+    config = labelling.LabelConfig(
+        source, target, repository, model, version, force, workers, Limits(max_bytes=max_bytes, max_pixels=max_pixels)
+    )
+    summary = _with_progress(config)
+    if as_json:
+        print(labelling.as_json(summary))
+    else:
+        print(
+            f"{summary.written} masks written, {summary.skipped} there already, {summary.failed} images failed, "
+            f"in {summary.seconds:.1f} s: {target}"
+        )
+        if summary.failed:
+            print(f"why they failed: {target / labelling.FAILURES}", file=sys.stderr)
+    raise typer.Exit(1 if summary.failed else 0)
+
+
+@app.command(epilog="Example: wsss-serving models --repository exported/ --json")
+def models(repository: Repository = Path("exported"), as_json: Json = False) -> None:
+    """List the models of a repository, after checking every card and every checksum."""
+    from serving.repository import read_repository, verify
+
+    cards = [card for versions in read_repository(repository).values() for card in versions.values()]
+    for card in cards:
+        verify(card)
+    if as_json:
+        fields = ("name", "version", "kind", "classes", "graph_sha256", "protocol", "supervision", "metrics")
+        print(json.dumps([{field: getattr(card, field) for field in fields} for card in cards]))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("model", "version", "kind", "classes", "sha256", "method", "backbone")
+    for card in cards:
+        method, backbone = (str(card.source.get(key) or "") for key in ("method", "backbone"))
+        classes = ", ".join(card.classes[:6]) + (f" and {len(card.classes) - 6} more" if len(card.classes) > 6 else "")
+        table.add_row(card.name, str(card.version), card.kind, classes, card.graph_sha256[:12], method, backbone)
+    Console().print(table)
+
+
+@app.command(epilog="Example: wsss-serving health --address 127.0.0.1:8500 --model pets")
+def health(
+    address: Annotated[str, typer.Option(help="Server to ask.")] = "127.0.0.1:8500",
+    model: Annotated[str, typer.Option(help="Model to ask for; empty asks for the whole server.")] = "",
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait.")] = 5.0,
+    as_json: Json = False,
+) -> None:
+    """Ask a server whether it serves; exit code 0 if so, else 1. For container health checks."""
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    request = health_pb2.HealthCheckRequest(service=f"models/{model}" if model else "")
+    with grpc.insecure_channel(address) as channel:
+        try:
+            reply = health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout)
+            state = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
+        except grpc.RpcError as error:
+            state = error.code().name
+    print(json.dumps({"address": address, "model": model, "status": state}) if as_json else state)
+    raise typer.Exit(0 if state == "SERVING" else 1)
+
+
+def _with_progress(config: LabelConfig) -> Summary:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from serving.label import label as run
+
+    columns = (TextColumn("labelling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=None)
+        return run(config, lambda done, total: progress.update(task, completed=done, total=total))
+
+
+def main() -> None:
+    """Entry point; prints user errors without a traceback."""
+    # Pillow's remarks on damaged metadata of pictures that it reads all the same.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    try:
+        app()
+    except ServingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

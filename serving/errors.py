@@ -1,0 +1,151 @@
+"""Errors that a user or a caller can act on.
+
+The command line prints them without a traceback and exits with ``exit_code``. Those below :class:`RequestError` may
+travel to a client: their text never holds a path, a key or a trace.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ServingError(Exception):
+    """Something that the user gave, and can change.
+
+    Args:
+        found: what is wrong, naming the file, field or value.
+        expected: what would have been right.
+        hint: what to type or do next.
+    """
+
+    exit_code = 2
+
+    def __init__(self, found: str, expected: str = "", hint: str = "") -> None:
+        super().__init__(found)
+        self.found = found
+        self.expected = expected
+        self.hint = hint
+
+    def __str__(self) -> str:
+        lines = [self.found]
+        if self.expected:
+            lines.append(f"expected: {self.expected}")
+        if self.hint:
+            lines.append(f"try: {self.hint}")
+        return "\n".join(lines)
+
+
+class RepositoryError(ServingError):
+    """The model repository, a card or a graph file is missing, damaged or not as the card says."""
+
+
+class StartError(ServingError):
+    """The server cannot start, for example because the port is taken."""
+
+
+class LabelError(ServingError):
+    """A folder cannot be labelled as asked."""
+
+
+class OutputError(ServingError):
+    """The graph's output is not what its card promises: a fault of the model, never of the image."""
+
+
+class RequestError(ServingError):
+    """One request cannot be answered.
+
+    Attributes:
+        code: name of the gRPC status code.
+        reason: stable identifier for programs, ``ErrorInfo.reason`` on the wire.
+        field: request field at fault, or empty.
+        metadata: facts for programs, such as a limit; ``ErrorInfo.metadata`` on the wire.
+    """
+
+    code = "INVALID_ARGUMENT"
+    reason = "INVALID_REQUEST"
+
+    def __init__(
+        self,
+        found: str,
+        expected: str = "",
+        hint: str = "",
+        *,
+        field: str = "",
+        metadata: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(found, expected, hint)
+        self.field = field
+        self.metadata = metadata or {}
+
+
+class FieldError(RequestError):
+    """A request field has a value that means nothing here."""
+
+    reason = "INVALID_FIELD"
+
+
+class ImageError(RequestError):
+    """The bytes are no image, or a damaged one."""
+
+    reason = "IMAGE_UNREADABLE"
+
+
+class ImageTooLarge(ImageError):
+    """The image has more bytes or pixels, or is more elongated, than the limit allows."""
+
+    reason = "IMAGE_TOO_LARGE"
+
+
+class ModelNotFound(RequestError):
+    """No model of this name or version is served. ``metadata["known"]`` lists those that are."""
+
+    code = "NOT_FOUND"
+    reason = "MODEL_NOT_FOUND"
+
+
+class WrongModelKind(RequestError):
+    """The model exists and cannot do this. ``metadata["usable"]`` lists those that can."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "WRONG_MODEL_KIND"
+
+
+class Overloaded(RequestError):
+    """The queue of the model is full. ``retry_after`` is in seconds."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "QUEUE_FULL"
+
+    def __init__(self, found: str, expected: str = "", hint: str = "", *, retry_after: float = 1.0) -> None:
+        super().__init__(found, expected, hint, metadata={"retry_after_seconds": f"{retry_after:.3f}"})
+        self.retry_after = retry_after
+
+
+class DeadlineMissed(RequestError):
+    """The caller's deadline passed, or would have, before the engine could start."""
+
+    code = "DEADLINE_EXCEEDED"
+    reason = "DEADLINE_EXCEEDED"
+
+
+class ServerUnavailable(RequestError):
+    """The server cannot be reached or is shutting down."""
+
+    code = "UNAVAILABLE"
+    reason = "UNAVAILABLE"
+
+
+class ServerFault(RequestError):
+    """The server failed; ``metadata["id"]`` finds the trace in its log."""
+
+    code = "INTERNAL"
+    reason = "INTERNAL"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What may stand for ``name``: everything known, and the one most like it."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    listing = f"one of: {', '.join(known) or 'none is there'}"
+    return f"{listing}; nearest: {close[0]}" if close else listing

@@ -1,0 +1,91 @@
+"""Label maps, confidence maps and activation maps in the forms that callers ask for."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
+
+Pixels = npt.NDArray[np.uint8]
+
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+GREY, PALETTE = 0, 3
+NO_FILTER, UP_FILTER = 0, 2
+
+
+def encode_labels(labels: Pixels, palette: Sequence[tuple[int, int, int]]) -> bytes:
+    """Palette PNG of a uint8 [H,W] label map; the same map always gives the same bytes.
+
+    Label maps are long runs of one value, so zlib's run-length strategy without row filters is both the fastest and
+    the smallest: a third less time and half the bytes of Pillow's level 1.
+    """
+    plte = bytes(channel for colour in palette for channel in colour)
+    return _png(labels, PALETTE, NO_FILTER, zlib.Z_RLE, plte)
+
+
+def encode_grey(values: Pixels) -> bytes:
+    """Grey PNG of a uint8 [H,W] map."""
+    return _png(values, GREY, UP_FILTER, zlib.Z_DEFAULT_STRATEGY)
+
+
+def read_png(data: bytes) -> Pixels:
+    """Pixel values of a grey or palette PNG as uint8 [H,W]; for masks of our own making, so no limits.
+
+    Raises:
+        ValueError: no such PNG, or a damaged one.
+    """
+    try:
+        with PngImageFile(io.BytesIO(data)) as image:
+            if image.mode not in ("L", "P"):
+                raise ValueError(f"a {image.mode} picture, no map of values")
+            return np.asarray(image, dtype=np.uint8)
+    except (OSError, SyntaxError, EOFError, struct.error) as error:
+        raise ValueError(f"no readable PNG: {error}") from error
+
+
+def count_labels(labels: Pixels) -> npt.NDArray[np.int64]:
+    """Pixels of each of the 256 values, int64 [256]. Pillow's histogram takes a third of the time of bincount."""
+    return np.asarray(Image.fromarray(labels).histogram(), dtype=np.int64)
+
+
+def keep_labels(labels: Pixels, kept: Sequence[int]) -> Pixels:
+    """A copy of uint8 [H,W] ``labels`` in which every value not in ``kept`` became 0, the background."""
+    table = np.zeros(256, np.uint8)
+    table[list(kept)] = list(kept)
+    return np.take(table, labels)
+
+
+def resize_nearest(values: Pixels, height: int, width: int) -> Pixels:
+    """uint8 [h,w] scaled to [height,width] without inventing values."""
+    if values.shape == (height, width):
+        return values
+    return np.asarray(Image.fromarray(values).resize((width, height), Image.Resampling.NEAREST))
+
+
+def quantise(maps: npt.NDArray[np.floating]) -> Pixels:
+    """Activations 0..1 as uint8 0..255, rounded to the nearest."""
+    return np.asarray(np.rint(np.clip(maps, 0.0, 1.0) * 255.0), dtype=np.uint8)
+
+
+def _png(values: Pixels, colour: int, row_filter: int, strategy: int, plte: bytes = b"") -> bytes:
+    height, width = values.shape
+    rows = np.empty((height, width + 1), np.uint8)
+    rows[:, 0] = row_filter
+    rows[:, 1:] = values
+    if row_filter == UP_FILTER:
+        rows[1:, 1:] -= values[:-1]
+    compressor = zlib.compressobj(1, zlib.DEFLATED, 15, 9, strategy)
+    body = compressor.compress(rows.data) + compressor.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
+    palette = _chunk(b"PLTE", plte) if plte else b""
+    return PNG_MAGIC + _chunk(b"IHDR", header) + palette + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

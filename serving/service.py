@@ -1,0 +1,319 @@
+"""The ``wsss.v1.Segmentation`` service: requests to the pipeline, results to replies, errors to statuses."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+import uuid
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+
+from serving import image, masks, pipeline, status
+from serving.batcher import Batcher, Ran
+from serving.errors import FieldError, RequestError, ServerFault, nearest
+from serving.image import Limits, Picture
+from serving.pipeline import Prepared
+from serving.repository import Card, Cards, Kind, choose
+from wsss.v1 import segmentation_pb2 as pb
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+SOURCE = ("run", "method", "backbone", "commit", "data_fingerprint")
+KINDS: dict[Kind, Any] = {"segmenter": pb.MODEL_KIND_SEGMENTER, "cam": pb.MODEL_KIND_CAM}
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model in service."""
+
+    card: Card
+    engine: str
+    batcher: Batcher
+
+
+class SegmentationService:
+    """Answers the calls of the protocol. ``in_flight`` counts those not answered yet.
+
+    Args:
+        models: by name and version.
+        limits: for images.
+        codecs: threads that decode and encode.
+    """
+
+    def __init__(self, models: Mapping[tuple[str, int], Served], limits: Limits, codecs: ThreadPoolExecutor) -> None:
+        self._models = models
+        self._limits = limits
+        self._codecs = codecs
+        self._cards: Cards = {}
+        for name, version in sorted(models):
+            self._cards.setdefault(name, {})[version] = models[name, version].card
+        self.in_flight = 0
+
+    async def Segment(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        """One label map for one image."""
+        return await self._answer(self._segment(request, _deadline(context)), context)
+
+    async def ComputeCam(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        """Class activation maps of one image."""
+        return await self._answer(self._compute_cam(request, _deadline(context)), context)
+
+    async def ListModels(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        """Every model served, and the limits."""
+        return await self._answer(self._list_models(), context)
+
+    async def GetModel(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        """The card of one model."""
+        return await self._answer(self._get_model(request), context)
+
+    async def _segment(self, request: Any, deadline: float | None) -> Any:
+        started = time.monotonic()
+        served = self._find(request, "segmenter")
+        card = served.card
+        threshold = _score_threshold(request, card)
+        kept = [index + 1 for index in _indices(request.classes, card, "classes")] if request.classes else None
+        encoding = _one_of(request.encoding, pb.MaskEncoding, "encoding")
+        with served.batcher.admission():
+            picture, prepared, ran, decoded = await self._run(request.image, served, deadline)
+
+            def finish() -> Any:
+                result = pipeline.segmented(ran.outputs, prepared, card, kept)
+                reply = pb.SegmentResponse(
+                    mask=_plane(pb.Mask, result.labels, encoding, lambda map_: masks.encode_labels(map_, card.palette)),
+                    classes=_class_results(card, result.scores, threshold, result.areas[1:], kept),
+                )
+                if request.confidence:
+                    confidence = _plane(pb.Confidence, result.confidence, encoding, masks.encode_grey)
+                    reply.confidence.CopyFrom(confidence)
+                return reply
+
+            return await self._reply(finish, served, picture, prepared, ran, (started, decoded), threshold)
+
+    async def _compute_cam(self, request: Any, deadline: float | None) -> Any:
+        started = time.monotonic()
+        served = self._find(request, "cam")
+        card = served.card
+        threshold = _score_threshold(request, card)
+        tags = _indices(request.tags, card, "tags")
+        form = _one_of(request.format, pb.CamFormat, "format")
+        with served.batcher.admission():
+            picture, prepared, ran, decoded = await self._run(request.image, served, deadline)
+
+            def finish() -> Any:
+                result = pipeline.activated(ran.outputs, prepared, card)
+                wanted = tags or [k for k, score in enumerate(result.scores) if score >= threshold]
+                maps = result.maps[wanted]
+                cam = pb.Cam(height=maps.shape[1], width=maps.shape[2], classes=[card.classes[k] for k in wanted])
+                if form == pb.CAM_FORMAT_FLOAT16:
+                    cam.float16 = maps.astype("<f2").tobytes()
+                else:
+                    cam.uint8 = masks.quantise(maps).tobytes()
+                return pb.ComputeCamResponse(cam=cam, classes=_class_results(card, result.scores, threshold))
+
+            return await self._reply(finish, served, picture, prepared, ran, (started, decoded), threshold)
+
+    async def _list_models(self) -> Any:
+        limits = pb.Limits(
+            max_image_bytes=self._limits.max_bytes,
+            max_image_pixels=self._limits.max_pixels,
+            max_aspect=self._limits.max_aspect,
+        )
+        models = [self._describe(versions[max(versions)]) for versions in self._cards.values()]
+        return pb.ListModelsResponse(models=models, limits=limits)
+
+    async def _get_model(self, request: Any) -> Any:
+        return self._describe(choose(self._cards, request.model, request.version, None))
+
+    def _describe(self, card: Card) -> Any:
+        return describe(card, list(self._cards[card.name]), self._models[card.name, card.version].engine)
+
+    def _find(self, request: Any, kind: Kind) -> Served:
+        card = choose(self._cards, request.model, request.version, kind)
+        return self._models[card.name, card.version]
+
+    async def _run(self, source: Any, served: Served, deadline: float | None) -> tuple[Picture, Prepared, Ran, float]:
+        """Decode in a codec thread, then queue for the engine; also the seconds that decoding took."""
+
+        def decode() -> tuple[Picture, Prepared, float]:
+            began = time.monotonic()
+            picture = _picture(source, self._limits)
+            return picture, pipeline.prepare(picture, served.card), time.monotonic() - began
+
+        loop = asyncio.get_running_loop()
+        picture, prepared, decoded = await loop.run_in_executor(self._codecs, decode)
+        return picture, prepared, await served.batcher.run(prepared.batch, deadline), decoded
+
+    async def _reply(
+        self,
+        finish: Callable[[], Any],
+        served: Served,
+        picture: Picture,
+        prepared: Prepared,
+        ran: Ran,
+        times: tuple[float, float],
+        threshold: float,
+    ) -> Any:
+        """Run ``finish`` in a codec thread and complete its reply with what both kinds of reply carry."""
+        started, decoded = times
+
+        def work() -> Any:
+            began = time.monotonic()
+            reply = finish()
+            reply.image.CopyFrom(_image_info(picture, prepared))
+            reply.provenance.CopyFrom(_provenance(served, threshold))
+            now = time.monotonic()
+            reply.timings.decode, reply.timings.queue, reply.timings.run = decoded, ran.queued, ran.ran
+            reply.timings.encode, reply.timings.total = now - began, now - started
+            return reply
+
+        return await asyncio.get_running_loop().run_in_executor(self._codecs, work)
+
+    async def _answer(self, work: Coroutine[Any, Any, T], context: grpc.aio.ServicerContext) -> T:
+        """Await the work; turn its errors into statuses, an unknown one into an id whose trace is in the log."""
+        self.in_flight += 1
+        try:
+            return await work
+        except RequestError as error:
+            await _abort(context, error)
+        except Exception:
+            fault = uuid.uuid4().hex[:12]
+            log.exception("request failed, id %s", fault)
+            await _abort(context, ServerFault(f"the server failed, id {fault}", metadata={"id": fault}))
+        finally:
+            self.in_flight -= 1
+
+
+def describe(card: Card, versions: Sequence[int], engine: str) -> Any:
+    """A card as the ``Model`` message."""
+    model = pb.Model(
+        name=card.name,
+        version=card.version,
+        versions=sorted(versions),
+        kind=KINDS[card.kind],
+        labels=[
+            pb.Label(name=name, red=red, green=green, blue=blue)
+            for name, (red, green, blue) in zip(card.labels, card.palette)
+        ],
+        input=pb.InputLimits(min_side=card.min_side, max_side=card.max_side, max_pixels=card.max_pixels),
+        sha256=card.graph_sha256,
+        engine=engine,
+        score_threshold=card.score_threshold,
+        background_threshold=card.background_threshold,
+        scales=card.scales,
+        flip=card.flip,
+        protocol=card.protocol,
+        supervision=card.supervision,
+        source=pb.Source(
+            **{key: str(card.source.get(key) or "") for key in SOURCE},
+            seed=int(card.source.get("seed") or 0),
+        ),
+    )
+    model.metrics.update(card.metrics)
+    if card.created:
+        model.created.FromDatetime(card.created)
+    return model
+
+
+def _picture(source: Any, limits: Limits) -> Picture:
+    kind = source.WhichOneof("source")
+    if kind == "encoded":
+        return image.decode(source.encoded, limits)
+    if kind == "raw":
+        return image.from_raw(source.raw.pixels, source.raw.height, source.raw.width, limits)
+    raise FieldError("no image in the request", "image.encoded or image.raw", field="image")
+
+
+def _plane(kind: Callable[..., Any], values: image.Pixels, encoding: int, png: Callable[[image.Pixels], bytes]) -> Any:
+    height, width = values.shape
+    if encoding == pb.MASK_ENCODING_RAW:
+        return kind(height=height, width=width, raw=values.tobytes())
+    return kind(height=height, width=width, png=png(values))
+
+
+def _class_results(
+    card: Card,
+    scores: Sequence[float] | Any,
+    threshold: float,
+    areas: Sequence[int] | Any = None,
+    kept: Sequence[int] | None = None,
+) -> list[Any]:
+    return [
+        pb.ClassResult(
+            name=name,
+            label=k + 1,
+            score=float(scores[k]),
+            present=bool(scores[k] >= threshold),
+            area=0 if areas is None else int(areas[k]),
+        )
+        for k, name in enumerate(card.classes)
+        if kept is None or k + 1 in kept
+    ]
+
+
+def _image_info(picture: Picture, prepared: Prepared) -> Any:
+    tall, wide = prepared.model_size
+    return pb.ImageInfo(
+        height=prepared.height,
+        width=prepared.width,
+        model_height=tall,
+        model_width=wide,
+        format=picture.format,
+        mode=picture.mode,
+        several_frames=picture.several_frames,
+        orientation=picture.orientation,
+    )
+
+
+def _provenance(served: Served, threshold: float) -> Any:
+    card = served.card
+    return pb.Provenance(
+        model=card.name,
+        version=card.version,
+        sha256=card.graph_sha256,
+        engine=served.engine,
+        score_threshold=threshold,
+        scales=card.scales,
+        flip=card.flip,
+        protocol=card.protocol,
+    )
+
+
+def _indices(names: Iterable[str], card: Card, field: str) -> list[int]:
+    """Class indices of names, rising, each once."""
+    chosen = set()
+    for name in names:
+        if name not in card.classes:
+            raise FieldError(f"model {card.name!r} has no class {name!r}", nearest(name, card.classes), field=field)
+        chosen.add(card.classes.index(name))
+    return sorted(chosen)
+
+
+def _score_threshold(request: Any, card: Card) -> float:
+    if not request.HasField("score_threshold"):
+        return card.score_threshold
+    value = float(request.score_threshold)
+    if not math.isfinite(value) or not 0.0 <= value <= 1.0:
+        raise FieldError(f"score_threshold is {value}", "0 to 1", field="score_threshold")
+    return value
+
+
+def _one_of(value: int, kind: Any, field: str) -> int:
+    if value not in kind.values():
+        raise FieldError(f"{field} {value} is not known to this server", ", ".join(kind.keys()[1:]), field=field)
+    return value
+
+
+def _deadline(context: grpc.aio.ServicerContext) -> float | None:
+    remaining = context.time_remaining()
+    return None if remaining is None else time.monotonic() + remaining
+
+
+async def _abort(context: grpc.aio.ServicerContext, error: RequestError) -> NoReturn:
+    await context.abort_with_status(status.to_status(error))
+    raise AssertionError("abort_with_status always raises")

@@ -1,0 +1,79 @@
+"""Errors as ``google.rpc.Status``, and back again at the client."""
+
+from __future__ import annotations
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from serving import errors
+from serving.errors import ModelNotFound, Overloaded, RequestError, ServerFault, ServerUnavailable
+
+DOMAIN = "wsss"
+
+
+def to_status(error: RequestError) -> grpc.Status:
+    """Code, text and details of an error, for ``context.abort_with_status``."""
+    details: list[Message] = [
+        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata),
+    ]
+    if error.code == "INVALID_ARGUMENT" and error.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=str(error))
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if isinstance(error, ModelNotFound):
+        details.append(
+            error_details_pb2.ResourceInfo(
+                resource_type="wsss.v1.Model", resource_name=error.found, description=error.expected
+            )
+        )
+    if isinstance(error, Overloaded):
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(int(error.retry_after * 1e9))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    code: int = grpc.StatusCode[error.code].value[0]
+    status = status_pb2.Status(code=code, message=str(error), details=[_any(detail) for detail in details])
+    return rpc_status.to_status(status)
+
+
+def from_call(call: grpc.Call) -> RequestError:
+    """The error that a failed call stands for, of the class that the server raised if it told."""
+    code, text = call.code().name, call.details() or ""
+    status = rpc_status.from_call(call)
+    info = error_details_pb2.ErrorInfo()
+    told = status is not None and any(detail.Unpack(info) for detail in status.details) and info.domain == DOMAIN
+    error = _build(_kind(info.reason if told else "", code, text), text, dict(info.metadata))
+    error.code, error.reason = code, info.reason or error.reason
+    return error
+
+
+def _kind(reason: str, code: str, text: str) -> type[RequestError]:
+    kinds: list[type[RequestError]] = [*_below(RequestError), RequestError]
+    for kind in kinds:
+        if reason and kind.reason == reason:
+            return kind
+    # What gRPC itself answers, before any of our code runs.
+    if code == "RESOURCE_EXHAUSTED" and "larger than max" in text:
+        return errors.ImageTooLarge
+    by_code = {"UNAVAILABLE": ServerUnavailable, "DEADLINE_EXCEEDED": errors.DeadlineMissed, "INTERNAL": ServerFault}
+    return by_code.get(code, RequestError)
+
+
+def _below(kind: type[RequestError]) -> list[type[RequestError]]:
+    return [found for child in kind.__subclasses__() for found in (*_below(child), child)]
+
+
+def _build(kind: type[RequestError], text: str, metadata: dict[str, str]) -> RequestError:
+    found, _, rest = text.partition("\n")
+    lines = dict(line.split(": ", 1) for line in rest.split("\n") if ": " in line)
+    expected, hint = lines.get("expected", ""), lines.get("try", "")
+    if kind is Overloaded:
+        return Overloaded(found, expected, hint, retry_after=float(metadata.get("retry_after_seconds", "1")))
+    return kind(found, expected, hint, metadata=metadata)
+
+
+def _any(message: Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed

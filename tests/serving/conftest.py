@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models
+
+from serving.image import Limits
+from serving.server import Server, ServerConfig
+
+
+@contextmanager
+def running(config: ServerConfig) -> Iterator[Server]:
+    """A server on an event loop of its own thread."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    server = Server(config)
+    try:
+        asyncio.run_coroutine_threadsafe(server.start(), loop).result(30)
+        yield server
+    finally:
+        asyncio.run_coroutine_threadsafe(server.stop(), loop).result(30)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(30)
+        loop.close()
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("exported")
+    tiny_models.export(root, "colours", "segmenter")
+    tiny_models.export(root, "maps", "cam")
+    return root
+
+
+@pytest.fixture(scope="session")
+def server(repository: Path) -> Iterator[Server]:
+    with running(ServerConfig(repository, port=0, limits=Limits(max_bytes=400_000))) as started:
+        yield started
+
+
+@pytest.fixture
+def run_server() -> Callable[..., Any]:
+    return running
+
+
+@pytest.fixture
+def pixels() -> np.ndarray:
+    return np.random.default_rng(7).integers(0, 256, (41, 57, 3), dtype=np.uint8)

@@ -1,0 +1,245 @@
+"""What a user types, sees and gets back as exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+import tiny_models
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from PIL import Image
+
+from serving.cli import main
+from serving.client import Client
+from serving.errors import ServerUnavailable
+from wsss.v1 import segmentation_pb2 as pb
+from wsss.v1 import segmentation_pb2_grpc
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = [sys.executable, "-m", "serving.cli"]
+
+
+@dataclass
+class Done:
+    code: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """Call ``main`` with arguments, here rather than in a process of its own, which would take a second each."""
+
+    def call(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["wsss-serving", *map(str, arguments)])
+        capsys.readouterr()
+        with warnings.catch_warnings(), pytest.raises(SystemExit) as caught:
+            main()
+        captured = capsys.readouterr()
+        return Done(int(caught.value.code or 0), captured.out, captured.err)
+
+    return call
+
+
+@contextmanager
+def served(*arguments: object, command: Sequence[str] = COMMAND) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server process and its address, from the line that it prints."""
+    full = [*command, "serve", "--port", "0", *map(str, arguments)]
+    process = subprocess.Popen(full, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("serving "), process.communicate(timeout=10)
+        yield process, line.split()[-1]
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate(timeout=30)
+
+
+def test_help_has_examples(run):
+    top = run("--help")
+    assert top.code == 0
+    for command in ("serve", "label", "models", "health"):
+        assert command in top.stdout
+        assert f"Example: wsss-serving {command}" in run(command, "--help").stdout
+
+
+def test_help_is_fast_and_imports_nothing_heavy():
+    code = (
+        "import resource, runpy, sys; sys.argv = ['wsss-serving', '--help']\n"
+        "try:\n    runpy.run_module('serving.cli', run_name='__main__')\n"
+        "except SystemExit:\n"
+        "    used = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "    print(sorted({'grpc', 'numpy', 'onnxruntime', 'PIL', 'torch', 'asyncio'} & set(sys.modules)))\n"
+        "    print(used.ru_utime + used.ru_stime)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    loaded, seconds = done.stdout.splitlines()[-2:]
+    assert loaded == "[]"
+    assert float(seconds) < 1.0, "time of the processor, so that a busy machine does not fail this"
+
+
+def test_no_module_of_serving_loads_torch_or_the_trainer():
+    code = (
+        "import importlib, pkgutil, sys, serving\n"
+        "names = [m.name for m in pkgutil.walk_packages(serving.__path__, 'serving.')]\n"
+        "assert 'serving.engines.onnxruntime' in names\n"
+        "for name in names: importlib.import_module(name)\n"
+        "import onnxruntime\n"
+        "print(sorted({'torch', 'trainer', 'scipy', 'onnx'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+SLOW = (
+    "import time\n"
+    "from serving.engines.onnxruntime import OnnxRuntimeEngine as engine\n"
+    "run = engine.run\n"
+    "engine.run = lambda self, image: (time.sleep(0.5), run(self, image))[1]\n"
+    "from serving.cli import main; main()"
+)
+
+
+def test_sigterm_finishes_what_was_accepted_and_refuses_the_rest(repository):
+    raw = pb.RawImage(height=40, width=40, pixels=bytes([200]) * 4800)
+    request = pb.SegmentRequest(image=pb.Image(raw=raw), model="colours", encoding=pb.MASK_ENCODING_RAW)
+    states, refused = [], []
+    with served("--repository", repository, "--workers", 1, command=[sys.executable, "-c", SLOW]) as (process, address):
+        with grpc.insecure_channel(address) as channel:
+            stub = segmentation_pb2_grpc.SegmentationStub(channel)
+
+            def watch() -> None:
+                try:
+                    replies = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+                    states.extend(reply.status for reply in replies)
+                except grpc.RpcError:
+                    states.append("closed")
+
+            watcher = threading.Thread(target=watch)
+            watcher.start()
+            calls = [stub.Segment.future(request, timeout=60) for _ in range(5)]
+            calls[0].result()
+            process.send_signal(signal.SIGTERM)
+            while len(states) < 2:
+                time.sleep(0.01)
+            with Client(address, timeout=10) as late:
+                while process.poll() is None and len(refused) < 5:
+                    with pytest.raises(ServerUnavailable) as caught:
+                        late.list_models()
+                    refused.append(caught.value.code)
+                    time.sleep(0.05)
+            assert not all(call.done() for call in calls), "nothing was under way while calls were refused"
+            masks = [call.result().mask.raw for call in calls]
+            watcher.join(30)
+        assert process.wait(30) == 0
+    assert masks == [b"\1" * 1600] * 5
+    assert set(refused) == {"UNAVAILABLE"}
+    assert states == [health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING, "closed"]
+
+
+def test_health_command_and_ctrl_c(run, repository):
+    with served("--repository", repository) as (process, address):
+        assert address.startswith("127.0.0.1:")
+        good = run("health", "--address", address, "--model", "maps", "--json")
+        assert good.code == 0
+        assert json.loads(good.stdout)["status"] == "SERVING"
+        assert run("health", "--address", address, "--model", "none").code == 1
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    bad = run("health", "--address", address, "--timeout", 1)
+    assert (bad.code, bad.stdout.strip()) == (1, "UNAVAILABLE")
+
+
+def test_port_in_use_and_bad_repositories_exit_with_2(run, repository, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run("serve", "--repository", repository, "--port", port)
+    assert done.code == 2
+    assert f"port {port} of 127.0.0.1 is in use" in done.stderr
+    assert "try: --port" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = run("serve", "--repository", repository, "--port", 0, "--host", "203.0.113.1")
+    assert (done.code, "cannot listen" in done.stderr) == (2, True)
+    done = run("serve", "--repository", tmp_path / "none", "--port", 0)
+    assert (done.code, "no folder" in done.stderr) == (2, True)
+    tiny_models.export(tmp_path, changes={"sha256": {"model.onnx": "0" * 64}})
+    done = run("serve", "--repository", tmp_path, "--port", 0)
+    assert (done.code, "SHA-256" in done.stderr) == (2, True)
+
+
+def test_label_exit_codes_and_json(run, repository, tmp_path):
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    assert run("label", source, target, "--repository", repository).code == 2
+    Image.new("RGB", (30, 20), (255, 0, 0)).save(source / "a.jpg")
+    done = run("label", source, target, "--repository", repository, "--json")
+    assert done.code == 0, done.stderr
+    assert json.loads(done.stdout) | {"seconds": 0, "images_per_second": 0} == {
+        "images": 1,
+        "written": 1,
+        "skipped": 0,
+        "failed": 0,
+        "seconds": 0,
+        "images_per_second": 0,
+        "target": str(target),
+        "model": "colours",
+        "version": 1,
+    }
+    (source / "b.png").write_text("text")
+    done = run("label", source, target, "--repository", repository, "--format", "voc")
+    assert done.code == 1
+    assert "1 there already, 1 images failed" in done.stdout
+    assert "failures.jsonl" in done.stderr
+    for wrong, told in (
+        (("--format", "coco"), "known: voc"),
+        (("--model", "colour"), "nearest: colours"),
+        (("--model", "maps"), "needs a segmenter"),
+        (("--max-pixels", "0"), "Invalid value"),
+    ):
+        done = run("label", source, target, "--repository", repository, *wrong)
+        assert (done.code, told in done.stderr) == (2, True), done.stderr
+
+
+def test_models_lists_and_verifies(run, repository, tmp_path):
+    done = run("models", "--repository", repository, "--json")
+    assert [(model["name"], model["kind"]) for model in json.loads(done.stdout)] == [
+        ("colours", "segmenter"),
+        ("maps", "cam"),
+    ]
+    assert "colours" in run("models", "--repository", repository).stdout
+    (tiny_models.export(tmp_path) / "model.onnx").write_bytes(b"")
+    done = run("models", "--repository", tmp_path)
+    assert (done.code, "SHA-256" in done.stderr) == (2, True)
+
+
+def test_the_wire_contract_compiles(tmp_path):
+    pytest.importorskip("grpc_tools")
+    os.symlink(ROOT / "protos", tmp_path / "protos")
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import setup; from pathlib import Path\n"
+    code += f"setup.generate(Path({str(tmp_path)!r}))"
+    subprocess.run([sys.executable, "-B", "-c", code], check=True, timeout=60)
+    made = sorted(path.relative_to(tmp_path / "wsss").as_posix() for path in (tmp_path / "wsss").rglob("*.py*"))
+    assert made == [
+        "__init__.py",
+        "v1/__init__.py",
+        "v1/segmentation_pb2.py",
+        "v1/segmentation_pb2.pyi",
+        "v1/segmentation_pb2_grpc.py",
+    ]

@@ -1,0 +1,136 @@
+"""Tiny exported models of known behaviour: three classes, the colour channels; the brightest one wins if above 0.5."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from onnx import TensorProto, checker, helper, numpy_helper, save
+
+CLASSES = ("red", "green", "blue")
+PALETTE = [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
+OPSET = 17
+
+
+def expected_mask(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """What the segmenter says of uint8 [H,W,3], in NumPy."""
+    winner = pixels.argmax(axis=2).astype(np.uint8) + 1
+    return np.where(pixels.max(axis=2) > 127, winner, 0).astype(np.uint8)
+
+
+def segmenter_nodes() -> list[Any]:
+    node = helper.make_node
+    return [
+        node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
+        node("ReduceMax", ["pixels"], ["brightest"], axes=[3], keepdims=0),
+        node("Cast", ["brightest"], ["confidence"], to=TensorProto.UINT8),
+        node("ArgMax", ["pixels"], ["winner"], axis=3, keepdims=0),
+        node("Cast", ["winner"], ["winner_float"], to=TensorProto.FLOAT),
+        node("Add", ["winner_float", "one"], ["label"]),
+        node("Greater", ["brightest", "half"], ["lit"]),
+        node("Where", ["lit", "label", "zero"], ["mask_float"]),
+        node("Cast", ["mask_float"], ["mask"], to=TensorProto.UINT8),
+        node("ReduceMean", ["pixels"], ["mean"], axes=[1, 2], keepdims=0),
+        node("Div", ["mean", "white"], ["scores"]),
+    ]
+
+
+def cam_nodes() -> list[Any]:
+    node = helper.make_node
+    return [
+        node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
+        node("Slice", ["pixels", "starts", "ends", "axes", "steps"], ["coarse"]),
+        node("Div", ["coarse", "white"], ["activation"]),
+        node("Transpose", ["activation"], ["cam"], perm=[0, 3, 1, 2]),
+        node("ReduceMean", ["pixels"], ["mean"], axes=[1, 2], keepdims=0),
+        node("Div", ["mean", "white"], ["scores"]),
+    ]
+
+
+OUTPUTS = {
+    "segmenter": {"mask": ("uint8", 3), "scores": ("float32", 2), "confidence": ("uint8", 3)},
+    "cam": {"cam": ("float32", 4), "scores": ("float32", 2)},
+}
+TYPES = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}
+
+
+def graph(kind: str) -> Any:
+    far = 2**31 - 1
+    constants = {
+        "one": np.float32(1),
+        "zero": np.float32(0),
+        "half": np.float32(127.5),
+        "white": np.float32(255),
+        "starts": np.array([0, 0]),
+        "ends": np.array([far, far]),
+        "axes": np.array([1, 2]),
+        "steps": np.array([4, 4]),
+    }
+    nodes = segmenter_nodes() if kind == "segmenter" else cam_nodes()
+    used = {name for node in nodes for name in node.input}
+    outputs = [
+        helper.make_tensor_value_info(name, TYPES[dtype], [f"{name}{axis}" for axis in range(rank)])
+        for name, (dtype, rank) in OUTPUTS[kind].items()
+    ]
+    made = helper.make_graph(
+        nodes,
+        "colours",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", 3])],
+        outputs,
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items() if name in used],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
+    checker.check_model(model)
+    return model
+
+
+def card(name: str, version: int, kind: str, digest: str) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "name": name,
+        "version": version,
+        "kind": kind,
+        "graph": "model.onnx",
+        "sha256": {"model.onnx": digest},
+        "opset": OPSET,
+        "classes": list(CLASSES),
+        "labels": ["background", *CLASSES],
+        "palette": PALETTE,
+        "input": {
+            "name": "image",
+            "dtype": "uint8",
+            "layout": "NHWC",
+            "color": "RGB",
+            "min_side": 8,
+            "max_side": 256,
+            "max_pixels": 65536,
+        },
+        "outputs": [
+            {"name": output, "dtype": dtype, "shape": ["N"] * rank} for output, (dtype, rank) in OUTPUTS[kind].items()
+        ],
+        "scales": [1.0],
+        "flip": False,
+        "thresholds": {"background": 0.5, "score": 0.3},
+        "protocol": "single scale",
+        "supervision": "image tags",
+        "source": {"run": "runs/colours", "method": "cam", "backbone": "none", "seed": 1, "commit": None},
+        "metrics": {"miou": 0.5, "iou": {"red": 0.25}},
+        "parity": {"images": 0, "max_abs_cam": None, "equal_pixels": None},
+        "created": "2026-11-21T00:00:00+00:00",
+    }
+
+
+def export(
+    root: Path, name: str = "colours", kind: str = "segmenter", version: int = 1, changes: dict[str, Any] | None = None
+) -> Path:
+    """Write a model below ``root`` with a right card, then apply ``changes`` to the card; returns the folder."""
+    folder = root / name / str(version)
+    folder.mkdir(parents=True)
+    save(graph(kind), folder / "model.onnx")
+    digest = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
+    (folder / "model.json").write_text(json.dumps(card(name, version, kind, digest) | (changes or {})))
+    return folder

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from trainer.data.dataset import open_dataset
+from trainer.errors import DataError
+
+CATEGORIES = [{"id": 90, "name": "toothbrush"}, {"id": 1, "name": "person"}, {"id": 13, "name": "stop sign"}]
+SQUARE = [[1, 1, 4, 1, 4, 4, 1, 4]]
+
+
+def note(image: int, category: int, segmentation: Any = None, **extra: Any) -> dict[str, Any]:
+    return {"image_id": image, "category_id": category, "iscrowd": 0, "segmentation": segmentation or SQUARE, **extra}
+
+
+def make(
+    root: Path,
+    annotations: list[dict[str, Any]],
+    name: str = "instances_train2014",
+    folder: str = "train2014",
+    files: tuple[str, ...] = ("COCO_train2014_000000000009.jpg", "b.jpg"),
+    categories: list[dict[str, Any]] | None = None,
+) -> Path:
+    images = []
+    for n, file in enumerate(files):
+        (root / folder / file).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (10, 8)).save(root / folder / file)
+        images.append({"id": n, "file_name": file, "height": 8, "width": 10})
+    table = {"images": images, "annotations": annotations, "categories": categories or CATEGORIES}
+    (root / "annotations").mkdir(exist_ok=True)
+    (root / "annotations" / f"{name}.json").write_text(json.dumps(table))
+    return root
+
+
+def test_categories_by_rank_and_tags_without_crowds(tmp_path: Path) -> None:
+    make(tmp_path, [note(0, 90), note(0, 1), note(0, 90), note(0, 13, iscrowd=1)])
+    data = open_dataset(tmp_path)
+    assert data.format == "coco"
+    assert data.classes == ("person", "stop sign", "toothbrush")
+    assert data.lists["train2014"] == ("COCO_train2014_000000000009", "b")
+    assert data.lists["all"] == data.lists["train2014"]
+    assert data.records["COCO_train2014_000000000009"].tags == (0, 2)
+    assert data.records["b"].tags == ()
+    assert "crowds left out" in data.tags_from
+    assert any("1 of 2 images have no annotation" in text for text in data.notes)
+
+
+def test_masks_are_painted_in_order_with_crowds_ignored(tmp_path: Path) -> None:
+    crowd = {"size": [8, 10], "counts": [72, 8]}  # the last column, column-major
+    later = [[3, 3, 6, 3, 6, 6, 3, 6]]
+    make(tmp_path, [note(0, 1), note(0, 90, later), note(0, 1, crowd, iscrowd=1)])
+    data = pickle.loads(pickle.dumps(open_dataset(tmp_path)))  # as a worker process gets it
+    record = data.records["COCO_train2014_000000000009"]
+    assert data.has_mask(record)
+    mask = data.read_mask(record)
+    assert mask.shape == (8, 10)
+    assert mask.dtype == "uint8"
+    assert mask[2, 2] == 1
+    assert mask[3, 3] == 3
+    assert (mask[:, 9] == 255).all()
+    assert mask[7, 0] == 0
+    assert (mask == 1).sum() == 8
+    assert (mask == 3).sum() == 9
+    empty = data.records["b"]
+    assert data.has_mask(empty)
+    assert not data.read_mask(empty).any()
+
+
+def test_compressed_run_lengths(tmp_path: Path) -> None:
+    from pycocotools import mask as rle
+
+    runs = rle.frPyObjects({"size": [8, 10], "counts": [0, 16, 64]}, 8, 10)
+    counts = runs["counts"].decode()
+    make(tmp_path, [note(0, 13, {"size": [8, 10], "counts": counts})])
+    data = open_dataset(tmp_path)
+    mask = data.read_mask(data.subset("train2014")[0])
+    assert (mask[:, :2] == 2).all()
+    assert not mask[:, 2:].any()
+
+
+@pytest.mark.parametrize("folder", ["train2014", "images/train2014", "images", "."])
+def test_image_folders(tmp_path: Path, folder: str) -> None:
+    make(tmp_path, [note(0, 1)], folder=folder)
+    assert len(open_dataset(tmp_path).records) == 2
+
+
+def test_several_files_are_several_lists(tmp_path: Path) -> None:
+    make(tmp_path, [note(0, 1)])
+    make(tmp_path, [note(0, 90)], "instances_val2014", "val2014", ("b.jpg",))
+    (tmp_path / "annotations" / "captions_val2014.json").write_text("[]")
+    data = open_dataset(tmp_path)
+    assert data.lists["val2014"] == ("val2014__b",)
+    assert len(data.lists["all"]) == 3
+    assert data.records["val2014__b"].tags == (2,)
+
+
+def test_boxes_only_give_tags_but_no_mask(tmp_path: Path) -> None:
+    make(tmp_path, [{"image_id": 0, "category_id": 1, "bbox": [0, 0, 3, 3]}, note(1, 1, [[1, 1, 3, 3]])])
+    data = open_dataset(tmp_path)
+    assert [record.tags for record in data.subset("all")] == [(0,), (0,)]
+    assert [data.has_mask(record) for record in data.subset("all")] == [False, False]
+    assert any("2 images have objects without outline" in text for text in data.notes)
+    with pytest.raises(DataError, match="without an outline"):
+        data.read_mask(data.records["b"])
+
+
+def test_run_lengths_of_another_size(tmp_path: Path) -> None:
+    make(tmp_path, [note(0, 1, {"size": [3, 3], "counts": [0, 9]})])
+    data = open_dataset(tmp_path)
+    with pytest.raises(DataError, match="cannot be drawn"):
+        data.read_mask(data.subset("all")[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": [{"id": 1, "file_name": "gone.jpg", "height": 1, "width": 1}]}, r"names 1 images .*gone\.jpg"),
+        ({"annotations": [note(0, 7)]}, "unknown categories"),
+        ({"annotations": [note(5, 1)]}, r"unknown images \(1\)"),
+        ({"annotations": [{"id": 3}]}, "damaged entry"),
+        ({"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}, "repeats a"),
+        ({"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "the same id"),
+        ({"categories": [{"name": "a"}]}, "damaged category"),
+    ],
+)
+def test_bad_tables(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    make(tmp_path, [])
+    path = tmp_path / "annotations" / "instances_train2014.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(DataError, match=message):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"images": []}', b"\xff\xff"])
+def test_not_instances_json(tmp_path: Path, text: str | bytes) -> None:
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "x.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DataError, match=r"x\.json"):
+        open_dataset(tmp_path)
+
+
+def test_files_that_disagree(tmp_path: Path) -> None:
+    make(tmp_path, [note(0, 1)])
+    make(tmp_path, [], "instances_val", "val", ("v.jpg",), [{"id": 1, "name": "dog"}])
+    with pytest.raises(DataError, match="other categories"):
+        open_dataset(tmp_path)
+    make(tmp_path, [note(0, 90)], "instances_val", "train2014")
+    with pytest.raises(DataError, match="disagree"):
+        open_dataset(tmp_path)

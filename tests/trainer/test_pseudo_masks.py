@@ -1,0 +1,192 @@
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainer.camfile import Cam, cam_path, write_cam
+from trainer.data.dataset import Dataset, Record, read_index_png
+from trainer.errors import ConfigError, DataError, RunError
+from trainer.palette import voc_palette
+from trainer.pool import over_images
+from trainer.refine import pseudo_masks
+from trainer.refine.pseudo_masks import RefineConfig, background_scores, make_pseudo_masks, pseudo_mask
+
+PLAIN = RefineConfig(refine="none")
+
+
+@pytest.fixture
+def squares(tmp_path):
+    """Four images of a bright square on dark ground whose maps are shifted blobs; ``s3`` has no tags and no maps."""
+    records = {}
+    y, x = np.mgrid[:40, :52]
+    for n in range(4):
+        picture = np.full((40, 52, 3), 30, np.uint8)
+        picture[10:30, 12 + n : 34 + n] = (200, 60 * n, 90)
+        image = tmp_path / f"s{n}.png"
+        Image.fromarray(picture).save(image)
+        if n < 3:
+            blob = np.exp(-((y - 17) ** 2 + (x - 20 - n) ** 2) / 120)[::4, ::4]
+            maps = np.stack([blob, blob[::-1, ::-1] * 0.15])[: 1 + n % 2]
+            write_cam(cam_path(tmp_path / "cams", f"s{n}"), [0, 4][: len(maps)], maps, (40, 52))
+        records[f"s{n}"] = Record(f"s{n}", image, (0, 4)[: 1 + n % 2] if n < 3 else ())
+    ids = tuple(records)
+    return Dataset(tmp_path, "voc", tuple("abcde"), (1, 2, 3, 4, 5), records, {"all": ids}, "test")
+
+
+def run(dataset, config=PLAIN, threshold=0.3, workers=0, out="masks", records=None):
+    out_folder = dataset.root / out
+    records = dataset.subset("all") if records is None else records
+    summary = make_pseudo_masks(dataset, records, dataset.root / "cams", out_folder, config, threshold, workers)
+    return summary, {p.stem: read_index_png(p) for p in sorted(out_folder.glob("*.png"))}
+
+
+def test_plain_masks_are_the_argmax_over_threshold_and_maps(squares):
+    cam = Cam(np.array([1, 3], np.int16), np.array([[[0.9, 0.3, 0.1]], [[0.2, 0.6, 0.3]]], np.float32), (1, 3))
+    mask = pseudo_mask(np.zeros((1, 3, 3), np.uint8), cam, PLAIN, 0.3)
+    assert mask.dtype == np.uint8
+    assert mask.tolist() == [[2, 4, 0]]
+    summary, masks = run(squares)
+    assert summary["made"] == summary["count"] == len(masks) == 4
+    assert summary["backend"] is None
+    assert set(np.unique(masks["s1"])) <= {0, 1, 5}
+    assert masks["s0"][17, 20] == 1
+    assert masks["s3"].shape == (40, 52)
+    assert not masks["s3"].any()
+    with Image.open(squares.root / "masks" / "s0.png") as image:
+        assert image.mode == "P"
+        assert image.getpalette()[:6] == voc_palette(2).ravel().tolist()
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+@pytest.mark.parametrize("crf", ["P1", "P2", "P7"])
+def test_crf_pulls_the_masks_to_the_edges_of_the_picture(squares, backend, crf):
+    truth = np.zeros((40, 52), bool)
+    truth[10:30, 12:34] = True
+
+    def overlap(masks):
+        found = masks["s0"] == 1
+        return (found & truth).sum() / (found | truth).sum()
+
+    before = overlap(run(squares, threshold=0.25)[1])
+    summary, masks = run(squares, RefineConfig(crf=crf, crf_backend=backend), 0.25, out="crf")
+    assert overlap(masks) > max(before + 0.1, 0.95)
+    assert not masks["s3"].any()
+    assert summary["backend"] in ("pydensecrf", "torch")
+    assert summary["background"] == pytest.approx(np.mean([m == 0 for m in masks.values()]))
+
+
+def test_pool_gives_the_same_masks_and_keeps_those_that_load(squares):
+    config = RefineConfig()
+    _, expected = run(squares, config, out="one")
+    first, masks = run(squares, config, workers=2)
+    assert first["made"] == 4
+    for name, mask in expected.items():
+        np.testing.assert_array_equal(masks[name], mask)
+    folder = squares.root / "masks"
+    (folder / "s1.png").write_bytes((folder / "s1.png").read_bytes()[:60])
+    (folder / "s2.png").unlink()
+    stamp = (folder / "s0.png").stat().st_mtime_ns
+    again, masks = run(squares, config, workers=2)
+    assert (again["made"], again["kept"]) == (2, 2)
+    assert (folder / "s0.png").stat().st_mtime_ns == stamp
+    np.testing.assert_array_equal(masks["s1"], expected["s1"])
+
+
+def test_soft_background():
+    maps = np.array([[[0.0, 0.5, 1.0]]], np.float32)
+    weak, strong = (background_scores(maps, RefineConfig(background="soft", alpha=a), 0.3)[0] for a in (32, 4))
+    np.testing.assert_allclose(strong, [[1, 0.0625, 0]])
+    assert (weak <= strong).all()
+    np.testing.assert_allclose(background_scores(maps, PLAIN, 0.3)[0], np.float32(0.3))
+    np.testing.assert_array_equal(background_scores(maps[:0], PLAIN, 0.3), np.ones((1, 1, 3)))
+
+
+def test_band_and_confidence_leave_doubtful_pixels_open():
+    cam = Cam(np.array([0], np.int16), np.array([[[0.05, 0.28, 0.32, 0.9]]], np.float32), (1, 4))
+    image = np.zeros((1, 4, 3), np.uint8)
+    assert pseudo_mask(image, cam, RefineConfig(refine="none", band=0.05), 0.3).tolist() == [[0, 255, 255, 1]]
+    assert pseudo_mask(image, cam, RefineConfig(refine="none", confidence=0.7), 0.3).tolist() == [[0, 255, 255, 1]]
+    assert pseudo_mask(image, cam, RefineConfig(refine="none"), 0.3).tolist() == [[0, 0, 1, 1]]
+
+
+def test_band_with_the_crf_is_where_two_runs_disagree(squares):
+    _, low = run(squares, RefineConfig(), 0.1, out="low")
+    _, high = run(squares, RefineConfig(), 0.9, out="high")
+    _, middle = run(squares, RefineConfig(), 0.5, out="middle")
+    summary, banded = run(squares, RefineConfig(band=0.4), 0.5, out="band")
+    assert summary["ignore"] > 0
+    for name, mask in banded.items():
+        np.testing.assert_array_equal(mask, np.where(low[name] == high[name], middle[name], 255))
+
+
+def test_bad_images_are_named_and_the_others_are_made(squares):
+    (squares.root / "s0.png").write_bytes(b"no picture")
+    write_cam(cam_path(squares.root / "cams", "s1"), [0], np.zeros((1, 3, 3)), (9, 9))
+    with pytest.raises(DataError, match="2 of 4 masks") as caught:
+        run(squares, workers=2)
+    assert "image 's0'" in caught.value.found
+    assert "image 's1': its maps are for (9, 9)" in caught.value.found
+    assert sorted(p.name for p in (squares.root / "masks").iterdir()) == ["s2.png", "s3.png"]
+
+
+def test_maps_of_unknown_classes_are_refused(squares):
+    write_cam(cam_path(squares.root / "cams", "s0"), [7], np.zeros((1, 10, 13)), (40, 52))
+    with pytest.raises(DataError, match=r"classes \[7\]"):
+        run(squares)
+
+
+def test_missing_maps_are_told_before_any_work(squares):
+    cam_path(squares.root / "cams", "s1").unlink()
+    with pytest.raises(DataError, match="1 of 4 images have no maps") as caught:
+        run(squares)
+    assert "s1" in caught.value.found
+    assert not (squares.root / "masks").exists()
+
+
+def test_no_space_left_stops_and_keeps_what_was_made(squares, monkeypatch):
+    real = pseudo_masks.write_index_png
+
+    def full(path, mask):
+        if path.stem == "s2":
+            raise RunError(f"no space left while writing {path}")
+        real(path, mask)
+
+    monkeypatch.setattr(pseudo_masks, "write_index_png", full)
+    with pytest.raises(RunError, match="no space left"):
+        run(squares)
+    assert sorted(p.name for p in (squares.root / "masks").iterdir()) == ["s0.png", "s1.png"]
+
+
+@pytest.mark.parametrize(
+    "knobs", [{"threshold": 1.5}, {"confidence": 1.0}, {"band": 0.1, "background": "soft"}, {"crf": "P9"}, {"alpha": 0}]
+)
+def test_impossible_knobs(knobs):
+    with pytest.raises(ConfigError):
+        RefineConfig(**knobs)
+
+
+def fail_on(item, number):
+    if number == item:
+        raise ZeroDivisionError("by design")
+    return number * number
+
+
+def die_on(item, number):
+    if number == item:
+        os._exit(9)
+    return number
+
+
+def test_pool_keeps_order_and_names_the_item_that_failed():
+    from functools import partial
+
+    numbers = list(range(30))
+    assert [r for _, r in over_images(partial(fail_on, -1), numbers, 2)] == [n * n for n in numbers]
+    for workers in (0, 2):
+        with pytest.raises(RuntimeError, match="image '7': by design"):
+            list(over_images(partial(fail_on, 7), numbers, workers))
+    with pytest.raises(RunError, match="killed") as caught:
+        list(over_images(partial(die_on, 3), numbers, 2))
+    assert "fewer workers" in caught.value.hint
+    assert list(over_images(partial(fail_on, 0), [], 2)) == []

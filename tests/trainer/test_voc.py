@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainer.data import voc
+from trainer.data.dataset import open_dataset
+from trainer.errors import DataError
+
+
+def make_image(path: Path, size: tuple[int, int] = (8, 6)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (10, 200, 30)).save(path)
+
+
+def make_mask(path: Path, rows: list[list[int]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.array(rows, np.uint8)).save(path)
+
+
+def make_xml(root: Path, name: str, objects: list[tuple[str, int]]) -> None:
+    entries = "".join(
+        f"<object><name>{c}</name><difficult>{d}</difficult><part><name>cat</name></part></object>" for c, d in objects
+    )
+    path = root / "Annotations" / f"{name}.xml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"<annotation><filename>{name}.jpg</filename>{entries}</annotation>")
+
+
+def make_tree(
+    root: Path, lists: dict[str, str], names: tuple[str, ...] = ("2007_000032", "2007_000033", "b 1")
+) -> Path:
+    for name in names:
+        make_image(root / "JPEGImages" / f"{name}.jpg")
+    folder = root / "ImageSets" / "Segmentation"
+    folder.mkdir(parents=True)
+    for name, text in lists.items():
+        (folder / f"{name}.txt").write_text(text)
+    return root
+
+
+def write_labels(root: Path, text: str, classes: tuple[tuple[str, int], ...] = (("cat", 8), ("dog", 12))) -> None:
+    table = {"classes": [{"name": n, "voc_index": v} for n, v in classes], "ignore": 255}
+    (root / "classes.json").write_text(json.dumps(table))
+    (root / "image_labels.csv").write_text(text)
+
+
+def test_csv_tags_classes_and_lists(tmp_path: Path) -> None:
+    root = make_tree(tmp_path, {"train": "2007_000032\n\n2007_000033\n", "val": "b 1\n"})
+    labels = "image_id,dog,cat,mask_source\n2007_000032,1,0,sbd\n2007_000033,1,1,sbd\nb 1,0,1,voc\n"
+    write_labels(root, labels)
+    make_mask(root / "SegmentationClass" / "2007_000032.png", [[0, 8], [12, 255]])
+    data = open_dataset(root)
+    assert data.format == "voc"
+    assert data.classes == ("cat", "dog")
+    assert data.mask_values == (8, 12)
+    assert data.lists == {
+        "train": ("2007_000032", "2007_000033"),
+        "val": ("b 1",),
+        "all": ("2007_000032", "2007_000033", "b 1"),
+    }
+    assert [r.tags for r in data.subset("all")] == [(1,), (0, 1), (0,)]
+    assert data.tags_from == "image_labels.csv"
+    assert data.tag_matrix(data.subset("all")).tolist() == [[0, 1], [1, 1], [1, 0]]
+    record = data.records["2007_000032"]
+    assert data.has_mask(record)
+    assert data.read_mask(record).tolist() == [[0, 1], [2, 255]]
+    assert not data.has_mask(data.records["b 1"])
+    with pytest.raises(DataError, match="has no mask"):
+        data.read_mask(data.records["b 1"])
+
+
+def test_two_column_lists_and_sbd_name(tmp_path: Path) -> None:
+    lines = "/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png\n/JPEGImages/b 1.jpg /Seg/b 1.png\n"
+    root = make_tree(tmp_path, {"trainaug": lines, "train": "2007_000032 1\n"})
+    write_labels(root, "image_id,cat,dog\n2007_000032,1,0\n")
+    data = open_dataset(root)
+    assert data.lists["train_aug"] == ("2007_000032", "b 1")
+    assert data.lists["train"] == ("2007_000032",)
+    assert not any("SBD" in note for note in data.notes)
+    assert any("1 listed images have no row" in note for note in data.notes)
+    assert any("1 images have no tag" in note for note in data.notes)
+    assert data.records["b 1"].tags == ()
+
+
+def test_missing_sbd_list_says_what_it_costs(tmp_path: Path) -> None:
+    root = make_tree(tmp_path, {"train": "2007_000032\n"})
+    make_xml(root, "2007_000032", [("dog", 0)])
+    (note,) = (note for note in open_dataset(root).notes if "SBD" in note)
+    assert "10,582" in note
+    assert "1 images of 'train'" in note
+
+
+def test_xml_tags_count_difficult_objects_but_not_parts(tmp_path: Path) -> None:
+    root = make_tree(tmp_path, {"train": "2007_000032\n2007_000033\nb 1\n"})
+    make_xml(root, "2007_000032", [("person", 1), ("dog", 0), ("dog", 0)])
+    make_xml(root, "2007_000033", [("unicorn", 0)])
+    data = open_dataset(root)
+    assert data.classes == voc.VOC_CLASSES
+    assert [data.classes[k] for k in data.records["2007_000032"].tags] == ["dog", "person"]
+    assert data.records["2007_000033"].tags == ()
+    assert "difficult" in data.tags_from
+    assert any("unicorn" in note for note in data.notes)
+    assert any("1 listed images have no file in Annotations" in note for note in data.notes)
+
+
+def test_mask_tags_and_aug_masks_as_second_choice(tmp_path: Path) -> None:
+    root = make_tree(tmp_path, {"train": "2007_000032\n2007_000033\n"})
+    make_mask(root / "SegmentationClassAug" / "2007_000032.png", [[0, 20]])
+    make_mask(root / "SegmentationClass" / "2007_000032.png", [[1, 255]])
+    make_mask(root / "SegmentationClassAug" / "2007_000033.png", [[0, 20]])
+    data = open_dataset(root)
+    assert data.records["2007_000032"].tags == (0,)
+    assert data.records["2007_000033"].tags == (19,)
+    assert data.tags_from == "classes in the masks"
+    assert data.read_mask(data.records["2007_000032"]).tolist() == [[1, 255]]
+
+
+def test_without_lists_every_image_is_a_record(tmp_path: Path) -> None:
+    root = make_tree(tmp_path, {})
+    write_labels(root, "image_id,cat,dog\n2007_000032,1,0\n2007_000033.jpg,0,1\n")
+    data = open_dataset(root)
+    assert set(data.lists) == {"all"}
+    assert len(data.records) == 3
+    assert data.records["2007_000033"].tags == (1,)
+
+
+def test_unlisted_images_are_counted(tmp_path: Path) -> None:
+    root = make_tree(tmp_path, {"train": "2007_000032\n"})
+    write_labels(root, "image_id,cat,dog\n2007_000032,1,0\n")
+    assert any(note.startswith("2 images in JPEGImages are in no list") for note in open_dataset(root).notes)
+
+
+def test_list_with_absent_images(tmp_path: Path) -> None:
+    listing = "".join(f"gone_{n}\n" for n in range(9)) + "2007_000032\n"
+    root = make_tree(tmp_path, {"train": listing})
+    write_labels(root, "image_id,cat,dog\n2007_000032,1,0\n")
+    with pytest.raises(DataError, match=r"names 9 images that are not there: gone_0, .* and 4 more"):
+        open_dataset(root)
+    problems: list[DataError] = []
+    assert open_dataset(root, problems).lists["train"] == ("2007_000032",)
+    assert len(problems) == 1
+
+
+@pytest.mark.parametrize(
+    ("lists", "labels", "message"),
+    [
+        ("2007_000032\n2007_000032\n", "image_id,cat,dog\n", "twice: 2007_000032"),
+        ("2007_000032\n", "picture,cat,dog\n", "columns 'picture', 'cat', 'dog': no column of image names"),
+        ("2007_000032\n", "image_id,cat\n", "no column for dog"),
+        ("2007_000032\n", "image_id,cat,dog\n2007_000032,1,maybe\n", "line 2, column 'dog': 'maybe'"),
+        ("2007_000032\n", "image_id,cat,dog\n2007_000032,1\n", "line 2 has 2 cells"),
+        ("2007_000032\n", "image_id,cat,dog\n2007_000032,1,0\n2007_000032,0,1\n", "different tags"),
+        ("2007_000032\n", "image_id,cat,cat\n", "repeats a column"),
+        ("2007_000032\n", "", "is empty"),
+    ],
+)
+def test_bad_lists_and_labels(tmp_path: Path, lists: str, labels: str, message: str) -> None:
+    root = make_tree(tmp_path, {"train": lists})
+    write_labels(root, labels)
+    with pytest.raises(DataError, match=message):
+        open_dataset(root)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "not json",
+        '{"classes": [{"name": "cat"}]}',
+        '{"classes": []}',
+        '{"classes": [{"name": "cat", "voc_index": 3}, {"name": "cat", "voc_index": 4}]}',
+        '{"classes": [{"name": "cat", "voc_index": 3}, {"name": "dog", "voc_index": 3}]}',
+        '{"classes": [{"name": "cat", "voc_index": 0}]}',
+        '{"classes": [{"name": "cat", "voc_index": 1}], "ignore": 254}',
+        "[]",
+    ],
+)
+def test_bad_class_table(tmp_path: Path, table: str) -> None:
+    root = make_tree(tmp_path, {"train": "2007_000032\n"})
+    write_labels(root, "image_id,cat,dog\n2007_000032,1,0\n")
+    (root / "classes.json").write_text(table)
+    with pytest.raises(DataError, match=r"classes\.json"):
+        open_dataset(root)
+
+
+def test_two_files_with_one_id(tmp_path: Path) -> None:
+    root = make_tree(tmp_path, {"train": "2007_000032\n"})
+    make_image(root / "JPEGImages" / "2007_000032.png")
+    write_labels(root, "image_id,cat,dog\n2007_000032,1,0\n")
+    with pytest.raises(DataError, match=r"1 names twice.*2007_000032\.png"):
+        open_dataset(root)
+
+
+def test_damaged_xml_list_and_no_tags(tmp_path: Path) -> None:
+    root = make_tree(tmp_path, {"train": "2007_000032\n"})
+    with pytest.raises(DataError, match="has no tags"):
+        open_dataset(root)
+    make_xml(root, "2007_000032", [("dog", 0)])
+    (root / "Annotations" / "2007_000032.xml").write_text("<annotation>")
+    with pytest.raises(DataError, match=r"2007_000032\.xml cannot be read"):
+        open_dataset(root)
+    (root / "ImageSets" / "Segmentation" / "train.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match=r"train\.txt cannot be read"):
+        open_dataset(root)
+
+
+def test_no_images(tmp_path: Path) -> None:
+    make_tree(tmp_path, {"train": ""}, names=())
+    (tmp_path / "JPEGImages").mkdir()
+    with pytest.raises(DataError, match="holds no image"):
+        open_dataset(tmp_path)
+
+
+def test_unknown_mask_value(tmp_path: Path) -> None:
+    root = make_tree(tmp_path, {"train": "2007_000032\n"})
+    write_labels(root, "image_id,cat,dog\n2007_000032,1,0\n")
+    make_mask(root / "SegmentationClass" / "2007_000032.png", [[0, 9, 10]])
+    data = open_dataset(root)
+    with pytest.raises(DataError, match=r"values \[9, 10\]"):
+        data.read_mask(data.records["2007_000032"])

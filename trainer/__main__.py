@@ -1,0 +1,5 @@
+"""``python -m trainer``, which is what torchrun starts."""
+
+from trainer.cli import main
+
+main()

@@ -1,0 +1,106 @@
+"""Class activation maps on disk: one ``.npz`` an image, without pickle (design section 5)."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.errors import DataError
+from trainer.files import write_atomic
+
+
+class Cam(NamedTuple):
+    """The maps of one image.
+
+    Attributes:
+        classes: ``int16 [k]``, class indices 0..K-1, ascending; only the classes of the image.
+        maps: ``float32 [k,h,w]`` in 0..1, at stride 4.
+        size: ``(H, W)`` of the image.
+    """
+
+    classes: npt.NDArray[np.int16]
+    maps: npt.NDArray[np.float32]
+    size: tuple[int, int]
+
+
+def cam_path(folder: Path, record_id: str) -> Path:
+    """Where the maps of an image are kept."""
+    return folder / f"{record_id}.npz"
+
+
+def write_cam(path: Path, classes: npt.ArrayLike, maps: npt.ArrayLike, size: Sequence[int]) -> None:
+    """Store maps ``[k,h,w]`` in 0..1 as float16, whole or not at all.
+
+    Raises:
+        ValueError: shapes that do not belong together, or values that are not finite or outside 0..1.
+        RunError: no space left, or the folder cannot be written.
+    """
+    indices, values = np.asarray(classes, np.int16), np.asarray(maps)
+    if indices.ndim != 1 or values.ndim != 3 or len(indices) != len(values) or len(size) != 2:
+        raise ValueError(f"classes {indices.shape}, maps {values.shape} and size {tuple(size)} do not belong together")
+    if values.size and not (values.min() >= 0 and values.max() <= 1):
+        raise ValueError(f"maps of {path.stem} run from {values.min()} to {values.max()}, not within 0..1")
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, classes=indices, maps=values.astype(np.float16), size=np.asarray(size, np.int32))
+    write_atomic(path, buffer.getvalue())
+
+
+def read_cam(path: Path) -> Cam:
+    """Maps that ``write_cam`` stored.
+
+    Raises:
+        DataError: missing, truncated, or not such a file.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            cam = Cam(
+                stored["classes"].astype(np.int16),
+                stored["maps"].astype(np.float32),
+                (int(stored["size"][0]), int(stored["size"][1])),
+            )
+    except (OSError, ValueError, KeyError, IndexError, EOFError, AttributeError, TypeError) as error:
+        raise _damaged(path, error) from error
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise _damaged(path, error) from error
+    if cam.classes.ndim != 1 or cam.maps.ndim != 3 or len(cam.classes) != len(cam.maps):
+        raise _damaged(path, ValueError(f"classes {cam.classes.shape} and maps {cam.maps.shape}"))
+    return cam
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    missing = isinstance(error, FileNotFoundError)
+    return DataError(
+        f"maps {path} are missing" if missing else f"maps {path} cannot be read: {error}",
+        "a .npz with classes [k], maps [k,h,w] and size [2]",
+        "delete that file if it is there, and run wsss-trainer fit again: only what is missing is made",
+    )
+
+
+def upsample_cam(maps_khw: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """Bilinear up-sampling to ``float32 [k,H,W]`` as torch does with ``align_corners=False``.
+
+    Written in numpy so that worker processes need not load torch.
+    """
+    rows, columns = maps_khw.shape[1:]
+    left, right, right_part = _taps(columns, size[1])
+    wide = maps_khw[:, :, left] * (1 - right_part) + maps_khw[:, :, right] * right_part
+    top, bottom, bottom_part = _taps(rows, size[0])
+    share = bottom_part[:, None]
+    full: npt.NDArray[np.float32] = (wide[:, top] * (1 - share) + wide[:, bottom] * share).astype(
+        np.float32, copy=False
+    )
+    return full
+
+
+def _taps(source: int, target: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """For every target position the two source positions and the weight of the second."""
+    centre = np.maximum((np.arange(target) + 0.5) * (source / target) - 0.5, 0)
+    first = np.minimum(centre.astype(np.int64), source - 1)
+    return first, np.minimum(first + 1, source - 1), (centre - first).astype(np.float32)

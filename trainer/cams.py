@@ -1,0 +1,157 @@
+"""Stage ``cams``: multi-scale, mirrored class activation maps of tagged images (spec methods 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+from trainer.camfile import cam_path, read_cam, write_cam
+from trainer.data.dataset import Record
+from trainer.errors import DataError
+from trainer.inference import Views, inference, iterate_views, with_mirror
+from trainer.loop import Precision, shard
+from trainer.methods.base import Method
+from trainer.progress import progress_bar
+from trainer.run import Stage
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How maps of several views become one map a class.
+
+    Attributes:
+        views: scales, rounding, filter.
+        mirror: ``add`` (up-sample, un-mirror, add), ``add_small`` (add at map resolution), ``max_small``.
+        pad: up-sample to the size padded to a multiple of 16, then crop, for full-size maps (IRN).
+        normalise: ``max``: S / (max S + 1e-5); ``minmax``: SEAM's.
+    """
+
+    views: Views = field(default_factory=Views)
+    mirror: Literal["add", "add_small", "max_small"] = "add"
+    pad: bool = False
+    normalise: Literal["max", "minmax"] = "max"
+
+
+PROTOCOLS = {
+    "psa": Protocol(),
+    "irn": Protocol(mirror="add_small", pad=True),
+    "vwe": Protocol(mirror="max_small"),
+    "seam": Protocol(Views(scales=(0.5, 1.0, 1.5, 2.0)), normalise="minmax"),
+    "mva": Protocol(Views(rounding="trunc", filter="lanczos"), pad=True),
+}
+
+
+@dataclass(frozen=True)
+class CamsConfig:
+    """Knobs of the maps.
+
+    Attributes:
+        protocol: ``psa``, ``irn``, ``vwe``, ``seam`` or ``mva``; ``auto`` is the method's own.
+        scales: other scales than the protocol's; empty for its own.
+        precision: ``fp32`` keeps maps equal to the released protocol within 1e-4.
+        batch: images of equal size a forward pass.
+        workers: loader processes; -1 chooses by cores.
+    """
+
+    protocol: Literal["auto", "psa", "irn", "vwe", "seam", "mva"] = "auto"
+    scales: tuple[float, ...] = ()
+    precision: Precision = "fp32"
+    batch: int = 4
+    workers: int = -1
+
+
+def protocol_of(config: CamsConfig, backbone: str) -> tuple[str, Protocol]:
+    """Name and protocol; ``auto`` is ``irn`` for ResNets and ``psa`` for the others."""
+    name = config.protocol
+    if name == "auto":
+        name = "irn" if backbone in ("resnet50", "resnet101") else "psa"
+    protocol = PROTOCOLS[name]
+    if config.scales:
+        views = Views(config.scales, protocol.views.rounding, protocol.views.filter)
+        protocol = Protocol(views, protocol.mirror, protocol.pad, protocol.normalise)
+    return name, protocol
+
+
+def stride4(size: tuple[int, int]) -> tuple[int, int]:
+    """Size of stored maps: floor((side-1)/4)+1."""
+    return (size[0] - 1) // 4 + 1, (size[1] - 1) // 4 + 1
+
+
+def merge(
+    maps: Sequence[tuple[torch.Tensor, torch.Tensor]], size: tuple[int, int], protocol: Protocol, full: bool = False
+) -> torch.Tensor:
+    """Merge the maps of all views of one image.
+
+    Args:
+        maps: for each scale the maps ``[k,h,w] >= 0`` of the image and of its mirror (still mirrored).
+        size: target (height, width).
+        protocol: how.
+        full: ``size`` is the image's own, so that IRN's padding applies.
+
+    Returns:
+        ``[k,height,width]`` in 0..1 (SEAM's may reach just below 0 for an empty map and is cut at 0).
+    """
+    total = torch.zeros(())
+    for straight, mirrored in maps:
+        if protocol.mirror == "add":
+            total = (
+                total
+                + _resize(straight, size, full and protocol.pad)
+                + _resize(mirrored, size, full and protocol.pad, True)
+            )
+            continue
+        back = mirrored.flip(-1)
+        small = straight + back if protocol.mirror == "add_small" else torch.maximum(straight, back)
+        total = total + _resize(small, size, full and protocol.pad)
+    if protocol.normalise == "max":
+        return total / (total.amax((1, 2), keepdim=True) + 1e-5)
+    total = total.clamp_min(0)
+    high, low = total.amax((1, 2), keepdim=True), total.amin((1, 2), keepdim=True)
+    total = torch.where(total < low + 1e-5, torch.zeros_like(total), total)
+    return (total - low - 1e-5) / (high - low + 1e-5)
+
+
+def _resize(maps: torch.Tensor, size: tuple[int, int], pad: bool, mirror: bool = False) -> torch.Tensor:
+    target = tuple((side - 1) // 16 * 16 + 16 for side in size) if pad else size
+    large = F.interpolate(maps[None], target, mode="bilinear", align_corners=False)[0]
+    large = large[:, : size[0], : size[1]]
+    return large.flip(-1) if mirror else large
+
+
+def make_cams(
+    method: Method,
+    records: Sequence[Record],
+    stage: Stage,
+    protocol: Protocol,
+    config: CamsConfig,
+    device: str = "auto",
+) -> None:
+    """Write ``<id>.npz`` for every record with tags; files that exist and load are kept."""
+    missing = [r for r in records if r.tags and not _readable(cam_path(stage.folder, r.id))]
+    with inference(method, config.precision, device) as target, progress_bar("cams", len(missing)) as advance:
+        for batch in iterate_views(shard(missing), protocol.views, config.batch, config.workers):
+            views = [_float(method.cams(with_mirror(x.to(target)))) for x in batch.images]
+            for i, record in enumerate(batch.records):
+                tags = list(record.tags)
+                own = [(v[i, tags], v[len(batch.records) + i, tags]) for v in views]
+                merged = merge(own, stride4(batch.size), protocol).clamp(0, 1)
+                write_cam(cam_path(stage.folder, record.id), tags, merged.numpy(), batch.size)
+                advance()
+    stage.outputs.update(count=sum(1 for r in records if r.tags), made=len(missing))
+
+
+def _float(maps: torch.Tensor) -> torch.Tensor:
+    return maps.float().cpu()
+
+
+def _readable(path: Path) -> bool:
+    try:
+        read_cam(path)
+    except DataError:
+        return False
+    return True

@@ -1,0 +1,204 @@
+"""Stage ``classify``: train a method's classifier from tags."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from trainer import config as knobs
+from trainer.data.dataset import Dataset, Record, read_image
+from trainer.data.loader import Samples
+from trainer.data.transforms import Rng, classify_sample
+from trainer.errors import ConfigError, WeightsError, nearest
+from trainer.files import write_atomic
+from trainer.inference import Views, inference, iterate_views
+from trainer.loop import Checkpoints, Training, rank, train
+from trainer.methods.base import Method, method_classes
+from trainer.nets import build_backbone
+from trainer.run import Metrics, Stage
+
+
+@dataclass(frozen=True)
+class ClassifyConfig(Training):
+    """Knobs of the classifier's training, besides those of ``Training``.
+
+    Attributes:
+        resize: range of the longer side (spec methods 6.3).
+        crop: side of the training crop.
+        jitter: colour jitter.
+        output_stride: of the backbone; 0 is the backbone's usual one.
+        dilate: keep the field of view with dilation where stride was taken away.
+        bn: batch norm of the backbone: ``frozen``, ``stats`` (fixed statistics, trained affine), or ``train``.
+        detach_after: feature behind which the gradient is cut (IRN cuts after stage 2), or ``none``.
+        validate: measure mAP on the validation list's tags after each epoch.
+    """
+
+    resize: tuple[int, int] = (256, 512)
+    crop: int = 448
+    jitter: bool = True
+    output_stride: int = 0
+    dilate: bool = True
+    bn: str = "frozen"
+    detach_after: str = "none"
+    validate: bool = True
+
+
+PSA = ClassifyConfig()
+IRN = ClassifyConfig(
+    epochs=5, weight_decay=1e-4, resize=(320, 640), crop=512, jitter=False,
+    output_stride=16, dilate=False, bn="stats", detach_after="stage2",
+)  # fmt: skip
+SMALL = ClassifyConfig(
+    epochs=8, lr=1e-3, momentum=0.9, weight_decay=1e-4, resize=(256, 448), crop=256, output_stride=16,
+)  # fmt: skip
+SCRATCH = ClassifyConfig(
+    epochs=24, lr=1e-3, new_factor=1.0, optimizer="adam", weight_decay=1e-4, resize=(112, 160), crop=112,
+    output_stride=16, bn="train", jitter=False,
+)  # fmt: skip
+RECIPES = {"psa": PSA, "irn": IRN, "small": SMALL, "scratch": SCRATCH}
+
+
+def recipe(backbone: str, weights: str | None) -> str:
+    """Name of the recipe that a backbone learns with: published for ResNet-38 and ResNet-50/101, ours for small ones."""
+    if weights == "none":
+        return "scratch"
+    return {"resnet38": "psa", "resnet50": "irn", "resnet101": "irn"}.get(backbone, "small")
+
+
+def make_config(name: str, changes: dict[str, Any]) -> ClassifyConfig:
+    """The named recipe with changes.
+
+    Raises:
+        ConfigError: an unknown recipe or knob.
+    """
+    if name not in RECIPES:
+        raise ConfigError(f"there is no recipe {name!r}", nearest(name, RECIPES))
+    return knobs.replace(RECIPES[name], changes, "classify")
+
+
+def backbone_knobs(backbone: str, config: ClassifyConfig) -> dict[str, Any]:
+    """Constructor arguments of the backbone. ResNet-38 has one form only."""
+    if backbone == "resnet38":
+        return {}
+    detach = None if config.detach_after == "none" else config.detach_after
+    options: dict[str, Any] = {"bn": config.bn, "dilate": config.dilate, "detach_after": detach}
+    if config.output_stride:
+        options["output_stride"] = config.output_stride
+    return options
+
+
+def build(method: str, method_config: Any, backbone: str, options: dict[str, Any], num_classes: int) -> Method:
+    """A method on a fresh backbone."""
+    made: Callable[..., Method] = method_classes(method)[0]
+    return made(method_config, build_backbone(backbone, **options), num_classes)
+
+
+def method_loss(
+    module: Method, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator
+) -> dict[str, torch.Tensor]:
+    """The method's loss, in the form that the loop calls."""
+    return module.loss(images, tags, rng)
+
+
+def make_sample(
+    record: Record, rng: Rng, config: ClassifyConfig, num_classes: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Training view and 0/1 tags of a record."""
+    image = classify_sample(read_image(record.image), rng, config.resize, config.crop, config.jitter)
+    tags = torch.zeros(num_classes)
+    tags[list(record.tags)] = 1
+    return image, tags
+
+
+def classify(
+    module: Method, dataset: Dataset, records: Sequence[Record], validation: Sequence[Record], config: ClassifyConfig,
+    stage: Stage, metrics: Metrics, seed: int, identity: dict[str, Any], device: str = "auto",
+) -> None:  # fmt: skip
+    """Train on ``records`` and write ``model.pt``. ``identity`` says what the weights are, for ``load``."""
+    make = partial(make_sample, config=config, num_classes=len(dataset.classes))
+    groups = module.param_groups(config.lr, config.weight_decay, config.new_factor)
+    validate = None
+    if config.validate and validation:
+        validate = lambda epoch: {"val_map": mean_average_precision(module, dataset, validation, config, device)}  # noqa: E731
+    last = train(
+        module, method_loss, groups, Samples(records, make, seed), config, stage.folder, metrics, seed, "classify",
+        validate, device,
+    )  # fmt: skip
+    save(stage.folder, module, identity)
+    stage.metrics.update({k: round(v, 5) for k, v in last.items()})
+    stage.outputs.update(count=1, weights="model.pt", images=len(records))
+
+
+def mean_average_precision(
+    module: Method, dataset: Dataset, records: Sequence[Record], config: ClassifyConfig, device: str = "auto"
+) -> float:
+    """mAP over the classes that occur, each image at its own size, one scale."""
+    from sklearn.metrics import average_precision_score
+
+    scores: dict[str, np.ndarray] = {}
+    with inference(module, config.precision if config.precision != "fp16" else "auto", device) as target:
+        for batch in iterate_views(records, Views(scales=(1.0,)), batch=16, workers=0):
+            logits = module(batch.images[0].to(target)).float().cpu().numpy()
+            scores.update({record.id: row for record, row in zip(batch.records, logits)})
+    truth = dataset.tag_matrix(records)
+    table = np.stack([scores[record.id] for record in records])
+    present = [k for k in range(truth.shape[1]) if truth[:, k].any()]
+    return float(np.mean([average_precision_score(truth[:, k], table[:, k]) for k in present]))
+
+
+def save(folder: Path, module: nn.Module, identity: dict[str, Any]) -> None:
+    """Write ``model.pt``, the final weights with what they are, and remove the checkpoints."""
+    if rank() == 0:
+        buffer = io.BytesIO()
+        torch.save({"identity": identity, "state": module.state_dict()}, buffer)
+        write_atomic(folder / "model.pt", buffer.getvalue())
+        Checkpoints(folder).clear()
+
+
+def read_weights(path: Path, expected: dict[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Identity and state of a ``model.pt``; every entry of ``expected`` must agree.
+
+    Raises:
+        WeightsError: missing, damaged, or made by another method, backbone or class table.
+    """
+    if not path.exists():
+        raise WeightsError(
+            f"{path} is missing", "trained weights", "run wsss-trainer fit again: it goes on where it stopped"
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        identity, state = content["identity"], content["state"]
+    except Exception as error:
+        raise WeightsError(f"{path} cannot be read: {error}", "weights written by wsss-trainer") from error
+    for key, value in expected.items():
+        if identity.get(key) != value:
+            raise WeightsError(
+                f"{path} was made with {key} = {identity.get(key)}",
+                f"{key} = {value}",
+                "choose the run that made it, or another --run",
+            )
+    return identity, state
+
+
+def load(path: Path, expected: dict[str, Any]) -> Method:
+    """The trained method of ``classify/model.pt``, in evaluation mode. See ``read_weights`` for errors."""
+    identity, state = read_weights(path, expected)
+    _, config_class = method_classes(identity["method"])
+    config = knobs.replace(config_class(), _tuples(identity["method_config"]), "method")
+    module = build(
+        identity["method"], config, identity["backbone"], identity["backbone_knobs"], len(identity["classes"])
+    )
+    module.load_state_dict(state)
+    return module.eval()
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}

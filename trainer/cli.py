@@ -1,0 +1,287 @@
+"""``wsss-trainer``: parse, call one function, print. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trainer.errors import UserError
+
+app = typer.Typer(
+    help="From image-level tags to pixel masks: train, refine, segment, evaluate, export.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+weights_app = typer.Typer(help="ImageNet weights of the backbones: list, fetch, import.", no_args_is_help=True)
+app.add_typer(weights_app, name="weights")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, as given to fit --run.")]
+
+
+class Supervision(StrEnum):
+    """Which masks train the segmenter."""
+
+    weak = "weak"
+    full = "full"
+    both = "both"
+
+
+def main() -> None:
+    """Entry point: user errors become a few clear lines and exit code 2."""
+    from trainer.interrupt import Interrupted
+
+    try:
+        app()
+    except UserError as error:
+        fail(str(error), error.exit_code)
+    except Interrupted as stop:
+        fail(str(stop), stop.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        fail(
+            f"{error.strerror}: {error.filename}\ntry: free some space, then run the same command again: it goes on", 2
+        )
+
+
+def fail(text: str, code: int) -> None:
+    """Print to stderr and leave."""
+    print(f"error: {text}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal; stdout is left to results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@app.command()
+def fit(
+    data: Annotated[Path, typer.Argument(help="Data folder: VOC, COCO, images with labels.csv, or synth's.")],
+    run: Annotated[Path, typer.Option(help="Run folder; the same command goes on where it stopped.")] = Path("runs/default"),
+    method: Annotated[str, typer.Option(help="See: wsss-trainer methods")] = "cam",
+    backbone: Annotated[str, typer.Option(help="mobilenet_v2, resnet18/34/50/101 or resnet38.")] = "mobilenet_v2",
+    weights: Annotated[
+        str | None, typer.Option(help="Weight file; 'none' trains from scratch. Default: the cache, or a download.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="psa, irn, small or scratch. Default: the backbone's own.")] = None,
+    train_list: Annotated[
+        str | None, typer.Option(help="Image list to train on. Default: train_aug, else train, else all.")
+    ] = None,
+    val_list: Annotated[str | None, typer.Option(help="List to measure on; never trained on. Default: val.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of classifier and segmenter.")] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the training crops.")] = None,
+    until: Annotated[str, typer.Option(help="Last stage: classify, cams, refine, segment, evaluate or report.")] = "report",
+    supervision: Annotated[
+        Supervision, typer.Option(help="weak: pseudo masks; full: true masks, the upper bound; both.")
+    ] = Supervision.weak,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="SECTION.KEY=VALUE",
+            help="Any knob of method, classify, cams, refine, segment, evaluate.",
+        ),
+    ] = None,
+    json_: Json = False,
+) -> None:  # fmt: skip
+    """Train from tags, make maps, refine them to masks, train a segmenter, measure, report.
+
+    Examples:
+      wsss-trainer fit photos/ --run runs/photos
+      wsss-trainer fit VOC2012/ --backbone resnet50 --run runs/r50 --until cams --set cams.protocol=irn
+      wsss-trainer fit VOC2012/ --run runs/r50 --supervision both --set refine.threshold_from=label_free
+    """
+    from trainer.pipeline import Options, Pipeline
+
+    options = Options(
+        data=data, run=run, method=method, backbone=backbone, weights=weights, recipe=recipe, train_list=train_list,
+        val_list=val_list, epochs=epochs, size=size, until=until, supervision=supervision.value, seed=seed, device=device,
+        settings=tuple(settings or ()),
+    )  # fmt: skip
+    pipeline = Pipeline(options)
+    if pipeline.loaded:
+        say(str(pipeline.loaded))
+    pipeline.fit(say)
+    if until in ("evaluate", "report"):
+        _print_evaluation(run, json_)
+
+
+@app.command("eval")
+def evaluate(run: RunArgument, json_: Json = False) -> None:
+    """Print the figures of a run, each with its protocol. Measures again what changed.
+
+    Example: wsss-trainer eval runs/photos --json
+    """
+    _print_evaluation(run, json_)
+
+
+@app.command()
+def report(run: RunArgument, images: Annotated[int, typer.Option(help="Rows of pictures.")] = 24) -> None:
+    """Write RUN/report.html: one file with pictures, curves, tables and protocol.
+
+    Example: wsss-trainer report runs/photos --images 48
+    """
+    from trainer.report import write_report
+
+    print(write_report(run, images))
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    name: Annotated[str, typer.Option(help="Model name in the repository.")],
+    repository: Annotated[Path, typer.Option(help="Model repository.")] = Path("exported"),
+    kind: Annotated[str, typer.Option(help="segmenter, cam, or all (cam becomes NAME-cam).")] = "all",
+    json_: Json = False,
+) -> None:
+    """Export RUN as ONNX graphs: uint8 pixels in, masks or maps out, everything inside.
+
+    The graph is compared with PyTorch on real images; nothing is published where they differ.
+
+    Example: wsss-trainer export runs/photos --name photos --repository exported/
+    """
+    from trainer.export_run import export_run
+
+    reports = export_run(run, name, repository, kind)
+    if json_:
+        print(json.dumps(reports, indent=1))
+    else:
+        for entry in reports:
+            print(f"{entry['path']}: {entry['kind']}, version {entry['version']}, parity {entry['parity']}")
+
+
+@app.command()
+def check(
+    data: Annotated[Path, typer.Argument(help="Data folder.")],
+    lists: Annotated[list[str] | None, typer.Option("--list", help="Only these image lists.")] = None,
+    json_: Json = False,
+) -> None:
+    """Find everything that is wrong with a data set in one pass: images, tags, masks, lists.
+
+    Formats: VOC (JPEGImages/, ImageSets/Segmentation/), COCO (annotations/*.json), or images anywhere with a labels.csv
+    of `image,tag` rows, of one 0/1 column a class, or of `image,"tag1;tag2"` rows. Exit code 2 where there are errors.
+
+    Example: wsss-trainer check photos/ --json
+    """
+    from trainer.data.check import check as run_check
+    from trainer.data.check import print_report
+
+    result = run_check(data, lists or None, progress=True)
+    if json_:
+        print(json.dumps(result.to_json(), indent=1))
+    else:
+        print_report(result)
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def synth(
+    out: Annotated[Path, typer.Argument(help="Folder to write, in VOC layout.")],
+    count: Annotated[int, typer.Option(help="Images.")] = 240,
+    size: Annotated[int, typer.Option(help="Side in pixels.")] = 128,
+    seed: Annotated[int, typer.Option(help="The same seed writes the same bytes.")] = 0,
+    difficulty: Annotated[float, typer.Option(help="0 easy .. 1 hard: clutter, occlusion, noise.")] = 0.5,
+) -> None:
+    """Write a synthetic data set with exact masks, to try everything without any data.
+
+    Example: wsss-trainer synth data/ --count 300 --size 128
+    """
+    from trainer.data.synthetic import write_synthetic
+
+    write_synthetic(out, count, size, seed, difficulty, progress=True)
+    print(out)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where everything is written.")] = Path("demo"),
+    json_: Json = False,
+) -> None:
+    """The whole path on synthetic scenes: synth, fit, export, serve, segment, label, report. About five minutes on two cores.
+
+    Example: wsss-trainer demo demo/
+    """
+    from trainer.demo import run_demo
+
+    result = run_demo(folder, say)
+    if json_:
+        print(json.dumps(result, indent=1))
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Show the knobs of one method.")] = None, json_: Json = False
+) -> None:
+    """List the methods, or the knobs of one.
+
+    Example: wsss-trainer methods cam
+    """
+    from trainer.catalogue import describe_method, list_methods, print_catalogue
+
+    value: Any = list_methods() if name is None else describe_method(name)
+    if json_:
+        print(json.dumps(value, indent=1))
+    else:
+        print_catalogue(value)
+
+
+@weights_app.command("list")
+def weights_list(json_: Json = False) -> None:
+    """Which backbones have weights in the cache, and which files the others need."""
+    from trainer.catalogue import print_weights
+    from trainer.nets.weights import list_weights
+
+    print_weights(list_weights(), json_)
+
+
+@weights_app.command("fetch")
+def weights_fetch(name: Annotated[str, typer.Argument(help="Backbone.")]) -> None:
+    """Download torchvision's ImageNet file of a backbone into the cache.
+
+    Example: wsss-trainer weights fetch resnet50
+    """
+    from trainer.nets.weights import fetch_weights
+
+    print(fetch_weights(name).path)
+
+
+@weights_app.command("import")
+def weights_import(
+    file: Annotated[Path, typer.Argument(help="torchvision .pth, released WSSS checkpoint, or MXNet .params.")],
+    name: Annotated[str, typer.Option("--as", help="Backbone that it belongs to.")],
+    supervision: Annotated[str | None, typer.Option(help="Which labels made it, for example 'ImageNet tags'.")] = None,
+) -> None:
+    """Check a weight file and put it into the cache, for machines without a network.
+
+    Example: wsss-trainer weights import mobilenet_v2-b0353104.pth --as mobilenet_v2
+    """
+    from trainer.nets.weights import import_weights
+
+    print(import_weights(file, name, supervision=supervision).path)
+
+
+def _print_evaluation(run: Path, as_json: bool) -> None:
+    from trainer.catalogue import print_evaluation
+    from trainer.measure import current_evaluation
+
+    evaluation = current_evaluation(run)
+    if as_json:
+        print(json.dumps(evaluation, indent=1))
+    else:
+        print_evaluation(evaluation)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Knobs: frozen dataclasses, and ``section.key=value`` texts turned into them with helpful errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+from trainer.errors import ConfigError, nearest
+
+T = TypeVar("T")
+
+
+def parse_settings(texts: Sequence[str], sections: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Split ``section.key=value`` texts by section.
+
+    Raises:
+        ConfigError: no ``=``, no section, or an unknown section.
+    """
+    settings: dict[str, dict[str, str]] = {section: {} for section in sections}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not equals or not dot:
+            raise ConfigError(f"--set {text!r} is not a setting", "section.key=value", "--set classify.epochs=5")
+        if section not in settings:
+            raise ConfigError(f"--set {text!r} names the unknown section {section!r}", nearest(section, sections))
+        settings[section][key] = value
+    return settings
+
+
+def replace(config: T, changes: Mapping[str, Any], section: str) -> T:
+    """A copy of a config dataclass with ``changes``; text values are read as the field's type.
+
+    Raises:
+        ConfigError: an unknown knob (the nearest is shown) or a value of the wrong kind.
+    """
+    hints = typing.get_type_hints(type(config))
+    names = [f.name for f in dataclasses.fields(config)]  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for key, value in changes.items():
+        if key not in names:
+            raise ConfigError(f"{section} has no knob {key!r}", nearest(key, names))
+        values[key] = _read(value, hints[key], f"{section}.{key}") if isinstance(value, str) else value
+    return dataclasses.replace(config, **values)  # type: ignore[type-var]
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """The config as plain JSON values."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(config).items()
+    }
+
+
+def _read(text: str, hint: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _read_union(text, arguments, where)
+    if origin is Literal:
+        if text in arguments:
+            return text
+        raise ConfigError(f"{where}={text}", nearest(text, [str(a) for a in arguments]))
+    if origin is tuple:
+        parts = [p for p in text.strip("()[] ").split(",") if p.strip()]
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return tuple(_read(p.strip(), arguments[0], where) for p in parts)
+        if len(parts) != len(arguments):
+            raise ConfigError(f"{where}={text}", f"{len(arguments)} values separated by commas")
+        return tuple(_read(p.strip(), a, where) for p, a in zip(parts, arguments))
+    if hint is bool:
+        if text.lower() in ("1", "true", "yes", "on"):
+            return True
+        if text.lower() in ("0", "false", "no", "off"):
+            return False
+        raise ConfigError(f"{where}={text}", "on or off")
+    if hint is str:
+        return text
+    try:
+        return hint(text)
+    except ValueError as error:
+        raise ConfigError(f"{where}={text}", f"a value of type {hint.__name__}") from error
+
+
+def _read_union(text: str, options: Sequence[Any], where: str) -> Any:
+    if type(None) in options and text.lower() in ("none", ""):
+        return None
+    failures: list[ConfigError] = []
+    # Text is the widest type: it would swallow a number that a narrower option can read.
+    for option in sorted((o for o in options if o is not type(None)), key=lambda o: o is str):
+        try:
+            return _read(text, option, where)
+        except ConfigError as error:
+            failures.append(error)
+    raise ConfigError(f"{where}={text}", " or ".join(f.expected for f in failures))

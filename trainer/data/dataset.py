@@ -1,0 +1,284 @@
+"""The one description of a data set that every stage reads, whatever the format on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from trainer.errors import DataError, nearest
+
+IGNORE = 255
+MAX_PIXELS = 100_000_000
+SIZE_LIMIT = f"at most {MAX_PIXELS:,} pixels"
+MAX_CLASSES = 254
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+ORIENTATION_TAG = 0x0112
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
+# What Pillow raises on damaged files, by format and kind of damage.
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    struct.error,
+    zlib.error,
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image of a data set.
+
+    Attributes:
+        id: unique name inside the data set; outputs are called after it.
+        image: the image file.
+        tags: class indices 0..K-1 present in the image, ascending.
+        mask: the mask file, or None. Masks drawn from annotations have no file: see ``Dataset.read_mask``.
+    """
+
+    id: str
+    image: Path
+    tags: tuple[int, ...]
+    mask: Path | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Class table, records and image lists.
+
+    Attributes:
+        root: folder that was opened.
+        format: ``voc``, ``coco``, ``folder`` or ``synthetic``.
+        classes: K foreground class names. In every label map of this package 0 is background, k+1 is
+            ``classes[k]`` and 255 is "ignore".
+        mask_values: the value of each class in this data set's own mask files.
+        records: every record by id.
+        lists: named lists of ids (``train``, ``val``, ...). ``all`` always exists.
+        tags_from: where the tags come from, in words, for the protocol line.
+        notes: remarks for the user, for example about a missing list.
+    """
+
+    root: Path
+    format: str
+    classes: tuple[str, ...]
+    mask_values: tuple[int, ...]
+    records: dict[str, Record]
+    lists: dict[str, tuple[str, ...]]
+    tags_from: str
+    notes: tuple[str, ...] = field(default=())
+
+    def subset(self, name: str) -> list[Record]:
+        """Records of list ``name``, in list order.
+
+        Raises:
+            DataError: there is no such list.
+        """
+        if name not in self.lists:
+            raise DataError(
+                f"{self.root} has no list {name!r}", nearest(name, sorted(self.lists)), "pass one of these lists"
+            )
+        return [self.records[i] for i in self.lists[name]]
+
+    def has_mask(self, record: Record) -> bool:
+        """Whether ``read_mask`` would return a mask."""
+        return record.mask is not None
+
+    def read_mask(self, record: Record) -> npt.NDArray[np.uint8]:
+        """Label map ``uint8 [H,W]``: 0 background, 1..K classes, 255 ignore.
+
+        Raises:
+            DataError: no mask, an unreadable file, or a value that no class of this data set has.
+        """
+        if record.mask is None:
+            raise DataError(f"image {record.id!r} has no mask", "a mask file for every image of this list")
+        return map_mask_values(read_index_png(record.mask), self.mask_values, record.mask)
+
+    def fingerprint(self) -> str:
+        """Hash of classes, ids, tags, lists and file sizes: what a run depends on, without reading pixels."""
+        digest = hashlib.sha256(repr((self.classes, self.mask_values, sorted(self.lists.items()))).encode())
+        for record in self.records.values():
+            size = record.image.stat().st_size if record.image.exists() else -1
+            digest.update(repr((record.id, record.tags, size, record.mask is not None)).encode())
+        return digest.hexdigest()[:16]
+
+    def tag_matrix(self, records: Sequence[Record]) -> npt.NDArray[np.float32]:
+        """``float32 [N,K]`` of 0 and 1."""
+        matrix = np.zeros((len(records), len(self.classes)), np.float32)
+        for row, record in enumerate(records):
+            matrix[row, list(record.tags)] = 1
+        return matrix
+
+
+def open_dataset(path: str | Path, problems: list[DataError] | None = None) -> Dataset:
+    """Open a data set, whatever its format (VOC, COCO, folder + CSV, synthetic).
+
+    Args:
+        problems: where to put what contradicts itself, leaving out the entries concerned; without it, the first
+            problem is raised.
+
+    Raises:
+        DataError: nothing is there, nothing is recognised, or the files contradict each other.
+    """
+    from trainer.data import coco, folder, voc
+
+    readers: tuple[tuple[Callable[[Path], bool], Callable[[Path, list[DataError] | None], Dataset]], ...] = (
+        (voc.recognises, voc.read),
+        (coco.recognises, coco.read),
+        (folder.recognises, folder.read),
+    )
+
+    root = Path(path)
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder", "a data folder", "wsss-trainer synth data/ makes one to play with")
+    for recognises, read in readers:
+        if recognises(root):
+            return read(root, problems)
+    found = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
+    raise DataError(
+        f"{root} holds no data set that can be recognised (found: {found})",
+        "VOC (JPEGImages/ and ImageSets/Segmentation/), COCO (annotations/*.json), or images with a labels.csv",
+        "wsss-trainer check --help shows the formats",
+    )
+
+
+def complain(error: DataError, problems: list[DataError] | None) -> None:
+    """Raise ``error``, or keep it in ``problems`` where the caller collects them."""
+    if problems is None:
+        raise error
+    problems.append(error)
+
+
+def some(names: Iterable[object], limit: int = 5) -> str:
+    """The first few of ``names`` and how many more there are."""
+    listed = [str(name) for name in names]
+    rest = len(listed) - limit
+    return ", ".join(listed[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def check_classes(names: Sequence[str], where: Path) -> None:
+    """Refuse a class table that is empty, repeats a name, or does not fit into 8-bit label maps.
+
+    Raises:
+        DataError: as said.
+    """
+    repeated = sorted({name for name in names if list(names).count(name) > 1})
+    if repeated or not names or len(names) > MAX_CLASSES or "" in names:
+        found = f"repeats {some(repeated)}" if repeated else f"has {len(names)} classes or an empty name"
+        raise DataError(f"the class table of {where} {found}", f"1 to {MAX_CLASSES} different class names")
+
+
+def list_images(root: Path) -> list[Path]:
+    """Every image file below ``root`` by its suffix, sorted; hidden files and folders are left out."""
+    return sorted(
+        path
+        for path in root.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(root).parts)
+        and path.is_file()
+    )
+
+
+def read_image(path: Path) -> npt.NDArray[np.uint8]:
+    """``uint8 [H,W,3]`` RGB, EXIF orientation applied; grey, palette, alpha, CMYK and 16-bit are converted.
+
+    Raises:
+        DataError: not an image, truncated, or above 100 megapixels (checked before anything is decoded).
+    """
+    with open_image(path) as image:
+        return to_rgb(image)
+
+
+@contextmanager
+def open_image(path: Path, formats: tuple[str, ...] = IMAGE_FORMATS) -> Iterator[Image.Image]:
+    """An image whose pixels are not decoded yet; what goes wrong while it is open becomes a ``DataError``.
+
+    Raises:
+        DataError: unreadable; or ``expected`` is ``SIZE_LIMIT``, where the header says that it has too many pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=formats) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels")
+                yield image
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path} is too large: {error}", SIZE_LIMIT, "scale it down or leave it out") from error
+    except UNREADABLE as error:
+        raise DataError(
+            f"{path} cannot be read: {error}",
+            "a whole image, " + " or ".join(formats),
+            "wsss-trainer check DATA lists all such files",
+        ) from error
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) as ``read_image`` will return them, read from the header only.
+
+    Raises:
+        DataError: not an image.
+    """
+    with open_image(path) as image:
+        turned = image.getexif().get(ORIENTATION_TAG, 1) in (5, 6, 7, 8)
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """Pixels of an opened image as ``uint8 [H,W,3]`` RGB; alpha is laid on white, 16 bit is scaled to 8."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        deep = np.asarray(image, dtype=np.float64)
+        top = deep.max(initial=0)
+        scale = 255.0 / 65535.0 if top > 255 else 255.0 if image.mode == "F" and top <= 1 else 1.0
+        return np.repeat(np.clip(deep * scale, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        ground = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(ground, rgba)
+    return np.array(image.convert("RGB"), dtype=np.uint8)
+
+
+def read_index_png(path: Path) -> npt.NDArray[np.uint8]:
+    """``uint8 [H,W]`` indices of a palette or grey mask.
+
+    Raises:
+        DataError: unreadable, or an RGB picture of a mask rather than indices.
+    """
+    with open_image(path) as image:
+        if image.mode not in ("P", "L", "1"):
+            raise DataError(
+                f"mask {path} is a {image.mode} picture",
+                "a palette or grey PNG whose pixel values are class indices",
+                "save masks as indices (mode P or L), not as colours",
+            )
+        return np.array(image, dtype=np.uint8)
+
+
+def map_mask_values(raw: npt.NDArray[np.uint8], values: Sequence[int], where: Path | str) -> npt.NDArray[np.uint8]:
+    """Translate a file's own mask values to 0, 1..K, 255.
+
+    Raises:
+        DataError: a value that is neither background, ignore, nor one of ``values``.
+    """
+    table = np.full(256, 254, np.uint8)
+    table[0], table[IGNORE] = 0, IGNORE
+    for k, value in enumerate(values):
+        table[value] = k + 1
+    known = {0, IGNORE, *values}
+    unknown = sorted(int(v) for v in np.unique(raw) if int(v) not in known)
+    if unknown:
+        raise DataError(f"mask {where} holds the values {unknown}", f"0, {IGNORE} and the classes {sorted(values)}")
+    return table[raw]

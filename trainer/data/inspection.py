@@ -1,0 +1,152 @@
+"""What ``check`` finds out about one image and its mask."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from trainer.data.dataset import (
+    IGNORE,
+    MAX_PIXELS,
+    ORIENTATION_TAG,
+    SIZE_LIMIT,
+    Dataset,
+    Record,
+    map_mask_values,
+    open_image,
+    read_index_png,
+    some,
+    to_rgb,
+)
+from trainer.errors import DataError
+
+LARGE_PIXELS = 20_000_000
+TINY_SIDE = 32
+
+# What an image or a mask may be: severity, in words, what to do about it.
+KINDS: dict[str, tuple[str, str, str]] = {
+    "unreadable": ("error", "images that cannot be read", "replace them or take them out of the lists"),
+    "truncated": ("error", "images that are cut off (truncated)", "download or copy them again"),
+    "huge": ("error", f"images of more than {MAX_PIXELS:,} pixels", "scale them down"),
+    "mask-unreadable": ("error", "masks that cannot be read", "save masks as palette or grey PNG with class indices"),
+    "mask-size": (
+        "error",
+        "masks of another size than their image",
+        "EXIF-rotated images are compared after turning",
+    ),
+    "mask-value": ("error", "masks with values that no class has", "0 is background, 255 is ignored, classes between"),
+    "mask-missing": ("warning", "images without a mask, while others have one", "these cannot be evaluated"),
+    "mask-untagged": ("warning", "masks that show a class which the tags lack", "correct the tags"),
+    "untagged": ("warning", "images without a tag", "tag them, or leave them out of the training list"),
+    "cmyk": ("warning", "CMYK images, whose colours are converted roughly", "save them as RGB"),
+    "16-bit": ("warning", "images of more than 8 bits a channel, scaled to 8", "save them with 8 bits"),
+    "large": (
+        "warning",
+        f"images of more than {LARGE_PIXELS:,} pixels",
+        "scale them down: each costs seconds and memory",
+    ),
+    "tiny": ("warning", f"images with a side under {TINY_SIDE} pixels", "leave them out"),
+    "rotated": ("info", "images turned as their EXIF data say", "masks must fit the turned image"),
+    "grey": ("info", "grey images, turned into RGB", ""),
+    "palette": ("info", "images with palette or alpha, laid on white", ""),
+    "tag-unmasked": ("info", "images with a tag that their mask does not show", ""),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one image and its mask are like.
+
+    Attributes:
+        pixels: height times width of the image.
+        cells: values that its CAM file will hold.
+        digest: hash of the image file.
+        mask_bytes: size of the mask file, 0 without one.
+        traits: keys of ``KINDS``, each with a detail in words or "".
+    """
+
+    pixels: int = 0
+    cells: int = 0
+    digest: str = ""
+    mask_bytes: int = 0
+    traits: tuple[tuple[str, str], ...] = ()
+
+
+def inspect(dataset: Dataset, record: Record) -> Finding:
+    """Decode one image and its mask in full and note what is remarkable about them."""
+    traits: list[tuple[str, str]] = []
+    size, digest = (0, 0), ""
+    try:
+        with open_image(record.image) as image:
+            size = (image.height, image.width)
+            traits += [(trait, "") for trait in _looks(image)]
+            size = to_rgb(image).shape[:2]
+        digest = hashlib.sha256(record.image.read_bytes()).hexdigest()
+    except DataError as error:
+        traits.append((_damage(error), error.found))
+    except OSError as error:
+        traits.append(("unreadable", str(error)))
+    mask_bytes = 0
+    if not record.tags:
+        traits.append(("untagged", ""))
+    if dataset.has_mask(record):
+        mask_bytes = record.mask.stat().st_size if record.mask else 0
+        traits += _inspect_mask(dataset, record, None if _broken(traits) else size)
+    height, width = size
+    cells = len(record.tags) * ((height - 1) // 4 + 1) * ((width - 1) // 4 + 1)
+    return Finding(height * width, cells, digest, mask_bytes, tuple(traits))
+
+
+def _looks(image: Image.Image) -> Iterator[str]:
+    """Traits that the header tells."""
+    sixteen = any(";16" in str(tile) for tile in getattr(image, "tile", ()))
+    if image.mode.startswith(("I", "F")) or sixteen:
+        yield "16-bit"
+    if image.mode == "CMYK":
+        yield "cmyk"
+    if image.mode in ("L", "1"):
+        yield "grey"
+    if image.mode in ("P", "PA", "LA", "RGBA") or "transparency" in image.info:
+        yield "palette"
+    if image.getexif().get(ORIENTATION_TAG, 1) != 1:
+        yield "rotated"
+    if image.width * image.height > LARGE_PIXELS:
+        yield "large"
+    if min(image.size) < TINY_SIDE:
+        yield "tiny"
+
+
+def _damage(error: DataError) -> str:
+    if error.expected == SIZE_LIMIT:
+        return "huge"
+    text = str(error.__cause__).lower()
+    return "truncated" if "truncated" in text or "unexpected end" in text or "broken data" in text else "unreadable"
+
+
+def _broken(traits: list[tuple[str, str]]) -> bool:
+    return any(trait in ("unreadable", "truncated", "huge") for trait, _ in traits)
+
+
+def _inspect_mask(dataset: Dataset, record: Record, size: tuple[int, int] | None) -> Iterator[tuple[str, str]]:
+    try:
+        raw = read_index_png(record.mask) if record.mask else dataset.read_mask(record)
+    except DataError as error:
+        yield "mask-unreadable", error.found
+        return
+    if size is not None and raw.shape != size:
+        yield "mask-size", f"{raw.shape[1]}x{raw.shape[0]} for an image of {size[1]}x{size[0]}"
+    try:
+        label = map_mask_values(raw, dataset.mask_values, record.mask) if record.mask else raw
+    except DataError as error:
+        yield "mask-value", error.found
+        return
+    shown = set(np.flatnonzero(np.bincount(label.ravel(), minlength=256)).tolist()) - {0, IGNORE}
+    tagged = {k + 1 for k in record.tags}
+    if shown - tagged:
+        yield "mask-untagged", some(dataset.classes[v - 1] for v in sorted(shown - tagged))
+    if tagged - shown:
+        yield "tag-unmasked", some(dataset.classes[v - 1] for v in sorted(tagged - shown))

@@ -1,0 +1,100 @@
+"""From records to batches. What a batch holds depends on (seed, epoch, index) only, never on workers or on resuming."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from trainer.data.dataset import Record
+from trainer.data.transforms import Rng, sample_rng
+from trainer.pool import cores
+
+MakeSample = Callable[[Record, Rng], tuple[torch.Tensor, ...]]
+
+
+class Samples(TorchDataset[tuple[Any, ...]]):
+    """Samples addressed by (epoch, index): ``(id, tensor, ...)``."""
+
+    def __init__(self, records: Sequence[Record], make: MakeSample, seed: int) -> None:
+        self.records, self.make, self.seed = list(records), make, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, ...]:
+        """One sample; its randomness is a pure function of (seed, epoch, index)."""
+        epoch, index = key
+        record = self.records[index]
+        return (record.id, *self.make(record, sample_rng(self.seed, epoch, index)))
+
+
+class Batches:
+    """The whole training plan as lists of (epoch, index), from any step on.
+
+    Args:
+        count: number of samples. The last incomplete batch of an epoch is dropped.
+        batch: samples per step over all processes.
+        epochs: passes over the data.
+        seed: of the shuffling.
+        start: first step (for resuming).
+        rank: this process.
+        world: number of processes; each takes every ``world``-th sample of a batch.
+    """
+
+    def __init__(self, count: int, batch: int, epochs: int, seed: int, start: int = 0, rank: int = 0, world: int = 1):
+        self.count, self.batch, self.epochs, self.seed, self.start = count, min(batch, count), epochs, seed, start
+        self.rank, self.world = rank, world
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps of one epoch."""
+        return self.count // self.batch
+
+    def __len__(self) -> int:
+        return self.per_epoch * self.epochs - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self.start, self.per_epoch * self.epochs):
+            epoch, place = divmod(step, self.per_epoch)
+            if place == 0 or step == self.start:
+                order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
+            chosen = order[place * self.batch : (place + 1) * self.batch]
+            yield [(epoch, int(i)) for i in chosen[self.rank :: self.world]]
+
+
+def training_loader(samples: Samples, batches: Batches, workers: int, pin: bool) -> DataLoader[tuple[Any, ...]]:
+    """One loader for all epochs, so that workers start once. Yields ``(ids, tensors...)``, images channels-last."""
+    return DataLoader(
+        samples,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin,
+        persistent_workers=False,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=one_thread,
+    )
+
+
+def collate(samples: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """Stack samples; images keep their channels-last memory."""
+    ids, *columns = zip(*samples)
+    return (list(ids), *(_stack(column) for column in columns))
+
+
+def _stack(column: Sequence[torch.Tensor]) -> torch.Tensor:
+    if column[0].ndim != 3:
+        return torch.stack(list(column))
+    return torch.stack([c.permute(1, 2, 0) for c in column]).permute(0, 3, 1, 2)
+
+
+def one_thread(_: int = 0) -> None:
+    """Keep a loader worker to one thread: the processes are the parallelism."""
+    torch.set_num_threads(1)
+
+
+def default_workers() -> int:
+    """Loader processes where the user names no number."""
+    return max(1, min(8, cores() - 1))

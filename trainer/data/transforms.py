@@ -1,0 +1,129 @@
+"""Augmentations (spec methods 6.3). Each is a function of its input and a generator: no hidden randomness."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torchvision.transforms import functional as tvf
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+Rng = np.random.Generator
+Array = npt.NDArray[np.float32]
+
+
+def sample_rng(seed: int, epoch: int, index: int) -> Rng:
+    """The generator of one sample: a pure function of its arguments, so a resumed run equals an unbroken one."""
+    return np.random.default_rng((seed, epoch, index))
+
+
+def resize_long(image: Image.Image, long_side: int) -> Image.Image:
+    """Scale so that the longer side is ``long_side`` (bicubic), the aspect kept."""
+    width, height = image.size
+    if width < height:
+        size = (max(1, round(width * long_side / height)), long_side)
+    else:
+        size = (long_side, max(1, round(height * long_side / width)))
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def color_jitter(image: Image.Image, rng: Rng, strength: float = 0.3, hue: float = 0.1) -> Image.Image:
+    """Brightness, contrast, saturation by 1 +- ``strength`` and hue by +- ``hue``, in random order."""
+    factors = rng.uniform(1 - strength, 1 + strength, 3)
+    shift = float(rng.uniform(-hue, hue))
+    for step in rng.permutation(4):
+        if step == 0:
+            image = tvf.adjust_brightness(image, float(factors[0]))
+        elif step == 1:
+            image = tvf.adjust_contrast(image, float(factors[1]))
+        elif step == 2:
+            image = tvf.adjust_saturation(image, float(factors[2]))
+        else:
+            image = tvf.adjust_hue(image, shift)
+    return image
+
+
+def normalise(image: Image.Image | npt.NDArray[np.uint8]) -> Array:
+    """``uint8`` RGB to ``float32 [H,W,3]`` with ImageNet mean and deviation."""
+    pixels = np.asarray(image, dtype=np.float32)
+    scale = np.array([1 / (255 * s) for s in STD], np.float32)
+    shift = np.array([m / s for m, s in zip(MEAN, STD)], np.float32)
+    return np.asarray(pixels * scale - shift, dtype=np.float32)
+
+
+def crop_window(size: int, crop: int, rng: Rng) -> tuple[int, int, int]:
+    """Along one axis: (offset in the image, offset in the crop, length).
+
+    A larger image is cut at a uniform offset, a smaller one is placed whole at a uniform offset.
+    """
+    if size > crop:
+        return int(rng.integers(0, size - crop + 1)), 0, crop
+    return 0, int(rng.integers(0, crop - size + 1)), size
+
+
+def random_crop(image: Array, crop: int, rng: Rng) -> Array:
+    """``[H,W,3] -> [crop,crop,3]``; the ground is zero, which is the mean colour after ``normalise``."""
+    (cropped,) = random_crops([(image, 0.0)], crop, rng)
+    return cropped.astype(np.float32, copy=False)
+
+
+def random_crops(
+    planes: list[tuple[npt.NDArray[np.generic], float]], crop: int, rng: Rng
+) -> list[npt.NDArray[np.generic]]:
+    """The same random window of several planes ``[H,W,...]``, each with its own fill value."""
+    height, width = planes[0][0].shape[:2]
+    y, top, rows = crop_window(height, crop, rng)
+    x, left, columns = crop_window(width, crop, rng)
+    crops = []
+    for plane, fill in planes:
+        canvas = np.full((crop, crop, *plane.shape[2:]), fill, plane.dtype)
+        canvas[top : top + rows, left : left + columns] = plane[y : y + rows, x : x + columns]
+        crops.append(canvas)
+    return crops
+
+
+def to_tensor(image: Array) -> torch.Tensor:
+    """``[H,W,3]`` to ``[3,H,W]`` without a copy: the memory stays channels-last, as the networks want it."""
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+
+
+def classify_sample(
+    pixels: npt.NDArray[np.uint8], rng: Rng, resize: tuple[int, int], crop: int, jitter: bool
+) -> torch.Tensor:
+    """Training view of one image: resize-long, flip, jitter, normalise, crop -> ``float32 [3,crop,crop]``."""
+    image = resize_long(Image.fromarray(pixels), int(rng.integers(resize[0], resize[1] + 1)))
+    if rng.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if jitter:
+        image = color_jitter(image, rng)
+    return to_tensor(random_crop(normalise(image), crop, rng))
+
+
+def segment_sample(
+    pixels: npt.NDArray[np.uint8],
+    mask: npt.NDArray[np.uint8],
+    rng: Rng,
+    scale: tuple[float, float],
+    crop: int,
+    jitter: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Training view of an image and its mask: flip, scale (bicubic, nearest), jitter, normalise, crop (0, 255).
+
+    Returns:
+        image ``float32 [3,crop,crop]`` and label ``uint8 [crop,crop]``.
+    """
+    factor = float(rng.uniform(*scale))
+    size = (max(1, round(pixels.shape[1] * factor)), max(1, round(pixels.shape[0] * factor)))
+    image = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+    label = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)
+    if rng.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        label = label.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if jitter:
+        image = color_jitter(image, rng)
+    planes: list[tuple[npt.NDArray[np.generic], float]] = [(normalise(image), 0.0), (np.asarray(label), 255)]
+    cut_image, cut_label = random_crops(planes, crop, rng)
+    return to_tensor(cut_image.astype(np.float32, copy=False)), torch.from_numpy(cut_label.astype(np.uint8, copy=False))

@@ -1,0 +1,281 @@
+"""PASCAL VOC layout (spec refine-segment 9 and 11), also that of ``wsss-trainer synth``."""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Container
+from pathlib import Path
+
+import numpy as np
+
+from trainer.data.dataset import (
+    IGNORE,
+    IMAGE_SUFFIXES,
+    Dataset,
+    Record,
+    check_classes,
+    complain,
+    read_index_png,
+    some,
+)
+from trainer.data.tables import IMAGE_COLUMNS, flagged, read_table
+from trainer.errors import DataError
+
+VOC_CLASSES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+LISTS = Path("ImageSets", "Segmentation")
+SBD_NAMES = ("train_aug", "trainaug")
+Problems = list[DataError] | None
+Tags = dict[str, tuple[int, ...]]
+
+
+def recognises(root: Path) -> bool:
+    """Whether ``root`` has ``JPEGImages/`` and ``ImageSets/Segmentation/``."""
+    return (root / "JPEGImages").is_dir() and (root / LISTS).is_dir()
+
+
+def read(root: Path, problems: Problems = None) -> Dataset:
+    """Read a VOC tree.
+
+    Records are the images that some list names (without lists: every image). Masks come from ``SegmentationClass/``,
+    else ``SegmentationClassAug/``. Classes come from ``classes.json``
+    (``{"classes": [{"voc_index": 8, "name": "cat"}, ...], "ignore": 255}``), else they are the 20 of VOC. Tags come
+    from ``image_labels.csv``, else from the objects of ``Annotations/*.xml`` (difficult ones included, parts not),
+    else from the masks.
+
+    Args:
+        problems: collects what is wrong instead of raising it; the entries concerned are left out.
+
+    Raises:
+        DataError: no image, a list that names an image which is not there, duplicate ids, a damaged table, no tags.
+    """
+    images = _by_stem(root / "JPEGImages", IMAGE_SUFFIXES, problems)
+    if not images:
+        raise DataError(f"{root / 'JPEGImages'} holds no image", "files such as 2007_000032.jpg")
+    classes, values = _classes(root)
+    lists = _lists(root, images, problems)
+    ids = sorted({i for names in lists.values() for i in names}) or sorted(images)
+    masks = _by_stem(root / "SegmentationClassAug", (".png",), problems)
+    masks |= _by_stem(root / "SegmentationClass", (".png",), problems)
+    notes = _list_notes(root, lists, len(images) - len(ids), classes)
+    tags, tags_from = _tags(root, ids, classes, values, masks, notes, problems)
+    untagged = [i for i in ids if not tags.get(i)]
+    if untagged:
+        notes.append(f"{len(untagged)} images have no tag: {some(untagged)}")
+    records = {i: Record(i, images[i], tags.get(i, ()), masks.get(i)) for i in ids}
+    form = "synthetic" if (root / "synthetic.json").is_file() else "voc"
+    return Dataset(root, form, classes, values, records, {**lists, "all": tuple(ids)}, tags_from, tuple(notes))
+
+
+def _by_stem(folder: Path, suffixes: tuple[str, ...], problems: Problems) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    twice = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name.startswith(".") or path.suffix.lower() not in suffixes:
+            continue
+        if path.stem in files:
+            twice.append(path.name)
+        files.setdefault(path.stem, path)
+    if twice:
+        complain(
+            DataError(
+                f"{folder} has {len(twice)} names twice, with different suffixes: {some(twice)}",
+                "one file a name: the name without suffix is the id",
+                "remove or rename one of each",
+            ),
+            problems,
+        )
+    return files
+
+
+def _classes(root: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    path = root / "classes.json"
+    if not path.is_file():
+        return VOC_CLASSES, tuple(range(1, 21))
+    shape = '{"classes": [{"voc_index": 8, "name": "cat"}, ...], "ignore": 255}'
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        entries = [(str(entry["name"]), int(entry["voc_index"])) for entry in table["classes"]]
+        ignore = int(table.get("ignore", IGNORE))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} cannot be read: {type(error).__name__}: {error}", shape) from error
+    names, values = [name for name, _ in entries], [value for _, value in entries]
+    check_classes(names, path)
+    if ignore != IGNORE or len(set(values)) < len(values) or not all(0 < value < IGNORE for value in values):
+        raise DataError(
+            f"{path} has the mask values {values} and ignores {ignore}", "different values 1 to 254; ignore 255"
+        )
+    return tuple(names), tuple(values)
+
+
+def _lists(root: Path, images: dict[str, Path], problems: Problems) -> dict[str, tuple[str, ...]]:
+    lists = {}
+    for path in sorted((root / LISTS).glob("*.txt")):
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            complain(DataError(f"{path} cannot be read: {error}", "one image id a line, UTF-8"), problems)
+            continue
+        ids = [list_id(line.strip(), images) for line in lines if line.strip()]
+        once = dict.fromkeys(ids)
+        if len(once) < len(ids):
+            twice = [i for i, count in Counter(ids).items() if count > 1]
+            complain(DataError(f"{path} names {len(twice)} images twice: {some(twice)}", "every image once"), problems)
+        absent = [i for i in once if i not in images]
+        if absent:
+            complain(
+                DataError(
+                    f"{path} names {len(absent)} images that are not there: {some(absent)}",
+                    f"each of them in {root / 'JPEGImages'}",
+                    "bring the images, or take the lines out of the list",
+                ),
+                problems,
+            )
+        lists["train_aug" if path.stem in SBD_NAMES else path.stem] = tuple(i for i in once if i in images)
+    return lists
+
+
+def list_id(line: str, known: Container[str]) -> str:
+    """Id on a list line: bare (any text), or the stem of the first of two columns of paths."""
+    if line in known:
+        return line
+    first = re.split(r"\s+(?=/)|\t", line)[0] if line.startswith("/") else line.split()[0]
+    name = first.rsplit("/", 1)[-1]
+    path = Path(name)
+    return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else name
+
+
+def _list_notes(root: Path, lists: dict[str, tuple[str, ...]], unlisted: int, classes: tuple[str, ...]) -> list[str]:
+    notes = []
+    if not lists:
+        notes.append(f"{root / LISTS} has no list: only 'all' can be used")
+    if unlisted:
+        notes.append(f"{unlisted} images in JPEGImages are in no list and are left out")
+    if "train_aug" not in lists and set(classes) <= set(VOC_CLASSES):
+        count = len(lists.get("train", ()))
+        notes.append(
+            f"no SBD list (train_aug.txt or trainaug.txt in {LISTS}): training has the {count} images of 'train' only. "
+            "Published figures train on 10,582 images instead of 1,464; expect a weaker classifier and lower mIoU"
+        )
+    return notes
+
+
+def _tags(
+    root: Path,
+    ids: list[str],
+    classes: tuple[str, ...],
+    values: tuple[int, ...],
+    masks: dict[str, Path],
+    notes: list[str],
+    problems: Problems,
+) -> tuple[Tags, str]:
+    if (root / "image_labels.csv").is_file():
+        return _csv_tags(root / "image_labels.csv", ids, classes, notes, problems), "image_labels.csv"
+    annotations = _by_stem(root / "Annotations", (".xml",), problems)
+    if annotations.keys() & set(ids):
+        tags = _xml_tags(annotations, ids, classes, notes, problems)
+        return tags, "objects of Annotations/*.xml, difficult ones included"
+    if masks.keys() & set(ids):
+        notes.append("no image_labels.csv and no Annotations/*.xml: the tags are the classes seen in the masks")
+        return _mask_tags(masks, ids, values, problems), "classes in the masks"
+    raise DataError(
+        f"{root} has no tags: neither image_labels.csv, nor Annotations/*.xml, nor masks for the listed images",
+        "image_labels.csv with the columns image_id and one 0/1 column a class",
+    )
+
+
+def _csv_tags(path: Path, ids: list[str], classes: tuple[str, ...], notes: list[str], problems: Problems) -> Tags:
+    table = read_table(path)
+    name = table.find(IMAGE_COLUMNS)
+    absent = [c for c in classes if c not in table.columns]
+    if name is None or absent:
+        lacking = "no column of image names" if name is None else f"no column for {some(absent)}"
+        raise DataError(
+            f"{table.found()}: {lacking}",
+            f"image_id and one 0/1 column for each of {some(classes, 20)}",
+            "write other classes into classes.json",
+        )
+    columns = [table.columns.index(c) for c in classes]
+    tags: Tags = {}
+    clashes, listed = [], set(ids)
+    for row, cells in enumerate(table.rows):
+        key = list_id(cells[name], listed) if cells[name] else ""
+        try:
+            found = flagged(table, row, columns)
+        except DataError as error:
+            complain(error, problems)
+            continue
+        if tags.setdefault(key, found) != found:
+            clashes.append(key)
+    if clashes:
+        complain(
+            DataError(f"{path} has different tags for the same image: {some(clashes)}", "one row an image"), problems
+        )
+    without = len(listed - tags.keys())
+    if without:
+        notes.append(f"{without} listed images have no row in {path.name}")
+    return tags
+
+
+def _xml_tags(
+    annotations: dict[str, Path], ids: list[str], classes: tuple[str, ...], notes: list[str], problems: Problems
+) -> Tags:
+    index = {name: k for k, name in enumerate(classes)}
+    tags: Tags = {}
+    others: dict[str, int] = {}
+    for i in ids:
+        if i not in annotations:
+            continue
+        try:
+            objects = ElementTree.parse(annotations[i]).getroot().findall("object")
+        except (OSError, ElementTree.ParseError) as error:
+            complain(DataError(f"{annotations[i]} cannot be read: {error}", "a VOC annotation in XML"), problems)
+            continue
+        names = {(entry.findtext("name") or "").strip() for entry in objects}
+        tags[i] = tuple(sorted(index[name] for name in names if name in index))
+        for name in names - index.keys():
+            others[name] = others.get(name, 0) + 1
+    without = sum(i not in annotations for i in ids)
+    if without:
+        notes.append(f"{without} listed images have no file in Annotations")
+    if others:
+        listing = some(f"{name!r} in {count} images" for name, count in sorted(others.items()))
+        notes.append(f"objects of other classes are ignored: {listing}")
+    return tags
+
+
+def _mask_tags(masks: dict[str, Path], ids: list[str], values: tuple[int, ...], problems: Problems) -> Tags:
+    tags: Tags = {}
+    for i in ids:
+        if i not in masks:
+            continue
+        try:
+            seen = np.flatnonzero(np.bincount(read_index_png(masks[i]).ravel(), minlength=256))
+        except DataError as error:
+            complain(error, problems)
+            continue
+        tags[i] = tuple(k for k, value in enumerate(values) if value in seen)
+    return tags

@@ -1,0 +1,64 @@
+"""Errors that a user can act on. The command line prints them without a traceback and exits with code 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something that the user gave, and can change.
+
+    Args:
+        found: what is wrong, naming the file, knob or value.
+        expected: what would have been right.
+        hint: what to type or do next.
+    """
+
+    exit_code = 2
+
+    def __init__(self, found: str, expected: str = "", hint: str = "") -> None:
+        super().__init__(found)
+        self.found = found
+        self.expected = expected
+        self.hint = hint
+
+    def __str__(self) -> str:
+        lines = [self.found]
+        if self.expected:
+            lines.append(f"expected: {self.expected}")
+        if self.hint:
+            lines.append(f"try: {self.hint}")
+        return "\n".join(lines)
+
+
+class DataError(UserError):
+    """A data set, image, mask, tag file or list is not what it should be."""
+
+
+class ConfigError(UserError):
+    """An unknown or impossible method, backbone, knob or preset."""
+
+
+class WeightsError(UserError):
+    """A weight or checkpoint file is missing, damaged or belongs to something else."""
+
+
+class RunError(UserError):
+    """The run directory is in use, incomplete or belongs to another run."""
+
+
+class TrainingError(UserError):
+    """Training cannot go on, for example because the loss is not finite."""
+
+
+class ExportError(UserError):
+    """The exported graph differs from the model that it was made from."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The sentence that names what is known, the closest match to ``name`` first."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    listing = ", ".join(known)
+    return f"did you mean {close[0]!r}? known: {listing}" if close else f"known: {listing}"

@@ -1,0 +1,247 @@
+"""Publish a trained model: ONNX graph, card and Triton configuration in one model repository (design 6).
+
+``exported/<name>/<version>/model.onnx`` and ``model.json``, ``exported/<name>/config.pbtxt``. A version is made in a
+hidden folder beside its place, compared with PyTorch on real images, and appears by one rename or not at all.
+"""
+
+from __future__ import annotations
+
+import copy
+import errno
+import hashlib
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.errors import ConfigError, ExportError
+from trainer.graphs import CamGraph, PixelGraph, SegmenterGraph, to_onnx
+
+__all__ = ["CamGraph", "ExportReport", "Parity", "SegmenterGraph", "card_from_manifest", "export_model", "export_run"]
+
+MIN_EQUAL_PIXELS = 0.999
+MAX_DIFFERENCE = 1e-3
+CAM_NOISE_PEAK = 1e-2
+MAX_BATCH = 8
+GIVEN = ("classes", "palette", "input", "thresholds", "supervision", "source", "metrics")
+Images = Sequence[npt.NDArray[np.uint8]]
+Outputs = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far the graph is from PyTorch in float32, worst over all images.
+
+    Attributes:
+        images: images compared, the batch of two counted as two.
+        max_abs_cam: largest difference of a CAM value; None for a segmenter. A map whose sum over the views peaks below
+            0.01 before its division counts in proportion: normalising blows its rounding noise up.
+        equal_pixels: smallest share of equal label pixels in an image; None for a CAM graph.
+        max_abs_scores: largest difference of an image score.
+        close_confidence: smallest share of pixels whose confidence is at most 1 of 255 apart; None for a CAM graph.
+    """
+
+    images: int
+    max_abs_cam: float | None
+    equal_pixels: float | None
+    max_abs_scores: float
+    close_confidence: float | None
+
+    def failures(self) -> list[str]:
+        """The figures above the limits, in words; a NaN fails."""
+        failed = []
+        for name, value in (("CAM", self.max_abs_cam), ("score", self.max_abs_scores)):
+            if value is not None and not value <= MAX_DIFFERENCE:
+                failed.append(f"largest {name} difference {value:.2g} (limit {MAX_DIFFERENCE:g})")
+        for name, value in (
+            ("label pixels equal", self.equal_pixels),
+            ("confidence pixels close", self.close_confidence),
+        ):
+            if value is not None and not value >= MIN_EQUAL_PIXELS:
+                failed.append(f"{value:.3%} of {name} (limit {MIN_EQUAL_PIXELS:.1%})")
+        return failed
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was published, where, and how close it is to the model it was made from."""
+
+    path: Path
+    name: str
+    version: int
+    kind: str
+    megabytes: float
+    seconds: float
+    parity: Parity
+
+
+def export_model(
+    graph_module: PixelGraph,
+    card_fields: Mapping[str, Any],
+    repository: Path,
+    name: str,
+    images: Images,
+    version: int | None = None,
+) -> ExportReport:
+    """Publish a graph under ``repository/name/version``, after comparing it with PyTorch on ``images``.
+
+    Args:
+        graph_module: ``CamGraph`` or ``SegmenterGraph``; left unchanged, compared on CPU in float32.
+        card_fields: classes, palette, input (limits), thresholds, supervision, source and metrics of the card; see
+            ``card_from_manifest``.
+        repository: the folder of models, made if need be.
+        name: model name: letters, digits, ``_`` and ``-``, as Triton wants.
+        images: real images, ``uint8 [H,W,3]`` RGB, compared each at its own size and once as a batch of two.
+        version: an integer from 1; by default the next one. A published version is never overwritten.
+
+    Raises:
+        ConfigError: impossible name, version, images or card.
+        ExportError: the network cannot be exported, the graph differs from PyTorch, or the disk refuses. Nothing is
+            published then.
+    """
+    started = time.monotonic()
+    check_request(graph_module, card_fields, name, images)
+    version = free_version(repository / name, version)
+    graph = copy.deepcopy(graph_module).cpu().float().eval()
+    model = to_onnx(graph).SerializeToString()
+    with writing(repository), staging(repository, name) as folder:
+        place = folder / str(version)
+        place.mkdir(parents=True)
+        (place / "model.onnx").write_bytes(model)
+        parity = compare(graph, place / "model.onnx", batches_of(images))
+        if failures := parity.failures():
+            raise ExportError(
+                f"the graph of {name!r} differs from PyTorch: {'; '.join(failures)}",
+                "the same result from both, up to rounding",
+                "a network with randomness or data-dependent branches cannot be exported",
+            )
+        card = finished_card(graph, card_fields, name, version, hashlib.sha256(model).hexdigest(), parity)
+        (place / "model.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / "config.pbtxt").write_text(triton_config(graph, name, len(card["classes"])), encoding="utf-8")
+        publish(folder, repository / name, version)
+    seconds = time.monotonic() - started
+    return ExportReport(repository / name / str(version), name, version, graph.kind, len(model) / 1e6, seconds, parity)
+
+
+def check_request(graph: PixelGraph, card_fields: Mapping[str, Any], name: str, images: Images) -> None:
+    """Refuse what cannot be exported before minutes are spent on it."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", name):
+        raise ConfigError(
+            f"model name {name!r} is not allowed", "letters, digits, _ and -, starting with a letter or digit"
+        )
+    if missing := [field for field in GIVEN if field not in card_fields]:
+        raise ConfigError(f"the card lacks {', '.join(missing)}", f"the fields {', '.join(GIVEN)}")
+    if len(card_fields["palette"]) != len(card_fields["classes"]) + 1:
+        raise ConfigError(f"{len(card_fields['palette'])} colours", "one a class and one for the background")
+    if card_fields.get("kind", graph.kind) != graph.kind:
+        raise ConfigError(f"a card of kind {card_fields['kind']!r} for a {graph.kind} graph", f"kind {graph.kind!r}")
+    if not images:
+        raise ConfigError("no image to compare the graph on", "at least one real image")
+    for image in images:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ConfigError(f"an image of {image.dtype} {list(image.shape)}", "uint8 [H,W,3]")
+
+
+def free_version(model: Path, version: int | None) -> int:
+    """``version`` if it is free, by default one above the highest that is there."""
+    taken = {int(p.name) for p in model.glob("*") if re.fullmatch(r"[1-9][0-9]*", p.name)}
+    if version is None:
+        return max(taken, default=0) + 1
+    if version < 1:
+        raise ConfigError(f"version {version}", "an integer from 1")
+    if version in taken:
+        raise ConfigError(f"{model}/{version} is published already", "a new version", "leave --version out")
+    return version
+
+
+@contextmanager
+def writing(repository: Path) -> Iterator[None]:
+    """Say what the disk refused, and how much room is left."""
+    try:
+        repository.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ExportError(
+                f"no space left in {repository}", "room for the model", "free some and export again"
+            ) from error
+        raise ExportError(f"{repository} cannot be written: {error}", "a folder that may be written") from error
+
+
+@contextmanager
+def staging(repository: Path, name: str) -> Iterator[Path]:
+    """A hidden folder on the repository's disk that vanishes whatever happens, Ctrl-C included."""
+    with tempfile.TemporaryDirectory(dir=repository, prefix=f".{name}-", ignore_cleanup_errors=True) as hidden:
+        folder = Path(hidden) / name
+        folder.mkdir()
+        yield folder
+
+
+def publish(folder: Path, model: Path, version: int) -> None:
+    """Move a finished model into place: whole by one rename, or its version and then its ``config.pbtxt``."""
+    try:
+        if model.exists():
+            os.rename(folder / str(version), model / str(version))
+            os.replace(folder / "config.pbtxt", model / "config.pbtxt")
+        else:
+            os.rename(folder, model)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise ExportError(
+                f"{model}/{version} was published by someone else meanwhile", "a free version", "export again"
+            ) from error
+        raise
+
+
+def batches_of(images: Images) -> list[npt.NDArray[np.uint8]]:
+    """Every image as a batch of one, and a batch of two: the first two of equal size, else one with its mirror image."""
+    by_size: dict[tuple[int, ...], npt.NDArray[np.uint8]] = {}
+    pair = np.stack([images[0], images[0][:, ::-1]])
+    for image in images:
+        if image.shape in by_size:
+            pair = np.stack([by_size[image.shape], image])
+            break
+        by_size[image.shape] = image
+    return [*(image[None] for image in images), pair]
+
+
+def open_graph(path: Path) -> Any:
+    """An onnxruntime CPU session that keeps its remarks to itself."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def compare(graph: PixelGraph, path: Path, batches: Sequence[npt.NDArray[np.uint8]]) -> Parity:
+    """Run the file in onnxruntime and the module in PyTorch on the same batches.
+
+    Raises:
+        ExportError: the file does not load, or fails on a batch.
+    """
+    differences: dict[str, list[float]] = {"cam": [], "scores": [], "mask": [], "confidence": []}
+    try:
+        session = open_graph(path)
+        for batch in batches:
+            got = dict(zip(graph.outputs, session.run(list(graph.outputs), {"image": batch})))
+            for key, values in difference(graph, batch, got).items():
+                differences[key] += values
+    except Exception as error:  # onnxruntime's errors share no public base class
+        raise ExportError(f"the exported graph does not run: {error}", "a result for every image") from error
+    return Parity(
+        images=sum(map(len, batches)),
+        max_abs_cam=max(differences["cam"]) if differences["cam"] else None,
+        equal_pixels=min(differences["mask"]) if differences["mask"] else None,
+        max_abs_scores=float(np.max(differences["scores"])),
+        close_confidence=min(differences["confidence"]) if differences["confidence"] else None,
+    )

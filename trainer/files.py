@@ -1,0 +1,37 @@
+"""Files that are either whole or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+
+from trainer.errors import RunError
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write ``data`` beside ``path`` and rename, so that a reader or a killed run never sees half a file.
+
+    Raises:
+        RunError: no space left, or the folder cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(data)
+        os.replace(part, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        if error.errno in NO_SPACE:
+            raise RunError(
+                f"no space left while writing {path}",
+                "room on that disk",
+                "free some space and run the same command again: what is there is kept",
+            ) from error
+        raise RunError(
+            f"{path} cannot be written: {error.strerror or error}", "a folder that you may write to"
+        ) from error

@@ -1,0 +1,366 @@
+"""What an exported graph computes: pixels in, finished maps and masks out (design 6).
+
+Wrappers around a trained method or segmenter, separate from it. Constants are buffers, every size is symbolic, and only
+operators are used that onnxruntime, OpenVINO and TensorRT share: the bicubic resize is a pair of matrix products because
+antialiased ``Resize`` is ignored by OpenVINO, refused by TensorRT and, without antialiasing, slow in onnxruntime.
+
+Shapes: N images, B views (N or 2N), K classes, L = K + 1 labels, H W image, h w map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from trainer.data.transforms import MEAN, STD
+from trainer.errors import ConfigError, ExportError
+
+if TYPE_CHECKING:
+    import onnx
+
+CAM_STRIDE = 4
+OPSET = 18
+Results = list[tuple[torch.Tensor, ...]]
+
+
+class PixelGraph(nn.Module):
+    """Base of the two graphs: ``uint8 [N,H,W,3]`` RGB to normalised network inputs at several scales.
+
+    Args:
+        net: the trained network, put into evaluation mode.
+        scales: factors of the image size; fractions with a denominator up to 16.
+        flip: also run the mirrored image and merge.
+
+    Raises:
+        ConfigError: no scale, or one outside 0.1..4.
+    """
+
+    kind = ""
+    outputs: dict[str, tuple[str, tuple[str, ...]]] = {}  # noqa: RUF012
+    merging = ""
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, net: nn.Module, scales: Sequence[float], flip: bool) -> None:
+        super().__init__()
+        if not scales or not all(0.1 <= s <= 4 for s in scales) or len(set(scales)) < len(scales):
+            raise ConfigError(f"scales {tuple(scales)} cannot be exported", "different factors between 0.1 and 4")
+        self.net = net.eval()
+        self.scales = tuple(float(s) for s in scales)
+        self.flip = flip
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1) * 255, persistent=False)
+
+    def views(self, image_NHW3: torch.Tensor) -> list[torch.Tensor]:
+        """One ``float32 [B,3,h,w]`` a scale; with ``flip`` the mirrored images follow the plain ones."""
+        pixels = image_NHW3.permute(0, 3, 1, 2).float()
+        views = []
+        for scale in self.scales:
+            x = pixels if scale == 1 else resize_bicubic(pixels, scale).clamp(0, 255)
+            x = (x - self.mean) / self.std
+            views.append(torch.cat([x, x.flip(3)]) if self.flip else x)
+        return views
+
+    def forward(self, image_NHW3: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The whole graph: ``after(image, run(view) for every view)``. Outputs as in ``outputs``."""
+        return self.after(image_NHW3, [self.run(view) for view in self.views(image_NHW3)])
+
+    def run(self, view_B3hw: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The network on one view: its map, and the image logits if the kind has them."""
+        raise NotImplementedError
+
+    def after(self, image_NHW3: torch.Tensor, results: Results) -> tuple[torch.Tensor, ...]:
+        """Finished outputs from the results of ``run``, one a scale; of the image only its size is read."""
+        raise NotImplementedError
+
+    def merge_flip(self, maps_BKhw: torch.Tensor, count: int) -> torch.Tensor:
+        """Sum of a map and its un-mirrored twin, ``[N,K,h,w]``.
+
+        Done before any resize: a half-pixel bilinear resize commutes with mirroring and costs half this way. Slices
+        rather than ``chunk``, which on a free batch becomes a sequence op that OpenVINO cannot read.
+        """
+        if not self.flip:
+            return maps_BKhw
+        return maps_BKhw[:count] + maps_BKhw[count:].flip(3)
+
+    def protocol(self) -> str:
+        """One line for the card: which views are run, and how they are merged."""
+        views = f"scales {', '.join(f'{s:g}' for s in self.scales)}{' x flip' if self.flip else ''}"
+        return f"{views}, Pillow-like bicubic; {self.merging}"
+
+
+class CamGraph(PixelGraph):
+    """Class activation maps with the multi-scale merge of spec methods 7 (IRN's, at its stride-4 output).
+
+    ``image uint8 [N,H,W,3]`` -> ``cam float32 [N,K,h,w]`` with h = (H-1)//4+1 and w = (W-1)//4+1, ``scores float32
+    [N,K]`` = sigmoid of the image logits of the plain image at scale 1. Every map is the sum over scales and mirrored
+    views of ReLU maps resized bilinearly, divided by its own maximum + 1e-5, so 0 <= cam < 1; which classes are present
+    is for the caller to say (``scores`` or known tags).
+
+    Deviation from the released IRN code: maps go straight to stride 4, without its padding to a multiple of 16.
+
+    Args:
+        method: ``cams_and_logits(images_B3hw) -> (cams_BKhw, logits_BK)``.
+        scales: must hold 1, where the scores come from.
+        flip: also run the mirrored image.
+    """
+
+    kind = "cam"
+    outputs = {"cam": ("float32", ("N", "K", "h", "w")), "scores": ("float32", ("N", "K"))}  # noqa: RUF012
+    merging = "sum of ReLU maps at stride 4, each divided by its maximum + 1e-5; scores at scale 1"
+
+    def __init__(self, method: nn.Module, scales: Sequence[float] = (1, 0.5, 1.5, 2), flip: bool = True) -> None:
+        super().__init__(method, scales, flip)
+        if 1.0 not in self.scales:
+            raise ConfigError(f"scales {self.scales} lack 1", "scale 1 among them: the image scores come from there")
+
+    def run(self, view_B3hw: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Map ``[B,K,h,w]`` and logits ``[B,K]``."""
+        cams_BKhw, logits_BK = self.net.cams_and_logits(view_B3hw)  # type: ignore[operator]
+        return cams_BKhw.relu(), logits_BK
+
+    def after(self, image_NHW3: torch.Tensor, results: Results) -> tuple[torch.Tensor, ...]:
+        """``cam`` and ``scores``."""
+        merged_NKhw = self.merged(image_NHW3, results)
+        logits_NK = results[self.scales.index(1.0)][1][: image_NHW3.shape[0]]
+        return merged_NKhw / (merged_NKhw.amax((2, 3), keepdim=True) + 1e-5), logits_NK.sigmoid()
+
+    def merged(self, image_NHW3: torch.Tensor, results: Results) -> torch.Tensor:
+        """Sum of the maps of all views ``[N,K,h,w]``, before each is divided by its maximum."""
+        count, height, width = image_NHW3.shape[:3]
+        size = ((height - 1) // CAM_STRIDE + 1, (width - 1) // CAM_STRIDE + 1)
+        return add_up([resize_bilinear(self.merge_flip(maps, count), size) for maps, _ in results])
+
+
+class SegmenterGraph(PixelGraph):
+    """Label map, image scores and confidence of a segmenter.
+
+    ``image uint8 [N,H,W,3]`` -> ``mask uint8 [N,H,W]`` in 0..K; ``scores float32 [N,K]``: the highest merged probability
+    of each foreground class, at the feature resolution of the largest scale; ``confidence uint8 [N,H,W]``: round(255 *
+    merged probability of the winning label).
+
+    Every view's logits go bilinearly to (H, W) and through the soft-max (spec refine-segment 6.5); several views merge as
+    the **mean of their probabilities**, then arg-max: what ``trainer.segment.predict`` does. With one view the soft-max
+    is not needed for the arg-max, and only the winner's probability is computed.
+
+    Args:
+        segmenter: ``forward(images_B3hw) -> logits_BLhw`` at feature stride.
+        scales: factors of the image size.
+        flip: also run the mirrored image.
+    """
+
+    kind = "segmenter"
+    outputs = {  # noqa: RUF012
+        "mask": ("uint8", ("N", "H", "W")),
+        "scores": ("float32", ("N", "K")),
+        "confidence": ("uint8", ("N", "H", "W")),
+    }
+    merging = "bilinear to the image size, mean of soft-max probabilities, arg-max"
+
+    def __init__(self, segmenter: nn.Module, scales: Sequence[float] = (1.0,), flip: bool = False) -> None:
+        super().__init__(segmenter, scales, flip)
+
+    def run(self, view_B3hw: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Logits ``[B,L,h,w]``."""
+        return (self.net(view_B3hw),)
+
+    def after(self, image_NHW3: torch.Tensor, results: Results) -> tuple[torch.Tensor, ...]:
+        """``mask``, ``scores`` and ``confidence``."""
+        count, *size = image_NHW3.shape[:3]
+        logits = [result[0] for result in results]
+        largest = self.scales.index(max(self.scales))
+        finest = logits[largest].shape[2:]
+        small = [self.merge_flip(x.softmax(1)[:, 1:], count) for x in logits]
+        small = [x if i == largest else resize_bilinear(x, finest) for i, x in enumerate(small)]
+        count_views = len(logits) * (2 if self.flip else 1)
+        scores_NK = add_up(small).amax((2, 3)) / count_views
+        large = [resize_bilinear(x, size) for x in logits]
+        if count_views == 1:
+            peak_NHW, mask_NHW = large[0].max(1)
+            top_NHW = 1 / (large[0] - peak_NHW.unsqueeze(1)).exp().sum(1)
+        else:
+            total_NHW, mask_NHW = add_up([self.merge_flip(x.softmax(1), count) for x in large]).max(1)
+            top_NHW = total_NHW / count_views
+        return mask_NHW.to(torch.uint8), scores_NK, (top_NHW * 255).round().to(torch.uint8)
+
+
+def add_up(maps: list[torch.Tensor]) -> torch.Tensor:
+    """Sum of equally sized tensors, without the integer 0 that ``sum`` starts from."""
+    total = maps[0]
+    for other in maps[1:]:
+        total = total + other
+    return total
+
+
+def resize_bilinear(maps_NKhw: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """``F.interpolate(mode="bilinear", align_corners=False)`` to ``size`` = (H, W)."""
+    return F.interpolate(maps_NKhw, size=list(size), mode="bilinear", align_corners=False)
+
+
+def resize_bicubic(pixels_N3HW: torch.Tensor, scale: float) -> torch.Tensor:
+    """Antialiased bicubic resize as Pillow's (a = -0.5), unrounded, of ``[N,3,H,W]`` to ``scaled_size`` of H and W."""
+    height, width = pixels_N3HW.shape[2:]
+    rows = bicubic_weights(height, scaled_size(height, scale), pixels_N3HW)
+    columns = bicubic_weights(width, scaled_size(width, scale), pixels_N3HW)
+    return rows @ (pixels_N3HW @ columns.T)
+
+
+def scaled_size(size: int, scale: float) -> int:
+    """``round(size * scale)``, half to even as Python and NumPy do, in integer arithmetic that a graph can hold."""
+    exact = Fraction(scale).limit_denominator(16)
+    product, d = size * exact.numerator, exact.denominator
+    return product if d == 1 else (2 * product + d - 1 + product // d % 2) // (2 * d)
+
+
+def bicubic_weights(old: int, new: int, like: torch.Tensor) -> torch.Tensor:
+    """Resampling matrix ``[new, old]`` of a cubic convolution filter (Keys 1981, a = -0.5) widened when it shrinks."""
+    ratio = old / new
+    centres = (torch.arange(new, dtype=like.dtype, device=like.device) + 0.5) * ratio
+    positions = torch.arange(old, dtype=like.dtype, device=like.device) + 0.5
+    return cubic_rows((positions[None, :] - centres[:, None]) / torch.sym_max(ratio, 1.0))
+
+
+def cubic_rows(distance: torch.Tensor) -> torch.Tensor:
+    """Keys' kernel of a distance matrix, every row divided by its sum, as Pillow does at the borders."""
+    d = distance.abs()
+    near = (1.5 * d - 2.5) * d * d + 1
+    far = ((-0.5 * d + 2.5) * d - 4) * d + 2
+    weights = torch.where(d < 1, near, torch.where(d < 2, far, 0.0))
+    return weights / weights.sum(1, keepdim=True)
+
+
+class Part(nn.Module):
+    """One function as a module of its own, holding only the weights that it uses, so that it can be traced alone."""
+
+    def __init__(self, call: Callable[..., Any], net: nn.Module | None = None) -> None:
+        super().__init__()
+        self.call = call
+        self.net = net
+
+    def forward(self, *inputs: Any) -> Any:
+        """``call(*inputs)``."""
+        return self.call(*inputs)
+
+
+def to_onnx(graph: PixelGraph) -> onnx.ModelProto:
+    """The graph as ONNX, with free N, H and W.
+
+    The network is traced once, its batch norms folded by the exporter, and then wired in once a scale on shared weights.
+    Tracing the whole would take one network a scale (minutes), and shared weights would keep the batch norms unfolded.
+
+    Raises:
+        ExportError: the network holds something that ONNX cannot say, or depends on the image size.
+    """
+    image = torch.zeros(2, 96, 128, 3, dtype=torch.uint8)
+    batch, free = torch.export.Dim("batch"), torch.export.Dim.DYNAMIC
+    many = batch * 2 if graph.flip else batch
+    with torch.no_grad():
+        views = graph.views(image)
+        results = [graph.run(view) for view in views]
+        frees = [tuple({0: many, **dict.fromkeys(range(2, t.dim()), free)} for t in result) for result in results]
+        image_free = dict.fromkeys(range(3), free)
+        before = trace(Part(graph.views), (image,), (image_free,))
+        net = trace(Part(graph.run, graph.net), (views[0],), ({0: free, 2: free, 3: free},))
+        after = trace(Part(graph.after), (image, results), ({**image_free, 0: batch}, frees))
+    return assembled(graph, before, net, after, len(results[0]), results[0][-1].shape[1] - (graph.kind == "segmenter"))
+
+
+def trace(part: Part, inputs: tuple[Any, ...], free: tuple[Any, ...]) -> onnx.ModelProto:
+    """One part as ONNX, functions inlined."""
+    import onnx.inliner
+
+    try:
+        program = torch.export.export(part.eval(), inputs, dynamic_shapes=(free,))
+        traced = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, external_data=False)
+    except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
+        raise ExportError(
+            f"the network cannot be exported: {str(error).strip().splitlines()[0]}",
+            "a forward pass without data-dependent control flow, at any image size",
+        ) from error
+    assert traced is not None
+    return onnx.inliner.inline_local_functions(traced.model_proto)
+
+
+def assembled(
+    graph: PixelGraph, before: onnx.ModelProto, net: onnx.ModelProto, after: onnx.ModelProto, width: int, classes: int
+) -> onnx.ModelProto:
+    """``before`` -> one ``net`` a scale -> ``after``; ``width`` results leave each net."""
+    from onnx import TensorProto, checker, helper
+
+    scales = range(len(graph.scales))
+    results = [[f"result{i}/{j}" for j in range(width)] for i in scales]
+    nodes = wired(before, "before", "", ["image"], [f"view{i}" for i in scales])
+    for i in scales:
+        nodes += wired(net, "net", str(i), [f"view{i}"], results[i])
+    nodes += wired(after, "after", "", ["image", *(r for result in results for r in result)], list(graph.outputs))
+    types = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}
+    value = helper.make_tensor_value_info
+    outputs = [
+        value(name, types[dtype], [classes if d == "K" else d for d in shape])
+        for name, (dtype, shape) in graph.outputs.items()
+    ]
+    nodes = needed(nodes, graph.outputs)
+    read = {name for node in nodes for name in node.input}
+    weights = [
+        t
+        for label, part in (("before", before), ("net", net), ("after", after))
+        for t in named(part, label)
+        if t.name in read
+    ]
+    body = helper.make_graph(
+        nodes, graph.kind, [value("image", TensorProto.UINT8, ["N", "H", "W", 3])], outputs, weights
+    )
+    model = helper.make_model(
+        body, producer_name="wsss", opset_imports=list(net.opset_import), ir_version=net.ir_version
+    )
+    checker.check_model(model, full_check=True)
+    return model
+
+
+def named(part: onnx.ModelProto, label: str) -> Iterable[onnx.TensorProto]:
+    """The weights of a part under their names in the whole."""
+    for tensor in part.graph.initializer:
+        tensor.name = f"{label}/{tensor.name}"
+        yield tensor
+
+
+def wired(part: onnx.ModelProto, label: str, copy: str, inputs: list[str], outputs: list[str]) -> list[onnx.NodeProto]:
+    """The nodes of a part with its inputs and outputs on the given wires.
+
+    Weights are named after the part, everything else after the part and ``copy``. Traces of the source files that the
+    exporter notes beside every node are left out.
+    """
+    import onnx
+
+    shared = {t.name for t in part.graph.initializer}
+    wires = dict(zip((v.name for v in part.graph.input), inputs, strict=True))
+    wires |= dict(zip((v.name for v in part.graph.output), outputs, strict=True))
+
+    def rename(name: str) -> str:
+        return wires.get(name) or (name and f"{label if name in shared else label + copy}/{name}")
+
+    nodes = []
+    for node in part.graph.node:
+        if any(a.HasField("g") or a.graphs for a in node.attribute):
+            raise ExportError(f"the network holds {node.op_type}, a branch or loop", "a plain chain of operators")
+        fresh = onnx.NodeProto(op_type=node.op_type, domain=node.domain, name=f"{label}{copy}/{node.name}")
+        fresh.input.extend(map(rename, node.input))
+        fresh.output.extend(map(rename, node.output))
+        fresh.attribute.extend(node.attribute)
+        nodes.append(fresh)
+    return nodes
+
+
+def needed(nodes: list[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
+    """The nodes that an output depends on: image scores, for one, are read at a single scale."""
+    wanted, kept = set(outputs), []
+    for node in reversed(nodes):
+        if wanted & set(node.output):
+            wanted |= set(node.input)
+            kept.append(node)
+    return kept[::-1]

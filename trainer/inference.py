@@ -1,0 +1,122 @@
+"""Multi-scale views of images, batched by equal size: what maps and segmentation inference share.
+
+Images are never padded to make a batch: padding would change what the convolutions see at the border.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from trainer.data.dataset import Record, image_size, read_image
+from trainer.data.loader import default_workers, one_thread
+from trainer.data.transforms import normalise, to_tensor
+from trainer.loop import Precision, _has_bf16_units
+
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
+
+
+@dataclass(frozen=True)
+class Views:
+    """How an image is looked at.
+
+    Attributes:
+        scales: resize factors, in order.
+        rounding: of the scaled sides: ``round`` half to even, ``trunc`` towards zero.
+        filter: ``bicubic`` or ``lanczos`` (Pillow).
+    """
+
+    scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
+    rounding: Literal["round", "trunc"] = "round"
+    filter: Literal["bicubic", "lanczos"] = "bicubic"
+
+    def size(self, height: int, width: int, scale: float) -> tuple[int, int]:
+        """(height, width) of one view."""
+        cut = round if self.rounding == "round" else int
+        return max(1, cut(height * scale)), max(1, cut(width * scale))
+
+    def make(self, pixels: np.ndarray, scale: float) -> torch.Tensor:
+        """One normalised view ``float32 [3,h,w]`` of ``uint8 [H,W,3]``; scale 1 is left untouched."""
+        height, width = self.size(pixels.shape[0], pixels.shape[1], scale)
+        image = Image.fromarray(pixels)
+        if (height, width) != pixels.shape[:2]:
+            image = image.resize((width, height), FILTERS[self.filter])
+        return to_tensor(normalise(image))
+
+
+@dataclass(frozen=True)
+class ViewBatch:
+    """Images of one size: records, (H, W), and one ``[B,3,h,w]`` a scale."""
+
+    records: list[Record]
+    size: tuple[int, int]
+    images: list[torch.Tensor]
+
+
+class _Batches(TorchDataset[ViewBatch]):
+    def __init__(self, batches: list[list[Record]], views: Views) -> None:
+        self.batches, self.views = batches, views
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> ViewBatch:
+        records = self.batches[index]
+        pixels = [read_image(record.image) for record in records]
+        images = []
+        for scale in self.views.scales:
+            stack = torch.stack([self.views.make(p, scale).permute(1, 2, 0) for p in pixels])
+            images.append(stack.permute(0, 3, 1, 2))
+        return ViewBatch(records, pixels[0].shape[:2], images)
+
+
+def equal_size_batches(records: Sequence[Record], batch: int) -> list[list[Record]]:
+    """Group records by image size (read from the headers) into batches of at most ``batch``, largest images first."""
+    groups: dict[tuple[int, int], list[Record]] = defaultdict(list)
+    for record in records:
+        groups[image_size(record.image)].append(record)
+    ordered = sorted(groups.items(), key=lambda item: -item[0][0] * item[0][1])
+    return [group[i : i + batch] for _, group in ordered for i in range(0, len(group), batch)]
+
+
+def iterate_views(records: Sequence[Record], views: Views, batch: int, workers: int = -1) -> Iterator[ViewBatch]:
+    """Decode, scale and normalise in worker processes, a batch of equal sizes at a time."""
+    batches = equal_size_batches(records, batch)
+    loader = DataLoader(
+        _Batches(batches, views),
+        batch_size=None,
+        num_workers=default_workers() if workers < 0 else workers,
+        worker_init_fn=one_thread,
+        prefetch_factor=2 if workers else None,
+    )
+    yield from loader
+
+
+def with_mirror(images: torch.Tensor) -> torch.Tensor:
+    """``[B,...] -> [2B,...]``: the images, then their horizontal mirrors."""
+    return torch.cat([images, images.flip(3)])
+
+
+@contextlib.contextmanager
+def inference(module: nn.Module, precision: Precision, device: str = "auto") -> Iterator[torch.device]:
+    """Evaluation mode, channels-last, no gradients, on the best device, in the wanted precision."""
+    gpu = torch.cuda.is_available() and device != "cpu"
+    target = torch.device("cuda" if gpu else "cpu")
+    module.eval().to(target, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if precision == "auto":
+        precision = "bf16" if _has_bf16_units(gpu) else "fp32"
+    low: Any = contextlib.nullcontext()
+    if precision != "fp32":
+        low = torch.autocast(target.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+    with torch.inference_mode(), low:
+        yield target

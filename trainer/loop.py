@@ -1,0 +1,437 @@
+"""The one training loop: poly SGD, mixed precision, checkpoints. Everything random is a function of (seed, step).
+
+A run that was killed and started again gives, on CPU, the same final weights to the last bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from torch import nn
+
+from trainer.data.loader import Batches, Samples, default_workers, training_loader
+from trainer.errors import ConfigError, TrainingError, WeightsError
+from trainer.interrupt import Interrupted
+from trainer.progress import make_progress
+from trainer.run import Metrics
+
+T = TypeVar("T")
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+LossFunction = Callable[..., dict[str, torch.Tensor]]
+LOG_EVERY = 10
+
+
+@dataclass(frozen=True)
+class Training:
+    """Knobs of a training (spec methods 6.2 and 6.4).
+
+    Attributes:
+        epochs: passes over the training list.
+        batch: images per update, over all devices and accumulated parts.
+        accumulate: parts that a batch is cut into, each a forward and backward of its own.
+        optimizer: ``sgd`` with the poly schedule, or ``adam`` with the same schedule.
+        lr: learning rate of the backbone.
+        new_factor: learning rate of new layers, as a multiple of ``lr``.
+        weight_decay: L2 penalty.
+        momentum: a number, or ``code``: the released trainers hand the weight decay to SGD's momentum by accident, so
+            their momentum is ~0 (discrepancy D-GEN-1, spec trap 1); published figures were made that way.
+        poly_power: exponent of the schedule lr * (1 - t/T)^power.
+        warmup: updates over which the rate rises linearly at first; 0 as published.
+        ema: decay of the averaged weights that are kept at the end; 0 is off.
+        precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: bf16 where the processor has units for it.
+        clip: largest gradient norm; 0 is off, as published.
+        workers: loader processes; -1 chooses by cores.
+        checkpoint_minutes: time between checkpoints.
+        tensorboard: also write TensorBoard events.
+    """
+
+    epochs: int = 15
+    batch: int = 16
+    accumulate: int = 1
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: float = 0.1
+    new_factor: float = 10.0
+    weight_decay: float = 5e-4
+    momentum: float | Literal["code"] = "code"
+    poly_power: float = 0.9
+    warmup: int = 0
+    ema: float = 0.0
+    precision: Precision = "auto"
+    clip: float = 0.0
+    workers: int = -1
+    checkpoint_minutes: float = 5.0
+    tensorboard: bool = False
+
+
+def poly(step: int, total: int, power: float = 0.9) -> float:
+    """Factor of the learning rate at update ``step`` (from 0): (1 - t/T)^power, held at its last value after T."""
+    return float((1 - min(step, total - 1) / total) ** power)
+
+
+def make_optimizer(groups: list[dict[str, Any]], config: Training) -> torch.optim.Optimizer:
+    """SGD (no Nesterov, no dampening) or Adam over groups that carry their own ``lr`` and ``weight_decay``."""
+    if config.optimizer == "adam":
+        optimizer: torch.optim.Optimizer = torch.optim.Adam(groups, lr=config.lr)
+    else:
+        momentum = config.weight_decay if config.momentum == "code" else config.momentum
+        optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=momentum)
+    for group in optimizer.param_groups:
+        group["base_lr"] = group["lr"]
+    return optimizer
+
+
+def set_rate(optimizer: torch.optim.Optimizer, step: int, total: int, config: Training) -> float:
+    """Set every group's rate for update ``step``; returns the first one."""
+    factor = poly(step, total, config.poly_power)
+    if config.warmup and step < config.warmup:
+        factor *= (step + 1) / config.warmup
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+    return float(optimizer.param_groups[0]["lr"])
+
+
+def make_fabric(precision: Precision, device: str = "auto") -> Fabric:
+    """Fabric for one process, or for the processes that torchrun started."""
+    names = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+    gpu = torch.cuda.is_available() and device != "cpu"
+    if precision == "auto":
+        precision = "bf16" if _has_bf16_units(gpu) else "fp32"
+    if precision == "fp16" and not gpu:
+        raise ConfigError("precision=fp16 needs a GPU", "fp32 or bf16 on a CPU")
+    world = world_size()
+    fabric = Fabric(
+        accelerator="gpu" if gpu else "cpu",
+        devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        num_nodes=world // int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        strategy="ddp" if world > 1 else "auto",
+        precision=names[precision],
+    )
+    fabric.launch()
+    return fabric
+
+
+def launch(device: str) -> None:
+    """Join the processes that torchrun started, if any, before the first stage."""
+    if world_size() > 1:
+        make_fabric("fp32", device)
+
+
+def wait_for_all() -> None:
+    """Let every process reach this point: files of one are read by the others next."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def _has_bf16_units(gpu: bool) -> bool:
+    if gpu:
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def world_size() -> int:
+    """Processes that torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """This process among those of torchrun; 0 without it."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def shard(items: Sequence[T]) -> Sequence[T]:
+    """This process's part of a list of images."""
+    return items[rank() :: world_size()]
+
+
+def step_rng(seed: int, step: int) -> np.random.Generator:
+    """Seed every generator for one step (dropout draws from torch's) and return the method's own."""
+    mixed = int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
+    torch.manual_seed(mixed)
+    random.seed(mixed)
+    return np.random.default_rng(mixed)
+
+
+class Checkpoints:
+    """The last two checkpoints of a training: model, optimiser, averaged weights and step."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write ``checkpoint-<step>.pt`` under a temporary name, rename, drop all but the last two."""
+        path = self.folder / f"checkpoint-{state['step']:08d}.pt"
+        temporary = path.with_suffix(".tmp")
+        torch.save(state, temporary)
+        temporary.replace(path)
+        for old in self._paths()[:-2]:
+            old.unlink()
+
+    def latest(self) -> dict[str, Any] | None:
+        """The newest checkpoint that loads; a damaged one is passed over."""
+        for path in reversed(self._paths()):
+            try:
+                return dict(torch.load(path, map_location="cpu", weights_only=True))
+            except Exception:
+                path.rename(path.with_suffix(".damaged"))
+        return None
+
+    def clear(self) -> None:
+        """Remove all: the training is over and its final weights are written."""
+        for path in self._paths():
+            path.unlink()
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("checkpoint-*.pt"))
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and Ctrl-C set, instead of killing the process in the middle of a step."""
+    stop = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    old = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def train(
+    module: nn.Module,
+    loss: LossFunction,
+    groups: list[dict[str, Any]],
+    samples: Samples,
+    config: Training,
+    folder: Path,
+    metrics: Metrics,
+    seed: int,
+    title: str,
+    after_epoch: Callable[[int], dict[str, float]] | None = None,
+    device: str = "auto",
+) -> dict[str, float]:
+    """Train ``module`` in place, resuming from the newest checkpoint in ``folder``.
+
+    Args:
+        module: model; on return it holds the final (or averaged) weights, on CPU.
+        loss: ``loss(module, tensors..., rng) -> terms by name``; their sum is minimised.
+        groups: optimiser groups.
+        samples: training samples ``(id, tensors...)``.
+        config: knobs.
+        folder: for checkpoints.
+        metrics: where to log.
+        seed: of everything random.
+        title: shown beside the progress bar.
+        after_epoch: called with the epoch number after each epoch; its values are logged.
+        device: ``auto`` or ``cpu``.
+
+    Returns:
+        Last loss, images per second, share of time spent waiting for data.
+
+    Raises:
+        TrainingError: a loss that is not finite, with the images of that batch.
+        Interrupted: SIGTERM or Ctrl-C, after a checkpoint was written.
+    """
+    trainer = _Trainer(module, loss, groups, samples, config, folder, metrics, seed, device)
+    return trainer.run(title, after_epoch)
+
+
+class _Trainer:
+    """State of one training; ``run`` is the loop."""
+
+    def __init__(
+        self, module: nn.Module, loss: LossFunction, groups: list[dict[str, Any]], samples: Samples, config: Training,
+        folder: Path, metrics: Metrics, seed: int, device: str,
+    ) -> None:  # fmt: skip
+        self.module, self.loss, self.samples, self.config = module, loss, samples, config
+        self.metrics, self.seed = metrics, seed
+        self.fabric = make_fabric(config.precision, device)
+        self.checkpoints = Checkpoints(folder)
+        self.step = 0
+        module.to(memory_format=torch.channels_last)
+        optimizer = make_optimizer(groups, config)
+        self.ema = _averaged(module, config.ema)
+        self._restore(optimizer)
+        self.wrapped, self.optimizer = self.fabric.setup(_LossModule(module, loss), optimizer)
+        fabric = self.fabric
+        self.batches = Batches(
+            len(samples.records), config.batch, config.epochs, seed, self.step, fabric.global_rank, fabric.world_size
+        )
+        if not self.batches.per_epoch:
+            raise ConfigError("there is no image to train on", "a training list with images")
+        self.total = self.batches.per_epoch * config.epochs
+        self.pending: list[tuple[int, list[str], dict[str, torch.Tensor]]] = []
+        self.waited = self.busy = 0.0
+        self.last: dict[str, float] = {}
+
+    def _restore(self, optimizer: torch.optim.Optimizer) -> None:
+        state = self.checkpoints.latest()
+        if state is None:
+            return
+        try:
+            self.module.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise WeightsError(
+                f"the checkpoint in {self.checkpoints.folder} belongs to another model: {str(error).splitlines()[0]}",
+                "a checkpoint of the same method, backbone and classes",
+                "choose another --run, or remove the checkpoint",
+            ) from error
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.step = int(state["step"])
+        self.metrics.rewind(self.step)
+
+    def run(self, title: str, after_epoch: Callable[[int], dict[str, float]] | None) -> dict[str, float]:
+        fabric, config = self.fabric, self.config
+        workers = default_workers() if config.workers < 0 else config.workers
+        loader = training_loader(self.samples, self.batches, workers, pin=fabric.device.type == "cuda")
+        saved = time.monotonic()
+        self.module.train()
+        with make_progress(fabric.is_global_zero) as bar, stop_signals() as stop:
+            task = bar.add_task(title, total=self.total, completed=self.step, status="")
+            asked = time.monotonic()
+            for names, *tensors in loader:
+                self.waited += time.monotonic() - asked
+                start = time.monotonic()
+                self._update(names, [fabric.to_device(t) for t in tensors])
+                self.step += 1
+                if self.step % LOG_EVERY == 0 or self.step == self.total:
+                    self._flush()
+                    bar.update(task, status=f"loss {self.last['loss']:.4f}")
+                bar.update(task, completed=self.step)
+                self.busy += time.monotonic() - start
+                if after_epoch and self.step % self.batches.per_epoch == 0:
+                    self._after_epoch(after_epoch)
+                if stop.is_set() or time.monotonic() - saved > config.checkpoint_minutes * 60:
+                    self._save()
+                    saved = time.monotonic()
+                if stop.is_set() and self.step < self.total:
+                    raise Interrupted(
+                        f"{title}: stopped after step {self.step} of {self.total}; run the same command to go on"
+                    )
+                asked = time.monotonic()
+        if self.ema is not None:
+            self.module.load_state_dict(self.ema.module.state_dict())
+        self.module.to("cpu")
+        return self.last
+
+    def _update(self, names: list[str], tensors: list[torch.Tensor]) -> None:
+        """One optimiser step over the parts of a batch."""
+        rng = step_rng(self.seed, self.step * self.fabric.world_size + self.fabric.global_rank)
+        set_rate(self.optimizer, self.step, self.total, self.config)
+        parts = list(zip(*(t.chunk(self.config.accumulate) for t in tensors)))
+        sums: dict[str, torch.Tensor] = {}
+        for i, part in enumerate(parts):
+            with self.fabric.no_backward_sync(self.wrapped, enabled=i < len(parts) - 1 and self.fabric.world_size > 1):
+                terms = self.wrapped(*part, rng)
+                total = torch.stack([t.float() for t in terms.values()]).sum() / len(parts)
+                self.fabric.backward(total)
+            for name, term in terms.items():
+                sums[name] = sums.get(name, 0) + term.detach().float() / len(parts)
+        if self.config.clip:
+            self.fabric.clip_gradients(self.wrapped, self.optimizer, max_norm=self.config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update_parameters(self.module)
+        self.pending.append((self.step, names, sums))
+
+    def _flush(self) -> None:
+        """Check and log the losses of the last steps; reading them one by one would stall a GPU."""
+        values: dict[str, float] = {}
+        for step, names, terms in self.pending:
+            values = {f"loss_{k}": float(v) for k, v in terms.items()}
+            values["loss"] = sum(values.values())
+            if not np.isfinite(values["loss"]):
+                shown = ", ".join(f"{k} {v}" for k, v in values.items())
+                raise TrainingError(
+                    f"the loss is not finite at step {step}: {shown}; images of that batch: {', '.join(names)}",
+                    "a finite loss",
+                    "a lower rate (--set classify.lr=...), or --set classify.precision=fp32",
+                )
+        images = len(self.pending) * self.batches.batch
+        self.pending = []
+        seconds = max(self.busy + self.waited, 1e-9)
+        values["lr"] = float(self.optimizer.param_groups[0]["lr"])
+        values["data_wait"] = self.waited / seconds
+        values["images_per_second"] = images / seconds
+        self.waited = self.busy = 0.0
+        self.last = values
+        self._log(values)
+
+    def _after_epoch(self, after_epoch: Callable[[int], dict[str, float]]) -> None:
+        self.module.eval()
+        values = after_epoch(self.step // self.batches.per_epoch)
+        self.module.train()
+        self.last.update(values)
+        self._log(values)
+
+    def _log(self, values: dict[str, float]) -> None:
+        if not self.fabric.is_global_zero or not values:
+            return
+        epoch = (self.step - 1) // self.batches.per_epoch + 1
+        self.metrics.write(epoch, self.step, values)
+        if self.config.tensorboard:
+            writer = _tensorboard(self.checkpoints.folder)
+            for name, value in values.items():
+                writer.add_scalar(f"{self.metrics.stage}/{name}", value, self.step)
+            writer.close()
+
+    def _save(self) -> None:
+        if self.pending:
+            self._flush()
+        state = {"model": self.module.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
+        if self.ema is not None:
+            state["ema"] = self.ema.state_dict()
+        if self.fabric.is_global_zero:
+            self.checkpoints.save(state)
+
+
+class _LossModule(nn.Module):
+    """Makes the loss the forward pass, which is what Fabric and DDP wrap."""
+
+    def __init__(self, module: nn.Module, loss: LossFunction) -> None:
+        super().__init__()
+        self.module, self.loss = module, loss
+
+    def forward(self, *arguments: Any) -> dict[str, torch.Tensor]:
+        return self.loss(self.module, *arguments)
+
+
+def _averaged(module: nn.Module, decay: float) -> torch.optim.swa_utils.AveragedModel | None:
+    if not decay:
+        return None
+    average = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=average, use_buffers=True)
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError(
+            "tensorboard is not installed", "tensorboard=off, or the package", "pip install 'wsss[tensorboard]'"
+        ) from error
+    return SummaryWriter(folder / "tensorboard")

@@ -1,0 +1,87 @@
+"""What every method shares. A method is one file, found by its name: this file holds no list of them."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from trainer.errors import ConfigError, nearest
+from trainer.nets.backbone import Backbone
+
+SHARED = {"base", "mixing", "regularizers", "correlation", "pooling", "clustering"}
+
+
+class Method(nn.Module):
+    """Base of all methods: a classifier that yields class activation maps.
+
+    Shapes: B batch, K classes, C channels, H W image, h w map. Images are RGB, normalised with ImageNet statistics.
+    """
+
+    def __init__(self, backbone: Backbone, num_classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.num_classes = num_classes
+
+    def cams_and_logits(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Maps ``[B,K,h,w] >= 0`` and image logits ``[B,K]`` of one pass. Traceable for export."""
+        raise ConfigError(f"{type(self).__name__} yields no maps")
+
+    def loss(self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        """Weighted terms by name for images ``[B,3,H,W]`` and 0/1 tags ``[B,K]``; the loop sums them."""
+        raise ConfigError(f"{type(self).__name__} has no loss")
+
+    def cams(self, images: torch.Tensor) -> torch.Tensor:
+        """Class activation maps ``[B,K,h,w] >= 0`` at the network's stride."""
+        return self.cams_and_logits(images)[0]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Image logits ``[B,K]``."""
+        return self.cams_and_logits(images)[1]
+
+    def param_groups(self, lr: float, weight_decay: float, new_factor: float = 10.0) -> list[dict[str, Any]]:
+        """Optimiser groups (spec methods 4.3): backbone x1, new layers x10, biases twice that and undecayed.
+
+        Normalisation weights of the backbone that train (IRN's ResNet) decay as its other weights do.
+        """
+        groups: list[dict[str, Any]] = []
+        parts = {"backbone": (list(self.backbone.named_parameters()), 1.0)}
+        new = [(n, p) for n, p in self.named_parameters() if not n.startswith("backbone.")]
+        parts["new"] = (new, new_factor)
+        for name, (parameters, factor) in parts.items():
+            free = [(n, p) for n, p in parameters if p.requires_grad]
+            weights = [p for n, p in free if name == "backbone" or not n.endswith("bias")]
+            biases = [p for n, p in free if name != "backbone" and n.endswith("bias")]
+            if weights:
+                groups.append({"name": name, "params": weights, "lr": lr * factor, "weight_decay": weight_decay})
+            if biases:
+                groups.append({"name": f"{name} bias", "params": biases, "lr": 2 * lr * factor, "weight_decay": 0.0})
+        return groups
+
+
+def method_names() -> list[str]:
+    """Every method: the modules of this package less the shared ones."""
+    package = importlib.import_module("trainer.methods")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in SHARED)
+
+
+def method_classes(name: str) -> tuple[type[Method], type[Any]]:
+    """The method's module class and its ``Config``.
+
+    Raises:
+        ConfigError: no such method.
+    """
+    if name not in method_names():
+        raise ConfigError(f"there is no method {name!r}", nearest(name, method_names()), "wsss-trainer methods")
+    module = importlib.import_module(f"trainer.methods.{name}")
+    found = [
+        c
+        for c in vars(module).values()
+        if inspect.isclass(c) and issubclass(c, Method) and c.__module__ == module.__name__
+    ]
+    return found[0], module.Config

@@ -1,0 +1,152 @@
+"""What every backbone offers, and the freezing and striding that they share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from trainer.errors import ConfigError, nearest
+
+BATCH_NORM_MODES = ("frozen", "stats", "train")
+OUTPUT_STRIDES = (8, 16, 32)
+
+_M = TypeVar("_M", bound=nn.Module)
+
+
+class Backbone(nn.Module, ABC):
+    """A network from images to named feature maps.
+
+    Attributes:
+        channels: feature name -> channels, shallow to deep.
+        strides: feature name -> input pixels a cell.
+        top: name of the deepest feature.
+    """
+
+    channels: dict[str, int]
+    strides: dict[str, int]
+    top: str
+
+    @abstractmethod
+    def forward(self, x_B3HW: Tensor) -> dict[str, Tensor]:
+        """Feature maps of RGB images normalised by the ImageNet mean and standard deviation, any size."""
+
+    @abstractmethod
+    def freeze(self) -> None:
+        """Put every frozen batch norm in eval mode and take the gradient from every frozen parameter.
+
+        Frozen parameters have ``requires_grad`` False: an optimiser that asks for trainable ones never sees them, so
+        weight decay cannot move them either. Only ever takes gradients away.
+        """
+
+    def train(self, mode: bool = True) -> Backbone:
+        """As ``nn.Module.train``, but what is frozen stays frozen."""
+        super().train(mode)
+        self.freeze()
+        return self
+
+
+class StagedBackbone(Backbone):
+    """A backbone that is a chain of stages, each giving one feature.
+
+    Args:
+        channels: stage name -> channels of its output.
+        output_stride: 8, 16 or 32; no stage gets coarser.
+        bn: ``frozen`` = running statistics and affine fixed; ``stats`` = statistics fixed, affine trained except in
+            the first batch norm (IRN, spec methods 5); ``train`` = ordinary batch norm.
+        detach_after: name of the stage after which the gradient is cut while training (IRN: ``stage2``). Everything
+            up to there is frozen, batch norms included.
+
+    Raises:
+        ConfigError: a value that is none of these.
+    """
+
+    def __init__(self, channels: dict[str, int], output_stride: int, bn: str, detach_after: str | None) -> None:
+        super().__init__()
+        if output_stride not in OUTPUT_STRIDES:
+            raise ConfigError(f"output stride {output_stride}", "8, 16 or 32")
+        if bn not in BATCH_NORM_MODES:
+            raise ConfigError(f"batch norm mode {bn!r}", nearest(bn, BATCH_NORM_MODES))
+        if detach_after is not None and detach_after not in channels:
+            raise ConfigError(f"cannot detach after {detach_after!r}", nearest(detach_after, channels))
+        self.channels = channels
+        self.strides = {name: min(4 << i, output_stride) for i, name in enumerate(channels)}
+        self.top = list(channels)[-1]
+        self.bn = bn
+        self.detach_after = detach_after
+
+    @abstractmethod
+    def stages(self) -> dict[str, Sequence[nn.Module]]:
+        """Stage name -> its modules in order, shallow to deep."""
+
+    def forward(self, x_B3HW: Tensor) -> dict[str, Tensor]:
+        """Features ``stage1`` .. ``stage4``, each ``[B, channels, h, w]``, of normalised RGB images."""
+        features: dict[str, Tensor] = {}
+        x = x_B3HW
+        for name, modules in self.stages().items():
+            for module in modules:
+                x = module(x)
+            features[name] = x
+            if self.training and name == self.detach_after:
+                x = x.detach()
+        return features
+
+    def freeze(self) -> None:
+        """See ``Backbone.freeze``; what is frozen follows from ``bn`` and ``detach_after``."""
+        stages = self.stages()
+        names = list(stages)
+        cut = names.index(self.detach_after) + 1 if self.detach_after else 0
+        for name in names[:cut]:
+            fix(stages[name])
+            fix_batch_norms(stages[name])
+        if self.bn != "train":
+            fix_batch_norms([self], affine=self.bn == "frozen")
+        if self.bn == "stats":
+            fix([batch_norms([self])[0]])
+
+    def keep_resolution(self, output_stride: int, dilate: bool) -> None:
+        """Take the stride out of the stages that would be coarser than ``output_stride``.
+
+        With ``dilate`` the convolutions after each removed stride are dilated so that each output cell sees what it
+        saw before: the old output is the new one sub-sampled.
+        """
+        dilation = 1
+        for i, modules in enumerate(self.stages().values()):
+            if 4 << i > output_stride:
+                before, dilation = dilation, dilation * (2 if dilate else 1)
+                for conv in _of_type(modules, nn.Conv2d):
+                    _respace(conv, before if conv.stride != (1, 1) else dilation)
+
+
+def fix(modules: Iterable[nn.Module]) -> None:
+    """Take the gradient from every parameter."""
+    for module in modules:
+        module.requires_grad_(False)
+
+
+def batch_norms(modules: Iterable[nn.Module]) -> list[nn.BatchNorm2d]:
+    """Every batch norm inside ``modules``, in order."""
+    return _of_type(modules, nn.BatchNorm2d)
+
+
+def fix_batch_norms(modules: Iterable[nn.Module], affine: bool = True) -> None:
+    """Make the batch norms use their running statistics; with ``affine`` their weight and bias are fixed too."""
+    norms = batch_norms(modules)
+    for norm in norms:
+        norm.eval()
+    if affine:
+        fix(norms)
+
+
+def _of_type(modules: Iterable[nn.Module], kind: type[_M]) -> list[_M]:
+    return [inner for module in modules for inner in module.modules() if isinstance(inner, kind)]
+
+
+def _respace(conv: nn.Conv2d, dilation: int) -> None:
+    """Stride 1 and the given dilation, with the padding that keeps the size."""
+    conv.stride = (1, 1)
+    if conv.kernel_size != (1, 1):
+        conv.dilation = (dilation, dilation)
+        conv.padding = (dilation * (conv.kernel_size[0] // 2), dilation * (conv.kernel_size[1] // 2))

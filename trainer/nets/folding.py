@@ -1,0 +1,63 @@
+"""Batch norms with fixed statistics done inside the convolution before them.
+
+A frozen batch norm is a scale and a shift of each channel. Moved into the convolution's weight it costs nothing, saves
+one pass over memory forward and two backward, and one stored feature map a layer. Names in the state dict stay.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from trainer.nets.depthwise import applies, depthwise_conv2d
+
+
+class FoldingConv2d(nn.Conv2d):
+    """A convolution that also does the batch norm after it whenever that one uses its running statistics.
+
+    Gradients of weight and affine are those of the two layers one after the other.
+    """
+
+    # In a tuple because an attribute that is a module would enter the state dict a second time.
+    followed_by: tuple[FoldedBatchNorm2d]
+
+    def forward(self, x_BChw: Tensor) -> Tensor:
+        """The convolution, normalised if the batch norm is in eval mode."""
+        norm = self.followed_by[0]
+        if not norm.is_folded():
+            return super().forward(x_BChw)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        weight = self.weight * scale[:, None, None, None]
+        bias = norm.bias - norm.running_mean * scale
+        if applies(x_BChw, self):
+            return depthwise_conv2d(x_BChw, weight, bias, self)
+        return torch.conv2d(x_BChw, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class FoldedBatchNorm2d(nn.BatchNorm2d):
+    """A batch norm that has nothing left to do in eval mode, because a ``FoldingConv2d`` has done it."""
+
+    def is_folded(self) -> bool:
+        """Whether the convolution does the work. Not while a graph is exported: engines fold for themselves."""
+        return not self.training and not torch.compiler.is_exporting()
+
+    def forward(self, x_BChw: Tensor) -> Tensor:
+        """Batch norm in train mode, the identity when folded."""
+        return x_BChw if self.is_folded() else super().forward(x_BChw)
+
+
+def fold_batch_norms(network: nn.Module) -> None:
+    """Join, in place, every bias-free convolution with the batch norm that directly follows it in the same module."""
+    for parent in list(network.modules()):
+        children = list(parent.children())
+        for conv, norm in pairwise(children):
+            if type(conv) is nn.Conv2d and conv.bias is None and type(norm) is nn.BatchNorm2d:
+                # Changing the class keeps the parameters, their names and all that refers to them.
+                conv.__class__ = FoldingConv2d
+                norm.__class__ = FoldedBatchNorm2d
+                cast(FoldingConv2d, conv).followed_by = (cast(FoldedBatchNorm2d, norm),)

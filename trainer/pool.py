@@ -1,0 +1,147 @@
+"""One function over many images on all cores, with time left, in order."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from trainer.errors import DataError, RunError, UserError
+from trainer.progress import progress_bar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_function: Callable[[Any], Any]
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def over_images(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    workers: int | None = None,
+    title: str = "",
+    progress: bool = False,
+    name: Callable[[Item], str] = str,
+) -> Iterator[tuple[Item, Result | UserError]]:
+    """Yield ``(item, function(item))`` in the order of ``items``.
+
+    ``function`` (with whatever it binds) travels to each worker once, items travel one by one, and only a few results
+    wait at a time, so memory does not grow with the number of images. A ``UserError`` is yielded in place of the
+    result, so that one bad image does not lose the others.
+
+    Args:
+        function: something picklable, for example ``functools.partial`` of a module function.
+        items: what to work on.
+        workers: processes; None for one a core; 0 or 1 for none at all, everything in this process.
+        title: what the progress bar says.
+        progress: show the bar, on stderr.
+        name: how an item is called in messages.
+
+    Raises:
+        RunError: a worker was killed, usually for memory.
+        RuntimeError: any other failure, naming the image.
+    """
+    count = min(cores() if workers is None else workers, len(items))
+    results = _in_process(function, items) if count <= 1 else _in_pool(function, items, count)
+    with progress_bar(title, len(items), progress) as advance:
+        for item, (result, error) in zip(items, results, strict=True):
+            if isinstance(error, BrokenProcessPool):
+                raise RunError(
+                    f"a worker process was killed near image {name(item)!r}",
+                    "enough memory for every worker",
+                    f"use fewer workers than {count}, then run the same command again",
+                ) from error
+            if isinstance(error, UserError):
+                yield item, error
+            elif error is not None:
+                raise RuntimeError(f"image {name(item)!r}: {error}") from error
+            else:
+                yield item, result
+            advance()
+
+
+def raise_together(problems: Sequence[UserError], total: int, what: str) -> None:
+    """Raise one ``DataError`` that lists the errors of single images, if there are any."""
+    if not problems:
+        return
+    listed = "".join(f"\n  {problem.found}" for problem in problems[:10])
+    more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+    raise DataError(
+        f"{len(problems)} of {total} {what}:{listed}{more}",
+        problems[0].expected or "a readable file of the right size for every image",
+        problems[0].hint or "repair or make those files and run the same command again",
+    )
+
+
+def _in_process(
+    function: Callable[[Item], Result], items: Sequence[Item]
+) -> Iterator[tuple[Any, BaseException | None]]:
+    for item in items:
+        yield _attempt(function, item)
+
+
+def _attempt(function: Callable[[Item], Result], item: Item) -> tuple[Any, BaseException | None]:
+    try:
+        return function(item), None
+    except Exception as error:
+        return None, error
+
+
+def _in_pool(
+    function: Callable[[Item], Result], items: Sequence[Item], count: int
+) -> Iterator[tuple[Any, BaseException | None]]:
+    methods = multiprocessing.get_all_start_methods()
+    # Not fork: a forked copy of a process that has used OpenMP threads (torch) can hang.
+    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload(["trainer.evaluate", "trainer.refine.pseudo_masks"])
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(function,))
+    try:
+        waiting: deque[Future[Any]] = deque()
+        for item in items:
+            waiting.append(pool.submit(_work, item))
+            if len(waiting) >= 4 * count:
+                yield _outcome(waiting.popleft())
+        while waiting:
+            yield _outcome(waiting.popleft())
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _outcome(future: Future[Any]) -> tuple[Any, BaseException | None]:
+    error = future.exception()
+    return (None, error) if error else (future.result(), None)
+
+
+def _start_worker(function: Callable[[Any], Any]) -> None:
+    global _function
+    _function = function
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # One process a core already: threads inside them would only fight for the same cores.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(item: Any) -> Any:
+    return _function(item)

@@ -1,0 +1,220 @@
+"""The sections of a report that are tables and bars: results, classes, stages, provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape as esc
+from typing import Any
+
+from trainer.charts import Line, bars, key
+from trainer.palette import voc_palette
+from trainer.report_facts import PIPELINE, STAGES, Facts, duration, finite, memory, moment, percent, threshold
+from trainer.report_page import COLOURS, details, note, swatch, table
+
+
+def header(facts: Facts) -> str:
+    """Name of the run, what it is in one line, and how far it came."""
+    m, data = facts.manifest, facts.manifest.get("data", {})
+    what = [m.get("method"), m.get("backbone"), f"{len(facts.classes)} classes" if facts.classes else None]
+    counts = [f"{name} {count:,}" for name, count in data.get("lists", {}).items() if isinstance(count, int)]
+    words = [str(w) for w in [*what, *counts] if w]
+    tags = f"Tags: {data['tags_from']}. " if data.get("tags_from") else ""
+    init = f"Backbone initialised from {m['supervision']}." if m.get("supervision") else ""
+    steps = "".join(_step(facts, name) for name in _stage_order(facts))
+    notes = "".join(note(text) for text in facts.notes)
+    return (
+        f'<p class="over">Weakly-supervised segmentation run, {esc(moment(m.get("updated", m.get("created", ""))))}</p>'
+        f"<h1>{esc(facts.run.name)}</h1>"
+        f'<p class="lead">{esc(" · ".join(words))}<br>{esc(tags + init)}</p><ol class="path">{steps}</ol>{notes}'
+    )
+
+
+def results(facts: Facts) -> str:
+    """One card a stage with its mIoU and protocol, and the ratio weak / full."""
+    cards = "".join(_card(facts, stage) for stage in STAGES) + _ratio_card(facts)
+    lead = "Mean intersection over union (mIoU), background included, over all pixels of a list but the ignored ones."
+    return f'<p>{lead}</p><div class="cards">{cards}</div>'
+
+
+def classes(facts: Facts) -> str:
+    """Grouped bars and figures of every class, one table a list."""
+    if not facts.lists:
+        return note("Not there yet: nothing was evaluated. The command wsss-trainer eval measures what the run has.")
+    lines = [Line(name, COLOURS[stage], ()) for stage, name in STAGES.items() if facts.figures(stage)]
+    parts = [key(lines)]
+    for name in facts.lists:
+        shown = {stage: facts.evaluation[stage][name] for stage in STAGES if name in facts.evaluation.get(stage, {})}
+        parts.append(_iou_table(facts, name, shown))
+        parts.append(details(f"Precision and recall on {name}", _precision_table(facts, name, shown)))
+    return "".join(parts)
+
+
+def stages(facts: Facts) -> str:
+    """Status, time and peak memory of every stage."""
+    recorded = facts.manifest.get("stages", {})
+    if not recorded:
+        return note("Not there yet: no stage has begun.")
+    longest = max((finite(s.get("seconds")) or 0 for s in recorded.values()), default=0) or 1
+    largest = max((finite(s.get("peak_memory_mb")) or 0 for s in recorded.values()), default=0) or 1
+    rows = []
+    for name in _stage_order(facts):
+        s = recorded.get(name, {})
+        seconds, peak = finite(s.get("seconds")), finite(s.get("peak_memory_mb"))
+        status = esc(str(s.get("status", "not yet")))
+        rows.append(
+            [
+                esc(name),
+                f'<span class="{status}">{status}</span>',
+                duration(seconds),
+                bars([("var(--segment)", seconds / longest if seconds else None)], f"{name}: {duration(seconds)}", 8),
+                memory(peak),
+                bars([("var(--full)", peak / largest if peak else None)], f"{name}: {memory(peak)}", 8),
+                esc(_pairs(s.get("outputs", {}))),
+                f"<code>{esc(str(s.get('key', ''))[:8])}</code>",
+            ]
+        )
+    total = sum(finite(s.get("seconds")) or 0 for s in recorded.values())
+    head = ("Stage", "Status", "#Time", "", "#Peak memory", "", "Outputs", "Key")
+    host = _pairs(facts.manifest.get("host", {}))
+    return table(head, rows, f"{duration(total)} in all. {host}", "time")
+
+
+def provenance(facts: Facts) -> str:
+    """What it takes to make this run again."""
+    m, data = facts.manifest, facts.manifest.get("data", {})
+    command = m.get("command", [])
+    entries = {
+        "Command": f"<code>{esc(' '.join(map(str, command)) if isinstance(command, list) else str(command))}</code>",
+        "Commit": f"<code>{esc(str(m.get('commit') or 'not recorded'))}</code>",
+        "Versions": esc(_pairs(m.get("versions", {}))),
+        "Host": esc(_pairs(m.get("host", {}))),
+        "Seed": esc(str(m.get("seed", "–"))),
+        "Created": esc(f"{moment(m.get('created', '–'))}; last written {moment(m.get('updated', '–'))}"),
+        "Data": f"<code>{esc(str(data.get('path', '–')))}</code> ({esc(str(data.get('format', '–')))})",
+        "Data fingerprint": f"<code>{esc(str(data.get('fingerprint', '–')))}</code>",
+        "Tags": esc(str(data.get("tags_from", "–"))),
+        "Weights and supervision": esc(f"{m.get('backbone', '–')}, {m.get('supervision') or 'not recorded'}"),
+    }
+    facts_table = table(("Entry", "Value"), [[k, v] for k, v in entries.items()], "Recorded in manifest.json", "facts")
+    knobs = [
+        [esc(stage), f"<code>{esc(str(name))}</code>", f"<code>{esc(str(value))}</code>"]
+        for stage, config in m.get("config", {}).items()
+        if isinstance(config, Mapping)
+        for name, value in config.items()
+    ]
+    config = (
+        table(("Stage", "Knob", "Value"), knobs, "Every knob of every stage")
+        if knobs
+        else note("No configuration recorded.")
+    )
+    return facts_table + details("Configuration", config)
+
+
+def _step(facts: Facts, name: str) -> str:
+    stage = facts.manifest.get("stages", {}).get(name, {})
+    status = str(stage.get("status", "todo"))
+    said = {"done": duration(stage.get("seconds")), "todo": "not yet"}.get(status, status)
+    return f'<li class="{esc(status)}"><b>{esc(name)}</b>{esc(said)}</li>'
+
+
+def _stage_order(facts: Facts) -> list[str]:
+    recorded = list(facts.manifest.get("stages", {}))
+    order = [*PIPELINE[:-1], "segment_full", PIPELINE[-1]]
+    known = [name for name in order if name in recorded or name in PIPELINE]
+    return known + [name for name in recorded if name not in known]
+
+
+def _card(facts: Facts, stage: str) -> str:
+    title = f'<h3><i style="background:{COLOURS[stage]}"></i>{STAGES[stage]}</h3>'
+    found = facts.figures(stage)
+    if found is None:
+        return f'<article class="card empty">{title}<p class="big">–</p><p class="proto">Not there yet.</p></article>'
+    name, figures = found
+    miou = finite(figures.get("miou"))
+    bar = bars([(COLOURS[stage], miou)], f"{STAGES[stage]}: {percent(miou)} percent", 4)
+    others = [n for n in facts.lists if n != name and n in facts.evaluation[stage]]
+    lines = [f"on <b>{esc(name)}</b>{_images(figures)}"]
+    lines += [f"{percent(facts.evaluation[stage][n].get('miou'))} on {esc(n)}" for n in others]
+    lines += _gain(facts, stage)
+    body = "".join(f"<p>{line}</p>" for line in lines)
+    big = f'<p class="big">{percent(miou)}<span>%</span></p>'
+    return f'<article class="card">{title}{big}{bar}{body}{proto(figures)}</article>'
+
+
+def _ratio_card(facts: Facts) -> str:
+    title = "<h3>Weak / full ratio</h3>"
+    for name in facts.lists:
+        weak, full = facts.figures("segment", name), facts.figures("segment_full", name)
+        if weak and full and finite(weak[1].get("miou")) is not None and finite(full[1].get("miou")):
+            a, b = float(weak[1]["miou"]), float(full[1]["miou"])
+            bar = bars([("var(--segment)", a / b)], f"ratio {a / b:.2f}", 4)
+            text = f"<p>on <b>{esc(name)}</b></p><p>{percent(a)} against {percent(b)}</p>"
+            proto = '<p class="proto">Same net, images and budget; tags only against true masks.</p>'
+            return f'<article class="card">{title}<p class="big">{a / b:.2f}</p>{bar}{text}{proto}</article>'
+    why = "Not there yet: it needs the segmenter and fit --supervision full, measured on one list."
+    return f'<article class="card empty">{title}<p class="big">–</p><p class="proto">{why}</p></article>'
+
+
+def _gain(facts: Facts, stage: str) -> list[str]:
+    """How far the stage is above the one before it, on a list that both were measured on."""
+    before = {"refined": "cam", "segment": "refined"}.get(stage)
+    if before is None:
+        return []
+    for name in facts.lists:
+        now, then = facts.figures(stage, name), facts.figures(before, name)
+        if now and then and None not in (values := (finite(now[1].get("miou")), finite(then[1].get("miou")))):
+            gain = 100 * (float(values[0] or 0) - float(values[1] or 0))
+            return [f"{gain:+.1f} points over {esc(STAGES[before])} on {esc(name)}"]
+    return []
+
+
+def _images(figures: Mapping[str, Any]) -> str:
+    return f", {figures['images']:,} images" if isinstance(figures.get("images"), int) else ""
+
+
+def proto(figures: Mapping[str, Any], lead: str = "") -> str:
+    """The protocol line that stands under a figure; ``lead`` is plain and comes first."""
+    words = [w for w in (threshold(figures), str(figures.get("protocol") or "")) if w]
+    warn = '<span class="tag warn">oracle</span> ' if figures.get("threshold_from") == "oracle" else ""
+    name = f"<b>{esc(lead)}</b> " if lead else ""
+    return f'<p class="proto">{name}{warn}{esc("; ".join(words) or "protocol not recorded")}</p>'
+
+
+def label_names(facts: Facts) -> list[str]:
+    """All K+1 labels, background first."""
+    return ["background", *facts.classes]
+
+
+def label_cell(facts: Facts, index: int) -> str:
+    """Swatch and name of a label."""
+    return swatch(voc_palette(index + 1)[index]) + esc(label_names(facts)[index])
+
+
+def _iou_table(facts: Facts, name: str, shown: Mapping[str, Mapping[str, Any]]) -> str:
+    height = 7 if len(facts.classes) <= 30 else 4
+    rows = []
+    for i, label in enumerate(label_names(facts)):
+        values = [finite((f.get("iou") or {}).get(label)) for f in shown.values()]
+        drawn = bars([(COLOURS[s], v) for s, v in zip(shown, values, strict=True)], f"IoU of {label} on {name}", height)
+        rows.append([label_cell(facts, i), drawn, *(percent(v) for v in values)])
+    means = [finite(f.get("miou")) for f in shown.values()]
+    drawn = bars([(COLOURS[s], v) for s, v in zip(shown, means, strict=True)], f"mIoU on {name}", height)
+    rows.append(["<b>mean</b>", drawn, *(f"<b>{percent(v)}</b>" for v in means)])
+    head = ("Class", "0 to 100", *(f"#{STAGES[s]}" for s in shown))
+    protocols = "".join(proto(f, STAGES[s]) for s, f in shown.items())
+    return f"<h3>On {esc(name)}</h3>" + table(head, rows, f"IoU of each class on {name}, percent", "iou") + protocols
+
+
+def _precision_table(facts: Facts, name: str, shown: Mapping[str, Mapping[str, Any]]) -> str:
+    head = ["Class", *(f"#{STAGES[s]} {part}" for s in shown for part in ("precision", "recall"))]
+    rows = []
+    for i, label in enumerate(label_names(facts)):
+        cells = [percent((f.get(part) or {}).get(label)) for f in shown.values() for part in ("precision", "recall")]
+        rows.append([label_cell(facts, i), *cells])
+    means = [percent(f.get(f"mean_{part}")) for f in shown.values() for part in ("precision", "recall")]
+    rows.append(["<b>mean</b>", *(f"<b>{m}</b>" for m in means)])
+    return table(head, rows, f"Precision and recall of each class on {name}, %")
+
+
+def _pairs(entries: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in entries.items()) or "–"
