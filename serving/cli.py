@@ -110,6 +110,25 @@ def label(
     raise typer.Exit(1 if summary.failed else 0)
 
 
+@app.command(epilog="Example: wsss-serving segment photo.jpg mask.png --model pets")
+def segment(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Image file.")],
+    target: Annotated[Path, typer.Argument(metavar="MASK", help="PNG to write, pixel value = label.")],
+    model: Annotated[str, typer.Option(help="Model; may be left out if there is one segmenter only.")] = "",
+    address: Annotated[str, typer.Option(help="Server to ask.")] = "127.0.0.1:8500",
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait.")] = 30.0,
+    as_json: Json = False,
+) -> None:
+    """Segment one image through a running server."""
+    from serving.client import Client
+
+    with Client(address, timeout=timeout) as client:
+        result = client.segment(image, model)
+    target.write_bytes(result.reply.mask)
+    found = {label: {"score": result.scores[label], "pixels": result.areas[label]} for label in result.present}
+    print(json.dumps({"mask": str(target), "found": found}) if as_json else f"{target}: {', '.join(found) or 'background only'}")
+
+
 @app.command(epilog="Example: wsss-serving models --repository exported/ --json")
 def models(repository: Repository = Path("exported"), as_json: Json = False) -> None:
     """List the models of a repository, after checking every card and every checksum."""

@@ -57,8 +57,15 @@ IRN = ClassifyConfig(
     output_stride=16, dilate=False, bn="stats", detach_after="stage2",
 )  # fmt: skip
 SMALL = ClassifyConfig(
-    epochs=8, lr=1e-3, momentum=0.9, weight_decay=1e-4, resize=(256, 448), crop=256, output_stride=16,
-)  # fmt: skip
+    epochs=5,
+    lr=1e-3,
+    momentum=0.9,
+    weight_decay=1e-4,
+    resize=(256, 448),
+    crop=256,
+    output_stride=16,
+    detach_after="stage2",
+)
 SCRATCH = ClassifyConfig(
     epochs=24, lr=1e-3, new_factor=1.0, optimizer="adam", weight_decay=1e-4, resize=(112, 160), crop=112,
     output_stride=16, bn="train", jitter=False,
@@ -192,7 +199,7 @@ def load(path: Path, expected: dict[str, Any]) -> Method:
     """The trained method of ``classify/model.pt``, in evaluation mode. See ``read_weights`` for errors."""
     identity, state = read_weights(path, expected)
     _, config_class = method_classes(identity["method"])
-    config = knobs.replace(config_class(), _tuples(identity["method_config"]), "method")
+    config = knobs.replace(config_class(), tuples(identity["method_config"]), "method")
     module = build(
         identity["method"], config, identity["backbone"], identity["backbone_knobs"], len(identity["classes"])
     )
@@ -200,5 +207,6 @@ def load(path: Path, expected: dict[str, Any]) -> Method:
     return module.eval()
 
 
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+def tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """Knobs as JSON keeps them, with lists made tuples again."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trainer.errors import UserError
+from trainer.errors import ConfigError, UserError
 
 app = typer.Typer(
     help="From image-level tags to pixel masks: train, refine, segment, evaluate, export.",
@@ -143,6 +143,8 @@ def export(
     name: Annotated[str, typer.Option(help="Model name in the repository.")],
     repository: Annotated[Path, typer.Option(help="Model repository.")] = Path("exported"),
     kind: Annotated[str, typer.Option(help="segmenter, cam, or all (cam becomes NAME-cam).")] = "all",
+    scales: Annotated[str, typer.Option(help="Of the segmenter: more are slower and better.")] = "1",
+    flip: Annotated[bool, typer.Option(help="Segmenter also looks at the mirror image.")] = False,
     json_: Json = False,
 ) -> None:
     """Export RUN as ONNX graphs: uint8 pixels in, masks or maps out, everything inside.
@@ -153,7 +155,11 @@ def export(
     """
     from trainer.export_run import export_run
 
-    reports = export_run(run, name, repository, kind)
+    try:
+        factors = [float(scale) for scale in scales.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--scales {scales}", "numbers separated by commas, for example 0.75,1,1.25") from error
+    reports = export_run(run, name, repository, kind, factors, flip)
     if json_:
         print(json.dumps(reports, indent=1))
     else:

@@ -42,20 +42,18 @@ def run_demo(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     _step(say, [*trainer, "report", str(run)])
     figures = json.loads(_read(["-m", "trainer", "eval", str(run), "--json"]))
     miou = {stage: lines["val"]["miou"] for stage, lines in figures.items()}
-    result = {
-        "miou": miou,
-        "seconds": round(time.monotonic() - start, 1),
-        "look_at": {
-            "report": str(run / "report.html"),
-            "masks": str(masks),
-            "one image through the server": str(folder / "segmented.png"),
-            "models": str(exported),
-        },
+    seconds = time.monotonic() - start
+    places = {
+        "report": run / "report.html",
+        "masks": masks,
+        "one image through the server": folder / "segmented.png",
+        "models": exported,
     }
-    say(f"\ndone in {result['seconds']:.0f} s; look at:")
-    for name, path in result["look_at"].items():
+    shown = ", ".join(f"{stage} {value:.3f}" for stage, value in miou.items())
+    say(f"\nmIoU on val: {shown}\ndone in {seconds:.0f} s; look at:")
+    for name, path in places.items():
         say(f"  {name}: {path}")
-    return result
+    return {"miou": miou, "seconds": round(seconds, 1), "look_at": {k: str(v) for k, v in places.items()}}
 
 
 def _serve_and_segment(say: Callable[[str], None], exported: Path, photo: Path, out: Path) -> None:

@@ -16,22 +16,25 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from trainer.card import finished_card, triton_config
 from trainer.errors import ConfigError, ExportError
-from trainer.graphs import CamGraph, PixelGraph, SegmenterGraph, to_onnx
+from trainer.graphs import CamGraph, PixelGraph
+from trainer.onnx_graph import to_onnx
 
-__all__ = ["CamGraph", "ExportReport", "Parity", "SegmenterGraph", "card_from_manifest", "export_model", "export_run"]
+if TYPE_CHECKING:
+    import onnx
 
 MIN_EQUAL_PIXELS = 0.999
 MAX_DIFFERENCE = 1e-3
 CAM_NOISE_PEAK = 1e-2
-MAX_BATCH = 8
 GIVEN = ("classes", "palette", "input", "thresholds", "supervision", "source", "metrics")
 Images = Sequence[npt.NDArray[np.uint8]]
 Outputs = dict[str, npt.NDArray[Any]]
@@ -112,7 +115,9 @@ def export_model(
     check_request(graph_module, card_fields, name, images)
     version = free_version(repository / name, version)
     graph = copy.deepcopy(graph_module).cpu().float().eval()
-    model = to_onnx(graph).SerializeToString()
+    traced = to_onnx(graph)
+    check_classes(traced, len(card_fields["classes"]))
+    model = traced.SerializeToString()
     with writing(repository), staging(repository, name) as folder:
         place = folder / str(version)
         place.mkdir(parents=True)
@@ -124,7 +129,7 @@ def export_model(
                 "the same result from both, up to rounding",
                 "a network with randomness or data-dependent branches cannot be exported",
             )
-        card = finished_card(graph, card_fields, name, version, hashlib.sha256(model).hexdigest(), parity)
+        card = finished_card(graph, card_fields, name, version, hashlib.sha256(model).hexdigest(), asdict(parity))
         (place / "model.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         (folder / "config.pbtxt").write_text(triton_config(graph, name, len(card["classes"])), encoding="utf-8")
         publish(folder, repository / name, version)
@@ -149,6 +154,13 @@ def check_request(graph: PixelGraph, card_fields: Mapping[str, Any], name: str, 
     for image in images:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ConfigError(f"an image of {image.dtype} {list(image.shape)}", "uint8 [H,W,3]")
+
+
+def check_classes(model: onnx.ModelProto, classes: int) -> None:
+    """Refuse a card whose class table is not the network's."""
+    (found,) = (o.type.tensor_type.shape.dim[1].dim_value for o in model.graph.output if o.name == "scores")
+    if found != classes:
+        raise ConfigError(f"a card of {classes} classes for a network of {found}", "the classes it was trained on")
 
 
 def free_version(model: Path, version: int | None) -> int:
@@ -233,15 +245,32 @@ def compare(graph: PixelGraph, path: Path, batches: Sequence[npt.NDArray[np.uint
     try:
         session = open_graph(path)
         for batch in batches:
-            got = dict(zip(graph.outputs, session.run(list(graph.outputs), {"image": batch})))
-            for key, values in difference(graph, batch, got).items():
+            got = session.run(list(graph.outputs), {"image": batch})
+            for key, values in difference(graph, batch, dict(zip(graph.outputs, got))).items():
                 differences[key] += values
-    except Exception as error:  # onnxruntime's errors share no public base class
+    except Exception as error:  # onnxruntime's errors have no base class but this
         raise ExportError(f"the exported graph does not run: {error}", "a result for every image") from error
+    # NumPy's extremes, unlike Python's, let a NaN through to the verdict.
     return Parity(
         images=sum(map(len, batches)),
-        max_abs_cam=max(differences["cam"]) if differences["cam"] else None,
+        max_abs_cam=float(np.max(differences["cam"])) if differences["cam"] else None,
         equal_pixels=min(differences["mask"]) if differences["mask"] else None,
         max_abs_scores=float(np.max(differences["scores"])),
         close_confidence=min(differences["confidence"]) if differences["confidence"] else None,
     )
+
+
+def difference(graph: PixelGraph, batch: npt.NDArray[np.uint8], got: Outputs) -> dict[str, list[float]]:
+    """For each output one figure an image: largest difference, or share of equal (mask) or close (confidence) pixels."""
+    image = torch.from_numpy(batch)
+    with torch.inference_mode():
+        results = [graph.run(view) for view in graph.views(image)]
+        true = {k: v.numpy() for k, v in zip(graph.outputs, graph.after(image, results))}
+        apart = {k: np.abs(got[k].astype(np.float64) - true[k]) for k in true}
+        if isinstance(graph, CamGraph):
+            peak = graph.merged(image, results).amax((2, 3), keepdim=True).numpy()
+            apart["cam"] *= np.minimum(1, peak / CAM_NOISE_PEAK)
+    rows = range(len(batch))
+    figures = {k: [float(np.max(apart[k][i])) for i in rows] for k in ("cam", "scores") if k in apart}
+    shares = {"mask": 0, "confidence": 1}
+    return figures | {k: [float(np.mean(apart[k][i] <= far)) for i in rows] for k, far in shares.items() if k in apart}

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from trainer.data.dataset import Record, image_size, read_image
-from trainer.data.loader import default_workers, one_thread
+from trainer.data.loader import Guarded, default_workers, start_worker, unguarded
 from trainer.data.transforms import normalise, to_tensor
 from trainer.loop import Precision, _has_bf16_units
 
@@ -93,13 +93,13 @@ def iterate_views(records: Sequence[Record], views: Views, batch: int, workers: 
     """Decode, scale and normalise in worker processes, a batch of equal sizes at a time."""
     batches = equal_size_batches(records, batch)
     loader = DataLoader(
-        _Batches(batches, views),
+        Guarded(_Batches(batches, views)),
         batch_size=None,
         num_workers=default_workers() if workers < 0 else workers,
-        worker_init_fn=one_thread,
+        worker_init_fn=start_worker,
         prefetch_factor=2 if workers else None,
     )
-    yield from loader
+    yield from unguarded(loader)
 
 
 def with_mirror(images: torch.Tensor) -> torch.Tensor:

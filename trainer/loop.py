@@ -75,6 +75,11 @@ class Training:
     checkpoint_minutes: float = 5.0
     tensorboard: bool = False
 
+    def __post_init__(self) -> None:
+        for knob in ("epochs", "batch", "accumulate"):
+            if getattr(self, knob) < 1:
+                raise ConfigError(f"{knob}={getattr(self, knob)}", "at least 1")
+
 
 def poly(step: int, total: int, power: float = 0.9) -> float:
     """Factor of the learning rate at update ``step`` (from 0): (1 - t/T)^power, held at its last value after T."""
@@ -185,12 +190,14 @@ class Checkpoints:
             try:
                 return dict(torch.load(path, map_location="cpu", weights_only=True))
             except Exception:
-                path.rename(path.with_suffix(".damaged"))
+                # Another process of the same run may have done it already.
+                with contextlib.suppress(FileNotFoundError):
+                    path.rename(path.with_suffix(".damaged"))
         return None
 
     def clear(self) -> None:
-        """Remove all: the training is over and its final weights are written."""
-        for path in self._paths():
+        """Remove all, damaged and unfinished ones too: the training is over and its final weights are written."""
+        for path in self.folder.glob("checkpoint-*"):
             path.unlink()
 
     def _paths(self) -> list[Path]:
@@ -272,7 +279,10 @@ class _Trainer:
         module.to(memory_format=torch.channels_last)
         optimizer = make_optimizer(groups, config)
         self.ema = _averaged(module, config.ema)
+        self.last: dict[str, float] = {}
         self._restore(optimizer)
+        if self.fabric.is_global_zero:
+            metrics.rewind(self.step)
         self.wrapped, self.optimizer = self.fabric.setup(_LossModule(module, loss), optimizer)
         fabric = self.fabric
         self.batches = Batches(
@@ -283,7 +293,6 @@ class _Trainer:
         self.total = self.batches.per_epoch * config.epochs
         self.pending: list[tuple[int, list[str], dict[str, torch.Tensor]]] = []
         self.waited = self.busy = 0.0
-        self.last: dict[str, float] = {}
 
     def _restore(self, optimizer: torch.optim.Optimizer) -> None:
         state = self.checkpoints.latest()
@@ -300,8 +309,7 @@ class _Trainer:
             ) from error
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
-        self.step = int(state["step"])
-        self.metrics.rewind(self.step)
+        self.step, self.last = int(state["step"]), state.get("last", {})
 
     def run(self, title: str, after_epoch: Callable[[int], dict[str, float]] | None) -> dict[str, float]:
         fabric, config = self.fabric, self.config
@@ -309,7 +317,7 @@ class _Trainer:
         loader = training_loader(self.samples, self.batches, workers, pin=fabric.device.type == "cuda")
         saved = time.monotonic()
         self.module.train()
-        with make_progress(fabric.is_global_zero) as bar, stop_signals() as stop:
+        with make_progress(fabric.is_global_zero) as bar, stop_signals() as stop, contextlib.closing(loader):
             task = bar.add_task(title, total=self.total, completed=self.step, status="")
             asked = time.monotonic()
             for names, *tensors in loader:
@@ -327,7 +335,7 @@ class _Trainer:
                 if stop.is_set() or time.monotonic() - saved > config.checkpoint_minutes * 60:
                     self._save()
                     saved = time.monotonic()
-                if stop.is_set() and self.step < self.total:
+                if stop.is_set():
                     raise Interrupted(
                         f"{title}: stopped after step {self.step} of {self.total}; run the same command to go on"
                     )
@@ -344,12 +352,12 @@ class _Trainer:
         parts = list(zip(*(t.chunk(self.config.accumulate) for t in tensors)))
         sums: dict[str, torch.Tensor] = {}
         for i, part in enumerate(parts):
+            share = len(part[0]) / len(tensors[0])
             with self.fabric.no_backward_sync(self.wrapped, enabled=i < len(parts) - 1 and self.fabric.world_size > 1):
                 terms = self.wrapped(*part, rng)
-                total = torch.stack([t.float() for t in terms.values()]).sum() / len(parts)
-                self.fabric.backward(total)
+                self.fabric.backward(torch.stack([t.float() for t in terms.values()]).sum() * share)
             for name, term in terms.items():
-                sums[name] = sums.get(name, 0) + term.detach().float() / len(parts)
+                sums[name] = sums.get(name, 0) + term.detach().float() * share
         if self.config.clip:
             self.fabric.clip_gradients(self.wrapped, self.optimizer, max_norm=self.config.clip)
         self.optimizer.step()
@@ -385,7 +393,7 @@ class _Trainer:
         self.module.eval()
         values = after_epoch(self.step // self.batches.per_epoch)
         self.module.train()
-        self.last.update(values)
+        self.last.update({name: float(value) for name, value in values.items()})
         self._log(values)
 
     def _log(self, values: dict[str, float]) -> None:
@@ -402,7 +410,10 @@ class _Trainer:
     def _save(self) -> None:
         if self.pending:
             self._flush()
-        state = {"model": self.module.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
+        state = {
+            "model": self.module.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step,
+            "last": self.last,
+        }  # fmt: skip
         if self.ema is not None:
             state["ema"] = self.ema.state_dict()
         if self.fabric.is_global_zero:

@@ -63,15 +63,15 @@ class Run:
         self.manifest: dict[str, Any] = {"format": FORMAT, "created": _now(), "stages": {}}
         if self.manifest_path.exists():
             try:
-                self.manifest = json.loads(self.manifest_path.read_text())
+                content = json.loads(self.manifest_path.read_text())
             except (OSError, ValueError) as error:
                 raise RunError(f"{self.manifest_path} cannot be read: {error}", "a run's manifest") from error
-            if self.manifest.get("format") != FORMAT:
+            found = content.get("format") if isinstance(content, dict) else None
+            if found != FORMAT:
                 raise RunError(
-                    f"{self.path} has run format {self.manifest.get('format')}",
-                    f"format {FORMAT}",
-                    "use a new --run folder",
+                    f"{self.manifest_path} has run format {found}", f"format {FORMAT}", "use a new --run folder"
                 )
+            self.manifest = content
 
     @classmethod
     def existing(cls, path: str | Path) -> Run:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import signal
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from trainer.data.dataset import Record
 from trainer.data.transforms import Rng, sample_rng
+from trainer.errors import UserError
 from trainer.pool import cores
 
 MakeSample = Callable[[Record, Rng], tuple[torch.Tensor, ...]]
@@ -50,7 +53,7 @@ class Batches:
     @property
     def per_epoch(self) -> int:
         """Steps of one epoch."""
-        return self.count // self.batch
+        return self.count // self.batch if self.batch else 0
 
     def __len__(self) -> int:
         return self.per_epoch * self.epochs - self.start
@@ -64,23 +67,60 @@ class Batches:
             yield [(epoch, int(i)) for i in chosen[self.rank :: self.world]]
 
 
-def training_loader(samples: Samples, batches: Batches, workers: int, pin: bool) -> DataLoader[tuple[Any, ...]]:
-    """One loader for all epochs, so that workers start once. Yields ``(ids, tensors...)``, images channels-last."""
-    return DataLoader(
-        samples,
+class Guarded(TorchDataset[Any]):
+    """Items of ``dataset``, a ``UserError`` returned in place of the item: a worker process would make it a traceback.
+
+    Read it through ``unguarded``.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return self.dataset[key]
+        except UserError as error:
+            return error
+
+
+def unguarded(loader: Iterable[Any]) -> Generator[Any, None, None]:
+    """What ``loader`` yields; a ``UserError`` among it is raised."""
+    for item in loader:
+        if isinstance(item, UserError):
+            raise item
+        yield item
+
+
+def training_loader(samples: Samples, batches: Batches, workers: int, pin: bool) -> Generator[Any, None, None]:
+    """Yield ``(ids, tensors...)``, images channels-last. One loader for all epochs, so that workers start once.
+
+    Raises:
+        UserError: what a sample raised.
+    """
+    loader = DataLoader(
+        Guarded(samples),
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin,
         persistent_workers=False,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=one_thread,
+        worker_init_fn=start_worker,
     )
+    return unguarded(loader)
 
 
-def collate(samples: list[tuple[Any, ...]]) -> tuple[Any, ...]:
-    """Stack samples; images keep their channels-last memory."""
-    ids, *columns = zip(*samples)
+def collate(samples: list[tuple[Any, ...] | UserError]) -> tuple[Any, ...] | UserError:
+    """Stack samples, or the first error among them; images keep their channels-last memory."""
+    whole = []
+    for sample in samples:
+        if isinstance(sample, UserError):
+            return sample
+        whole.append(sample)
+    ids, *columns = zip(*whole)
     return (list(ids), *(_stack(column) for column in columns))
 
 
@@ -90,9 +130,18 @@ def _stack(column: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack([c.permute(1, 2, 0) for c in column]).permute(0, 3, 1, 2)
 
 
-def one_thread(_: int = 0) -> None:
-    """Keep a loader worker to one thread: the processes are the parallelism."""
+def start_worker(_: int = 0) -> None:
+    """Keep a loader worker to one thread, since the processes are the parallelism, and alive while its parent saves.
+
+    Ctrl-C and some schedulers signal every process of a job at once; the step in progress still needs its batch.
+    """
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _outlive_once)
+
+
+def _outlive_once(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
 
 
 def default_workers() -> int:

@@ -1,0 +1,35 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test lint clean
+
+help:
+	@echo "make demo   the whole path on synthetic scenes, results in demo/ (installs first, into $(VENV))"
+	@echo "make test   lint, then every test (installs first, into $(VENV))"
+	@echo "make lint   ruff, ruff format, mypy"
+	@echo "make clean  remove $(VENV), demo/ and what the tools left"
+	@echo "PYTHON=python3.12 chooses the interpreter of a new $(VENV)"
+
+demo: $(INSTALLED)
+	$(BIN)/wsss-trainer demo demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) demo build wsss *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# Installing also turns protos/ into the package wsss/, so a changed contract installs again.
+$(INSTALLED): pyproject.toml setup.py constraints.txt $(shell find protos -name '*.proto')
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"{sys.executable} is Python {sys.version.split()[0]}; wsss needs 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[train,serve,dev]'
+	@touch $@

@@ -1,0 +1,221 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from golden import U
+from PIL import Image
+from tiny_nets import TinyBackbone, pictures
+
+from trainer import cams
+from trainer.camfile import cam_path, read_cam
+from trainer.cams import PROTOCOLS, CamsConfig, Protocol, make_cams, merge, protocol_of, stride4
+from trainer.data.dataset import Record, read_image
+from trainer.data.transforms import MEAN, STD
+from trainer.errors import DataError
+from trainer.inference import Views, equal_size_batches
+from trainer.methods.cam import Cam, Config
+from trainer.run import Stage
+
+SIZE, PRESENT = (37, 53), [2, 14]
+SCALES = (1, 0.5, 1.5, 2)
+QUIET = CamsConfig(workers=0)
+
+
+def golden_maps(stride: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """m_{k,f} of spec 7, present classes only; the mirror image's map is still mirrored."""
+    pairs = []
+    for k, scale in enumerate(SCALES):
+        h, w = (-(-round(side * scale) // stride) for side in SIZE)
+        pairs.append(tuple(F.relu(3 * U((20, h, w), 200 + 2 * k + f) - 1)[PRESENT] for f in (0, 1)))
+    return pairs  # type: ignore[return-value]
+
+
+def near(value: torch.Tensor, expected: float) -> bool:
+    return value.item() == pytest.approx(expected, rel=1e-6)
+
+
+def histogram(maps: torch.Tensor, beta: float) -> list[int]:
+    stack = torch.cat([torch.full((1, *SIZE), beta, dtype=maps.dtype), maps])
+    return stack.argmax(0).flatten().bincount(minlength=3).tolist()
+
+
+def test_golden_psa():
+    maps = golden_maps(8)
+    assert [m.shape[1:] for m, _ in maps] == [(5, 7), (3, 4), (7, 10), (10, 14)]
+    merged = merge(maps, SIZE, PROTOCOLS["psa"], full=True)
+    assert merged.shape == (2, *SIZE)
+    assert near(merged[0, 10, 20], 0.574936308)
+    assert near(merged[1, 36, 52], 0.912447118)
+    assert near(merged.mean(), 0.586240818)
+    assert histogram(merged, 0.2) == [0, 868, 1093]
+
+
+def test_golden_seam():
+    merged = merge(golden_maps(8), SIZE, PROTOCOLS["seam"], full=True)
+    assert near(merged[0, 10, 20], 0.437970523)
+    assert near(merged[1, 36, 52], 0.892174973)
+    assert near(merged.mean(), 0.471155124)
+    assert histogram(merged, 0.26) == [61, 727, 1173]
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("irn", (0.915478594, 0.697390433), (0.866178178, 0.693019001, 0.697963000)),
+        ("vwe", (0.839519595, 0.720367702), (0.787462746, 0.630780121, 0.711216612)),
+    ],
+)
+def test_golden_irn_and_vwe(name, low, high):
+    maps = golden_maps(16)
+    assert [m.shape[1:] for m, _ in maps] == [(3, 4), (2, 2), (4, 5), (5, 7)]
+    small = merge(maps, stride4(SIZE), PROTOCOLS[name])
+    assert small.shape == (2, 10, 14)
+    assert near(small[0, 4, 5], low[0])
+    assert near(small.mean(), low[1])
+    full = merge(maps, SIZE, PROTOCOLS[name], full=True)
+    assert near(full[0, 10, 20], high[0])
+    assert near(full[1, 36, 52], high[1])
+    assert near(full.mean(), high[2])
+
+
+def test_empty_maps_stay_empty():
+    nothing = [(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4))]
+    for protocol in PROTOCOLS.values():
+        assert merge(nothing, (10, 14), protocol).clamp(0, 1).max() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("psa", [(37, 53), (18, 26), (56, 80), (74, 106)]),
+        ("irn", [(37, 53), (18, 26), (56, 80), (74, 106)]),
+        ("mva", [(37, 53), (18, 26), (55, 79), (74, 106)]),
+        ("seam", [(18, 26), (37, 53), (56, 80), (74, 106)]),
+    ],
+)
+def test_sizes_of_the_views(name, sizes):
+    views = PROTOCOLS[name].views
+    assert [views.size(*SIZE, scale) for scale in views.scales] == sizes
+    pixels = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    assert [tuple(views.make(pixels, scale).shape) for scale in views.scales] == [(3, *size) for size in sizes]
+
+
+def test_scale_1_is_untouched_and_filters_differ():
+    pixels = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    psa, mva = PROTOCOLS["psa"].views, PROTOCOLS["mva"].views
+    expected = (pixels / 255.0 - np.array(MEAN)) / np.array(STD)
+    np.testing.assert_allclose(psa.make(pixels, 1.0).permute(1, 2, 0).numpy(), expected, atol=2e-6)
+    assert not torch.equal(psa.make(pixels, 2.0), mva.make(pixels, 2.0))
+    assert psa.size(3, 2, 0.1) == (1, 1)
+
+
+def test_a_protocol_fits_the_backbone_and_scales_can_be_changed():
+    assert protocol_of(CamsConfig(), "resnet50") == ("irn", PROTOCOLS["irn"])
+    assert protocol_of(CamsConfig(), "resnet38") == ("psa", PROTOCOLS["psa"])
+    assert protocol_of(CamsConfig(protocol="vwe"), "resnet38")[1].mirror == "max_small"
+    _, own = protocol_of(CamsConfig(protocol="mva", scales=(1.0, 0.25)), "resnet38")
+    assert own == Protocol(Views((1.0, 0.25), "trunc", "lanczos"), pad=True)
+
+
+def tiny_cam() -> Cam:
+    torch.manual_seed(0)
+    return Cam(Config(), TinyBackbone(), 3)
+
+
+def one_by_one(method: Cam, record: Record, protocol: Protocol) -> torch.Tensor:
+    """As the released scripts do: one image, one scale, one flip at a time, with Pillow and NCHW memory."""
+    pixels = read_image(record.image)
+    height, width = pixels.shape[:2]
+    pairs = []
+    for scale in protocol.views.scales:
+        h, w = protocol.views.size(height, width, scale)
+        filters = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
+        resized = Image.fromarray(pixels).resize((w, h), filters[protocol.views.filter])
+        image = (np.asarray(resized) / 255.0 - np.array(MEAN)) / np.array(STD)
+        tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)).astype("float32"))
+        with torch.no_grad():
+            pairs.append(tuple(method.cams(view[None])[0, list(record.tags)] for view in (tensor, tensor.flip(2))))
+    return merge(pairs, stride4((height, width)), protocol).clamp(0, 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_batches_equal_one_image_one_scale_one_flip(tmp_path, monkeypatch, name):
+    data = pictures(tmp_path / "data")
+    records, written = data.subset("all"), {}
+    monkeypatch.setattr(cams, "write_cam", lambda path, tags, maps, size: written.update({path.stem: (tags, maps)}))
+    make_cams(tiny_cam(), records, Stage(tmp_path / "cams"), PROTOCOLS[name], QUIET, "cpu")
+    assert set(written) == set(data.records)
+    reference = tiny_cam().eval()
+    for record in records:
+        tags, maps = written[record.id]
+        assert tags == list(record.tags)
+        assert maps.max() > 0.5
+        np.testing.assert_allclose(maps, one_by_one(reference, record, PROTOCOLS[name]).numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_files_are_written_kept_and_repaired(tmp_path, workers):
+    data = pictures(tmp_path / "data")
+    untagged = Record("untagged", data.records["p0"].image, ())
+    records, stage = [*data.subset("all"), untagged], Stage(tmp_path / "cams")
+    config = CamsConfig(workers=workers)
+    make_cams(tiny_cam(), records, stage, PROTOCOLS["psa"], config, "cpu")
+    assert stage.outputs == {"count": 6, "made": 6}
+    files = {r.id: cam_path(stage.folder, r.id) for r in records}
+    assert {p.stem for p in stage.folder.iterdir()} == set(data.records)
+    cam = read_cam(files["p1"])
+    assert cam.classes.tolist() == [1]
+    assert cam.size == (36, 44)
+    assert cam.maps.shape == (1, *stride4((36, 44)))
+    assert 0.9 < cam.maps.max() <= 1
+    before = {i: files[i].read_bytes() for i in data.records}
+    files["p2"].unlink()
+    files["p3"].write_bytes(before["p3"][:100])
+    kept = files["p4"].stat().st_mtime_ns
+    make_cams(tiny_cam(), records, stage, PROTOCOLS["psa"], config, "cpu")
+    assert stage.outputs == {"count": 6, "made": 2}
+    assert files["p4"].stat().st_mtime_ns == kept
+    for i in ("p2", "p3"):
+        np.testing.assert_allclose(read_cam(files[i]).maps, np.load(_bytes(before[i]))["maps"], atol=2e-3)
+
+
+def _bytes(data: bytes):
+    import io
+
+    return io.BytesIO(data)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_is_the_users_error_and_the_rest_is_kept(tmp_path, workers):
+    data = pictures(tmp_path / "data")
+    last = data.records["p3"].image
+    last.write_bytes(last.read_bytes()[:400])
+    stage = Stage(tmp_path / "cams")
+    with pytest.raises(DataError, match=r"p3\.png cannot be read") as caught:
+        make_cams(tiny_cam(), data.subset("all"), stage, PROTOCOLS["psa"], CamsConfig(batch=1, workers=workers), "cpu")
+    assert "wsss-trainer check" in caught.value.hint
+    assert [p.suffix for p in stage.folder.iterdir() if p.stem != "p3"] == [".npz"] * len(list(stage.folder.iterdir()))
+    assert list(stage.folder.iterdir())
+
+
+def test_batches_are_of_one_size_largest_first(tmp_path):
+    data = pictures(tmp_path, count=7)
+    big = tmp_path / "big.png"
+    Image.new("RGB", (90, 80)).save(big)
+    batches = equal_size_batches([*data.subset("all"), Record("big", big, (0,))], batch=3)
+    assert [r.id for r in batches[0]] == ["big"]
+    assert sorted(len(b) for b in batches) == [1, 1, 3, 3]
+    for batch in batches:
+        assert len({read_image(r.image).shape for r in batch}) == 1
+
+
+def test_bf16_maps_are_close(tmp_path):
+    data = pictures(tmp_path / "data", count=2)
+    folders = {}
+    for precision in ("fp32", "bf16"):
+        folders[precision] = Stage(tmp_path / precision)
+        config = CamsConfig(precision=precision, workers=0)  # type: ignore[arg-type]
+        make_cams(tiny_cam(), data.subset("all"), folders[precision], PROTOCOLS["psa"], config, "cpu")
+    for i in data.records:
+        exact, low = (read_cam(cam_path(f.folder, i)).maps for f in folders.values())
+        np.testing.assert_allclose(low, exact, atol=0.05)

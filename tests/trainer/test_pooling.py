@@ -1,0 +1,64 @@
+import pytest
+import torch
+from golden import U
+
+from trainer.methods.pooling import gap, gmp, hspp, pool
+
+
+def test_the_generator_is_that_of_the_specification():
+    expected = [0.740084824, 0.564395128, 0.454749261, 0.272400737, 0.823448711]
+    torch.testing.assert_close(U((5,), 1), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-8)
+    torch.testing.assert_close(
+        U((2, 2), 7).flatten().tolist(), [0.107687033, 0.904258046, 0.541490533, 0.790921164], rtol=0, atol=1e-8
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "pooled", "expected"),
+    [
+        ((1, 3, 32, 32), hspp, (0.795904893, 0.798817011, 0.795677646)),
+        ((1, 3, 11, 14), hspp, (0.783176336, 0.777435396, 0.772304741)),
+        ((2, 3, 11, 14), gap, (0.541328452, 0.503144817, 0.518191866)),
+        ((2, 3, 11, 14), gmp, (0.997233035, 0.995204345, 0.993556145)),
+    ],
+)
+def test_golden_g10(shape, pooled, expected):
+    out = pooled(U(shape, 43))
+    assert out.shape == shape[:2]
+    torch.testing.assert_close(out[0].tolist(), list(expected), rtol=1e-6, atol=0)
+
+
+def test_adaptive_bins_agree_where_the_grid_divides_and_work_everywhere():
+    even, odd = U((2, 3, 8, 12), 5), U((2, 3, 11, 14), 43)
+    torch.testing.assert_close(hspp(even, bins="adaptive"), hspp(even))
+    difference = (hspp(odd, bins="adaptive") - hspp(odd)).abs().max()
+    assert 1e-3 < difference < 0.09
+    assert hspp(U((1, 3, 2, 3), 5), bins="adaptive").shape == (1, 3)
+
+
+@pytest.mark.parametrize("size", [(3, 20), (20, 3), (1, 1)])
+def test_floor_bins_refuse_small_maps(size):
+    with pytest.raises(ValueError, match=rf"at least 4x4, not {size[0]}x{size[1]}"):
+        hspp(torch.rand(1, 2, *size))
+
+
+def test_gamma_weighs_the_average():
+    f = U((1, 2, 8, 8), 9)
+    maxima = hspp(f, gamma=0.0)
+    torch.testing.assert_close(hspp(f, gamma=5.0), (3 * maxima + 5 * gap(f)) / 8)
+    torch.testing.assert_close(hspp(torch.full((1, 2, 8, 8), 3.0)), torch.full((1, 2), 3.0))
+
+
+def test_the_gradient_of_gmp_goes_to_one_of_equal_maxima():
+    f = torch.ones(1, 1, 3, 3, requires_grad=True)
+    gmp(f).sum().backward()
+    assert f.grad is not None
+    assert f.grad.max() == 1
+    assert f.grad.sum() == 1
+
+
+def test_pool_by_name():
+    f = U((2, 3, 11, 14), 43)
+    assert torch.equal(pool(f, "gap"), gap(f))
+    assert torch.equal(pool(f, "gmp"), gmp(f))
+    assert torch.equal(pool(f, "hspp", 1.0, "adaptive"), hspp(f, 1.0, "adaptive"))
