@@ -131,18 +131,19 @@ def make_cams(
     config: CamsConfig,
     device: str = "auto",
 ) -> None:
-    """Write ``<id>.npz`` for every record with tags; files that exist and load are kept."""
-    missing = [r for r in records if r.tags and not _readable(cam_path(stage.folder, r.id))]
+    """Write ``<id>.npz`` for every record (without tags: no maps); files that exist and load are kept."""
+    missing = [r for r in records if not _readable(cam_path(stage.folder, r.id))]
     with inference(method, config.precision, device) as target, progress_bar("cams", len(missing)) as advance:
         for batch in iterate_views(shard(missing), protocol.views, config.batch, config.workers):
             views = [_float(method.cams(with_mirror(x.to(target)))) for x in batch.images]
             for i, record in enumerate(batch.records):
                 tags = list(record.tags)
                 own = [(v[i, tags], v[len(batch.records) + i, tags]) for v in views]
-                merged = merge(own, stride4(batch.size), protocol).clamp(0, 1)
+                size = stride4(batch.size)
+                merged = merge(own, size, protocol).clamp(0, 1) if tags else torch.zeros(0, *size)
                 write_cam(cam_path(stage.folder, record.id), tags, merged.numpy(), batch.size)
                 advance()
-    stage.outputs.update(count=sum(1 for r in records if r.tags), made=len(missing))
+    stage.outputs.update(count=len(records), made=len(missing))
 
 
 def _float(maps: torch.Tensor) -> torch.Tensor:

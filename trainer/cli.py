@@ -102,7 +102,8 @@ def fit(
       wsss-trainer fit VOC2012/ --backbone resnet50 --run runs/r50 --until cams --set cams.protocol=irn
       wsss-trainer fit VOC2012/ --run runs/r50 --supervision both --set refine.threshold_from=label_free
     """
-    from trainer.pipeline import Options, Pipeline
+    from trainer.options import Options
+    from trainer.pipeline import Pipeline
 
     options = Options(
         data=data, run=run, method=method, backbone=backbone, weights=weights, recipe=recipe, train_list=train_list,

@@ -9,62 +9,28 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from trainer import cams, classify, segment
 from trainer import config as knobs
-from trainer.data.dataset import Dataset, Record, open_dataset
+from trainer.data.dataset import Dataset, Record, image_size, open_dataset
 from trainer.errors import ConfigError, DataError, nearest
 from trainer.interrupt import Interrupted
 from trainer.loop import launch, rank, step_rng, wait_for_all
-from trainer.measure import EvaluateConfig, current_evaluation, measured_lists
-from trainer.methods.base import method_classes
+from trainer.measure import current_evaluation, measured_lists
 from trainer.nets.deeplab import AsppSegmenter
 from trainer.nets.weights import LoadReport, find_weights, load_backbone
-from trainer.refine.pseudo_masks import RefineConfig, make_pseudo_masks
+from trainer.options import STAGES, Options, make_configs
+from trainer.pool import raise_together
+from trainer.refine.pseudo_masks import make_pseudo_masks
 from trainer.refine.threshold import choose
 from trainer.report import write_report
 from trainer.run import Metrics, Run, stage_key
 
-STAGES = ("classify", "cams", "refine", "segment", "evaluate", "report")
-SECTIONS = ("method", "classify", "cams", "refine", "segment", "evaluate")
 OPERATION = {"workers", "checkpoint_minutes", "tensorboard", "validate"}
 """Knobs that do not change any result, and so no key."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What ``wsss-trainer fit`` was asked for; see its ``--help``."""
-
-    data: Path
-    run: Path
-    method: str = "cam"
-    backbone: str = "mobilenet_v2"
-    weights: str | None = None
-    recipe: str | None = None
-    train_list: str | None = None
-    val_list: str | None = None
-    epochs: int | None = None
-    size: int | None = None
-    until: str = "report"
-    supervision: Literal["weak", "full", "both"] = "weak"
-    seed: int = 0
-    device: str = "auto"
-    settings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Configs:
-    """One config a stage."""
-
-    method: Any
-    classify: classify.ClassifyConfig
-    cams: cams.CamsConfig
-    refine: RefineConfig
-    segment: segment.SegmentConfig
-    evaluate: EvaluateConfig
 
 
 @dataclass(frozen=True)
@@ -74,33 +40,6 @@ class Step:
     name: str
     key: str
     work: Callable[[], None]
-
-
-def make_configs(options: Options) -> Configs:
-    """Recipe, then ``--epochs`` and ``--size``, then ``--set``, each over the one before.
-
-    Raises:
-        ConfigError: unknown method, recipe, section or knob.
-    """
-    _, method_config = method_classes(options.method)
-    changes = knobs.parse_settings(options.settings, SECTIONS)
-    recipe = options.recipe or classify.recipe(options.backbone, options.weights)
-    base = classify.make_config(recipe, {})
-    short: dict[str, Any] = {} if options.epochs is None else {"epochs": options.epochs}
-    sizes: dict[str, Any] = {}
-    if options.size is not None:
-        low, high = (round(side * options.size / base.crop) for side in base.resize)
-        short["crop"], sizes["resize"] = options.size, (low, high)
-    made = classify.make_config(recipe, {**short, **sizes, **changes["classify"]})
-    segmenter = segment.SegmentConfig() if recipe != "scratch" else segment.SCRATCH
-    return Configs(
-        knobs.replace(method_config(), changes["method"], f"method {options.method}"),
-        made,
-        knobs.replace(cams.CamsConfig(), changes["cams"], "cams"),
-        knobs.replace(RefineConfig(), changes["refine"], "refine"),
-        knobs.replace(segmenter, {**short, **changes["segment"]}, "segment"),
-        knobs.replace(EvaluateConfig(), changes["evaluate"], "evaluate"),
-    )
 
 
 class Pipeline:
@@ -189,6 +128,7 @@ class Pipeline:
             launch(self.options.device)
             self._describe()
             steps = self.steps()
+            self._check_images()
             for step in steps:
                 self._announce(step, say)
             for step in steps:
@@ -200,6 +140,17 @@ class Pipeline:
             current_evaluation(self.run.path)
             if self.options.until == "report":
                 say(f"report: {write_report(self.run.path)}")
+
+    def _check_images(self) -> None:
+        """Find missing files and files that are no images now, all at once, instead of one an hour."""
+        problems = []
+        records = self.images()
+        for record in records:
+            try:
+                image_size(record.image)
+            except DataError as error:
+                problems.append(error)
+        raise_together(problems, len(records), "images cannot be used")
 
     def _announce(self, step: Step, say: Callable[[str], None]) -> None:
         if self.run.done(step.name, step.key):

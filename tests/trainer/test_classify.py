@@ -11,7 +11,7 @@ from trainer.classify import RECIPES, ClassifyConfig, make_config, mean_average_
 from trainer.data.transforms import sample_rng
 from trainer.errors import ConfigError, WeightsError
 from trainer.methods.cam import Cam, Config
-from trainer.pipeline import Options, make_configs
+from trainer.options import Options, make_configs
 from trainer.run import Metrics, Stage
 
 QUICK = ClassifyConfig(epochs=2, batch=2, crop=32, resize=(32, 48), workers=0, precision="fp32", lr=1e-2, momentum=0.9)

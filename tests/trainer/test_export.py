@@ -68,7 +68,7 @@ def make(kind: str, seed: int = 0) -> PixelGraph:
     if kind == "cam":
         return CamGraph(TinyMethod().train(), scales=(1, 0.5))
     segmenter = body(len(CLASSES) + 1)
-    return SegmenterGraph(segmenter, (0.75, 1), True) if kind == "segmenter multi" else SegmenterGraph(segmenter)
+    return SegmenterGraph(segmenter, (0.5, 1), True) if kind == "segmenter multi" else SegmenterGraph(segmenter)
 
 
 def scene(height: int, width: int, seed: int = 0) -> Pixels:

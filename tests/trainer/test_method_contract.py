@@ -8,7 +8,7 @@ import torch
 
 from trainer import config as knobs
 from trainer.catalogue import describe_method, list_methods
-from trainer.classify import _tuples, build
+from trainer.classify import build, tuples
 from trainer.errors import ConfigError
 from trainer.loop import Training, make_optimizer, step_rng
 from trainer.methods.base import Method, method_classes, method_names
@@ -126,7 +126,7 @@ def test_validation_scores(name):
 def test_the_config_survives_its_file(name):
     config = method_classes(name)[1]()
     stored = json.loads(json.dumps(knobs.as_dict(config)))
-    assert knobs.replace(method_classes(name)[1](), _tuples(stored), "method") == config
+    assert knobs.replace(method_classes(name)[1](), tuples(stored), "method") == config
 
 
 def test_weights_survive_their_file(name, tmp_path):

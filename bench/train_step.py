@@ -1,0 +1,227 @@
+"""A step of the training loop against the plainest correct one: torchvision's modules, NCHW, float32, unfolded norms.
+
+Both sides start from the same weights and see the same batches; steps alternate, and medians are compared. The loss
+after the last step shows whether the faster side still learns the same. Then a short real training over JPEG files
+tells how long the loop waits for the loader.
+
+python bench/train_step.py --backbone mobilenet_v2 --batch 16 --size 256 --rounds 10
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+
+from trainer import classify
+from trainer.data.dataset import Record
+from trainer.data.loader import Samples
+from trainer.loop import Training, _Trainer, make_optimizer, set_rate, train
+from trainer.methods.base import Method
+from trainer.methods.cam import Config
+from trainer.nets.weights import load_backbone
+from trainer.run import Metrics
+
+CLASSES = 20
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+class Plain(nn.Module):
+    """Torchvision's body and a linear head: what one writes first."""
+
+    def __init__(self, name: str, ours: Method) -> None:
+        super().__init__()
+        body = getattr(torchvision.models, name)(weights=None)
+        if name == "mobilenet_v2":
+            self.body = nn.Sequential()
+            self.body.add_module("features", body.features)
+        else:
+            self.body = nn.Sequential(*[])
+            for key, child in body.named_children():
+                if key not in ("avgpool", "fc"):
+                    self.body.add_module(key, child)
+        convs = {key: m for key, m in ours.backbone.named_modules() if isinstance(m, nn.Conv2d)}
+        for key, module in self.body.named_modules():
+            if isinstance(module, nn.Conv2d):
+                module.stride, module.dilation, module.padding = (
+                    convs[key].stride,
+                    convs[key].dilation,
+                    convs[key].padding,
+                )
+        self.body.load_state_dict(ours.backbone.state_dict())
+        self.classifier = nn.Conv2d(ours.classifier.in_channels, CLASSES, 1, bias=False)  # type: ignore[union-attr, arg-type]
+        self.classifier.load_state_dict(ours.classifier.state_dict())  # type: ignore[union-attr]
+        trained = {key for key, p in ours.backbone.named_parameters() if p.requires_grad}
+        for key, parameter in self.body.named_parameters():
+            parameter.requires_grad_(key in trained)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        pooled = self.body(images).mean((2, 3), keepdim=True)
+        return self.classifier(pooled).flatten(1)  # type: ignore[no-any-return]
+
+
+def build(args: argparse.Namespace, batch: Batch) -> Method:
+    """Our classifier. Without a weight file its batch norms get the statistics of this batch, as trained ones would."""
+    torch.manual_seed(0)
+    config = classify.make_config("small", {"crop": args.size})
+    method = classify.build("cam", Config(), args.backbone, classify.backbone_knobs(args.backbone, config), CLASSES)
+    if args.weights:
+        load_backbone(method.backbone, args.weights)
+        return method
+    for norm in (m for m in method.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.Module.train(norm)
+        norm.momentum = None
+    with torch.no_grad():
+        method(batch[0])
+    return method.train()  # type: ignore[return-value]
+
+
+def our_step(method: Method, args: argparse.Namespace, precision: str, folder: Path) -> Callable[[Batch], float]:
+    config = Training(
+        epochs=args.steps, batch=args.batch, lr=args.lr, momentum=0.9, weight_decay=1e-4, precision=precision, workers=0
+    )  # type: ignore[arg-type]
+    records = [Record(str(n), folder, ()) for n in range(args.batch)]
+    groups = method.param_groups(config.lr, config.weight_decay)
+    samples: Any = Samples(records, lambda record, rng: (), 0)
+    metrics = Metrics(folder / "metrics.csv", "bench")
+    trainer = _Trainer(method, classify.method_loss, groups, samples, config, folder, metrics, 0, "cpu")
+    method.train()
+
+    def step(batch: Batch) -> float:
+        trainer._update(["x"], list(batch))
+        trainer.step += 1
+        return float(trainer.pending.pop()[2]["cls"])
+
+    return step
+
+
+def plain_step(plain: Plain, args: argparse.Namespace) -> Callable[[Batch], float]:
+    config = Training(lr=args.lr, momentum=0.9, weight_decay=1e-4)
+    free = [p for p in plain.body.parameters() if p.requires_grad]
+    optimizer = make_optimizer(
+        [
+            {"params": free, "lr": config.lr, "weight_decay": 1e-4},
+            {"params": list(plain.classifier.parameters()), "lr": 10 * config.lr, "weight_decay": 1e-4},
+        ],
+        config,
+    )
+    plain.eval()
+    done = 0
+
+    def step(batch: Batch) -> float:
+        nonlocal done
+        set_rate(optimizer, done, args.steps, config)
+        done += 1
+        optimizer.zero_grad()
+        loss = nn.functional.multilabel_soft_margin_loss(plain(batch[0]), batch[1])
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def batches(args: argparse.Namespace, count: int = 4) -> list[Batch]:
+    """Blurred noise with tags that depend on it."""
+    draw = torch.Generator().manual_seed(0)
+    made = []
+    for _ in range(count):
+        coarse = torch.randn(args.batch, 3, 8, 8, generator=draw)
+        images = nn.functional.interpolate(coarse, (args.size, args.size), mode="bicubic")
+        tags = (coarse.flatten(1)[:, :CLASSES] > 1).float()
+        made.append((images.contiguous(memory_format=torch.channels_last), tags))
+    return made
+
+
+def compare(args: argparse.Namespace, folder: Path) -> None:
+    data = batches(args)
+    # The plain side is given the layout that it would have made itself.
+    plain_data = [(images.contiguous(), tags) for images, tags in data]
+    method = build(args, data[0])
+    plain = Plain(args.backbone, method)
+    sides: dict[str, tuple[Callable[[Batch], float], list[Batch]]] = {
+        "plain eager fp32": (plain_step(plain, args), plain_data)
+    }
+    for precision in ("fp32", "auto"):
+        own = folder / precision
+        own.mkdir()
+        sides[f"this loop, {precision}"] = (our_step(copy.deepcopy(method), args, precision, own), data)
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    losses: dict[str, list[float]] = {name: [] for name in sides}
+    for k in range(args.steps):
+        for name, (step, own_data) in sides.items():
+            start = time.perf_counter()
+            losses[name].append(step(own_data[k % len(own_data)]))
+            times[name].append(time.perf_counter() - start)
+    base = statistics.median(times["plain eager fp32"][args.warmup :])
+    reference = np.array(losses["plain eager fp32"])
+    for name in sides:
+        median = statistics.median(times[name][args.warmup :])
+        gap = float(np.abs(np.array(losses[name]) / reference - 1).max())
+        print(
+            f"{name:18s} {1000 * median:9.1f} ms/step   ratio {base / median:5.2f}   loss {losses[name][0]:.5f} -> "
+            f"{losses[name][-1]:.5f}   largest relative difference {gap:.1e}"
+        )
+
+
+def waiting(args: argparse.Namespace, folder: Path) -> None:
+    """A real training over JPEG files of 500x375."""
+    records = []
+    for n in range(4 * args.batch):
+        coarse = np.random.default_rng(n).integers(0, 256, (47, 63, 3), dtype=np.uint8)
+        image = Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC)
+        image.save(folder / f"{n}.jpg", quality=92)
+        records.append(Record(str(n), folder / f"{n}.jpg", (n % CLASSES,)))
+    config = classify.make_config(
+        "small", {"crop": args.size, "batch": args.batch, "epochs": 5, "workers": args.workers, "validate": False}
+    )
+    method = build(args, batches(args, 1)[0])
+    make = partial(classify.make_sample, config=config, num_classes=CLASSES)
+    groups = method.param_groups(config.lr, config.weight_decay, config.new_factor)
+    metrics = Metrics(folder / "metrics.csv", "classify")
+    last = train(
+        method, classify.method_loss, groups, Samples(records, make, 0), config, folder, metrics, 0, "loader",
+        device="cpu",
+    )  # fmt: skip
+    print(
+        f"real loop, steps 11 to 20: {last['images_per_second']:.1f} images/s, {100 * last['data_wait']:.1f} % of the "
+        "time waiting for data"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = ("mobilenet_v2", "resnet18", "resnet34", "resnet50", "resnet101")
+    parser.add_argument("--backbone", choices=names, default="mobilenet_v2")
+    parser.add_argument("--weights", type=Path, help="a weight file; without one, random weights")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--workers", type=int, default=-1)
+    parser.add_argument("--no-loader", action="store_true", help="only the steps")
+    args = parser.parse_args()
+    args.steps = args.rounds + args.warmup
+    print(f"{args.backbone}, batch {args.batch}, {args.size}x{args.size}, {torch.get_num_threads()} threads")
+    with tempfile.TemporaryDirectory() as folder:
+        compare(args, Path(folder))
+    if not args.no_loader:
+        with tempfile.TemporaryDirectory() as folder:
+            waiting(args, Path(folder))
+
+
+if __name__ == "__main__":
+    main()

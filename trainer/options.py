@@ -1,0 +1,76 @@
+"""What ``wsss-trainer fit`` was asked for, and the config of each stage that follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from trainer import cams, classify, segment
+from trainer import config as knobs
+from trainer.measure import EvaluateConfig
+from trainer.methods.base import method_classes
+from trainer.refine.pseudo_masks import RefineConfig
+
+STAGES = ("classify", "cams", "refine", "segment", "evaluate", "report")
+SECTIONS = ("method", "classify", "cams", "refine", "segment", "evaluate")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``wsss-trainer fit`` was asked for; see its ``--help``."""
+
+    data: Path
+    run: Path
+    method: str = "cam"
+    backbone: str = "mobilenet_v2"
+    weights: str | None = None
+    recipe: str | None = None
+    train_list: str | None = None
+    val_list: str | None = None
+    epochs: int | None = None
+    size: int | None = None
+    until: str = "report"
+    supervision: Literal["weak", "full", "both"] = "weak"
+    seed: int = 0
+    device: str = "auto"
+    settings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Configs:
+    """One config a stage."""
+
+    method: Any
+    classify: classify.ClassifyConfig
+    cams: cams.CamsConfig
+    refine: RefineConfig
+    segment: segment.SegmentConfig
+    evaluate: EvaluateConfig
+
+
+def make_configs(options: Options) -> Configs:
+    """Recipe, then ``--epochs`` and ``--size``, then ``--set``, each over the one before.
+
+    Raises:
+        ConfigError: unknown method, recipe, section or knob.
+    """
+    _, method_config = method_classes(options.method)
+    changes = knobs.parse_settings(options.settings, SECTIONS)
+    recipe = options.recipe or classify.recipe(options.backbone, options.weights)
+    base = classify.make_config(recipe, {})
+    short: dict[str, Any] = {} if options.epochs is None else {"epochs": options.epochs}
+    sizes: dict[str, Any] = {}
+    if options.size is not None:
+        low, high = (round(side * options.size / base.crop) for side in base.resize)
+        short["crop"], sizes["resize"] = options.size, (low, high)
+    made = classify.make_config(recipe, {**short, **sizes, **changes["classify"]})
+    segmenter = segment.SegmentConfig() if recipe != "scratch" else segment.SCRATCH
+    return Configs(
+        knobs.replace(method_config(), changes["method"], f"method {options.method}"),
+        made,
+        knobs.replace(cams.CamsConfig(), changes["cams"], "cams"),
+        knobs.replace(RefineConfig(), changes["refine"], "refine"),
+        knobs.replace(segmenter, {**short, **changes["segment"]}, "segment"),
+        knobs.replace(EvaluateConfig(), changes["evaluate"], "evaluate"),
+    )
