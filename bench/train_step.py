@@ -28,10 +28,11 @@ from torch import nn
 from trainer import classify
 from trainer.data.dataset import Record
 from trainer.data.loader import Samples
-from trainer.loop import Training, _Trainer, make_optimizer, set_rate, train
+from trainer.loop import _Trainer, train
 from trainer.methods.base import Method
 from trainer.methods.cam import Config
 from trainer.nets.weights import load_backbone
+from trainer.optimiser import Training, make_optimizer, set_rate
 from trainer.run import Metrics
 
 CLASSES = 20

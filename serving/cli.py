@@ -126,7 +126,11 @@ def segment(
         result = client.segment(image, model)
     target.write_bytes(result.reply.mask)
     found = {label: {"score": result.scores[label], "pixels": result.areas[label]} for label in result.present}
-    print(json.dumps({"mask": str(target), "found": found}) if as_json else f"{target}: {', '.join(found) or 'background only'}")
+    print(
+        json.dumps({"mask": str(target), "found": found})
+        if as_json
+        else f"{target}: {', '.join(found) or 'background only'}"
+    )
 
 
 @app.command(epilog="Example: wsss-serving models --repository exported/ --json")

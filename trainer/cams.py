@@ -12,9 +12,9 @@ import torch.nn.functional as F
 
 from trainer.camfile import cam_path, read_cam, write_cam
 from trainer.data.dataset import Record
+from trainer.devices import Precision, shard
 from trainer.errors import DataError
 from trainer.inference import Views, inference, iterate_views, with_mirror
-from trainer.loop import Precision, shard
 from trainer.methods.base import Method
 from trainer.progress import progress_bar
 from trainer.run import Stage

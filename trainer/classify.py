@@ -14,15 +14,18 @@ import torch
 from torch import nn
 
 from trainer import config as knobs
+from trainer.checkpoints import Checkpoints
 from trainer.data.dataset import Dataset, Record, read_image
 from trainer.data.loader import Samples
 from trainer.data.transforms import Rng, classify_sample
+from trainer.devices import rank
 from trainer.errors import ConfigError, WeightsError, nearest
 from trainer.files import write_atomic
 from trainer.inference import Views, inference, iterate_views
-from trainer.loop import Checkpoints, Training, rank, train
+from trainer.loop import train
 from trainer.methods.base import Method, method_classes
 from trainer.nets import build_backbone
+from trainer.optimiser import Training
 from trainer.run import Metrics, Stage
 
 

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset as TorchDataset
 from trainer.data.dataset import Record, image_size, read_image
 from trainer.data.loader import Guarded, default_workers, start_worker, unguarded
 from trainer.data.transforms import normalise, to_tensor
-from trainer.loop import Precision, _has_bf16_units
+from trainer.devices import Precision, has_bf16_units
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
 
@@ -114,7 +114,7 @@ def inference(module: nn.Module, precision: Precision, device: str = "auto") -> 
     target = torch.device("cuda" if gpu else "cpu")
     module.eval().to(target, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if precision == "auto":
-        precision = "bf16" if _has_bf16_units(gpu) else "fp32"
+        precision = "bf16" if has_bf16_units(gpu) else "fp32"
     low: Any = contextlib.nullcontext()
     if precision != "fp32":
         low = torch.autocast(target.type, torch.bfloat16 if precision == "bf16" else torch.float16)

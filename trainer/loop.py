@@ -6,159 +6,30 @@ A run that was killed and started again gives, on CPU, the same final weights to
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
 from torch import nn
 
+from trainer.checkpoints import Checkpoints
 from trainer.data.loader import Batches, Samples, default_workers, training_loader
+from trainer.devices import make_fabric
 from trainer.errors import ConfigError, TrainingError, WeightsError
 from trainer.interrupt import Interrupted
+from trainer.optimiser import Training, make_optimizer, set_rate
 from trainer.progress import make_progress
 from trainer.run import Metrics
 
-T = TypeVar("T")
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 LossFunction = Callable[..., dict[str, torch.Tensor]]
 LOG_EVERY = 10
-
-
-@dataclass(frozen=True)
-class Training:
-    """Knobs of a training (spec methods 6.2 and 6.4).
-
-    Attributes:
-        epochs: passes over the training list.
-        batch: images per update, over all devices and accumulated parts.
-        accumulate: parts that a batch is cut into, each a forward and backward of its own.
-        optimizer: ``sgd`` with the poly schedule, or ``adam`` with the same schedule.
-        lr: learning rate of the backbone.
-        new_factor: learning rate of new layers, as a multiple of ``lr``.
-        weight_decay: L2 penalty.
-        momentum: a number, or ``code``: the released trainers hand the weight decay to SGD's momentum by accident, so
-            their momentum is ~0 (discrepancy D-GEN-1, spec trap 1); published figures were made that way.
-        poly_power: exponent of the schedule lr * (1 - t/T)^power.
-        warmup: updates over which the rate rises linearly at first; 0 as published.
-        ema: decay of the averaged weights that are kept at the end; 0 is off.
-        precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: bf16 where the processor has units for it.
-        clip: largest gradient norm; 0 is off, as published.
-        workers: loader processes; -1 chooses by cores.
-        checkpoint_minutes: time between checkpoints.
-        tensorboard: also write TensorBoard events.
-    """
-
-    epochs: int = 15
-    batch: int = 16
-    accumulate: int = 1
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    lr: float = 0.1
-    new_factor: float = 10.0
-    weight_decay: float = 5e-4
-    momentum: float | Literal["code"] = "code"
-    poly_power: float = 0.9
-    warmup: int = 0
-    ema: float = 0.0
-    precision: Precision = "auto"
-    clip: float = 0.0
-    workers: int = -1
-    checkpoint_minutes: float = 5.0
-    tensorboard: bool = False
-
-    def __post_init__(self) -> None:
-        for knob in ("epochs", "batch", "accumulate"):
-            if getattr(self, knob) < 1:
-                raise ConfigError(f"{knob}={getattr(self, knob)}", "at least 1")
-
-
-def poly(step: int, total: int, power: float = 0.9) -> float:
-    """Factor of the learning rate at update ``step`` (from 0): (1 - t/T)^power, held at its last value after T."""
-    return float((1 - min(step, total - 1) / total) ** power)
-
-
-def make_optimizer(groups: list[dict[str, Any]], config: Training) -> torch.optim.Optimizer:
-    """SGD (no Nesterov, no dampening) or Adam over groups that carry their own ``lr`` and ``weight_decay``."""
-    if config.optimizer == "adam":
-        optimizer: torch.optim.Optimizer = torch.optim.Adam(groups, lr=config.lr)
-    else:
-        momentum = config.weight_decay if config.momentum == "code" else config.momentum
-        optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=momentum)
-    for group in optimizer.param_groups:
-        group["base_lr"] = group["lr"]
-    return optimizer
-
-
-def set_rate(optimizer: torch.optim.Optimizer, step: int, total: int, config: Training) -> float:
-    """Set every group's rate for update ``step``; returns the first one."""
-    factor = poly(step, total, config.poly_power)
-    if config.warmup and step < config.warmup:
-        factor *= (step + 1) / config.warmup
-    for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
-    return float(optimizer.param_groups[0]["lr"])
-
-
-def make_fabric(precision: Precision, device: str = "auto") -> Fabric:
-    """Fabric for one process, or for the processes that torchrun started."""
-    names = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-    gpu = torch.cuda.is_available() and device != "cpu"
-    if precision == "auto":
-        precision = "bf16" if _has_bf16_units(gpu) else "fp32"
-    if precision == "fp16" and not gpu:
-        raise ConfigError("precision=fp16 needs a GPU", "fp32 or bf16 on a CPU")
-    world = world_size()
-    fabric = Fabric(
-        accelerator="gpu" if gpu else "cpu",
-        devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-        num_nodes=world // int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-        strategy="ddp" if world > 1 else "auto",
-        precision=names[precision],
-    )
-    fabric.launch()
-    return fabric
-
-
-def launch(device: str) -> None:
-    """Join the processes that torchrun started, if any, before the first stage."""
-    if world_size() > 1:
-        make_fabric("fp32", device)
-
-
-def wait_for_all() -> None:
-    """Let every process reach this point: files of one are read by the others next."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
-
-
-def _has_bf16_units(gpu: bool) -> bool:
-    if gpu:
-        return bool(torch.cuda.is_bf16_supported())
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def world_size() -> int:
-    """Processes that torchrun started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def rank() -> int:
-    """This process among those of torchrun; 0 without it."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def shard(items: Sequence[T]) -> Sequence[T]:
-    """This process's part of a list of images."""
-    return items[rank() :: world_size()]
 
 
 def step_rng(seed: int, step: int) -> np.random.Generator:
@@ -167,41 +38,6 @@ def step_rng(seed: int, step: int) -> np.random.Generator:
     torch.manual_seed(mixed)
     random.seed(mixed)
     return np.random.default_rng(mixed)
-
-
-class Checkpoints:
-    """The last two checkpoints of a training: model, optimiser, averaged weights and step."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def save(self, state: dict[str, Any]) -> None:
-        """Write ``checkpoint-<step>.pt`` under a temporary name, rename, drop all but the last two."""
-        path = self.folder / f"checkpoint-{state['step']:08d}.pt"
-        temporary = path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        temporary.replace(path)
-        for old in self._paths()[:-2]:
-            old.unlink()
-
-    def latest(self) -> dict[str, Any] | None:
-        """The newest checkpoint that loads; a damaged one is passed over."""
-        for path in reversed(self._paths()):
-            try:
-                return dict(torch.load(path, map_location="cpu", weights_only=True))
-            except Exception:
-                # Another process of the same run may have done it already.
-                with contextlib.suppress(FileNotFoundError):
-                    path.rename(path.with_suffix(".damaged"))
-        return None
-
-    def clear(self) -> None:
-        """Remove all, damaged and unfinished ones too: the training is over and its final weights are written."""
-        for path in self.folder.glob("checkpoint-*"):
-            path.unlink()
-
-    def _paths(self) -> list[Path]:
-        return sorted(self.folder.glob("checkpoint-*.pt"))
 
 
 @contextlib.contextmanager
@@ -307,6 +143,7 @@ class _Trainer:
                 "a checkpoint of the same method, backbone and classes",
                 "choose another --run, or remove the checkpoint",
             ) from error
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.step, self.last = int(state["step"]), state.get("last", {})
@@ -414,6 +251,7 @@ class _Trainer:
             "model": self.module.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step,
             "last": self.last,
         }  # fmt: skip
+        state["precision"] = self.fabric.strategy.precision.state_dict()
         if self.ema is not None:
             state["ema"] = self.ema.state_dict()
         if self.fabric.is_global_zero:

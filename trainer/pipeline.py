@@ -16,9 +16,10 @@ import torch
 from trainer import cams, classify, segment
 from trainer import config as knobs
 from trainer.data.dataset import Dataset, Record, image_size, open_dataset
+from trainer.devices import launch, rank, wait_for_all
 from trainer.errors import ConfigError, DataError, nearest
 from trainer.interrupt import Interrupted
-from trainer.loop import launch, rank, step_rng, wait_for_all
+from trainer.loop import step_rng
 from trainer.measure import current_evaluation, measured_lists
 from trainer.nets.deeplab import AsppSegmenter
 from trainer.nets.weights import LoadReport, find_weights, load_backbone

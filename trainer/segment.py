@@ -17,11 +17,13 @@ from trainer.classify import read_weights, save
 from trainer.data.dataset import IGNORE, Record, read_image, read_index_png
 from trainer.data.loader import Samples
 from trainer.data.transforms import Rng, segment_sample
+from trainer.devices import Precision, shard
 from trainer.errors import DataError
 from trainer.inference import Views, inference, iterate_views, with_mirror
-from trainer.loop import Precision, Training, shard, train
+from trainer.loop import train
 from trainer.nets import build_backbone
 from trainer.nets.deeplab import AsppSegmenter
+from trainer.optimiser import Training
 from trainer.palette import write_index_png
 from trainer.progress import progress_bar
 from trainer.run import Metrics, Stage

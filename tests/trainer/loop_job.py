@@ -18,7 +18,8 @@ from torch import nn
 from trainer.data.dataset import Record
 from trainer.data.loader import Samples
 from trainer.data.transforms import Rng
-from trainer.loop import Training, train
+from trainer.loop import train
+from trainer.optimiser import Training
 from trainer.run import Metrics
 
 RECORDS = [Record(f"r{n}", Path(f"r{n}.png"), (n % 2,)) for n in range(22)]

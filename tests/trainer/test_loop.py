@@ -16,11 +16,14 @@ from golden import U
 from loop_job import ALL, BASE, RECORDS, TOTAL, job
 from torch import nn
 
+from trainer.checkpoints import Checkpoints
 from trainer.data.loader import Samples
+from trainer.devices import make_fabric
 from trainer.errors import ConfigError, DataError, TrainingError, WeightsError
 from trainer.interrupt import Interrupted
-from trainer.loop import Checkpoints, Training, make_fabric, make_optimizer, poly, set_rate, step_rng, train
+from trainer.loop import step_rng, train
 from trainer.methods.cam import Cam, Config
+from trainer.optimiser import Training, make_optimizer, poly, set_rate
 from trainer.run import Metrics
 
 PLAIN = Training(**BASE)

@@ -10,8 +10,9 @@ from trainer import config as knobs
 from trainer.catalogue import describe_method, list_methods
 from trainer.classify import build, tuples
 from trainer.errors import ConfigError
-from trainer.loop import Training, make_optimizer, step_rng
+from trainer.loop import step_rng
 from trainer.methods.base import Method, method_classes, method_names
+from trainer.optimiser import Training, make_optimizer
 
 CLASSES = 4
 KNOBS = {"bn": "frozen", "detach_after": "stage1", "output_stride": 16, "dilate": True}

@@ -1,0 +1,88 @@
+"""The documentation says what the code does: knobs and their defaults, links, command lines."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from serving.cli import app as serving_app
+from trainer import classify, segment
+from trainer.cams import CamsConfig
+from trainer.cli import app as trainer_app
+from trainer.measure import EvaluateConfig
+from trainer.methods.base import method_classes, method_names
+from trainer.refine.pseudo_masks import RefineConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "exported" / "README.md"])
+SECTIONS: dict[str, list[Any]] = {
+    "classify": [classify.PSA, classify.IRN, classify.SMALL, classify.SCRATCH],
+    "cams": [CamsConfig()],
+    "refine": [RefineConfig()],
+    "segment": [segment.SegmentConfig(), segment.SCRATCH],
+    "evaluate": [EvaluateConfig()],
+}
+
+
+def shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return ", ".join(map(shown, value)) or "-"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def expected(configs: list[Any]) -> dict[str, list[str]]:
+    names = [field.name for field in dataclasses.fields(configs[0])]
+    return {name: [shown(getattr(config, name)) for config in configs] for name in names}
+
+
+def documented(page: Path, section: str, columns: int) -> dict[str, list[str]]:
+    rows = re.findall(rf"^\| `{section}\.(\w+)` \| (.*) \|$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {name: cells.split(" | ")[:columns] for name, cells in rows}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_the_tables_of_knobs_are_true(section: str) -> None:
+    page = ROOT / "docs" / ("methods/cam.md" if section == "classify" else "knobs.md")
+    configs = SECTIONS[section]
+    assert documented(page, section, len(configs)) == expected(configs)
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_a_method_has_a_page_with_its_knobs(name: str) -> None:
+    page = ROOT / "docs" / "methods" / f"{name}.md"
+    assert documented(page, "method", 1) == expected([method_classes(name)[1]()])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def command_lines() -> list[str]:
+    """Every documented command of ours, continued lines joined, comments cut off."""
+    found = set()
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for block in re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            found |= {" ".join(line.split()) for line in block.splitlines() if line.startswith("wsss-")}
+    return sorted(found)
+
+
+@pytest.mark.parametrize("line", command_lines())
+def test_documented_commands_exist_with_these_options(line: str) -> None:
+    script, *words = shlex.split(line, comments=True)
+    command: Any = get_command({"wsss-trainer": trainer_app, "wsss-serving": serving_app}[script])
+    while hasattr(command, "commands"):
+        assert words[0] in command.commands, f"{script} has no command {words[0]}"
+        command, words = command.commands[words[0]], words[1:]
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= known

@@ -1,0 +1,51 @@
+"""Checkpoints of a training that is going on."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.files import write_atomic
+
+
+class Checkpoints:
+    """The last two checkpoints of a training: model, optimiser, averaged weights and step."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write ``checkpoint-<step>.pt`` whole or not at all, drop all but the last two.
+
+        Raises:
+            RunError: no space left.
+        """
+        path = self.folder / f"checkpoint-{state['step']:08d}.pt"
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomic(path, buffer.getvalue())
+        for old in self._paths()[:-2]:
+            old.unlink()
+
+    def latest(self) -> dict[str, Any] | None:
+        """The newest checkpoint that loads; a damaged one is passed over."""
+        for path in reversed(self._paths()):
+            try:
+                return dict(torch.load(path, map_location="cpu", weights_only=True))
+            except Exception:
+                # Another process of the same run may have done it already.
+                with contextlib.suppress(FileNotFoundError):
+                    path.rename(path.with_suffix(".damaged"))
+        return None
+
+    def clear(self) -> None:
+        """Remove all, damaged and unfinished ones too: the training is over and its final weights are written."""
+        for path in self.folder.glob("checkpoint-*"):
+            path.unlink()
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("checkpoint-*.pt"))
