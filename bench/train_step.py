@@ -14,6 +14,7 @@ import copy
 import statistics
 import tempfile
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -45,22 +46,13 @@ class Plain(nn.Module):
     def __init__(self, name: str, ours: Method) -> None:
         super().__init__()
         body = getattr(torchvision.models, name)(weights=None)
-        if name == "mobilenet_v2":
-            self.body = nn.Sequential()
-            self.body.add_module("features", body.features)
-        else:
-            self.body = nn.Sequential(*[])
-            for key, child in body.named_children():
-                if key not in ("avgpool", "fc"):
-                    self.body.add_module(key, child)
-        convs = {key: m for key, m in ours.backbone.named_modules() if isinstance(m, nn.Conv2d)}
+        heads = ("avgpool", "fc", "classifier")
+        self.body = nn.Sequential(OrderedDict((k, m) for k, m in body.named_children() if k not in heads))
+        convs = {k: m for k, m in ours.backbone.named_modules() if isinstance(m, nn.Conv2d)}
         for key, module in self.body.named_modules():
             if isinstance(module, nn.Conv2d):
-                module.stride, module.dilation, module.padding = (
-                    convs[key].stride,
-                    convs[key].dilation,
-                    convs[key].padding,
-                )
+                twin = convs[key]
+                module.stride, module.dilation, module.padding = twin.stride, twin.dilation, twin.padding
         self.body.load_state_dict(ours.backbone.state_dict())
         self.classifier = nn.Conv2d(ours.classifier.in_channels, CLASSES, 1, bias=False)  # type: ignore[union-attr, arg-type]
         self.classifier.load_state_dict(ours.classifier.state_dict())  # type: ignore[union-attr]

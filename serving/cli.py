@@ -124,13 +124,12 @@ def segment(
 
     with Client(address, timeout=timeout) as client:
         result = client.segment(image, model)
-    target.write_bytes(result.reply.mask)
-    found = {label: {"score": result.scores[label], "pixels": result.areas[label]} for label in result.present}
-    print(
-        json.dumps({"mask": str(target), "found": found})
-        if as_json
-        else f"{target}: {', '.join(found) or 'background only'}"
-    )
+    target.write_bytes(result.reply.mask.png)
+    found = {name: {"score": result.scores[name], "pixels": result.areas[name]} for name in result.present}
+    if as_json:
+        print(json.dumps({"mask": str(target), "found": found}))
+    else:
+        print(f"{target}: {', '.join(found) or 'background only'}")
 
 
 @app.command(epilog="Example: wsss-serving models --repository exported/ --json")

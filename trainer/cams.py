@@ -51,7 +51,7 @@ class CamsConfig:
     """Knobs of the maps.
 
     Attributes:
-        protocol: ``psa``, ``irn``, ``vwe``, ``seam`` or ``mva``; ``auto`` is the method's own.
+        protocol: ``psa``, ``irn``, ``vwe``, ``seam`` or ``mva``; ``auto`` is ``irn`` on ResNet-50/101, else ``psa``.
         scales: other scales than the protocol's; empty for its own.
         precision: ``fp32`` keeps maps equal to the released protocol within 1e-4.
         batch: images of equal size a forward pass.

@@ -135,15 +135,17 @@ def classify(
     """Train on ``records`` and write ``model.pt``. ``identity`` says what the weights are, for ``load``."""
     make = partial(make_sample, config=config, num_classes=len(dataset.classes))
     groups = module.param_groups(config.lr, config.weight_decay, config.new_factor)
-    validate = None
-    if config.validate and validation:
-        validate = lambda epoch: {"val_map": mean_average_precision(module, dataset, validation, config, device)}  # noqa: E731
+
+    def validate(epoch: int) -> dict[str, float]:
+        return {"val_map": mean_average_precision(module, dataset, validation, config, device)}
+
+    wanted = config.validate and any(record.tags for record in validation)
     last = train(
         module, method_loss, groups, Samples(records, make, seed), config, stage.folder, metrics, seed, "classify",
-        validate, device,
+        validate if wanted else None, device,
     )  # fmt: skip
     save(stage.folder, module, identity)
-    stage.metrics.update({k: round(v, 5) for k, v in last.items()})
+    stage.metrics.update({k: float(f"{v:.6g}") for k, v in last.items()})
     stage.outputs.update(count=1, weights="model.pt", images=len(records))
 
 

@@ -44,6 +44,10 @@ def main() -> None:
         fail(str(error), error.exit_code)
     except Interrupted as stop:
         fail(str(stop), stop.exit_code)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("trainer", "serving"):
+            raise
+        fail(f"{error.name} is not installed\nexpected: the training half\ntry: pip install -e '.[train]'", 2)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
@@ -97,6 +101,7 @@ def fit(
 ) -> None:  # fmt: skip
     """Train from tags, make maps, refine them to masks, train a segmenter, measure, report.
 
+    \b
     Examples:
       wsss-trainer fit photos/ --run runs/photos
       wsss-trainer fit VOC2012/ --backbone resnet50 --run runs/r50 --until cams --set cams.protocol=irn

@@ -116,6 +116,7 @@ class _Trainer:
         optimizer = make_optimizer(groups, config)
         self.ema = _averaged(module, config.ema)
         self.last: dict[str, float] = {}
+        self.events = _tensorboard(folder) if config.tensorboard and self.fabric.is_global_zero else None
         self._restore(optimizer)
         if self.fabric.is_global_zero:
             metrics.rewind(self.step)
@@ -238,11 +239,10 @@ class _Trainer:
             return
         epoch = (self.step - 1) // self.batches.per_epoch + 1
         self.metrics.write(epoch, self.step, values)
-        if self.config.tensorboard:
-            writer = _tensorboard(self.checkpoints.folder)
+        if self.events is not None:
             for name, value in values.items():
-                writer.add_scalar(f"{self.metrics.stage}/{name}", value, self.step)
-            writer.close()
+                self.events.add_scalar(f"{self.metrics.stage}/{name}", value, self.step)
+            self.events.flush()
 
     def _save(self) -> None:
         if self.pending:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,8 +56,8 @@ class Pipeline:
         self.options, self.configs = options, make_configs(options)
         self.dataset = open_dataset(options.data)
         self.run = Run(options.run)
-        self.train_list = options.train_list or _first(self.dataset, ("train_aug", "trainaug", "train", "all"))
-        self.val_list = options.val_list or ("val" if "val" in self.dataset.lists else None)
+        self.train_list = options.train_list or _default_list(self.dataset, "train") or "all"
+        self.val_list = options.val_list or _default_list(self.dataset, "val")
         self.training = self.dataset.subset(self.train_list)
         self.validation = self.dataset.subset(self.val_list) if self.val_list else []
         self.tagged = [record for record in self.training if record.tags]
@@ -290,8 +290,10 @@ def _result(config: Any) -> dict[str, Any]:
     return {k: v for k, v in knobs.as_dict(config).items() if k not in OPERATION}
 
 
-def _first(dataset: Dataset, names: Sequence[str]) -> str:
-    return next(name for name in names if name in dataset.lists)
+def _default_list(dataset: Dataset, use: str) -> str | None:
+    """``train_aug`` or ``train``, ``val``, or the first list called like it (COCO's ``train2017``)."""
+    alike = sorted(name for name in dataset.lists if name.startswith(use))
+    return next((name for name in (f"{use}_aug", use, *alike) if name in dataset.lists), None)
 
 
 def _path(text: str | None) -> Path | None:

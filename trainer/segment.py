@@ -132,7 +132,7 @@ def segment(
         device,
     )
     save(stage.folder, module, identity)
-    stage.metrics.update({k: round(v, 5) for k, v in last.items()})
+    stage.metrics.update({k: float(f"{v:.6g}") for k, v in last.items()})
     stage.outputs.update(count=1, weights="model.pt", images=len(records))
 
 

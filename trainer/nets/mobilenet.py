@@ -36,7 +36,6 @@ class MobileNetV2(StagedBackbone):
         self.features: nn.Sequential = mobilenet_v2(weights=None).features
         self.keep_resolution(output_stride, dilate)
         fold_batch_norms(self)
-        fold_batch_norms(self)
         self.freeze()
 
     def stages(self) -> dict[str, Sequence[nn.Module]]:

@@ -52,7 +52,6 @@ class ResNet(StagedBackbone):
                 self.add_module(name, module)
         self.keep_resolution(output_stride, dilate)
         fold_batch_norms(self)
-        fold_batch_norms(self)
         self.freeze()
 
     def stages(self) -> dict[str, Sequence[nn.Module]]:

@@ -38,8 +38,8 @@ class LoadReport:
         path: the file.
         sha256: of the file, hexadecimal.
         kind: ``torchvision``, ``released WSSS checkpoint``, ``MXNet`` or ``state dict``.
-        supervision: what trained it: ``ImageNet tags``, ``image tags`` (a released WSSS classifier), ``COCO masks``,
-            ``unknown``, or what was said at import.
+        supervision: ``ImageNet tags``, ``image tags`` (a released WSSS classifier), ``COCO masks``, ``unknown``, or as
+            said at import.
         loaded: names of the module that got a value.
         missing: names of the module that the file does not have; they keep the values they had.
         unexpected: names of the file that the module does not have, such as its old head.
@@ -55,10 +55,8 @@ class LoadReport:
 
     def __str__(self) -> str:
         total = len(self.loaded) + len(self.missing)
-        line = (
-            f"{self.path.name}: loaded {len(self.loaded)} of {total} tensors"
-            f" ({self.kind}, supervision: {self.supervision}, sha256 {self.sha256[:12]})"
-        )
+        about = f"{self.kind}, supervision: {self.supervision}, sha256 {self.sha256[:12]}"
+        line = f"{self.path.name}: loaded {len(self.loaded)} of {total} tensors ({about})"
         rest = []
         if self.missing:
             rest.append(f"MISSING, still random: {_some(self.missing)}")
