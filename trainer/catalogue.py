@@ -68,14 +68,14 @@ def print_evaluation(evaluation: dict[str, dict[str, Any]]) -> None:
     if not entries:
         print("nothing was measured: no list of this data set has true masks")
         return
-    table = Table("", *(f"{stage}\n{name}" for stage, name, _ in entries))
+    table = Table("", *(f"{stage}\n{name}".replace("_", "\n") for stage, name, _ in entries))
     table.add_row("mIoU", *(_percent(entry["miou"]) for *_, entry in entries), style="bold", end_section=True)
     for label in entries[0][2]["iou"]:
         table.add_row(label, *(_percent(entry["iou"][label]) for *_, entry in entries))
     table.add_section()
     thresholds = [entry["threshold"] for *_, entry in entries]
     table.add_row("threshold", *("-" if t is None else f"{t:.2f}" for t in thresholds))
-    table.add_row("chosen", *(entry["threshold_from"] or "-" for *_, entry in entries))
+    table.add_row("chosen", *((entry["threshold_from"] or "-").replace("_", "\n") for *_, entry in entries))
     console = Console()
     console.print(table)
     for stage, name, entry in entries:

@@ -70,7 +70,7 @@ SMALL = ClassifyConfig(
     detach_after="stage2",
 )
 SCRATCH = ClassifyConfig(
-    epochs=24, lr=1e-3, new_factor=1.0, optimizer="adam", weight_decay=1e-4, resize=(112, 160), crop=112,
+    epochs=16, lr=1e-3, new_factor=1.0, optimizer="adam", weight_decay=1e-4, resize=(112, 160), crop=112,
     output_stride=16, bn="train", jitter=False,
 )  # fmt: skip
 RECIPES = {"psa": PSA, "irn": IRN, "small": SMALL, "scratch": SCRATCH}

@@ -14,8 +14,9 @@ from typing import Any
 
 from trainer.errors import RunError
 
-IMAGES = 320
+IMAGES = 400
 SIZE = 112
+DIFFICULTY = 0.15
 MODEL = "scenes"
 
 
@@ -31,8 +32,11 @@ def run_demo(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     start = time.monotonic()
     data, run, exported, masks = (folder / name for name in ("data", "run", "exported", "masks"))
     trainer = ["-m", "trainer"]
-    _step(say, [*trainer, "synth", str(data), "--count", str(IMAGES), "--size", str(SIZE)])
-    fit = ["--run", str(run), "--backbone", "resnet18", "--weights", "none"]
+    _step(
+        say,
+        [*trainer, "synth", str(data), "--count", str(IMAGES), "--size", str(SIZE), "--difficulty", str(DIFFICULTY)],
+    )
+    fit = ["--run", str(run), "--backbone", "resnet18", "--weights", "none", "--set", "cams.precision=auto"]
     _step(say, [*trainer, "fit", str(data), *fit])
     _step(say, [*trainer, "export", str(run), "--name", MODEL, "--repository", str(exported)])
     photo = data / "JPEGImages" / f"{(data / 'ImageSets' / 'Segmentation' / 'val.txt').read_text().split()[0]}.jpg"

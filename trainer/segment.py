@@ -68,9 +68,10 @@ class SegmentConfig(Training):
 
 
 SCRATCH = SegmentConfig(
-    epochs=20, lr=1e-3, new_factor=1.0, optimizer="adam", weight_decay=1e-4, crop=112, bn="train", scale=(0.8, 1.3)
-)
-"""For a backbone that only this run's classifier has trained."""
+    epochs=24, lr=1e-3, new_factor=1.0, optimizer="adam", weight_decay=1e-4, crop=112, bn="train", scale=(0.8, 1.3),
+    output_stride=8, rates=(1, 2, 4, 6),
+)  # fmt: skip
+"""For a backbone that only this run's classifier has trained, on small images."""
 
 
 def build(backbone: str, config: SegmentConfig, num_classes: int) -> AsppSegmenter:

@@ -54,6 +54,15 @@ def test_the_same_seed_gives_the_same_loss(name):
     assert {k: v.item() for k, v in one.items()} == {k: v.item() for k, v in same.items()}
 
 
+def test_the_loss_is_float32_in_mixed_precision(name):
+    method = make(name).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = loss_of(method)
+    assert {term.dtype for term in terms.values()} == {torch.float32}
+    exact = loss_of(method)
+    assert {k: v.item() for k, v in terms.items()} == pytest.approx({k: v.item() for k, v in exact.items()}, rel=0.05)
+
+
 def test_gradients_reach_what_trains_and_nothing_else(name):
     method = make(name).train()
     total(loss_of(method)).backward()

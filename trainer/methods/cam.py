@@ -82,4 +82,4 @@ class Cam(Method):
 
     def loss(self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """``cls``: multi-label soft margin loss (spec 6.1)."""
-        return {"cls": F.multilabel_soft_margin_loss(self(images), tags)}
+        return {"cls": F.multilabel_soft_margin_loss(self(images).float(), tags)}
