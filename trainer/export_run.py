@@ -19,6 +19,8 @@ from trainer.run import Run
 Kind = Literal["segmenter", "cam"]
 KINDS = (*get_args(Kind), "all")
 COMPARED = 4
+SUMMED = ("psa", "irn")
+"""Protocols whose merge ``CamGraph`` computes: they sum bicubic views and divide by the maximum."""
 
 
 def export_run(
@@ -83,7 +85,13 @@ def _segmenter(run: Run, scales: Sequence[float], flip: bool) -> PixelGraph:
 def _cam(run: Run) -> PixelGraph:
     method = classify.load(run.path / "classify" / "model.pt", _expected(run))
     config = replace(cams.CamsConfig(), classify.tuples(run.manifest["config"]["cams"]), "cams")
-    _, protocol = cams.protocol_of(config, run.manifest["backbone"])
+    name, protocol = cams.protocol_of(config, run.manifest["backbone"])
+    if name not in SUMMED:
+        raise ConfigError(
+            f"maps of protocol {name!r} cannot be exported",
+            f"a protocol that sums its views: {', '.join(SUMMED)}",
+            "wsss-trainer fit ... --set cams.protocol=psa, or --kind segmenter",
+        )
     return CamGraph(method, protocol.views.scales, flip=True)
 
 

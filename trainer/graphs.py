@@ -172,7 +172,7 @@ class SegmenterGraph(PixelGraph):
         logits = [result[0] for result in results]
         largest = self.scales.index(max(self.scales))
         finest = logits[largest].shape[2:]
-        small = [self.merge_flip(x.softmax(1)[:, 1:], count) for x in logits]
+        small = [self.merge_flip(softmax(x)[:, 1:], count) for x in logits]
         small = [x if i == largest else resize_bilinear(x, finest) for i, x in enumerate(small)]
         count_views = len(logits) * (2 if self.flip else 1)
         scores_NK = add_up(small).amax((2, 3)) / count_views
@@ -181,9 +181,15 @@ class SegmenterGraph(PixelGraph):
             peak_NHW, mask_NHW = large[0].max(1)
             top_NHW = 1 / (large[0] - peak_NHW.unsqueeze(1)).exp().sum(1)
         else:
-            total_NHW, mask_NHW = add_up([self.merge_flip(x.softmax(1), count) for x in large]).max(1)
+            total_NHW, mask_NHW = add_up([self.merge_flip(softmax(x), count) for x in large]).max(1)
             top_NHW = total_NHW / count_views
         return mask_NHW.to(torch.uint8), scores_NK, (top_NHW * 255).round().to(torch.uint8)
+
+
+def softmax(logits_BLhw: torch.Tensor) -> torch.Tensor:
+    """Soft-max over the labels, spelt out: onnxruntime's own transposes twice where the axis is not the last."""
+    powers = (logits_BLhw - logits_BLhw.amax(1, keepdim=True)).exp()
+    return powers / powers.sum(1, keepdim=True)
 
 
 def add_up(maps: list[torch.Tensor]) -> torch.Tensor:
@@ -216,13 +222,15 @@ def scaled_size(size: int, scale: float) -> int:
 
 def bicubic_weights(old: int, new: int, like: torch.Tensor) -> torch.Tensor:
     """Resampling matrix ``[new, old]`` of a cubic convolution filter (Keys 1981, a = -0.5) widened when it shrinks."""
-    ratio = old / new
-    widening = cast(float, torch.sym_max(ratio, 1.0))
-    centres = (torch.arange(new, dtype=like.dtype, device=like.device) + 0.5) * ratio
-    positions = torch.arange(old, dtype=like.dtype, device=like.device) + 0.5
-    # Pillow divides every row by its sum, which matters at the borders.
-    d = ((positions[None, :] - centres[:, None]) / widening).abs()
+    # Distances are whole numbers of 1 / (2 * wider) until the last step: an engine that computes in bfloat16 would lose
+    # positions above 256, and with them the image.
+    rows = 2 * torch.arange(new, dtype=torch.int32, device=like.device) + 1
+    columns = 2 * torch.arange(old, dtype=torch.int32, device=like.device) + 1
+    steps = columns[None, :] * new - rows[:, None] * old
+    wider = cast(int, torch.sym_max(old, new))
+    d = steps.abs().to(like.dtype) / (2 * wider)
     near = (1.5 * d - 2.5) * d * d + 1
     far = ((-0.5 * d + 2.5) * d - 4) * d + 2
     weights = torch.where(d < 1, near, torch.where(d < 2, far, 0.0))
+    # Pillow divides every row by its sum, which matters at the borders.
     return weights / weights.sum(1, keepdim=True)

@@ -67,6 +67,8 @@ def test_cancelled_and_expired_requests_cost_no_run():
         expired = asyncio.ensure_future(batcher.run(IMAGE, time.monotonic() + 0.01))
         await asyncio.sleep(0.05)
         cancelled.cancel()
+        # Delivered at the loop's next turn; the engine must not be let go before.
+        await asyncio.gather(cancelled, return_exceptions=True)
         gate.open.set()
         await first
         with pytest.raises(DeadlineMissed):

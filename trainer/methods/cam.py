@@ -82,4 +82,7 @@ class Cam(Method):
 
     def loss(self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """``cls``: multi-label soft margin loss (spec 6.1)."""
-        return {"cls": F.multilabel_soft_margin_loss(self(images).float(), tags)}
+        logits = self(images)
+        # At least float32: half-precision logits of mixed precision would cost the loss its last digits.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return {"cls": F.multilabel_soft_margin_loss(logits, tags)}
