@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from trainer.data.loader import Guarded, default_workers, start_worker, unguarde
 from trainer.data.transforms import normalise, to_tensor
 from trainer.devices import Precision, has_bf16_units
 
+PART = 350_000
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
 
 
@@ -105,6 +106,17 @@ def iterate_views(records: Sequence[Record], views: Views, batch: int, workers: 
 def with_mirror(images: torch.Tensor) -> torch.Tensor:
     """``[B,...] -> [2B,...]``: the images, then their horizontal mirrors."""
     return torch.cat([images, images.flip(3)])
+
+
+def in_parts(network: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    """``network(images)``, on a CPU about ``PART`` pixels at a time.
+
+    Feature maps of more no longer fit the cache, and go back to the system after every layer (``bench/cams.py``).
+    """
+    if images.device.type != "cpu":
+        return network(images)
+    count = max(1, PART // (images.shape[2] * images.shape[3]))
+    return torch.cat([network(part) for part in torch.split(images, count)])
 
 
 @contextlib.contextmanager

@@ -110,7 +110,7 @@ SLOW = (
     "import time\n"
     "from serving.engines.onnxruntime import OnnxRuntimeEngine as engine\n"
     "run = engine.run\n"
-    "engine.run = lambda self, image: (time.sleep(0.5), run(self, image))[1]\n"
+    "engine.run = lambda self, image: (time.sleep(0.8), run(self, image))[1]\n"
     "from serving.cli import main; main()"
 )
 
@@ -118,7 +118,7 @@ SLOW = (
 def test_sigterm_finishes_what_was_accepted_and_refuses_the_rest(repository):
     raw = pb.RawImage(height=40, width=40, pixels=bytes([200]) * 4800)
     request = pb.SegmentRequest(image=pb.Image(raw=raw), model="colours", encoding=pb.MASK_ENCODING_RAW)
-    states, refused = [], []
+    states, refused, under_way = [], [], []
     with served("--repository", repository, "--workers", 1, command=[sys.executable, "-c", SLOW]) as (process, address):
         with grpc.insecure_channel(address) as channel:
             stub = segmentation_pb2_grpc.SegmentationStub(channel)
@@ -142,8 +142,10 @@ def test_sigterm_finishes_what_was_accepted_and_refuses_the_rest(repository):
                     with pytest.raises(ServerUnavailable) as caught:
                         late.list_models()
                     refused.append(caught.value.code)
+                    under_way.append(not all(call.done() for call in calls))
                     time.sleep(0.05)
-            assert not all(call.done() for call in calls), "nothing was under way while calls were refused"
+            # The first refusal comes at once; how many of the five do before the rest is done depends on the machine.
+            assert under_way[0], "nothing was under way while calls were refused"
             masks = [call.result().mask.raw for call in calls]
             watcher.join(30)
         assert process.wait(30) == 0
