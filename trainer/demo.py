@@ -16,7 +16,7 @@ from trainer.errors import RunError
 
 IMAGES = 400
 SIZE = 112
-DIFFICULTY = 0.15
+DIFFICULTY = 0.0
 MODEL = "scenes"
 
 

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
@@ -29,11 +29,12 @@ def cores() -> int:
 
 def over_images(
     function: Callable[[Item], Result],
-    items: Sequence[Item],
+    items: Iterable[Item],
     workers: int | None = None,
     title: str = "",
     progress: bool = False,
     name: Callable[[Item], str] = str,
+    total: int | None = None,
 ) -> Iterator[tuple[Item, Result | UserError]]:
     """Yield ``(item, function(item))`` in the order of ``items``.
 
@@ -43,20 +44,23 @@ def over_images(
 
     Args:
         function: something picklable, for example ``functools.partial`` of a module function.
-        items: what to work on.
+        items: what to work on; taken as they are needed, in this process.
         workers: processes; None for one a core; 0 or 1 for none at all, everything in this process.
         title: what the progress bar says.
         progress: show the bar, on stderr.
         name: how an item is called in messages.
+        total: how many items there are; None to ask ``items``.
 
     Raises:
         RunError: a worker was killed, usually for memory.
         RuntimeError: any other failure, naming the image.
     """
-    count = min(cores() if workers is None else workers, len(items))
+    if total is None:
+        total = len(items) if isinstance(items, Sized) else sys.maxsize
+    count = min(cores() if workers is None else workers, total)
     results = _in_process(function, items) if count <= 1 else _in_pool(function, items, count)
-    with progress_bar(title, len(items), progress) as advance:
-        for item, (result, error) in zip(items, results, strict=True):
+    with progress_bar(title, total, progress) as advance:
+        for item, result, error in results:
             if isinstance(error, BrokenProcessPool):
                 raise RunError(
                     f"a worker process was killed near image {name(item)!r}",
@@ -86,22 +90,22 @@ def raise_together(problems: Sequence[UserError], total: int, what: str) -> None
 
 
 def _in_process(
-    function: Callable[[Item], Result], items: Sequence[Item]
-) -> Iterator[tuple[Any, BaseException | None]]:
+    function: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[tuple[Item, Any, BaseException | None]]:
     for item in items:
         yield _attempt(function, item)
 
 
-def _attempt(function: Callable[[Item], Result], item: Item) -> tuple[Any, BaseException | None]:
+def _attempt(function: Callable[[Item], Result], item: Item) -> tuple[Item, Any, BaseException | None]:
     try:
-        return function(item), None
+        return item, function(item), None
     except Exception as error:
-        return None, error
+        return item, None, error
 
 
 def _in_pool(
-    function: Callable[[Item], Result], items: Sequence[Item], count: int
-) -> Iterator[tuple[Any, BaseException | None]]:
+    function: Callable[[Item], Result], items: Iterable[Item], count: int
+) -> Iterator[tuple[Item, Any, BaseException | None]]:
     methods = multiprocessing.get_all_start_methods()
     # Not fork: a forked copy of a process that has used OpenMP threads (torch) can hang.
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
@@ -109,20 +113,20 @@ def _in_pool(
         context.set_forkserver_preload(["trainer.evaluate", "trainer.refine.pseudo_masks"])
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(function,))
     try:
-        waiting: deque[Future[Any]] = deque()
+        waiting: deque[tuple[Item, Future[Any]]] = deque()
         for item in items:
-            waiting.append(pool.submit(_work, item))
+            waiting.append((item, pool.submit(_work, item)))
             if len(waiting) >= 4 * count:
-                yield _outcome(waiting.popleft())
+                yield _outcome(*waiting.popleft())
         while waiting:
-            yield _outcome(waiting.popleft())
+            yield _outcome(*waiting.popleft())
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _outcome(future: Future[Any]) -> tuple[Any, BaseException | None]:
+def _outcome(item: Item, future: Future[Any]) -> tuple[Item, Any, BaseException | None]:
     error = future.exception()
-    return (None, error) if error else (future.result(), None)
+    return (item, None, error) if error else (item, future.result(), None)
 
 
 def _start_worker(function: Callable[[Any], Any]) -> None:

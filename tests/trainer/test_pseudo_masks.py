@@ -184,6 +184,9 @@ def test_pool_keeps_order_and_names_the_item_that_failed():
     numbers = list(range(30))
     assert [r for _, r in over_images(partial(fail_on, -1), numbers, 2)] == [n * n for n in numbers]
     for workers in (0, 2):
+        assert [r for _, r in over_images(partial(fail_on, -1), iter(numbers), workers, total=30)] == [
+            n * n for n in numbers
+        ]
         with pytest.raises(RuntimeError, match="image '7': by design"):
             list(over_images(partial(fail_on, 7), numbers, workers))
     with pytest.raises(RunError, match="killed") as caught:

@@ -10,10 +10,11 @@ from torch import nn
 
 from trainer import segment
 from trainer.data.dataset import IGNORE, read_image, read_index_png
-from trainer.errors import DataError, WeightsError
+from trainer.errors import ConfigError, DataError, WeightsError
 from trainer.inference import Views
 from trainer.nets.deeplab import AsppSegmenter
 from trainer.palette import write_index_png
+from trainer.refine.crf import DenseCrf, unary_from_softmax
 from trainer.run import Metrics, Stage
 from trainer.segment import SegmentConfig, parameter_groups, predict, segment_loss
 
@@ -99,7 +100,7 @@ def naive(net: AsppSegmenter, pixels: np.ndarray, config: SegmentConfig) -> np.n
                 logits = net(view.flip(3) if flipped else view)
             chance = F.interpolate(logits, pixels.shape[:2], mode="bilinear").softmax(1)
             chances.append(chance.flip(3) if flipped else chance)
-    return torch.stack(chances).mean(0)[0].argmax(0).numpy()
+    return torch.stack(chances).mean(0)[0].numpy()
 
 
 @pytest.mark.parametrize("flip", [True, False])
@@ -113,10 +114,23 @@ def test_predictions_are_the_merged_views_of_one_image_at_a_time(tmp_path, flip)
     for record in data.subset("all"):
         label, pixels = read_index_png(tmp_path / "out" / f"{record.id}.png"), read_image(record.image)
         assert label.shape == pixels.shape[:2]
-        assert (label == naive(net, pixels, config)).mean() > 0.999
+        assert (label == naive(net, pixels, config).argmax(0)).mean() > 0.999
         kinds |= set(np.unique(label))
     assert kinds <= {0, 1, 2, 3}
     assert len(kinds) > 1
+
+
+def test_crf_follows_the_soft_max_of_the_merged_views(tmp_path):
+    data = pictures(tmp_path / "data")
+    net, config = tiny(), replace(QUICK, scales=(1.0,), flip=False, crf="P3")
+    net.aspp.c0.weight.data.normal_(std=0.5)
+    predict(net, data.subset("all"), tmp_path / "out", config, "test", "cpu")
+    for record in data.subset("all"):
+        pixels = read_image(record.image)
+        q = DenseCrf(pixels, (3, 1), (4, 67, 3)).infer(unary_from_softmax(naive(net, pixels, config)), 10)
+        assert (read_index_png(tmp_path / "out" / f"{record.id}.png") == q.argmax(0)).mean() > 0.999
+    with pytest.raises(ConfigError, match="unknown CRF preset 'P9'"):
+        replace(QUICK, crf="P9")
 
 
 def test_predictions_that_are_there_are_kept(tmp_path):

@@ -110,9 +110,9 @@ def test_number_of_classes_and_difficulty(tmp_path: Path) -> None:
 def test_heads_tell_classes_apart_and_bodies_do_not() -> None:
     """The same scene seed with another head changes head pixels only; the body is a small class-free majority."""
     boxes, areas = {}, {}
-    for name, body_name, head in creatures.CLASSES:
+    for label, (name, body_name, head) in enumerate(creatures.CLASSES):
         rng = np.random.default_rng(5)
-        pose = creatures.draw_pose(body_name, rng, 0.0)
+        pose = creatures.draw_pose(label, rng, 0.0, typical=0.0)
         body = creatures.BODIES[body_name]
         pen = drawing.Pen((0, 0, 120, 120), np.eye(2) * 60, (60, 60))
         body.back(pen, pose)
@@ -126,6 +126,16 @@ def test_heads_tell_classes_apart_and_bodies_do_not() -> None:
     assert not np.array_equal(boxes["fox"].alpha, boxes["owl"].alpha)
     assert max(areas.values()) < 0.75
     assert np.mean(list(areas.values())) < 0.5
+
+
+def test_coats_tell_the_class_in_easy_scenes_only() -> None:
+    def coats(typical: float) -> set[tuple[int, ...]]:
+        poses = [creatures.draw_pose(label, np.random.default_rng(5), 0.0, typical) for label in (0, 1, 2)]
+        return {tuple(round(100 * float(v)) for v in pose.coat) for pose in poses}
+
+    assert len(coats(0.0)) == 1
+    assert len(coats(1.0)) == 3
+    assert set(creatures.TYPICAL) == {name for name, _, _ in creatures.CLASSES}
 
 
 def test_head_colours_differ_within_a_body() -> None:

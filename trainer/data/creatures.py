@@ -1,7 +1,8 @@
 """Creatures of the synthetic scenes: the head says which class it is, the body is shared between classes.
 
 A classifier can only tell fox from deer by the head, so its CAM peaks there and misses the body: the same
-under-coverage that CAMs have on photographs. Local units: the body is about one unit long, the head looks to +x.
+under-coverage that CAMs have on photographs. In easy scenes the coat helps. Local units: the body is about one unit
+long, the head looks to +x.
 """
 
 from __future__ import annotations
@@ -17,6 +18,18 @@ COATS: dict[str, tuple[Colour, ...]] = {
     "quadruped": ((0.55, 0.38, 0.22), (0.36, 0.26, 0.19), (0.68, 0.58, 0.44), (0.45, 0.43, 0.42), (0.82, 0.77, 0.68)),
     "bird": ((0.42, 0.34, 0.27), (0.35, 0.40, 0.48), (0.62, 0.56, 0.47), (0.28, 0.30, 0.29)),
     "upright": ((0.52, 0.55, 0.60), (0.36, 0.40, 0.50), (0.62, 0.50, 0.38), (0.44, 0.50, 0.42)),
+}
+TYPICAL: dict[str, Colour] = {
+    "fox": (0.86, 0.42, 0.12),
+    "panda": (0.88, 0.88, 0.86),
+    "deer": (0.80, 0.58, 0.30),
+    "owl": (0.60, 0.52, 0.42),
+    "parrot": (0.20, 0.58, 0.24),
+    "robot": (0.36, 0.58, 0.66),
+    "frog": (0.42, 0.62, 0.18),
+    "toucan": (0.14, 0.14, 0.17),
+    "astronaut": (0.84, 0.85, 0.90),
+    "pig": (0.90, 0.60, 0.60),
 }
 
 
@@ -35,9 +48,13 @@ class Pose:
     leg: float
 
 
-def draw_pose(body: str, rng: np.random.Generator, variety: float) -> Pose:
-    """A random stance; ``variety`` in 0..1 widens every range."""
-    coats = COATS[body]
+def draw_pose(label: int, rng: np.random.Generator, variety: float, typical: float) -> Pose:
+    """A random stance of class ``label``; ``variety`` in 0..1 widens every range.
+
+    ``typical`` is the chance of a coat that only this class wears; other coats are shared by all of one body.
+    """
+    body = CLASSES[label][1]
+    coats = (TYPICAL[CLASSES[label][0]],) if rng.random() < typical else COATS[body]
     coat = vary(coats[int(rng.integers(len(coats)))], 0.18, rng)
 
     def around(mean: float, spread: float) -> float:

@@ -56,7 +56,8 @@ def write_synthetic(
 
     Args:
         size: longer side in pixels; the shorter side is 3/4 of it or more.
-        difficulty: 0..1; more classes an image, smaller and more varied figures, clutter, occlusion, shade, noise.
+        difficulty: 0..1; more classes an image, smaller and more varied figures, clutter, occlusion, shade, noise;
+            from 0.5 on, coats say nothing about the class.
         classes: number of classes, 2 to 10.
         progress: show a bar on stderr.
 
@@ -152,8 +153,7 @@ def _place(members: list[int], scene: scenery.Scene, difficulty: float, rng: np.
         near = float(rng.uniform(0.35, 1.0))
         foot = scene.horizon + (height * 0.99 - scene.horizon) * near
         unit = _unit(foot, scene) * crowd * float(rng.uniform(1 - 0.3 * difficulty, 1.12))
-        body = creatures.CLASSES[label][1]
-        pose = creatures.draw_pose(body, rng, 0.4 + 0.6 * difficulty)
+        pose = creatures.draw_pose(label, rng, 0.4 + 0.6 * difficulty, 1 - 2 * difficulty)
         turn = float(rng.normal(0, 0.04 + 0.08 * difficulty))
         figures.append(_Figure(label, float(slot) * width, foot, unit, pose, turn, bool(rng.random() < 0.5)))
     return figures
