@@ -27,6 +27,7 @@ from trainer import cams
 from trainer.cams import PROTOCOLS, CamsConfig, Protocol, make_cams, merge, stride4
 from trainer.data.dataset import Record, image_size, list_images
 from trainer.data.transforms import MEAN, STD
+from trainer.memory import keep_freed_memory
 from trainer.methods.base import Method
 from trainer.run import Stage
 
@@ -110,6 +111,7 @@ def compare(args: argparse.Namespace, folder: Path) -> float:
     results: dict[str, object] = {}
     for _ in range(args.rounds):
         for name, side in sides.items():
+            keep_freed_memory(name.startswith("batched"))
             start = time.perf_counter()
             results[name] = side()
             times[name].append(time.perf_counter() - start)

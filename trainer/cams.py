@@ -14,7 +14,7 @@ from trainer.camfile import cam_path, read_cam, write_cam
 from trainer.data.dataset import Record
 from trainer.devices import Precision, shard
 from trainer.errors import DataError
-from trainer.inference import Views, in_parts, inference, iterate_views, with_mirror
+from trainer.inference import Views, inference, iterate_views, with_mirror
 from trainer.methods.base import Method
 from trainer.progress import progress_bar
 from trainer.run import Stage
@@ -135,7 +135,7 @@ def make_cams(
     missing = [r for r in records if not _readable(cam_path(stage.folder, r.id))]
     with inference(method, config.precision, device) as target, progress_bar("cams", len(missing)) as advance:
         for batch in iterate_views(shard(missing), protocol.views, config.batch, config.workers):
-            views = [_float(in_parts(method.cams, with_mirror(x.to(target)))) for x in batch.images]
+            views = [_float(method.cams(with_mirror(x.to(target)))) for x in batch.images]
             for i, record in enumerate(batch.records):
                 tags = list(record.tags)
                 own = [(v[i, tags], v[len(batch.records) + i, tags]) for v in views]

@@ -11,6 +11,7 @@ import torch
 from lightning.fabric import Fabric
 
 from trainer.errors import ConfigError
+from trainer.memory import keep_freed_memory
 
 T = TypeVar("T")
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -25,6 +26,8 @@ def make_fabric(precision: Precision, device: str = "auto") -> Fabric:
         precision = "bf16" if has_bf16_units(gpu) else "fp32"
     if precision == "fp16" and not gpu:
         raise ConfigError("precision=fp16 needs a GPU", "fp32 or bf16 on a CPU")
+    if not gpu:
+        keep_freed_memory()
     world = world_size()
     fabric = Fabric(
         accelerator="gpu" if gpu else "cpu",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,8 +22,10 @@ from trainer.data.dataset import Record, image_size, read_image
 from trainer.data.loader import Guarded, default_workers, start_worker, unguarded
 from trainer.data.transforms import normalise, to_tensor
 from trainer.devices import Precision, has_bf16_units
+from trainer.memory import keep_freed_memory
+from trainer.nets.folding import folded_once
+from trainer.pool import cores
 
-PART = 350_000
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
 
 
@@ -93,10 +95,13 @@ def equal_size_batches(records: Sequence[Record], batch: int) -> list[list[Recor
 def iterate_views(records: Sequence[Record], views: Views, batch: int, workers: int = -1) -> Iterator[ViewBatch]:
     """Decode, scale and normalise in worker processes, a batch of equal sizes at a time."""
     batches = equal_size_batches(records, batch)
+    if workers < 0:
+        # Where few cores do all the work, a loader process takes from the network more than it gives (bench/cams.py).
+        workers = 0 if cores() <= 4 and not torch.cuda.is_available() else default_workers()
     loader = DataLoader(
         Guarded(_Batches(batches, views)),
         batch_size=None,
-        num_workers=default_workers() if workers < 0 else workers,
+        num_workers=workers,
         worker_init_fn=start_worker,
         prefetch_factor=2 if workers else None,
     )
@@ -108,27 +113,18 @@ def with_mirror(images: torch.Tensor) -> torch.Tensor:
     return torch.cat([images, images.flip(3)])
 
 
-def in_parts(network: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-    """``network(images)``, on a CPU about ``PART`` pixels at a time.
-
-    Feature maps of more no longer fit the cache, and go back to the system after every layer (``bench/cams.py``).
-    """
-    if images.device.type != "cpu":
-        return network(images)
-    count = max(1, PART // (images.shape[2] * images.shape[3]))
-    return torch.cat([network(part) for part in torch.split(images, count)])
-
-
 @contextlib.contextmanager
 def inference(module: nn.Module, precision: Precision, device: str = "auto") -> Iterator[torch.device]:
     """Evaluation mode, channels-last, no gradients, on the best device, in the wanted precision."""
     gpu = torch.cuda.is_available() and device != "cpu"
     target = torch.device("cuda" if gpu else "cpu")
+    if not gpu:
+        keep_freed_memory()
     module.eval().to(target, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if precision == "auto":
         precision = "bf16" if has_bf16_units(gpu) else "fp32"
     low: Any = contextlib.nullcontext()
     if precision != "fp32":
         low = torch.autocast(target.type, torch.bfloat16 if precision == "bf16" else torch.float16)
-    with torch.inference_mode(), low:
+    with torch.inference_mode(), folded_once(module), low:
         yield target

@@ -19,7 +19,7 @@ from trainer.data.loader import Samples
 from trainer.data.transforms import Rng, segment_sample
 from trainer.devices import Precision, shard
 from trainer.errors import DataError
-from trainer.inference import Views, in_parts, inference, iterate_views, with_mirror
+from trainer.inference import Views, inference, iterate_views, with_mirror
 from trainer.loop import train
 from trainer.nets import build_backbone
 from trainer.nets.deeplab import AsppSegmenter
@@ -196,7 +196,7 @@ def _probabilities(
         total = torch.zeros(())
         for images in batch.images:
             images = images.to(target)
-            logits = in_parts(module, with_mirror(images) if config.flip else images).float()
+            logits = module(with_mirror(images) if config.flip else images).float()
             chance = F.interpolate(logits, batch.size, mode="bilinear", align_corners=False).softmax(1)
             count = len(images)
             total = total + chance[:count] + (chance[count:].flip(3) if config.flip else 0)

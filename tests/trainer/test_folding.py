@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from trainer.nets import build_backbone
-from trainer.nets.folding import FoldedBatchNorm2d, FoldingConv2d, fold_batch_norms
+from trainer.nets.folding import FoldedBatchNorm2d, FoldingConv2d, fold_batch_norms, folded_once
 from trainer.nets.resnet38 import BasicBlock, Bottleneck
 
 
@@ -74,6 +74,17 @@ def test_a_copy_uses_its_own_batch_norm():
     twin[1].weight.data.zero_()
     torch.testing.assert_close(net(image()), plain().eval()(image()))
     assert not torch.equal(twin(image()), net(image()))
+
+
+def test_folded_once_gives_the_same_and_forgets():
+    net = folded().eval()
+    with torch.inference_mode():
+        with folded_once(net):
+            torch.testing.assert_close(net(image()), plain().eval()(image()))
+            assert net[0].ready is not None
+        net[1].weight.data.zero_()
+        assert net[0].ready is None
+        assert not torch.equal(net(image()), plain().eval()(image()))
 
 
 def test_exported_graphs_keep_batch_norm_for_the_engine():

@@ -6,6 +6,8 @@ one pass over memory forward and two backward, and one stored feature map a laye
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import cast
 
@@ -23,17 +25,21 @@ class FoldingConv2d(nn.Conv2d):
 
     # In a tuple because an attribute that is a module would enter the state dict a second time.
     followed_by: tuple[FoldedBatchNorm2d]
+    ready: tuple[Tensor, Tensor] | None = None
 
-    def forward(self, x_BChw: Tensor) -> Tensor:
-        """The convolution, normalised if the batch norm is in eval mode."""
+    def fold(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the two layers as one."""
         norm = self.followed_by[0]
-        if not norm.is_folded():
-            return super().forward(x_BChw)
         assert norm.running_mean is not None
         assert norm.running_var is not None
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        weight = self.weight * scale[:, None, None, None]
-        bias = norm.bias - norm.running_mean * scale
+        return self.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+
+    def forward(self, x_BChw: Tensor) -> Tensor:
+        """The convolution, normalised if the batch norm is in eval mode."""
+        if not self.followed_by[0].is_folded():
+            return super().forward(x_BChw)
+        weight, bias = self.ready or self.fold()
         if applies(x_BChw, self):
             return depthwise_conv2d(x_BChw, weight, bias, self)
         return torch.conv2d(x_BChw, weight, bias, self.stride, self.padding, self.dilation, self.groups)
@@ -49,6 +55,19 @@ class FoldedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x_BChw: Tensor) -> Tensor:
         """Batch norm in train mode, the identity when folded."""
         return x_BChw if self.is_folded() else super().forward(x_BChw)
+
+
+@contextlib.contextmanager
+def folded_once(network: nn.Module) -> Iterator[None]:
+    """Fold now instead of in every forward pass. Weights must not change while this lasts."""
+    convolutions = [m for m in network.modules() if isinstance(m, FoldingConv2d) and m.followed_by[0].is_folded()]
+    try:
+        for convolution in convolutions:
+            convolution.ready = convolution.fold()
+        yield
+    finally:
+        for convolution in convolutions:
+            convolution.ready = None
 
 
 def fold_batch_norms(network: nn.Module) -> None:
