@@ -120,7 +120,7 @@ def _segmenter(run: Run, stage: str) -> str:
     config = run.manifest["config"]["segment"]
     labels = "pseudo masks" if stage == "segment" else "TRUE masks (upper bound)"
     mirror = " and mirror" if config["flip"] else ""
-    crf = "no CRF" if config["crf"] == "none" else f"dense CRF {config['crf']}"
+    crf = "no CRF" if config.get("crf", "none") == "none" else f"dense CRF {config['crf']}"
     views = f"scales {_numbers(config['scales'])}{mirror}, no tags, {crf}"
     return f"segmenter trained on {labels} of {run.manifest['train_list']}, {views}"
 
