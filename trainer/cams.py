@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +52,8 @@ class CamsConfig:
     """Knobs of the maps.
 
     Attributes:
-        protocol: ``psa``, ``irn``, ``vwe``, ``seam`` or ``mva``; ``auto`` is ``irn`` on ResNet-50/101, else ``psa``.
+        protocol: ``psa``, ``irn``, ``vwe``, ``seam`` or ``mva``; ``auto`` is the method's own, or else ``irn`` on
+            ResNet-50/101 and ``psa`` on the others.
         scales: other scales than the protocol's; empty for its own.
         precision: ``fp32`` keeps maps equal to the released protocol within 1e-4.
         batch: images of equal size a forward pass.
@@ -65,11 +67,12 @@ class CamsConfig:
     workers: int = -1
 
 
-def protocol_of(config: CamsConfig, backbone: str) -> tuple[str, Protocol]:
-    """Name and protocol; ``auto`` is ``irn`` for ResNets and ``psa`` for the others."""
-    name = config.protocol
+def protocol_of(config: CamsConfig, backbone: str, method: str) -> tuple[str, Protocol]:
+    """Name and protocol; ``auto`` as in ``CamsConfig``."""
+    name: str = config.protocol
     if name == "auto":
-        name = "irn" if backbone in ("resnet50", "resnet101") else "psa"
+        usual = "irn" if backbone in ("resnet50", "resnet101") else "psa"
+        name = getattr(importlib.import_module(f"trainer.methods.{method}"), "PROTOCOL", usual)
     protocol = PROTOCOLS[name]
     if config.scales:
         views = Views(config.scales, protocol.views.rounding, protocol.views.filter)

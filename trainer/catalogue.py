@@ -24,18 +24,22 @@ def list_methods() -> list[dict[str, str]]:
 
 
 def describe_method(name: str) -> dict[str, Any]:
-    """Documentation and knobs of a method: name, default, meaning.
+    """Documentation, knobs (name, default, meaning) and presets of a method.
 
     Raises:
         ConfigError: no such method.
     """
     made, config = method_classes(name)
-    meanings = _attributes(inspect.getdoc(config) or "")
+    meanings: dict[str, str] = {}
+    for described in reversed(config.__mro__):
+        meanings |= _attributes(described.__doc__ or "")
     knobs = [
         {"knob": f.name, "default": str(f.default), "values": str(f.type), "meaning": meanings.get(f.name, "")}
         for f in dataclasses.fields(config)
     ]
-    return {"method": name, "about": inspect.getdoc(importlib.import_module(made.__module__)) or "", "knobs": knobs}
+    module = importlib.import_module(made.__module__)
+    presets = {key: {k: str(v) for k, v in changes.items()} for key, changes in getattr(module, "PRESETS", {}).items()}
+    return {"method": name, "about": inspect.getdoc(module) or "", "knobs": knobs, "presets": presets}
 
 
 def print_catalogue(value: Any) -> None:
@@ -48,6 +52,9 @@ def print_catalogue(value: Any) -> None:
     for row in rows:
         table.add_row(*(str(cell) for cell in row.values()))
     console.print(table)
+    for name, changes in value["presets"].items() if isinstance(value, dict) else ():
+        changed = " ".join(f"--set {knob}={new}" for knob, new in changes.items()) or "the defaults"
+        console.print(f"--preset {name}: {changed}", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_weights(stored: list[StoredWeights], as_json: bool) -> None:

@@ -77,6 +77,9 @@ def fit(
         str | None, typer.Option(help="Weight file; 'none' trains from scratch. Default: the cache, or a download.")
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="psa, irn, small or scratch. Default: the backbone's own.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="code, paper or mva: the method as released, as printed, or as MVA has it.")
+    ] = None,
     train_list: Annotated[
         str | None, typer.Option(help="Image list to train on. Default: train_aug, else train, else all.")
     ] = None,
@@ -111,9 +114,9 @@ def fit(
     from trainer.pipeline import Pipeline
 
     options = Options(
-        data=data, run=run, method=method, backbone=backbone, weights=weights, recipe=recipe, train_list=train_list,
-        val_list=val_list, epochs=epochs, size=size, until=until, supervision=supervision.value, seed=seed, device=device,
-        settings=tuple(settings or ()),
+        data=data, run=run, method=method, backbone=backbone, weights=weights, recipe=recipe, preset=preset,
+        train_list=train_list, val_list=val_list, epochs=epochs, size=size, until=until, supervision=supervision.value,
+        seed=seed, device=device, settings=tuple(settings or ()),
     )  # fmt: skip
     pipeline = Pipeline(options)
     if pipeline.loaded:

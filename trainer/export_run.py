@@ -19,7 +19,6 @@ from trainer.run import Run
 Kind = Literal["segmenter", "cam"]
 KINDS = (*get_args(Kind), "all")
 COMPARED = 4
-SUMMED = ("psa", "irn")
 """Protocols whose merge ``CamGraph`` computes: they sum bicubic views and divide by the maximum."""
 
 
@@ -85,14 +84,19 @@ def _segmenter(run: Run, scales: Sequence[float], flip: bool) -> PixelGraph:
 def _cam(run: Run) -> PixelGraph:
     method = classify.load(run.path / "classify" / "model.pt", _expected(run))
     config = replace(cams.CamsConfig(), classify.tuples(run.manifest["config"]["cams"]), "cams")
-    name, protocol = cams.protocol_of(config, run.manifest["backbone"])
-    if name not in SUMMED:
+    name, protocol = cams.protocol_of(config, run.manifest["backbone"], run.manifest["method"])
+    if protocol.views.filter != "bicubic":
         raise ConfigError(
             f"maps of protocol {name!r} cannot be exported",
-            f"a protocol that sums its views: {', '.join(SUMMED)}",
+            "a protocol that resizes by the bicubic filter, which the graph has: psa, irn, vwe or seam",
             "wsss-trainer fit ... --set cams.protocol=psa, or --kind segmenter",
         )
-    return CamGraph(method, protocol.views.scales, flip=True)
+    return CamGraph(
+        method,
+        protocol.views.scales,
+        mirror_max=protocol.mirror == "max_small",
+        minmax=protocol.normalise == "minmax",
+    )
 
 
 def _images(dataset: Dataset, run: Run) -> list[Any]:

@@ -96,8 +96,9 @@ class CamGraph(PixelGraph):
 
     ``image uint8 [N,H,W,3]`` -> ``cam float32 [N,K,h,w]`` with h = (H-1)//4+1 and w = (W-1)//4+1, ``scores float32
     [N,K]`` = sigmoid of the image logits of the plain image at scale 1. Every map is the sum over scales and mirrored
-    views of ReLU maps resized bilinearly, divided by its own maximum + 1e-5, so 0 <= cam < 1; which classes are present
-    is for the caller to say (``scores`` or known tags).
+    views of ReLU maps resized bilinearly, divided by its own maximum + 1e-5, so 0 <= cam < 1; VWE takes the maximum of
+    the two mirrored views, SEAM also subtracts the map's minimum. Which classes are present is for the caller to say
+    (``scores`` or known tags).
 
     Deviation from the released IRN code: maps go straight to stride 4, without its padding to a multiple of 16.
 
@@ -105,14 +106,26 @@ class CamGraph(PixelGraph):
         method: ``cams_and_logits(images_B3hw) -> (cams_BKhw, logits_BK)``.
         scales: must hold 1, where the scores come from.
         flip: also run the mirrored image.
+        mirror_max: the two mirrored views merge by their maximum (``vwe``) instead of by their sum.
+        minmax: maps lie between their own minimum and maximum (``seam``) instead of below their maximum.
     """
 
     kind = "cam"
     outputs = {"cam": ("float32", ("N", "K", "h", "w")), "scores": ("float32", ("N", "K"))}  # noqa: RUF012
-    merging = "sum of ReLU maps at stride 4, each divided by its maximum + 1e-5; scores at scale 1"
 
-    def __init__(self, method: nn.Module, scales: Sequence[float] = (1, 0.5, 1.5, 2), flip: bool = True) -> None:
+    def __init__(
+        self,
+        method: nn.Module,
+        scales: Sequence[float] = (1, 0.5, 1.5, 2),
+        flip: bool = True,
+        mirror_max: bool = False,
+        minmax: bool = False,
+    ) -> None:
         super().__init__(method, scales, flip)
+        self.mirror_max, self.minmax = mirror_max, minmax
+        twins = ", of mirrored views the maximum" if mirror_max else ""
+        range_ = "set between its minimum and maximum" if minmax else "divided by its maximum + 1e-5"
+        self.merging = f"sum of ReLU maps at stride 4{twins}, each {range_}; scores at scale 1"
         if 1.0 not in self.scales:
             raise ConfigError(f"scales {self.scales} lack 1", "scale 1 among them: the image scores come from there")
 
@@ -125,7 +138,17 @@ class CamGraph(PixelGraph):
         """``cam`` and ``scores``."""
         merged_NKhw = self.merged(image_NHW3, results)
         logits_NK = results[self.scales.index(1.0)][1][: image_NHW3.shape[0]]
-        return merged_NKhw / (merged_NKhw.amax((2, 3), keepdim=True) + 1e-5), logits_NK.sigmoid()
+        high, low = merged_NKhw.amax((2, 3), keepdim=True), merged_NKhw.amin((2, 3), keepdim=True)
+        if not self.minmax:
+            return merged_NKhw / (high + 1e-5), logits_NK.sigmoid()
+        above = torch.where(merged_NKhw < low + 1e-5, torch.zeros_like(merged_NKhw), merged_NKhw)
+        return ((above - low - 1e-5) / (high - low + 1e-5)).clamp_min(0), logits_NK.sigmoid()
+
+    def merge_flip(self, maps_BKhw: torch.Tensor, count: int) -> torch.Tensor:
+        """See ``PixelGraph``; the maximum instead of the sum with ``mirror_max``."""
+        if not (self.flip and self.mirror_max):
+            return super().merge_flip(maps_BKhw, count)
+        return torch.maximum(maps_BKhw[:count], maps_BKhw[count:].flip(3))
 
     def merged(self, image_NHW3: torch.Tensor, results: Results) -> torch.Tensor:
         """Sum of the maps of all views ``[N,K,h,w]``, before each is divided by its maximum."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from trainer import cams, classify, segment
 from trainer import config as knobs
+from trainer.errors import ConfigError, nearest
 from trainer.measure import EvaluateConfig
 from trainer.methods.base import method_classes
 from trainer.refine.pseudo_masks import RefineConfig
@@ -26,6 +29,7 @@ class Options:
     backbone: str = "mobilenet_v2"
     weights: str | None = None
     recipe: str | None = None
+    preset: str | None = None
     train_list: str | None = None
     val_list: str | None = None
     epochs: int | None = None
@@ -50,27 +54,54 @@ class Configs:
 
 
 def make_configs(options: Options) -> Configs:
-    """Recipe, then ``--epochs`` and ``--size``, then ``--set``, each over the one before.
+    """Recipe, method's own training, preset, ``--epochs`` and ``--size``, ``--set``: each over the one before.
 
     Raises:
-        ConfigError: unknown method, recipe, section or knob.
+        ConfigError: unknown method, recipe, preset, section or knob.
     """
     _, method_config = method_classes(options.method)
     changes = knobs.parse_settings(options.settings, SECTIONS)
     recipe = options.recipe or classify.recipe(options.backbone, options.weights)
-    base = classify.make_config(recipe, {})
+    preset = method_preset(options.method, options.preset)
+    # A method's published training is for the networks that it was published with.
+    published = getattr(_module(options.method), "TRAINING", {}).get(recipe, {})
+    base = classify.make_config(recipe, {**published, **preset["classify"]})
     short: dict[str, Any] = {} if options.epochs is None else {"epochs": options.epochs}
     sizes: dict[str, Any] = {}
     if options.size is not None:
         low, high = (round(side * options.size / base.crop) for side in base.resize)
         short["crop"], sizes["resize"] = options.size, (low, high)
-    made = classify.make_config(recipe, {**short, **sizes, **changes["classify"]})
+    made = knobs.replace(base, {**short, **sizes, **changes["classify"]}, "classify")
     segmenter = segment.SegmentConfig() if recipe != "scratch" else segment.SCRATCH
     return Configs(
-        knobs.replace(method_config(), changes["method"], f"method {options.method}"),
+        knobs.replace(method_config(), {**preset["method"], **changes["method"]}, f"method {options.method}"),
         made,
         knobs.replace(cams.CamsConfig(), changes["cams"], "cams"),
         knobs.replace(RefineConfig(), changes["refine"], "refine"),
         knobs.replace(segmenter, {**short, **changes["segment"]}, "segment"),
         knobs.replace(EvaluateConfig(), changes["evaluate"], "evaluate"),
     )
+
+
+def method_preset(method: str, name: str | None) -> dict[str, dict[str, Any]]:
+    """What ``--preset`` changes, by section.
+
+    Raises:
+        ConfigError: the method has no such preset.
+    """
+    presets: dict[str, dict[str, Any]] = getattr(_module(method), "PRESETS", {})
+    if name is not None and name not in presets:
+        raise ConfigError(
+            f"{method} has no preset {name!r}",
+            nearest(name, presets) if presets else "no --preset",
+            f"wsss-trainer methods {method}",
+        )
+    changes: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    for knob, value in (presets[name] if name else {}).items():
+        section, _, key = knob.partition(".")
+        changes[section][key] = value
+    return changes
+
+
+def _module(method: str) -> ModuleType:
+    return importlib.import_module(f"trainer.methods.{method}")

@@ -99,7 +99,7 @@ class Pipeline:
         ids = [record.id for record in self.images()]
         trained = [options.method, options.backbone, sha, self.train_list, options.seed]
         classify_key = stage_key("classify", [trained, _result(configs.method), _result(configs.classify)], [data])
-        protocol = cams.protocol_of(configs.cams, options.backbone)[0]
+        protocol = cams.protocol_of(configs.cams, options.backbone, options.method)[0]
         cams_key = stage_key("cams", [protocol, configs.cams.scales, configs.cams.precision, ids], [classify_key])
         refine_key = stage_key("refine", _result(configs.refine), [cams_key])
         segment_config = [options.backbone, sha, self.train_list, options.seed, _result(configs.segment)]
@@ -207,7 +207,7 @@ class Pipeline:
 
     def cams(self) -> None:
         """Write the maps of every training and measured image."""
-        name, protocol = cams.protocol_of(self.configs.cams, self.options.backbone)
+        name, protocol = cams.protocol_of(self.configs.cams, self.options.backbone, self.options.method)
         method = classify.load(self.run.path / "classify" / "model.pt", self._expected())
         with self.run.stage("cams", self.key) as stage:
             cams.make_cams(method, self.images(), stage, protocol, self.configs.cams, self.options.device)

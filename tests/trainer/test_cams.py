@@ -112,10 +112,10 @@ def test_scale_1_is_untouched_and_filters_differ():
 
 
 def test_a_protocol_fits_the_backbone_and_scales_can_be_changed():
-    assert protocol_of(CamsConfig(), "resnet50") == ("irn", PROTOCOLS["irn"])
-    assert protocol_of(CamsConfig(), "resnet38") == ("psa", PROTOCOLS["psa"])
-    assert protocol_of(CamsConfig(protocol="vwe"), "resnet38")[1].mirror == "max_small"
-    _, own = protocol_of(CamsConfig(protocol="mva", scales=(1.0, 0.25)), "resnet38")
+    assert protocol_of(CamsConfig(), "resnet50", "cam") == ("irn", PROTOCOLS["irn"])
+    assert protocol_of(CamsConfig(), "resnet38", "cam") == ("psa", PROTOCOLS["psa"])
+    assert protocol_of(CamsConfig(protocol="vwe"), "resnet38", "cam")[1].mirror == "max_small"
+    _, own = protocol_of(CamsConfig(protocol="mva", scales=(1.0, 0.25)), "resnet38", "cam")
     assert own == Protocol(Views((1.0, 0.25), "trunc", "lanczos"), pad=True)
 
 

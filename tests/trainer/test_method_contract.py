@@ -1,5 +1,6 @@
 """What every method promises, whichever it is: ``trainer.methods`` is read for names."""
 
+import importlib
 import json
 
 import numpy as np
@@ -8,11 +9,12 @@ import torch
 
 from trainer import config as knobs
 from trainer.catalogue import describe_method, list_methods
-from trainer.classify import build, tuples
+from trainer.classify import SMALL, build, make_config, tuples
 from trainer.errors import ConfigError
 from trainer.loop import step_rng
 from trainer.methods.base import Method, method_classes, method_names
 from trainer.optimiser import Training, make_optimizer
+from trainer.options import method_preset
 
 CLASSES = 4
 KNOBS = {"bn": "frozen", "detach_after": "stage1", "output_stride": 16, "dilate": True}
@@ -137,6 +139,19 @@ def test_the_config_survives_its_file(name):
     config = method_classes(name)[1]()
     stored = json.loads(json.dumps(knobs.as_dict(config)))
     assert knobs.replace(method_classes(name)[1](), tuples(stored), "method") == config
+
+
+def test_presets_and_published_training_change_knobs_that_exist(name):
+    module = importlib.import_module(f"trainer.methods.{name}")
+    for preset in getattr(module, "PRESETS", {}):
+        changes = method_preset(name, preset)
+        knobs.replace(method_classes(name)[1](), changes["method"], "method")
+        knobs.replace(SMALL, changes["classify"], "classify")
+        assert not [section for section, values in changes.items() if values and section not in ("method", "classify")]
+    for recipe, changes in getattr(module, "TRAINING", {}).items():
+        make_config(recipe, changes)
+    with pytest.raises(ConfigError, match="has no preset 'papper'"):
+        method_preset(name, "papper")
 
 
 def test_weights_survive_their_file(name, tmp_path):

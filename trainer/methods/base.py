@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import pkgutil
@@ -22,6 +23,9 @@ class Method(nn.Module):
 
     Shapes: B batch, K classes, C channels, H W image, h w map. Images are RGB, normalised with ImageNet statistics.
     """
+
+    segments: int = 0
+    """Super-pixels of each image that ``loss`` takes as a fourth argument, int64 ``[B,H,W]``; 0 where it takes none."""
 
     def __init__(self, backbone: Backbone, num_classes: int) -> None:
         super().__init__()
@@ -62,6 +66,18 @@ class Method(nn.Module):
             if biases:
                 groups.append({"name": f"{name} bias", "params": biases, "lr": 2 * lr * factor, "weight_decay": 0.0})
         return groups
+
+
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """Half precision made float32, the rest as it is: losses of half-precision numbers would lose their last digits."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def full_precision(device: str) -> contextlib.AbstractContextManager[object]:
+    """Autocast off, where it is on: a context that does nothing leaves no trace in an exported graph."""
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
 
 
 def method_names() -> list[str]:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainer.methods.base import Method
+from trainer.methods.base import Method, at_least_float32
 from trainer.methods.pooling import Pooling, gap, gmp, pool
 from trainer.nets.backbone import Backbone
 
@@ -82,7 +82,4 @@ class Cam(Method):
 
     def loss(self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """``cls``: multi-label soft margin loss (spec 6.1)."""
-        logits = self(images)
-        # At least float32: half-precision logits of mixed precision would cost the loss its last digits.
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return {"cls": F.multilabel_soft_margin_loss(logits, tags)}
+        return {"cls": F.multilabel_soft_margin_loss(at_least_float32(self(images)), tags)}

@@ -1,0 +1,82 @@
+"""FMix-CAM: Mixup-CAM with two images joined by a random mask of low frequency instead of blended.
+
+Valerio, Vincent and Audebert's study "mva-wsss" (MVA 2021) with the masks of Harris et al., "FMix: Enhancing Mixed
+Sample Data Augmentation", 2020. Spec methods 10.
+
+Training: I' = S I + (1-S) I[perm], Y' = lam Y + (1-lam) Y[perm], lam ~ Beta(1, 1), S in {0,1}^{HxW} of share lam, one
+mask, permutation and lam a batch; the loss of Mixup-CAM. Maps: those of ``cam``.
+
+Deviation: random numbers come from the run's generator, not from numpy's global one; masks have the same distribution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainer.errors import ConfigError
+from trainer.methods.mixing import (
+    MVA_KNOBS,
+    SC_CAM_TRAINING,
+    MixedCam,
+    MixingConfig,
+    Mixture,
+    Mode,
+    binarise,
+    draw,
+    low_frequency_field,
+)
+
+TRAINING: dict[str, dict[str, Any]] = {"psa": SC_CAM_TRAINING}
+PRESETS: dict[str, dict[str, Any]] = {
+    "code": {"method.mask": "reference"},
+    "paper": {"method.mask": "isotropic"},
+    "mva": {**MVA_KNOBS, "method.mask": "reference"},
+}
+
+
+@dataclass(frozen=True)
+class Config(MixingConfig):
+    """Knobs of ``fmix_cam``, besides those of ``MixingConfig``; ``per_sample`` must stay off.
+
+    Attributes:
+        mask: ``reference`` draws the masks that FMix's code draws, ``isotropic`` those of its paper (D-FMIX-1).
+        decay: power by which the mask's spectrum falls.
+        softness: share of pixels on either side of the mask's border that are blended; 0 as published.
+        lam_from_mask: labels are mixed by the mask's own share of ones instead of by the lam that was drawn.
+    """
+
+    alpha: float = 1.0
+    mask: Mode = "reference"
+    decay: float = 3.0
+    softness: float = 0.0
+    lam_from_mask: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.per_sample:
+            raise ConfigError("per_sample=on with fmix_cam", "per_sample=off: one mask a batch")
+        if not 0 <= self.softness < 0.5 or self.decay < 0:
+            raise ConfigError(f"softness={self.softness} decay={self.decay}", "softness in 0..0.5, decay of 0 or more")
+
+
+class FmixCam(MixedCam):
+    """``cam`` on images joined by masks."""
+
+    config: Config
+
+    def loss(self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        """``cls``, ``ent``, ``con`` of the mixed batch."""
+        mixture = draw(images, self.config.alpha, False, rng)
+        lam = float(mixture.lam[0])
+        height, width = images.shape[2:]
+        field = low_frequency_field((height, width), self.config.decay, self.config.mask, rng)
+        mask = binarise(field, lam, self.config.softness, rng)
+        visible = torch.from_numpy(mask).to(images.device, images.dtype)
+        if self.config.lam_from_mask:
+            mixture = Mixture(mixture.perm, torch.full_like(mixture.lam, float(mask.mean())))
+        joined = visible * images + (1 - visible) * images[mixture.perm]
+        return self.mixed_loss(self.features(joined), mixture.tags(tags))

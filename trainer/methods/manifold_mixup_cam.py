@@ -1,0 +1,92 @@
+"""Manifold Mixup-CAM: Mixup-CAM that mixes at a random depth of the network.
+
+The study "mva-wsss" (MVA 2021) after Verma et al., "Manifold Mixup", ICML 2019. Spec methods 11.
+
+Training: a depth is drawn for each batch; there f <- lam f + (1-lam) f[perm], labels likewise, lam ~ Beta(0.2, 0.2); the
+loss of Mixup-CAM on what comes out. Maps: those of ``cam``.
+
+Depths: the image and the raw outputs of b2_2, b3_2, b4_5, b5_2, b6 of ResNet-38; the image and stages 1 to 3 of the other
+backbones. Deviation: none known; the study describes two batches and its code, like this, permutes one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from trainer.errors import ConfigError
+from trainer.methods.mixing import MVA_KNOBS, SC_CAM_TRAINING, MixedCam, MixingConfig, Mixture, draw
+from trainer.nets.backbone import Backbone, StagedBackbone
+from trainer.nets.resnet38 import ResNet38
+
+TRAINING: dict[str, dict[str, Any]] = {"psa": SC_CAM_TRAINING}
+PRESETS: dict[str, dict[str, Any]] = {
+    "code": {"method.eligible": "all"},
+    "paper": {"method.eligible": "original"},
+    "mva": {**MVA_KNOBS, "method.eligible": "all"},
+}
+
+
+@dataclass(frozen=True)
+class Config(MixingConfig):
+    """Knobs of ``manifold_mixup_cam``, besides those of ``MixingConfig``.
+
+    Attributes:
+        eligible: depths to draw from: ``all``, or the ``original`` three of manifold mixup: the image and the two
+            shallowest others (D-MAN-1).
+    """
+
+    eligible: Literal["all", "original"] = "all"
+
+
+class ManifoldMixupCam(MixedCam):
+    """``cam`` with mixing at a random depth."""
+
+    config: Config
+
+    def __init__(self, config: Config, backbone: Backbone, num_classes: int) -> None:
+        super().__init__(config, backbone, num_classes)
+        names = depths(backbone)
+        self.depths = names[:3] if config.eligible == "original" else names
+
+    def loss(self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        """``cls``, ``ent``, ``con`` of the batch mixed at a random depth."""
+        depth = self.depths[int(rng.integers(len(self.depths)))]
+        mixture = draw(images, self.config.alpha, self.config.per_sample, rng)
+        return self.mixed_loss(self.features_mixed_at(depth, images, mixture), mixture.tags(tags))
+
+    def features_mixed_at(self, depth: str, images: torch.Tensor, mixture: Mixture) -> torch.Tensor:
+        """Deepest features ``[B,C,h,w]`` of a pass that mixes the batch at ``depth``."""
+        if depth == "image":
+            return self.features(mixture.maps(images))
+        # The output of b6 is only seen as the input of b7: the network calls the parts of b6 one by one.
+        if depth == "b6":
+            handle = self.backbone.get_submodule("b7").register_forward_pre_hook(lambda _, x: (mixture.maps(x[0]),))
+        else:
+            handle = last_module(self.backbone, depth).register_forward_hook(lambda _, x, y: mixture.maps(y))
+        try:
+            return self.features(images)
+        finally:
+            handle.remove()
+
+
+def depths(backbone: Backbone) -> list[str]:
+    """Where a batch can be mixed, shallow to deep.
+
+    Raises:
+        ConfigError: a backbone that is neither ResNet-38 nor made of stages.
+    """
+    if isinstance(backbone, ResNet38):
+        return ["image", "b2_2", "b3_2", "b4_5", "b5_2", "b6"]
+    if isinstance(backbone, StagedBackbone):
+        return ["image", *list(backbone.channels)[:-1]]
+    raise ConfigError(f"{type(backbone).__name__} has no depths to mix at", "resnet38, or a backbone of stages")
+
+
+def last_module(backbone: Backbone, depth: str) -> nn.Module:
+    """The module whose output is the feature map at ``depth``."""
+    return backbone.stages()[depth][-1] if isinstance(backbone, StagedBackbone) else backbone.get_submodule(depth)

@@ -1,0 +1,188 @@
+"""Class activation maps that agree between two sizes of an image, refined by the likeness of their pixels.
+
+Wang et al., "Self-supervised Equivariant Attention Mechanism for Weakly Supervised Semantic Segmentation" ("SEAM"),
+CVPR 2020; with ``prcm`` SEAM* of Zhang et al., "Complementary Patch for Weakly Supervised Semantic Segmentation"
+("CPN"), ICCV 2021. Spec methods 14 and 15.
+
+Maps: refined = e A (PCM) [+ P e (PRCM)] of the class map's seed e. Training: view 1 is the image, view 2 the image at
+0.3 of its size; L = L_cls + R + L_ER + L_ECR (SEAM, eq. 7 to 10).
+
+Deviations: D-SEAM-1, the term R (adaptive min pooling) is in the released code only; D-PRCM-1 and 2, see
+``correlation``; features of other backbones than ResNet-38 are ours. SEAM* has no released training code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from trainer.errors import ConfigError
+from trainer.methods.base import Method, at_least_float32, full_precision
+from trainer.methods.correlation import (
+    normalised_seed,
+    pixel_correlation,
+    pixel_region_correlation,
+    strongest_foreground,
+    with_background,
+)
+from trainer.methods.pooling import gap
+from trainer.methods.regularizers import adaptive_min_pooling, normalise_cam
+from trainer.nets.backbone import Backbone
+
+PROTOCOL = "seam"
+TRAINING: dict[str, dict[str, Any]] = {"psa": {"lr": 0.01, "batch": 8, "epochs": 8, "resize": (448, 768)}}
+PRESETS: dict[str, dict[str, Any]] = {"code": {}, "paper": {"method.min_pooling": False}}
+TAPS = (("conv4", "conv5"), ("stage2", "stage3"))
+
+
+@dataclass(frozen=True)
+class Config:
+    """Knobs of ``seam``.
+
+    Attributes:
+        prcm: ``off`` is SEAM, ``on`` or ``code`` SEAM* as CPN's code has it; ``transposed`` and ``class_softmax`` are
+            readings of the paper.
+        min_pooling: adaptive min pooling of the refined maps, in the released code but not in the papers.
+        dropout: channel dropout before the head; ``auto`` is 0.5 on ResNet-38, as released, and 0 elsewhere.
+        second_scale: size of the second view, as a share of the first.
+        ohem: share of the hardest pixels that the cross regularisation counts.
+    """
+
+    prcm: Literal["off", "on", "code", "transposed", "class_softmax"] = "off"
+    min_pooling: bool = True
+    dropout: float | Literal["auto"] = "auto"
+    second_scale: float = 0.3
+    ohem: float = 0.2
+
+
+class Seam(Method):
+    """Classifier whose maps go through pixel correlation; heads are named as in the released checkpoints."""
+
+    def __init__(self, config: Config, backbone: Backbone, num_classes: int) -> None:
+        super().__init__(backbone, num_classes)
+        if not 0 < config.second_scale <= 1:
+            raise ConfigError(f"second_scale {config.second_scale:g}", "above 0, at most 1")
+        if not 0 < config.ohem <= 1:
+            raise ConfigError(f"ohem {config.ohem:g}", "above 0, at most 1")
+        self.config = config
+        self.taps = taps_of(backbone)
+        low, high = (backbone.channels[tap] for tap in self.taps)
+        top = backbone.channels[backbone.top]
+        rate = (0.5 if backbone.top == "conv6" else 0.0) if config.dropout == "auto" else config.dropout
+        self.dropout = nn.Dropout2d(rate)
+        self.fc8 = nn.Conv2d(top, num_classes + 1, 1, bias=False)
+        self.f8_3 = nn.Conv2d(low, 64, 1, bias=False)
+        self.f8_4 = nn.Conv2d(high, 128, 1, bias=False)
+        self.f9 = nn.Conv2d(3 + 64 + 128, 192, 1, bias=False)
+        self.f10 = None if config.prcm == "off" else nn.Conv2d(3 + 64 + 128, 192, 1, bias=False)
+        nn.init.xavier_uniform_(self.fc8.weight)
+        nn.init.kaiming_normal_(self.f8_3.weight)
+        nn.init.kaiming_normal_(self.f8_4.weight)
+        nn.init.xavier_uniform_(self.f9.weight, gain=4)
+        if self.f10 is not None:
+            nn.init.xavier_uniform_(self.f10.weight, gain=4)
+
+    def maps(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Class map before the ReLU, and refined map >= 0, both ``[B,K+1,h,w]`` with the background first."""
+        features = self.backbone(images)
+        with full_precision(images.device.type):
+            # Low precision ties pixels and classes that the seed and the loss compare for equality.
+            top, low, high = (at_least_float32(features[name]) for name in (self.backbone.top, *self.taps))
+            cam: torch.Tensor = self.fc8(self.dropout(top))
+            return cam, self.refine(cam, at_least_float32(images), low.detach(), high.detach())
+
+    def refine(
+        self, cam: torch.Tensor, images: torch.Tensor, low_BChw: torch.Tensor, high_BChw: torch.Tensor
+    ) -> torch.Tensor:
+        """Refined map of a class map and the tapped features; its gradient reaches ``f8_3``, ``f8_4``, ``f9``, ``f10``."""
+        strides = self.backbone.strides
+        size = (cam.shape[2], cam.shape[3])
+        inputs = [resized(images, size)]
+        for tap, layer, feature in zip(self.taps, (self.f8_3, self.f8_4), (low_BChw, high_BChw)):
+            same = strides[tap] == strides[self.backbone.top]
+            inputs.append(F.relu(layer(feature if same else resized(feature, size))))
+        joined = torch.cat(inputs, 1)
+        seed = normalised_seed(cam)
+        refined = pixel_correlation(seed, self.f9(joined))
+        if self.f10 is None or self.config.prcm == "off":
+            return refined
+        mode = "code" if self.config.prcm == "on" else self.config.prcm
+        return refined + pixel_region_correlation(seed, joined, self.f9, self.f10, mode) * seed
+
+    def cams_and_logits(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See ``Method``: the refined maps without the background, and the average of the class map."""
+        cam, refined = self.maps(images)
+        return refined[:, 1:], gap(cam[:, 1:])
+
+    def loss(self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        """Terms ``cls``, ``min`` (if on), ``er`` and ``ecr`` of ``seam_loss``."""
+        height, width = (max(1, int(side * self.config.second_scale)) for side in images.shape[2:])
+        found = []
+        for view in (images, resized(images, (height, width))):
+            size = (view.shape[2], view.shape[3])
+            found += [resized(x, size) for x in self.maps(view)]
+        cam1, rv1, cam2, rv2 = found
+        return seam_loss(cam1, rv1, cam2, rv2, tags, self.config.min_pooling, self.config.ohem)
+
+
+def seam_loss(
+    cam1: torch.Tensor, rv1: torch.Tensor, cam2: torch.Tensor, rv2: torch.Tensor, tags: torch.Tensor,
+    min_pooling: bool = True, ohem: float = 0.2,
+) -> dict[str, torch.Tensor]:  # fmt: skip
+    """Terms of SEAM's loss (spec methods 14.2): their sum is L.
+
+    Args:
+        cam1: class map of view 1 before the ReLU, ``[B,K+1,H,W]``, background first.
+        rv1: refined map of view 1, alike.
+        cam2: class map of view 2, ``[B,K+1,H2,W2]``.
+        rv2: refined map of view 2, alike.
+        tags: 0/1 ``[B,K]``.
+        min_pooling: with the term ``min``.
+        ohem: share of ``[K+1,H2,W2]`` that ``ecr`` counts, the hardest entries of each image.
+    """
+    size = (cam2.shape[2], cam2.shape[3])
+    label = F.pad(tags.to(cam1.dtype), (1, 0), value=1.0)[:, :, None, None]
+    c1, q1 = (resized(normalise_cam(x), size) * label for x in (cam1, rv1))
+    c2, q2 = (normalise_cam(x) * label for x in (cam2, rv2))
+    terms = {"cls": mean([F.multilabel_soft_margin_loss(gap(x[:, 1:]), tags) for x in (cam1, cam2)])}
+    if min_pooling:
+        terms["min"] = mean([adaptive_min_pooling((x * label)[:, 1:]) for x in (rv1, rv2)])
+    terms["er"] = (c1[:, 1:] - c2[:, 1:]).abs().mean()
+    first, second = (strongest_foreground(with_background(c.detach())) for c in (c1, c2))
+    terms["ecr"] = hardest(second - q1, ohem) + hardest(first - q2, ohem)
+    return terms
+
+
+def hardest(difference_BKhw: torch.Tensor, share: float) -> torch.Tensor:
+    """Mean over the batch of the largest ``share`` of each image's absolute entries, at least one."""
+    error = difference_BKhw.abs().flatten(1)
+    return error.topk(max(1, int(share * error.shape[1])), dim=1).values.mean()
+
+
+def mean(terms: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Mean of scalars."""
+    return torch.stack(list(terms)).mean()
+
+
+def resized(x_BChw: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Bilinear with aligned corners, as every resize of SEAM."""
+    return F.interpolate(x_BChw, size, mode="bilinear", align_corners=True)
+
+
+def taps_of(backbone: Backbone) -> tuple[str, str]:
+    """Names of the two features that the pixel correlation sees.
+
+    Raises:
+        ConfigError: the backbone has none of the known pairs.
+    """
+    for taps in TAPS:
+        if all(tap in backbone.channels for tap in taps):
+            return taps
+    known = " or ".join(f"{low} and {high}" for low, high in TAPS)
+    raise ConfigError(f"seam finds no features to correlate in {type(backbone).__name__}", f"a backbone with {known}")

@@ -1,0 +1,143 @@
+"""Visual words: the classifier must also name the patterns of a learned codebook that an image shows.
+
+Ru et al., "Learning Visual Words for Weakly-Supervised Semantic Segmentation", IJCAI 2021 ("VWE"). Spec methods 17, 18.
+
+With f the deepest features [C,h,w], D the codebook (J words of C numbers), W three linear heads without bias, g and t:
+
+    cos_ji = <f_i / |f_i|, D_j / |D_j|>      P_ji = softmax over j of cos_ji      (i: cell, no temperature)
+    v_j = 1 if j is the argmax of P_i in at least one cell i, else 0              (word labels, no gradient)
+    L = soft margin(W_img pool(f), t) + soft margin(W_word gap(f), v) + soft margin(W_w2i g(P), t)
+    M = ReLU(W_img f);      with ``word_branch``: M = max(ReLU(W_img f), ReLU(W_w2i P))
+
+t are the tags, and g(P), the frequency of each word, is its sum over the cells (paper, eq. 4: its mean).
+
+Deviations. Defaults are those of the released code: sum for mean (D-VWE-2), features cut off from the encoder's gradient
+(D-VWE-3), no maps of the words (D-VWE-1); ``PRESETS`` has both. Equation 8 lacks the leading minus of the loss (D-VWE-6,
+a misprint). Ours: each of the two maps is divided by its own maximum before they meet, as W_w2i follows the scale of g.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from trainer.errors import ConfigError
+from trainer.methods.base import Method, at_least_float32, full_precision
+from trainer.methods.pooling import Pooling, gap, gmp, pool
+from trainer.nets.backbone import Backbone
+
+PROTOCOL = "vwe"
+TRAINING: dict[str, dict[str, Any]] = {"irn": {"lr": 0.01, "epochs": 6}}
+PRESETS: dict[str, dict[str, Any]] = {
+    "code": {},
+    "paper": {"method.frequency": "mean", "method.detach_encoder": False, "method.word_branch": True},
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Knobs of ``vwe``.
+
+    Attributes:
+        pooling: of the image branch: ``gap`` average, ``gmp`` maximum, ``hspp`` hybrid spatial pyramid, the full method.
+        hspp_bins: ``floor`` as released, ``adaptive`` for maps of any size.
+        words: entries of the codebook, 2 or more.
+        frequency: of a word in an image: ``sum`` over the cells as released, ``mean`` as in the paper.
+        detach_encoder: keep the encoder's gradient from the backbone, as released; the paper does not say so.
+        word_branch: maps are the larger of image branch and words, as in the paper; off as released.
+    """
+
+    pooling: Pooling = "gap"
+    hspp_bins: Literal["floor", "adaptive"] = "floor"
+    words: int = 256
+    frequency: Literal["sum", "mean"] = "sum"
+    detach_encoder: bool = True
+    word_branch: bool = False
+
+    def __post_init__(self) -> None:
+        if self.words < 2:
+            raise ConfigError(f"method.words={self.words}", "2 or more")
+
+
+def encode(f: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+    """Share of each word in each cell: features ``[B,C,h,w]``, codebook ``[J,C]`` -> P ``[B,J,h,w]``, 1 over the words."""
+    cosines = torch.einsum("jc,bchw->bjhw", F.normalize(codebook, dim=1), F.normalize(f, dim=1))
+    return cosines.softmax(dim=1)
+
+
+def word_labels(p: torch.Tensor) -> torch.Tensor:
+    """1 for each word that is the likeliest of at least one cell, else 0: ``[B,J,h,w] -> [B,J]``, without gradient."""
+    best = p.detach().argmax(dim=1).flatten(1)
+    return torch.zeros_like(p[:, :, 0, 0]).scatter_(1, best, 1.0)
+
+
+def frequencies(p: torch.Tensor, kind: Literal["sum", "mean"]) -> torch.Tensor:
+    """How often an image shows each word, ``[B,J,h,w] -> [B,J]``."""
+    return p.sum(dim=(2, 3)) if kind == "sum" else gap(p)
+
+
+def by_own_maximum(maps: torch.Tensor) -> torch.Tensor:
+    """Maps ``[B,K,h,w] >= 0`` to 0..1, by image and class. Those that are nearly zero stay so: they are noise."""
+    return maps / maps.amax(dim=(2, 3), keepdim=True).clamp_min(1e-5)
+
+
+class Vwe(Method):
+    """Classifier with a second task on word labels, and a third that reads the tags off the words."""
+
+    def __init__(self, config: Config, backbone: Backbone, num_classes: int) -> None:
+        super().__init__(backbone, num_classes)
+        self.config = config
+        channels = self.backbone.channels[self.backbone.top]
+        self.classifier = nn.Conv2d(channels, num_classes, 1, bias=False)
+        self.word = nn.Conv2d(channels, config.words, 1, bias=False)
+        self.w2i = nn.Conv2d(config.words, num_classes, 1, bias=False)
+        self.codebook = nn.Parameter(torch.empty(config.words, channels))
+        nn.init.kaiming_normal_(self.codebook, a=math.sqrt(5))
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Deepest features ``[B,C,h,w]``."""
+        f: torch.Tensor = self.backbone(images)[self.backbone.top]
+        return f
+
+    def logits(self, f: torch.Tensor) -> torch.Tensor:
+        """Image logits ``[B,K]`` of features ``[B,C,h,w]``."""
+        return linear(self.classifier, pool(f, self.config.pooling, bins=self.config.hspp_bins))
+
+    def cams_and_logits(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See ``Method``. Scores of ``hspp`` come from average pooling here: its pyramid fails on maps under 4x4."""
+        f = self.features(images)
+        scores: torch.Tensor = self.classifier(f)
+        logits = linear(self.classifier, gmp(f)) if self.config.pooling == "gmp" else gap(scores)
+        maps = F.relu(scores)
+        if self.config.word_branch:
+            words = F.relu(self.w2i(encode(f, self.codebook)))
+            maps = torch.maximum(by_own_maximum(maps), by_own_maximum(words))
+        return maps, logits
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Image logits ``[B,K]``."""
+        return self.logits(self.features(images))
+
+    def loss(self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        """Soft margin losses (spec 6.1) of the image: ``cls``, of its words: ``word``, of words to tags: ``w2i``."""
+        f = at_least_float32(self.features(images))
+        with full_precision(f.device.type):
+            p = encode(f.detach() if self.config.detach_encoder else f, self.codebook)
+            pairs = {
+                "cls": (self.logits(f), tags),
+                "word": (linear(self.word, gap(f)), word_labels(p)),
+                "w2i": (linear(self.w2i, frequencies(p, self.config.frequency)), tags),
+            }
+            return {name: F.multilabel_soft_margin_loss(y, target) for name, (y, target) in pairs.items()}
+
+
+def linear(head: nn.Conv2d, pooled: torch.Tensor) -> torch.Tensor:
+    """A 1x1 convolution as a linear layer, ``[B,C] -> [B,K]``."""
+    scores: torch.Tensor = head(pooled[:, :, None, None])
+    return scores.flatten(1)
