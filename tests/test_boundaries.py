@@ -122,7 +122,7 @@ def test_a_method_is_documented_and_has_a_config(path: Path) -> None:
     assert dataclasses.is_dataclass(module.Config)
     assert module.Config.__dataclass_params__.frozen
     assert module.Config() == module.Config()
-    about = inspect.getdoc(module.Config) or ""
+    about = "".join(base.__doc__ or "" for base in module.Config.__mro__)
     assert [f.name for f in dataclasses.fields(module.Config) if f"{f.name}:" not in about] == [], (
         "knobs without meaning"
     )

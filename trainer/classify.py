@@ -17,8 +17,9 @@ from trainer import config as knobs
 from trainer.checkpoints import Checkpoints
 from trainer.data.dataset import Dataset, Record, read_image
 from trainer.data.loader import Samples
-from trainer.data.transforms import Rng, classify_sample
-from trainer.devices import rank
+from trainer.data.superpixels import make_segments, read_segments, renumbered
+from trainer.data.transforms import Rng, classify_planes
+from trainer.devices import rank, shard, wait_for_all
 from trainer.errors import ConfigError, WeightsError, nearest
 from trainer.files import write_atomic
 from trainer.inference import Views, inference, iterate_views
@@ -111,21 +112,21 @@ def build(method: str, method_config: Any, backbone: str, options: dict[str, Any
     return made(method_config, build_backbone(backbone, **options), num_classes)
 
 
-def method_loss(
-    module: Method, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator
-) -> dict[str, torch.Tensor]:
-    """The method's loss, in the form that the loop calls."""
-    return module.loss(images, tags, rng)
+def method_loss(module: Method, images: torch.Tensor, tags: torch.Tensor, *more: Any) -> dict[str, torch.Tensor]:
+    """The method's loss, in the form that the loop calls: ``more`` is the generator, after super-pixels if any."""
+    *segments, rng = more
+    return module.loss(images, tags, rng, *segments)
 
 
 def make_sample(
-    record: Record, rng: Rng, config: ClassifyConfig, num_classes: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Training view and 0/1 tags of a record."""
-    image = classify_sample(read_image(record.image), rng, config.resize, config.crop, config.jitter)
+    record: Record, rng: Rng, config: ClassifyConfig, num_classes: int, superpixels: Path | None = None
+) -> tuple[torch.Tensor, ...]:
+    """Training view and 0/1 tags of a record; with a folder of ``superpixels`` also their ids 1, 2, ... in the view."""
+    ids = [] if superpixels is None else [read_segments(record, superpixels)]
+    image, cut = classify_planes(read_image(record.image), ids, rng, config.resize, config.crop, config.jitter)
     tags = torch.zeros(num_classes)
     tags[list(record.tags)] = 1
-    return image, tags
+    return (image, tags, *(torch.from_numpy(renumbered(plane)) for plane in cut))
 
 
 def classify(
@@ -133,7 +134,8 @@ def classify(
     stage: Stage, metrics: Metrics, seed: int, identity: dict[str, Any], device: str = "auto",
 ) -> None:  # fmt: skip
     """Train on ``records`` and write ``model.pt``. ``identity`` says what the weights are, for ``load``."""
-    make = partial(make_sample, config=config, num_classes=len(dataset.classes))
+    superpixels = prepare_superpixels(records, module.segments, config, stage) if module.segments else None
+    make = partial(make_sample, config=config, num_classes=len(dataset.classes), superpixels=superpixels)
     groups = module.param_groups(config.lr, config.weight_decay, config.new_factor)
 
     def validate(epoch: int) -> dict[str, float]:
@@ -147,6 +149,15 @@ def classify(
     save(stage.folder, module, identity)
     stage.metrics.update({k: float(f"{v:.6g}") for k, v in last.items()})
     stage.outputs.update(count=1, weights="model.pt", images=len(records))
+
+
+def prepare_superpixels(records: Sequence[Record], count: int, config: ClassifyConfig, stage: Stage) -> Path:
+    """Folder of the images' super-pixels, beside the stage's: they outlive a change of the training."""
+    folder = stage.folder.parent / "superpixels" / str(count)
+    workers = None if config.workers < 0 else config.workers
+    make_segments(shard(records), folder, count, workers, progress=rank() == 0)
+    wait_for_all()
+    return folder
 
 
 def mean_average_precision(

@@ -11,7 +11,7 @@ from trainer import config as knobs
 from trainer.cams import PROTOCOLS
 from trainer.errors import ConfigError
 from trainer.methods.regularizers import adaptive_min_pooling, normalise_cam
-from trainer.methods.seam import PROTOCOL, Config, Seam, seam_loss
+from trainer.methods.seam import PROTOCOL, Config, Seam, hardest, resized, seam_loss
 from trainer.nets.backbone import Backbone
 from trainer.nets.resnet38 import ResNet38
 
@@ -213,3 +213,28 @@ def test_impossible_settings_are_user_errors():
 def test_the_protocol_is_known():
     assert PROTOCOLS[PROTOCOL].views.scales == (0.5, 1, 1.5, 2)
     assert PROTOCOLS[PROTOCOL].normalise == "minmax"
+
+
+def test_maps_of_absent_classes_need_not_be_enlarged():
+    """``loss`` enlarges maps of present classes only; with every map enlarged first it gives the same."""
+    net = make(dropout=0.0).train()
+    images, tags, rng = batch()
+    views = (images, resized(images, (15, 12)))
+    large = [resized(x, (view.shape[2], view.shape[3])) for view in views for x in net.maps(view)]
+    gradients = []
+    for terms in (net.loss(images, tags, rng), seam_loss(*large, tags)):
+        assert list(terms) == ["cls", "min", "er", "ecr"]
+        net.zero_grad()
+        torch.stack(list(terms.values())).sum().backward()
+        gradients.append(
+            {**terms, **{name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}}
+        )
+    for name, value in gradients[0].items():
+        torch.testing.assert_close(value, gradients[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_the_hardest_of_channels_left_out_are_zeros():
+    some = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    whole = torch.cat([some, torch.zeros(2, 7, 4, 5)], 1)
+    for share in (0.1, 0.2, 0.9):
+        torch.testing.assert_close(hardest(some, share, 10), hardest(whole, share))

@@ -94,12 +94,26 @@ def classify_sample(
     pixels: npt.NDArray[np.uint8], rng: Rng, resize: tuple[int, int], crop: int, jitter: bool
 ) -> torch.Tensor:
     """Training view of one image: resize-long, flip, jitter, normalise, crop -> ``float32 [3,crop,crop]``."""
+    return classify_planes(pixels, [], rng, resize, crop, jitter)[0]
+
+
+def classify_planes(
+    pixels: npt.NDArray[np.uint8],
+    ids: list[npt.NDArray[np.uint16]],
+    rng: Rng,
+    resize: tuple[int, int],
+    crop: int,
+    jitter: bool,
+) -> tuple[torch.Tensor, list[npt.NDArray[np.generic]]]:
+    """``classify_sample``, and planes of ids that follow the image (nearest), ``[crop,crop]``, 0 outside of it."""
     image = resize_long(Image.fromarray(pixels), int(rng.integers(resize[0], resize[1] + 1)))
+    planes = [Image.fromarray(plane).resize(image.size, Image.Resampling.NEAREST) for plane in ids]
     if rng.random() < 0.5:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        image, *planes = (i.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for i in (image, *planes))
     if jitter:
         image = color_jitter(image, rng)
-    return to_tensor(random_crop(normalise(image), crop, rng))
+    view, *cut = random_crops([(normalise(image), 0.0), *((np.asarray(plane), 0) for plane in planes)], crop, rng)
+    return to_tensor(view.astype(np.float32, copy=False)), cut
 
 
 def segment_sample(

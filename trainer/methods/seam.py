@@ -123,12 +123,16 @@ class Seam(Method):
     def loss(self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """Terms ``cls``, ``min`` (if on), ``er`` and ``ecr`` of ``seam_loss``."""
         height, width = (max(1, int(side * self.config.second_scale)) for side in images.shape[2:])
-        found = []
+        channels, label = present_channels(tags)
+        logits, found = [], []
         for view in (images, resized(images, (height, width))):
             size = (view.shape[2], view.shape[3])
-            found += [resized(x, size) for x in self.maps(view)]
-        cam1, rv1, cam2, rv2 = found
-        return seam_loss(cam1, rv1, cam2, rv2, tags, self.config.min_pooling, self.config.ohem)
+            cam, refined = self.maps(view)
+            logits.append(gap_of_resized(cam[:, 1:], size))
+            # Only maps of present classes are ever compared, so only they are made large.
+            found += [resized(select(x, channels), size) for x in (cam, refined)]
+        terms = consistency(found, label, self.num_classes, self.config.min_pooling, self.config.ohem)
+        return {"cls": classification(logits, tags), **terms}
 
 
 def seam_loss(
@@ -146,23 +150,65 @@ def seam_loss(
         min_pooling: with the term ``min``.
         ohem: share of ``[K+1,H2,W2]`` that ``ecr`` counts, the hardest entries of each image.
     """
+    channels, label = present_channels(tags)
+    found = [select(x, channels) for x in (cam1, rv1, cam2, rv2)]
+    logits = [gap(x[:, 1:]) for x in (cam1, cam2)]
+    return {
+        "cls": classification(logits, tags),
+        **consistency(found, label, tags.shape[1], min_pooling, ohem),
+    }
+
+
+def classification(logits: Sequence[torch.Tensor], tags: torch.Tensor) -> torch.Tensor:
+    """Mean soft margin loss of the views."""
+    return mean([F.multilabel_soft_margin_loss(x, tags) for x in logits])
+
+
+def consistency(
+    maps: Sequence[torch.Tensor], label: torch.Tensor, num_classes: int, min_pooling: bool, ohem: float
+) -> dict[str, torch.Tensor]:
+    """Terms ``min``, ``er`` and ``ecr`` of ``seam_loss`` from its four maps ``[B,P+1,...]`` of present classes.
+
+    Exact: those of absent classes are multiplied by 0 wherever they occur, but they count in the means.
+    """
+    cam1, rv1, cam2, rv2 = maps
     size = (cam2.shape[2], cam2.shape[3])
-    label = F.pad(tags.to(cam1.dtype), (1, 0), value=1.0)[:, :, None, None]
+    label = label.to(cam1.dtype)[:, :, None, None]
     c1, q1 = (resized(normalise_cam(x), size) * label for x in (cam1, rv1))
     c2, q2 = (normalise_cam(x) * label for x in (cam2, rv2))
-    terms = {"cls": mean([F.multilabel_soft_margin_loss(gap(x[:, 1:]), tags) for x in (cam1, cam2)])}
+    terms = {}
     if min_pooling:
         terms["min"] = mean([adaptive_min_pooling((x * label)[:, 1:]) for x in (rv1, rv2)])
-    terms["er"] = (c1[:, 1:] - c2[:, 1:]).abs().mean()
+    pixels = len(cam2) * size[0] * size[1]
+    terms["er"] = (c1[:, 1:] - c2[:, 1:]).abs().sum() / (num_classes * pixels)
     first, second = (strongest_foreground(with_background(c.detach())) for c in (c1, c2))
-    terms["ecr"] = hardest(second - q1, ohem) + hardest(first - q2, ohem)
+    terms["ecr"] = hardest(second - q1, ohem, num_classes + 1) + hardest(first - q2, ohem, num_classes + 1)
     return terms
 
 
-def hardest(difference_BKhw: torch.Tensor, share: float) -> torch.Tensor:
-    """Mean over the batch of the largest ``share`` of each image's absolute entries, at least one."""
-    error = difference_BKhw.abs().flatten(1)
-    return error.topk(max(1, int(share * error.shape[1])), dim=1).values.mean()
+def present_channels(tags_BK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Channels of background and present classes, ``int64 [B,P+1]``, and 1 or, where an image has fewer, 0 for each."""
+    most = max(1, int(tags_BK.sum(1).max()))
+    label, classes = tags_BK.topk(most, dim=1)
+    return F.pad(classes + 1, (1, 0), value=0), F.pad(label, (1, 0), value=1.0)
+
+
+def select(x_BChw: torch.Tensor, channels_BP: torch.Tensor) -> torch.Tensor:
+    """Each image's own channels, ``[B,P,h,w]``."""
+    return x_BChw.gather(1, channels_BP[:, :, None, None].expand(-1, -1, *x_BChw.shape[2:]))
+
+
+def hardest(difference_BChw: torch.Tensor, share: float, channels: int | None = None) -> torch.Tensor:
+    """Mean over the batch of the largest ``share`` of each image's absolute entries, at least one.
+
+    ``channels`` is how many there would be with those left out, which are 0 throughout.
+    """
+    _, given, height, width = difference_BChw.shape
+    error = difference_BChw.abs().flatten(1)
+    count = max(1, int(share * (channels or given) * height * width))
+    if count < error.shape[1]:
+        error = error.topk(count, dim=1).values
+    return error.sum() / (count * len(error))
 
 
 def mean(terms: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -173,6 +219,15 @@ def mean(terms: Sequence[torch.Tensor]) -> torch.Tensor:
 def resized(x_BChw: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Bilinear with aligned corners, as every resize of SEAM."""
     return F.interpolate(x_BChw, size, mode="bilinear", align_corners=True)
+
+
+def gap_of_resized(x_BChw: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """``gap(resized(x, size))`` as a weighted mean of the small map: ``[B,C]``."""
+    weights = []
+    for old, new in zip(x_BChw.shape[2:], size):
+        each = torch.eye(old, dtype=x_BChw.dtype, device=x_BChw.device)[None]
+        weights.append(F.interpolate(each, new, mode="linear", align_corners=True).mean(2)[0])
+    return torch.einsum("bchw,h,w->bc", x_BChw, *weights)
 
 
 def taps_of(backbone: Backbone) -> tuple[str, str]:

@@ -1,0 +1,113 @@
+"""Super-pixels of the training images, made once by SLIC and kept as 16-bit PNG files.
+
+Deviation from CPN (spec methods 16.1), which runs SLIC on every augmented crop, a second of work each: here SLIC runs once on
+the photograph, in RGB from 0 to 1, and the ids follow the image through resize, flip and crop.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from trainer.data.dataset import UNREADABLE, Record, image_size, read_image
+from trainer.data.transforms import resize_long
+from trainer.errors import DataError, RunError, UserError
+from trainer.files import write_atomic
+from trainer.pool import over_images, raise_together
+
+MAX_SEGMENTS = 10_000
+"""SLIC may make up to four times as many as asked for, and ids have 16 bits."""
+LONG_SIDE = 1024
+"""Larger photographs are made this large first, for time and memory: no training view is larger."""
+
+Ids = npt.NDArray[np.uint16]
+
+
+def make_segments(
+    records: Sequence[Record], folder: Path, count: int, workers: int | None = None, progress: bool = False
+) -> None:
+    """Write ``<id>.png`` of every record, in a process pool; whole files newer than the image are kept.
+
+    Args:
+        records: images.
+        folder: for this number of super-pixels.
+        count: super-pixels asked for in each image.
+        workers: processes; None for one a core, 0 for none.
+        progress: show a bar.
+
+    Raises:
+        DataError: images that cannot be read; the others' files are there nevertheless.
+        RunError: no space left or a killed worker.
+    """
+    problems: list[UserError] = []
+    work = partial(_make_one, folder, count)
+    for _, outcome in over_images(work, records, workers, "superpixels", progress, lambda record: record.id):
+        if isinstance(outcome, RunError):
+            raise outcome
+        if isinstance(outcome, UserError):
+            problems.append(outcome)
+    raise_together(problems, len(records), "images have no super-pixels, all others have")
+
+
+def read_segments(record: Record, folder: Path) -> Ids:
+    """Ids from 1 on, ``uint16 [H,W]``, of the photograph or of its smaller copy.
+
+    Raises:
+        DataError: missing or damaged.
+    """
+    path = folder / f"{record.id}.png"
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            ids = np.array(image)
+    except UNREADABLE as error:
+        raise DataError(
+            f"{path} cannot be read: {error}", "super-pixels of this image", "run the same command again"
+        ) from error
+    if ids.dtype != np.uint16 or ids.ndim != 2 or not ids.all():
+        raise DataError(f"{path} holds no super-pixels", "ids from 1 on in 16 bits", "run the same command again")
+    return ids
+
+
+def slic_segments(pixels: npt.NDArray[np.uint8], count: int) -> Ids:
+    """About ``count`` super-pixels of an image ``[H,W,3]``: ids from 1 on, ``[H,W]``."""
+    from skimage.segmentation import slic
+
+    ids = slic(pixels / 255.0, n_segments=count, compactness=10, start_label=1, channel_axis=-1)
+    return np.asarray(ids, dtype=np.uint16)
+
+
+def renumbered(ids: npt.NDArray[np.generic]) -> npt.NDArray[np.int64]:
+    """The ids that occur as 1, 2, ... in their order; 0 stays 0."""
+    present = np.bincount(ids.ravel()) > 0
+    present[0] = False
+    return np.asarray(np.where(present, present.cumsum(), 0)[ids], dtype=np.int64)
+
+
+def _make_one(folder: Path, count: int, record: Record) -> None:
+    if _is_whole(record, folder):
+        return
+    pixels = read_image(record.image)
+    if max(pixels.shape[:2]) > LONG_SIDE:
+        pixels = np.asarray(resize_long(Image.fromarray(pixels), LONG_SIDE))
+    buffer = io.BytesIO()
+    Image.fromarray(slic_segments(pixels, count)).save(buffer, "PNG")
+    write_atomic(folder / f"{record.id}.png", buffer.getvalue())
+
+
+def _is_whole(record: Record, folder: Path) -> bool:
+    try:
+        found = read_segments(record, folder).shape
+    except DataError:
+        return False
+    height, width = image_size(record.image)
+    scale = min(1.0, LONG_SIDE / max(height, width))
+    fits = abs(found[0] - height * scale) < 1 and abs(found[1] - width * scale) < 1
+    # Another photograph may have been put in the place of the one that these are of.
+    made, taken = (path.stat().st_mtime for path in (folder / f"{record.id}.png", record.image))
+    return bool(fits and made >= taken)

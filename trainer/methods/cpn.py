@@ -1,0 +1,245 @@
+"""Class activation maps whose two halves, seen through complementary masks, add up to the whole.
+
+Zhang et al., "Complementary Patch for Weakly Supervised Semantic Segmentation" ("CPN"), ICCV 2021. Spec methods 16.
+
+An image I and a mask S make the pair I_h = I S and I_h' = I (1 - S); lam is the visible share of I_h. Three passes through
+the network of SEAM*, then L = L_cls + R + L_TCP + L_CPCR on maps scaled by their share, see ``cpn_loss``.
+
+Deviations: D-CPN-1 (R, in the released code only), 2 (gradient of the pair) and 3 (one-hot) are knobs that default to the
+code; 4 (sides of the grid) and 5 (super-pixels) default to the paper. Super-pixels are made once a photograph instead of once
+a crop, see ``trainer.data.superpixels``; padding is no super-pixel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from trainer.data.superpixels import MAX_SEGMENTS
+from trainer.errors import ConfigError
+from trainer.methods.correlation import with_background
+from trainer.methods.pooling import gap
+from trainer.methods.regularizers import adaptive_min_pooling, normalise_cam
+from trainer.methods.seam import Config as SeamConfig
+from trainer.methods.seam import (
+    Seam,
+    classification,
+    gap_of_resized,
+    hardest,
+    mean,
+    present_channels,
+    resized,
+    select,
+)
+from trainer.nets.backbone import Backbone
+
+PROTOCOL = "seam"
+TRAINING: dict[str, dict[str, Any]] = {"psa": {"lr": 0.01, "batch": 4, "epochs": 8, "resize": (448, 768)}}
+PRESETS: dict[str, dict[str, Any]] = {
+    "code": {"method.grid": (224, 448), "method.segments": 300, "method.draw": "replacement"},
+    "paper": {"method.min_pooling": False, "method.detach_pair": True, "method.onehot": False},
+}
+
+Draw = Literal["independent", "replacement"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Knobs of ``cpn``.
+
+    Attributes:
+        patches: what is hidden as a whole: cells of a ``grid`` or ``superpixel``.
+        grid: sides of the cells in pixels of the crop; each image draws one.
+        segments: super-pixels asked for in each photograph, 2 to 10000.
+        draw: of hidden super-pixels: each with probability 0.5 (``independent``), or as released half as many draws as
+            there are, with ``replacement``, which hides 39 % of them.
+        prcm: ``on`` or ``code`` is the released network; ``transposed`` and ``class_softmax`` are readings of the paper;
+            ``off`` is without PRCM.
+        min_pooling: adaptive min pooling of the refined maps, in the released code but not in the paper.
+        detach_pair: no gradient through the pair's refined maps in ``tcp_refined``, as in the paper.
+        onehot: in ``cpcr`` keep the largest channel of each pixel of the difference, in the released code only.
+        dropout: channel dropout before the head; ``auto`` is 0.5 on ResNet-38, as released, and 0 elsewhere.
+        ohem: share of the hardest pixels that the cross regularisation counts.
+    """
+
+    patches: Literal["grid", "superpixel"] = "grid"
+    grid: tuple[int, ...] = (56, 112)
+    segments: int = 200
+    draw: Draw = "independent"
+    prcm: Literal["off", "on", "code", "transposed", "class_softmax"] = "code"
+    min_pooling: bool = True
+    detach_pair: bool = False
+    onehot: bool = True
+    dropout: float | Literal["auto"] = "auto"
+    ohem: float = 0.2
+
+
+class Cpn(Seam):
+    """SEAM* trained on an image and a complementary pair of it; names and maps are those of ``Seam``."""
+
+    def __init__(self, config: Config, backbone: Backbone, num_classes: int) -> None:
+        if not config.grid or min(config.grid) < 1:
+            raise ConfigError(f"grid {config.grid}", "one or more sides of at least 1 pixel")
+        if not 2 <= config.segments <= MAX_SEGMENTS:
+            raise ConfigError(f"segments {config.segments}", f"2 to {MAX_SEGMENTS} super-pixels")
+        network = SeamConfig(prcm=config.prcm, min_pooling=config.min_pooling, dropout=config.dropout, ohem=config.ohem)
+        super().__init__(network, backbone, num_classes)
+        self.pair = config
+        self.segments = config.segments if config.patches == "superpixel" else 0
+
+    def loss(
+        self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator, segments: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Terms of ``cpn_loss``.
+
+        Args:
+            images: ``[B,3,H,W]``.
+            tags: 0/1 ``[B,K]``.
+            rng: draws the masks.
+            segments: for super-pixels, their ids from 1 on, int64 ``[B,H,W]``, 0 where there is none.
+        """
+        knobs, size = self.pair, (images.shape[2], images.shape[3])
+        if knobs.patches == "grid":
+            drawn = [random_grid_mask(size, knobs.grid, rng) for _ in images]
+            mask = torch.from_numpy(np.stack([m for m, _ in drawn])).to(images)
+            lam = torch.tensor([share for _, share in drawn]).to(images)
+        elif segments is None:
+            raise ConfigError("no super-pixels", "segments of every image for patches=superpixel")
+        else:
+            counts = segments.amax((1, 2)).tolist()
+            mask, lam = segment_masks(segments, [hidden_segments(n, knobs.draw, rng) for n in counts])
+            mask, lam = mask.to(images), lam.to(images)
+        mask = mask[:, None]
+        channels, label = present_channels(tags)
+        logits, maps = [], []
+        for view in (images, images * mask, images * (1 - mask)):
+            cam, rv = self.maps(view)
+            logits.append(gap_of_resized(cam[:, 1:], size))
+            # Only maps of present classes are ever compared, so only they are made large.
+            maps.append((resized(select(cam, channels), size), resized(select(rv, channels), size)))
+        terms = complement(
+            maps, lam, label, self.num_classes, knobs.min_pooling, knobs.detach_pair, knobs.onehot, knobs.ohem
+        )
+        return {"cls": classification(logits, tags), **terms}
+
+
+def cpn_loss(
+    maps: list[tuple[torch.Tensor, torch.Tensor]], lam: torch.Tensor, tags: torch.Tensor,
+    min_pooling: bool = True, detach_pair: bool = False, onehot: bool = True, ohem: float = 0.2,
+) -> dict[str, torch.Tensor]:  # fmt: skip
+    """Terms of CPN's loss (spec methods 16.3): their sum is L.
+
+    Args:
+        maps: class map before the ReLU and refined map, ``[B,K+1,H,W]`` with the background first, of the image, of its
+            visible part I_h and of the rest.
+        lam: visible share of I_h, ``[B]``.
+        tags: 0/1 ``[B,K]``.
+        min_pooling: with the term ``min``.
+        detach_pair: ``tcp_refined`` trains through the refined map of the whole image only.
+        onehot: ``cpcr`` compares with the largest channel of each pixel instead of with all.
+        ohem: share of ``[K+1,H,W]`` that ``cpcr`` counts, the hardest entries of each image.
+    """
+    channels, label = present_channels(tags)
+    chosen = [(select(cam, channels), select(rv, channels)) for cam, rv in maps]
+    terms = complement(chosen, lam, label, tags.shape[1], min_pooling, detach_pair, onehot, ohem)
+    return {"cls": classification([gap(cam[:, 1:]) for cam, _ in maps], tags), **terms}
+
+
+def complement(
+    maps: list[tuple[torch.Tensor, torch.Tensor]], lam: torch.Tensor, label: torch.Tensor, num_classes: int,
+    min_pooling: bool, detach_pair: bool, onehot: bool, ohem: float,
+) -> dict[str, torch.Tensor]:  # fmt: skip
+    """Terms but ``cls`` of ``cpn_loss`` from the channels ``[B,P+1,H,W]`` of present classes, see ``present_channels``.
+
+    Exact: those of absent classes are 0 throughout, but they count in the means.
+    """
+    label = label.to(maps[0][0].dtype)[:, :, None, None]
+    share = lam[:, None, None, None]
+    shares = (torch.ones_like(share), share, 1 - share)
+    y_o, y_1, y_2 = (s * normalise_cam(cam) * label for s, (cam, _) in zip(shares, maps))
+    r_o, r_1, r_2 = (s * normalise_cam(rv) * label for s, (_, rv) in zip(shares, maps))
+    terms = {}
+    if min_pooling:
+        terms["min"] = mean([adaptive_min_pooling((rv * label)[:, 1:]) for _, rv in maps])
+    entries = num_classes * y_o[:, 0].numel()
+    terms["tcp"] = (y_1.detach() + y_2.detach() - y_o)[:, 1:].abs().sum() / entries
+    both = (r_1 + r_2).detach() if detach_pair else r_1 + r_2
+    terms["tcp_refined"] = (r_o - both)[:, 1:].abs().sum() / entries
+    y_o, y_1, y_2 = (with_background(y.detach()) for y in (y_o, y_1, y_2))
+    r_1, r_2 = with_background(r_1), with_background(r_2)
+    absent = y_o.shape[1] <= num_classes
+    rests = [strongest(y_o - y, absent) if onehot else y_o - y for y in (y_1, y_2)]
+    every = num_classes + 1
+    terms["cpcr"] = hardest(rests[0] - r_2, ohem, every) + hardest(rests[1] - r_1, ohem, every)
+    return terms
+
+
+def strongest(y_BChw: torch.Tensor, absent: bool) -> torch.Tensor:
+    """At each pixel the largest channel, the background too, ties kept; the others 0.
+
+    With ``absent`` there are more channels, left out since they are 0: none of the given is kept where all are below.
+    """
+    highest = y_BChw.amax(1, keepdim=True)
+    highest = highest.clamp(min=0) if absent else highest
+    return y_BChw * (y_BChw == highest).to(y_BChw.dtype)
+
+
+def grid_cells(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Rows and columns of cells, the last ones clipped."""
+    return -(-size[0] // side), -(-size[1] // side)
+
+
+def grid_mask(
+    size: tuple[int, int], side: int, draws: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float32], float]:
+    """Mask ``[H,W]``, 1 where visible, and lam, the share of visible cells.
+
+    Args:
+        size: H and W.
+        side: of a cell.
+        draws: a number in 0..1 for each cell, row by row; at most 0.5 hides.
+    """
+    rows, columns = grid_cells(size, side)
+    visible = (np.asarray(draws).reshape(rows, columns) > 0.5).astype(np.float32)
+    mask = visible.repeat(side, 0)[: size[0]].repeat(side, 1)[:, : size[1]]
+    return mask, float(visible.mean())
+
+
+def random_grid_mask(
+    size: tuple[int, int], sides: tuple[int, ...], rng: np.random.Generator
+) -> tuple[npt.NDArray[np.float32], float]:
+    """``grid_mask`` of a random side, each cell hidden with probability 0.5."""
+    side = int(rng.choice(sides))
+    rows, columns = grid_cells(size, side)
+    return grid_mask(size, side, rng.random(rows * columns))
+
+
+def hidden_segments(count: int, draw: Draw, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+    """Which of the ids 0..``count`` are hidden, ``[count + 1]``; id 0, no super-pixel, never is."""
+    hidden = np.zeros(count + 1, np.bool_)
+    if draw == "independent":
+        hidden[1:] = rng.random(count) <= 0.5
+    else:
+        hidden[rng.integers(0, count + 1, (count + 1) // 2)] = True
+        hidden[0] = False
+    return hidden
+
+
+def segment_masks(segments_BHW: torch.Tensor, hidden: list[npt.NDArray[np.bool_]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masks ``[B,H,W]``, 1 where visible, and lam ``[B]``, the share of visible pixels among those of super-pixels.
+
+    Args:
+        segments_BHW: ids, int64.
+        hidden: of each image, whether an id is hidden.
+    """
+    table = np.zeros((len(hidden), max(map(len, hidden))), np.bool_)
+    for row, flags in zip(table, hidden):
+        row[: len(flags)] = flags
+    gone = torch.from_numpy(table).to(segments_BHW.device).gather(1, segments_BHW.flatten(1))
+    counted = (segments_BHW > 0).flatten(1).sum(1).clamp(min=1)
+    lam = 1 - gone.sum(1) / counted
+    return (~gone).view_as(segments_BHW).float(), lam
