@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from trainer.data.dataset import Record
 from trainer.devices import Precision, shard
 from trainer.errors import DataError
 from trainer.inference import Views, inference, iterate_views, with_mirror
-from trainer.methods.base import Method
+from trainer.methods.base import Method, method_module
 from trainer.progress import progress_bar
 from trainer.run import Stage
 
@@ -72,7 +71,7 @@ def protocol_of(config: CamsConfig, backbone: str, method: str) -> tuple[str, Pr
     name: str = config.protocol
     if name == "auto":
         usual = "irn" if backbone in ("resnet50", "resnet101") else "psa"
-        name = getattr(importlib.import_module(f"trainer.methods.{method}"), "PROTOCOL", usual)
+        name = getattr(method_module(method), "PROTOCOL", usual)
     protocol = PROTOCOLS[name]
     if config.scales:
         views = Views(config.scales, protocol.views.rounding, protocol.views.filter)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
 import json
 from typing import Any
@@ -11,15 +10,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from trainer.methods.base import method_classes, method_names
+from trainer.methods.base import method_classes, method_module, method_names
 from trainer.nets.weights import StoredWeights
 
 
 def list_methods() -> list[dict[str, str]]:
     """Name and first line of the documentation of every method."""
-    documents = {
-        name: inspect.getdoc(importlib.import_module(f"trainer.methods.{name}")) or "" for name in method_names()
-    }
+    documents = {name: inspect.getdoc(method_module(name)) or "" for name in method_names()}
     return [{"method": name, "about": text.splitlines()[0], "paper": _paper(text)} for name, text in documents.items()]
 
 
@@ -29,7 +26,7 @@ def describe_method(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: no such method.
     """
-    made, config = method_classes(name)
+    module, (_, config) = method_module(name), method_classes(name)
     meanings: dict[str, str] = {}
     for described in reversed(config.__mro__):
         meanings |= _attributes(described.__doc__ or "")
@@ -37,7 +34,6 @@ def describe_method(name: str) -> dict[str, Any]:
         {"knob": f.name, "default": str(f.default), "values": str(f.type), "meaning": meanings.get(f.name, "")}
         for f in dataclasses.fields(config)
     ]
-    module = importlib.import_module(made.__module__)
     presets = {key: {k: str(v) for k, v in changes.items()} for key, changes in getattr(module, "PRESETS", {}).items()}
     return {"method": name, "about": inspect.getdoc(module) or "", "knobs": knobs, "presets": presets}
 

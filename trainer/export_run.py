@@ -19,7 +19,6 @@ from trainer.run import Run
 Kind = Literal["segmenter", "cam"]
 KINDS = (*get_args(Kind), "all")
 COMPARED = 4
-"""Protocols whose merge ``CamGraph`` computes: they sum bicubic views and divide by the maximum."""
 
 
 def export_run(

@@ -113,15 +113,18 @@ def _said(source: str, name: str) -> str:
 
 def _crf(run: Run) -> str:
     config = run.manifest["config"]["refine"]
-    return "no CRF" if config["refine"] == "none" else f"dense CRF {config['crf']}"
+    return _named_crf("none" if config["refine"] == "none" else config["crf"])
+
+
+def _named_crf(preset: str) -> str:
+    return "no CRF" if preset == "none" else f"dense CRF {preset}"
 
 
 def _segmenter(run: Run, stage: str) -> str:
     config = run.manifest["config"]["segment"]
     labels = "pseudo masks" if stage == "segment" else "TRUE masks (upper bound)"
     mirror = " and mirror" if config["flip"] else ""
-    crf = "no CRF" if config.get("crf", "none") == "none" else f"dense CRF {config['crf']}"
-    views = f"scales {_numbers(config['scales'])}{mirror}, no tags, {crf}"
+    views = f"scales {_numbers(config['scales'])}{mirror}, no tags, {_named_crf(config.get('crf', 'none'))}"
     return f"segmenter trained on {labels} of {run.manifest['train_list']}, {views}"
 
 

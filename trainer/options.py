@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 from trainer import cams, classify, segment
 from trainer import config as knobs
 from trainer.errors import ConfigError, nearest
 from trainer.measure import EvaluateConfig
-from trainer.methods.base import method_classes
+from trainer.methods.base import method_classes, method_module
 from trainer.refine.pseudo_masks import RefineConfig
 
 STAGES = ("classify", "cams", "refine", "segment", "evaluate", "report")
@@ -64,7 +62,7 @@ def make_configs(options: Options) -> Configs:
     recipe = options.recipe or classify.recipe(options.backbone, options.weights)
     preset = method_preset(options.method, options.preset)
     # A method's published training is for the networks that it was published with.
-    published = getattr(_module(options.method), "TRAINING", {}).get(recipe, {})
+    published = getattr(method_module(options.method), "TRAINING", {}).get(recipe, {})
     base = classify.make_config(recipe, {**published, **preset["classify"]})
     short: dict[str, Any] = {} if options.epochs is None else {"epochs": options.epochs}
     sizes: dict[str, Any] = {}
@@ -89,7 +87,7 @@ def method_preset(method: str, name: str | None) -> dict[str, dict[str, Any]]:
     Raises:
         ConfigError: the method has no such preset.
     """
-    presets: dict[str, dict[str, Any]] = getattr(_module(method), "PRESETS", {})
+    presets: dict[str, dict[str, Any]] = getattr(method_module(method), "PRESETS", {})
     if name is not None and name not in presets:
         raise ConfigError(
             f"{method} has no preset {name!r}",
@@ -101,7 +99,3 @@ def method_preset(method: str, name: str | None) -> dict[str, dict[str, Any]]:
         section, _, key = knob.partition(".")
         changes[section][key] = value
     return changes
-
-
-def _module(method: str) -> ModuleType:
-    return importlib.import_module(f"trainer.methods.{method}")

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import inspect
 import pkgutil
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -86,15 +87,20 @@ def method_names() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in SHARED)
 
 
-def method_classes(name: str) -> tuple[type[Method], type[Any]]:
-    """The method's module class and its ``Config``.
+def method_module(name: str) -> ModuleType:
+    """The method's file: its class and ``Config``, and where it has them ``PROTOCOL``, ``PRESETS`` and ``TRAINING``.
 
     Raises:
         ConfigError: no such method.
     """
     if name not in method_names():
         raise ConfigError(f"there is no method {name!r}", nearest(name, method_names()), "wsss-trainer methods")
-    module = importlib.import_module(f"trainer.methods.{name}")
+    return importlib.import_module(f"trainer.methods.{name}")
+
+
+def method_classes(name: str) -> tuple[type[Method], type[Any]]:
+    """The method's module class and its ``Config``. See ``method_module`` for errors."""
+    module = method_module(name)
     found = [
         c
         for c in vars(module).values()

@@ -24,8 +24,8 @@ from trainer.errors import ConfigError
 from trainer.methods.correlation import with_background
 from trainer.methods.pooling import gap
 from trainer.methods.regularizers import adaptive_min_pooling, normalise_cam
-from trainer.methods.seam import Config as SeamConfig
 from trainer.methods.seam import (
+    NetworkConfig,
     Seam,
     classification,
     gap_of_resized,
@@ -48,8 +48,8 @@ Draw = Literal["independent", "replacement"]
 
 
 @dataclass(frozen=True)
-class Config:
-    """Knobs of ``cpn``.
+class Config(NetworkConfig):
+    """Knobs of ``cpn``, besides those of SEAM's ``NetworkConfig``; ``prcm`` is on, as published.
 
     Attributes:
         patches: what is hidden as a whole: cells of a ``grid`` or ``superpixel``.
@@ -57,13 +57,8 @@ class Config:
         segments: super-pixels asked for in each photograph, 2 to 10000.
         draw: of hidden super-pixels: each with probability 0.5 (``independent``), or as released half as many draws as
             there are, with ``replacement``, which hides 39 % of them.
-        prcm: ``on`` or ``code`` is the released network; ``transposed`` and ``class_softmax`` are readings of the paper;
-            ``off`` is without PRCM.
-        min_pooling: adaptive min pooling of the refined maps, in the released code but not in the paper.
         detach_pair: no gradient through the pair's refined maps in ``tcp_refined``, as in the paper.
         onehot: in ``cpcr`` keep the largest channel of each pixel of the difference, in the released code only.
-        dropout: channel dropout before the head; ``auto`` is 0.5 on ResNet-38, as released, and 0 elsewhere.
-        ohem: share of the hardest pixels that the cross regularisation counts.
     """
 
     patches: Literal["grid", "superpixel"] = "grid"
@@ -71,24 +66,24 @@ class Config:
     segments: int = 200
     draw: Draw = "independent"
     prcm: Literal["off", "on", "code", "transposed", "class_softmax"] = "code"
-    min_pooling: bool = True
     detach_pair: bool = False
     onehot: bool = True
-    dropout: float | Literal["auto"] = "auto"
-    ohem: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.grid or min(self.grid) < 1:
+            raise ConfigError(f"grid {self.grid}", "one or more sides of at least 1 pixel")
+        if not 2 <= self.segments <= MAX_SEGMENTS:
+            raise ConfigError(f"segments {self.segments}", f"2 to {MAX_SEGMENTS} super-pixels")
 
 
 class Cpn(Seam):
     """SEAM* trained on an image and a complementary pair of it; names and maps are those of ``Seam``."""
 
+    config: Config
+
     def __init__(self, config: Config, backbone: Backbone, num_classes: int) -> None:
-        if not config.grid or min(config.grid) < 1:
-            raise ConfigError(f"grid {config.grid}", "one or more sides of at least 1 pixel")
-        if not 2 <= config.segments <= MAX_SEGMENTS:
-            raise ConfigError(f"segments {config.segments}", f"2 to {MAX_SEGMENTS} super-pixels")
-        network = SeamConfig(prcm=config.prcm, min_pooling=config.min_pooling, dropout=config.dropout, ohem=config.ohem)
-        super().__init__(network, backbone, num_classes)
-        self.pair = config
+        super().__init__(config, backbone, num_classes)
         self.segments = config.segments if config.patches == "superpixel" else 0
 
     def loss(
@@ -102,7 +97,7 @@ class Cpn(Seam):
             rng: draws the masks.
             segments: for super-pixels, their ids from 1 on, int64 ``[B,H,W]``, 0 where there is none.
         """
-        knobs, size = self.pair, (images.shape[2], images.shape[3])
+        knobs, size = self.config, (images.shape[2], images.shape[3])
         if knobs.patches == "grid":
             drawn = [random_grid_mask(size, knobs.grid, rng) for _ in images]
             mask = torch.from_numpy(np.stack([m for m, _ in drawn])).to(images)

@@ -42,34 +42,50 @@ TAPS = (("conv4", "conv5"), ("stage2", "stage3"))
 
 
 @dataclass(frozen=True)
-class Config:
-    """Knobs of ``seam``.
+class NetworkConfig:
+    """Knobs that SEAM and CPN share.
 
     Attributes:
         prcm: ``off`` is SEAM, ``on`` or ``code`` SEAM* as CPN's code has it; ``transposed`` and ``class_softmax`` are
             readings of the paper.
         min_pooling: adaptive min pooling of the refined maps, in the released code but not in the papers.
         dropout: channel dropout before the head; ``auto`` is 0.5 on ResNet-38, as released, and 0 elsewhere.
-        second_scale: size of the second view, as a share of the first.
         ohem: share of the hardest pixels that the cross regularisation counts.
     """
 
     prcm: Literal["off", "on", "code", "transposed", "class_softmax"] = "off"
     min_pooling: bool = True
     dropout: float | Literal["auto"] = "auto"
-    second_scale: float = 0.3
     ohem: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ohem <= 1:
+            raise ConfigError(f"ohem {self.ohem:g}", "above 0, at most 1")
+
+
+@dataclass(frozen=True)
+class Config(NetworkConfig):
+    """Knobs of ``seam``, besides those of ``NetworkConfig``.
+
+    Attributes:
+        second_scale: size of the second view, as a share of the first.
+    """
+
+    second_scale: float = 0.3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.second_scale <= 1:
+            raise ConfigError(f"second_scale {self.second_scale:g}", "above 0, at most 1")
 
 
 class Seam(Method):
     """Classifier whose maps go through pixel correlation; heads are named as in the released checkpoints."""
 
-    def __init__(self, config: Config, backbone: Backbone, num_classes: int) -> None:
+    config: NetworkConfig
+
+    def __init__(self, config: NetworkConfig, backbone: Backbone, num_classes: int) -> None:
         super().__init__(backbone, num_classes)
-        if not 0 < config.second_scale <= 1:
-            raise ConfigError(f"second_scale {config.second_scale:g}", "above 0, at most 1")
-        if not 0 < config.ohem <= 1:
-            raise ConfigError(f"ohem {config.ohem:g}", "above 0, at most 1")
         self.config = config
         self.taps = taps_of(backbone)
         low, high = (backbone.channels[tap] for tap in self.taps)
@@ -122,7 +138,9 @@ class Seam(Method):
 
     def loss(self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """Terms ``cls``, ``min`` (if on), ``er`` and ``ecr`` of ``seam_loss``."""
-        height, width = (max(1, int(side * self.config.second_scale)) for side in images.shape[2:])
+        assert isinstance(self.config, Config)
+        scale = self.config.second_scale
+        height, width = (max(1, int(side * scale)) for side in images.shape[2:])
         channels, label = present_channels(tags)
         logits, found = [], []
         for view in (images, resized(images, (height, width))):
