@@ -115,13 +115,23 @@ def _in_pool(
     try:
         waiting: deque[tuple[Item, Future[Any]]] = deque()
         for item in items:
-            waiting.append((item, pool.submit(_work, item)))
+            waiting.append((item, _submit(pool, item)))
             if len(waiting) >= 4 * count:
                 yield _outcome(*waiting.popleft())
         while waiting:
             yield _outcome(*waiting.popleft())
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _submit(pool: ProcessPoolExecutor, item: Item) -> Future[Any]:
+    try:
+        return pool.submit(_work, item)
+    except BrokenProcessPool as error:
+        # A worker may die between two submissions: the items before this one still have their turn.
+        broken: Future[Any] = Future()
+        broken.set_exception(error)
+        return broken
 
 
 def _outcome(item: Item, future: Future[Any]) -> tuple[Item, Any, BaseException | None]:
