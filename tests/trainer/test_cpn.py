@@ -183,7 +183,7 @@ def test_channels_of_absent_classes_may_be_left_out():
 
 @pytest.mark.parametrize("tags", [[[1.0, 0, 1], [0, 1, 0]], [[1.0, 1, 1], [0, 1, 0]], [[0.0, 0, 0], [0, 0, 1]]])
 def test_the_loss_is_that_of_its_maps(tags, monkeypatch):
-    method, (images, _, _) = make(grid=(50,)), batch()
+    method, (images, _, _) = make(loss_stride=1, grid=(50,)), batch()
     there = torch.tensor(tags)
     monkeypatch.setattr("trainer.methods.cpn.random_grid_mask", lambda *_: (np.ones((50, 41), np.float32), 0.75))
     terms = method.eval().loss(images, there, np.random.default_rng(0))

@@ -10,8 +10,9 @@ from torch import nn
 from trainer import config as knobs
 from trainer.cams import PROTOCOLS
 from trainer.errors import ConfigError
+from trainer.methods.correlation import hardest, resized
 from trainer.methods.regularizers import adaptive_min_pooling, normalise_cam
-from trainer.methods.seam import PROTOCOL, Config, Seam, hardest, resized, seam_loss
+from trainer.methods.seam import PROTOCOL, Config, Seam, seam_loss
 from trainer.nets.backbone import Backbone
 from trainer.nets.resnet38 import ResNet38
 
@@ -205,7 +206,7 @@ def test_impossible_settings_are_user_errors():
     with pytest.raises(ConfigError, match="no features to correlate in TinyBackbone") as caught:
         Seam(Config(), TinyBackbone(), 3)
     assert "stage2 and stage3" in caught.value.expected
-    for knob, value in (("second_scale", 0.0), ("second_scale", 1.5), ("ohem", 0.0)):
+    for knob, value in (("second_scale", 0.0), ("second_scale", 1.5), ("ohem", 0.0), ("loss_stride", 0)):
         with pytest.raises(ConfigError, match=knob):
             Seam(dataclasses.replace(Config(), **{knob: value}), Staged(), 3)  # type: ignore[arg-type]
 
@@ -217,7 +218,7 @@ def test_the_protocol_is_known():
 
 def test_maps_of_absent_classes_need_not_be_enlarged():
     """``loss`` enlarges maps of present classes only; with every map enlarged first it gives the same."""
-    net = make(dropout=0.0).train()
+    net = make(dropout=0.0, loss_stride=1).train()
     images, tags, rng = batch()
     views = (images, resized(images, (15, 12)))
     large = [resized(x, (view.shape[2], view.shape[3])) for view in views for x in net.maps(view)]
@@ -231,6 +232,14 @@ def test_maps_of_absent_classes_need_not_be_enlarged():
         )
     for name, value in gradients[0].items():
         torch.testing.assert_close(value, gradients[1][name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("stride", "size"), [(1, (50, 41)), (4, (13, 11)), ("auto", (13, 11))])
+def test_losses_compare_maps_of_this_stride(stride, size):
+    net = make(loss_stride=stride)
+    logits, cam, refined = net.compared(torch.randn(2, 3, 50, 41), torch.tensor([[0, 1], [0, 3]]))
+    assert logits.shape == (2, 3)
+    assert cam.shape == refined.shape == (2, 2, *size)
 
 
 def test_the_hardest_of_channels_left_out_are_zeros():

@@ -5,14 +5,22 @@ Shapes: B images, K channels of the map with the background first, C feature cha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+
+from trainer.errors import ConfigError
+from trainer.methods.base import Method, at_least_float32, full_precision
+from trainer.methods.pooling import gap
+from trainer.nets.backbone import Backbone
 
 EPS = 1e-5
 RegionMode = Literal["code", "transposed", "class_softmax"]
+TAPS = (("conv4", "conv5"), ("stage2", "stage3"))
 
 
 def strongest_foreground(y_BKhw: torch.Tensor) -> torch.Tensor:
@@ -101,3 +109,165 @@ def pixel_region_correlation(
     scores: torch.Tensor = scale * torch.bmm(key_BKc, query_Bcn)
     weights = scores.softmax(1 if mode == "class_softmax" else 2)
     return weights.view_as(seed_BKhw)
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Knobs that SEAM and CPN share.
+
+    Attributes:
+        prcm: ``off`` is SEAM, ``on`` or ``code`` SEAM* as CPN's code has it; ``transposed`` and ``class_softmax`` are
+            readings of the paper.
+        min_pooling: adaptive min pooling of the refined maps, in the released code but not in the papers.
+        dropout: channel dropout before the head; ``auto`` is 0.5 on ResNet-38, as released, and 0 elsewhere.
+        ohem: share of the hardest pixels that the cross regularisation counts.
+        loss_stride: the losses compare maps of one cell for so many pixels of the view; 1 is published. ``auto`` is 1 on
+            ResNet-38 and 4 elsewhere, where maps at full size cost more than a small network.
+    """
+
+    prcm: Literal["off", "on", "code", "transposed", "class_softmax"] = "off"
+    min_pooling: bool = True
+    dropout: float | Literal["auto"] = "auto"
+    ohem: float = 0.2
+    loss_stride: int | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ohem <= 1:
+            raise ConfigError(f"ohem {self.ohem:g}", "above 0, at most 1")
+        if self.loss_stride != "auto" and self.loss_stride < 1:
+            raise ConfigError(f"loss_stride {self.loss_stride}", "1 or more, or auto")
+
+
+class Correlated(Method):
+    """The network of SEAM and CPN: a classifier whose maps go through pixel correlation; heads are named as released."""
+
+    config: NetworkConfig
+
+    def __init__(self, config: NetworkConfig, backbone: Backbone, num_classes: int) -> None:
+        super().__init__(backbone, num_classes)
+        self.config = config
+        self.taps = taps_of(backbone)
+        low, high = (backbone.channels[tap] for tap in self.taps)
+        top = backbone.channels[backbone.top]
+        resnet38 = backbone.top == "conv6"
+        rate = (0.5 if resnet38 else 0.0) if config.dropout == "auto" else config.dropout
+        self.dropout = nn.Dropout2d(rate)
+        self.loss_stride = (1 if resnet38 else 4) if config.loss_stride == "auto" else config.loss_stride
+        self.fc8 = nn.Conv2d(top, num_classes + 1, 1, bias=False)
+        self.f8_3 = nn.Conv2d(low, 64, 1, bias=False)
+        self.f8_4 = nn.Conv2d(high, 128, 1, bias=False)
+        self.f9 = nn.Conv2d(3 + 64 + 128, 192, 1, bias=False)
+        self.f10 = None if config.prcm == "off" else nn.Conv2d(3 + 64 + 128, 192, 1, bias=False)
+        nn.init.xavier_uniform_(self.fc8.weight)
+        nn.init.kaiming_normal_(self.f8_3.weight)
+        nn.init.kaiming_normal_(self.f8_4.weight)
+        nn.init.xavier_uniform_(self.f9.weight, gain=4)
+        if self.f10 is not None:
+            nn.init.xavier_uniform_(self.f10.weight, gain=4)
+
+    def maps(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Class map before the ReLU, and refined map >= 0, both ``[B,K+1,h,w]`` with the background first."""
+        features = self.backbone(images)
+        with full_precision(images.device.type):
+            # Low precision ties pixels and classes that the seed and the loss compare for equality.
+            top, low, high = (at_least_float32(features[name]) for name in (self.backbone.top, *self.taps))
+            cam: torch.Tensor = self.fc8(self.dropout(top))
+            return cam, self.refine(cam, at_least_float32(images), low.detach(), high.detach())
+
+    def refine(
+        self, cam: torch.Tensor, images: torch.Tensor, low_BChw: torch.Tensor, high_BChw: torch.Tensor
+    ) -> torch.Tensor:
+        """Refined map of a class map and the tapped features; its gradient reaches ``f8_3``, ``f8_4``, ``f9``, ``f10``."""
+        strides = self.backbone.strides
+        size = (cam.shape[2], cam.shape[3])
+        inputs = [resized(images, size)]
+        for tap, layer, feature in zip(self.taps, (self.f8_3, self.f8_4), (low_BChw, high_BChw)):
+            same = strides[tap] == strides[self.backbone.top]
+            inputs.append(F.relu(layer(feature if same else resized(feature, size))))
+        joined = torch.cat(inputs, 1)
+        seed = normalised_seed(cam)
+        refined = pixel_correlation(seed, self.f9(joined))
+        if self.f10 is None or self.config.prcm == "off":
+            return refined
+        mode = "code" if self.config.prcm == "on" else self.config.prcm
+        return refined + pixel_region_correlation(seed, joined, self.f9, self.f10, mode) * seed
+
+    def cams_and_logits(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See ``Method``: the refined maps without the background, and the average of the class map."""
+        cam, refined = self.maps(images)
+        return refined[:, 1:], gap(cam[:, 1:])
+
+    def compared(
+        self, images: torch.Tensor, channels_BP: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits ``[B,K]`` of a view, and its class map and refined map as losses compare them, ``[B,P,H',W']``.
+
+        Only the channels of present classes are ever compared, so only they are made large.
+        """
+        height, width = images.shape[2:]
+        cam, refined = self.maps(images)
+        size = (-(-height // self.loss_stride), -(-width // self.loss_stride))
+        large = [resized(select(x, channels_BP), size) for x in (cam, refined)]
+        return gap_of_resized(cam[:, 1:], (height, width)), large[0], large[1]
+
+
+def classification(logits: Sequence[torch.Tensor], tags: torch.Tensor) -> torch.Tensor:
+    """Mean soft margin loss of the views."""
+    return mean([F.multilabel_soft_margin_loss(x, tags) for x in logits])
+
+
+def present_channels(tags_BK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Channels of background and present classes, ``int64 [B,P+1]``, and 1 or, where an image has fewer, 0 for each."""
+    most = max(1, int(tags_BK.sum(1).max()))
+    label, classes = tags_BK.topk(most, dim=1)
+    return F.pad(classes + 1, (1, 0), value=0), F.pad(label, (1, 0), value=1.0)
+
+
+def select(x_BChw: torch.Tensor, channels_BP: torch.Tensor) -> torch.Tensor:
+    """Each image's own channels, ``[B,P,h,w]``."""
+    return x_BChw.gather(1, channels_BP[:, :, None, None].expand(-1, -1, *x_BChw.shape[2:]))
+
+
+def hardest(difference_BChw: torch.Tensor, share: float, channels: int | None = None) -> torch.Tensor:
+    """Mean over the batch of the largest ``share`` of each image's absolute entries, at least one.
+
+    ``channels`` is how many there would be with those left out, which are 0 throughout.
+    """
+    _, given, height, width = difference_BChw.shape
+    error = difference_BChw.abs().flatten(1)
+    count = max(1, int(share * (channels or given) * height * width))
+    if count < error.shape[1]:
+        error = error.topk(count, dim=1).values
+    return error.sum() / (count * len(error))
+
+
+def mean(terms: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Mean of scalars."""
+    return torch.stack(list(terms)).mean()
+
+
+def resized(x_BChw: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Bilinear with aligned corners, as every resize of SEAM."""
+    return F.interpolate(x_BChw, size, mode="bilinear", align_corners=True)
+
+
+def gap_of_resized(x_BChw: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """``gap(resized(x, size))`` as a weighted mean of the small map: ``[B,C]``."""
+    weights = []
+    for old, new in zip(x_BChw.shape[2:], size):
+        each = torch.eye(old, dtype=x_BChw.dtype, device=x_BChw.device)[None]
+        weights.append(F.interpolate(each, new, mode="linear", align_corners=True).mean(2)[0])
+    return torch.einsum("bchw,h,w->bc", x_BChw, *weights)
+
+
+def taps_of(backbone: Backbone) -> tuple[str, str]:
+    """Names of the two features that the pixel correlation sees.
+
+    Raises:
+        ConfigError: the backbone has none of the known pairs.
+    """
+    for taps in TAPS:
+        if all(tap in backbone.channels for tap in taps):
+            return taps
+    known = " or ".join(f"{low} and {high}" for low, high in TAPS)
+    raise ConfigError(f"seam finds no features to correlate in {type(backbone).__name__}", f"a backbone with {known}")

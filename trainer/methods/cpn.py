@@ -21,20 +21,18 @@ import torch
 
 from trainer.data.superpixels import MAX_SEGMENTS
 from trainer.errors import ConfigError
-from trainer.methods.correlation import with_background
-from trainer.methods.pooling import gap
-from trainer.methods.regularizers import adaptive_min_pooling, normalise_cam
-from trainer.methods.seam import (
+from trainer.methods.correlation import (
+    Correlated,
     NetworkConfig,
-    Seam,
     classification,
-    gap_of_resized,
     hardest,
     mean,
     present_channels,
-    resized,
     select,
+    with_background,
 )
+from trainer.methods.pooling import gap
+from trainer.methods.regularizers import adaptive_min_pooling, normalise_cam
 from trainer.nets.backbone import Backbone
 
 PROTOCOL = "seam"
@@ -49,7 +47,7 @@ Draw = Literal["independent", "replacement"]
 
 @dataclass(frozen=True)
 class Config(NetworkConfig):
-    """Knobs of ``cpn``, besides those of SEAM's ``NetworkConfig``; ``prcm`` is on, as published.
+    """Knobs of ``cpn``, besides those of ``NetworkConfig``; ``prcm`` is on, as published.
 
     Attributes:
         patches: what is hidden as a whole: cells of a ``grid`` or ``superpixel``.
@@ -77,8 +75,8 @@ class Config(NetworkConfig):
             raise ConfigError(f"segments {self.segments}", f"2 to {MAX_SEGMENTS} super-pixels")
 
 
-class Cpn(Seam):
-    """SEAM* trained on an image and a complementary pair of it; names and maps are those of ``Seam``."""
+class Cpn(Correlated):
+    """The correlation network trained on an image and a complementary pair of it."""
 
     config: Config
 
@@ -110,16 +108,12 @@ class Cpn(Seam):
             mask, lam = mask.to(images), lam.to(images)
         mask = mask[:, None]
         channels, label = present_channels(tags)
-        logits, maps = [], []
-        for view in (images, images * mask, images * (1 - mask)):
-            cam, rv = self.maps(view)
-            logits.append(gap_of_resized(cam[:, 1:], size))
-            # Only maps of present classes are ever compared, so only they are made large.
-            maps.append((resized(select(cam, channels), size), resized(select(rv, channels), size)))
+        views = [self.compared(view, channels) for view in (images, images * mask, images * (1 - mask))]
+        maps = [(cam, refined) for _, cam, refined in views]
         terms = complement(
             maps, lam, label, self.num_classes, knobs.min_pooling, knobs.detach_pair, knobs.onehot, knobs.ohem
         )
-        return {"cls": classification(logits, tags), **terms}
+        return {"cls": classification([logits for logits, _, _ in views], tags), **terms}
 
 
 def cpn_loss(
