@@ -8,14 +8,14 @@ Maps: refined = e A (PCM) [+ P e (PRCM)] of the class map's seed e. Training: vi
 0.3 of its size; L = L_cls + R + L_ER + L_ECR (SEAM, eq. 7 to 10).
 
 Deviations: D-SEAM-1, the term R (adaptive min pooling) is in the released code only; D-PRCM-1 and 2, see
-``correlation``; features of other backbones than ResNet-38 are ours. SEAM* has no released training code.
+``correlation``; features of other backbones than ResNet-38 are ours, and their second view at 0.6. SEAM* has no released training code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -46,14 +46,15 @@ class Config(NetworkConfig):
     """Knobs of ``seam``, besides those of ``NetworkConfig``.
 
     Attributes:
-        second_scale: size of the second view, as a share of the first.
+        second_scale: size of the second view, as a share of the first. ``auto`` is 0.3 on ResNet-38, as published, and 0.6
+            elsewhere: at 0.3 a small crop leaves maps of 5 x 5 cells, and the refined maps learn to be as coarse.
     """
 
-    second_scale: float = 0.3
+    second_scale: float | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.second_scale <= 1:
+        if self.second_scale != "auto" and not 0 < self.second_scale <= 1:
             raise ConfigError(f"second_scale {self.second_scale:g}", "above 0, at most 1")
 
 
@@ -62,9 +63,15 @@ class Seam(Correlated):
 
     config: Config
 
+    @property
+    def second_scale(self) -> float:
+        """Size of the second view, as a share of the first."""
+        chosen = self.config.second_scale
+        return (0.3 if self.backbone.top == "conv6" else 0.6) if chosen == "auto" else chosen
+
     def loss(self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """Terms ``cls``, ``min`` (if on), ``er`` and ``ecr`` of ``seam_loss``."""
-        size = tuple(max(1, int(side * self.config.second_scale)) for side in images.shape[2:])
+        size = tuple(max(1, int(side * self.second_scale)) for side in images.shape[2:])
         channels, label = present_channels(tags)
         views = [self.compared(view, channels) for view in (images, resized(images, (size[0], size[1])))]
         maps = [x for _, cam, refined in views for x in (cam, refined)]
