@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import types
+import typing
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from trainer.methods.base import method_classes, method_module, method_names
 from trainer.nets.weights import StoredWeights
@@ -21,36 +25,54 @@ def list_methods() -> list[dict[str, str]]:
 
 
 def describe_method(name: str) -> dict[str, Any]:
-    """Documentation, knobs (name, default, meaning) and presets of a method.
+    """Documentation of a method; its knobs with default, what each preset says, and meaning; presets; published training.
 
     Raises:
         ConfigError: no such method.
     """
     module, (_, config) = method_module(name), method_classes(name)
+    presets = {key: {k: _text(v) for k, v in made.items()} for key, made in getattr(module, "PRESETS", {}).items()}
+    training = {key: {k: _text(v) for k, v in made.items()} for key, made in getattr(module, "TRAINING", {}).items()}
     meanings: dict[str, str] = {}
     for described in reversed(config.__mro__):
         meanings |= _attributes(described.__doc__ or "")
-    knobs = [
-        {"knob": f.name, "default": str(f.default), "values": str(f.type), "meaning": meanings.get(f.name, "")}
-        for f in dataclasses.fields(config)
-    ]
-    presets = {key: {k: str(v) for k, v in changes.items()} for key, changes in getattr(module, "PRESETS", {}).items()}
-    return {"method": name, "about": inspect.getdoc(module) or "", "knobs": knobs, "presets": presets}
+    knobs, hints = [], typing.get_type_hints(config)
+    for f in dataclasses.fields(config):
+        default = _text(f.default)
+        said = {preset: changes.get(f"method.{f.name}", default) for preset, changes in presets.items()}
+        about = {"values": _values(hints[f.name]), "meaning": meanings.get(f.name, "")}
+        knobs.append({"knob": f.name, "default": default, **said, **about})
+    return {
+        "method": name, "about": inspect.getdoc(module) or "", "knobs": knobs, "presets": presets, "training": training,
+    }  # fmt: skip
 
 
 def print_catalogue(value: Any) -> None:
     """Print what ``list_methods`` or ``describe_method`` returned."""
     console = Console()
-    rows = value if isinstance(value, list) else value["knobs"]
-    if isinstance(value, dict):
-        console.print(value["about"], markup=False)
-    table = Table(*rows[0]) if rows else Table("no knobs")
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row.values()))
-    console.print(table)
-    for name, changes in value["presets"].items() if isinstance(value, dict) else ():
+    if isinstance(value, list):
+        table = Table(*value[0])
+        for row in value:
+            table.add_row(*row.values())
+        console.print(table)
+        return
+    console.print(value["about"], markup=False, highlight=False)
+    for row in value["knobs"]:
+        # What a preset says otherwise than the default is what one looks for.
+        said = [f"{preset}: {row[preset]}" for preset in value["presets"] if row[preset] != row["default"]]
+        console.print(
+            f"\nmethod.{row['knob']}={row['default']}   {row['values']}   {'   '.join(said)}".rstrip(), markup=False
+        )
+        console.print(Padding(Text(row["meaning"].replace("``", "`")), (0, 0, 0, 4)))
+    console.print()
+    lines = {f"--preset {key}": changes for key, changes in value["presets"].items()}
+    lines |= {
+        f"recipe {key}, as published": {f"classify.{k}": v for k, v in changes.items()}
+        for key, changes in value["training"].items()
+    }
+    for title, changes in lines.items():
         changed = " ".join(f"--set {knob}={new}" for knob, new in changes.items()) or "the defaults"
-        console.print(f"--preset {name}: {changed}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{title}: {changed}", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_weights(stored: list[StoredWeights], as_json: bool) -> None:
@@ -106,6 +128,25 @@ def _attributes(text: str) -> dict[str, str]:
         elif name:
             meanings[name] += " " + line.strip()
     return {k: v.strip() for k, v in meanings.items()}
+
+
+def _values(hint: Any) -> str:
+    """The type of a knob in words: choices, ``int``, ``numbers,...``."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return "|".join(map(str, arguments))
+    if origin is tuple:
+        return f"{_values(arguments[0])},..."
+    if origin in (typing.Union, types.UnionType):
+        return "|".join(_values(option) for option in arguments)
+    return "on|off" if hint is bool else {"str": "text"}.get(hint.__name__, hint.__name__)
+
+
+def _text(value: Any) -> str:
+    """A knob's value as ``--set`` takes it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _percent(value: float | None) -> str:

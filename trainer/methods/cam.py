@@ -12,7 +12,8 @@ Deviation: ``adapt_conv`` follows the text of the SC-CAM and Mixup-CAM papers; r
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from torch import nn
 from trainer.methods.base import Method, at_least_float32
 from trainer.methods.pooling import Pooling, gap, gmp, pool
 from trainer.nets.backbone import Backbone
+
+PRESETS: dict[str, dict[str, Any]] = {"code": {}, "paper": {"method.adapt_conv": 512}}
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Config:
 
 class Cam(Method):
     """Classifier with a bias-free linear head, whose weights also make the maps."""
+
+    released = MappingProxyType({"classifier.weight": ("fc8.weight", "newly_added.0.weight")})
 
     def __init__(self, config: Config, backbone: Backbone, num_classes: int) -> None:
         super().__init__(backbone, num_classes)

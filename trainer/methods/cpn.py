@@ -39,7 +39,12 @@ PROTOCOL = "seam"
 TRAINING: dict[str, dict[str, Any]] = {"psa": {"lr": 0.01, "batch": 4, "epochs": 8, "resize": (448, 768)}}
 PRESETS: dict[str, dict[str, Any]] = {
     "code": {"method.grid": (224, 448), "method.segments": 300, "method.draw": "replacement"},
-    "paper": {"method.min_pooling": False, "method.detach_pair": True, "method.onehot": False},
+    "paper": {
+        "method.min_pooling": False,
+        "method.detach_pair": True,
+        "method.onehot": False,
+        "classify.momentum": 0.9,
+    },
 }
 
 Draw = Literal["independent", "replacement"]

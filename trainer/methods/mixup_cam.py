@@ -20,7 +20,15 @@ import torch
 from trainer.methods.mixing import MVA_KNOBS, SC_CAM_TRAINING, MixedCam, MixingConfig, draw
 
 TRAINING: dict[str, dict[str, Any]] = {"psa": SC_CAM_TRAINING}
-PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "mva": MVA_KNOBS}
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "method.adapt_conv": 512,
+        "classify.optimizer": "adam",
+        "classify.lr": 1e-3,
+        "classify.new_factor": 1.0,
+    },
+    "mva": MVA_KNOBS,
+}
 
 
 @dataclass(frozen=True)
