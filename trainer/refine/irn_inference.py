@@ -1,0 +1,179 @@
+"""From a trained IRNet to masks and instances (Ahn, Cho & Kwak, CVPR 2019; spec refine-segment 4.5, 4.6).
+
+Shapes: B images, k classes of the image, n instances, H W image, h w map at stride 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+
+from trainer.methods.base import at_least_float32
+from trainer.refine.irnet import EPS, STRIDE, IrnConfig, IrNet
+from trainer.refine.random_walk import boundary_walk
+
+MOVES = 300
+WEAK = 2.5
+LEAST_AREA = 0.01
+
+
+def on_canvas(images: torch.Tensor, side: int) -> torch.Tensor:
+    """``[...,H,W]`` at the top left of a square of zeros, ``[...,side,side]``; what does not fit is cut off."""
+    return F.pad(images, (0, side - images.shape[-1], 0, side - images.shape[-2]))
+
+
+def mean_displacement(batches: Iterable[torch.Tensor]) -> torch.Tensor:
+    """``[2]`` for ``IrNet.mean_shift``: mean over batches ``[B,2,h,w]`` of each batch's mean (spec 4.4).
+
+    The outputs are those in evaluation mode, with a mean shift of 0, of images ``on_canvas``. Batches count alike, so
+    leave out a last one that is not full, unless it is the only one.
+    """
+    return torch.stack([at_least_float32(batch).mean((0, 2, 3)) for batch in batches]).mean(0)
+
+
+@torch.no_grad()
+def edge_and_displacement(
+    net: IrNet, image_3HW: torch.Tensor, canvas: int = 512
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Edge in 0..1 ``[h,w]`` and displacement ``[2,h,w]`` or None of a normalised image, h = ceil(H/4), w = ceil(W/4).
+
+    The edge logits of image and mirror are averaged (spec 4.5).
+
+    Args:
+        net: in evaluation mode.
+        image_3HW: RGB with ImageNet statistics, on the device of the network.
+        canvas: see ``IrnConfig``.
+    """
+    height, width = image_3HW.shape[1:]
+    side = max(canvas, -(-max(height, width) // 16) * 16)
+    edge, displacement = net(on_canvas(torch.stack([image_3HW, image_3HW.flip(2)]), side))
+    h, w = -(-height // STRIDE), -(-width // STRIDE)
+    straight, mirrored = at_least_float32(edge)[:, 0, :h, :w]
+    merged = ((straight + mirrored.flip(1)) / 2).sigmoid()
+    return merged, None if displacement is None else at_least_float32(displacement)[0, :, :h, :w]
+
+
+def walked_maps(
+    cams_khw: torch.Tensor, edge_hw: torch.Tensor, size: tuple[int, int], config: IrnConfig
+) -> torch.Tensor:
+    """The maps after the random walk, at the image's size ``[k,H,W]``, over their largest value (spec 4.5)."""
+    if not len(cams_khw):
+        return cams_khw.new_zeros(0, *size)
+    walked = boundary_walk(
+        cams_khw, edge_hw, config.beta, config.steps, radius=config.walk_radius, solver=config.solver
+    )
+    full = F.interpolate(walked[None], scale_factor=STRIDE, mode="bilinear", align_corners=False)
+    maps = full[0, :, : size[0], : size[1]]
+    # One maximum for all classes: a class that is weak in the image stays weak.
+    return maps / maps.amax().clamp_min(torch.finfo(maps.dtype).tiny)
+
+
+def with_threshold(maps_kHW: torch.Tensor, threshold: float) -> torch.Tensor:
+    """``[k+1,H,W]``: a constant score of the background, then the maps."""
+    return torch.cat([maps_kHW.new_full((1, *maps_kHW.shape[1:]), threshold), maps_kHW])
+
+
+def semantic_scores(
+    cams_khw: torch.Tensor, edge_hw: torch.Tensor, size: tuple[int, int], config: IrnConfig
+) -> torch.Tensor:
+    """Scores ``[k+1,H,W]`` whose arg-max is the mask: the background's threshold, then the walked maps in 0..1.
+
+    Args:
+        cams_khw: maps >= 0 of the classes of the image; each is divided by its maximum.
+        edge_hw: from ``edge_and_displacement``.
+        size: (H, W) of the image.
+        config: walk and threshold.
+    """
+    cams = cams_khw / (cams_khw.amax((1, 2), keepdim=True) + EPS)
+    return with_threshold(walked_maps(cams, edge_hw, size, config), config.threshold)
+
+
+@dataclass(frozen=True)
+class Instances:
+    """The instances of one image.
+
+    Attributes:
+        labels: ``int32 [H,W]``, 0 background, i+1 the i-th instance.
+        classes: ``int64 [n]``, index of the map that each comes from.
+        scores: ``float32 [n]`` in 0..1, the largest walked score inside; 0 if smaller than 1 % of the image.
+    """
+
+    labels: npt.NDArray[np.int32]
+    classes: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float32]
+
+
+def instances(
+    cams_khw: torch.Tensor,
+    edge_hw: torch.Tensor,
+    displacement_2hw: torch.Tensor,
+    size: tuple[int, int],
+    config: IrnConfig,
+) -> Instances:
+    """Each class map is cut into clusters of cells with one centre; each piece walks for itself (spec 4.6).
+
+    Arguments as those of ``semantic_scores``; the displacement is from ``edge_and_displacement``.
+    """
+    ids_hw = clusters(centroids(displacement_2hw), displacement_2hw).to(cams_khw.device)
+    count = int(ids_hw.max()) + 1
+    masks_nhw = torch.arange(count, device=ids_hw.device)[:, None, None] == ids_hw
+    cams = cams_khw / (cams_khw.amax((1, 2), keepdim=True) + EPS)
+    pieces = (cams[:, None] * masks_nhw).flatten(0, 1)
+    classes = torch.arange(len(cams), device=cams.device).repeat_interleave(count)
+    # A piece without any score would stay so, at the price of a walk.
+    some = pieces.flatten(1).any(1)
+    maps = walked_maps(pieces[some], edge_hw, size, config)
+    winner = with_threshold(maps, config.threshold).argmax(0)
+    return connected(winner.cpu().numpy(), maps.cpu().numpy(), classes[some].cpu().numpy())
+
+
+def centroids(displacement_2hw: torch.Tensor, moves: int = MOVES) -> torch.Tensor:
+    """Cell (y, x) that each cell ends in when it follows the displacement, ``int64 [2,h,w]``, within the map."""
+    height, width = displacement_2hw.shape[1:]
+    field_2N, device = displacement_2hw.flatten(1), displacement_2hw.device
+    rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
+    at = torch.stack(torch.meshgrid(rows, columns, indexing="ij")).flatten(1).to(field_2N.dtype)
+    last = at[:, -1:]
+    for _ in range(moves):
+        low = at.floor()
+        (y0, x0), (y1, x1), (ty, tx) = low.long(), at.ceil().long(), at - low
+        above = field_2N[:, y0 * width + x0].lerp(field_2N[:, y0 * width + x1], tx)
+        below = field_2N[:, y1 * width + x0].lerp(field_2N[:, y1 * width + x1], tx)
+        at = torch.minimum((at + above.lerp(below, ty)).clamp_min(0), last)
+    return at.round().long().view(2, height, width)
+
+
+def clusters(centroids_2hw: torch.Tensor, displacement_2hw: torch.Tensor, weak: float = WEAK) -> torch.Tensor:
+    """Cluster 0, 1, ... of each cell, ``int64 [h,w]`` on the CPU.
+
+    Clusters are the 4-connected regions where the displacement is shorter than ``weak``; a cell belongs to the one that
+    its centroid lies in. Cells whose centroid lies in none are one more.
+    """
+    regions, _ = ndimage.label((displacement_2hw.norm(dim=0) < weak).cpu().numpy())
+    y, x = centroids_2hw.cpu().numpy()
+    _, ids = np.unique(regions[y, x], return_inverse=True)
+    return torch.from_numpy(ids.reshape(regions.shape))
+
+
+def connected(
+    winner_HW: npt.NDArray[np.int64], maps_nHW: npt.NDArray[np.floating[Any]], classes_n: npt.NDArray[np.int64]
+) -> Instances:
+    """4-connected parts of a map of winners (0 background, i+1 the i-th of ``maps``), each an instance."""
+    labels = np.zeros(winner_HW.shape, np.int32)
+    classes: list[int] = []
+    scores: list[float] = []
+    for index in np.unique(winner_HW[winner_HW > 0]) - 1:
+        parts, count = ndimage.label(winner_HW == index + 1)
+        inside, each = parts > 0, range(1, count + 1)
+        labels[inside] = parts[inside] + len(classes)
+        areas, best = ndimage.sum_labels(inside, parts, each), ndimage.maximum(maps_nHW[index], parts, each)
+        classes += [int(classes_n[index])] * count
+        scores += np.where(areas < LEAST_AREA * labels.size, 0, best).tolist()
+    return Instances(labels, np.array(classes, np.int64), np.array(scores, np.float32))
