@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from trainer.nets.backbone import Backbone
+from trainer.nets.deeplab_v2 import DeepLabV2ResNet101
+from trainer.nets.largefov import LargeFOVResNet38
+
+__all__ = ["Aspp", "AsppSegmenter", "DeepLabV2ResNet101", "LargeFOVResNet38"]
 
 
 class Aspp(nn.Module):

@@ -1,0 +1,318 @@
+"""DeepLab-v2 on the Caffe ResNet-101 at three scales, the segmenter of most papers here (spec refine-segment 6).
+
+Chen et al., "DeepLab: Semantic Image Segmentation with Deep Convolutional Nets, Atrous Convolution, and Fully Connected
+CRFs", TPAMI 2018; released state-dict names of deeplab-pytorch. Shapes: B images, K classes with the background, H W
+image, h w its logits of 8 pixels a cell.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.errors import ConfigError, WeightsError, nearest
+from trainer.nets.backbone import fix_batch_norms
+from trainer.nets.checkpoints import architecture, read_checkpoint
+from trainer.nets.folding import fold_batch_norms
+from trainer.nets.weights import LoadReport, load_backbone
+from trainer.optimiser import poly
+
+StrideOn = Literal["1x1", "3x3"]
+Input = Literal["caffe_bgr", "torchvision_rgb"]
+
+IGNORE = 255
+# Layer: blocks, channels out, stride, dilation.
+LAYERS = {"layer2": (3, 256, 1, 1), "layer3": (4, 512, 2, 1), "layer4": (23, 1024, 1, 2), "layer5": (3, 2048, 1, 4)}
+CAFFE_MEAN_BGR = (104.008, 116.669, 122.675)
+IMAGENET_MEAN_RGB, IMAGENET_STD_RGB = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+OURS = "a DeepLab-v2 ResNet-101"
+
+
+class ConvBn(nn.Module):
+    """Convolution without bias, batch norm and, unless ``relu`` is off, ReLU. Padding keeps the size."""
+
+    def __init__(
+        self, channels_in: int, channels_out: int, kernel: int, stride: int = 1, dilation: int = 1, relu: bool = True
+    ) -> None:
+        super().__init__()
+        padding = dilation * (kernel // 2)
+        self.conv = nn.Conv2d(channels_in, channels_out, kernel, stride, padding, dilation, bias=False)
+        self.bn = nn.BatchNorm2d(channels_out)
+        self.relu = relu
+
+    def forward(self, x_BChw: Tensor) -> Tensor:
+        """``[B, in, h, w]`` -> ``[B, out, ceil(h / stride), ceil(w / stride)]``."""
+        x: Tensor = self.bn(self.conv(x_BChw))
+        # In place is safe: neither layer needs its output for the backward pass.
+        return torch.relu_(x) if self.relu else x
+
+
+class CaffeBottleneck(nn.Module):
+    """1x1, dilated 3x3, 1x1 and the short cut, which is a convolution in the first block of a layer.
+
+    Args:
+        channels_in: input channels.
+        channels_out: output channels; a quarter of it lies between the convolutions.
+        stride: of the block.
+        dilation: of the 3x3 convolution.
+        first: whether the short cut is a convolution.
+        stride_on: the convolution with the stride: ``1x1``, the first, as in Caffe; ``3x3`` as in torchvision.
+    """
+
+    def __init__(
+        self, channels_in: int, channels_out: int, stride: int, dilation: int, first: bool, stride_on: StrideOn
+    ) -> None:
+        super().__init__()
+        quarter = channels_out // 4
+        on_1x1, on_3x3 = (stride, 1) if stride_on == "1x1" else (1, stride)
+        self.reduce = ConvBn(channels_in, quarter, 1, on_1x1)
+        self.conv3x3 = ConvBn(quarter, quarter, 3, on_3x3, dilation)
+        self.increase = ConvBn(quarter, channels_out, 1, relu=False)
+        self.shortcut = ConvBn(channels_in, channels_out, 1, stride, relu=False) if first else nn.Identity()
+
+    def forward(self, x_BChw: Tensor) -> Tensor:
+        """``[B, in, h, w]`` -> ``[B, out, ceil(h / stride), ceil(w / stride)]``."""
+        main: Tensor = self.increase(self.conv3x3(self.reduce(x_BChw)))
+        return torch.relu_(torch.add(main, self.shortcut(x_BChw)))
+
+
+class DeepLabV2(nn.Module):
+    """DeepLab-v2 at one scale: ``[B,3,H,W]`` -> logits ``[B,K,h,w]``, stride 8 (321 -> 41, 500 -> 63).
+
+    Args:
+        num_classes: K, with the background.
+        rates: dilations of the ASPP; (3, 6, 9, 12) is the small variant.
+        stride_on: see ``CaffeBottleneck``.
+    """
+
+    def __init__(self, num_classes: int, rates: Sequence[int], stride_on: StrideOn) -> None:
+        # Not at the top: that module offers this one's network under its own name too.
+        from trainer.nets.deeplab import Aspp
+
+        super().__init__()
+        pool = nn.MaxPool2d(3, 2, padding=1, ceil_mode=True)
+        self.layer1 = nn.Sequential(OrderedDict(conv1=ConvBn(3, 64, 7, stride=2), pool=pool))
+        channels = 64
+        for name, (blocks, width, stride, dilation) in LAYERS.items():
+            layer = nn.Sequential()
+            for i in range(blocks):
+                first = i == 0
+                block = CaffeBottleneck(channels, width, stride if first else 1, dilation, first, stride_on)
+                layer.add_module(f"block{i + 1}", block)
+                channels = width
+            self.add_module(name, layer)
+        self.aspp = Aspp(channels, num_classes, rates)
+        fold_batch_norms(self)
+
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        """Logits of normalised images."""
+        x = images_B3HW
+        for module in self.children():
+            x = module(x)
+        return x
+
+
+class DeepLabV2ResNet101(nn.Module):
+    """DeepLab-v2 at scales 1, 0.5 and 0.75 of its input, merged by the largest logit.
+
+    Forward takes ``[B,3,H,W]`` of ``normalise``. In train mode it returns four tensors: logits of scale 1, 0.5, 0.75 at
+    their own sizes (321 -> 41, 21, 31) and the maximum at the first size; in eval mode the maximum only. Batch norms are
+    fixed with their affine in every mode.
+
+    Args:
+        num_classes: K, with the background.
+        rates: dilations of the ASPP.
+        scales: the further scales.
+        stride_on: ``1x1`` for Caffe's weights, ``3x3`` for torchvision's.
+        input: what ``normalise`` has to make for these weights; goes with ``stride_on``.
+
+    Raises:
+        ConfigError: an unknown ``stride_on`` or ``input``.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        rates: Sequence[int] = (6, 12, 18, 24),
+        scales: Sequence[float] = (0.5, 0.75),
+        stride_on: StrideOn = "1x1",
+        input: Input = "caffe_bgr",
+    ) -> None:
+        super().__init__()
+        if stride_on not in get_args(StrideOn):
+            raise ConfigError(f"stride_on={stride_on!r}", nearest(stride_on, get_args(StrideOn)))
+        _check_input(input)
+        self.stride_on = stride_on
+        self.input = input
+        self.scales = tuple(scales)
+        self.base = DeepLabV2(num_classes, rates, stride_on)
+        fix_batch_norms([self])
+
+    def forward(self, images_B3HW: Tensor) -> Tensor | list[Tensor]:
+        """See the class."""
+        logits = [self.base(images_B3HW)]
+        for scale in self.scales:
+            view = F.interpolate(images_B3HW, scale_factor=scale, mode="bilinear", align_corners=False)
+            logits.append(self.base(view))
+        size = logits[0].shape[2:]
+        resized = [F.interpolate(other, size, mode="bilinear", align_corners=False) for other in logits[1:]]
+        largest = torch.stack([logits[0], *resized]).max(0).values
+        return [*logits, largest] if self.training else largest
+
+    def train(self, mode: bool = True) -> DeepLabV2ResNet101:
+        """As ``nn.Module.train``, but batch norms stay fixed."""
+        super().train(mode)
+        fix_batch_norms([self])
+        return self
+
+    def param_groups(self, lr: float = 2.5e-4, weight_decay: float = 5e-4) -> list[dict[str, Any]]:
+        """Optimiser groups (spec 6.4): backbone convolutions x1, ASPP weights x10, ASPP biases x20 without decay."""
+        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        head = [(name, p) for name, p in named if name.startswith("base.aspp.")]
+        parts = (
+            ("backbone", [p for name, p in named if not name.startswith("base.aspp.")], 1, weight_decay),
+            ("aspp weights", [p for name, p in head if name.endswith(".weight")], 10, weight_decay),
+            ("aspp biases", [p for name, p in head if name.endswith(".bias")], 20, 0.0),
+        )
+        return [{"name": n, "params": ps, "lr": lr * factor, "weight_decay": wd} for n, ps, factor, wd in parts]
+
+
+def load_deeplab_v2(network: DeepLabV2ResNet101, path: Path | str) -> LoadReport:
+    """Copy weights into ``network``: a trained DeepLab-v2, or what training starts from. Print the report.
+
+    Reads released names with or without ``base.``, ``scale.``, ``module.`` before them: segmenters, and ResNet-101 in the
+    Caffe layout, such as ``deeplabv1_resnet101-coco.pth`` (which has seen COCO's masks: extra supervision, D12). Their
+    classifier ``fc`` is not used, and the ASPP stays random where the file has none. Reads torchvision's ResNet-101 too,
+    but only into a network built for it: the same names hide another network (spec 6.2, trap 15).
+
+    Raises:
+        WeightsError: another network, layout or number of classes; nothing is changed.
+    """
+    path = Path(path)
+    tensors = read_checkpoint(path).tensors
+    kind = architecture(tensors)
+    # A trained segmenter may be of either layout, and its file does not tell.
+    trained = any(name.endswith("aspp.c0.weight") for name in tensors)
+    if kind == "a torchvision resnet101":
+        _check_layout(network, path, "torchvision", "3x3", "torchvision_rgb")
+        return load_backbone(_by_torchvision_names(network.base), path)
+    if kind == OURS and not trained:
+        _check_layout(network, path, "Caffe", "1x1", "caffe_bgr")
+    report = load_backbone(network.base, path)
+    return replace(report, kind="DeepLab-v2" if trained else "ResNet-101 in the Caffe layout")
+
+
+def normalise(pixels_B3HW: Tensor, input: Input = "caffe_bgr") -> Tensor:
+    """RGB pixels in 0..255, any type, as a network wants them: ``[B,3,H,W]`` floating point.
+
+    ``caffe_bgr``: BGR minus the mean colour. ``torchvision_rgb``: RGB / 255, minus the mean, over the deviation.
+
+    Raises:
+        ConfigError: another ``input``.
+    """
+    _check_input(input)
+    pixels = pixels_B3HW if pixels_B3HW.is_floating_point() else pixels_B3HW.float()
+    if input == "caffe_bgr":
+        return pixels.flip(1) - pixels.new_tensor(CAFFE_MEAN_BGR)[:, None, None]
+    mean, std = (pixels.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN_RGB, IMAGENET_STD_RGB))
+    return (pixels / 255 - mean) / std
+
+
+def resize_labels(labels_BHW: Tensor, size: Sequence[int]) -> Tensor:
+    """Labels ``[...,H,W]`` of any type -> ``[...,h,w]``: the pixel under the middle of each new one, on its device.
+
+    torch's ``nearest-exact`` in whole numbers, so that there is nothing to round; ``nearest`` takes others (spec 6.4, trap
+    13). Pillow's ``NEAREST`` is the same but for middles that lie on the edge of two pixels, where its rounding error
+    decides; the published crop of 321 has none.
+    """
+    rows, columns = (
+        (2 * torch.arange(new, device=labels_BHW.device) + 1) * old // (2 * new)
+        for old, new in zip(labels_BHW.shape[-2:], size, strict=True)
+    )
+    return labels_BHW[..., rows[:, None], columns]
+
+
+def label_loss(logits_BKhw: Tensor, labels_Bhw: Tensor, balanced: bool = False) -> Tensor:
+    """Mean cross-entropy over the pixels whose label is not 255; 0 where there are none. At least float32.
+
+    Args:
+        logits_BKhw: ``[B,K,h,w]``.
+        labels_Bhw: integers ``[B,h,w]`` in 0..K-1 or 255.
+        balanced: the mean over the background plus the mean over the rest, as RIB trains.
+    """
+    logits = logits_BKhw.to(torch.promote_types(logits_BKhw.dtype, torch.float32))
+    labels = labels_Bhw.long()
+    losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+    known = labels != IGNORE
+    masks = (labels == 0, known & (labels != 0)) if balanced else (known,)
+    return torch.stack([(losses * mask).sum() / mask.sum().clamp_min(1) for mask in masks]).sum()
+
+
+def multi_scale_loss(logits: Sequence[Tensor], labels_BHW: Tensor, balanced: bool = False) -> Tensor:
+    """Sum over the outputs of train mode of ``label_loss`` against the labels at each one's size (spec 6.4, D13).
+
+    Divide by the number of accumulation steps (2 as released) before ``backward``.
+
+    Args:
+        logits: each ``[B,K,h,w]`` of its own size.
+        labels_BHW: integers ``[B,H,W]`` at the size of the images.
+        balanced: see ``label_loss``.
+    """
+    resized = {size: resize_labels(labels_BHW, size) for size in {level.shape[2:] for level in logits}}
+    return torch.stack([label_loss(level, resized[level.shape[2:]], balanced) for level in logits]).sum()
+
+
+def held_poly(step: int, total: int = 20_000, every: int = 10, power: float = 0.9) -> float:
+    """Factor of the learning rate at update ``step`` (from 0): poly, renewed every ``every`` updates only (spec 6.4)."""
+    return poly(step - step % every, total, power)
+
+
+def full_size_probabilities(logits_BKhw: Tensor, size: Sequence[int]) -> Tensor:
+    """Logits of eval mode -> soft-max probabilities ``[B,K,*size]``, resized before the soft-max (spec 6.5)."""
+    logits = logits_BKhw.to(torch.promote_types(logits_BKhw.dtype, torch.float32))
+    return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=False).softmax(1)
+
+
+def _check_input(input: str) -> None:
+    if input not in get_args(Input):
+        raise ConfigError(f"input={input!r}", nearest(input, get_args(Input)))
+
+
+def _check_layout(network: DeepLabV2ResNet101, path: Path, layout: str, stride_on: str, input: str) -> None:
+    if (network.stride_on, network.input) != (stride_on, input):
+        raise WeightsError(
+            f"{path} holds a ResNet-101 in the {layout} layout, for a network with stride_on={stride_on!r} and "
+            f"input={input!r}; this one has stride_on={network.stride_on!r} and input={network.input!r}",
+            "weights in the layout of the network",
+            f'DeepLabV2ResNet101(num_classes, stride_on="{stride_on}", input="{input}")',
+        )
+
+
+def _by_torchvision_names(base: DeepLabV2) -> nn.Module:
+    """The same layers under torchvision's names, without the ASPP; what is loaded into it is in ``base``."""
+    view = nn.Module()
+    stem = cast(ConvBn, base.layer1.get_submodule("conv1"))
+    view.conv1, view.bn1 = stem.conv, stem.bn
+    for i, name in enumerate(LAYERS, 1):
+        blocks = nn.Sequential()
+        for block in base.get_submodule(name).children():
+            blocks.append(_block_by_torchvision_names(cast(CaffeBottleneck, block)))
+        view.add_module(f"layer{i}", blocks)
+    return view
+
+
+def _block_by_torchvision_names(block: CaffeBottleneck) -> nn.Module:
+    view = nn.Module()
+    for i, part in enumerate((block.reduce, block.conv3x3, block.increase), 1):
+        view.add_module(f"conv{i}", part.conv)
+        view.add_module(f"bn{i}", part.bn)
+    if isinstance(block.shortcut, ConvBn):
+        view.downsample = nn.Sequential(block.shortcut.conv, block.shortcut.bn)
+    return view
