@@ -9,6 +9,7 @@ python bench/methods.py --backbone mobilenet_v2 --batch 8 --size 224
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import time
 
@@ -29,9 +30,10 @@ class Stepper:
     def __init__(self, name: str, backbone: str, size: int) -> None:
         torch.manual_seed(0)
         config = classify.make_config("small", {"crop": size})
-        self.method: Method = classify.build(
-            name, method_classes(name)[1](), backbone, classify.backbone_knobs(backbone, config), CLASSES
-        )
+        knobs = method_classes(name)[1]()
+        if hasattr(knobs, "subcategories"):
+            knobs = dataclasses.replace(knobs, subcategories=(10,) * CLASSES)
+        self.method: Method = classify.build(name, knobs, backbone, classify.backbone_knobs(backbone, config), CLASSES)
         self.method.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = make_optimizer(self.method.param_groups(1e-4, 1e-4), Training(momentum=0.9))
         self.pixels = 0
@@ -45,7 +47,8 @@ class Stepper:
         self.pixels = 0
         start = time.perf_counter()
         self.optimizer.zero_grad()
-        terms = self.method.loss(images, tags, np.random.default_rng(seed))
+        labels = [tags.repeat_interleave(10, dim=1)] if self.method.subcategories else []
+        terms = self.method.loss(images, tags, np.random.default_rng(seed), *labels)
         torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.times.append(time.perf_counter() - start)

@@ -57,6 +57,7 @@ class CamsConfig:
         precision: ``fp32`` keeps maps equal to the released protocol within 1e-4.
         batch: images of equal size a forward pass.
         workers: loader processes; -1 chooses by cores.
+        bad: maps of ``--cams`` that are missing or damaged: ``stop``, or ``skip`` those images.
     """
 
     protocol: Literal["auto", "psa", "irn", "vwe", "seam", "mva"] = "auto"
@@ -64,6 +65,7 @@ class CamsConfig:
     precision: Precision = "fp32"
     batch: int = 4
     workers: int = -1
+    bad: Literal["stop", "skip"] = "stop"
 
 
 def protocol_of(config: CamsConfig, backbone: str, method: str) -> tuple[str, Protocol]:

@@ -25,6 +25,7 @@ from trainer.files import write_atomic
 from trainer.inference import Views, inference, iterate_views
 from trainer.loop import train
 from trainer.methods.base import Method, method_classes
+from trainer.methods.subcategories import Subcategories
 from trainer.nets import build_backbone
 from trainer.optimiser import Training
 from trainer.run import Metrics, Stage
@@ -113,29 +114,45 @@ def build(method: str, method_config: Any, backbone: str, options: dict[str, Any
 
 
 def method_loss(module: Method, images: torch.Tensor, tags: torch.Tensor, *more: Any) -> dict[str, torch.Tensor]:
-    """The method's loss, in the form that the loop calls: ``more`` is the generator, after super-pixels if any."""
-    *segments, rng = more
-    return module.loss(images, tags, rng, *segments)
+    """The method's loss, in the form that the loop calls: ``more`` is the generator, after what else a sample has."""
+    *extra, rng = more
+    return module.loss(images, tags, rng, *extra)
 
 
 def make_sample(
-    record: Record, rng: Rng, config: ClassifyConfig, num_classes: int, superpixels: Path | None = None
+    record: Record,
+    rng: Rng,
+    config: ClassifyConfig,
+    num_classes: int,
+    superpixels: Path | None = None,
+    subcategories: Subcategories | None = None,
 ) -> tuple[torch.Tensor, ...]:
-    """Training view and 0/1 tags of a record; with a folder of ``superpixels`` also their ids 1, 2, ... in the view."""
+    """Training view and 0/1 tags of a record.
+
+    With a folder of ``superpixels`` also their ids 1, 2, ... in the view, with ``subcategories`` also their labels.
+    """
     ids = [] if superpixels is None else [read_segments(record, superpixels)]
     image, cut = classify_planes(read_image(record.image), ids, rng, config.resize, config.crop, config.jitter)
     tags = torch.zeros(num_classes)
     tags[list(record.tags)] = 1
-    return (image, tags, *(torch.from_numpy(renumbered(plane)) for plane in cut))
+    labels = [] if subcategories is None else [subcategories.of(record.id)]
+    return (image, tags, *(torch.from_numpy(renumbered(plane)) for plane in cut), *labels)
 
 
 def classify(
     module: Method, dataset: Dataset, records: Sequence[Record], validation: Sequence[Record], config: ClassifyConfig,
     stage: Stage, metrics: Metrics, seed: int, identity: dict[str, Any], device: str = "auto",
+    subcategories: Subcategories | None = None,
 ) -> None:  # fmt: skip
     """Train on ``records`` and write ``model.pt``. ``identity`` says what the weights are, for ``load``."""
     superpixels = prepare_superpixels(records, module.segments, config, stage) if module.segments else None
-    make = partial(make_sample, config=config, num_classes=len(dataset.classes), superpixels=superpixels)
+    make = partial(
+        make_sample,
+        config=config,
+        num_classes=len(dataset.classes),
+        superpixels=superpixels,
+        subcategories=subcategories,
+    )
     groups = module.param_groups(config.lr, config.weight_decay, config.new_factor)
 
     def validate(epoch: int) -> dict[str, float]:
@@ -143,7 +160,7 @@ def classify(
 
     wanted = config.validate and any(record.tags for record in validation)
     last = train(
-        module, method_loss, groups, Samples(records, make, seed), config, stage.folder, metrics, seed, "classify",
+        module, method_loss, groups, Samples(records, make, seed), config, stage.folder, metrics, seed, metrics.stage,
         validate if wanted else None, device,
     )  # fmt: skip
     save(stage.folder, module, identity)

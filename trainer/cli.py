@@ -76,9 +76,19 @@ def fit(
     weights: Annotated[
         str | None, typer.Option(help="Weight file; 'none' trains from scratch. Default: the cache, or a download.")
     ] = None,
+    classifier: Annotated[
+        Path | None,
+        typer.Option(help="A trained classifier to use as it is: model.pt of a run, or a released checkpoint of the method."),
+    ] = None,
     recipe: Annotated[str | None, typer.Option(help="psa, irn, small or scratch. Default: the backbone's own.")] = None,
     preset: Annotated[
         str | None, typer.Option(help="code, paper or mva: the method as released, as printed, or as MVA has it.")
+    ] = None,
+    cams: Annotated[
+        Path | None, typer.Option(help="Folder of maps, .npz or a released repository's .npy, to use instead of a classifier.")
+    ] = None,
+    refine: Annotated[
+        str | None, typer.Option(help="none, crf, affinity, irn, or a published preset: psa, seam, irn-coco. Default: crf.")
     ] = None,
     train_list: Annotated[
         str | None, typer.Option(help="Image list to train on. Default: train_aug, else train, else all.")
@@ -97,7 +107,7 @@ def fit(
         typer.Option(
             "--set",
             metavar="SECTION.KEY=VALUE",
-            help="Any knob of method, classify, cams, refine, segment, evaluate.",
+            help="Any knob of method, classify, cams, refine, affinity, irn, segment, evaluate.",
         ),
     ] = None,
     json_: Json = False,
@@ -109,18 +119,21 @@ def fit(
       wsss-trainer fit photos/ --run runs/photos
       wsss-trainer fit VOC2012/ --backbone resnet50 --run runs/r50 --until cams --set cams.protocol=irn
       wsss-trainer fit VOC2012/ --run runs/r50 --supervision both --set refine.threshold_from=label_free
+      wsss-trainer fit VOC2012/ --method seam --backbone resnet38 --classifier resnet38_SEAM.pth --run runs/seam --until cams
+      wsss-trainer fit VOC2012/ --cams maps/ --refine irn --until refine --run runs/refined
     """
     from trainer.options import Options
     from trainer.pipeline import Pipeline
 
     options = Options(
-        data=data, run=run, method=method, backbone=backbone, weights=weights, recipe=recipe, preset=preset,
-        train_list=train_list, val_list=val_list, epochs=epochs, size=size, until=until, supervision=supervision.value,
-        seed=seed, device=device, settings=tuple(settings or ()),
+        data=data, run=run, method=method, backbone=backbone, weights=weights, classifier=classifier, recipe=recipe,
+        preset=preset, cams=cams, refine=refine, train_list=train_list, val_list=val_list, epochs=epochs, size=size, until=until,
+        supervision=supervision.value, seed=seed, device=device, settings=tuple(settings or ()),
     )  # fmt: skip
     pipeline = Pipeline(options)
-    if pipeline.loaded:
-        say(str(pipeline.loaded))
+    for loaded in (pipeline.given, pipeline.loaded):
+        if loaded:
+            say(str(loaded))
     pipeline.fit(say)
     if until in ("evaluate", "report"):
         _print_evaluation(run, json_)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 from pathlib import Path
 
 from trainer.errors import RunError
@@ -35,3 +36,19 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise RunError(
             f"{path} cannot be written: {error.strerror or error}", "a folder that you may write to"
         ) from error
+
+
+def check_space(folder: Path, needed: int, what: str) -> None:
+    """Compare an estimate in bytes with what is free, before hours are spent.
+
+    Raises:
+        RunError: there is too little.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise RunError(
+            f"{what} need about {needed / 1e9:.1f} GB in {folder}, and {free / 1e9:.1f} GB are free",
+            "room on that disk",
+            "free some space, or choose another --run, and run the same command again",
+        )

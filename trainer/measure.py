@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import as_dict, replace
-from trainer.data.dataset import Dataset, open_dataset
+from trainer.data.dataset import Dataset, Record, open_dataset
 from trainer.evaluate import evaluate_cams, evaluate_folder, sweep_thresholds
 from trainer.refine.threshold import choose
 from trainer.run import Run, stage_key, write_json
@@ -40,10 +40,10 @@ def measure(run: Run, dataset: Dataset, lists: Sequence[str], config: EvaluateCo
             result.setdefault("cam", {})[name] = _cams(run, dataset, name, lists, config)
         if "refine" in stages:
             refined = stages["refine"]["metrics"]
-            line = _protocol(
-                run, dataset, name, f"pseudo masks from true tags, {_crf(run)}, {refined['threshold_detail']}"
-            )
-            measured = evaluate_folder(dataset, dataset.subset(name), run.path / "masks", progress=True)
+            records = _with_maps(run, dataset, name)
+            text = f"pseudo masks from true tags, {_crf(run)}, {refined['threshold_detail']}"
+            line = _protocol(run, dataset, name, text, len(dataset.subset(name)) - len(records))
+            measured = evaluate_folder(dataset, records, run.path / "masks", progress=True)
             source = _said(refined["threshold_from"], name)
             result.setdefault("refined", {})[name] = measured.report(line, refined["threshold"], source)
         for segmenter in ("segment", "segment_full"):
@@ -92,18 +92,22 @@ def evaluation_key(stages: dict[str, Any], config: EvaluateConfig, lists: Sequen
 
 
 def _cams(run: Run, dataset: Dataset, name: str, lists: Sequence[str], config: EvaluateConfig) -> dict[str, Any]:
-    records, folder = dataset.subset(name), run.path / "cams"
+    records, folder = _with_maps(run, dataset, name), run.path / "cams"
     source = config.threshold_from
     if source == "auto":
         source = "train" if name != "train" and "train" in lists else "label_free"
-    threshold = choose(source, config.threshold, dataset, records, folder, progress=True)
+    threshold = choose(source, config.threshold, dataset, records, folder, without=run.left_out, progress=True)
     measured = evaluate_cams(dataset, records, folder, sweep_thresholds(threshold.value), progress=True)
     metrics = run.manifest["stages"]["cams"]["metrics"]
-    views = (
-        f"maps of true tags, protocol {metrics['protocol']}, scales {_numbers(metrics['scales'])} and mirror, no CRF"
-    )
-    line = _protocol(run, dataset, name, f"{views}, {threshold.detail}")
+    scales = f", scales {_numbers(metrics['scales'])} and mirror" if metrics["scales"] else ""
+    views = f"maps of true tags, protocol {metrics['protocol']}{scales}, no CRF"
+    without = len(dataset.subset(name)) - len(records)
+    line = _protocol(run, dataset, name, f"{views}, {threshold.detail}", without)
     return measured.report(threshold.value, _said(threshold.source, name), line)
+
+
+def _with_maps(run: Run, dataset: Dataset, name: str) -> list[Record]:
+    return [record for record in dataset.subset(name) if record.id not in run.left_out]
 
 
 def _said(source: str, name: str) -> str:
@@ -113,7 +117,9 @@ def _said(source: str, name: str) -> str:
 
 def _crf(run: Run) -> str:
     config = run.manifest["config"]["refine"]
-    return _named_crf("none" if config["refine"] == "none" else config["crf"])
+    walk = {"affinity": "walk of AffinityNet, ", "irn": "walk of IRNet, "}.get(config["refine"], "")
+    used = config["refine"] == "crf" or (walk and config["crf_after_walk"])
+    return walk + _named_crf(config["crf"] if used else "none")
 
 
 def _named_crf(preset: str) -> str:
@@ -128,10 +134,11 @@ def _segmenter(run: Run, stage: str) -> str:
     return f"segmenter trained on {labels} of {run.manifest['train_list']}, {views}"
 
 
-def _protocol(run: Run, dataset: Dataset, name: str, text: str) -> str:
+def _protocol(run: Run, dataset: Dataset, name: str, text: str, left_out: int = 0) -> str:
     manifest = run.manifest
+    some = f", {left_out} of them left out for want of maps" if left_out else ""
     return (
-        f"{name} ({len(dataset.lists[name])} images), {len(dataset.classes) + 1} classes with background; "
+        f"{name} ({len(dataset.lists[name])} images{some}), {len(dataset.classes) + 1} classes with background; "
         f"{manifest['method']} on {manifest['backbone']}, trained on {manifest['train_list']} tags "
         f"({dataset.tags_from}), initial weights {manifest['supervision']}, seed {manifest['seed']}; {text}"
     )

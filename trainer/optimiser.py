@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,6 +26,8 @@ class Training:
         weight_decay: L2 penalty.
         momentum: a number, or ``code``: the released trainers hand the weight decay to SGD's momentum by accident, so
             their momentum is ~0 (discrepancy D-GEN-1, spec trap 1); published figures were made that way.
+        schedule: ``poly``; ``cosine`` to 0 after the warm-up; ``cosine_epochs``: the same, but a unit is an epoch: warm-up
+            over 500 of them, 0 at 1000, as MVA's teacher was trained by accident.
         poly_power: exponent of the schedule lr * (1 - t/T)^power.
         warmup: updates over which the rate rises linearly at first; 0 as published.
         ema: decay of the averaged weights that are kept at the end; 0 is off.
@@ -43,6 +46,7 @@ class Training:
     new_factor: float = 10.0
     weight_decay: float = 5e-4
     momentum: float | Literal["code"] = "code"
+    schedule: Literal["poly", "cosine", "cosine_epochs"] = "poly"
     poly_power: float = 0.9
     warmup: int = 0
     ema: float = 0.0
@@ -75,11 +79,23 @@ def make_optimizer(groups: list[dict[str, Any]], config: Training) -> torch.opti
     return optimizer
 
 
+def cosine(step: int, total: int, warmup: int) -> float:
+    """Factor at update ``step``: linear from 0 over ``warmup`` updates, then half a cosine to 0 at ``total``."""
+    if step < warmup:
+        return step / warmup
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
+
+
 def set_rate(optimizer: torch.optim.Optimizer, step: int, total: int, config: Training) -> float:
     """Set every group's rate for update ``step``; returns the first one."""
-    factor = poly(step, total, config.poly_power)
-    if config.warmup and step < config.warmup:
-        factor *= (step + 1) / config.warmup
+    if config.schedule == "cosine":
+        factor = cosine(step, total, config.warmup)
+    elif config.schedule == "cosine_epochs":
+        factor = cosine(step * config.epochs // total, 1000, 500)
+    else:
+        factor = poly(step, total, config.poly_power)
+        if config.warmup and step < config.warmup:
+            factor *= (step + 1) / config.warmup
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
     return float(optimizer.param_groups[0]["lr"])

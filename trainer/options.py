@@ -11,10 +11,14 @@ from trainer import config as knobs
 from trainer.errors import ConfigError, nearest
 from trainer.measure import EvaluateConfig
 from trainer.methods.base import method_classes, method_module
+from trainer.refine import affinity_stage, irn_stage
+from trainer.refine.affinitynet import AffinityConfig
+from trainer.refine.irnet import IrnConfig
 from trainer.refine.pseudo_masks import RefineConfig
+from trainer.refinement import named_refinement
 
 STAGES = ("classify", "cams", "refine", "segment", "evaluate", "report")
-SECTIONS = ("method", "classify", "cams", "refine", "segment", "evaluate")
+SECTIONS = ("method", "classify", "cams", "refine", "affinity", "irn", "segment", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -26,8 +30,11 @@ class Options:
     method: str = "cam"
     backbone: str = "mobilenet_v2"
     weights: str | None = None
+    classifier: Path | None = None
     recipe: str | None = None
     preset: str | None = None
+    refine: str | None = None
+    cams: Path | None = None
     train_list: str | None = None
     val_list: str | None = None
     epochs: int | None = None
@@ -47,12 +54,14 @@ class Configs:
     classify: classify.ClassifyConfig
     cams: cams.CamsConfig
     refine: RefineConfig
+    affinity: AffinityConfig
+    irn: IrnConfig
     segment: segment.SegmentConfig
     evaluate: EvaluateConfig
 
 
 def make_configs(options: Options) -> Configs:
-    """Recipe, method's own training, preset, ``--epochs`` and ``--size``, ``--set``: each over the one before.
+    """Recipe, method's own training, preset, ``--refine``, ``--epochs`` and ``--size``, ``--set``: each over the one before.
 
     Raises:
         ConfigError: unknown method, recipe, preset, section or knob.
@@ -71,11 +80,18 @@ def make_configs(options: Options) -> Configs:
         short["crop"], sizes["resize"] = options.size, (low, high)
     made = knobs.replace(base, {**short, **sizes, **changes["classify"]}, "classify")
     segmenter = segment.SegmentConfig() if recipe != "scratch" else segment.SCRATCH
+    small = recipe not in ("psa", "irn")
+    refinement = named_refinement(options.refine or "crf")
+    ways: dict[str, dict[str, Any]] = {"affinity": affinity_stage.SMALL, "irn": irn_stage.SMALL} if small else {}
+    for section, way in refinement.items():
+        ways[section] = {**ways.get(section, {}), **way}
     return Configs(
         knobs.replace(method_config(), {**preset["method"], **changes["method"]}, f"method {options.method}"),
         made,
         knobs.replace(cams.CamsConfig(), changes["cams"], "cams"),
-        knobs.replace(RefineConfig(), changes["refine"], "refine"),
+        knobs.replace(RefineConfig(calibrate=small), {**ways["refine"], **changes["refine"]}, "refine"),
+        knobs.replace(AffinityConfig(), {**ways.get("affinity", {}), **changes["affinity"]}, "affinity"),
+        knobs.replace(IrnConfig(), {**ways.get("irn", {}), **changes["irn"]}, "irn"),
         knobs.replace(segmenter, {**short, **changes["segment"]}, "segment"),
         knobs.replace(EvaluateConfig(), changes["evaluate"], "evaluate"),
     )

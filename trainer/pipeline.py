@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
-
-import torch
 
 from trainer import cams, classify, segment
 from trainer import config as knobs
-from trainer.data.dataset import Dataset, Record, image_size, open_dataset
+from trainer.data.dataset import Record, check_images, open_dataset
 from trainer.devices import launch, rank, wait_for_all
 from trainer.errors import ConfigError, DataError, nearest
-from trainer.interrupt import Interrupted
+from trainer.import_cams import import_cams
+from trainer.interrupt import terminated
 from trainer.loop import step_rng
 from trainer.measure import current_evaluation, measured_lists
+from trainer.methods.base import Method, method_module
+from trainer.methods.subcategories import Subcategories
+from trainer.nets import build_backbone
+from trainer.nets.backbone import Backbone
 from trainer.nets.deeplab import AsppSegmenter
-from trainer.nets.weights import LoadReport, find_weights, load_backbone
+from trainer.nets.weights import LoadReport, file_sha256, find_weights, load_backbone
 from trainer.options import STAGES, Options, make_configs
-from trainer.pool import raise_together
-from trainer.refine.pseudo_masks import make_pseudo_masks
-from trainer.refine.threshold import choose
+from trainer.preparation import SUBCATEGORIES, Preparation, Workshop, preparations
+from trainer.refinement import Refinement
+from trainer.released import load_classifier, load_start
 from trainer.report import write_report
-from trainer.run import Metrics, Run, stage_key
+from trainer.run import Metrics, Run, Stage, stage_key
 
 OPERATION = {"workers", "checkpoint_minutes", "tensorboard", "validate"}
 """Knobs that do not change any result, and so no key."""
@@ -56,8 +57,8 @@ class Pipeline:
         self.options, self.configs = options, make_configs(options)
         self.dataset = open_dataset(options.data)
         self.run = Run(options.run)
-        self.train_list = options.train_list or _default_list(self.dataset, "train") or "all"
-        self.val_list = options.val_list or _default_list(self.dataset, "val")
+        self.train_list = options.train_list or self.dataset.default_list("train") or "all"
+        self.val_list = options.val_list or self.dataset.default_list("val")
         self.training = self.dataset.subset(self.train_list)
         self.validation = self.dataset.subset(self.val_list) if self.val_list else []
         self.tagged = [record for record in self.training if record.tags]
@@ -68,17 +69,27 @@ class Pipeline:
                 f"wsss-trainer check {options.data}",
             )
         # Built now, so that an impossible backbone, knob or weight file ends the run before it starts.
-        self.weights = None if options.weights == "none" else find_weights(options.backbone, _path(options.weights))
+        # A given classifier needs no other weights: ResNet-38 has none that can be fetched.
+        from_scratch = options.weights == "none" or (options.classifier is not None and options.weights is None)
+        self.weights = None if from_scratch else find_weights(options.backbone, _path(options.weights))
         self.backbone_knobs = classify.backbone_knobs(options.backbone, self.configs.classify)
         self.method = classify.build(
             options.method, self.configs.method, options.backbone, self.backbone_knobs, len(self.dataset.classes)
         )
-        self.loaded = load_backbone(self.method.backbone, self.weights) if self.weights else None
+        self.classifier = options.classifier
+        if self.classifier and self.classifier.resolve().is_relative_to(self.run.path.resolve()):
+            raise ConfigError(f"--classifier {self.classifier} is of this very run", "a new --run folder")
+        self.given = load_classifier(self.method, self.classifier, self.dataset.classes) if self.classifier else None
+        self.loaded = self._initialise(self.method)
+        if options.cams and self.loaded is None and options.until != "cams":
+            raise ConfigError("--cams brings no classifier whose weights could start a network", "--weights FILE")
+        self.preparations = [] if self.classifier else preparations(method_module(options.method), self.configs.method)
 
     @property
     def supervision(self) -> str:
         """Which labels made the initial weights."""
-        return self.loaded.supervision if self.loaded else "none (from scratch)"
+        report = self.given or self.loaded
+        return report.supervision if report else "none (from scratch)"
 
     def measured_lists(self) -> list[str]:
         """Lists with true masks that figures are given for."""
@@ -98,10 +109,26 @@ class Pipeline:
         sha = self.loaded.sha256 if self.loaded else "none"
         ids = [record.id for record in self.images()]
         trained = [options.method, options.backbone, sha, self.train_list, options.seed]
-        classify_key = stage_key("classify", [trained, _result(configs.method), _result(configs.classify)], [data])
+        training: list[Step] = []
+        key = data
+        for part in self.preparations:
+            key = stage_key(part.name, [trained, part.knobs, _result(configs.classify) if part.trains else None], [key])
+            training.append(Step(part.name, key, partial(self.prepare, part)))
+        given = [file_sha256(self.classifier)] if self.classifier else []
+        classify_key = stage_key(
+            "classify", [trained, _result(configs.method), _result(configs.classify), *given], [key]
+        )
+        training.append(Step("classify", classify_key, self.classify))
         protocol = cams.protocol_of(configs.cams, options.backbone, options.method)[0]
         cams_key = stage_key("cams", [protocol, configs.cams.scales, configs.cams.precision, ids], [classify_key])
-        refine_key = stage_key("refine", _result(configs.refine), [cams_key])
+        make_cams = Step("cams", cams_key, self.cams)
+        if options.cams:
+            given_maps = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(options.cams.glob("*.np?"))]
+            cams_key = stage_key("cams", [given_maps, configs.cams.bad, ids], [data])
+            training, make_cams = [], Step("cams", cams_key, self.import_cams)
+        refinement = self.refinement(sha)
+        refining = [Step(name, key, partial(work, key)) for name, key, work in refinement.steps(cams_key, _result)]
+        refine_key = refining[-1].key
         segment_config = [options.backbone, sha, self.train_list, options.seed, _result(configs.segment)]
         segment_key = stage_key("segment", segment_config, [refine_key])
         start = classify_key if self._starts_from_classifier() else data
@@ -109,27 +136,28 @@ class Pipeline:
         steps: list[Step] = []
         if options.supervision in ("weak", "both"):
             steps += [
-                Step("classify", classify_key, self.classify),
-                Step("cams", cams_key, self.cams),
-                Step("refine", refine_key, self.refine),
+                *training,
+                make_cams,
+                *refining,
                 Step("segment", segment_key, partial(self.segment, "segment")),
             ]
         elif self._starts_from_classifier():
-            steps.append(Step("classify", classify_key, self.classify))
+            steps += training
         if options.supervision in ("full", "both"):
             steps.append(Step("segment_full", full_key, partial(self.segment, "segment_full")))
-        order = [*STAGES[:4], "segment_full"]
-        limit = order.index(options.until) if options.until in STAGES[:4] else len(order)
-        steps = [s for s in steps if order.index(s.name) <= limit or (s.name == "segment_full" and limit == 3)]
-        return steps
+        names = [step.name for step in steps]
+        if options.until in names:
+            last = max(i for i, name in enumerate(names) if name.startswith(options.until))
+            return steps[: last + 1]
+        return steps if options.until in STAGES[3:] else []
 
     def fit(self, say: Callable[[str], None]) -> None:
         """Run what is not done yet."""
-        with self.run.lock(), _terminated():
+        with self.run.lock(), terminated():
             launch(self.options.device)
             self._describe()
             steps = self.steps()
-            self._check_images()
+            check_images(self.images())
             for step in steps:
                 self._announce(step, say)
             for step in steps:
@@ -142,17 +170,6 @@ class Pipeline:
             if self.options.until == "report":
                 say(f"report: {write_report(self.run.path)}")
 
-    def _check_images(self) -> None:
-        """Find missing files and files that are no images now, all at once, instead of one an hour."""
-        problems = []
-        records = self.images()
-        for record in records:
-            try:
-                image_size(record.image)
-            except DataError as error:
-                problems.append(error)
-        raise_together(problems, len(records), "images cannot be used")
-
     def _announce(self, step: Step, say: Callable[[str], None]) -> None:
         if self.run.done(step.name, step.key):
             say(f"{step.name}: done, kept")
@@ -164,7 +181,8 @@ class Pipeline:
     def _describe(self) -> None:
         options, dataset = self.options, self.dataset
         self.run.describe(
-            seed=options.seed, method=options.method, backbone=options.backbone, supervision=self.supervision,
+            seed=options.seed, method=f"maps of {options.cams}" if options.cams else options.method,
+            backbone=options.backbone, supervision=self.supervision,
             weights={"path": str(self.weights), "sha256": self.loaded.sha256} if self.loaded else None,
             train_list=self.train_list, val_list=self.val_list,
             data={
@@ -175,35 +193,65 @@ class Pipeline:
             config={f.name: knobs.as_dict(getattr(self.configs, f.name)) for f in dataclasses.fields(self.configs)},
         )  # fmt: skip
 
-    def _identity(self) -> dict[str, Any]:
+    def _identity(self, method_config: Any = None) -> dict[str, Any]:
         return {
-            "method": self.options.method, "method_config": knobs.as_dict(self.configs.method),
+            "method": self.options.method, "method_config": knobs.as_dict(method_config or self.configs.method),
             "backbone": self.options.backbone, "backbone_knobs": self.backbone_knobs, "classes": list(self.dataset.classes),
         }  # fmt: skip
 
     def _expected(self) -> dict[str, Any]:
         return {k: v for k, v in self._identity().items() if k in ("method", "backbone", "classes")}
 
+    def prepare(self, part: Preparation) -> None:
+        """Do what the method needs before its training, in a stage of its own."""
+        shop = Workshop(
+            run=self.run.path, dataset=self.dataset, records=list({r.id: r for r in self.tagged}.values()),
+            validation=self.validation, config=self.configs.method, classify=self.configs.classify,
+            seed=self.options.seed, device=self.options.device, build=self._fresh, train=self._train,
+        )  # fmt: skip
+        with self.run.stage(part.name, self.key) as stage:
+            part.work(shop, stage)
+
     def classify(self) -> None:
-        """Train the classifier."""
+        """Train the classifier, or take the given one."""
+        config, subcategories, after = self.configs.method, None, None
+        if self.preparations:
+            last = self.preparations[-1]
+            subcategories = Subcategories.read(self.run.path / last.name / SUBCATEGORIES)
+            config = dataclasses.replace(config, subcategories=subcategories.counts)
+            after = last.name if last.continues else None
         with self.run.stage("classify", self.key) as stage:
-            # Heads are drawn from the seed, whatever was drawn before.
-            step_rng(self.options.seed, 0)
-            fresh = classify.build(
-                self.options.method,
-                self.configs.method,
-                self.options.backbone,
-                self.backbone_knobs,
-                len(self.dataset.classes),
-            )
-            self._initialise(fresh.backbone)
-            metrics = Metrics(self.run.path / "metrics.csv", "classify")
-            if (stage.folder / "model.pt").exists():
-                return
+            self._train(self._fresh(config, after), stage, subcategories, self.classifier)
+
+    def _fresh(self, method_config: Any, after: str | None = None) -> Method:
+        """The method on its initial weights, or on those of the stage ``after``. Heads are drawn from the seed."""
+        step_rng(self.options.seed, 0)
+        classes = len(self.dataset.classes)
+        method = classify.build(self.options.method, method_config, self.options.backbone, self.backbone_knobs, classes)
+        self._initialise(method)
+        if after:
+            _, state = classify.read_weights(self.run.path / after / "model.pt", self._expected())
+            # Clusters are numbered anew each round: the head that tells them apart is not worth keeping.
+            method.load_state_dict({k: v for k, v in state.items() if "subcategory" not in k}, strict=False)
+        return method
+
+    def _train(
+        self, method: Method, stage: Stage, subcategories: Subcategories | None, given: Path | None = None
+    ) -> Method:
+        """``model.pt`` of the stage, trained where it is not there yet, or taken from a file that is ``given``."""
+        path, name = stage.folder / "model.pt", stage.folder.name
+        config = getattr(method, "config", self.configs.method)
+        if given:
+            load_classifier(method, given, self.dataset.classes)
+            classify.save(stage.folder, method, self._identity(config))
+            stage.outputs.update(count=1, weights="model.pt", taken_from=str(given))
+        elif not path.exists():
             classify.classify(
-                fresh, self.dataset, self.tagged, self.validation, self.configs.classify, stage, metrics,
-                self.options.seed, self._identity(), self.options.device,
+                method, self.dataset, self.tagged, self.validation, self.configs.classify, stage,
+                Metrics(self.run.path / "metrics.csv", name), self.options.seed, self._identity(config),
+                self.options.device, subcategories,
             )  # fmt: skip
+        return classify.load(path, self._expected())
 
     def cams(self) -> None:
         """Write the maps of every training and measured image."""
@@ -213,26 +261,37 @@ class Pipeline:
             cams.make_cams(method, self.images(), stage, protocol, self.configs.cams, self.options.device)
             stage.metrics.update(protocol=name, scales=list(protocol.views.scales))
 
-    def refine(self) -> None:
-        """Choose the threshold and write the pseudo masks."""
-        config, folder = self.configs.refine, self.run.path / "cams"
-        with self.run.stage("refine", self.key, folder="masks") as stage:
-            if rank() > 0:
-                return
-            threshold = choose(
-                config.threshold_from,
-                config.threshold,
-                self.dataset,
-                self.training,
-                folder,
-                for_masks=True,
-                progress=True,
-            )
-            summary = make_pseudo_masks(
-                self.dataset, self.images(), folder, stage.folder, config, threshold.value, progress=True
-            )
-            stage.outputs.update(count=summary.pop("count"))
-            stage.metrics.update(summary, threshold_from=threshold.source, threshold_detail=threshold.detail)
+    def import_cams(self) -> None:
+        """Take the maps from the given folder."""
+        assert self.options.cams is not None
+        with self.run.stage("cams", self.key) as stage:
+            if rank() == 0:
+                import_cams(self.dataset, self.images(), self.options.cams, stage, self.configs.cams.bad, progress=True)
+                stage.metrics.update(protocol=f"as in {self.options.cams}", scales=[])
+
+    def refinement(self, sha: str) -> Refinement:
+        """How maps become masks."""
+        return Refinement(
+            run=self.run, dataset=self.dataset, training=self.training, images=self.images(), config=self.configs.refine,
+            affinity=self.configs.affinity, irn=self.configs.irn,
+            network=[self.options.backbone, sha, self.options.seed], backbone=self._backbone,
+            identity=self._expected(), seed=self.options.seed, device=self.options.device,
+        )  # fmt: skip
+
+    def _backbone(self, options: dict[str, Any], init: str) -> Backbone:
+        """A backbone on the weights that ``init`` names: ``weights``, ``classifier``, or ``auto``."""
+        if self.options.backbone == "resnet38":
+            options = {}
+        backbone = build_backbone(self.options.backbone, **options)
+        self._start(backbone, init)
+        return backbone
+
+    def _start(self, backbone: Backbone, init: str) -> None:
+        if init == "classifier" or (init == "auto" and self.weights is None):
+            trained = classify.load(self.run.path / "classify" / "model.pt", self._expected())
+            backbone.load_state_dict(trained.backbone.state_dict())
+        elif self.weights:
+            load_backbone(backbone, self.weights)
 
     def segment(self, name: str) -> None:
         """Train the segmenter on pseudo masks (``segment``) or on true masks (``segment_full``), then predict."""
@@ -242,7 +301,8 @@ class Pipeline:
             if name == "segment_full"
             else partial(segment.read_pseudo_mask, folder=self.run.path / "masks")
         )
-        records = [r for r in self.training if name == "segment" or dataset.has_mask(r)]
+        left_out = self.run.left_out if name == "segment" else set()
+        records = [r for r in self.training if r.id not in left_out and (name == "segment" or dataset.has_mask(r))]
         if not records:
             raise DataError(f"no image of list {self.train_list!r} has a true mask", "masks for --supervision full")
         identity = {
@@ -267,19 +327,15 @@ class Pipeline:
     def _fresh_segmenter(self) -> AsppSegmenter:
         step_rng(self.options.seed, 0)
         module = segment.build(self.options.backbone, self.configs.segment, len(self.dataset.classes))
-        if self._starts_from_classifier():
-            trained = classify.load(self.run.path / "classify" / "model.pt", self._expected())
-            module.backbone.load_state_dict(trained.backbone.state_dict())
-        else:
-            self._initialise(module.backbone)
+        self._start(module.backbone, self.configs.segment.init)
         return module
 
     def _starts_from_classifier(self) -> bool:
         init = self.configs.segment.init
         return init == "classifier" or (init == "auto" and self.loaded is None)
 
-    def _initialise(self, backbone: torch.nn.Module) -> LoadReport | None:
-        return load_backbone(backbone, self.weights) if self.weights else None
+    def _initialise(self, method: Method) -> LoadReport | None:
+        return load_start(method, self.weights) if self.weights else None
 
 
 def _segment_identity(config: segment.SegmentConfig) -> dict[str, Any]:
@@ -290,24 +346,5 @@ def _result(config: Any) -> dict[str, Any]:
     return {k: v for k, v in knobs.as_dict(config).items() if k not in OPERATION}
 
 
-def _default_list(dataset: Dataset, use: str) -> str | None:
-    """``train_aug`` or ``train``, ``val``, or the first list called like it (COCO's ``train2017``)."""
-    alike = sorted(name for name in dataset.lists if name.startswith(use))
-    return next((name for name in (f"{use}_aug", use, *alike) if name in dataset.lists), None)
-
-
 def _path(text: str | None) -> Path | None:
     return None if text is None else Path(text)
-
-
-class _terminated:
-    """SIGTERM outside of training: per-image files are whole or absent, so there is nothing to save."""
-
-    def __enter__(self) -> None:
-        self.old = signal.signal(signal.SIGTERM, self._stop)
-
-    def __exit__(self, *exception: object) -> None:
-        signal.signal(signal.SIGTERM, self.old)
-
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        raise Interrupted("stopped; run the same command to go on")

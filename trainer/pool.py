@@ -76,6 +76,43 @@ def over_images(
             advance()
 
 
+def each_image(
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    what: str,
+    workers: int | None = None,
+    title: str = "",
+    progress: bool = False,
+    name: Callable[[Item], str] = str,
+) -> list[Result]:
+    """``work`` on every item; all that can be done is done before the errors of single images are raised together.
+
+    Args:
+        work: see ``over_images``.
+        items: one an image.
+        what: of the error, for example "masks could not be made".
+        workers: see ``over_images``.
+        title: see ``over_images``.
+        progress: show the bar.
+        name: see ``over_images``.
+
+    Raises:
+        DataError: of single images, listed.
+        RunError: no space left or a killed worker, at once.
+    """
+    problems: list[UserError] = []
+    results: list[Result] = []
+    for _, outcome in over_images(work, items, workers, title, progress, name):
+        if isinstance(outcome, RunError):
+            raise outcome
+        if isinstance(outcome, UserError):
+            problems.append(outcome)
+        else:
+            results.append(outcome)
+    raise_together(problems, len(items), what)
+    return results
+
+
 def raise_together(problems: Sequence[UserError], total: int, what: str) -> None:
     """Raise one ``DataError`` that lists the errors of single images, if there are any."""
     if not problems:

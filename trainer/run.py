@@ -133,6 +133,11 @@ class Run:
         stage = self.manifest["stages"].get(name, {})
         return bool(stage.get("status") == "done" and stage.get("key") == key)
 
+    @property
+    def left_out(self) -> set[str]:
+        """Images without usable maps, where maps were imported and such images were to be skipped."""
+        return set(self.manifest["stages"].get("cams", {}).get("outputs", {}).get("left_out", ()))
+
     def is_stale(self, name: str, key: str) -> bool:
         """Whether the folder holds outputs made with another key."""
         stage = self.manifest["stages"].get(name)

@@ -1,7 +1,9 @@
 """What every method promises, whichever it is: ``trainer.methods`` is read for names."""
 
+import dataclasses
 import importlib
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,9 +24,17 @@ KNOBS = {"bn": "frozen", "detach_after": "stage1", "output_stride": 16, "dilate"
 pytestmark = pytest.mark.parametrize("name", method_names())
 
 
+def config_of(name: str) -> Any:
+    """Defaults; where the run fills in sub-categories, two of each class."""
+    config = method_classes(name)[1]()
+    if hasattr(config, "subcategories"):
+        return dataclasses.replace(config, subcategories=(2,) * CLASSES)
+    return config
+
+
 def make(name: str) -> Method:
     torch.manual_seed(0)
-    return build(name, method_classes(name)[1](), "resnet18", KNOBS, CLASSES)
+    return build(name, config_of(name), "resnet18", KNOBS, CLASSES)
 
 
 def batch(size: tuple[int, int] = (64, 64)) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,8 +48,11 @@ def total(terms: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def loss_of(method: Method, step: int = 0) -> dict[str, torch.Tensor]:
+    images, tags = batch()
     rng = step_rng(7, step)
-    return method.loss(*batch(), rng)
+    if method.subcategories:
+        return method.loss(images, tags, rng, torch.eye(2, method.subcategories))
+    return method.loss(images, tags, rng)
 
 
 def test_terms_of_the_loss_are_finite_scalars_with_names(name):
@@ -136,7 +149,7 @@ def test_validation_scores(name):
 
 
 def test_the_config_survives_its_file(name):
-    config = method_classes(name)[1]()
+    config = config_of(name)
     stored = json.loads(json.dumps(knobs.as_dict(config)))
     assert knobs.replace(method_classes(name)[1](), tuples(stored), "method") == config
 
@@ -155,7 +168,7 @@ def test_presets_and_published_training_change_knobs_that_exist(name):
 
 
 def test_weights_survive_their_file(name, tmp_path):
-    method, other = make(name), build(name, method_classes(name)[1](), "resnet18", KNOBS, CLASSES)
+    method, other = make(name), build(name, config_of(name), "resnet18", KNOBS, CLASSES)
     torch.save(method.state_dict(), tmp_path / "m.pt")
     other.load_state_dict(torch.load(tmp_path / "m.pt", weights_only=True))
     with torch.inference_mode():

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from trainer.errors import DataError, nearest
+from trainer.pool import raise_together
 
 IGNORE = 255
 MAX_PIXELS = 100_000_000
@@ -91,6 +92,11 @@ class Dataset:
                 f"{self.root} has no list {name!r}", nearest(name, sorted(self.lists)), "pass one of these lists"
             )
         return [self.records[i] for i in self.lists[name]]
+
+    def default_list(self, use: str) -> str | None:
+        """``train_aug`` or ``train``, ``val``, or the first list called like it (COCO's ``train2017``); None if there is none."""
+        alike = sorted(name for name in self.lists if name.startswith(use))
+        return next((name for name in (f"{use}_aug", use, *alike) if name in self.lists), None)
 
     def has_mask(self, record: Record) -> bool:
         """Whether ``read_mask`` would return a mask."""
@@ -282,3 +288,18 @@ def map_mask_values(raw: npt.NDArray[np.uint8], values: Sequence[int], where: Pa
     if unknown:
         raise DataError(f"mask {where} holds the values {unknown}", f"0, {IGNORE} and the classes {sorted(values)}")
     return table[raw]
+
+
+def check_images(records: Sequence[Record]) -> None:
+    """Find missing files and files that are no images now, all at once, instead of one an hour.
+
+    Raises:
+        DataError: they are listed.
+    """
+    problems = []
+    for record in records:
+        try:
+            image_size(record.image)
+        except DataError as error:
+            problems.append(error)
+    raise_together(problems, len(records), "images cannot be used")

@@ -17,9 +17,9 @@ from PIL import Image
 
 from trainer.data.dataset import UNREADABLE, Record, image_size, read_image
 from trainer.data.transforms import resize_long
-from trainer.errors import DataError, RunError, UserError
+from trainer.errors import DataError
 from trainer.files import write_atomic
-from trainer.pool import over_images, raise_together
+from trainer.pool import each_image
 
 MAX_SEGMENTS = 10_000
 """SLIC may make up to four times as many as asked for, and ids have 16 bits."""
@@ -45,14 +45,15 @@ def make_segments(
         DataError: images that cannot be read; the others' files are there nevertheless.
         RunError: no space left or a killed worker.
     """
-    problems: list[UserError] = []
-    work = partial(_make_one, folder, count)
-    for _, outcome in over_images(work, records, workers, "superpixels", progress, lambda record: record.id):
-        if isinstance(outcome, RunError):
-            raise outcome
-        if isinstance(outcome, UserError):
-            problems.append(outcome)
-    raise_together(problems, len(records), "images have no super-pixels, all others have")
+    each_image(
+        partial(_make_one, folder, count),
+        records,
+        "images have no super-pixels, all others have",
+        workers,
+        "superpixels",
+        progress,
+        lambda record: record.id,
+    )
 
 
 def read_segments(record: Record, folder: Path) -> Ids:

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import nn
 from trainer.errors import ConfigError, nearest
 from trainer.nets.backbone import Backbone
 
-SHARED = {"base", "mixing", "regularizers", "correlation", "pooling", "clustering"}
+SHARED = {"base", "mixing", "regularizers", "correlation", "pooling", "clustering", "subcategories"}
 
 
 class Method(nn.Module):
@@ -27,6 +28,15 @@ class Method(nn.Module):
 
     segments: int = 0
     """Super-pixels of each image that ``loss`` takes as a fourth argument, int64 ``[B,H,W]``; 0 where it takes none."""
+
+    subcategories: int = 0
+    """Width of the sub-category labels that ``loss`` takes as a fourth argument, 0/1 ``[B,S]``; 0 where it takes none."""
+
+    released: Mapping[str, tuple[str, ...]] = {}
+    """Names that released checkpoints have for the heads; a head keeps its own name where none is given."""
+
+    unused: tuple[str, ...] = ()
+    """Heads of released checkpoints that the maps do not need."""
 
     def __init__(self, backbone: Backbone, num_classes: int) -> None:
         super().__init__()

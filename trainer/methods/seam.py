@@ -8,7 +8,8 @@ Maps: refined = e A (PCM) [+ P e (PRCM)] of the class map's seed e. Training: vi
 0.3 of its size; L = L_cls + R + L_ER + L_ECR (SEAM, eq. 7 to 10).
 
 Deviations: D-SEAM-1, the term R (adaptive min pooling) is in the released code only; D-PRCM-1 and 2, see
-``correlation``; features of other backbones than ResNet-38 are ours, and their second view at 0.6. SEAM* has no released training code.
+``correlation``; features of other backbones than ResNet-38, and the size of their second view, are ours. SEAM* has no
+released training code.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ With f the deepest features [C,h,w], D the codebook (J words of C numbers), W th
 
     cos_ji = <f_i / |f_i|, D_j / |D_j|>      P_ji = softmax over j of cos_ji      (i: cell, no temperature)
     v_j = 1 if j is the argmax of P_i in at least one cell i, else 0              (word labels, no gradient)
-    L = soft margin(W_img pool(f), t) + soft margin(W_word gap(f), v) + soft margin(W_w2i g(P), t)
+    L = soft margin(W_img pool(f), t) + word_weight * soft margin(W_word gap(f), v) + soft margin(W_w2i g(P), t)
     M = ReLU(W_img f);      with ``word_branch``: M = max(ReLU(W_img f), ReLU(W_w2i P))
 
 t are the tags, and g(P), the frequency of each word, is its sum over the cells (paper, eq. 4: its mean).
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -50,6 +51,7 @@ class Config:
         words: entries of the codebook, 2 or more.
         frequency: of a word in an image: ``sum`` over the cells as released, ``mean`` as in the paper.
         detach_encoder: keep the encoder's gradient from the backbone, as released; the paper does not say so.
+        word_weight: of the word loss; 1 is published.
         word_branch: maps are the larger of image branch and words, as in the paper; off as released.
     """
 
@@ -58,11 +60,14 @@ class Config:
     words: int = 256
     frequency: Literal["sum", "mean"] = "sum"
     detach_encoder: bool = True
+    word_weight: float = 1.0
     word_branch: bool = False
 
     def __post_init__(self) -> None:
         if self.words < 2:
             raise ConfigError(f"method.words={self.words}", "2 or more")
+        if self.word_weight < 0:
+            raise ConfigError(f"method.word_weight={self.word_weight:g}", "0 or more")
 
 
 def encode(f: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
@@ -89,6 +94,10 @@ def by_own_maximum(maps: torch.Tensor) -> torch.Tensor:
 
 class Vwe(Method):
     """Classifier with a second task on word labels, and a third that reads the tags off the words."""
+
+    released = MappingProxyType(
+        {"word.weight": ("fc_b.weight",), "w2i.weight": ("fc_a.weight",), "codebook": ("VWE.centroid",)}
+    )
 
     def __init__(self, config: Config, backbone: Backbone, num_classes: int) -> None:
         super().__init__(backbone, num_classes)
@@ -134,7 +143,8 @@ class Vwe(Method):
                 "word": (linear(self.word, gap(f)), word_labels(p)),
                 "w2i": (linear(self.w2i, frequencies(p, self.config.frequency)), tags),
             }
-            return {name: F.multilabel_soft_margin_loss(y, target) for name, (y, target) in pairs.items()}
+            terms = {name: F.multilabel_soft_margin_loss(y, target) for name, (y, target) in pairs.items()}
+            return {**terms, "word": self.config.word_weight * terms["word"]}
 
 
 def linear(head: nn.Conv2d, pooled: torch.Tensor) -> torch.Tensor:

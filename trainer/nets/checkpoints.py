@@ -6,7 +6,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from trainer.errors import WeightsError
 from trainer.nets.mxnet import is_mxnet, read_params, resnet38_name
 
 # Where training scripts put the state dict when a checkpoint holds more than that.
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "state")
 WSSS_HEADS = ("fc8.weight", "fc8_20.weight", "f8_3.weight", "newly_added.0.weight", "VWE.centroid", "fc_a.weight")
 IMAGENET_HEADS = ("fc.weight", "classifier.1.weight", "linear1000_weight")
 RESNET_DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
@@ -35,14 +35,16 @@ class Checkpoint:
 
     Attributes:
         tensors: by name; MXNet names already translated to those of ResNet-38.
-        kind: ``torchvision``, ``released WSSS checkpoint``, ``MXNet`` or ``state dict``.
+        kind: ``torchvision``, ``released WSSS checkpoint``, ``wsss run``, ``MXNet`` or ``state dict``.
         supervision: what trained it, as far as the file tells: ``ImageNet tags``, ``image tags``, ``COCO masks`` or
             ``unknown``.
+        classes: of a run's own classifier; other files do not say theirs.
     """
 
     tensors: dict[str, Tensor]
     kind: str
     supervision: str
+    classes: list[str] = field(default_factory=list)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -56,7 +58,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if is_mxnet(path):
         arrays = {resnet38_name(name): torch.from_numpy(array) for name, array in read_params(path).items()}
         return Checkpoint(arrays, "MXNet", _supervision(arrays, "MXNet"))
-    tensors = _state_dict(path, _unpickle(path))
+    content = _unpickle(path)
+    tensors = _state_dict(path, content)
+    identity = content.get("identity") if isinstance(content, dict) else None
+    if isinstance(identity, dict):
+        # A segmenter's file says which labels trained it.
+        labels = {"true masks": "masks"}.get(str(identity.get("supervision")), "image tags")
+        return Checkpoint(tensors, "wsss run", labels, [str(name) for name in identity.get("classes", [])])
     if _ends(tensors, WSSS_HEADS):
         kind = "released WSSS checkpoint"
     elif _head_size(tensors) is not None:

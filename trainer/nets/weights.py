@@ -37,9 +37,8 @@ class LoadReport:
     Attributes:
         path: the file.
         sha256: of the file, hexadecimal.
-        kind: ``torchvision``, ``released WSSS checkpoint``, ``MXNet`` or ``state dict``.
-        supervision: ``ImageNet tags``, ``image tags`` (a released WSSS classifier), ``COCO masks``, ``unknown``, or as
-            said at import.
+        kind: ``torchvision``, ``released WSSS checkpoint``, ``wsss run``, ``MXNet`` or ``state dict``.
+        supervision: ``ImageNet tags``, ``image tags``, ``masks``, ``COCO masks``, ``unknown``, or as said at import.
         loaded: names of the module that got a value.
         missing: names of the module that the file does not have; they keep the values they had.
         unexpected: names of the file that the module does not have, such as its old head.
@@ -108,7 +107,7 @@ def load_backbone(module: nn.Module, path: Path | str) -> LoadReport:
     missing = tuple(name for name in wanted if name not in given)
     _check_fit(path, checkpoint, wanted, loaded, missing)
     module.load_state_dict(loaded, strict=False)
-    sha256 = _sha256(path)
+    sha256 = file_sha256(path)
     return LoadReport(
         path=path,
         sha256=sha256,
@@ -172,7 +171,7 @@ def fetch_weights(name: str, cache_dir: Path | None = None) -> StoredWeights:
     from torch import hub
 
     in_torch_cache = Path(hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
-    if in_torch_cache.is_file() and _sha256(in_torch_cache).startswith(_sha_prefix(url)):
+    if in_torch_cache.is_file() and file_sha256(in_torch_cache).startswith(_sha_prefix(url)):
         return import_weights(in_torch_cache, name, folder)
     with _writing(folder), tempfile.TemporaryDirectory(dir=folder) as temporary:
         file = Path(temporary) / url.rsplit("/", 1)[-1]
@@ -268,7 +267,8 @@ def _check_name(name: str) -> None:
         raise ConfigError(f"unknown backbone {name!r}", nearest(name, BACKBONES), "use one of these names")
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -285,7 +285,7 @@ def _sidecar(path: Path, sha256: str) -> dict[str, Any]:
 def _stored(backbone: str, folder: Path) -> StoredWeights:
     url = _url(backbone)
     path = folder / f"{backbone}.weights"
-    sha256 = _sha256(path) if path.is_file() else None
+    sha256 = file_sha256(path) if path.is_file() else None
     noted = _sidecar(path, sha256) if sha256 else {}
     return StoredWeights(
         backbone=backbone,
@@ -331,7 +331,7 @@ def _download(url: str, target: Path, backbone: str) -> None:
                 shutil.copyfileobj(reader, file)
     except (OSError, http.client.HTTPException) as error:
         raise WeightsError(f"no network? {file_name} could not be fetched: {error}", *bring) from error
-    sha256, prefix = _sha256(target), _sha_prefix(url)
+    sha256, prefix = file_sha256(target), _sha_prefix(url)
     if not sha256.startswith(prefix):
         raise WeightsError(f"{url} gave another file: its sha256 is {sha256}, not {prefix}...", *bring)
 

@@ -61,7 +61,6 @@ class AffinityConfig(Training):
         walk_alpha: exponent of the background score that walks along; 16 as released, 6 in SEAM (D4).
         borders: ``psa``: cells near the border have fewer neighbours, as released; ``full``: every pair in the map (D6).
         solver: how the walk is computed: ``chebyshev`` or ``power``, which give the same scores.
-        post_crf: CRF after the walk: ``none`` as released, or a preset; ``P1`` in the paper (D7), ``P1-seam`` in SEAM.
     """
 
     epochs: int = 8
@@ -81,7 +80,6 @@ class AffinityConfig(Training):
     walk_alpha: float = 16.0
     borders: Borders = "psa"
     solver: Solver = "chebyshev"
-    post_crf: str = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,8 +94,6 @@ class AffinityConfig(Training):
                 f"crop={self.crop}", f"a multiple of {STRIDE}, at least {smallest} for radius {self.radius}"
             )
         preset(self.crf)
-        if self.post_crf != "none":
-            preset(self.post_crf)
 
 
 class AffinityNet(nn.Module):

@@ -61,16 +61,25 @@ def edge_and_displacement(
 
 
 def walked_maps(
-    cams_khw: torch.Tensor, edge_hw: torch.Tensor, size: tuple[int, int], config: IrnConfig
+    cams_khw: torch.Tensor, edge_hw: torch.Tensor, size: tuple[int, int], config: IrnConfig, enlarge: bool = True
 ) -> torch.Tensor:
-    """The maps after the random walk, at the image's size ``[k,H,W]``, over their largest value (spec 4.5)."""
+    """The maps after the random walk, over their largest value (spec 4.5).
+
+    Args:
+        cams_khw: maps >= 0.
+        edge_hw: from ``edge_and_displacement``.
+        size: of the result ``[k,*size]``.
+        config: of the walk.
+        enlarge: fourfold, to the image's size; otherwise they stay at stride 4.
+    """
     if not len(cams_khw):
         return cams_khw.new_zeros(0, *size)
     walked = boundary_walk(
         cams_khw, edge_hw, config.beta, config.steps, radius=config.walk_radius, solver=config.solver
     )
-    full = F.interpolate(walked[None], scale_factor=STRIDE, mode="bilinear", align_corners=False)
-    maps = full[0, :, : size[0], : size[1]]
+    if enlarge:
+        walked = F.interpolate(walked[None], scale_factor=STRIDE, mode="bilinear", align_corners=False)[0]
+    maps = walked[:, : size[0], : size[1]]
     # One maximum for all classes: a class that is weak in the image stays weak.
     return maps / maps.amax().clamp_min(torch.finfo(maps.dtype).tiny)
 

@@ -1,7 +1,7 @@
 """IRNet: where one region ends, and where its centre lies, learnt from class maps (Ahn, Cho & Kwak, CVPR 2019).
 
 Shapes: B images, k classes of the image, H W image, h w map at stride 4, P pairs from a cell, n source cells. Spec
-refine-segment 4.1 to 4.4. What follows the training, masks and instances, is in ``instances.py``.
+refine-segment 4.1 to 4.4. What follows the training, masks and instances, is in ``irn_inference.py``.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class IrnConfig(Training):
         steps: of the walk.
         threshold: score of the background after the walk, whose largest score is 1.
         solver: ``chebyshev``, or ``power``, the plain product chain: the same scores.
+        instances: also cut the walked maps into instances; needs ``displacement``.
     """
 
     epochs: int = 3
@@ -71,6 +72,7 @@ class IrnConfig(Training):
     steps: int = 256
     threshold: float = 0.25
     solver: Literal["chebyshev", "power"] = "chebyshev"
+    instances: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,6 +91,8 @@ class IrnConfig(Training):
             raise ConfigError(f"irn.canvas={self.canvas}", "a multiple of 16")
         if not 0 < self.rescale[0] <= self.rescale[1]:
             raise ConfigError(f"irn.rescale={self.rescale}", "two factors above 0, the smaller first")
+        if self.instances and not self.displacement:
+            raise ConfigError("irn.instances=on without displacements", "irn.displacement=on")
         preset(self.crf)
 
 

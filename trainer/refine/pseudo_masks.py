@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from trainer.camfile import Cam, cam_path, read_cam, upsample_cam
 from trainer.data.dataset import IGNORE, Dataset, Record, read_image, read_index_png
-from trainer.errors import ConfigError, DataError, RunError, UserError
+from trainer.errors import ConfigError, DataError
 from trainer.palette import write_index_png
-from trainer.pool import over_images, raise_together
+from trainer.pool import each_image
 from trainer.refine.crf import CrfParameters, DenseCrf, choose_backend, preset, unary_from_labels, unary_from_softmax
 
 Float = npt.NDArray[np.float32]
@@ -27,10 +27,16 @@ class RefineConfig:
     """Knobs of the stage ``refine``.
 
     Attributes:
-        refine: ``crf``, or ``none`` for thresholded maps as they are.
+        refine: ``none`` for thresholded maps as they are, ``crf``; ``affinity`` and ``irn`` first spread the maps by a random
+            walk (their knobs: sections ``affinity`` and ``irn``).
+        crf_after_walk: dense CRF also after a walk; off as released, on in the papers of psa and SC-CAM.
+        calibrate: raise maps to the power that puts their own threshold at 0.15, for which the constants of AffinityNet and
+            IRNet are made. Off on ResNet-38, 50 and 101, as released; on elsewhere.
         threshold_from: where the background threshold comes from: ``label_free``, ``fixed``, or a list with masks.
         threshold: the value for ``fixed``; 0.15 to 0.26 are published, spec methods 3.3.
-        background: ``threshold`` scores background as a constant; ``soft`` as (1 - max)^alpha (psa, SC-CAM, SEAM).
+        background: ``threshold`` scores background as a constant; ``soft`` as (1 - max)^alpha (psa, SC-CAM, SEAM); ``rest``
+            as 1 - the sum of the maps, for those of AffinityNet's walk, in which the background walked along. ``auto`` is
+            ``rest`` after AffinityNet and ``threshold`` elsewhere.
         alpha: exponent of the soft background: 4 makes it strong, 32 weak.
         unary: what the CRF starts from: ``scores``, ``labels`` (arg-max trusted with the preset's gt_prob, or 0.7), or
             ``preset``, which is labels where the preset has a gt_prob.
@@ -41,10 +47,12 @@ class RefineConfig:
         band: pixels whose label differs between threshold - band and threshold + band become 255; 0 for none.
     """
 
-    refine: Literal["crf", "none"] = "crf"
+    refine: Literal["none", "crf", "affinity", "irn"] = "crf"
+    crf_after_walk: bool = False
+    calibrate: bool = False
     threshold_from: str = "label_free"
     threshold: float = 0.2
-    background: Literal["threshold", "soft"] = "threshold"
+    background: Literal["auto", "threshold", "soft", "rest"] = "auto"
     alpha: float = 4.0
     unary: Literal["preset", "scores", "labels"] = "preset"
     crf: str = "P7"
@@ -58,16 +66,29 @@ class RefineConfig:
                 f"refine.threshold={self.threshold} confidence={self.confidence} band={self.band} alpha={self.alpha}",
                 "threshold, confidence and band within 0..1, alpha above 0",
             )
-        if self.band and self.background == "soft":
+        if self.band and self.score != "threshold":
             raise ConfigError("refine.band needs a threshold", "background=threshold", "drop band, or use confidence")
         preset(self.crf)
+
+    @property
+    def score(self) -> str:
+        """``background`` with ``auto`` decided."""
+        walked = "rest" if self.refine == "affinity" else "threshold"
+        return walked if self.background == "auto" else self.background
+
+    @property
+    def with_crf(self) -> bool:
+        """Whether a dense CRF makes the masks."""
+        return self.refine == "crf" or (self.refine != "none" and self.crf_after_walk)
 
 
 def background_scores(maps_kHW: Float, config: RefineConfig, threshold: float) -> Float:
     """``float32 [k+1,H,W]``: the background score of ``config``, then the maps."""
     shape = (1, *maps_kHW.shape[1:])
-    if config.background == "soft" and len(maps_kHW):
+    if config.score == "soft" and len(maps_kHW):
         ground = (1 - np.clip(maps_kHW.max(0, keepdims=True), 0, 1)) ** np.float32(config.alpha)
+    elif config.score == "rest" and len(maps_kHW):
+        ground = 1 - np.clip(maps_kHW.sum(0, keepdims=True), 0, 1)
     else:
         ground = np.full(shape, threshold if len(maps_kHW) else 1, np.float32)
     return np.concatenate([ground, maps_kHW]).astype(np.float32)
@@ -75,7 +96,7 @@ def background_scores(maps_kHW: Float, config: RefineConfig, threshold: float) -
 
 def refine_scores(image_HW3: Labels, scores_CHW: Sequence[Float], config: RefineConfig) -> list[Float]:
     """Probabilities ``float32 [C,H,W]`` of one image for each array of scores; the CRF's kernels are shared."""
-    if config.refine == "none" or len(scores_CHW[0]) == 1:
+    if not config.with_crf or len(scores_CHW[0]) == 1:
         return [s / np.maximum(s.sum(0), np.float32(1e-5)) for s in scores_CHW]
     parameters = preset(config.crf)
     crf = DenseCrf(image_HW3, parameters.gaussian, parameters.bilateral, config.crf_backend)
@@ -135,27 +156,20 @@ def make_pseudo_masks(
         DataError: maps or images that are missing, damaged or of another size; every other mask is there nevertheless.
         RunError: no space left or a killed worker; what was written stays.
     """
-    backend = choose_backend(config.crf_backend) if config.refine == "crf" else None
-    _check_cams(records, cam_folder)
+    backend = choose_backend(config.crf_backend) if config.with_crf else None
+    check_cams(records, cam_folder)
     out_folder.mkdir(parents=True, exist_ok=True)
     work = partial(_make_one, dataset, cam_folder, out_folder, config, threshold)
-    problems: list[UserError] = []
-    made = background = ignore = pixels = 0
-    for _, outcome in over_images(work, records, workers, "refine", progress, _name):
-        if isinstance(outcome, RunError):
-            raise outcome
-        if isinstance(outcome, UserError):
-            problems.append(outcome)
-        elif outcome is not None:
-            made += 1
-            pixels, background, ignore = pixels + outcome[0], background + outcome[1], ignore + outcome[2]
-    raise_together(problems, len(records), "masks could not be made, all others are kept")
+    what = "masks could not be made, all others are kept"
+    results = each_image(work, records, what, workers, "refine", progress, lambda record: record.id)
+    sizes = [result for result in results if result is not None]
+    made, pixels = len(sizes), max(sum(size for size, _, _ in sizes), 1)
     return {
         "count": len(records),
         "made": made,
         "kept": len(records) - made,
-        "background": background / max(pixels, 1),
-        "ignore": ignore / max(pixels, 1),
+        "background": sum(background for _, background, _ in sizes) / pixels,
+        "ignore": sum(ignore for _, _, ignore in sizes) / pixels,
         "threshold": threshold,
         "backend": backend,
     }
@@ -168,14 +182,23 @@ def _make_one(
     path = out_folder / f"{record.id}.png"
     if _loads(path):
         return None
-    try:
-        image = read_image(record.image)
-        cam = _cam_of(record, cam_folder, image, len(dataset.classes))
-    except DataError as error:
-        raise DataError(f"image {record.id!r}: {error.found}", error.expected, error.hint) from error
+    image, cam = image_and_cam(record, cam_folder, len(dataset.classes))
     mask = pseudo_mask(image, cam, config, threshold)
     write_index_png(path, mask)
     return mask.size, int((mask == 0).sum()), int((mask == IGNORE).sum())
+
+
+def image_and_cam(record: Record, cam_folder: Path, num_classes: int) -> tuple[Labels, Cam]:
+    """Pixels ``uint8 [H,W,3]`` and maps of an image; one without tags has no maps.
+
+    Raises:
+        DataError: either is missing, damaged, or they do not fit together.
+    """
+    try:
+        image = read_image(record.image)
+        return image, _cam_of(record, cam_folder, image, num_classes)
+    except DataError as error:
+        raise DataError(f"image {record.id!r}: {error.found}", error.expected, error.hint) from error
 
 
 def _cam_of(record: Record, cam_folder: Path, image_HW3: Labels, num_classes: int) -> Cam:
@@ -197,7 +220,8 @@ def _loads(path: Path) -> bool:
         return False
 
 
-def _check_cams(records: Sequence[Record], cam_folder: Path) -> None:
+def check_cams(records: Sequence[Record], cam_folder: Path) -> None:
+    """Raises DataError: tagged images without maps, listed."""
     missing = [r.id for r in records if r.tags and not cam_path(cam_folder, r.id).exists()]
     if missing:
         raise DataError(
@@ -206,7 +230,3 @@ def _check_cams(records: Sequence[Record], cam_folder: Path) -> None:
             "one <id>.npz for every tagged image",
             "run wsss-trainer fit with --until cams first",
         )
-
-
-def _name(record: Record) -> str:
-    return record.id

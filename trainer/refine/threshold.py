@@ -6,7 +6,7 @@ Published figures take the best value of a sweep on true masks. That is a look a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,6 +46,7 @@ def choose(
     cam_folder: Path,
     *,
     for_masks: bool = False,
+    without: Collection[str] = (),
     workers: int | None = None,
     progress: bool = False,
 ) -> Threshold:
@@ -59,6 +60,7 @@ def choose(
         records: what is measured or refined.
         cam_folder: maps, one ``<id>.npz`` an image.
         for_masks: the threshold will make training masks, where ``oracle`` is refused.
+        without: ids of images that have no maps, to be passed over in a list.
         workers: processes; None for one a core, 0 for none.
         progress: show a bar with time left.
 
@@ -81,7 +83,8 @@ def choose(
     if source not in dataset.lists:
         known = ["label_free", "fixed", "oracle", *sorted(dataset.lists)]
         raise ConfigError(f"a threshold cannot come from {source!r}", nearest(source, known))
-    value = _best(dataset, dataset.subset(source), cam_folder, source, workers, progress)
+    listed = [record for record in dataset.subset(source) if record.id not in without]
+    value = _best(dataset, listed, cam_folder, source, workers, progress)
     return Threshold(value, source, f"background threshold {value:.2f}, the best on the true masks of list {source!r}")
 
 
@@ -152,3 +155,16 @@ def otsu(histogram: npt.ArrayLike) -> float:
 
 def _name(record: Record) -> str:
     return record.id
+
+
+PUBLISHED = 0.15
+"""Where maps of the published networks turn from background to object; AffinityNet's and IRNet's constants are made for it."""
+
+
+def calibration(threshold: float) -> float:
+    """The power that maps with their own ``threshold`` are raised to, so that it becomes the published one.
+
+    Maps of small networks are broader: constants such as IRNet's 0.30 for sure foreground would call half the picture sure.
+    """
+    inside = min(max(threshold, 0.01), 0.9)
+    return float(np.log(PUBLISHED) / np.log(inside))

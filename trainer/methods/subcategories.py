@@ -1,0 +1,187 @@
+"""Sub-categories of classes: a second head learns to tell the clusters of a class apart (spec methods 12 and 13).
+
+Shapes: N images, K classes, S sub-categories of all classes together, D numbers of an embedding.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from trainer.errors import DataError
+from trainer.files import write_atomic
+from trainer.methods.base import at_least_float32
+from trainer.methods.cam import Cam
+from trainer.methods.cam import Config as CamConfig
+from trainer.methods.pooling import gap, pool
+from trainer.nets.backbone import Backbone
+
+
+@dataclass(frozen=True)
+class SubcategoryConfig(CamConfig):
+    """Knobs of methods with sub-categories, besides those of ``cam``.
+
+    Attributes:
+        weight: of the sub-category loss.
+        maps: ``parent`` takes the maps of the classes; ``subcategory`` the largest of the maps of a class's
+            sub-categories, which is for diagnosis: it is worse.
+        subcategories: how many each class has; found by clustering and filled in by the run.
+    """
+
+    weight: float = 5.0
+    maps: Literal["parent", "subcategory"] = "parent"
+    subcategories: tuple[int, ...] = ()
+
+
+class SubcategoryCam(Cam):
+    """``Cam`` with a second head on the same pooled features; without sub-categories it is ``Cam``."""
+
+    config: SubcategoryConfig
+    released = MappingProxyType(
+        {"classifier.weight": ("fc8_20.weight", "fc8.weight"), "subcategory_classifier.weight": ("fc8_200.weight",)}
+    )
+    unused = ("fc8_200.weight", "subcategory_classifier.weight")
+
+    def __init__(self, config: SubcategoryConfig, backbone: Backbone, num_classes: int) -> None:
+        super().__init__(config, backbone, num_classes)
+        self.subcategories = sum(config.subcategories)
+        if self.subcategories:
+            self.subcategory_classifier = nn.Conv2d(self.classifier.in_channels, self.subcategories, 1, bias=False)
+            nn.init.xavier_uniform_(self.subcategory_classifier.weight)
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """Average of the features below the heads, ``[B,D]``: what sub-categories are clusters of."""
+        return gap(self.features(images))
+
+    def cams_and_logits(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See ``Method``; maps by ``maps``."""
+        if self.config.maps == "parent" or not self.subcategories:
+            return super().cams_and_logits(images)
+        f = self.features(images)
+        own = subcategory_maps(F.relu(self.subcategory_classifier(f)), self.config.subcategories)
+        return own, gap(self.classifier(f))
+
+    def loss(
+        self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator, labels: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Soft margin losses (spec 6.1) of the classes: ``cls``, and of the sub-categories: ``sub``.
+
+        Args:
+            images: ``[B,3,H,W]``.
+            tags: 0/1 ``[B,K]``.
+            rng: not used.
+            labels: 0/1 of the sub-categories, ``[B,S]``; none where there are none.
+        """
+        f = pool(self.dropout(self.features(images)), self.config.pooling, bins=self.config.hspp_bins)[:, :, None, None]
+        terms = {"cls": soft_margin(self.classifier(f), tags)}
+        if labels is not None:
+            terms["sub"] = self.config.weight * soft_margin(self.subcategory_classifier(f), labels)
+        return terms
+
+
+def soft_margin(scores_BK11: torch.Tensor, labels_BK: torch.Tensor) -> torch.Tensor:
+    """Multi-label soft margin loss of the scores of a 1x1 convolution."""
+    scores = at_least_float32(scores_BK11.flatten(1))
+    return F.multilabel_soft_margin_loss(scores, labels_BK.to(scores.dtype))
+
+
+def over_joint_maximum(maps_BShw: torch.Tensor, counts: Sequence[int]) -> list[torch.Tensor]:
+    """Sub-category maps of each class, all over the largest value of the class + 1e-5."""
+    return [
+        b / (b.amax((1, 2, 3), keepdim=True) + 1e-5) if b.shape[1] else b
+        for b in torch.split(maps_BShw, list(counts), 1)
+    ]
+
+
+def subcategory_maps(maps_BShw: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    """The largest of each class's sub-category maps, ``[B,K,h,w]`` in 0..1; zeros for a class without any.
+
+    Deviation: SC-CAM's code sums the views first (spec methods 12.2).
+    """
+    none = torch.zeros_like(maps_BShw[:, 0])
+    blocks = over_joint_maximum(maps_BShw, counts)
+    return torch.stack([block.amax(1) if block.shape[1] else none for block in blocks], 1)
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Features of images.
+
+    Attributes:
+        ids: of the images.
+        values: ``float32 [N,D]``.
+    """
+
+    ids: list[str]
+    values: npt.NDArray[np.float32]
+
+    def write(self, path: Path) -> None:
+        """Write an ``.npz`` whole or not at all."""
+        _write(path, ids=np.array(self.ids), values=self.values)
+
+    @classmethod
+    def read(cls, path: Path) -> Embeddings:
+        """Raises DataError: missing or damaged."""
+        stored = _read(path, ("ids", "values"))
+        return cls([str(i) for i in stored["ids"]], stored["values"])
+
+
+@dataclass(frozen=True)
+class Subcategories:
+    """Labels of the second head.
+
+    Attributes:
+        ids: of the images.
+        labels: 0/1, ``uint8 [N,S]``, class after class.
+        counts: sub-categories of each class, ``[K]``; their sum is S.
+    """
+
+    ids: list[str]
+    labels: npt.NDArray[np.uint8]
+    counts: tuple[int, ...]
+
+    def of(self, image: str) -> torch.Tensor:
+        """Labels of one image, ``float32 [S]``."""
+        return torch.from_numpy(self.labels[self.rows[image]]).float()
+
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """Row of each image."""
+        return {image: row for row, image in enumerate(self.ids)}
+
+    def write(self, path: Path) -> None:
+        """Write an ``.npz`` whole or not at all."""
+        _write(path, ids=np.array(self.ids), labels=self.labels, counts=np.array(self.counts, np.int64))
+
+    @classmethod
+    def read(cls, path: Path) -> Subcategories:
+        """Raises DataError: missing or damaged."""
+        stored = _read(path, ("ids", "labels", "counts"))
+        return cls([str(i) for i in stored["ids"]], stored["labels"], tuple(int(n) for n in stored["counts"]))
+
+
+def _write(path: Path, **arrays: Any) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomic(path, buffer.getvalue())
+
+
+def _read(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in names}
+    except Exception as error:
+        raise DataError(
+            f"{path} cannot be read: {error}", "a file of this run", "remove it and run the same command again"
+        ) from error

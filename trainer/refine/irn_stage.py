@@ -1,0 +1,167 @@
+"""IRNet as stages of a run: labels from class maps, training, the walk of every map (spec refine-segment 4)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainer.camfile import cam_path, read_cam, upsample_cam, write_cam
+from trainer.cams import stride4
+from trainer.classify import save
+from trainer.data.dataset import Dataset, Record, image_size, read_image, read_index_png
+from trainer.data.loader import Samples
+from trainer.data.transforms import Rng
+from trainer.devices import shard
+from trainer.errors import DataError
+from trainer.files import check_space, write_atomic
+from trainer.inference import Views, inference, iterate_views
+from trainer.loop import train
+from trainer.palette import write_index_png
+from trainer.pool import each_image
+from trainer.progress import progress_bar
+from trainer.refine.irn_inference import (
+    edge_and_displacement,
+    instances,
+    mean_displacement,
+    on_canvas,
+    walked_maps,
+)
+from trainer.refine.irnet import EPS, IrnConfig, IrNet, boundary_losses, ir_label, irn_sample
+from trainer.refine.irnet import PRESETS as PRESETS
+from trainer.refine.pseudo_masks import check_cams, image_and_cam
+from trainer.run import Metrics, Stage
+
+LABEL_BYTES = 0.05
+"""Of a label, for each pixel."""
+SMALL: dict[str, Any] = {
+    "epochs": 3, "batch": 16, "lr": 0.05, "momentum": 0.9, "new_factor": 1.0, "crop": 256, "rescale": (0.75, 1.25),
+    "radius": 5, "displacement": False, "canvas": 320,
+}  # fmt: skip
+"""Changes for small networks and short trainings; ours."""
+
+
+def make_labels(
+    dataset: Dataset,
+    records: Sequence[Record],
+    cam_folder: Path,
+    out_folder: Path,
+    config: IrnConfig,
+    power: float = 1.0,
+    workers: int | None = None,
+    progress: bool = False,
+) -> None:
+    """Write ``<id>.png``: 0 sure background, k+1 class k, 255 open; files that load are kept.
+
+    Arguments and errors as those of ``affinity_stage.make_labels``.
+    """
+    check_cams(records, cam_folder)
+    missing = [record for record in records if not _readable(out_folder, record)]
+    pixels = sum(int(np.prod(image_size(record.image))) for record in missing)
+    check_space(out_folder, int(LABEL_BYTES * pixels), "labels of IRNet")
+    work = partial(_label, len(dataset.classes), cam_folder, out_folder, config, power)
+    what = "labels could not be made, all others are kept"
+    each_image(work, missing, what, workers, "irn labels", progress, lambda record: record.id)
+
+
+def train_irn(
+    net: IrNet, records: Sequence[Record], labels: Path, config: IrnConfig, stage: Stage, metrics: Metrics,
+    seed: int, identity: dict[str, Any], device: str = "auto",
+) -> None:  # fmt: skip
+    """Train the branches of ``net`` on the labels, measure its mean shift, and write ``model.pt``."""
+    samples = Samples(records, partial(_sample, labels=labels, config=config), seed)
+    groups = net.param_groups(config.lr, config.weight_decay, config.new_factor)
+    loss = partial(_loss, radius=config.radius)
+    last = train(net, loss, groups, samples, config, stage.folder, metrics, seed, metrics.stage, None, device)
+    if config.displacement:
+        net.mean_shift.copy_(mean_displacement(_displacements(net, records, config, device)))
+    save(stage.folder, net, identity)
+    stage.metrics.update({k: float(f"{v:.6g}") for k, v in last.items()})
+    stage.outputs.update(count=1, weights="model.pt", images=len(records))
+
+
+def walk(
+    net: IrNet, records: Sequence[Record], cam_folder: Path, out_folder: Path, config: IrnConfig,
+    power: float = 1.0, device: str = "auto", instance_folder: Path | None = None,
+) -> None:  # fmt: skip
+    """Write the maps of every record after the walk, over their largest value; files that load are kept.
+
+    With ``instance_folder`` also ``<id>.npz`` there: ``labels int32 [H,W]``, ``classes int64 [n]``, ``scores float32 [n]``.
+    Deviation: maps are stretched from stride 4 to the image when they are read, instead of enlarged fourfold and cut.
+
+    Raises:
+        DataError: maps that are missing or do not fit.
+    """
+    check_cams(records, cam_folder)
+    folders = [out_folder, *([instance_folder] if instance_folder else [])]
+    missing = [r for r in shard(records) if not all(cam_path(folder, r.id).exists() for folder in folders)]
+    with inference(net, "fp32", device) as target, progress_bar("walk", len(missing)) as advance:
+        for batch in iterate_views(missing, Views(scales=(1.0,)), batch=1):
+            record, size = batch.records[0], batch.size
+            small = stride4(size)
+            cam = read_cam(cam_path(cam_folder, record.id)) if record.tags else None
+            maps = torch.zeros(0, *small)
+            if cam is not None:
+                edge, displacement = edge_and_displacement(net, batch.images[0][0].to(target), config.canvas)
+                cams = torch.from_numpy(upsample_cam(cam.maps, small) ** np.float32(power)).to(target)
+                cams = cams / (cams.amax((1, 2), keepdim=True) + EPS)
+                maps = walked_maps(cams, edge, small, config, enlarge=False).cpu().clamp(0, 1)
+                if instance_folder and displacement is not None:
+                    found = instances(cams, edge, displacement, size, config)
+                    buffer = io.BytesIO()
+                    np.savez_compressed(
+                        buffer, labels=found.labels, classes=cam.classes[found.classes], scores=found.scores
+                    )
+                    write_atomic(cam_path(instance_folder, record.id), buffer.getvalue())
+            write_cam(cam_path(out_folder, record.id), record.tags, maps.numpy(), size)
+            advance()
+
+
+def _label(
+    num_classes: int, cam_folder: Path, out_folder: Path, config: IrnConfig, power: float, record: Record
+) -> None:
+    image, cam = image_and_cam(record, cam_folder, num_classes)
+    local = ir_label(upsample_cam(cam.maps, cam.size) ** np.float32(power), image, config)
+    keys = np.arange(256, dtype=np.uint8)
+    keys[1 : len(cam.classes) + 1] = cam.classes + 1
+    write_index_png(out_folder / f"{record.id}.png", keys[local])
+
+
+def _readable(folder: Path, record: Record) -> bool:
+    path = folder / f"{record.id}.png"
+    try:
+        return path.exists() and read_index_png(path).shape == image_size(record.image)
+    except DataError:
+        return False
+
+
+def _sample(record: Record, rng: Rng, labels: Path, config: IrnConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    return irn_sample(read_image(record.image), read_index_png(labels / f"{record.id}.png"), rng, config)
+
+
+def _loss(
+    net: IrNet, images: torch.Tensor, label: torch.Tensor, rng: np.random.Generator, radius: int
+) -> dict[str, torch.Tensor]:
+    edge, displacement = net(images)
+    terms = boundary_losses(edge, displacement, label, radius)
+    return {name: term / 2 for name, term in terms.items() if name != "total"}
+
+
+def _displacements(net: IrNet, records: Sequence[Record], config: IrnConfig, device: str) -> Iterator[torch.Tensor]:
+    """Displacements of the training images on the canvas, a batch at a time, the last one if it is full."""
+    waiting: list[torch.Tensor] = []
+    full = min(config.batch, len(records))
+    with inference(net, "fp32", device) as target, progress_bar("mean shift", len(records)) as advance:
+        for batch in iterate_views(records, Views(scales=(1.0,)), batch=1):
+            waiting.append(on_canvas(batch.images[0][0], config.canvas))
+            advance()
+            if len(waiting) == full:
+                displacement = net(torch.stack(waiting).to(target))[1]
+                assert displacement is not None
+                yield displacement.cpu()
+                waiting = []
