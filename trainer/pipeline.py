@@ -63,15 +63,12 @@ class Pipeline:
         self.validation = self.dataset.subset(self.val_list) if self.val_list else []
         self.tagged = [record for record in self.training if record.tags]
         if not self.tagged:
-            raise DataError(
-                f"no image of list {self.train_list!r} has a tag",
-                "tags to learn from",
-                f"wsss-trainer check {options.data}",
-            )
+            found = f"no image of list {self.train_list!r} has a tag"
+            raise DataError(found, "tags to learn from", f"wsss-trainer check {options.data}")
         # Built now, so that an impossible backbone, knob or weight file ends the run before it starts.
         # A given classifier needs no other weights: ResNet-38 has none that can be fetched.
         from_scratch = options.weights == "none" or (options.classifier is not None and options.weights is None)
-        self.weights = None if from_scratch else find_weights(options.backbone, _path(options.weights))
+        self.weights = None if from_scratch else find_weights(options.backbone, options.weights)
         self.backbone_knobs = classify.backbone_knobs(options.backbone, self.configs.classify)
         self.method = classify.build(
             options.method, self.configs.method, options.backbone, self.backbone_knobs, len(self.dataset.classes)
@@ -84,6 +81,11 @@ class Pipeline:
         if options.cams and self.loaded is None and options.until != "cams":
             raise ConfigError("--cams brings no classifier whose weights could start a network", "--weights FILE")
         self.preparations = [] if self.classifier else preparations(method_module(options.method), self.configs.method)
+
+    @property
+    def made_by(self) -> str:
+        """What makes the maps: the method, or where they were taken from."""
+        return f"maps of {self.options.cams}" if self.options.cams else self.options.method
 
     @property
     def supervision(self) -> str:
@@ -181,8 +183,7 @@ class Pipeline:
     def _describe(self) -> None:
         options, dataset = self.options, self.dataset
         self.run.describe(
-            seed=options.seed, method=f"maps of {options.cams}" if options.cams else options.method,
-            backbone=options.backbone, supervision=self.supervision,
+            seed=options.seed, method=self.made_by, backbone=options.backbone, supervision=self.supervision,
             weights={"path": str(self.weights), "sha256": self.loaded.sha256} if self.loaded else None,
             train_list=self.train_list, val_list=self.val_list,
             data={
@@ -195,7 +196,7 @@ class Pipeline:
 
     def _identity(self, method_config: Any = None) -> dict[str, Any]:
         return {
-            "method": self.options.method, "method_config": knobs.as_dict(method_config or self.configs.method),
+            "method": self.made_by, "method_config": knobs.as_dict(method_config or self.configs.method),
             "backbone": self.options.backbone, "backbone_knobs": self.backbone_knobs, "classes": list(self.dataset.classes),
         }  # fmt: skip
 
@@ -344,7 +345,3 @@ def _segment_identity(config: segment.SegmentConfig) -> dict[str, Any]:
 
 def _result(config: Any) -> dict[str, Any]:
     return {k: v for k, v in knobs.as_dict(config).items() if k not in OPERATION}
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)

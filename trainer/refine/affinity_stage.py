@@ -40,7 +40,7 @@ from trainer.refine.affinitynet import (
     walk_scores,
 )
 from trainer.refine.crf import DenseCrf, preset, unary_from_softmax
-from trainer.refine.pseudo_masks import check_cams, image_and_cam
+from trainer.refine.pseudo_masks import check_cams, has_maps, image_and_cam
 from trainer.run import Metrics, Stage
 
 LABEL_BYTES = 0.2
@@ -96,7 +96,7 @@ def read_labels(folder: Path, record: Record) -> tuple[Scores, Scores]:
     """
     path = folder / f"{record.id}.npz"
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return stored["low"], stored["high"]
     except Exception as error:
         raise DataError(f"{path} cannot be read: {error}", "labels", "run the same command again") from error
@@ -129,7 +129,7 @@ def walk(
         DataError: maps that are missing or do not fit.
     """
     check_cams(records, cam_folder)
-    missing = [record for record in shard(records) if not _walked(out_folder, record)]
+    missing = [record for record in shard(records) if not has_maps(out_folder, record)]
     with inference(net, "fp32", device) as target, progress_bar("walk", len(missing)) as advance:
         for batch in iterate_views(missing, Views(scales=(1.0,)), batch=4):
             features = net(pad_to_stride(batch.images[0].to(target)))
@@ -166,13 +166,6 @@ def _label(
 def _readable(folder: Path, record: Record) -> bool:
     try:
         return bool(read_labels(folder, record)[0].size)
-    except DataError:
-        return False
-
-
-def _walked(folder: Path, record: Record) -> bool:
-    try:
-        return read_cam(cam_path(folder, record.id)).size == image_size(record.image)
     except DataError:
         return False
 

@@ -34,7 +34,7 @@ from trainer.refine.irn_inference import (
 )
 from trainer.refine.irnet import EPS, IrnConfig, IrNet, boundary_losses, ir_label, irn_sample
 from trainer.refine.irnet import PRESETS as PRESETS
-from trainer.refine.pseudo_masks import check_cams, image_and_cam
+from trainer.refine.pseudo_masks import check_cams, has_maps, image_and_cam
 from trainer.run import Metrics, Stage
 
 LABEL_BYTES = 0.05
@@ -98,8 +98,12 @@ def walk(
         DataError: maps that are missing or do not fit.
     """
     check_cams(records, cam_folder)
-    folders = [out_folder, *([instance_folder] if instance_folder else [])]
-    missing = [r for r in shard(records) if not all(cam_path(folder, r.id).exists() for folder in folders)]
+    missing = [
+        record
+        for record in shard(records)
+        if not has_maps(out_folder, record)
+        or (instance_folder and record.tags and not cam_path(instance_folder, record.id).exists())
+    ]
     with inference(net, "fp32", device) as target, progress_bar("walk", len(missing)) as advance:
         for batch in iterate_views(missing, Views(scales=(1.0,)), batch=1):
             record, size = batch.records[0], batch.size

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.camfile import Cam, cam_path, read_cam, upsample_cam
-from trainer.data.dataset import IGNORE, Dataset, Record, read_image, read_index_png
+from trainer.data.dataset import IGNORE, Dataset, Record, image_size, read_image, read_index_png
 from trainer.errors import ConfigError, DataError
 from trainer.palette import write_index_png
 from trainer.pool import each_image
@@ -216,6 +216,14 @@ def _cam_of(record: Record, cam_folder: Path, image_HW3: Labels, num_classes: in
 def _loads(path: Path) -> bool:
     try:
         return path.exists() and read_index_png(path).size > 0
+    except DataError:
+        return False
+
+
+def has_maps(folder: Path, record: Record) -> bool:
+    """Whether the maps of an image are there, whole and of its size."""
+    try:
+        return read_cam(cam_path(folder, record.id)).size == image_size(record.image)
     except DataError:
         return False
 
