@@ -13,10 +13,14 @@ from typer.main import get_command
 
 from serving.cli import app as serving_app
 from trainer import classify, segment
+from trainer import config as knobs
 from trainer.cams import CamsConfig
 from trainer.cli import app as trainer_app
 from trainer.measure import EvaluateConfig
 from trainer.methods.base import method_classes, method_names
+from trainer.refine import affinity_stage, irn_stage
+from trainer.refine.affinitynet import AffinityConfig
+from trainer.refine.irnet import IrnConfig
 from trainer.refine.pseudo_masks import RefineConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,6 +29,8 @@ SECTIONS: dict[str, list[Any]] = {
     "classify": [classify.PSA, classify.IRN, classify.SMALL, classify.SCRATCH],
     "cams": [CamsConfig()],
     "refine": [RefineConfig()],
+    "affinity": [AffinityConfig(), knobs.replace(AffinityConfig(), affinity_stage.SMALL, "affinity")],
+    "irn": [IrnConfig(), knobs.replace(IrnConfig(), irn_stage.SMALL, "irn")],
     "segment": [segment.SegmentConfig(), segment.SCRATCH],
     "evaluate": [EvaluateConfig()],
 }

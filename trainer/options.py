@@ -20,6 +20,9 @@ from trainer.refinement import named_refinement
 STAGES = ("classify", "cams", "refine", "segment", "evaluate", "report")
 SECTIONS = ("method", "classify", "cams", "refine", "affinity", "irn", "segment", "evaluate")
 
+PUBLISHED_THRESHOLD = {"threshold_from": "fixed", "threshold": 0.25}
+"""Of maps after IRNet's walk, as released (spec refine-segment 4.5)."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -85,6 +88,8 @@ def make_configs(options: Options) -> Configs:
     ways: dict[str, dict[str, Any]] = {"affinity": affinity_stage.SMALL, "irn": irn_stage.SMALL} if small else {}
     for section, way in refinement.items():
         ways[section] = {**ways.get(section, {}), **way}
+    if not small and ways["refine"]["refine"] == "irn":
+        ways["refine"] |= PUBLISHED_THRESHOLD
     return Configs(
         knobs.replace(method_config(), {**preset["method"], **changes["method"]}, f"method {options.method}"),
         made,

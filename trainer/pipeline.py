@@ -78,14 +78,15 @@ class Pipeline:
             raise ConfigError(f"--classifier {self.classifier} is of this very run", "a new --run folder")
         self.given = load_classifier(self.method, self.classifier, self.dataset.classes) if self.classifier else None
         self.loaded = self._initialise(self.method)
-        if options.cams and self.loaded is None and options.until != "cams":
+        trains = self.configs.refine.refine in ("affinity", "irn") or options.until in STAGES[3:]
+        if options.cams and self.loaded is None and trains and options.until != "cams":
             raise ConfigError("--cams brings no classifier whose weights could start a network", "--weights FILE")
         self.preparations = [] if self.classifier else preparations(method_module(options.method), self.configs.method)
 
     @property
     def made_by(self) -> str:
         """What makes the maps: the method, or where they were taken from."""
-        return f"maps of {self.options.cams}" if self.options.cams else self.options.method
+        return f"maps of {self.options.cams.resolve()}" if self.options.cams else self.options.method
 
     @property
     def supervision(self) -> str:
@@ -288,6 +289,8 @@ class Pipeline:
         return backbone
 
     def _start(self, backbone: Backbone, init: str) -> None:
+        if init == "classifier" and self.options.cams:
+            raise ConfigError("init=classifier, and --cams brings no classifier", "init=weights")
         if init == "classifier" or (init == "auto" and self.weights is None):
             trained = classify.load(self.run.path / "classify" / "model.pt", self._expected())
             backbone.load_state_dict(trained.backbone.state_dict())

@@ -76,7 +76,8 @@ class Refinement:
         if self.walks:
             name = self.config.refine
             every = result(self.affinity if name == "affinity" else self.irn)
-            power = [self.config.calibrate, self.config.threshold_from, self.config.threshold]
+            config = self.config
+            power = [config.threshold_from, config.threshold] if config.calibrate else []
             for stage, chosen, more, work in (
                 (f"{name}_labels", every.keys() & LABEL_KNOBS, power, self.labels),
                 (name, every.keys() - LABEL_KNOBS - WALK_KNOBS, self.network, self.train),

@@ -154,7 +154,9 @@ def test_training_writes_weights_that_load(trained):
     assert again.config == Config(pooling="gmp")
     image = torch.randn(1, 3, 40, 40, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        torch.testing.assert_close(again.cams(image), module.eval().cams(image))  # not equal: the trained one is channels-last
+        torch.testing.assert_close(
+            again.cams(image), module.eval().cams(image)
+        )  # not equal: the trained one is channels-last
 
 
 def test_images_without_tags_cannot_be_validated_on(tmp_path):

@@ -113,4 +113,5 @@ def test_as_dict_is_plain_json():
         "precision": "fp32",
         "batch": 4,
         "workers": -1,
+        "bad": "stop",
     }

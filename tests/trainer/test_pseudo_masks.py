@@ -8,7 +8,7 @@ from trainer.camfile import Cam, cam_path, write_cam
 from trainer.data.dataset import Dataset, Record, read_index_png
 from trainer.errors import ConfigError, DataError, RunError
 from trainer.palette import voc_palette
-from trainer.pool import over_images
+from trainer.pool import each_image, over_images
 from trainer.refine import pseudo_masks
 from trainer.refine.pseudo_masks import RefineConfig, background_scores, make_pseudo_masks, pseudo_mask
 
@@ -193,3 +193,46 @@ def test_pool_keeps_order_and_names_the_item_that_failed():
         list(over_images(partial(die_on, 3), numbers, 2))
     assert "fewer workers" in caught.value.hint
     assert list(over_images(partial(fail_on, 0), [], 2)) == []
+
+
+def half(seen, number):
+    seen.append(number)
+    if number % 2:
+        raise (RunError("no space left") if number == 9 else DataError(f"item {number} is odd", "even", "leave it out"))
+    return number // 2
+
+
+def test_each_image_does_all_that_can_be_done_and_tells_all_errors_together():
+    from functools import partial
+
+    seen: list[int] = []
+    assert each_image(partial(half, seen), [4, 2, 8], "halves failed", 0) == [2, 1, 4]
+    assert each_image(partial(half, seen), [], "halves failed") == []
+    seen.clear()
+    with pytest.raises(DataError) as caught:
+        each_image(partial(half, seen), [1, 2, 3, 4], "halves failed", 0)
+    assert seen == [1, 2, 3, 4]
+    assert caught.value.found == "2 of 4 halves failed:\n  item 1 is odd\n  item 3 is odd"
+    assert (caught.value.expected, caught.value.hint) == ("even", "leave it out")
+    with pytest.raises(DataError, match="20 of 20 halves failed") as caught:
+        each_image(partial(half, seen), [1] * 20, "halves failed", 0)
+    assert caught.value.found.endswith("and 10 more")
+    assert caught.value.found.count("item 1") == 10
+
+
+def test_each_image_stops_at_once_where_no_space_is_left():
+    from functools import partial
+
+    seen: list[int] = []
+    with pytest.raises(RunError, match="no space left"):
+        each_image(partial(half, seen), [1, 9, 2], "halves failed", 0)
+    assert seen == [1, 9]
+
+
+def test_each_image_works_in_processes():
+    from functools import partial
+
+    numbers = list(range(12))
+    assert each_image(partial(fail_on, -1), numbers, "squares failed", 2) == [n * n for n in numbers]
+    with pytest.raises(RuntimeError, match="image 'n5': by design"):
+        each_image(partial(fail_on, 5), numbers, "squares failed", 2, name=lambda n: f"n{n}")

@@ -48,7 +48,7 @@ class IrnConfig(Training):
         walk_radius: pairs of cells nearer than this are joined in the random walk.
         beta: exponent of the affinities; larger makes boundaries harder to cross.
         steps: of the walk.
-        threshold: score of the background after the walk, whose largest score is 1.
+        threshold: score of the background after the walk when instances are cut; masks have ``refine.threshold``.
         solver: ``chebyshev``, or ``power``, the plain product chain: the same scores.
         instances: also cut the walked maps into instances; needs ``displacement``.
     """
