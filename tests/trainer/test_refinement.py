@@ -442,7 +442,7 @@ def test_small_networks_get_small_knobs_and_calibration(tmp_path, recipe):
 @pytest.mark.parametrize("recipe", ["psa", "irn"])
 def test_published_networks_get_published_knobs(tmp_path, recipe):
     configs = make_configs(Options(tmp_path, tmp_path, backbone="resnet50", recipe=recipe, refine="irn-coco"))
-    assert configs.refine == RefineConfig(refine="irn", calibrate=False)
+    assert configs.refine == RefineConfig(refine="irn", calibrate=False, threshold_from="fixed", threshold=0.25)
     assert configs.affinity == AffinityConfig()
     assert configs.irn == IrnConfig(foreground=0.35, background=0.10)
 
