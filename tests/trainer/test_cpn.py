@@ -296,3 +296,17 @@ def test_training_on_superpixels(tmp_path):
 def test_others_need_no_superpixels(method, tmp_path):
     trained(make() if method == "grid" else Cam(CamConfig(), Staged(), 3), tmp_path)
     assert not (tmp_path / "superpixels").exists()
+
+
+@pytest.mark.parametrize("side", [50, 64, 1000])
+def test_an_image_smaller_than_a_patch_is_hidden_whole_or_not_at_all(side):
+    """Stated: where one cell covers the crop, lam is 0 or 1, and the losses stay finite."""
+    method = make(grid=(side,)).train()
+    seen = set()
+    for seed in range(6):
+        _, share = random_grid_mask((50, 41), (side,), np.random.default_rng(seed))
+        seen.add(share)
+        images, tags, _ = batch()
+        terms = method.loss(images, tags, np.random.default_rng(seed))
+        assert all(torch.isfinite(term) for term in terms.values())
+    assert seen == {0.0, 1.0}

@@ -170,3 +170,15 @@ def test_images_of_fmix_come_from_one_partner_or_the_other():
 def test_impossible_knobs_are_refused(config, knobs):
     with pytest.raises(ConfigError):
         config(**knobs)
+
+
+@pytest.mark.parametrize("module", [mixup_cam, fmix_cam, manifold_mixup_cam])
+def test_a_data_set_of_one_class_can_be_mixed(module):
+    """Stated: labels of two images of the one class mix to 1, so mixing only changes the images."""
+    torch.manual_seed(0)
+    name = next(n for n in vars(module) if n.endswith("Cam") and n not in ("MixedCam", "Cam"))
+    method = getattr(module, name)(module.Config(), build_backbone("resnet18"), 1).train()
+    tags = torch.ones(4, 1)
+    terms = method.loss(torch.randn(4, 3, 64, 64), tags, np.random.default_rng(0))
+    assert all(torch.isfinite(term) for term in terms.values())
+    assert torch.equal(draw(torch.zeros(4, 3, 8, 8), 0.2, False, np.random.default_rng(0)).tags(tags), tags)
