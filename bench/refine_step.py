@@ -1,7 +1,7 @@
 """A training step of AffinityNet and of IRNet against the released code's form of the losses, same network and batch, one run.
 
 The released code gathers every pair (AffinityNet) and every cell of every line (IRNet) by index, and its loader processes send
-three float32 masks of all pairs; ours slices shifted maps, and the loader sends the small label. Everything else is equal: network,
+three float32 masks of all pairs; ours slices shifted maps, and the loader sends the small label. All else is equal: network,
 forward, backward, SGD.
 
 python bench/refine_step.py --backbone mobilenet_v2 --batch 2
