@@ -86,7 +86,7 @@ def test_the_loss_is_finite_and_repeatable(preset):
 
 
 def test_the_loss_is_that_of_the_paper():
-    method, tags = tiny(), torch.tensor([[1.0, 0, 1], [0, 1, 0]])
+    method, tags = tiny(word_weight=1.0), torch.tensor([[1.0, 0, 1], [0, 1, 0]])
     f = method.features(images())
     p = encode(f, method.codebook)
 
@@ -197,3 +197,10 @@ def test_a_codebook_has_words(words):
     with pytest.raises(ConfigError, match=rf"method\.words={words}") as caught:
         Config(words=words)
     assert caught.value.expected == "2 or more"
+
+
+def test_the_word_loss_is_weighted_less_on_small_networks():
+    full, small = (terms(tiny(word_weight=weight))["word"].item() for weight in (1.0, "auto"))
+    assert small == pytest.approx(0.1 * full)
+    with pytest.raises(ConfigError, match="word_weight"):
+        tiny(word_weight=-1.0)
