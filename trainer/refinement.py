@@ -14,7 +14,7 @@ from trainer.devices import rank
 from trainer.errors import ConfigError, nearest
 from trainer.loop import step_rng
 from trainer.nets.backbone import Backbone
-from trainer.refine import affinity_stage, irn_stage
+from trainer.refine import affinity_stage, affinitynet, irn_stage, irnet
 from trainer.refine.affinitynet import AffinityConfig, AffinityNet
 from trainer.refine.irnet import IrnConfig, IrNet
 from trainer.refine.pseudo_masks import RefineConfig, make_pseudo_masks
@@ -191,7 +191,7 @@ def named_refinement(name: str) -> dict[str, dict[str, Any]]:
     known: dict[str, dict[str, dict[str, Any]]] = {
         way: {"refine": {"refine": way}} for way in ("none", "crf", "affinity", "irn")
     }
-    for way, presets in (("affinity", affinity_stage.PRESETS), ("irn", irn_stage.PRESETS)):
+    for way, presets in (("affinity", affinitynet.PRESETS), ("irn", irnet.PRESETS)):
         for preset, changes in presets.items():
             known[preset] = {"refine": {"refine": way}, way: changes}
     if name not in known:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,6 @@ from trainer.inference import Views, inference, iterate_views
 from trainer.loop import train
 from trainer.pool import each_image
 from trainer.progress import progress_bar
-from trainer.refine.affinitynet import (
-    PRESETS as PRESETS,
-)
 from trainer.refine.affinitynet import (
     AffinityConfig,
     AffinityNet,
@@ -81,11 +78,29 @@ def make_labels(
     """
     check_cams(records, cam_folder)
     missing = [record for record in records if not _readable(out_folder, record)]
-    pixels = sum(int(np.prod(image_size(record.image))) for record in missing)
-    check_space(out_folder, int(LABEL_BYTES * pixels), "labels of AffinityNet")
     work = partial(_label, len(dataset.classes), cam_folder, out_folder, config, power)
+    label_images(work, missing, out_folder, LABEL_BYTES, "AffinityNet", workers, progress)
+
+
+def label_images(
+    work: Callable[[Record], None],
+    records: Sequence[Record],
+    folder: Path,
+    pixel_bytes: float,
+    network: str,
+    workers: int | None,
+    progress: bool,
+) -> None:
+    """``work`` on every image in a process pool, if the labels of ``network`` will fit into ``folder``.
+
+    Raises:
+        DataError: of single images, listed; the others are done.
+        RunError: no space left, already or soon.
+    """
+    pixels = sum(int(np.prod(image_size(record.image))) for record in records)
+    check_space(folder, int(pixel_bytes * pixels), f"labels of {network}")
     what = "labels could not be made, all others are kept"
-    each_image(work, missing, what, workers, "affinity labels", progress, lambda record: record.id)
+    each_image(work, records, what, workers, f"labels of {network}", progress, lambda record: record.id)
 
 
 def read_labels(folder: Path, record: Record) -> tuple[Scores, Scores]:

@@ -19,12 +19,12 @@ from trainer.data.loader import Samples
 from trainer.data.transforms import Rng
 from trainer.devices import shard
 from trainer.errors import DataError
-from trainer.files import check_space, write_atomic
+from trainer.files import write_atomic
 from trainer.inference import Views, inference, iterate_views
 from trainer.loop import train
 from trainer.palette import write_index_png
-from trainer.pool import each_image
 from trainer.progress import progress_bar
+from trainer.refine.affinity_stage import label_images
 from trainer.refine.irn_inference import (
     edge_and_displacement,
     instances,
@@ -33,7 +33,6 @@ from trainer.refine.irn_inference import (
     walked_maps,
 )
 from trainer.refine.irnet import EPS, IrnConfig, IrNet, boundary_losses, ir_label, irn_sample
-from trainer.refine.irnet import PRESETS as PRESETS
 from trainer.refine.pseudo_masks import check_cams, has_maps, image_and_cam
 from trainer.run import Metrics, Stage
 
@@ -62,11 +61,8 @@ def make_labels(
     """
     check_cams(records, cam_folder)
     missing = [record for record in records if not _readable(out_folder, record)]
-    pixels = sum(int(np.prod(image_size(record.image))) for record in missing)
-    check_space(out_folder, int(LABEL_BYTES * pixels), "labels of IRNet")
     work = partial(_label, len(dataset.classes), cam_folder, out_folder, config, power)
-    what = "labels could not be made, all others are kept"
-    each_image(work, missing, what, workers, "irn labels", progress, lambda record: record.id)
+    label_images(work, missing, out_folder, LABEL_BYTES, "IRNet", workers, progress)
 
 
 def train_irn(
