@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from trainer.graphs import OPSET, PixelGraph
 from trainer.palette import voc_palette
+from trainer.supervision import initial_weights
 
 MAX_BATCH = 8
 LIMITS = {"min_side": 32, "max_side": 4096, "max_pixels": 4_194_304}
@@ -106,7 +107,7 @@ def card_from_manifest(
         "palette": voc_palette(len(classes) + 1).tolist(),
         "input": dict(limits),
         "thresholds": {"background": threshold, "score": 0.5},
-        "supervision": manifest["supervision"],
+        "supervision": initial_weights(manifest, {"segmenter": "segment", "cam": "cams"}[kind]),
         "source": {
             "run": run,
             "method": manifest["method"],

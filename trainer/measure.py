@@ -13,6 +13,7 @@ from trainer.data.dataset import Dataset, Record, open_dataset
 from trainer.evaluate import evaluate_cams, evaluate_folder, sweep_thresholds
 from trainer.refine.threshold import choose
 from trainer.run import Run, stage_key, write_json
+from trainer.supervision import initial_weights
 
 MEASURED = ("cams", "refine", "segment", "segment_full")
 
@@ -42,7 +43,7 @@ def measure(run: Run, dataset: Dataset, lists: Sequence[str], config: EvaluateCo
             refined = stages["refine"]["metrics"]
             records = _with_maps(run, dataset, name)
             text = f"pseudo masks from true tags, {_crf(run)}, {refined['threshold_detail']}"
-            line = _protocol(run, dataset, name, text, len(dataset.subset(name)) - len(records))
+            line = _protocol(run, dataset, name, "refine", text, len(dataset.subset(name)) - len(records))
             measured = evaluate_folder(dataset, records, run.path / "masks", progress=True)
             source = _said(refined["threshold_from"], name)
             result.setdefault("refined", {})[name] = measured.report(line, refined["threshold"], source)
@@ -50,7 +51,7 @@ def measure(run: Run, dataset: Dataset, lists: Sequence[str], config: EvaluateCo
             if segmenter in stages:
                 folder = run.path / segmenter / "predictions" / name
                 measured = evaluate_folder(dataset, dataset.subset(name), folder, progress=True)
-                line = _protocol(run, dataset, name, _segmenter(run, segmenter))
+                line = _protocol(run, dataset, name, segmenter, _segmenter(run, segmenter))
                 result.setdefault(segmenter, {})[name] = measured.report(line)
     write_json(run.path / "evaluation.json", result)
     return {f"{stage} {name}": entry["miou"] for stage, lines in result.items() for name, entry in lines.items()}
@@ -102,7 +103,7 @@ def _cams(run: Run, dataset: Dataset, name: str, lists: Sequence[str], config: E
     scales = f", scales {_numbers(metrics['scales'])} and mirror" if metrics["scales"] else ""
     views = f"maps of true tags, protocol {metrics['protocol']}{scales}, no CRF"
     without = len(dataset.subset(name)) - len(records)
-    line = _protocol(run, dataset, name, f"{views}, {threshold.detail}", without)
+    line = _protocol(run, dataset, name, "cams", f"{views}, {threshold.detail}", without)
     return measured.report(threshold.value, _said(threshold.source, name), line)
 
 
@@ -134,13 +135,13 @@ def _segmenter(run: Run, stage: str) -> str:
     return f"segmenter trained on {labels} of {run.manifest['train_list']}, {views}"
 
 
-def _protocol(run: Run, dataset: Dataset, name: str, text: str, left_out: int = 0) -> str:
+def _protocol(run: Run, dataset: Dataset, name: str, stage: str, text: str, left_out: int = 0) -> str:
     manifest = run.manifest
     some = f", {left_out} of them left out for want of maps" if left_out else ""
     return (
         f"{name} ({len(dataset.lists[name])} images{some}), {len(dataset.classes) + 1} classes with background; "
         f"{manifest['method']} on {manifest['backbone']}, trained on {manifest['train_list']} tags "
-        f"({dataset.tags_from}), initial weights {manifest['supervision']}, seed {manifest['seed']}; {text}"
+        f"({dataset.tags_from}), initial weights {initial_weights(manifest, stage)}, seed {manifest['seed']}; {text}"
     )
 
 

@@ -30,6 +30,7 @@ from trainer.refinement import Refinement
 from trainer.released import load_classifier, load_start
 from trainer.report import write_report
 from trainer.run import Metrics, Run, Stage, stage_key
+from trainer.supervision import NONE
 
 OPERATION = {"workers", "checkpoint_minutes", "tensorboard", "validate"}
 """Knobs that do not change any result, and so no key."""
@@ -92,7 +93,7 @@ class Pipeline:
     def supervision(self) -> str:
         """Which labels made the initial weights."""
         report = self.given or self.loaded
-        return report.supervision if report else "none (from scratch)"
+        return report.supervision if report else NONE
 
     def measured_lists(self) -> list[str]:
         """Lists with true masks that figures are given for."""
@@ -199,6 +200,7 @@ class Pipeline:
         return {
             "method": self.made_by, "method_config": knobs.as_dict(method_config or self.configs.method),
             "backbone": self.options.backbone, "backbone_knobs": self.backbone_knobs, "classes": list(self.dataset.classes),
+            "initial": self.supervision,
         }  # fmt: skip
 
     def _expected(self) -> dict[str, Any]:

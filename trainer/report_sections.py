@@ -10,6 +10,7 @@ from trainer.charts import Line, bars, key
 from trainer.palette import voc_palette
 from trainer.report_facts import PIPELINE, STAGES, Facts, duration, finite, memory, moment, percent, threshold
 from trainer.report_page import COLOURS, details, note, swatch, table
+from trainer.supervision import initial_weights
 
 
 def header(facts: Facts) -> str:
@@ -19,7 +20,7 @@ def header(facts: Facts) -> str:
     counts = [f"{name} {count:,}" for name, count in data.get("lists", {}).items() if isinstance(count, int)]
     words = [str(w) for w in [*what, *counts] if w]
     tags = f"Tags: {data['tags_from']}. " if data.get("tags_from") else ""
-    init = f"Backbone initialised from {m['supervision']}." if m.get("supervision") else ""
+    init = f"Initial weights {initial_weights(m)}." if m.get("supervision") else ""
     steps = "".join(_step(facts, name) for name in _stage_order(facts))
     notes = "".join(note(text) for text in facts.notes)
     return (
@@ -93,7 +94,7 @@ def provenance(facts: Facts) -> str:
         "Data": f"<code>{esc(str(data.get('path', '–')))}</code> ({esc(str(data.get('format', '–')))})",
         "Data fingerprint": f"<code>{esc(str(data.get('fingerprint', '–')))}</code>",
         "Tags": esc(str(data.get("tags_from", "–"))),
-        "Weights and supervision": esc(f"{m.get('backbone', '–')}, {m.get('supervision') or 'not recorded'}"),
+        "Weights and supervision": esc(f"{m.get('backbone', '–')}, {initial_weights(m)}"),
     }
     facts_table = table(("Entry", "Value"), [[k, v] for k, v in entries.items()], "Recorded in manifest.json", "facts")
     knobs = [
@@ -149,7 +150,9 @@ def _ratio_card(facts: Facts) -> str:
             a, b = float(weak[1]["miou"]), float(full[1]["miou"])
             bar = bars([("var(--segment)", a / b)], f"ratio {a / b:.2f}", 4)
             text = f"<p>on <b>{esc(name)}</b></p><p>{percent(a)} against {percent(b)}</p>"
-            proto = '<p class="proto">Same net, images and budget; tags only against true masks.</p>'
+            start = esc(initial_weights(facts.manifest, "segment"))
+            said = f"Same net, images and budget; tags only against true masks; initial weights {start}."
+            proto = f'<p class="proto">{said}</p>'
             return f'<article class="card">{title}<p class="big">{a / b:.2f}</p>{bar}{text}{proto}</article>'
     why = "Not there yet: it needs the segmenter and fit --supervision full, measured on one list."
     return f'<article class="card empty">{title}<p class="big">–</p><p class="proto">{why}</p></article>'

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from trainer.errors import WeightsError
 from trainer.nets.mxnet import is_mxnet, read_params, resnet38_name
+from trainer.supervision import chained
 
 # Where training scripts put the state dict when a checkpoint holds more than that.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "state")
@@ -64,6 +65,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if isinstance(identity, dict):
         # A segmenter's file says which labels trained it.
         labels = {"true masks": "masks"}.get(str(identity.get("supervision")), "image tags")
+        labels = chained(labels, str(identity.get("initial", "")))
         return Checkpoint(tensors, "wsss run", labels, [str(name) for name in identity.get("classes", [])])
     if _ends(tensors, WSSS_HEADS):
         kind = "released WSSS checkpoint"
