@@ -79,7 +79,7 @@ def loop_rate(images: list[bytes], card: Any, engine: Any, seconds: float) -> tu
     done, began, used = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - began < seconds:
         prepared = pipeline.prepare(decode(images[done % len(images)], Limits()), card)
-        result = pipeline.segmented(engine.run(prepared.batch), prepared, card)
+        result = pipeline.segmented(engine.run({"image": prepared.batch}), prepared, card)
         assert masks.encode_labels(result.labels, card.palette)
         done += 1
     return done / (time.perf_counter() - began), (time.process_time() - used) / done

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from serving.config import Limits, ServerConfig, read_config, set_value, set_values
 from serving.errors import ServingError
 
 if TYPE_CHECKING:
@@ -30,48 +31,68 @@ Repository = Annotated[Path, typer.Option(help="Folder of models: NAME/VERSION/m
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object or array instead of text.")]
 MaxPixels = Annotated[int, typer.Option(min=1, help="Images with more pixels are refused before they are decoded.")]
 MaxBytes = Annotated[int, typer.Option(min=1, help="Image files with more bytes are refused.")]
-PIXELS, BYTES = 50_000_000, 32 * 1024 * 1024
+DEFAULT = ServerConfig()
+# Options of ``serve`` that stand for a setting.
+SETTINGS = {
+    "repository": "repository",
+    "host": "network.host",
+    "port": "network.port",
+    "versions": "models.versions",
+    "workers": "schedule.workers",
+    "threads": "schedule.threads",
+    "queue": "schedule.queue",
+    "grace": "shutdown.grace",
+    "lame_duck": "shutdown.lame_duck",
+    "max_pixels": "limits.max_pixels",
+    "max_bytes": "limits.max_bytes",
+}
 
 
 @app.command(epilog="Example: wsss-serving serve --repository exported/ --port 8500")
 def serve(
-    repository: Repository = Path("exported"),
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is the whole network.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8500,
-    all_versions: Annotated[bool, typer.Option("--all-versions", help="Serve old versions too.")] = False,
-    workers: Annotated[int, typer.Option(min=0, help="Runs at once of each model; 0 chooses.")] = 0,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of each run; 0 chooses.")] = 0,
-    queue: Annotated[int, typer.Option(min=1, help="Requests of one model waiting or running; more are refused.")] = 64,
-    grace: Annotated[float, typer.Option(min=0, help="Seconds for accepted requests to finish in.")] = 30.0,
-    lame_duck: Annotated[float, typer.Option(min=0, help="Seconds between NOT_SERVING and the closed port.")] = 0.0,
-    max_pixels: MaxPixels = PIXELS,
-    max_bytes: MaxBytes = BYTES,
+    context: typer.Context,
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings; the options here overrule it.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change any setting of the file. May be repeated."),
+    ] = None,
+    repository: Repository = DEFAULT.repository,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 is the whole network.")
+    ] = DEFAULT.network.host,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = DEFAULT.network.port,
+    versions: Annotated[
+        str, typer.Option(help="Versions to serve: latest, latest:N, all, or numbers as in 1,3.")
+    ] = DEFAULT.models.versions,
+    all_versions: Annotated[bool, typer.Option("--all-versions", help="The same as --versions all.")] = False,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Runs at once of each model; 0 chooses.")
+    ] = DEFAULT.schedule.workers,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of each run; 0 chooses.")] = DEFAULT.schedule.threads,
+    queue: Annotated[
+        int, typer.Option(min=1, help="Requests of one model waiting or running; more are refused.")
+    ] = DEFAULT.schedule.queue,
+    grace: Annotated[
+        float, typer.Option(min=0, help="Seconds for accepted requests to finish in.")
+    ] = DEFAULT.shutdown.grace,
+    lame_duck: Annotated[
+        float, typer.Option(min=0, help="Seconds between NOT_SERVING and the closed port.")
+    ] = DEFAULT.shutdown.lame_duck,
+    max_pixels: MaxPixels = DEFAULT.limits.max_pixels,
+    max_bytes: MaxBytes = DEFAULT.limits.max_bytes,
 ) -> None:
     """Serve every model of a repository over gRPC until SIGTERM or Ctrl-C."""
     import asyncio
 
-    from serving.image import Limits
-    from serving.server import Server, ServerConfig
+    from serving.server import Server
     from serving.server import serve as run
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    config = ServerConfig(
-        repository=repository,
-        host=host,
-        port=port,
-        all_versions=all_versions,
-        workers=workers,
-        threads=threads,
-        queue=queue,
-        grace=grace,
-        lame_duck=lame_duck,
-        limits=Limits(max_bytes=max_bytes, max_pixels=max_pixels),
-    )
 
     def ready(server: Server) -> None:
         print(f"serving {', '.join(server.names)} on {server.address}", flush=True)
 
-    asyncio.run(run(config, ready))
+    asyncio.run(run(_server_config(context, config, set_ or []), ready))
 
 
 @app.command(epilog="Example: wsss-serving label photos/ masks/ --model pets --repository exported/")
@@ -84,13 +105,12 @@ def label(
     format: Annotated[str, typer.Option(help="Form of the masks. voc: palette PNG, pixel value = label.")] = "voc",
     force: Annotated[bool, typer.Option("--force", help="Label again what is labelled already.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Images at once; 0 chooses.")] = 0,
-    max_pixels: MaxPixels = PIXELS,
-    max_bytes: MaxBytes = BYTES,
+    max_pixels: MaxPixels = DEFAULT.limits.max_pixels,
+    max_bytes: MaxBytes = DEFAULT.limits.max_bytes,
     as_json: Json = False,
 ) -> None:
     """Label a folder of images. Run it again to go on after a stop; exit code 1 if an image failed."""
     from serving import label as labelling
-    from serving.image import Limits
 
     if format != "voc":
         raise ServingError(f"no format {format!r}", "known: voc", "--format voc")
@@ -175,6 +195,18 @@ def health(
             state = error.code().name
     print(json.dumps({"address": address, "model": model, "status": state}) if as_json else state)
     raise typer.Exit(0 if state == "SERVING" else 1)
+
+
+def _server_config(context: typer.Context, file: Path | None, texts: list[str]) -> ServerConfig:
+    """The settings of the file, overruled by the options typed, overruled by ``--set``."""
+    config = read_config(file) if file else DEFAULT
+    for option, setting in SETTINGS.items():
+        source = context.get_parameter_source(option)
+        if source and source.name != "DEFAULT":
+            config = set_value(config, setting, context.params[option])
+    if context.params["all_versions"]:
+        config = set_value(config, "models.versions", "all")
+    return set_values(config, texts)
 
 
 def _with_progress(config: LabelConfig) -> Summary:

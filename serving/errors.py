@@ -40,6 +40,10 @@ class RepositoryError(ServingError):
     """The model repository, a card or a graph file is missing, damaged or not as the card says."""
 
 
+class ConfigError(ServingError):
+    """A setting, or the file of settings, is not as expected."""
+
+
 class StartError(ServingError):
     """The server cannot start, for example because the port is taken."""
 
@@ -111,15 +115,22 @@ class WrongModelKind(RequestError):
     reason = "WRONG_MODEL_KIND"
 
 
-class Overloaded(RequestError):
-    """The queue of the model is full. ``retry_after`` is in seconds."""
+class RetryLater(RequestError):
+    """The same request may succeed in ``retry_after`` seconds."""
 
-    code = "RESOURCE_EXHAUSTED"
-    reason = "QUEUE_FULL"
+    code = "UNAVAILABLE"
+    reason = "RETRY_LATER"
 
     def __init__(self, found: str, expected: str = "", hint: str = "", *, retry_after: float = 1.0) -> None:
         super().__init__(found, expected, hint, metadata={"retry_after_seconds": f"{retry_after:.3f}"})
         self.retry_after = retry_after
+
+
+class Overloaded(RetryLater):
+    """The queue of the model is full."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "QUEUE_FULL"
 
 
 class DeadlineMissed(RequestError):
@@ -129,8 +140,8 @@ class DeadlineMissed(RequestError):
     reason = "DEADLINE_EXCEEDED"
 
 
-class ServerUnavailable(RequestError):
-    """The server cannot be reached or is shutting down."""
+class ServerUnavailable(RetryLater):
+    """The server cannot be reached, is shutting down, or loads the model still."""
 
     code = "UNAVAILABLE"
     reason = "UNAVAILABLE"

@@ -20,6 +20,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from serving.config import Limits
 from serving.errors import FieldError, ImageError, ImageTooLarge
 
 Pixels = npt.NDArray[np.uint8]
@@ -28,15 +29,6 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 FORMATS = "a whole JPEG, PNG, WebP, BMP or TIFF"
 EXIF_ORIENTATION = 0x0112
 TIFF_TILE_WIDTH, TIFF_TILE_LENGTH = 322, 323
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What is refused unread: bytes of the file, pixels, and ratio of the longer to the shorter side."""
-
-    max_bytes: int = 32 * 1024 * 1024
-    max_pixels: int = 50_000_000
-    max_aspect: float = 100.0
 
 
 @dataclass(frozen=True)

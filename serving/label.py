@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from serving import masks, pipeline
+from serving.config import Limits
 from serving.cpus import available_cpus
 from serving.engines import Engine
 from serving.errors import LabelError, ServingError
-from serving.image import EXTENSIONS, Limits, decode
+from serving.image import EXTENSIONS, decode
 from serving.repository import Card, choose, read_repository, verify
 
 T = TypeVar("T")
@@ -155,7 +156,7 @@ def label_one(source: Path, mask: Path, card: Card, engine: Engine, limits: Limi
     if before.st_size > limits.max_bytes:
         raise LabelError(f"the file has {before.st_size:,} bytes", f"at most {limits.max_bytes:,} bytes")
     prepared = pipeline.prepare(decode(source.read_bytes(), limits), card)
-    result = pipeline.segmented(engine.run(prepared.batch), prepared, card)
+    result = pipeline.segmented(engine.run({"image": prepared.batch}), prepared, card)
     data = masks.encode_labels(result.labels, card.palette)
     write_atomic(mask, data)
     return {

@@ -11,25 +11,30 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from serving.errors import FieldError, ModelNotFound, RepositoryError, WrongModelKind, nearest
+from serving.errors import ConfigError, FieldError, ModelNotFound, RepositoryError, WrongModelKind, nearest
 
 CARD = "model.json"
 FORMAT = 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 HINT = "export the model again with: wsss-trainer export RUN --name NAME --repository exported/"
 
-Kind = Literal["segmenter", "cam"]
-KINDS: tuple[Kind, ...] = ("segmenter", "cam")
+NO_SIZE = {"min_side": 0, "max_side": 0, "max_pixels": 0}
+Kind = Literal["segmenter", "cam", "tensor"]
+KINDS: tuple[Kind, ...] = ("segmenter", "cam", "tensor")
 # Type and axes of what a graph of each kind must return, at least.
 OUTPUTS: dict[Kind, dict[str, tuple[str, int]]] = {
     "segmenter": {"mask": ("uint8", 3), "scores": ("float32", 2), "confidence": ("uint8", 3)},
     "cam": {"cam": ("float32", 4), "scores": ("float32", 2)},
+    "tensor": {},
 }
 
 
 @dataclass(frozen=True)
 class Card:
     """What an exported model says of itself.
+
+    A model of kind ``tensor`` is any graph whose first axis is the batch: its inputs and outputs are those of the graph,
+    and everything here about classes, colours, sizes and thresholds is empty or 0.
 
     Attributes:
         labels: K+1 names, the background first; ``classes`` are the other K.
@@ -145,9 +150,20 @@ def verify(card: Card) -> None:
             )
 
 
-def newest(cards: Cards) -> Cards:
-    """The newest version of each model alone."""
-    return {name: {max(versions): versions[max(versions)]} for name, versions in cards.items()}
+def select(versions: Mapping[int, Card], policy: str) -> list[Card]:
+    """The versions that ``policy`` names, the newest first: ``latest``, ``latest:N``, ``all``, or numbers as ``1,3``.
+
+    Raises:
+        ConfigError: no such policy.
+    """
+    falling = [versions[version] for version in sorted(versions, reverse=True)]
+    if policy == "all":
+        return falling
+    if found := re.fullmatch(r"latest(?::([1-9]\d*))?", policy):
+        return falling[: int(found[1] or 1)]
+    if re.fullmatch(r"\d+(,\d+)*", policy):
+        return [card for card in falling if card.version in map(int, policy.split(","))]
+    raise ConfigError(f"models.versions is {policy!r}", "latest, latest:N, all, or numbers as in 1,3")
 
 
 def choose(cards: Mapping[str, Mapping[int, Card]], name: str, version: int, kind: Kind | None) -> Card:
@@ -186,18 +202,22 @@ def choose(cards: Mapping[str, Mapping[int, Card]], name: str, version: int, kin
 def _card(raw: dict[str, Any], folder: Path) -> Card:
     if raw["format"] != FORMAT:
         raise ValueError(f"format is {raw['format']!r}")
-    size, thresholds = raw["input"], raw["thresholds"]
+    kind = cast(Kind, raw["kind"])
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}, none of {', '.join(KINDS)}")
+    pixels = kind != "tensor"
+    size, thresholds = (raw["input"], raw["thresholds"]) if pixels else (NO_SIZE, {"score": 0})
     background = thresholds.get("background")
     card = Card(
         folder=folder,
         name=_text(raw, "name"),
         version=int(raw["version"]),
-        kind=cast(Kind, raw["kind"]),
+        kind=kind,
         graph=_text(raw, "graph"),
         sha256={str(name): str(digest).lower() for name, digest in raw["sha256"].items()},
-        classes=tuple(map(str, raw["classes"])),
-        labels=tuple(map(str, raw["labels"])),
-        palette=tuple((int(red), int(green), int(blue)) for red, green, blue in raw["palette"]),
+        classes=tuple(map(str, raw["classes"])) if pixels else (),
+        labels=tuple(map(str, raw["labels"])) if pixels else (),
+        palette=tuple((int(red), int(green), int(blue)) for red, green, blue in raw["palette"]) if pixels else (),
         min_side=int(size["min_side"]),
         max_side=int(size["max_side"]),
         max_pixels=int(size["max_pixels"]),
@@ -211,31 +231,41 @@ def _card(raw: dict[str, Any], folder: Path) -> Card:
         metrics=dict(raw.get("metrics") or {}),
         created=datetime.fromisoformat(raw["created"]) if raw.get("created") else None,
     )
-    _check(card, raw)
+    _refuse(
+        {
+            f"name is {card.name!r}": not NAME.fullmatch(card.name),
+            f"version is {card.version}": card.version < 1,
+            "sha256 does not list the graph": card.graph not in card.sha256,
+            "a file name has a folder in it": any(Path(name).name != name for name in (card.graph, *card.sha256)),
+        }
+    )
+    if pixels:
+        _check_pixels(card, raw)
     return card
 
 
-def _check(card: Card, raw: dict[str, Any]) -> None:
+def _check_pixels(card: Card, raw: dict[str, Any]) -> None:
+    """What the card of an image model must say besides."""
     names = len(set(card.labels)) == len(card.labels) == len(card.classes) + 1
     outputs = {output["name"]: output["dtype"] for output in raw["outputs"]}
-    wanted = {name: dtype for name, (dtype, _) in OUTPUTS.get(card.kind, {}).items()}
-    faults = {
-        f"name is {card.name!r}": not NAME.fullmatch(card.name),
-        f"version is {card.version}": card.version < 1,
-        f"kind is {card.kind!r}, neither of {', '.join(KINDS)}": card.kind not in KINDS,
-        "sha256 does not list the graph": card.graph not in card.sha256,
-        "a file name has a folder in it": any(Path(name).name != name for name in (card.graph, *card.sha256)),
-        "labels are not the background and the classes": not names or card.labels[1:] != card.classes,
-        f"{len(card.classes)} classes": not 1 <= len(card.classes) <= 254,
-        "palette is not one colour of 0 to 255 a label": len(card.palette) != len(card.labels)
-        or any(not 0 <= value <= 255 for colour in card.palette for value in colour),
-        "input sides": not 1 <= card.min_side <= card.max_side or card.max_pixels < card.min_side**2,
-        "input is not uint8 NHWC RGB named 'image'": any(
-            raw["input"].get(key) != value
-            for key, value in {"name": "image", "dtype": "uint8", "layout": "NHWC", "color": "RGB"}.items()
-        ),
-        f"outputs are {outputs}, without {wanted}": not wanted.items() <= outputs.items(),
-    }
+    wanted = {name: dtype for name, (dtype, _) in OUTPUTS[card.kind].items()}
+    _refuse(
+        {
+            "labels are not the background and the classes": not names or card.labels[1:] != card.classes,
+            f"{len(card.classes)} classes": not 1 <= len(card.classes) <= 254,
+            "palette is not one colour of 0 to 255 a label": len(card.palette) != len(card.labels)
+            or any(not 0 <= value <= 255 for colour in card.palette for value in colour),
+            "input sides": not 1 <= card.min_side <= card.max_side or card.max_pixels < card.min_side**2,
+            "input is not uint8 NHWC RGB named 'image'": any(
+                raw["input"].get(key) != value
+                for key, value in {"name": "image", "dtype": "uint8", "layout": "NHWC", "color": "RGB"}.items()
+            ),
+            f"outputs are {outputs}, without {wanted}": not wanted.items() <= outputs.items(),
+        }
+    )
+
+
+def _refuse(faults: Mapping[str, bool]) -> None:
     for text, wrong in faults.items():
         if wrong:
             raise ValueError(text)

@@ -9,22 +9,17 @@ import signal
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
-from serving.batcher import Batcher
+from serving.config import ServerConfig
 from serving.cpus import available_cpus
-from serving.engines import plan_threads
-from serving.engines.onnxruntime import OnnxRuntimeEngine
 from serving.errors import StartError
-from serving.image import Limits
-from serving.repository import newest, read_repository, verify
-from serving.service import SegmentationService, Served
+from serving.models import Models
+from serving.service import SegmentationService
 from wsss.v1 import segmentation_pb2, segmentation_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -37,56 +32,31 @@ FLUSH_SECONDS = 0.5
 TICK_SECONDS = 0.05
 
 
-@dataclass(frozen=True)
-class ServerConfig:
-    """How to serve.
-
-    Attributes:
-        repository: folder of models.
-        host, port: where to listen; port 0 takes a free one.
-        all_versions: serve every version, not the newest alone.
-        workers, threads: runs at once of each model, and threads of each run; 0 chooses by the processors.
-        queue: requests of one model admitted and not answered yet.
-        grace: seconds in which accepted requests may finish after SIGTERM.
-        lame_duck: seconds between "not serving" in the health service and the closing of the port.
-    """
-
-    repository: Path
-    host: str = "127.0.0.1"
-    port: int = 8500
-    all_versions: bool = False
-    workers: int = 0
-    threads: int = 0
-    queue: int = 64
-    grace: float = 30.0
-    lame_duck: float = 0.0
-    limits: Limits = field(default_factory=Limits)
-
-
 class Server:
-    """One server. ``start``, then ``stop``, both on one event loop.
-
-    Raises:
-        RepositoryError: from the constructor, for a missing, damaged or lying model.
-    """
+    """One server. ``start``, then ``stop``, both on one event loop."""
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
-        cpus = available_cpus()
-        workers, threads = plan_threads(cpus)
-        self._models = load_models(config, config.workers or workers, config.threads or threads)
-        self._codecs = ThreadPoolExecutor(cpus, thread_name_prefix="codec")
+        self._models = Models(config)
+        self._codecs = ThreadPoolExecutor(available_cpus(), thread_name_prefix="codec")
         self._service = SegmentationService(self._models, config.limits, self._codecs)
         self._health = health_aio.HealthServicer()
-        self.names = sorted({name for name, _ in self._models})
         self.address = ""
 
+    @property
+    def names(self) -> list[str]:
+        """The models served now."""
+        return sorted({served.card.name for served in self._models.served()})
+
     async def start(self) -> None:
-        """Listen, then report SERVING for the server, the service and ``models/NAME`` of each model.
+        """Load, listen, then report SERVING for the server, the service and ``models/NAME`` of each model.
 
         Raises:
+            RepositoryError: a missing, damaged or lying model.
             StartError: the port is taken or the host is none of this machine.
         """
+        check_port(self._config.network.host, self._config.network.port)
+        await self._models.start()
         limit = 2 * self._config.limits.max_bytes + MESSAGE_SLACK
         self._grpc = grpc.aio.server(
             options=[
@@ -108,8 +78,8 @@ class Server:
     async def stop(self) -> None:
         """Say NOT_SERVING, refuse new calls, let accepted ones finish within ``grace``, then free everything."""
         await self._health.enter_graceful_shutdown()
-        await asyncio.sleep(self._config.lame_duck)
-        closing = asyncio.ensure_future(self._grpc.stop(self._config.grace))
+        await asyncio.sleep(self._config.shutdown.lame_duck)
+        closing = asyncio.ensure_future(self._grpc.stop(self._config.shutdown.grace))
         # A client that watches the health service never ends its call, so the port alone is no sign of idleness.
         idle = 0.0
         while not closing.done() and idle < FLUSH_SECONDS:
@@ -117,36 +87,17 @@ class Server:
             idle = 0.0 if self._service.in_flight else idle + TICK_SECONDS
         await self._grpc.stop(0)
         await closing
-        for served in self._models.values():
-            served.batcher.close()
+        await self._models.close()
         self._codecs.shutdown()
 
     def _bind(self) -> str:
-        host, port = self._config.host, self._config.port
-        check_port(host, port)
+        host, port = self._config.network.host, self._config.network.port
         target = f"[{host}]" if ":" in host else host
         try:
             bound = self._grpc.add_insecure_port(f"{target}:{port}")
         except RuntimeError as error:
             raise StartError(f"cannot listen on {target}:{port}: {error}", "a free port", "--port 0") from error
         return f"{target}:{bound}"
-
-
-def load_models(config: ServerConfig, workers: int, threads: int) -> dict[tuple[str, int], Served]:
-    """Verify and load what ``config`` says, by name and version.
-
-    Raises:
-        RepositoryError: the first model that is not sound.
-    """
-    cards = read_repository(config.repository)
-    models = {}
-    for versions in (cards if config.all_versions else newest(cards)).values():
-        for card in versions.values():
-            verify(card)
-            engine = OnnxRuntimeEngine(card, threads)
-            batcher = Batcher(engine, workers, config.queue)
-            models[card.name, card.version] = Served(card, engine.description, batcher)
-    return models
 
 
 def check_port(host: str, port: int) -> None:
@@ -175,7 +126,7 @@ async def serve(config: ServerConfig, ready: Callable[[Server], None]) -> None:
     """Serve until SIGTERM or SIGINT, then end cleanly. ``ready`` is called once calls are answered.
 
     Raises:
-        RepositoryError, StartError: see :class:`Server`.
+        RepositoryError, StartError: see :meth:`Server.start`.
     """
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -7,53 +7,46 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 import grpc
 
 from serving import image, masks, pipeline, status
-from serving.batcher import Batcher, Ran
+from serving.batcher import Ran
+from serving.config import Limits
 from serving.errors import FieldError, RequestError, ServerFault, nearest
-from serving.image import Limits, Picture
+from serving.image import Picture
+from serving.models import Models, Served
 from serving.pipeline import Prepared
-from serving.repository import Card, Cards, Kind, choose
+from serving.repository import Card, Kind
 from wsss.v1 import segmentation_pb2 as pb
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SOURCE = ("run", "method", "backbone", "commit", "data_fingerprint")
-KINDS: dict[Kind, Any] = {"segmenter": pb.MODEL_KIND_SEGMENTER, "cam": pb.MODEL_KIND_CAM}
-
-
-@dataclass(frozen=True)
-class Served:
-    """A model in service."""
-
-    card: Card
-    engine: str
-    batcher: Batcher
+KINDS: dict[Kind, Any] = {
+    "segmenter": pb.MODEL_KIND_SEGMENTER,
+    "cam": pb.MODEL_KIND_CAM,
+    "tensor": pb.MODEL_KIND_TENSOR,
+}
 
 
 class SegmentationService:
     """Answers the calls of the protocol. ``in_flight`` counts those not answered yet.
 
     Args:
-        models: by name and version.
+        models: to answer with.
         limits: for images.
         codecs: threads that decode and encode.
     """
 
-    def __init__(self, models: Mapping[tuple[str, int], Served], limits: Limits, codecs: ThreadPoolExecutor) -> None:
+    def __init__(self, models: Models, limits: Limits, codecs: ThreadPoolExecutor) -> None:
         self._models = models
         self._limits = limits
         self._codecs = codecs
-        self._cards: Cards = {}
-        for name, version in sorted(models):
-            self._cards.setdefault(name, {})[version] = models[name, version].card
         self.in_flight = 0
 
     async def Segment(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
@@ -74,12 +67,12 @@ class SegmentationService:
 
     async def _segment(self, request: Any, deadline: float | None) -> Any:
         started = time.monotonic()
-        served = self._find(request, "segmenter")
+        served = self._models.find(request.model, request.version, "segmenter")
         card = served.card
         threshold = _score_threshold(request, card)
         kept = [index + 1 for index in _indices(request.classes, card, "classes")] if request.classes else None
         encoding = _one_of(request.encoding, pb.MaskEncoding, "encoding")
-        with served.batcher.admission():
+        with self._models.lease(served), served.batcher.admission(deadline):
             picture, prepared, ran, decoded = await self._run(request.image, served, deadline)
 
             def finish() -> Any:
@@ -97,12 +90,12 @@ class SegmentationService:
 
     async def _compute_cam(self, request: Any, deadline: float | None) -> Any:
         started = time.monotonic()
-        served = self._find(request, "cam")
+        served = self._models.find(request.model, request.version, "cam")
         card = served.card
         threshold = _score_threshold(request, card)
         tags = _indices(request.tags, card, "tags")
         form = _one_of(request.format, pb.CamFormat, "format")
-        with served.batcher.admission():
+        with self._models.lease(served), served.batcher.admission(deadline):
             picture, prepared, ran, decoded = await self._run(request.image, served, deadline)
 
             def finish() -> Any:
@@ -124,18 +117,16 @@ class SegmentationService:
             max_image_pixels=self._limits.max_pixels,
             max_aspect=self._limits.max_aspect,
         )
-        models = [self._describe(versions[max(versions)]) for versions in self._cards.values()]
+        newest = {served.card.name: served for served in self._models.served()}
+        models = [self._describe(served) for served in newest.values()]
         return pb.ListModelsResponse(models=models, limits=limits)
 
     async def _get_model(self, request: Any) -> Any:
-        return self._describe(choose(self._cards, request.model, request.version, None))
+        return self._describe(self._models.find(request.model, request.version, None))
 
-    def _describe(self, card: Card) -> Any:
-        return describe(card, list(self._cards[card.name]), self._models[card.name, card.version].engine)
-
-    def _find(self, request: Any, kind: Kind) -> Served:
-        card = choose(self._cards, request.model, request.version, kind)
-        return self._models[card.name, card.version]
+    def _describe(self, served: Served) -> Any:
+        versions = [other.card.version for other in self._models.served() if other.card.name == served.card.name]
+        return describe(served.card, versions, served.engine.description)
 
     async def _run(self, source: Any, served: Served, deadline: float | None) -> tuple[Picture, Prepared, Ran, float]:
         """Decode in a codec thread, then queue for the engine; also the seconds that decoding took."""
@@ -147,7 +138,7 @@ class SegmentationService:
 
         loop = asyncio.get_running_loop()
         picture, prepared, decoded = await loop.run_in_executor(self._codecs, decode)
-        return picture, prepared, await served.batcher.run(prepared.batch, deadline), decoded
+        return picture, prepared, await served.batcher.run({"image": prepared.batch}, deadline), decoded
 
     async def _reply(
         self,
@@ -276,7 +267,7 @@ def _provenance(served: Served, threshold: float) -> Any:
         model=card.name,
         version=card.version,
         sha256=card.graph_sha256,
-        engine=served.engine,
+        engine=served.engine.description,
         score_threshold=threshold,
         scales=card.scales,
         flip=card.flip,

@@ -9,7 +9,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from serving import errors
-from serving.errors import ModelNotFound, Overloaded, RequestError, ServerFault, ServerUnavailable
+from serving.errors import ModelNotFound, RequestError, RetryLater, ServerFault, ServerUnavailable
 
 DOMAIN = "wsss"
 
@@ -28,7 +28,7 @@ def to_status(error: RequestError) -> grpc.Status:
                 resource_type="wsss.v1.Model", resource_name=error.found, description=error.expected
             )
         )
-    if isinstance(error, Overloaded):
+    if isinstance(error, RetryLater):
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(int(error.retry_after * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
@@ -68,8 +68,8 @@ def _build(kind: type[RequestError], text: str, metadata: dict[str, str]) -> Req
     found, _, rest = text.partition("\n")
     lines = dict(line.split(": ", 1) for line in rest.split("\n") if ": " in line)
     expected, hint = lines.get("expected", ""), lines.get("try", "")
-    if kind is Overloaded:
-        return Overloaded(found, expected, hint, retry_after=float(metadata.get("retry_after_seconds", "1")))
+    if issubclass(kind, RetryLater):
+        return kind(found, expected, hint, retry_after=float(metadata.get("retry_after_seconds", "1")))
     return kind(found, expected, hint, metadata=metadata)
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -10,16 +14,82 @@ import numpy.typing as npt
 from serving.errors import OutputError
 from serving.repository import OUTPUTS, Card
 
+Inputs = Mapping[str, npt.NDArray[np.generic]]
 Outputs = dict[str, npt.NDArray[np.generic]]
 
 
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output: NumPy's name of its type, and its shape, -1 for a free axis. The first axis is the batch."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Stopped(Exception):
+    """A run was ended by its ``Stop`` before it was done."""
+
+
+class Stop:
+    """Ends one running call from another thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._end: Callable[[], None] | None = None
+        self.requested = False
+
+    def request(self) -> None:
+        """End the call, or prevent it."""
+        with self._lock:
+            self.requested = True
+            if self._end:
+                self._end()
+
+    @contextmanager
+    def ending(self, end: Callable[[], None]) -> Iterator[None]:
+        """For the engine: ``end`` is how the call inside of the block is ended.
+
+        Raises:
+            Stopped: before the block if the request came already, or for any error in it that came after the request.
+        """
+        with self._lock:
+            if self.requested:
+                raise Stopped
+            self._end = end
+        try:
+            yield
+        except Exception as error:
+            if self.requested:
+                raise Stopped from error
+            raise
+        finally:
+            with self._lock:
+                self._end = None
+
+
 class Engine(Protocol):
-    """A loaded graph. ``run`` may be called from several threads at once and releases the GIL."""
+    """A loaded graph.
+
+    Attributes:
+        description: library, version and device, for provenance.
+        inputs, outputs: what ``run`` takes and gives.
+    """
 
     description: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
 
-    def run(self, image: npt.NDArray[np.uint8]) -> Outputs:
-        """From uint8 [N,H,W,3] RGB to the outputs of ``repository.OUTPUTS``, by name."""
+    def run(self, inputs: Inputs, stop: Stop | None = None) -> Outputs:
+        """Every output by name. May be called from several threads at once; releases the GIL.
+
+        Raises:
+            Stopped: ``stop`` was requested before the end.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what it holds. Nothing may be run afterwards."""
         ...
 
 
@@ -30,7 +100,7 @@ def plan_threads(cpus: int) -> tuple[int, int]:
 
 
 def check_outputs(card: Card, outputs: Outputs, batch: int, height: int, width: int) -> None:
-    """Compare what a graph returned with what its kind promises.
+    """Compare what the graph of a segmenter or CAM model returned with what its kind promises.
 
     Raises:
         OutputError: an output is missing, or of another type or shape; or a map has no cell.

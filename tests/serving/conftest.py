@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_models
+from configs import configured
 
-from serving.image import Limits
-from serving.server import Server, ServerConfig
+from serving.config import ServerConfig
+from serving.server import Server
 
 
 @contextmanager
@@ -42,7 +43,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(repository: Path) -> Iterator[Server]:
-    with running(ServerConfig(repository, port=0, limits=Limits(max_bytes=400_000))) as started:
+    with running(configured(repository, limits__max_bytes=400_000)) as started:
         yield started
 
 

@@ -12,7 +12,7 @@ from serving.cpus import available_cpus
 from serving.engines import plan_threads
 from serving.errors import DeadlineMissed, Overloaded
 
-IMAGE = np.zeros((1, 8, 8, 3), np.uint8)
+INPUTS = {"image": np.zeros((1, 8, 8, 3), np.uint8)}
 
 
 class Gate:
@@ -27,7 +27,7 @@ class Gate:
         self.most_at_once = 0
         self.lock = threading.Lock()
 
-    def run(self, image):
+    def run(self, inputs, stop=None):
         with self.lock:
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
@@ -35,14 +35,14 @@ class Gate:
         with self.lock:
             self.runs += 1
             self.at_once -= 1
-        return {"sum": image}
+        return {"sum": inputs["image"]}
 
 
 def test_runs_go_on_in_as_many_threads_as_asked():
     async def work():
         gate = Gate()
         batcher = Batcher(gate, workers=2, capacity=10)
-        tasks = [asyncio.ensure_future(batcher.run(IMAGE)) for _ in range(5)]
+        tasks = [asyncio.ensure_future(batcher.run(INPUTS)) for _ in range(5)]
         while gate.at_once < 2:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)
@@ -51,8 +51,11 @@ def test_runs_go_on_in_as_many_threads_as_asked():
         batcher.close()
         assert gate.most_at_once == 2
         assert gate.runs == 5
-        assert all(result.outputs["sum"] is IMAGE for result in results)
+        assert all(result.outputs["sum"] is INPUTS["image"] for result in results)
         assert results[-1].queued >= 0.05
+        counts = batcher.statistics()
+        assert (counts.requests, counts.batches[1].executions, counts.failures) == (5, 5, 0)
+        assert counts.queue_seconds == pytest.approx(sum(result.queued for result in results))
 
     asyncio.run(work())
 
@@ -61,10 +64,10 @@ def test_cancelled_and_expired_requests_cost_no_run():
     async def work():
         gate = Gate()
         batcher = Batcher(gate, workers=1, capacity=10)
-        first = asyncio.ensure_future(batcher.run(IMAGE))
+        first = asyncio.ensure_future(batcher.run(INPUTS))
         await asyncio.sleep(0.02)
-        cancelled = asyncio.ensure_future(batcher.run(IMAGE))
-        expired = asyncio.ensure_future(batcher.run(IMAGE, time.monotonic() + 0.01))
+        cancelled = asyncio.ensure_future(batcher.run(INPUTS))
+        expired = asyncio.ensure_future(batcher.run(INPUTS, time.monotonic() + 0.01))
         await asyncio.sleep(0.05)
         cancelled.cancel()
         # Delivered at the loop's next turn; the engine must not be let go before.

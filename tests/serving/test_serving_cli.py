@@ -110,7 +110,7 @@ SLOW = (
     "import time\n"
     "from serving.engines.onnxruntime import OnnxRuntimeEngine as engine\n"
     "run = engine.run\n"
-    "engine.run = lambda self, image: (time.sleep(0.8), run(self, image))[1]\n"
+    "engine.run = lambda self, inputs, stop=None: (time.sleep(0.8), run(self, inputs, stop))[1]\n"
     "from serving.cli import main; main()"
 )
 

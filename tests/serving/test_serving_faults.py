@@ -8,11 +8,11 @@ import time
 import grpc
 import numpy as np
 import pytest
+from configs import configured
 from rpc_calls import IMAGE, failure
 
 from serving import errors
 from serving.client import Client
-from serving.server import ServerConfig
 from wsss.v1 import segmentation_pb2 as pb
 from wsss.v1 import segmentation_pb2_grpc
 
@@ -24,23 +24,27 @@ class Broken:
 
     def __init__(self, engine):
         self.engine = engine
+        self.inputs, self.outputs = engine.inputs, engine.outputs
         self.wait = threading.Event()
         self.wait.set()
         self.fail = False
         self.runs = 0
 
-    def run(self, image):
+    def run(self, inputs, stop=None):
         self.wait.wait(20)
         self.runs += 1
         if self.fail:
             raise RuntimeError("/secret/path/of/the/model")
-        return self.engine.run(image)
+        return self.engine.run(inputs)
+
+    def close(self):
+        self.engine.close()
 
 
 @pytest.fixture
 def breakable(repository, run_server, monkeypatch):
     """A running server of one worker and two places, and the engine in it."""
-    from serving import server as module
+    from serving import models as module
 
     engines = []
 
@@ -50,7 +54,7 @@ def breakable(repository, run_server, monkeypatch):
 
     original = module.OnnxRuntimeEngine
     monkeypatch.setattr(module, "OnnxRuntimeEngine", build)
-    with run_server(ServerConfig(repository, port=0, workers=1, queue=2)) as server:
+    with run_server(configured(repository, schedule__workers=1, schedule__queue=2)) as server:
         yield server, engines[0]
         engines[0].wait.set()
 

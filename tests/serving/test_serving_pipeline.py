@@ -53,7 +53,7 @@ def test_a_mask_comes_back_at_the_size_sent(card, size):
     pixels[: size[0] // 2, :, 1] = 255
     prepared = pipeline.prepare(Picture(pixels, "RAW"), card)
     assert max(prepared.model_size) <= 256
-    result = pipeline.segmented(OnnxRuntimeEngine(card).run(prepared.batch), prepared, card)
+    result = pipeline.segmented(OnnxRuntimeEngine(card).run({"image": prepared.batch}), prepared, card)
     assert result.labels.shape == result.confidence.shape == size
     assert set(np.unique(result.labels)) == {0, 2}
     assert (result.labels == tiny_models.expected_mask(pixels)).mean() > 0.98 or min(size) < 8
@@ -62,7 +62,7 @@ def test_a_mask_comes_back_at_the_size_sent(card, size):
 
 def test_the_class_filter(card, pixels):
     prepared = pipeline.prepare(Picture(pixels, "RAW"), card)
-    outputs = OnnxRuntimeEngine(card).run(prepared.batch)
+    outputs = OnnxRuntimeEngine(card).run({"image": prepared.batch})
     whole, kept = (pipeline.segmented(outputs, prepared, card, labels) for labels in (None, [1, 3]))
     np.testing.assert_array_equal(whole.labels, tiny_models.expected_mask(pixels))
     np.testing.assert_array_equal(kept.labels, np.where(whole.labels == 2, 0, whole.labels))
@@ -72,7 +72,7 @@ def test_the_class_filter(card, pixels):
 
 def test_a_lying_graph_is_found(card, pixels):
     prepared = pipeline.prepare(Picture(pixels, "RAW"), card)
-    good = OnnxRuntimeEngine(card).run(prepared.batch)
+    good = OnnxRuntimeEngine(card).run({"image": prepared.batch})
     with pytest.raises(OutputError, match="label 9"):
         pipeline.segmented(good | {"mask": np.full_like(good["mask"], 9)}, prepared, card)
     with pytest.raises(OutputError, match="'mask'"):
@@ -88,7 +88,7 @@ def test_a_lying_graph_is_found(card, pixels):
 def test_activation_maps(repository, pixels):
     card = read_card(repository / "maps" / "1")
     prepared = pipeline.prepare(Picture(pixels, "RAW"), card)
-    outputs = OnnxRuntimeEngine(card).run(prepared.batch)
+    outputs = OnnxRuntimeEngine(card).run({"image": prepared.batch})
     result = pipeline.activated(outputs, prepared, card)
     assert result.maps.shape == (3, (41 - 1) // 4 + 1, (57 - 1) // 4 + 1)
     np.testing.assert_allclose(result.maps, pixels[::4, ::4].transpose(2, 0, 1) / 255, rtol=1e-6)

@@ -7,8 +7,8 @@ import pytest
 import tiny_models
 
 from serving.engines.onnxruntime import OnnxRuntimeEngine
-from serving.errors import FieldError, ModelNotFound, RepositoryError, WrongModelKind
-from serving.repository import choose, newest, read_card, read_repository, verify
+from serving.errors import ConfigError, FieldError, ModelNotFound, RepositoryError, WrongModelKind
+from serving.repository import choose, read_card, read_repository, select, verify
 
 
 def test_a_sound_repository(repository: Path):
@@ -29,7 +29,11 @@ def test_versions_are_numbers_and_the_newest_wins(tmp_path: Path):
     (tmp_path / ".hidden").mkdir()
     cards = read_repository(tmp_path)
     assert list(cards["colours"]) == [2, 10]
-    assert list(newest(cards)["colours"]) == [10]
+    for policy, chosen in {"latest": [10], "latest:2": [10, 2], "all": [10, 2], "2": [2], "10,3,2": [10, 2]}.items():
+        assert [card.version for card in select(cards["colours"], policy)] == chosen
+    for policy in ("latest:0", "newest", "", "1,", "-1"):
+        with pytest.raises(ConfigError, match=r"models\.versions"):
+            select(cards["colours"], policy)
     assert choose(cards, "", 0, "segmenter").version == 10
     assert choose(cards, "colours", 2, None).version == 2
     with pytest.raises(ModelNotFound) as caught:

@@ -7,6 +7,7 @@ import grpc
 import numpy as np
 import pytest
 import tiny_models
+from configs import configured
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from PIL import Image
@@ -15,7 +16,7 @@ from test_serving_image import CLAIMS
 
 from serving import errors
 from serving.client import AsyncClient, Client
-from serving.server import Server, ServerConfig
+from serving.server import Server
 from wsss.v1 import segmentation_pb2 as pb
 
 
@@ -246,7 +247,7 @@ def test_the_port_in_use_is_said(server, repository):
     host, port = server.address.split(":")
 
     async def start():
-        await Server(ServerConfig(repository, host=host, port=int(port))).start()
+        await Server(configured(repository, network__host=host, network__port=int(port))).start()
 
     with pytest.raises(errors.StartError, match=f"port {port} of 127.0.0.1 is in use"):
         asyncio.run(start())
@@ -255,11 +256,11 @@ def test_the_port_in_use_is_said(server, repository):
 def test_every_version_is_served_when_asked(tmp_path, run_server, pixels):
     for version in (1, 2):
         tiny_models.export(tmp_path, version=version)
-    with run_server(ServerConfig(tmp_path, port=0)) as server, Client(server.address) as client:
+    with run_server(configured(tmp_path)) as server, Client(server.address) as client:
         assert client.segment(pixels).version == 2
         with pytest.raises(errors.ModelNotFound):
             client.segment(pixels, version=1)
-    with run_server(ServerConfig(tmp_path, port=0, all_versions=True)) as server, Client(server.address) as client:
+    with run_server(configured(tmp_path, models__versions="all")) as server, Client(server.address) as client:
         assert client.segment(pixels, version=1).version == 1
         assert list(client.get_model().versions) == [1, 2]
 
@@ -268,4 +269,4 @@ def test_a_server_does_not_start_on_a_damaged_model(tmp_path):
     folder = tiny_models.export(tmp_path)
     (folder / "model.onnx").write_bytes(b"damaged")
     with pytest.raises(errors.RepositoryError, match="SHA-256"):
-        Server(ServerConfig(tmp_path, port=0))
+        asyncio.run(Server(configured(tmp_path)).start())

@@ -55,6 +55,7 @@ OUTPUTS = {
     "segmenter": {"mask": ("uint8", 3), "scores": ("float32", 2), "confidence": ("uint8", 3)},
     "cam": {"cam": ("float32", 4), "scores": ("float32", 2)},
 }
+TENSOR_INPUTS, TENSOR_OUTPUTS = ("x", "y"), ("sum", "twice")
 TYPES = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}
 
 
@@ -86,6 +87,17 @@ def graph(kind: str) -> Any:
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
     checker.check_model(model)
     return model
+
+
+def tensor_graph() -> Any:
+    """``sum = x + y`` and ``twice = 2 x`` of float32 [N,3]."""
+    info = helper.make_tensor_value_info
+    nodes = [helper.make_node("Add", ["x", "y"], ["sum"]), helper.make_node("Add", ["x", "x"], ["twice"])]
+    inputs, outputs = (
+        [info(name, TensorProto.FLOAT, ["N", 3]) for name in names] for names in (TENSOR_INPUTS, TENSOR_OUTPUTS)
+    )
+    made = helper.make_graph(nodes, "sums", inputs, outputs)
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
 
 
 def card(name: str, version: int, kind: str, digest: str) -> dict[str, Any]:
@@ -124,13 +136,19 @@ def card(name: str, version: int, kind: str, digest: str) -> dict[str, Any]:
     }
 
 
+def tensor_card(name: str, version: int, digest: str) -> dict[str, Any]:
+    files = {"graph": "model.onnx", "sha256": {"model.onnx": digest}}
+    return {"format": 1, "name": name, "version": version, "kind": "tensor", **files}
+
+
 def export(
     root: Path, name: str = "colours", kind: str = "segmenter", version: int = 1, changes: dict[str, Any] | None = None
 ) -> Path:
     """Write a model below ``root`` with a right card, then apply ``changes`` to the card; returns the folder."""
     folder = root / name / str(version)
     folder.mkdir(parents=True)
-    save(graph(kind), folder / "model.onnx")
+    save(tensor_graph() if kind == "tensor" else graph(kind), folder / "model.onnx")
     digest = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
-    (folder / "model.json").write_text(json.dumps(card(name, version, kind, digest) | (changes or {})))
+    made = tensor_card(name, version, digest) if kind == "tensor" else card(name, version, kind, digest)
+    (folder / "model.json").write_text(json.dumps(made | (changes or {})))
     return folder

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from serving.config import ServerConfig, read_config, set_values
+from serving.errors import ConfigError
+
+
+def test_a_file_changes_what_it_says_and_keeps_the_rest(tmp_path: Path):
+    file = tmp_path / "server.toml"
+    file.write_text('repository = "models"\n[network]\nport = 0\n[shutdown]\ngrace = 5\n[models]\nversions = "all"\n')
+    config = read_config(file)
+    assert config.repository == tmp_path / "models"
+    assert (config.network.port, config.network.host) == (0, "127.0.0.1")
+    assert config.shutdown.grace == 5.0
+    assert isinstance(config.shutdown.grace, float)
+    assert config.models.versions == "all"
+    assert config.limits == ServerConfig().limits
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[network]\nprot = 1", "no setting 'network.prot'\nexpected: one of: host, port"),
+        ("[netwrok]\nport = 1", "nearest: network"),
+        ("network = 1", r"a table: \[network\]"),
+        ("[network]\nport = 70000", "network.port is 70000\nexpected: 0 to 65535"),
+        ("[schedule]\nqueue = 0", "schedule.queue is 0\nexpected: 1 or more"),
+        ("[network]\nport = true", "network.port is True\nexpected: a value of type int"),
+        ("[network]\nhost = 3", "network.host is 3"),
+        ("[shutdown]\ngrace = nan", "shutdown.grace is nan"),
+        ("[network", "is no TOML"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text, told):
+    file = tmp_path / "server.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=told):
+        read_config(file)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_config(tmp_path / "none.toml")
+
+
+def test_single_settings():
+    config = set_values(
+        ServerConfig(), ["schedule.queue=7", "network.host=::1", 'models.versions="1,3"', "repository=a"]
+    )
+    assert (config.schedule.queue, config.network.host, config.models.versions) == (7, "::1", "1,3")
+    assert config.repository == Path("a")
+    for wrong in ("schedule.queue", "schedule.queue=many", "queue=3", "schedule.queue.x=3", "=3"):
+        with pytest.raises(ConfigError):
+            set_values(ServerConfig(), [wrong])
