@@ -105,6 +105,9 @@ def label(
     format: Annotated[str, typer.Option(help="Form of the masks. voc: palette PNG, pixel value = label.")] = "voc",
     force: Annotated[bool, typer.Option("--force", help="Label again what is labelled already.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Images at once; 0 chooses.")] = 0,
+    bucket: Annotated[
+        int, typer.Option(min=1, help="Round sides up to a multiple, as a server's schedule.bucket.")
+    ] = DEFAULT.schedule.bucket,
     max_pixels: MaxPixels = DEFAULT.limits.max_pixels,
     max_bytes: MaxBytes = DEFAULT.limits.max_bytes,
     as_json: Json = False,
@@ -114,9 +117,8 @@ def label(
 
     if format != "voc":
         raise ServingError(f"no format {format!r}", "known: voc", "--format voc")
-    config = labelling.LabelConfig(
-        source, target, repository, model, version, force, workers, Limits(max_bytes=max_bytes, max_pixels=max_pixels)
-    )
+    limits = Limits(max_bytes=max_bytes, max_pixels=max_pixels)
+    config = labelling.LabelConfig(source, target, repository, model, version, force, workers, limits, bucket)
     summary = _with_progress(config)
     if as_json:
         print(labelling.as_json(summary))

@@ -57,11 +57,14 @@ class ScheduleConfig:
         workers: runs at once of each model; 0 chooses by the processors.
         threads: of each run; 0 chooses.
         queue: requests of one model admitted and not answered yet; one more is refused.
+        bucket: sides are rounded up to a multiple of this, so that images of about one size share a run; 1 keeps
+            every size and every bit.
     """
 
     workers: int = number(0, 0)
     threads: int = number(0, 0)
     queue: int = number(64, 1)
+    bucket: int = number(1, 1)
 
 
 @dataclass(frozen=True)

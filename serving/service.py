@@ -134,7 +134,7 @@ class SegmentationService:
         def decode() -> tuple[Picture, Prepared, float]:
             began = time.monotonic()
             picture = _picture(source, self._limits)
-            return picture, pipeline.prepare(picture, served.card), time.monotonic() - began
+            return picture, pipeline.prepare(picture, served.card, served.bucket), time.monotonic() - began
 
         loop = asyncio.get_running_loop()
         picture, prepared, decoded = await loop.run_in_executor(self._codecs, decode)
@@ -272,6 +272,7 @@ def _provenance(served: Served, threshold: float) -> Any:
         scales=card.scales,
         flip=card.flip,
         protocol=card.protocol,
+        bucket=served.bucket,
     )
 
 
