@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import as_dict, replace
-from trainer.data.dataset import Dataset, Record, open_dataset
+from trainer.data.dataset import Dataset, Record
 from trainer.evaluate import evaluate_cams, evaluate_folder, sweep_thresholds
 from trainer.refine.threshold import choose
-from trainer.run import Run, stage_key, write_json
+from trainer.run import Run, reopen_data, stage_key, write_json
 from trainer.supervision import initial_weights
 
 MEASURED = ("cams", "refine", "segment", "segment_full")
@@ -66,7 +66,7 @@ def current_evaluation(run_dir: Path) -> dict[str, dict[str, Any]]:
     """
     run = Run.existing(run_dir)
     stages = run.manifest["stages"]
-    dataset = open_dataset(run.manifest["data"]["path"])
+    dataset = reopen_data(run.manifest)
     lists = measured_lists(dataset, run.manifest["train_list"], run.manifest["val_list"])
     config = replace(EvaluateConfig(), run.manifest["config"]["evaluate"], "evaluate")
     key = evaluation_key(stages, config, lists)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.data.dataset import Dataset, Record, open_dataset, some
 from trainer.data.inspection import KINDS, Finding, inspect
+from trainer.data.knobs import DataConfig
 from trainer.errors import DataError, nearest
 from trainer.pool import cores, over_images
 
@@ -68,7 +69,12 @@ class Report:
         return {**asdict(self), "ok": self.ok, "problems": problems}
 
 
-def check(path: str | Path, lists: Sequence[str] | None = None, progress: bool = False) -> Report:
+def check(
+    path: str | Path,
+    lists: Sequence[str] | None = None,
+    progress: bool = False,
+    config: DataConfig | None = None,
+) -> Report:
     """Look at every image and mask of a data set and report everything wrong with it.
 
     Nothing about the data is raised: what stops ``open_dataset`` is a problem of the report too.
@@ -76,11 +82,12 @@ def check(path: str | Path, lists: Sequence[str] | None = None, progress: bool =
     Args:
         lists: look at these lists only; default everything.
         progress: show a bar on stderr.
+        config: how to read it.
     """
     root = Path(path)
     errors: list[DataError] = []
     try:
-        dataset = open_dataset(root, errors)
+        dataset = open_dataset(root, errors, config)
     except DataError as error:
         return Report(str(root), None, 0, {}, {}, "", _from_errors([*errors, error]))
     problems = list(_from_errors(errors))

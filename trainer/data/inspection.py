@@ -18,7 +18,7 @@ from trainer.data.dataset import (
     Record,
     map_mask_values,
     open_image,
-    read_index_png,
+    read_mask_file,
     some,
     to_rgb,
 )
@@ -133,7 +133,7 @@ def _broken(traits: list[tuple[str, str]]) -> bool:
 
 def _inspect_mask(dataset: Dataset, record: Record, size: tuple[int, int] | None) -> Iterator[tuple[str, str]]:
     try:
-        raw = read_index_png(record.mask) if record.mask else dataset.read_mask(record)
+        raw = read_mask_file(record.mask, dataset.config) if record.mask else dataset.read_mask(record)
     except DataError as error:
         yield "mask-unreadable", error.found
         return
