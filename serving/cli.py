@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 import warnings
 from pathlib import Path
@@ -84,15 +83,17 @@ def serve(
     """Serve every model of a repository over gRPC until SIGTERM or Ctrl-C."""
     import asyncio
 
+    from serving import logs
     from serving.server import Server
     from serving.server import serve as run
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings = _server_config(context, config, set_ or [])
+    logs.configure(settings.telemetry.log_format, settings.telemetry.log_level)
 
     def ready(server: Server) -> None:
         print(f"serving {', '.join(server.names)} on {server.address}", flush=True)
 
-    asyncio.run(run(_server_config(context, config, set_ or []), ready))
+    asyncio.run(run(settings, ready))
 
 
 @app.command(epilog="Example: wsss-serving label photos/ masks/ --model pets --repository exported/")

@@ -19,6 +19,9 @@ from serving.errors import ConfigError, nearest
 
 T = TypeVar("T")
 
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
 
 def number(default: float, low: float, high: float = math.inf) -> Any:
     """A field whose value must lie in ``low`` to ``high``."""
@@ -90,6 +93,23 @@ class ShutdownConfig:
 
 
 @dataclass(frozen=True)
+class TelemetryConfig:
+    """What the server tells of itself.
+
+    Attributes:
+        log_format: ``text``, or ``json`` for one object a line.
+        log_level: lines below it are not written.
+        log_requests: level of the line that each request leaves.
+        tracing: write OpenTelemetry spans, to where the ``OTEL_*`` variables of the environment say.
+    """
+
+    log_format: LogFormat = "text"
+    log_level: LogLevel = "info"
+    log_requests: LogLevel = "debug"
+    tracing: bool = False
+
+
+@dataclass(frozen=True)
 class ServerConfig:
     """How to serve the models of the folder ``repository``."""
 
@@ -99,6 +119,7 @@ class ServerConfig:
     schedule: ScheduleConfig = ScheduleConfig()
     limits: Limits = Limits()
     shutdown: ShutdownConfig = ShutdownConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
 
 
 def read_config(path: Path) -> ServerConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import importlib.metadata
 import logging
 import signal
 import socket
@@ -15,12 +16,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
+from serving.calls import Calls
 from serving.config import ServerConfig
 from serving.cpus import available_cpus
 from serving.errors import StartError
 from serving.models import Models
 from serving.service import SegmentationService
-from wsss.v1 import segmentation_pb2, segmentation_pb2_grpc
+from serving.telemetry import Telemetry
+from serving.tracing import tracer
+from wsss.v1 import segmentation_pb2
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +43,11 @@ class Server:
         self._config = config
         self._models = Models(config)
         self._codecs = ThreadPoolExecutor(available_cpus(), thread_name_prefix="codec")
-        self._service = SegmentationService(self._models, config.limits, self._codecs)
+        self.telemetry = Telemetry()
+        trace = tracer(importlib.metadata.version("wsss")) if config.telemetry.tracing else None
+        level = logging.getLevelNamesMapping()[config.telemetry.log_requests.upper()]
+        self._calls = Calls(self.telemetry, trace, level)
+        self._service = SegmentationService(self._models, config.limits, self._codecs, self._calls)
         self._health = health_aio.HealthServicer()
         self.address = ""
 
@@ -57,6 +65,7 @@ class Server:
         """
         check_port(self._config.network.host, self._config.network.port)
         await self._models.start()
+        self.telemetry.follow(self._models)
         limit = 2 * self._config.limits.max_bytes + MESSAGE_SLACK
         self._grpc = grpc.aio.server(
             options=[
@@ -66,7 +75,7 @@ class Server:
             ],
             maximum_concurrent_rpcs=LAST_WALL,
         )
-        segmentation_pb2_grpc.add_SegmentationServicer_to_server(self._service, self._grpc)
+        self._grpc.add_generic_rpc_handlers((self._service.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._grpc)
@@ -79,12 +88,13 @@ class Server:
         """Say NOT_SERVING, refuse new calls, let accepted ones finish within ``grace``, then free everything."""
         await self._health.enter_graceful_shutdown()
         await asyncio.sleep(self._config.shutdown.lame_duck)
+        self._calls.ending = True
         closing = asyncio.ensure_future(self._grpc.stop(self._config.shutdown.grace))
         # A client that watches the health service never ends its call, so the port alone is no sign of idleness.
         idle = 0.0
         while not closing.done() and idle < FLUSH_SECONDS:
             await asyncio.wait([closing], timeout=TICK_SECONDS)
-            idle = 0.0 if self._service.in_flight else idle + TICK_SECONDS
+            idle = 0.0 if self._calls.in_flight else idle + TICK_SECONDS
         await self._grpc.stop(0)
         await closing
         await self._models.close()
