@@ -84,18 +84,9 @@ def test_two_column_lists_and_sbd_name(tmp_path: Path) -> None:
     data = open_dataset(root)
     assert data.lists["train_aug"] == ("2007_000032", "b 1")
     assert data.lists["train"] == ("2007_000032",)
-    assert not any("SBD" in note for note in data.notes)
     assert any("1 listed images have no row" in note for note in data.notes)
     assert any("1 images have no tag" in note for note in data.notes)
     assert data.records["b 1"].tags == ()
-
-
-def test_missing_sbd_list_says_what_it_costs(tmp_path: Path) -> None:
-    root = make_tree(tmp_path, {"train": "2007_000032\n"})
-    make_xml(root, "2007_000032", [("dog", 0)])
-    (note,) = (note for note in open_dataset(root).notes if "SBD" in note)
-    assert "10,582" in note
-    assert "1 images of 'train'" in note
 
 
 def test_xml_tags_count_difficult_objects_but_not_parts(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.data.conventions import compare
 from trainer.data.dataset import Dataset, Record, open_dataset, some
-from trainer.data.inspection import KINDS, Finding, inspect
+from trainer.data.inspection import KINDS, Finding, Problem, inspect
 from trainer.data.knobs import DataConfig
 from trainer.errors import DataError, nearest
 from trainer.pool import cores, over_images
@@ -20,17 +21,6 @@ if TYPE_CHECKING:
 
 POOL_FROM = 300
 SEVERITIES = ("error", "warning", "info")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One kind of problem: how bad, what, which files, what to do."""
-
-    severity: str
-    kind: str
-    message: str
-    names: tuple[str, ...] = ()
-    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,6 +92,7 @@ def check(
     problems += _duplicates(dataset, found)
     problems += _about_classes(dataset, records, chosen)
     problems += _about_lists(dataset, chosen)
+    problems += compare(dataset)
     if records and not any(dataset.has_mask(record) for record in records):
         problems.append(Problem("info", "no-masks", "there are no masks: training works, evaluation does not"))
     problems += [Problem("info", "note", note) for note in dataset.notes]

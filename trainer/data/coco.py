@@ -24,6 +24,17 @@ Note = tuple[int, str, Any]
 """Class, ``object`` or ``crowd`` or ``void``, and outline of an annotation."""
 Notes = dict[Any, list[Note]]
 Entries = dict[Any, tuple[str, int, int]]
+COCO_CLASSES = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
+    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant",
+    "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard",
+    "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
+    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli",
+    "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed", "dining table", "toilet",
+    "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink",
+    "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
+)  # fmt: skip
+"""The 80 things in the order of their ids 1 to 90, of which ten are not used."""
 PREFIX = re.compile(r"^COCO_[a-z]+\d{4}_")
 TAGS = {False: "COCO annotations, crowds left out", True: "COCO annotations, crowds included"}
 CROWDS = {"drop": "crowds left out", "ignore": "crowds ignored (255)", "keep": "crowds painted like objects"}

@@ -12,6 +12,8 @@ from PIL import Image
 from trainer.errors import DataError
 from trainer.palette import voc_palette
 
+GREY_HINT = "unpack the original masks again: aeroplane and pottedplant have the same grey, so this cannot be undone"
+
 
 def indices_of(image: Image.Image, where: Path | str) -> npt.NDArray[np.uint8]:
     """``uint8 [H,W]`` indices of a mask that holds colours of the VOC palette; grey masks hold indices already.

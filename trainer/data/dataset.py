@@ -16,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from trainer.data.colours import grey_levels, indices_of
+from trainer.data.colours import GREY_HINT, grey_levels, indices_of
 from trainer.data.knobs import DataConfig
 from trainer.errors import DataError, nearest
 from trainer.pool import raise_together
 
 IGNORE = 255
+INDEX_PNG = "a palette or grey PNG whose pixel values are class indices"
 MAX_PIXELS = 100_000_000
 SIZE_LIMIT = f"at most {MAX_PIXELS:,} pixels"
 MAX_CLASSES = 254
@@ -282,7 +283,7 @@ def read_index_png(path: Path) -> npt.NDArray[np.uint8]:
         if image.mode not in ("P", "L", "1"):
             raise DataError(
                 f"mask {path} is a {image.mode} picture",
-                "a palette or grey PNG whose pixel values are class indices",
+                INDEX_PNG,
                 "for colours of the VOC palette, --set data.masks=colours; to make indices of them, "
                 f"wsss-trainer convert {path.parent} NEW --to masks --set data.masks=colours",
             )
@@ -317,7 +318,7 @@ def map_mask_values(raw: npt.NDArray[np.uint8], values: Sequence[int], where: Pa
         raise DataError(
             f"mask {where} holds {unknown}: grey levels of the VOC colours instead of class indices",
             f"0, {IGNORE} and the classes {sorted(values)}",
-            "unpack the original masks again: several classes have the same grey, so this cannot be undone",
+            GREY_HINT,
         )
     if unknown:
         raise DataError(f"mask {where} holds the values {unknown}", f"0, {IGNORE} and the classes {sorted(values)}")

@@ -82,7 +82,7 @@ def read(root: Path, problems: Problems, config: DataConfig) -> Dataset:
     ids = sorted({i for names in lists.values() for i in names}) or sorted(images)
     masks = _by_stem(root / "SegmentationClassAug", (".png",), problems)
     masks |= _by_stem(root / "SegmentationClass", (".png",), problems)
-    notes = _list_notes(root, lists, len(images) - len(ids), classes)
+    notes = _list_notes(root, lists, len(images) - len(ids))
     source = _tag_source(root, ids, masks, config.labels_from, notes)
     tags: Tags = {}
     if source == CSV:
@@ -183,18 +183,12 @@ def list_id(line: str, known: Container[str]) -> str:
     return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else name
 
 
-def _list_notes(root: Path, lists: dict[str, tuple[str, ...]], unlisted: int, classes: tuple[str, ...]) -> list[str]:
+def _list_notes(root: Path, lists: dict[str, tuple[str, ...]], unlisted: int) -> list[str]:
     notes = []
     if not lists:
         notes.append(f"{root / LISTS} has no list: only 'all' can be used")
     if unlisted:
         notes.append(f"{unlisted} images in JPEGImages are in no list and are left out")
-    if "train_aug" not in lists and set(classes) <= set(VOC_CLASSES):
-        count = len(lists.get("train", ()))
-        notes.append(
-            f"no SBD list (train_aug.txt or trainaug.txt in {LISTS}): training has the {count} images of 'train' only. "
-            "Published figures train on 10,582 images instead of 1,464; expect a weaker classifier and lower mIoU"
-        )
     return notes
 
 
