@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -16,7 +16,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from serving import logs, status
 from serving.batcher import Ran
-from serving.errors import FieldError, RequestError, ServerFault, ServerUnavailable
+from serving.errors import FieldError, RequestError, ServerFault, ServerUnavailable, TooManyStreams
 from serving.telemetry import Telemetry
 from serving.tracing import Trace
 
@@ -26,6 +26,7 @@ requests_log = logging.getLogger("serving.requests")
 Metadata = tuple[tuple[str, str | bytes], ...]
 # From a request and its call to the reply.
 Work = Callable[[Any, "Call"], Coroutine[Any, Any, Any]]
+StreamWork = Callable[[AsyncIterator[Any], grpc.aio.ServicerContext], AsyncIterator[Any]]
 
 
 @dataclass(eq=False)
@@ -76,17 +77,24 @@ class Calls:
         telemetry: counts them.
         trace: writes their spans; None writes none.
         level: of the line that each call leaves in the log.
+        max_streams: open at once.
 
     Attributes:
-        in_flight: calls not answered yet.
-        ending: new requests are refused, those too that come on a stream that is open already.
+        in_flight: requests not answered yet.
+        draining: the server ends soon and says so; requests are answered still.
+        ending: further requests on streams that are open already are refused; gRPC itself refuses new calls.
     """
 
-    def __init__(self, telemetry: Telemetry, trace: Trace | None = None, level: int = logging.DEBUG) -> None:
+    def __init__(
+        self, telemetry: Telemetry, trace: Trace | None = None, level: int = logging.DEBUG, max_streams: int = 256
+    ) -> None:
         self._telemetry = telemetry
         self._trace = trace
         self._level = level
+        self._max_streams = max_streams
+        self._streams = 0
         self.in_flight = 0
+        self.draining = False
         self.ending = False
 
     def service(self, descriptor: Any, works: Mapping[str, Work], special: Mapping[str, Any] | None = None) -> Any:
@@ -119,9 +127,28 @@ class Calls:
 
         return grpc.unary_unary_rpc_method_handler(answer, read, write)
 
+    def streaming(self, rpc: str, work: StreamWork, read: Callable[[bytes], Any], write: Callable[[Any], bytes]) -> Any:
+        """The handler of one method of many requests and replies. ``work`` watches over each request by itself."""
+
+        async def answer(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+            if self._streams >= self._max_streams:
+                error = TooManyStreams(f"{self._streams} streams are open already", f"at most {self._max_streams}")
+                self._telemetry.refused(rpc, error.code, error.reason)
+                await abort(context, error)
+            self._streams += 1
+            self._telemetry.streams.inc()
+            try:
+                async for reply in work(requests, context):
+                    yield reply
+            finally:
+                self._streams -= 1
+                self._telemetry.streams.dec()
+
+        return grpc.stream_stream_rpc_method_handler(answer, read, write)
+
     @contextmanager
-    def watch(self, call: Call) -> Iterator[None]:
-        """Watch over one request, on a call of its own or one of many on a stream.
+    def watch(self, call: Call, streamed: bool = False) -> Iterator[None]:
+        """Watch over one request, on a call of its own or (``streamed``) one of many on a stream.
 
         Raises:
             RequestError: whatever the block raised; what is no such error is logged with the request's id.
@@ -129,7 +156,7 @@ class Calls:
         token = logs.REQUEST_ID.set(call.request_id)
         self.in_flight += 1
         try:
-            if self.ending:
+            if self.ending and streamed:
                 raise ServerUnavailable("the server is ending", hint="another server")
             yield
         except RequestError as error:

@@ -36,6 +36,14 @@ SETTINGS = {
     "repository": "repository",
     "host": "network.host",
     "port": "network.port",
+    "http_port": "network.http_port",
+    "tls_cert": "access.cert",
+    "tls_key": "access.key",
+    "tls_client_ca": "access.client_ca",
+    "tokens": "access.tokens",
+    "insecure": "access.insecure",
+    "log_format": "telemetry.log_format",
+    "log_level": "telemetry.log_level",
     "versions": "models.versions",
     "workers": "schedule.workers",
     "threads": "schedule.threads",
@@ -60,6 +68,26 @@ def serve(
         str, typer.Option(help="Address to listen on; 0.0.0.0 is the whole network.")
     ] = DEFAULT.network.host,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = DEFAULT.network.port,
+    http_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port of /metrics, /healthz and /readyz; none without it.")
+    ] = DEFAULT.network.http_port,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="PEM file of the server's certificate; both ports use it.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="PEM file of who signs the certificates that callers must show.")
+    ] = None,
+    tokens: Annotated[
+        Path | None, typer.Option(help="File of callers, their roles and hashes of their tokens.")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen where others reach, without TLS and tokens.")
+    ] = False,
+    log_format: Annotated[
+        str, typer.Option(help="text, or json for one object a line.")
+    ] = DEFAULT.telemetry.log_format,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = DEFAULT.telemetry.log_level,
     versions: Annotated[
         str, typer.Option(help="Versions to serve: latest, latest:N, all, or numbers as in 1,3.")
     ] = DEFAULT.models.versions,

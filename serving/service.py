@@ -20,6 +20,8 @@ from serving.pipeline import Prepared
 from serving.repository import Card, Kind
 from wsss.v1 import segmentation_pb2 as pb
 
+SERVICE = pb.DESCRIPTOR.services_by_name["Segmentation"]
+NAME: str = SERVICE.full_name
 SOURCE = ("run", "method", "backbone", "commit", "data_fingerprint")
 KINDS: dict[Kind, Any] = {
     "segmenter": pb.MODEL_KIND_SEGMENTER,
@@ -52,7 +54,7 @@ class SegmentationService:
             "ListModels": self._list_models,
             "GetModel": self._get_model,
         }
-        return self._calls.service(pb.DESCRIPTOR.services_by_name["Segmentation"], works)
+        return self._calls.service(SERVICE, works)
 
     async def _segment(self, request: Any, call: Call) -> Any:
         served = self._find(request, call, "segmenter")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
@@ -32,6 +32,8 @@ class Telemetry:
     """The counters of one server, in a registry of its own. Safe to read from any thread."""
 
     def __init__(self) -> None:
+        # Each series would have a second one for the moment of its birth.
+        disable_created_metrics()
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "wsss_requests", "Requests answered.", ("rpc", "model", "code", "reason"), registry=self.registry
@@ -54,7 +56,7 @@ class Telemetry:
     def ended(self, call: Call) -> None:
         """Count a request that was answered, whatever the answer was."""
         self._requests.labels(call.rpc, call.model, call.code, call.reason).inc()
-        if call.model:
+        if call.stages:
             for name, _, seconds in call.stages:
                 self._seconds.labels(call.model, name).observe(seconds)
             self._seconds.labels(call.model, "total").observe(call.ended - call.began)
