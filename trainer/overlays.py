@@ -19,7 +19,7 @@ Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 # Anchors of the inferno map (Smith and van der Walt, public domain): lightness rises evenly, so that equal steps
 # of activation look equal, also in grey print and to colour-blind readers.
-_HEAT = np.array(
+HEAT = np.array(
     [
         (0, 0, 4), (22, 11, 57), (66, 10, 104), (106, 23, 110), (147, 38, 103), (188, 55, 84),
         (221, 81, 58), (243, 120, 25), (252, 165, 10), (246, 215, 70), (252, 255, 164),
@@ -109,10 +109,10 @@ def heat(values: npt.ArrayLike) -> Pixels:
     Returns:
         uint8 ``[...,3]`` RGB.
     """
-    position = np.clip(np.asarray(values, np.float32), 0, 1) * (len(_HEAT) - 1)
-    low = np.minimum(position.astype(np.intp), len(_HEAT) - 2)
+    position = np.clip(np.asarray(values, np.float32), 0, 1) * (len(HEAT) - 1)
+    low = np.minimum(position.astype(np.intp), len(HEAT) - 2)
     share = (position - low)[..., None]
-    return _pixels(_HEAT[low] * (1 - share) + _HEAT[low + 1] * share)
+    return _pixels(HEAT[low] * (1 - share) + HEAT[low + 1] * share)
 
 
 def contour(labels: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:

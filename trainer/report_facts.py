@@ -11,14 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.data.dataset import Dataset
+from trainer.data.dataset import Dataset, open_dataset
 from trainer.errors import DataError, RunError
-from trainer.run import reopen_data
 
 #: Evaluated stages in the order of the path: key of evaluation.json, name on the page.
 STAGES = {"cam": "CAM", "refined": "Refined masks", "segment": "Segmenter", "segment_full": "Full supervision"}
 #: Stages of the manifest that every complete run has.
 PIPELINE = ("classify", "cams", "refine", "segment", "evaluate")
+#: Every stage between the preparations of a method and the last figures, in the order of work.
+_ORDER = (
+    "classify", "cams", "affinity_labels", "affinity", "irn_labels", "irn", "walk", "refine", "segment", "segment_full",
+    "evaluate",
+)  # fmt: skip
 _CHOSEN = {
     "fixed": "set beforehand",
     "oracle": "oracle: best on this very list",
@@ -59,6 +63,15 @@ class Facts:
         names = dict.fromkeys(name for stage in STAGES for name in self.evaluation.get(stage, {}))
         return sorted(names, key=lambda name: (name != "val", not name.startswith("val")))
 
+    @property
+    def stages(self) -> list[str]:
+        """Stages of the manifest and those that every run has, in the order of work; preparations of a method first."""
+        recorded = list(self.manifest.get("stages", {}))
+        wanted = {*recorded, *PIPELINE}
+        if "cams" in recorded and "classify" not in recorded:
+            wanted -= {"classify"}  # The maps were imported.
+        return [name for name in recorded if name not in _ORDER] + [name for name in _ORDER if name in wanted]
+
     def figures(self, stage: str, name: str | None = None) -> tuple[str, Mapping[str, Any]] | None:
         """``(list, figures)`` of an evaluated stage: on list ``name``, or on the first that it has, val first."""
         found = self.evaluation.get(stage, {})
@@ -78,7 +91,7 @@ def read_facts(run_dir: Path) -> Facts:
     curves = _curves(run_dir / "metrics.csv", notes)
     dataset = None
     try:
-        dataset = reopen_data(manifest)
+        dataset = open_dataset(manifest.get("data", {}).get("path", ""))
     except (DataError, OSError) as error:
         notes.append(
             f"The data set of this run cannot be opened here, so there are no images: {str(error).splitlines()[0]}"

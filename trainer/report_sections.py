@@ -8,33 +8,47 @@ from typing import Any
 
 from trainer.charts import Line, bars, key
 from trainer.palette import voc_palette
-from trainer.report_facts import PIPELINE, STAGES, Facts, duration, finite, memory, moment, percent, threshold
+from trainer.report_facts import STAGES, Facts, duration, finite, memory, moment, percent, threshold
 from trainer.report_page import COLOURS, details, note, swatch, table
-from trainer.supervision import initial_weights
+from trainer.supervision import initial_weights, is_extra
+
+#: Figures of evaluation.json besides those of single classes, and their headings.
+_FIGURES = {
+    "miou": "mIoU",
+    "mean_precision": "Precision",
+    "mean_recall": "Recall",
+    "mean_f": "F, mean of classes",
+    "f_of_means": "F of the means",
+    "boundary_f": "Boundary F",
+    "over_activation": "Over-activation",
+    "under_activation": "Under-activation",
+    "accuracy": "Accuracy",
+}
 
 
 def header(facts: Facts) -> str:
-    """Name of the run, what it is in one line, and how far it came."""
+    """Name of the run, what it is in one line, its most important figure, and how far it came."""
     m, data = facts.manifest, facts.manifest.get("data", {})
     what = [m.get("method"), m.get("backbone"), f"{len(facts.classes)} classes" if facts.classes else None]
     counts = [f"{name} {count:,}" for name, count in data.get("lists", {}).items() if isinstance(count, int)]
     words = [str(w) for w in [*what, *counts] if w]
     tags = f"Tags: {data['tags_from']}. " if data.get("tags_from") else ""
-    init = f"Initial weights {initial_weights(m)}." if m.get("supervision") else ""
-    steps = "".join(_step(facts, name) for name in _stage_order(facts))
+    init = f"Initial weights: {initial_weights(m)}." if m.get("supervision") else ""
+    steps = "".join(_step(facts, name) for name in facts.stages)
     notes = "".join(note(text) for text in facts.notes)
     return (
         f'<p class="over">Weakly-supervised segmentation run, {esc(moment(m.get("updated", m.get("created", ""))))}</p>'
-        f"<h1>{esc(facts.run.name)}</h1>"
-        f'<p class="lead">{esc(" · ".join(words))}<br>{esc(tags + init)}</p><ol class="path">{steps}</ol>{notes}'
+        f'<div class="top"><div><h1>{esc(facts.run.name)}</h1>'
+        f'<p class="lead">{esc(" · ".join(words))}<br>{esc(tags + init)}</p></div>{_headline(facts)}</div>'
+        f'<ol class="path">{steps}</ol>{notes}'
     )
 
 
 def results(facts: Facts) -> str:
-    """One card a stage with its mIoU and protocol, and the ratio weak / full."""
+    """One card a stage with its mIoU and protocol, the ratio weak / full, and every other figure in a table."""
     cards = "".join(_card(facts, stage) for stage in STAGES) + _ratio_card(facts)
     lead = "Mean intersection over union (mIoU), background included, over all pixels of a list but the ignored ones."
-    return f'<p>{lead}</p><div class="cards">{cards}</div>'
+    return f'<p>{lead}</p><div class="cards">{cards}</div>{_figures_table(facts)}'
 
 
 def classes(facts: Facts) -> str:
@@ -58,7 +72,7 @@ def stages(facts: Facts) -> str:
     longest = max((finite(s.get("seconds")) or 0 for s in recorded.values()), default=0) or 1
     largest = max((finite(s.get("peak_memory_mb")) or 0 for s in recorded.values()), default=0) or 1
     rows = []
-    for name in _stage_order(facts):
+    for name in facts.stages:
         s = recorded.get(name, {})
         seconds, peak = finite(s.get("seconds")), finite(s.get("peak_memory_mb"))
         status = esc(str(s.get("status", "not yet")))
@@ -118,11 +132,20 @@ def _step(facts: Facts, name: str) -> str:
     return f'<li class="{esc(status)}"><b>{esc(name)}</b>{esc(said)}</li>'
 
 
-def _stage_order(facts: Facts) -> list[str]:
-    recorded = list(facts.manifest.get("stages", {}))
-    order = [*PIPELINE[:-1], "segment_full", PIPELINE[-1]]
-    known = [name for name in order if name in recorded or name in PIPELINE]
-    return known + [name for name in recorded if name not in known]
+def _headline(facts: Facts) -> str:
+    """The last stage of the weak path that was measured."""
+    for stage in ("segment", "refined", "cam"):
+        if found := facts.figures(stage):
+            name, figures = found
+            ratio = _ratio(facts) if stage == "segment" else None
+            full = f", {100 * ratio[1] / ratio[2]:.0f} % of full supervision" if ratio and ratio[0] == name else ""
+            text = f"mIoU of the {STAGES[stage].lower().replace('cam', 'CAMs')} on <b>{esc(name)}</b>{full}"
+            return (
+                f'<div class="headline" style="--stage:{COLOURS[stage]}">'
+                f'<p class="big">{percent(figures.get("miou"))}<span>%</span></p>'
+                f"<p>{text}</p><p>{badges(facts, stage, figures)}</p></div>"
+            )
+    return ""
 
 
 def _card(facts: Facts, stage: str) -> str:
@@ -139,23 +162,63 @@ def _card(facts: Facts, stage: str) -> str:
     lines += _gain(facts, stage)
     body = "".join(f"<p>{line}</p>" for line in lines)
     big = f'<p class="big">{percent(miou)}<span>%</span></p>'
-    return f'<article class="card">{title}{big}{bar}{body}{proto(figures)}</article>'
+    marks = f'<p class="badges">{badges(facts, stage, figures)}</p>'
+    return f'<article class="card">{title}{big}{bar}{marks}{body}{proto(figures)}</article>'
+
+
+def _ratio(facts: Facts) -> tuple[str, float, float] | None:
+    """List, weak and full mIoU, of the first list that both segmenters were measured on."""
+    for name in facts.lists:
+        weak, full = facts.figures("segment", name), facts.figures("segment_full", name)
+        if weak and full and finite(weak[1].get("miou")) is not None and finite(full[1].get("miou")):
+            return name, float(weak[1]["miou"]), float(full[1]["miou"])
+    return None
 
 
 def _ratio_card(facts: Facts) -> str:
     title = "<h3>Weak / full ratio</h3>"
-    for name in facts.lists:
-        weak, full = facts.figures("segment", name), facts.figures("segment_full", name)
-        if weak and full and finite(weak[1].get("miou")) is not None and finite(full[1].get("miou")):
-            a, b = float(weak[1]["miou"]), float(full[1]["miou"])
-            bar = bars([("var(--segment)", a / b)], f"ratio {a / b:.2f}", 4)
-            text = f"<p>on <b>{esc(name)}</b></p><p>{percent(a)} against {percent(b)}</p>"
-            start = esc(initial_weights(facts.manifest, "segment"))
-            said = f"Same net, images and budget; tags only against true masks; initial weights {start}."
-            proto = f'<p class="proto">{said}</p>'
-            return f'<article class="card">{title}<p class="big">{a / b:.2f}</p>{bar}{text}{proto}</article>'
+    if ratio := _ratio(facts):
+        name, weak, full = ratio
+        bar = bars([("var(--segment)", weak / full)], f"ratio {weak / full:.2f}", 4)
+        text = f"<p>on <b>{esc(name)}</b></p><p>{percent(weak)} against {percent(full)}</p>"
+        start = esc(initial_weights(facts.manifest, "segment"))
+        said = f"Same net, images and budget; tags only against true masks; initial weights {start}."
+        same = f'<p class="proto">{said}</p>'
+        return f'<article class="card">{title}<p class="big">{weak / full:.2f}</p>{bar}{text}{same}</article>'
     why = "Not there yet: it needs the segmenter and fit --supervision full, measured on one list."
     return f'<article class="card empty">{title}<p class="big">–</p><p class="proto">{why}</p></article>'
+
+
+def _figures_table(facts: Facts) -> str:
+    """A row for each stage and list, a column for each figure that any of them has."""
+    rows = [
+        (stage, name, facts.evaluation[stage][name]) for stage in STAGES for name in facts.evaluation.get(stage, {})
+    ]
+    shown = [(key, title) for key, title in _FIGURES.items() if any(finite(f.get(key)) is not None for *_, f in rows)]
+    if not shown:
+        return ""
+    conventions = any(f.get("convention") for *_, f in rows)
+    head = (
+        "Stage",
+        "List",
+        *(f"#{title}" for _, title in shown),
+        "Threshold",
+        *(["Convention"] if conventions else []),
+    )
+    cells = [
+        [
+            f'<i class="swatch" style="background:{COLOURS[stage]}"></i>{STAGES[stage]}',
+            esc(name),
+            *(percent(figures.get(key)) for key, _ in shown),
+            esc(threshold(figures).removeprefix("threshold ") or "–"),
+            *([esc(str(figures.get("convention", "–")))] if conventions else []),
+        ]
+        for stage, name, figures in rows
+    ]
+    caption = (
+        "Every figure in percent. Over- and under-activation: false positives and misses per union, lower is better."
+    )
+    return details("All figures", table(head, cells, caption, "sortable figures"))
 
 
 def _gain(facts: Facts, stage: str) -> list[str]:
@@ -173,6 +236,23 @@ def _gain(facts: Facts, stage: str) -> list[str]:
 
 def _images(figures: Mapping[str, Any]) -> str:
     return f", {figures['images']:,} images" if isinstance(figures.get("images"), int) else ""
+
+
+def badges(facts: Facts, stage: str, figures: Mapping[str, Any]) -> str:
+    """What a figure rests on besides image tags, as marks: nothing, masks that chose a threshold, or masks throughout."""
+    refined = facts.manifest.get("stages", {}).get("refine", {}).get("metrics") or {}
+    source = figures.get("threshold_from") or (refined.get("threshold_from") if stage == "segment" else None)
+    initial = initial_weights(facts.manifest, stage)
+    marks = [("warn", "initial weights saw more than tags")] if is_extra(initial) else []
+    if stage == "segment_full":
+        marks.append(("", "trained on true masks"))
+    elif source == "oracle":
+        marks.append(("warn", "oracle threshold"))
+    elif source in ("label_free", "fixed"):
+        marks.append(("good", "no mask chose the threshold"))
+    elif source:
+        marks.append(("", f"threshold from {source} masks"))
+    return " ".join(f'<span class="tag {kind}">{esc(text)}</span>' for kind, text in marks)
 
 
 def proto(figures: Mapping[str, Any], lead: str = "") -> str:
@@ -202,10 +282,11 @@ def _iou_table(facts: Facts, name: str, shown: Mapping[str, Mapping[str, Any]]) 
         rows.append([label_cell(facts, i), drawn, *(percent(v) for v in values)])
     means = [finite(f.get("miou")) for f in shown.values()]
     drawn = bars([(COLOURS[s], v) for s, v in zip(shown, means, strict=True)], f"mIoU on {name}", height)
-    rows.append(["<b>mean</b>", drawn, *(f"<b>{percent(v)}</b>" for v in means)])
+    mean = ["<b>mean</b>", drawn, *(f"<b>{percent(v)}</b>" for v in means)]
     head = ("Class", "0 to 100", *(f"#{STAGES[s]}" for s in shown))
-    protocols = "".join(proto(f, STAGES[s]) for s, f in shown.items())
-    return f"<h3>On {esc(name)}</h3>" + table(head, rows, f"IoU of each class on {name}, percent", "iou") + protocols
+    protocols = details("Protocols", "".join(proto(f, STAGES[s]) for s, f in shown.items()))
+    caption = f"IoU of each class on {name}, percent"
+    return f"<h3>On {esc(name)}</h3>" + table(head, rows, caption, "iou sortable", mean) + protocols
 
 
 def _precision_table(facts: Facts, name: str, shown: Mapping[str, Mapping[str, Any]]) -> str:
@@ -215,8 +296,8 @@ def _precision_table(facts: Facts, name: str, shown: Mapping[str, Mapping[str, A
         cells = [percent((f.get(part) or {}).get(label)) for f in shown.values() for part in ("precision", "recall")]
         rows.append([label_cell(facts, i), *cells])
     means = [percent(f.get(f"mean_{part}")) for f in shown.values() for part in ("precision", "recall")]
-    rows.append(["<b>mean</b>", *(f"<b>{m}</b>" for m in means)])
-    return table(head, rows, f"Precision and recall of each class on {name}, %")
+    mean = ["<b>mean</b>", *(f"<b>{m}</b>" for m in means)]
+    return table(head, rows, f"Precision and recall of each class on {name}, %", "sortable", mean)
 
 
 def _pairs(entries: Mapping[str, Any]) -> str:

@@ -1,0 +1,110 @@
+"""Which images a report shows: first ones of a list, and those that each stage does worst on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from trainer.camfile import cam_path
+from trainer.data.dataset import Dataset
+from trainer.report_facts import Facts
+
+#: Stages in the order in which their worst images get their places.
+_WORST = ("segment", "refined", "cam", "segment_full")
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A titled choice of images of one list."""
+
+    title: str
+    list: str
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Worst:
+    """Images of one list, by the mean IoU that a stage has on each, lowest first."""
+
+    stage: str
+    list: str
+    entries: tuple[Mapping[str, Any], ...]
+
+
+def worst_lists(facts: Facts) -> list[Worst]:
+    """The worst images of every evaluated stage and list."""
+    found = [(stage, name, facts.evaluation.get(stage, {}).get(name, {})) for stage in _WORST for name in facts.lists]
+    entries = [(s, n, tuple(e for e in f.get("worst") or () if isinstance(e, Mapping))) for s, n, f in found]
+    return [Worst(stage, name, worst) for stage, name, worst in entries if worst]
+
+
+def choose_sheets(facts: Facts, dataset: Dataset, max_images: int) -> list[Sheet]:
+    """At most ``max_images`` images, each once, list after list, val first.
+
+    A third are the first images of the first list; a third those of another list where only that has refined masks; the
+    rest are the worst images, the stages and lists taking turns. Lists without any output are passed over: a run
+    without val still shows what it has.
+    """
+    filled = _filled(facts, dataset)
+    if max_images < 1 or not filled:
+        return []
+    main = next(iter(filled))
+    other = _refined_elsewhere(facts.run, filled, main)
+    third = max_images // 3
+    elsewhere = [i for i in filled[other] if mask_path(facts.run, i).exists()][:third] if other else []
+    turns = [(name, i) for name, i in _turns(facts) if i in filled.get(name, ())]
+    # Places that no worst image takes go to the first images.
+    spare = max_images - len(elsewhere) - len({i for _, i in turns} - set(elsewhere))
+    taken: dict[str, str] = dict.fromkeys(elsewhere, other or "")
+    first = [i for i in filled[main] if i not in taken][: max(third, spare, 1)]
+    taken.update(dict.fromkeys(first, main))
+    worst: dict[str, list[str]] = {}
+    for name, i in turns:
+        if i not in taken and len(taken) < max_images:
+            taken[i] = name
+            worst.setdefault(name, []).append(i)
+    sheets = []
+    for name in filled:
+        begin = first if name == main else elsewhere if name == other else []
+        sheets += [Sheet(f"First images of {name}", name, tuple(begin))] if begin else []
+        sheets += [Sheet(f"Worst images of {name}", name, tuple(worst[name]))] if name in worst else []
+    return sheets
+
+
+def mask_path(run: Path, record_id: str) -> Path:
+    """Pseudo mask of an image."""
+    return run / "masks" / f"{record_id}.png"
+
+
+def prediction_path(run: Path, stage: str, list_name: str, record_id: str) -> Path:
+    """What the segmenter of ``stage`` says about an image."""
+    return run / stage / "predictions" / list_name / f"{record_id}.png"
+
+
+def _filled(facts: Facts, dataset: Dataset) -> dict[str, dict[str, None]]:
+    """Images that have any output, in the order of each list; measured lists first, then those like val and train."""
+    names = [n for n in dataset.lists if n != "all"] or ["all"]
+    names.sort(key=lambda n: (n not in facts.lists, n != "val", not n.startswith("val"), not n.startswith("train")))
+    filled = {n: dict.fromkeys(i for i in dataset.lists[n] if _has_output(facts.run, n, i)) for n in names}
+    return {name: ids for name, ids in filled.items() if ids}
+
+
+def _has_output(run: Path, list_name: str, record_id: str) -> bool:
+    predictions = (prediction_path(run, stage, list_name, record_id) for stage in ("segment", "segment_full"))
+    paths = (cam_path(run / "cams", record_id), mask_path(run, record_id), *predictions)
+    return any(path.exists() for path in paths)
+
+
+def _refined_elsewhere(run: Path, filled: Mapping[str, Mapping[str, None]], main: str) -> str | None:
+    """The first list with refined masks, where the main one has none."""
+    names = [n for n, ids in filled.items() if any(mask_path(run, i).exists() for i in ids)]
+    return None if main in names or not names else names[0]
+
+
+def _turns(facts: Facts) -> Iterator[tuple[str, str]]:
+    """``(list, id)`` of the worst image of every stage and list, then of the second worst, and so on."""
+    for rank in zip_longest(*([(w.list, str(e.get("id"))) for e in w.entries] for w in worst_lists(facts))):
+        yield from (entry for entry in rank if entry is not None)
