@@ -2,6 +2,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+TRITON := $(VENV)/tritonclient
+TRITON_INSTALLED := $(TRITON)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help demo test lint clean
@@ -16,7 +18,7 @@ help:
 demo: $(INSTALLED)
 	$(BIN)/wsss-trainer demo demo
 
-test: lint
+test: lint $(TRITON_INSTALLED)
 	$(BIN)/python -m pytest
 
 lint: $(INSTALLED)
@@ -31,5 +33,11 @@ clean:
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(shell find protos -name '*.proto')
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"{sys.executable} is Python {sys.version.split()[0]}; wsss needs 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[train,serve,dev]'
+	$(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[train,serve,dev,otel]'
+	@touch $@
+
+# NVIDIA's client allows no protobuf 7 beside it and clashes with our generated code, so it lives apart.
+$(TRITON_INSTALLED): $(INSTALLED) tests/serving/tritonclient.txt
+	$(PYTHON) -m venv $(TRITON)
+	$(TRITON)/bin/python -m pip install --progress-bar off -r tests/serving/tritonclient.txt
 	@touch $@

@@ -68,6 +68,16 @@ class Statistics:
     batches: dict[int, BatchStatistics] = field(default_factory=dict)
     last_run: float = 0.0
 
+    @property
+    def executions(self) -> int:
+        """Runs of the engine."""
+        return sum(batch.executions for batch in self.batches.values())
+
+    @property
+    def inferences(self) -> int:
+        """Images or tensors in all runs."""
+        return sum(size * batch.executions for size, batch in self.batches.items())
+
 
 class Batcher:
     """Runs one model's engine in ``workers`` threads of its own.

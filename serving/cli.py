@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 import warnings
 from pathlib import Path
@@ -37,6 +36,14 @@ SETTINGS = {
     "repository": "repository",
     "host": "network.host",
     "port": "network.port",
+    "http_port": "network.http_port",
+    "tls_cert": "access.cert",
+    "tls_key": "access.key",
+    "tls_client_ca": "access.client_ca",
+    "tokens": "access.tokens",
+    "insecure": "access.insecure",
+    "log_format": "telemetry.log_format",
+    "log_level": "telemetry.log_level",
     "versions": "models.versions",
     "workers": "schedule.workers",
     "threads": "schedule.threads",
@@ -61,6 +68,26 @@ def serve(
         str, typer.Option(help="Address to listen on; 0.0.0.0 is the whole network.")
     ] = DEFAULT.network.host,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = DEFAULT.network.port,
+    http_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port of /metrics, /healthz and /readyz; none without it.")
+    ] = DEFAULT.network.http_port,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="PEM file of the server's certificate; both ports use it.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="PEM file of who signs the certificates that callers must show.")
+    ] = None,
+    tokens: Annotated[
+        Path | None, typer.Option(help="File of callers, their roles and hashes of their tokens.")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen where others reach, without TLS and tokens.")
+    ] = False,
+    log_format: Annotated[
+        str, typer.Option(help="text, or json for one object a line.")
+    ] = DEFAULT.telemetry.log_format,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = DEFAULT.telemetry.log_level,
     versions: Annotated[
         str, typer.Option(help="Versions to serve: latest, latest:N, all, or numbers as in 1,3.")
     ] = DEFAULT.models.versions,
@@ -84,15 +111,17 @@ def serve(
     """Serve every model of a repository over gRPC until SIGTERM or Ctrl-C."""
     import asyncio
 
+    from serving import logs
     from serving.server import Server
     from serving.server import serve as run
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings = _server_config(context, config, set_ or [])
+    logs.configure(settings.telemetry.log_format, settings.telemetry.log_level)
 
     def ready(server: Server) -> None:
         print(f"serving {', '.join(server.names)} on {server.address}", flush=True)
 
-    asyncio.run(run(_server_config(context, config, set_ or []), ready))
+    asyncio.run(run(settings, ready))
 
 
 @app.command(epilog="Example: wsss-serving label photos/ masks/ --model pets --repository exported/")
@@ -105,6 +134,9 @@ def label(
     format: Annotated[str, typer.Option(help="Form of the masks. voc: palette PNG, pixel value = label.")] = "voc",
     force: Annotated[bool, typer.Option("--force", help="Label again what is labelled already.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Images at once; 0 chooses.")] = 0,
+    bucket: Annotated[
+        int, typer.Option(min=1, help="Round sides up to a multiple, as a server's schedule.bucket.")
+    ] = DEFAULT.schedule.bucket,
     max_pixels: MaxPixels = DEFAULT.limits.max_pixels,
     max_bytes: MaxBytes = DEFAULT.limits.max_bytes,
     as_json: Json = False,
@@ -114,9 +146,8 @@ def label(
 
     if format != "voc":
         raise ServingError(f"no format {format!r}", "known: voc", "--format voc")
-    config = labelling.LabelConfig(
-        source, target, repository, model, version, force, workers, Limits(max_bytes=max_bytes, max_pixels=max_pixels)
-    )
+    limits = Limits(max_bytes=max_bytes, max_pixels=max_pixels)
+    config = labelling.LabelConfig(source, target, repository, model, version, force, workers, limits, bucket)
     summary = _with_progress(config)
     if as_json:
         print(labelling.as_json(summary))

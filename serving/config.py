@@ -19,8 +19,13 @@ from serving.errors import ConfigError, nearest
 
 T = TypeVar("T")
 
+MESSAGE_SLACK = 1024 * 1024
+Control = Literal["none", "explicit"]
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 
-def number(default: float, low: float, high: float = math.inf) -> Any:
+
+def number(default: float | None, low: float, high: float = math.inf) -> Any:
     """A field whose value must lie in ``low`` to ``high``."""
     return field(default=default, metadata={"low": low, "high": high})
 
@@ -32,10 +37,52 @@ class NetworkConfig:
     Attributes:
         host: address; the machine itself by default.
         port: of gRPC; 0 takes a free one.
+        http_port: of metrics and probes; none is opened where it is left out.
     """
 
     host: str = "127.0.0.1"
     port: int = number(8500, 0, 65535)
+    http_port: int | None = number(None, 0, 65535)
+
+
+@dataclass(frozen=True)
+class AccessConfig:
+    """Who may call.
+
+    Attributes:
+        cert, key: PEM files; with them both ports speak TLS.
+        client_ca: PEM file of who signs the certificates that gRPC callers must show.
+        tokens: file of the callers; without it everyone may do everything.
+        insecure: listen where other machines reach without TLS and tokens.
+    """
+
+    cert: Path | None = None
+    key: Path | None = None
+    client_ca: Path | None = None
+    tokens: Path | None = None
+    insecure: bool = False
+
+
+@dataclass(frozen=True)
+class ConnectionsConfig:
+    """Seconds after which gRPC ends or tests a connection, 0 for never.
+
+    Attributes:
+        max_age: of a connection; its callers connect anew, maybe to another replica.
+        max_age_grace: in which the calls of such a connection may finish.
+        max_idle: without a call.
+        keepalive_time, keepalive_timeout: between pings to a silent caller, and until it is given up.
+        keepalive_min: callers that ping more often are sent away.
+        max_concurrent_calls: on one connection; 0 for no limit.
+    """
+
+    max_age: float = number(0.0, 0)
+    max_age_grace: float = number(30.0, 0)
+    max_idle: float = number(0.0, 0)
+    keepalive_time: float = number(60.0, 0)
+    keepalive_timeout: float = number(20.0, 0)
+    keepalive_min: float = number(10.0, 0)
+    max_concurrent_calls: int = number(0, 0)
 
 
 @dataclass(frozen=True)
@@ -44,9 +91,11 @@ class ModelsConfig:
 
     Attributes:
         versions: ``latest``, ``latest:N``, ``all``, or numbers as in ``1,3``.
+        control: ``explicit`` lets callers load and unload models, if their token has the role.
     """
 
     versions: str = "latest"
+    control: Control = "none"
 
 
 @dataclass(frozen=True)
@@ -57,20 +106,40 @@ class ScheduleConfig:
         workers: runs at once of each model; 0 chooses by the processors.
         threads: of each run; 0 chooses.
         queue: requests of one model admitted and not answered yet; one more is refused.
+        bucket: sides are rounded up to a multiple of this, so that images of about one size share a run; 1 keeps
+            every size and every bit.
     """
 
     workers: int = number(0, 0)
     threads: int = number(0, 0)
     queue: int = number(64, 1)
+    bucket: int = number(1, 1)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What is refused unread: bytes of the file, pixels, and ratio of the longer to the shorter side."""
+    """What is refused.
+
+    Attributes:
+        max_bytes: of an image file.
+        max_pixels: of an image.
+        max_aspect: ratio of its longer to its shorter side.
+        max_message_bytes: of a request; 0 is twice the bytes of an image and a megabyte.
+        max_batch: first axis of one request of the Open Inference Protocol.
+        max_streams: open at once.
+    """
 
     max_bytes: int = number(32 * 1024 * 1024, 1)
     max_pixels: int = number(50_000_000, 1)
     max_aspect: float = number(100.0, 1)
+    max_message_bytes: int = number(0, 0, 2**31 - 1)
+    max_batch: int = number(64, 1)
+    max_streams: int = number(256, 1)
+
+    @property
+    def message_bytes(self) -> int:
+        """What a request may have at most."""
+        return self.max_message_bytes or min(2 * self.max_bytes + MESSAGE_SLACK, 2**31 - 1)
 
 
 @dataclass(frozen=True)
@@ -87,15 +156,35 @@ class ShutdownConfig:
 
 
 @dataclass(frozen=True)
+class TelemetryConfig:
+    """What the server tells of itself.
+
+    Attributes:
+        log_format: ``text``, or ``json`` for one object a line.
+        log_level: lines below it are not written.
+        log_requests: level of the line that each request leaves.
+        tracing: write OpenTelemetry spans, to where the ``OTEL_*`` variables of the environment say.
+    """
+
+    log_format: LogFormat = "text"
+    log_level: LogLevel = "info"
+    log_requests: LogLevel = "debug"
+    tracing: bool = False
+
+
+@dataclass(frozen=True)
 class ServerConfig:
     """How to serve the models of the folder ``repository``."""
 
     repository: Path = Path("exported")
     network: NetworkConfig = NetworkConfig()
+    access: AccessConfig = AccessConfig()
+    connections: ConnectionsConfig = ConnectionsConfig()
     models: ModelsConfig = ModelsConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     limits: Limits = Limits()
     shutdown: ShutdownConfig = ShutdownConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
 
 
 def read_config(path: Path) -> ServerConfig:

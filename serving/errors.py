@@ -115,6 +115,34 @@ class WrongModelKind(RequestError):
     reason = "WRONG_MODEL_KIND"
 
 
+class ModelRefused(RequestError):
+    """A model was to be loaded and is not sound. What was served before is served still."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "MODEL_REFUSED"
+
+
+class TokenMissing(RequestError):
+    """The server asks for a token and the call carries none."""
+
+    code = "UNAUTHENTICATED"
+    reason = "TOKEN_MISSING"
+
+
+class TokenUnknown(RequestError):
+    """The call carries a token that the server does not know."""
+
+    code = "UNAUTHENTICATED"
+    reason = "TOKEN_UNKNOWN"
+
+
+class PermissionDenied(RequestError):
+    """The caller is known and may not do this. ``metadata["role"]`` is what it lacks."""
+
+    code = "PERMISSION_DENIED"
+    reason = "ROLE_MISSING"
+
+
 class RetryLater(RequestError):
     """The same request may succeed in ``retry_after`` seconds."""
 
@@ -131,6 +159,13 @@ class Overloaded(RetryLater):
 
     code = "RESOURCE_EXHAUSTED"
     reason = "QUEUE_FULL"
+
+
+class TooManyStreams(RetryLater):
+    """As many streams are open as may be."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "STREAMS_FULL"
 
 
 class DeadlineMissed(RequestError):

@@ -42,6 +42,7 @@ class LabelConfig:
         model, version: an empty name is the only segmenter of the repository, version 0 the newest.
         force: label again what is labelled already.
         workers: images at once; 0 chooses by the processors.
+        bucket: multiple to which sides are rounded up, as the server's ``schedule.bucket``.
     """
 
     source: Path
@@ -52,6 +53,7 @@ class LabelConfig:
     force: bool = False
     workers: int = 0
     limits: Limits = field(default_factory=Limits)
+    bucket: int = 1
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def find_images(source: Path, target: Path) -> list[Path]:
     return images
 
 
-def label_one(source: Path, mask: Path, card: Card, engine: Engine, limits: Limits) -> Entry:
+def label_one(source: Path, mask: Path, card: Card, engine: Engine, limits: Limits, bucket: int = 1) -> Entry:
     """Label one file; its line of the manifest, paths left out.
 
     Raises:
@@ -155,7 +157,7 @@ def label_one(source: Path, mask: Path, card: Card, engine: Engine, limits: Limi
     before = source.stat()
     if before.st_size > limits.max_bytes:
         raise LabelError(f"the file has {before.st_size:,} bytes", f"at most {limits.max_bytes:,} bytes")
-    prepared = pipeline.prepare(decode(source.read_bytes(), limits), card)
+    prepared = pipeline.prepare(decode(source.read_bytes(), limits), card, bucket)
     result = pipeline.segmented(engine.run({"image": prepared.batch}), prepared, card)
     data = masks.encode_labels(result.labels, card.palette)
     write_atomic(mask, data)
@@ -168,14 +170,15 @@ def label_one(source: Path, mask: Path, card: Card, engine: Engine, limits: Limi
         "model": card.name,
         "version": card.version,
         "model_sha256": card.graph_sha256,
+        "bucket": bucket,
         "scores": {name: round(float(score), 6) for name, score in zip(card.classes, result.scores)},
         "areas": {name: int(area) for name, area in zip(card.labels, result.areas) if area},
     }
 
 
-def is_current(entry: Entry | None, source: Path, mask: Path, card: Card) -> bool:
-    """Whether ``mask`` loads and came from this graph and this file, as the manifest tells."""
-    if entry is None or entry.get("model_sha256") != card.graph_sha256:
+def is_current(entry: Entry | None, source: Path, mask: Path, card: Card, bucket: int = 1) -> bool:
+    """Whether ``mask`` loads and came from this graph, bucket and file, as the manifest tells."""
+    if entry is None or (entry.get("model_sha256"), entry.get("bucket", 1)) != (card.graph_sha256, bucket):
         return False
     try:
         now = source.stat()
@@ -244,10 +247,10 @@ def _label_all(
         source, mask = config.source / image, config.target / image.with_suffix(".png")
         paths = {"image": image.as_posix(), "mask": image.with_suffix(".png").as_posix()}
         entry = known.get(paths["image"])
-        if not config.force and is_current(entry, source, mask, card):
+        if not config.force and is_current(entry, source, mask, card, config.bucket):
             return Done("skipped", entry or {})
         try:
-            return Done("written", paths | label_one(source, mask, card, engine, config.limits))
+            return Done("written", paths | label_one(source, mask, card, engine, config.limits, config.bucket))
         except OSError as error:
             if error.filename != str(source):
                 raise

@@ -44,11 +44,12 @@ class ModelState:
 
 @dataclass(frozen=True, eq=False)
 class Served:
-    """A model in service."""
+    """A model in service, and the multiple to which the sides of its images are rounded up."""
 
     card: Card
     engine: Engine
     batcher: Batcher
+    bucket: int = 1
 
 
 class Models:
@@ -195,4 +196,4 @@ def build(card: Card, config: ServerConfig) -> Served:
     schedule = config.schedule
     verify(card)
     engine = OnnxRuntimeEngine(card, schedule.threads or threads)
-    return Served(card, engine, Batcher(engine, schedule.workers or workers, schedule.queue))
+    return Served(card, engine, Batcher(engine, schedule.workers or workers, schedule.queue), schedule.bucket)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from serving import masks
+from serving import buckets, masks
 from serving.engines import Outputs, check_outputs
 from serving.errors import ImageTooLarge, OutputError
 from serving.image import Picture, Pixels
@@ -28,11 +28,13 @@ class Prepared:
 
     Attributes:
         height, width: of the upright image.
+        inner: height and width of its scaled form, which is the upper left part of ``batch``.
         batch: uint8 [1,h,w,3], of a size within the model's limits.
     """
 
     height: int
     width: int
+    inner: tuple[int, int]
     batch: Pixels
 
     @property
@@ -88,8 +90,8 @@ def model_size(height: int, width: int, card: Card) -> tuple[int, int]:
     return tall, wide
 
 
-def prepare(picture: Picture, card: Card) -> Prepared:
-    """Bring a picture to a size that the model takes.
+def prepare(picture: Picture, card: Card, bucket: int = 1) -> Prepared:
+    """Bring a picture to a size that the model takes, its sides rounded up to a multiple of ``bucket`` by padding.
 
     Raises:
         ImageTooLarge: see :func:`model_size`.
@@ -99,7 +101,8 @@ def prepare(picture: Picture, card: Card) -> Prepared:
     pixels = picture.pixels
     if (tall, wide) != (height, width):
         pixels = np.asarray(Image.fromarray(pixels).resize((wide, tall), Image.Resampling.BILINEAR))
-    return Prepared(height, width, pixels[None])
+    padded = buckets.pad(pixels, *buckets.bucket_size(tall, wide, bucket, card))
+    return Prepared(height, width, (tall, wide), padded[None])
 
 
 def segmented(outputs: Outputs, prepared: Prepared, card: Card, kept: Sequence[int] | None = None) -> Segmented:
@@ -116,7 +119,11 @@ def segmented(outputs: Outputs, prepared: Prepared, card: Card, kept: Sequence[i
     """
     check_outputs(card, outputs, 1, *prepared.model_size)
     labels, confidence = (
-        masks.resize_nearest(cast(Pixels, outputs[name])[0], prepared.height, prepared.width)
+        masks.resize_nearest(
+            buckets.crop(cast(Pixels, outputs[name])[0], prepared.inner, prepared.model_size),
+            prepared.height,
+            prepared.width,
+        )
         for name in ("mask", "confidence")
     )
     if kept is not None:
@@ -135,7 +142,7 @@ def activated(outputs: Outputs, prepared: Prepared, card: Card) -> Activated:
         OutputError: the graph broke its promise.
     """
     check_outputs(card, outputs, 1, *prepared.model_size)
-    maps = cast("npt.NDArray[np.float32]", outputs["cam"])[0]
+    maps = buckets.crop(cast("npt.NDArray[np.float32]", outputs["cam"])[0], prepared.inner, prepared.model_size)
     if not np.isfinite(maps).all():
         raise OutputError(f"the activation maps of {card.name} are not all finite", "numbers of 0 to 1")
     return Activated(maps, _scores(outputs, card))

@@ -1,9 +1,10 @@
-"""The server: models loaded, one gRPC port with service, health and reflection, and a clean end on SIGTERM."""
+"""The server: models loaded, a gRPC port with services, health and reflection, an HTTP port, and a clean end on SIGTERM."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import importlib.metadata
 import logging
 import signal
 import socket
@@ -11,37 +12,59 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
+from serving import health, open_inference, service
+from serving.access import AccessInterceptor, Certificates, Tokens, check_exposure
+from serving.calls import Calls
 from serving.config import ServerConfig
 from serving.cpus import available_cpus
 from serving.errors import StartError
+from serving.health import Health
+from serving.http import HttpServer
 from serving.models import Models
+from serving.open_inference import OpenInferenceService
 from serving.service import SegmentationService
-from wsss.v1 import segmentation_pb2, segmentation_pb2_grpc
+from serving.telemetry import Telemetry
+from serving.tracing import tracer
 
 log = logging.getLogger(__name__)
 
-SERVICE: str = segmentation_pb2.DESCRIPTOR.services_by_name["Segmentation"].full_name
-MESSAGE_SLACK = 1024 * 1024
+SERVICES = (service.NAME, open_inference.NAME)
 LAST_WALL = 1024
+NEVER = 2**31 - 1
 # Without a call at work until the port closes on watchers: the last replies leave in it.
 FLUSH_SECONDS = 0.5
 TICK_SECONDS = 0.05
 
 
 class Server:
-    """One server. ``start``, then ``stop``, both on one event loop."""
+    """One server. ``start``, then ``stop``, both on one event loop.
+
+    Attributes:
+        telemetry: its counters.
+        address, http_address: where it listens, once it does; the second is empty without HTTP port.
+
+    Raises:
+        StartError: from the constructor, for TLS files, tokens or libraries that the settings name and that are not
+            sound or not there.
+    """
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
+        access, telemetry = config.access, config.telemetry
+        check_exposure(config)
+        self._certificates = Certificates(access) if access.cert or access.key or access.client_ca else None
+        self._tokens = Tokens(access.tokens) if access.tokens else None
+        self.telemetry = Telemetry()
+        trace = tracer(importlib.metadata.version("wsss")) if telemetry.tracing else None
+        level = logging.getLevelNamesMapping()[telemetry.log_requests.upper()]
+        self._calls = Calls(self.telemetry, trace, level, config.limits.max_streams)
         self._models = Models(config)
         self._codecs = ThreadPoolExecutor(available_cpus(), thread_name_prefix="codec")
-        self._service = SegmentationService(self._models, config.limits, self._codecs)
-        self._health = health_aio.HealthServicer()
-        self.address = ""
+        self._health = Health(self._models)
+        self._http = HttpServer(self.telemetry, self._tokens, self._certificates)
+        self.address = self.http_address = ""
 
     @property
     def names(self) -> list[str]:
@@ -49,55 +72,92 @@ class Server:
         return sorted({served.card.name for served in self._models.served()})
 
     async def start(self) -> None:
-        """Load, listen, then report SERVING for the server, the service and ``models/NAME`` of each model.
+        """Load, listen, then report SERVING for the server, the services and ``models/NAME`` of each model.
 
         Raises:
             RepositoryError: a missing, damaged or lying model.
-            StartError: the port is taken or the host is none of this machine.
+            StartError: a port is taken or the host is none of this machine.
         """
-        check_port(self._config.network.host, self._config.network.port)
+        network = self._config.network
+        check_port(network.host, network.port)
+        if network.http_port is not None:
+            check_port(network.host, network.http_port)
+            self.http_address = self._http.start(network.host, network.http_port)
         await self._models.start()
-        limit = 2 * self._config.limits.max_bytes + MESSAGE_SLACK
+        self.telemetry.follow(self._models)
+        interceptors = [AccessInterceptor(self._tokens, self.telemetry)] if self._tokens else []
         self._grpc = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", limit),
-                ("grpc.max_send_message_length", -1),
-                ("grpc.so_reuseport", 0),
-            ],
-            maximum_concurrent_rpcs=LAST_WALL,
+            interceptors=interceptors, options=channel_options(self._config), maximum_concurrent_rpcs=LAST_WALL
         )
-        segmentation_pb2_grpc.add_SegmentationServicer_to_server(self._service, self._grpc)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._grpc)
+        services = (
+            SegmentationService(self._models, self._config.limits, self._codecs, self._calls),
+            OpenInferenceService(self._models, self._config, self._calls, self._codecs),
+        )
+        self._grpc.add_generic_rpc_handlers(tuple(service.handler() for service in services))
+        self._health.add_to(self._grpc)
+        reflection.enable_server_reflection((*SERVICES, health.NAME, reflection.SERVICE_NAME), self._grpc)
         self.address = self._bind()
         await self._grpc.start()
-        for name in ("", SERVICE, *(f"models/{name}" for name in self.names)):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await self._health.start(SERVICES)
+        self._set_ready(True)
 
     async def stop(self) -> None:
         """Say NOT_SERVING, refuse new calls, let accepted ones finish within ``grace``, then free everything."""
-        await self._health.enter_graceful_shutdown()
+        self._set_ready(False)
+        await self._health.end()
         await asyncio.sleep(self._config.shutdown.lame_duck)
+        self._calls.ending = True
         closing = asyncio.ensure_future(self._grpc.stop(self._config.shutdown.grace))
         # A client that watches the health service never ends its call, so the port alone is no sign of idleness.
         idle = 0.0
         while not closing.done() and idle < FLUSH_SECONDS:
             await asyncio.wait([closing], timeout=TICK_SECONDS)
-            idle = 0.0 if self._service.in_flight else idle + TICK_SECONDS
+            idle = 0.0 if self._calls.in_flight else idle + TICK_SECONDS
         await self._grpc.stop(0)
         await closing
         await self._models.close()
         self._codecs.shutdown()
+        self._http.stop()
+
+    def _set_ready(self, ready: bool) -> None:
+        self._calls.draining = not ready
+        self._http.ready = ready
+        self.telemetry.ready.set(ready)
 
     def _bind(self) -> str:
         host, port = self._config.network.host, self._config.network.port
         target = f"[{host}]" if ":" in host else host
         try:
-            bound = self._grpc.add_insecure_port(f"{target}:{port}")
+            if self._certificates:
+                bound = self._grpc.add_secure_port(f"{target}:{port}", self._certificates.credentials())
+            else:
+                bound = self._grpc.add_insecure_port(f"{target}:{port}")
         except RuntimeError as error:
             raise StartError(f"cannot listen on {target}:{port}: {error}", "a free port", "--port 0") from error
         return f"{target}:{bound}"
+
+
+def channel_options(config: ServerConfig) -> list[tuple[str, int]]:
+    """What gRPC is told of limits and connections."""
+    connections = config.connections
+    seconds = {
+        "grpc.max_connection_age_ms": connections.max_age,
+        "grpc.max_connection_age_grace_ms": connections.max_age_grace,
+        "grpc.max_connection_idle_ms": connections.max_idle,
+        "grpc.keepalive_time_ms": connections.keepalive_time,
+        "grpc.keepalive_timeout_ms": connections.keepalive_timeout,
+        "grpc.http2.min_recv_ping_interval_without_data_ms": connections.keepalive_min,
+    }
+    options = [
+        ("grpc.max_receive_message_length", config.limits.message_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.so_reuseport", 0),
+        ("grpc.keepalive_permit_without_calls", 1),
+        *((name, min(int(1000 * value), NEVER)) for name, value in seconds.items() if value),
+    ]
+    if connections.max_concurrent_calls:
+        options.append(("grpc.max_concurrent_streams", connections.max_concurrent_calls))
+    return options
 
 
 def check_port(host: str, port: int) -> None:

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
-import uuid
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NoReturn, TypeVar
+from typing import Any
 
-import grpc
-
-from serving import image, masks, pipeline, status
+from serving import image, masks, pipeline
 from serving.batcher import Ran
+from serving.calls import Call, Calls
 from serving.config import Limits
-from serving.errors import FieldError, RequestError, ServerFault, nearest
+from serving.errors import FieldError, nearest
 from serving.image import Picture
 from serving.models import Models, Served
 from serving.pipeline import Prepared
 from serving.repository import Card, Kind
 from wsss.v1 import segmentation_pb2 as pb
 
-log = logging.getLogger(__name__)
-T = TypeVar("T")
-
+SERVICE = pb.DESCRIPTOR.services_by_name["Segmentation"]
+NAME: str = SERVICE.full_name
 SOURCE = ("run", "method", "backbone", "commit", "data_fingerprint")
 KINDS: dict[Kind, Any] = {
     "segmenter": pb.MODEL_KIND_SEGMENTER,
@@ -35,45 +31,39 @@ KINDS: dict[Kind, Any] = {
 
 
 class SegmentationService:
-    """Answers the calls of the protocol. ``in_flight`` counts those not answered yet.
+    """Answers the calls of the protocol.
 
     Args:
         models: to answer with.
         limits: for images.
         codecs: threads that decode and encode.
+        calls: what every call goes through.
     """
 
-    def __init__(self, models: Models, limits: Limits, codecs: ThreadPoolExecutor) -> None:
+    def __init__(self, models: Models, limits: Limits, codecs: ThreadPoolExecutor, calls: Calls) -> None:
         self._models = models
         self._limits = limits
         self._codecs = codecs
-        self.in_flight = 0
+        self._calls = calls
 
-    async def Segment(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
-        """One label map for one image."""
-        return await self._answer(self._segment(request, _deadline(context)), context)
+    def handler(self) -> Any:
+        """For ``add_generic_rpc_handlers`` of a server."""
+        works = {
+            "Segment": self._segment,
+            "ComputeCam": self._compute_cam,
+            "ListModels": self._list_models,
+            "GetModel": self._get_model,
+        }
+        return self._calls.service(SERVICE, works)
 
-    async def ComputeCam(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
-        """Class activation maps of one image."""
-        return await self._answer(self._compute_cam(request, _deadline(context)), context)
-
-    async def ListModels(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
-        """Every model served, and the limits."""
-        return await self._answer(self._list_models(), context)
-
-    async def GetModel(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
-        """The card of one model."""
-        return await self._answer(self._get_model(request), context)
-
-    async def _segment(self, request: Any, deadline: float | None) -> Any:
-        started = time.monotonic()
-        served = self._models.find(request.model, request.version, "segmenter")
+    async def _segment(self, request: Any, call: Call) -> Any:
+        served = self._find(request, call, "segmenter")
         card = served.card
         threshold = _score_threshold(request, card)
         kept = [index + 1 for index in _indices(request.classes, card, "classes")] if request.classes else None
         encoding = _one_of(request.encoding, pb.MaskEncoding, "encoding")
-        with self._models.lease(served), served.batcher.admission(deadline):
-            picture, prepared, ran, decoded = await self._run(request.image, served, deadline)
+        with self._models.lease(served), served.batcher.admission(call.deadline):
+            picture, prepared, ran = await self._run(request.image, served, call)
 
             def finish() -> Any:
                 result = pipeline.segmented(ran.outputs, prepared, card, kept)
@@ -86,17 +76,16 @@ class SegmentationService:
                     reply.confidence.CopyFrom(confidence)
                 return reply
 
-            return await self._reply(finish, served, picture, prepared, ran, (started, decoded), threshold)
+            return await self._reply(finish, served, picture, prepared, ran, call, threshold)
 
-    async def _compute_cam(self, request: Any, deadline: float | None) -> Any:
-        started = time.monotonic()
-        served = self._models.find(request.model, request.version, "cam")
+    async def _compute_cam(self, request: Any, call: Call) -> Any:
+        served = self._find(request, call, "cam")
         card = served.card
         threshold = _score_threshold(request, card)
         tags = _indices(request.tags, card, "tags")
         form = _one_of(request.format, pb.CamFormat, "format")
-        with self._models.lease(served), served.batcher.admission(deadline):
-            picture, prepared, ran, decoded = await self._run(request.image, served, deadline)
+        with self._models.lease(served), served.batcher.admission(call.deadline):
+            picture, prepared, ran = await self._run(request.image, served, call)
 
             def finish() -> Any:
                 result = pipeline.activated(ran.outputs, prepared, card)
@@ -109,9 +98,9 @@ class SegmentationService:
                     cam.uint8 = masks.quantise(maps).tobytes()
                 return pb.ComputeCamResponse(cam=cam, classes=_class_results(card, result.scores, threshold))
 
-            return await self._reply(finish, served, picture, prepared, ran, (started, decoded), threshold)
+            return await self._reply(finish, served, picture, prepared, ran, call, threshold)
 
-    async def _list_models(self) -> Any:
+    async def _list_models(self, request: Any, call: Call) -> Any:
         limits = pb.Limits(
             max_image_bytes=self._limits.max_bytes,
             max_image_pixels=self._limits.max_pixels,
@@ -121,24 +110,32 @@ class SegmentationService:
         models = [self._describe(served) for served in newest.values()]
         return pb.ListModelsResponse(models=models, limits=limits)
 
-    async def _get_model(self, request: Any) -> Any:
-        return self._describe(self._models.find(request.model, request.version, None))
+    async def _get_model(self, request: Any, call: Call) -> Any:
+        return self._describe(self._find(request, call, None))
 
     def _describe(self, served: Served) -> Any:
         versions = [other.card.version for other in self._models.served() if other.card.name == served.card.name]
         return describe(served.card, versions, served.engine.description)
 
-    async def _run(self, source: Any, served: Served, deadline: float | None) -> tuple[Picture, Prepared, Ran, float]:
-        """Decode in a codec thread, then queue for the engine; also the seconds that decoding took."""
+    def _find(self, request: Any, call: Call, kind: Kind | None) -> Served:
+        served = self._models.find(request.model, request.version, kind)
+        call.model, call.version = served.card.name, served.card.version
+        return served
 
-        def decode() -> tuple[Picture, Prepared, float]:
+    async def _run(self, source: Any, served: Served, call: Call) -> tuple[Picture, Prepared, Ran]:
+        """Decode in a codec thread, then queue for the engine."""
+
+        def decode() -> tuple[Picture, Prepared]:
             began = time.monotonic()
             picture = _picture(source, self._limits)
-            return picture, pipeline.prepare(picture, served.card), time.monotonic() - began
+            prepared = pipeline.prepare(picture, served.card, served.bucket)
+            call.stage("decode", began)
+            return picture, prepared
 
-        loop = asyncio.get_running_loop()
-        picture, prepared, decoded = await loop.run_in_executor(self._codecs, decode)
-        return picture, prepared, await served.batcher.run({"image": prepared.batch}, deadline), decoded
+        picture, prepared = await asyncio.get_running_loop().run_in_executor(self._codecs, decode)
+        ran = await served.batcher.run({"image": prepared.batch}, call.deadline)
+        call.ran(ran)
+        return picture, prepared, ran
 
     async def _reply(
         self,
@@ -147,11 +144,10 @@ class SegmentationService:
         picture: Picture,
         prepared: Prepared,
         ran: Ran,
-        times: tuple[float, float],
+        call: Call,
         threshold: float,
     ) -> Any:
         """Run ``finish`` in a codec thread and complete its reply with what both kinds of reply carry."""
-        started, decoded = times
 
         def work() -> Any:
             began = time.monotonic()
@@ -159,25 +155,13 @@ class SegmentationService:
             reply.image.CopyFrom(_image_info(picture, prepared))
             reply.provenance.CopyFrom(_provenance(served, threshold))
             now = time.monotonic()
-            reply.timings.decode, reply.timings.queue, reply.timings.run = decoded, ran.queued, ran.ran
-            reply.timings.encode, reply.timings.total = now - began, now - started
+            call.stage("encode", began, now)
+            reply.timings.decode, reply.timings.encode = call.seconds("decode"), call.seconds("encode")
+            reply.timings.queue, reply.timings.run = ran.queued, ran.ran
+            reply.timings.total = now - call.began
             return reply
 
         return await asyncio.get_running_loop().run_in_executor(self._codecs, work)
-
-    async def _answer(self, work: Coroutine[Any, Any, T], context: grpc.aio.ServicerContext) -> T:
-        """Await the work; turn its errors into statuses, an unknown one into an id whose trace is in the log."""
-        self.in_flight += 1
-        try:
-            return await work
-        except RequestError as error:
-            await _abort(context, error)
-        except Exception:
-            fault = uuid.uuid4().hex[:12]
-            log.exception("request failed, id %s", fault)
-            await _abort(context, ServerFault(f"the server failed, id {fault}", metadata={"id": fault}))
-        finally:
-            self.in_flight -= 1
 
 
 def describe(card: Card, versions: Sequence[int], engine: str) -> Any:
@@ -272,6 +256,7 @@ def _provenance(served: Served, threshold: float) -> Any:
         scales=card.scales,
         flip=card.flip,
         protocol=card.protocol,
+        bucket=served.bucket,
     )
 
 
@@ -298,13 +283,3 @@ def _one_of(value: int, kind: Any, field: str) -> int:
     if value not in kind.values():
         raise FieldError(f"{field} {value} is not known to this server", ", ".join(kind.keys()[1:]), field=field)
     return value
-
-
-def _deadline(context: grpc.aio.ServicerContext) -> float | None:
-    remaining = context.time_remaining()
-    return None if remaining is None else time.monotonic() + remaining
-
-
-async def _abort(context: grpc.aio.ServicerContext, error: RequestError) -> NoReturn:
-    await context.abort_with_status(status.to_status(error))
-    raise AssertionError("abort_with_status always raises")

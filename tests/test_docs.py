@@ -16,6 +16,7 @@ from trainer import classify, segment
 from trainer import config as knobs
 from trainer.cams import CamsConfig
 from trainer.cli import app as trainer_app
+from trainer.data.knobs import DataConfig
 from trainer.measure import EvaluateConfig
 from trainer.methods.base import method_classes, method_names
 from trainer.refine import affinity_stage, irn_stage
@@ -26,6 +27,7 @@ from trainer.refine.pseudo_masks import RefineConfig
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "exported" / "README.md"])
 SECTIONS: dict[str, list[Any]] = {
+    "data": [DataConfig()],
     "classify": [classify.PSA, classify.IRN, classify.SMALL, classify.SCRATCH],
     "cams": [CamsConfig()],
     "refine": [RefineConfig()],

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from trainer import cli_data
+from trainer.cli_data import Json, LabelsFrom
 from trainer.errors import ConfigError, UserError
 
 app = typer.Typer(
@@ -22,7 +24,6 @@ app = typer.Typer(
 weights_app = typer.Typer(help="ImageNet weights of the backbones: list, fetch, import.", no_args_is_help=True)
 app.add_typer(weights_app, name="weights")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, as given to fit --run.")]
 
 
@@ -97,6 +98,7 @@ def fit(
     epochs: Annotated[int | None, typer.Option(help="Epochs of classifier and segmenter.")] = None,
     size: Annotated[int | None, typer.Option(help="Side of the training crops.")] = None,
     until: Annotated[str, typer.Option(help="Last stage: classify, cams, refine, segment, evaluate or report.")] = "report",
+    labels_from: LabelsFrom = None,
     supervision: Annotated[
         Supervision, typer.Option(help="weak: pseudo masks; full: true masks, the upper bound; both.")
     ] = Supervision.weak,
@@ -107,7 +109,7 @@ def fit(
         typer.Option(
             "--set",
             metavar="SECTION.KEY=VALUE",
-            help="Any knob of method, classify, cams, refine, affinity, irn, segment, evaluate.",
+            help="Any knob of data, method, classify, cams, refine, affinity, irn, segment, evaluate.",
         ),
     ] = None,
     json_: Json = False,
@@ -128,7 +130,7 @@ def fit(
     options = Options(
         data=data, run=run, method=method, backbone=backbone, weights=weights, classifier=classifier, recipe=recipe,
         preset=preset, cams=cams, refine=refine, train_list=train_list, val_list=val_list, epochs=epochs, size=size, until=until,
-        supervision=supervision.value, seed=seed, device=device, settings=tuple(settings or ()),
+        labels_from=labels_from, supervision=supervision.value, seed=seed, device=device, settings=tuple(settings or ()),
     )  # fmt: skip
     pipeline = Pipeline(options)
     for loaded in (pipeline.given, pipeline.loaded):
@@ -191,47 +193,8 @@ def export(
             print(f"{entry['path']}: {entry['kind']}, version {entry['version']}, parity {entry['parity']}")
 
 
-@app.command()
-def check(
-    data: Annotated[Path, typer.Argument(help="Data folder.")],
-    lists: Annotated[list[str] | None, typer.Option("--list", help="Only these image lists.")] = None,
-    json_: Json = False,
-) -> None:
-    """Find everything that is wrong with a data set in one pass: images, tags, masks, lists.
-
-    Formats: VOC (JPEGImages/, ImageSets/Segmentation/), COCO (annotations/*.json), or images anywhere with a labels.csv
-    of `image,tag` rows, of one 0/1 column a class, or of `image,"tag1;tag2"` rows. Exit code 2 where there are errors.
-
-    Example: wsss-trainer check photos/ --json
-    """
-    from trainer.data.check import check as run_check
-    from trainer.data.check import print_report
-
-    result = run_check(data, lists or None, progress=True)
-    if json_:
-        print(json.dumps(result.to_json(), indent=1))
-    else:
-        print_report(result)
-    if result.exit_code:
-        raise typer.Exit(result.exit_code)
-
-
-@app.command()
-def synth(
-    out: Annotated[Path, typer.Argument(help="Folder to write, in VOC layout.")],
-    count: Annotated[int, typer.Option(help="Images.")] = 240,
-    size: Annotated[int, typer.Option(help="Side in pixels.")] = 128,
-    seed: Annotated[int, typer.Option(help="The same seed writes the same bytes.")] = 0,
-    difficulty: Annotated[float, typer.Option(help="0 easy .. 1 hard: clutter, occlusion, noise.")] = 0.5,
-) -> None:
-    """Write a synthetic data set with exact masks, to try everything without any data.
-
-    Example: wsss-trainer synth data/ --count 300 --size 128
-    """
-    from trainer.data.synthetic import write_synthetic
-
-    write_synthetic(out, count, size, seed, difficulty, progress=True)
-    print(out)
+app.command()(cli_data.check)
+app.command()(cli_data.synth)
 
 
 @app.command()

@@ -9,12 +9,12 @@ from typing import Any, Literal, get_args
 from trainer import cams, classify, segment
 from trainer.card import card_from_manifest
 from trainer.config import replace
-from trainer.data.dataset import Dataset, open_dataset, read_image
+from trainer.data.dataset import Dataset, read_image
 from trainer.errors import ConfigError, RunError, nearest
 from trainer.export import export_model
 from trainer.graphs import CamGraph, PixelGraph, SegmenterGraph
 from trainer.measure import current_evaluation
-from trainer.run import Run
+from trainer.run import Run, reopen_data
 
 Kind = Literal["segmenter", "cam"]
 KINDS = (*get_args(Kind), "all")
@@ -55,7 +55,7 @@ def export_run(
             "a trained model",
             "wsss-trainer fit",
         )
-    dataset = open_dataset(run.manifest["data"]["path"])
+    dataset = reopen_data(run.manifest)
     evaluation = current_evaluation(run_dir)
     images = _images(dataset, run)
     reports = []

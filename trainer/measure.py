@@ -8,14 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.bootstrap import compare_paired, miou_interval
+from trainer.boundary import CSURKA, tolerance_pixels
 from trainer.config import as_dict, replace
-from trainer.data.dataset import Dataset, Record, open_dataset
+from trainer.data.dataset import Dataset, Record
 from trainer.evaluate import evaluate_cams, evaluate_folder, sweep_thresholds
+from trainer.figures import Conditions
+from trainer.image_counts import ImageCounts, counts_path
 from trainer.refine.threshold import choose
-from trainer.run import Run, stage_key, write_json
+from trainer.run import Run, reopen_data, stage_key, write_json
 from trainer.supervision import initial_weights
 
 MEASURED = ("cams", "refine", "segment", "segment_full")
+FORMAT = 2
+"""Of ``evaluation.json`` and the counts beside it: figures of another format are measured again."""
 
 
 @dataclass(frozen=True)
@@ -26,33 +32,41 @@ class EvaluateConfig:
         threshold_from: of the maps' figures: ``fixed``, ``label_free``, ``oracle``, the name of a list with true masks,
             or ``auto``: chosen on ``train`` where another list is reported, label-free on ``train`` itself.
         threshold: the value for ``fixed``.
+        boundary_tolerance: of the boundary F-score: below 1 a fraction of the image's diagonal, else pixels.
     """
 
     threshold_from: str = "auto"
     threshold: float = 0.2
+    boundary_tolerance: float = CSURKA
+
+    def __post_init__(self) -> None:
+        tolerance_pixels(self.boundary_tolerance, (1, 1))
+
+
+Measured = tuple[ImageCounts, dict[str, Any]]
+"""Counts of single images, and the entry of ``evaluation.json``."""
 
 
 def measure(run: Run, dataset: Dataset, lists: Sequence[str], config: EvaluateConfig) -> dict[str, Any]:
-    """Write ``evaluation.json`` and return each mean IoU as ``{"<stage> <list>": value}``."""
+    """Write ``evaluation.json``, and the counts of single images beside it; return ``{"<stage> <list>": mean IoU}``."""
     stages = {n: s for n, s in run.manifest["stages"].items() if s["status"] == "done"}
     result: dict[str, dict[str, Any]] = {}
     for name in lists:
+        measured: dict[str, Measured] = {}
         if "cams" in stages:
-            result.setdefault("cam", {})[name] = _cams(run, dataset, name, lists, config)
+            measured["cam"] = _cams(run, dataset, name, lists, config)
         if "refine" in stages:
-            refined = stages["refine"]["metrics"]
-            records = _with_maps(run, dataset, name)
-            text = f"pseudo masks from true tags, {_crf(run)}, {refined['threshold_detail']}"
-            line = _protocol(run, dataset, name, "refine", text, len(dataset.subset(name)) - len(records))
-            measured = evaluate_folder(dataset, records, run.path / "masks", progress=True)
-            source = _said(refined["threshold_from"], name)
-            result.setdefault("refined", {})[name] = measured.report(line, refined["threshold"], source)
+            measured["refined"] = _refined(run, dataset, name, config)
         for segmenter in ("segment", "segment_full"):
             if segmenter in stages:
-                folder = run.path / segmenter / "predictions" / name
-                measured = evaluate_folder(dataset, dataset.subset(name), folder, progress=True)
-                line = _protocol(run, dataset, name, segmenter, _segmenter(run, segmenter))
-                result.setdefault(segmenter, {})[name] = measured.report(line)
+                measured[segmenter] = _segmented(run, dataset, name, segmenter, config)
+        for stage, (images, entry) in measured.items():
+            images.write(counts_path(run.path, stage, name))
+            entry["miou_interval"] = miou_interval(images).report()
+            result.setdefault(stage, {})[name] = entry
+        if "segment" in measured and "segment_full" in measured:
+            compared = compare_paired(measured["segment_full"][0], measured["segment"][0])
+            result["segment"][name]["weak_full"] = compared.report()
     write_json(run.path / "evaluation.json", result)
     return {f"{stage} {name}": entry["miou"] for stage, lines in result.items() for name, entry in lines.items()}
 
@@ -66,7 +80,7 @@ def current_evaluation(run_dir: Path) -> dict[str, dict[str, Any]]:
     """
     run = Run.existing(run_dir)
     stages = run.manifest["stages"]
-    dataset = open_dataset(run.manifest["data"]["path"])
+    dataset = reopen_data(run.manifest)
     lists = measured_lists(dataset, run.manifest["train_list"], run.manifest["val_list"])
     config = replace(EvaluateConfig(), run.manifest["config"]["evaluate"], "evaluate")
     key = evaluation_key(stages, config, lists)
@@ -89,22 +103,54 @@ def measured_lists(dataset: Dataset, train_list: str, val_list: str | None) -> l
 def evaluation_key(stages: dict[str, Any], config: EvaluateConfig, lists: Sequence[str]) -> str:
     """Hash of what the figures depend on."""
     done = [stages[n]["key"] for n in MEASURED if stages.get(n, {}).get("status") == "done"]
-    return stage_key("evaluate", [as_dict(config), list(lists)], done)
+    return stage_key("evaluate", [FORMAT, as_dict(config), list(lists)], done)
 
 
-def _cams(run: Run, dataset: Dataset, name: str, lists: Sequence[str], config: EvaluateConfig) -> dict[str, Any]:
+def _cams(run: Run, dataset: Dataset, name: str, lists: Sequence[str], config: EvaluateConfig) -> Measured:
     records, folder = _with_maps(run, dataset, name), run.path / "cams"
     source = config.threshold_from
     if source == "auto":
         source = "train" if name != "train" and "train" in lists else "label_free"
     threshold = choose(source, config.threshold, dataset, records, folder, without=run.left_out, progress=True)
-    measured = evaluate_cams(dataset, records, folder, sweep_thresholds(threshold.value), progress=True)
+    measured = evaluate_cams(
+        dataset, records, folder, sweep_thresholds(threshold.value), at=threshold.value, tolerance=config.boundary_tolerance,
+        progress=True,
+    )  # fmt: skip
+    assert measured.chosen is not None
     metrics = run.manifest["stages"]["cams"]["metrics"]
+    said = _said(threshold.source, name)
     scales = f", scales {_numbers(metrics['scales'])} and mirror" if metrics["scales"] else ""
-    views = f"maps of true tags, protocol {metrics['protocol']}{scales}, no CRF"
-    without = len(dataset.subset(name)) - len(records)
-    line = _protocol(run, dataset, name, "cams", f"{views}, {threshold.detail}", without)
-    return measured.report(threshold.value, _said(threshold.source, name), line)
+    conditions = Conditions(
+        **_common(run, dataset, name, "cams", len(records)), tags="true tags", views=f"protocol {metrics['protocol']}{scales}",
+        crf="no CRF", threshold_from=said,
+    )  # fmt: skip
+    line = f"{conditions.line()}; maps of {conditions.tags}, {conditions.views}, no CRF, {threshold.detail}"
+    entry = measured.report(threshold.value, said, line)
+    return measured.chosen.images, entry | {"conditions": conditions.report()}
+
+
+def _refined(run: Run, dataset: Dataset, name: str, config: EvaluateConfig) -> Measured:
+    refined, records = run.manifest["stages"]["refine"]["metrics"], _with_maps(run, dataset, name)
+    measured = evaluate_folder(dataset, records, run.path / "masks", tolerance=config.boundary_tolerance, progress=True)
+    said = _said(refined["threshold_from"], name)
+    common = _common(run, dataset, name, "refine", len(records))
+    conditions = Conditions(**common, tags="true tags", views="", crf=_crf(run), threshold_from=said)
+    line = f"{conditions.line()}; pseudo masks from {conditions.tags}, {conditions.crf}, {refined['threshold_detail']}"
+    entry = measured.report(line, refined["threshold"], said)
+    return measured.images, entry | {"conditions": conditions.report()}
+
+
+def _segmented(run: Run, dataset: Dataset, name: str, stage: str, config: EvaluateConfig) -> Measured:
+    settings, folder = run.manifest["config"]["segment"], run.path / stage / "predictions" / name
+    records = dataset.subset(name)
+    measured = evaluate_folder(dataset, records, folder, tolerance=config.boundary_tolerance, progress=True)
+    labels = "pseudo masks" if stage == "segment" else "TRUE masks (upper bound)"
+    views = f"scales {_numbers(settings['scales'])}{' and mirror' if settings['flip'] else ''}"
+    common, crf = _common(run, dataset, name, stage, len(records)), _named_crf(settings.get("crf", "none"))
+    conditions = Conditions(**common, tags="no tags", views=views, crf=crf, threshold_from=None)
+    trained = f"segmenter trained on {labels} of {run.manifest['train_list']}"
+    entry = measured.report(f"{conditions.line()}; {trained}, {views}, {conditions.tags}, {crf}")
+    return measured.images, entry | {"conditions": conditions.report()}
 
 
 def _with_maps(run: Run, dataset: Dataset, name: str) -> list[Record]:
@@ -127,22 +173,13 @@ def _named_crf(preset: str) -> str:
     return "no CRF" if preset == "none" else f"dense CRF {preset}"
 
 
-def _segmenter(run: Run, stage: str) -> str:
-    config = run.manifest["config"]["segment"]
-    labels = "pseudo masks" if stage == "segment" else "TRUE masks (upper bound)"
-    mirror = " and mirror" if config["flip"] else ""
-    views = f"scales {_numbers(config['scales'])}{mirror}, no tags, {_named_crf(config.get('crf', 'none'))}"
-    return f"segmenter trained on {labels} of {run.manifest['train_list']}, {views}"
-
-
-def _protocol(run: Run, dataset: Dataset, name: str, stage: str, text: str, left_out: int = 0) -> str:
-    manifest = run.manifest
-    some = f", {left_out} of them left out for want of maps" if left_out else ""
-    return (
-        f"{name} ({len(dataset.lists[name])} images{some}), {len(dataset.classes) + 1} classes with background; "
-        f"{manifest['method']} on {manifest['backbone']}, trained on {manifest['train_list']} tags "
-        f"({dataset.tags_from}), initial weights {initial_weights(manifest, stage)}, seed {manifest['seed']}; {text}"
-    )
+def _common(run: Run, dataset: Dataset, name: str, stage: str, measured: int) -> dict[str, Any]:
+    manifest, listed = run.manifest, len(dataset.lists[name])
+    return {
+        "list": name, "listed": listed, "measured": measured, "labels": len(dataset.classes) + 1,
+        "method": manifest["method"], "backbone": manifest["backbone"], "train_list": manifest["train_list"],
+        "tags_from": dataset.tags_from, "initial_weights": initial_weights(manifest, stage), "seed": manifest["seed"],
+    }  # fmt: skip
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from trainer import cams, classify, segment
 from trainer import config as knobs
+from trainer.data.knobs import DataConfig
 from trainer.errors import ConfigError, nearest
 from trainer.measure import EvaluateConfig
 from trainer.methods.base import method_classes, method_module
@@ -18,7 +19,7 @@ from trainer.refine.pseudo_masks import RefineConfig
 from trainer.refinement import named_refinement
 
 STAGES = ("classify", "cams", "refine", "segment", "evaluate", "report")
-SECTIONS = ("method", "classify", "cams", "refine", "affinity", "irn", "segment", "evaluate")
+SECTIONS = ("data", "method", "classify", "cams", "refine", "affinity", "irn", "segment", "evaluate")
 
 PUBLISHED_THRESHOLD = {"threshold_from": "fixed", "threshold": 0.25}
 """Of maps after IRNet's walk, as released (spec refine-segment 4.5)."""
@@ -34,6 +35,7 @@ class Options:
     backbone: str = "mobilenet_v2"
     weights: str | None = None
     classifier: Path | None = None
+    labels_from: str | None = None
     recipe: str | None = None
     preset: str | None = None
     refine: str | None = None
@@ -53,6 +55,7 @@ class Options:
 class Configs:
     """One config a stage."""
 
+    data: DataConfig
     method: Any
     classify: classify.ClassifyConfig
     cams: cams.CamsConfig
@@ -90,7 +93,9 @@ def make_configs(options: Options) -> Configs:
         ways[section] = {**ways.get(section, {}), **way}
     if not small and ways["refine"]["refine"] == "irn":
         ways["refine"] |= PUBLISHED_THRESHOLD
+    labels = {"labels_from": options.labels_from} if options.labels_from else {}
     return Configs(
+        knobs.replace(DataConfig(), {**labels, **changes["data"]}, "data"),
         knobs.replace(method_config(), {**preset["method"], **changes["method"]}, f"method {options.method}"),
         made,
         knobs.replace(cams.CamsConfig(), changes["cams"], "cams"),

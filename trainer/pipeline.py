@@ -56,7 +56,7 @@ class Pipeline:
         if options.until not in STAGES:
             raise ConfigError(f"there is no stage {options.until!r}", nearest(options.until, STAGES))
         self.options, self.configs = options, make_configs(options)
-        self.dataset = open_dataset(options.data)
+        self.dataset = open_dataset(options.data, config=self.configs.data)
         self.run = Run(options.run)
         self.train_list = options.train_list or self.dataset.default_list("train") or "all"
         self.val_list = options.val_list or self.dataset.default_list("val")

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.data.dataset import Dataset, open_dataset
+from trainer.data.dataset import Dataset
 from trainer.errors import DataError, RunError
+from trainer.run import reopen_data
 
 #: Evaluated stages in the order of the path: key of evaluation.json, name on the page.
 STAGES = {"cam": "CAM", "refined": "Refined masks", "segment": "Segmenter", "segment_full": "Full supervision"}
@@ -91,7 +92,7 @@ def read_facts(run_dir: Path) -> Facts:
     curves = _curves(run_dir / "metrics.csv", notes)
     dataset = None
     try:
-        dataset = open_dataset(manifest.get("data", {}).get("path", ""))
+        dataset = reopen_data(manifest)
     except (DataError, OSError) as error:
         notes.append(
             f"The data set of this run cannot be opened here, so there are no images: {str(error).splitlines()[0]}"

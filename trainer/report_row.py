@@ -23,12 +23,12 @@ from PIL import Image
 from trainer.camfile import Cam, cam_path, read_cam, upsample_cam
 from trainer.data.dataset import IGNORE, Dataset, Record, read_image, read_index_png
 from trainer.errors import DataError
-from trainer.evaluate import sweep_image
 from trainer.metrics import confusion, mean_iou
 from trainer.palette import voc_palette
 from trainer.report_choice import mask_path, prediction_path
 from trainer.report_facts import finite, percent
 from trainer.report_page import data, note, swatch
+from trainer.sweep import sweep_image
 
 #: Longer side of a picture: twice what the page shows, for sharp screens and for the enlarged view.
 THUMB = 288

@@ -15,14 +15,18 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from trainer.config import replace
 from trainer.errors import RunError
 from trainer.files import write_atomic
 from trainer.pool import cores
+
+if TYPE_CHECKING:
+    from trainer.data.dataset import Dataset
 
 FORMAT = 1
 
@@ -31,6 +35,19 @@ def stage_key(name: str, config: Any, inputs: Sequence[str]) -> str:
     """Hash of what a stage's outputs depend on: its name, config, the keys of its inputs and the format version."""
     text = json.dumps([FORMAT, name, config, list(inputs)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def reopen_data(manifest: Mapping[str, Any]) -> Dataset:
+    """The data set of a run, read as the run read it.
+
+    Raises:
+        DataError: it has gone or changed.
+    """
+    from trainer.data.dataset import open_dataset
+    from trainer.data.knobs import DataConfig
+
+    config = replace(DataConfig(), manifest.get("config", {}).get("data", {}), "data")
+    return open_dataset(manifest.get("data", {}).get("path", ""), config=config)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -19,10 +19,10 @@ from serving.server import Server
 @contextmanager
 def running(config: ServerConfig) -> Iterator[Server]:
     """A server on an event loop of its own thread."""
-    loop = asyncio.new_event_loop()
+    server = Server(config)
+    server.loop = loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    server = Server(config)
     try:
         asyncio.run_coroutine_threadsafe(server.start(), loop).result(30)
         yield server
@@ -44,6 +44,16 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(repository: Path) -> Iterator[Server]:
     with running(configured(repository, limits__max_bytes=400_000)) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def tensor_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of all three kinds of models."""
+    root = tmp_path_factory.mktemp("all")
+    for name, kind in (("colours", "segmenter"), ("maps", "cam"), ("sums", "tensor")):
+        tiny_models.export(root, name, kind)
+    with running(configured(root)) as started:
         yield started
 
 

@@ -177,7 +177,7 @@ def test_port_in_use_and_bad_repositories_exit_with_2(run, repository, tmp_path)
     assert f"port {port} of 127.0.0.1 is in use" in done.stderr
     assert "try: --port" in done.stderr
     assert "Traceback" not in done.stderr
-    done = run("serve", "--repository", repository, "--port", 0, "--host", "203.0.113.1")
+    done = run("serve", "--repository", repository, "--port", 0, "--host", "203.0.113.1", "--insecure")
     assert (done.code, "cannot listen" in done.stderr) == (2, True)
     done = run("serve", "--repository", tmp_path / "none", "--port", 0)
     assert (done.code, "no folder" in done.stderr) == (2, True)

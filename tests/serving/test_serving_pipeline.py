@@ -94,3 +94,27 @@ def test_activation_maps(repository, pixels):
     np.testing.assert_allclose(result.maps, pixels[::4, ::4].transpose(2, 0, 1) / 255, rtol=1e-6)
     with pytest.raises(OutputError, match="finite"):
         pipeline.activated(outputs | {"cam": np.full_like(outputs["cam"], np.inf)}, prepared, card)
+
+
+@pytest.mark.parametrize("bucket", [16, 64, 100])
+def test_padding_changes_neither_size_nor_values_of_a_mask(card, pixels, bucket):
+    """The tiny model looks at one pixel at a time, so its mask must not depend on the padding at all."""
+    prepared = pipeline.prepare(Picture(pixels, "RAW"), card, bucket)
+    assert prepared.model_size == (-(-41 // bucket) * bucket, -(-57 // bucket) * bucket)
+    assert prepared.inner == (41, 57)
+    np.testing.assert_array_equal(prepared.batch[0, :41, :57], pixels)
+    assert (prepared.batch[0, 41:, :57] == pixels[-1]).all()
+    assert (prepared.batch[0, :41, 57:] == pixels[:, -1:]).all()
+    result = pipeline.segmented(OnnxRuntimeEngine(card).run({"image": prepared.batch}), prepared, card)
+    np.testing.assert_array_equal(result.labels, tiny_models.expected_mask(pixels))
+    assert result.areas.sum() == 41 * 57
+
+
+def test_padded_activation_maps_cover_the_image_alone(repository, pixels):
+    card = read_card(repository / "maps" / "1")
+    engine = OnnxRuntimeEngine(card)
+    for bucket in (1, 32):
+        prepared = pipeline.prepare(Picture(pixels, "RAW"), card, bucket)
+        result = pipeline.activated(engine.run({"image": prepared.batch}), prepared, card)
+        assert result.maps.shape == (3, 11, 15)
+        np.testing.assert_allclose(result.maps, pixels[::4, ::4].transpose(2, 0, 1) / 255, rtol=1e-6)

@@ -12,7 +12,11 @@ from PIL import Image
 from rich.console import Console
 
 from trainer.data import check as module
-from trainer.data.check import Problem, Report, check, print_report
+from trainer.data.check import Report, check, print_report
+from trainer.data.inspection import Problem
+from trainer.data.knobs import DataConfig
+from trainer.data.voc import VOC_CLASSES
+from trainer.palette import voc_palette
 
 RNG = np.random.default_rng(0)
 
@@ -107,17 +111,54 @@ def test_masks(tmp_path: Path) -> None:
     mask(tmp_path, "im2", 3)
     Image.new("RGB", (48, 40)).save(tmp_path / "masks" / "im3.png")
     mask(tmp_path, "im4", 1)
+    (tmp_path / "masks" / "im5.png").write_text("no PNG")
+    picture(tmp_path / "im6.jpg")
+    with (tmp_path / "labels.csv").open("a") as table:
+        table.write("im6,dog\n")
     report = check(tmp_path)
     assert of_kind(report, "mask-size").names == ("masks/im1.png",)
     assert "40x48 for an image of 48x40" in of_kind(report, "mask-size").message
     assert of_kind(report, "mask-value").names == ("masks/im2.png",)
     assert "[3]" in of_kind(report, "mask-value").message
-    assert of_kind(report, "mask-unreadable").names == ("masks/im3.png",)
+    assert of_kind(report, "mask-colour").names == ("masks/im3.png",)
     assert of_kind(report, "mask-untagged").names == ("masks/im4.png",)
     assert "cat" in of_kind(report, "mask-untagged").message
     assert of_kind(report, "tag-unmasked").names == ("im4.jpg",)
-    assert of_kind(report, "mask-missing").names == ("im5.jpg",)
+    assert of_kind(report, "mask-unreadable").names == ("masks/im5.png",)
+    assert of_kind(report, "mask-missing").names == ("im6.jpg",)
     assert report.exit_code == 2
+
+
+def test_spoilt_voc_masks_say_what_was_done_to_them(tmp_path: Path) -> None:
+    names = ("2007_000032", "2007_000033", "2007_000039")
+    for name in names:
+        picture(tmp_path / "JPEGImages" / f"{name}.jpg")
+    folder = tmp_path / "ImageSets" / "Segmentation"
+    folder.mkdir(parents=True)
+    (folder / "train.txt").write_text("\n".join(names))
+    (tmp_path / "image_labels.csv").write_text(f"image_id,{','.join(VOC_CLASSES)}\n" + _row(names[0]))
+    masks = tmp_path / "SegmentationClass"
+    masks.mkdir()
+    index = np.full((40, 48), 15, np.uint8)
+    index[:2], index[-2:] = 0, 255
+    grey, colour, renumbered = (masks / f"{name}.png" for name in names)
+    Image.fromarray(voc_palette()[index]).convert("L").save(grey)
+    Image.fromarray(voc_palette()[index]).save(colour)
+    Image.fromarray(voc_palette()[index]).quantize(3).save(renumbered)
+    report = check(tmp_path)
+    assert of_kind(report, "mask-grey").names == ("SegmentationClass/2007_000032.png",)
+    assert "same grey" in of_kind(report, "mask-grey").hint
+    assert of_kind(report, "mask-colour").names == ("SegmentationClass/2007_000033.png",)
+    assert "data.masks=colours" in of_kind(report, "mask-colour").hint
+    assert of_kind(report, "mask-reindexed").names == ("SegmentationClass/2007_000039.png",)
+    assert of_kind(report, "voc-sbd").severity == "warning"
+    grey.unlink()
+    kinds_now = kinds(check(tmp_path, config=DataConfig(masks="colours")))
+    assert not kinds_now & {"mask-colour", "mask-reindexed", "mask-value", "mask-unreadable"}
+
+
+def _row(name: str) -> str:
+    return f"{name},{','.join('1' if c == 'person' else '0' for c in VOC_CLASSES)}\n"
 
 
 def test_rotated_image_wants_the_turned_mask(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from trainer.cli import app
+from trainer.data.knobs import DataConfig
 from trainer.data.synthetic import write_synthetic
 from trainer.errors import ConfigError, DataError, RunError, UserError, WeightsError
+from trainer.options import Options, make_configs
+from trainer.run import reopen_data
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +107,17 @@ def test_help_of_every_command_has_an_example() -> None:
     runner = CliRunner()
     for command in ("fit", "eval", "report", "export", "check", "synth", "demo", "methods"):
         assert "xample" in runner.invoke(app, [command, "--help"]).output
+
+
+def test_how_data_are_read_is_asked_for_and_remembered(scenes: Path, tmp_path: Path) -> None:
+    runner = CliRunner()
+    result = runner.invoke(app, ["check", str(scenes), "--labels-from", "masks", "--json"])
+    assert json.loads(result.stdout)["tags_from"] == "classes in the masks"
+    assert "'masks'" in refused("check", scenes, "--labels-from", "mask").expected
+    assert "'crowd'" in refused("check", scenes, "--set", "data.crowds=keep").expected
+    assert "data" in refused("check", scenes, "--set", "cams.batch=2").expected
+    options = Options(data=scenes, run=tmp_path / "run", labels_from="masks", settings=("data.crowd=keep",))
+    assert make_configs(options).data == DataConfig(labels_from="masks", crowd="keep")
+    manifest = {"data": {"path": str(scenes)}, "config": {"data": {"labels_from": "masks"}}}
+    assert reopen_data(manifest).tags_from == "classes in the masks"
+    assert reopen_data({"data": {"path": str(scenes)}, "config": {}}).tags_from == "image_labels.csv"

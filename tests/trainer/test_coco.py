@@ -8,11 +8,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from trainer.data.dataset import open_dataset
+from trainer.data.dataset import open_dataset, read_image
+from trainer.data.knobs import DataConfig
 from trainer.errors import DataError
 
 CATEGORIES = [{"id": 90, "name": "toothbrush"}, {"id": 1, "name": "person"}, {"id": 13, "name": "stop sign"}]
 SQUARE = [[1, 1, 4, 1, 4, 4, 1, 4]]
+
+
+KEEP = DataConfig(keep_empty=True)
 
 
 def note(image: int, category: int, segmentation: Any = None, **extra: Any) -> dict[str, Any]:
@@ -40,7 +44,7 @@ def make(
 
 def test_categories_by_rank_and_tags_without_crowds(tmp_path: Path) -> None:
     make(tmp_path, [note(0, 90), note(0, 1), note(0, 90), note(0, 13, iscrowd=1)])
-    data = open_dataset(tmp_path)
+    data = open_dataset(tmp_path, config=KEEP)
     assert data.format == "coco"
     assert data.classes == ("person", "stop sign", "toothbrush")
     assert data.lists["train2014"] == ("COCO_train2014_000000000009", "b")
@@ -48,14 +52,31 @@ def test_categories_by_rank_and_tags_without_crowds(tmp_path: Path) -> None:
     assert data.records["COCO_train2014_000000000009"].tags == (0, 2)
     assert data.records["b"].tags == ()
     assert "crowds left out" in data.tags_from
-    assert any("1 of 2 images have no annotation" in text for text in data.notes)
+    assert any("1 of 2 images of train2014 have no annotation and have no tag" in text for text in data.notes)
+    assert any("ids run from 1 to 90 with gaps: masks hold 1 to 3" in text for text in data.notes)
+    with_crowds = open_dataset(tmp_path, config=DataConfig(crowd_tags=True))
+    assert with_crowds.records["COCO_train2014_000000000009"].tags == (0, 1, 2)
+    assert "crowds included" in with_crowds.tags_from
 
 
-def test_masks_are_painted_in_order_with_crowds_ignored(tmp_path: Path) -> None:
-    crowd = {"size": [8, 10], "counts": [72, 8]}  # the last column, column-major
+def test_images_without_annotation_are_left_out_unless_kept(tmp_path: Path) -> None:
+    make(tmp_path, [note(0, 1, iscrowd=1)])
+    data = open_dataset(tmp_path)
+    assert data.lists["train2014"] == data.lists["all"] == ("COCO_train2014_000000000009",)
+    assert (data.empty, data.records["COCO_train2014_000000000009"].tags) == ({"train2014": 1}, ())
+    assert any("data.keep_empty=on keeps them" in text for text in data.notes)
+    kept = open_dataset(tmp_path, config=KEEP)
+    assert len(kept.records) == 2
+    assert kept.fingerprint() != data.fingerprint()
+
+
+@pytest.mark.parametrize(("crowd", "value"), [("drop", 0), ("ignore", 255), ("keep", 1)])
+def test_masks_are_painted_in_order_with_crowds_as_asked(tmp_path: Path, crowd: Any, value: int) -> None:
+    runs = {"size": [8, 10], "counts": [72, 8]}  # the last column, column-major
     later = [[3, 3, 6, 3, 6, 6, 3, 6]]
-    make(tmp_path, [note(0, 1), note(0, 90, later), note(0, 1, crowd, iscrowd=1)])
-    data = pickle.loads(pickle.dumps(open_dataset(tmp_path)))  # as a worker process gets it
+    make(tmp_path, [note(0, 1), note(0, 90, later), note(0, 1, runs, iscrowd=1)])
+    opened = open_dataset(tmp_path, config=DataConfig(crowd=crowd, keep_empty=True))
+    data = pickle.loads(pickle.dumps(opened))  # as a worker process gets it
     record = data.records["COCO_train2014_000000000009"]
     assert data.has_mask(record)
     mask = data.read_mask(record)
@@ -63,13 +84,62 @@ def test_masks_are_painted_in_order_with_crowds_ignored(tmp_path: Path) -> None:
     assert mask.dtype == "uint8"
     assert mask[2, 2] == 1
     assert mask[3, 3] == 3
-    assert (mask[:, 9] == 255).all()
+    assert (mask[:, 9] == value).all()
     assert mask[7, 0] == 0
-    assert (mask == 1).sum() == 8
+    assert (mask[:, :9] == 1).sum() == 8
     assert (mask == 3).sum() == 9
     empty = data.records["b"]
     assert data.has_mask(empty)
     assert not data.read_mask(empty).any()
+    assert data.masks_from.startswith("annotations painted in file order, crowds")
+
+
+def test_ignored_annotations_are_255_and_no_tag(tmp_path: Path) -> None:
+    runs = {"size": [8, 10], "counts": [72, 8]}
+    make(tmp_path, [note(0, 1), note(0, 90, runs, iscrowd=1, ignore=1)])
+    data = open_dataset(tmp_path, config=DataConfig(crowd="keep", crowd_tags=True))
+    (record,) = data.subset("train2014")
+    assert record.tags == (0,)
+    assert (data.read_mask(record)[:, 9] == 255).all()
+
+
+def test_tags_from_the_masks_are_what_no_later_object_hides(tmp_path: Path) -> None:
+    make(tmp_path, [note(0, 1), note(0, 90)])
+    data = open_dataset(tmp_path, config=DataConfig(labels_from="masks"))
+    (record,) = data.subset("train2014")
+    assert [data.classes[k] for k in record.tags] == ["toothbrush"]
+    assert data.tags_from == "classes in the masks"
+    with pytest.raises(DataError, match="tags are in its JSON"):
+        open_dataset(tmp_path, config=DataConfig(labels_from="xml"))
+
+
+@pytest.mark.parametrize(
+    ("entry", "file"),
+    [
+        ("COCO_train2014_000000000009.jpg", "000000000009.jpg"),
+        ("000000000009.jpg", "COCO_train2014_000000000009.jpg"),
+    ],
+)
+def test_file_names_with_and_without_prefix(tmp_path: Path, entry: str, file: str) -> None:
+    make(tmp_path, [note(0, 1)], files=(entry,))
+    (tmp_path / "train2014" / entry).rename(tmp_path / "train2014" / file)
+    (record,) = open_dataset(tmp_path).records.values()
+    assert (record.id, record.image.name) == (entry[:-4], file)
+
+
+def test_categories_are_matched_by_name_between_files(tmp_path: Path) -> None:
+    make(tmp_path, [note(0, 90)], files=("a.jpg",))
+    contiguous = [{"id": n, "name": name} for n, name in enumerate(("person", "stop sign", "toothbrush"))]
+    make(tmp_path, [note(0, 2)], "instances_val2014", "val2014", ("b.jpg",), contiguous)
+    data = open_dataset(tmp_path)
+    assert [record.tags for record in data.records.values()] == [(2,), (2,)]
+
+
+def test_grey_images_are_read_as_rgb(tmp_path: Path) -> None:
+    make(tmp_path, [note(0, 1)], files=("a.jpg",))
+    Image.new("L", (10, 8), 77).save(tmp_path / "train2014" / "a.jpg")
+    (record,) = open_dataset(tmp_path).records.values()
+    assert read_image(record.image).shape == (8, 10, 3)
 
 
 def test_compressed_run_lengths(tmp_path: Path) -> None:
@@ -87,14 +157,14 @@ def test_compressed_run_lengths(tmp_path: Path) -> None:
 @pytest.mark.parametrize("folder", ["train2014", "images/train2014", "images", "."])
 def test_image_folders(tmp_path: Path, folder: str) -> None:
     make(tmp_path, [note(0, 1)], folder=folder)
-    assert len(open_dataset(tmp_path).records) == 2
+    assert len(open_dataset(tmp_path, config=KEEP).records) == 2
 
 
 def test_several_files_are_several_lists(tmp_path: Path) -> None:
     make(tmp_path, [note(0, 1)])
     make(tmp_path, [note(0, 90)], "instances_val2014", "val2014", ("b.jpg",))
     (tmp_path / "annotations" / "captions_val2014.json").write_text("[]")
-    data = open_dataset(tmp_path)
+    data = open_dataset(tmp_path, config=KEEP)
     assert data.lists["val2014"] == ("val2014__b",)
     assert len(data.lists["all"]) == 3
     assert data.records["val2014__b"].tags == (2,)
@@ -134,7 +204,7 @@ def test_bad_tables(tmp_path: Path, change: dict[str, Any], message: str) -> Non
     path = tmp_path / "annotations" / "instances_train2014.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(DataError, match=message):
-        open_dataset(tmp_path)
+        open_dataset(tmp_path, config=KEEP)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"images": []}', b"\xff\xff"])

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from trainer.data.dataset import Dataset, open_dataset
+from trainer.data.knobs import DataConfig
 from trainer.errors import DataError
 
 IMAGES = ("one.jpg", "sub/two.png", "sub/Über drei.JPG", "other/four.v2.jpeg")
@@ -52,10 +53,30 @@ def test_absolute_paths_below_the_folder(tmp_path: Path) -> None:
     assert tags(data) == {"sub__two": ["cat"]}
 
 
+def test_tags_from_the_masks(tmp_path: Path) -> None:
+    make(tmp_path, "image,tag\none,a\ntwo,b\n")
+    (tmp_path / "masks").mkdir()
+    Image.new("L", (4, 3), 2).save(tmp_path / "masks" / "one.png")
+    data = open_dataset(tmp_path, config=DataConfig(labels_from="masks"))
+    assert tags(data) == {"one": ["b"], "sub__two": []}
+    assert data.tags_from == "classes in the masks"
+    with pytest.raises(DataError, match="no Annotations"):
+        open_dataset(tmp_path, config=DataConfig(labels_from="xml"))
+    (tmp_path / "masks" / "one.png").unlink()
+    with pytest.raises(DataError, match="no masks to take tags from"):
+        open_dataset(tmp_path, config=DataConfig(labels_from="masks"))
+
+
 def test_split_column_makes_lists(tmp_path: Path) -> None:
     table = "image,tag,split\none,a,train\ntwo,a,val\ntwo,b,val\nÜber drei,b,\n"
     data = open_dataset(make(tmp_path, table))
     assert data.lists == {"train": ("one",), "val": ("sub__two",), "all": ("one", "sub__two", "sub__Über drei")}
+
+
+def test_an_image_in_several_lists(tmp_path: Path) -> None:
+    data = open_dataset(make(tmp_path, "image,tag,split\none,a,train;train_aug\ntwo,a,train_aug|x\n"))
+    assert data.lists["train_aug"] == ("one", "sub__two")
+    assert (data.lists["train"], data.lists["x"]) == (("one",), ("sub__two",))
 
 
 def test_image_without_tag_stays(tmp_path: Path) -> None:

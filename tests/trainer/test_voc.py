@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from PIL import Image
 
 from trainer.data import voc
 from trainer.data.dataset import open_dataset
+from trainer.data.knobs import DataConfig
 from trainer.errors import DataError
+from trainer.palette import voc_palette
 
 
 def make_image(path: Path, size: tuple[int, int] = (8, 6)) -> None:
@@ -81,18 +84,9 @@ def test_two_column_lists_and_sbd_name(tmp_path: Path) -> None:
     data = open_dataset(root)
     assert data.lists["train_aug"] == ("2007_000032", "b 1")
     assert data.lists["train"] == ("2007_000032",)
-    assert not any("SBD" in note for note in data.notes)
     assert any("1 listed images have no row" in note for note in data.notes)
     assert any("1 images have no tag" in note for note in data.notes)
     assert data.records["b 1"].tags == ()
-
-
-def test_missing_sbd_list_says_what_it_costs(tmp_path: Path) -> None:
-    root = make_tree(tmp_path, {"train": "2007_000032\n"})
-    make_xml(root, "2007_000032", [("dog", 0)])
-    (note,) = (note for note in open_dataset(root).notes if "SBD" in note)
-    assert "10,582" in note
-    assert "1 images of 'train'" in note
 
 
 def test_xml_tags_count_difficult_objects_but_not_parts(tmp_path: Path) -> None:
@@ -118,6 +112,55 @@ def test_mask_tags_and_aug_masks_as_second_choice(tmp_path: Path) -> None:
     assert data.records["2007_000033"].tags == (19,)
     assert data.tags_from == "classes in the masks"
     assert data.read_mask(data.records["2007_000032"]).tolist() == [[1, 255]]
+
+
+def test_labels_from_is_obeyed_and_part_of_the_fingerprint(tmp_path: Path) -> None:
+    root = make_tree(tmp_path, {"train": "2007_000032\n2007_000033\n"})
+    write_labels(root, "image_id,cat,dog\n2007_000032,1,0\n2007_000033,1,0\n")
+    make_xml(root, "2007_000032", [("dog", 0)])
+    make_mask(root / "SegmentationClass" / "2007_000032.png", [[8, 12]])
+
+    def tags(source: Any) -> tuple[int, ...]:
+        return open_dataset(root, config=DataConfig(labels_from=source)).records["2007_000032"].tags
+
+    assert [tags(source) for source in ("auto", "csv", "xml", "masks")] == [(0,), (0,), (1,), (0, 1)]
+    prints = {open_dataset(root, config=DataConfig(labels_from=s)).fingerprint() for s in ("auto", "xml", "masks")}
+    assert len(prints) == 3
+    data = open_dataset(root, config=DataConfig(labels_from="masks"))
+    assert data.tags_from == "classes in the masks"
+    assert any(note == "1 images have no tag: 2007_000033" for note in data.notes)
+    (root / "image_labels.csv").unlink()
+    assert open_dataset(root).tags_from.startswith("objects of Annotations")
+    with pytest.raises(DataError, match=r"has no image_labels\.csv") as error:
+        tags("csv")
+    assert "wsss-trainer convert cls_labels.npy" in error.value.hint
+
+
+def test_masks_in_colours(tmp_path: Path) -> None:
+    root = make_tree(tmp_path, {"train": "2007_000032\n2007_000033\n"})
+    write_labels(root, "image_id,cat,dog\n2007_000032,1,0\n2007_000033,1,0\n")
+    coloured, plain = (root / "SegmentationClass" / f"{name}.png" for name in ("2007_000032", "2007_000033"))
+    make_mask(plain, [[8, 255]])
+    Image.fromarray(voc_palette()[[[0, 8], [12, 255]]]).save(coloured)
+    data = open_dataset(root, config=DataConfig(masks="colours"))
+    assert [data.read_mask(record).tolist() for record in data.subset("train")] == [[[0, 1], [2, 255]], [[1, 255]]]
+    with pytest.raises(DataError, match="is a RGB picture") as error:
+        open_dataset(root).read_mask(data.records["2007_000032"])
+    assert f"wsss-trainer convert {coloured.parent} NEW --to masks --set data.masks=colours" in error.value.hint
+    Image.fromarray(np.full((2, 2, 3), 7, np.uint8)).save(coloured)
+    with pytest.raises(DataError, match=r"palette lacks, at 100\.0% of its pixels: first \(7, 7, 7\)"):
+        data.read_mask(data.records["2007_000032"])
+
+
+def test_grey_levels_of_the_colours_are_named(tmp_path: Path) -> None:
+    root = make_tree(tmp_path, {"train": "2007_000032\n"})
+    write_labels(root, "image_id,cat,dog\n2007_000032,1,0\n")
+    path = root / "SegmentationClass" / "2007_000032.png"
+    path.parent.mkdir()
+    Image.fromarray(voc_palette()[[[0, 8], [12, 255]]]).convert("L").save(path)
+    data = open_dataset(root)
+    with pytest.raises(DataError, match=r"holds \[19, 34, 220\]: grey levels of the VOC colours"):
+        data.read_mask(data.records["2007_000032"])
 
 
 def test_without_lists_every_image_is_a_record(tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.data.conventions import compare
 from trainer.data.dataset import Dataset, Record, open_dataset, some
-from trainer.data.inspection import KINDS, Finding, inspect
+from trainer.data.inspection import KINDS, Finding, Problem, inspect
+from trainer.data.knobs import DataConfig
 from trainer.errors import DataError, nearest
 from trainer.pool import cores, over_images
 
@@ -19,17 +21,6 @@ if TYPE_CHECKING:
 
 POOL_FROM = 300
 SEVERITIES = ("error", "warning", "info")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One kind of problem: how bad, what, which files, what to do."""
-
-    severity: str
-    kind: str
-    message: str
-    names: tuple[str, ...] = ()
-    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,7 +59,12 @@ class Report:
         return {**asdict(self), "ok": self.ok, "problems": problems}
 
 
-def check(path: str | Path, lists: Sequence[str] | None = None, progress: bool = False) -> Report:
+def check(
+    path: str | Path,
+    lists: Sequence[str] | None = None,
+    progress: bool = False,
+    config: DataConfig | None = None,
+) -> Report:
     """Look at every image and mask of a data set and report everything wrong with it.
 
     Nothing about the data is raised: what stops ``open_dataset`` is a problem of the report too.
@@ -76,11 +72,12 @@ def check(path: str | Path, lists: Sequence[str] | None = None, progress: bool =
     Args:
         lists: look at these lists only; default everything.
         progress: show a bar on stderr.
+        config: how to read it.
     """
     root = Path(path)
     errors: list[DataError] = []
     try:
-        dataset = open_dataset(root, errors)
+        dataset = open_dataset(root, errors, config)
     except DataError as error:
         return Report(str(root), None, 0, {}, {}, "", _from_errors([*errors, error]))
     problems = list(_from_errors(errors))
@@ -95,6 +92,7 @@ def check(path: str | Path, lists: Sequence[str] | None = None, progress: bool =
     problems += _duplicates(dataset, found)
     problems += _about_classes(dataset, records, chosen)
     problems += _about_lists(dataset, chosen)
+    problems += compare(dataset)
     if records and not any(dataset.has_mask(record) for record in records):
         problems.append(Problem("info", "no-masks", "there are no masks: training works, evaluation does not"))
     problems += [Problem("info", "note", note) for note in dataset.notes]

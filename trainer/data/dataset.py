@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from trainer.data.colours import GREY_HINT, grey_levels, indices_of
+from trainer.data.knobs import DataConfig
 from trainer.errors import DataError, nearest
 from trainer.pool import raise_together
 
 IGNORE = 255
+INDEX_PNG = "a palette or grey PNG whose pixel values are class indices"
 MAX_PIXELS = 100_000_000
 SIZE_LIMIT = f"at most {MAX_PIXELS:,} pixels"
 MAX_CLASSES = 254
@@ -70,6 +74,8 @@ class Dataset:
         lists: named lists of ids (``train``, ``val``, ...). ``all`` always exists.
         tags_from: where the tags come from, in words, for the protocol line.
         notes: remarks for the user, for example about a missing list.
+        masks_from: where the masks come from, in words, for the protocol line; empty where there are none.
+        config: how it was read.
     """
 
     root: Path
@@ -80,6 +86,8 @@ class Dataset:
     lists: dict[str, tuple[str, ...]]
     tags_from: str
     notes: tuple[str, ...] = field(default=())
+    masks_from: str = ""
+    config: DataConfig = field(default_factory=DataConfig)
 
     def subset(self, name: str) -> list[Record]:
         """Records of list ``name``, in list order.
@@ -110,14 +118,16 @@ class Dataset:
         """
         if record.mask is None:
             raise DataError(f"image {record.id!r} has no mask", "a mask file for every image of this list")
-        return map_mask_values(read_index_png(record.mask), self.mask_values, record.mask)
+        return map_mask_values(read_mask_file(record.mask, self.config), self.mask_values, record.mask)
 
     def fingerprint(self) -> str:
-        """Hash of classes, ids, tags, lists and file sizes: what a run depends on, without reading pixels."""
+        """Hash of classes, ids, tags, lists, file sizes and knobs: what a run depends on, without reading pixels."""
         digest = hashlib.sha256(repr((self.classes, self.mask_values, sorted(self.lists.items()))).encode())
         for record in self.records.values():
             size = record.image.stat().st_size if record.image.exists() else -1
             digest.update(repr((record.id, record.tags, size, record.mask is not None)).encode())
+        if self.config != DataConfig():
+            digest.update(repr(self.config).encode())
         return digest.hexdigest()[:16]
 
     def tag_matrix(self, records: Sequence[Record]) -> npt.NDArray[np.float32]:
@@ -128,36 +138,42 @@ class Dataset:
         return matrix
 
 
-def open_dataset(path: str | Path, problems: list[DataError] | None = None) -> Dataset:
+def open_dataset(
+    path: str | Path, problems: list[DataError] | None = None, config: DataConfig | None = None
+) -> Dataset:
     """Open a data set, whatever its format (VOC, COCO, folder + CSV, synthetic).
 
     Args:
         problems: where to put what contradicts itself, leaving out the entries concerned; without it, the first
             problem is raised.
+        config: how to read it where there is a choice.
 
     Raises:
-        DataError: nothing is there, nothing is recognised, or the files contradict each other.
+        DataError: nothing is there, nothing is recognised, the files contradict each other, or ``labels_from`` asks for
+            tags that are not there.
     """
     from trainer.data import coco, folder, voc
+    from trainer.data.tags import FROM_MASKS, with_mask_tags
 
-    readers: tuple[tuple[Callable[[Path], bool], Callable[[Path, list[DataError] | None], Dataset]], ...] = (
-        (voc.recognises, voc.read),
-        (coco.recognises, coco.read),
-        (folder.recognises, folder.read),
-    )
-
-    root = Path(path)
+    root, config = Path(path), config or DataConfig()
     if not root.is_dir():
         raise DataError(f"{root} is not a folder", "a data folder", "wsss-trainer synth data/ makes one to play with")
-    for recognises, read in readers:
-        if recognises(root):
-            return read(root, problems)
-    found = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
-    raise DataError(
-        f"{root} holds no data set that can be recognised (found: {found})",
-        "VOC (JPEGImages/ and ImageSets/Segmentation/), COCO (annotations/*.json), or images with a labels.csv",
-        "wsss-trainer check --help shows the formats",
-    )
+    reader = next((module for module in (voc, coco, folder) if module.recognises(root)), None)
+    if reader is None:
+        found = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
+        raise DataError(
+            f"{root} holds no data set that can be recognised (found: {found})",
+            "VOC (JPEGImages/ and ImageSets/Segmentation/), COCO (annotations/*.json), or images with a labels.csv",
+            "wsss-trainer check --help shows the formats",
+        )
+    dataset: Dataset = reader.read(root, problems, config)
+    if dataset.tags_from == FROM_MASKS:
+        dataset = with_mask_tags(dataset, problems)
+    untagged = [record.id for record in dataset.records.values() if not record.tags]
+    if untagged:
+        note = f"{len(untagged)} images have no tag: {some(untagged)}"
+        dataset = dataclasses.replace(dataset, notes=(*dataset.notes, note))
+    return dataset
 
 
 def complain(error: DataError, problems: list[DataError] | None) -> None:
@@ -267,10 +283,23 @@ def read_index_png(path: Path) -> npt.NDArray[np.uint8]:
         if image.mode not in ("P", "L", "1"):
             raise DataError(
                 f"mask {path} is a {image.mode} picture",
-                "a palette or grey PNG whose pixel values are class indices",
-                "save masks as indices (mode P or L), not as colours",
+                INDEX_PNG,
+                "for colours of the VOC palette, --set data.masks=colours; to make indices of them, "
+                f"wsss-trainer convert {path.parent} NEW --to masks --set data.masks=colours",
             )
         return np.array(image, dtype=np.uint8)
+
+
+def read_mask_file(path: Path, config: DataConfig) -> npt.NDArray[np.uint8]:
+    """``uint8 [H,W]`` values of a mask file, which holds indices or colours as ``config.masks`` says.
+
+    Raises:
+        DataError: unreadable, or neither.
+    """
+    if config.masks == "index":
+        return read_index_png(path)
+    with open_image(path) as image:
+        return indices_of(image, path)
 
 
 def map_mask_values(raw: npt.NDArray[np.uint8], values: Sequence[int], where: Path | str) -> npt.NDArray[np.uint8]:
@@ -283,8 +312,14 @@ def map_mask_values(raw: npt.NDArray[np.uint8], values: Sequence[int], where: Pa
     table[0], table[IGNORE] = 0, IGNORE
     for k, value in enumerate(values):
         table[value] = k + 1
-    known = {0, IGNORE, *values}
-    unknown = sorted(int(v) for v in np.unique(raw) if int(v) not in known)
+    known, found = {0, IGNORE, *values}, set(np.unique(raw).tolist())
+    unknown = sorted(found - known)
+    if unknown and found <= grey_levels(known):
+        raise DataError(
+            f"mask {where} holds {unknown}: grey levels of the VOC colours instead of class indices",
+            f"0, {IGNORE} and the classes {sorted(values)}",
+            GREY_HINT,
+        )
     if unknown:
         raise DataError(f"mask {where} holds the values {unknown}", f"0, {IGNORE} and the classes {sorted(values)}")
     return table[raw]

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from trainer.data.dataset import Dataset, Record, check_classes, complain, list_images, some
+from trainer.data.knobs import DataConfig
 from trainer.data.tables import IMAGE_COLUMNS, Table, flag, flagged, read_table
+from trainer.data.tags import FROM_MASKS
 from trainer.errors import DataError, nearest
 
 TAG_COLUMNS = ("tag", "tags", "label", "labels", "class", "classes")
@@ -29,24 +31,27 @@ def recognises(root: Path) -> bool:
     return (root / "labels.csv").is_file()
 
 
-def read(root: Path, problems: Problems = None) -> Dataset:
+def read(root: Path, problems: Problems, config: DataConfig) -> Dataset:
     """Read a folder of images with ``labels.csv``.
 
     The table has a column of image names (``image``, ``filename``, ``file``, ``path``, ``image_id``), with or without
     suffix, relative to ``root`` or just the name of an image anywhere below, and the tags in one of three shapes: a
     column ``tag`` with one row a tag, the same column with ``tag1;tag2``, or one 0/1 column a class. A column
-    ``split`` makes lists. Ids are relative paths without suffix, ``/`` written as ``__``.
+    ``split`` (``train``, or ``train;train_aug``) makes lists. Ids are relative paths without suffix, ``/`` written as ``__``.
 
     ``masks/`` may hold one PNG an image (same relative path, same id or same name) with the values 1..K in class
     order: the lines of ``classes.txt`` where there is one, else the names sorted.
 
     Args:
         problems: collects what is wrong instead of raising it; the entries concerned are left out.
+        config: how to read it. Where ``tags_from`` is the masks, the tags are those of the table still.
 
     Raises:
         DataError: columns that do not fit, images that are not there or are ambiguous, unknown classes,
             rows that contradict each other.
     """
+    if config.labels_from == "xml":
+        raise DataError(f"{root} is a folder with labels.csv and has no Annotations", "--labels-from csv or masks")
     files = [p for p in list_images(root) if p.relative_to(root).parts[0] != "masks"]
     if not files:
         raise DataError(f"{root} holds labels.csv but no image", "image files anywhere below it")
@@ -62,12 +67,22 @@ def read(root: Path, problems: Problems = None) -> Dataset:
     }
     lists: dict[str, list[str]] = defaultdict(list)
     for i in records:
-        if rows[i].split:
-            lists[rows[i].split].append(i)
-    notes = _notes(root, len(by_id) - len(records), records, masks, classes)
+        for name in _parts(rows[i].split):
+            lists[name].append(i)
+    notes = _notes(root, len(by_id) - len(records), masks, classes)
     named = {name: tuple(ids) for name, ids in sorted(lists.items())} | {"all": tuple(records)}
-    values = tuple(range(1, len(classes) + 1))
-    return Dataset(root, "folder", classes, values, records, named, "labels.csv", tuple(notes))
+    return Dataset(
+        root=root,
+        format="folder",
+        classes=classes,
+        mask_values=tuple(range(1, len(classes) + 1)),
+        records=records,
+        lists=named,
+        tags_from=FROM_MASKS if config.labels_from == "masks" else "labels.csv",
+        notes=tuple(notes),
+        masks_from="masks" if any(record.mask for record in records.values()) else "",
+        config=config,
+    )
 
 
 def _by_id(root: Path, files: list[Path], problems: Problems) -> dict[str, Path]:
@@ -186,8 +201,12 @@ def _columns(table: Table) -> tuple[int, int | None, int | None, list[int]]:
 def _row_tags(table: Table, n: int, tag: int | None, columns: Sequence[int]) -> set[str]:
     if tag is None:
         return {table.columns[columns[k]] for k in flagged(table, n, columns)}
-    parts = table.rows[n][tag].replace("|", ";").split(";")
-    return {part.strip() for part in parts if part.strip()}
+    return set(_parts(table.rows[n][tag]))
+
+
+def _parts(cell: str) -> list[str]:
+    parts = (part.strip() for part in cell.replace("|", ";").split(";"))
+    return list(dict.fromkeys(part for part in parts if part))
 
 
 def _class_order(root: Path, names: list[str], problems: Problems) -> tuple[str, ...]:
@@ -223,15 +242,10 @@ def _masks(root: Path, by_id: dict[str, Path]) -> dict[str, Path]:
     return masks
 
 
-def _notes(
-    root: Path, unlabelled: int, records: dict[str, Record], masks: dict[str, Path], classes: tuple[str, ...]
-) -> list[str]:
+def _notes(root: Path, unlabelled: int, masks: dict[str, Path], classes: tuple[str, ...]) -> list[str]:
     notes = []
     if unlabelled:
         notes.append(f"{unlabelled} images have no row in labels.csv and are left out")
-    untagged = [i for i, record in records.items() if not record.tags]
-    if untagged:
-        notes.append(f"{len(untagged)} images have no tag: {some(untagged)}")
     if masks and not (root / "classes.txt").is_file():
         order = some((f"{k + 1}={name}" for k, name in enumerate(classes)), 8)
         notes.append(

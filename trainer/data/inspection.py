@@ -1,4 +1,4 @@
-"""What ``check`` finds out about one image and its mask."""
+"""What ``check`` finds out: problems of a data set, and what one image and its mask are like."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from trainer.data.colours import GREY_HINT, reindexed
 from trainer.data.dataset import (
     IGNORE,
+    INDEX_PNG,
     MAX_PIXELS,
     ORIENTATION_TAG,
     SIZE_LIMIT,
@@ -18,10 +20,11 @@ from trainer.data.dataset import (
     Record,
     map_mask_values,
     open_image,
-    read_index_png,
+    read_mask_file,
     some,
     to_rgb,
 )
+from trainer.data.voc import VOC_CLASSES
 from trainer.errors import DataError
 
 LARGE_PIXELS = 20_000_000
@@ -33,6 +36,18 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "truncated": ("error", "images that are cut off (truncated)", "download or copy them again"),
     "huge": ("error", f"images of more than {MAX_PIXELS:,} pixels", "scale them down"),
     "mask-unreadable": ("error", "masks that cannot be read", "save masks as palette or grey PNG with class indices"),
+    "mask-colour": (
+        "error",
+        "masks that are pictures in colours instead of class indices",
+        "colours of the VOC palette are read with --set data.masks=colours, and turned into indices by "
+        "wsss-trainer convert DATA NEW --to voc --set data.masks=colours",
+    ),
+    "mask-grey": ("error", "masks that hold grey levels of the VOC colours instead of class indices", GREY_HINT),
+    "mask-reindexed": (
+        "error",
+        "palette masks whose colours are VOC's but whose indices a tool has renumbered",
+        "--set data.masks=colours reads the colours; wsss-trainer convert DATA NEW --to voc --set data.masks=colours",
+    ),
     "mask-size": (
         "error",
         "masks of another size than their image",
@@ -55,6 +70,17 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "palette": ("info", "images with palette or alpha, laid on white", ""),
     "tag-unmasked": ("info", "images with a tag that their mask does not show", ""),
 }
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One kind of problem: how bad, what, which files, what to do."""
+
+    severity: str
+    kind: str
+    message: str
+    names: tuple[str, ...] = ()
+    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -131,18 +157,31 @@ def _broken(traits: list[tuple[str, str]]) -> bool:
     return any(trait in ("unreadable", "truncated", "huge") for trait, _ in traits)
 
 
+def _has_voc_values(dataset: Dataset) -> bool:
+    """Whether every class has the index that VOC gives it."""
+    return all(
+        value <= len(VOC_CLASSES) and VOC_CLASSES[value - 1] == name
+        for name, value in zip(dataset.classes, dataset.mask_values, strict=True)
+    )
+
+
 def _inspect_mask(dataset: Dataset, record: Record, size: tuple[int, int] | None) -> Iterator[tuple[str, str]]:
     try:
-        raw = read_index_png(record.mask) if record.mask else dataset.read_mask(record)
+        raw = read_mask_file(record.mask, dataset.config) if record.mask else dataset.read_mask(record)
     except DataError as error:
-        yield "mask-unreadable", error.found
+        yield "mask-colour" if error.expected == INDEX_PNG else "mask-unreadable", error.found
         return
+    if record.mask and dataset.config.masks == "index" and _has_voc_values(dataset):
+        with open_image(record.mask) as image:
+            if reindexed(image):
+                yield "mask-reindexed", ""
+                return
     if size is not None and raw.shape != size:
         yield "mask-size", f"{raw.shape[1]}x{raw.shape[0]} for an image of {size[1]}x{size[0]}"
     try:
         label = map_mask_values(raw, dataset.mask_values, record.mask) if record.mask else raw
     except DataError as error:
-        yield "mask-value", error.found
+        yield "mask-grey" if error.hint == GREY_HINT else "mask-value", error.found
         return
     shown = set(np.flatnonzero(np.bincount(label.ravel(), minlength=256)).tolist()) - {0, IGNORE}
     tagged = {k + 1 for k in record.tags}

@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Container
 from pathlib import Path
 
-import numpy as np
-
 from trainer.data.dataset import (
     IGNORE,
     IMAGE_SUFFIXES,
@@ -18,10 +16,11 @@ from trainer.data.dataset import (
     Record,
     check_classes,
     complain,
-    read_index_png,
     some,
 )
+from trainer.data.knobs import DataConfig
 from trainer.data.tables import IMAGE_COLUMNS, flagged, read_table
+from trainer.data.tags import FROM_MASKS
 from trainer.errors import DataError
 
 VOC_CLASSES = (
@@ -46,6 +45,8 @@ VOC_CLASSES = (
     "train",
     "tvmonitor",
 )
+CSV = "image_labels.csv"
+XML = "objects of Annotations/*.xml, difficult ones included"
 LISTS = Path("ImageSets", "Segmentation")
 SBD_NAMES = ("train_aug", "trainaug")
 Problems = list[DataError] | None
@@ -57,17 +58,18 @@ def recognises(root: Path) -> bool:
     return (root / "JPEGImages").is_dir() and (root / LISTS).is_dir()
 
 
-def read(root: Path, problems: Problems = None) -> Dataset:
+def read(root: Path, problems: Problems, config: DataConfig) -> Dataset:
     """Read a VOC tree.
 
     Records are the images that some list names (without lists: every image). Masks come from ``SegmentationClass/``,
     else ``SegmentationClassAug/``. Classes come from ``classes.json``
     (``{"classes": [{"voc_index": 8, "name": "cat"}, ...], "ignore": 255}``), else they are the 20 of VOC. Tags come
     from ``image_labels.csv``, else from the objects of ``Annotations/*.xml`` (difficult ones included, parts not),
-    else from the masks.
+    else from the masks, or from what ``labels_from`` says.
 
     Args:
         problems: collects what is wrong instead of raising it; the entries concerned are left out.
+        config: how to read it. Where ``tags_from`` is the masks, the tags are still missing.
 
     Raises:
         DataError: no image, a list that names an image which is not there, duplicate ids, a damaged table, no tags.
@@ -80,14 +82,27 @@ def read(root: Path, problems: Problems = None) -> Dataset:
     ids = sorted({i for names in lists.values() for i in names}) or sorted(images)
     masks = _by_stem(root / "SegmentationClassAug", (".png",), problems)
     masks |= _by_stem(root / "SegmentationClass", (".png",), problems)
-    notes = _list_notes(root, lists, len(images) - len(ids), classes)
-    tags, tags_from = _tags(root, ids, classes, values, masks, notes, problems)
-    untagged = [i for i in ids if not tags.get(i)]
-    if untagged:
-        notes.append(f"{len(untagged)} images have no tag: {some(untagged)}")
+    notes = _list_notes(root, lists, len(images) - len(ids))
+    source = _tag_source(root, ids, masks, config.labels_from, notes)
+    tags: Tags = {}
+    if source == CSV:
+        tags = _csv_tags(root / CSV, ids, classes, notes, problems)
+    elif source == XML:
+        tags = _xml_tags(root, ids, classes, notes, problems)
     records = {i: Record(i, images[i], tags.get(i, ()), masks.get(i)) for i in ids}
-    form = "synthetic" if (root / "synthetic.json").is_file() else "voc"
-    return Dataset(root, form, classes, values, records, {**lists, "all": tuple(ids)}, tags_from, tuple(notes))
+    folders = Counter(masks[i].parent.name for i in ids if i in masks)
+    return Dataset(
+        root=root,
+        format="synthetic" if (root / "synthetic.json").is_file() else "voc",
+        classes=classes,
+        mask_values=values,
+        records=records,
+        lists={**lists, "all": tuple(ids)},
+        tags_from=source,
+        notes=tuple(notes),
+        masks_from=" and ".join(sorted(folders)),
+        config=config,
+    )
 
 
 def _by_stem(folder: Path, suffixes: tuple[str, ...], problems: Problems) -> dict[str, Path]:
@@ -168,43 +183,35 @@ def list_id(line: str, known: Container[str]) -> str:
     return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else name
 
 
-def _list_notes(root: Path, lists: dict[str, tuple[str, ...]], unlisted: int, classes: tuple[str, ...]) -> list[str]:
+def _list_notes(root: Path, lists: dict[str, tuple[str, ...]], unlisted: int) -> list[str]:
     notes = []
     if not lists:
         notes.append(f"{root / LISTS} has no list: only 'all' can be used")
     if unlisted:
         notes.append(f"{unlisted} images in JPEGImages are in no list and are left out")
-    if "train_aug" not in lists and set(classes) <= set(VOC_CLASSES):
-        count = len(lists.get("train", ()))
-        notes.append(
-            f"no SBD list (train_aug.txt or trainaug.txt in {LISTS}): training has the {count} images of 'train' only. "
-            "Published figures train on 10,582 images instead of 1,464; expect a weaker classifier and lower mIoU"
-        )
     return notes
 
 
-def _tags(
-    root: Path,
-    ids: list[str],
-    classes: tuple[str, ...],
-    values: tuple[int, ...],
-    masks: dict[str, Path],
-    notes: list[str],
-    problems: Problems,
-) -> tuple[Tags, str]:
-    if (root / "image_labels.csv").is_file():
-        return _csv_tags(root / "image_labels.csv", ids, classes, notes, problems), "image_labels.csv"
-    annotations = _by_stem(root / "Annotations", (".xml",), problems)
-    if annotations.keys() & set(ids):
-        tags = _xml_tags(annotations, ids, classes, notes, problems)
-        return tags, "objects of Annotations/*.xml, difficult ones included"
-    if masks.keys() & set(ids):
+def _tag_source(root: Path, ids: list[str], masks: dict[str, Path], labels_from: str, notes: list[str]) -> str:
+    """Where the tags come from: what ``labels_from`` says if it is there, else the best that is."""
+    listed = set(ids)
+    there = {
+        "csv": (root / CSV).is_file(),
+        "xml": any((root / "Annotations" / f"{i}.xml").is_file() for i in ids),
+        "masks": bool(masks.keys() & listed),
+    }
+    chosen = labels_from if labels_from != "auto" else next((name for name, has in there.items() if has), "any")
+    if not there.get(chosen):
+        names = {"csv": "image_labels.csv", "xml": "Annotations/*.xml", "masks": "masks for the listed images"}
+        lacking = names.get(chosen) or "tags: neither " + ", nor ".join(names.values())
+        raise DataError(
+            f"{root} has no {lacking}",
+            "image_labels.csv with the columns image_id and one 0/1 column a class",
+            "wsss-trainer convert cls_labels.npy image_labels.csv makes one from the released labels",
+        )
+    if labels_from == "auto" and chosen == "masks":
         notes.append("no image_labels.csv and no Annotations/*.xml: the tags are the classes seen in the masks")
-        return _mask_tags(masks, ids, values, problems), "classes in the masks"
-    raise DataError(
-        f"{root} has no tags: neither image_labels.csv, nor Annotations/*.xml, nor masks for the listed images",
-        "image_labels.csv with the columns image_id and one 0/1 column a class",
-    )
+    return {"csv": CSV, "xml": XML, "masks": FROM_MASKS}[chosen]
 
 
 def _csv_tags(path: Path, ids: list[str], classes: tuple[str, ...], notes: list[str], problems: Problems) -> Tags:
@@ -240,9 +247,8 @@ def _csv_tags(path: Path, ids: list[str], classes: tuple[str, ...], notes: list[
     return tags
 
 
-def _xml_tags(
-    annotations: dict[str, Path], ids: list[str], classes: tuple[str, ...], notes: list[str], problems: Problems
-) -> Tags:
+def _xml_tags(root: Path, ids: list[str], classes: tuple[str, ...], notes: list[str], problems: Problems) -> Tags:
+    annotations = _by_stem(root / "Annotations", (".xml",), problems)
     index = {name: k for k, name in enumerate(classes)}
     tags: Tags = {}
     others: dict[str, int] = {}
@@ -264,18 +270,4 @@ def _xml_tags(
     if others:
         listing = some(f"{name!r} in {count} images" for name, count in sorted(others.items()))
         notes.append(f"objects of other classes are ignored: {listing}")
-    return tags
-
-
-def _mask_tags(masks: dict[str, Path], ids: list[str], values: tuple[int, ...], problems: Problems) -> Tags:
-    tags: Tags = {}
-    for i in ids:
-        if i not in masks:
-            continue
-        try:
-            seen = np.flatnonzero(np.bincount(read_index_png(masks[i]).ravel(), minlength=256))
-        except DataError as error:
-            complain(error, problems)
-            continue
-        tags[i] = tuple(k for k, value in enumerate(values) if value in seen)
     return tags

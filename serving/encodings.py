@@ -1,0 +1,178 @@
+"""Label maps as runs: the forms that are small, exact and cheap because one pass finds every class's runs at once.
+
+N is height * width, R the number of runs. Row-major runs are this project's own form and the source of areas and boxes;
+column-major ones are what COCO's run lengths are made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Pixels = npt.NDArray[np.uint8]
+Whole = npt.NDArray[np.int64]
+
+# COCO writes a number in groups of five bits, each as one character from "0" on; the sixth bit says that more follow.
+GROUP, FIRST, MORE, SIGN = 5, 48, 0x20, 0x10
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The maximal runs of equal labels of a map.
+
+    Attributes:
+        labels: uint8 [R], no two neighbours equal.
+        bounds: int64 [R+1], where each run starts, and N.
+    """
+
+    labels: Pixels
+    bounds: Whole
+
+    @property
+    def lengths(self) -> Whole:
+        """Pixels of each run."""
+        return np.diff(self.bounds)
+
+
+def label_runs(labels: Pixels) -> Runs:
+    """Runs of a uint8 [H,W] map, row by row, one running on into the next row."""
+    flat = labels.reshape(-1)
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    bounds = np.concatenate([[0], changes, [flat.size]])
+    return Runs(flat[bounds[:-1]], bounds)
+
+
+def from_runs(labels: Pixels, lengths: npt.ArrayLike, height: int, width: int) -> Pixels:
+    """The uint8 [H,W] map of runs.
+
+    Raises:
+        ValueError: the runs are not ``height * width`` pixels.
+    """
+    counts = np.asarray(lengths, np.int64)
+    if len(counts) != len(labels) or counts.min(initial=0) < 0 or counts.sum() != height * width:
+        raise ValueError(f"{len(labels)} labels and {int(counts.sum())} pixels of runs for a mask of {height}x{width}")
+    return np.repeat(labels, counts).reshape(height, width)
+
+
+def areas(runs: Runs) -> Whole:
+    """Pixels of each of the 256 labels, int64 [256]."""
+    return np.bincount(runs.labels, weights=runs.lengths, minlength=256).astype(np.int64)
+
+
+def boxes(runs: Runs, width: int) -> dict[int, tuple[int, int, int, int]]:
+    """The bounding box of every label there is, as left, top, width, height in pixels.
+
+    Args:
+        runs: row by row.
+        width: of the map.
+    """
+    (top, left), (bottom, right) = (np.divmod(edge, width) for edge in (runs.bounds[:-1], runs.bounds[1:] - 1))
+    over = bottom > top
+    left, right = np.where(over, 0, left), np.where(over, width - 1, right)
+    lowest, highest = (np.full((2, 256), start, np.int64) for start in (runs.bounds[-1], -1))
+    for axis, (first, last) in enumerate(((left, right), (top, bottom))):
+        np.minimum.at(lowest[axis], runs.labels, first)
+        np.maximum.at(highest[axis], runs.labels, last)
+    size = highest - lowest + 1
+    there = np.flatnonzero(highest[0] >= 0)
+    return {int(k): (*map(int, lowest[:, k]), *map(int, size[:, k])) for k in there}  # type: ignore[misc]
+
+
+def coco_counts(labels: Pixels) -> dict[int, bytes]:
+    """COCO's compressed run lengths of every label above 0 in a uint8 [H,W] map: the bytes that pycocotools makes."""
+    runs = label_runs(np.ascontiguousarray(labels.T))
+    inside = np.flatnonzero(runs.labels)
+    # A stable sort keeps the runs of a label in their order.
+    order = inside[np.argsort(runs.labels[inside], kind="stable")]
+    found, firsts = np.unique(runs.labels[order], return_index=True)
+    if not len(found):
+        return {}
+    return dict(zip(found.tolist(), _compress(*_counts(runs, order, firsts))))
+
+
+def _counts(runs: Runs, order: Whole, firsts: Whole) -> tuple[Whole, Whole]:
+    """Lengths of gaps and runs in turn, the classes one after another, and where each class starts.
+
+    Args:
+        runs: column by column.
+        order: the runs of the first class, then those of the next.
+        firsts: where in ``order`` a class starts.
+    """
+    start, end = runs.bounds[order], runs.bounds[order + 1]
+    before = np.concatenate([[0], end[:-1]])
+    before[firsts] = 0
+    counts = np.stack([start - before, end - start], axis=1).reshape(-1)
+    lasts = np.concatenate([firsts[1:], [len(order)]])
+    tail = runs.bounds[-1] - end[lasts - 1]
+    # Pixels after the last run are a gap of their own, which is left out if there are none.
+    open_ended = np.flatnonzero(tail)
+    counts = np.insert(counts, 2 * lasts[open_ended], tail[open_ended])
+    return counts, 2 * firsts + np.concatenate([[0], np.cumsum(tail > 0)[:-1]])
+
+
+def _compress(counts: Whole, firsts: Whole) -> list[bytes]:
+    """COCO's string of every class: from the fourth number on, its difference to the one two before."""
+    place = np.arange(len(counts)) - np.repeat(firsts, np.diff(firsts, append=len(counts)))
+    values = counts.copy()
+    late = np.flatnonzero(place > 2)
+    values[late] -= counts[late - 2]
+    # Bits beside the sign, so that -16 needs no more than 15.
+    beside = np.where(values < 0, ~values, values)
+    lengths = np.ones(len(values), np.int64)
+    for group in range(1, int(beside.max(initial=0)).bit_length() // GROUP + 1):
+        lengths += beside >= 1 << (GROUP * group - 1)
+    ends = np.cumsum(lengths)
+    text = np.empty(ends[-1], np.uint8)
+    at = ends - lengths
+    while len(at):
+        more = lengths > 1
+        text[at] = (values & 0x1F | np.where(more, MORE, 0)) + FIRST
+        values, at, lengths = values[more] >> GROUP, at[more] + 1, lengths[more] - 1
+    joined = text.tobytes()
+    cuts = ends[np.append(firsts[1:], len(counts)) - 1].tolist()
+    return [joined[begin:end] for begin, end in zip([0, *cuts], cuts)]
+
+
+def from_coco_counts(counts: Mapping[int, bytes], height: int, width: int) -> Pixels:
+    """The uint8 [H,W] map of COCO's run lengths by label; what no label covers is 0.
+
+    Raises:
+        ValueError: a string that is none, or not of ``height * width`` pixels.
+    """
+    flat = np.zeros(height * width, np.uint8)
+    for label, text in counts.items():
+        lengths = _expand(text)
+        if lengths.min(initial=0) < 0 or lengths.sum() != flat.size:
+            raise ValueError(f"run lengths of {int(lengths.sum())} pixels for a mask of {height}x{width}")
+        inside = np.arange(len(lengths)) % 2 == 1
+        flat[np.repeat(inside, lengths)] = label
+    return np.ascontiguousarray(flat.reshape(width, height).T)
+
+
+def _expand(text: bytes) -> Whole:
+    """Numbers of a COCO string, differences undone."""
+    values = np.frombuffer(text, np.uint8).astype(np.int64) - FIRST
+    if values.min(initial=0) < 0 or values.max(initial=0) >= 2 * MORE or (len(values) and values[-1] & MORE):
+        raise ValueError("no COCO run lengths: a character out of range, or the last number is cut")
+    ends = np.flatnonzero(values & MORE == 0)
+    firsts = np.concatenate([[0], ends[:-1] + 1])[: len(ends)]
+    shift = GROUP * (np.arange(len(values)) - np.repeat(firsts, np.diff(ends, prepend=-1)))
+    if shift.max(initial=0) > 60:
+        raise ValueError("no COCO run lengths: a number of too many characters")
+    numbers = np.add.reduceat((values & 0x1F) << shift, firsts) if len(ends) else np.zeros(0, np.int64)
+    negative = values[ends] & SIGN != 0
+    numbers -= np.where(negative, np.int64(1) << (shift[ends] + GROUP), 0)
+    # The differences run through every second number: even and odd places are two running sums.
+    for parity in (1, 2):
+        numbers[parity::2] = np.cumsum(numbers[parity::2])
+    return numbers
+
+
+def uncompressed_counts(flags: Sequence[bool] | npt.NDArray[np.bool_]) -> list[int]:
+    """Lengths of the runs of False and True in turn, beginning with False, of a flat mask; CVAT's form."""
+    runs = label_runs(np.asarray(flags, np.uint8)[None])
+    lengths: list[int] = runs.lengths.tolist()
+    return [0] * int(runs.labels[0]) + lengths

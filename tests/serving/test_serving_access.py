@@ -1,0 +1,263 @@
+"""TLS, tokens, roles, and the doors that stay shut."""
+
+from __future__ import annotations
+
+import ssl
+import time
+import urllib.error
+import urllib.request
+
+import grpc
+import oip_calls
+import pytest
+import trustme
+from conftest import configured
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from oip_calls import code, sums
+
+from serving import access
+from serving.config import ServerConfig, set_values
+from serving.errors import StartError
+from serving.server import Server
+from wsss.inference import open_inference_pb2 as pb
+from wsss.inference import open_inference_pb2_grpc
+from wsss.v1 import segmentation_pb2, segmentation_pb2_grpc
+
+
+@pytest.fixture
+def keys(tmp_path):
+    """Writes certificate and key that an authority signed; returns the authority."""
+    authority = trustme.CA()
+
+    def write(name="server", signed_by=authority):
+        issued = signed_by.issue_cert("127.0.0.1", "localhost")
+        issued.private_key_pem.write_to_path(tmp_path / f"{name}.key")
+        tmp_path.joinpath(f"{name}.crt").write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+        return signed_by
+
+    write()
+    authority.cert_pem.write_to_path(tmp_path / "ca.crt")
+    write.authority = authority
+    write.folder = tmp_path
+    return write
+
+
+def secure(keys, **settings):
+    return {"access__cert": keys.folder / "server.crt", "access__key": keys.folder / "server.key", **settings}
+
+
+def trusting(authority, **files):
+    return grpc.ssl_channel_credentials(authority.cert_pem.bytes(), **files)
+
+
+def live(address, credentials, **options):
+    with grpc.secure_channel(address, credentials) as channel:
+        stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        return code(stub.ServerLive, pb.ServerLiveRequest(), **options)[0]
+
+
+def fetch(address, path, context=None, token=None):
+    scheme = "https" if context else "http"
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    request = urllib.request.Request(f"{scheme}://{address}{path}", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=10, context=context) as reply:
+            return reply.status, reply.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_tls_on_both_ports_and_a_new_certificate_without_a_restart(repository, run_server, keys):
+    config = configured(repository, **secure(keys, network__http_port=0))
+    with run_server(config) as server:
+        context = ssl.create_default_context(cadata=keys.authority.cert_pem.bytes().decode())
+        assert live(server.address, trusting(keys.authority)) == "OK"
+        assert fetch(server.http_address, "/healthz", context) == (200, "ok\n")
+        with grpc.insecure_channel(server.address) as channel:
+            stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+            assert code(stub.ServerLive, pb.ServerLiveRequest())[0] == "UNAVAILABLE"
+        other = trustme.CA()
+        keys(signed_by=other)
+        assert live(server.address, trusting(other)) == "OK"
+        assert live(server.address, trusting(keys.authority)) == "UNAVAILABLE"
+        renewed = ssl.create_default_context(cadata=other.cert_pem.bytes().decode())
+        assert fetch(server.http_address, "/healthz", renewed)[0] == 200
+        (keys.folder / "server.key").write_text("no key")
+        assert live(server.address, trusting(other)) == "OK", "a bad change is not taken"
+        assert fetch(server.http_address, "/healthz", renewed)[0] == 200
+
+
+def test_mutual_tls_asks_grpc_callers_and_no_probe(repository, run_server, keys):
+    clients = trustme.CA()
+    clients.cert_pem.write_to_path(keys.folder / "clients.crt")
+    config = configured(repository, **secure(keys, access__client_ca=keys.folder / "clients.crt", network__http_port=0))
+    with run_server(config) as server:
+        assert live(server.address, trusting(keys.authority)) == "UNAVAILABLE"
+        for authority, expected in ((clients, "OK"), (trustme.CA(), "UNAVAILABLE")):
+            own = authority.issue_cert("client")
+            files = {"private_key": own.private_key_pem.bytes(), "certificate_chain": own.cert_chain_pems[0].bytes()}
+            assert live(server.address, trusting(keys.authority, **files)) == expected
+        context = ssl.create_default_context(cadata=keys.authority.cert_pem.bytes().decode())
+        assert fetch(server.http_address, "/readyz", context) == (200, "ready\n")
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    """A token file, and the token of each role."""
+    made = {role: access.new_token(f"the-{role}", [role]) for role in access.ROLES}
+    path = tmp_path / "tokens"
+    path.write_text("# callers\n\n" + "\n".join(line for _, line in made.values()) + "\n")
+    return path, {role: token for role, (token, _) in made.items()}
+
+
+def bearer(token):
+    return (("authorization", f"Bearer {token}"),)
+
+
+def test_tokens_and_roles(tmp_path, run_server, tokens, server):
+    path, secret = tokens
+    config = configured(oip_repository(tmp_path), access__tokens=path, models__control="explicit", network__http_port=0)
+    with run_server(config) as guarded, oip_calls.stub(guarded.address) as calls:
+        load, unload = calls.RepositoryModelLoad, calls.RepositoryModelUnload
+        named = pb.RepositoryModelLoadRequest(model_name="sums")
+        assert code(load, named, metadata=bearer(secret["control"]))[0] == "OK"
+        assert code(calls.ModelInfer, sums(), metadata=bearer(secret["infer"]))[0] == "OK"
+        assert code(calls.ModelInfer, sums())[:2] == ("UNAUTHENTICATED", "TOKEN_MISSING")
+        assert code(calls.ModelInfer, sums(), metadata=bearer("x" * 43))[:2] == ("UNAUTHENTICATED", "TOKEN_UNKNOWN")
+        assert code(calls.ModelInfer, sums(), metadata=bearer(secret["control"]))[:2] == (
+            "PERMISSION_DENIED",
+            "ROLE_MISSING",
+        )
+        for call, request in ((load, named), (unload, pb.RepositoryModelUnloadRequest(model_name="sums"))):
+            status, reason, text = code(call, request, metadata=bearer(secret["infer"]))
+            assert (status, reason) == ("PERMISSION_DENIED", "ROLE_MISSING")
+            assert "the role control" in text
+        streamed = code(lambda request, timeout: list(calls.ModelStreamInfer(iter([request]))), sums())
+        assert streamed[0] == "UNAUTHENTICATED"
+        with grpc.insecure_channel(guarded.address) as channel:
+            ours = segmentation_pb2_grpc.SegmentationStub(channel)
+            listing = segmentation_pb2.ListModelsRequest()
+            assert code(ours.ListModels, listing)[0] == "UNAUTHENTICATED"
+            assert code(ours.ListModels, listing, metadata=bearer(secret["infer"]))[0] == "OK"
+            assert health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest()).status == 1
+            reflect = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
+            asked = [reflection_pb2.ServerReflectionRequest(list_services="")]
+            with pytest.raises(grpc.RpcError):
+                next(reflect(iter(asked)))
+            assert next(reflect(iter(asked), metadata=bearer(secret["metrics"]))).list_services_response.service
+        assert fetch(guarded.http_address, "/metrics")[0] == 401
+        assert fetch(guarded.http_address, "/metrics", token=secret["infer"])[0] == 403
+        page = fetch(guarded.http_address, "/metrics", token=secret["metrics"])[1]
+        assert 'code="UNAUTHENTICATED",model="",reason="TOKEN_MISSING"' in page
+        assert not any(token in page for token in secret.values())
+        assert fetch(guarded.http_address, "/readyz") == (200, "ready\n")
+        path.write_text(path.read_text().replace("the-infer infer", "the-infer metrics"))
+        assert code(calls.ModelInfer, sums(), metadata=bearer(secret["infer"]))[0] == "PERMISSION_DENIED"
+        path.write_text("not a line\n")
+        assert (
+            code(calls.ServerLive, pb.ServerLiveRequest(), metadata=bearer(secret["infer"]))[0] == "PERMISSION_DENIED"
+        )
+
+
+def oip_repository(tmp_path):
+    import tiny_models
+
+    tiny_models.export(tmp_path / "models", "sums", "tensor")
+    return tmp_path / "models"
+
+
+def test_what_would_open_a_door_by_accident_does_not_start(repository, keys, tokens, caplog):
+    path, _ = tokens
+
+    def check(*texts):
+        access.check_exposure(set_values(ServerConfig(repository), texts))
+
+    for host in ("127.0.0.1", "::1", "localhost", "127.8.8.8"):
+        check(f"network.host={host}")
+    for host in ("0.0.0.0", "::", "192.168.1.5", "some.host"):
+        with pytest.raises(StartError, match="anyone could call"):
+            check(f"network.host={host}")
+        check(f"network.host={host}", "access.insecure=true")
+    check("network.host=0.0.0.0", f"access.tokens={path}")
+    assert "unencrypted" in caplog.text
+    tls = (f"access.cert={keys.folder / 'server.crt'}", f"access.key={keys.folder / 'server.key'}")
+    check("network.host=0.0.0.0", *tls)
+    with pytest.raises(StartError, match="load and unload"):
+        check("network.host=0.0.0.0", "models.control=explicit", *tls)
+    check("models.control=explicit")
+
+
+def test_bad_files_are_told_before_the_start(repository, keys, tmp_path):
+    keys("other")
+    folder = keys.folder
+    (folder / "junk").write_text("junk")
+    for settings, told in (
+        ({"access__cert": folder / "server.crt"}, "certificate and its key"),
+        ({"access__cert": folder / "server.crt", "access__key": folder / "other.key"}, "do not load"),
+        ({"access__cert": folder / "junk", "access__key": folder / "server.key"}, "do not load"),
+        (secure(keys, access__client_ca=folder / "junk"), "do not load"),
+        (secure(keys, access__client_ca=folder / "none"), "do not load"),
+        ({"access__tokens": folder / "none"}, "cannot be read"),
+        ({"access__tokens": folder / "junk"}, "a line of the token file"),
+    ):
+        with pytest.raises(StartError, match=told):
+            Server(configured(repository, **settings))
+
+
+def test_a_new_token_and_bad_roles():
+    token, line = access.new_token("me", ["infer", "metrics"])
+    assert token not in line
+    assert len(token) >= 43
+    for name, roles in (("me", ["root"]), ("my name", ["infer"]), ("me", [])):
+        with pytest.raises(StartError):
+            access.new_token(name, roles)
+
+
+def test_comparing_takes_every_entry(monkeypatch, tokens):
+    path, secret = tokens
+    seen = []
+    original = access.hmac.compare_digest
+    monkeypatch.setattr(access.hmac, "compare_digest", lambda a, b: seen.append(a) or original(a, b))
+    access.Tokens(path).caller(f"bearer {secret['infer']}")
+    assert len(seen) == len(access.ROLES)
+
+
+def test_the_probe_port_limits_its_callers_and_answers_while_the_loop_stands_still(repository, run_server):
+    import asyncio
+    import socket
+
+    with run_server(configured(repository, network__http_port=0)) as server:
+        host, port = server.http_address.split(":")
+        assert fetch(server.http_address, "/nothing")[0] == 404
+        assert "wsss_ready 1.0" in fetch(server.http_address, "/metrics")[1]
+        silent = [socket.create_connection((host, int(port))) for _ in range(80)]
+        time.sleep(0.3)
+        ended = sum(_is_closed(connection) for connection in silent)
+        assert ended >= 80 - 64
+        for connection in silent:
+            connection.close()
+        asyncio.run_coroutine_threadsafe(_block(2.0), server.loop)
+        began = time.monotonic()
+        while True:
+            try:
+                assert fetch(server.http_address, "/readyz")[0] == 200
+                break
+            except OSError:
+                time.sleep(0.05)
+        assert time.monotonic() - began < 1.5, "the loop was not waited for"
+
+
+async def _block(seconds):
+    time.sleep(seconds)
+
+
+def _is_closed(connection):
+    connection.settimeout(0.01)
+    try:
+        return connection.recv(1) == b""
+    except TimeoutError:
+        return False
+    except OSError:
+        return True

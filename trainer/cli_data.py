@@ -1,0 +1,77 @@
+"""Commands about data sets: check, synth."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trainer.data.knobs import DataConfig
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+LabelsFrom = Annotated[
+    str | None, typer.Option(help="Where tags come from: xml, masks or csv. Default: the best that is there.")
+]
+DataSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="data.KEY=VALUE", help="How to read it: data.masks, data.crowd, data.keep_empty, ..."
+    ),
+]
+
+
+def check(
+    data: Annotated[Path, typer.Argument(help="Data folder.")],
+    lists: Annotated[list[str] | None, typer.Option("--list", help="Only these image lists.")] = None,
+    labels_from: LabelsFrom = None,
+    settings: DataSettings = None,
+    json_: Json = False,
+) -> None:
+    """Find everything that is wrong with a data set in one pass: images, tags, masks, lists.
+
+    Formats: VOC (JPEGImages/, ImageSets/Segmentation/), COCO (annotations/*.json), or images anywhere with a labels.csv
+    of `image,tag` rows, of one 0/1 column a class, or of `image,"tag1;tag2"` rows. Exit code 2 where there are errors.
+
+    Example: wsss-trainer check photos/ --json
+    """
+    from trainer.data.check import check as run_check
+    from trainer.data.check import print_report
+
+    result = run_check(data, lists or None, progress=True, config=data_config(labels_from, settings))
+    if json_:
+        print(json.dumps(result.to_json(), indent=1))
+    else:
+        print_report(result)
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)
+
+
+def synth(
+    out: Annotated[Path, typer.Argument(help="Folder to write, in VOC layout.")],
+    count: Annotated[int, typer.Option(help="Images.")] = 240,
+    size: Annotated[int, typer.Option(help="Side in pixels.")] = 128,
+    seed: Annotated[int, typer.Option(help="The same seed writes the same bytes.")] = 0,
+    difficulty: Annotated[float, typer.Option(help="0 easy .. 1 hard: clutter, occlusion, noise.")] = 0.5,
+) -> None:
+    """Write a synthetic data set with exact masks, to try everything without any data.
+
+    Example: wsss-trainer synth data/ --count 300 --size 128
+    """
+    from trainer.data.synthetic import write_synthetic
+
+    write_synthetic(out, count, size, seed, difficulty, progress=True)
+    print(out)
+
+
+def data_config(labels_from: str | None, settings: list[str] | None) -> DataConfig:
+    """The knobs of ``--labels-from`` and ``--set data.KEY=VALUE``.
+
+    Raises:
+        ConfigError: an unknown knob or value, or a setting of another section.
+    """
+    from trainer.config import parse_settings, replace
+
+    labels = {"labels_from": labels_from} if labels_from else {}
+    return replace(DataConfig(), {**labels, **parse_settings(settings or (), ("data",))["data"]}, "data")

@@ -1,0 +1,61 @@
+"""Masks saved as colours of the VOC palette instead of class indices: recognised, and turned back where that is possible."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from trainer.errors import DataError
+from trainer.palette import voc_palette
+
+GREY_HINT = "unpack the original masks again: aeroplane and pottedplant have the same grey, so this cannot be undone"
+
+
+def indices_of(image: Image.Image, where: Path | str) -> npt.NDArray[np.uint8]:
+    """``uint8 [H,W]`` indices of a mask that holds colours of the VOC palette; grey masks hold indices already.
+
+    Raises:
+        DataError: a colour that the palette lacks.
+    """
+    if image.mode in ("L", "1"):
+        return np.array(image, dtype=np.uint8)
+    colours = _packed(np.asarray(image.convert("RGB")))
+    known = _packed(voc_palette())
+    order = np.argsort(known)
+    places = np.minimum(np.searchsorted(known, colours, sorter=order), len(known) - 1)
+    indices = order[places]
+    strange = known[indices] != colours
+    if strange.any():
+        first = int(colours[strange][0])
+        colour = (first >> 16, first >> 8 & 255, first & 255)
+        raise DataError(
+            f"mask {where} holds colours that the VOC palette lacks, at {strange.mean():.1%} of its pixels: first {colour}",
+            "the exact colours of the palette: resizing and JPEG blur them",
+        )
+    return indices.astype(np.uint8)
+
+
+def reindexed(image: Image.Image) -> bool:
+    """Whether a palette image shows colours of the VOC palette under other indices, as after an "optimising" tool."""
+    if image.mode != "P":
+        return False
+    palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    used = [i for i in np.unique(np.asarray(image)).tolist() if i < len(palette)]
+    shown, expected = palette[used], voc_palette()[used]
+    in_voc = np.isin(_packed(shown), _packed(voc_palette()[[*range(21), 255]])).all()
+    return bool(in_voc and (shown != expected).any())
+
+
+def grey_levels(values: Iterable[int]) -> set[int]:
+    """What a tool that turns colours into grey makes of the VOC colours of ``values`` (ITU-R 601 weights, rounded)."""
+    picked = sorted(values)
+    return set(np.asarray(Image.fromarray(voc_palette()[picked][None]).convert("L")).ravel().tolist())
+
+
+def _packed(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    wide = rgb.astype(np.int64)
+    return wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]

@@ -1,0 +1,29 @@
+"""How a data set is read where there is a choice (spec refine-segment 9 and 10)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Knobs of reading data.
+
+    Attributes:
+        labels_from: where image tags come from: ``xml`` (VOC's ``Annotations``), ``csv`` (``image_labels.csv``,
+            ``labels.csv``), ``masks`` (the classes that the masks show), or ``auto``, the best that is there.
+        masks: what mask files hold: ``index``, class indices as palette or grey PNG, or ``colours``, those of the VOC
+            palette in RGB.
+        crowd: COCO's crowd regions in masks: ``drop`` leaves them out (ReCAM), ``ignore`` makes them 255, ``keep`` paints
+            them like objects.
+        crowd_tags: whether crowds give tags (ReCAM) or not.
+        keep_empty: whether COCO images without any annotation stay, as background (MCTformer, RIB, ReCAM), or not
+            (AFA, ToCo).
+    """
+
+    labels_from: Literal["auto", "xml", "masks", "csv"] = "auto"
+    masks: Literal["index", "colours"] = "index"
+    crowd: Literal["drop", "ignore", "keep"] = "drop"
+    crowd_tags: bool = False
+    keep_empty: bool = False
