@@ -194,6 +194,7 @@ def export(
 
 
 app.command()(cli_data.check)
+app.command()(cli_data.convert)
 app.command()(cli_data.synth)
 
 

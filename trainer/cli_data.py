@@ -1,8 +1,9 @@
-"""Commands about data sets: check, synth."""
+"""Commands about data sets: check, convert, synth."""
 
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,15 @@ DataSettings = Annotated[
 ]
 
 
+class Images(StrEnum):
+    """How images get into a converted data set."""
+
+    copy = "copy"
+    hardlink = "hardlink"
+    symlink = "symlink"
+    none = "none"
+
+
 def check(
     data: Annotated[Path, typer.Argument(help="Data folder.")],
     lists: Annotated[list[str] | None, typer.Option("--list", help="Only these image lists.")] = None,
@@ -32,7 +42,8 @@ def check(
     """Find everything that is wrong with a data set in one pass: images, tags, masks, lists.
 
     Formats: VOC (JPEGImages/, ImageSets/Segmentation/), COCO (annotations/*.json), or images anywhere with a labels.csv
-    of `image,tag` rows, of one 0/1 column a class, or of `image,"tag1;tag2"` rows. Exit code 2 where there are errors.
+    of `image,tag` rows, of one 0/1 column a class, or of `image,"tag1;tag2"` rows; MVA's data_*.csv, or one folder a
+    class. What claims to be VOC 2012 or COCO 2014 is compared with it. Exit code 2 where there are errors.
 
     Example: wsss-trainer check photos/ --json
     """
@@ -46,6 +57,43 @@ def check(
         print_report(result)
     if result.exit_code:
         raise typer.Exit(result.exit_code)
+
+
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="Data set, cls_labels.npy, CSV file, or folder of masks.")
+    ],
+    target: Annotated[
+        Path, typer.Argument(metavar="DST", help="New folder; a file that ends with .csv gets the tags only.")
+    ],
+    to: Annotated[
+        str | None, typer.Option(help="voc, coco, csv, folders, psa, mva; labels (the tags), masks (a folder of them).")
+    ] = None,
+    images: Annotated[Images, typer.Option(help="How images get there.")] = Images.copy,
+    labels_from: LabelsFrom = None,
+    settings: DataSettings = None,
+    force: Annotated[bool, typer.Option(help="Write into a folder that holds something else.")] = False,
+    json_: Json = False,
+) -> None:
+    """Write a data set in another format: images, tags, masks, lists. Run again, an interrupted one goes on.
+
+    \b
+    Examples:
+      wsss-trainer convert VOC2012/ voc-as-coco/ --to coco --images hardlink
+      wsss-trainer convert coco/ coco-as-voc/ --to voc --set data.crowd=ignore
+      wsss-trainer convert VOC-in-colours/ VOC2012/ --to voc --set data.masks=colours
+      wsss-trainer convert cls_labels.npy VOC2012/image_labels.csv
+      wsss-trainer convert predictions/ indices/ --to masks --set data.masks=colours
+    """
+    from trainer.data.convert import convert as run_convert
+    from trainer.data.convert import print_summary
+
+    config = data_config(labels_from, settings)
+    summary = run_convert(source, target, to, images.value, config, force, progress=True)
+    if json_:
+        print(json.dumps(summary, indent=1))
+    else:
+        print_summary(summary)
 
 
 def synth(

@@ -50,5 +50,5 @@ def check_space(folder: Path, needed: int, what: str) -> None:
         raise RunError(
             f"{what} need about {needed / 1e9:.1f} GB in {folder}, and {free / 1e9:.1f} GB are free",
             "room on that disk",
-            "free some space, or choose another --run, and run the same command again",
+            "free some space, or choose another folder, and run the same command again",
         )

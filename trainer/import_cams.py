@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import pickle
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,15 +13,9 @@ import numpy.typing as npt
 from trainer.camfile import Cam, cam_path, read_cam, write_cam
 from trainer.data.dataset import Dataset, Record, image_size
 from trainer.errors import DataError, RunError
+from trainer.pickles import read_pickled_dict
 from trainer.pool import over_images, raise_together
 from trainer.run import Stage
-
-SAFE = {
-    ("collections", "OrderedDict"), ("numpy", "ndarray"), ("numpy", "dtype"), ("numpy.core.multiarray", "scalar"),
-    ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"), ("torch._utils", "_rebuild_tensor_v2"),
-}  # fmt: skip
-"""What a pickled map may be made of. Anything else is refused, so that no code of the file is run."""
 
 
 def import_cams(
@@ -77,7 +69,7 @@ def read_foreign(path: Path, size: tuple[int, int]) -> Cam:
         DataError: something else, or a pickle that would run code (it is not run).
     """
     try:
-        content = _safe_dict(path)
+        content = read_pickled_dict(path)
         keys, maps = (content["keys"], content["cam"]) if "keys" in content else (list(content), list(content.values()))
         classes = np.asarray(keys, np.int16)
         values = np.stack([np.asarray(m, np.float32) for m in maps]) if len(maps) else np.zeros((0, 1, 1), np.float32)
@@ -129,34 +121,3 @@ def _loads(path: Path) -> bool:
         return bool(read_cam(path).size)
     except DataError:
         return False
-
-
-def _safe_dict(path: Path) -> dict[Any, Any]:
-    with path.open("rb") as file:
-        version = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        _, _, dtype = read_header(file)
-        if not dtype.hasobject:
-            raise ValueError("an array without class names")
-        content = _Unpickler(file).load()
-    content = content.item() if isinstance(content, np.ndarray) else content
-    if not isinstance(content, dict):
-        raise ValueError(f"a {type(content).__name__}")
-    return content
-
-
-class _Unpickler(pickle.Unpickler):
-    """Arrays, tensors and containers only."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("torch.storage", "_load_from_bytes"):
-            return _storage
-        if (module, name) not in SAFE:
-            raise pickle.UnpicklingError(f"it holds {module}.{name}; nothing of it was run")
-        return super().find_class(module, name)
-
-
-def _storage(data: bytes) -> Any:
-    import torch
-
-    return torch.load(io.BytesIO(data), weights_only=True)

@@ -34,7 +34,8 @@ COCO_CLASSES = (
     "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink",
     "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
 )  # fmt: skip
-"""The 80 things in the order of their ids 1 to 90, of which ten are not used."""
+"""The 80 things in the order of their ids 1 to 90."""
+COCO_UNUSED = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
 PREFIX = re.compile(r"^COCO_[a-z]+\d{4}_")
 TAGS = {False: "COCO annotations, crowds left out", True: "COCO annotations, crowds included"}
 CROWDS = {"drop": "crowds left out", "ignore": "crowds ignored (255)", "keep": "crowds painted like objects"}

@@ -66,7 +66,7 @@ class Dataset:
 
     Attributes:
         root: folder that was opened.
-        format: ``voc``, ``coco``, ``folder`` or ``synthetic``.
+        format: ``voc``, ``coco``, ``folder``, ``synthetic``, ``mva`` or ``folders``.
         classes: K foreground class names. In every label map of this package 0 is background, k+1 is
             ``classes[k]`` and 255 is "ignore".
         mask_values: the value of each class in this data set's own mask files.
@@ -141,7 +141,7 @@ class Dataset:
 def open_dataset(
     path: str | Path, problems: list[DataError] | None = None, config: DataConfig | None = None
 ) -> Dataset:
-    """Open a data set, whatever its format (VOC, COCO, folder + CSV, synthetic).
+    """Open a data set, whatever its format (VOC, COCO, folder + CSV, synthetic, MVA's lists, one folder a class).
 
     Args:
         problems: where to put what contradicts itself, leaving out the entries concerned; without it, the first
@@ -152,18 +152,19 @@ def open_dataset(
         DataError: nothing is there, nothing is recognised, the files contradict each other, or ``labels_from`` asks for
             tags that are not there.
     """
-    from trainer.data import coco, folder, voc
+    from trainer.data import class_folders, coco, folder, mva, voc
     from trainer.data.tags import FROM_MASKS, with_mask_tags
 
     root, config = Path(path), config or DataConfig()
     if not root.is_dir():
         raise DataError(f"{root} is not a folder", "a data folder", "wsss-trainer synth data/ makes one to play with")
-    reader = next((module for module in (voc, coco, folder) if module.recognises(root)), None)
+    reader = next((module for module in (voc, coco, folder, mva, class_folders) if module.recognises(root)), None)
     if reader is None:
         found = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
         raise DataError(
             f"{root} holds no data set that can be recognised (found: {found})",
-            "VOC (JPEGImages/ and ImageSets/Segmentation/), COCO (annotations/*.json), or images with a labels.csv",
+            "VOC (JPEGImages/ and ImageSets/Segmentation/), COCO (annotations/*.json), images with a labels.csv, "
+            "or one folder a class",
             "wsss-trainer check --help shows the formats",
         )
     dataset: Dataset = reader.read(root, problems, config)

@@ -1,0 +1,226 @@
+"""The label files of released code, both ways, and MVA's lists and class folders as data sets."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainer.data.convert import convert
+from trainer.data.dataset import Dataset, open_dataset
+from trainer.data.knobs import DataConfig
+from trainer.data.released_labels import read_cls_labels
+from trainer.data.tables import read_table
+from trainer.data.voc import VOC_CLASSES
+from trainer.errors import DataError
+
+
+def one_hot(*tags: int, count: int = 20) -> np.ndarray[Any, Any]:
+    row = np.zeros(count, np.float32)
+    row[list(tags)] = 1
+    return row
+
+
+def save(path: Path, content: Any) -> Path:
+    np.save(path, np.array(content, dtype=object), allow_pickle=True)
+    return path
+
+
+def images(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (5, 4)).save(root / name)
+    return root
+
+
+def tags(data: Dataset) -> dict[str, list[str]]:
+    return {i: [data.classes[k] for k in record.tags] for i, record in data.records.items()}
+
+
+@pytest.mark.parametrize("keys", [("2007_000032", "2008_000002"), (np.int32(2007000032), np.int32(2008000002))])
+def test_cls_labels_become_the_table_of_a_voc_folder(tmp_path: Path, keys: tuple[Any, Any]) -> None:
+    path = save(tmp_path / "cls_labels.npy", {keys[0]: one_hot(14, 0), keys[1]: one_hot(19)})
+    root = images(tmp_path / "voc", "JPEGImages/2007_000032.jpg", "JPEGImages/2008_000002.jpg")
+    (root / "ImageSets" / "Segmentation").mkdir(parents=True)
+    summary = convert(path, root / "image_labels.csv")
+    assert (summary["rows"], summary["classes"], summary["from"]["format"]) == (2, 20, "cls_labels.npy")
+    assert tags(open_dataset(root)) == {"2007_000032": ["aeroplane", "person"], "2008_000002": ["tvmonitor"]}
+    with pytest.raises(DataError, match="is there already"):
+        convert(path, root / "image_labels.csv")
+    convert(path, root / "image_labels.csv", force=True)
+
+
+def test_cls_labels_of_coco(tmp_path: Path) -> None:
+    path = save(
+        tmp_path / "cls_labels.npy", {"COCO_train2014_000000000009": one_hot(79, count=80), 12: one_hot(count=80)}
+    )
+    classes, found = read_cls_labels(path)
+    assert [classes[k] for k in found["COCO_train2014_000000000009"]] == ["toothbrush"]
+    assert found["000000000012"] == ()
+
+
+def test_cls_labels_as_old_numpy_saved_them(tmp_path: Path) -> None:
+    """Protocol 2, with the modules of NumPy 1."""
+    content = np.empty((), object)
+    content[()] = {"2007_000032": one_hot(3)}
+    pickled = pickle.dumps(content, protocol=2).replace(b"numpy._core.", b"numpy.core.")
+    assert b"_codecs" in pickled
+    header = b"{'descr': '|O', 'fortran_order': False, 'shape': (), }".ljust(117) + b"\n"
+    (tmp_path / "cls_labels.npy").write_bytes(b"\x93NUMPY\x01\x00" + bytes((len(header), 0)) + header + pickled)
+    assert read_cls_labels(tmp_path / "cls_labels.npy")[1] == {"2007_000032": (3,)}
+
+
+class Evil:
+    """A pickle of it writes a file when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("content", ["evil", "list", "numbers", "seven", "half", "missing"])
+def test_other_files_are_refused_and_nothing_of_them_is_run(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "cls_labels.npy"
+    if content == "numbers":
+        np.save(path, np.zeros(20))
+    elif content != "missing":
+        made: dict[str, Any] = {
+            "evil": {"a": Evil(tmp_path / "run")},
+            "list": [1],
+            "seven": {"a": one_hot(1, count=7)},
+            "half": {"a": one_hot(1) / 2},
+        }
+        save(path, made[content])
+    with pytest.raises(DataError, match=r"cls_labels\.npy cannot be read") as error:
+        convert(path, tmp_path / "out.csv")
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "out.csv").exists()
+    if content == "evil":
+        assert "nothing of it was run" in error.value.found
+
+
+def test_a_mva_csv_whose_images_are_elsewhere_gives_its_tags(tmp_path: Path) -> None:
+    path = tmp_path / "data_train.csv"
+    path.write_text("filename,cat,dog,cluster_0_0,cluster_0_1\n/home/them/VOC/JPEGImages/2007_000032.jpg,0,1,1,0\n")
+    convert(path, tmp_path / "image_labels.csv")
+    assert (tmp_path / "image_labels.csv").read_text() == "image,cat,dog\n2007_000032,0,1\n"
+    path.write_text("filename,cat\na/1.jpg,0\nb/1.png,1\n")
+    with pytest.raises(DataError, match="line 3: other tags than before for '1'"):
+        convert(path, tmp_path / "other.csv")
+
+
+def test_mva_lists_are_a_data_set(tmp_path: Path) -> None:
+    root = images(tmp_path / "mva", "pictures/a.jpg", "pictures/b.jpg")
+    absolute = root / "pictures" / "b.jpg"
+    (root / "data_train.csv").write_text(f"filename,cat,dog,cluster_0_0\npictures/a.jpg,1,0,1\n{absolute},1,1,0\n")
+    (root / "data_test.csv").write_text(f"filename,cat,dog\n{absolute},1,1\n")
+    data = open_dataset(root)
+    assert (data.format, data.tags_from) == ("mva", "data_*.csv")
+    assert data.lists == {"val": ("b",), "train": ("a", "b"), "all": ("b", "a")}
+    assert tags(data) == {"b": ["cat", "dog"], "a": ["cat"]}
+    (root / "data_test.csv").write_text(f"filename,cat,dog\n{absolute},0,1\ngone.jpg,1,1\n")
+    problems: list[DataError] = []
+    open_dataset(root, problems)
+    assert any(
+        "1 images that are not there: gone.jpg" in p.found and "wsss-trainer convert" in p.hint for p in problems
+    )
+    assert any("other tags" in p.found for p in problems)
+    with pytest.raises(DataError, match="lists of tags only"):
+        open_dataset(root, config=DataConfig(labels_from="masks"))
+    (root / "data_test.csv").write_text("filename,cat\n")
+    with pytest.raises(DataError, match="other classes"):
+        open_dataset(root)
+
+
+def folder(tmp_path: Path) -> Path:
+    root = images(tmp_path / "source", "a 1.jpg", "b.png", "c.jpg", "d.jpg")
+    rows = "a 1.jpg,person;dog,train;train_aug\nb.png,dog,train_aug\nc.jpg,cat,val\nd.jpg,,val\n"
+    (root / "labels.csv").write_text(f"image,tags,split\n{rows}")
+    (root / "classes.txt").write_text("dog\nperson\ncat\n")
+    return root
+
+
+def test_psa_lists_and_labels(tmp_path: Path) -> None:
+    source = folder(tmp_path)
+    summary = convert(source, tmp_path / "psa", "psa")
+    assert (tmp_path / "psa" / "train_aug.txt").read_text().splitlines() == [
+        "/JPEGImages/a 1.jpg /SegmentationClassAug/a 1.png",
+        "/JPEGImages/b.png /SegmentationClassAug/b.png",
+    ]
+    assert any("4 ids are not of 11 characters" in text for text in summary["lost"])
+    classes, found = read_cls_labels(tmp_path / "psa" / "cls_labels.npy")
+    assert classes == VOC_CLASSES
+    assert {i: [classes[k] for k in of] for i, of in found.items()} == {
+        "a 1": ["dog", "person"],
+        "b": ["dog"],
+        "c": ["cat"],
+        "d": [],
+    }
+    content = np.load(tmp_path / "psa" / "cls_labels.npy", allow_pickle=True).item()
+    assert (content["b"].dtype, content["b"].shape, content["b"][11]) == (np.float32, (20,), 1)
+    # The lists are read by a VOC folder as they are.
+    root = images(tmp_path / "voc", *(f"JPEGImages/{name}" for name in ("a 1.jpg", "b.png", "c.jpg", "d.jpg")))
+    (root / "ImageSets").mkdir()
+    (tmp_path / "psa").rename(root / "ImageSets" / "Segmentation")
+    convert(root / "ImageSets" / "Segmentation" / "cls_labels.npy", root / "image_labels.csv")
+    assert open_dataset(root).lists["train_aug"] == ("a 1", "b")
+
+
+def test_mva_lists_there_and_back(tmp_path: Path) -> None:
+    source = folder(tmp_path)
+    convert(source, tmp_path / "mva", "mva")
+    assert sorted(p.name for p in (tmp_path / "mva").glob("*.csv")) == [
+        "data_test.csv",
+        "data_train.csv",
+        "data_train_aug.csv",
+    ]
+    table = read_table(tmp_path / "mva" / "data_train.csv")
+    assert table.columns == ("filename", "dog", "person", "cat")
+    assert table.rows == [[str(source / "a 1.jpg"), "1", "1", "0"]]
+    old, new = open_dataset(source), open_dataset(tmp_path / "mva")
+    assert tags(new) == tags(old)
+    assert {name: set(ids) for name, ids in new.lists.items()} == {name: set(ids) for name, ids in old.lists.items()}
+
+
+def test_one_folder_a_class_there_and_back(tmp_path: Path) -> None:
+    summary = convert(folder(tmp_path), tmp_path / "folders", "folders")
+    assert summary["images"] == 2
+    assert summary["lost"][0] == "1 images with several tags and 1 without a tag"
+    assert (tmp_path / "folders" / "train_aug" / "dog" / "b.png").is_file()
+    data = open_dataset(tmp_path / "folders")
+    assert data.lists == {"train_aug": ("train_aug__dog__b",), "val": ("val__cat__c",), "all": tuple(data.records)}
+    assert tags(data) == {"train_aug__dog__b": ["dog"], "val__cat__c": ["cat"]}
+
+
+def test_class_folders(tmp_path: Path) -> None:
+    root = images(tmp_path / "plants", "train/x.jpg", "fern/1.jpg", "fern/deep/2.jpg", ".cache/0.jpg")
+    data = open_dataset(root)
+    assert (data.format, data.classes, set(data.lists)) == ("folders", ("fern", "train"), {"all"})
+    assert tags(data) == {"fern__1": ["fern"], "fern__deep__2": ["fern"], "train__x": ["train"]}
+    with pytest.raises(DataError, match="one folder a class, no masks"):
+        open_dataset(root, config=DataConfig(labels_from="masks"))
+    images(root, "fern/1.png")
+    with pytest.raises(DataError, match=r"1 names twice.*1\.png"):
+        open_dataset(root)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train2014/a.jpg", "val2014/b.jpg"),
+        ("JPEGImages/a.jpg", "SegmentationClass/a.png"),
+        ("images/a.jpg", "cats/b.jpg"),
+        ("cats/a.jpg",),
+        ("cats/a.jpg", "dogs/b.jpg", "loose.jpg"),
+        ("cats/a.jpg", "dogs/deeper/b.jpg"),
+    ],
+)
+def test_folders_that_are_no_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    with pytest.raises(DataError, match="no data set that can be recognised"):
+        open_dataset(images(tmp_path, *names))

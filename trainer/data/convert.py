@@ -1,0 +1,291 @@
+"""``wsss-trainer convert``: the same images, tags, masks and lists in another format; an interrupted one goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from trainer.data.coco_layout import CocoLayout
+from trainer.data.dataset import IGNORE, Record, image_size, open_dataset, read_mask_file
+from trainer.data.knobs import DataConfig
+from trainer.data.layouts import CsvLayout, FoldersLayout, Layout, MvaLayout, PsaLayout, VocLayout
+from trainer.data.released_labels import convert_labels
+from trainer.errors import ConfigError, DataError, RunError, nearest
+from trainer.files import NO_SPACE, check_space, write_atomic
+from trainer.interrupt import terminated
+from trainer.palette import write_index_png
+from trainer.pool import each_image
+
+LAYOUTS: dict[str, type[Layout]] = {
+    "voc": VocLayout,
+    "coco": CocoLayout,
+    "csv": CsvLayout,
+    "folders": FoldersLayout,
+    "psa": PsaLayout,
+    "mva": MvaLayout,
+}
+FORMATS = (*LAYOUTS, "labels", "masks")
+MARKER = "convert.json"
+POOL_FROM = 300
+MASK_BYTES = 6000
+"""Of a mask that is drawn, or of its run lengths in JSON."""
+How = Literal["copy", "hardlink", "symlink", "none"]
+
+
+def convert(
+    source: Path,
+    target: Path,
+    to: str | None = None,
+    images: How = "copy",
+    config: DataConfig | None = None,
+    force: bool = False,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Write the data set ``source`` into the folder ``target``, its tags into the file ``target``, or masks anew.
+
+    Args:
+        source: a data set of any format; for ``labels`` also ``cls_labels.npy`` or a CSV file, for ``masks`` a folder of
+            PNG files.
+        target: a new folder, or that of the same conversion, interrupted: what is there is kept.
+        to: one of ``FORMATS``; default ``labels`` where ``target`` ends with ``.csv``.
+        images: how they get there.
+        config: how to read ``source``.
+        force: write into a folder that holds something else, over files of the same name.
+        progress: show a bar.
+
+    Returns:
+        A plain dict: from, to, counts, and what is lost.
+
+    Raises:
+        ConfigError: an unknown format.
+        DataError: ``source`` cannot be read, ``target`` holds other things, or images and masks that are damaged; they
+            are listed after the others are written.
+        RunError: no space, or no links there.
+    """
+    config, to = config or DataConfig(), to or ("labels" if target.suffix == ".csv" else "")
+    if to not in FORMATS:
+        raise ConfigError(f"cannot convert to {to!r}", nearest(to, FORMATS), "--to voc")
+    if to == "labels":
+        return convert_labels(source, target, config, force)
+    if to == "masks":
+        return convert_masks(source, target, config, force, progress)
+    return convert_dataset(LAYOUTS[to](open_dataset(source, config=config)), target, to, images, force, progress)
+
+
+def convert_dataset(layout: Layout, target: Path, to: str, images: How, force: bool, progress: bool) -> dict[str, Any]:
+    """See ``convert``."""
+    dataset = layout.dataset
+    layout.lists()
+    key = [dataset.fingerprint(), str(dataset.root.resolve()), to, images]
+    destination = Destination(dataset.root, target, key, force)
+    work = _Work(layout, target, images, destination.keep)
+    records = list(dataset.records.values())
+    needed = work.bytes_needed(records)
+    with terminated():
+        check_space(target, needed, "converted images and masks")
+        destination.begin()
+        workers = None if len(records) >= POOL_FROM else 0
+        title, what = f"converting to {to}", "images could not be converted"
+        done = each_image(work, records, what, workers, title, progress, lambda record: record.id)
+        described = {record.id: each.described for record, each in zip(records, done, strict=True)}
+        layout.write(target, described)
+        summary = {
+            "from": {"path": str(dataset.root), "format": dataset.format, "tags_from": dataset.tags_from},
+            "to": {"path": str(target), "format": to},
+            "classes": len(dataset.classes),
+            "lists": {name: len(ids) for name, ids in dataset.lists.items()},
+            "images": sum(each.image for each in done),
+            "masks": sum(each.mask for each in done),
+            "kept": sum(each.kept for each in done),
+            "lost": layout.lost(described),
+            "disk_mb": round(needed / 1e6, 1),
+        }
+        destination.finish(summary)
+    return summary
+
+
+def convert_masks(source: Path, target: Path, config: DataConfig, force: bool, progress: bool) -> dict[str, Any]:
+    """Every PNG below ``source``, read as ``config.masks`` says, as a palette PNG of the same indices. See ``convert``."""
+    files = sorted(path for path in source.rglob("*.png") if not path.name.startswith(".")) if source.is_dir() else []
+    if not files:
+        raise DataError(f"{source} holds no PNG", "a folder of masks")
+    key = ["masks", str(source.resolve()), config.masks, [[str(p), p.stat().st_size] for p in files]]
+    destination = Destination(source, target, key, force)
+    with terminated():
+        check_space(target, sum(path.stat().st_size for path in files), "masks")
+        destination.begin()
+        work = partial(_convert_mask, source, target, config, destination.keep)
+        workers = None if len(files) >= POOL_FROM else 0
+        kept = each_image(work, files, "masks could not be converted", workers, "converting masks", progress)
+        summary = {
+            "from": {"path": str(source), "format": f"masks ({config.masks})"},
+            "to": {"path": str(target), "format": "masks"},
+            "masks": len(files),
+            "kept": sum(kept),
+        }
+        destination.finish(summary)
+    return summary
+
+
+def _convert_mask(source: Path, target: Path, config: DataConfig, keep: bool, path: Path) -> bool:
+    new = target / path.relative_to(source)
+    if keep and new.exists():
+        return True
+    write_index_png(new, read_mask_file(path, config))
+    return False
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """What was written and what could not be, for people."""
+    source, target = summary["from"], summary["to"]
+    counts = [f"{summary[name]} {name}" for name in ("images", "masks", "rows", "classes") if name in summary]
+    kept = f" ({summary['kept']} were there already)" if summary.get("kept") else ""
+    print(f"{source['path']} ({source['format']}) -> {target['path']} ({target['format']}): {', '.join(counts)}{kept}")
+    if summary.get("lists"):
+        print("lists: " + ", ".join(f"{name} {count}" for name, count in summary["lists"].items()))
+    for text in summary.get("lost", ()):
+        print(f"not kept: {text}")
+
+
+class Destination:
+    """The new folder: empty, or that of the same conversion; ``convert.json`` in it says which, and what it came to.
+
+    Attributes:
+        keep: files that are there are whole and of this conversion.
+
+    Raises:
+        DataError: the folder holds something else, or lies in the source, or the source in it.
+    """
+
+    def __init__(self, source: Path, target: Path, key: Sequence[Any], force: bool) -> None:
+        old, new = source.resolve(), target.resolve()
+        if new.is_relative_to(old) or old.is_relative_to(new):
+            raise DataError(f"one of {target} and {source} is inside the other", "a new folder elsewhere")
+        self.marker = target / MARKER
+        self.key = hashlib.sha256(json.dumps(list(key)).encode()).hexdigest()[:16]
+        there = self._there()
+        same = there.get("key") == self.key
+        if target.exists() and (not target.is_dir() or any(target.iterdir())) and not same and not force:
+            raise DataError(
+                f"{target} is there already, and not of this conversion",
+                "a new or empty folder",
+                "another folder, or --force to write over files of the same name",
+            )
+        # What was begun with --force may have older files among its own until it is done.
+        self.forced = force or bool(same and there.get("forced") and not there.get("done"))
+        self.keep = same and not self.forced
+
+    def begin(self) -> None:
+        """Say that this conversion is being written here."""
+        self._write({"done": False})
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Say that everything is there."""
+        self._write({"done": True, **summary})
+
+    def _write(self, content: dict[str, Any]) -> None:
+        text = json.dumps({"key": self.key, "forced": self.forced, **content}, indent=1)
+        write_atomic(self.marker, text.encode())
+
+    def _there(self) -> dict[str, Any]:
+        with contextlib.suppress(OSError, ValueError):
+            content = json.loads(self.marker.read_text(encoding="utf-8"))
+            return content if isinstance(content, dict) else {}
+        return {}
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What became of one image: whether it and its mask have a place, whether all was there, and for the tables."""
+
+    image: bool
+    mask: bool
+    kept: bool
+    described: Any
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is done for each image; travels to the workers."""
+
+    layout: Layout
+    target: Path
+    images: How
+    keep: bool
+
+    def __call__(self, record: Record) -> _Done:
+        dataset, layout = self.layout.dataset, self.layout
+        image, mask = self._places(record)
+        new_image, new_mask = self._is_new(image), self._is_new(mask)
+        if image and new_image:
+            place_image(record.image, self.target / image, self.images)
+        drawn = dataset.has_mask(record) and (new_mask or layout.describes)
+        label = dataset.read_mask(record) if drawn else None
+        size = image_size(record.image) if drawn or layout.describes else (0, 0)
+        if label is not None and label.shape != size:
+            found = f"the mask of {record.id} has {label.shape[1]}x{label.shape[0]} pixels"
+            raise DataError(found, f"{size[1]}x{size[0]}, as its image", f"wsss-trainer check {dataset.root}")
+        if label is not None and mask:
+            values = np.zeros(256, np.uint8)
+            values[: len(layout.values) + 1] = (0, *layout.values)
+            values[IGNORE] = IGNORE
+            write_index_png(self.target / mask, values[label])
+        described = layout.describe(record, size, label) if layout.describes else None
+        kept = bool(image or mask) and not (new_image or new_mask)
+        return _Done(image is not None, drawn or mask is not None, kept, described)
+
+    def _places(self, record: Record) -> tuple[Path | None, Path | None]:
+        image = self.layout.image(record) if self.images != "none" else None
+        return image, self.layout.mask(record) if self.layout.dataset.has_mask(record) else None
+
+    def _is_new(self, place: Path | None) -> bool:
+        return place is not None and not (self.keep and (self.target / place).exists())
+
+    def bytes_needed(self, records: Sequence[Record]) -> int:
+        """Estimate of what is not there yet."""
+        total = 0
+        for record in records:
+            image, mask = self._places(record)
+            if self.images == "copy" and self._is_new(image) and record.image.exists():
+                total += record.image.stat().st_size
+            if self._is_new(mask) or (self.layout.describes and self.layout.dataset.has_mask(record)):
+                total += record.mask.stat().st_size if record.mask else MASK_BYTES
+        return total
+
+
+def place_image(source: Path, target: Path, how: How) -> None:
+    """Copy or link one image, whole or not at all.
+
+    Raises:
+        RunError: no space, or a link that cannot be made there.
+    """
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part.unlink(missing_ok=True)
+        if how == "copy":
+            shutil.copyfile(source, part)
+        elif how == "hardlink":
+            os.link(source.resolve(), part)
+        else:
+            part.symlink_to(source.resolve())
+        os.replace(part, target)
+        # Where target is the same file already, renaming does nothing.
+        part.unlink(missing_ok=True)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        found = f"{target} cannot be made from {source}: {error.strerror}"
+        if error.errno in NO_SPACE:
+            raise RunError(found, "room on that disk", "--images hardlink or symlink needs none") from error
+        raise RunError(found, f"a folder where a {how} can be made", "--images copy, or another folder") from error

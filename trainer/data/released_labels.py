@@ -1,0 +1,105 @@
+"""Image tags as the released code keeps them, ``cls_labels.npy`` and CSV files, made into ``image_labels.csv``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer.data.coco import COCO_CLASSES
+from trainer.data.dataset import IMAGE_SUFFIXES, open_dataset, some
+from trainer.data.knobs import DataConfig
+from trainer.data.layouts import write_tag_table
+from trainer.data.mva import class_columns
+from trainer.data.tables import flagged, read_table
+from trainer.data.voc import VOC_CLASSES
+from trainer.errors import DataError
+from trainer.pickles import read_pickled_dict
+
+Labels = tuple[tuple[str, ...], dict[str, tuple[int, ...]]]
+"""Class names, and tags by image id."""
+CLASSES = {len(names): names for names in (VOC_CLASSES, COCO_CLASSES)}
+
+
+def convert_labels(source: Path, target: Path, config: DataConfig, force: bool) -> dict[str, Any]:
+    """Write the tags of ``source`` as the table ``target``, which a VOC folder takes as ``image_labels.csv``.
+
+    Args:
+        source: ``cls_labels.npy``, a CSV file of ``filename`` and one 0/1 column a class, or a data set.
+        target: the file.
+        config: how to read a data set.
+        force: write over ``target``.
+
+    Raises:
+        DataError: ``source`` cannot be read, or ``target`` is there.
+    """
+    if target.is_dir() or (target.exists() and not force):
+        raise DataError(f"{target} is there already", "a new file", "another name, or --force to write over it")
+    if source.suffix == ".npy":
+        form, (classes, tags) = "cls_labels.npy", read_cls_labels(source)
+    elif source.suffix == ".csv":
+        form, (classes, tags) = "csv", read_label_csv(source)
+    else:
+        dataset = open_dataset(source, config=config)
+        form, classes = dataset.format, dataset.classes
+        tags = {record.id: record.tags for record in dataset.records.values()}
+    write_tag_table(target, classes, tags)
+    return {
+        "from": {"path": str(source), "format": form},
+        "to": {"path": str(target), "format": "labels"},
+        "rows": len(tags),
+        "classes": len(classes),
+    }
+
+
+def read_cls_labels(path: Path) -> Labels:
+    """The pickled dictionary of psa, IRN, SEAM and their descendants: image id to 20 (VOC) or 80 (COCO) numbers 0 or 1.
+
+    Ids are texts, or VOC's as numbers without ``_`` (IRN). Nothing in the pickle is run.
+
+    Raises:
+        DataError: something else.
+    """
+    tags: dict[str, tuple[int, ...]] = {}
+    try:
+        rows = {key: np.asarray(row, np.float64).ravel() for key, row in read_pickled_dict(path).items()}
+        sizes = {row.size for row in rows.values()}
+        if len(sizes) != 1 or not sizes <= CLASSES.keys():
+            raise ValueError(f"rows of {some(sorted(sizes)) or 'no'} numbers")
+        count = sizes.pop()
+        for key, row in rows.items():
+            if not np.isin(row, (0, 1)).all():
+                raise ValueError(f"{key!r} has numbers that are neither 0 nor 1")
+            tags[_id_of(key, count)] = tuple(np.flatnonzero(row).tolist())
+    except Exception as error:
+        raise DataError(
+            f"{path} cannot be read: {error}", "a pickled dict of image ids and 20 (VOC) or 80 (COCO) numbers 0 or 1"
+        ) from error
+    return CLASSES[count], tags
+
+
+def read_label_csv(path: Path) -> Labels:
+    """A table of image names or paths, which need not be there, and one 0/1 column a class (MVA's lists).
+
+    Raises:
+        DataError: columns that do not fit, cells that are neither 0 nor 1, or rows that contradict each other.
+    """
+    table = read_table(path)
+    classes, image, columns = class_columns(table)
+    tags: dict[str, tuple[int, ...]] = {}
+    for n, cells in enumerate(table.rows):
+        key, found = _id_of(cells[image], 0), flagged(table, n, columns)
+        if tags.setdefault(key, found) != found:
+            raise DataError(f"{path} line {table.lines[n]}: other tags than before for {key!r}", "one row an image")
+    return classes, tags
+
+
+def _id_of(key: Any, count: int) -> str:
+    """``2007_000032`` of a path, of itself, or of 2007000032."""
+    if not isinstance(key, str):
+        digits = str(int(key))
+        return f"{digits[:4]}_{digits[4:]}" if count == len(VOC_CLASSES) else digits.zfill(12)
+    name = key.replace("\\", "/").rsplit("/", 1)[-1]
+    stem, dot, suffix = name.rpartition(".")
+    return stem if dot and f".{suffix.lower()}" in IMAGE_SUFFIXES else name

@@ -1,0 +1,56 @@
+"""Pickled ``.npy`` files of the released repositories, read without running anything that is in them."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SAFE = {
+    ("collections", "OrderedDict"), ("numpy", "ndarray"), ("numpy", "dtype"), ("numpy.core.multiarray", "scalar"),
+    ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"), ("torch._utils", "_rebuild_tensor_v2"), ("_codecs", "encode"),
+}  # fmt: skip
+"""What a pickle may be made of. Anything else is refused, so that no code of the file is run. ``_codecs.encode`` stands in
+every array that NumPy before 1.17 saved: it turns text into bytes."""
+
+
+def read_pickled_dict(path: Path) -> dict[Any, Any]:
+    """The dictionary that ``np.save`` wrote, of arrays, tensors, numbers and texts.
+
+    Raises:
+        ValueError: an array of numbers, or a pickle of something else.
+        pickle.UnpicklingError: a pickle that would run code; it is not run.
+        OSError: unreadable.
+    """
+    with path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        _, _, dtype = read_header(file)
+        if not dtype.hasobject:
+            raise ValueError("an array without class names")
+        content = _Unpickler(file).load()
+    content = content.item() if isinstance(content, np.ndarray) else content
+    if not isinstance(content, dict):
+        raise ValueError(f"a {type(content).__name__}")
+    return content
+
+
+class _Unpickler(pickle.Unpickler):
+    """Arrays, tensors and containers only."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch.storage", "_load_from_bytes"):
+            return _storage
+        if (module, name) not in SAFE:
+            raise pickle.UnpicklingError(f"it holds {module}.{name}; nothing of it was run")
+        return super().find_class(module, name)
+
+
+def _storage(data: bytes) -> Any:
+    import torch
+
+    return torch.load(io.BytesIO(data), weights_only=True)
