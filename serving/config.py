@@ -106,6 +106,8 @@ class ScheduleConfig:
         workers: runs at once of each model; 0 chooses by the processors.
         threads: of each run; 0 chooses.
         queue: requests of one model admitted and not answered yet; one more is refused.
+        max_batch: images in a run; 0 chooses: 1 on processors, where a batch takes as long as its images one by one.
+        max_delay_ms: for which a free worker lets a request wait, so that others of its shape may join its run.
         bucket: sides are rounded up to a multiple of this, so that images of about one size share a run; 1 keeps
             every size and every bit.
     """
@@ -113,7 +115,9 @@ class ScheduleConfig:
     workers: int = number(0, 0)
     threads: int = number(0, 0)
     queue: int = number(64, 1)
-    bucket: int = number(1, 1)
+    max_batch: int = number(0, 0, 1024)
+    max_delay_ms: float = number(0.0, 0, 60_000)
+    bucket: int = number(1, 1, 4096)
 
 
 @dataclass(frozen=True)

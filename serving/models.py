@@ -196,4 +196,7 @@ def build(card: Card, config: ServerConfig) -> Served:
     schedule = config.schedule
     verify(card)
     engine = OnnxRuntimeEngine(card, schedule.threads or threads)
-    return Served(card, engine, Batcher(engine, schedule.workers or workers, schedule.queue), schedule.bucket)
+    batcher = Batcher(
+        engine, schedule.workers or workers, schedule.queue, schedule.max_batch or 1, schedule.max_delay_ms / 1000
+    )
+    return Served(card, engine, batcher, schedule.bucket)

@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from serving.batcher import Statistics
+from serving.counters import Statistics
 from serving.models import Models, ModelState, Served, State
 
 if TYPE_CHECKING:
