@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from serving import tensors
-from serving.batcher import Statistics
+from serving.counters import Statistics
 from serving.config import ServerConfig
 from serving.engines import TensorSpec
 from serving.models import Served
