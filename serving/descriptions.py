@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from serving import tensors
-from serving.counters import Statistics
 from serving.config import ServerConfig
+from serving.counters import Statistics
 from serving.engines import TensorSpec
 from serving.models import Served
 from wsss.inference import open_inference_pb2 as pb

@@ -188,7 +188,7 @@ class OpenInferenceService:
 
     def _picture(self, request: InferRequest, served: Served) -> pipeline.Prepared:
         encoded = tensors.read_encoded(request, served.engine.inputs[0].name)
-        return pipeline.prepare(image.decode(encoded, self._config.limits), served.card)
+        return pipeline.prepare(image.decode(encoded, self._config.limits), served.card, served.bucket)
 
     async def _stream(self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
         async def answer(request: Any) -> Any:

@@ -60,16 +60,16 @@ class Server:
         trace = tracer(importlib.metadata.version("wsss")) if telemetry.tracing else None
         level = logging.getLevelNamesMapping()[telemetry.log_requests.upper()]
         self._calls = Calls(self.telemetry, trace, level, config.limits.max_streams)
-        self._models = Models(config)
+        self.models = Models(config)
         self._codecs = ThreadPoolExecutor(available_cpus(), thread_name_prefix="codec")
-        self._health = Health(self._models)
+        self._health = Health(self.models)
         self._http = HttpServer(self.telemetry, self._tokens, self._certificates)
         self.address = self.http_address = ""
 
     @property
     def names(self) -> list[str]:
         """The models served now."""
-        return sorted({served.card.name for served in self._models.served()})
+        return sorted({served.card.name for served in self.models.served()})
 
     async def start(self) -> None:
         """Load, listen, then report SERVING for the server, the services and ``models/NAME`` of each model.
@@ -83,15 +83,15 @@ class Server:
         if network.http_port is not None:
             check_port(network.host, network.http_port)
             self.http_address = self._http.start(network.host, network.http_port)
-        await self._models.start()
-        self.telemetry.follow(self._models)
+        await self.models.start()
+        self.telemetry.follow(self.models)
         interceptors = [AccessInterceptor(self._tokens, self.telemetry)] if self._tokens else []
         self._grpc = grpc.aio.server(
             interceptors=interceptors, options=channel_options(self._config), maximum_concurrent_rpcs=LAST_WALL
         )
         services = (
-            SegmentationService(self._models, self._config.limits, self._codecs, self._calls),
-            OpenInferenceService(self._models, self._config, self._calls, self._codecs),
+            SegmentationService(self.models, self._config.limits, self._codecs, self._calls),
+            OpenInferenceService(self.models, self._config, self._calls, self._codecs),
         )
         self._grpc.add_generic_rpc_handlers(tuple(service.handler() for service in services))
         self._health.add_to(self._grpc)
@@ -115,7 +115,7 @@ class Server:
             idle = 0.0 if self._calls.in_flight else idle + TICK_SECONDS
         await self._grpc.stop(0)
         await closing
-        await self._models.close()
+        await self.models.close()
         self._codecs.shutdown()
         self._http.stop()
 

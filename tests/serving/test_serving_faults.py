@@ -72,13 +72,23 @@ def test_a_fault_of_the_engine_is_internal_and_tells_an_id_only(breakable, caplo
         assert client.segment(np.zeros((9, 9, 3), np.uint8)).mask.shape == (9, 9)
 
 
+def until(server, condition):
+    """Wait until the statistics of the model are so."""
+    batcher = server.models.find("colours", 0, "segmenter").batcher
+    for _ in range(2000):
+        if condition(batcher.statistics()):
+            return
+        time.sleep(0.01)
+    raise AssertionError(batcher.statistics())
+
+
 def test_a_full_queue_refuses_with_a_time_to_retry(breakable):
     server, engine = breakable
     engine.wait.clear()
     with grpc.insecure_channel(server.address) as channel:
         stub = segmentation_pb2_grpc.SegmentationStub(channel)
         waiting = [stub.Segment.future(pb.SegmentRequest(image=IMAGE)) for _ in range(2)]
-        time.sleep(0.3)
+        until(server, lambda counts: counts.admitted == 2)
         code, info, details, _ = failure(server, "Segment", pb.SegmentRequest(image=IMAGE))
         assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert info.reason == "QUEUE_FULL"
@@ -96,14 +106,15 @@ def test_expired_and_cancelled_calls_are_never_run(breakable):
     with grpc.insecure_channel(server.address) as channel:
         stub = segmentation_pb2_grpc.SegmentationStub(channel)
         first = stub.Segment.future(pb.SegmentRequest(image=IMAGE))
-        time.sleep(0.2)
+        until(server, lambda counts: counts.running == 1)
         cancelled = stub.Segment.future(pb.SegmentRequest(image=IMAGE))
-        time.sleep(0.2)
+        until(server, lambda counts: counts.waiting == 1)
         cancelled.cancel()
-        time.sleep(0.2)
+        until(server, lambda counts: counts.dropped == 1)
         with pytest.raises(grpc.RpcError) as caught:
             stub.Segment(pb.SegmentRequest(image=IMAGE), timeout=0.2)
         assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        until(server, lambda counts: counts.dropped == 2)
         engine.wait.set()
         assert first.result(20).mask.png
         assert stub.Segment(pb.SegmentRequest(image=IMAGE), timeout=20).mask.png
