@@ -36,6 +36,7 @@ from serving import masks, pipeline  # noqa: E402
 from serving.client import AsyncClient  # noqa: E402
 from serving.engines.onnxruntime import OnnxRuntimeEngine  # noqa: E402
 from serving.image import Limits, decode  # noqa: E402
+from serving.options import options_for  # noqa: E402
 from serving.repository import choose, read_repository  # noqa: E402
 
 
@@ -79,7 +80,7 @@ def loop_rate(images: list[bytes], card: Any, engine: Any, seconds: float) -> tu
     done, began, used = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - began < seconds:
         prepared = pipeline.prepare(decode(images[done % len(images)], Limits()), card)
-        result = pipeline.segmented(engine.run({"image": prepared.batch}), prepared, card)
+        result = pipeline.segment(prepared, card, options_for(card), engine.run)
         assert masks.encode_labels(result.labels, card.palette)
         done += 1
     return done / (time.perf_counter() - began), (time.process_time() - used) / done

@@ -23,6 +23,8 @@ from serving.tracing import Trace
 log = logging.getLogger(__name__)
 requests_log = logging.getLogger("serving.requests")
 
+# Request metadata that asks for the times of the stages, and the trailing metadata that tell them.
+TIMINGS_KEY = "wsss-timings"
 Metadata = tuple[tuple[str, str | bytes], ...]
 # From a request and its call to the reply.
 Work = Callable[[Any, "Call"], Coroutine[Any, Any, Any]]
@@ -82,7 +84,7 @@ class Calls:
     Attributes:
         in_flight: requests not answered yet.
         draining: the server ends soon and says so; requests are answered still.
-        ending: further requests on streams that are open already are refused; gRPC itself refuses new calls.
+        ending: set once further requests on streams that are open already are refused; gRPC itself refuses new calls.
     """
 
     def __init__(
@@ -95,7 +97,7 @@ class Calls:
         self._streams = 0
         self.in_flight = 0
         self.draining = False
-        self.ending = False
+        self.ending = asyncio.Event()
 
     def service(self, descriptor: Any, works: Mapping[str, Work], special: Mapping[str, Any] | None = None) -> Any:
         """The handler of a whole service, for ``add_generic_rpc_handlers``.
@@ -108,7 +110,7 @@ class Calls:
         handlers = dict(special or {})
         for name, work in works.items():
             message = GetMessageClass(descriptor.methods_by_name[name].input_type)
-            handlers[name] = self.unary(f"{descriptor.full_name}/{name}", work, reader(message), _write)
+            handlers[name] = self.unary(f"{descriptor.full_name}/{name}", work, reader(message), write)
         return grpc.method_handlers_generic_handler(descriptor.full_name, handlers)
 
     def unary(self, rpc: str, work: Work, read: Callable[[bytes], Any], write: Callable[[Any], bytes]) -> Any:
@@ -120,10 +122,11 @@ class Calls:
                 with self.watch(call):
                     if isinstance(request, RequestError):
                         raise request
-                    context.set_trailing_metadata(((logs.REQUEST_ID_KEY, call.request_id),))
-                    return await work(request, call)
+                    reply = await work(request, call)
+                    context.set_trailing_metadata(trailing(call))
+                    return reply
             except RequestError as error:
-                await abort(context, error, call.request_id)
+                await abort(context, error, trailing(call))
 
         return grpc.unary_unary_rpc_method_handler(answer, read, write)
 
@@ -156,7 +159,7 @@ class Calls:
         token = logs.REQUEST_ID.set(call.request_id)
         self.in_flight += 1
         try:
-            if self.ending and streamed:
+            if self.ending.is_set() and streamed:
                 raise ServerUnavailable("the server is ending", hint="another server")
             yield
         except RequestError as error:
@@ -192,13 +195,19 @@ def started(rpc: str, context: grpc.aio.ServicerContext) -> Call:
     return Call(rpc, metadata, logs.request_id(metadata), deadline)
 
 
-async def abort(context: grpc.aio.ServicerContext, error: RequestError, request_id: str = "") -> NoReturn:
-    """End a call with the status of an error."""
+def trailing(call: Call) -> Metadata:
+    """The trailing metadata of a reply: the id, and the times of the stages in milliseconds if the caller wants them."""
+    found: list[tuple[str, str]] = [(logs.REQUEST_ID_KEY, call.request_id)]
+    if any(key == TIMINGS_KEY and value not in ("0", "") for key, value in call.metadata):
+        times = {name: call.seconds(name) for name, _, _ in call.stages} | {"total": time.monotonic() - call.began}
+        found.append((TIMINGS_KEY, ", ".join(f"{name};dur={1e3 * spent:.3f}" for name, spent in times.items())))
+    return tuple(found)
+
+
+async def abort(context: grpc.aio.ServicerContext, error: RequestError, more: Metadata = ()) -> NoReturn:
+    """End a call with the status of an error, and ``more`` trailing metadata."""
     told = status.to_status(error)
-    trailing = tuple(told.trailing_metadata or ())
-    if request_id:
-        trailing += ((logs.REQUEST_ID_KEY, request_id),)
-    await context.abort(told.code, told.details, trailing)
+    await context.abort(told.code, told.details, (*(told.trailing_metadata or ()), *more))
     raise AssertionError("abort always raises")
 
 
@@ -215,7 +224,8 @@ def reader(message: Any) -> Callable[[bytes], Any]:
     return read
 
 
-def _write(message: Any) -> bytes:
+def write(message: Any) -> bytes:
+    """The bytes of a message."""
     encoded: bytes = message.SerializeToString()
     return encoded
 

@@ -7,142 +7,169 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+import queue
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Hashable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self, Unpack
 
 import grpc
-import numpy as np
-import numpy.typing as npt
 
-from serving import masks, status
-from serving.errors import ImageError
+from serving import results, status
+from serving.bulk import Bulk, Result, images_below
+from serving.errors import ImageError, RetryLater
+from serving.results import Cam, CamWishes, ImageLike, Segmentation, SegmentWishes
+from serving.retries import Retries
 from wsss.v1 import segmentation_pb2 as pb
 from wsss.v1 import segmentation_pb2_grpc
 
-Pixels = npt.NDArray[np.uint8]
-ImageLike = str | os.PathLike[str] | bytes | Pixels
-Encoding = Literal["png", "raw"]
-CamFormat = Literal["uint8", "float16"]
-
 ADDRESS = "127.0.0.1:8500"
-OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-ENCODINGS = {"png": pb.MASK_ENCODING_PNG, "raw": pb.MASK_ENCODING_RAW}
-FORMATS = {"uint8": pb.CAM_FORMAT_UINT8, "float16": pb.CAM_FORMAT_FLOAT16}
+IN_FLIGHT = 8
+OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # A server that starts again is found again by the next try.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 5000),
+    # A server that vanished without a word is given up.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+]
+Images = Iterable[tuple[Hashable, ImageLike]]
+AsyncImages = Images | AsyncIterable[tuple[Hashable, ImageLike]]
 
 
-@dataclass(frozen=True)
-class Segmentation:
-    """A mask and what belongs to it.
+class _Connection:
+    """What both clients are told."""
 
-    Attributes:
-        mask: uint8 [H,W] at the size of the upright image; 0 background, k+1 the k-th class of the model.
-        labels: the value in ``mask`` of each class kept, by name.
-        scores: image-level score of each class kept, 0 to 1.
-        present: names whose score reaches the threshold.
-        areas: pixels of each class kept.
-        confidence: uint8 [H,W] if asked for, else None.
-        model, version: what answered.
-        reply: the whole ``wsss.v1.SegmentResponse``: image, provenance, timings.
+    def __init__(self, timeout: float, retries: int, token: str) -> None:
+        self._timeout = timeout
+        self._retries = retries
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+
+    def _tries(self) -> Retries:
+        return Retries(self._retries, self._timeout)
+
+
+def credentials(
+    ca: str | os.PathLike[str], cert: str | os.PathLike[str] = "", key: str | os.PathLike[str] = ""
+) -> grpc.ChannelCredentials:
+    """For a server that speaks TLS.
+
+    Args:
+        ca: PEM file of who signed the server's certificate.
+        cert, key: PEM files of the caller's own certificate, where the server asks for one.
+
+    Raises:
+        OSError: a file cannot be read.
     """
-
-    mask: Pixels
-    labels: dict[str, int]
-    scores: dict[str, float]
-    present: list[str]
-    areas: dict[str, int]
-    confidence: Pixels | None
-    model: str
-    version: int
-    reply: Any
+    own = [Path(file).read_bytes() if file else None for file in (key, cert)]
+    return grpc.ssl_channel_credentials(Path(ca).read_bytes(), *own)
 
 
-@dataclass(frozen=True)
-class Cam:
-    """Class activation maps.
-
-    Attributes:
-        maps: [k,h,w], uint8 0..255 or float16 0..1 as asked; coarser than the image, covering all of it.
-        classes: the k names.
-        scores: image-level score of every class of the model.
-        present: names whose score reaches the threshold.
-        size: height and width of the upright image.
-        model, version: what answered.
-        reply: the whole ``wsss.v1.ComputeCamResponse``.
-    """
-
-    maps: npt.NDArray[np.uint8] | npt.NDArray[np.float16]
-    classes: list[str]
-    scores: dict[str, float]
-    present: list[str]
-    size: tuple[int, int]
-    model: str
-    version: int
-    reply: Any
-
-
-class Client:
+class Client(_Connection):
     """Calls a server and waits for the answer.
 
     Args:
         address: ``host:port``.
-        timeout: seconds for each call.
+        timeout: seconds for each call, all its tries together; on a stream for each image.
+        retries: further tries if the server is busy or not there, as soon as it says or ever later.
+        token: where the server asks for one.
+        tls: of :func:`credentials`; without, the connection is plain.
 
     Every call raises a subclass of ``serving.errors.RequestError``: ``ImageError``, ``ModelNotFound``, ``Overloaded``,
     ``ServerUnavailable``, ... as the server says.
     """
 
-    def __init__(self, address: str = ADDRESS, *, timeout: float = 30.0) -> None:
-        self._channel = grpc.insecure_channel(address, options=OPTIONS)
-        self._stub = segmentation_pb2_grpc.SegmentationStub(self._channel)
-        self._timeout = timeout
-
-    def segment(
+    def __init__(
         self,
-        image: ImageLike,
-        model: str = "",
+        address: str = ADDRESS,
         *,
-        version: int = 0,
-        classes: Iterable[str] = (),
-        confidence: bool = False,
-        score_threshold: float | None = None,
-        encoding: Encoding = "png",
-    ) -> Segmentation:
+        timeout: float = 30.0,
+        retries: int = 3,
+        token: str = "",
+        tls: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        super().__init__(timeout, retries, token)
+        self._channel = (
+            grpc.secure_channel(address, tls, OPTIONS) if tls else grpc.insecure_channel(address, options=OPTIONS)
+        )
+        self._stub = segmentation_pb2_grpc.SegmentationStub(self._channel)
+
+    def segment(self, image: ImageLike, model: str = "", **wishes: Unpack[SegmentWishes]) -> Segmentation:
         """The mask of one image.
 
         Args:
             image: path, bytes of an image file, or uint8 [H,W,3] RGB (or [H,W] grey) pixels.
-            model: name; empty means the only segmenter served.
-            version: 0 means the newest.
-            classes: names to keep; the others become background. Empty keeps all.
-            confidence: whether to fetch the confidence map too.
-            score_threshold: from which a class counts as present; None takes the model's own.
-            encoding: of the mask on the way; ``raw`` saves time and costs bytes.
+            model: name; empty means the only segmenter served, or the only CAM model where there is none.
+            wishes: see :class:`serving.results.SegmentWishes`.
         """
-        request = _segment_request(image, model, version, classes, confidence, score_threshold, encoding)
-        return _segmentation(self._call(self._stub.Segment, request))
+        return results.segmentation(self._call(self._stub.Segment, results.segment_request(image, model, wishes)))
 
-    def compute_cam(
+    def segment_many(
         self,
-        image: ImageLike,
+        images: Images,
         model: str = "",
         *,
-        version: int = 0,
-        tags: Iterable[str] = (),
-        score_threshold: float | None = None,
-        format: CamFormat = "uint8",
-    ) -> Cam:
-        """Class activation maps of one image, for ``tags`` or else for the classes that score enough."""
-        return _cam(
-            self._call(self._stub.ComputeCam, _cam_request(image, model, version, tags, score_threshold, format))
-        )
+        in_flight: int = IN_FLIGHT,
+        in_order: bool = False,
+        **wishes: Unpack[SegmentWishes],
+    ) -> Iterator[Result]:
+        """The masks of many images over one stream, each with the key that it was given, or the error that it met.
+
+        Args:
+            images: keys of your choice, and images; read as they are needed.
+            model, wishes: as in :meth:`segment`.
+            in_flight: images sent and not answered yet; the server may take fewer.
+            in_order: in the order of ``images``, else whatever is finished first.
+
+        Raises:
+            ServerUnavailable: the server went away and was not back in time.
+        """
+        bulk = Bulk(model, wishes, self._timeout, in_flight, in_order)
+        source, tries = iter(images), None
+        while True:
+            try:
+                for result in self._stream(bulk, source):
+                    tries = None
+                    yield result
+                return
+            except RetryLater as error:
+                tries = tries or self._tries()
+                wait = tries.delay(error)
+            time.sleep(wait)
+
+    def segment_folder(
+        self,
+        folder: str | os.PathLike[str],
+        model: str = "",
+        *,
+        in_flight: int = IN_FLIGHT,
+        **wishes: Unpack[SegmentWishes],
+    ) -> Iterator[Result]:
+        """:meth:`segment_many` for the image files of a folder, in their order; keys are paths relative to it."""
+        return self.segment_many(images_below(folder), model, in_flight=in_flight, in_order=True, **wishes)
+
+    def compute_cam(self, image: ImageLike, model: str = "", **wishes: Unpack[CamWishes]) -> Cam:
+        """Class activation maps of one image, for ``tags`` or else for the classes that score enough.
+
+        Args:
+            image, model: as in :meth:`segment`.
+            wishes: see :class:`serving.results.CamWishes`.
+        """
+        return results.cam(self._call(self._stub.ComputeCam, results.cam_request(image, model, wishes)))
 
     def list_models(self) -> list[Any]:
         """``wsss.v1.Model`` of every model served, the newest version of each."""
         return list(self._call(self._stub.ListModels, pb.ListModelsRequest()).models)
+
+    def limits(self) -> Any:
+        """``wsss.v1.Limits``: what the server refuses, and its rule for large images."""
+        return self._call(self._stub.ListModels, pb.ListModelsRequest()).limits
 
     def get_model(self, model: str = "", *, version: int = 0) -> Any:
         """``wsss.v1.Model`` of one model."""
@@ -153,10 +180,35 @@ class Client:
         self._channel.close()
 
     def _call(self, method: Any, request: Any) -> Any:
+        tries = self._tries()
+        while True:
+            try:
+                return method(request, timeout=tries.remaining, metadata=self._metadata)
+            except grpc.RpcError as error:
+                wait = tries.delay(status.from_call(error))
+            time.sleep(wait)
+
+    def _stream(self, bulk: Bulk, source: Iterator[tuple[Hashable, ImageLike]]) -> Iterator[Result]:
+        """Send and receive over one call until the source is empty and all is answered."""
+        outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for message in bulk.opening():
+            outgoing.put(message)
+        call = self._stub.SegmentStream(iter(outgoing.get, None), metadata=self._metadata)
         try:
-            return method(request, timeout=self._timeout)
+            while True:
+                while not bulk.full and (item := next(source, None)):
+                    try:
+                        outgoing.put(bulk.message(*item))
+                    except ImageError as error:
+                        yield item[0], error
+                if bulk.idle:
+                    return
+                yield bulk.result(next(call, None))
         except grpc.RpcError as error:
             raise status.from_call(error) from error
+        finally:
+            outgoing.put(None)
+            call.cancel()
 
     def __enter__(self) -> Self:
         return self
@@ -167,46 +219,75 @@ class Client:
         self.close()
 
 
-class AsyncClient:
+class AsyncClient(_Connection):
     """:class:`Client` with coroutines, for many calls at once; make and use it on one event loop."""
 
-    def __init__(self, address: str = ADDRESS, *, timeout: float = 30.0) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=OPTIONS)
+    def __init__(
+        self,
+        address: str = ADDRESS,
+        *,
+        timeout: float = 30.0,
+        retries: int = 3,
+        token: str = "",
+        tls: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        super().__init__(timeout, retries, token)
+        self._channel = (
+            grpc.aio.secure_channel(address, tls, OPTIONS)
+            if tls
+            else grpc.aio.insecure_channel(address, options=OPTIONS)
+        )
         self._stub = segmentation_pb2_grpc.SegmentationStub(self._channel)
-        self._timeout = timeout
 
-    async def segment(
-        self,
-        image: ImageLike,
-        model: str = "",
-        *,
-        version: int = 0,
-        classes: Iterable[str] = (),
-        confidence: bool = False,
-        score_threshold: float | None = None,
-        encoding: Encoding = "png",
-    ) -> Segmentation:
+    async def segment(self, image: ImageLike, model: str = "", **wishes: Unpack[SegmentWishes]) -> Segmentation:
         """See :meth:`Client.segment`."""
-        request = _segment_request(image, model, version, classes, confidence, score_threshold, encoding)
-        return _segmentation(await self._call(self._stub.Segment, request))
+        return results.segmentation(await self._call(self._stub.Segment, results.segment_request(image, model, wishes)))
 
-    async def compute_cam(
+    async def segment_many(
         self,
-        image: ImageLike,
+        images: AsyncImages,
         model: str = "",
         *,
-        version: int = 0,
-        tags: Iterable[str] = (),
-        score_threshold: float | None = None,
-        format: CamFormat = "uint8",
-    ) -> Cam:
+        in_flight: int = IN_FLIGHT,
+        in_order: bool = False,
+        **wishes: Unpack[SegmentWishes],
+    ) -> AsyncIterator[Result]:
+        """See :meth:`Client.segment_many`; ``images`` may come asynchronously."""
+        bulk = Bulk(model, wishes, self._timeout, in_flight, in_order)
+        source, tries = _each(images), None
+        while True:
+            try:
+                async for result in self._stream(bulk, source):
+                    tries = None
+                    yield result
+                return
+            except RetryLater as error:
+                tries = tries or self._tries()
+                wait = tries.delay(error)
+            await asyncio.sleep(wait)
+
+    def segment_folder(
+        self,
+        folder: str | os.PathLike[str],
+        model: str = "",
+        *,
+        in_flight: int = IN_FLIGHT,
+        **wishes: Unpack[SegmentWishes],
+    ) -> AsyncIterator[Result]:
+        """See :meth:`Client.segment_folder`."""
+        return self.segment_many(images_below(folder), model, in_flight=in_flight, in_order=True, **wishes)
+
+    async def compute_cam(self, image: ImageLike, model: str = "", **wishes: Unpack[CamWishes]) -> Cam:
         """See :meth:`Client.compute_cam`."""
-        request = _cam_request(image, model, version, tags, score_threshold, format)
-        return _cam(await self._call(self._stub.ComputeCam, request))
+        return results.cam(await self._call(self._stub.ComputeCam, results.cam_request(image, model, wishes)))
 
     async def list_models(self) -> list[Any]:
         """See :meth:`Client.list_models`."""
         return list((await self._call(self._stub.ListModels, pb.ListModelsRequest())).models)
+
+    async def limits(self) -> Any:
+        """See :meth:`Client.limits`."""
+        return (await self._call(self._stub.ListModels, pb.ListModelsRequest())).limits
 
     async def get_model(self, model: str = "", *, version: int = 0) -> Any:
         """See :meth:`Client.get_model`."""
@@ -217,10 +298,37 @@ class AsyncClient:
         await self._channel.close()
 
     async def _call(self, method: Any, request: Any) -> Any:
+        tries = self._tries()
+        while True:
+            try:
+                return await method(request, timeout=tries.remaining, metadata=self._metadata)
+            except grpc.RpcError as error:
+                wait = tries.delay(status.from_call(error))
+            await asyncio.sleep(wait)
+
+    async def _stream(self, bulk: Bulk, source: AsyncIterator[tuple[Hashable, ImageLike]]) -> AsyncIterator[Result]:
+        """Send and receive over one call until the source is empty and all is answered."""
+        call = self._stub.SegmentStream(metadata=self._metadata)
         try:
-            return await method(request, timeout=self._timeout)
+            for message in bulk.opening():
+                await call.write(message)
+            while True:
+                while not bulk.full and (item := await anext(source, None)):
+                    try:
+                        # Files are read in a thread, so that the loop goes on.
+                        message = await asyncio.to_thread(bulk.message, *item)
+                    except ImageError as error:
+                        yield item[0], error
+                    else:
+                        await call.write(message)
+                if bulk.idle:
+                    return
+                reply = await call.read()
+                yield bulk.result(None if reply is grpc.aio.EOF else reply)
         except grpc.RpcError as error:
             raise status.from_call(error) from error
+        finally:
+            call.cancel()
 
     async def __aenter__(self) -> Self:
         return self
@@ -231,82 +339,10 @@ class AsyncClient:
         await self.close()
 
 
-def _segment_request(
-    image: ImageLike,
-    model: str,
-    version: int,
-    classes: Iterable[str],
-    confidence: bool,
-    score_threshold: float | None,
-    encoding: Encoding,
-) -> Any:
-    return pb.SegmentRequest(
-        image=_image(image),
-        model=model,
-        version=version,
-        classes=list(classes),
-        confidence=confidence,
-        score_threshold=score_threshold,
-        encoding=ENCODINGS[encoding],
-    )
-
-
-def _cam_request(
-    image: ImageLike, model: str, version: int, tags: Iterable[str], score_threshold: float | None, format: CamFormat
-) -> Any:
-    return pb.ComputeCamRequest(
-        image=_image(image),
-        model=model,
-        version=version,
-        tags=list(tags),
-        score_threshold=score_threshold,
-        format=FORMATS[format],
-    )
-
-
-def _image(image: ImageLike) -> Any:
-    if isinstance(image, bytes):
-        return pb.Image(encoded=image)
-    if not isinstance(image, np.ndarray):
-        return pb.Image(encoded=Path(image).read_bytes())
-    pixels = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ImageError(f"an array of {image.dtype} {list(image.shape)}", "uint8 [H,W,3] RGB or [H,W] grey")
-    height, width = pixels.shape[:2]
-    return pb.Image(raw=pb.RawImage(height=height, width=width, pixels=pixels.tobytes()))
-
-
-def _plane(plane: Any) -> Pixels:
-    if plane.WhichOneof("data") == "raw":
-        return np.frombuffer(plane.raw, np.uint8).reshape(plane.height, plane.width)
-    return masks.read_png(plane.png)
-
-
-def _segmentation(reply: Any) -> Segmentation:
-    return Segmentation(
-        mask=_plane(reply.mask),
-        labels={result.name: result.label for result in reply.classes},
-        scores={result.name: result.score for result in reply.classes},
-        present=[result.name for result in reply.classes if result.present],
-        areas={result.name: result.area for result in reply.classes},
-        confidence=_plane(reply.confidence) if reply.HasField("confidence") else None,
-        model=reply.provenance.model,
-        version=reply.provenance.version,
-        reply=reply,
-    )
-
-
-def _cam(reply: Any) -> Cam:
-    cam = reply.cam
-    half = cam.WhichOneof("data") == "float16"
-    values = np.frombuffer(cam.float16, "<f2") if half else np.frombuffer(cam.uint8, np.uint8)
-    return Cam(
-        maps=values.reshape(len(cam.classes), cam.height, cam.width),
-        classes=list(cam.classes),
-        scores={result.name: result.score for result in reply.classes},
-        present=[result.name for result in reply.classes if result.present],
-        size=(reply.image.height, reply.image.width),
-        model=reply.provenance.model,
-        version=reply.provenance.version,
-        reply=reply,
-    )
+async def _each(images: AsyncImages) -> AsyncIterator[tuple[Hashable, ImageLike]]:
+    if isinstance(images, AsyncIterable):
+        async for item in images:
+            yield item
+    else:
+        for item in images:
+            yield item

@@ -23,6 +23,7 @@ MESSAGE_SLACK = 1024 * 1024
 Control = Literal["none", "explicit"]
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+OversizeRule = Literal["scale", "tile", "auto"]
 
 
 def number(default: float | None, low: float, high: float = math.inf) -> Any:
@@ -131,6 +132,7 @@ class Limits:
         max_message_bytes: of a request; 0 is twice the bytes of an image and a megabyte.
         max_batch: first axis of one request of the Open Inference Protocol.
         max_streams: open at once.
+        stream_in_flight: requests of one stream taken and not answered yet; further ones are not read until then.
     """
 
     max_bytes: int = number(32 * 1024 * 1024, 1)
@@ -139,11 +141,27 @@ class Limits:
     max_message_bytes: int = number(0, 0, 2**31 - 1)
     max_batch: int = number(64, 1)
     max_streams: int = number(256, 1)
+    stream_in_flight: int = number(16, 1)
 
     @property
     def message_bytes(self) -> int:
         """What a request may have at most."""
         return self.max_message_bytes or min(2 * self.max_bytes + MESSAGE_SLACK, 2**31 - 1)
+
+
+@dataclass(frozen=True)
+class TilingConfig:
+    """What becomes of images above a model's limits, unless the request says otherwise.
+
+    Attributes:
+        oversize: ``scale`` them down, cut them into ``tile``s, or ``auto``: scale while half of each side is left, else tile.
+        overlap: share of a tile that overlaps the next one at least.
+        max_tiles: of one image; more are refused.
+    """
+
+    oversize: OversizeRule = "scale"
+    overlap: float = number(0.25, 0, 0.5)
+    max_tiles: int = number(1024, 1)
 
 
 @dataclass(frozen=True)
@@ -187,6 +205,7 @@ class ServerConfig:
     models: ModelsConfig = ModelsConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     limits: Limits = Limits()
+    tiling: TilingConfig = TilingConfig()
     shutdown: ShutdownConfig = ShutdownConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
 

@@ -20,6 +20,7 @@ from serving.cpus import available_cpus
 from serving.engines import Engine
 from serving.errors import LabelError, ServingError
 from serving.image import EXTENSIONS, decode
+from serving.options import options_for
 from serving.repository import Card, choose, read_repository, verify
 
 T = TypeVar("T")
@@ -158,7 +159,7 @@ def label_one(source: Path, mask: Path, card: Card, engine: Engine, limits: Limi
     if before.st_size > limits.max_bytes:
         raise LabelError(f"the file has {before.st_size:,} bytes", f"at most {limits.max_bytes:,} bytes")
     prepared = pipeline.prepare(decode(source.read_bytes(), limits), card, bucket)
-    result = pipeline.segmented(engine.run({"image": prepared.batch}), prepared, card)
+    result = pipeline.segment(prepared, card, options_for(card), engine.run)
     data = masks.encode_labels(result.labels, card.palette)
     write_atomic(mask, data)
     return {

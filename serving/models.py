@@ -83,7 +83,7 @@ class Models:
             served.batcher.close()
             served.engine.close()
 
-    def find(self, name: str, version: int, kind: Kind | None) -> Served:
+    def find(self, name: str, version: int, kind: Kind | tuple[Kind, ...] | None) -> Served:
         """The model that a request means: an empty name is the only model of ``kind``, version 0 the newest.
 
         Raises:

@@ -166,18 +166,27 @@ def select(versions: Mapping[int, Card], policy: str) -> list[Card]:
     raise ConfigError(f"models.versions is {policy!r}", "latest, latest:N, all, or numbers as in 1,3")
 
 
-def choose(cards: Mapping[str, Mapping[int, Card]], name: str, version: int, kind: Kind | None) -> Card:
-    """The card that a request means: an empty name is the only model of ``kind``, version 0 the newest.
+def choose(
+    cards: Mapping[str, Mapping[int, Card]], name: str, version: int, kind: Kind | tuple[Kind, ...] | None
+) -> Card:
+    """The card that a request means, of ``kind`` or of one of several.
+
+    Version 0 is the newest. An empty name is the only model of its kind; of several kinds, of the first that is served.
 
     Raises:
         FieldError: no name, and not exactly one model to mean.
         ModelNotFound: no such name or version.
-        WrongModelKind: the model is of another kind than ``kind``.
+        WrongModelKind: the model is of another kind.
     """
-    usable = [other for other, versions in cards.items() if kind in (None, versions[max(versions)].kind)]
-    if not name and len(usable) != 1:
-        raise FieldError("no model named", nearest("", usable), "name one of them", field="model")
-    name = name or usable[0]
+    kinds = KINDS if kind is None else (kind,) if isinstance(kind, str) else kind
+    found = {other: versions[max(versions)].kind for other, versions in cards.items()}
+    usable = [other for other in found if found[other] in kinds]
+    if not name:
+        first = min((kinds.index(found[other]) for other in usable), default=0)
+        meant = usable if kind is None else [other for other in usable if found[other] == kinds[first]]
+        if len(meant) != 1:
+            raise FieldError("no model named", nearest("", meant), "name one of them", field="model")
+        name = meant[0]
     if name not in cards:
         known = ",".join(cards)
         raise ModelNotFound(f"no model {name!r}", nearest(name, cards), field="model", metadata={"known": known})
@@ -189,10 +198,11 @@ def choose(cards: Mapping[str, Mapping[int, Card]], name: str, version: int, kin
             f"no version {version} of model {name!r}", f"one of: {listed}", field="version", metadata={"known": listed}
         )
     card = versions[version]
-    if kind not in (None, card.kind):
+    if card.kind not in kinds:
         raise WrongModelKind(
-            f"model {name!r} is a {card.kind}, and this needs a {kind}",
+            f"model {name!r} is a {card.kind}, and this needs a {' or '.join(kinds)}",
             f"one of: {', '.join(usable) or 'none is served'}",
+            f"a graph of another kind comes from: wsss-trainer export RUN --name NAME --kind {kinds[0]}",
             field="model",
             metadata={"usable": ",".join(usable)},
         )

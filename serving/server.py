@@ -90,7 +90,7 @@ class Server:
             interceptors=interceptors, options=channel_options(self._config), maximum_concurrent_rpcs=LAST_WALL
         )
         services = (
-            SegmentationService(self.models, self._config.limits, self._codecs, self._calls),
+            SegmentationService(self.models, self._config, self._codecs, self._calls),
             OpenInferenceService(self.models, self._config, self._calls, self._codecs),
         )
         self._grpc.add_generic_rpc_handlers(tuple(service.handler() for service in services))
@@ -106,7 +106,7 @@ class Server:
         self._set_ready(False)
         await self._health.end()
         await asyncio.sleep(self._config.shutdown.lame_duck)
-        self._calls.ending = True
+        self._calls.ending.set()
         closing = asyncio.ensure_future(self._grpc.stop(self._config.shutdown.grace))
         # A client that watches the health service never ends its call, so the port alone is no sign of idleness.
         idle = 0.0

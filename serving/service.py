@@ -1,33 +1,59 @@
-"""The ``wsss.v1.Segmentation`` service: requests to the pipeline, results to replies, errors to statuses."""
+"""The ``wsss.v1.Segmentation`` service: from requests to the pipeline, and from its results to replies."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from serving import image, masks, pipeline
-from serving.batcher import Ran
+from serving import image, pipeline, replies
 from serving.calls import Call, Calls
-from serving.config import Limits
-from serving.errors import FieldError, nearest
+from serving.config import Limits, OversizeRule, ServerConfig, TilingConfig
+from serving.engines import Outputs
+from serving.errors import FieldError
 from serving.image import Picture
 from serving.models import Models, Served
-from serving.pipeline import Prepared
-from serving.repository import Card, Kind
+from serving.options import Options, options_for
+from serving.pipeline import Answer, Prepared
+from serving.repository import Kind
+from serving.stream import SegmentStream
 from wsss.v1 import segmentation_pb2 as pb
+
+T = TypeVar("T")
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Segmentation"]
 NAME: str = SERVICE.full_name
-SOURCE = ("run", "method", "backbone", "commit", "data_fingerprint")
-KINDS: dict[Kind, Any] = {
-    "segmenter": pb.MODEL_KIND_SEGMENTER,
-    "cam": pb.MODEL_KIND_CAM,
-    "tensor": pb.MODEL_KIND_TENSOR,
+# Of one image, asked of the engine at a time: enough for a batch, and not all of the queue.
+TILES_AT_ONCE = 4
+OVERSIZE: dict[Any, OversizeRule] = {
+    pb.OVERSIZE_SCALE: "scale",
+    pb.OVERSIZE_TILE: "tile",
+    pb.OVERSIZE_AUTO: "auto",
 }
+
+
+@dataclass(frozen=True)
+class Job:
+    """An image on its way through a model.
+
+    Attributes:
+        call: that it belongs to.
+        served: the model.
+        options: what is asked for.
+        tiles: what becomes of an image above the model's limits.
+        priority: in the queue, a larger one first.
+    """
+
+    call: Call
+    served: Served
+    options: Options
+    tiles: TilingConfig
+    priority: int = 0
 
 
 class SegmentationService:
@@ -35,164 +61,169 @@ class SegmentationService:
 
     Args:
         models: to answer with.
-        limits: for images.
+        config: of the server; limits and tiling are read here.
         codecs: threads that decode and encode.
         calls: what every call goes through.
     """
 
-    def __init__(self, models: Models, limits: Limits, codecs: ThreadPoolExecutor, calls: Calls) -> None:
+    def __init__(self, models: Models, config: ServerConfig, codecs: ThreadPoolExecutor, calls: Calls) -> None:
         self._models = models
-        self._limits = limits
+        self._config = config
         self._codecs = codecs
         self._calls = calls
 
     def handler(self) -> Any:
         """For ``add_generic_rpc_handlers`` of a server."""
         works = {
-            "Segment": self._segment,
+            "Segment": self.segment,
             "ComputeCam": self._compute_cam,
             "ListModels": self._list_models,
             "GetModel": self._get_model,
         }
-        return self._calls.service(SERVICE, works)
+        stream = SegmentStream(self._calls, self.segment, self._config.limits.stream_in_flight)
+        return self._calls.service(SERVICE, works, {"SegmentStream": stream.handler()})
 
-    async def _segment(self, request: Any, call: Call) -> Any:
-        served = self._find(request, call, "segmenter")
-        card = served.card
-        threshold = _score_threshold(request, card)
-        kept = [index + 1 for index in _indices(request.classes, card, "classes")] if request.classes else None
+    async def segment(self, request: Any, call: Call, priority: int = 0) -> Any:
+        """The ``SegmentResponse`` of a ``SegmentRequest``."""
+        served = self._find(request, call, ("cam",) if request.cam else ("segmenter", "cam"))
+        options = options_for(
+            served.card,
+            classes=request.classes,
+            tags=request.tags,
+            score_threshold=_optional(request, "score_threshold"),
+            background_threshold=_optional(request, "background_threshold"),
+            confidence_threshold=_optional(request, "confidence_threshold"),
+        )
         encoding = _one_of(request.encoding, pb.MaskEncoding, "encoding")
-        with self._models.lease(served), served.batcher.admission(call.deadline):
-            picture, prepared, ran = await self._run(request.image, served, call)
+        form = _one_of(request.cam_format, pb.CamFormat, "cam_format")
+        job = Job(call, served, options, self._tiles(request), priority)
 
-            def finish() -> Any:
-                result = pipeline.segmented(ran.outputs, prepared, card, kept)
-                reply = pb.SegmentResponse(
-                    mask=_plane(pb.Mask, result.labels, encoding, lambda map_: masks.encode_labels(map_, card.palette)),
-                    classes=_class_results(card, result.scores, threshold, result.areas[1:], kept),
-                )
-                if request.confidence:
-                    confidence = _plane(pb.Confidence, result.confidence, encoding, masks.encode_grey)
-                    reply.confidence.CopyFrom(confidence)
-                return reply
+        def reply(answer: Answer, picture: Picture) -> Any:
+            result = answer.segmented()
+            return pb.SegmentResponse(
+                mask=replies.mask(result, encoding, served.card),
+                classes=replies.classes(served.card, result.scores, options, result),
+                confidence=replies.confidence(result.confidence, encoding) if request.confidence else None,
+                cam=replies.cam(result.activated, form, served.card, picture)
+                if request.cam and result.activated
+                else None,
+            )
 
-            return await self._reply(finish, served, picture, prepared, ran, call, threshold)
+        return await self._answer(request, job, reply)
 
     async def _compute_cam(self, request: Any, call: Call) -> Any:
         served = self._find(request, call, "cam")
-        card = served.card
-        threshold = _score_threshold(request, card)
-        tags = _indices(request.tags, card, "tags")
+        options = options_for(
+            served.card, tags=request.tags, score_threshold=_optional(request, "score_threshold"), mask=False
+        )
         form = _one_of(request.format, pb.CamFormat, "format")
-        with self._models.lease(served), served.batcher.admission(call.deadline):
-            picture, prepared, ran = await self._run(request.image, served, call)
 
-            def finish() -> Any:
-                result = pipeline.activated(ran.outputs, prepared, card)
-                wanted = tags or [k for k, score in enumerate(result.scores) if score >= threshold]
-                maps = result.maps[wanted]
-                cam = pb.Cam(height=maps.shape[1], width=maps.shape[2], classes=[card.classes[k] for k in wanted])
-                if form == pb.CAM_FORMAT_FLOAT16:
-                    cam.float16 = maps.astype("<f2").tobytes()
-                else:
-                    cam.uint8 = masks.quantise(maps).tobytes()
-                return pb.ComputeCamResponse(cam=cam, classes=_class_results(card, result.scores, threshold))
+        def reply(answer: Answer, picture: Picture) -> Any:
+            found = answer.activated()
+            return pb.ComputeCamResponse(
+                cam=replies.cam(found, form, served.card, picture),
+                classes=replies.classes(served.card, found.scores, options),
+            )
 
-            return await self._reply(finish, served, picture, prepared, ran, call, threshold)
+        return await self._answer(request, Job(call, served, options, self._tiles(request)), reply)
 
     async def _list_models(self, request: Any, call: Call) -> Any:
-        limits = pb.Limits(
-            max_image_bytes=self._limits.max_bytes,
-            max_image_pixels=self._limits.max_pixels,
-            max_aspect=self._limits.max_aspect,
-        )
         newest = {served.card.name: served for served in self._models.served()}
         models = [self._describe(served) for served in newest.values()]
-        return pb.ListModelsResponse(models=models, limits=limits)
+        limits, tiling = self._config.limits, self._config.tiling
+        return pb.ListModelsResponse(
+            models=models,
+            limits=pb.Limits(
+                max_image_bytes=limits.max_bytes,
+                max_image_pixels=limits.max_pixels,
+                max_aspect=limits.max_aspect,
+                max_message_bytes=limits.message_bytes,
+                max_tiles=tiling.max_tiles,
+                max_stream_in_flight=limits.stream_in_flight,
+                max_queue=self._config.schedule.queue,
+                oversize=next(number for number, rule in OVERSIZE.items() if rule == tiling.oversize),
+                tile_overlap=tiling.overlap,
+            ),
+        )
 
     async def _get_model(self, request: Any, call: Call) -> Any:
         return self._describe(self._find(request, call, None))
 
     def _describe(self, served: Served) -> Any:
         versions = [other.card.version for other in self._models.served() if other.card.name == served.card.name]
-        return describe(served.card, versions, served.engine.description)
+        return replies.model(served.card, versions, served.engine.description)
 
-    def _find(self, request: Any, call: Call, kind: Kind | None) -> Served:
+    def _find(self, request: Any, call: Call, kind: Kind | tuple[Kind, ...] | None) -> Served:
         served = self._models.find(request.model, request.version, kind)
         call.model, call.version = served.card.name, served.card.version
         return served
 
-    async def _run(self, source: Any, served: Served, call: Call) -> tuple[Picture, Prepared, Ran]:
-        """Decode in a codec thread, then queue for the engine."""
+    def _tiles(self, request: Any) -> TilingConfig:
+        """What the request says of images above the model's limits, else the server's own rule."""
+        rule = OVERSIZE.get(_one_of(request.oversize, pb.Oversize, "oversize"), self._config.tiling.oversize)
+        overlap = _optional(request, "tile_overlap")
+        if overlap is None:
+            overlap = self._config.tiling.overlap
+        if not math.isfinite(overlap) or not 0 <= overlap <= 0.5:
+            raise FieldError(f"tile_overlap is {overlap}", "0 to 0.5", field="tile_overlap")
+        return dataclasses.replace(self._config.tiling, oversize=rule, overlap=overlap)
 
-        def decode() -> tuple[Picture, Prepared]:
-            began = time.monotonic()
-            picture = _picture(source, self._limits)
-            prepared = pipeline.prepare(picture, served.card, served.bucket)
-            call.stage("decode", began)
-            return picture, prepared
+    async def _answer(self, request: Any, job: Job, reply: Callable[[Answer, Picture], Any]) -> Any:
+        """Run the image of a request, make ``reply`` of the answer, and complete it with what every reply carries."""
+        call, served = job.call, job.served
+        with self._models.lease(served), served.batcher.admission(call.deadline, job.priority):
+            picture, prepared = await self._in_codec(self._decode, request.image, job)
+            answer = Answer(prepared, served.card, job.options)
+            last = await self._run(prepared, answer, job)
 
-        picture, prepared = await asyncio.get_running_loop().run_in_executor(self._codecs, decode)
-        ran = await served.batcher.run({"image": prepared.batch}, call.deadline)
-        call.ran(ran)
-        return picture, prepared, ran
+            def finish() -> Any:
+                began = time.monotonic()
+                answer.add(last)
+                made = reply(answer, picture)
+                with_mask = isinstance(made, pb.SegmentResponse)
+                made.image.CopyFrom(replies.image_info(picture, prepared))
+                made.provenance.CopyFrom(
+                    replies.provenance(served, prepared, job.options, job.tiles.overlap, with_mask)
+                )
+                call.stage("encode", began)
+                made.timings.CopyFrom(_timings(call))
+                return made
 
-    async def _reply(
-        self,
-        finish: Callable[[], Any],
-        served: Served,
-        picture: Picture,
-        prepared: Prepared,
-        ran: Ran,
-        call: Call,
-        threshold: float,
-    ) -> Any:
-        """Run ``finish`` in a codec thread and complete its reply with what both kinds of reply carry."""
+            return await self._in_codec(finish)
 
-        def work() -> Any:
-            began = time.monotonic()
-            reply = finish()
-            reply.image.CopyFrom(_image_info(picture, prepared))
-            reply.provenance.CopyFrom(_provenance(served, threshold))
-            now = time.monotonic()
-            call.stage("encode", began, now)
-            reply.timings.decode, reply.timings.encode = call.seconds("decode"), call.seconds("encode")
-            reply.timings.queue, reply.timings.run = ran.queued, ran.ran
-            reply.timings.total = now - call.began
-            return reply
+    def _decode(self, source: Any, job: Job) -> tuple[Picture, Prepared]:
+        began = time.monotonic()
+        picture = _picture(source, self._config.limits)
+        prepared = pipeline.prepare(picture, job.served.card, job.served.bucket, job.tiles)
+        job.call.stage("decode", began)
+        return picture, prepared
 
-        return await asyncio.get_running_loop().run_in_executor(self._codecs, work)
+    async def _run(self, prepared: Prepared, answer: Answer, job: Job) -> list[Outputs]:
+        """Give ``answer`` every row of tiles but the last, which is returned: the caller adds it where it finishes."""
+        row: list[Outputs] = []
+        for batches in prepared.rows():
+            if row:
+                await self._in_codec(answer.add, row)
+            row = []
+            for first in range(0, len(batches), TILES_AT_ONCE):
+                row += await self._run_together(batches[first : first + TILES_AT_ONCE], job)
+        return row
 
+    async def _run_together(self, batches: list[image.Pixels], job: Job) -> list[Outputs]:
+        """Outputs of a few tiles; the first to fail ends the others."""
+        call, batcher = job.call, job.served.batcher
+        runs = [asyncio.ensure_future(batcher.run({"image": batch}, call.deadline, job.priority)) for batch in batches]
+        try:
+            done = await asyncio.gather(*runs)
+        finally:
+            for run in runs:
+                run.cancel()
+        for ran in done:
+            call.ran(ran)
+        return [ran.outputs for ran in done]
 
-def describe(card: Card, versions: Sequence[int], engine: str) -> Any:
-    """A card as the ``Model`` message."""
-    model = pb.Model(
-        name=card.name,
-        version=card.version,
-        versions=sorted(versions),
-        kind=KINDS[card.kind],
-        labels=[
-            pb.Label(name=name, red=red, green=green, blue=blue)
-            for name, (red, green, blue) in zip(card.labels, card.palette)
-        ],
-        input=pb.InputLimits(min_side=card.min_side, max_side=card.max_side, max_pixels=card.max_pixels),
-        sha256=card.graph_sha256,
-        engine=engine,
-        score_threshold=card.score_threshold,
-        background_threshold=card.background_threshold,
-        scales=card.scales,
-        flip=card.flip,
-        protocol=card.protocol,
-        supervision=card.supervision,
-        source=pb.Source(
-            **{key: str(card.source.get(key) or "") for key in SOURCE},
-            seed=int(card.source.get("seed") or 0),
-        ),
-    )
-    model.metrics.update(card.metrics)
-    if card.created:
-        model.created.FromDatetime(card.created)
-    return model
+    async def _in_codec(self, work: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._codecs, work, *arguments)
 
 
 def _picture(source: Any, limits: Limits) -> Picture:
@@ -204,79 +235,18 @@ def _picture(source: Any, limits: Limits) -> Picture:
     raise FieldError("no image in the request", "image.encoded or image.raw", field="image")
 
 
-def _plane(kind: Callable[..., Any], values: image.Pixels, encoding: int, png: Callable[[image.Pixels], bytes]) -> Any:
-    height, width = values.shape
-    if encoding == pb.MASK_ENCODING_RAW:
-        return kind(height=height, width=width, raw=values.tobytes())
-    return kind(height=height, width=width, png=png(values))
-
-
-def _class_results(
-    card: Card,
-    scores: Sequence[float] | Any,
-    threshold: float,
-    areas: Sequence[int] | Any = None,
-    kept: Sequence[int] | None = None,
-) -> list[Any]:
-    return [
-        pb.ClassResult(
-            name=name,
-            label=k + 1,
-            score=float(scores[k]),
-            present=bool(scores[k] >= threshold),
-            area=0 if areas is None else int(areas[k]),
-        )
-        for k, name in enumerate(card.classes)
-        if kept is None or k + 1 in kept
-    ]
-
-
-def _image_info(picture: Picture, prepared: Prepared) -> Any:
-    tall, wide = prepared.model_size
-    return pb.ImageInfo(
-        height=prepared.height,
-        width=prepared.width,
-        model_height=tall,
-        model_width=wide,
-        format=picture.format,
-        mode=picture.mode,
-        several_frames=picture.several_frames,
-        orientation=picture.orientation,
+def _timings(call: Call) -> Any:
+    return pb.Timings(
+        decode=call.seconds("decode"),
+        queue=call.seconds("queue"),
+        run=call.seconds("infer"),
+        encode=call.seconds("encode"),
+        total=time.monotonic() - call.began,
     )
 
 
-def _provenance(served: Served, threshold: float) -> Any:
-    card = served.card
-    return pb.Provenance(
-        model=card.name,
-        version=card.version,
-        sha256=card.graph_sha256,
-        engine=served.engine.description,
-        score_threshold=threshold,
-        scales=card.scales,
-        flip=card.flip,
-        protocol=card.protocol,
-        bucket=served.bucket,
-    )
-
-
-def _indices(names: Iterable[str], card: Card, field: str) -> list[int]:
-    """Class indices of names, rising, each once."""
-    chosen = set()
-    for name in names:
-        if name not in card.classes:
-            raise FieldError(f"model {card.name!r} has no class {name!r}", nearest(name, card.classes), field=field)
-        chosen.add(card.classes.index(name))
-    return sorted(chosen)
-
-
-def _score_threshold(request: Any, card: Card) -> float:
-    if not request.HasField("score_threshold"):
-        return card.score_threshold
-    value = float(request.score_threshold)
-    if not math.isfinite(value) or not 0.0 <= value <= 1.0:
-        raise FieldError(f"score_threshold is {value}", "0 to 1", field="score_threshold")
-    return value
+def _optional(message: Any, field: str) -> float | None:
+    return float(getattr(message, field)) if message.HasField(field) else None
 
 
 def _one_of(value: int, kind: Any, field: str) -> int:

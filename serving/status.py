@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
@@ -10,6 +12,7 @@ from grpc_status import rpc_status
 
 from serving import errors
 from serving.errors import ModelNotFound, RequestError, RetryLater, ServerFault, ServerUnavailable
+from wsss.v1 import segmentation_pb2
 
 DOMAIN = "wsss"
 
@@ -48,6 +51,25 @@ def from_call(call: grpc.Call) -> RequestError:
     return error
 
 
+def to_failure(error: RequestError) -> Any:
+    """An error as the ``Failure`` of one request of a stream."""
+    return segmentation_pb2.Failure(
+        code=grpc.StatusCode[error.code].value[0],
+        message=str(error),
+        reason=error.reason,
+        metadata=error.metadata,
+        field=error.field,
+    )
+
+
+def from_failure(failure: Any) -> RequestError:
+    """The error that a ``Failure`` stands for."""
+    code = next((code.name for code in grpc.StatusCode if code.value[0] == failure.code), "UNKNOWN")
+    error = _build(_kind(failure.reason, code, failure.message), failure.message, dict(failure.metadata))
+    error.code, error.reason, error.field = code, failure.reason, failure.field
+    return error
+
+
 def _kind(reason: str, code: str, text: str) -> type[RequestError]:
     kinds: list[type[RequestError]] = [*_below(RequestError), RequestError]
     for kind in kinds:
@@ -69,7 +91,7 @@ def _build(kind: type[RequestError], text: str, metadata: dict[str, str]) -> Req
     lines = dict(line.split(": ", 1) for line in rest.split("\n") if ": " in line)
     expected, hint = lines.get("expected", ""), lines.get("try", "")
     if issubclass(kind, RetryLater):
-        return kind(found, expected, hint, retry_after=float(metadata.get("retry_after_seconds", "1")))
+        return kind(found, expected, hint, retry_after=float(metadata.get("retry_after_seconds", "0")))
     return kind(found, expected, hint, metadata=metadata)
 
 

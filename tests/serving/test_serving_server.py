@@ -155,12 +155,18 @@ def test_bad_images_are_invalid_arguments_with_details(server, method, data, rea
     [
         (pb.SegmentRequest(), "image"),
         (pb.SegmentRequest(image=pb.Image(raw=pb.RawImage(height=9, width=9, pixels=b"1"))), "image.raw.pixels"),
-        (pb.SegmentRequest(image=IMAGE, encoding=3), "encoding"),
+        (pb.SegmentRequest(image=IMAGE, encoding=99), "encoding"),
         (pb.SegmentRequest(image=IMAGE, classes=["rad"]), "classes"),
         (pb.SegmentRequest(image=IMAGE, score_threshold=1.5), "score_threshold"),
         (pb.SegmentRequest(image=IMAGE, score_threshold=float("nan")), "score_threshold"),
-        (pb.ComputeCamRequest(image=IMAGE, format=3), "format"),
+        (pb.ComputeCamRequest(image=IMAGE, format=99), "format"),
         (pb.ComputeCamRequest(image=IMAGE, tags=[""]), "tags"),
+        (pb.ComputeCamRequest(image=IMAGE, tile_overlap=0.6), "tile_overlap"),
+        (pb.SegmentRequest(image=IMAGE, tags=["x"]), "tags"),
+        (pb.SegmentRequest(image=IMAGE, oversize=9), "oversize"),
+        (pb.SegmentRequest(image=IMAGE, cam=True, cam_format=9), "cam_format"),
+        (pb.SegmentRequest(image=IMAGE, background_threshold=0.5), "background_threshold"),
+        (pb.SegmentRequest(image=IMAGE, confidence_threshold=-1), "confidence_threshold"),
         (pb.GetModelRequest(), "model"),
     ],
 )
@@ -181,12 +187,15 @@ def test_unknown_models_and_wrong_kinds(server):
     code, info, details, _ = failure(server, "GetModel", pb.GetModelRequest(model="colours", version=7))
     assert code == grpc.StatusCode.NOT_FOUND
     assert info.metadata["known"] == "1"
-    for method, model, usable in (("Segment", "maps", "colours"), ("ComputeCam", "colours", "maps")):
-        request = getattr(pb, f"{method}Request")(image=IMAGE, model=model)
-        code, info, _, text = failure(server, method, request)
+    for request in (
+        pb.ComputeCamRequest(image=IMAGE, model="colours"),
+        pb.SegmentRequest(image=IMAGE, model="colours", cam=True),
+    ):
+        code, info, _, text = failure(server, type(request).__name__.removesuffix("Request"), request)
         assert code == grpc.StatusCode.FAILED_PRECONDITION
-        assert info.metadata["usable"] == usable
-        assert usable in text
+        assert info.metadata["usable"] == "maps"
+        assert "one of: maps" in text
+        assert "export RUN --name NAME --kind cam" in text
 
 
 def test_the_client_raises_what_the_server_meant(client, server, pixels):
@@ -195,7 +204,7 @@ def test_the_client_raises_what_the_server_meant(client, server, pixels):
         ({"image": CLAIMS["png"](30_000, 30_000)}, errors.ImageTooLarge),
         ({"image": bytes(2_500_000)}, errors.ImageTooLarge),
         ({"image": pixels, "model": "x"}, errors.ModelNotFound),
-        ({"image": pixels, "model": "maps"}, errors.WrongModelKind),
+        ({"image": pixels, "model": "colours", "cam": True}, errors.WrongModelKind),
         ({"image": pixels, "classes": ["x"]}, errors.FieldError),
         ({"image": pixels.astype(float)}, errors.ImageError),
     ):
