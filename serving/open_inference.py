@@ -31,7 +31,8 @@ from serving.errors import (
     nearest,
 )
 from serving.models import Models, Served, State
-from serving.streams import in_order
+from serving.options import options_for
+from serving.streams import side_by_side
 from serving.wire import InferReply, InferRequest
 from wsss.inference import open_inference_pb2 as pb
 
@@ -206,7 +207,7 @@ class OpenInferenceService:
                 reply.message.parameters["triton_final_response"].bool_param = True
             return reply
 
-        async for reply in in_order(requests, answer, STREAM_DEPTH):
+        async for reply in side_by_side(lambda: anext(requests, None), answer, STREAM_DEPTH, in_order=True):
             yield reply
 
     async def _in_thread(self, work: Any, *arguments: Any) -> Any:
@@ -312,10 +313,13 @@ def _check_sides(pixels: Any, served: Served) -> None:
 
 def _full_size(outputs: Outputs, prepared: pipeline.Prepared, served: Served) -> Outputs:
     """What the graph says of a picture, at the picture's own size where it is a map of pixels."""
+    # Every map is wanted, whatever its score.
+    answer = pipeline.Answer(prepared, served.card, options_for(served.card, score_threshold=0.0, mask=False))
+    answer.add([outputs])
     if served.card.kind == "cam":
-        found = pipeline.activated(outputs, prepared, served.card)
+        found = answer.activated()
         return {"cam": found.maps[None], "scores": found.scores[None]}
-    result = pipeline.segmented(outputs, prepared, served.card)
+    result = answer.segmented()
     return {name: getattr(result, attribute)[None] for name, attribute in SEGMENTED.items()}
 
 

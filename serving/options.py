@@ -50,13 +50,15 @@ def options_for(
         FieldError: a name that is no class of the model, a number out of range, a background threshold for a segmenter,
             or none for a CAM model whose card has none.
     """
-    ground = card.background_threshold if background_threshold is None else background_threshold
-    if card.kind == "segmenter" and background_threshold is not None:
+    ground = background_threshold
+    if card.kind != "cam" and ground is not None:
         raise FieldError(
             f"model {card.name!r} is a segmenter, whose graph knows the background",
             "a background threshold for CAM models only",
             field="background_threshold",
         )
+    if card.kind == "cam" and ground is None:
+        ground = card.background_threshold
     if card.kind == "cam" and mask and ground is None:
         raise FieldError(
             f"model {card.name!r} has no background threshold of its own",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import grpc
@@ -12,6 +12,7 @@ import grpc
 from serving import status
 from serving.calls import Call, Calls, abort, reader, started, trailing, write
 from serving.errors import DeadlineMissed, FieldError, Overloaded, RequestError, ServerUnavailable
+from serving.streams import side_by_side
 from wsss.v1 import segmentation_pb2 as pb
 
 RPC = "wsss.v1.Segmentation/SegmentStream"
@@ -115,62 +116,3 @@ def _check(message: Any, call: Call) -> None:
         seconds = message.timeout.ToNanoseconds() / 1e9
         own = time.monotonic() + seconds
         call.deadline = own if call.deadline is None else min(own, call.deadline)
-
-
-async def side_by_side(
-    pull: Callable[[], Awaitable[Any]],
-    work: Callable[[Any], Coroutine[Any, Any, Any]],
-    depth: int,
-    in_order: bool,
-    ending: asyncio.Event,
-) -> AsyncIterator[Any]:
-    """What ``work`` makes of each message, at most ``depth`` of them taken and not handed on yet.
-
-    Args:
-        pull: the next message, None after the last.
-        work: must not raise.
-        depth: while so many are under way nothing is pulled, so that the sender is held back.
-        in_order: hand on in the order of the messages; else whatever is finished first.
-        ending: once set nothing is pulled any more, and what is under way is finished.
-
-    What is under way when the iterator is closed is cancelled.
-    """
-    places, done = asyncio.Semaphore(depth - 1), asyncio.Queue[Any]()
-    tasks: set[asyncio.Task[Any]] = set()
-
-    async def take() -> None:
-        while (message := await unless(ending, pull())) is not None:
-            task = asyncio.ensure_future(work(message))
-            tasks.add(task)
-            if in_order:
-                done.put_nowait(task)
-            else:
-                task.add_done_callback(done.put_nowait)
-            await places.acquire()
-        if tasks:
-            await asyncio.wait(tasks)
-
-    taker = asyncio.ensure_future(take())
-    taker.add_done_callback(lambda _: done.put_nowait(None))
-    try:
-        while (task := await done.get()) is not None:
-            reply = await task
-            tasks.discard(task)
-            yield reply
-            places.release()
-        await taker
-    finally:
-        for left in (taker, *tasks):
-            left.cancel()
-        await asyncio.gather(taker, *tasks, return_exceptions=True)
-
-
-async def unless(event: asyncio.Event, wanted: Awaitable[Any]) -> Any:
-    """What ``wanted`` gives, or None and an end to it if ``event`` is set before."""
-    waits = [asyncio.ensure_future(event.wait()), asyncio.ensure_future(wanted)]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        return None if event.is_set() else waits[1].result()
-    finally:
-        for wait in waits:
-            wait.cancel()

@@ -1,43 +1,66 @@
-"""Many requests on one call: worked on side by side, answered in their order."""
+"""Many requests on one call, worked on side by side."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
 
-async def in_order(
-    requests: AsyncIterator[Any], work: Callable[[Any], Coroutine[Any, Any, Any]], depth: int
+async def side_by_side(
+    pull: Callable[[], Awaitable[Any]],
+    work: Callable[[Any], Coroutine[Any, Any, Any]],
+    depth: int,
+    in_order: bool,
+    ending: asyncio.Event | None = None,
 ) -> AsyncIterator[Any]:
-    """The result of ``work`` for each request, in the order of the requests and each as soon as it can be.
+    """What ``work`` makes of each message, at most ``depth`` of them taken and not handed on yet.
 
-    At most ``depth`` are at work or wait to be taken; further requests are not read until then, which holds their
-    sender back. What is at work when the caller leaves is cancelled.
+    Args:
+        pull: the next message, None after the last.
+        work: must not raise.
+        depth: while so many are under way nothing is pulled, so that the sender is held back.
+        in_order: hand on in the order of the messages; else whatever is finished first.
+        ending: once set nothing is pulled any more, and what is under way is finished.
+
+    What is under way when the iterator is closed is cancelled.
     """
-    places = asyncio.Semaphore(depth)
-    pending: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue()
+    places, done = asyncio.Semaphore(depth - 1), asyncio.Queue[Any]()
     tasks: set[asyncio.Task[Any]] = set()
 
-    async def read() -> None:
-        try:
-            async for request in requests:
-                await places.acquire()
-                task = asyncio.ensure_future(work(request))
-                tasks.add(task)
-                pending.put_nowait(task)
-        finally:
-            pending.put_nowait(None)
+    async def take() -> None:
+        while (message := await (unless(ending, pull()) if ending else pull())) is not None:
+            task = asyncio.ensure_future(work(message))
+            tasks.add(task)
+            if in_order:
+                done.put_nowait(task)
+            else:
+                task.add_done_callback(done.put_nowait)
+            await places.acquire()
+        if tasks:
+            await asyncio.wait(tasks)
 
-    reader = asyncio.ensure_future(read())
+    taker = asyncio.ensure_future(take())
+    taker.add_done_callback(lambda _: done.put_nowait(None))
     try:
-        while (task := await pending.get()) is not None:
-            result = await task
+        while (task := await done.get()) is not None:
+            reply = await task
             tasks.discard(task)
+            yield reply
             places.release()
-            yield result
-        await reader
+        await taker
     finally:
-        for left in (reader, *tasks):
+        for left in (taker, *tasks):
             left.cancel()
-        await asyncio.gather(reader, *tasks, return_exceptions=True)
+        await asyncio.gather(taker, *tasks, return_exceptions=True)
+
+
+async def unless(event: asyncio.Event, wanted: Awaitable[Any]) -> Any:
+    """What ``wanted`` gives, or None and an end to it if ``event`` is set before."""
+    waits = [asyncio.ensure_future(event.wait()), asyncio.ensure_future(wanted)]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        return None if event.is_set() else waits[1].result()
+    finally:
+        for wait in waits:
+            wait.cancel()
