@@ -40,7 +40,7 @@ def test_requests_are_counted_by_code_and_reason_and_timed_by_stage(server, samp
     failure(server, "Segment", pb.SegmentRequest(image=pb.Image(encoded=b"x"), model="colours"))
     assert one(samples("wsss_requests_total", **CALL)) == before + 3
     assert one(samples("wsss_requests_total", reason="MODEL_NOT_FOUND", rpc=CALL["rpc"], code="NOT_FOUND")) >= 1
-    unreadable = samples("wsss_requests_total", reason="IMAGE_UNREADABLE", model="colours")
+    unreadable = samples("wsss_requests_total", reason="IMAGE_UNREADABLE", model="colours", rpc=CALL["rpc"])
     assert one(unreadable) >= 1
     for stage in ("queue", "decode", "infer", "encode", "total"):
         assert one(samples("wsss_request_seconds_count", model="colours", stage=stage)) >= 3

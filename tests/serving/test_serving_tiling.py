@@ -106,21 +106,36 @@ def test_only_two_rows_of_tiles_are_kept():
         assert len(stitcher._rows) <= 2
 
 
-def test_maps_are_blended_without_seams_and_faint_tiles_stay_faint():
+def maps(classes: tuple[int, ...], values: np.ndarray, scores: list[float]) -> tiling.TileMaps:
+    return tiling.TileMaps(classes, values.astype(np.float32), np.array(scores, np.float32))
+
+
+def test_maps_are_blended_without_seams():
     pixels = photo(200, 333)
     plan = tiling.plan(200, 333, max_side=96, max_pixels=96 * 96, overlap=0.25, max_tiles=100)
-    coarse = (pixels[::4, ::4, 1] / 255).astype(np.float32)
     stitcher = tiling.MapStitcher(plan)
     for row in plan.rows(pixels):
-        stitcher.add([{7: ((tile[0, ::4, ::4, 1] / 255).astype(np.float32), 0.5)} for tile in row])
-    np.testing.assert_allclose(stitcher.finish()[7], coarse, atol=1e-6)
-    ones = np.ones((24, 24), np.float32)
+        stitcher.add([maps((1,), tile[:, ::4, ::4, 1] / 255, [0, 0.5]) for tile in row])
+    classes, found = stitcher.finish()
+    assert classes == (1,)
+    np.testing.assert_allclose(found[0], pixels[::4, ::4, 1] / 255, atol=1e-6)
+
+
+def test_faint_tiles_stay_faint_and_classes_may_be_in_some_tiles_only():
     stitcher = tiling.MapStitcher(tiling.Tiling((96, 288), (96, 96), (0,), (0, 96, 192)))
-    stitcher.add([{0: (ones, 0.8)}, {0: (ones, 0.2), 1: (ones, 0.0)}, {}])
-    found = stitcher.finish()
-    assert list(found) == [0, 1]
+    ones = np.ones((2, 24, 24))
+    stitcher.add([maps((0,), ones[:1], [0.8, 0.1]), maps((0, 1), ones, [0.2, 0.0]), maps((), ones[:0], [0, 0])])
+    classes, found = stitcher.finish()
+    assert classes == (0, 1)
     assert found[0][0, ::24].tolist() == pytest.approx([1, 0.25, 0])
     assert found[1][0, ::24].tolist() == pytest.approx([0, 1, 0])
+
+
+def test_a_single_tiles_maps_are_the_images():
+    only = maps((2,), np.random.default_rng(0).random((1, 5, 7)), [0, 0, 0.1])
+    stitcher = tiling.MapStitcher(tiling.Tiling((20, 28), (20, 28)))
+    stitcher.add([only])
+    assert stitcher.finish() == ((2,), only.maps)
 
 
 def test_too_many_tiles_are_refused():
