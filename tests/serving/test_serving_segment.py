@@ -85,7 +85,7 @@ def test_mask_maps_and_scores_come_from_one_run_of_a_cam_model(client, server, b
 
 def runs(server) -> int:
     """Runs of the model ``maps`` until now."""
-    (found,) = [served for served in server._models.served() if served.card.name == "maps"]
+    (found,) = [served for served in server.models.served() if served.card.name == "maps"]
     return found.batcher.statistics().executions
 
 

@@ -147,7 +147,7 @@ def test_requests_are_read_only_as_they_are_answered(slow):
     with grpc.insecure_channel(server.address) as channel:
         call = segmentation_pb2_grpc.SegmentationStub(channel).SegmentStream(produce(), timeout=60)
         time.sleep(1.0)
-        (served,) = [served for served in server._models.served() if served.card.name == "colours"]
+        (served,) = [served for served in server.models.served() if served.card.name == "colours"]
         assert served.batcher.statistics().admitted <= 4
         assert len(produced) < 250, "flow control holds the sender back"
         engine.go.set()
@@ -181,7 +181,7 @@ def test_the_end_of_the_server_answers_what_it_took_and_refuses_the_rest(slow):
 
 def test_a_client_that_vanishes_leaves_nothing_behind(slow):
     server, engine = slow
-    (served,) = [served for served in server._models.served() if served.card.name == "colours"]
+    (served,) = [served for served in server.models.served() if served.card.name == "colours"]
     channel = grpc.insecure_channel(server.address)
     call = segmentation_pb2_grpc.SegmentationStub(channel).SegmentStream(iter([message(str(n)) for n in range(4)]))
     while not engine.started:
