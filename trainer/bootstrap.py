@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from trainer.errors import DataError
 from trainer.image_counts import ImageCounts
-from trainer.metrics import DEFAULT, Margins, margins_miou
+from trainer.metrics import DEFAULT, Margins, finite_or_none, margins_iou, margins_miou
 
 SAMPLES = 10_000
 LEVEL = 0.95
@@ -45,8 +45,12 @@ class Interval:
     level: float
 
     def report(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
+        """Plain JSON values; None where a figure is undefined."""
+        return asdict(self) | self.ends()
+
+    def ends(self) -> dict[str, float | None]:
+        """Value and ends alone, as ``report`` has them."""
+        return {key: finite_or_none(getattr(self, key)) for key in ("value", "low", "high")}
 
 
 @dataclass(frozen=True)
@@ -59,16 +63,24 @@ class Paired:
         p: two-sided: twice the smaller of the shares of resampled differences <= 0 and >= 0, at most 1. Below 0.05 just
             where the 95 % interval of the difference leaves 0 out, rounding aside.
         images: how many were compared.
+        classes: difference of the IoU of each class, by name, background first.
     """
 
     difference: Interval
     ratio: Interval
     p: float
     images: int
+    classes: dict[str, Interval]
 
     def report(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
+        """Plain JSON values; None where a figure is undefined."""
+        return {
+            "difference": self.difference.report(),
+            "ratio": self.ratio.report(),
+            "p": self.p,
+            "images": self.images,
+            "classes": {name: interval.ends() for name, interval in self.classes.items()},
+        }
 
 
 def miou_interval(
@@ -80,7 +92,7 @@ def miou_interval(
         DataError: no image, or see ``metrics.margins``.
     """
     value, drawn = _resample([images], convention, samples, seed)
-    return _interval(value[0], drawn[:, 0], seed, level)
+    return _interval(value[0, -1], drawn[:, 0, -1], seed, level)
 
 
 def compare_paired(
@@ -102,15 +114,17 @@ def compare_paired(
     if a.ids != b.ids or a.class_names != b.class_names:
         raise DataError("a paired comparison of other images or classes", "the same images and classes on both sides")
     value, drawn = _resample([a, b], convention, samples, seed)
-    difference = drawn[:, 1] - drawn[:, 0]
-    below, above = float((difference <= 0).mean()), float((difference >= 0).mean())
+    gains, gain = drawn[:, 1] - drawn[:, 0], value[1] - value[0]
+    below, above = float((gains[:, -1] <= 0).mean()), float((gains[:, -1] >= 0).mean())
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio, ratios = value[1] / value[0], drawn[:, 1] / drawn[:, 0]
+        ratio, ratios = value[1, -1] / value[0, -1], drawn[:, 1, -1] / drawn[:, 0, -1]
+    names = ("background", *a.class_names)
     return Paired(
-        _interval(value[1] - value[0], difference, seed, level),
+        _interval(gain[-1], gains[:, -1], seed, level),
         _interval(ratio, ratios, seed, level),
         min(1.0, 2 * min(below, above)),
         len(a.ids),
+        {name: _interval(gain[c], gains[:, c], seed, level) for c, name in enumerate(names)},
     )
 
 
@@ -125,7 +139,7 @@ def _interval(value: float, drawn: npt.NDArray[np.float64], seed: int, level: fl
 def _resample(
     systems: Sequence[ImageCounts], convention: str, samples: int, seed: int
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Mean IoU of S systems on the list ``[S]`` and on every drawn list ``[samples,S]``."""
+    """IoU of every class, and the mean last, of S systems: of the list ``[S,C+1]`` and of drawn ones ``[samples,S,C+1]``."""
     counted = [system.margins(convention) for system in systems]
     # Columns are hit, truth and found of each class, one system after the other: [N, S*3*C].
     table = np.concatenate([np.concatenate([m.hit, m.truth, m.found], 1) for m in counted], 1).astype(np.float64)
@@ -133,16 +147,17 @@ def _resample(
     if not images:
         raise DataError("no image to resample", "a list with true masks")
     rng = np.random.default_rng(seed)
-    drawn = np.empty((samples, len(systems)))
+    drawn = np.empty((samples, len(systems), systems[0].labels + 1))
     step = max(1, _DRAWS // images)
     for first in range(0, samples, step):
         count = min(step, samples - first)
         picks = rng.integers(images, size=(count, images)) + images * np.arange(count)[:, None]
         times = np.bincount(picks.reshape(-1), minlength=count * images).reshape(count, images)
-        drawn[first : first + count] = _mious(times.astype(np.float64) @ table, len(systems), convention)
-    return _mious(table.sum(0)[None], len(systems), convention)[0], drawn
+        drawn[first : first + count] = _ious(times.astype(np.float64) @ table, len(systems), convention)
+    return _ious(table.sum(0)[None], len(systems), convention)[0], drawn
 
 
-def _mious(sums: npt.NDArray[np.float64], systems: int, convention: str) -> npt.NDArray[np.float64]:
+def _ious(sums: npt.NDArray[np.float64], systems: int, convention: str) -> npt.NDArray[np.float64]:
     parts = sums.reshape(len(sums), systems, 3, -1)
-    return margins_miou(Margins(parts[:, :, 0], parts[:, :, 1], parts[:, :, 2]), convention)
+    m = Margins(parts[:, :, 0], parts[:, :, 1], parts[:, :, 2])
+    return np.concatenate([margins_iou(m), margins_miou(m, convention)[..., None]], 2)

@@ -1,4 +1,4 @@
-"""Tables for the terminal: methods and their knobs, weight files, figures."""
+"""Tables for the terminal: methods and their knobs, weight files."""
 
 from __future__ import annotations
 
@@ -87,30 +87,6 @@ def print_weights(stored: list[StoredWeights], as_json: bool) -> None:
     Console().print(table)
 
 
-def print_evaluation(evaluation: dict[str, dict[str, Any]]) -> None:
-    """Print a table of mean IoU and class IoU, and the protocol of each line under it."""
-    entries = [(stage, name, entry) for stage, lines in evaluation.items() for name, entry in lines.items()]
-    if not entries:
-        print("nothing was measured: no list of this data set has true masks")
-        return
-    table = Table("", *(f"{stage}\n{name}".replace("_", "\n") for stage, name, _ in entries))
-    table.add_row("mIoU", *(_percent(entry["miou"]) for *_, entry in entries), style="bold", end_section=True)
-    for label in entries[0][2]["iou"]:
-        table.add_row(label, *(_percent(entry["iou"][label]) for *_, entry in entries))
-    table.add_section()
-    thresholds = [entry["threshold"] for *_, entry in entries]
-    table.add_row("threshold", *("-" if t is None else f"{t:.2f}" for t in thresholds))
-    table.add_row("chosen", *((entry["threshold_from"] or "-").replace("_", "\n") for *_, entry in entries))
-    console = Console()
-    console.print(table)
-    for stage, name, entry in entries:
-        console.print(f"{stage} {name}: {entry['protocol']}", markup=False, highlight=False, soft_wrap=True)
-    for name, weak in evaluation.get("segment", {}).items():
-        full = evaluation.get("segment_full", {}).get(name)
-        if full:
-            console.print(f"weak / full on {name}: {weak['miou'] / full['miou']:.3f}")
-
-
 def _paper(text: str) -> str:
     paragraphs = text.split("\n\n")
     return " ".join(paragraphs[1].split()) if len(paragraphs) > 1 else ""
@@ -147,7 +123,3 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trainer import cli_data
+from trainer import cli_data, cli_measure
 from trainer.cli_data import Json, LabelsFrom
 from trainer.errors import ConfigError, UserError
 
@@ -138,16 +138,13 @@ def fit(
             say(str(loaded))
     pipeline.fit(say)
     if until in ("evaluate", "report"):
-        _print_evaluation(run, json_)
+        from trainer.measure import current_evaluation
+
+        cli_measure.show(current_evaluation(run), json_)
 
 
-@app.command("eval")
-def evaluate(run: RunArgument, json_: Json = False) -> None:
-    """Print the figures of a run, each with its protocol. Measures again what changed.
-
-    Example: wsss-trainer eval runs/photos --json
-    """
-    _print_evaluation(run, json_)
+app.command("eval")(cli_measure.evaluate)
+app.command()(cli_measure.compare)
 
 
 @app.command()
@@ -264,17 +261,6 @@ def weights_import(
     from trainer.nets.weights import import_weights
 
     print(import_weights(file, name, supervision=supervision).path)
-
-
-def _print_evaluation(run: Path, as_json: bool) -> None:
-    from trainer.catalogue import print_evaluation
-    from trainer.measure import current_evaluation
-
-    evaluation = current_evaluation(run)
-    if as_json:
-        print(json.dumps(evaluation, indent=1))
-    else:
-        print_evaluation(evaluation)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,16 @@ __all__ = [
     "SPEC_SWEEP",
     "SWEEP",
     "CamEvaluation",
+    "CamSource",
     "MaskEvaluation",
+    "MaskSource",
+    "cam_reader",
     "confusion",
     "evaluate_cams",
     "evaluate_folder",
     "evaluate_masks",
     "iou",
+    "mask_reader",
     "mean_iou",
     "metrics",
     "summarise",
@@ -64,7 +68,7 @@ def evaluate_masks(pairs: Iterable[tuple[str, Labels, Labels]], class_names: Seq
     for name, pred, truth in pairs:
         images.append(_measure(name, pred, truth, len(class_names) + 1, None)[0])
         ids.append(name)
-    return MaskEvaluation(ImageCounts.of(ids, class_names, images), None, {})
+    return MaskEvaluation(ImageCounts.of(ids, class_names, images), None)
 
 
 def evaluate_cams(
@@ -75,7 +79,6 @@ def evaluate_cams(
     *,
     at: float | None = None,
     tolerance: float | None = None,
-    skip_bad: bool = False,
     workers: int | None = None,
     progress: bool = False,
 ) -> CamEvaluation:
@@ -88,7 +91,6 @@ def evaluate_cams(
         thresholds: ascending.
         at: one of ``thresholds``, to look at closely: ``CamEvaluation.chosen``.
         tolerance: of the boundary F-score there; None to leave it out.
-        skip_bad: pass images over whose maps or masks cannot be used, and say so in ``left_out``.
         workers: processes; None for one a core, 0 for none.
         progress: show a bar.
 
@@ -100,16 +102,14 @@ def evaluate_cams(
     work = partial(_sweep_record, dataset, cam_reader(cams), levels, row, tolerance)
     total = np.zeros((len(levels), labels, labels), np.int64)
     values, closely = [], []
-    measured = _Measured()
-    for counts, columns, closer in measured.each(over_images(work, records, workers, "maps", progress, _name)):
+    for counts, columns, closer in _each(over_images(work, records, workers, "maps", progress, _name), len(records)):
         total[:, :, columns] += counts
         values.append(image_mious(counts, columns))
         closely.append(closer)
-    measured.check(len(records), skip_bad)
     image_miou = np.stack(values) if values else np.zeros((0, len(levels)), np.float32)
-    chosen = measured.evaluation(dataset, closely, tolerance) if at is not None else None
-    ids = tuple(measured.ids)
-    return CamEvaluation(levels, total, image_miou, ids, dataset.classes, row, chosen, measured.problems)
+    ids = tuple(record.id for record in records)
+    chosen = _gathered(ids, dataset.classes, closely, tolerance) if at is not None else None
+    return CamEvaluation(levels, total, image_miou, ids, dataset.classes, row, chosen)
 
 
 def cam_reader(cams: CamSource) -> Callable[[Record], Cam]:
@@ -156,7 +156,6 @@ def evaluate_folder(
     masks: MaskSource,
     *,
     tolerance: float | None = None,
-    skip_bad: bool = False,
     workers: int | None = None,
     progress: bool = False,
 ) -> MaskEvaluation:
@@ -166,10 +165,9 @@ def evaluate_folder(
         DataError: masks that are missing, unreadable or of another size, all of them named.
     """
     work = partial(_measure_record, dataset, mask_reader(masks), tolerance)
-    measured = _Measured()
-    closely = list(measured.each(over_images(work, records, workers, "masks", progress, _name)))
-    measured.check(len(records), skip_bad)
-    return measured.evaluation(dataset, closely, tolerance)
+    outcomes = over_images(work, records, workers, "masks", progress, _name)
+    closely = list(_each(outcomes, len(records)))
+    return _gathered([record.id for record in records], dataset.classes, closely, tolerance)
 
 
 def mask_reader(masks: MaskSource) -> Callable[[Record], Labels]:
@@ -202,28 +200,22 @@ def _outlines(pred: Labels, truth: Labels, labels: int, tolerance: float | None)
     return np.full(labels, np.nan, np.float32) if tolerance is None else boundary_f(pred, truth, labels, tolerance)
 
 
-class _Measured:
-    """Which images were measured, and what was wrong with the others."""
+def _each(outcomes: Iterable[tuple[Record, Any]], total: int) -> Iterator[Any]:
+    """The results of images; what was wrong with single ones is raised together, after all were tried."""
+    problems = []
+    for _, outcome in outcomes:
+        if isinstance(outcome, UserError):
+            problems.append(outcome)
+        else:
+            yield outcome
+    raise_together(problems, total, "images cannot be measured")
 
-    def __init__(self) -> None:
-        self.ids: list[str] = []
-        self.problems: dict[str, UserError] = {}
 
-    def each(self, outcomes: Iterable[tuple[Record, Any]]) -> Iterable[Any]:
-        for record, outcome in outcomes:
-            if isinstance(outcome, UserError):
-                self.problems[record.id] = outcome
-            else:
-                self.ids.append(record.id)
-                yield outcome
-
-    def check(self, total: int, skip_bad: bool) -> None:
-        if not skip_bad or not self.ids:
-            raise_together(list(self.problems.values()), total, "images cannot be measured")
-
-    def evaluation(self, dataset: Dataset, closely: Sequence[Any], tolerance: float | None) -> MaskEvaluation:
-        counts, outlines = [c for c, _ in closely], [o for _, o in closely]
-        return MaskEvaluation(ImageCounts.of(self.ids, dataset.classes, counts, outlines), tolerance, self.problems)
+def _gathered(
+    ids: Sequence[str], class_names: Sequence[str], closely: Sequence[tuple[Sparse, Boundary]], tolerance: float | None
+) -> MaskEvaluation:
+    counts, outlines = [c for c, _ in closely], [o for _, o in closely]
+    return MaskEvaluation(ImageCounts.of(ids, class_names, counts, outlines), tolerance)
 
 
 def _name(record: Record) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.errors import UserError
+from trainer.bootstrap import miou_interval
 from trainer.image_counts import ImageCounts
 from trainer.metrics import Counts, Ratios, finite_or_none, mean_iou, summarise
 from trainer.sweep import Thresholds
@@ -25,12 +25,10 @@ class MaskEvaluation:
     Attributes:
         images: confusion, and boundary F-score if it was measured, of every image.
         tolerance: of the boundary F-score, or None.
-        left_out: what is wrong with images that were passed over, by id.
     """
 
     images: ImageCounts
     tolerance: float | None
-    left_out: dict[str, UserError]
 
     @property
     def confusion(self) -> Counts:
@@ -71,7 +69,6 @@ class CamEvaluation:
         class_names: the K foreground names.
         at: row of the one threshold that was looked at closely, or None.
         chosen: the masks at that threshold.
-        left_out: what is wrong with images that were passed over, by id.
     """
 
     thresholds: Thresholds
@@ -81,7 +78,6 @@ class CamEvaluation:
     class_names: tuple[str, ...]
     at: int | None
     chosen: MaskEvaluation | None
-    left_out: dict[str, UserError]
 
     @property
     def miou(self) -> Ratios:
@@ -148,11 +144,13 @@ class Conditions:
     Attributes:
         list, listed, measured: the list, its images, and how many of them were measured.
         labels: classes and background.
-        method, backbone, train_list, tags_from, initial_weights, seed: of the run; None where they are not known.
+        method: or, of masks and maps of others, where they are.
+        backbone, train_list, tags_from, initial_weights, seed: of the run; None where they are not known, as below.
         tags: whether the images' true tags were given.
         views: protocol, scales and mirror image.
         crf: dense CRF.
         threshold_from: who chose the background threshold; None where there is none.
+        note: what the user says about how masks and maps of others were made.
     """
 
     list: str
@@ -165,21 +163,37 @@ class Conditions:
     tags_from: str | None
     initial_weights: str | None
     seed: int | None
-    tags: str
-    views: str
-    crf: str
+    tags: str | None
+    views: str | None
+    crf: str | None
     threshold_from: str | None
+    note: str = ""
 
     def line(self) -> str:
         """The first half of a protocol line."""
         without = self.listed - self.measured
-        some = f", {without} of them left out for want of maps" if without else ""
+        want = "maps" if self.backbone else "a usable file"
+        some = f", {without} of them left out for want of {want}" if without else ""
+        listed = f"{self.list} ({self.listed} images{some}), {self.labels} classes with background; {self.method}"
+        if self.backbone is None:
+            return f"{listed}, {self.note or 'and how they were made is not recorded'}"
         return (
-            f"{self.list} ({self.listed} images{some}), {self.labels} classes with background; "
-            f"{self.method} on {self.backbone}, trained on {self.train_list} tags ({self.tags_from}), "
+            f"{listed} on {self.backbone}, trained on {self.train_list} tags ({self.tags_from}), "
             f"initial weights {self.initial_weights}, seed {self.seed}"
         )
 
     def report(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
+
+
+def restated(entry: dict[str, Any], images: ImageCounts, convention: str) -> dict[str, Any]:
+    """An entry of ``evaluation.json`` in another convention, from the same counts. A sweep stays in the default one.
+
+    Raises:
+        DataError: see ``metrics.margins``.
+    """
+    if entry["convention"] == convention:
+        return entry
+    interval = {"miou_interval": miou_interval(images, convention).report()}
+    return entry | summarise(images.total(), images.class_names, convention) | interval

@@ -13,7 +13,7 @@ from trainer.boundary import CSURKA, tolerance_pixels
 from trainer.config import as_dict, replace
 from trainer.data.dataset import Dataset, Record
 from trainer.evaluate import evaluate_cams, evaluate_folder, sweep_thresholds
-from trainer.figures import Conditions
+from trainer.figures import Conditions, restated
 from trainer.image_counts import ImageCounts, counts_path
 from trainer.refine.threshold import choose
 from trainer.run import Run, reopen_data, stage_key, write_json
@@ -89,6 +89,24 @@ def current_evaluation(run_dir: Path) -> dict[str, dict[str, Any]]:
         with run.lock(), run.stage("evaluate", key) as stage:
             stage.metrics.update(measure(run, dataset, lists, config))
     result: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+    return result
+
+
+def in_convention(run_dir: Path, evaluation: dict[str, dict[str, Any]], convention: str) -> dict[str, dict[str, Any]]:
+    """The figures of a run in another convention than the default, from the counts that are kept beside them.
+
+    Raises:
+        DataError: counts are missing; or see ``metrics.margins``.
+    """
+    counts = {(s, n): ImageCounts.read(counts_path(run_dir, s, n)) for s, lines in evaluation.items() for n in lines}
+    result = {
+        s: {n: restated(entry, counts[s, n], convention) for n, entry in lines.items()}
+        for s, lines in evaluation.items()
+    }
+    for name, entry in result.get("segment", {}).items():
+        if "weak_full" in entry:
+            full, weak = counts["segment_full", name], counts["segment", name]
+            entry["weak_full"] = compare_paired(full, weak, convention).report()
     return result
 
 

@@ -154,8 +154,7 @@ def count_open(counted: Margins, open_: Any, convention: str) -> Margins:
 
 def iou(confusion: Any) -> Ratios:
     """``hit / (truth + predicted - hit)`` of every class, float64 ``[..., C]``; nan where both are empty."""
-    m = margins(confusion)
-    return _ratio(m.hit, m.truth + m.found - m.hit)
+    return margins_iou(margins(confusion))
 
 
 def mean_iou(confusion: Any, convention: str = DEFAULT) -> Ratios:
@@ -167,6 +166,11 @@ def mean_iou(confusion: Any, convention: str = DEFAULT) -> Ratios:
     return margins_miou(margins(confusion, convention), convention)
 
 
+def margins_iou(m: Margins) -> Ratios:
+    """IoU of margins ``[...,C]``, float64 ``[...,C]``; nan where a class has none."""
+    return _ratio(m.hit, m.truth + m.found - m.hit)
+
+
 def margins_miou(m: Margins, convention: str = DEFAULT) -> Ratios:
     """Mean IoU of margins ``[...,C]``, float64 ``[...]``; nan where there are no pixels, or where it is undefined."""
     rule = CONVENTIONS[convention].mean_over
@@ -176,7 +180,7 @@ def margins_miou(m: Margins, convention: str = DEFAULT) -> Ratios:
         values: Ratios = np.where(union.sum(-1) > 0, (m.hit / (union + 1e-10)).mean(-1), np.nan)
         return values
     present = {"union": union > 0, "truth": m.truth > 0, "every": np.ones(union.shape, bool)}[rule]
-    return _ratio(np.where(present, _ratio(m.hit, union), 0).sum(-1), present.sum(-1))
+    return _ratio(np.where(present, margins_iou(m), 0).sum(-1), present.sum(-1))
 
 
 def _ratio(part: Any, whole: Any) -> Ratios:

@@ -5,7 +5,7 @@ Needs numpy and Pillow only. Label maps follow the package's convention: 0 backg
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from trainer.data.dataset import IGNORE
 from trainer.palette import voc_palette
 
 Pixels = npt.NDArray[np.uint8]
+Colour = tuple[int, int, int]
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 # Anchors of the inferno map (Smith and van der Walt, public domain): lightness rises evenly, so that equal steps
@@ -26,6 +27,14 @@ HEAT = np.array(
     ],
     np.float32,
 )  # fmt: skip
+NO_MARKS: Mapping[str, Colour] = {}
+ERRORS: Mapping[str, Colour] = {
+    "object found": (86, 180, 233),
+    "missed": (240, 228, 66),
+    "invented": (213, 94, 0),
+    "wrong class": (204, 121, 167),
+}
+"""What a pixel of an error map can be, in colours that colour-blind readers tell apart (Okabe and Ito 2008)."""
 _INK, _PAPER, _FAINT = (28, 30, 33), (255, 255, 255), (110, 114, 120)
 
 
@@ -100,6 +109,34 @@ def overlay_cam(
     return _pixels(blended)
 
 
+def error_map(image: npt.ArrayLike, pred: npt.ArrayLike, truth: npt.ArrayLike) -> Pixels:
+    """Where a prediction is right and wrong about objects, over the grey photograph.
+
+    Args:
+        image: uint8 ``[H,W,3]`` RGB.
+        pred: uint8 ``[H,W]`` label map; ignore counts as background.
+        truth: uint8 ``[H,W]`` label map; what it ignores is hatched in the ink of the page, and not judged.
+
+    Returns:
+        uint8 ``[H,W,3]`` RGB, in the colours of ``ERRORS`` where the truth or the prediction has an object.
+
+    Raises:
+        ValueError: sizes differ.
+    """
+    photo, found, true = _photo(image), _labels(pred), _labels(truth)
+    _check(photo, true.shape, 1)
+    _check(photo, found.shape, 1)
+    found = np.where(found == IGNORE, 0, found)
+    kinds = [(found == true) & (found > 0), (found == 0) & (true > 0), (found > 0) & (true == 0), found != true]
+    kind = np.select(kinds, range(len(kinds)), -1)
+    rows, columns = np.indices(true.shape)
+    unknown = true == IGNORE
+    colours = np.array([*ERRORS.values(), (255, 255, 255)], np.float32)[kind]
+    opacity = np.where(unknown, 0.5 * ((rows + columns) % 6 < 2), 0.7 * (kind >= 0))
+    colours[unknown] = _INK
+    return _pixels(_mix(_muted(photo, keep=0.0), colours, opacity))
+
+
 def heat(values: npt.ArrayLike) -> Pixels:
     """Colour of values 0..1 on a dark-to-bright scale of even lightness.
 
@@ -126,17 +163,19 @@ def contour(labels: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
     return edge
 
 
-def legend(names: Sequence[str], width: int = 640) -> Image.Image:
+def legend(names: Sequence[str], width: int = 640, marks: Mapping[str, Colour] = NO_MARKS) -> Image.Image:
     """Swatch and name of every class, in VOC colours, wrapped to ``width``.
 
     Args:
         names: the K foreground classes; background and ignore are not listed.
+        marks: further names and their colours.
         width: of the picture in pixels; a longer single name widens nothing and is cut.
     """
     font, height = _font(13), 24
     spots: list[tuple[int, int]] = []
     x = y = 0
-    for name in names:
+    entries = dict(zip(names, voc_palette(len(names) + 1)[1:].tolist(), strict=True)) | dict(marks)
+    for name in entries:
         need = 34 + int(font.getlength(name))
         if x and x + need > width:
             x, y = 0, y + height
@@ -144,16 +183,17 @@ def legend(names: Sequence[str], width: int = 640) -> Image.Image:
         x += need
     canvas = Image.new("RGB", (width, y + height), _PAPER)
     draw = ImageDraw.Draw(canvas)
-    palette = voc_palette(len(names) + 1)
-    for k, (name, (left, top)) in enumerate(zip(names, spots, strict=True)):
-        colour = tuple(int(v) for v in palette[k + 1])
-        draw.rectangle((left + 2, top + 6, left + 14, top + 18), fill=colour)
+    for (name, colour), (left, top) in zip(entries.items(), spots, strict=True):
+        draw.rectangle((left + 2, top + 6, left + 14, top + 18), fill=tuple(colour))
         draw.text((left + 20, top + 12), name, fill=_INK, font=font, anchor="lm")
     return canvas
 
 
 def contact_sheet(
-    rows: Sequence[Sequence[tuple[npt.ArrayLike | Image.Image, str]]], height: int = 160, classes: Sequence[str] = ()
+    rows: Sequence[Sequence[tuple[npt.ArrayLike | Image.Image, str]]],
+    height: int = 160,
+    classes: Sequence[str] = (),
+    marks: Mapping[str, Colour] = NO_MARKS,
 ) -> Image.Image:
     """Rows of captioned pictures on one white sheet; columns are aligned.
 
@@ -161,6 +201,7 @@ def contact_sheet(
         rows: every row a sequence of ``(picture, caption)``; pictures are uint8 ``[H,W,3]`` arrays or PIL images.
         height: every picture is scaled to this height.
         classes: when given, their legend closes the sheet.
+        marks: further names and colours of the legend.
 
     Returns:
         RGB picture.
@@ -175,7 +216,7 @@ def contact_sheet(
     columns = max(len(row) for row in scaled)
     widths = [max(row[i][0].width for row in scaled if i < len(row)) for i in range(columns)]
     width = sum(widths) + gap * (columns + 1)
-    key = legend(classes, width - 2 * gap) if classes else None
+    key = legend(classes, width - 2 * gap, marks) if classes else None
     total = gap + len(scaled) * (height + caption + gap) + (key.height + gap if key else 0)
     sheet = Image.new("RGB", (width, total), _PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -220,9 +261,11 @@ def _muted(photo: Pixels, keep: float = 0.5) -> npt.NDArray[np.float32]:
     return muted
 
 
-def _mix(base: npt.NDArray[np.float32], top: Pixels, opacity: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+def _mix(
+    base: npt.NDArray[np.float32], top: npt.ArrayLike, opacity: npt.NDArray[np.floating]
+) -> npt.NDArray[np.float32]:
     share = opacity.astype(np.float32)[..., None]
-    mixed: npt.NDArray[np.float32] = base * (1 - share) + top * share
+    mixed: npt.NDArray[np.float32] = base * (1 - share) + np.asarray(top, np.float32) * share
     return mixed
 
 

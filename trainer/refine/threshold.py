@@ -6,18 +6,17 @@ Published figures take the best value of a sweep on true masks. That is a look a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from trainer.camfile import cam_path, read_cam
+from trainer.camfile import Cam
 from trainer.data.dataset import Dataset, Record
 from trainer.errors import ConfigError, DataError, UserError, nearest
-from trainer.evaluate import evaluate_cams
+from trainer.evaluate import CamSource, cam_reader, evaluate_cams
 from trainer.pool import over_images, raise_together
 
 BINS = 200
@@ -43,7 +42,7 @@ def choose(
     fixed: float,
     dataset: Dataset,
     records: Sequence[Record],
-    cam_folder: Path,
+    cams: CamSource,
     *,
     for_masks: bool = False,
     without: Collection[str] = (),
@@ -58,7 +57,7 @@ def choose(
         fixed: the value for ``fixed``.
         dataset: the data set of ``records``.
         records: what is measured or refined.
-        cam_folder: maps, one ``<id>.npz`` an image.
+        cams: maps: a folder of ``<id>.npz``, or what reads those of an image.
         for_masks: the threshold will make training masks, where ``oracle`` is refused.
         without: ids of images that have no maps, to be passed over in a list.
         workers: processes; None for one a core, 0 for none.
@@ -71,25 +70,25 @@ def choose(
     if source == "fixed":
         return Threshold(fixed, source, f"background threshold {fixed:.3f}, fixed")
     if source == "label_free":
-        value = label_free(records, cam_folder, workers=workers, progress=progress)
+        value = label_free(records, cams, workers=workers, progress=progress)
         return Threshold(value, source, f"background threshold {value:.3f}, chosen without masks (Otsu on the maps)")
     if source == "oracle" and for_masks:
         raise ConfigError(
             "the threshold of masks cannot come from 'oracle'", "label_free, fixed, or a list with masks such as train"
         )
     if source == "oracle":
-        value = _best(dataset, records, cam_folder, source, workers, progress)
+        value = _best(dataset, records, cams, source, workers, progress)
         return Threshold(value, source, f"background threshold {value:.2f}, ORACLE: the best on the very list reported")
     if source not in dataset.lists:
         known = ["label_free", "fixed", "oracle", *sorted(dataset.lists)]
         raise ConfigError(f"a threshold cannot come from {source!r}", nearest(source, known))
     listed = [record for record in dataset.subset(source) if record.id not in without]
-    value = _best(dataset, listed, cam_folder, source, workers, progress)
+    value = _best(dataset, listed, cams, source, workers, progress)
     return Threshold(value, source, f"background threshold {value:.2f}, the best on the true masks of list {source!r}")
 
 
 def _best(
-    dataset: Dataset, records: Sequence[Record], cam_folder: Path, source: str, workers: int | None, progress: bool
+    dataset: Dataset, records: Sequence[Record], cams: CamSource, source: str, workers: int | None, progress: bool
 ) -> float:
     bare = [r.id for r in records if not dataset.has_mask(r)]
     if bare or not records:
@@ -98,11 +97,11 @@ def _best(
             "a mask for every image of that list",
             "threshold_from=label_free needs no mask",
         )
-    return evaluate_cams(dataset, records, cam_folder, workers=workers, progress=progress).best
+    return evaluate_cams(dataset, records, cams, workers=workers, progress=progress).best
 
 
 def label_free(
-    records: Sequence[Record], cam_folder: Path, *, workers: int | None = None, progress: bool = False
+    records: Sequence[Record], cams: CamSource, *, workers: int | None = None, progress: bool = False
 ) -> float:
     """A threshold from the maps alone: Otsu's on the strongest map of every pixel, each tagged image with equal weight.
 
@@ -117,7 +116,7 @@ def label_free(
     tagged = [r for r in records if r.tags]
     total = np.zeros(BINS)
     problems = []
-    for _, outcome in over_images(partial(_histogram, cam_folder), tagged, workers, "threshold", progress, _name):
+    for _, outcome in over_images(partial(_histogram, cam_reader(cams)), tagged, workers, "threshold", progress, _name):
         if isinstance(outcome, UserError):
             problems.append(outcome)
         else:
@@ -128,8 +127,8 @@ def label_free(
     return otsu(total)
 
 
-def _histogram(cam_folder: Path, record: Record) -> npt.NDArray[np.float64]:
-    cam = read_cam(cam_path(cam_folder, record.id))
+def _histogram(read: Callable[[Record], Cam], record: Record) -> npt.NDArray[np.float64]:
+    cam = read(record)
     if not cam.maps.size:
         return np.zeros(BINS)
     counts = np.histogram(cam.maps.max(0), BINS, (0.0, 1.0))[0].astype(np.float64)
