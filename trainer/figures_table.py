@@ -75,7 +75,9 @@ def _remarks(entries: list[tuple[str, str, Any]]) -> list[str]:
 def print_comparison(lines: Sequence[Line]) -> None:
     """Print mean IoU of every run, its difference from the first with its interval, and what was not the same."""
     console = Console()
-    table = Table("mIoU, %", Column("run", overflow="fold"), "mIoU", "difference", Column("interval", no_wrap=True), "ratio", "p")
+    table = Table(
+        "mIoU, %", Column("run", overflow="fold"), "mIoU", "difference", Column("interval", no_wrap=True), "ratio", "p"
+    )
     for line in lines:
         for match in line.matches:
             where = f"{line.stage} {line.list}" if match.paired is None else ""

@@ -152,7 +152,7 @@ class ImageCounts:
             raise DataError(
                 f"counts {path} cannot be read: {error}",
                 "the counts that wsss-trainer eval writes beside evaluation.json",
-                "delete evaluation.json, then wsss-trainer eval RUN measures again",
+                "delete that file, then wsss-trainer eval RUN measures again",
             ) from error
 
 

@@ -85,11 +85,19 @@ def current_evaluation(run_dir: Path) -> dict[str, dict[str, Any]]:
     config = replace(EvaluateConfig(), run.manifest["config"]["evaluate"], "evaluate")
     key = evaluation_key(stages, config, lists)
     path = run_dir / "evaluation.json"
-    if lists and not (run.done("evaluate", key) and path.exists()):
+    if lists and not (run.done("evaluate", key) and _is_whole(path)):
         with run.lock(), run.stage("evaluate", key) as stage:
             stage.metrics.update(measure(run, dataset, lists, config))
     result: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
     return result
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether ``evaluation.json`` and the counts beside it are there."""
+    if not path.exists():
+        return False
+    evaluation = json.loads(path.read_text())
+    return all(counts_path(path.parent, stage, name).exists() for stage, lines in evaluation.items() for name in lines)
 
 
 def in_convention(run_dir: Path, evaluation: dict[str, dict[str, Any]], convention: str) -> dict[str, dict[str, Any]]:

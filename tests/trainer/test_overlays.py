@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.overlays import colourise, contact_sheet, contour, heat, legend, overlay_cam, overlay_mask
+from trainer.overlays import (
+    ERRORS,
+    colourise,
+    contact_sheet,
+    contour,
+    error_map,
+    heat,
+    legend,
+    overlay_cam,
+    overlay_mask,
+)
 
 GREY = np.full((12, 16, 3), 120, np.uint8)
 
@@ -121,3 +131,21 @@ def test_legend_wraps_and_shows_every_colour() -> None:
     assert narrow.height > wide.height
     pixels = {tuple(p) for p in np.asarray(narrow).reshape(-1, 3).tolist()}
     assert set(map(tuple, colourise(np.arange(1, 9, dtype=np.uint8)[None])[0].tolist())) <= pixels
+
+
+def test_marks_stand_in_the_legend_after_the_classes() -> None:
+    shown = {tuple(p) for p in np.asarray(legend(["cat"], 640, ERRORS)).reshape(-1, 3).tolist()}
+    assert {(128, 0, 0), *ERRORS.values()} <= shown
+
+
+def test_an_error_map_tells_found_missed_invented_and_wrong_apart() -> None:
+    truth = np.array([[0, 0, 1, 1, 1, 255]], np.uint8)
+    pred = np.array([[0, 2, 1, 255, 2, 1]], np.uint8)
+    shown = error_map(np.full((1, 6, 3), 100, np.uint8), pred, truth)[0].astype(int)
+    found, missed, invented, wrong = (np.array(colour) for colour in ERRORS.values())
+    np.testing.assert_array_equal(shown[0], [100, 100, 100])
+    for pixel, colour in ((1, invented), (2, found), (3, missed), (4, wrong)):
+        np.testing.assert_allclose(shown[pixel], 0.3 * 100 + 0.7 * colour, atol=1)
+    assert shown[5].max() <= 100
+    with pytest.raises(ValueError, match="the image is"):
+        error_map(np.zeros((2, 6, 3), np.uint8), pred, truth)

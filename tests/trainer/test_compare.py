@@ -1,0 +1,196 @@
+"""Runs compared on the same images: figures, cautions, page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from measured import write_masks, write_run
+from PIL import Image
+from typer.testing import CliRunner
+
+from trainer.bootstrap import Interval
+from trainer.cli import app
+from trainer.compare import compare, open_sides
+from trainer.compare_page import forest, write_page
+from trainer.data.dataset import open_dataset
+from trainer.data.synthetic import write_synthetic
+from trainer.errors import ConfigError, DataError, RunError
+from trainer.measure_folder import Folder, keep, measure_folder
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr("trainer.pool.cores", lambda: 1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("compared") / "data"
+    write_synthetic(folder, 16, 48)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory) -> tuple[Path, Path, Path]:
+    """A poor run, a good one, and one of other settings."""
+    folder: Path = tmp_path_factory.mktemp("runs")
+    other = {"scales": [0.5, 1.0], "crf": "P3", "supervision": "COCO masks"}
+    return (
+        write_run(folder / "poor", data, 0.6),
+        write_run(folder / "good", data, 0.1),
+        write_run(folder / "other", data, 0.6, **other),
+    )
+
+
+def test_every_stage_and_list_is_compared_with_the_first(runs):
+    lines = compare(open_sides(runs[:2]), samples=500)
+    assert [(line.stage, line.list) for line in lines] == [
+        (stage, name) for stage in ("cam", "refined", "segment") for name in ("train", "val")
+    ]
+    for line in lines:
+        first, good = line.matches
+        assert first.paired is None
+        assert good.paired is not None
+        assert good.paired.difference.value == pytest.approx(good.entry["miou"] - first.entry["miou"])
+        assert not good.flags
+        assert good.paired.classes["background"].value > 0
+        assert set(good.paired.classes) == set(first.entry["iou"])
+    segment = lines[4].matches[1].paired
+    assert segment is not None
+    assert segment.difference.low > 0
+    assert segment.p < 0.05
+
+
+def test_a_run_differs_from_its_copy_by_nothing(runs, data, tmp_path):
+    same = write_run(tmp_path / "same", data, 0.6)
+    for line in compare(open_sides([runs[0], same]), samples=200):
+        paired = line.matches[1].paired
+        assert paired is not None
+        assert (paired.difference.low, paired.difference.high, paired.p) == (0, 0, 1)
+        assert line.matches[1].changes == ()
+
+
+def test_what_was_not_the_same_is_said(runs):
+    lines = {(x.stage, x.list): x.matches[1] for x in compare(open_sides([runs[0], runs[2]]), samples=100)}
+    flags = lines["segment", "val"].flags
+    assert "other scales: scales 1 and mirror | scales 0.5/1 and mirror" in flags
+    assert "other CRF: no CRF | dense CRF P3" in flags
+    assert any(
+        flag.startswith("other initial weights: ImageNet tags | COCO masks (EXTRA SUPERVISION") for flag in flags
+    )
+    assert [flag.partition(":")[0] for flag in lines["cam", "val"].flags] == ["other initial weights"]
+
+
+def test_changes_are_the_largest_gains_and_losses_of_single_images(runs):
+    sides = open_sides(runs[:2])
+    line = next(x for x in compare(sides, samples=100, changes=6) if (x.stage, x.list) == ("segment", "train"))
+    before, after = (side.counts("segment", "train") for side in sides)
+    gain = after.miou() - before.miou()
+    changes = line.matches[1].changes
+    shown = [row["after"] - row["before"] for row in changes]
+    assert shown[:3] == pytest.approx(sorted(gain, reverse=True)[:3], abs=2e-6)
+    assert changes[0]["id"] == before.ids[int(gain.argmax())]
+    assert all(value < 0 for value in shown[3:])
+
+
+def test_a_kept_folder_is_compared_on_the_images_that_both_have(runs, data, tmp_path):
+    dataset = open_dataset(data)
+    some = list(dataset.lists["val"])[1:]
+    write_masks(dataset, tmp_path / "theirs", 0.2, some)
+    keep(measure_folder(Folder(tmp_path / "theirs", data, "val", bad="skip")), "val", tmp_path / "kept")
+    (line,) = compare(open_sides([runs[0], tmp_path / "kept"]), samples=100)
+    match = line.matches[1]
+    assert match.paired is not None
+    assert match.paired.images == len(some)
+    assert (
+        match.flags[0] == f"other images: {len(some) + 1} and {len(some)}, compared on the {len(some)} that both have"
+    )
+    assert match.flags[1].startswith("not recorded, so perhaps not the same: ")
+    assert "scales" in match.flags[1]
+    text = write_page(open_sides([runs[0], tmp_path / "kept"]), [line], tmp_path / "page.html").read_text()
+    assert "No pictures" not in text
+    assert "data:image/jpeg" in text
+
+
+def test_what_cannot_be_compared_is_refused(runs, data, tmp_path):
+    with pytest.raises(ConfigError, match="one run alone"):
+        open_sides(runs[:1])
+    with pytest.raises(ConfigError, match="one run alone"):
+        open_sides([runs[0], runs[0]])
+    with pytest.raises(RunError, match="neither a run nor kept") as caught:
+        open_sides([runs[0], tmp_path])
+    assert "--out" in caught.value.hint
+    other = tmp_path / "other"
+    write_synthetic(other, 4, 32)
+    masks = tmp_path / "masks"
+    write_masks(open_dataset(other), masks, 0.1)
+    keep(measure_folder(Folder(masks, other, "train", stage="segment")), "train", tmp_path / "kept")
+    sides = open_sides([runs[0], tmp_path / "kept"])
+    sides[1].evaluation["segment"] = {"else": sides[1].evaluation["segment"]["train"]}
+    with pytest.raises(DataError, match="no stage and list in common"):
+        compare(sides)
+
+
+def test_runs_of_the_same_name_are_told_apart(runs, data, tmp_path):
+    again = write_run(tmp_path / "again" / "poor", data, 0.1)
+    assert [side.name for side in open_sides([runs[0], again])] == [f"{runs[0].parent.name}/poor", "again/poor"]
+
+
+def test_the_page_holds_figures_cautions_classes_and_pictures(runs, tmp_path):
+    sides = open_sides(runs)
+    lines = compare(sides, samples=200, changes=4)
+    text = write_page(sides, lines, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert not re.search(r"https?://|url\(", re.sub(r"base64,[A-Za-z0-9+/=]+", "", text))
+    for heading in ("figures", "fairness", "classes", "images"):
+        assert f'id="{heading}"' in text
+    assert "other CRF: no CRF | dense CRF P3" in text
+    assert text.count('<svg width="180"') >= 2 * len(lines)
+    assert "EXTRA SUPERVISION" in text
+    changed = sum(len(match.changes) for line in lines for match in line.matches)
+    pictures = re.findall(r"data:image/jpeg;base64,([A-Za-z0-9+/=]+)", text)
+    assert len(pictures) == 4 * changed
+    with Image.open(io.BytesIO(base64.b64decode(pictures[0]))) as image:
+        assert max(image.size) <= 300
+
+
+def test_the_page_is_written_without_the_data(runs, tmp_path, data):
+    sides = open_sides(runs[:2])
+    lines = compare(sides, samples=100)
+    for side in sides:
+        manifest = json.loads((side.path / "manifest.json").read_text())
+        before = json.dumps(manifest)
+        manifest["data"]["path"] = str(tmp_path / "gone")
+        (side.path / "manifest.json").write_text(json.dumps(manifest))
+        text = write_page(sides, lines, tmp_path / "page.html").read_text(encoding="utf-8")
+        (side.path / "manifest.json").write_text(before)
+        assert "No pictures" in text
+
+
+def test_a_forest_bar_shows_where_zero_is():
+    drawn = forest(Interval(0.01, 0.005, 0.02, 100, 0, 0.95), 0.02, 100)
+    assert 'x1="62.5" x2="100.0"' in drawn
+    assert 'cx="75.0"' in drawn
+    assert "var(--segment)" in drawn
+    assert "var(--warn)" in forest(Interval(-0.01, -0.02, -0.005, 100, 0, 0.95), 0.02)
+    assert forest(Interval(np.nan, np.nan, np.nan, 100, 0, 0.95), 0.02) == ""
+
+
+def test_the_command_line(runs, tmp_path):
+    arguments = ["compare", *map(str, runs), "--page", str(tmp_path / "c.html"), "--samples", "200", "--images", "2"]
+    shown = CliRunner().invoke(app, arguments)
+    assert shown.exit_code == 0, shown.output
+    assert "caution, segment val of other: other CRF" in shown.output
+    assert (tmp_path / "c.html").stat().st_size > 10_000
+    printed = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
+    assert list(printed["runs"]) == ["poor", "good", "other"]
+    first, good, _ = printed["lines"][-1]["runs"]
+    assert first["against_first"] is None
+    assert good["against_first"]["difference"]["seed"] == 0
+    assert good["against_first"]["difference"]["value"] == pytest.approx(good["miou"] - first["miou"])
+    assert isinstance(CliRunner().invoke(app, ["compare", str(runs[0])]).exception, ConfigError)

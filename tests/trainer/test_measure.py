@@ -1,0 +1,118 @@
+"""Stage ``evaluate`` of a run, and its figures in other conventions."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from measured import write_run
+
+from trainer.data.dataset import open_dataset, read_index_png
+from trainer.data.synthetic import write_synthetic
+from trainer.errors import ConfigError, DataError
+from trainer.image_counts import ImageCounts, counts_path
+from trainer.measure import EvaluateConfig, current_evaluation, in_convention
+from trainer.metrics import confusion, mean_iou
+from trainer.palette import write_index_png
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr("trainer.pool.cores", lambda: 1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("measure") / "data"
+    write_synthetic(folder, 12, 48)
+    return folder
+
+
+@pytest.fixture
+def run(data, tmp_path):
+    return write_run(tmp_path / "run", data, 0.4, full=0.1)
+
+
+def test_every_entry_has_its_figures_conditions_and_counts(data, run):
+    evaluation = current_evaluation(run)
+    assert list(evaluation) == ["cam", "refined", "segment", "segment_full"]
+    assert json.loads((run / "evaluation.json").read_text()) == evaluation
+    dataset = open_dataset(data)
+    for stage, lines in evaluation.items():
+        for name, entry in lines.items():
+            counts = ImageCounts.read(counts_path(run, stage, name))
+            assert counts.ids == dataset.lists[name]
+            assert float(mean_iou(counts.total())) == entry["miou"]
+            assert entry["convention"] == "default"
+            assert 0 < entry["boundary_f"] <= 1
+            assert entry["boundary_tolerance"] == 0.0075
+            assert entry["miou_interval"]["low"] <= entry["miou"] <= entry["miou_interval"]["high"]
+            assert len(entry["worst"]) == min(20, len(counts.ids))
+            assert entry["conditions"]["initial_weights"] == "ImageNet tags"
+            assert {"mean_f", "f_of_means", "over_activation", "under_activation", "precision", "recall"} <= set(entry)
+    assert evaluation["cam"]["val"]["conditions"]["threshold_from"] == "train"
+    assert "sweep" in evaluation["cam"]["val"]
+    assert evaluation["segment"]["val"]["conditions"]["views"] == "scales 1 and mirror"
+
+
+def test_counts_are_those_of_the_masks(data, run):
+    current_evaluation(run)
+    dataset, counts = open_dataset(data), ImageCounts.read(counts_path(run, "segment", "val"))
+    for n, name in enumerate(counts.ids):
+        pred = read_index_png(run / "segment" / "predictions" / "val" / f"{name}.png")
+        truth = dataset.read_mask(dataset.records[name])
+        alone = counts.select([name]).total()[:, :-1]
+        np.testing.assert_array_equal(alone, confusion(pred, truth, len(dataset.classes) + 1))
+        assert counts.miou()[n] == pytest.approx(float(mean_iou(alone)))
+
+
+def test_weak_over_full_comes_with_an_interval(run):
+    entry = current_evaluation(run)["segment"]["val"]
+    full = current_evaluation(run)["segment_full"]["val"]["miou"]
+    assert entry["weak_full"]["ratio"]["value"] == pytest.approx(entry["miou"] / full)
+    assert entry["weak_full"]["ratio"]["low"] <= entry["weak_full"]["ratio"]["value"] < 1
+    assert entry["weak_full"]["difference"]["high"] < 0
+
+
+def test_a_run_without_full_supervision_has_no_ratio(data, tmp_path):
+    assert "weak_full" not in current_evaluation(write_run(tmp_path / "run", data, 0.4))["segment"]["val"]
+
+
+def test_it_is_measured_once_and_again_when_the_counts_are_gone(run):
+    current_evaluation(run)
+    before = (run / "evaluation.json").stat().st_mtime_ns
+    current_evaluation(run)
+    assert (run / "evaluation.json").stat().st_mtime_ns == before
+    counts_path(run, "cam", "val").unlink()
+    current_evaluation(run)
+    assert counts_path(run, "cam", "val").exists()
+
+
+def test_another_convention_from_the_same_counts(run):
+    evaluation = current_evaluation(run)
+    seam = in_convention(run, evaluation, "seam")
+    for stage, lines in seam.items():
+        for name, entry in lines.items():
+            assert entry["convention"] == "seam"
+            assert entry["miou"] == evaluation[stage][name]["miou_by_convention"]["seam"]
+            assert entry["protocol"] == evaluation[stage][name]["protocol"]
+    full = seam["segment_full"]["val"]["miou"]
+    assert seam["segment"]["val"]["weak_full"]["ratio"]["value"] == pytest.approx(seam["segment"]["val"]["miou"] / full)
+
+
+def test_a_convention_that_refuses_predicted_255_says_so(data, run):
+    name = open_dataset(data).lists["val"][0]
+    path = run / "segment" / "predictions" / "val" / f"{name}.png"
+    mask = read_index_png(path)
+    mask[:5] = 255
+    write_index_png(path, mask)
+    evaluation = current_evaluation(run)
+    assert evaluation["segment"]["val"]["predicted_ignore"] > 0
+    with pytest.raises(DataError, match="hold 255"):
+        in_convention(run, evaluation, "deeplab-pytorch")
+
+
+def test_an_impossible_tolerance_is_refused():
+    with pytest.raises(ConfigError, match="tolerance"):
+        EvaluateConfig(boundary_tolerance=0)
