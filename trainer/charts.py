@@ -96,6 +96,38 @@ def line_chart(
     return head + "".join(body) + "</svg>"
 
 
+def histogram(
+    values: Sequence[float], colour: str, label: str, bins: int = 20, size: tuple[int, int] = (360, 120)
+) -> str:
+    """How many of the values 0..1 fall into each of ``bins`` equal steps, with a rule at their median.
+
+    Args:
+        values: at least one; clipped to 0..1.
+        colour: CSS value.
+        label: the chart in words.
+        bins: steps.
+        size: drawing size in CSS pixels.
+    """
+    clipped = sorted(min(max(value, 0.0), 1.0) for value in values)
+    counts = [0] * bins
+    for value in clipped:
+        counts[min(int(value * bins), bins - 1)] += 1
+    middle = len(clipped) // 2
+    median = clipped[middle] if len(clipped) % 2 else (clipped[middle - 1] + clipped[middle]) / 2
+    width, floor = size[0] / bins, size[1] - 18
+    body = ""
+    for i, count in enumerate(counts):
+        height = (floor - 4) * count / max(counts)
+        place = f'x="{i * width:.1f}" y="{floor - height:.1f}" width="{width - 1:.1f}" height="{height:.1f}"'
+        body += f'<rect {place} fill="{colour}"><title>{100 * i / bins:g} to {100 * (i + 1) / bins:g}: {count}</title></rect>'
+    for share, anchor in ((0, "start"), (0.5, "middle"), (1, "end")):
+        body += f'<text x="{share * size[0]}" y="{size[1] - 4}" text-anchor="{anchor}">{100 * share:g}</text>'
+    rule = f'<line class="rule" x1="{median * size[0]:.1f}" x2="{median * size[0]:.1f}" y1="0" y2="{floor}"/>'
+    axis = f'<line class="grid" x1="0" x2="{size[0]}" y1="{floor}" y2="{floor}"/>'
+    head = f'<svg class="chart" viewBox="0 0 {size[0]} {size[1]}" role="img" aria-label="{escape(label)}">'
+    return f"{head}{axis}{body}{rule}</svg>"
+
+
 def key(lines: Sequence[Line]) -> str:
     """Swatch and name of each curve."""
     items = "".join(f'<li><i style="background:{line.colour}"></i>{escape(line.name)}</li>' for line in lines)

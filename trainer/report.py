@@ -10,11 +10,12 @@ from html import escape as esc
 from pathlib import Path
 
 from trainer.files import write_atomic
+from trainer.report_classes import classes
 from trainer.report_confusion import confusion
 from trainer.report_facts import read_facts
 from trainer.report_page import page
 from trainer.report_plots import sweep, training
-from trainer.report_sections import classes, header, provenance, results, stages
+from trainer.report_sections import header, provenance, results, stages
 from trainer.report_sheets import images
 from trainer.report_subcategories import subcategories
 

@@ -45,8 +45,8 @@ def choose_sheets(facts: Facts, dataset: Dataset, max_images: int) -> list[Sheet
     """At most ``max_images`` images, each once, list after list, val first.
 
     A third are the first images of the first list; a third those of another list where only that has refined masks; the
-    rest are the worst images, the stages and lists taking turns. Lists without any output are passed over: a run
-    without val still shows what it has.
+    rest are the worst images, the stages and lists taking turns, then more of the first ones. Lists without any output
+    are passed over: a run without val still shows what it has.
     """
     filled = _filled(facts, dataset)
     if max_images < 1 or not filled:
@@ -55,17 +55,15 @@ def choose_sheets(facts: Facts, dataset: Dataset, max_images: int) -> list[Sheet
     other = _refined_elsewhere(facts.run, filled, main)
     third = max_images // 3
     elsewhere = [i for i in filled[other] if mask_path(facts.run, i).exists()][:third] if other else []
-    turns = [(name, i) for name, i in _turns(facts) if i in filled.get(name, ())]
-    # Places that no worst image takes go to the first images.
-    spare = max_images - len(elsewhere) - len({i for _, i in turns} - set(elsewhere))
     taken: dict[str, str] = dict.fromkeys(elsewhere, other or "")
-    first = [i for i in filled[main] if i not in taken][: max(third, spare, 1)]
+    first = [i for i in filled[main] if i not in taken][: max(third, 1)]
     taken.update(dict.fromkeys(first, main))
     worst: dict[str, list[str]] = {}
-    for name, i in turns:
-        if i not in taken and len(taken) < max_images:
+    for name, i in _turns(facts):
+        if i in filled.get(name, ()) and i not in taken and len(taken) < max_images:
             taken[i] = name
             worst.setdefault(name, []).append(i)
+    first += [i for i in filled[main] if i not in taken][: max_images - len(taken)]
     sheets = []
     for name in filled:
         begin = first if name == main else elsewhere if name == other else []

@@ -111,6 +111,13 @@ def percent(value: object) -> str:
     return "–" if number is None else f"{100 * number:.1f}"
 
 
+def interval(figures: Mapping[str, Any]) -> str:
+    """``46.0 to 50.0``, what chance in the choice of images leaves of a mean IoU in percent, or an empty text."""
+    found = figures.get("miou_interval")
+    ends = (finite(found.get("low")), finite(found.get("high"))) if isinstance(found, Mapping) else (None, None)
+    return "" if None in ends else f"{percent(ends[0])} to {percent(ends[1])}"
+
+
 def duration(seconds: object) -> str:
     """``8.2 s``, ``3 min 05 s`` or ``1 h 12 min``; a dash where there is no number."""
     number = finite(seconds)

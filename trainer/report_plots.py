@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from html import escape as esc
 from typing import Any
 
-from trainer.charts import Line, Mark, key, line_chart, short
-from trainer.report_facts import Facts, chosen, finite, percent
+from trainer.charts import Line, Mark, histogram, key, line_chart, short
+from trainer.errors import DataError
+from trainer.image_counts import ImageCounts, counts_path
+from trainer.report_facts import STAGES, Facts, chosen, finite, percent
 from trainer.report_page import COLOURS, details, note, table
 from trainer.report_sections import proto
 
@@ -43,6 +46,32 @@ def sweep(facts: Facts) -> str:
     lead = "A pixel is background where no map of its image exceeds the threshold. Circles are the reported figures."
     lines_text = "".join(proto(figures, name) for name, figures, _ in found)
     return f'<p>{lead}</p><div class="side"><figure>{chart}{key(lines)}</figure><div>{cost}{lines_text}</div></div>'
+
+
+def spread(facts: Facts) -> str:
+    """How the mean IoU of single images is spread, for every stage and list whose counts were kept; empty without any."""
+    figures = ""
+    for stage, title in STAGES.items():
+        for name in facts.lists:
+            found = facts.figures(stage, name)
+            mious = _image_mious(facts, stage, name) if found else []
+            if mious and found:
+                words = f"{title} on {name}"
+                chart = histogram(mious, COLOURS[stage], f"Mean IoU of the images, {words}")
+                middle = f"<small>median {percent(statistics.median(mious))}</small>"
+                figures += f"<figure><figcaption>{esc(words)}{middle}</figcaption>{chart}</figure>"
+    lead = "Images by their own mean IoU, in percent; the dotted line is the median."
+    return (
+        f'<h3>Spread over images</h3><p><small>{lead}</small></p><div class="charts">{figures}</div>' if figures else ""
+    )
+
+
+def _image_mious(facts: Facts, stage: str, name: str) -> list[float]:
+    path = counts_path(facts.run, stage, name)
+    try:
+        return ImageCounts.read(path).miou().tolist() if path.exists() else []
+    except DataError:
+        return []
 
 
 def training(facts: Facts) -> str:

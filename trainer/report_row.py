@@ -28,7 +28,7 @@ from trainer.palette import voc_palette
 from trainer.report_choice import mask_path, prediction_path
 from trainer.report_facts import finite, percent
 from trainer.report_page import data, note, swatch
-from trainer.sweep import sweep_image
+from trainer.sweep import image_mious, sweep_image
 
 #: Longer side of a picture: twice what the page shows, for sharp screens and for the enlarged view.
 THUMB = 288
@@ -195,16 +195,14 @@ def _affinity_labels(path: Path, tags: Sequence[int]) -> Labels | None:
     return label
 
 
-def _sweep(cam: Cam, truth: Labels, sources: Sources) -> list[float | None] | None:
+def _sweep(cam: Cam, truth: Labels, sources: Sources) -> list[float] | None:
     """Mean IoU of the image in percent at every threshold; None where maps and mask do not fit together."""
     labels = len(sources.dataset.classes) + 1
     if cam.size != truth.shape or not (cam.classes.min() >= 0 and cam.classes.max() < labels - 1):
         return None
     levels = np.asarray(sources.thresholds, np.float32)
     counts, columns = sweep_image(upsample_cam(cam.maps, cam.size), cam.classes, truth, levels, labels)
-    full = np.zeros((len(levels), labels, labels), np.int64)
-    full[:, :, columns] = counts
-    return [None if (v := finite(float(x))) is None else round(100 * v, 1) for x in mean_iou(full)]
+    return [round(100 * float(value), 1) for value in image_mious(counts, columns)]
 
 
 def _image_iou(mask: Labels, truth: Labels | None, labels: int) -> float | None:

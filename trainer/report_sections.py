@@ -1,14 +1,14 @@
-"""The sections of a report that are tables and bars: results, classes, stages, provenance."""
+"""The sections of a report that are tables and bars: results, stages, provenance; and what several sections use."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from html import escape as esc
 from typing import Any
 
-from trainer.charts import Line, bars, key
+from trainer.charts import bars
 from trainer.palette import voc_palette
-from trainer.report_facts import STAGES, Facts, duration, finite, memory, moment, percent, threshold
+from trainer.report_facts import STAGES, Facts, duration, finite, interval, memory, moment, percent, threshold
 from trainer.report_page import COLOURS, details, note, swatch, table
 from trainer.supervision import initial_weights, is_extra
 
@@ -23,6 +23,12 @@ _FIGURES = {
     "over_activation": "Over-activation",
     "under_activation": "Under-activation",
     "accuracy": "Accuracy",
+}
+#: Other columns of that table.
+_WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "95 % interval of mIoU": interval,
+    "Threshold": lambda figures: threshold(figures).removeprefix("threshold "),
+    "Convention": lambda figures: str(figures.get("convention") or ""),
 }
 
 
@@ -49,19 +55,6 @@ def results(facts: Facts) -> str:
     cards = "".join(_card(facts, stage) for stage in STAGES) + _ratio_card(facts)
     lead = "Mean intersection over union (mIoU), background included, over all pixels of a list but the ignored ones."
     return f'<p>{lead}</p><div class="cards">{cards}</div>{_figures_table(facts)}'
-
-
-def classes(facts: Facts) -> str:
-    """Grouped bars and figures of every class, one table a list."""
-    if not facts.lists:
-        return note("Not there yet: nothing was evaluated. The command wsss-trainer eval measures what the run has.")
-    lines = [Line(name, COLOURS[stage], ()) for stage, name in STAGES.items() if facts.figures(stage)]
-    parts = [key(lines)]
-    for name in facts.lists:
-        shown = {stage: facts.evaluation[stage][name] for stage in STAGES if name in facts.evaluation.get(stage, {})}
-        parts.append(_iou_table(facts, name, shown))
-        parts.append(details(f"Precision and recall on {name}", _precision_table(facts, name, shown)))
-    return "".join(parts)
 
 
 def stages(facts: Facts) -> str:
@@ -140,6 +133,7 @@ def _headline(facts: Facts) -> str:
             ratio = _ratio(facts) if stage == "segment" else None
             full = f", {100 * ratio[1] / ratio[2]:.0f} % of full supervision" if ratio and ratio[0] == name else ""
             text = f"mIoU of the {STAGES[stage].lower().replace('cam', 'CAMs')} on <b>{esc(name)}</b>{full}"
+            text += f"<br>{_chance(figures)}" if interval(figures) else ""
             return (
                 f'<div class="headline" style="--stage:{COLOURS[stage]}">'
                 f'<p class="big">{percent(figures.get("miou"))}<span>%</span></p>'
@@ -157,10 +151,10 @@ def _card(facts: Facts, stage: str) -> str:
     miou = finite(figures.get("miou"))
     bar = bars([(COLOURS[stage], miou)], f"{STAGES[stage]}: {percent(miou)} percent", 4)
     others = [n for n in facts.lists if n != name and n in facts.evaluation[stage]]
-    lines = [f"on <b>{esc(name)}</b>{_images(figures)}"]
+    lines = [f"on <b>{esc(name)}</b>{_images(figures)}", _chance(figures)]
     lines += [f"{percent(facts.evaluation[stage][n].get('miou'))} on {esc(n)}" for n in others]
     lines += _gain(facts, stage)
-    body = "".join(f"<p>{line}</p>" for line in lines)
+    body = "".join(f"<p>{line}</p>" for line in lines if line)
     big = f'<p class="big">{percent(miou)}<span>%</span></p>'
     marks = f'<p class="badges">{badges(facts, stage, figures)}</p>'
     return f'<article class="card">{title}{big}{bar}{marks}{body}{proto(figures)}</article>'
@@ -197,28 +191,32 @@ def _figures_table(facts: Facts) -> str:
     shown = [(key, title) for key, title in _FIGURES.items() if any(finite(f.get(key)) is not None for *_, f in rows)]
     if not shown:
         return ""
-    conventions = any(f.get("convention") for *_, f in rows)
-    head = (
-        "Stage",
-        "List",
-        *(f"#{title}" for _, title in shown),
-        "Threshold",
-        *(["Convention"] if conventions else []),
-    )
+    extra = [(title, read) for title, read in _WORDS.items() if any(read(f) for *_, f in rows)]
+    head = ("Stage", "List", *(f"#{title}" for _, title in shown), *(title for title, _ in extra))
     cells = [
         [
             f'<i class="swatch" style="background:{COLOURS[stage]}"></i>{STAGES[stage]}',
             esc(name),
             *(percent(figures.get(key)) for key, _ in shown),
-            esc(threshold(figures).removeprefix("threshold ") or "–"),
-            *([esc(str(figures.get("convention", "–")))] if conventions else []),
+            *(esc(read(figures) or "–") for _, read in extra),
         ]
         for stage, name, figures in rows
     ]
     caption = (
         "Every figure in percent. Over- and under-activation: false positives and misses per union, lower is better."
     )
-    return details("All figures", table(head, cells, caption, "sortable figures"))
+    return details("All figures", table(head, cells, caption, "sortable figures") + _conventions(rows))
+
+
+def _conventions(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:
+    """Mean IoU in the conventions of other code, where any of them gives another value."""
+    entries = [(f"{STAGES[stage]} on {name}", f.get("miou_by_convention") or {}) for stage, name, f in rows]
+    if not any(len(set(map(percent, values.values()))) > 1 for _, values in entries):
+        return ""
+    names = list(dict.fromkeys(name for _, values in entries for name in values))
+    cells = [[esc(what), *(percent(values.get(name)) for name in names)] for what, values in entries]
+    head = ("Figure", *(f"#{name}" for name in names))
+    return table(head, cells, "mIoU by convention; a dash where a convention has no value", "sortable")
 
 
 def _gain(facts: Facts, stage: str) -> list[str]:
@@ -232,6 +230,14 @@ def _gain(facts: Facts, stage: str) -> list[str]:
             gain = 100 * (float(values[0] or 0) - float(values[1] or 0))
             return [f"{gain:+.1f} points over {esc(STAGES[before])} on {esc(name)}"]
     return []
+
+
+def _chance(figures: Mapping[str, Any]) -> str:
+    """The interval of a mean IoU, in words."""
+    level = finite((figures.get("miou_interval") or {}).get("level"))
+    return (
+        f"{interval(figures)}, {percent(level).removesuffix('.0')} % interval over images" if interval(figures) else ""
+    )
 
 
 def _images(figures: Mapping[str, Any]) -> str:
@@ -271,33 +277,6 @@ def label_names(facts: Facts) -> list[str]:
 def label_cell(facts: Facts, index: int) -> str:
     """Swatch and name of a label."""
     return swatch(voc_palette(index + 1)[index]) + esc(label_names(facts)[index])
-
-
-def _iou_table(facts: Facts, name: str, shown: Mapping[str, Mapping[str, Any]]) -> str:
-    height = 7 if len(facts.classes) <= 30 else 4
-    rows = []
-    for i, label in enumerate(label_names(facts)):
-        values = [finite((f.get("iou") or {}).get(label)) for f in shown.values()]
-        drawn = bars([(COLOURS[s], v) for s, v in zip(shown, values, strict=True)], f"IoU of {label} on {name}", height)
-        rows.append([label_cell(facts, i), drawn, *(percent(v) for v in values)])
-    means = [finite(f.get("miou")) for f in shown.values()]
-    drawn = bars([(COLOURS[s], v) for s, v in zip(shown, means, strict=True)], f"mIoU on {name}", height)
-    mean = ["<b>mean</b>", drawn, *(f"<b>{percent(v)}</b>" for v in means)]
-    head = ("Class", "0 to 100", *(f"#{STAGES[s]}" for s in shown))
-    protocols = details("Protocols", "".join(proto(f, STAGES[s]) for s, f in shown.items()))
-    caption = f"IoU of each class on {name}, percent"
-    return f"<h3>On {esc(name)}</h3>" + table(head, rows, caption, "iou sortable", mean) + protocols
-
-
-def _precision_table(facts: Facts, name: str, shown: Mapping[str, Mapping[str, Any]]) -> str:
-    head = ["Class", *(f"#{STAGES[s]} {part}" for s in shown for part in ("precision", "recall"))]
-    rows = []
-    for i, label in enumerate(label_names(facts)):
-        cells = [percent((f.get(part) or {}).get(label)) for f in shown.values() for part in ("precision", "recall")]
-        rows.append([label_cell(facts, i), *cells])
-    means = [percent(f.get(f"mean_{part}")) for f in shown.values() for part in ("precision", "recall")]
-    mean = ["<b>mean</b>", *(f"<b>{m}</b>" for m in means)]
-    return table(head, rows, f"Precision and recall of each class on {name}, %", "sortable", mean)
 
 
 def _pairs(entries: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from trainer.pool import over_images
 from trainer.report_choice import Sheet, choose_sheets, worst_lists
 from trainer.report_facts import STAGES, Facts, chosen, finite, percent
 from trainer.report_page import data, details, note, swatch
-from trainer.report_plots import swept
+from trainer.report_plots import spread, swept
 from trainer.report_row import Sources, anchor, row
 from trainer.report_sections import badges, proto
 
@@ -64,7 +64,7 @@ def images(facts: Facts, max_images: int, progress: bool = False) -> str:
         "mean IoU over the classes that the truth or the mask holds, background included, in percent. Click an image to "
         "enlarge its row."
     )
-    parts = [f"<p>{lead}</p>", legend(facts.classes), _worst(facts, rows)]
+    parts = [f"<p>{lead}</p>", legend(facts.classes), spread(facts), _worst(facts, rows)]
     widest = max(html.count("<figure") for html in rows.values())
     for name, group in groupby(sheets, lambda sheet: sheet.list):
         made = "".join(f"<h4>{esc(s.title)}</h4>{''.join(rows[i] for i in s.ids)}" for s in group)

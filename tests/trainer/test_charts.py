@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from trainer.charts import Line, Mark, bars, line_chart, short, thin, ticks
+from trainer.charts import Line, Mark, bars, histogram, line_chart, short, thin, ticks
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,13 @@ def test_bars_are_clipped_and_leave_gaps_for_missing_values() -> None:
     drawn = bars([("red", 0.25), ("blue", None), ("green", 1.7)], "three")
     assert re.findall(r'y="(\d+)" width="([\d.]+)%"', drawn) == [("0", "25.00"), ("18", "100.00")]
     assert 'aria-label="three"' in drawn
+
+
+def test_a_histogram_counts_and_marks_the_median() -> None:
+    drawn = histogram([0.0, 0.26, 0.26, 1.0, 1.7], "red", "five", bins=4, size=(200, 100))
+    assert re.findall(r"<title>([^<]+)</title>", drawn) == ["0 to 25: 1", "25 to 50: 2", "50 to 75: 0", "75 to 100: 2"]
+    assert re.findall(r'x1="([\d.]+)" x2="\1" y1="0"', drawn) == ["52.0"]
+    assert 'x1="100.0" x2="100.0"' in histogram([0.4, 0.6], "red", "two", size=(200, 100))
 
 
 def test_words_for_numbers() -> None:

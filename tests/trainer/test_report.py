@@ -14,7 +14,10 @@ from PIL import Image
 from report_run import CHOSEN, CLASSES, TRAIN, VAL, Page, add_refinement, make_run
 
 from trainer.camfile import cam_path, read_cam, write_cam
+from trainer.evaluate import evaluate_folder
+from trainer.image_counts import counts_path
 from trainer.report import write_report
+from trainer.report_facts import read_facts
 
 SECTIONS = ("results", "classes", "images", "threshold", "confusion", "training", "stages", "provenance")
 
@@ -68,6 +71,51 @@ def test_figures_equal_those_of_evaluation_json(run: Path) -> None:
     assert f"{ratio:.2f}" in page.text
     assert page.text.count("val, four scales & flip") >= 3
     assert "threshold 0.40, chosen on train masks" in page.text
+
+
+def test_what_the_evaluation_has_besides_is_shown_and_may_be_missing(run: Path) -> None:
+    _, page = report(run)
+    for absent in ("interval", "Spread over images"):
+        assert absent not in page.text
+    figures = json.loads((run / "evaluation.json").read_text())
+    segment = figures["segment"]["val"]
+    segment["miou_interval"] = {"low": 0.123, "high": 0.456, "level": 0.95}
+    segment["miou_by_convention"] = {"default": 0.41, "voc-devkit": None, "seam": 0.27}
+    (run / "evaluation.json").write_text(json.dumps(figures))
+    facts = read_facts(run)
+    assert facts.dataset is not None
+    val, folder = facts.dataset.subset("val"), run / "segment" / "predictions" / "val"
+    evaluate_folder(facts.dataset, val, folder, workers=0).images.write(counts_path(run, "segment", "val"))
+    counts_path(run, "cam", "val").write_bytes(b"damaged")
+    _, page = report(run)
+    # In the headline, the card and the table of all figures.
+    assert page.text.count("12.3 to 45.6") == 3
+    assert "Segmenter on val41.0––27.0–" in page.text
+    miou = [100 * entry["miou"] for entry in segment["worst"]]
+    assert f"Segmenter on valmedian {np.median(miou):.1f}" in page.text
+    assert "CAM on valmedian" not in page.text
+    assert "boundary F" in page.text
+
+
+@pytest.mark.parametrize(
+    ("source", "supervision", "words"),
+    [
+        ("label_free", "ImageNet tags", "no mask chose the threshold"),
+        ("train", "ImageNet tags", "threshold from train masks"),
+        ("oracle", "ImageNet tags", "oracle threshold"),
+        ("fixed", "COCO masks", "initial weights saw more than tags no mask chose"),
+    ],
+)
+def test_the_first_figure_says_what_it_rests_on(run: Path, source: str, supervision: str, words: str) -> None:
+    """A segmenter has no threshold; that of the masks that it learned from counts."""
+    entry = json.loads((run / "manifest.json").read_text())
+    entry["supervision"] = supervision
+    entry["stages"]["refine"]["metrics"]["threshold_from"] = source
+    (run / "manifest.json").write_text(json.dumps(entry))
+    _, page = report(run)
+    top = page.text[: page.text.index("Results", 100)]
+    assert "mIoU of the segmenter on val" in top
+    assert words in top
 
 
 def test_an_oracle_threshold_is_called_one(run: Path) -> None:
