@@ -49,7 +49,10 @@ CMD ["--help"]
 FROM base AS serving
 COPY --from=serving-environment /opt/wsss /opt/wsss
 USER 10001:10001
-EXPOSE 8500
+EXPOSE 8500 8080
 HEALTHCHECK --interval=10s --timeout=10s --start-period=60s --retries=3 CMD ["wsss-serving", "health"]
 ENTRYPOINT ["wsss-serving"]
-CMD ["serve", "--repository", "/models", "--host", "0.0.0.0", "--port", "8500"]
+# Insecure: the network that it listens on is the container's own. Publish the ports on the machine itself
+# (-p 127.0.0.1:8500:8500), or give TLS files and tokens in place of --insecure. With TLS, WSSS_TLS_CA names the
+# certificate that the health check trusts.
+CMD ["serve", "--repository", "/models", "--host", "0.0.0.0", "--port", "8500", "--http-port", "8080", "--insecure"]

@@ -1,7 +1,4 @@
-"""Who may call: TLS and mutual TLS, tokens with roles, and no open door by accident.
-
-Certificates and tokens are files that may change while the server runs; the next connection or call uses the new ones.
-"""
+"""Who may call: tokens with roles, and no open door by accident."""
 
 from __future__ import annotations
 
@@ -9,25 +6,22 @@ import hashlib
 import hmac
 import ipaddress
 import logging
-import os
 import secrets
-import ssl
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import grpc
 
 from serving.calls import abort
-from serving.config import AccessConfig, ServerConfig
+from serving.config import ServerConfig
 from serving.errors import PermissionDenied, RequestError, StartError, TokenMissing, TokenUnknown
 from serving.telemetry import Telemetry
+from serving.watched import Watched
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 ROLES = ("infer", "control", "metrics")
 HEALTH = "/grpc.health."
@@ -48,46 +42,6 @@ class Caller:
 
 
 CALLER: ContextVar[Caller | None] = ContextVar("caller", default=None)
-
-
-class Watched(Generic[T]):
-    """What ``read`` makes of some files, made again when one of them changed; a bad change is logged and not taken.
-
-    Raises:
-        StartError: from the constructor, as ``read`` does.
-    """
-
-    def __init__(self, paths: Sequence[Path], read: Callable[[], T]) -> None:
-        self._paths = paths
-        self._read = read
-        self._lock = threading.Lock()
-        self._stamp = self._now()
-        self._value = read()
-
-    @property
-    def value(self) -> T:
-        """The newest sound value."""
-        with self._lock:
-            stamp = self._now()
-            if stamp != self._stamp:
-                self._stamp = stamp
-                try:
-                    self._value = self._read()
-                    log.info("read again: %s", ", ".join(path.name for path in self._paths))
-                except StartError as error:
-                    log.error("a change is not taken: %s", error)
-            return self._value
-
-    def _now(self) -> list[tuple[int, int, int] | None]:
-        return [_stamp(path) for path in self._paths]
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 class Tokens:
@@ -165,60 +119,6 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             return _refusal(handler, error)
         CALLER.set(caller)
         return handler
-
-
-class Certificates:
-    """The server's certificate and key, and who may sign its clients' certificates.
-
-    Raises:
-        StartError: a file is missing, no PEM, or key and certificate do not belong together.
-    """
-
-    def __init__(self, config: AccessConfig) -> None:
-        self._config = config
-        paths = [path for path in (config.cert, config.key, config.client_ca) if path]
-        self._configuration = Watched(paths, self._read)
-        self._given = self._configuration.value
-        self._context = Watched(paths, self._read_context)
-
-    def credentials(self) -> grpc.ServerCredentials:
-        """For a gRPC port."""
-        mutual = self._config.client_ca is not None
-        return grpc.dynamic_ssl_server_credentials(self._given, self._changed, mutual)
-
-    def context(self) -> ssl.SSLContext:
-        """For a connection of the HTTP port, whose callers need no certificate: probes have none."""
-        return self._context.value
-
-    def _changed(self) -> grpc.ServerCertificateConfiguration | None:
-        newest = self._configuration.value
-        if newest is self._given:
-            return None
-        self._given = newest
-        return newest
-
-    def _read(self) -> grpc.ServerCertificateConfiguration:
-        self._read_context()
-        cert, key, client_ca = (_bytes(path) for path in (self._config.cert, self._config.key, self._config.client_ca))
-        return grpc.ssl_server_certificate_configuration([(key, cert)], root_certificates=client_ca)
-
-    def _read_context(self) -> ssl.SSLContext:
-        """Also the check of the files: gRPC itself says nothing of a bad one but refuses every caller."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        config = self._config
-        if not config.cert or not config.key:
-            raise StartError("TLS needs a certificate and its key", "both files", "--tls-cert CERT --tls-key KEY")
-        try:
-            # A key with a password would ask for it on the terminal.
-            context.load_cert_chain(config.cert, config.key, password=lambda: "")
-            if config.client_ca:
-                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(config.client_ca)
-        except (OSError, ValueError) as error:
-            files = ", ".join(str(path) for path in (config.cert, config.key, config.client_ca) if path)
-            raise StartError(
-                f"the TLS files do not load: {error}", f"PEM files that belong together, without password: {files}"
-            ) from error
-        return context
 
 
 def check_exposure(config: ServerConfig) -> None:
@@ -300,7 +200,3 @@ def _token_line(line: str) -> tuple[str, Caller]:
 
 def _digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
-
-
-def _bytes(path: Path | None) -> bytes | None:
-    return path.read_bytes() if path else None

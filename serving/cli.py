@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from serving import cli_client
+from serving.cli_client import Json
 from serving.config import Limits, ServerConfig, read_config, set_value, set_values
 from serving.errors import ServingError
 
@@ -27,7 +29,6 @@ app = typer.Typer(
 )
 
 Repository = Annotated[Path, typer.Option(help="Folder of models: NAME/VERSION/model.json and its graph.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object or array instead of text.")]
 MaxPixels = Annotated[int, typer.Option(min=1, help="Images with more pixels are refused before they are decoded.")]
 MaxBytes = Annotated[int, typer.Option(min=1, help="Image files with more bytes are refused.")]
 DEFAULT = ServerConfig()
@@ -161,28 +162,6 @@ def label(
     raise typer.Exit(1 if summary.failed else 0)
 
 
-@app.command(epilog="Example: wsss-serving segment photo.jpg mask.png --model pets")
-def segment(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Image file.")],
-    target: Annotated[Path, typer.Argument(metavar="MASK", help="PNG to write, pixel value = label.")],
-    model: Annotated[str, typer.Option(help="Model; may be left out if there is one segmenter only.")] = "",
-    address: Annotated[str, typer.Option(help="Server to ask.")] = "127.0.0.1:8500",
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait.")] = 30.0,
-    as_json: Json = False,
-) -> None:
-    """Segment one image through a running server."""
-    from serving.client import Client
-
-    with Client(address, timeout=timeout) as client:
-        result = client.segment(image, model)
-    target.write_bytes(result.reply.mask.png)
-    found = {name: {"score": result.scores[name], "pixels": result.areas[name]} for name in result.present}
-    if as_json:
-        print(json.dumps({"mask": str(target), "found": found}))
-    else:
-        print(f"{target}: {', '.join(found) or 'background only'}")
-
-
 @app.command(epilog="Example: wsss-serving models --repository exported/ --json")
 def models(repository: Repository = Path("exported"), as_json: Json = False) -> None:
     """List the models of a repository, after checking every card and every checksum."""
@@ -206,26 +185,9 @@ def models(repository: Repository = Path("exported"), as_json: Json = False) -> 
     Console().print(table)
 
 
-@app.command(epilog="Example: wsss-serving health --address 127.0.0.1:8500 --model pets")
-def health(
-    address: Annotated[str, typer.Option(help="Server to ask.")] = "127.0.0.1:8500",
-    model: Annotated[str, typer.Option(help="Model to ask for; empty asks for the whole server.")] = "",
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait.")] = 5.0,
-    as_json: Json = False,
-) -> None:
-    """Ask a server whether it serves; exit code 0 if so, else 1. For container health checks."""
-    import grpc
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
-
-    request = health_pb2.HealthCheckRequest(service=f"models/{model}" if model else "")
-    with grpc.insecure_channel(address) as channel:
-        try:
-            reply = health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout)
-            state = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
-        except grpc.RpcError as error:
-            state = error.code().name
-    print(json.dumps({"address": address, "model": model, "status": state}) if as_json else state)
-    raise typer.Exit(0 if state == "SERVING" else 1)
+app.command(epilog="Example: wsss-serving segment photo.jpg mask.png --model pets")(cli_client.segment)
+app.command(epilog="Example: wsss-serving health --address 127.0.0.1:8500 --model pets")(cli_client.health)
+app.command(epilog="Example: wsss-serving token ci --role infer --file tokens")(cli_client.token)
 
 
 def _server_config(context: typer.Context, file: Path | None, texts: list[str]) -> ServerConfig:

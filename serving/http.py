@@ -14,7 +14,8 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from serving.access import Certificates, Tokens, allow
+from serving.access import Tokens, allow
+from serving.certificates import Certificates
 from serving.errors import RequestError
 from serving.telemetry import Telemetry
 

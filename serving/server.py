@@ -15,8 +15,9 @@ import grpc
 from grpc_reflection.v1alpha import reflection
 
 from serving import health, open_inference, service
-from serving.access import AccessInterceptor, Certificates, Tokens, check_exposure
+from serving.access import AccessInterceptor, Tokens, check_exposure
 from serving.calls import Calls
+from serving.certificates import Certificates
 from serving.config import ServerConfig
 from serving.cpus import available_cpus
 from serving.errors import StartError

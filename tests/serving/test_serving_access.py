@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import ssl
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -15,8 +17,10 @@ from conftest import configured
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from oip_calls import code, sums
+from PIL import Image
 
 from serving import access
+from serving.cli import main
 from serving.config import ServerConfig, set_values
 from serving.errors import StartError
 from serving.server import Server
@@ -261,3 +265,38 @@ def _is_closed(connection):
         return False
     except OSError:
         return True
+
+
+def test_the_command_lines_of_tokens_and_tls(repository, run_server, keys, monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["wsss-serving", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        captured = capsys.readouterr()
+        return int(caught.value.code or 0), captured.out, captured.err
+
+    path, image, mask = (keys.folder / name for name in ("tokens", "image.png", "mask.png"))
+    Image.new("RGB", (20, 20), (255, 0, 0)).save(image)
+    code, out, _ = run("token", "me", "--role", "infer", "--role", "metrics", "--file", path, "--json")
+    assert code == 0
+    made = json.loads(out)
+    assert path.read_text() == made["line"] + "\n"
+    assert made["token"] not in path.read_text()
+    assert "token: " in run("token", "you", "--role", "infer")[1]
+    assert run("token", "a b", "--role", "infer")[0] == 2
+    assert run("token", "me", "--role", "root")[0] == 2
+    assert run("token", "me", "--role", "infer", "--file", keys.folder / "no" / "file")[0] == 2
+    with run_server(configured(repository, **secure(keys, access__tokens=path))) as server:
+        ca = keys.folder / "ca.crt"
+        assert run("health", "--address", server.address, "--timeout", 1)[0] == 1
+        assert run("health", "--address", server.address, "--tls-ca", ca)[0] == 0
+        monkeypatch.setenv("WSSS_TLS_CA", str(ca))
+        assert run("health", "--address", server.address)[0] == 0
+        code, _, err = run("segment", image, mask, "--address", server.address)
+        assert (code, "no token" in err) == (2, True)
+        assert run("segment", image, mask, "--address", server.address, "--token", made["token"])[0] == 0
+        assert mask.exists()
+        assert made["token"] not in capsys.readouterr().err
+    assert run("health", "--tls-ca", keys.folder / "none")[0] == 2
+    monkeypatch.delenv("WSSS_TLS_CA")
+    assert run("health", "--tls-cert", keys.folder / "server.crt")[0] == 2

@@ -240,10 +240,7 @@ def test_the_wire_contract_compiles(tmp_path):
     code += f"setup.generate(Path({str(tmp_path)!r}))"
     subprocess.run([sys.executable, "-B", "-c", code], check=True, timeout=60)
     made = sorted(path.relative_to(tmp_path / "wsss").as_posix() for path in (tmp_path / "wsss").rglob("*.py*"))
-    assert made == [
-        "__init__.py",
-        "v1/__init__.py",
-        "v1/segmentation_pb2.py",
-        "v1/segmentation_pb2.pyi",
-        "v1/segmentation_pb2_grpc.py",
-    ]
+    generated = ("__init__.py", "{}_pb2.py", "{}_pb2.pyi", "{}_pb2_grpc.py")
+    packages = {"v1": "segmentation", "inference": "open_inference"}
+    expected = [f"{folder}/{name.format(stem)}" for folder, stem in packages.items() for name in generated]
+    assert made == sorted(["__init__.py", *expected])
