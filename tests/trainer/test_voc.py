@@ -133,7 +133,7 @@ def test_labels_from_is_obeyed_and_part_of_the_fingerprint(tmp_path: Path) -> No
     assert open_dataset(root).tags_from.startswith("objects of Annotations")
     with pytest.raises(DataError, match=r"has no image_labels\.csv") as error:
         tags("csv")
-    assert "wsss-trainer convert cls_labels.npy" in error.value.hint
+    assert error.value.expected.endswith("what is there: xml, masks")
 
 
 def test_masks_in_colours(tmp_path: Path) -> None:

@@ -203,9 +203,11 @@ def _tag_source(root: Path, ids: list[str], masks: dict[str, Path], labels_from:
     chosen = labels_from if labels_from != "auto" else next((name for name, has in there.items() if has), "any")
     if not there.get(chosen):
         names = {"csv": "image_labels.csv", "xml": "Annotations/*.xml", "masks": "masks for the listed images"}
-        lacking = names.get(chosen) or "tags: neither " + ", nor ".join(names.values())
+        if chosen in names:
+            others = some((name for name, has in there.items() if has), 3) or "none of the others"
+            raise DataError(f"{root} has no {names[chosen]}", f"--labels-from for what is there: {others}")
         raise DataError(
-            f"{root} has no {lacking}",
+            f"{root} has no tags: neither " + ", nor ".join(names.values()),
             "image_labels.csv with the columns image_id and one 0/1 column a class",
             "wsss-trainer convert cls_labels.npy image_labels.csv makes one from the released labels",
         )
