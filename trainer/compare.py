@@ -23,6 +23,7 @@ STAGES = ("cam", "refined", "segment", "segment_full")
 PROTOCOL = {
     "list": "list",
     "labels": "number of classes",
+    "truth": "true masks",
     "tags": "tags given to the images",
     "views": "scales",
     "crf": "CRF",

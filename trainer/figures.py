@@ -144,6 +144,7 @@ class Conditions:
     Attributes:
         list, listed, measured: the list, its images, and how many of them were measured.
         labels: classes and background.
+        truth: where the true masks come from.
         method: or, of masks and maps of others, where they are.
         backbone, train_list, tags_from, initial_weights, seed: of the run; None where they are not known, as below.
         tags: whether the images' true tags were given.
@@ -157,6 +158,7 @@ class Conditions:
     listed: int
     measured: int
     labels: int
+    truth: str
     method: str | None
     backbone: str | None
     train_list: str | None
@@ -174,7 +176,8 @@ class Conditions:
         without = self.listed - self.measured
         want = "maps" if self.backbone else "a usable file"
         some = f", {without} of them left out for want of {want}" if without else ""
-        listed = f"{self.list} ({self.listed} images{some}), {self.labels} classes with background; {self.method}"
+        listed = f"{self.list} ({self.listed} images{some}), true masks of {self.truth}, "
+        listed += f"{self.labels} classes with background; {self.method}"
         if self.backbone is None:
             return f"{listed}, {self.note or 'and how they were made is not recorded'}"
         return (

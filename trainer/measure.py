@@ -203,7 +203,8 @@ def _common(run: Run, dataset: Dataset, name: str, stage: str, measured: int) ->
     manifest, listed = run.manifest, len(dataset.lists[name])
     return {
         "list": name, "listed": listed, "measured": measured, "labels": len(dataset.classes) + 1,
-        "method": manifest["method"], "backbone": manifest["backbone"], "train_list": manifest["train_list"],
+        "truth": dataset.masks_from, "method": manifest["method"],
+        "backbone": manifest["backbone"], "train_list": manifest["train_list"],
         "tags_from": dataset.tags_from, "initial_weights": initial_weights(manifest, stage), "seed": manifest["seed"],
     }  # fmt: skip
 

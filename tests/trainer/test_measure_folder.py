@@ -164,7 +164,10 @@ def test_every_fault_is_listed_at_once_with_counts(data, dataset, tmp_path):
     assert skipped["images"] == len(names) - 10
     assert set(skipped["left_out"]) == set(names[:10])
     assert skipped["extra"] == [f"{names[5]}_pred.png"]
-    assert f"({len(names)} images, 10 of them left out for want of a usable file)" in skipped["protocol"]
+    assert (
+        f"({len(names)} images, 10 of them left out for want of a usable file), true masks of Seg"
+        in skipped["protocol"]
+    )
 
 
 def test_equal_channels_come_with_the_command_that_repairs_them(data, dataset, masks):
