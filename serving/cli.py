@@ -6,17 +6,14 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from serving import cli_client
-from serving.cli_client import Json
-from serving.config import Limits, ServerConfig, read_config, set_value, set_values
+from serving import cli_client, cli_label
+from serving.cli_options import DEFAULT, Json, MaxBytes, MaxPixels, Repository
+from serving.config import ServerConfig, read_config, set_value, set_values
 from serving.errors import ServingError
-
-if TYPE_CHECKING:
-    from serving.label import LabelConfig, Summary
 
 app = typer.Typer(
     name="wsss-serving",
@@ -28,10 +25,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Repository = Annotated[Path, typer.Option(help="Folder of models: NAME/VERSION/model.json and its graph.")]
-MaxPixels = Annotated[int, typer.Option(min=1, help="Images with more pixels are refused before they are decoded.")]
-MaxBytes = Annotated[int, typer.Option(min=1, help="Image files with more bytes are refused.")]
-DEFAULT = ServerConfig()
 # Options of ``serve`` that stand for a setting.
 SETTINGS = {
     "repository": "repository",
@@ -125,43 +118,6 @@ def serve(
     asyncio.run(run(settings, ready))
 
 
-@app.command(epilog="Example: wsss-serving label photos/ masks/ --model pets --repository exported/")
-def label(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="Folder of images, searched in depth.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the masks, at the same relative paths.")],
-    model: Annotated[str, typer.Option(help="Model; may be left out if there is one segmenter only.")] = "",
-    version: Annotated[int, typer.Option(min=0, help="Version; 0 is the newest.")] = 0,
-    repository: Repository = Path("exported"),
-    format: Annotated[str, typer.Option(help="Form of the masks. voc: palette PNG, pixel value = label.")] = "voc",
-    force: Annotated[bool, typer.Option("--force", help="Label again what is labelled already.")] = False,
-    workers: Annotated[int, typer.Option(min=0, help="Images at once; 0 chooses.")] = 0,
-    bucket: Annotated[
-        int, typer.Option(min=1, help="Round sides up to a multiple, as a server's schedule.bucket.")
-    ] = DEFAULT.schedule.bucket,
-    max_pixels: MaxPixels = DEFAULT.limits.max_pixels,
-    max_bytes: MaxBytes = DEFAULT.limits.max_bytes,
-    as_json: Json = False,
-) -> None:
-    """Label a folder of images. Run it again to go on after a stop; exit code 1 if an image failed."""
-    from serving import label as labelling
-
-    if format != "voc":
-        raise ServingError(f"no format {format!r}", "known: voc", "--format voc")
-    limits = Limits(max_bytes=max_bytes, max_pixels=max_pixels)
-    config = labelling.LabelConfig(source, target, repository, model, version, force, workers, limits, bucket)
-    summary = _with_progress(config)
-    if as_json:
-        print(labelling.as_json(summary))
-    else:
-        print(
-            f"{summary.written} masks written, {summary.skipped} there already, {summary.failed} images failed, "
-            f"in {summary.seconds:.1f} s: {target}"
-        )
-        if summary.failed:
-            print(f"why they failed: {target / labelling.FAILURES}", file=sys.stderr)
-    raise typer.Exit(1 if summary.failed else 0)
-
-
 @app.command(epilog="Example: wsss-serving models --repository exported/ --json")
 def models(repository: Repository = Path("exported"), as_json: Json = False) -> None:
     """List the models of a repository, after checking every card and every checksum."""
@@ -185,7 +141,8 @@ def models(repository: Repository = Path("exported"), as_json: Json = False) -> 
     Console().print(table)
 
 
-app.command(epilog="Example: wsss-serving segment photo.jpg mask.png --model pets")(cli_client.segment)
+app.command(epilog="Example: wsss-serving label photos/ masks/ --model pets --format coco")(cli_label.label)
+app.command(epilog="Example: wsss-serving segment photo.jpg mask.png --overlay look.jpg")(cli_client.segment)
 app.command(epilog="Example: wsss-serving health --address 127.0.0.1:8500 --model pets")(cli_client.health)
 app.command(epilog="Example: wsss-serving token ci --role infer --file tokens")(cli_client.token)
 
@@ -200,18 +157,6 @@ def _server_config(context: typer.Context, file: Path | None, texts: list[str]) 
     if context.params["all_versions"]:
         config = set_value(config, "models.versions", "all")
     return set_values(config, texts)
-
-
-def _with_progress(config: LabelConfig) -> Summary:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from serving.label import label as run
-
-    columns = (TextColumn("labelling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=None)
-        return run(config, lambda done, total: progress.update(task, completed=done, total=total))
 
 
 def main() -> None:

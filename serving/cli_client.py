@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from serving.errors import StartError
+from serving.cli_options import BackgroundThreshold, Json, MinConfidence, Overlap, Oversize, ScoreThreshold, Tile
+from serving.config import Limits
+from serving.errors import ServingError, StartError, nearest
 
 if TYPE_CHECKING:
     import grpc
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object or array instead of text.")]
 Address = Annotated[str, typer.Option(envvar="WSSS_ADDRESS", help="Server to ask.")]
 TlsCa = Annotated[
     Path | None,
@@ -26,6 +30,7 @@ TlsCert = Annotated[
 ]
 TlsKey = Annotated[Path | None, typer.Option(envvar="WSSS_TLS_KEY", help="PEM file of its key.")]
 LOCAL = "127.0.0.1:8500"
+ENCODINGS = ("png", "raw", "coco_rle", "polygons", "label_runs")
 
 
 class Role(StrEnum):
@@ -38,8 +43,20 @@ class Role(StrEnum):
 
 def segment(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Image file.")],
-    target: Annotated[Path, typer.Argument(metavar="MASK", help="PNG to write, pixel value = label.")],
+    target: Annotated[Path, typer.Argument(metavar="MASK", help="File to write; as png, pixel value = label.")],
     model: Annotated[str, typer.Option(help="Model; may be left out if there is one segmenter only.")] = "",
+    classes: Annotated[
+        str, typer.Option(help="Names to keep, with commas between; the others become background.")
+    ] = "",
+    tags: Annotated[str, typer.Option(help="Names known to be in the image; no other class can win a pixel.")] = "",
+    encoding: Annotated[str, typer.Option(help=f"Of MASK: {', '.join(ENCODINGS)}; the last three as JSON.")] = "png",
+    overlay: Annotated[Path | None, typer.Option(metavar="FILE", help="Picture to write: mask over image.")] = None,
+    oversize: Oversize = "",
+    tile: Tile = False,
+    overlap: Overlap = None,
+    score_threshold: ScoreThreshold = None,
+    background_threshold: BackgroundThreshold = None,
+    min_confidence: MinConfidence = None,
     address: Address = LOCAL,
     token: Annotated[str, typer.Option(envvar="WSSS_TOKEN", help="Token, if the server asks for one.")] = "",
     tls_ca: TlsCa = None,
@@ -50,11 +67,30 @@ def segment(
 ) -> None:
     """Segment one image through a running server."""
     from serving.client import Client
+    from serving.results import as_file
 
-    with Client(address, timeout=timeout, token=token, tls=_credentials(tls_ca, tls_cert, tls_key)) as client:
-        result = client.segment(image, model)
-    target.write_bytes(result.reply.mask.png)
-    found = {name: {"score": result.scores[name], "pixels": result.areas[name]} for name in result.present}
+    if encoding not in ENCODINGS:
+        raise ServingError(f"no encoding {encoding!r}", nearest(encoding, ENCODINGS), "--encoding png")
+    wishes: dict[str, Any] = {
+        "classes": _names(classes),
+        "tags": _names(tags),
+        "encoding": encoding,
+        "oversize": "tile" if tile else oversize,
+        "tile_overlap": overlap,
+        "score_threshold": score_threshold,
+        "background_threshold": background_threshold,
+        "confidence_threshold": min_confidence,
+    }
+    tls = _credentials(tls_ca, tls_cert, tls_key)
+    with _told(), Client(address, timeout=timeout, token=token, tls=tls) as client:
+        result = client.segment(image, model, **wishes)
+        target.write_bytes(as_file(result))
+        if overlay:
+            _write_overlay(image, overlay, result, client.get_model(result.model, version=result.version))
+    found = {
+        name: {"score": result.scores[name], "pixels": result.areas[name], "box": result.boxes.get(name)}
+        for name in result.present
+    }
     if as_json:
         print(json.dumps({"mask": str(target), "found": found}))
     else:
@@ -122,3 +158,30 @@ def _credentials(ca: Path | None, cert: Path | None, key: Path | None) -> grpc.C
         return credentials(ca, cert or "", key or "")
     except OSError as error:
         raise StartError(f"{error.filename} cannot be read: {error.strerror}", "a PEM file") from error
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """A file that cannot be read or written, in words."""
+    try:
+        yield
+    except OSError as error:
+        raise ServingError(f"{error.filename}: {error.strerror}", "a file that may be read or written") from error
+
+
+def _write_overlay(image: Path, target: Path, result: Any, card: Any) -> None:
+    from PIL import Image
+
+    from serving import masks
+    from serving.image import decode
+
+    pixels = decode(image.read_bytes(), Limits(max_bytes=sys.maxsize, max_pixels=sys.maxsize)).pixels
+    palette = [(label.red, label.green, label.blue) for label in card.labels]
+    try:
+        Image.fromarray(masks.overlay(pixels, result.mask, palette)).save(target)
+    except ValueError as error:
+        raise ServingError(f"{target} has no known picture format", "a name that ends in .jpg or .png") from error

@@ -12,15 +12,17 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
-from serving import masks, pipeline
-from serving.config import Limits
+from serving import pipeline
+from serving.config import Limits, TilingConfig
 from serving.cpus import available_cpus
-from serving.engines import Engine
-from serving.errors import LabelError, ServingError
+from serving.engines import Engine, Inputs, Outputs
+from serving.errors import LabelError, OutputError, ServingError
+from serving.files import Entry, append, read_manifest, write_atomic, write_manifest
+from serving.formats import Format, find_format
 from serving.image import EXTENSIONS, decode
-from serving.options import options_for
+from serving.options import Options, options_for
 from serving.repository import Card, choose, read_repository, verify
 
 T = TypeVar("T")
@@ -29,7 +31,6 @@ R = TypeVar("R")
 MANIFEST, FAILURES, CLASSES = "manifest.jsonl", "failures.jsonl", "classes.txt"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
-Entry = dict[str, Any]
 Progress = Callable[[int, int], None]
 
 
@@ -40,10 +41,14 @@ class LabelConfig:
     Attributes:
         source: folder of images, searched in depth.
         target: folder for the masks, at the images' relative paths.
-        model, version: an empty name is the only segmenter of the repository, version 0 the newest.
+        model, version: an empty name is the only segmenter of the repository, or the only CAM model where there is none;
+            version 0 is the newest.
+        format, polygons: see :mod:`serving.formats`.
         force: label again what is labelled already.
         workers: images at once; 0 chooses by the processors.
         bucket: multiple to which sides are rounded up, as the server's ``schedule.bucket``.
+        tiles: what becomes of images above the model's limits, as the server's.
+        score_threshold, background_threshold, confidence_threshold: as in a request; None takes the model's own.
     """
 
     source: Path
@@ -51,15 +56,21 @@ class LabelConfig:
     repository: Path
     model: str = ""
     version: int = 0
+    format: str = "voc"
+    polygons: bool = False
     force: bool = False
     workers: int = 0
     limits: Limits = field(default_factory=Limits)
     bucket: int = 1
+    tiles: TilingConfig = field(default_factory=TilingConfig)
+    score_threshold: float | None = None
+    background_threshold: float | None = None
+    confidence_threshold: float | None = None
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did. ``images`` is the sum of ``written``, ``skipped`` and ``failed``."""
+    """What a run did. ``images`` is the sum of ``written``, ``skipped`` and ``failed``; ``files`` hold all images."""
 
     images: int
     written: int
@@ -68,6 +79,8 @@ class Summary:
     seconds: float
     images_per_second: float
     target: str
+    format: str
+    files: list[str]
     model: str
     version: int
 
@@ -80,45 +93,164 @@ class Done:
     entry: Entry
 
 
+class Labeller:
+    """A model, ready to label files.
+
+    Raises:
+        RepositoryError, ModelNotFound, WrongModelKind: of the model.
+        FieldError: a threshold out of range.
+        LabelError: no such format.
+    """
+
+    def __init__(self, config: LabelConfig) -> None:
+        from serving.engines.onnxruntime import OnnxRuntimeEngine
+
+        self.config = config
+        self.workers = config.workers or min(available_cpus(), 16)
+        self.format: Format = find_format(config.format, config.polygons)
+        cards = read_repository(config.repository)
+        self.card: Card = choose(cards, config.model, config.version, ("segmenter", "cam"))
+        verify(self.card)
+        self.options: Options = options_for(
+            self.card,
+            score_threshold=config.score_threshold,
+            background_threshold=config.background_threshold,
+            confidence_threshold=config.confidence_threshold,
+        )
+        self._engine: Engine = OnnxRuntimeEngine(self.card, max(1, available_cpus() // self.workers))
+        # What the masks depend on besides image and graph.
+        self._settings = {
+            "format": config.format,
+            "polygons": config.polygons,
+            "bucket": config.bucket,
+            "oversize": config.tiles.oversize,
+            "overlap": config.tiles.overlap,
+            "score_threshold": self.options.score_threshold,
+            "background_threshold": self.options.background_threshold,
+            "confidence_threshold": self.options.confidence_threshold,
+        }
+
+    def one(self, image: Path, entry: Entry | None) -> Done:
+        """Label one file unless that was done; ``entry`` is what the manifest says of it.
+
+        Raises:
+            OSError: the mask cannot be written.
+        """
+        source, name = self.config.source / image, image.as_posix()
+        if entry and not self.config.force and self.is_current(entry, source):
+            return Done("skipped", entry)
+        try:
+            name.encode()
+            return Done("written", {"image": name} | self.write(image))
+        except OSError as error:
+            if error.filename != str(source):
+                raise
+            return Done("failed", {"image": name, "error": error.strerror or str(error)})
+        except UnicodeEncodeError:
+            return Done("failed", {"image": ascii(name), "error": "its name is no UTF-8"})
+        except ServingError as error:
+            return Done("failed", {"image": name, "error": str(error)})
+
+    def write(self, image: Path) -> Entry:
+        """Label one file; its line of the manifest, its name left out.
+
+        Raises:
+            ImageError: not an image, damaged or too large; nothing was written.
+            OSError: the image cannot be read or its mask not written.
+        """
+        config, card = self.config, self.card
+        source, part = config.source / image, self.format.part(image)
+        before = source.stat()
+        if before.st_size > config.limits.max_bytes:
+            raise LabelError(f"the file has {before.st_size:,} bytes", f"at most {config.limits.max_bytes:,} bytes")
+        picture = decode(source.read_bytes(), config.limits)
+        prepared = pipeline.prepare(picture, card, config.bucket, config.tiles)
+        result = pipeline.segment(prepared, card, self.options, self._run)
+        data = self.format.encode(image, result, card)
+        write_atomic(config.target / part, data)
+        return {
+            "mask": part.as_posix(),
+            "height": prepared.height,
+            "width": prepared.width,
+            "image_bytes": before.st_size,
+            "image_modified_ns": before.st_mtime_ns,
+            "mask_sha256": hashlib.sha256(data).hexdigest(),
+            "model": card.name,
+            "version": card.version,
+            "model_sha256": card.graph_sha256,
+            "tiles": len(prepared.tiling),
+            "settings": self._settings,
+            "scores": {name: round(float(score), 6) for name, score in zip(card.classes, result.scores)},
+            "areas": {name: int(area) for name, area in zip(card.labels, result.areas) if area},
+        }
+
+    def is_current(self, entry: Entry, source: Path) -> bool:
+        """Whether the mask loads and came from this graph, these settings and this file, as the manifest tells."""
+        if (entry.get("model_sha256"), entry.get("settings")) != (self.card.graph_sha256, self._settings):
+            return False
+        try:
+            now = source.stat()
+            if (entry.get("image_bytes"), entry.get("image_modified_ns")) != (now.st_size, now.st_mtime_ns):
+                return False
+            data = (self.config.target / str(entry.get("mask"))).read_bytes()
+        except OSError:
+            return False
+        return self.format.is_whole(data, entry)
+
+    def _run(self, inputs: Inputs) -> Outputs:
+        try:
+            return self._engine.run(inputs)
+        # The library raises its own types, derived from Exception alone; the other images may be good.
+        except Exception as error:
+            told = (str(error) or type(error).__name__).splitlines()[0]
+            raise OutputError(f"the graph of {self.card.name} failed: {told}", "a result for every image") from error
+
+
 def label(config: LabelConfig, progress: Progress = lambda done, total: None) -> Summary:
     """Label every image below ``config.source``.
 
-    Writes palette PNGs, ``manifest.jsonl`` (a line a mask), ``failures.jsonl`` (a line a failed image, empty if none)
-    and ``classes.txt`` (line n is label n). An image is skipped if its mask loads and the manifest says that it came
-    from this graph and this image. Each file appears whole or not at all; run it again after any stop.
+    Writes a file an image and what its format has for all images, ``manifest.jsonl`` (a line a mask), ``failures.jsonl``
+    (a line a failed image, empty if none) and ``classes.txt`` (line n is label n). An image is skipped if its mask loads
+    and the manifest says that it came from this graph, these settings and this image. Each file appears whole or not at
+    all; run it again after any stop.
 
     Raises:
         LabelError: no image, two images for one mask, the same folder twice, or a folder that cannot be written.
-        RepositoryError, ModelNotFound, WrongModelKind: of the model.
+        RepositoryError, ModelNotFound, WrongModelKind, FieldError: see :class:`Labeller`.
     """
     started = time.monotonic()
-    images = find_images(config.source, config.target)
-    card, engine = _load(config)
+    form = find_format(config.format, config.polygons)
+    images = find_images(config.source, config.target, form)
+    labeller = Labeller(config)
+    card, target = labeller.card, config.target
     tally = {"written": 0, "skipped": 0, "failed": 0}
     try:
-        config.target.mkdir(parents=True, exist_ok=True)
-        known = read_manifest(config.target / MANIFEST)
-        write_atomic(config.target / CLASSES, "".join(f"{name}\n" for name in card.labels).encode())
-        write_manifest(config.target / MANIFEST, known)
-        for done in _label_all(config, card, engine, images, known):
+        target.mkdir(parents=True, exist_ok=True)
+        known = read_manifest(target / MANIFEST)
+        write_atomic(target / CLASSES, "".join(f"{name}\n" for name in card.labels).encode())
+        write_manifest(target / MANIFEST, known)
+        for done in _label_all(labeller, images, known):
             tally[done.state] += 1
             progress(sum(tally.values()), len(images))
-        write_manifest(config.target / MANIFEST, known)
+        write_manifest(target / MANIFEST, known)
+        files = form.finish(target, card, [known[name] for name in map(Path.as_posix, images) if name in known])
     except OSError as error:
-        raise _unwritable(config.target, error, tally["written"]) from error
+        raise _unwritable(target, error, tally["written"]) from error
     seconds = time.monotonic() - started
     return Summary(
         images=len(images),
         **tally,
         seconds=round(seconds, 3),
         images_per_second=round(tally["written"] / seconds, 2),
-        target=str(config.target),
+        target=str(target),
+        format=config.format,
+        files=[str(file) for file in files],
         model=card.name,
         version=card.version,
     )
 
 
-def find_images(source: Path, target: Path) -> list[Path]:
+def find_images(source: Path, target: Path, form: Format) -> list[Path]:
     """Relative paths of the image files below ``source``, sorted; hidden ones and those below ``target`` left out.
 
     Raises:
@@ -138,140 +270,35 @@ def find_images(source: Path, target: Path) -> list[Path]:
     images = sorted(path.relative_to(source) for path in found)
     first: dict[Path, Path] = {}
     for image in images:
-        other = first.setdefault(image.with_suffix(".png"), image)
+        other = first.setdefault(form.part(image), image)
         if other != image:
             raise LabelError(
-                f"{other} and {image} would both become {image.with_suffix('.png')}",
+                f"{other} and {image} would both become {form.part(image)}",
                 "one name an image, endings apart",
                 "rename one of them",
             )
     return images
 
 
-def label_one(source: Path, mask: Path, card: Card, engine: Engine, limits: Limits, bucket: int = 1) -> Entry:
-    """Label one file; its line of the manifest, paths left out.
-
-    Raises:
-        ImageError: not an image, damaged or too large; nothing was written.
-        OSError: ``source`` cannot be read or ``mask`` not written.
-    """
-    before = source.stat()
-    if before.st_size > limits.max_bytes:
-        raise LabelError(f"the file has {before.st_size:,} bytes", f"at most {limits.max_bytes:,} bytes")
-    prepared = pipeline.prepare(decode(source.read_bytes(), limits), card, bucket)
-    result = pipeline.segment(prepared, card, options_for(card), engine.run)
-    data = masks.encode_labels(result.labels, card.palette)
-    write_atomic(mask, data)
-    return {
-        "height": prepared.height,
-        "width": prepared.width,
-        "image_bytes": before.st_size,
-        "image_modified_ns": before.st_mtime_ns,
-        "mask_sha256": hashlib.sha256(data).hexdigest(),
-        "model": card.name,
-        "version": card.version,
-        "model_sha256": card.graph_sha256,
-        "bucket": bucket,
-        "scores": {name: round(float(score), 6) for name, score in zip(card.classes, result.scores)},
-        "areas": {name: int(area) for name, area in zip(card.labels, result.areas) if area},
-    }
-
-
-def is_current(entry: Entry | None, source: Path, mask: Path, card: Card, bucket: int = 1) -> bool:
-    """Whether ``mask`` loads and came from this graph, bucket and file, as the manifest tells."""
-    if entry is None or (entry.get("model_sha256"), entry.get("bucket", 1)) != (card.graph_sha256, bucket):
-        return False
-    try:
-        now = source.stat()
-        if (entry.get("image_bytes"), entry.get("image_modified_ns")) != (now.st_size, now.st_mtime_ns):
-            return False
-        return masks.read_png(mask.read_bytes()).shape == (entry.get("height"), entry.get("width"))
-    except (OSError, ValueError):
-        return False
-
-
-def read_manifest(path: Path) -> dict[str, Entry]:
-    """Lines by image; a line that a stop cut in two is left out."""
-    entries: dict[str, Entry] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return entries
-    for line in lines:
-        try:
-            entry = json.loads(line)
-            entries[entry["image"]] = entry
-        except (ValueError, KeyError, TypeError):
-            continue
-    return entries
-
-
-def write_manifest(path: Path, entries: dict[str, Entry]) -> None:
-    """All lines, sorted by image."""
-    write_atomic(path, "".join(_line(entries[image]) for image in sorted(entries)).encode())
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write under another name and rename, so that ``path`` is never seen half written.
-
-    Raises:
-        OSError: as writing does; nothing is left behind.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _load(config: LabelConfig) -> tuple[Card, Engine]:
-    from serving.engines.onnxruntime import OnnxRuntimeEngine
-
-    card = choose(read_repository(config.repository), config.model, config.version, "segmenter")
-    verify(card)
-    return card, OnnxRuntimeEngine(card, max(1, available_cpus() // _workers(config)))
-
-
-def _workers(config: LabelConfig) -> int:
-    return config.workers or min(available_cpus(), 16)
-
-
-def _label_all(
-    config: LabelConfig, card: Card, engine: Engine, images: list[Path], known: dict[str, Entry]
-) -> Iterator[Done]:
+def _label_all(labeller: Labeller, images: list[Path], known: dict[str, Entry]) -> Iterator[Done]:
     """Outcomes in the order of ``images``, each recorded in its file and in ``known`` before it is given out."""
+    target, workers = labeller.config.target, labeller.workers
 
     def one(image: Path) -> Done:
-        source, mask = config.source / image, config.target / image.with_suffix(".png")
-        paths = {"image": image.as_posix(), "mask": image.with_suffix(".png").as_posix()}
-        entry = known.get(paths["image"])
-        if not config.force and is_current(entry, source, mask, card, config.bucket):
-            return Done("skipped", entry or {})
-        try:
-            return Done("written", paths | label_one(source, mask, card, engine, config.limits, config.bucket))
-        except OSError as error:
-            if error.filename != str(source):
-                raise
-            return Done("failed", {"image": paths["image"], "error": error.strerror or str(error)})
-        except ServingError as error:
-            return Done("failed", {"image": paths["image"], "error": str(error)})
+        return labeller.one(image, known.get(image.as_posix()))
 
-    workers = _workers(config)
     with (
-        (config.target / MANIFEST).open("a", encoding="utf-8") as manifest,
-        (config.target / FAILURES).open("w", encoding="utf-8") as failures,
+        (target / MANIFEST).open("a", encoding="utf-8") as manifest,
+        (target / FAILURES).open("w", encoding="utf-8") as failures,
         ThreadPoolExecutor(workers, thread_name_prefix="label") as threads,
     ):
         for done in _in_order(threads, one, images, ahead=4 * workers):
             if done.state == "written":
                 known[done.entry["image"]] = done.entry
-                _append(manifest, done.entry)
+                append(manifest, done.entry)
             elif done.state == "failed":
                 known.pop(done.entry["image"], None)
-                _append(failures, done.entry)
+                append(failures, done.entry)
             yield done
 
 
@@ -288,15 +315,6 @@ def _in_order(threads: ThreadPoolExecutor, work: Callable[[T], R], items: Iterab
     finally:
         for future in running:
             future.cancel()
-
-
-def _append(file: Any, entry: Entry) -> None:
-    file.write(_line(entry))
-    file.flush()
-
-
-def _line(entry: Entry) -> str:
-    return json.dumps(entry, ensure_ascii=False) + "\n"
 
 
 def _unwritable(target: Path, error: OSError, written: int) -> LabelError:

@@ -82,6 +82,29 @@ def resize_nearest(values: Pixels, height: int, width: int) -> Pixels:
     return np.asarray(Image.fromarray(values).resize((width, height), Image.Resampling.NEAREST))
 
 
+def overlay(pixels: Pixels, labels: Pixels, palette: Sequence[tuple[int, int, int]]) -> Pixels:
+    """A label map over its image, uint8 [H,W,3]: regions in their colours over half-grey, their borders bright.
+
+    Undecided pixels are hatched: no class has that look.
+    """
+    colours = np.zeros((256, 3), np.float32)
+    colours[: len(palette)] = palette
+    colours[UNDECIDED] = CREAM
+    edge = np.zeros(labels.shape, bool)
+    for one, other in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+        differs = labels[one] != labels[other]
+        edge[one] |= differs
+        edge[other] |= differs
+    edge &= (labels > 0) & (labels != UNDECIDED)
+    rows, columns = np.ogrid[: labels.shape[0], : labels.shape[1]]
+    opacity = np.float32(0.6) * np.where(labels == UNDECIDED, (rows + columns) % 6 < 2, labels > 0)[..., None]
+    muted = 0.5 * pixels + 0.5 * pixels.mean(axis=2, keepdims=True, dtype=np.float32)
+    picture = muted + opacity * (colours[labels] - muted)
+    picture[edge] = 0.5 * colours[labels[edge]] + 127.5
+    rounded: Pixels = np.rint(picture).astype(np.uint8)
+    return rounded
+
+
 def quantise(maps: npt.NDArray[np.floating]) -> Pixels:
     """Activations 0..1 as uint8 0..255, rounded to the nearest."""
     return np.asarray(np.rint(np.clip(maps, 0.0, 1.0) * 255.0), dtype=np.uint8)

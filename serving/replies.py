@@ -124,7 +124,7 @@ def provenance(served: Served, prepared: Prepared, options: Options, overlap: fl
         scales=card.scales,
         flip=card.flip,
         protocol=card.protocol,
-        bucket=served.bucket,
+        bucket=served.bucket if len(tiling) == 1 else 1,
     )
     if with_mask and options.background_threshold is not None:
         message.background_threshold = options.background_threshold

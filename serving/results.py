@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -237,6 +238,32 @@ def mask_of(mask: Any) -> Pixels:
         shapes = [(entry.label, [_points(ring) for ring in entry.rings]) for entry in mask.polygons.classes]
         return polygons.fill(shapes, height, width)
     return _plane(mask)
+
+
+def as_file(result: Segmentation) -> bytes:
+    """The mask in the encoding in which it came: PNG or raw bytes, else JSON.
+
+    COCO's run lengths and polygons by name of the class, ``undecided`` for pixels left open; label runs as lists.
+    """
+    mask = result.reply.mask
+    kind = mask.WhichOneof("data")
+    if kind in ("png", "raw"):
+        data: bytes = getattr(mask, kind)
+        return data
+    names = {label: name for name, label in result.labels.items()} | {masks.UNDECIDED: "undecided"}
+    told: dict[str, Any]
+    if kind == "coco_rle":
+        size = [mask.height, mask.width]
+        told = {names[entry.label]: {"size": size, "counts": entry.counts} for entry in mask.coco_rle.classes}
+    elif kind == "polygons":
+        told = {
+            names[entry.label]: [{"points": _points(ring), "hole": ring.hole} for ring in entry.rings]
+            for entry in mask.polygons.classes
+        }
+    else:
+        runs = mask.label_runs
+        told = {"height": mask.height, "width": mask.width, "labels": list(runs.labels), "lengths": list(runs.lengths)}
+    return json.dumps(told).encode()
 
 
 def _plane(plane: Any) -> Pixels:

@@ -203,6 +203,8 @@ def test_label_exit_codes_and_json(run, repository, tmp_path):
         "seconds": 0,
         "images_per_second": 0,
         "target": str(target),
+        "format": "voc",
+        "files": [],
         "model": "colours",
         "version": 1,
     }
@@ -212,9 +214,11 @@ def test_label_exit_codes_and_json(run, repository, tmp_path):
     assert "1 there already, 1 images failed" in done.stdout
     assert "failures.jsonl" in done.stderr
     for wrong, told in (
-        (("--format", "coco"), "known: voc"),
+        (("--format", "cocoa"), "nearest: coco"),
+        (("--format", "voc", "--polygons"), "--format coco --polygons"),
+        (("--oversize", "tiles"), "nearest: tile"),
         (("--model", "colour"), "nearest: colours"),
-        (("--model", "maps"), "needs a segmenter"),
+        (("--background-threshold", "0.5"), "CAM models only"),
         (("--max-pixels", "0"), "Invalid value"),
     ):
         done = run("label", source, target, "--repository", repository, *wrong)

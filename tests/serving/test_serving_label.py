@@ -17,7 +17,8 @@ from test_serving_image import CLAIMS
 from serving import label as module
 from serving.client import Client
 from serving.errors import LabelError, ModelNotFound, RepositoryError
-from serving.label import LabelConfig, label, read_manifest
+from serving.files import read_manifest
+from serving.label import LabelConfig, label
 
 
 def photo(seed: int, size: tuple[int, int] = (37, 52)) -> Image.Image:
@@ -87,7 +88,7 @@ def test_masks_of_buckets_equal_the_servers_to_the_byte_too(config, folder, repo
             assert (config.target / entry["mask"]).read_bytes() == result.reply.mask.png
             # The tiny model's scores are means over the padded image, so they show that both padded alike.
             assert entry["scores"] == {name: round(score, 6) for name, score in result.scores.items()}
-            assert result.reply.provenance.bucket == entry["bucket"] == 32
+            assert result.reply.provenance.bucket == entry["settings"]["bucket"] == 32
             image = result.reply.image
             assert {image.model_height % 32, image.model_width % 32} == {0}
     assert label(padded).skipped == 8
