@@ -88,7 +88,7 @@ def matrix(counts: Counts, shares: npt.NDArray[np.float64], names: Sequence[str]
     label = f"{words}: confusion matrix of {size} labels, true class down, predicted class across"
     return (
         f'<figure class="confusion"><div class="scroll"><svg tabindex="0" role="img" aria-label="{esc(label)}" '
-        f'viewBox="0 0 {width} {height}" style="width:{width}px" {facts}>{frame}{body}'
+        f'viewBox="0 0 {width} {height}" style="width:{width}px;font-size:{font}px" {facts}>{frame}{body}'
         f'<rect class="cursor" width="{cell - 1}" height="{cell - 1}"/></svg></div>'
         '<figcaption aria-live="polite">True class down, predicted class across.</figcaption></figure>'
     )
@@ -101,11 +101,9 @@ def _labels(names: Sequence[str], margin: int, top: int, cell: int, font: int) -
         middle = (i + 0.5) * cell
         x, y = margin + middle, top + middle + font / 3
         colour = "rgb({} {} {})".format(*palette[i].tolist())
-        parts.append(f'<text class="left" x="{margin - 14}" y="{y:.1f}" font-size="{font}">{cut}</text>')
+        parts.append(f'<text class="left" x="{margin - 14}" y="{y:.1f}">{cut}</text>')
         parts.append(f'<rect x="{margin - 10}" y="{top + middle - 4:.1f}" width="7" height="8" style="fill:{colour}"/>')
-        parts.append(
-            f'<text class="above" font-size="{font}" transform="translate({x:.1f} {top - 6}) rotate(-45)">{cut}</text>'
-        )
+        parts.append(f'<text class="above" transform="translate({x:.1f} {top - 6}) rotate(-45)">{cut}</text>')
     return "".join(parts)
 
 

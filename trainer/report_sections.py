@@ -42,8 +42,9 @@ def header(facts: Facts) -> str:
     init = f"Initial weights: {initial_weights(m)}." if m.get("supervision") else ""
     steps = "".join(_step(facts, name) for name in facts.stages)
     notes = "".join(note(text) for text in facts.notes)
+    when = moment(m.get("updated", m.get("created", "")))
     return (
-        f'<p class="over">Weakly-supervised segmentation run, {esc(moment(m.get("updated", m.get("created", ""))))}</p>'
+        f'<p class="over">{esc(", ".join(filter(None, ("Weakly-supervised segmentation run", when))))}</p>'
         f'<div class="top"><div><h1>{esc(facts.run.name)}</h1>'
         f'<p class="lead">{esc(" · ".join(words))}<br>{esc(tags + init)}</p></div>{_headline(facts)}</div>'
         f'<ol class="path">{steps}</ol>{notes}'

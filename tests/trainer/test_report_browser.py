@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -11,9 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from report_run import CLASSES, TRAIN, VAL, add_refinement, make_run
+from PIL import Image
+from report_run import CHOSEN, CLASSES, TRAIN, VAL, add_refinement, make_run
 
 from trainer.camfile import cam_path, read_cam, upsample_cam
+from trainer.data.dataset import read_index_png
+from trainer.overlays import overlay_cam, overlay_mask
 from trainer.report import write_report
 
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -178,6 +183,20 @@ def test_the_slider_cuts_the_maps_as_the_evaluation_does(page: Browser, run: Pat
         )
     assert (pixels(page, "cut") != before).any()
     assert (pixels(page, "map") != pixels(page, "map", 1)).any()
+
+
+def test_the_script_draws_what_overlays_draw(page: Browser, run: Path) -> None:
+    show(page, VAL[0])
+    address = js(page, "return row.style.getPropertyValue('--photo').slice(4, -1)")
+    with Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))) as opened:
+        photo = np.asarray(opened.convert("RGB"))
+    mask = read_index_png(run / "segment" / "predictions" / "val" / f"{VAL[0]}.png")
+    assert np.abs(pixels(page, "mask").astype(int) - overlay_mask(photo, mask)).max() <= 3
+    cam = read_cam(cam_path(run / "cams", VAL[0]))
+    values = upsample_cam((np.ceil(cam.maps * 200 - 1e-4) - 0.5) / 200, cam.size)
+    drawn = np.abs(pixels(page, "map").astype(int) - overlay_cam(photo, values[0], threshold=CHOSEN))
+    # Decoders of JPEG differ by a level or two; a pixel at the very threshold may fall on either side of it.
+    assert (drawn.max(-1) <= 4).mean() > 0.99
 
 
 def test_the_slider_says_what_is_reported_and_goes_back_to_it(page: Browser, run: Path) -> None:
