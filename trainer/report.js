@@ -60,11 +60,12 @@ for (const figure of all('.confusion')) {
   });
 }
 
-// Pictures. `opened` holds the decoded photographs, masks and maps of the rows in sight; the others are as small as they came.
+// Pictures, drawn as trainer/overlays.py draws them. `opened` holds the decoded photographs, masks and maps of the rows in
+// sight; the others are as small as they came.
 const sheets = document.querySelector('.sheets');
 const palette = JSON.parse(sheets?.dataset.palette ?? '[]'), heat = JSON.parse(sheets?.dataset.heat ?? '[]');
 const indexOf = new Map(palette.map(([r, g, b], i) => [r << 16 | g << 8 | b, i])), ignored = palette.length - 1;
-const WRONG = {missed: [86, 180, 233], extra: [230, 97, 0], mixed: [240, 228, 66]};
+const errorColours = JSON.parse(sheets?.dataset.errors ?? '[]'), INK = [28, 30, 33];
 const opened = new Map();
 
 async function pixels(source) {
@@ -162,11 +163,12 @@ function drawMask(state, canvas, labels) {
 }
 
 function drawErrors(state, canvas, labels) {
-  compose(state, canvas, .2, .8, (i, x, y) => {
+  const [found, missed, invented, wrong] = errorColours;
+  compose(state, canvas, 0, 1, (i, x, y) => {
     const truth = state.truth[i], label = labels[i] === ignored ? 0 : labels[i];
-    if (truth === ignored) return [palette[ignored], (x + y) % 6 < 2 ? .6 : 0];
-    if (truth === label) return truth ? [[255, 255, 255], .35] : NONE;
-    return [WRONG[!label ? 'missed' : !truth ? 'extra' : 'mixed'], .75];
+    if (truth === ignored) return [INK, (x + y) % 6 < 2 ? .5 : 0];
+    if (truth === label) return truth ? [found, .7] : NONE;
+    return [label ? truth ? wrong : invented : missed, .7];
   });
 }
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -48,24 +48,25 @@ def choose_sheets(facts: Facts, dataset: Dataset, max_images: int) -> list[Sheet
     rest are the worst images, the stages and lists taking turns, then more of the first ones. Lists without any output
     are passed over: a run without val still shows what it has.
     """
-    filled = _filled(facts, dataset)
-    if max_images < 1 or not filled:
+    names = [n for n in _names(facts, dataset) if next(_outputs(facts.run, dataset, n), None) is not None]
+    if max_images < 1 or not names:
         return []
-    main = next(iter(filled))
-    other = _refined_elsewhere(facts.run, filled, main)
-    third = max_images // 3
-    elsewhere = [i for i in filled[other] if mask_path(facts.run, i).exists()][:third] if other else []
+    main, third = names[0], max_images // 3
+    other = _refined_elsewhere(facts.run, dataset, names)
+    elsewhere = list(islice(_refined(facts.run, dataset, other), third)) if other else []
     taken: dict[str, str] = dict.fromkeys(elsewhere, other or "")
-    first = [i for i in filled[main] if i not in taken][: max(third, 1)]
+    unseen = (i for i in _outputs(facts.run, dataset, main) if i not in taken)
+    first = list(islice(unseen, max(third, 1)))
     taken.update(dict.fromkeys(first, main))
     worst: dict[str, list[str]] = {}
     for name, i in _turns(facts):
-        if i in filled.get(name, ()) and i not in taken and len(taken) < max_images:
+        known = name in names and i in dataset.records and _has_output(facts.run, name, i)
+        if known and i not in taken and len(taken) < max_images:
             taken[i] = name
             worst.setdefault(name, []).append(i)
-    first += [i for i in filled[main] if i not in taken][: max_images - len(taken)]
+    first += islice(unseen, max_images - len(taken))
     sheets = []
-    for name in filled:
+    for name in names:
         begin = first if name == main else elsewhere if name == other else []
         sheets += [Sheet(f"First images of {name}", name, tuple(begin))] if begin else []
         sheets += [Sheet(f"Worst images of {name}", name, tuple(worst[name]))] if name in worst else []
@@ -82,12 +83,22 @@ def prediction_path(run: Path, stage: str, list_name: str, record_id: str) -> Pa
     return run / stage / "predictions" / list_name / f"{record_id}.png"
 
 
-def _filled(facts: Facts, dataset: Dataset) -> dict[str, dict[str, None]]:
-    """Images that have any output, in the order of each list; measured lists first, then those like val and train."""
+def _names(facts: Facts, dataset: Dataset) -> list[str]:
+    """Lists, measured ones first, then those like val and train."""
     names = [n for n in dataset.lists if n != "all"] or ["all"]
-    names.sort(key=lambda n: (n not in facts.lists, n != "val", not n.startswith("val"), not n.startswith("train")))
-    filled = {n: dict.fromkeys(i for i in dataset.lists[n] if _has_output(facts.run, n, i)) for n in names}
-    return {name: ids for name, ids in filled.items() if ids}
+    return sorted(
+        names, key=lambda n: (n not in facts.lists, n != "val", not n.startswith("val"), not n.startswith("train"))
+    )
+
+
+def _outputs(run: Path, dataset: Dataset, list_name: str) -> Iterator[str]:
+    """Images of a list that have any output, in its order."""
+    return (i for i in dataset.lists[list_name] if _has_output(run, list_name, i))
+
+
+def _refined(run: Path, dataset: Dataset, list_name: str) -> Iterator[str]:
+    """Images of a list that have a refined mask."""
+    return (i for i in dataset.lists[list_name] if mask_path(run, i).exists())
 
 
 def _has_output(run: Path, list_name: str, record_id: str) -> bool:
@@ -96,10 +107,10 @@ def _has_output(run: Path, list_name: str, record_id: str) -> bool:
     return any(path.exists() for path in paths)
 
 
-def _refined_elsewhere(run: Path, filled: Mapping[str, Mapping[str, None]], main: str) -> str | None:
-    """The first list with refined masks, where the main one has none."""
-    names = [n for n, ids in filled.items() if any(mask_path(run, i).exists() for i in ids)]
-    return None if main in names or not names else names[0]
+def _refined_elsewhere(run: Path, dataset: Dataset, names: Sequence[str]) -> str | None:
+    """The first list with refined masks, where the first of all has none."""
+    found = next((n for n in names if next(_refined(run, dataset, n), None) is not None), None)
+    return None if found == names[0] else found
 
 
 def _turns(facts: Facts) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,7 @@ import numpy as np
 from trainer.data.dataset import IGNORE, Dataset, Record
 from trainer.errors import UserError
 from trainer.evaluate import SWEEP
-from trainer.overlays import HEAT
+from trainer.overlays import ERRORS, HEAT
 from trainer.palette import voc_palette
 from trainer.pool import over_images
 from trainer.report_choice import Sheet, choose_sheets, worst_lists
@@ -25,12 +25,6 @@ from trainer.report_sections import badges, proto
 
 #: Fewer rows than this are made here: worker processes take longer to start.
 FEW = 12
-_ERRORS = (
-    ("hit", "object found"),
-    ("missed", "object missed"),
-    ("extra", "background taken for an object"),
-    ("mixed", "one class taken for another"),
-)
 
 
 @dataclass(frozen=True)
@@ -71,7 +65,10 @@ def images(facts: Facts, max_images: int, progress: bool = False) -> str:
         head = f'<h3>{esc(name)}</h3><div class="sheet" style="--n:{min(max(widest, 1), 9)}">'
         parts.append(f"{head}{_bar(facts, name, sliders[name])}{made}</div>")
     palette = np.concatenate([voc_palette(len(facts.classes) + 1), voc_palette()[IGNORE:]]).tolist()
-    colours = f'data-palette="{data(palette)}" data-heat="{data(HEAT.astype(int).tolist())}"'
+    colours = (
+        f'data-palette="{data(palette)}" data-heat="{data(HEAT.astype(int).tolist())}" '
+        f'data-errors="{data(list(ERRORS.values()))}"'
+    )
     return f'<div class="sheets" {colours}>{"".join(parts)}</div>'
 
 
@@ -126,7 +123,7 @@ def _bar(facts: Facts, name: str, steps: Slider) -> str:
     at = steps.thresholds[steps.start]
     mark = f'<i class="mark" style="--x:{steps.start / max(last, 1):.4f}"></i>' if steps.source else ""
     options = "".join(f'<option value="{k}">{esc(c)}</option>' for k, c in enumerate(facts.classes))
-    wrong = "".join(f'<li><i class="swatch {kind}"></i>{text}</li>' for kind, text in _ERRORS)
+    wrong = "".join(f"<li>{swatch(colour)}{text}</li>" for text, colour in ERRORS.items())
     values = (
         f'data-thresholds="{data(steps.thresholds)}" data-miou="{data(steps.miou)}" data-start="{steps.start}" '
         f'data-source="{esc(steps.source)}" data-list="{esc(name)}"'

@@ -74,7 +74,7 @@ def make_run(root: Path) -> Path:
         rows.append([name, *(str(int(k in tags)) for k in range(3))])
         maps = np.stack([0.9 * (mask[::4, ::4] == k + 1) + 0.1 * rng.random((12, 16)) for k in tags])
         write_cam(cam_path(run / "cams", name), tags, maps, (48, 64))
-        spoiled = np.roll(mask, 2 + n, axis=1)
+        spoiled = np.roll(np.where(mask == 255, 0, mask), 2 + n, axis=1).astype(np.uint8)
         if name in TRAIN:
             spoiled[:3] = 255
             write_index_png(run / "masks" / f"{name}.png", spoiled)
@@ -127,6 +127,7 @@ def _scene(rng: np.random.Generator, tags: tuple[int, ...]) -> tuple[np.ndarray,
     for n, k in enumerate(tags):
         box = np.s_[10:40, 4 + 30 * n : 28 + 30 * n]
         image[box], mask[box] = rng.integers(0, 256, 3), k + 1
+    mask[42:46] = 255
     return image, mask
 
 
