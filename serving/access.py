@@ -8,14 +8,13 @@ import ipaddress
 import logging
 import secrets
 from collections.abc import Callable, Iterable, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-from serving.calls import abort
+from serving.calls import TOKEN_NAME, abort
 from serving.config import ServerConfig
 from serving.errors import PermissionDenied, RequestError, StartError, TokenMissing, TokenUnknown
 from serving.telemetry import Telemetry
@@ -39,9 +38,6 @@ class Caller:
 
     name: str
     roles: frozenset[str]
-
-
-CALLER: ContextVar[Caller | None] = ContextVar("caller", default=None)
 
 
 class Tokens:
@@ -117,7 +113,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         except RequestError as error:
             self._telemetry.refused(details.method[1:], error.code, error.reason)
             return _refusal(handler, error)
-        CALLER.set(caller)
+        TOKEN_NAME.set(caller.name)
         return handler
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -16,7 +18,8 @@ from google.protobuf.message_factory import GetMessageClass
 
 from serving import logs, status
 from serving.batcher import Ran
-from serving.errors import FieldError, RequestError, ServerFault, ServerUnavailable, TooManyStreams
+from serving.config import Limits
+from serving.errors import CallerBusy, FieldError, RequestError, ServerFault, ServerUnavailable, TooManyStreams
 from serving.telemetry import Telemetry
 from serving.tracing import Trace
 
@@ -26,6 +29,8 @@ requests_log = logging.getLogger("serving.requests")
 # Request metadata that asks for the times of the stages, and the trailing metadata that tell them.
 TIMINGS_KEY = "wsss-timings"
 Metadata = tuple[tuple[str, str | bytes], ...]
+# Whose token the call carries: set by what checks it, before the call is handled.
+TOKEN_NAME: ContextVar[str] = ContextVar("token_name", default="")
 # From a request and its call to the reply.
 Work = Callable[[Any, "Call"], Coroutine[Any, Any, Any]]
 StreamWork = Callable[[AsyncIterator[Any], grpc.aio.ServicerContext], AsyncIterator[Any]]
@@ -40,6 +45,7 @@ class Call:
         metadata: as the caller sent it.
         request_id: the caller's or a new one.
         deadline: when the caller stops waiting; None if never.
+        caller: whose token or certificate it carries, else the address that it comes from.
         model, version: what answers, once it is found.
         stages: name, beginning and length of what was done.
         code, reason: of the reply.
@@ -49,6 +55,7 @@ class Call:
     metadata: Metadata
     request_id: str
     deadline: float | None
+    caller: str = ""
     model: str = ""
     version: int = 0
     stages: list[tuple[str, float, float]] = field(default_factory=list)
@@ -79,7 +86,7 @@ class Calls:
         telemetry: counts them.
         trace: writes their spans; None writes none.
         level: of the line that each call leaves in the log.
-        max_streams: open at once.
+        limits: of open streams, and of the requests that one caller may have under way.
 
     Attributes:
         in_flight: requests not answered yet.
@@ -88,13 +95,18 @@ class Calls:
     """
 
     def __init__(
-        self, telemetry: Telemetry, trace: Trace | None = None, level: int = logging.DEBUG, max_streams: int = 256
+        self,
+        telemetry: Telemetry,
+        trace: Trace | None = None,
+        level: int = logging.DEBUG,
+        limits: Limits | None = None,
     ) -> None:
         self._telemetry = telemetry
         self._trace = trace
         self._level = level
-        self._max_streams = max_streams
+        self._limits = limits or Limits()
         self._streams = 0
+        self._under_way: Counter[str] = Counter()
         self.in_flight = 0
         self.draining = False
         self.ending = asyncio.Event()
@@ -134,8 +146,9 @@ class Calls:
         """The handler of one method of many requests and replies. ``work`` watches over each request by itself."""
 
         async def answer(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-            if self._streams >= self._max_streams:
-                error = TooManyStreams(f"{self._streams} streams are open already", f"at most {self._max_streams}")
+            most = self._limits.max_streams
+            if self._streams >= most:
+                error = TooManyStreams(f"{self._streams} streams are open already", f"at most {most}")
                 self._telemetry.refused(rpc, error.code, error.reason)
                 await abort(context, error)
             self._streams += 1
@@ -161,7 +174,8 @@ class Calls:
         try:
             if self.ending.is_set() and streamed:
                 raise ServerUnavailable("the server is ending", hint="another server")
-            yield
+            with self._share(call.caller):
+                yield
         except RequestError as error:
             call.code, call.reason = error.code, error.reason
             raise
@@ -178,6 +192,20 @@ class Calls:
             self._end(call)
             logs.REQUEST_ID.reset(token)
 
+    @contextmanager
+    def _share(self, caller: str) -> Iterator[None]:
+        """Keep one caller from taking every place of a queue."""
+        most = self._limits.max_per_caller
+        if most and self._under_way[caller] >= most:
+            raise CallerBusy(f"{most} requests of this caller are under way already", f"at most {most}")
+        self._under_way[caller] += 1
+        try:
+            yield
+        finally:
+            self._under_way[caller] -= 1
+            if not self._under_way[caller]:
+                del self._under_way[caller]
+
     def _end(self, call: Call) -> None:
         call.ended = time.monotonic()
         self._telemetry.ended(call)
@@ -192,7 +220,15 @@ def started(rpc: str, context: grpc.aio.ServicerContext) -> Call:
     metadata = tuple(context.invocation_metadata() or ())
     remaining = context.time_remaining()
     deadline = None if remaining is None else time.monotonic() + remaining
-    return Call(rpc, metadata, logs.request_id(metadata), deadline)
+    return Call(rpc, metadata, logs.request_id(metadata), deadline, _caller(context))
+
+
+def _caller(context: grpc.aio.ServicerContext) -> str:
+    if token := TOKEN_NAME.get():
+        return token
+    names = context.auth_context().get("x509_common_name") or ()
+    # Without the port: another connection is no other caller.
+    return names[0].decode(errors="replace") if names else str(context.peer()).rpartition(":")[0]
 
 
 def trailing(call: Call) -> Metadata:
@@ -232,7 +268,7 @@ def write(message: Any) -> bytes:
 
 def _told(call: Call) -> dict[str, Any]:
     """What the log says of a call."""
-    told: dict[str, Any] = {"rpc": call.rpc, "code": call.code}
+    told: dict[str, Any] = {"rpc": call.rpc, "code": call.code, "caller": call.caller}
     if call.reason:
         told["reason"] = call.reason
     if call.model:

@@ -132,6 +132,7 @@ class Limits:
         max_message_bytes: of a request; 0 is twice the bytes of an image and a megabyte.
         max_batch: first axis of one request of the Open Inference Protocol.
         max_streams: open at once.
+        max_per_caller: requests that one token, certificate or address may have under way; 0 for no limit.
         stream_in_flight: requests of one stream taken and not answered yet; further ones are not read until then.
     """
 
@@ -141,6 +142,7 @@ class Limits:
     max_message_bytes: int = number(0, 0, 2**31 - 1)
     max_batch: int = number(64, 1)
     max_streams: int = number(256, 1)
+    max_per_caller: int = number(0, 0)
     stream_in_flight: int = number(16, 1)
 
     @property

@@ -168,6 +168,13 @@ class TooManyStreams(RetryLater):
     reason = "STREAMS_FULL"
 
 
+class CallerBusy(RetryLater):
+    """The caller itself has as many requests under way as one caller may."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "CALLER_LIMIT"
+
+
 class DeadlineMissed(RequestError):
     """The caller's deadline passed, or would have, before the engine could start."""
 

@@ -174,18 +174,21 @@ class OpenInferenceService:
 
     async def _inputs(self, request: InferRequest, served: Served) -> tuple[Inputs, pipeline.Prepared | None]:
         """Arrays for the engine, and the picture if the request has one in place of them."""
-        specs = served.engine.inputs
         if served.card.kind == "tensor":
-            # Views of raw contents cost nothing; typed ones are read value by value, which must not stop the loop.
-            if request.raw:
-                return tensors.read_inputs(request, specs), None
-            return await self._in_thread(tensors.read_inputs, request, specs), None
+            return await self._tensors(request, served), None
         if [tensor.datatype for tensor in request.message.inputs] == ["BYTES"]:
             prepared = await self._in_thread(self._picture, request, served)
             return {"image": prepared.batch}, prepared
-        inputs = await self._in_thread(tensors.read_inputs, request, specs)
+        inputs = await self._tensors(request, served)
         _check_sides(inputs["image"], served)
         return inputs, None
+
+    async def _tensors(self, request: InferRequest, served: Served) -> Inputs:
+        # Views of raw contents cost nothing; typed ones are read value by value, which must not stop the loop.
+        if request.raw:
+            return tensors.read_inputs(request, served.engine.inputs)
+        found: Inputs = await self._in_thread(tensors.read_inputs, request, served.engine.inputs)
+        return found
 
     def _picture(self, request: InferRequest, served: Served) -> pipeline.Prepared:
         encoded = tensors.read_encoded(request, served.engine.inputs[0].name)

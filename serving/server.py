@@ -60,7 +60,7 @@ class Server:
         self.telemetry = Telemetry()
         trace = tracer(importlib.metadata.version("wsss")) if telemetry.tracing else None
         level = logging.getLevelNamesMapping()[telemetry.log_requests.upper()]
-        self._calls = Calls(self.telemetry, trace, level, config.limits.max_streams)
+        self._calls = Calls(self.telemetry, trace, level, config.limits)
         self.models = Models(config)
         self._codecs = ThreadPoolExecutor(available_cpus(), thread_name_prefix="codec")
         self._health = Health(self.models)

@@ -143,6 +143,8 @@ class SegmentationService:
                 max_queue=self._config.schedule.queue,
                 oversize=next(number for number, rule in OVERSIZE.items() if rule == tiling.oversize),
                 tile_overlap=tiling.overlap,
+                max_streams=limits.max_streams,
+                max_per_caller=limits.max_per_caller,
             ),
         )
 

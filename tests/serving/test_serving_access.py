@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import ssl
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -300,3 +301,45 @@ def test_the_command_lines_of_tokens_and_tls(repository, run_server, keys, monke
     assert run("health", "--tls-ca", keys.folder / "none")[0] == 2
     monkeypatch.delenv("WSSS_TLS_CA")
     assert run("health", "--tls-cert", keys.folder / "server.crt")[0] == 2
+
+
+def test_one_caller_may_not_take_every_place(repository, run_server, tokens, monkeypatch):
+    path, secret = tokens
+    config = configured(repository, access__tokens=path, limits__max_per_caller=2)
+    path.write_text(path.read_text().replace("the-metrics metrics", "other infer"))
+    with run_server(config) as server, grpc.insecure_channel(server.address) as channel:
+        stub = segmentation_pb2_grpc.SegmentationStub(channel)
+        engine = server.models.find("colours", 0, None).engine
+        go, run = threading.Event(), engine.run
+        monkeypatch.setattr(engine, "run", lambda *arguments: go.wait(20) and run(*arguments))
+        raw = segmentation_pb2.RawImage(height=9, width=9, pixels=bytes(243))
+        request = segmentation_pb2.SegmentRequest(model="colours", image=segmentation_pb2.Image(raw=raw))
+        waiting = [stub.Segment.future(request, timeout=20, metadata=bearer(secret["infer"])) for _ in range(2)]
+        while server.models.find("colours", 0, None).batcher.statistics().admitted < 2:
+            time.sleep(0.01)
+        assert code(stub.Segment, request, metadata=bearer(secret["infer"]))[:2] == (
+            "RESOURCE_EXHAUSTED",
+            "CALLER_LIMIT",
+        )
+        other = stub.Segment.future(request, timeout=20, metadata=bearer(secret["metrics"]))
+        while server.models.find("colours", 0, None).batcher.statistics().admitted < 3:
+            time.sleep(0.01)
+        go.set()
+        assert all(call.result().mask.png for call in (*waiting, other))
+        assert code(stub.Segment, request, metadata=bearer(secret["infer"]))[0] == "OK"
+        listing = segmentation_pb2.ListModelsRequest()
+        assert stub.ListModels(listing, metadata=bearer(secret["infer"])).limits.max_per_caller == 2
+
+
+def test_without_tokens_a_caller_is_its_certificate_or_its_address(repository, run_server, keys, caplog):
+    caplog.set_level("DEBUG")
+    clients = trustme.CA()
+    clients.cert_pem.write_to_path(keys.folder / "clients.crt")
+    own = clients.issue_cert("somewhere", common_name="annotator")
+    files = {"private_key": own.private_key_pem.bytes(), "certificate_chain": own.cert_chain_pems[0].bytes()}
+    with run_server(configured(repository, **secure(keys, access__client_ca=keys.folder / "clients.crt"))) as server:
+        assert live(server.address, trusting(keys.authority, **files)) == "OK"
+    with run_server(configured(repository)) as server, oip_calls.stub(server.address) as calls:
+        assert code(calls.ServerLive, pb.ServerLiveRequest())[0] == "OK"
+    callers = [record.fields["caller"] for record in caplog.records if record.name == "serving.requests"]
+    assert callers == ["annotator", "ipv4:127.0.0.1"]
