@@ -129,7 +129,7 @@ def token(
     as_json: Json = False,
 ) -> None:
     """Make a token for a caller. It is shown once; the server's file holds its hash alone."""
-    from serving.access import new_token
+    from serving.tokens import new_token
 
     secret, line = new_token(name, [str(entry) for entry in role])
     if file:

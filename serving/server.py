@@ -15,7 +15,7 @@ import grpc
 from grpc_reflection.v1alpha import reflection
 
 from serving import health, open_inference, service
-from serving.access import AccessInterceptor, Tokens, check_exposure
+from serving.access import AccessInterceptor, check_exposure
 from serving.calls import Calls
 from serving.certificates import Certificates
 from serving.config import ServerConfig
@@ -27,6 +27,7 @@ from serving.models import Models
 from serving.open_inference import OpenInferenceService
 from serving.service import SegmentationService
 from serving.telemetry import Telemetry
+from serving.tokens import Tokens
 from serving.tracing import tracer
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class Server:
         self.models = Models(config)
         self._codecs = ThreadPoolExecutor(available_cpus(), thread_name_prefix="codec")
         self._health = Health(self.models)
-        self._http = HttpServer(self.telemetry, self._tokens, self._certificates)
+        self._http = HttpServer(self.telemetry, access)
         self.address = self.http_address = ""
 
     @property
@@ -83,7 +84,7 @@ class Server:
         check_port(network.host, network.port)
         if network.http_port is not None:
             check_port(network.host, network.http_port)
-            self.http_address = self._http.start(network.host, network.http_port)
+            self.http_address = await self._http.start(network.host, network.http_port)
         await self.models.start()
         self.telemetry.follow(self.models)
         interceptors = [AccessInterceptor(self._tokens, self.telemetry)] if self._tokens else []
@@ -118,11 +119,11 @@ class Server:
         await closing
         await self.models.close()
         self._codecs.shutdown()
-        self._http.stop()
+        await self._http.stop()
 
     def _set_ready(self, ready: bool) -> None:
         self._calls.draining = not ready
-        self._http.ready = ready
+        self._http.set_ready(ready)
         self.telemetry.ready.set(ready)
 
     def _bind(self) -> str:

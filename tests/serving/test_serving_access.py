@@ -21,6 +21,7 @@ from oip_calls import code, sums
 from PIL import Image
 
 from serving import access
+from serving import tokens as tokens_module
 from serving.cli import main
 from serving.config import ServerConfig, set_values
 from serving.errors import StartError
@@ -111,7 +112,7 @@ def test_mutual_tls_asks_grpc_callers_and_no_probe(repository, run_server, keys)
 @pytest.fixture
 def tokens(tmp_path):
     """A token file, and the token of each role."""
-    made = {role: access.new_token(f"the-{role}", [role]) for role in access.ROLES}
+    made = {role: tokens_module.new_token(f"the-{role}", [role]) for role in tokens_module.ROLES}
     path = tmp_path / "tokens"
     path.write_text("# callers\n\n" + "\n".join(line for _, line in made.values()) + "\n")
     return path, {role: token for role, (token, _) in made.items()}
@@ -212,21 +213,21 @@ def test_bad_files_are_told_before_the_start(repository, keys, tmp_path):
 
 
 def test_a_new_token_and_bad_roles():
-    token, line = access.new_token("me", ["infer", "metrics"])
+    token, line = tokens_module.new_token("me", ["infer", "metrics"])
     assert token not in line
     assert len(token) >= 43
     for name, roles in (("me", ["root"]), ("my name", ["infer"]), ("me", [])):
         with pytest.raises(StartError):
-            access.new_token(name, roles)
+            tokens_module.new_token(name, roles)
 
 
 def test_comparing_takes_every_entry(monkeypatch, tokens):
     path, secret = tokens
     seen = []
-    original = access.hmac.compare_digest
-    monkeypatch.setattr(access.hmac, "compare_digest", lambda a, b: seen.append(a) or original(a, b))
-    access.Tokens(path).caller(f"bearer {secret['infer']}")
-    assert len(seen) == len(access.ROLES)
+    original = tokens_module.hmac.compare_digest
+    monkeypatch.setattr(tokens_module.hmac, "compare_digest", lambda a, b: seen.append(a) or original(a, b))
+    tokens_module.Tokens(path).caller(f"bearer {secret['infer']}")
+    assert len(seen) == len(tokens_module.ROLES)
 
 
 def test_the_probe_port_limits_its_callers_and_answers_while_the_loop_stands_still(repository, run_server):

@@ -1,0 +1,104 @@
+"""The process that answers probes: what it says, how long it lives."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from http import HTTPStatus
+from multiprocessing import Pipe
+from pathlib import Path
+
+import pytest
+from conftest import configured
+from test_serving_access import fetch
+
+from serving import probes
+from serving.probes import STALLED, STATE, Probes
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def state():
+    return mmap.mmap(-1, STATE.size)
+
+
+@pytest.mark.parametrize(
+    ("late", "ready", "healthz", "readyz"),
+    [(0, True, 200, 200), (0, False, 200, 503), (STALLED + 1, True, 503, 503), (STALLED + 1, False, 503, 503)],
+)
+def test_probes_tell_readiness_and_a_loop_that_stands_still(state, late, ready, healthz, readyz):
+    STATE.pack_into(state, 0, time.monotonic() - late, ready)
+    ours, theirs = Pipe()
+    answer = Probes(state, theirs, None).answer
+    assert (answer("/healthz", {})[0], answer("/readyz", {})[0]) == (healthz, readyz)
+    assert answer("/nothing", {})[0] == HTTPStatus.NOT_FOUND
+    ours.close()
+    theirs.close()
+
+
+def test_a_page_that_comes_too_late_is_not_given_to_the_next(state, monkeypatch):
+    monkeypatch.setattr(probes, "PAGE_TIMEOUT", 0.05)
+    STATE.pack_into(state, 0, time.monotonic(), True)
+    ours, theirs = Pipe()
+    answer = Probes(state, theirs, None).answer
+    assert answer("/metrics", {})[0] == HTTPStatus.SERVICE_UNAVAILABLE
+    assert ours.recv_bytes() == b""
+    ours.send_bytes(b"text/plain\nold")
+
+    def give():
+        assert ours.recv_bytes() == b"x"
+        ours.send_bytes(b"text/plain; x\nnew")
+
+    monkeypatch.setattr(probes, "PAGE_TIMEOUT", 10)
+    giver = threading.Thread(target=give)
+    giver.start()
+    assert answer("/metrics", {"Accept": "x"}) == (HTTPStatus.OK, b"new", "text/plain; x")
+    giver.join()
+    ours.close()
+    theirs.close()
+
+
+def children(pid):
+    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    return [int(line.split()[0]) for line in listed.splitlines() if "serving.probes" in line]
+
+
+def test_it_ends_with_the_server_even_if_that_is_killed(repository):
+    command = [sys.executable, "-m", "serving.cli", "serve", "--repository", str(repository), "--port", "0"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen([*command, "--http-port", str(port)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout.readline().startswith("serving ")
+        assert fetch(f"127.0.0.1:{port}", "/readyz")[0] == 200
+        assert "process_resident_memory_bytes" in fetch(f"127.0.0.1:{port}", "/metrics")[1]
+        (child,) = children(server.pid)
+        os.kill(child, signal.SIGTERM)
+        time.sleep(0.2)
+        assert fetch(f"127.0.0.1:{port}", "/readyz")[0] == 200, "who ends the group ends the server, which drains"
+    finally:
+        server.kill()
+        server.communicate()
+    ended = time.monotonic() + 10
+    while Path(f"/proc/{child}/cmdline").exists() and b"probes" in Path(f"/proc/{child}/cmdline").read_bytes():
+        assert time.monotonic() < ended, "it outlived the server"
+        time.sleep(0.05)
+
+
+def test_its_death_is_told(repository, run_server, caplog):
+    with run_server(configured(repository, network__http_port=0)) as server:
+        (child,) = children(os.getpid())
+        os.kill(child, signal.SIGKILL)
+        ended = time.monotonic() + 10
+        while "probes ended with code -9" not in caplog.text and time.monotonic() < ended:
+            time.sleep(0.05)
+        assert "probes ended with code -9" in caplog.text
+        assert server.address
