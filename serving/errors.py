@@ -9,6 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# Of a list of names in an error; other texts may be twice as long. gRPC refuses metadata of more than 16 KiB in all.
+LONGEST = 250
+
 
 class ServingError(Exception):
     """Something that the user gave, and can change.
@@ -57,7 +60,7 @@ class OutputError(ServingError):
 
 
 class RequestError(ServingError):
-    """One request cannot be answered.
+    """One request cannot be answered. Its texts are cut to what fits into the metadata of a gRPC reply.
 
     Attributes:
         code: name of the gRPC status code.
@@ -78,9 +81,9 @@ class RequestError(ServingError):
         field: str = "",
         metadata: dict[str, str] | None = None,
     ) -> None:
-        super().__init__(found, expected, hint)
+        super().__init__(short(found), short(expected), hint)
         self.field = field
-        self.metadata = metadata or {}
+        self.metadata = {key: short(value) for key, value in (metadata or {}).items()}
 
 
 class FieldError(RequestError):
@@ -99,6 +102,13 @@ class ImageTooLarge(ImageError):
     """The image has more bytes or pixels, or is more elongated, than the limit allows."""
 
     reason = "IMAGE_TOO_LARGE"
+
+
+class MaskTooComplex(RequestError):
+    """The mask is too ragged for the encoding asked for; any other encoding holds it."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "MASK_TOO_COMPLEX"
 
 
 class ModelNotFound(RequestError):
@@ -199,6 +209,15 @@ class ServerFault(RequestError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """What may stand for ``name``: everything known, and the one most like it."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    listing = f"one of: {', '.join(known) or 'none is there'}"
+    close = difflib.get_close_matches(name[:LONGEST], known, n=1, cutoff=0.5)
+    listing = ", ".join(known)
+    if len(listing) > LONGEST:
+        listing = listing[:LONGEST].rpartition(", ")[0]
+        listing += f" and {len(known) - listing.count(', ') - 1} more"
+    listing = f"one of: {listing or 'none is there'}"
     return f"{listing}; nearest: {close[0]}" if close else listing
+
+
+def short(text: str) -> str:
+    """A text cut to a few lines."""
+    return text if len(text) <= 2 * LONGEST else f"{text[: 2 * LONGEST]}..."

@@ -18,10 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.encodings import label_runs
+from serving.errors import MaskTooComplex
 
 Pixels = npt.NDArray[np.uint8]
 Whole = npt.NDArray[np.int64]
 Points = list[tuple[int, int]]
+
+# Of a mask: some hundred bytes each stand in memory while they are joined.
+MAX_CORNERS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,11 @@ class _Edges:
 
 
 def rings(labels: Pixels) -> dict[int, list[Ring]]:
-    """The rings of every label above 0 in a uint8 [H,W] map, from top to bottom."""
+    """The rings of every label above 0 in a uint8 [H,W] map, from top to bottom.
+
+    Raises:
+        MaskTooComplex: more corners than ``MAX_CORNERS``.
+    """
     edges = _join(_corners(labels), labels.shape)
     found: dict[int, list[Ring]] = defaultdict(list)
     for label, corners, hole in _trace(edges):
@@ -85,6 +93,9 @@ def outlines(labels: Pixels) -> dict[int, list[Points]]:
 
     For formats that know polygons and no holes: every hole is joined to the line at its left by a slit of no width. The
     even-odd and the non-zero rule still fill exactly the region.
+
+    Raises:
+        MaskTooComplex: more corners than ``MAX_CORNERS``.
     """
     edges = _join(_corners(labels), labels.shape)
     holes = [min(corners, key=edges.points.__getitem__) for _, corners, hole in _trace(edges) if hole]
@@ -129,6 +140,13 @@ def _corners(labels: Pixels) -> _Corners:
     framed[1:-1, 1:-1] = labels
     beside, below = framed[:, 1:] != framed[:, :-1], framed[1:] != framed[:-1]
     y, x = np.nonzero((beside[:-1] | beside[1:]) & (below[:, :-1] | below[:, 1:]))
+    if len(y) > MAX_CORNERS:
+        raise MaskTooComplex(
+            f"the outlines of the mask have more than {len(y):,} corners",
+            f"at most {MAX_CORNERS:,}",
+            "run lengths, label runs or a PNG",
+            metadata={"max_corners": str(MAX_CORNERS)},
+        )
     parts = []
     # Each of the four pixels around a point makes a corner if both its neighbours differ from it: as the only one of
     # its label there, or as the one that another label lacks.

@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 import tiny_models
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 
+from serving import encodings
 from serving.cli import main
 from serving.client import Client
 from serving.errors import ServerUnavailable
@@ -223,6 +225,66 @@ def test_label_exit_codes_and_json(run, repository, tmp_path):
     ):
         done = run("label", source, target, "--repository", repository, *wrong)
         assert (done.code, told in done.stderr) == (2, True), done.stderr
+
+
+def test_label_in_other_forms_and_tiled(run, repository, tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    Image.new("RGB", (700, 300), (255, 0, 0)).save(source / "a.png")
+    command = ("label", source, tmp_path / "out", "--repository", repository, "--model", "colours", "--json")
+    done = run(*command, "--format", "coco", "--tile", "--overlap", 0.4, "--min-confidence", 0.2)
+    assert done.code == 0, done.stderr
+    (file,) = json.loads(done.stdout)["files"]
+    (annotation,) = json.loads(Path(file).read_text())["annotations"]
+    assert (annotation["area"], annotation["bbox"]) == (700 * 300, [0, 0, 700, 300])
+    entry = json.loads((tmp_path / "out" / "manifest.jsonl").read_text())
+    assert entry["tiles"] > 1
+    assert entry["settings"]["overlap"] == 0.4
+    assert (
+        "1 there already"
+        in run(*command[:-1], "--format", "coco", "--tile", "--overlap", 0.4, "--min-confidence", 0.2).stdout
+    )
+
+
+def test_segment_through_a_server(run, server, tmp_path):
+    image, mask, look = tmp_path / "a.png", tmp_path / "mask", tmp_path / "look.jpg"
+    picture = Image.new("RGB", (40, 30), (255, 0, 0))
+    picture.paste((0, 0, 255), (0, 0, 20, 30))
+    picture.save(image)
+    command = ("segment", image, mask, "--address", server.address)
+    done = run(*command, "--model", "colours", "--overlay", look, "--json")
+    assert done.code == 0, done.stderr
+    found = json.loads(done.stdout)["found"]
+    assert found["red"] == {"score": pytest.approx(0.5, abs=1e-3), "pixels": 600, "box": [20, 0, 20, 30]}
+    with Image.open(mask) as written, Image.open(look) as shown:
+        assert (written.mode, written.getpixel((0, 0)), shown.size) == ("P", 3, (40, 30))
+        left, right = shown.getpixel((10, 15)), shown.getpixel((30, 15))
+    assert left != right
+    assert run(*command, "--classes", "red, green", "--encoding", "coco_rle").code == 0
+    assert json.loads(mask.read_bytes()) == {"red": {"size": [30, 40], "counts": mask_counts(30, 40)}}
+    run(*command, "--model", "maps", "--tags", "blue", "--encoding", "polygons", "--background-threshold", 0.9)
+    assert list(json.loads(mask.read_bytes())) == ["blue"]
+    run(*command, "--encoding", "label_runs", "--min-confidence", 1)
+    assert json.loads(mask.read_bytes())["labels"] == [3, 1] * 30
+    run(*command, "--encoding", "raw")
+    assert len(mask.read_bytes()) == 1200
+    for wrong, told in (
+        (("--encoding", "jpeg"), "one of: png"),
+        (("--classes", "rad"), "nearest: red"),
+        (("--oversize", "tiles"), "nearest: tile"),
+        (("--overlay", tmp_path / "look.what"), "a name that ends in"),
+        (("--overlay", tmp_path / "none" / "look.png"), "look.png: No such file"),
+    ):
+        done = run(*command, *wrong)
+        assert (done.code, told in done.stderr) == (2, True), done.stderr
+    done = run("segment", tmp_path / "none.jpg", mask, "--address", server.address)
+    assert (done.code, "none.jpg: No such file" in done.stderr) == (2, True), done.stderr
+
+
+def mask_counts(height: int, width: int) -> str:
+    labels = np.zeros((height, width), np.uint8)
+    labels[:, width // 2 :] = 1
+    return encodings.coco_counts(labels)[1].decode()
 
 
 def test_models_lists_and_verifies(run, repository, tmp_path):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from serving import polygons
+from serving.errors import MaskTooComplex
 
 MAPS = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.integers(0, 2))
 
@@ -79,3 +80,11 @@ def test_a_sieve_of_many_holes_is_one_line():
 def test_lines_that_no_mask_has(line):
     with pytest.raises(ValueError, match=r"slanting|outside"):
         polygons.fill([(1, [line])], 5, 5)
+
+
+def test_a_mask_with_too_many_corners_is_refused(monkeypatch):
+    monkeypatch.setattr(polygons, "MAX_CORNERS", 100)
+    noise = np.random.default_rng(0).integers(0, 2, (20, 20), dtype=np.uint8)
+    for work in (polygons.rings, polygons.outlines):
+        with pytest.raises(MaskTooComplex, match="at most 100"):
+            work(noise)
