@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Iterable
 
 # Of a list of names in an error; other texts may be twice as long. gRPC refuses metadata of more than 16 KiB in all.
-LONGEST = 250
+LONGEST = 200
 
 
 class ServingError(Exception):
