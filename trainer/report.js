@@ -101,18 +101,15 @@ function stretch({data, width, height}, toWidth, toHeight) {
 }
 
 async function open(row) {
-  const photo = await pixels(row.style.getPropertyValue('--photo').slice(4, -1)), layers = [];
+  const photo = await pixels(row.style.getPropertyValue('--photo').slice(4, -1)), {width, height} = photo, layers = [];
   for (const figure of all('figure[data-draw]', row)) {
     const kind = figure.dataset.draw, image = figure.querySelector('img'), raw = image && await pixels(image.src);
-    const canvas = figure.querySelector('canvas') ?? make('canvas');
-    Object.assign(canvas, {width: photo.width, height: photo.height});
-    if (image) image.after(canvas);
-    const layer = {figure, kind, canvas, klass: Number(figure.dataset.class) + 1};
-    if (kind === 'map' || kind === 'walk') layer.values = stretch(raw, photo.width, photo.height);
+    const layer = {figure, kind, canvas: figure.querySelector('canvas') ?? make('canvas'), klass: Number(figure.dataset.class) + 1};
+    if (kind === 'map' || kind === 'walk') layer.values = stretch(raw, width, height);
     else if (image) layer.labels = labelsOf(raw);
     layers.push(layer);
   }
-  return {photo, layers, truth: layers.find(layer => layer.kind === 'truth')?.labels};
+  return {photo, width, height, layers, truth: layers.find(layer => layer.kind === 'truth')?.labels, bases: {}};
 }
 
 function close(row) {
@@ -121,64 +118,80 @@ function close(row) {
   delete row.dataset.drawn;
 }
 
-// Background where no map exceeds the threshold, else the class of the strongest.
-function cut(layers, threshold) {
-  const maps = layers.filter(layer => layer.kind === 'map');
-  return Uint8Array.from(maps[0].values, (_, i) => {
-    let best = maps[0];
-    for (const map of maps) if (map.values[i] > best.values[i]) best = map;
-    return best.values[i] > threshold ? best.klass : 0;
+// The photograph with a share of its colour and of its light.
+function muted({photo: {data}, bases}, keep, light) {
+  return bases[[keep, light]] ??= data.map((value, i) => {
+    const p = i - i % 4;
+    return light * (keep * value + (1 - keep) * (.299 * data[p] + .587 * data[p + 1] + .114 * data[p + 2]));
   });
 }
 
-// Colour and opacity of every pixel over the photograph, of which `keep` of the colour and `light` of the light stay.
-function compose({photo, layers}, canvas, keep, light, over) {
-  const {width, height, data} = photo, image = new ImageData(width, height);
-  for (let i = 0; i < width * height; i++) {
-    const [colour, opacity, lift] = over(i, i % width, Math.floor(i / width));
-    const grey = .299 * data[4 * i] + .587 * data[4 * i + 1] + .114 * data[4 * i + 2];
-    for (let c = 0; c < 3; c++) {
-      const base = light * (keep * data[4 * i + c] + (1 - keep) * grey);
-      const mixed = base * (1 - opacity) + colour[c] * opacity;
-      image.data[4 * i + c] = lift ? .5 * mixed + 127.5 : mixed;
-    }
-    image.data[4 * i + 3] = 255;
+// Every pixel has a kind; `table` has red, green, blue and opacity of each kind over the photograph.
+function paint({width, height}, {figure, canvas}, base, kinds, table) {
+  const image = new ImageData(width, height), {data} = image;
+  for (let i = 0, p = 0; i < kinds.length; i++, p += 4) {
+    const t = 4 * kinds[i], opacity = table[t + 3];
+    for (let c = 0; c < 3; c++) data[p + c] = base[p + c] * (1 - opacity) + table[t + c] * opacity;
+    data[p + 3] = 255;
   }
+  if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, {width, height});
+  if (!canvas.parentNode) figure.querySelector('.pic').append(canvas);
   canvas.getContext('2d').putImageData(image, 0, 0);
 }
 
-const differs = (values, width, height, i, x, y) => values[i] !== values[x ? i - 1 : i] || values[i] !== values[y ? i - width : i]
-  || values[i] !== values[x < width - 1 ? i + 1 : i] || values[i] !== values[y < height - 1 ? i + width : i];
-const NONE = [[0, 0, 0], 0];
+// What `kindOf` says of every pixel, given its place.
+function kindsOf({width, height}, kindOf) {
+  const kinds = new Uint16Array(width * height);
+  for (let y = 0, i = 0; y < height; y++) for (let x = 0; x < width; x++, i++) kinds[i] = kindOf(i, x, y);
+  return kinds;
+}
 
-function drawMask(state, canvas, labels) {
-  const {width, height} = state.photo;
-  compose(state, canvas, .5, 1, (i, x, y) => {
+const hatched = (x, y) => (x + y) % 6 < 2;
+const differs = ({width, height}, values, i, x, y) => (x > 0 && values[i] !== values[i - 1])
+  || (x < width - 1 && values[i] !== values[i + 1]) || (y > 0 && values[i] !== values[i - width])
+  || (y < height - 1 && values[i] !== values[i + width]);
+
+// Labels: kind 0 is nothing, then each label, then each label's contour.
+const labelTable = Float32Array.from([0, 0, 0, 0, ...palette.slice(1).flatMap(colour => [...colour, .6]),
+  ...palette.flatMap(colour => [...colour.map(value => .5 * value + 127.5), 1])]);
+function drawLabels(state, layer, labels) {
+  paint(state, layer, muted(state, .5, 1), kindsOf(state, (i, x, y) => {
     const label = labels[i];
-    if (label === ignored) return [palette[ignored], (x + y) % 6 < 2 ? .6 : 0];
-    if (!label) return NONE;
-    const edge = differs(labels, width, height, i, x, y);
-    return [palette[label], edge ? 1 : .6, edge];
-  });
+    if (label === ignored) return hatched(x, y) ? label : 0;
+    return label && differs(state, labels, i, x, y) ? palette.length + label : label;
+  }), labelTable);
 }
 
-function drawErrors(state, canvas, labels) {
-  const [found, missed, invented, wrong] = errorColours;
-  compose(state, canvas, 0, 1, (i, x, y) => {
+// Errors: nothing, found, missed, invented, wrong class, not known.
+const errorTable = Float32Array.from([0, 0, 0, 0, ...errorColours.flatMap(colour => [...colour, .7]), ...INK, .5]);
+function drawErrors(state, layer, labels) {
+  paint(state, layer, muted(state, 0, 1), kindsOf(state, (i, x, y) => {
     const truth = state.truth[i], label = labels[i] === ignored ? 0 : labels[i];
-    if (truth === ignored) return [INK, (x + y) % 6 < 2 ? .5 : 0];
-    if (truth === label) return truth ? [found, .7] : NONE;
-    return [label ? truth ? wrong : invented : missed, .7];
-  });
+    if (truth === ignored) return hatched(x, y) ? 5 : 0;
+    if (truth === label) return truth ? 1 : 0;
+    return label ? truth ? 4 : 3 : 2;
+  }), errorTable);
 }
 
-function drawMap(state, canvas, values, threshold) {
-  const {width, height} = state.photo, inside = threshold === undefined ? null : Uint8Array.from(values, v => v > threshold);
-  compose(state, canvas, 0, .75, (i, x, y) => {
-    if (inside?.[i] && differs(inside, width, height, i, x, y)) return [[255, 255, 255], 1];
-    const v = Math.min(Math.max(values[i], 0), 1), place = v * (heat.length - 1), low = Math.min(Math.floor(place), heat.length - 2);
-    const colour = heat[low].map((from, c) => from + (heat[low + 1][c] - from) * (place - low));
-    return [colour, .85 * (.25 + .75 * Math.sqrt(v))];
+// Maps: 512 levels, then the line around what exceeds the threshold.
+const mapTable = Float32Array.from([...Array(512).keys()].flatMap(level => {
+  const v = level / 511, place = v * (heat.length - 1), low = Math.min(Math.floor(place), heat.length - 2);
+  return [0, 1, 2].map(c => heat.length && heat[low][c] + (heat[low + 1][c] - heat[low][c]) * (place - low))
+    .concat(.85 * (.25 + .75 * Math.sqrt(v)));
+}).concat(255, 255, 255, 1));
+function drawMap(state, layer, threshold) {
+  const {values} = layer, inside = kindsOf(state, i => values[i] > threshold);
+  paint(state, layer, muted(state, 0, .75), kindsOf(state, (i, x, y) =>
+    inside[i] && differs(state, inside, i, x, y) ? 512 : Math.round(511 * Math.min(Math.max(values[i], 0), 1))), mapTable);
+}
+
+// Background where no map exceeds the threshold, else the class of the strongest.
+function cut(state, threshold) {
+  const maps = state.layers.filter(layer => layer.kind === 'map');
+  return kindsOf(state, i => {
+    let best = maps[0];
+    for (let m = 1; m < maps.length; m++) if (maps[m].values[i] > best.values[i]) best = maps[m];
+    return best.values[i] > threshold ? best.klass : 0;
   });
 }
 
@@ -188,16 +201,19 @@ function settings(bar) {
   return {step, threshold: JSON.parse(bar.dataset.thresholds)[step], errors: bar.querySelector('.view input').checked};
 }
 
-function draw(state, {step, threshold, errors}) {
-  for (const {kind, canvas, figure, labels, values} of state.layers) {
-    if (kind === 'map') drawMap(state, canvas, values, threshold);
-    else if (kind === 'walk') drawMap(state, canvas, values, figure.dataset.at && Number(figure.dataset.at));
+// Draws a row; only what depends on the threshold if that is all that has moved.
+function draw(state, {step, threshold, errors}, moved = false) {
+  for (const layer of state.layers) {
+    const {kind, figure} = layer;
+    if (moved && kind !== 'map' && kind !== 'cut') continue;
+    if (kind === 'map') drawMap(state, layer, threshold);
+    else if (kind === 'walk') drawMap(state, layer, Number(figure.dataset.at ?? NaN));
     else {
-      const mask = labels ?? cut(state.layers, threshold);
-      if (errors && state.truth && kind !== 'truth') drawErrors(state, canvas, mask); else drawMask(state, canvas, mask);
+      const labels = layer.labels ?? cut(state, threshold), judged = errors && state.truth && (kind === 'mask' || kind === 'cut');
+      (judged ? drawErrors : drawLabels)(state, layer, labels);
     }
     if (kind === 'cut' && figure.dataset.iou)
-      figure.querySelector('figcaption b').textContent = JSON.parse(figure.dataset.iou)[step]?.toFixed(1) ?? '';
+      figure.querySelector('figcaption b').textContent = JSON.parse(figure.dataset.iou)[step].toFixed(1);
   }
 }
 
@@ -228,20 +244,21 @@ for (const bar of all('.bar')) {
     range.ariaValueText = [words, here].filter(Boolean).join(', ');
     back.hidden = step === start || !source;
   };
-  let waiting = false;
-  const redraw = () => {
+  let waiting = false, whole = false;
+  const redraw = event => {
     say();
+    whole ||= event.type === 'change';
     if (!waiting) requestAnimationFrame(() => {
-      waiting = false;
-      for (const [row, state] of opened) if (state && barOf(row) === bar) draw(state, settings(bar));
+      for (const [row, state] of opened) if (state && barOf(row) === bar) draw(state, settings(bar), !whole);
+      waiting = whole = false;
     });
     waiting = true;
   };
   range.addEventListener('input', redraw);
-  back.addEventListener('click', () => { range.value = start; range.focus(); redraw(); });
+  back.addEventListener('click', event => { range.value = start; range.focus(); redraw(event); });
   bar.querySelector('.view input').addEventListener('change', event => {
     bar.parentNode.classList.toggle('errors', event.target.checked);
-    redraw();
+    redraw(event);
   });
   bar.querySelector('select').addEventListener('change', event => {
     for (const row of all('.row', bar.parentNode))

@@ -80,7 +80,8 @@ def row(lists: Mapping[str, Sources], job: tuple[str, Record]) -> str:
     tiles += _walked(sources, record, size)
     for title, mask in _masks(sources, record):
         # Labels of AffinityNet and IRNet leave most pixels open: an IoU of them would mean nothing.
-        tiles.append(_mask(sources, record, mask, size, title, None if "labels" in title else truth))
+        kind = "labels" if "labels" in title else "mask"
+        tiles.append(_mask(sources, record, mask, size, title, truth if kind == "mask" else None, kind))
     style = f' style="--r:{size[0]}/{size[1]};--photo:url({thumbnail(photo, size)})"'
     return _article(sources.dataset, record, f'<div class="tiles">{"".join(tiles)}</div>', style)
 
@@ -151,7 +152,7 @@ def _maps(dataset: Dataset, record: Record, cam: Cam, size: tuple[int, int], tit
     tiles = []
     for k, values in zip(cam.classes.tolist(), cam.maps):
         known = 0 <= k < len(dataset.classes)
-        name = dataset.classes[k] if known else f"class {k}"
+        name, drawn = (dataset.classes[k], k) if known else (f"class {k}", len(dataset.classes))
         image = Image.fromarray(values)
         factor = min(1.0, MAP / max(image.size))
         if factor < 1:
@@ -161,7 +162,7 @@ def _maps(dataset: Dataset, record: Record, cam: Cam, size: tuple[int, int], tit
         levels = np.ceil(np.clip(np.asarray(image), 0, 1) * LEVELS - 1e-4).astype(np.uint8)
         source = _address(Image.fromarray(levels), "PNG", optimize=True)
         alt = f"{record.id}: {title} of {name}"
-        tiles.append(_figure(source, size, alt, f"{title}, {esc(name)}", "map", f'{facts} data-class="{k}"'))
+        tiles.append(_figure(source, size, alt, f"{title}, {esc(name)}", "map", f'{facts} data-class="{drawn}"'))
     return tiles
 
 

@@ -180,6 +180,14 @@ def test_large_maps_are_shrunk(run: Path) -> None:
         assert (np.asarray(opened) == 100).all()
 
 
+def test_a_map_of_a_class_that_is_not_there_is_shown_without_a_figure(run: Path) -> None:
+    write_cam(cam_path(run / "cams", VAL[1]), (9,), np.full((1, 12, 16), 0.5), (48, 64))
+    _, page = report(run)
+    assert f"{VAL[1]}: CAM of class 9" in by_alt(page)
+    assert {f["data-class"] for f in page.all("figure") if f.get("data-class")} == {"0", "1", "2", "3"}
+    assert len([f for f in page.all("figure") if f.get("data-iou")]) == len(VAL) + len(TRAIN) - 1
+
+
 def test_per_image_iou_is_that_of_the_evaluation(run: Path) -> None:
     _, page = report(run)
     figures = json.loads((run / "evaluation.json").read_text())
