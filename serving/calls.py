@@ -29,6 +29,8 @@ requests_log = logging.getLogger("serving.requests")
 # Request metadata that asks for the times of the stages, and the trailing metadata that tell them.
 TIMINGS_KEY = "wsss-timings"
 Metadata = tuple[tuple[str, str | bytes], ...]
+# Asked every few seconds; counted, and worth neither line nor span.
+PROBES = ("/ServerLive", "/ServerReady", "/ModelReady")
 # Whose token the call carries: set by what checks it, before the call is handled.
 TOKEN_NAME: ContextVar[str] = ContextVar("token_name", default="")
 # From a request and its call to the reply.
@@ -209,6 +211,8 @@ class Calls:
     def _end(self, call: Call) -> None:
         call.ended = time.monotonic()
         self._telemetry.ended(call)
+        if call.rpc.endswith(PROBES):
+            return
         if requests_log.isEnabledFor(self._level):
             requests_log.log(self._level, "answered", extra={"fields": _told(call)})
         if self._trace:

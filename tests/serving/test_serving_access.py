@@ -60,7 +60,7 @@ def trusting(authority, **files):
 def live(address, credentials, **options):
     with grpc.secure_channel(address, credentials) as channel:
         stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
-        return code(stub.ServerLive, pb.ServerLiveRequest(), **options)[0]
+        return code(stub.ServerMetadata, pb.ServerMetadataRequest(), **options)[0]
 
 
 def fetch(address, path, context=None, token=None):
@@ -341,6 +341,7 @@ def test_without_tokens_a_caller_is_its_certificate_or_its_address(repository, r
     with run_server(configured(repository, **secure(keys, access__client_ca=keys.folder / "clients.crt"))) as server:
         assert live(server.address, trusting(keys.authority, **files)) == "OK"
     with run_server(configured(repository)) as server, oip_calls.stub(server.address) as calls:
-        assert code(calls.ServerLive, pb.ServerLiveRequest())[0] == "OK"
+        assert code(calls.ServerMetadata, pb.ServerMetadataRequest())[0] == "OK"
+        assert calls.ServerLive(pb.ServerLiveRequest()).live
     callers = [record.fields["caller"] for record in caplog.records if record.name == "serving.requests"]
     assert callers == ["annotator", "ipv4:127.0.0.1"]
