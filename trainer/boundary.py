@@ -8,8 +8,6 @@ mean over the classes that its truth or its prediction outlines, a list the mean
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
@@ -56,29 +54,30 @@ def boundary_f(
         ``[C]``; nan for a class without boundary in both.
     """
     reach = tolerance_pixels(tolerance, (truth_HW.shape[0], truth_HW.shape[1]))
-    truth, depth = _filled(truth_HW, num_classes)
+    truth, judged = _filled(truth_HW, num_classes, reach)
     pred = np.where(pred_HW == IGNORE, 0, pred_HW)
+    true_edge, found_edge = contour(truth) & judged, contour(pred) & judged
+    true_points, found_points = np.argwhere(true_edge), np.argwhere(found_edge)
+    true_labels, found_labels = truth[true_edge], pred[found_edge]
     values = np.full(num_classes, np.nan, np.float32)
-    true_edge, found_edge = ((contour(labels) & (depth <= reach)) for labels in (truth, pred))
-    for label in np.union1d(truth[true_edge], pred[found_edge]):
-        true = np.argwhere(true_edge & (truth == label))
-        found = np.argwhere(found_edge & (pred == label))
+    for label in np.union1d(true_labels, found_labels):
+        true, found = true_points[true_labels == label], found_points[found_labels == label]
         precision, recall = _near(found, true, reach), _near(true, found, reach)
         values[label] = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
     return values
 
 
-def _filled(truth: npt.NDArray[np.uint8], num_classes: int) -> tuple[npt.NDArray[np.uint8], Any]:
-    """Labels with the unknown ones replaced by the nearest known, and every pixel's distance to the known."""
+def _filled(
+    truth: npt.NDArray[np.uint8], num_classes: int, reach: float
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    """Labels with the unknown ones replaced by the nearest known, and the pixels within ``reach`` of the known."""
     unknown = truth >= num_classes
-    if not unknown.any():
-        return truth, np.zeros(truth.shape)
-    if unknown.all():
-        return np.zeros_like(truth), np.full(truth.shape, np.inf)
+    if unknown.all() or not unknown.any():
+        return np.where(unknown, np.uint8(0), truth), ~unknown
     from scipy.ndimage import distance_transform_edt
 
     depth, nearest = distance_transform_edt(unknown, return_indices=True)
-    return truth[tuple(nearest)], depth
+    return truth[tuple(nearest)], depth <= reach
 
 
 def _near(points: Points, others: Points, reach: float) -> float:
@@ -87,7 +86,7 @@ def _near(points: Points, others: Points, reach: float) -> float:
         return 0.0
     from scipy.spatial import cKDTree
 
-    # The tree's own bound is exclusive. A tree of outlines is 30 times faster than a distance transform of the image.
+    # The tree's own bound is exclusive. bench/evaluation.py has it beside distance transforms of the image.
     distance, _ = cKDTree(others).query(points, distance_upper_bound=np.nextafter(reach, np.inf))
     return float((distance <= reach).mean())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +21,15 @@ Convention = Annotated[
 Pictures = Annotated[Path | None, typer.Option(help="Folder for contact sheets of the worst images.")]
 
 
+FOLDER_ONLY = (
+    "data", "list_", "kind", "labels", "masks", "threshold", "threshold_from", "threshold_cams", "bad", "protocol", "out",
+    "stage", "tolerance", "labels_from", "settings",
+)  # fmt: skip
+"""Options of ``eval`` that a run has no use for."""
+
+
 def evaluate(
+    context: typer.Context,
     path: Annotated[Path, typer.Argument(metavar="RUN_OR_FOLDER", help="A run, or any folder of masks or maps.")],
     data: Annotated[Path | None, typer.Option(help="Data folder that a folder of masks or maps belongs to.")] = None,
     list_: Annotated[str, typer.Option("--list", help="Image list with true masks, for a folder.")] = "val",
@@ -68,31 +77,21 @@ def evaluate(
     from trainer.metrics import convention_name
 
     name = convention_name(convention)
-    is_run = (path / "manifest.json").exists()
-    if is_run or data is None:
-        given = (
-            data,
-            kind,
-            threshold,
-            threshold_from,
-            threshold_cams,
-            out,
-            stage,
-            labels_from,
-            settings,
-            protocol or None,
-        )
-        if is_run and any(value is not None for value in given):
+    if (path / "manifest.json").exists():
+        sources = {option: context.get_parameter_source(option) for option in FOLDER_ONLY}
+        given = [option for option, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+        if given:
             raise ConfigError(
-                f"{path} is a run, which has its own data and settings", "options of a folder only with a folder"
-            )
-        if not is_run:
-            raise RunError(
-                f"{path} is not a run",
-                "a run, or a folder of masks or maps and its data",
-                f"wsss-trainer eval {path} --data DATA",
-            )
+                f"{path} is a run, which has its own data and settings", f"none of {_options(FOLDER_ONLY)}",
+                f"leave out {_options(given)}",
+            )  # fmt: skip
         evaluation = _run(path, name, pictures)
+    elif data is None:
+        raise RunError(
+            f"{path} is not a run",
+            "a run, or a folder of masks or maps and its data",
+            f"wsss-trainer eval {path} --data DATA",
+        )
     else:
         from trainer.measure_folder import Folder
 
@@ -178,6 +177,10 @@ def show(evaluation: dict[str, dict[str, Any]], as_json: bool) -> None:
         print(json.dumps(evaluation, indent=1))
     else:
         print_evaluation(evaluation)
+
+
+def _options(names: Sequence[str]) -> str:
+    return ", ".join("--set" if name == "settings" else f"--{name.strip('_').replace('_', '-')}" for name in names)
 
 
 def _say(paths: list[Path]) -> None:

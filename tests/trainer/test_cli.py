@@ -105,7 +105,7 @@ def test_methods_lists_and_describes(tmp_path: Path) -> None:
 
 def test_help_of_every_command_has_an_example() -> None:
     runner = CliRunner()
-    for command in ("fit", "eval", "report", "export", "check", "convert", "synth", "demo", "methods"):
+    for command in ("fit", "eval", "compare", "report", "export", "check", "convert", "synth", "demo", "methods"):
         assert "xample" in runner.invoke(app, [command, "--help"]).output
 
 

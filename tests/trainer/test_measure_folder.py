@@ -319,7 +319,9 @@ def test_the_command_line_prints_one_object_and_writes_pictures(data, dataset, m
 
 def test_the_command_line_refuses_what_belongs_to_the_other_kind(data, masks, tmp_path):
     run = write_run(tmp_path / "run", data, 0.4)
-    assert "is a run, which has its own data" in str(command("eval", run, "--data", data).exception)
+    both = command("eval", run, "--data", data, "--bad", "stop").exception
+    assert isinstance(both, ConfigError)
+    assert both.hint == "leave out --data, --bad"
     missing = command("eval", masks).exception
     assert isinstance(missing, RunError)
     assert f"wsss-trainer eval {masks} --data DATA" in missing.hint

@@ -1,0 +1,110 @@
+"""Boundary F-score and bootstrap: ours against the plain way, in turns; both must give the same.
+
+python bench/evaluation.py --images 40
+
+Boundary: nearest outline pixels by a tree of outlines, against two distance transforms of the whole image a class.
+Bootstrap: counts of all drawn lists as one matrix product, against adding up the confusions of each drawn list; the plain
+side does a hundredth of the draws, from the same random numbers, and its time is scaled up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+from scipy.ndimage import distance_transform_edt
+
+from trainer.bootstrap import SAMPLES, compare_paired
+from trainer.boundary import boundary_f, tolerance_pixels
+from trainer.image_counts import ImageCounts, sparse
+from trainer.metrics import confusion, mean_iou
+from trainer.overlays import contour
+
+Result = TypeVar("Result")
+
+
+def scene(seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Truth and prediction of one or two round things of 20 classes, of 375x500 pixels and like."""
+    rng = np.random.RandomState(seed)
+    y, x = np.mgrid[:height, :width]
+    truth, pred = np.zeros((2, height, width), np.uint8)
+    for label in rng.choice(np.arange(1, 21), 1 + seed % 2, replace=False):
+        centre, radius = rng.uniform(0.2, 0.8, 2) * (height, width), rng.uniform(0.1, 0.3) * width
+        shift = rng.normal(0, 6, 2)
+        truth[np.hypot(y - centre[0], x - centre[1]) < radius] = label
+        pred[np.hypot(y - centre[0] - shift[0], x - centre[1] - shift[1]) < radius * rng.uniform(0.8, 1.2)] = label
+    return truth, pred
+
+
+def by_distance_transform(pred: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
+    reach, values = tolerance_pixels(0.0075, truth.shape), np.full(classes, np.nan, np.float32)
+    edges = contour(truth), contour(pred)
+    for label in np.union1d(truth[edges[0]], pred[edges[1]]):
+        true, found = edges[0] & (truth == label), edges[1] & (pred == label)
+        values[label] = 0
+        if true.any() and found.any():
+            precision = (distance_transform_edt(~true)[found] <= reach).mean()
+            recall = (distance_transform_edt(~found)[true] <= reach).mean()
+            values[label] = 2 * precision * recall / (precision + recall) if precision + recall else 0
+    return values
+
+
+def by_adding_up(a: ImageCounts, b: ImageCounts, samples: int) -> np.ndarray:
+    dense = [np.stack([counts.select([name]).total() for name in counts.ids]) for counts in (a, b)]
+    rng = np.random.default_rng(0)
+    differences = []
+    for picks in rng.integers(len(a.ids), size=(samples, len(a.ids))):
+        mious = [float(mean_iou(matrices[picks].sum(0))) for matrices in dense]
+        differences.append(mious[1] - mious[0])
+    return np.array(differences)
+
+
+def timed(work: Callable[..., Result], *arguments: Any) -> tuple[float, Result]:
+    start = time.perf_counter()
+    result = work(*arguments)
+    return time.perf_counter() - start, result
+
+
+def counts_of(images: int, skill: float) -> ImageCounts:
+    """Images of 21 classes, small: only their counts matter."""
+    found = []
+    for n in range(images):
+        rng = np.random.RandomState(n)
+        truth = rng.choice([0, 1 + n % 20], (40, 40))
+        pred = np.where(np.random.RandomState(n + 10_000).uniform(size=truth.shape) < skill, truth, 0)
+        found.append(sparse(confusion(pred, truth, 21, predicted_ignore="own")))
+    return ImageCounts.of([str(n) for n in range(images)], [f"class{k}" for k in range(20)], found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=20, help="of the boundary F-score")
+    parser.add_argument("--list", type=int, default=1449, help="images of the bootstrap")
+    args = parser.parse_args()
+    boundary_f(*scene(0, 375, 500)[::-1], 21)  # imports
+    tree = transform = 0.0
+    for seed in range(args.images):
+        truth, pred = scene(seed, 375, 500)
+        fast, ours = timed(boundary_f, pred, truth, 21)
+        slow, plain = timed(by_distance_transform, pred, truth, 21)
+        tree, transform = tree + fast, transform + slow
+        np.testing.assert_allclose(ours, plain, atol=1e-6)
+    print(f"boundary F, 375x500: distance transforms {1e3 * transform / args.images:.1f} ms/image, "
+          f"tree {1e3 * tree / args.images:.1f} ms/image, ratio {transform / tree:.1f}, equal")  # fmt: skip
+    a, b = counts_of(args.list, 0.7), counts_of(args.list, 0.72)
+    few = SAMPLES // 100
+    fast, _ = timed(compare_paired, a, b)
+    slow, drawn = timed(by_adding_up, a, b, few)
+    first = compare_paired(a, b, samples=few).difference
+    np.testing.assert_allclose((first.low, first.high), np.percentile(drawn, [2.5, 97.5]), atol=1e-12)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"bootstrap, {SAMPLES} draws of {args.list} images x 21 classes, two systems: adding up {100 * slow:.0f} s, "
+          f"ours {fast:.2f} s, ratio {100 * slow / fast:.0f}, equal; peak memory {peak:.0f} MB")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
