@@ -61,7 +61,7 @@ class Paired:
         difference: mean IoU of B less that of A.
         ratio: mean IoU of B over that of A.
         p: two-sided: twice the smaller of the shares of resampled differences <= 0 and >= 0, at most 1. Below 0.05 just
-            where the 95 % interval of the difference leaves 0 out, rounding aside.
+            where the 95 % interval of the difference leaves 0 out, rounding aside. nan where the difference is undefined.
         images: how many were compared.
         classes: difference of the IoU of each class, by name, background first.
     """
@@ -77,7 +77,7 @@ class Paired:
         return {
             "difference": self.difference.report(),
             "ratio": self.ratio.report(),
-            "p": self.p,
+            "p": finite_or_none(self.p),
             "images": self.images,
             "classes": {name: interval.ends() for name, interval in self.classes.items()},
         }
@@ -115,14 +115,15 @@ def compare_paired(
         raise DataError("a paired comparison of other images or classes", "the same images and classes on both sides")
     value, drawn = _resample([a, b], convention, samples, seed)
     gains, gain = drawn[:, 1] - drawn[:, 0], value[1] - value[0]
-    below, above = float((gains[:, -1] <= 0).mean()), float((gains[:, -1] >= 0).mean())
+    known = gains[:, -1][np.isfinite(gains[:, -1])]
+    smaller = min(float((known <= 0).mean()), float((known >= 0).mean())) if known.size else np.nan
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio, ratios = value[1, -1] / value[0, -1], drawn[:, 1, -1] / drawn[:, 0, -1]
     names = ("background", *a.class_names)
     return Paired(
         _interval(gain[-1], gains[:, -1], seed, level),
         _interval(ratio, ratios, seed, level),
-        min(1.0, 2 * min(below, above)),
+        min(2 * smaller, 1.0),
         len(a.ids),
         {name: _interval(gain[c], gains[:, c], seed, level) for c, name in enumerate(names)},
     )

@@ -88,7 +88,7 @@ def card_from_manifest(
         manifest: content of the run's ``manifest.json``.
         kind: of the graph to export.
         run: name of the run.
-        evaluation: content of its ``evaluation.json``, if there is one; confusions and sweeps are left out.
+        evaluation: content of its ``evaluation.json``, if there is one; its long tables are left out.
         limits: ``min_side``, ``max_side`` and ``max_pixels`` of an input image.
 
     Returns:
@@ -117,7 +117,7 @@ def card_from_manifest(
             "data_fingerprint": manifest["data"]["fingerprint"],
         },
         "metrics": {
-            name: {k: v for k, v in entry.items() if k not in ("confusion", "sweep", "worst")}
+            name: {k: v for k, v in entry.items() if k not in ("confusion", "sweep", "worst", "conditions")}
             for name, entry in measured.items()
         },
     }

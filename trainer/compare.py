@@ -21,7 +21,6 @@ from trainer.metrics import DEFAULT
 STAGES = ("cam", "refined", "segment", "segment_full")
 #: Conditions that make a difference of methods unfair, in the words of the message.
 PROTOCOL = {
-    "list": "list",
     "labels": "number of classes",
     "truth": "true masks",
     "tags": "tags given to the images",
@@ -103,17 +102,22 @@ def open_sides(paths: Sequence[Path]) -> list[Side]:
 
 
 def _evaluation(path: Path) -> dict[str, dict[str, Any]]:
+    if (path / "manifest.json").exists():
+        return current_evaluation(path)
     kept = path / "evaluation.json"
-    if not (path / "manifest.json").exists() and kept.exists():
+    try:
         content: dict[str, dict[str, Any]] = json.loads(kept.read_text())
-        return content
-    if not (path / "manifest.json").exists():
+    except FileNotFoundError as error:
         raise RunError(
             f"{path} is neither a run nor kept figures",
             "a run, or a folder that eval --out wrote",
             f"wsss-trainer eval {path} --data DATA --out kept/ for a folder of masks or maps",
-        )
-    return current_evaluation(path)
+        ) from error
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{kept} cannot be read: {error}", "what eval --out wrote", "measure that folder again"
+        ) from error
+    return content
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -175,16 +179,24 @@ def _match(
     both = [i for i in first.ids if i in there]
     if not both:
         raise DataError(f"{stage} {name} of {side.name} has no image in common with the first run", "the same list")
-    flags = [*_images(first, counts, len(both)), *_differences(before, entry)]
     a, b = first.select(both), counts.select(both)
+    flags = [*_images(first, counts, a, b), *_differences(before, entry)]
     entry = restated(entry, counts, resample.keywords["convention"])
     return Match(side.name, entry, resample(a, b), tuple(flags), tuple(_changes(a, b, changes)))
 
 
-def _images(first: ImageCounts, other: ImageCounts, both: int) -> list[str]:
-    if both == len(first.ids) == len(other.ids):
-        return []
-    return [f"other images: {len(first.ids)} and {len(other.ids)}, compared on the {both} that both have"]
+def _images(first: ImageCounts, other: ImageCounts, a: ImageCounts, b: ImageCounts) -> list[str]:
+    """Whether the lists are the same, and whether the true masks of the images that both have are."""
+    flags = []
+    if not len(a.ids) == len(first.ids) == len(other.ids):
+        both = f"compared on the {len(a.ids)} that both have"
+        flags.append(f"other images: {len(first.ids)} and {len(other.ids)}, {both}")
+    otherwise = int((a.margins().truth != b.margins().truth).any(1).sum())
+    if otherwise:
+        flags.append(
+            f"other true masks: {otherwise} of {len(a.ids)} images have not the same true pixels on both sides"
+        )
+    return flags
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

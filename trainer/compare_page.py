@@ -88,8 +88,8 @@ def _against(match: Match) -> list[str]:
         f"<b>{_signed(gain.value)}</b>",
         f"{_signed(gain.low)} to {_signed(gain.high)}",
         forest(gain, _scale([gain])),
-        f"{ratio.value:.3f}",
-        "&lt; 0.001" if match.paired.p < 0.001 else f"{match.paired.p:.3f}",
+        f"{ratio.value:.3f}" if np.isfinite(ratio.value) else "–",
+        "&lt; 0.001" if match.paired.p < 0.001 else f"{match.paired.p:.3f}" if np.isfinite(match.paired.p) else "–",
     ]
 
 

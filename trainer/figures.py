@@ -104,11 +104,12 @@ class CamEvaluation:
             "miou": [finite_or_none(v) for v in self.miou],
             "best": {"threshold": round(self.best, 6), "miou": finite_or_none(float(np.nanmax(self.miou)))},
         }
-        values, at = self.image_miou[:, row], round(float(threshold), 6)
-        entry = summarise(self.confusions[row], self.class_names)
-        entry |= _rest(self.ids, protocol, at, threshold_from, values, worst)
+        at = round(float(threshold), 6)
         if self.chosen is not None and row == self.at:
             entry = self.chosen.report(protocol, at, threshold_from, worst)
+        else:
+            entry = summarise(self.confusions[row], self.class_names)
+            entry |= _rest(self.ids, protocol, at, threshold_from, self.image_miou[:, row], worst)
         return {**entry, "sweep": sweep}
 
 

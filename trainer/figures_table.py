@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -57,8 +58,9 @@ def _remarks(entries: list[tuple[str, str, Any]]) -> list[str]:
     for _, name, entry in entries:
         if "weak_full" in entry:
             ratio = entry["weak_full"]["ratio"]
-            ends = f"{100 * ratio['level']:g} % interval {ratio['low']:.3f} to {ratio['high']:.3f}"
-            lines.append(f"weak / full on {name}: {ratio['value']:.3f} ({ends}, {entry['weak_full']['images']} images)")
+            value, low, high = ("-" if ratio[key] is None else f"{ratio[key]:.3f}" for key in ("value", "low", "high"))
+            ends = f"{100 * ratio['level']:g} % interval {low} to {high}"
+            lines.append(f"weak / full on {name}: {value} ({ends}, {entry['weak_full']['images']} images)")
     first = entries[0][2]
     rule = CONVENTIONS[first["convention"]]
     open_ = sum(entry["predicted_ignore"] for *_, entry in entries)
@@ -99,9 +101,10 @@ def print_comparison(lines: Sequence[Line]) -> None:
 def _against(match: Match) -> list[str]:
     if match.paired is None:
         return ["", "", "", ""]
-    gain, ratio = match.paired.difference, match.paired.ratio
+    gain, ratio, p = match.paired.difference, match.paired.ratio, match.paired.p
+    if np.isnan(gain.value):
+        return ["-", "-", "-", "-"]
     interval = f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
-    p = match.paired.p
     return [f"{100 * gain.value:+.1f}", interval, f"{ratio.value:.3f}", "< 0.001" if p < 0.001 else f"{p:.3f}"]
 
 

@@ -93,10 +93,11 @@ def current_evaluation(run_dir: Path) -> dict[str, dict[str, Any]]:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether ``evaluation.json`` and the counts beside it are there."""
-    if not path.exists():
+    """Whether ``evaluation.json`` can be read and the counts beside it are there."""
+    try:
+        evaluation = json.loads(path.read_text())
+    except (OSError, ValueError):
         return False
-    evaluation = json.loads(path.read_text())
     return all(counts_path(path.parent, stage, name).exists() for stage, lines in evaluation.items() for name in lines)
 
 

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,15 @@ from typer.testing import CliRunner
 
 from trainer.bootstrap import Interval
 from trainer.cli import app
-from trainer.compare import compare, open_sides
+from trainer.compare import Side, compare, open_sides
 from trainer.compare_page import forest, write_page
 from trainer.data.dataset import open_dataset
 from trainer.data.synthetic import write_synthetic
 from trainer.errors import ConfigError, DataError, RunError
+from trainer.figures_table import print_comparison
+from trainer.image_counts import counts_path
 from trainer.measure_folder import Folder, keep, measure_folder
+from trainer.palette import write_index_png
 
 
 @pytest.fixture(autouse=True)
@@ -135,6 +139,46 @@ def test_what_cannot_be_compared_is_refused(runs, data, tmp_path):
     sides[1].evaluation["segment"] = {"else": sides[1].evaluation["segment"]["train"]}
     with pytest.raises(DataError, match="no stage and list in common"):
         compare(sides)
+
+
+def test_other_true_masks_of_the_same_images_are_noticed(runs, data, tmp_path):
+    """The same list and the same predictions, against truth that was cleaned up."""
+    other = tmp_path / "data"
+    shutil.copytree(data, other)
+    dataset = open_dataset(other)
+    name = dataset.lists["val"][0]
+    truth = dataset.read_mask(dataset.records[name])
+    truth[:5] = 255
+    write_index_png(other / "SegmentationClass" / f"{name}.png", truth)
+    again = write_run(tmp_path / "again", other, 0.6)
+    lines = compare(open_sides([runs[0], again]), samples=100)
+    flags = next(x for x in lines if (x.stage, x.list) == ("segment", "val")).matches[1].flags
+    count = len(dataset.lists["val"])
+    assert flags == (f"other true masks: 1 of {count} images have not the same true pixels on both sides",)
+
+
+def test_a_mean_that_is_undefined_is_a_dash_and_not_a_result(runs, tmp_path):
+    """No image of this data shows every class, so that the devkit's mean is undefined on a list of two."""
+    sides = open_sides(runs[:2])
+    for side in sides:
+        for stage, lines in side.evaluation.items():
+            for name in lines:
+                two = side.counts(stage, name)
+                two.select(two.ids[:2]).write(counts_path(tmp_path / side.name, stage, name))
+    halves = [Side(side.name, tmp_path / side.name, side.evaluation) for side in sides]
+    lines = compare(halves, "voc-devkit", samples=100)
+    paired = lines[0].matches[1].paired
+    assert paired is not None
+    assert np.isnan(paired.p)
+    json.dumps([match.report() for line in lines for match in line.matches], allow_nan=False)
+    print_comparison(lines)
+    assert "nan" not in write_page(halves, lines, tmp_path / "p.html").read_text().split("<main>")[1].split("<h3>")[0]
+
+
+def test_damaged_figures_are_refused(runs, tmp_path):
+    (tmp_path / "evaluation.json").write_text("{")
+    with pytest.raises(RunError, match="cannot be read"):
+        open_sides([runs[0], tmp_path])
 
 
 def test_runs_of_the_same_name_are_told_apart(runs, data, tmp_path):

@@ -87,6 +87,8 @@ def test_it_is_measured_once_and_again_when_the_counts_are_gone(run):
     counts_path(run, "cam", "val").unlink()
     current_evaluation(run)
     assert counts_path(run, "cam", "val").exists()
+    (run / "evaluation.json").write_text("{")
+    assert "segment" in current_evaluation(run)
 
 
 def test_another_convention_from_the_same_counts(run):
