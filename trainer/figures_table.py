@@ -77,8 +77,10 @@ def _remarks(entries: list[tuple[str, str, Any]]) -> list[str]:
 def print_comparison(lines: Sequence[Line]) -> None:
     """Print mean IoU of every run, its difference from the first with its interval, and what was not the same."""
     console = Console()
+    drawn = next(match.paired.difference for line in lines for match in line.matches if match.paired)
+    level = f"{100 * drawn.level:g} %"
     table = Table(
-        "mIoU, %", Column("run", overflow="fold"), "mIoU", "difference", Column("interval", no_wrap=True), "ratio", "p"
+        "", Column("run", overflow="fold"), *(Column(h, no_wrap=True) for h in ("mIoU", "points", level, "ratio", "p"))
     )
     for line in lines:
         for match in line.matches:
@@ -86,11 +88,12 @@ def print_comparison(lines: Sequence[Line]) -> None:
             table.add_row(where, match.name, percent(match.entry["miou"]), *_against(match))
         table.add_section()
     console.print(table)
-    drawn = next(match.paired.difference for line in lines for match in line.matches if match.paired)
     console.print(
-        f"{100 * drawn.level:g} % intervals of the difference in points: paired bootstrap over images, "
-        f"{drawn.samples} samples, seed {drawn.seed}; p is two-sided", highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        f"points: difference from the first run, with its {level} interval: paired bootstrap over images, "
+        f"{drawn.samples} samples, seed {drawn.seed}; p is two-sided",
+        highlight=False,
+        soft_wrap=True,
+    )
     for line in lines:
         for match in line.matches:
             for flag in match.flags:

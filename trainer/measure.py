@@ -147,11 +147,12 @@ def _cams(run: Run, dataset: Dataset, name: str, lists: Sequence[str], config: E
     metrics = run.manifest["stages"]["cams"]["metrics"]
     said = _said(threshold.source, name)
     scales = f", scales {_numbers(metrics['scales'])} and mirror" if metrics["scales"] else ""
+    views = f"protocol {metrics['protocol']}{scales}"
     conditions = Conditions(
-        **_common(run, dataset, name, "cams", len(records)), tags="true tags", views=f"protocol {metrics['protocol']}{scales}",
-        crf="no CRF", threshold_from=said,
+        **_common(run, dataset, name, "cams", len(records)), tags="true tags", crf="no CRF", threshold_from=said,
+        views=views if scales else None,
     )  # fmt: skip
-    line = f"{conditions.line()}; maps of {conditions.tags}, {conditions.views}, no CRF, {threshold.detail}"
+    line = f"{conditions.line()}; maps of {conditions.tags}, {views}, no CRF, {threshold.detail}"
     entry = measured.report(threshold.value, said, line)
     return measured.chosen.images, entry | {"conditions": conditions.report()}
 
