@@ -46,7 +46,7 @@ def write_page(sides: Sequence[Side], lines: Sequence[Line], path: Path, *, prog
     """
     title = " | ".join(side.name for side in sides)
     sections = [
-        ("figures", "Figures", _figures(sides, lines)),
+        ("figures", "Figures", _figures(lines)),
         ("fairness", "Fairness", _fairness(lines)),
         ("classes", "Classes", "".join(_classes(line) for line in lines)),
         ("images", "Images", "".join(_images(sides, line, progress) for line in lines)),
@@ -69,25 +69,28 @@ def _footer(lines: Sequence[Line]) -> str:
     )
 
 
-def _figures(sides: Sequence[Side], lines: Sequence[Line]) -> str:
+def _figures(lines: Sequence[Line]) -> str:
+    scale = _scale([m.paired.difference for line in lines for m in line.matches if m.paired])
     rows = []
     for line in lines:
         for match in line.matches:
             stage = f"{esc(STAGES.get(line.stage, line.stage))} on {esc(line.list)}"
-            rows.append([stage, esc(match.name), percent(match.entry["miou"]), *_against(match)])
+            rows.append([stage, esc(match.name), percent(match.entry["miou"]), *_against(match, scale)])
     head = ("Stage", "Run", "#mIoU", "#Difference", "#95 %", "", "#Ratio", "#p")
     text = "The bar is the interval of the difference, the dot the difference, the line in the middle no difference."
-    return f"<p>{text}</p>" + table(head, rows, "Mean IoU in percent, differences in points", "sortable")
+    return f"<p>{text}</p>" + table(
+        head, rows, f"Mean IoU in percent, differences in points; {_reach(scale)}", "sortable"
+    )
 
 
-def _against(match: Match) -> list[str]:
+def _against(match: Match, scale: float) -> list[str]:
     if match.paired is None:
         return ["", "", "", "", ""]
     gain, ratio = match.paired.difference, match.paired.ratio
     return [
         f"<b>{_signed(gain.value)}</b>",
         f"{_signed(gain.low)} to {_signed(gain.high)}",
-        forest(gain, _scale([gain])),
+        forest(gain, scale),
         f"{ratio.value:.3f}" if np.isfinite(ratio.value) else "–",
         "&lt; 0.001" if match.paired.p < 0.001 else f"{match.paired.p:.3f}" if np.isfinite(match.paired.p) else "–",
     ]
@@ -112,6 +115,10 @@ def _scale(intervals: Sequence[Interval]) -> float:
     """A round number of points that holds them all."""
     ends = [abs(v) for i in intervals for v in (i.low, i.value, i.high) if np.isfinite(v)]
     return next((s / 100 for s in (2, 5, 10, 15, 20, 30, 50) if s / 100 >= max(ends, default=0)), 1.0)
+
+
+def _reach(scale: float) -> str:
+    return f"the bars reach from -{100 * scale:g} to +{100 * scale:g}"
 
 
 def _signed(value: float) -> str:
@@ -147,7 +154,7 @@ def _classes(line: Line) -> str:
                 [swatch(voc_palette(k + 1)[k]) + esc(name), *values, _signed(gain.value), ends, forest(gain, scale)]
             )
         head = ("Class", f"#{first.name}", f"#{match.name}", "#Difference", "#95 %", "")
-        caption = f"IoU in percent, differences in points; the bars reach from -{100 * scale:g} to +{100 * scale:g}"
+        caption = f"IoU in percent, differences in points; {_reach(scale)}"
         title = f"{STAGES.get(line.stage, line.stage)} on {line.list}: {match.name} against {first.name}"
         parts.append(f"<h3>{esc(title)}</h3>" + table(head, rows, caption, "sortable"))
     return "".join(parts)

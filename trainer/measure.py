@@ -20,7 +20,7 @@ from trainer.run import Run, reopen_data, stage_key, write_json
 from trainer.supervision import initial_weights
 
 MEASURED = ("cams", "refine", "segment", "segment_full")
-FORMAT = 2
+FORMAT = 3
 """Of ``evaluation.json`` and the counts beside it: figures of another format are measured again."""
 
 

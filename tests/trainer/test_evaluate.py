@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from trainer import evaluate
+from trainer.boundary import boundary_f
 from trainer.camfile import cam_path, read_cam, upsample_cam, write_cam
 from trainer.data.dataset import Dataset, Record
 from trainer.errors import DataError
@@ -205,3 +206,25 @@ def test_missing_and_wrong_masks_are_listed_together(scenes):
 def test_evaluate_masks_names_the_image():
     with pytest.raises(DataError, match="image 'b'"):
         evaluate_masks([("b", np.zeros((2, 2), np.uint8), np.zeros((3, 2), np.uint8))], CLASSES)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_threshold_looked_at_closely_has_counts_and_outlines_of_every_image(scenes, workers):
+    folder, records = scenes.root / "cams", scenes.subset("train")
+    levels = evaluate.sweep_thresholds(0.3825)
+    result = evaluate_cams(scenes, records, folder, levels, at=0.3825, tolerance=2, workers=workers)
+    assert result.chosen is not None
+    row = int(np.flatnonzero(levels == np.float32(0.3825))[0])
+    np.testing.assert_array_equal(result.chosen.confusion, result.confusions[row])
+    np.testing.assert_allclose(result.chosen.image_miou, result.image_miou[:, row], atol=1e-6)
+    for n, record in enumerate(records):
+        cam = read_cam(cam_path(folder, record.id))
+        full = np.concatenate([np.full((1, *cam.size), 0.3825, np.float32), upsample_cam(cam.maps, cam.size)])
+        pred = np.concatenate([[0], cam.classes + 1])[full.argmax(0)].astype(np.uint8)
+        outlines = boundary_f(pred, scenes.read_mask(record), 4, 2)
+        np.testing.assert_allclose(result.chosen.images.boundary[n], outlines)
+    report = result.report(0.3825, "label_free", "p")
+    assert report["boundary_f"] == pytest.approx(result.chosen.images.boundary_f())
+    assert report["boundary_tolerance"] == 2
+    with pytest.raises(ValueError, match="not measured"):
+        evaluate_cams(scenes, records, folder, at=0.3825, workers=0)
