@@ -16,15 +16,15 @@ from weakref import WeakKeyDictionary
 
 import grpc
 
-from serving import descriptions, image, pipeline, tensors, wire
+from serving import descriptions, image, pipeline, tensors, wire, wishes
 from serving.calls import Call, Calls, started
 from serving.config import ServerConfig
-from serving.engines import Inputs, Outputs
+from serving.engines import Inputs, Outputs, check_outputs
 from serving.errors import (
     FieldError,
-    ImageTooLarge,
     ModelNotFound,
     ModelRefused,
+    OutputError,
     RepositoryError,
     RequestError,
     ServerUnavailable,
@@ -38,10 +38,6 @@ from wsss.inference import open_inference_pb2 as pb
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 NAME: str = SERVICE.full_name
-# Requests of one stream at work at once; their replies leave in the order of the requests.
-STREAM_DEPTH = 16
-# A request that names a priority, 1 the most urgent, goes before those that name none.
-PRIORITIES = 1000
 SEGMENTED = {"mask": "labels", "scores": "scores", "confidence": "confidence"}
 
 
@@ -151,9 +147,9 @@ class OpenInferenceService:
     async def _infer(self, request: InferRequest, call: Call) -> InferReply:
         message = request.message
         served = self._find(message.model_name, message.model_version, call)
-        deadline, priority = _deadline(message, call.deadline), _priority(message)
-        _check_batch(message, self._config.limits.max_batch)
-        wanted = _wanted_outputs(message, served)
+        deadline, priority = wishes.deadline(message, call.deadline), wishes.priority(message)
+        wishes.check_batch(message, self._config.limits.max_batch)
+        wanted = wishes.wanted_outputs(message, served)
         with self._models.lease(served), served.batcher.admission(deadline, priority):
             began = time.monotonic()
             inputs, prepared = await self._inputs(request, served)
@@ -162,9 +158,11 @@ class OpenInferenceService:
             ran = await served.batcher.run(inputs, deadline, priority)
             call.ran(ran)
             returned = time.monotonic()
-            outputs = (
-                ran.outputs if prepared is None else await self._in_thread(_full_size, ran.outputs, prepared, served)
-            )
+            outputs = ran.outputs
+            if prepared:
+                outputs = await self._in_thread(_full_size, outputs, prepared, served)
+            else:
+                _check_outputs(outputs, inputs, served)
             reply = _reply(message, served, wanted, outputs)
             call.stage("encode", returned)
         spent = self._seconds.setdefault(served, [0.0, 0.0])
@@ -180,7 +178,7 @@ class OpenInferenceService:
             prepared = await self._in_thread(self._picture, request, served)
             return {"image": prepared.batch}, prepared
         inputs = await self._tensors(request, served)
-        _check_sides(inputs["image"], served)
+        wishes.check_sides(inputs["image"], served)
         return inputs, None
 
     async def _tensors(self, request: InferRequest, served: Served) -> Inputs:
@@ -201,16 +199,18 @@ class OpenInferenceService:
                 with self._calls.watch(call, streamed=True):
                     if isinstance(request, RequestError):
                         raise request
+                    final = wishes.parameter(request.message, "triton_enable_empty_final_response", "bool")
                     reply = await self._infer(request, call)
             except RequestError as error:
                 failed = "" if isinstance(request, RequestError) else request.message.id
                 told = pb.ModelInferResponse(id=failed)
                 return pb.ModelStreamInferResponse(error_message=str(error), infer_response=told)
-            if _parameter(request.message, "triton_enable_empty_final_response", "bool"):
+            if final:
                 reply.message.parameters["triton_final_response"].bool_param = True
             return reply
 
-        async for reply in side_by_side(lambda: anext(requests, None), answer, STREAM_DEPTH, in_order=True):
+        depth = self._config.limits.stream_in_flight
+        async for reply in side_by_side(lambda: anext(requests, None), answer, depth, in_order=True):
             yield reply
 
     async def _in_thread(self, work: Any, *arguments: Any) -> Any:
@@ -238,80 +238,23 @@ class OpenInferenceService:
             raise FieldError("repositories have no names here", "an empty name", field="repository_name")
 
 
-def _deadline(message: Any, deadline: float | None) -> float | None:
-    """The earlier of the call's deadline and the request's ``timeout``, in microseconds."""
-    timeout = _parameter(message, "timeout", "int64", "uint64")
-    if not timeout:
-        return deadline
-    own: float = time.monotonic() + timeout / 1e6
-    return own if deadline is None else min(own, deadline)
-
-
-def _priority(message: Any) -> int:
-    """The batcher's priority, of which the larger goes first, from the protocol's, of which 1 goes first."""
-    level = _parameter(message, "priority", "int64", "uint64")
-    return max(0, PRIORITIES - level) if level else 0
-
-
-def _parameter(tensor: Any, name: str, *kinds: str) -> Any:
-    """The value of a parameter that a message may carry; nothing if it has none of it.
+def _check_outputs(outputs: Outputs, inputs: Inputs, served: Served) -> None:
+    """Compare what the graph returned with what its card, or else the graph itself, promises.
 
     Raises:
-        FieldError: it is of another kind, or negative.
+        OutputError: it broke its promise.
     """
-    if name not in tensor.parameters:
-        return None
-    value = tensor.parameters[name]
-    kind = value.WhichOneof("parameter_choice")
-    found: Any = getattr(value, kind) if kind else None
-    if kind not in {f"{wanted}_param" for wanted in kinds} or found < 0:
-        raise FieldError(f"parameter {name} is {found!r}", f"{' or '.join(kinds)}, not negative", field="parameters")
-    return found
-
-
-def _wanted_outputs(message: Any, served: Served) -> dict[str, int]:
-    """Names of the outputs asked for, each with the number of its best classes to tell, 0 for the tensor itself."""
-    known = [spec.name for spec in served.engine.outputs]
-    wanted: dict[str, int] = {}
-    for output in message.outputs:
-        if output.name not in known or output.name in wanted:
-            problem = "asked for twice" if output.name in wanted else "not known"
-            raise FieldError(f"output {output.name!r} is {problem}", nearest(output.name, known), field="outputs")
-        _refuse_shared_memory(output)
-        wanted[output.name] = _parameter(output, "classification", "int64", "uint64") or 0
-    for tensor in message.inputs:
-        _refuse_shared_memory(tensor)
-    return wanted or dict.fromkeys(known, 0)
-
-
-def _refuse_shared_memory(tensor: Any) -> None:
-    if "shared_memory_region" in tensor.parameters:
-        raise FieldError(
-            f"{tensor.name!r} is said to be in shared memory", "contents in the message", field="parameters"
-        )
-
-
-def _check_batch(message: Any, limit: int) -> None:
-    for tensor in message.inputs:
-        if tensor.shape and tensor.shape[0] > limit:
-            raise FieldError(
-                f"input {tensor.name!r} is a batch of {tensor.shape[0]}",
-                f"at most {limit} in one request",
-                field=f"inputs[{tensor.name}].shape",
+    batch, *sides = next(iter(inputs.values())).shape
+    if served.card.kind != "tensor":
+        check_outputs(served.card, outputs, batch, sides[0], sides[1])
+        return
+    for spec in served.engine.outputs:
+        found = outputs[spec.name]
+        if str(found.dtype) != spec.dtype or len(found.shape) != len(spec.shape) or len(found) != batch:
+            raise OutputError(
+                f"output {spec.name!r} of {served.card.name} is {found.dtype} {list(found.shape)}",
+                f"{spec.dtype} {[batch, *spec.shape[1:]]}",
             )
-
-
-def _check_sides(pixels: Any, served: Served) -> None:
-    """Refuse pixels of a size that the model does not take: nothing is scaled here, the reply is the graph's own."""
-    card, (height, width) = served.card, pixels.shape[1:3]
-    low, high = sorted((height, width))
-    if low < card.min_side or high > card.max_side or height * width > card.max_pixels:
-        raise ImageTooLarge(
-            f"pixels of {height}x{width}",
-            f"sides of {card.min_side} to {card.max_side} and at most {card.max_pixels:,} pixels",
-            "one encoded image as BYTES, which is scaled",
-            field="inputs[image].shape",
-        )
 
 
 def _full_size(outputs: Outputs, prepared: pipeline.Prepared, served: Served) -> Outputs:

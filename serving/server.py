@@ -85,6 +85,7 @@ class Server:
         if network.http_port is not None:
             check_port(network.host, network.http_port)
             self.http_address = await self._http.start(network.host, network.http_port)
+            log.info("metrics and probes on %s", self.http_address)
         await self.models.start()
         self.telemetry.follow(self.models)
         interceptors = [AccessInterceptor(self._tokens, self.telemetry)] if self._tokens else []

@@ -45,7 +45,10 @@ PARAMETERS = st.one_of(
     st.just(pb.InferParameter()),
 )
 PARAMETER_NAMES = st.sampled_from(
-    ["priority", "timeout", "classification", "sequence_id", "shared_memory_region", "binary_data_output", "p"]
+    [
+        *("priority", "timeout", "classification", "sequence_id", "shared_memory_region", "binary_data_output"),
+        *("triton_enable_empty_final_response", "p"),
+    ]
 )
 
 
