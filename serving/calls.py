@@ -194,11 +194,16 @@ class Calls:
             self._end(call)
             logs.REQUEST_ID.reset(token)
 
+    def has_room(self, caller: str) -> bool:
+        """Whether one more request of this caller would be taken."""
+        most = self._limits.max_per_caller
+        return not most or self._under_way[caller] < most
+
     @contextmanager
     def _share(self, caller: str) -> Iterator[None]:
         """Keep one caller from taking every place of a queue."""
-        most = self._limits.max_per_caller
-        if most and self._under_way[caller] >= most:
+        if not self.has_room(caller):
+            most = self._limits.max_per_caller
             raise CallerBusy(f"{most} requests of this caller are under way already", f"at most {most}")
         self._under_way[caller] += 1
         try:

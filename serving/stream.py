@@ -12,11 +12,13 @@ import grpc
 from serving import status
 from serving.calls import Call, Calls, abort, reader, started, trailing, write
 from serving.errors import DeadlineMissed, FieldError, Overloaded, RequestError, ServerUnavailable
-from serving.streams import side_by_side
+from serving.streams import side_by_side, unless
 from wsss.v1 import segmentation_pb2 as pb
 
 RPC = "wsss.v1.Segmentation/SegmentStream"
 MAX_ID = 1024
+# Between looks whether a caller who has all the requests under way that it may have is answered one.
+ROOM_SECONDS = 0.02
 # Images in bulk wait behind single ones.
 PRIORITY = -1
 
@@ -43,7 +45,7 @@ class SegmentStream:
 
     async def _serve(self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
         stream = started(RPC, context)
-        first = await anext(requests, None)
+        first = await unless(self._calls.ending, anext(requests, None))
         try:
             in_order, depth = self._options(first)
         except RequestError as error:
@@ -58,7 +60,7 @@ class SegmentStream:
             return message
 
         async def work(message: Any) -> Any:
-            return await self._one(message, started(RPC, context), stream)
+            return await self._one(message, started(RPC, context))
 
         async for reply in side_by_side(pull, work, depth, in_order, self._calls.ending):
             yield reply
@@ -80,9 +82,11 @@ class SegmentStream:
             )
         return options.order == pb.STREAM_ORDER_SENDING, min(options.in_flight or self._in_flight, self._in_flight)
 
-    async def _one(self, message: Any, call: Call, stream: Call) -> Any:
-        """The reply to one message. Where the queue is full it waits for a place, and the sender waits with it."""
+    async def _one(self, message: Any, call: Call) -> Any:
+        """The reply to one message. Where there is no place it waits for one, and the sender waits with it."""
         reply = pb.SegmentStreamResponse()
+        while not self._calls.has_room(call.caller):
+            await asyncio.sleep(ROOM_SECONDS)
         try:
             with self._calls.watch(call):
                 _check(message, call)

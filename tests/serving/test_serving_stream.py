@@ -30,6 +30,11 @@ def message(number: str, **changes) -> pb.SegmentStreamRequest:
     return pb.SegmentStreamRequest(id=number, **{"segment": pb.SegmentRequest(image=IMAGE), **changes})
 
 
+def end(server) -> None:
+    """As SIGTERM does, but for the closing of the port."""
+    server.loop.call_soon_threadsafe(server._calls.ending.set)
+
+
 class Slow:
     """An engine that waits until it is told to go on."""
 
@@ -167,7 +172,7 @@ def test_the_end_of_the_server_answers_what_it_took_and_refuses_the_rest(slow):
         while not engine.started:
             time.sleep(0.01)
         time.sleep(0.2)
-        server._calls.ending.set()
+        end(server)
         time.sleep(0.1)
         engine.go.set()
         replies = []
@@ -204,6 +209,30 @@ def test_a_full_queue_holds_a_stream_back_and_refuses_nothing(repository, run_se
         found = list(client.segment_many(enumerate(images(12)), in_flight=6))
     assert len(found) == 12
     assert [result for _, result in found if isinstance(result, errors.RequestError)] == []
+
+
+def test_a_caller_with_few_requests_allowed_is_held_back_and_refused_nothing(repository, run_server):
+    with run_server(configured(repository, limits__max_per_caller=2)) as server, Client(server.address) as client:
+        found = list(client.segment_many(enumerate(images(12)), in_flight=6))
+    assert len(found) == 12
+    assert [result for _, result in found if isinstance(result, errors.RequestError)] == []
+
+
+def test_an_idle_stream_is_ended_with_the_server(repository, run_server):
+    stop = threading.Event()
+
+    def nothing():
+        stop.wait(20)
+        yield from ()
+
+    with run_server(configured(repository)) as server, grpc.insecure_channel(server.address) as channel:
+        call = segmentation_pb2_grpc.SegmentationStub(channel).SegmentStream(nothing(), timeout=20)
+        time.sleep(0.2)
+        end(server)
+        with pytest.raises(grpc.RpcError) as caught:
+            list(call)
+        stop.set()
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
 def test_images_without_an_answer_are_sent_again_to_the_next_server(repository, run_server):
