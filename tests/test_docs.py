@@ -12,7 +12,7 @@ import pytest
 from typer.main import get_command
 
 from serving.cli import app as serving_app
-from trainer import classify, segment
+from trainer import classify
 from trainer import config as knobs
 from trainer.cams import CamsConfig
 from trainer.cli import app as trainer_app
@@ -23,6 +23,8 @@ from trainer.refine import affinity_stage, irn_stage
 from trainer.refine.affinitynet import AffinityConfig
 from trainer.refine.irnet import IrnConfig
 from trainer.refine.pseudo_masks import RefineConfig
+from trainer.segmenters import segmenter_class
+from trainer.segmenters.config import PRESETS, SCRATCH, SegmentConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "exported" / "README.md"])
@@ -33,7 +35,7 @@ SECTIONS: dict[str, list[Any]] = {
     "refine": [RefineConfig()],
     "affinity": [AffinityConfig(), knobs.replace(AffinityConfig(), affinity_stage.SMALL, "affinity")],
     "irn": [IrnConfig(), knobs.replace(IrnConfig(), irn_stage.SMALL, "irn")],
-    "segment": [segment.SegmentConfig(), segment.SCRATCH],
+    "segment": [PRESETS["aspp"], SCRATCH, PRESETS["deeplab-v2-r101"], PRESETS["largefov-r38"]],
     "evaluate": [EvaluateConfig()],
 }
 
@@ -48,7 +50,14 @@ def shown(value: object) -> str:
 
 def expected(configs: list[Any]) -> dict[str, list[str]]:
     names = [field.name for field in dataclasses.fields(configs[0])]
-    return {name: [shown(getattr(config, name)) for config in configs] for name in names}
+    return {name: [cell(config, name) for config in configs] for name in names}
+
+
+def cell(config: Any, knob: str) -> str:
+    """The value, or a dash where a segmenter does not have this knob."""
+    if isinstance(config, SegmentConfig) and knob in segmenter_class(config.network).unused:
+        return "-"
+    return shown(getattr(config, knob))
 
 
 def documented(page: Path, section: str, columns: int) -> dict[str, list[str]]:

@@ -56,7 +56,8 @@ def test_every_stage_is_done_and_measured(finished: Path) -> None:
     manifest = json.loads((finished / "manifest.json").read_text())
     stages = manifest["stages"]
     assert {n: s["status"] for n, s in stages.items()} == dict.fromkeys(
-        ("classify", "cams", "refine", "segment", "segment_full", "evaluate"), "done"
+        ("classify", "cams", "refine", "segment_train", "segment", "segment_full_train", "segment_full", "evaluate"),
+        "done",
     )
     evaluation = json.loads(trainer("eval", finished, "--json").stdout)
     assert set(evaluation) == {"cam", "refined", "segment", "segment_full"}
@@ -74,7 +75,7 @@ def test_every_stage_is_done_and_measured(finished: Path) -> None:
 def test_a_second_fit_makes_nothing_again(scenes: Path, finished: Path) -> None:
     before = (finished / "segment" / "model.pt").stat().st_mtime_ns
     done = trainer("fit", scenes, "--run", finished, *FAST, "--supervision", "both", "--json")
-    assert done.stderr.count("done, kept") == 5
+    assert done.stderr.count("done, kept") == 7
     assert (finished / "segment" / "model.pt").stat().st_mtime_ns == before
     assert "cam" in json.loads(done.stdout)
 

@@ -112,6 +112,7 @@ def card_from_manifest(
             "run": run,
             "method": manifest["method"],
             "backbone": manifest["backbone"],
+            **({"segmenter": manifest.get("segmenter", "aspp")} if kind == "segmenter" else {}),
             "seed": manifest["seed"],
             "commit": manifest.get("commit"),
             "data_fingerprint": manifest["data"]["fingerprint"],

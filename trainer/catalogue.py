@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trainer.methods.base import method_classes, method_module, method_names
-from trainer.nets.weights import StoredWeights
+from trainer.nets.weight_cache import StoredWeights
 
 
 def list_methods() -> list[dict[str, str]]:

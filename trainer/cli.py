@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from trainer import cli_data, cli_measure
-from trainer.cli_data import Json, LabelsFrom
+from trainer import cli_data, cli_measure, cli_weights
+from trainer.cli_data import Json, LabelsFrom, RunArgument
 from trainer.errors import ConfigError, UserError
 
 app = typer.Typer(
@@ -21,10 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-weights_app = typer.Typer(help="ImageNet weights of the backbones: list, fetch, import.", no_args_is_help=True)
-app.add_typer(weights_app, name="weights")
-
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, as given to fit --run.")]
+app.add_typer(cli_weights.app, name="weights")
 
 
 class Supervision(StrEnum):
@@ -91,6 +88,13 @@ def fit(
     refine: Annotated[
         str | None, typer.Option(help="none, crf, affinity, irn, or a published preset: psa, seam, irn-coco. Default: crf.")
     ] = None,
+    segmenter: Annotated[
+        str, typer.Option(help="aspp (on --backbone), deeplab-v2-r101 or largefov-r38, each as published.")
+    ] = "aspp",
+    segmenter_weights: Annotated[
+        str | None,
+        typer.Option(help="What the segmenter starts from: a file, a name in the cache, or none. Default: --weights."),
+    ] = None,
     train_list: Annotated[
         str | None, typer.Option(help="Image list to train on. Default: train_aug, else train, else all.")
     ] = None,
@@ -123,17 +127,19 @@ def fit(
       wsss-trainer fit VOC2012/ --run runs/r50 --supervision both --set refine.threshold_from=label_free
       wsss-trainer fit VOC2012/ --method seam --backbone resnet38 --classifier resnet38_SEAM.pth --run runs/seam --until cams
       wsss-trainer fit VOC2012/ --cams maps/ --refine irn --until refine --run runs/refined
+      wsss-trainer fit VOC2012/ --backbone resnet38 --segmenter deeplab-v2-r101 --segmenter-weights resnet101-63fe2227.pth
     """
     from trainer.options import Options
     from trainer.pipeline import Pipeline
 
     options = Options(
         data=data, run=run, method=method, backbone=backbone, weights=weights, classifier=classifier, recipe=recipe,
-        preset=preset, cams=cams, refine=refine, train_list=train_list, val_list=val_list, epochs=epochs, size=size, until=until,
+        preset=preset, cams=cams, refine=refine, segmenter=segmenter, segmenter_weights=segmenter_weights,
+        train_list=train_list, val_list=val_list, epochs=epochs, size=size, until=until,
         labels_from=labels_from, supervision=supervision.value, seed=seed, device=device, settings=tuple(settings or ()),
     )  # fmt: skip
     pipeline = Pipeline(options)
-    for loaded in (pipeline.given, pipeline.loaded):
+    for loaded in dict.fromkeys((pipeline.given, pipeline.loaded, pipeline.start.report)):
         if loaded:
             say(str(loaded))
     pipeline.fit(say)
@@ -226,41 +232,6 @@ def methods(
         print(json.dumps(value, indent=1))
     else:
         print_catalogue(value)
-
-
-@weights_app.command("list")
-def weights_list(json_: Json = False) -> None:
-    """Which backbones have weights in the cache, and which files the others need."""
-    from trainer.catalogue import print_weights
-    from trainer.nets.weights import list_weights
-
-    print_weights(list_weights(), json_)
-
-
-@weights_app.command("fetch")
-def weights_fetch(name: Annotated[str, typer.Argument(help="Backbone.")]) -> None:
-    """Download torchvision's ImageNet file of a backbone into the cache.
-
-    Example: wsss-trainer weights fetch resnet50
-    """
-    from trainer.nets.weights import fetch_weights
-
-    print(fetch_weights(name).path)
-
-
-@weights_app.command("import")
-def weights_import(
-    file: Annotated[Path, typer.Argument(help="torchvision .pth, released WSSS checkpoint, or MXNet .params.")],
-    name: Annotated[str, typer.Option("--as", help="Backbone that it belongs to.")],
-    supervision: Annotated[str | None, typer.Option(help="Which labels made it, for example 'ImageNet tags'.")] = None,
-) -> None:
-    """Check a weight file and put it into the cache, for machines without a network.
-
-    Example: wsss-trainer weights import mobilenet_v2-b0353104.pth --as mobilenet_v2
-    """
-    from trainer.nets.weights import import_weights
-
-    print(import_weights(file, name, supervision=supervision).path)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import typer
 from trainer.data.knobs import DataConfig
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, as given to fit --run.")]
 LabelsFrom = Annotated[
     str | None, typer.Option(help="Where tags come from: xml, masks or csv. Default: the best that is there.")
 ]

@@ -30,6 +30,7 @@ PROTOCOL = {
     "initial_weights": "initial weights",
     "train_list": "training list",
     "tags_from": "origin of the tags",
+    "segmenter": "segmenter",
 }
 CHANGES = 8
 """How many of the most changed images are named, half of them gains."""

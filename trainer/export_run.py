@@ -12,7 +12,7 @@ from trainer.config import replace
 from trainer.data.dataset import Dataset, read_image
 from trainer.errors import ConfigError, RunError, nearest
 from trainer.export import export_model
-from trainer.graphs import CamGraph, PixelGraph, SegmenterGraph
+from trainer.graphs import CamGraph, PixelGraph
 from trainer.measure import current_evaluation
 from trainer.run import Run, reopen_data
 
@@ -77,7 +77,8 @@ def _expected(run: Run) -> dict[str, Any]:
 
 
 def _segmenter(run: Run, scales: Sequence[float], flip: bool) -> PixelGraph:
-    return SegmenterGraph(segment.load(run.path / "segment" / "model.pt", _expected(run)), scales, flip)
+    segmenter, network, _ = segment.load(run.path / "segment" / "model.pt", _expected(run))
+    return segmenter.graph(network, scales, flip)
 
 
 def _cam(run: Run) -> PixelGraph:

@@ -153,6 +153,7 @@ class Conditions:
         crf: dense CRF.
         threshold_from: who chose the background threshold; None where there is none.
         note: what the user says about how masks and maps of others were made.
+        segmenter: which one; empty for maps and refined masks, None where it is not known.
     """
 
     list: str
@@ -171,6 +172,7 @@ class Conditions:
     crf: str | None
     threshold_from: str | None
     note: str = ""
+    segmenter: str | None = ""
 
     def line(self) -> str:
         """The first half of a protocol line."""

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainer.data.transforms import MEAN, STD
+from trainer.data.transforms import IMAGENET_PIXELS, PixelScale
 from trainer.errors import ConfigError
 
 CAM_STRIDE = 4
@@ -32,6 +32,7 @@ class PixelGraph(nn.Module):
         net: the trained network, put into evaluation mode.
         scales: factors of the image size; fractions with a denominator up to 16.
         flip: also run the mirrored image and merge.
+        pixels: how values reach the network.
 
     Raises:
         ConfigError: no scale, or one outside 0.1..4.
@@ -43,15 +44,18 @@ class PixelGraph(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, net: nn.Module, scales: Sequence[float], flip: bool) -> None:
+    def __init__(
+        self, net: nn.Module, scales: Sequence[float], flip: bool, pixels: PixelScale = IMAGENET_PIXELS
+    ) -> None:
         super().__init__()
         if not scales or not all(0.1 <= s <= 4 for s in scales) or len(set(scales)) < len(scales):
             raise ConfigError(f"scales {tuple(scales)} cannot be exported", "different factors between 0.1 and 4")
         self.net = net.eval()
         self.scales = tuple(float(s) for s in scales)
         self.flip = flip
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1) * 255, persistent=False)
+        self.bgr = pixels.bgr
+        self.register_buffer("mean", torch.tensor(pixels.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(pixels.std).view(1, 3, 1, 1), persistent=False)
 
     def views(self, image_NHW3: torch.Tensor) -> list[torch.Tensor]:
         """One ``float32 [B,3,h,w]`` a scale; with ``flip`` the mirrored images follow the plain ones."""
@@ -60,6 +64,7 @@ class PixelGraph(nn.Module):
         for scale in self.scales:
             x = pixels if scale == 1 else resize_bicubic(pixels, scale).clamp(0, 255)
             x = (x - self.mean) / self.std
+            x = torch.cat([x[:, 2:], x[:, 1:2], x[:, :1]], 1) if self.bgr else x
             views.append(torch.cat([x, x.flip(3)]) if self.flip else x)
         return views
 
@@ -169,9 +174,12 @@ class SegmenterGraph(PixelGraph):
     is not needed for the arg-max, and only the winner's probability is computed.
 
     Args:
-        segmenter: ``forward(images_B3hw) -> logits_BLhw`` at feature stride.
+        segmenter: ``forward(images_B3hw) -> logits_BLhw`` at any stride.
         scales: factors of the image size.
         flip: also run the mirrored image.
+        pixels: how values reach the network.
+        merge: ``logits`` takes the mean of the resized logits before the soft-max (spec refine-segment 7).
+        align_corners: how logits are resized to the image.
     """
 
     kind = "segmenter"
@@ -180,10 +188,20 @@ class SegmenterGraph(PixelGraph):
         "scores": ("float32", ("N", "K")),
         "confidence": ("uint8", ("N", "H", "W")),
     }
-    merging = "bilinear to the image size, mean of soft-max probabilities, arg-max"
 
-    def __init__(self, segmenter: nn.Module, scales: Sequence[float] = (1.0,), flip: bool = False) -> None:
-        super().__init__(segmenter, scales, flip)
+    def __init__(
+        self,
+        segmenter: nn.Module,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        pixels: PixelScale = IMAGENET_PIXELS,
+        merge: Literal["probabilities", "logits"] = "probabilities",
+        align_corners: bool = False,
+    ) -> None:
+        super().__init__(segmenter, scales, flip, pixels)
+        self.merge, self.align_corners = merge, align_corners
+        mean = "soft-max of the mean logits" if merge == "logits" else "mean of soft-max probabilities"
+        self.merging = f"bilinear to the image size, {mean}, arg-max"
 
     def run(self, view_B3hw: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Logits ``[B,L,h,w]``."""
@@ -199,14 +217,26 @@ class SegmenterGraph(PixelGraph):
         small = [x if i == largest else resize_bilinear(x, finest) for i, x in enumerate(small)]
         count_views = len(logits) * (2 if self.flip else 1)
         scores_NK = add_up(small).amax((2, 3)) / count_views
-        large = [resize_bilinear(x, size) for x in logits]
-        if count_views == 1:
+        large = [self.to_image(x, size, scale) for x, scale in zip(logits, self.scales)]
+        if self.merge == "logits":
+            large = [add_up([self.merge_flip(x, count) for x in large]) / count_views]
+        if self.merge == "logits" or count_views == 1:
             peak_NHW, mask_NHW = large[0].max(1)
             top_NHW = 1 / (large[0] - peak_NHW.unsqueeze(1)).exp().sum(1)
         else:
             total_NHW, mask_NHW = add_up([self.merge_flip(softmax(x), count) for x in large]).max(1)
             top_NHW = total_NHW / count_views
         return mask_NHW.to(torch.uint8), scores_NK, (top_NHW * 255).round().to(torch.uint8)
+
+    def to_image(self, logits_BLhw: torch.Tensor, size: Sequence[int], scale: float) -> torch.Tensor:
+        """Logits of one view at the size of the image; aligned ones come at the size of the view."""
+        if self.align_corners:
+            return (
+                logits_BLhw
+                if scale == 1
+                else F.interpolate(logits_BLhw, list(size), mode="bilinear", align_corners=True)
+            )
+        return resize_bilinear(logits_BLhw, size)
 
 
 def softmax(logits_BLhw: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from trainer.data.dataset import Record, image_size, read_image
 from trainer.data.loader import Guarded, default_workers, start_worker, unguarded
-from trainer.data.transforms import normalise, to_tensor
+from trainer.data.transforms import IMAGENET_PIXELS, PixelScale, normalise, to_tensor
 from trainer.devices import Precision, has_bf16_units
 from trainer.memory import keep_freed_memory
 from trainer.nets.folding import folded_once
@@ -37,11 +37,13 @@ class Views:
         scales: resize factors, in order.
         rounding: of the scaled sides: ``round`` half to even, ``trunc`` towards zero.
         filter: ``bicubic`` or ``lanczos`` (Pillow).
+        pixels: how values reach the network.
     """
 
     scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
     rounding: Literal["round", "trunc"] = "round"
     filter: Literal["bicubic", "lanczos"] = "bicubic"
+    pixels: PixelScale = IMAGENET_PIXELS
 
     def size(self, height: int, width: int, scale: float) -> tuple[int, int]:
         """(height, width) of one view."""
@@ -54,7 +56,7 @@ class Views:
         image = Image.fromarray(pixels)
         if (height, width) != pixels.shape[:2]:
             image = image.resize((width, height), FILTERS[self.filter])
-        return to_tensor(normalise(image))
+        return to_tensor(normalise(image, self.pixels))
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,23 @@ def step_rng(seed: int, step: int) -> np.random.Generator:
     return np.random.default_rng(mixed)
 
 
+class Teacher:
+    """The averaged network while it trains, for losses that ask it.
+
+    Attributes:
+        progress: share of the training that is done, 0..1.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network, self.progress = network, 0.0
+
+    def __call__(self, images_B3HW: torch.Tensor) -> torch.Tensor:
+        """What the network says of images, in eval mode, without gradients."""
+        with torch.no_grad():
+            answer: torch.Tensor = self.network(images_B3HW)
+            return answer
+
+
 @contextlib.contextmanager
 def stop_signals() -> Iterator[threading.Event]:
     """An event that SIGTERM and Ctrl-C set, instead of killing the process in the middle of a step."""
@@ -73,6 +90,7 @@ def train(
     title: str,
     after_epoch: Callable[[int], dict[str, float]] | None = None,
     device: str = "auto",
+    teacher: bool = False,
 ) -> dict[str, float]:
     """Train ``module`` in place, resuming from the newest checkpoint in ``folder``.
 
@@ -88,6 +106,7 @@ def train(
         title: shown beside the progress bar.
         after_epoch: called with the epoch number after each epoch; its values are logged.
         device: ``auto`` or ``cpu``.
+        teacher: also give the loss ``teacher``, the averaged network; ``config.ema`` must be on.
 
     Returns:
         Last loss, images per second, share of time spent waiting for data.
@@ -96,7 +115,7 @@ def train(
         TrainingError: a loss that is not finite, with the images of that batch.
         Interrupted: SIGTERM or Ctrl-C, after a checkpoint was written.
     """
-    trainer = _Trainer(module, loss, groups, samples, config, folder, metrics, seed, device)
+    trainer = _Trainer(module, loss, groups, samples, config, folder, metrics, seed, device, teacher)
     return trainer.run(title, after_epoch)
 
 
@@ -105,7 +124,7 @@ class _Trainer:
 
     def __init__(
         self, module: nn.Module, loss: LossFunction, groups: list[dict[str, Any]], samples: Samples, config: Training,
-        folder: Path, metrics: Metrics, seed: int, device: str,
+        folder: Path, metrics: Metrics, seed: int, device: str, teacher: bool = False,
     ) -> None:  # fmt: skip
         self.module, self.loss, self.samples, self.config = module, loss, samples, config
         self.metrics, self.seed = metrics, seed
@@ -122,12 +141,16 @@ class _Trainer:
             metrics.rewind(self.step)
         self.wrapped, self.optimizer = self.fabric.setup(_LossModule(module, loss), optimizer)
         fabric = self.fabric
+        if self.ema is not None:
+            self.ema.to(fabric.device).module.eval()
+        self.teacher = Teacher(self.ema.module) if teacher and self.ema is not None else None
         self.batches = Batches(
-            len(samples.records), config.batch, config.epochs, seed, self.step, fabric.global_rank, fabric.world_size
-        )
+            len(samples.records), config.batch, config.epochs, seed, self.step, fabric.global_rank, fabric.world_size,
+            config.updates,
+        )  # fmt: skip
         if not self.batches.per_epoch:
             raise ConfigError("there is no image to train on", "a training list with images")
-        self.total = self.batches.per_epoch * config.epochs
+        self.total = self.batches.total
         self.pending: list[tuple[int, list[str], dict[str, torch.Tensor]]] = []
         self.waited = self.busy = 0.0
 
@@ -187,12 +210,16 @@ class _Trainer:
         """One optimiser step over the parts of a batch."""
         rng = step_rng(self.seed, self.step * self.fabric.world_size + self.fabric.global_rank)
         set_rate(self.optimizer, self.step, self.total, self.config)
+        asked = {}
+        if self.teacher is not None:
+            self.teacher.progress = self.step / self.total
+            asked["teacher"] = self.teacher
         parts = list(zip(*(t.chunk(self.config.accumulate) for t in tensors)))
         sums: dict[str, torch.Tensor] = {}
         for i, part in enumerate(parts):
             share = len(part[0]) / len(tensors[0])
             with self.fabric.no_backward_sync(self.wrapped, enabled=i < len(parts) - 1 and self.fabric.world_size > 1):
-                terms = self.wrapped(*part, rng)
+                terms = self.wrapped(*part, rng, **asked)
                 self.fabric.backward(torch.stack([t.float() for t in terms.values()]).sum() * share)
             for name, term in terms.items():
                 sums[name] = sums.get(name, 0) + term.detach().float() * share
@@ -265,8 +292,8 @@ class _LossModule(nn.Module):
         super().__init__()
         self.module, self.loss = module, loss
 
-    def forward(self, *arguments: Any) -> dict[str, torch.Tensor]:
-        return self.loss(self.module, *arguments)
+    def forward(self, *arguments: Any, **asked: Any) -> dict[str, torch.Tensor]:
+        return self.loss(self.module, *arguments, **asked)
 
 
 def _averaged(module: nn.Module, decay: float) -> torch.optim.swa_utils.AveragedModel | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,10 +175,24 @@ def _segmented(run: Run, dataset: Dataset, name: str, stage: str, config: Evalua
     labels = "pseudo masks" if stage == "segment" else "TRUE masks (upper bound)"
     views = f"scales {_numbers(settings['scales'])}{' and mirror' if settings['flip'] else ''}"
     common, crf = _common(run, dataset, name, stage, len(records)), _named_crf(settings.get("crf", "none"))
-    conditions = Conditions(**common, tags="no tags", views=views, crf=crf, threshold_from=None)
-    trained = f"segmenter trained on {labels} of {run.manifest['train_list']}"
+    conditions = Conditions(
+        **common, tags="no tags", views=views, crf=crf, threshold_from=None, segmenter=segmenter_name(settings)
+    )
+    trained = f"segmenter {segmenter_name(settings)} trained on {labels} of {run.manifest['train_list']}"
     entry = measured.report(f"{conditions.line()}; {trained}, {views}, {conditions.tags}, {crf}")
     return measured.images, entry | {"conditions": conditions.report()}
+
+
+def segmenter_name(settings: Mapping[str, Any]) -> str:
+    """Which segmenter, and what its training did about wrong labels."""
+    teacher = settings.get("teacher", "none")
+    return " ".join(
+        [
+            str(settings.get("network", "aspp")),
+            *(["with balanced classes"] if settings.get("balanced") else []),
+            *([f"with a teacher that {teacher}s"] if teacher != "none" else []),
+        ]
+    )
 
 
 def _with_maps(run: Run, dataset: Dataset, name: str) -> list[Record]:

@@ -186,7 +186,7 @@ class _Check:
         return Conditions(
             list=folder.list, listed=len(dataset.lists[folder.list]), measured=measured, labels=len(dataset.classes) + 1,
             truth=dataset.masks_from, method=f"{what} of {folder.path.resolve()}",
-            backbone=None, train_list=None, tags_from=None, initial_weights=None,
+            backbone=None, train_list=None, tags_from=None, initial_weights=None, segmenter=None,
             seed=None, tags=None, views=None, crf=None, threshold_from=threshold_from, note=folder.protocol,
         )  # fmt: skip
 

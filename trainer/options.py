@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer import cams, classify, segment
+from trainer import cams, classify
 from trainer import config as knobs
 from trainer.data.knobs import DataConfig
 from trainer.errors import ConfigError, nearest
@@ -17,6 +17,8 @@ from trainer.refine.affinitynet import AffinityConfig
 from trainer.refine.irnet import IrnConfig
 from trainer.refine.pseudo_masks import RefineConfig
 from trainer.refinement import named_refinement
+from trainer.segmenters import segmenter_class
+from trainer.segmenters.config import PRESETS, SCRATCH, SegmentConfig
 
 STAGES = ("classify", "cams", "refine", "segment", "evaluate", "report")
 SECTIONS = ("data", "method", "classify", "cams", "refine", "affinity", "irn", "segment", "evaluate")
@@ -39,6 +41,8 @@ class Options:
     recipe: str | None = None
     preset: str | None = None
     refine: str | None = None
+    segmenter: str = "aspp"
+    segmenter_weights: str | None = None
     cams: Path | None = None
     train_list: str | None = None
     val_list: str | None = None
@@ -62,15 +66,17 @@ class Configs:
     refine: RefineConfig
     affinity: AffinityConfig
     irn: IrnConfig
-    segment: segment.SegmentConfig
+    segment: SegmentConfig
     evaluate: EvaluateConfig
 
 
 def make_configs(options: Options) -> Configs:
-    """Recipe, method's own training, preset, ``--refine``, ``--epochs`` and ``--size``, ``--set``: each over the one before.
+    """Recipe, method's own training, presets of method, ``--refine`` and ``--segmenter``, ``--epochs`` and ``--size``, ``--set``.
+
+    Each goes over the one before.
 
     Raises:
-        ConfigError: unknown method, recipe, preset, section or knob.
+        ConfigError: unknown method, recipe, preset, segmenter, section or knob.
     """
     _, method_config = method_classes(options.method)
     changes = knobs.parse_settings(options.settings, SECTIONS)
@@ -85,7 +91,6 @@ def make_configs(options: Options) -> Configs:
         low, high = (round(side * options.size / base.crop) for side in base.resize)
         short["crop"], sizes["resize"] = options.size, (low, high)
     made = knobs.replace(base, {**short, **sizes, **changes["classify"]}, "classify")
-    segmenter = segment.SegmentConfig() if recipe != "scratch" else segment.SCRATCH
     small = recipe not in ("psa", "irn")
     refinement = named_refinement(options.refine or "crf")
     ways: dict[str, dict[str, Any]] = {"affinity": affinity_stage.SMALL, "irn": irn_stage.SMALL} if small else {}
@@ -102,9 +107,30 @@ def make_configs(options: Options) -> Configs:
         knobs.replace(RefineConfig(calibrate=small), {**ways["refine"], **changes["refine"]}, "refine"),
         knobs.replace(AffinityConfig(), {**ways.get("affinity", {}), **changes["affinity"]}, "affinity"),
         knobs.replace(IrnConfig(), {**ways.get("irn", {}), **changes["irn"]}, "irn"),
-        knobs.replace(segmenter, {**short, **changes["segment"]}, "segment"),
+        segment_config(options.segmenter, recipe, short, changes["segment"]),
         knobs.replace(EvaluateConfig(), changes["evaluate"], "evaluate"),
     )
+
+
+def segment_config(name: str, recipe: str, short: dict[str, Any], changes: dict[str, Any]) -> SegmentConfig:
+    """Knobs of the segmenter ``name``, with those of ``--epochs`` and ``--size``, and ``--set``.
+
+    Raises:
+        ConfigError: there is no such segmenter, or a knob that it does not have.
+    """
+    if name not in PRESETS:
+        raise ConfigError(
+            f"there is no segmenter {name!r}", nearest(name, PRESETS), "--segmenter with one of these names"
+        )
+    base = SCRATCH if name == "aspp" and recipe == "scratch" else PRESETS[name]
+    # A number of epochs is asked for instead of the published number of updates.
+    made = knobs.replace(base, {**short, **({"updates": 0} if "epochs" in short else {}), **changes}, "segment")
+    for knob in changes:
+        if knob in segmenter_class(made.network).unused:
+            raise ConfigError(
+                f"the segmenter {made.network} has no knob {knob!r}", "one of its own", "docs/segmenters.md"
+            )
+    return made
 
 
 def method_preset(method: str, name: str | None) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainer import cams, classify, segment
+from trainer import cams, classify
 from trainer import config as knobs
 from trainer.data.dataset import Record, check_images, open_dataset
 from trainer.devices import launch, rank, wait_for_all
@@ -22,14 +22,15 @@ from trainer.methods.base import Method, method_module
 from trainer.methods.subcategories import Subcategories
 from trainer.nets import build_backbone
 from trainer.nets.backbone import Backbone
-from trainer.nets.deeplab import AsppSegmenter
-from trainer.nets.weights import LoadReport, file_sha256, find_weights, load_backbone
+from trainer.nets.weight_cache import find_weights
+from trainer.nets.weights import LoadReport, file_sha256, load_backbone
 from trainer.options import STAGES, Options, make_configs
 from trainer.preparation import SUBCATEGORIES, Preparation, Workshop, preparations
 from trainer.refinement import Refinement
 from trainer.released import load_classifier, load_start
 from trainer.report import write_report
 from trainer.run import Metrics, Run, Stage, stage_key
+from trainer.segment_stage import Segmentation, Start, find_start
 from trainer.supervision import NONE
 
 OPERATION = {"workers", "checkpoint_minutes", "tensorboard", "validate"}
@@ -79,8 +80,9 @@ class Pipeline:
             raise ConfigError(f"--classifier {self.classifier} is of this very run", "a new --run folder")
         self.given = load_classifier(self.method, self.classifier, self.dataset.classes) if self.classifier else None
         self.loaded = self._initialise(self.method)
-        trains = self.configs.refine.refine in ("affinity", "irn") or options.until in STAGES[3:]
-        if options.cams and self.loaded is None and trains and options.until != "cams":
+        self.start = self._find_start()
+        walks = self.configs.refine.refine in ("affinity", "irn") and options.until != "cams"
+        if options.cams and self.loaded is None and (walks or self.start.source == "classifier"):
             raise ConfigError("--cams brings no classifier whose weights could start a network", "--weights FILE")
         self.preparations = [] if self.classifier else preparations(method_module(options.method), self.configs.method)
 
@@ -133,22 +135,19 @@ class Pipeline:
         refinement = self.refinement(sha)
         refining = [Step(name, key, partial(work, key)) for name, key, work in refinement.steps(cams_key, _result)]
         refine_key = refining[-1].key
-        segment_config = [options.backbone, sha, self.train_list, options.seed, _result(configs.segment)]
-        segment_key = stage_key("segment", segment_config, [refine_key])
-        start = classify_key if self._starts_from_classifier() else data
-        full_key = stage_key("segment_full", segment_config, [data, start])
+        from_classifier = self.start.source == "classifier"
         steps: list[Step] = []
         if options.supervision in ("weak", "both"):
             steps += [
                 *training,
                 make_cams,
                 *refining,
-                Step("segment", segment_key, partial(self.segment, "segment")),
+                *self._segmenting("segment", [refine_key]),
             ]
-        elif self._starts_from_classifier():
+        elif from_classifier:
             steps += training
         if options.supervision in ("full", "both"):
-            steps.append(Step("segment_full", full_key, partial(self.segment, "segment_full")))
+            steps += self._segmenting("segment_full", [data, classify_key if from_classifier else data])
         names = [step.name for step in steps]
         if options.until in names:
             last = max(i for i, name in enumerate(names) if name.startswith(options.until))
@@ -186,6 +185,7 @@ class Pipeline:
         options, dataset = self.options, self.dataset
         self.run.describe(
             seed=options.seed, method=self.made_by, backbone=options.backbone, supervision=self.supervision,
+            segmenter=self.configs.segment.network, segmenter_supervision=self.start.supervision(self.supervision),
             weights={"path": str(self.weights), "sha256": self.loaded.sha256} if self.loaded else None,
             train_list=self.train_list, val_list=self.val_list,
             data={
@@ -294,58 +294,38 @@ class Pipeline:
         if init == "classifier" and self.options.cams:
             raise ConfigError("init=classifier, and --cams brings no classifier", "init=weights")
         if init == "classifier" or (init == "auto" and self.weights is None):
-            trained = classify.load(self.run.path / "classify" / "model.pt", self._expected())
-            backbone.load_state_dict(trained.backbone.state_dict())
+            backbone.load_state_dict(self._trained_backbone().state_dict())
         elif self.weights:
             load_backbone(backbone, self.weights)
 
-    def segment(self, name: str) -> None:
-        """Train the segmenter on pseudo masks (``segment``) or on true masks (``segment_full``), then predict."""
-        config, dataset = self.configs.segment, self.dataset
-        read = (
-            dataset.read_mask
-            if name == "segment_full"
-            else partial(segment.read_pseudo_mask, folder=self.run.path / "masks")
+    def _find_start(self) -> Start:
+        """What the segmenter starts from; its knobs that are left to the weights are decided here."""
+        if self.options.until not in STAGES[3:]:
+            return Start("random")
+        start = find_start(
+            self.configs.segment,
+            self.options.backbone,
+            self.weights,
+            self.options.segmenter_weights,
+            len(self.dataset.classes),
         )
-        left_out = self.run.left_out if name == "segment" else set()
-        records = [r for r in self.training if r.id not in left_out and (name == "segment" or dataset.has_mask(r))]
-        if not records:
-            raise DataError(f"no image of list {self.train_list!r} has a true mask", "masks for --supervision full")
-        identity = {
-            **self._identity(),
-            **_segment_identity(config),
-            "supervision": "true masks" if name == "segment_full" else "tags",
-        }
-        with self.run.stage(name, self.key) as stage:
-            if not (stage.folder / "model.pt").exists():
-                metrics = Metrics(self.run.path / "metrics.csv", name)
-                module = self._fresh_segmenter()
-                segment.segment(
-                    module, records, read, config, stage, metrics, self.options.seed, identity, self.options.device
-                )
-            module = segment.load(stage.folder / "model.pt", self._expected())
-            for measured in self.measured_lists():
-                folder = stage.folder / "predictions" / measured
-                segment.predict(
-                    module, dataset.subset(measured), folder, config, f"{name} {measured}", self.options.device
-                )
+        decided = dataclasses.replace(self.configs.segment, **dict(start.knobs))
+        self.configs = dataclasses.replace(self.configs, segment=decided)
+        return start
 
-    def _fresh_segmenter(self) -> AsppSegmenter:
-        step_rng(self.options.seed, 0)
-        module = segment.build(self.options.backbone, self.configs.segment, len(self.dataset.classes))
-        self._start(module.backbone, self.configs.segment.init)
-        return module
+    def _segmenting(self, name: str, inputs: list[str]) -> list[Step]:
+        stages = Segmentation(
+            run=self.run, dataset=self.dataset, train_list=self.train_list, training=self.training,
+            measured=self.measured_lists(), config=self.configs.segment, start=self.start, backbone=self.options.backbone,
+            classifier=self._trained_backbone, identity=self._identity(), seed=self.options.seed, device=self.options.device,
+        )  # fmt: skip
+        return [Step(stage, key, partial(work, key)) for stage, key, work in stages.steps(name, inputs, _result)]
 
-    def _starts_from_classifier(self) -> bool:
-        init = self.configs.segment.init
-        return init == "classifier" or (init == "auto" and self.loaded is None)
+    def _trained_backbone(self) -> Backbone:
+        return classify.load(self.run.path / "classify" / "model.pt", self._expected()).backbone
 
     def _initialise(self, method: Method) -> LoadReport | None:
         return load_start(method, self.weights) if self.weights else None
-
-
-def _segment_identity(config: segment.SegmentConfig) -> dict[str, Any]:
-    return {"output_stride": config.output_stride, "bn": config.bn, "rates": list(config.rates)}
 
 
 def _result(config: Any) -> dict[str, Any]:

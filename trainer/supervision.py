@@ -27,11 +27,16 @@ def chained(labels: str, initial: str) -> str:
     return f"{labels}, from {initial}" if is_extra(initial) and not is_extra(labels) else labels
 
 
-def named(supervision: str) -> str:
+def said(supervision: str) -> str:
     """The labels, with a warning where they are more than tags, or where nobody knows."""
     if is_extra(supervision):
         return f"{supervision} (EXTRA SUPERVISION: more than image tags)"
-    return "of unknown supervision (perhaps more than image tags)" if supervision == UNKNOWN else supervision
+    return f"{supervision} (perhaps more than image tags)" if supervision == UNKNOWN else supervision
+
+
+def named(supervision: str) -> str:
+    """``said`` after the words "initial weights"."""
+    return "of unknown supervision (perhaps more than image tags)" if supervision == UNKNOWN else said(supervision)
 
 
 def initial_weights(manifest: Mapping[str, Any], stage: str = "") -> str:

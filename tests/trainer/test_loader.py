@@ -58,6 +58,13 @@ def test_few_images_make_one_small_batch_and_none_make_none():
     assert list(empty) == []
 
 
+def test_a_number_of_updates_goes_over_the_epochs():
+    plan = list(Batches(10, 4, 1, seed=0, updates=5))
+    assert plan == list(Batches(10, 4, 9, seed=0))[:5]
+    assert len(Batches(10, 4, 1, seed=0, start=3, updates=5)) == 2
+    assert list(Batches(0, 4, 1, seed=0, updates=5)) == []
+
+
 def test_samples_depend_on_epoch_and_index_only():
     samples = Samples(RECORDS, sample, seed=0)
     again = Samples(RECORDS, sample, seed=0)

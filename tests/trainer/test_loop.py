@@ -23,7 +23,7 @@ from trainer.errors import ConfigError, DataError, TrainingError, WeightsError
 from trainer.interrupt import Interrupted
 from trainer.loop import step_rng, train
 from trainer.methods.cam import Cam, Config
-from trainer.optimiser import Training, make_optimizer, poly, set_rate
+from trainer.optimiser import Training, held_poly, make_optimizer, open_poly, poly, set_rate
 from trainer.run import Metrics
 
 PLAIN = Training(**BASE)
@@ -91,6 +91,21 @@ def test_momentum_is_a_knob_and_groups_keep_their_factor():
     assert set_rate(optimizer, 0, 8, config) == pytest.approx(0.1 / 4)
     assert set_rate(optimizer, 6, 8, config) == pytest.approx(0.1 * poly(6, 8))
     assert optimizer.param_groups[1]["lr"] == pytest.approx(10 * optimizer.param_groups[0]["lr"])
+
+
+def test_published_schedules_of_segmenters():
+    held = [held_poly(step, 20_000) for step in range(20_000)]
+    for i in (1, 10, 11, 12_345, 20_000):
+        assert held[i - 1] == pytest.approx((1 - 10 * ((i - 1) // 10) / 20_000) ** 0.9, rel=1e-12)
+    assert len(set(held)) == 2000
+    assert held[0] == held[9] == 1
+    assert 2.5e-4 * held[10] == pytest.approx(2.4988749718e-04, rel=1e-9)
+    assert 2.5e-4 * held[-1] == pytest.approx(2.6730846869e-07, rel=1e-9)
+    for t in (0, 1, 12_345, 19_999):
+        assert open_poly(t, 20_000) == pytest.approx((1 - t / 20_001) ** 0.9, rel=1e-12)
+    optimizer = make_optimizer([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.1}], Training(lr=0.1))
+    for schedule, factor in (("poly_held", held[16]), ("poly_open", open_poly(16, 20_000)), ("poly", poly(16, 20_000))):
+        assert set_rate(optimizer, 16, 20_000, Training(schedule=schedule)) == pytest.approx(0.1 * factor, rel=1e-12)
 
 
 def test_golden_classification_loss():

@@ -1,12 +1,10 @@
-"""Loading, refusing, finding, fetching and importing weight files; all files are made here."""
+"""Loading and refusing weight files; all files are made here."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import pickle
-import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -14,57 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
+from weight_files import assert_loaded, fake, mxnet_name, shapes, torchvision_file, write_params
 
-from trainer.errors import ConfigError, WeightsError
-from trainer.nets import BACKBONES, build_backbone, weights
+from trainer.errors import WeightsError
+from trainer.nets import build_backbone
 from trainer.nets.mxnet import read_params, resnet38_name
-from trainer.nets.weights import fetch_weights, find_weights, import_weights, list_weights, load_backbone
-
-
-def shapes(name: str) -> dict[str, torch.Size]:
-    """Names and shapes of a backbone without counters, as old files have them."""
-    with torch.device("meta"):
-        state = build_backbone(name).state_dict()
-    return {key: tensor.shape for key, tensor in state.items() if not key.endswith("num_batches_tracked")}
-
-
-def fake(name: str, prefix: str = "") -> dict[str, Tensor]:
-    """Constant tensors, a different one for each name; expanded, so that files stay small."""
-    return {
-        prefix + key: torch.tensor(1 + i / 1000).expand(shape) for i, (key, shape) in enumerate(shapes(name).items())
-    }
-
-
-def torchvision_file(folder: Path, name: str, classes: int = 1000) -> Path:
-    state = fake(name)
-    if name == "mobilenet_v2":
-        state |= {"classifier.1.weight": torch.zeros(classes, 1280), "classifier.1.bias": torch.zeros(classes)}
-    else:
-        width = 512 if name in ("resnet18", "resnet34") else 2048
-        state |= {"fc.weight": torch.zeros(()).expand(classes, width), "fc.bias": torch.zeros(classes)}
-    path = folder / f"{name}.pth"
-    torch.save(state, path)
-    return path
-
-
-def assert_loaded(net: nn.Module, name: str) -> None:
-    state = net.state_dict()
-    for key, tensor in fake(name).items():
-        assert torch.equal(state[key], tensor), key
+from trainer.nets.weights import load_backbone
 
 
 @pytest.fixture(scope="module")
 def resnet18_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return torchvision_file(tmp_path_factory.mktemp("files"), "resnet18")
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, and an empty cache of torch's own."""
-    monkeypatch.setenv("WSSS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    return tmp_path / "cache" / "weights"
 
 
 # Files that fit
@@ -145,6 +104,7 @@ def test_no_head_means_unknown_supervision(tmp_path):
     report = load_backbone(build_backbone("resnet18"), tmp_path / "plain.pth")
     assert (report.kind, report.supervision) == ("state dict", "unknown")
     assert len(str(report).splitlines()) == 1
+    assert "unknown (perhaps more than image tags)" in str(report)
 
 
 def test_little_that_is_missing_is_reported(tmp_path):
@@ -267,26 +227,6 @@ def test_no_file_or_a_folder(tmp_path):
 # MXNet
 
 
-def write_params(path: Path, arrays: dict[str, np.ndarray], layout: str) -> None:
-    """An MXNet file in one of the layouts of spec methods 4.4."""
-    flags = {"f4": 0, "f8": 1, "f2": 2, "u1": 3, "i4": 4, "i8": 6}
-    out = [struct.pack("<QQQ", 0x112, 0, len(arrays))]
-    for array in arrays.values():
-        if layout == "storage":
-            out.append(struct.pack("<Ii", 0xF993FAC9, 0))
-        elif layout == "shape64":
-            out.append(struct.pack("<I", 0xF993FAC8))
-        if layout == "first":
-            out.append(struct.pack(f"<I{array.ndim}I", array.ndim, *array.shape))
-        else:
-            out.append(struct.pack(f"<i{array.ndim}q", array.ndim, *array.shape))
-        out.append(struct.pack("<iii", 1, 0, flags[array.dtype.str[1:]]))
-        out.append(array.tobytes())
-    out.append(struct.pack("<Q", len(arrays)))
-    out.extend(struct.pack("<Q", len(name)) + name.encode() for name in arrays)
-    path.write_bytes(b"".join(out))
-
-
 @pytest.mark.parametrize("layout", ["storage", "shape64", "first"])
 def test_three_array_layouts(tmp_path, layout):
     arrays = {
@@ -351,21 +291,6 @@ def test_resnet38_names(theirs, ours):
     assert resnet38_name(theirs) == ours
 
 
-def mxnet_name(name: str) -> str:
-    """The MXNet name of a state-dict name."""
-    *layers, part = name.split(".")
-    part = {"bias": "beta", "running_mean": "moving_mean", "running_var": "moving_var"}.get(part, part)
-    kind = "aux" if part.startswith("moving") else "arg"
-    if part == "weight" and "bn" in layers[-1]:
-        part = "gamma"
-    if len(layers) == 1:
-        return f"{kind}:{layers[0]}_{part}"
-    block = re.sub(r"^b(\d)$", r"\1a", layers[0])
-    block = re.sub(r"^b(\d)_(\d)$", r"\1b\2", block)
-    layer, branch = layers[1].split("_")
-    return f"{kind}:{'res' if layer == 'conv' else 'bn'}{block}_{branch}_{part}"
-
-
 def small_resnet38() -> nn.Module:
     """Every tensor of ResNet-38 by name with two numbers in it, so that its file is small."""
     net = nn.Module()
@@ -393,122 +318,3 @@ def test_imagenet_resnet38_file(tmp_path):
     assert report.unexpected == ("linear1000_weight",)
     for name, tensor in net.state_dict().items():
         assert tensor.tolist() == [[numbers[name]]] * 2, name
-
-
-# The cache
-
-
-def test_import_then_find(cache, resnet18_file):
-    stored = import_weights(resnet18_file, "resnet18")
-    assert stored.path == find_weights("resnet18") == cache / "resnet18.weights"
-    assert stored.path.read_bytes() == resnet18_file.read_bytes()
-    noted = json.loads((cache / "resnet18.json").read_text())
-    assert noted["sha256"] == stored.sha256 == hashlib.sha256(resnet18_file.read_bytes()).hexdigest()
-    assert noted["source"] == stored.source == str(resnet18_file)
-    assert noted["supervision"] == stored.supervision == "ImageNet tags"
-    assert sorted(p.name for p in cache.iterdir()) == ["resnet18.json", "resnet18.weights"]
-    listed = {entry.backbone: entry for entry in list_weights()}
-    assert listed["resnet18"] == stored
-    assert listed["resnet34"].path is None
-
-
-def test_said_supervision_is_kept_for_that_file_only(cache, tmp_path):
-    torch.save(fake("resnet18"), tmp_path / "plain.pth")
-    stored = import_weights(tmp_path / "plain.pth", "resnet18", supervision="COCO masks")
-    assert load_backbone(build_backbone("resnet18"), stored.path).supervision == "COCO masks"
-    torch.save(fake("resnet18") | {"other": torch.zeros(1)}, stored.path)
-    assert load_backbone(build_backbone("resnet18"), stored.path).supervision == "unknown"
-
-
-def test_import_refuses_another_network_and_stores_nothing(cache, resnet18_file):
-    with pytest.raises(WeightsError, match="this looks like a torchvision resnet18"):
-        import_weights(resnet18_file, "mobilenet_v2")
-    assert not cache.exists()
-
-
-def test_explicit_path_wins(cache, resnet18_file, tmp_path):
-    import_weights(resnet18_file, "resnet18")
-    assert find_weights("resnet18", resnet18_file) == resnet18_file
-    with pytest.raises(WeightsError, match="is not a file"):
-        find_weights("resnet18", tmp_path / "nothing.pth")
-
-
-def test_list_names_every_backbone_and_its_file(cache):
-    entries = {entry.backbone: entry for entry in list_weights()}
-    assert tuple(entries) == BACKBONES
-    assert all(entry.path is None and entry.sha256 is None for entry in entries.values())
-    assert entries["resnet38"].url is None
-    for name in set(BACKBONES) - {"resnet38"}:
-        assert entries[name].url.endswith("/" + entries[name].file_name)
-        assert re.fullmatch(rf"{name}-[0-9a-f]{{8}}\.pth", entries[name].file_name)
-
-
-@pytest.mark.parametrize("function", [find_weights, fetch_weights, lambda name: import_weights("x", name)])
-def test_unknown_backbone(cache, function):
-    with pytest.raises(ConfigError) as error:
-        function("mobilenetv2")
-    assert "did you mean 'mobilenet_v2'" in error.value.expected
-
-
-def serve(monkeypatch: pytest.MonkeyPatch, file: Path, sha256: str, folder: Path) -> str:
-    """A URL of torchvision's form that gives ``file``."""
-    target = folder / f"resnet18-{sha256[:8]}.pth"
-    target.write_bytes(file.read_bytes())
-    monkeypatch.setattr(weights, "_url", lambda name: target.as_uri())
-    return target.as_uri()
-
-
-def test_fetched_once(cache, resnet18_file, tmp_path, monkeypatch):
-    sha256 = hashlib.sha256(resnet18_file.read_bytes()).hexdigest()
-    url = serve(monkeypatch, resnet18_file, sha256, tmp_path)
-    path = find_weights("resnet18")
-    assert path.read_bytes() == resnet18_file.read_bytes()
-    assert json.loads((cache / "resnet18.json").read_text())["source"] == url
-    (tmp_path / f"resnet18-{sha256[:8]}.pth").unlink()
-    assert find_weights("resnet18") == path
-
-
-def test_a_download_with_another_checksum_is_refused(cache, resnet18_file, tmp_path, monkeypatch):
-    serve(monkeypatch, resnet18_file, "0" * 64, tmp_path)
-    with pytest.raises(WeightsError, match="gave another file"):
-        fetch_weights("resnet18")
-    assert list(cache.iterdir()) == []
-
-
-def test_the_cache_of_torch_is_used(cache, resnet18_file, tmp_path, monkeypatch):
-    sha256 = hashlib.sha256(resnet18_file.read_bytes()).hexdigest()
-    name = f"resnet18-{sha256[:8]}.pth"
-    monkeypatch.setattr(weights, "_url", lambda backbone: f"https://nowhere.invalid/{name}")
-    hub = tmp_path / "torch" / "hub" / "checkpoints"
-    hub.mkdir(parents=True)
-    (hub / name).write_bytes(resnet18_file.read_bytes())
-    assert fetch_weights("resnet18").source == str(hub / name)
-
-
-def test_no_network_says_what_to_bring(cache, monkeypatch):
-    def unreachable(*args: object, **kwargs: object) -> None:
-        raise TimeoutError("timed out")
-
-    monkeypatch.setattr("urllib.request.urlopen", unreachable)
-    with pytest.raises(WeightsError) as error:
-        find_weights("mobilenet_v2")
-    assert "could not be fetched: timed out" in error.value.found
-    assert re.search(r"mobilenet_v2-[0-9a-f]{8}\.pth", error.value.expected)
-    assert "https://" in error.value.expected
-    assert "wsss-trainer weights import FILE --as mobilenet_v2" in error.value.hint
-    assert list(cache.iterdir()) == []
-
-
-def test_resnet38_can_only_be_imported(cache):
-    with pytest.raises(WeightsError) as error:
-        find_weights("resnet38")
-    assert "ilsvrc-cls_rna-a1_cls1000_ep-0001.params" in error.value.expected
-    assert "wsss-trainer weights import FILE --as resnet38" in error.value.hint
-
-
-def test_cache_that_cannot_be_written(resnet18_file, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("WSSS_CACHE", str(tmp_path / "file"))
-    with pytest.raises(WeightsError, match="cannot write to the weight cache") as error:
-        import_weights(resnet18_file, "resnet18")
-    assert "WSSS_CACHE" in error.value.hint

@@ -44,11 +44,23 @@ class Batches:
         start: first step (for resuming).
         rank: this process.
         world: number of processes; each takes every ``world``-th sample of a batch.
+        updates: steps in all, whatever the epochs; 0 for those of the epochs.
     """
 
-    def __init__(self, count: int, batch: int, epochs: int, seed: int, start: int = 0, rank: int = 0, world: int = 1):
-        self.count, self.batch, self.epochs, self.seed, self.start = count, min(batch, count), epochs, seed, start
+    def __init__(
+        self,
+        count: int,
+        batch: int,
+        epochs: int,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        updates: int = 0,
+    ) -> None:
+        self.count, self.batch, self.seed, self.start = count, min(batch, count), seed, start
         self.rank, self.world = rank, world
+        self.total = (updates or self.per_epoch * epochs) if self.per_epoch else 0
 
     @property
     def per_epoch(self) -> int:
@@ -56,10 +68,10 @@ class Batches:
         return self.count // self.batch if self.batch else 0
 
     def __len__(self) -> int:
-        return self.per_epoch * self.epochs - self.start
+        return self.total - self.start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step in range(self.start, self.per_epoch * self.epochs):
+        for step in range(self.start, self.total):
             epoch, place = divmod(step, self.per_epoch)
             if place == 0 or step == self.start:
                 order = np.random.default_rng((self.seed, epoch)).permutation(self.count)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -10,6 +12,21 @@ from torchvision.transforms import functional as tvf
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+
+
+class PixelScale(NamedTuple):
+    """What becomes of RGB values in 0..255 before a network sees them: minus ``mean``, over ``std``, both RGB.
+
+    With ``bgr`` the channels are then reversed.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    bgr: bool = False
+
+
+IMAGENET_PIXELS = PixelScale((255 * MEAN[0], 255 * MEAN[1], 255 * MEAN[2]), (255 * STD[0], 255 * STD[1], 255 * STD[2]))
+CAFFE_PIXELS = PixelScale((122.675, 116.669, 104.008), (1.0, 1.0, 1.0), bgr=True)
 
 Rng = np.random.Generator
 Array = npt.NDArray[np.float32]
@@ -46,12 +63,26 @@ def color_jitter(image: Image.Image, rng: Rng, strength: float = 0.3, hue: float
     return image
 
 
-def normalise(image: Image.Image | npt.NDArray[np.uint8]) -> Array:
-    """``uint8`` RGB to ``float32 [H,W,3]`` with ImageNet mean and deviation."""
-    pixels = np.asarray(image, dtype=np.float32)
-    scale = np.array([1 / (255 * s) for s in STD], np.float32)
-    shift = np.array([m / s for m, s in zip(MEAN, STD)], np.float32)
-    return np.asarray(pixels * scale - shift, dtype=np.float32)
+def shift_hsv(image: Image.Image, rng: Rng, reach: int) -> Image.Image:
+    """Hue (of 180, round the circle), saturation and value (of 255, clipped), each shifted by a whole number up to ``reach``.
+
+    Spec refine-segment 7. Hue is kept in 255 steps, as Pillow has it, not in OpenCV's 180.
+    """
+    hue, saturation, value = (int(shift) for shift in rng.integers(-reach, reach + 1, 3))
+    planes = np.asarray(image.convert("HSV")).astype(np.int16)
+    planes[..., 0] = (planes[..., 0] + round(hue * 255 / 180)) % 255
+    planes[..., 1:] = (planes[..., 1:] + (saturation, value)).clip(0, 255)
+    return Image.frombytes("HSV", image.size, planes.astype(np.uint8).tobytes()).convert("RGB")
+
+
+def normalise(
+    image: Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.float32], pixels: PixelScale = IMAGENET_PIXELS
+) -> Array:
+    """RGB in 0..255 to ``float32 [H,W,3]``, by default with ImageNet mean and deviation."""
+    scale = np.array([1 / s for s in pixels.std], np.float32)
+    shift = np.array([m / s for m, s in zip(pixels.mean, pixels.std)], np.float32)
+    values = np.asarray(image, dtype=np.float32) * scale - shift
+    return np.asarray(values[..., ::-1] if pixels.bgr else values, dtype=np.float32)
 
 
 def crop_window(size: int, crop: int, rng: Rng) -> tuple[int, int, int]:

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from trainer.errors import WeightsError
 from trainer.nets.mxnet import is_mxnet, read_params, resnet38_name
-from trainer.supervision import chained
+from trainer.nets.weights import SEGMENTER_HEADS
+from trainer.supervision import UNKNOWN, chained
 
 # Where training scripts put the state dict when a checkpoint holds more than that.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "state")
 WSSS_HEADS = ("fc8.weight", "fc8_20.weight", "f8_3.weight", "newly_added.0.weight", "VWE.centroid", "fc_a.weight")
+CAFFE_STEM = "layer1.conv1.conv.weight"
 IMAGENET_HEADS = ("fc.weight", "classifier.1.weight", "linear1000_weight")
 RESNET_DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
     (False, (2, 2, 2, 2)): 18,
@@ -40,12 +42,14 @@ class Checkpoint:
         supervision: what trained it, as far as the file tells: ``ImageNet tags``, ``image tags``, ``COCO masks`` or
             ``unknown``.
         classes: of a run's own classifier; other files do not say theirs.
+        identity: what a run's own file says of itself; empty for other files.
     """
 
     tensors: dict[str, Tensor]
     kind: str
     supervision: str
     classes: list[str] = field(default_factory=list)
+    identity: dict[str, Any] = field(default_factory=dict)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -58,7 +62,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise WeightsError(f"{path} is not a file", "a weight file (.pth or .params)", "wsss-trainer weights list")
     if is_mxnet(path):
         arrays = {resnet38_name(name): torch.from_numpy(array) for name, array in read_params(path).items()}
-        return Checkpoint(arrays, "MXNet", _supervision(arrays, "MXNet"))
+        return Checkpoint(arrays, "MXNet", _supervision(arrays, "MXNet", path.name))
     content = _unpickle(path)
     tensors = _state_dict(path, content)
     identity = content.get("identity") if isinstance(content, dict) else None
@@ -66,14 +70,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
         # A segmenter's file says which labels trained it.
         labels = {"true masks": "masks"}.get(str(identity.get("supervision")), "image tags")
         labels = chained(labels, str(identity.get("initial", "")))
-        return Checkpoint(tensors, "wsss run", labels, [str(name) for name in identity.get("classes", [])])
+        classes = [str(name) for name in identity.get("classes", [])]
+        return Checkpoint(tensors, "wsss run", labels, classes, identity)
     if _ends(tensors, WSSS_HEADS):
         kind = "released WSSS checkpoint"
     elif _head_size(tensors) is not None:
         kind = "torchvision"
     else:
         kind = "state dict"
-    return Checkpoint(tensors, kind, _supervision(tensors, kind))
+    return Checkpoint(tensors, kind, _supervision(tensors, kind, path.name))
 
 
 def best_prefix(names: Iterable[str], wanted: Iterable[str]) -> str:
@@ -131,14 +136,18 @@ def _head_size(tensors: Mapping[str, Tensor]) -> int | None:
     return next((len(tensors[head]) for head in IMAGENET_HEADS if head in tensors and tensors[head].ndim), None)
 
 
-def _supervision(tensors: Mapping[str, Tensor], kind: str) -> str:
+def _supervision(tensors: Mapping[str, Tensor], kind: str, file_name: str) -> str:
     if _head_size(tensors) == 1000:
         return "ImageNet tags"
+    if _ends(tensors, SEGMENTER_HEADS):
+        return "masks, true or pseudo ones (it is a segmenter)"
     if kind == "released WSSS checkpoint":
         return "image tags"
-    if _ends(tensors, ("aux_classifier.4.weight",)) or _head_size(tensors) == 91:
+    # deeplab-pytorch's file has COCO's 91 labels; copies of it without that head are known by their name only.
+    coco = _head_size(tensors) == 91 or (_ends(tensors, (CAFFE_STEM,)) and "coco" in file_name.lower())
+    if coco or _ends(tensors, ("aux_classifier.4.weight",)):
         return "COCO masks"
-    return "unknown"
+    return UNKNOWN
 
 
 def _unpickle(path: Path) -> Any:

@@ -8,31 +8,40 @@ image, h w its logits of 8 pixels a cell.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainer.data.transforms import CAFFE_PIXELS, IMAGENET_PIXELS, PixelScale
 from trainer.errors import ConfigError, WeightsError, nearest
 from trainer.nets.backbone import fix_batch_norms
 from trainer.nets.checkpoints import architecture, read_checkpoint
 from trainer.nets.folding import fold_batch_norms
-from trainer.nets.weights import LoadReport, load_backbone
-from trainer.optimiser import poly
+from trainer.nets.resnet38 import thinner
+from trainer.nets.weights import LoadReport, load_backbone, noted_beside
 
 StrideOn = Literal["1x1", "3x3"]
 Input = Literal["caffe_bgr", "torchvision_rgb"]
 
-IGNORE = 255
 # Layer: blocks, channels out, stride, dilation.
 LAYERS = {"layer2": (3, 256, 1, 1), "layer3": (4, 512, 2, 1), "layer4": (23, 1024, 1, 2), "layer5": (3, 2048, 1, 4)}
-CAFFE_MEAN_BGR = (104.008, 116.669, 122.675)
-IMAGENET_MEAN_RGB, IMAGENET_STD_RGB = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+INPUTS: dict[Input, PixelScale] = {"caffe_bgr": CAFFE_PIXELS, "torchvision_rgb": IMAGENET_PIXELS}
 OURS = "a DeepLab-v2 ResNet-101"
+
+
+class Layout(NamedTuple):
+    """What weights were made for: which convolution has the stride, and which pixels."""
+
+    stride_on: StrideOn
+    input: Input
+
+
+CAFFE, TORCHVISION = Layout("1x1", "caffe_bgr"), Layout("3x3", "torchvision_rgb")
 
 
 class ConvBn(nn.Module):
@@ -90,23 +99,25 @@ class DeepLabV2(nn.Module):
         num_classes: K, with the background.
         rates: dilations of the ASPP; (3, 6, 9, 12) is the small variant.
         stride_on: see ``CaffeBottleneck``.
+        width: share of the published channels.
     """
 
-    def __init__(self, num_classes: int, rates: Sequence[int], stride_on: StrideOn) -> None:
+    def __init__(self, num_classes: int, rates: Sequence[int], stride_on: StrideOn, width: float = 1.0) -> None:
         # Not at the top: that module offers this one's network under its own name too.
         from trainer.nets.deeplab import Aspp
 
         super().__init__()
         pool = nn.MaxPool2d(3, 2, padding=1, ceil_mode=True)
-        self.layer1 = nn.Sequential(OrderedDict(conv1=ConvBn(3, 64, 7, stride=2), pool=pool))
-        channels = 64
-        for name, (blocks, width, stride, dilation) in LAYERS.items():
+        channels = thinner(64, width)
+        self.layer1 = nn.Sequential(OrderedDict(conv1=ConvBn(3, channels, 7, stride=2), pool=pool))
+        for name, (blocks, published, stride, dilation) in LAYERS.items():
             layer = nn.Sequential()
+            wide = thinner(published, width)
             for i in range(blocks):
                 first = i == 0
-                block = CaffeBottleneck(channels, width, stride if first else 1, dilation, first, stride_on)
+                block = CaffeBottleneck(channels, wide, stride if first else 1, dilation, first, stride_on)
                 layer.add_module(f"block{i + 1}", block)
-                channels = width
+                channels = wide
             self.add_module(name, layer)
         self.aspp = Aspp(channels, num_classes, rates)
         fold_batch_norms(self)
@@ -122,16 +133,17 @@ class DeepLabV2(nn.Module):
 class DeepLabV2ResNet101(nn.Module):
     """DeepLab-v2 at scales 1, 0.5 and 0.75 of its input, merged by the largest logit.
 
-    Forward takes ``[B,3,H,W]`` of ``normalise``. In train mode it returns four tensors: logits of scale 1, 0.5, 0.75 at
-    their own sizes (321 -> 41, 21, 31) and the maximum at the first size; in eval mode the maximum only. Batch norms are
-    fixed with their affine in every mode.
+    Forward takes ``[B,3,H,W]`` in the scale of ``INPUTS[input]``. In train mode it returns four tensors: logits of scale
+    1, 0.5, 0.75 at their own sizes (321 -> 41, 21, 31) and the maximum at the first size; in eval mode the maximum only.
+    Batch norms are fixed with their affine in every mode.
 
     Args:
         num_classes: K, with the background.
         rates: dilations of the ASPP.
-        scales: the further scales.
+        scales: the further scales; without any there is one tensor in train mode too, in a list.
         stride_on: ``1x1`` for Caffe's weights, ``3x3`` for torchvision's.
-        input: what ``normalise`` has to make for these weights; goes with ``stride_on``.
+        input: the pixels that these weights want; goes with ``stride_on``.
+        width: share of the published channels.
 
     Raises:
         ConfigError: an unknown ``stride_on`` or ``input``.
@@ -144,20 +156,24 @@ class DeepLabV2ResNet101(nn.Module):
         scales: Sequence[float] = (0.5, 0.75),
         stride_on: StrideOn = "1x1",
         input: Input = "caffe_bgr",
+        width: float = 1.0,
     ) -> None:
         super().__init__()
         if stride_on not in get_args(StrideOn):
             raise ConfigError(f"stride_on={stride_on!r}", nearest(stride_on, get_args(StrideOn)))
-        _check_input(input)
+        if input not in INPUTS:
+            raise ConfigError(f"input={input!r}", nearest(input, INPUTS))
         self.stride_on = stride_on
         self.input = input
         self.scales = tuple(scales)
-        self.base = DeepLabV2(num_classes, rates, stride_on)
+        self.base = DeepLabV2(num_classes, rates, stride_on, width)
         fix_batch_norms([self])
 
     def forward(self, images_B3HW: Tensor) -> Tensor | list[Tensor]:
         """See the class."""
         logits = [self.base(images_B3HW)]
+        if not self.scales:
+            return logits if self.training else logits[0]
         for scale in self.scales:
             view = F.interpolate(images_B3HW, scale_factor=scale, mode="bilinear", align_corners=False)
             logits.append(self.base(view))
@@ -172,14 +188,16 @@ class DeepLabV2ResNet101(nn.Module):
         fix_batch_norms([self])
         return self
 
-    def param_groups(self, lr: float = 2.5e-4, weight_decay: float = 5e-4) -> list[dict[str, Any]]:
+    def param_groups(
+        self, lr: float = 2.5e-4, weight_decay: float = 5e-4, new_factor: float = 10.0
+    ) -> list[dict[str, Any]]:
         """Optimiser groups (spec 6.4): backbone convolutions x1, ASPP weights x10, ASPP biases x20 without decay."""
         named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
         head = [(name, p) for name, p in named if name.startswith("base.aspp.")]
         parts = (
             ("backbone", [p for name, p in named if not name.startswith("base.aspp.")], 1, weight_decay),
-            ("aspp weights", [p for name, p in head if name.endswith(".weight")], 10, weight_decay),
-            ("aspp biases", [p for name, p in head if name.endswith(".bias")], 20, 0.0),
+            ("aspp weights", [p for name, p in head if name.endswith(".weight")], new_factor, weight_decay),
+            ("aspp biases", [p for name, p in head if name.endswith(".bias")], 2 * new_factor, 0.0),
         )
         return [{"name": n, "params": ps, "lr": lr * factor, "weight_decay": wd} for n, ps, factor, wd in parts]
 
@@ -197,102 +215,47 @@ def load_deeplab_v2(network: DeepLabV2ResNet101, path: Path | str) -> LoadReport
     """
     path = Path(path)
     tensors = read_checkpoint(path).tensors
-    kind = architecture(tensors)
-    # A trained segmenter may be of either layout, and its file does not tell.
-    trained = any(name.endswith("aspp.c0.weight") for name in tensors)
-    if kind == "a torchvision resnet101":
-        _check_layout(network, path, "torchvision", "3x3", "torchvision_rgb")
+    layout, own = layout_of(path), Layout(network.stride_on, network.input)
+    if layout not in (None, own):
+        raise WeightsError(
+            f"{path} holds a ResNet-101 in the {'Caffe' if layout == CAFFE else 'torchvision'} layout, for a network with "
+            f"{_said(layout)}; this one has {_said(own)}",
+            "weights in the layout of the network",
+            f"--set segment.stride_on=auto --set segment.input=auto, or DeepLabV2ResNet101(num_classes, {_said(layout)})",
+        )
+    if architecture(tensors) == "a torchvision resnet101":
         return load_backbone(_by_torchvision_names(network.base), path)
-    if kind == OURS and not trained:
-        _check_layout(network, path, "Caffe", "1x1", "caffe_bgr")
     report = load_backbone(network.base, path)
-    return replace(report, kind="DeepLab-v2" if trained else "ResNet-101 in the Caffe layout")
+    return replace(report, kind="DeepLab-v2" if _is_trained(tensors) else "ResNet-101 in the Caffe layout")
 
 
-def normalise(pixels_B3HW: Tensor, input: Input = "caffe_bgr") -> Tensor:
-    """RGB pixels in 0..255, any type, as a network wants them: ``[B,3,H,W]`` floating point.
-
-    ``caffe_bgr``: BGR minus the mean colour. ``torchvision_rgb``: RGB / 255, minus the mean, over the deviation.
+def layout_of(path: Path) -> Layout | None:
+    """The layout of a weight file; None for a released segmenter or another network, which do not tell.
 
     Raises:
-        ConfigError: another ``input``.
+        WeightsError: no such file, or damaged.
     """
-    _check_input(input)
-    pixels = pixels_B3HW if pixels_B3HW.is_floating_point() else pixels_B3HW.float()
-    if input == "caffe_bgr":
-        return pixels.flip(1) - pixels.new_tensor(CAFFE_MEAN_BGR)[:, None, None]
-    mean, std = (pixels.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN_RGB, IMAGENET_STD_RGB))
-    return (pixels / 255 - mean) / std
+    checkpoint = read_checkpoint(path)
+    for noted in (checkpoint.identity, noted_beside(path)):
+        if noted.get("input") in INPUTS:
+            return Layout(noted["stride_on"], noted["input"])
+    kind = architecture(checkpoint.tensors)
+    if kind == "a torchvision resnet101":
+        return TORCHVISION
+    return CAFFE if kind == OURS and not _is_trained(checkpoint.tensors) else None
 
 
-def resize_labels(labels_BHW: Tensor, size: Sequence[int]) -> Tensor:
-    """Labels ``[...,H,W]`` of any type -> ``[...,h,w]``: the pixel under the middle of each new one, on its device.
-
-    torch's ``nearest-exact`` in whole numbers, so that there is nothing to round; ``nearest`` takes others (spec 6.4, trap
-    13). Pillow's ``NEAREST`` is the same but for middles that lie on the edge of two pixels, where its rounding error
-    decides; the published crop of 321 has none.
-    """
-    rows, columns = (
-        (2 * torch.arange(new, device=labels_BHW.device) + 1) * old // (2 * new)
-        for old, new in zip(labels_BHW.shape[-2:], size, strict=True)
-    )
-    return labels_BHW[..., rows[:, None], columns]
+def take_torchvision(network: DeepLabV2ResNet101, backbone: nn.Module) -> None:
+    """Copy a ResNet-101 with torchvision's names, and without a head, into the network."""
+    _by_torchvision_names(network.base).load_state_dict(backbone.state_dict())
 
 
-def label_loss(logits_BKhw: Tensor, labels_Bhw: Tensor, balanced: bool = False) -> Tensor:
-    """Mean cross-entropy over the pixels whose label is not 255; 0 where there are none. At least float32.
-
-    Args:
-        logits_BKhw: ``[B,K,h,w]``.
-        labels_Bhw: integers ``[B,h,w]`` in 0..K-1 or 255.
-        balanced: the mean over the background plus the mean over the rest, as RIB trains.
-    """
-    logits = logits_BKhw.to(torch.promote_types(logits_BKhw.dtype, torch.float32))
-    labels = labels_Bhw.long()
-    losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
-    known = labels != IGNORE
-    masks = (labels == 0, known & (labels != 0)) if balanced else (known,)
-    return torch.stack([(losses * mask).sum() / mask.sum().clamp_min(1) for mask in masks]).sum()
+def _is_trained(tensors: Mapping[str, Tensor]) -> bool:
+    return any(name.endswith("aspp.c0.weight") for name in tensors)
 
 
-def multi_scale_loss(logits: Sequence[Tensor], labels_BHW: Tensor, balanced: bool = False) -> Tensor:
-    """Sum over the outputs of train mode of ``label_loss`` against the labels at each one's size (spec 6.4, D13).
-
-    Divide by the number of accumulation steps (2 as released) before ``backward``.
-
-    Args:
-        logits: each ``[B,K,h,w]`` of its own size.
-        labels_BHW: integers ``[B,H,W]`` at the size of the images.
-        balanced: see ``label_loss``.
-    """
-    resized = {size: resize_labels(labels_BHW, size) for size in {level.shape[2:] for level in logits}}
-    return torch.stack([label_loss(level, resized[level.shape[2:]], balanced) for level in logits]).sum()
-
-
-def held_poly(step: int, total: int = 20_000, every: int = 10, power: float = 0.9) -> float:
-    """Factor of the learning rate at update ``step`` (from 0): poly, renewed every ``every`` updates only (spec 6.4)."""
-    return poly(step - step % every, total, power)
-
-
-def full_size_probabilities(logits_BKhw: Tensor, size: Sequence[int]) -> Tensor:
-    """Logits of eval mode -> soft-max probabilities ``[B,K,*size]``, resized before the soft-max (spec 6.5)."""
-    logits = logits_BKhw.to(torch.promote_types(logits_BKhw.dtype, torch.float32))
-    return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=False).softmax(1)
-
-
-def _check_input(input: str) -> None:
-    if input not in get_args(Input):
-        raise ConfigError(f"input={input!r}", nearest(input, get_args(Input)))
-
-
-def _check_layout(network: DeepLabV2ResNet101, path: Path, layout: str, stride_on: str, input: str) -> None:
-    if (network.stride_on, network.input) != (stride_on, input):
-        raise WeightsError(
-            f"{path} holds a ResNet-101 in the {layout} layout, for a network with stride_on={stride_on!r} and "
-            f"input={input!r}; this one has stride_on={network.stride_on!r} and input={network.input!r}",
-            "weights in the layout of the network",
-            f'DeepLabV2ResNet101(num_classes, stride_on="{stride_on}", input="{input}")',
-        )
+def _said(layout: Layout | None) -> str:
+    return "" if layout is None else f'stride_on="{layout.stride_on}", input="{layout.input}"'
 
 
 def _by_torchvision_names(base: DeepLabV2) -> nn.Module:

@@ -6,11 +6,9 @@ network of Wu et al. 2016, as in SEAM's segmentation code base. Shapes: B images
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,16 +16,14 @@ from trainer.errors import ConfigError, nearest
 from trainer.nets.backbone import batch_norms, fix, fix_batch_norms
 from trainer.nets.checkpoints import read_checkpoint
 from trainer.nets.folding import fold_batch_norms
-from trainer.nets.resnet38 import ResNet38
+from trainer.nets.resnet38 import ResNet38, thinner
 from trainer.nets.weights import LoadReport, load_backbone
-from trainer.optimiser import poly
 
 BatchNormMode = Literal["batch", "frozen"]
 
 WIDTH = 512
 RATE = 12
 BN_MOMENTUM = 3e-4
-TEST_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 
 class FreeResNet38(ResNet38):
@@ -53,23 +49,26 @@ class LargeFOVResNet38(nn.Module):
         bn: batch norms of the backbone in train mode: ``batch`` statistics as released (running ones move by 3e-4 an
             update), or ``frozen``. Those of the head are new and use batch statistics either way.
 
+        width: share of the published channels.
+
     Raises:
         ConfigError: another ``bn``.
     """
 
-    def __init__(self, num_classes: int, bn: BatchNormMode = "batch") -> None:
+    def __init__(self, num_classes: int, bn: BatchNormMode = "batch", width: float = 1.0) -> None:
         super().__init__()
         if bn not in get_args(BatchNormMode):
             raise ConfigError(f"batch norm mode {bn!r} for LargeFOV", nearest(bn, get_args(BatchNormMode)))
         self.bn = bn
-        self.backbone = FreeResNet38()
+        self.backbone = FreeResNet38(width=width)
         channels = self.backbone.channels[self.backbone.top]
-        self.conv_fov = nn.Conv2d(channels, WIDTH, 3, padding=RATE, dilation=RATE, bias=False)
-        self.bn_fov = nn.BatchNorm2d(WIDTH)
-        self.conv_fov2 = nn.Conv2d(WIDTH, WIDTH, 1, bias=False)
-        self.bn_fov2 = nn.BatchNorm2d(WIDTH)
+        wide = thinner(WIDTH, width)
+        self.conv_fov = nn.Conv2d(channels, wide, 3, padding=RATE, dilation=RATE, bias=False)
+        self.bn_fov = nn.BatchNorm2d(wide)
+        self.conv_fov2 = nn.Conv2d(wide, wide, 1, bias=False)
+        self.bn_fov2 = nn.BatchNorm2d(wide)
         self.dropout = nn.Dropout(0.5)
-        self.cls_conv = nn.Conv2d(WIDTH, num_classes, 1)
+        self.cls_conv = nn.Conv2d(wide, num_classes, 1)
         for conv in (self.conv_fov, self.conv_fov2, self.cls_conv):
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(self.cls_conv.bias)  # type: ignore[arg-type]
@@ -94,13 +93,15 @@ class LargeFOVResNet38(nn.Module):
             fix_batch_norms([self.backbone])
         return self
 
-    def param_groups(self, lr: float = 1e-3, weight_decay: float = 5e-4) -> list[dict[str, Any]]:
+    def param_groups(
+        self, lr: float = 1e-3, weight_decay: float = 5e-4, new_factor: float = 10.0
+    ) -> list[dict[str, Any]]:
         """Optimiser groups (spec 7): backbone x1, weights of the head x10, the classifier's bias x20 without decay."""
         head = [self.conv_fov.weight, self.conv_fov2.weight, self.cls_conv.weight]
         parts = (
             ("backbone", [p for p in self.backbone.parameters() if p.requires_grad], 1, weight_decay),
-            ("head weights", head, 10, weight_decay),
-            ("head bias", [self.cls_conv.bias], 20, 0.0),
+            ("head weights", head, new_factor, weight_decay),
+            ("head bias", [self.cls_conv.bias], 2 * new_factor, 0.0),
         )
         return [{"name": n, "params": ps, "lr": lr * factor, "weight_decay": wd} for n, ps, factor, wd in parts]
 
@@ -117,51 +118,3 @@ def load_largefov(network: LargeFOVResNet38, path: Path | str) -> LoadReport:
     path = Path(path)
     trained = any(("." + name).endswith(".conv_fov.weight") for name in read_checkpoint(path).tensors)
     return load_backbone(network if trained else network.backbone, path)
-
-
-def largefov_poly(step: int, total: int = 20_000, power: float = 0.9) -> float:
-    """Factor of the learning rate at update ``step`` (from 0) of ``total``: (1 - t / (total + 1))^power (spec 7)."""
-    return poly(step, total + 1, power)
-
-
-@torch.no_grad()
-def multi_scale_probabilities(
-    network: Callable[[Tensor], Tensor],
-    images_B3HW: Tensor,
-    scales: Sequence[float] = TEST_SCALES,
-    flip: bool = True,
-) -> Tensor:
-    """Soft-max of the mean logits over scales and mirror images, ``[B,K,H,W]`` (spec 7, test).
-
-    Views are bicubic resizes of the normalised images; logits of each are resized to the images (bilinear, corners
-    aligned) and mirrored back before the mean.
-
-    Args:
-        network: images ``[B,3,h,w]`` to logits ``[B,K,h',w']``, in eval mode.
-        images_B3HW: normalised.
-        scales: of the views.
-        flip: whether each view is seen mirrored too.
-
-    Raises:
-        ConfigError: no scales, or one that is not above 0.
-    """
-    if not scales or min(scales) <= 0:
-        raise ConfigError(f"test scales {tuple(scales)}", "one or more numbers above 0")
-    height, width = images_B3HW.shape[2:]
-    total: Tensor | None = None
-    for scale in scales:
-        size = (max(1, round(height * scale)), max(1, round(width * scale)))
-        view = images_B3HW
-        if size != (height, width):
-            view = F.interpolate(images_B3HW, size, mode="bicubic", align_corners=False)
-        logits = _to_size(network(view), (height, width))
-        if flip:
-            logits = logits + _to_size(network(view.flip(3)), (height, width)).flip(3)
-        total = logits if total is None else total + logits
-    assert total is not None
-    return (total / (len(scales) * (1 + flip))).softmax(1)
-
-
-def _to_size(logits_BKhw: Tensor, size: tuple[int, int]) -> Tensor:
-    logits = logits_BKhw.to(torch.promote_types(logits_BKhw.dtype, torch.float32))
-    return F.interpolate(logits, size, mode="bilinear", align_corners=True)

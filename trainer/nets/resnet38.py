@@ -107,32 +107,34 @@ class ResNet38(Backbone):
     Args:
         output_stride: 8.
         bn: ``frozen``.
+        width: share of the published channels, to try things out.
 
     Raises:
         ConfigError: another output stride or batch norm mode.
     """
 
-    def __init__(self, output_stride: int = 8, bn: str = "frozen") -> None:
+    def __init__(self, output_stride: int = 8, bn: str = "frozen", width: float = 1.0) -> None:
         super().__init__()
         if output_stride != 8:
             raise ConfigError(f"output stride {output_stride} for resnet38", "8, the only one that it has")
         if bn != "frozen":
             raise ConfigError(f"batch norm mode {bn!r} for resnet38", "'frozen', the only one that it has")
-        self.channels = {"conv4": 512, "conv5": 1024, "conv6": 4096}
+        c64, c128, c256, c512, c1024, c2048, c4096 = (thinner(64 << i, width) for i in range(7))
+        self.channels = {"conv4": c512, "conv5": c1024, "conv6": c4096}
         self.strides = dict.fromkeys(self.channels, 8)
         self.top = "conv6"
-        self.conv1a = _conv3x3(3, 64)
-        self.b2 = BasicBlock(64, 128, 128, stride=2)
-        self.b2_1, self.b2_2 = (BasicBlock(128, 128, 128) for _ in range(2))
-        self.b3 = BasicBlock(128, 256, 256, stride=2)
-        self.b3_1, self.b3_2 = (BasicBlock(256, 256, 256) for _ in range(2))
-        self.b4 = BasicBlock(256, 512, 512, stride=2)
-        self.b4_1, self.b4_2, self.b4_3, self.b4_4, self.b4_5 = (BasicBlock(512, 512, 512) for _ in range(5))
-        self.b5 = BasicBlock(512, 512, 1024, first_dilation=1, dilation=2)
-        self.b5_1, self.b5_2 = (BasicBlock(1024, 512, 1024, first_dilation=2, dilation=2) for _ in range(2))
-        self.b6 = Bottleneck(1024, 2048, dilation=4, dropout=0.3)
-        self.b7 = Bottleneck(2048, 4096, dilation=4, dropout=0.5)
-        self.bn7 = nn.BatchNorm2d(4096)
+        self.conv1a = _conv3x3(3, c64)
+        self.b2 = BasicBlock(c64, c128, c128, stride=2)
+        self.b2_1, self.b2_2 = (BasicBlock(c128, c128, c128) for _ in range(2))
+        self.b3 = BasicBlock(c128, c256, c256, stride=2)
+        self.b3_1, self.b3_2 = (BasicBlock(c256, c256, c256) for _ in range(2))
+        self.b4 = BasicBlock(c256, c512, c512, stride=2)
+        self.b4_1, self.b4_2, self.b4_3, self.b4_4, self.b4_5 = (BasicBlock(c512, c512, c512) for _ in range(5))
+        self.b5 = BasicBlock(c512, c512, c1024, first_dilation=1, dilation=2)
+        self.b5_1, self.b5_2 = (BasicBlock(c1024, c512, c1024, first_dilation=2, dilation=2) for _ in range(2))
+        self.b6 = Bottleneck(c1024, c2048, dilation=4, dropout=0.3)
+        self.b7 = Bottleneck(c2048, c4096, dilation=4, dropout=0.5)
+        self.bn7 = nn.BatchNorm2d(c4096)
         fold_batch_norms(self)
         self.freeze()
 
@@ -152,6 +154,15 @@ class ResNet38(Backbone):
         """See ``Backbone.freeze``: all batch norms, and everything before ``b3``."""
         fix_batch_norms([self])
         fix([self.conv1a, self.b2, self.b2_1, self.b2_2])
+
+
+def thinner(channels: int, width: float) -> int:
+    """The share ``width`` of a number of channels, a multiple of 16.
+
+    Not fewer: the backward pass of a channels-last 1x1 convolution of stride 2 with less than 16 inputs writes over foreign
+    memory (torch 2.15, oneDNN, CPU).
+    """
+    return max(16, int(channels * width) // 16 * 16)
 
 
 def _conv3x3(channels_in: int, channels_out: int, dilation: int = 1, stride: int = 1) -> nn.Conv2d:

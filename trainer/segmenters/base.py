@@ -1,0 +1,135 @@
+"""What tells one segmenter from another. ``trainer.segment`` does what they share, and calls these members.
+
+Shapes: B images, L = K + 1 labels with the background, H W pixels, h w logits.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from trainer.data.transforms import IMAGENET_PIXELS, PixelScale, Rng, color_jitter, shift_hsv
+from trainer.inference import Views
+from trainer.loop import Teacher
+from trainer.nets.backbone import Backbone
+from trainer.nets.weights import LoadReport
+from trainer.segmenters.config import SegmentConfig
+from trainer.segmenters.noise import heard
+
+if TYPE_CHECKING:
+    from trainer.graphs import SegmenterGraph
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+class Segmenter(ABC):
+    """A network, and how it is trained and asked.
+
+    Args:
+        config: knobs, whose ``network`` is this one.
+        backbone: the run's backbone.
+        num_classes: K.
+    """
+
+    unused: tuple[str, ...] = ()
+    """Knobs that mean nothing here."""
+
+    own_backbone: str = ""
+    """Name of the backbone that its network always has; empty where it takes the run's."""
+
+    def __init__(self, config: SegmentConfig, backbone: str, num_classes: int) -> None:
+        self.config, self.backbone, self.num_classes = config, backbone, num_classes
+
+    @property
+    def pixels(self) -> PixelScale:
+        """How pixels reach the network."""
+        return IMAGENET_PIXELS
+
+    @classmethod
+    def decided_by(cls, path: Path | None, config: SegmentConfig) -> dict[str, Any]:
+        """Knobs of ``config`` left at ``auto`` that a weight file decides, or None for the run's classifier."""
+        return {}
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The network with random weights. Its state dict has the released names where there are some."""
+
+    @abstractmethod
+    def load(self, network: nn.Module, path: Path) -> LoadReport:
+        """Copy a weight file into ``network``: a whole one, or what training starts from.
+
+        Raises:
+            WeightsError: of another network, layout or number of classes; nothing is changed.
+        """
+
+    @abstractmethod
+    def take_backbone(self, network: nn.Module, backbone: Backbone) -> None:
+        """Start from a trained backbone of the run's kind, which ``own_backbone`` is."""
+
+    @abstractmethod
+    def groups(self, network: nn.Module) -> list[dict[str, Any]]:
+        """Optimiser groups."""
+
+    @abstractmethod
+    def sample(self, image_HW3: Pixels, mask_HW: Pixels, rng: Rng) -> tuple[Tensor, Tensor]:
+        """Training view ``float32 [3,crop,crop]`` and label ``uint8 [crop,crop]``, 255 outside of the image."""
+
+    @abstractmethod
+    def criterion(self, outputs: Any, labels_BHW: Tensor, weights_BHW: Tensor | None) -> Tensor:
+        """The loss of what the network returns in train mode."""
+
+    @abstractmethod
+    def probabilities(self, network: nn.Module, views: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """The test: soft-max probabilities ``[B,L,*size]`` from one ``[B,3,h,w]`` a view, in eval mode."""
+
+    @abstractmethod
+    def graph(self, network: nn.Module, scales: Sequence[float], flip: bool) -> SegmenterGraph:
+        """The network with everything around it, for export."""
+
+    def views(self) -> Views:
+        """What the test reads of each image."""
+        return Views(self.config.scales, pixels=self.pixels)
+
+    def targets(self, labels_BHW: Tensor) -> Tensor:
+        """Labels at the places where the loss looks at them."""
+        return labels_BHW
+
+    def loss(
+        self, network: nn.Module, images_B3HW: Tensor, labels_BHW: Tensor, *more: Any, teacher: Teacher | None = None
+    ) -> dict[str, Tensor]:
+        """``ce``, as the loop wants it. ``more`` is the generator, after the possible labels where a teacher is to be heard."""
+        labels, weights = self.targets(labels_BHW), None
+        if teacher is not None and teacher.progress >= self.config.teacher_after:
+            labels, weights = heard(labels, teacher(images_B3HW), more[0], self.config)
+        return {"ce": self.criterion(network(images_B3HW), labels, weights)}
+
+    def draw_scale(self, rng: Rng) -> float:
+        """The random resize factor of one training view."""
+        if self.config.scale_draw == "set":
+            return float(rng.choice(self.config.scale))
+        low, high = self.config.scale
+        return float(rng.uniform(low, high))
+
+    def recolour(self, image: Image.Image, rng: Rng) -> Image.Image:
+        """The shifts of colour that were asked for."""
+        if self.config.hsv:
+            image = shift_hsv(image, rng, self.config.hsv)
+        return color_jitter(image, rng) if self.config.jitter else image
+
+
+def mean_probabilities(network: nn.Module, views: Sequence[Tensor], size: tuple[int, int], flip: bool) -> Tensor:
+    """Mean over views, and their mirror images with ``flip``, of the soft-max of logits resized to ``size``."""
+    total = torch.zeros(())
+    for images in views:
+        logits = network(torch.cat([images, images.flip(3)]) if flip else images).float()
+        chance = nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False).softmax(1)
+        count = len(images)
+        total = total + chance[:count] + (chance[count:].flip(3) if flip else 0)
+    return total / total.sum(1, keepdim=True)
