@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from serving.repository import Card
+from serving.card import Card
 
 D = TypeVar("D", bound=np.generic)
 

@@ -39,6 +39,9 @@ SETTINGS = {
     "log_format": "telemetry.log_format",
     "log_level": "telemetry.log_level",
     "versions": "models.versions",
+    "control": "models.control",
+    "poll_seconds": "models.poll_seconds",
+    "strict": "models.strict",
     "workers": "schedule.workers",
     "threads": "schedule.threads",
     "queue": "schedule.queue",
@@ -86,6 +89,13 @@ def serve(
         str, typer.Option(help="Versions to serve: latest, latest:N, all, or numbers as in 1,3.")
     ] = DEFAULT.models.versions,
     all_versions: Annotated[bool, typer.Option("--all-versions", help="The same as --versions all.")] = False,
+    control: Annotated[
+        str, typer.Option(help="What changes the models later: none, poll (the repository), explicit (callers).")
+    ] = DEFAULT.models.control,
+    poll_seconds: Annotated[
+        float, typer.Option(min=0.05, help="Seconds between two looks at the repository.")
+    ] = DEFAULT.models.poll_seconds,
+    strict: Annotated[bool, typer.Option("--strict", help="Do not start unless every model is sound.")] = False,
     workers: Annotated[
         int, typer.Option(min=0, help="Runs at once of each model; 0 chooses.")
     ] = DEFAULT.schedule.workers,
@@ -102,7 +112,7 @@ def serve(
     max_pixels: MaxPixels = DEFAULT.limits.max_pixels,
     max_bytes: MaxBytes = DEFAULT.limits.max_bytes,
 ) -> None:
-    """Serve every model of a repository over gRPC until SIGTERM or Ctrl-C."""
+    """Serve the sound models of a repository over gRPC until SIGTERM or Ctrl-C."""
     import asyncio
 
     from serving import logs
@@ -113,7 +123,7 @@ def serve(
     logs.configure(settings.telemetry.log_format, settings.telemetry.log_level)
 
     def ready(server: Server) -> None:
-        print(f"serving {', '.join(server.names)} on {server.address}", flush=True)
+        print(f"serving {', '.join(server.names) or 'no model yet'} on {server.address}", flush=True)
 
     asyncio.run(run(settings, ready))
 

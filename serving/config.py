@@ -20,7 +20,7 @@ from serving.errors import ConfigError, nearest
 T = TypeVar("T")
 
 MESSAGE_SLACK = 1024 * 1024
-Control = Literal["none", "explicit"]
+Control = Literal["none", "poll", "explicit"]
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 OversizeRule = Literal["scale", "tile", "auto"]
@@ -92,11 +92,22 @@ class ModelsConfig:
 
     Attributes:
         versions: ``latest``, ``latest:N``, ``all``, or numbers as in ``1,3``.
-        control: ``explicit`` lets callers load and unload models, if their token has the role.
+        control: what changes the models after the start. ``none``; ``poll``: the repository itself, which is looked at
+            again and again; ``explicit``: callers who load and unload models, if their token has the role.
+        poll_seconds: between two looks.
+        strict: do not start unless every model is sound; else those that are sound are served.
+        trial: try a model in a process of its own before it is loaded.
+        trial_seconds: after which a trial is ended and its model refused.
+        trial_memory_mb: that a trial may take; 0 for three quarters of what there is.
     """
 
     versions: str = "latest"
     control: Control = "none"
+    poll_seconds: float = number(5.0, 0.05)
+    strict: bool = False
+    trial: bool = True
+    trial_seconds: float = number(120.0, 1)
+    trial_memory_mb: int = number(0, 0)
 
 
 @dataclass(frozen=True)
@@ -111,6 +122,7 @@ class ScheduleConfig:
         max_delay_ms: for which a free worker lets a request wait, so that others of its shape may join its run.
         bucket: sides are rounded up to a multiple of this, so that images of about one size share a run; 1 keeps
             every size and every bit.
+        warm: sizes to run before the first request, as ``HEIGHTxWIDTH``.
     """
 
     workers: int = number(0, 0)
@@ -119,6 +131,7 @@ class ScheduleConfig:
     max_batch: int = number(0, 0, 1024)
     max_delay_ms: float = number(0.0, 0, 60_000)
     bucket: int = number(1, 1, 4096)
+    warm: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

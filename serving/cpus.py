@@ -1,4 +1,4 @@
-"""How many processors this process may really use: affinity and container quota, not the host's count."""
+"""What this process may really use: processors and memory by affinity and container, not by the host's count."""
 
 from __future__ import annotations
 
@@ -13,6 +13,16 @@ def available_cpus(cgroup: Path = CGROUP) -> int:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota(cgroup)
     return max(1, min(usable, int(quota) if quota else usable))
+
+
+def available_memory(cgroup: Path = CGROUP) -> int:
+    """Bytes: the smaller of the machine's memory and the cgroup's limit (v2, else v1)."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        limit = _words(cgroup / name)
+        if limit and limit[0] != "max":
+            return min(machine, int(limit[0]))
+    return machine
 
 
 def _quota(cgroup: Path) -> float | None:

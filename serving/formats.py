@@ -14,10 +14,10 @@ from typing import Any, Protocol, TextIO
 from xml.sax.saxutils import escape, quoteattr
 
 from serving import encodings, masks, polygons
+from serving.card import Card
 from serving.errors import LabelError, nearest
 from serving.files import Entry, replacing
 from serving.pipeline import Segmented
-from serving.repository import Card
 
 # What XML 1.0 cannot hold, not even escaped.
 NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from serving import pipeline
+from serving.card import Card
 from serving.config import Limits, TilingConfig
 from serving.cpus import available_cpus
 from serving.engines import Engine, Inputs, Outputs
@@ -22,8 +23,9 @@ from serving.errors import LabelError, OutputError, ServingError
 from serving.files import Entry, append, read_manifest, write_atomic, write_manifest
 from serving.formats import Format, find_format
 from serving.image import EXTENSIONS, decode
+from serving.loading import open_engine
 from serving.options import Options, options_for
-from serving.repository import Card, choose, read_repository, verify
+from serving.repository import choose, read_repository
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -103,21 +105,18 @@ class Labeller:
     """
 
     def __init__(self, config: LabelConfig) -> None:
-        from serving.engines.onnxruntime import OnnxRuntimeEngine
-
         self.config = config
         self.workers = config.workers or min(available_cpus(), 16)
         self.format: Format = find_format(config.format, config.polygons)
         cards = read_repository(config.repository)
         self.card: Card = choose(cards, config.model, config.version, ("segmenter", "cam"))
-        verify(self.card)
         self.options: Options = options_for(
             self.card,
             score_threshold=config.score_threshold,
             background_threshold=config.background_threshold,
             confidence_threshold=config.confidence_threshold,
         )
-        self._engine: Engine = OnnxRuntimeEngine(self.card, max(1, available_cpus() // self.workers))
+        self._engine: Engine = open_engine(self.card, max(1, available_cpus() // self.workers))
         # What the masks depend on besides image and graph.
         self._settings = {
             "format": config.format,

@@ -16,13 +16,13 @@ import numpy.typing as npt
 from PIL import Image
 
 from serving import buckets, encodings, maps, masks, tiling
+from serving.card import Card
 from serving.config import OversizeRule, TilingConfig
 from serving.encodings import Runs
 from serving.engines import Inputs, Outputs, check_outputs
 from serving.errors import ImageTooLarge, OutputError
 from serving.image import Picture, Pixels
 from serving.options import Options
-from serving.repository import Card
 from serving.tiling import TileMaps, Tiling
 
 Floats = npt.NDArray[np.float32]
@@ -103,8 +103,6 @@ def model_size(height: int, width: int, card: Card) -> tuple[int, int]:
     """
     scale = min(1.0, card.max_side / max(height, width), math.sqrt(card.max_pixels / (height * width)))
     scale = max(scale, card.min_side / min(height, width))
-    if scale == 1.0:
-        return height, width
     tall, wide = (max(card.min_side, math.floor(side * scale + 1e-6)) for side in (height, width))
     if max(tall, wide) > card.max_side or tall * wide > card.max_pixels:
         raise ImageTooLarge(

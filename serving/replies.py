@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from serving import encodings, maps, masks, polygons
+from serving.card import Card, Kind
 from serving.image import Picture, Pixels
 from serving.models import Served
 from serving.options import Options
 from serving.pipeline import Activated, Prepared, Segmented
-from serving.repository import Card, Kind
 from wsss.v1 import segmentation_pb2 as pb
 
 SOURCE = ("run", "method", "backbone", "commit", "data_fingerprint")

@@ -105,9 +105,19 @@ class Server:
         self._set_ready(True)
 
     async def stop(self) -> None:
-        """Say NOT_SERVING, refuse new calls, let accepted ones finish within ``grace``, then free everything."""
+        """Say NOT_SERVING, refuse new calls, let accepted ones finish within ``grace``, then free everything.
+
+        Also after a start that failed or was cancelled.
+        """
         self._set_ready(False)
         await self._health.end()
+        if self.address:
+            await self._drain()
+        await self.models.close()
+        self._codecs.shutdown()
+        await self._http.stop()
+
+    async def _drain(self) -> None:
         await asyncio.sleep(self._config.shutdown.lame_duck)
         self._calls.ending.set()
         closing = asyncio.ensure_future(self._grpc.stop(self._config.shutdown.grace))
@@ -118,9 +128,6 @@ class Server:
             idle = 0.0 if self._calls.in_flight else idle + TICK_SECONDS
         await self._grpc.stop(0)
         await closing
-        await self.models.close()
-        self._codecs.shutdown()
-        await self._http.stop()
 
     def _set_ready(self, ready: bool) -> None:
         self._calls.draining = not ready
@@ -196,8 +203,16 @@ async def serve(config: ServerConfig, ready: Callable[[Server], None]) -> None:
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, ended.set)
     server = Server(config)
-    await server.start()
-    ready(server)
-    await ended.wait()
-    log.info("ending: accepted requests finish")
-    await server.stop()
+    starting, ending = asyncio.ensure_future(server.start()), asyncio.ensure_future(ended.wait())
+    try:
+        await asyncio.wait({starting, ending}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            ready(server)
+            await ending
+        log.info("ending: accepted requests finish")
+    finally:
+        for task in (starting, ending):
+            task.cancel()
+        await asyncio.wait({starting, ending})
+        await server.stop()

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from serving import image, pipeline, replies
 from serving.calls import Call, Calls
+from serving.card import Kind
 from serving.config import Limits, OversizeRule, ServerConfig, TilingConfig
 from serving.engines import Outputs
 from serving.errors import FieldError
@@ -20,7 +21,6 @@ from serving.image import Picture
 from serving.models import Models, Served
 from serving.options import Options, options_for
 from serving.pipeline import Answer, Prepared
-from serving.repository import Kind
 from serving.stream import SegmentStream
 from wsss.v1 import segmentation_pb2 as pb
 

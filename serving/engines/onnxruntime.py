@@ -9,9 +9,9 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from serving.engines import Inputs, Outputs, Stop, TensorSpec, check_outputs
-from serving.errors import OutputError, RepositoryError
-from serving.repository import HINT, OUTPUTS, Card
+from serving.card import HINT, OUTPUTS, Card
+from serving.engines import Inputs, Outputs, Stop, TensorSpec
+from serving.errors import RepositoryError
 
 DTYPES = {
     "tensor(bool)": "bool",
@@ -31,8 +31,7 @@ class OnnxRuntimeEngine:
         threads: within one run.
 
     Raises:
-        RepositoryError: the file does not load, its inputs and outputs are not those of its kind, or a small grey
-            image does not give what the card promises.
+        RepositoryError: the file does not load.
     """
 
     def __init__(self, card: Card, threads: int = 1) -> None:
@@ -58,10 +57,6 @@ class OnnxRuntimeEngine:
         # A graph may have more outputs than its kind promises; those are not computed.
         self.outputs = tuple(spec for spec in outputs if card.kind == "tensor" or spec.name in OUTPUTS[card.kind])
         self._names = [spec.name for spec in self.outputs]
-        if card.kind == "tensor":
-            self._check_batch_axes(card)
-        else:
-            self._try(card)
 
     def run(self, inputs: Inputs, stop: Stop | None = None) -> Outputs:
         """Every output by name; see :class:`serving.engines.Engine`."""
@@ -77,36 +72,6 @@ class OnnxRuntimeEngine:
 
     def _outputs(self, values: Iterable[Any]) -> Outputs:
         return dict(zip(self._names, cast("list[npt.NDArray[np.generic]]", values)))
-
-    def _check_batch_axes(self, card: Card) -> None:
-        fixed = [spec for spec in (*self.inputs, *self.outputs) if not spec.shape or spec.shape[0] != -1]
-        if fixed or not self.inputs or not self.outputs:
-            named = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in fixed)
-            raise RepositoryError(
-                f"{card.graph_path} has tensors without a free batch axis: {named or 'it has no input or output'}",
-                "inputs and outputs whose first axis is the batch, of any size",
-                "export the graph with a dynamic first axis",
-            )
-
-    def _try(self, card: Card) -> None:
-        """A run at the smallest size, so that a wrong graph is found before the first caller finds it."""
-        inputs = [(spec.name, spec.dtype) for spec in self.inputs]
-        if inputs != [("image", "uint8")] or not set(OUTPUTS[card.kind]) <= set(self._names):
-            raise RepositoryError(
-                f"{card.graph_path} has the inputs {inputs} and outputs {sorted(self._names)}",
-                f"the input 'image' of uint8 and the outputs {list(OUTPUTS[card.kind])}",
-                HINT,
-            )
-        side = card.min_side
-        try:
-            outputs = self.run({"image": np.full((1, side, side, 3), 128, np.uint8)})
-            check_outputs(card, outputs, 1, side, side)
-        except OutputError as error:
-            raise RepositoryError(f"{card.graph_path}: {error.found}", error.expected, HINT) from error
-        except Exception as error:
-            raise RepositoryError(
-                f"{card.graph_path} fails on an image of {side}x{side}: {error}", "a run without error", HINT
-            ) from error
 
 
 def _specs(nodes: Iterable[Any], card: Card) -> tuple[TensorSpec, ...]:

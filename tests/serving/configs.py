@@ -1,4 +1,4 @@
-"""Configurations for tests."""
+"""Configurations for tests: a free port, and no trial process where the test is not about it, which takes a second."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from serving.config import ServerConfig, set_value
 
 
 def configured(repository: Path, **settings: Any) -> ServerConfig:
-    """A configuration on a free port; settings by dotted name with ``__`` for the dot."""
-    config = set_value(ServerConfig(repository), "network.port", 0)
-    for name, value in settings.items():
+    """A configuration; settings by dotted name with ``__`` for the dot."""
+    config = ServerConfig(repository)
+    for name, value in ({"network__port": 0, "models__trial": False} | settings).items():
         config = set_value(config, name.replace("__", "."), value)
     return config

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving import buckets
-from serving.repository import read_card
+from serving.card import read_card
 
 
 @pytest.fixture(scope="module")

@@ -171,6 +171,43 @@ def test_health_command_and_ctrl_c(run, repository):
     assert (bad.code, bad.stdout.strip()) == (1, "UNAVAILABLE")
 
 
+def test_models_are_followed_and_a_bad_one_is_left_out_unless_strict(run, tmp_path):
+    root = tmp_path / "exported"
+    tiny_models.export(root)
+    tiny_models.export(root, "bad", changes={"sha256": {"model.onnx": "0" * 64}})
+    done = run("serve", "--repository", root, "--port", 0, "--strict")
+    assert (done.code, "SHA-256" in done.stderr) == (2, True)
+    with served("--repository", root, "--control", "poll", "--poll-seconds", 0.1) as (_, address):
+        assert run("health", "--address", address, "--model", "colours").code == 0
+        assert (
+            json.loads(run("health", "--address", address, "--model", "bad", "--json").stdout)["status"]
+            == "NOT_SERVING"
+        )
+        made = tiny_models.export(tmp_path / "made", version=2)
+        made.rename(root / "colours" / "2")
+        with Client(address) as client:
+            while client.get_model("colours").version != 2:
+                time.sleep(0.05)
+    assert run("serve", "--control", "always", "--port", 0).stderr.startswith("error: models.control is 'always'")
+
+
+def test_sigterm_while_models_are_loaded_ends_at_once(tmp_path):
+    tiny_models.export(tmp_path)
+    forever = (
+        "import asyncio\nfrom serving import models\n"
+        "async def never(folder, config): print('trying', flush=True); await asyncio.sleep(1000)\n"
+        "models.try_model = never\nfrom serving.cli import main; main()"
+    )
+    command = [sys.executable, "-c", forever, "serve", "--port", "0", "--repository", str(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "trying\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    output, errors = process.communicate()
+    assert (output, "Traceback" in errors) == ("", False)
+
+
 def test_port_in_use_and_bad_repositories_exit_with_2(run, repository, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -9,10 +9,10 @@ import pytest
 import tiny_models
 from onnx import TensorProto, helper, save
 
+from serving.card import read_card
 from serving.engines import Stop, Stopped, TensorSpec
 from serving.engines.onnxruntime import OnnxRuntimeEngine
 from serving.errors import RepositoryError
-from serving.repository import read_card
 
 
 def test_inputs_and_outputs_are_told(repository):
@@ -35,18 +35,6 @@ def test_any_graph_with_a_batch_axis_is_a_tensor_model(tmp_path):
     outputs = engine.run({"x": x, "y": x}, Stop())
     np.testing.assert_array_equal(outputs["sum"], 2 * x)
     np.testing.assert_array_equal(outputs["twice"], 2 * x)
-
-
-def test_a_graph_without_a_free_batch_axis_is_refused(tmp_path):
-    folder = tiny_models.export(tmp_path, "sums", "tensor")
-    info = helper.make_tensor_value_info
-    node = helper.make_node("Add", ["x", "x"], ["y"])
-    made = helper.make_graph(
-        [node], "g", [info("x", TensorProto.FLOAT, [1, 3])], [info("y", TensorProto.FLOAT, [1, 3])]
-    )
-    save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), folder / "model.onnx")
-    with pytest.raises(RepositoryError, match=r"without a free batch axis: x \[1, 3\], y \[1, 3\]"):
-        OnnxRuntimeEngine(read_card(folder))
 
 
 def long_graph(steps: int):

@@ -48,15 +48,16 @@ def breakable(repository, run_server, monkeypatch):
 
     engines = []
 
-    def build(card, threads):
-        engines.append(Broken(original(card, threads)))
+    def build(card, schedule):
+        engines.append(Broken(original(card, schedule)))
         return engines[-1]
 
-    original = module.OnnxRuntimeEngine
-    monkeypatch.setattr(module, "OnnxRuntimeEngine", build)
+    original = module.open_warm_engine
+    monkeypatch.setattr(module, "open_warm_engine", build)
     with run_server(configured(repository, schedule__workers=1, schedule__queue=2)) as server:
-        yield server, engines[0]
-        engines[0].wait.set()
+        yield server, server.models.find("colours", 0, "segmenter").engine
+        for engine in engines:
+            engine.wait.set()
 
 
 def test_a_fault_of_the_engine_is_internal_and_tells_an_id_only(breakable, caplog):

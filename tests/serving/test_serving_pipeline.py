@@ -8,12 +8,12 @@ import pytest
 import tiny_models
 
 from serving import pipeline
+from serving.card import Card, read_card
 from serving.config import TilingConfig
 from serving.engines.onnxruntime import OnnxRuntimeEngine
 from serving.errors import ImageTooLarge, OutputError
 from serving.image import Picture
 from serving.options import options_for
-from serving.repository import Card, read_card
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_the_pixel_limit_counts_too(card):
 
 
 def test_no_scale_fits_a_strip(card):
-    for size in ((1, 100), (10, 1000)):
+    for size in ((1, 100), (10, 1000), (8, 257), (4000, 8)):
         with pytest.raises(ImageTooLarge, match="too elongated"):
             pipeline.model_size(*size, card)
 

@@ -58,14 +58,14 @@ def slow(repository, run_server, monkeypatch):
 
     engines = []
 
-    def build(card, threads):
-        engines.append(Slow(original(card, threads)))
+    def build(card, schedule):
+        engines.append(Slow(original(card, schedule)))
         return engines[-1]
 
-    original = models.OnnxRuntimeEngine
-    monkeypatch.setattr(models, "OnnxRuntimeEngine", build)
+    original = models.open_warm_engine
+    monkeypatch.setattr(models, "open_warm_engine", build)
     with run_server(configured(repository, schedule__workers=1, limits__stream_in_flight=4)) as server:
-        yield server, engines[0]
+        yield server, server.models.find("colours", 0, "segmenter").engine
         for engine in engines:
             engine.go.set()
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto, checker, helper, numpy_helper, save
+from PIL import Image
 
 CLASSES = ("red", "green", "blue")
 PALETTE = [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
@@ -141,8 +142,37 @@ def tensor_card(name: str, version: int, digest: str) -> dict[str, Any]:
     return {"format": 1, "name": name, "version": version, "kind": "tensor", **files}
 
 
+def save_graph(folder: Path, model: Any) -> None:
+    """Exchange the graph of an exported model, and the hash in its card."""
+    path = folder / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    change_card(folder, sha256={"model.onnx": hashlib.sha256(path.read_bytes()).hexdigest()})
+
+
+def change_card(folder: Path, **changes: Any) -> None:
+    """Change fields of an exported model's card."""
+    path = folder / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def small_graph(
+    nodes: list[Any], shape: list[Any] | None = None, constants: list[Any] | None = None, **options: Any
+) -> Any:
+    """A graph from the float32 ``x`` to ``y``, both of ``shape``; unchecked."""
+    info = helper.make_tensor_value_info
+    shape = shape or ["N", 3]
+    inputs, outputs = ([info(name, TensorProto.FLOAT, shape)] for name in "xy")
+    made = helper.make_graph(nodes, "small", inputs, outputs, constants or [])
+    return helper.make_model(made, **{"opset_imports": [helper.make_opsetid("", OPSET)], "ir_version": 9} | options)
+
+
 def export(
-    root: Path, name: str = "colours", kind: str = "segmenter", version: int = 1, changes: dict[str, Any] | None = None
+    root: Path,
+    name: str = "colours",
+    kind: str = "segmenter",
+    version: int = 1,
+    changes: dict[str, Any] | None = None,
+    golden: bool = False,
 ) -> Path:
     """Write a model below ``root`` with a right card, then apply ``changes`` to the card; returns the folder."""
     folder = root / name / str(version)
@@ -150,5 +180,20 @@ def export(
     save(tensor_graph() if kind == "tensor" else graph(kind), folder / "model.onnx")
     digest = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
     made = tensor_card(name, version, digest) if kind == "tensor" else card(name, version, kind, digest)
+    if golden:
+        add_golden(folder, made)
     (folder / "model.json").write_text(json.dumps(made | (changes or {})))
     return folder
+
+
+def add_golden(folder: Path, card: dict[str, Any]) -> None:
+    """Write a golden image and what the model says of it, as the exporter does."""
+    pixels = np.random.default_rng(3).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    maps = pixels[::4, ::4].transpose(2, 0, 1).reshape(-1, 14)
+    output = expected_mask(pixels) if card["kind"] == "segmenter" else maps
+    Image.fromarray(pixels).save(folder / "golden_image.png")
+    Image.fromarray(output).save(folder / "golden_output.png")
+    scores = [float(value) for value in pixels.mean((0, 1)) / 255]
+    card["golden"] = {"image": "golden_image.png", "output": "golden_output.png", "scores": scores}
+    for name in ("golden_image.png", "golden_output.png"):
+        card["sha256"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()

@@ -1,0 +1,220 @@
+"""The card of an exported model: ``model.json``, what the model says of itself."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from serving.errors import RepositoryError
+
+CARD = "model.json"
+FORMAT = 1
+LARGEST_CARD = 16 * 1024 * 1024
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+HINT = "export the model again with: wsss-trainer export RUN --name NAME --repository exported/"
+
+NO_SIZE = {"min_side": 0, "max_side": 0, "max_pixels": 0}
+Kind = Literal["segmenter", "cam", "tensor"]
+KINDS: tuple[Kind, ...] = ("segmenter", "cam", "tensor")
+# Type and axes of what a graph of each kind must return, at least.
+OUTPUTS: dict[Kind, dict[str, tuple[str, int]]] = {
+    "segmenter": {"mask": ("uint8", 3), "scores": ("float32", 2), "confidence": ("uint8", 3)},
+    "cam": {"cam": ("float32", 4), "scores": ("float32", 2)},
+    "tensor": {},
+}
+
+
+@dataclass(frozen=True)
+class Golden:
+    """What a graph said of one image when it was exported.
+
+    Attributes:
+        image: name of an RGB PNG, of a size that the model takes.
+        output: name of a grey PNG: the mask [H,W] of a segmenter; of a CAM model its maps as 0 to 255, the classes
+            one below the other, [K*h,w].
+        scores: of each class.
+    """
+
+    image: str
+    output: str
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What an exported model says of itself.
+
+    A model of kind ``tensor`` is any graph whose first axis is the batch: its inputs and outputs are those of the graph,
+    and everything here about classes, colours, sizes and thresholds is empty or 0.
+
+    Attributes:
+        labels: K+1 names, the background first; ``classes`` are the other K.
+        palette: one RGB triple a label.
+        min_side, max_side, max_pixels: sizes that the graph takes; others are scaled into them.
+        score_threshold: image-level score from which a class counts as present.
+        background_threshold: activation below which a cell is background, where the graph uses one.
+        golden: what the graph said of one image when it was exported.
+        warm: shapes of inputs, without the batch axis, to run before the first request.
+    """
+
+    folder: Path
+    name: str
+    version: int
+    kind: Kind
+    graph: str
+    sha256: dict[str, str]
+    classes: tuple[str, ...]
+    labels: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    min_side: int
+    max_side: int
+    max_pixels: int
+    score_threshold: float
+    background_threshold: float | None
+    scales: tuple[float, ...]
+    flip: bool
+    protocol: str
+    supervision: str
+    source: dict[str, Any]
+    metrics: dict[str, Any]
+    created: datetime | None
+    golden: Golden | None = None
+    warm: tuple[Mapping[str, tuple[int, ...]], ...] = ()
+
+    @property
+    def graph_path(self) -> Path:
+        """The graph file."""
+        return self.folder / self.graph
+
+    @property
+    def graph_sha256(self) -> str:
+        """What the graph file must hash to; names the model's exact contents."""
+        return self.sha256[self.graph]
+
+
+def read_card(folder: Path) -> Card:
+    """The card of one version folder.
+
+    Raises:
+        RepositoryError: no card, not JSON, a field missing or of the wrong type, or a name or version that differs
+            from the folder's.
+    """
+    path = folder / CARD
+    try:
+        # Anything else could be endless, or a pipe on which reading waits forever.
+        if not stat.S_ISREG(path.lstat().st_mode) or path.stat().st_size > LARGEST_CARD:
+            raise RepositoryError(f"{path} is no file, or one of more than {LARGEST_CARD:,} bytes", "a card", HINT)
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RepositoryError(f"no {CARD} in {folder}", "a card beside the graph", HINT) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise RepositoryError(f"{path} cannot be read: {error}", "a JSON object", HINT) from error
+    try:
+        card = _card(raw, folder)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        fault = f"no field {error}" if isinstance(error, KeyError) else str(error)
+        raise RepositoryError(f"{path}: {fault}", f"a card of format {FORMAT}", HINT) from error
+    if (card.name, str(card.version)) != (folder.parent.name, folder.name):
+        raise RepositoryError(
+            f"{path} says {card.name} version {card.version}",
+            f"{folder.parent.name} version {folder.name}, as its folder",
+        )
+    return card
+
+
+def _card(raw: dict[str, Any], folder: Path) -> Card:
+    if raw["format"] != FORMAT:
+        raise ValueError(f"format is {raw['format']!r}")
+    kind = cast(Kind, raw["kind"])
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}, none of {', '.join(KINDS)}")
+    pixels = kind != "tensor"
+    size, thresholds = (raw["input"], raw["thresholds"]) if pixels else (NO_SIZE, {"score": 0})
+    background = thresholds.get("background")
+    card = Card(
+        folder=folder,
+        name=_text(raw, "name"),
+        version=int(raw["version"]),
+        kind=kind,
+        graph=_text(raw, "graph"),
+        sha256={str(name): str(digest).lower() for name, digest in raw["sha256"].items()},
+        classes=tuple(map(str, raw["classes"])) if pixels else (),
+        labels=tuple(map(str, raw["labels"])) if pixels else (),
+        palette=tuple((int(red), int(green), int(blue)) for red, green, blue in raw["palette"]) if pixels else (),
+        min_side=int(size["min_side"]),
+        max_side=int(size["max_side"]),
+        max_pixels=int(size["max_pixels"]),
+        score_threshold=float(thresholds["score"]),
+        background_threshold=None if background is None else float(background),
+        scales=tuple(map(float, raw.get("scales") or (1.0,))),
+        flip=bool(raw.get("flip", False)),
+        protocol=str(raw.get("protocol", "")),
+        supervision=str(raw.get("supervision", "")),
+        source=dict(raw.get("source") or {}),
+        metrics=dict(raw.get("metrics") or {}),
+        created=datetime.fromisoformat(raw["created"]) if raw.get("created") else None,
+        golden=_golden(raw["golden"]) if raw.get("golden") and pixels else None,
+        warm=tuple({str(name): tuple(map(int, shape)) for name, shape in one.items()} for one in raw.get("warm") or ()),
+    )
+    _refuse(
+        {
+            f"name is {card.name!r}": not NAME.fullmatch(card.name),
+            f"version is {card.version}": card.version < 1,
+            "sha256 does not list the graph": card.graph not in card.sha256,
+            "a file name has a folder in it": any(Path(name).name != name for name in (card.graph, *card.sha256)),
+        }
+    )
+    if pixels:
+        _check_pixels(card, raw)
+    return card
+
+
+def _check_pixels(card: Card, raw: dict[str, Any]) -> None:
+    """What the card of an image model must say besides."""
+    names = len(set(card.labels)) == len(card.labels) == len(card.classes) + 1
+    outputs = {output["name"]: output["dtype"] for output in raw["outputs"]}
+    wanted = {name: dtype for name, (dtype, _) in OUTPUTS[card.kind].items()}
+    _refuse(
+        {
+            "labels are not the background and the classes": not names or card.labels[1:] != card.classes,
+            f"{len(card.classes)} classes": not 1 <= len(card.classes) <= 254,
+            "palette is not one colour of 0 to 255 a label": len(card.palette) != len(card.labels)
+            or any(not 0 <= value <= 255 for colour in card.palette for value in colour),
+            f"the score threshold is {card.score_threshold}": not 0 <= card.score_threshold <= 1,
+            f"the seed is {card.source.get('seed')!r}": not isinstance(card.source.get("seed") or 0, int),
+            "input sides": not 1 <= card.min_side <= card.max_side or card.max_pixels < card.min_side**2,
+            "input is not uint8 NHWC RGB named 'image'": any(
+                raw["input"].get(key) != value
+                for key, value in {"name": "image", "dtype": "uint8", "layout": "NHWC", "color": "RGB"}.items()
+            ),
+            f"outputs are {outputs}, without {wanted}": not wanted.items() <= outputs.items(),
+            "golden names a file that sha256 does not, or not one score a class": card.golden is not None
+            and (
+                not {card.golden.image, card.golden.output} <= card.sha256.keys()
+                or len(card.golden.scores) != len(card.classes)
+            ),
+        }
+    )
+
+
+def _golden(raw: dict[str, Any]) -> Golden:
+    return Golden(_text(raw, "image"), _text(raw, "output"), tuple(map(float, raw["scores"])))
+
+
+def _refuse(faults: Mapping[str, bool]) -> None:
+    for text, wrong in faults.items():
+        if wrong:
+            raise ValueError(text)
+
+
+def _text(raw: dict[str, Any], key: str) -> str:
+    value = raw[key]
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{key} is {value!r}")
+    return value
