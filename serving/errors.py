@@ -82,7 +82,7 @@ class RequestError(ServingError):
         metadata: dict[str, str] | None = None,
     ) -> None:
         super().__init__(short(found), short(expected), hint)
-        self.field = field
+        self.field = short(field)
         self.metadata = {key: short(value) for key, value in (metadata or {}).items()}
 
 

@@ -275,8 +275,9 @@ def _reply(message: Any, served: Served, wanted: dict[str, int], outputs: Output
     for name, count in wanted.items():
         array: Any = outputs[name]
         if count:
-            if array.dtype.kind not in "fiu":
-                raise FieldError(f"output {name!r} is of {array.dtype}", "numbers to classify", field="outputs")
+            if array.ndim != 2 or array.dtype.kind not in "fiu":
+                found = f"output {name!r} is {array.dtype} {list(array.shape)}"
+                raise FieldError(found, "a score for each class, to classify", field="outputs")
             array = tensors.classification(array, count, card.classes)
         reply.message.outputs.add(name=name, datatype=tensors.DATATYPES[str(array.dtype)], shape=array.shape)
         reply.raw.append(tensors.write_output(array))

@@ -7,6 +7,7 @@ the server takes requests, and when its event loop last ran. So a loop that hang
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import os
@@ -31,8 +32,9 @@ from serving.tls import server_context, tls_files
 from serving.tokens import Tokens, allow
 from serving.watched import Watched
 
-# Seconds. A probe is over in milliseconds; a connection that says nothing is closed.
+# Seconds. A probe is over in milliseconds; a connection that says nothing, or too little, is closed.
 TIMEOUT = 5.0
+CONNECTION = 15.0
 # The event loop ticks every second, and never stands still for so long while it works.
 STALLED = 30.0
 PAGE_TIMEOUT = 10.0
@@ -123,6 +125,14 @@ class ProbeServer(ThreadingHTTPServer):
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """The handshake is done here: it must not keep others waiting."""
+
+        def cut() -> None:
+            with contextlib.suppress(OSError):
+                request.shutdown(socket.SHUT_RDWR)
+
+        # Whoever sends a byte now and then would keep its place for ever.
+        limit = threading.Timer(CONNECTION, cut)
+        limit.start()
         try:
             request.settimeout(TIMEOUT)
             if self._context:
@@ -131,6 +141,7 @@ class ProbeServer(ThreadingHTTPServer):
         except OSError:
             self.shutdown_request(request)
         finally:
+            limit.cancel()
             self._places.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:

@@ -43,7 +43,7 @@ class Tokens:
             TokenMissing, TokenUnknown: no token, or one that is not in the file.
         """
         if not header.lower().startswith(SCHEME):
-            raise TokenMissing("no token", "authorization: Bearer TOKEN")
+            raise TokenMissing("no token", "authorization: Bearer TOKEN", "--token TOKEN, or WSSS_TOKEN")
         digest = _digest(header[len(SCHEME) :].strip())
         found = None
         # All of them, so that the time taken tells nothing.
@@ -98,7 +98,7 @@ def _token_line(line: str) -> tuple[str, Caller]:
         raise StartError(
             f"a line of the token file has {len(words)} words or a role or hash of another form",
             f"NAME ROLE[,ROLE] SHA256, roles: {', '.join(ROLES)}",
-            "wsss-serving token --name NAME --role infer",
+            "wsss-serving token NAME --role infer --file FILE",
         )
     return words[2].lower(), Caller(words[0], frozenset(roles))
 

@@ -240,7 +240,7 @@ def test_the_probe_port_limits_its_callers_and_answers_while_the_loop_stands_sti
         assert "wsss_ready 1.0" in fetch(server.http_address, "/metrics")[1]
         silent = [socket.create_connection((host, int(port))) for _ in range(80)]
         time.sleep(0.3)
-        ended = sum(_is_closed(connection) for connection in silent)
+        ended = sum(is_closed(connection) for connection in silent)
         assert ended >= 80 - 64
         for connection in silent:
             connection.close()
@@ -259,7 +259,7 @@ async def _block(seconds):
     time.sleep(seconds)
 
 
-def _is_closed(connection):
+def is_closed(connection):
     connection.settimeout(0.01)
     try:
         return connection.recv(1) == b""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import signal
@@ -16,10 +17,10 @@ from pathlib import Path
 
 import pytest
 from conftest import configured
-from test_serving_access import fetch
+from test_serving_access import fetch, is_closed
 
 from serving import probes
-from serving.probes import STALLED, STATE, Probes
+from serving.probes import STALLED, STATE, Probes, ProbeServer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,6 +62,27 @@ def test_a_page_that_comes_too_late_is_not_given_to_the_next(state, monkeypatch)
     giver.start()
     assert answer("/metrics", {"Accept": "x"}) == (HTTPStatus.OK, b"new", "text/plain; x")
     giver.join()
+    ours.close()
+    theirs.close()
+
+
+def test_a_connection_that_dribbles_is_closed(state, monkeypatch):
+    monkeypatch.setattr(probes, "CONNECTION", 0.4)
+    STATE.pack_into(state, 0, time.monotonic(), True)
+    ours, theirs = Pipe()
+    server = ProbeServer(socket.create_server(("127.0.0.1", 0)), Probes(state, theirs, None).answer, None)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = server.server_address
+    with socket.create_connection(address) as slow:
+        slow.settimeout(0.05)
+        ended = time.monotonic() + 10
+        while not is_closed(slow):
+            assert time.monotonic() < ended
+            with contextlib.suppress(OSError):
+                slow.sendall(b"G")
+    assert fetch(f"{address[0]}:{address[1]}", "/readyz")[0] == 200
+    server.shutdown()
+    server.server_close()
     ours.close()
     theirs.close()
 

@@ -44,6 +44,10 @@ def test_outputs_come_as_asked_for(calls):
     del request.outputs[:]
     request.outputs.add(name="sum").parameters["classification"].int64_param = 1
     (raw,) = calls.ModelInfer(request).raw_output_contents
+    mask = pb.ModelInferRequest(model_name="colours", raw_input_contents=[bytes(192)])
+    mask.inputs.add(name="image", datatype="UINT8", shape=(1, 8, 8, 3))
+    mask.outputs.add(name="mask").parameters["classification"].int64_param = 1
+    assert code(calls.ModelInfer, mask)[0] == "INVALID_ARGUMENT"
     assert raw == b"".join(len(text).to_bytes(4, "little") + text for text in (b"3.000000:2", b"6.000000:2"))
 
 
@@ -199,6 +203,19 @@ def test_infinite_and_undefined_numbers_pass_through_a_tensor_model(calls):
     for name in ("x", "y"):
         request.inputs.add(name=name, datatype="FP32", shape=values.shape)
     np.testing.assert_array_equal(outputs(calls.ModelInfer(request))["sum"], values)
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "😀"])
+def test_names_of_any_length_are_told_short(calls, letter):
+    name = letter * 100_000
+    assert code(calls.ModelInfer, pb.ModelInferRequest(model_name=name))[:2] == ("NOT_FOUND", "MODEL_NOT_FOUND")
+    for request in (altered(lambda r: setattr(r.inputs[0], "name", name)), altered(lambda r: r.outputs.add(name=name))):
+        status, reason, text = code(calls.ModelInfer, request)
+        assert (status, reason) == ("INVALID_ARGUMENT", "INVALID_FIELD")
+        assert len(text) < 2000
+    long_type = altered(lambda r: setattr(r.inputs[0], "datatype", name))
+    assert code(calls.ModelInfer, long_type)[0] == "INVALID_ARGUMENT"
+    assert code(calls.ModelMetadata, pb.ModelMetadataRequest(name="sums", version=name))[0] == "INVALID_ARGUMENT"
 
 
 def test_a_stream_answers_in_order_and_beyond_its_depth(calls):
