@@ -10,7 +10,7 @@ from typing import Any
 
 from serving import results, status
 from serving.errors import ImageError, RequestError, RetryLater, ServerUnavailable
-from serving.image import EXTENSIONS
+from serving.files import images_below
 from serving.results import ImageLike, Segmentation, SegmentWishes
 from wsss.v1 import segmentation_pb2 as pb
 
@@ -82,7 +82,7 @@ class Bulk:
         return self._waiting.pop(reply.id)[0], results.segmentation(reply.segment)
 
 
-def images_below(folder: str | os.PathLike[str]) -> Iterator[tuple[str, Path]]:
+def named_images(folder: str | os.PathLike[str]) -> Iterator[tuple[str, Path]]:
     """The image files of a folder, searched in depth: path relative to it, and path; sorted, hidden ones left out.
 
     Raises:
@@ -91,9 +91,5 @@ def images_below(folder: str | os.PathLike[str]) -> Iterator[tuple[str, Path]]:
     root = Path(folder)
     if not root.is_dir():
         raise ImageError(f"no folder {root}", "a folder of images")
-    for here, names, files in os.walk(root):
-        names[:] = sorted(name for name in names if not name.startswith("."))
-        for file in sorted(files):
-            if file.lower().endswith(EXTENSIONS) and not file.startswith("."):
-                path = Path(here) / file
-                yield path.relative_to(root).as_posix(), path
+    for path in images_below(root):
+        yield path.as_posix(), root / path

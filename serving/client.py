@@ -12,66 +12,27 @@ import os
 import queue
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Hashable, Iterable, Iterator
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 import grpc
 
 from serving import results, status
-from serving.bulk import Bulk, Result, images_below
+from serving.bulk import Bulk, Result, named_images
+from serving.connection import ADDRESS, OPTIONS, Connection, credentials
 from serving.errors import ImageError, RetryLater
 from serving.results import Cam, CamWishes, ImageLike, Segmentation, SegmentWishes
-from serving.retries import Retries
 from wsss.v1 import segmentation_pb2 as pb
 from wsss.v1 import segmentation_pb2_grpc
 
-ADDRESS = "127.0.0.1:8500"
+__all__ = ["AsyncClient", "Cam", "Client", "Segmentation", "credentials"]
+
 IN_FLIGHT = 8
-OPTIONS = [
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    # A server that starts again is found again by the next try.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 5000),
-    # A server that vanished without a word is given up.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-]
 Images = Iterable[tuple[Hashable, ImageLike]]
 AsyncImages = Images | AsyncIterable[tuple[Hashable, ImageLike]]
 
 
-class _Connection:
-    """What both clients are told."""
-
-    def __init__(self, timeout: float, retries: int, token: str) -> None:
-        self._timeout = timeout
-        self._retries = retries
-        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
-
-    def _tries(self) -> Retries:
-        return Retries(self._retries, self._timeout)
-
-
-def credentials(
-    ca: str | os.PathLike[str], cert: str | os.PathLike[str] = "", key: str | os.PathLike[str] = ""
-) -> grpc.ChannelCredentials:
-    """For a server that speaks TLS.
-
-    Args:
-        ca: PEM file of who signed the server's certificate.
-        cert, key: PEM files of the caller's own certificate, where the server asks for one.
-
-    Raises:
-        OSError: a file cannot be read.
-    """
-    own = [Path(file).read_bytes() if file else None for file in (key, cert)]
-    return grpc.ssl_channel_credentials(Path(ca).read_bytes(), *own)
-
-
-class Client(_Connection):
+class Client(Connection):
     """Calls a server and waits for the answer.
 
     Args:
@@ -152,7 +113,7 @@ class Client(_Connection):
         **wishes: Unpack[SegmentWishes],
     ) -> Iterator[Result]:
         """:meth:`segment_many` for the image files of a folder, in their order; keys are paths relative to it."""
-        return self.segment_many(images_below(folder), model, in_flight=in_flight, in_order=True, **wishes)
+        return self.segment_many(named_images(folder), model, in_flight=in_flight, in_order=True, **wishes)
 
     def compute_cam(self, image: ImageLike, model: str = "", **wishes: Unpack[CamWishes]) -> Cam:
         """Class activation maps of one image, for ``tags`` or else for the classes that score enough.
@@ -219,7 +180,7 @@ class Client(_Connection):
         self.close()
 
 
-class AsyncClient(_Connection):
+class AsyncClient(Connection):
     """:class:`Client` with coroutines, for many calls at once; make and use it on one event loop."""
 
     def __init__(
@@ -275,7 +236,7 @@ class AsyncClient(_Connection):
         **wishes: Unpack[SegmentWishes],
     ) -> AsyncIterator[Result]:
         """See :meth:`Client.segment_folder`."""
-        return self.segment_many(images_below(folder), model, in_flight=in_flight, in_order=True, **wishes)
+        return self.segment_many(named_images(folder), model, in_flight=in_flight, in_order=True, **wishes)
 
     async def compute_cam(self, image: ImageLike, model: str = "", **wishes: Unpack[CamWishes]) -> Cam:
         """See :meth:`Client.compute_cam`."""

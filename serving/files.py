@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and the manifest that says how each came to be."""
+"""Images of a folder, files that appear whole or not at all, and the manifest that says how each came to be."""
 
 from __future__ import annotations
 
@@ -9,7 +9,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from serving.image import EXTENSIONS
+
 Entry = dict[str, Any]
+
+
+def images_below(root: Path, without: Path | None = None) -> list[Path]:
+    """The image files of a folder, searched in depth: paths relative to it, sorted; hidden ones are left out.
+
+    Args:
+        root: the folder.
+        without: a folder that is not looked into.
+    """
+    skipped = without.resolve() if without else None
+    found = []
+    for folder, names, files in os.walk(root):
+        here = Path(folder)
+        names[:] = [name for name in names if not name.startswith(".") and (here / name).resolve() != skipped]
+        found += [here / file for file in files if file.lower().endswith(EXTENSIONS) and not file.startswith(".")]
+    return sorted(path.relative_to(root) for path in found)
 
 
 @contextmanager

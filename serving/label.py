@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +19,7 @@ from serving.config import Limits, TilingConfig
 from serving.cpus import available_cpus
 from serving.engines import Engine, Inputs, Outputs
 from serving.errors import LabelError, OutputError, ServingError
-from serving.files import Entry, append, read_manifest, write_atomic, write_manifest
+from serving.files import Entry, append, images_below, read_manifest, write_atomic, write_manifest
 from serving.formats import Format, find_format
 from serving.image import EXTENSIONS, decode
 from serving.loading import open_engine
@@ -259,14 +258,9 @@ def find_images(source: Path, target: Path, form: Format) -> list[Path]:
         raise LabelError(f"no folder {source}", "a folder of images")
     if source.resolve() == target.resolve():
         raise LabelError(f"{source} is both input and output", "another folder for the masks")
-    found = []
-    for folder, names, files in os.walk(source):
-        here = Path(folder)
-        names[:] = [name for name in names if not name.startswith(".") and (here / name).resolve() != target.resolve()]
-        found += [here / file for file in files if file.lower().endswith(EXTENSIONS) and not file.startswith(".")]
-    if not found:
+    images = images_below(source, without=target)
+    if not images:
         raise LabelError(f"no image below {source}", f"files that end in {', '.join(EXTENSIONS)}")
-    images = sorted(path.relative_to(source) for path in found)
     first: dict[Path, Path] = {}
     for image in images:
         other = first.setdefault(form.part(image), image)

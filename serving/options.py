@@ -18,7 +18,8 @@ class Options:
         classes: to keep; the others become background. All of them if empty.
         tags: known to be in the image, so that no other one can win a pixel. Unknown if empty.
         score_threshold: image-level score from which a class counts as present.
-        background_threshold: activation up to which a pixel is background; None for a segmenter, whose graph decides.
+        background_threshold: activation up to which a pixel is background; None for a segmenter, whose graph decides, and
+            where no mask is wanted.
         confidence_threshold: confidence of 0 to 1 below which a pixel is undecided.
     """
 
@@ -57,14 +58,14 @@ def options_for(
             "a background threshold for CAM models only",
             field="background_threshold",
         )
-    if card.kind == "cam" and ground is None:
-        ground = card.background_threshold
-    if card.kind == "cam" and mask and ground is None:
-        raise FieldError(
-            f"model {card.name!r} has no background threshold of its own",
-            "background_threshold of 0 to 1 in the request",
-            field="background_threshold",
-        )
+    if card.kind == "cam" and mask:
+        ground = card.background_threshold if ground is None else ground
+        if ground is None:
+            raise FieldError(
+                f"model {card.name!r} has no background threshold of its own",
+                "background_threshold of 0 to 1 in the request",
+                field="background_threshold",
+            )
     return Options(
         score_threshold=_share(card.score_threshold if score_threshold is None else score_threshold, "score_threshold"),
         classes=_indices(classes, card, "classes"),

@@ -10,12 +10,15 @@ import numpy.typing as npt
 
 from serving import encodings, maps, masks, polygons
 from serving.card import Card, Kind
+from serving.errors import FieldError
 from serving.image import Picture, Pixels
 from serving.models import Served
 from serving.options import Options
 from serving.pipeline import Activated, Prepared, Segmented
 from wsss.v1 import segmentation_pb2 as pb
 
+# Of all overlays in a reply: they are pictures of the image's size, one a class.
+MAX_OVERLAY_PIXELS = 50_000_000
 SOURCE = ("run", "method", "backbone", "commit", "data_fingerprint")
 KINDS: dict[Kind, Any] = {
     "segmenter": pb.MODEL_KIND_SEGMENTER,
@@ -58,7 +61,11 @@ def confidence(values: Pixels, encoding: int) -> Any:
 
 
 def cam(found: Activated, form: int, card: Card, picture: Picture) -> Any:
-    """The ``Cam`` of activation maps."""
+    """The ``Cam`` of activation maps.
+
+    Raises:
+        FieldError: as overlays they would have more than ``MAX_OVERLAY_PIXELS``.
+    """
     names = [card.classes[k] for k in found.classes]
     height, width = found.maps.shape[1:]
     message = pb.Cam(height=height, width=width, classes=names)
@@ -66,6 +73,13 @@ def cam(found: Activated, form: int, card: Card, picture: Picture) -> Any:
         message.float16 = found.maps.astype("<f2").tobytes()
     elif form == pb.CAM_FORMAT_OVERLAY:
         message.height, message.width = picture.pixels.shape[:2]
+        if len(names) * message.height * message.width > MAX_OVERLAY_PIXELS:
+            raise FieldError(
+                f"overlays of {len(names)} classes for an image of {message.height}x{message.width}",
+                f"at most {MAX_OVERLAY_PIXELS:,} pixels in all",
+                "fewer tags, or maps that are no overlays",
+                field="format",
+            )
         message.overlays.png.extend(masks.encode_rgb(maps.overlay(picture.pixels, map_)) for map_ in found.maps)
         message.overlays.SetInParent()
     else:
@@ -112,7 +126,7 @@ def image_info(picture: Picture, prepared: Prepared) -> Any:
     )
 
 
-def provenance(served: Served, prepared: Prepared, options: Options, overlap: float, with_mask: bool) -> Any:
+def provenance(served: Served, prepared: Prepared, options: Options, overlap: float) -> Any:
     """What answered, and with which settings."""
     card, tiling = served.card, prepared.tiling
     message = pb.Provenance(
@@ -126,7 +140,7 @@ def provenance(served: Served, prepared: Prepared, options: Options, overlap: fl
         protocol=card.protocol,
         bucket=served.bucket if len(tiling) == 1 else 1,
     )
-    if with_mask and options.background_threshold is not None:
+    if options.background_threshold is not None:
         message.background_threshold = options.background_threshold
     if options.confidence_threshold:
         message.confidence_threshold = options.confidence_threshold

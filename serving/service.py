@@ -182,11 +182,8 @@ class SegmentationService:
                 began = time.monotonic()
                 answer.add(last)
                 made = reply(answer, picture)
-                with_mask = isinstance(made, pb.SegmentResponse)
                 made.image.CopyFrom(replies.image_info(picture, prepared))
-                made.provenance.CopyFrom(
-                    replies.provenance(served, prepared, job.options, job.tiles.overlap, with_mask)
-                )
+                made.provenance.CopyFrom(replies.provenance(served, prepared, job.options, job.tiles.overlap))
                 call.stage("encode", began)
                 made.timings.CopyFrom(_timings(call))
                 return made

@@ -9,8 +9,8 @@ the answer equals that for the whole image.
 Masks are blended by votes: at each pixel every tile votes for its label with weight times confidence; the confidence of
 the winner is the weighted mean over all tiles there, of those that voted otherwise 0. Activation maps are blended by their
 weighted mean. A graph divides each map by its own maximum, which would make the faint noise of a tile without the object
-as bright as the object: so the maps of a class count in the ratio of the tile's score to the best tile's. The score of
-an image is that of its best tile.
+as bright as the object: so the maps of a class count in the ratio of the tile's score to the best tile's, and without
+tags not at all in a tile whose score is below the threshold. The score of an image is that of its best tile.
 
 Memory holds two rows of tiles at most, in bytes, and the finished mask; of maps, which are coarse, those that count.
 """
@@ -32,6 +32,8 @@ Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 ALIGN = 32
+# Activations of all tiles and classes together, a quarter of a gigabyte of them.
+MAX_ACTIVATIONS = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -220,8 +222,20 @@ class MapStitcher:
         self._tiles: list[TileMaps] = []
 
     def add(self, row: Sequence[TileMaps]) -> None:
-        """The next row of tiles."""
+        """The next row of tiles.
+
+        Raises:
+            ImageTooLarge: the maps of all rows until now have more than ``MAX_ACTIVATIONS``.
+        """
         self._tiles += row
+        if sum(tile.maps.size for tile in self._tiles) > MAX_ACTIVATIONS:
+            raise ImageTooLarge(
+                f"the activation maps of {len(self._tiles)} of {len(self._tiling)} tiles are too many to keep",
+                f"at most {MAX_ACTIVATIONS:,} activations",
+                "fewer tags, a higher score threshold, or an image that is scaled",
+                field="image",
+                metadata={"max_activations": str(MAX_ACTIVATIONS)},
+            )
 
     def finish(self) -> tuple[tuple[int, ...], Floats]:
         """The classes that count in any tile, rising, and their maps of the image, float32 [k,h',w']."""

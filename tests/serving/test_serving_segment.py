@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 
 import grpc
 import numpy as np
@@ -12,9 +13,10 @@ from configs import configured
 from PIL import Image
 from rpc_calls import IMAGE
 
-from serving import maps
+from serving import maps, replies
 from serving.client import Client
-from serving.errors import FieldError
+from serving.engines.onnxruntime import OnnxRuntimeEngine
+from serving.errors import DeadlineMissed, FieldError
 from wsss.v1 import segmentation_pb2 as pb
 from wsss.v1 import segmentation_pb2_grpc
 
@@ -149,6 +151,43 @@ def test_an_overlay_shows_the_image_at_its_size(client, blocks):
     reply = client.compute_cam(blocks, tags=["red"], format="overlay").reply
     with Image.open(io.BytesIO(reply.cam.overlays.png[0])) as picture:
         assert (picture.mode, picture.size) == ("RGB", (blocks.shape[1], blocks.shape[0]))
+
+
+def test_overlays_of_more_pixels_than_one_may_send_are_refused(client, blocks, monkeypatch):
+    monkeypatch.setattr(replies, "MAX_OVERLAY_PIXELS", 2 * blocks.shape[0] * blocks.shape[1])
+    assert client.compute_cam(blocks, tags=["red", "blue"], format="overlay").classes == ["red", "blue"]
+    with pytest.raises(FieldError, match="overlays of 3 classes"):
+        client.compute_cam(blocks, score_threshold=0, format="overlay")
+
+
+def test_tiles_stop_at_the_deadline(repository, run_server, slowed):
+    image = np.zeros((1200, 1200, 3), np.uint8)
+    with (
+        run_server(configured(repository, schedule__workers=1)) as server,
+        Client(server.address, timeout=0.6) as client,
+    ):
+        with pytest.raises(DeadlineMissed):
+            client.segment(image, "colours", oversize="tile")
+        time.sleep(0.5)
+        assert 1 < len(slowed) < 20
+        (served,) = [served for served in server.models.served() if served.card.name == "colours"]
+        assert served.batcher.statistics().admitted == 0
+        assert client.segment(image[:9, :9], "colours").mask.shape == (9, 9)
+
+
+@pytest.fixture
+def slowed(monkeypatch):
+    """Engines that take a tenth of a second for an image of more than a few pixels; a list with an entry for each."""
+    runs, original = [], OnnxRuntimeEngine.run
+
+    def run(self, inputs, stop=None):
+        if inputs["image"].size > 100_000:
+            runs.append(inputs["image"].shape)
+            time.sleep(0.1)
+        return original(self, inputs, stop)
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "run", run)
+    return runs
 
 
 def test_trailing_metadata_tell_id_and_times(server):

@@ -131,6 +131,13 @@ def test_faint_tiles_stay_faint_and_classes_may_be_in_some_tiles_only():
     assert found[1][0, ::24].tolist() == pytest.approx([0, 1, 0])
 
 
+def test_too_many_activations_are_refused(monkeypatch):
+    monkeypatch.setattr(tiling, "MAX_ACTIVATIONS", 1000)
+    stitcher = tiling.MapStitcher(tiling.Tiling((96, 192), (96, 96), (0,), (0, 96)))
+    with pytest.raises(ImageTooLarge, match="2 of 2 tiles"):
+        stitcher.add([maps((0,), np.ones((1, 24, 24)), [1]), maps((0,), np.ones((1, 24, 24)), [1])])
+
+
 def test_a_single_tiles_maps_are_the_images():
     only = maps((2,), np.random.default_rng(0).random((1, 5, 7)), [0, 0, 0.1])
     stitcher = tiling.MapStitcher(tiling.Tiling((20, 28), (20, 28)))
