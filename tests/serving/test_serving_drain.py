@@ -50,6 +50,13 @@ def ending(tmp_path, run_server):
             stopped[0].result(30)
 
 
+def until_closing(server):
+    """Until the lame duck is over and the port is being closed."""
+    while not server._calls.ending.is_set():
+        time.sleep(0.01)
+    time.sleep(0.1)
+
+
 def test_not_ready_comes_first_and_calls_are_answered_meanwhile(ending):
     server, _, end, _ = ending
     with grpc.insecure_channel(server.address) as channel, stub(server.address) as service:
@@ -76,7 +83,7 @@ def test_what_was_accepted_is_finished_and_all_that_comes_later_is_unavailable(e
         while statistics().admitted < 8:
             time.sleep(0.01)
         end()
-        time.sleep(0.8)
+        until_closing(server)
         later = [code(service.ModelInfer, sums())[0] for _ in range(5)]
         with stub(server.address) as others:
             later += [code(others.ModelInfer, sums())[0] for _ in range(5)]
@@ -100,7 +107,7 @@ def test_a_stream_that_is_open_is_told_so(ending):
         end()
         outgoing.put(sums(id="2"))
         assert not next(replies).error_message, "during the lame duck"
-        time.sleep(0.8)
+        until_closing(server)
         outgoing.put(sums(id="3"))
         status, _, text = code(lambda request, timeout: told(replies), None)
         assert (status, text) == ("OK", "") or status == "UNAVAILABLE"

@@ -88,8 +88,14 @@ def test_a_connection_that_dribbles_is_closed(state, monkeypatch):
 
 
 def children(pid):
-    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True).stdout
-    return [int(line.split()[0]) for line in listed.splitlines() if "serving.probes" in line]
+    """Processes that answer probes for ``pid``."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid and b"serving.probes" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
 
 
 def test_it_ends_with_the_server_even_if_that_is_killed(repository):
