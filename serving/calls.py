@@ -93,7 +93,7 @@ class Calls:
     Attributes:
         in_flight: requests not answered yet.
         draining: the server ends soon and says so; requests are answered still.
-        ending: set once further requests on streams that are open already are refused; gRPC itself refuses new calls.
+        ending: set once further requests are refused.
     """
 
     def __init__(
@@ -165,8 +165,8 @@ class Calls:
         return grpc.stream_stream_rpc_method_handler(answer, read, write)
 
     @contextmanager
-    def watch(self, call: Call, streamed: bool = False) -> Iterator[None]:
-        """Watch over one request, on a call of its own or (``streamed``) one of many on a stream.
+    def watch(self, call: Call) -> Iterator[None]:
+        """Watch over one request, on a call of its own or one of many on a stream.
 
         Raises:
             RequestError: whatever the block raised; what is no such error is logged with the request's id.
@@ -174,7 +174,7 @@ class Calls:
         token = logs.REQUEST_ID.set(call.request_id)
         self.in_flight += 1
         try:
-            if self.ending.is_set() and streamed:
+            if self.ending.is_set():
                 raise ServerUnavailable("the server is ending", hint="another server")
             with self._share(call.caller):
                 yield

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from serving import cli_client, cli_label
+from serving import cli_bench, cli_client, cli_label
 from serving.cli_options import DEFAULT, Json, MaxBytes, MaxPixels, Repository
 from serving.config import ServerConfig, read_config, set_value, set_values
 from serving.errors import ServingError
@@ -152,6 +152,7 @@ def models(repository: Repository = Path("exported"), as_json: Json = False) -> 
 
 
 app.command(epilog="Example: wsss-serving label photos/ masks/ --model pets --format coco")(cli_label.label)
+app.command(epilog="Example: wsss-serving bench --repository exported/ --model pets --images photos/")(cli_bench.bench)
 app.command(epilog="Example: wsss-serving segment photo.jpg mask.png --overlay look.jpg")(cli_client.segment)
 app.command(epilog="Example: wsss-serving health --address 127.0.0.1:8500 --model pets")(cli_client.health)
 app.command(epilog="Example: wsss-serving token ci --role infer --file tokens")(cli_client.token)

@@ -55,6 +55,10 @@ class LabelError(ServingError):
     """A folder cannot be labelled as asked."""
 
 
+class BenchError(ServingError):
+    """Nothing can be measured as asked."""
+
+
 class OutputError(ServingError):
     """The graph's output is not what its card promises: a fault of the model, never of the image."""
 

@@ -196,7 +196,7 @@ class OpenInferenceService:
         async def answer(request: Any) -> Any:
             call = started(f"{NAME}/ModelStreamInfer", context)
             try:
-                with self._calls.watch(call, streamed=True):
+                with self._calls.watch(call):
                     if isinstance(request, RequestError):
                         raise request
                     final = wishes.parameter(request.message, "triton_enable_empty_final_response", "bool")

@@ -1,0 +1,179 @@
+"""What is run to get at the figures. Each experiment yields a round at a time: figures by key, and what they come from.
+
+The sides of a ratio take turns within a round, so that what else the machine does falls on both.
+"""
+
+from __future__ import annotations
+
+import http.client
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import numpy as np
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from serving import label
+from serving.bench import load, target
+from serving.bench.setting import WARM_SECONDS, Setting
+from serving.bench.target import Running
+from serving.config import ScheduleConfig
+from serving.cpus import available_cpus
+from serving.errors import BenchError
+
+Round = dict[str, float]
+
+DELAY_MS = 5.0
+STALL_SECONDS = 0.02
+BUCKET = 32
+LARGE = 48 * 2**20
+PROBE_SECONDS = 0.02
+
+
+def served(setting: Setting) -> Iterator[Round]:
+    """One server against one thread without it, then at 70 % and at 300 % of what it can do."""
+    callers, queue = setting.config.callers, ScheduleConfig().queue
+    with setting.server() as running:
+        setting.warm(running)
+        for number in range(setting.config.rounds):
+            raw = setting.raw()
+            alone, together, more = (setting.closed(running, count) for count in (1, callers, 4 * callers))
+            capacity = max(together.rate, more.rate)
+            steady = setting.poisson(running, 0.7 * capacity, number)
+            flood = setting.poisson(running, 3 * capacity, number)
+            refused = flood.codes["RESOURCE_EXHAUSTED"]
+            yield {
+                "C1": alone.rate / raw.rate,
+                "R2": together.rate / raw.rate,
+                "R5": together.wait(0.99) / together.wait(0.5),
+                "R6": steady.wait(0.99) / raw.run,
+                "R7": flood.rate / capacity,
+                "R7w": flood.wait(0.99) / (queue / capacity + 2 * raw.run),
+                "loop_per_second": raw.rate,
+                "run_ms": 1e3 * raw.run,
+                "one_caller_per_second": alone.rate,
+                "callers_per_second": together.rate,
+                "callers_p50_ms": 1e3 * together.wait(0.5),
+                "callers_p99_ms": 1e3 * together.wait(0.99),
+                "capacity_per_second": capacity,
+                "steady_p99_ms": 1e3 * steady.wait(0.99),
+                "flood_p99_ms": 1e3 * flood.wait(0.99),
+                "flood_refused": refused,
+                "flood_failed": flood.codes.total() - refused - flood.codes["OK"],
+            }
+
+
+def waiting(setting: Setting) -> Iterator[Round]:
+    """Whether a request ever waits longer for its batch than the delay and one run.
+
+    As many callers as a batch takes, all with the same request: whatever waits when a worker is free fits into its run.
+    """
+    config, request = setting.config, setting.target.request()
+    request = replace(request, messages=request.messages[:1], timed=True)
+    with setting.server(f"schedule.max_batch={config.callers}", f"schedule.max_delay_ms={DELAY_MS}") as running:
+        setting.warm(running)
+        found = setting.closed(running, config.callers, request, config.rounds * config.seconds)
+        late = np.subtract(found.queued, DELAY_MS / 1e3 + max(found.ran))
+        yield {
+            "R8": 1e3 * float(late.max()),
+            "requests": len(late),
+            "stalls": int((late > STALL_SECONDS).sum()),
+            "longest_wait_ms": 1e3 * max(found.queued),
+            "longest_run_ms": 1e3 * max(found.ran),
+        }
+
+
+def buckets(setting: Setting) -> Iterator[Round]:
+    """Images of several sizes on a server that rounds them up and batches what is equal then, and on one that does not."""
+    callers = 4 * setting.config.callers
+    with (
+        setting.server(f"schedule.bucket={BUCKET}", "schedule.max_batch=4") as rounded,
+        setting.server() as exact,
+    ):
+        for running in (rounded, exact):
+            setting.closed(running, callers, seconds=WARM_SECONDS)
+        for _ in range(setting.config.rounds):
+            rates = [setting.closed(running, callers).rate for running in (rounded, exact)]
+            yield {"R11": rates[0] / rates[1], "buckets_per_second": rates[0], "exact_per_second": rates[1]}
+
+
+def labelling(setting: Setting) -> Iterator[Round]:
+    """``wsss-serving label`` against the bare loop in as many processes as there are processors."""
+    seconds, images, processes = setting.config.seconds, setting.target.images, available_cpus()
+    with tempfile.TemporaryDirectory() as folder, _processes(processes) as pool:
+        source = Path(folder, "images")
+        source.mkdir()
+        count = min(setting.config.count, int(setting.raw().rate * processes * seconds) + 2 * processes)
+        for number in range(count):
+            (source / f"{number}.jpg").write_bytes(images[number % len(images)])
+        for number in range(setting.config.rounds):
+            loops = [pool.submit(target.raw_worker, setting.target, seconds) for _ in range(processes)]
+            raw = sum(loop.result() for loop in loops)
+            setting.step()
+            labelled = _label_rate(setting, source, Path(folder, f"masks{number}"))
+            setting.step()
+            yield {"R13": labelled / raw, "loops_per_second": raw, "labelled_per_second": labelled}
+
+
+def _label_rate(setting: Setting, source: Path, masks: Path) -> float:
+    """Images a second from the first to the last; loading the model is not counted, nor in the loop."""
+    times: list[float] = []
+    card = setting.target.card
+    config = label.LabelConfig(source, masks, setting.config.repository, card.name, card.version)
+    summary = label.label(config, lambda done, total: times.append(time.perf_counter()))
+    if summary.failed:
+        raise BenchError(f"{summary.failed} of {summary.images} images cannot be labelled", "images without fault")
+    return (len(times) - 1) / (times[-1] - times[0])
+
+
+def probes(setting: Setting) -> Iterator[Round]:
+    """How late probes are while two callers send 48 MB at a time, by HTTP and by gRPC."""
+    config = setting.config
+    limits = (f"limits.{name}={2 * LARGE}" for name in ("max_bytes", "max_message_bytes"))
+    with setting.server(*limits) as running, _processes(2) as pool:
+        large = setting.target.large(LARGE)
+        for _ in range(config.rounds):
+            seconds = config.seconds + 2 * WARM_SECONDS
+            floods = [pool.submit(load.closed, running.address, large, 1, seconds, config.count) for _ in range(2)]
+            time.sleep(WARM_SECONDS)
+            http_waits, grpc_waits = _probe(running, config.seconds)
+            answered = sum(flood.result().codes["OK"] for flood in floods)
+            setting.step()
+            yield {
+                "R14": 1e3 * float(np.quantile(http_waits, 0.99)),
+                "http_longest_ms": 1e3 * max(http_waits),
+                "grpc_p99_ms": 1e3 * float(np.quantile(grpc_waits, 0.99)),
+                "large_messages": answered,
+            }
+
+
+def _probe(running: Running, seconds: float) -> tuple[list[float], list[float]]:
+    """Seconds that each probe took, by HTTP and by gRPC."""
+    waits: tuple[list[float], list[float]] = ([], [])
+    ends = time.perf_counter() + seconds
+    with grpc.insecure_channel(running.address) as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check
+        while time.perf_counter() < ends:
+            began = time.perf_counter()
+            connection = http.client.HTTPConnection("127.0.0.1", running.http_port, timeout=load.TIMEOUT)
+            connection.request("GET", "/readyz")
+            ready = connection.getresponse().status == 200
+            connection.close()
+            waits[0].append(time.perf_counter() - began)
+            began = time.perf_counter()
+            ready &= check(health_pb2.HealthCheckRequest(), timeout=load.TIMEOUT).status == 1
+            waits[1].append(time.perf_counter() - began)
+            if not ready:
+                raise BenchError("the server says that it is not ready", "ready under load too")
+            time.sleep(PROBE_SECONDS)
+    return waits
+
+
+def _processes(number: int) -> ProcessPoolExecutor:
+    # gRPC does not survive a fork.
+    return ProcessPoolExecutor(number, mp_context=multiprocessing.get_context("spawn"))

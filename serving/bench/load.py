@@ -1,0 +1,152 @@
+"""Load on a gRPC server: callers who wait for their answers, or requests that come by chance whatever the server does."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import cycle
+
+import grpc
+import numpy as np
+
+OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+# A call without an answer by then is counted as late, so that every load ends.
+TIMEOUT = 60.0
+# Requests sent and not answered yet; with more, this process would be what is measured.
+MOST_OPEN = 2000
+TIMINGS_KEY = "wsss-timings"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is sent again and again.
+
+    Attributes:
+        method: ``/package.Service/Method``.
+        messages: encoded requests, taken in turn; replies are not decoded.
+        timed: whether the server is asked for the times of its stages.
+    """
+
+    method: str
+    messages: tuple[bytes, ...]
+    timed: bool = False
+
+
+@dataclass
+class Load:
+    """What callers met.
+
+    Attributes:
+        seconds: for which requests were sent.
+        waits: seconds from when a request was to be sent to its answer, of those answered.
+        codes: of all calls.
+        in_time: answered before the sending ended.
+        queued, ran: seconds before and in the run of the engine, as the server tells where it was asked.
+    """
+
+    seconds: float = 0.0
+    waits: list[float] = field(default_factory=list)
+    codes: Counter[str] = field(default_factory=Counter)
+    in_time: int = 0
+    queued: list[float] = field(default_factory=list)
+    ran: list[float] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        """Answers a second."""
+        return self.in_time / self.seconds
+
+    def wait(self, share: float) -> float:
+        """Seconds within which this share of the answers came; infinity without any."""
+        return float(np.quantile(self.waits, share)) if self.waits else float("inf")
+
+
+class Caller:
+    """Sends one kind of request over one connection."""
+
+    def __init__(self, channel: grpc.aio.Channel, request: Request) -> None:
+        self._call = channel.unary_unary(request.method)
+        self._messages: Iterator[bytes] = cycle(request.messages)
+        self._metadata = ((TIMINGS_KEY, "1"),) if request.timed else None
+
+    async def closed(self, callers: int, seconds: float, count: int) -> Load:
+        """``callers`` at once, each sending its next request once it has the last one's answer."""
+        load, began = Load(), time.perf_counter()
+        ends = began + seconds
+
+        async def caller() -> None:
+            while time.perf_counter() < ends and load.codes.total() < count:
+                await self._once(load, time.perf_counter(), ends)
+
+        await asyncio.gather(*(caller() for _ in range(callers)))
+        load.seconds = min(seconds, time.perf_counter() - began)
+        return load
+
+    async def open(self, rate: float, seconds: float, count: int, seed: int) -> Load:
+        """``rate`` requests a second on average, at times of a Poisson process, whether answers come or not.
+
+        A wait counts from the time that the process gives, not from when this program came to send the request.
+        """
+        load, chance, calls = Load(), random.Random(seed), set[asyncio.Task[None]]()
+        due = began = time.perf_counter()
+        ends = began + seconds
+        for _ in range(count):
+            due += chance.expovariate(rate)
+            if due >= ends:
+                break
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            if len(calls) >= MOST_OPEN:
+                load.codes["NOT_SENT"] += 1
+                continue
+            call = asyncio.ensure_future(self._once(load, due, ends))
+            calls.add(call)
+            call.add_done_callback(calls.discard)
+        load.seconds = min(seconds, due - began)
+        await asyncio.gather(*calls)
+        return load
+
+    async def _once(self, load: Load, due: float, ends: float) -> None:
+        call = self._call(next(self._messages), timeout=TIMEOUT, metadata=self._metadata)
+        try:
+            await call
+        except grpc.aio.AioRpcError as error:
+            load.codes[error.code().name] += 1
+            return
+        now = time.perf_counter()
+        load.codes["OK"] += 1
+        load.waits.append(now - due)
+        load.in_time += now <= ends
+        if self._metadata:
+            told = dict(await call.trailing_metadata())[TIMINGS_KEY]
+            spent = {name: float(rest.partition("dur=")[2]) / 1e3 for name, _, rest in _parts(told)}
+            load.queued.append(spent["queue"])
+            load.ran.append(spent["infer"])
+
+
+def closed(address: str, request: Request, callers: int, seconds: float, count: int) -> Load:
+    """See :meth:`Caller.closed`."""
+
+    async def run() -> Load:
+        async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
+            return await Caller(channel, request).closed(callers, seconds, count)
+
+    return asyncio.run(run())
+
+
+def poisson(address: str, request: Request, rate: float, seconds: float, count: int, seed: int) -> Load:
+    """See :meth:`Caller.open`."""
+
+    async def run() -> Load:
+        async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
+            return await Caller(channel, request).open(rate, seconds, count, seed)
+
+    return asyncio.run(run())
+
+
+def _parts(told: str) -> Iterator[tuple[str, str, str]]:
+    """Names and values of a list such as ``queue;dur=1.0, infer;dur=2.5``."""
+    return (part.strip().partition(";") for part in told.split(","))

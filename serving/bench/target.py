@@ -1,0 +1,235 @@
+"""What is measured: a server in a process of its own, and the bare engine in a loop on the same requests."""
+
+from __future__ import annotations
+
+import io
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from serving import masks, pipeline, tensors
+from serving.bench.load import Request
+from serving.config import Limits
+from serving.engines import Engine, Inputs
+from serving.engines.onnxruntime import OnnxRuntimeEngine
+from serving.errors import BenchError
+from serving.image import decode
+from serving.options import options_for
+from serving.repository import Card
+from wsss.inference import open_inference_pb2 as oip
+from wsss.v1 import segmentation_pb2 as pb
+
+SEGMENT = "/wsss.v1.Segmentation/Segment"
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+# Width and height of made photographs: the commonest of VOC 2012.
+SHAPES = ((500, 375), (375, 500), (500, 333), (333, 500), (480, 360), (400, 300))
+MOST_IMAGES = 64
+START_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that runs: where it listens, and its process if it was started here."""
+
+    address: str
+    http_port: int = 0
+    process: subprocess.Popen[str] | None = None
+
+
+@contextmanager
+def server(repository: Path, *settings: str) -> Iterator[Running]:
+    """A server on this machine alone, with ``section.key=value`` settings, until the end of the block.
+
+    Raises:
+        BenchError: it did not start.
+    """
+    http_port = free_port()
+    options = [word for setting in settings for word in ("--set", setting)]
+    ports = ("--host", "127.0.0.1", "--port", "0", "--http-port", str(http_port))
+    command = [sys.executable, "-m", "serving.cli", "serve", "--log-level", "warning", *ports]
+    command += ["--repository", str(repository), *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        line = process.stdout.readline()
+        if not line:
+            raise BenchError("the server did not start", "what it said stands above")
+        yield Running(line.split()[-1], http_port, process)
+    finally:
+        process.terminate()
+        try:
+            process.wait(START_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model and what it is asked.
+
+    Attributes:
+        card: of the model.
+        images: files that are sent.
+        inputs: tensors that are sent in their place; empty to send images.
+    """
+
+    card: Card
+    images: tuple[bytes, ...] = ()
+    inputs: Inputs | None = None
+
+    def request(self) -> Request:
+        """The calls that make a server do what :meth:`work` does."""
+        if self.inputs is not None:
+            return Request(INFER, (infer_message(self.card.name, self.inputs),))
+        return Request(SEGMENT, tuple(self._segment(pb.Image(encoded=file)) for file in self.images))
+
+    def work(self, engine: Engine) -> Callable[[int], bytes]:
+        """What one thread without a server does for the n-th request: decode, run, encode; for tensors the run alone."""
+        card, inputs = self.card, self.inputs
+        if inputs is not None:
+            return lambda n: b"".join(bytes(tensors.write_output(values)) for values in engine.run(inputs).values())
+        options = options_for(card)
+
+        def segment(n: int) -> bytes:
+            prepared = pipeline.prepare(decode(self.images[n % len(self.images)], Limits()), card)
+            result = pipeline.segment(prepared, card, options, engine.run)
+            return masks.encode_labels(result.labels, card.palette)
+
+        return segment
+
+    def answer(self, reply: bytes) -> bytes:
+        """The part of a server's reply that :meth:`work` makes too."""
+        if self.inputs is not None:
+            return b"".join(oip.ModelInferResponse.FromString(reply).raw_output_contents)
+        return bytes(pb.SegmentResponse.FromString(reply).mask.png)
+
+    def large(self, size: int) -> Request:
+        """A request of about so many bytes: one picture of pixels, or a batch of the tensors."""
+        if self.inputs is not None:
+            bytes_each = sum(values.nbytes for values in self.inputs.values())
+            batch = max(1, size // bytes_each)
+            repeated = {name: np.repeat(values, batch, axis=0) for name, values in self.inputs.items()}
+            return Request(INFER, (infer_message(self.card.name, repeated),))
+        side = int((size / 3) ** 0.5)
+        raw = pb.RawImage(height=side, width=side, pixels=bytes(3 * side * side))
+        return Request(SEGMENT, (self._segment(pb.Image(raw=raw)),))
+
+    def _segment(self, image: Any) -> bytes:
+        message = pb.SegmentRequest(image=image, model=self.card.name, version=self.card.version)
+        encoded: bytes = message.SerializeToString()
+        return encoded
+
+
+@dataclass(frozen=True)
+class Raw:
+    """What a loop without a server reached: requests a second, and the median seconds of the engine's part of each."""
+
+    rate: float
+    run: float
+
+
+def raw_loop(target: Target, engine: Engine, seconds: float) -> Raw:
+    """One request after another in this thread."""
+    timer = _Timer(engine)
+    work, done, began = target.work(timer), 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        work(done)
+        done += 1
+    return Raw(done / (time.perf_counter() - began), float(np.median(timer.seconds)))
+
+
+def raw_worker(target: Target, seconds: float) -> float:
+    """:func:`raw_loop` with an engine of its own, for a process of its own; the rate."""
+    engine = open_engine(target.card)
+    target.work(engine)(0)
+    return raw_loop(target, engine, seconds).rate
+
+
+def open_engine(card: Card) -> Engine:
+    """The engine that a server would run, on one thread."""
+    return OnnxRuntimeEngine(card, 1)
+
+
+def read_images(folder: Path | None) -> tuple[bytes, ...]:
+    """Some JPEGs of a folder, or made ones of six sizes with the detail of photographs.
+
+    Raises:
+        BenchError: no such folder or no JPEG in it.
+    """
+    if folder is None:
+        return tuple(made_image(*SHAPES[seed % len(SHAPES)], seed) for seed in range(24))
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))[:MOST_IMAGES]
+    if not files:
+        raise BenchError(f"no JPEG below {folder}", "a folder of photographs", "--images FOLDER")
+    return tuple(path.read_bytes() for path in files)
+
+
+def made_image(width: int, height: int, seed: int) -> bytes:
+    """A JPEG of about the size that a photograph's has."""
+    rng = np.random.default_rng(seed)
+    layers = [rng.integers(0, 256, (max(2, height >> k), max(2, width >> k), 3), dtype=np.uint8) for k in (2, 4, 6)]
+    resized = [np.asarray(Image.fromarray(layer).resize((width, height)), dtype=np.float32) for layer in layers]
+    pixels = (0.2 * resized[0] + 0.3 * resized[1] + 0.5 * resized[2]).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=88)
+    return file.getvalue()
+
+
+def random_inputs(engine: Engine, side: int) -> Inputs:
+    """One element for each input of a graph; free axes but the first are ``side`` long."""
+    rng = np.random.default_rng(0)
+    found: dict[str, npt.NDArray[np.generic]] = {}
+    for spec in engine.inputs:
+        shape = (1, *(side if axis == -1 else axis for axis in spec.shape[1:]))
+        values = rng.integers(0, 256, shape) if spec.dtype == "uint8" else rng.standard_normal(shape)
+        found[spec.name] = values.astype(spec.dtype)
+    return found
+
+
+def infer_message(model: str, inputs: Inputs) -> bytes:
+    """An encoded ``ModelInferRequest`` with raw contents."""
+    message = oip.ModelInferRequest(
+        model_name=model, raw_input_contents=[values.tobytes() for values in inputs.values()]
+    )
+    for name, values in inputs.items():
+        message.inputs.add(name=name, datatype=tensors.DATATYPES[str(values.dtype)], shape=values.shape)
+    encoded: bytes = message.SerializeToString()
+    return encoded
+
+
+class _Timer:
+    """An engine that notes how long each run took."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.description, self.inputs, self.outputs = engine.description, engine.inputs, engine.outputs
+        self.seconds: list[float] = []
+        self._engine = engine
+
+    def run(self, inputs: Inputs, stop: Any = None) -> Any:
+        """See :class:`serving.engines.Engine`."""
+        began = time.perf_counter()
+        outputs = self._engine.run(inputs)
+        self.seconds.append(time.perf_counter() - began)
+        return outputs
+
+    def close(self) -> None:
+        """See :class:`serving.engines.Engine`."""
+        self._engine.close()
