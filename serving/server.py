@@ -6,8 +6,11 @@ import asyncio
 import errno
 import importlib.metadata
 import logging
+import os
 import signal
 import socket
+import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -35,7 +38,7 @@ log = logging.getLogger(__name__)
 SERVICES = (service.NAME, open_inference.NAME)
 LAST_WALL = 1024
 NEVER = 2**31 - 1
-# Without a call at work until the port closes on watchers: the last replies leave in it.
+# Without a call at work until connections are closed: the last replies leave in it.
 FLUSH_SECONDS = 0.5
 TICK_SECONDS = 0.05
 
@@ -59,7 +62,8 @@ class Server:
         self._certificates = Certificates(access) if access.cert or access.key or access.client_ca else None
         self._tokens = Tokens(access.tokens) if access.tokens else None
         self.telemetry = Telemetry()
-        trace = tracer(importlib.metadata.version("wsss")) if telemetry.tracing else None
+        self._end_trace: Callable[[], None] | None
+        trace, self._end_trace = tracer(importlib.metadata.version("wsss")) if telemetry.tracing else (None, None)
         level = logging.getLevelNamesMapping()[telemetry.log_requests.upper()]
         self._calls = Calls(self.telemetry, trace, level, config.limits)
         self.models = Models(config)
@@ -104,30 +108,35 @@ class Server:
         await self._health.start(SERVICES)
         self._set_ready(True)
 
-    async def stop(self) -> None:
+    async def stop(self, close: bool = True) -> None:
         """Say NOT_SERVING, refuse new calls, let accepted ones finish within ``grace``, then free everything.
 
         Also after a start that failed or was cancelled.
+
+        Args:
+            close: the port too. A process that ends then should not: gRPC answers CANCELLED to calls that are on their way
+                to a server that it closes (grpc/grpc#41785), but a connection that breaks is UNAVAILABLE to callers.
         """
         self._set_ready(False)
         await self._health.end()
         if self.address:
             await self._drain()
+            if close:
+                await self._grpc.stop(0)
         await self.models.close()
         self._codecs.shutdown()
         await self._http.stop()
+        if self._end_trace:
+            await asyncio.to_thread(self._end_trace)
 
     async def _drain(self) -> None:
         await asyncio.sleep(self._config.shutdown.lame_duck)
         self._calls.ending.set()
-        closing = asyncio.ensure_future(self._grpc.stop(self._config.shutdown.grace))
-        # A client that watches the health service never ends its call, so the port alone is no sign of idleness.
+        until = time.monotonic() + self._config.shutdown.grace
         idle = 0.0
-        while not closing.done() and idle < FLUSH_SECONDS:
-            await asyncio.wait([closing], timeout=TICK_SECONDS)
+        while idle < FLUSH_SECONDS and time.monotonic() < until:
+            await asyncio.sleep(TICK_SECONDS)
             idle = 0.0 if self._calls.in_flight else idle + TICK_SECONDS
-        await self._grpc.stop(0)
-        await closing
 
     def _set_ready(self, ready: bool) -> None:
         self._calls.draining = not ready
@@ -193,7 +202,7 @@ def check_port(host: str, port: int) -> None:
 
 
 async def serve(config: ServerConfig, ready: Callable[[Server], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then end cleanly. ``ready`` is called once calls are answered.
+    """Serve until SIGTERM or SIGINT, then end the process cleanly. ``ready`` is called once calls are answered.
 
     Raises:
         RepositoryError, StartError: see :meth:`Server.start`.
@@ -215,4 +224,7 @@ async def serve(config: ServerConfig, ready: Callable[[Server], None]) -> None:
         for task in (starting, ending):
             task.cancel()
         await asyncio.wait({starting, ending})
-        await server.stop()
+        await server.stop(close=not ended.is_set())
+    # With the port still open, see above. Nothing is left to do: even Python's own end would have gRPC close it first.
+    sys.stdout.flush()
+    os._exit(0)

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 Trace = Callable[["Call"], None]
 
 
-def tracer(version: str) -> Trace:
-    """What writes the spans of one finished call, exported over OTLP as the ``OTEL_*`` variables of the environment say.
+def tracer(version: str) -> tuple[Trace, Callable[[], None]]:
+    """What writes the spans of one finished call, and what sends those that are left at the end.
+
+    They are exported over OTLP as the ``OTEL_*`` variables of the environment say.
 
     Raises:
         StartError: OpenTelemetry is not installed.
@@ -36,7 +38,7 @@ def tracer(version: str) -> Trace:
     resource = Resource.create({"service.name": "wsss-serving", "service.version": version})
     provider = TracerProvider(resource=resource)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    return writer(provider)
+    return writer(provider), provider.shutdown
 
 
 def writer(provider: Any) -> Trace:

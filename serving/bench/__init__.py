@@ -13,7 +13,8 @@ from serving.bench.setting import BenchConfig, Setting
 from serving.bench.target import Target
 from serving.cpus import available_cpus
 from serving.errors import BenchError, nearest
-from serving.repository import choose, read_repository, verify
+from serving.loading import open_engine
+from serving.repository import choose, read_repository
 
 Progress = Callable[[int, int], None]
 
@@ -95,8 +96,7 @@ def bench(config: BenchConfig, progress: Progress = lambda done, total: None) ->
         RepositoryError, ModelNotFound, FieldError: of the model.
     """
     card = choose(read_repository(config.repository), config.model, 0, None)
-    verify(card)
-    engine = target.open_engine(card)
+    engine = open_engine(card)
     tensors = config.tensors or card.kind == "tensor"
     if tensors:
         asked = Target(card, inputs=target.random_inputs(engine, config.side))

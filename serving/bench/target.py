@@ -19,13 +19,13 @@ from PIL import Image
 
 from serving import masks, pipeline, tensors
 from serving.bench.load import Request
+from serving.card import Card
 from serving.config import Limits
 from serving.engines import Engine, Inputs
-from serving.engines.onnxruntime import OnnxRuntimeEngine
 from serving.errors import BenchError
 from serving.image import decode
+from serving.loading import open_engine
 from serving.options import options_for
-from serving.repository import Card
 from wsss.inference import open_inference_pb2 as oip
 from wsss.v1 import segmentation_pb2 as pb
 
@@ -34,7 +34,7 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 # Width and height of made photographs: the commonest of VOC 2012.
 SHAPES = ((500, 375), (375, 500), (500, 333), (333, 500), (480, 360), (400, 300))
 MOST_IMAGES = 64
-START_SECONDS = 120.0
+END_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -58,20 +58,18 @@ def server(repository: Path, *settings: str) -> Iterator[Running]:
     ports = ("--host", "127.0.0.1", "--port", "0", "--http-port", str(http_port))
     command = [sys.executable, "-m", "serving.cli", "serve", "--log-level", "warning", *ports]
     command += ["--repository", str(repository), *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout
-        line = process.stdout.readline()
-        if not line:
-            raise BenchError("the server did not start", "what it said stands above")
-        yield Running(line.split()[-1], http_port, process)
-    finally:
-        process.terminate()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
-            process.wait(START_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            line = process.stdout.readline() if process.stdout else ""
+            if not line:
+                raise BenchError("the server did not start", "what it said stands above")
+            yield Running(line.split()[-1], http_port, process)
+        finally:
+            process.terminate()
+            try:
+                process.wait(END_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def free_port() -> int:
@@ -161,11 +159,6 @@ def raw_worker(target: Target, seconds: float) -> float:
     engine = open_engine(target.card)
     target.work(engine)(0)
     return raw_loop(target, engine, seconds).rate
-
-
-def open_engine(card: Card) -> Engine:
-    """The engine that a server would run, on one thread."""
-    return OnnxRuntimeEngine(card, 1)
 
 
 def read_images(folder: Path | None) -> tuple[bytes, ...]:

@@ -141,7 +141,7 @@ def test_sigterm_finishes_what_was_accepted_and_refuses_the_rest(repository):
             process.send_signal(signal.SIGTERM)
             while len(states) < 2:
                 time.sleep(0.01)
-            with Client(address, timeout=10) as late:
+            with Client(address, timeout=10, retries=0) as late:
                 while process.poll() is None and len(refused) < 5:
                     with pytest.raises(ServerUnavailable) as caught:
                         late.list_models()

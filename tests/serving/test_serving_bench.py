@@ -1,0 +1,144 @@
+"""The load generator counts right, and every figure comes from a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from concurrent import futures
+
+import grpc
+import pytest
+import tiny_models
+from typer.testing import CliRunner
+
+from serving.bench import FIGURES, bench, load
+from serving.bench.load import Load, Request
+from serving.bench.setting import BenchConfig
+from serving.cli import app
+from serving.errors import BenchError
+
+METHOD = "/test.Service/Method"
+
+
+@pytest.fixture
+def slow_server():
+    """Two at a time, each takes 20 ms and says how long; a third is refused."""
+    places = threading.Semaphore(2)
+
+    def answer(request, context):
+        if not places.acquire(blocking=False):
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+        time.sleep(0.02)
+        places.release()
+        context.set_trailing_metadata((("wsss-timings", "queue;dur=1.500, infer;dur=20.000, total;dur=22.000"),))
+        return request
+
+    server = grpc.server(futures.ThreadPoolExecutor(16))
+    handler = grpc.unary_unary_rpc_method_handler(answer)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Service", {"Method": handler}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None).wait()
+
+
+def test_callers_wait_for_their_answers(slow_server):
+    found = load.closed(slow_server, Request(METHOD, (b"a", b"b")), callers=2, seconds=0.5, count=1000)
+    assert set(found.codes) == {"OK"}
+    assert 2 <= found.codes["OK"] <= 2 * 0.5 / 0.02 + 2
+    assert min(found.waits) >= 0.02
+    assert found.rate == found.in_time / found.seconds <= 2 / 0.02
+    assert found.in_time <= len(found.waits) == found.codes["OK"]
+
+
+def test_a_load_ends_after_so_many_requests(slow_server):
+    began = time.perf_counter()
+    found = load.closed(slow_server, Request(METHOD, (b"",)), callers=1, seconds=60, count=3)
+    assert found.codes.total() == 3
+    assert found.seconds < time.perf_counter() - began < 30
+
+
+def test_requests_come_by_chance_whatever_the_server_does(slow_server):
+    found = load.poisson(slow_server, Request(METHOD, (b"",)), rate=400, seconds=0.5, count=1000, seed=1)
+    again = load.poisson(slow_server, Request(METHOD, (b"",)), rate=400, seconds=0.5, count=1000, seed=1)
+    assert found.codes.total() == again.codes.total() > 100, "the times are those of the seed"
+    assert set(found.codes) == {"OK", "RESOURCE_EXHAUSTED"}
+    assert len(found.waits) == found.codes["OK"]
+    assert found.rate <= 2 / 0.02
+
+
+def test_a_wait_counts_from_when_the_request_was_due(slow_server):
+    """A loop that stands still sends late, and the waits say so."""
+
+    async def blocked():
+        async with grpc.aio.insecure_channel(slow_server) as channel:
+            caller = load.Caller(channel, Request(METHOD, (b"",)))
+            asyncio.get_running_loop().call_later(0.05, time.sleep, 0.4)
+            return await caller.open(20, 0.3, 100, seed=3)
+
+    found = asyncio.run(blocked())
+    assert max(found.waits) > 0.2
+
+
+def test_times_of_the_server_are_read(slow_server):
+    found = load.closed(slow_server, Request(METHOD, (b"",), timed=True), callers=1, seconds=60, count=2)
+    assert (found.queued, found.ran) == ([0.0015] * 2, [0.02] * 2)
+
+
+def test_no_answer_is_an_endless_wait():
+    assert Load(seconds=1).wait(0.99) == float("inf")
+    assert Load(seconds=1).rate == 0
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, ["bench", *map(str, arguments)])
+
+
+def test_every_figure_of_images(repository):
+    done = run("--repository", repository, "--model", "colours", "--rounds", 1, "--seconds", 0.3, "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert set(found["figures"]) == set(FIGURES)
+    assert all(figure["low"] <= figure["value"] <= figure["high"] for figure in found["figures"].values())
+    assert found["measured"]["flood_failed"] == found["measured"]["stalls"] == 0
+    assert found["model"] == "colours"
+
+
+def test_some_figures_of_tensors_in_a_table(tmp_path):
+    tiny_models.export(tmp_path, "sums", "tensor")
+    done = run("--repository", tmp_path, "--rounds", 2, "--seconds", 0.2, "--only", "R2,R8")
+    assert done.exit_code == 0, done.output
+    assert "R2" in done.stdout
+    assert "R8" in done.stdout
+    assert "R7" not in done.stdout
+
+
+def test_a_server_that_runs_already(server, repository):
+    config = BenchConfig(repository, "colours", address=server.address, rounds=1, seconds=0.2)
+    assert set(bench(config)["figures"]) == {"C1", "R2", "R5", "R6", "R7", "R7w"}
+    with pytest.raises(BenchError, match="R13 cannot be measured"):
+        bench(BenchConfig(repository, "colours", address=server.address, only=("R13",)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"only": ("R99",)}, "no figure 'R99'"),
+        ({"images": "empty"}, "no JPEG below"),
+        ({"address": "127.0.0.1:1"}, "answered UNAVAILABLE"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(repository, tmp_path, changes, message):
+    if "images" in changes:
+        changes = {"images": tmp_path}
+    with pytest.raises(BenchError, match=message):
+        bench(BenchConfig(repository, "colours", **changes))
+
+
+def test_another_model_behind_the_address_is_noticed(tmp_path, server):
+    """The same name and other weights."""
+    tiny_models.export(tmp_path, "colours", "cam")
+    with pytest.raises(BenchError, match="not the engine's"):
+        bench(BenchConfig(tmp_path, "colours", address=server.address, rounds=1, seconds=0.2))
