@@ -15,9 +15,15 @@ LIMITS = {"min_side": 32, "max_side": 4096, "max_pixels": 4_194_304}
 
 
 def finished_card(
-    graph: PixelGraph, fields: Mapping[str, Any], name: str, version: int, digest: str, parity: Mapping[str, Any]
+    graph: PixelGraph,
+    fields: Mapping[str, Any],
+    name: str,
+    version: int,
+    digests: Mapping[str, str],
+    parity: Mapping[str, Any],
+    golden: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The whole ``model.json``: the given fields, and what only the finished graph can tell."""
+    """The whole ``model.json``: the given fields, and what only the finished graph and its files can tell."""
     classes = list(fields["classes"])
     return {
         "format": 1,
@@ -25,7 +31,7 @@ def finished_card(
         "version": version,
         "kind": graph.kind,
         "graph": "model.onnx",
-        "sha256": {"model.onnx": digest},
+        "sha256": dict(digests),
         "opset": OPSET,
         "classes": classes,
         "labels": ["background", *classes],
@@ -43,6 +49,7 @@ def finished_card(
         "source": dict(fields["source"]),
         "metrics": dict(fields["metrics"]),
         "parity": dict(parity),
+        "golden": dict(golden),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

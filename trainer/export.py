@@ -26,6 +26,7 @@ import torch
 
 from trainer.card import finished_card, triton_config
 from trainer.errors import ConfigError, ExportError
+from trainer.golden import write_golden
 from trainer.graphs import CamGraph, PixelGraph
 from trainer.onnx_graph import to_onnx
 
@@ -129,7 +130,9 @@ def export_model(
                 "the same result from both, up to rounding",
                 "a network with randomness or data-dependent branches cannot be exported",
             )
-        card = finished_card(graph, card_fields, name, version, hashlib.sha256(model).hexdigest(), asdict(parity))
+        golden = write_golden(place, graph, open_graph(place / "model.onnx"), card_fields["input"])
+        digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(place.iterdir())}
+        card = finished_card(graph, card_fields, name, version, digests, asdict(parity), golden)
         (place / "model.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         (folder / "config.pbtxt").write_text(triton_config(graph, name, len(card["classes"])), encoding="utf-8")
         publish(folder, repository / name, version)

@@ -258,6 +258,8 @@ def test_published_files_and_card(tmp_path: Path) -> None:
     assert everything(tmp_path / "exported") == [
         "pets-cam",
         "pets-cam/1",
+        "pets-cam/1/golden_image.png",
+        "pets-cam/1/golden_output.png",
         "pets-cam/1/model.json",
         "pets-cam/1/model.onnx",
         "pets-cam/config.pbtxt",
@@ -265,7 +267,10 @@ def test_published_files_and_card(tmp_path: Path) -> None:
     assert (report.path, report.version, report.kind) == (folder / "1", 1, "cam")
     graph = (folder / "1" / "model.onnx").read_bytes()
     card = json.loads((folder / "1" / "model.json").read_text())
-    assert card.pop("sha256") == {"model.onnx": hashlib.sha256(graph).hexdigest()}
+    names = ("golden_image.png", "golden_output.png", "model.onnx")
+    digests = {name: hashlib.sha256((folder / "1" / name).read_bytes()).hexdigest() for name in names}
+    assert card.pop("sha256") == digests
+    assert list(card.pop("golden")) == ["image", "output", "scores"]
     assert card.pop("parity")["images"] == 5
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", card.pop("created"))
     assert "scales 1, 0.5 x flip" in card.pop("protocol")
@@ -332,7 +337,8 @@ def test_two_exports_at_once_cannot_take_the_same_version(tmp_path: Path, monkey
     with pytest.raises(ExportError, match="meanwhile"):
         export_model(make("segmenter"), fields(), tmp_path, "pets", IMAGES[:1])
     assert (tmp_path / "pets" / "1" / "model.json").read_bytes() == original
-    assert everything(tmp_path) == ["pets", "pets/1", "pets/1/model.json", "pets/1/model.onnx", "pets/config.pbtxt"]
+    files = ("golden_image.png", "golden_output.png", "model.json", "model.onnx")
+    assert everything(tmp_path) == ["pets", "pets/1", *(f"pets/1/{file}" for file in files), "pets/config.pbtxt"]
 
 
 @pytest.mark.parametrize(("kind", "figure"), [("cam", "largest CAM difference"), ("segmenter", "label pixels equal")])
