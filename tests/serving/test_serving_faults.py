@@ -13,6 +13,7 @@ from rpc_calls import IMAGE, failure
 
 from serving import errors
 from serving.client import Client
+from serving.engines import Stopped
 from wsss.v1 import segmentation_pb2 as pb
 from wsss.v1 import segmentation_pb2_grpc
 
@@ -28,14 +29,25 @@ class Broken:
         self.wait = threading.Event()
         self.wait.set()
         self.fail = False
-        self.runs = 0
+        self.spoil = None
+        self.runs = self.stopped = 0
 
     def run(self, inputs, stop=None):
-        self.wait.wait(20)
+        if not self.hang(stop):
+            self.stopped += 1
+            raise Stopped
         self.runs += 1
         if self.fail:
             raise RuntimeError("/secret/path/of/the/model")
-        return self.engine.run(inputs)
+        outputs = self.engine.run(inputs)
+        return self.spoil(outputs) if self.spoil else outputs
+
+    def hang(self, stop):
+        """Wait to be let go; False if the run was stopped first."""
+        for _ in range(4000):
+            if stop.requested or self.wait.wait(0.005):
+                break
+        return not stop.requested
 
     def close(self):
         self.engine.close()
@@ -71,6 +83,50 @@ def test_a_fault_of_the_engine_is_internal_and_tells_an_id_only(breakable, caplo
     engine.fail = False
     with Client(server.address) as client:
         assert client.segment(np.zeros((9, 9, 3), np.uint8)).mask.shape == (9, 9)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda outputs: outputs | {"scores": outputs["scores"] * np.float32("nan")},
+        lambda outputs: outputs | {"mask": outputs["mask"][:, :-1]},
+        lambda outputs: outputs | {"mask": outputs["mask"][0]},
+        lambda outputs: outputs | {"mask": np.full_like(outputs["mask"], 200)},
+        lambda outputs: outputs | {"confidence": outputs["confidence"].astype(np.float32)},
+        lambda outputs: {"scores": outputs["scores"]},
+        lambda outputs: {},
+    ],
+    ids=["NaN", "too few rows", "no batch", "no such label", "another type", "no mask", "nothing"],
+)
+def test_outputs_that_the_card_does_not_promise_are_a_fault_of_the_server(breakable, spoil):
+    server, engine = breakable
+    engine.spoil = spoil
+    for _ in range(3):
+        code, info, _, text = failure(server, "Segment", pb.SegmentRequest(image=IMAGE))
+        assert (code, info.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+        assert info.metadata["id"] in text
+    engine.spoil = None
+    with Client(server.address) as client:
+        assert client.segment(np.zeros((9, 9, 3), np.uint8)).mask.shape == (9, 9)
+
+
+def test_an_engine_that_hangs_is_left_at_the_deadline_and_stopped(breakable):
+    server, engine = breakable
+    engine.wait.clear()
+    with grpc.insecure_channel(server.address) as channel:
+        stub = segmentation_pb2_grpc.SegmentationStub(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Segment(pb.SegmentRequest(image=IMAGE), timeout=0.3)
+        assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        until(server, lambda counts: (counts.running, counts.dropped, engine.stopped) == (0, 1, 1))
+        # A client that vanishes is one who left, too.
+        gone = stub.Segment.future(pb.SegmentRequest(image=IMAGE))
+        until(server, lambda counts: counts.running == 1)
+        gone.cancel()
+        until(server, lambda counts: (counts.running, counts.dropped, engine.stopped) == (0, 2, 2))
+        engine.wait.set()
+        assert stub.Segment(pb.SegmentRequest(image=IMAGE), timeout=20).mask.png
+    assert engine.runs == 1
 
 
 def until(server, condition):
