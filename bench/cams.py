@@ -24,7 +24,8 @@ from train_step import CLASSES, Plain
 from train_step import build as build_trained
 
 from trainer import cams
-from trainer.cams import PROTOCOLS, CamsConfig, Protocol, make_cams, merge, stride4
+from trainer.camfile import stride4
+from trainer.cams import PROTOCOLS, CamsConfig, Protocol, make_cams, merge
 from trainer.data.dataset import Record, image_size, list_images
 from trainer.data.transforms import MEAN, STD
 from trainer.memory import keep_freed_memory

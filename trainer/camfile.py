@@ -35,6 +35,11 @@ def cam_path(folder: Path, record_id: str) -> Path:
     return folder / f"{record_id}.npz"
 
 
+def stride4(size: tuple[int, int]) -> tuple[int, int]:
+    """Size of stored maps: floor((side-1)/4)+1."""
+    return (size[0] - 1) // 4 + 1, (size[1] - 1) // 4 + 1
+
+
 def write_cam(path: Path, classes: npt.ArrayLike, maps: npt.ArrayLike, size: Sequence[int]) -> None:
     """Store maps ``[k,h,w]`` in 0..1 as float16, whole or not at all.
 

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from trainer.camfile import cam_path, read_cam, write_cam
+from trainer.camfile import cam_path, read_cam, stride4, write_cam
 from trainer.data.dataset import Record
 from trainer.devices import Precision, shard
 from trainer.errors import DataError
@@ -79,11 +79,6 @@ def protocol_of(config: CamsConfig, backbone: str, method: str) -> tuple[str, Pr
         views = Views(config.scales, protocol.views.rounding, protocol.views.filter)
         protocol = Protocol(views, protocol.mirror, protocol.pad, protocol.normalise)
     return name, protocol
-
-
-def stride4(size: tuple[int, int]) -> tuple[int, int]:
-    """Size of stored maps: floor((side-1)/4)+1."""
-    return (size[0] - 1) // 4 + 1, (size[1] - 1) // 4 + 1
 
 
 def merge(

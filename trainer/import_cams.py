@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from trainer.camfile import Cam, cam_path, read_cam, write_cam
+from trainer.camfile import Cam, cam_path, read_cam, stride4, write_cam
 from trainer.data.dataset import Dataset, Record, image_size
 from trainer.errors import DataError, RunError
 from trainer.pickles import read_pickled_dict
@@ -112,14 +112,14 @@ def _import_one(num_classes: int, folder: Path, out: Path, record: Record) -> No
         if cam.classes.max(initial=-1) >= num_classes:
             raise DataError(found, f"0 to {num_classes - 1}: the class tables differ")
         raise DataError(found, f"those of its tags, {sorted(record.tags)}")
-    write_cam(target, cam.classes, _stride4(cam.maps, size), size)
+    write_cam(target, cam.classes, _reduced(cam.maps, stride4(size)), size)
 
 
-def _stride4(maps_khw: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """Maps larger than stride 4 made that small; smaller ones stay as they are."""
+def _reduced(maps_khw: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """Maps larger than ``size`` made that small; smaller ones stay as they are."""
     from PIL import Image
 
-    rows, columns = (size[0] - 1) // 4 + 1, (size[1] - 1) // 4 + 1
+    rows, columns = size
     if maps_khw.shape[1] <= rows and maps_khw.shape[2] <= columns:
         return maps_khw
     small = [np.asarray(Image.fromarray(m).resize((columns, rows), Image.Resampling.BILINEAR)) for m in maps_khw]

@@ -21,10 +21,9 @@ from trainer.refine.affinitynet import (
     affinity_sample,
     pad_to_stride,
     pair_labels,
-    pair_slices,
     walk_scores,
 )
-from trainer.refine.pairs import half_plane
+from trainer.refine.pairs import half_plane, shifted
 from trainer.refine.random_walk import affinity_walk
 
 CLASSES = (0, 1, 2, 255)
@@ -59,8 +58,8 @@ def small_net(**options):
 
 def test_golden_indices_of_pairs():
     cells = torch.arange(12 * 15).view(12, 15)
-    source = next(iter(pair_slices(cells)))[0].flatten()
-    other = torch.stack([q for _, q in pair_slices(cells)]).flatten()
+    source = shifted(cells, (0, 0), 5).flatten()
+    other = torch.stack([shifted(cells, offset, 5) for offset in half_plane(5)]).flatten()
     assert (len(source), source[:4].tolist(), source[-2:].tolist()) == (56, [4, 5, 6, 7], [114, 115])
     assert source.sum() == 3332
     assert (len(other), other[:3].tolist(), other[-3:].tolist()) == (1904, [5, 6, 7], [175, 176, 177])

@@ -9,8 +9,8 @@ from PIL import Image
 from tiny_nets import TinyBackbone, pictures
 
 from trainer import cams
-from trainer.camfile import cam_path, read_cam
-from trainer.cams import PROTOCOLS, CamsConfig, Protocol, make_cams, merge, protocol_of, stride4
+from trainer.camfile import cam_path, read_cam, stride4
+from trainer.cams import PROTOCOLS, CamsConfig, Protocol, make_cams, merge, protocol_of
 from trainer.data.dataset import Record, read_image
 from trainer.data.transforms import MEAN, STD
 from trainer.errors import DataError

@@ -19,7 +19,8 @@ from PIL import Image
 from torch import nn
 
 from trainer import export, onnx_graph
-from trainer.cams import PROTOCOLS, merge, stride4
+from trainer.camfile import stride4
+from trainer.cams import PROTOCOLS, merge
 from trainer.card import card_from_manifest
 from trainer.errors import ConfigError, ExportError
 from trainer.export import export_model

@@ -23,21 +23,12 @@ from trainer.refine.irn_inference import (
     instances,
     mean_displacement,
     on_canvas,
-    semantic_scores,
+    walked_maps,
+    with_threshold,
 )
-from trainer.refine.irnet import (
-    PRESETS,
-    IrnConfig,
-    IrNet,
-    boundary_losses,
-    ir_label,
-    irn_sample,
-    pair_labels,
-    path_maxima,
-    sure_labels,
-    winners,
-)
-from trainer.refine.pairs import half_plane, paths
+from trainer.refine.irn_labels import ir_label, irn_sample, sure_labels, winners
+from trainer.refine.irnet import EPS, PRESETS, IrnConfig, IrNet, boundary_losses, line_maxima
+from trainer.refine.pairs import half_plane, pair_labels, paths, shifted
 from trainer.refine.random_walk import boundary_walk
 
 
@@ -56,7 +47,7 @@ def golden_edge() -> torch.Tensor:
 
 
 def gathered_maxima(edge_Bhw: torch.Tensor, radius: int) -> torch.Tensor:
-    """The same as in the released code: every cell of every line gathered by its index."""
+    """As in the released code: every cell of every line gathered by its index, ``[B,P,n]``."""
     height, width = edge_Bhw.shape[1:]
     y, x = torch.meshgrid(
         torch.arange(height - radius + 1), torch.arange(radius - 1, width - radius + 1), indexing="ij"
@@ -90,37 +81,54 @@ def test_golden_paths():
     assert [offset for offset, _ in paths(5)][:8] == [(0, 1), (1, 0), (0, 2), (2, 0), (0, 3), (1, -1), (1, 1), (3, 0)]
 
 
+def maxima(edge_Bhw: torch.Tensor, radius: int) -> torch.Tensor:
+    """``[B,P,n]``."""
+    return torch.stack([largest for largest, _ in line_maxima(edge_Bhw, radius)], 1).flatten(2)
+
+
 def test_golden_affinities():
-    affinity = 1 - path_maxima(F.pad(golden_edge()[None], (5, 5, 0, 5), value=1.0), 5)
+    affinity = 1 - maxima(F.pad(golden_edge()[None].float(), (5, 5, 0, 5), value=1.0), 5).double()
     assert affinity.shape == (1, 34, 130)
-    assert affinity.sum().item() == pytest.approx(653.905837319329, rel=1e-12)
-    assert affinity[0, 0].sum().item() == pytest.approx(44.030557583204356, rel=1e-12)
-    assert affinity[0, -1].sum().item() == pytest.approx(7.416964912417631, rel=1e-12)
+    assert affinity.sum().item() == pytest.approx(653.905837319329, rel=1e-7)
+    assert affinity[0, 0].sum().item() == pytest.approx(44.030557583204356, rel=1e-7)
+    assert affinity[0, -1].sum().item() == pytest.approx(7.416964912417631, rel=1e-7)
 
 
 def test_golden_number_of_pairs():
-    assert path_maxima(torch.zeros(1, 128, 128), 10).shape == (1, 152, 13090)
+    assert maxima(torch.zeros(1, 128, 128), 10).shape == (1, 152, 13090)
 
 
 @pytest.mark.parametrize(("radius", "height", "width"), [(2, 2, 3), (5, 12, 15), (5, 5, 9), (10, 21, 30)])
-def test_path_maxima_equal_the_gathered_ones(radius: int, height: int, width: int):
+def test_line_maxima_equal_the_gathered_ones_and_lie_on_their_line(radius: int, height: int, width: int):
     edge = torch.rand(2, height, width, generator=torch.Generator().manual_seed(radius))
-    sliced, gathered = edge.clone().requires_grad_(), edge.clone().requires_grad_()
-    one, other = path_maxima(sliced, radius), gathered_maxima(gathered, radius)
-    assert torch.equal(one, other)
-    weight = torch.rand(one.shape)
-    (one * weight).sum().backward()
-    (other * weight).sum().backward()
-    assert torch.allclose(sliced.grad, gathered.grad, rtol=1e-5, atol=1e-5)
+    assert torch.equal(maxima(edge, radius), gathered_maxima(edge, radius))
+    places = torch.arange(edge.numel()).view_as(edge)
+    for (largest, place), (_, line) in zip(line_maxima(edge, radius), paths(radius), strict=True):
+        assert torch.equal(edge.flatten()[place], largest)
+        on_line = torch.stack([shifted(places, cell, radius) for cell in line])
+        assert (on_line == place).any(0).all()
+
+
+def test_line_maxima_of_edges_from_0_to_1():
+    edge = torch.zeros(1, 5, 9)
+    edge[0, 4, 8] = 1
+    edge[0, 0, 4] = 1e-30
+    assert torch.equal(maxima(edge, 5), gathered_maxima(edge, 5))
 
 
 def test_a_map_smaller_than_its_pairs_is_refused():
-    with pytest.raises(ConfigError, match="8x30 cells"):
-        path_maxima(torch.zeros(1, 8, 30), 10)
+    with pytest.raises(ConfigError, match="a map of 8x30 cells") as caught:
+        boundary_losses(torch.zeros(1, 1, 8, 30), None, torch.zeros(1, 8, 30), 10)
+    assert caught.value.expected == "at least 10x19 cells"
+
+
+def line_labels(label_hw: torch.Tensor, radius: int) -> tuple[torch.Tensor, ...]:
+    """In the order of ``paths``."""
+    return pair_labels(label_hw, [offset for offset, _ in paths(radius)], radius)
 
 
 def test_golden_pair_labels():
-    bg, fg, neg = (mask[0] for mask in pair_labels(golden_label()[None], 5))
+    bg, fg, neg = line_labels(golden_label(), 5)
     assert bg.shape == (34, 96)
     assert (int(bg.sum()), int(fg.sum()), int(neg.sum())) == (160, 320, 1312)
     assert [int(neg[row].sum()) for row in (0, 1, 5, 33)] == [12, 16, 24, 40]
@@ -129,7 +137,7 @@ def test_golden_pair_labels():
 
 def test_pair_labels_agree_with_their_definition():
     label = torch.from_numpy(np.random.default_rng(3).choice([0, 1, 2, 255], (2, 9, 14)).astype(np.uint8))
-    bg, fg, neg = pair_labels(label, 4)
+    bg, fg, neg = line_labels(label, 4)
     assert [offset for offset, _ in paths(4)] != list(half_plane(4))
     sources = [(y, x) for y in range(6) for x in range(3, 11)]
     for image in range(2):
@@ -157,6 +165,55 @@ GOLDEN_LOSSES = {"pos": 1.059578, "neg": 0.454651, "dp_fg": 1.245721, "dp_bg": 0
 def test_golden_losses():
     losses = boundary_losses(*golden_outputs(), golden_label()[None])
     assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(GOLDEN_LOSSES, abs=1e-6)
+
+
+def losses_as_released(
+    logits: torch.Tensor, displacement: torch.Tensor, label: torch.Tensor, radius: int
+) -> dict[str, torch.Tensor]:
+    """From gathered maxima, masks of all pairs and their autograd, at the dtype given (spec 4.4)."""
+    bg, fg, neg = line_labels(label, radius)
+    a = 1 - gathered_maxima(logits[:, 0].sigmoid(), radius)
+    alike, unlike = -(a + EPS).log(), -(1 + EPS - a).log()
+    offsets = [offset for offset, _ in paths(radius)]
+    end = torch.stack([shifted(displacement, offset, radius) for offset in offsets], 2)
+    d = (shifted(displacement, (0, 0), radius)[:, :, None] - end).flatten(3)
+    gap = (d - d.new_tensor(offsets).T[..., None]).abs().sum(1)
+
+    def mean(values: torch.Tensor, mask: torch.Tensor, channels: int = 1) -> torch.Tensor:
+        return (values * mask).sum() / (channels * mask.sum() + EPS)
+
+    return {
+        "pos": (mean(alike, bg) + mean(alike, fg)) / 2, "neg": mean(unlike, neg),
+        "dp_fg": mean(gap, fg, 2), "dp_bg": mean(d.abs().sum(1), bg, 2),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("radius", "height", "width"), [(2, 6, 7), (5, 12, 17), (10, 13, 24)])
+def test_losses_and_gradients_are_those_of_the_gather_form(radius: int, height: int, width: int):
+    generator = torch.Generator().manual_seed(radius)
+    logits, displacement = (3 * torch.randn(2, c, height, width, generator=generator) for c in (1, 2))
+    label = torch.tensor([0, 1, 2, 255])[torch.randint(0, 4, (2, height, width), generator=generator)]
+    weights = {"pos": 0.7, "neg": 1.3, "dp_fg": 0.4, "dp_bg": 2.1}
+    grads = []
+    for losses, dtype in ((boundary_losses, torch.float32), (losses_as_released, torch.float64)):
+        given = [x.detach().to(dtype).requires_grad_() for x in (logits, displacement)]
+        terms = losses(*given, label, radius)
+        sum(weight * terms[name] for name, weight in weights.items()).backward()
+        grads.append([terms[name].detach().double() for name in weights] + [x.grad.double() for x in given])
+    for ours, released in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, released, rtol=1e-4, atol=1e-5)
+
+
+def test_terms_alone_have_their_own_gradients():
+    logits, displacement = (x.requires_grad_() for x in golden_outputs())
+    losses = boundary_losses(logits, displacement, golden_label()[None])
+    each = [
+        torch.autograd.grad(losses[n], (logits, displacement), allow_unused=True, retain_graph=True) for n in losses
+    ]
+    pos, neg, dp_bg, dp_fg, total = (dict(zip(losses, each))[n] for n in ("pos", "neg", "dp_bg", "dp_fg", "total"))
+    assert [g is None for g in (pos[1], neg[1], dp_bg[0], dp_fg[0])] == [True] * 4
+    torch.testing.assert_close(total[0], (pos[0] + neg[0]) / 2)
+    torch.testing.assert_close(total[1], (dp_bg[1] + dp_fg[1]) / 2)
 
 
 def test_losses_of_a_batch_of_equal_images_are_those_of_one():
@@ -388,11 +445,17 @@ def test_an_image_larger_than_the_canvas_is_seen_whole(small_net: IrNet):
     assert torch.equal(displacement, larger[1])
 
 
+def scored(cams: torch.Tensor, edge: torch.Tensor, size: tuple[int, int], config: IrnConfig) -> torch.Tensor:
+    """Scores whose arg-max is the mask of the released code, from maps of any height (spec 4.5)."""
+    maps = cams / (cams.amax((1, 2), keepdim=True) + EPS)
+    return with_threshold(walked_maps(maps, edge, size, config), config.threshold)
+
+
 def test_scores_of_the_golden_walk():
     y, x = grid(9, 11)
     cams = torch.stack([torch.exp(-((y - 2) ** 2 + (x - 3) ** 2) / 5), torch.exp(-((y - 6) ** 2 + (x - 8) ** 2) / 5)])
     config = IrnConfig()
-    scores = semantic_scores(cams, golden_edge(), (34, 43), config)
+    scores = scored(cams, golden_edge(), (34, 43), config)
     assert scores.shape == (3, 34, 43)
     assert (scores[0] == 0.25).all()
     assert scores[1:].max().item() == 1
@@ -406,15 +469,15 @@ def test_scores_of_the_golden_walk():
 
 def test_scores_do_not_depend_on_the_scale_of_a_map_and_on_the_solver():
     cams, edge = U((2, 10, 12), 1), U((10, 12), 2)
-    scores = semantic_scores(cams, edge, (40, 47), IrnConfig())
-    scaled = semantic_scores(cams * cams.new_tensor([0.5, 0.9])[:, None, None], edge, (40, 47), IrnConfig())
-    power = semantic_scores(cams, edge, (40, 47), replace(IrnConfig(), {"solver": "power"}, "irn"))
+    scores = scored(cams, edge, (40, 47), IrnConfig())
+    scaled = scored(cams * cams.new_tensor([0.5, 0.9])[:, None, None], edge, (40, 47), IrnConfig())
+    power = scored(cams, edge, (40, 47), replace(IrnConfig(), {"solver": "power"}, "irn"))
     assert torch.allclose(scores, scaled, atol=1e-4)
     assert torch.allclose(scores, power, atol=1e-5)
 
 
 def test_scores_without_classes_are_background():
-    scores = semantic_scores(torch.zeros(0, 5, 6), torch.zeros(5, 6), (20, 23), IrnConfig())
+    scores = with_threshold(walked_maps(torch.zeros(0, 5, 6), torch.zeros(5, 6), (20, 23), IrnConfig()), 0.25)
     assert scores.shape == (1, 20, 23)
     assert scores.min() == scores.max() == 0.25
 

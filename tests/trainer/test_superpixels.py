@@ -9,7 +9,7 @@ from tiny_nets import pictures
 from trainer.data import superpixels
 from trainer.data.dataset import Record
 from trainer.data.superpixels import make_segments, read_segments, renumbered, slic_segments
-from trainer.data.transforms import MEAN, STD, classify_planes, classify_sample, sample_rng
+from trainer.data.transforms import MEAN, STD, classify_planes, sample_rng
 from trainer.errors import DataError
 
 
@@ -80,7 +80,7 @@ def test_the_image_is_that_of_samples_without_ids():
     image = smooth(40, 50)
     for n in range(4):
         with_ids = classify_planes(image, [slic_segments(image, 9)], sample_rng(3, 0, n), (32, 64), 32, True)[0]
-        assert np.array_equal(with_ids, classify_sample(image, sample_rng(3, 0, n), (32, 64), 32, True))
+        assert np.array_equal(with_ids, classify_planes(image, [], sample_rng(3, 0, n), (32, 64), 32, True)[0])
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from PIL import Image
 from trainer.data.transforms import (
     MEAN,
     STD,
-    classify_sample,
+    classify_planes,
     color_jitter,
     crop_window,
     normalise,
@@ -92,8 +92,8 @@ def test_jitter_follows_the_generator_only_and_keeps_size():
 
 @pytest.mark.parametrize("size", [(40, 60), (60, 40), (9, 200)])
 @pytest.mark.parametrize("jitter", [False, True])
-def test_classify_sample(size, jitter):
-    views = [classify_sample(noise(*size), sample_rng(0, 0, i), (24, 48), 32, jitter) for i in (0, 0, 1)]
+def test_views_of_the_classifier(size, jitter):
+    views = [classify_planes(noise(*size), [], sample_rng(0, 0, i), (24, 48), 32, jitter)[0] for i in (0, 0, 1)]
     assert views[0].shape == (3, 32, 32)
     assert views[0].dtype == torch.float32
     assert torch.equal(views[0], views[1])
@@ -103,7 +103,7 @@ def test_classify_sample(size, jitter):
 def test_both_orientations_are_seen():
     pixels = noise(32, 32)
     straight = to_tensor(normalise(pixels))
-    views = [classify_sample(pixels, sample_rng(0, 0, i), (32, 32), 32, False) for i in range(20)]
+    views = [classify_planes(pixels, [], sample_rng(0, 0, i), (32, 32), 32, False)[0] for i in range(20)]
     kinds = {torch.equal(v, straight) for v in views}
     assert kinds == {True, False}
     assert all(torch.equal(v, straight) or torch.equal(v.flip(2), straight) for v in views)

@@ -121,13 +121,6 @@ def to_tensor(image: Array) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
 
 
-def classify_sample(
-    pixels: npt.NDArray[np.uint8], rng: Rng, resize: tuple[int, int], crop: int, jitter: bool
-) -> torch.Tensor:
-    """Training view of one image: resize-long, flip, jitter, normalise, crop -> ``float32 [3,crop,crop]``."""
-    return classify_planes(pixels, [], rng, resize, crop, jitter)[0]
-
-
 def classify_planes(
     pixels: npt.NDArray[np.uint8],
     ids: list[npt.NDArray[np.uint16]],
@@ -136,7 +129,10 @@ def classify_planes(
     crop: int,
     jitter: bool,
 ) -> tuple[torch.Tensor, list[npt.NDArray[np.generic]]]:
-    """``classify_sample``, and planes of ids that follow the image (nearest), ``[crop,crop]``, 0 outside of it."""
+    """Training view of one image: resize-long, flip, jitter, normalise, crop -> ``float32 [3,crop,crop]``.
+
+    With it the planes of ids that follow the image (nearest), ``[crop,crop]``, 0 outside of it.
+    """
     image = resize_long(Image.fromarray(pixels), int(rng.integers(resize[0], resize[1] + 1)))
     planes = [Image.fromarray(plane).resize(image.size, Image.Resampling.NEAREST) for plane in ids]
     if rng.random() < 0.5:

@@ -13,8 +13,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from trainer.camfile import cam_path, read_cam, upsample_cam, write_cam
-from trainer.cams import stride4
+from trainer.camfile import cam_path, read_cam, stride4, upsample_cam, write_cam
 from trainer.classify import save
 from trainer.data.dataset import Dataset, Record, image_size, read_image
 from trainer.data.loader import Samples

@@ -24,8 +24,9 @@ from trainer.errors import ConfigError
 from trainer.methods.base import at_least_float32
 from trainer.nets.backbone import Backbone
 from trainer.optimiser import Training
+from trainer.refine import pairs
 from trainer.refine.crf import preset
-from trainer.refine.pairs import half_plane
+from trainer.refine.pairs import PairLabels, half_plane, shifted
 from trainer.refine.random_walk import Borders, Solver, affinity_walk
 
 STRIDE = 8
@@ -33,8 +34,8 @@ HEADS = {"f8_3": 64, "f8_4": 128, "f8_5": 256}
 WIDTH = sum(HEADS.values())
 NO_SCORE = 1e-5
 EPS = 1e-5
-
-PairLabels = tuple[Tensor, Tensor, Tensor]
+BAND = 8
+"""Rows of cells that are compared at a time on a CPU, whose cache then holds their differences."""
 
 PRESETS: dict[str, dict[str, Any]] = {"psa": {}, "seam": {"high_alpha": 24.0, "steps": 64, "walk_alpha": 6.0}}
 """Changes over the defaults (spec refine-segment 1): psa's released code, and SEAM's."""
@@ -151,29 +152,6 @@ class AffinityNet(nn.Module):
         return [group for group in groups if group["params"]]
 
 
-def pair_slices(x_hw: Tensor, radius: int = 5) -> Iterator[tuple[Tensor, Tensor]]:
-    """Views of the source cells and of the cells at each offset of ``pairs.half_plane``, ``[...,h-r+1,w-2r+2]`` each.
-
-    Only cells whose whole half disc lies in the map ``[...,h,w]`` are sources (spec refine-segment 3.2).
-
-    Raises:
-        ConfigError: the map has no such cell.
-    """
-    height, width = x_hw.shape[-2:]
-    rows, columns, left = height - radius + 1, width - 2 * radius + 2, radius - 1
-    if min(rows, columns) < 1:
-        raise ConfigError(
-            f"a map of {height}x{width} cells for pairs of radius {radius}",
-            f"at least {radius}x{2 * radius - 1} cells",
-            "larger images or crops, or a smaller radius",
-        )
-    for dy, dx in half_plane(radius):
-        yield (
-            x_hw[..., :rows, left : left + columns],
-            x_hw[..., dy : dy + rows, left + dx : left + dx + columns],
-        )
-
-
 def affinities(features_BChw: Tensor, radius: int = 5) -> Tensor:
     """a = exp(-mean_c |f_c(p) - f_c(p + o)|), ``[B,O,N]`` in 0..1, N = (h-r+1)(w-2r+2); at least float32.
 
@@ -185,29 +163,47 @@ def affinities(features_BChw: Tensor, radius: int = 5) -> Tensor:
     Raises:
         ConfigError: a map too small for the radius.
     """
-    return torch.exp(-_Distances.apply(at_least_float32(features_BChw), radius))
+    return torch.exp(-_Distances.apply(at_least_float32(features_BChw), radius)).flatten(2)
 
 
 class _Distances(torch.autograd.Function):
-    """Mean absolute difference of the two cells of each pair, ``[B,O,N]``. Keeps the features only: the backward pass
-    takes the differences again, where autograd would keep O maps of C channels."""
+    """Mean absolute difference of the two cells of each pair, ``[B,O,h-r+1,w-2r+2]``. Keeps the features only: the
+    backward pass takes the differences again, where autograd would keep O maps of C channels."""
 
     @staticmethod
     def forward(ctx: Any, features_BChw: Tensor, radius: int) -> Tensor:
         ctx.save_for_backward(features_BChw)
         ctx.radius = radius
-        return torch.stack([(p - q).abs_().mean(1).flatten(1) for p, q in pair_slices(features_BChw, radius)], 1)
+        offsets, (batch, _, h, w) = half_plane(radius), shifted(features_BChw, (0, 0), radius).shape
+        distances_BOhw = features_BChw.new_empty(batch, len(offsets), h, w)
+        for band, result in zip(_bands(features_BChw, radius), _bands(distances_BOhw)):
+            start = shifted(band, (0, 0), radius)
+            for offset, distance in zip(offsets, result.unbind(-3)):
+                torch.mean((start - shifted(band, offset, radius)).abs_(), -3, out=distance)
+        return distances_BOhw
 
     @staticmethod
-    def backward(ctx: Any, grad_BON: Tensor) -> tuple[Tensor, None]:
-        (features,) = ctx.saved_tensors
+    def backward(ctx: Any, grad_BOhw: Tensor) -> tuple[Tensor, None]:
+        (features,), radius = ctx.saved_tensors, ctx.radius
         grad = torch.zeros_like(features)
-        slices = zip(pair_slices(features, ctx.radius), pair_slices(grad, ctx.radius))
-        for ((p, q), (grad_p, grad_q)), given in zip(slices, (grad_BON / features.shape[1]).unbind(1)):
-            change = (p - q).sign_().mul_(given.reshape(p.shape[0], 1, *p.shape[2:]))
-            grad_p.add_(change)
-            grad_q.sub_(change)
+        bands = (_bands(features, radius), _bands(grad, radius), _bands(grad_BOhw / features.shape[1]))
+        for band, changed, given in zip(*bands):
+            start, at_start = shifted(band, (0, 0), radius), shifted(changed, (0, 0), radius)
+            for offset, weight in zip(half_plane(radius), given.unbind(-3)):
+                change = (start - shifted(band, offset, radius)).sign_().mul_(weight.unsqueeze(-3))
+                at_start.add_(change)
+                shifted(changed, offset, radius).sub_(change)
         return grad, None
+
+
+def _bands(x_BChw: Tensor, radius: int = 1) -> Iterator[Tensor]:
+    """Views of ``BAND`` rows of source cells and the ``radius - 1`` rows below: each image so on a CPU, else all at once."""
+    if x_BChw.device.type != "cpu":
+        yield x_BChw
+        return
+    for image in x_BChw:
+        for top in range(0, image.shape[1] - radius + 1, BAND):
+            yield image[:, top : top + BAND + radius - 1]
 
 
 def pair_labels(label_hw: Tensor, radius: int = 5) -> PairLabels:
@@ -223,12 +219,7 @@ def pair_labels(label_hw: Tensor, radius: int = 5) -> PairLabels:
     Raises:
         ConfigError: a map too small for the radius.
     """
-    pairs = [(p.flatten(-2), q.flatten(-2)) for p, q in pair_slices(label_hw, radius)]
-    source, other = (torch.stack(cells, -2) for cells in zip(*pairs))
-    known = (source != IGNORE) & (other != IGNORE)
-    alike = known & (source == other)
-    ground = source == 0
-    return alike & ground, alike & ~ground, known & ~alike
+    return pairs.pair_labels(label_hw, half_plane(radius), radius)
 
 
 def affinity_loss(affinities_BON: Tensor, labels: PairLabels) -> dict[str, Tensor]:

@@ -89,21 +89,6 @@ def with_threshold(maps_kHW: torch.Tensor, threshold: float) -> torch.Tensor:
     return torch.cat([maps_kHW.new_full((1, *maps_kHW.shape[1:]), threshold), maps_kHW])
 
 
-def semantic_scores(
-    cams_khw: torch.Tensor, edge_hw: torch.Tensor, size: tuple[int, int], config: IrnConfig
-) -> torch.Tensor:
-    """Scores ``[k+1,H,W]`` whose arg-max is the mask: the background's threshold, then the walked maps in 0..1.
-
-    Args:
-        cams_khw: maps >= 0 of the classes of the image; each is divided by its maximum.
-        edge_hw: from ``edge_and_displacement``.
-        size: (H, W) of the image.
-        config: walk and threshold.
-    """
-    cams = cams_khw / (cams_khw.amax((1, 2), keepdim=True) + EPS)
-    return with_threshold(walked_maps(cams, edge_hw, size, config), config.threshold)
-
-
 @dataclass(frozen=True)
 class Instances:
     """The instances of one image.
@@ -128,7 +113,12 @@ def instances(
 ) -> Instances:
     """Each class map is cut into clusters of cells with one centre; each piece walks for itself (spec 4.6).
 
-    Arguments as those of ``semantic_scores``; the displacement is from ``edge_and_displacement``.
+    Args:
+        cams_khw: maps >= 0 of the classes of the image; each is divided by its maximum.
+        edge_hw: from ``edge_and_displacement``.
+        displacement_2hw: the same.
+        size: (H, W) of the image.
+        config: walk and threshold.
     """
     ids_hw = clusters(centroids(displacement_2hw), displacement_2hw).to(cams_khw.device)
     count = int(ids_hw.max()) + 1

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer.camfile import cam_path, read_cam, upsample_cam, write_cam
-from trainer.cams import stride4
+from trainer.camfile import cam_path, read_cam, stride4, upsample_cam, write_cam
 from trainer.classify import save
 from trainer.data.dataset import Dataset, Record, image_size, read_image, read_index_png
 from trainer.data.loader import Samples
@@ -32,7 +31,8 @@ from trainer.refine.irn_inference import (
     on_canvas,
     walked_maps,
 )
-from trainer.refine.irnet import EPS, IrnConfig, IrNet, boundary_losses, ir_label, irn_sample
+from trainer.refine.irn_labels import ir_label, irn_sample
+from trainer.refine.irnet import EPS, IrnConfig, IrNet, boundary_losses
 from trainer.refine.pseudo_masks import check_cams, has_maps, image_and_cam
 from trainer.run import Metrics, Stage
 

@@ -1,33 +1,28 @@
 """IRNet: where one region ends, and where its centre lies, learnt from class maps (Ahn, Cho & Kwak, CVPR 2019).
 
 Shapes: B images, k classes of the image, H W image, h w map at stride 4, P pairs from a cell, n source cells. Spec
-refine-segment 4.1 to 4.4. What follows the training, masks and instances, is in ``irn_inference.py``.
+refine-segment 4.1, 4.2, 4.4. What it learns from is in ``irn_labels.py``, what follows, maps and instances, in
+``irn_inference.py``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
-from trainer.data.dataset import IGNORE
-from trainer.data.transforms import Rng, segment_sample
 from trainer.errors import ConfigError
-from trainer.methods.base import at_least_float32, full_precision
+from trainer.methods.base import full_precision
 from trainer.nets.backbone import Backbone, StagedBackbone
 from trainer.optimiser import Training
-from trainer.refine.crf import DenseCrf, preset, unary_from_labels
-from trainer.refine.pairs import Offset, paths
+from trainer.refine.crf import preset
+from trainer.refine.pairs import pair_labels, paths, shifted
 
 STRIDE = 4
 EPS = 1e-5
-
-Float = npt.NDArray[np.floating[Any]]
-Labels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -219,43 +214,6 @@ def cropped(x_BChw: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return x_BChw[..., : like.shape[2], : like.shape[3]]
 
 
-def shifted(x_hw: torch.Tensor, offset: Offset, radius: int) -> torch.Tensor:
-    """What each source cell sees at ``offset``: a view of ``[...,h,w]``, ``[...,h-r,w-2r]`` with r = radius - 1.
-
-    Sources are the cells from which no offset of ``half_plane(radius)`` leaves the map (spec 4.2).
-
-    Raises:
-        ConfigError: a map without such cells.
-    """
-    (dy, dx), reach = offset, radius - 1
-    rows, columns = x_hw.shape[-2] - reach, x_hw.shape[-1] - 2 * reach
-    if rows < 1 or columns < 1:
-        raise ConfigError(
-            f"a map of {x_hw.shape[-2]}x{x_hw.shape[-1]} cells for radius {radius}",
-            f"at least {radius}x{2 * radius - 1} cells",
-        )
-    return x_hw[..., dy : dy + rows, reach + dx : reach + dx + columns]
-
-
-def path_maxima(edge_Bhw: torch.Tensor, radius: int) -> torch.Tensor:
-    """Largest edge on the thick line from each source cell to each of its partners, ``[B,P,n]``, pairs as in ``paths``."""
-    lines = [line for _, line in paths(radius)]
-    views = {cell: shifted(edge_Bhw, cell, radius) for cell in sorted({cell for line in lines for cell in line})}
-    # One stack a line: chained maxima have a backward that is six times slower.
-    return torch.stack([torch.stack([views[cell] for cell in line]).max(0).values for line in lines], 1).flatten(2)
-
-
-def pair_labels(label_Bhw: torch.Tensor, radius: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Whether each pair is both background, one and the same class, or of two kinds: bool ``[B,P,n]`` each.
-
-    The label holds 0, class ids, and 255, which is in no pair.
-    """
-    start = shifted(label_Bhw, (0, 0), radius).flatten(1)[:, None]
-    end = torch.stack([shifted(label_Bhw, offset, radius) for offset, _ in paths(radius)], 1).flatten(2)
-    valid, same = (start != IGNORE) & (end != IGNORE), start == end
-    return same & (start == 0), same & valid & (start != 0), ~same & valid
-
-
 def boundary_losses(
     edge_logits_B1hw: torch.Tensor, displacement_B2hw: torch.Tensor | None, label_Bhw: torch.Tensor, radius: int = 5
 ) -> dict[str, torch.Tensor]:
@@ -275,72 +233,88 @@ def boundary_losses(
     Raises:
         ConfigError: a map too small for the radius.
     """
+    masks = torch.stack(pair_labels(label_Bhw, [offset for offset, _ in paths(radius)], radius))
     with full_precision(edge_logits_B1hw.device.type):
-        affinity = 1 - path_maxima(at_least_float32(edge_logits_B1hw)[:, 0].sigmoid(), radius)
-        background, foreground, different = pair_labels(label_Bhw, radius)
-        alike, unlike = -(affinity + EPS).log(), -(1 + EPS - affinity).log()
-        pos, neg = (masked_mean(alike, background) + masked_mean(alike, foreground)) / 2, masked_mean(unlike, different)
+        background, foreground, neg = _EdgeMeans.apply(edge_logits_B1hw[:, 0].float().sigmoid(), masks, radius)
+        pos = (background + foreground) / 2
         losses, total = {"pos": pos, "neg": neg}, (pos + neg) / 2
         if displacement_B2hw is not None:
-            d_B2Pn, o_2P1 = displacement_differences(at_least_float32(displacement_B2hw), radius)
-            losses["dp_fg"] = masked_mean((d_B2Pn - o_2P1).abs().sum(1), foreground, channels=2)
-            losses["dp_bg"] = masked_mean(d_B2Pn.abs().sum(1), background, channels=2)
+            losses["dp_bg"], losses["dp_fg"] = _WayMeans.apply(displacement_B2hw.float(), masks[:2], radius)
             total = total + (losses["dp_fg"] + losses["dp_bg"]) / 2
     return {**losses, "total": total}
 
 
-def displacement_differences(displacement_B2hw: torch.Tensor, radius: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """D = displacement at a cell - that at its partner, ``[B,2,P,n]``, and the way o to the partner, ``[2,P,1]``."""
-    offsets = [offset for offset, _ in paths(radius)]
-    end = torch.stack([shifted(displacement_B2hw, offset, radius) for offset in offsets], 2)
-    difference = (shifted(displacement_B2hw, (0, 0), radius)[:, :, None] - end).flatten(3)
-    return difference, displacement_B2hw.new_tensor(offsets).T[..., None]
+class _PairMeans(torch.autograd.Function):
+    """Means over kinds of pairs whose gradients were formed on the way forward, an offset at a time: autograd would keep
+    several maps of all pairs."""
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (slopes_Kx,) = ctx.saved_tensors
+        return torch.tensordot(torch.stack(grads), slopes_Kx, 1), None, None
 
 
-def masked_mean(values_BPn: torch.Tensor, mask_BPn: torch.Tensor, channels: int = 1) -> torch.Tensor:
-    """Sum of the values under the mask over its count times ``channels``, 0 under an empty one."""
-    return (values_BPn * mask_BPn).sum() / (channels * mask_BPn.sum() + EPS)
+class _EdgeMeans(_PairMeans):
+    """Mean -log a of background and of foreground pairs, and mean -log(1 - a) of different ones, a = 1 - largest edge."""
+
+    @staticmethod
+    def forward(ctx: Any, edge_Bhw: torch.Tensor, masks_3BPn: torch.Tensor, radius: int) -> tuple[torch.Tensor, ...]:
+        ones = masks_3BPn.view(torch.uint8)
+        kinds_BPn = 3 - 3 * ones[0] - 2 * ones[1] - ones[2]
+        sums, counts = torch.zeros(2, 3, device=edge_Bhw.device)
+        # The fourth row takes what belongs to pairs of no kind.
+        slopes_4n = edge_Bhw.new_zeros(4, edge_Bhw.numel())
+        for k, (largest, place) in enumerate(line_maxima(edge_Bhw, radius)):
+            masks_3N = masks_3BPn[:, :, k].reshape(3, -1).float()
+            # The edge of a different pair, what it lacks to 1 of the others.
+            share = (largest.flatten() + masks_3N[2] - 1).abs_().add_(EPS)
+            sums -= masks_3N @ share.log()
+            counts += masks_3N.sum(1)
+            index = torch.add(place.flatten(), kinds_BPn[:, k].flatten(), alpha=edge_Bhw.numel())
+            slopes_4n.view(-1).scatter_add_(0, index, (1 - 2 * masks_3N[2]).div_(share))
+        scale = 1 / (counts + EPS)
+        ctx.save_for_backward((slopes_4n[:3] * scale[:, None]).view(3, *edge_Bhw.shape))
+        return tuple(sums * scale)
 
 
-def ir_label(cams_kHW: Float, image_HW3: Labels, config: IrnConfig) -> Labels:
-    """What IRNet learns from: ``uint8 [H,W]``, 0 background, i+1 the i-th map, 255 open (spec 4.3).
+class _WayMeans(_PairMeans):
+    """Mean |D| of background and |D - o| of foreground pairs, D a pair's displacement at its start - that at its end."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, displacement_B2hw: torch.Tensor, masks_2BPn: torch.Tensor, radius: int
+    ) -> tuple[torch.Tensor, ...]:
+        start = shifted(displacement_B2hw, (0, 0), radius)
+        sums, counts = torch.zeros(2, 2, device=start.device)
+        slopes_2B2hw = displacement_B2hw.new_zeros(2, *displacement_B2hw.shape)
+        for k, (offset, _) in enumerate(paths(radius)):
+            masks_2Bhw = masks_2BPn[:, :, k].reshape(2, -1, *start.shape[2:]).float()
+            end, way = shifted(displacement_B2hw, offset, radius), start.new_tensor(offset)[:, None, None]
+            gap_B2hw = (start - end).sub_(masks_2Bhw[1, :, None] * way)
+            sums += masks_2Bhw.flatten(1) @ gap_B2hw.abs().sum(1).flatten()
+            counts += 2 * masks_2Bhw.flatten(1).sum(1)
+            change = gap_B2hw.sign_() * masks_2Bhw[:, :, None]
+            shifted(slopes_2B2hw, (0, 0), radius).add_(change)
+            shifted(slopes_2B2hw, offset, radius).sub_(change)
+        scale = 1 / (counts + EPS)
+        ctx.save_for_backward(slopes_2B2hw * scale.view(2, 1, 1, 1, 1))
+        return tuple(sums * scale)
+
+
+def line_maxima(edge_Bhw: torch.Tensor, radius: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Largest edge on the thick line from each source cell to its partner, and its index in the flat ``edge``.
+
+    ``[B,h-r+1,w-2r+2]`` each, for the offsets of ``paths``. Of equal ones the last.
 
     Args:
-        cams_kHW: maps >= 0 of the classes of the image, at its size; none gives background everywhere.
-        image_HW3: RGB, for the two CRFs, which share their kernels.
-        config: its two thresholds and its CRF.
+        edge_Bhw: float32, none below 0.
+        radius: see ``IrnConfig``.
     """
-    if not len(cams_kHW):
-        return np.zeros(image_HW3.shape[:2], np.uint8)
-    parameters = preset(config.crf)
-    crf = DenseCrf(image_HW3, parameters.gaussian, parameters.bilateral, config.crf_backend)
-
-    def refined(threshold: float) -> npt.NDArray[np.int64]:
-        winner = winners(cams_kHW, threshold)
-        unary = unary_from_labels(winner, len(cams_kHW) + 1, parameters.gt_prob or 0.7)
-        best: npt.NDArray[np.int64] = crf.infer(unary, parameters.iterations).argmax(0)
-        return best
-
-    return sure_labels(refined(config.foreground), refined(config.background))
-
-
-def winners(cams_kHW: Float, threshold: float) -> npt.NDArray[np.int64]:
-    """Arg-max of a constant background and the maps, each over its maximum + 1e-5; ties are background."""
-    maps = cams_kHW / (cams_kHW.max((1, 2), keepdims=True) + EPS)
-    best: npt.NDArray[np.int64] = np.concatenate([np.full_like(maps[:1], threshold), maps]).argmax(0)
-    return best
-
-
-def sure_labels(foreground_HW: npt.NDArray[np.int64], background_HW: npt.NDArray[np.int64]) -> Labels:
-    """The label under the strong threshold; where that is background, 0 if the weak one agrees and 255 if not."""
-    ground = np.where(background_HW == 0, 0, IGNORE)
-    return np.where(foreground_HW == 0, ground, foreground_HW).astype(np.uint8)
-
-
-def irn_sample(pixels: Labels, label: Labels, rng: Rng, config: IrnConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Training view: image ``float32 [3,crop,crop]`` and label ``uint8 [crop/4,crop/4]``, every fourth pixel from 2.
-
-    Scale, flip, normalise, crop as in spec 4.4; outside of the image it is mean colour and 255.
-    """
-    image, view = segment_sample(pixels, label, rng, config.rescale, config.crop, jitter=False)
-    return image, view[STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE].contiguous()
+    # The bits of floats above 0 are ordered as they are: value and place in one integer go through one chain of maxima.
+    places = torch.arange(edge_Bhw.numel(), device=edge_Bhw.device).view_as(edge_Bhw)
+    keys_Bhw = edge_Bhw.contiguous().view(torch.int32).long() << 32 | places
+    for _, (first, second, *rest) in paths(radius):
+        best = torch.maximum(shifted(keys_Bhw, first, radius), shifted(keys_Bhw, second, radius))
+        for cell in rest:
+            torch.maximum(best, shifted(keys_Bhw, cell, radius), out=best)
+        yield (best >> 32).int().view(torch.float32), best & 0xFFFFFFFF

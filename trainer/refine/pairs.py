@@ -1,10 +1,21 @@
-"""Pairs of neighbouring cells that AffinityNet and IRNet compare, and the cells between them (spec refine-segment 3.2, 4.2)."""
+"""Pairs of neighbouring cells that AffinityNet and IRNet compare, and the cells between them (spec refine-segment 3.2, 4.2).
+
+Shapes: h w map, P pairs of a cell, n source cells: those from which no offset of ``half_plane(radius)`` leaves the map.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
+import torch
+from torch import Tensor
+
+from trainer.data.dataset import IGNORE
+from trainer.errors import ConfigError
+
 Offset = tuple[int, int]
+PairLabels = tuple[Tensor, Tensor, Tensor]
 
 
 @cache
@@ -20,6 +31,43 @@ def paths(radius: int) -> tuple[tuple[Offset, tuple[Offset, ...]], ...]:
     """Each offset of ``half_plane`` with the cells of a thick line to it, destination first, short lines first."""
     found = [(offset, _line(*offset)) for offset in half_plane(radius)]
     return tuple(sorted(found, key=lambda item: len(item[1])))
+
+
+def shifted(x_hw: Tensor, offset: Offset, radius: int) -> Tensor:
+    """What each source cell sees at ``offset``: a view of ``[...,h,w]``, ``[...,h-r+1,w-2r+2]`` with r the radius.
+
+    Raises:
+        ConfigError: a map without source cells.
+    """
+    (dy, dx), reach = offset, radius - 1
+    rows, columns = x_hw.shape[-2] - reach, x_hw.shape[-1] - 2 * reach
+    if rows < 1 or columns < 1:
+        raise ConfigError(
+            f"a map of {x_hw.shape[-2]}x{x_hw.shape[-1]} cells for pairs of radius {radius}",
+            f"at least {radius}x{2 * radius - 1} cells",
+            "larger images or crops, or a smaller radius",
+        )
+    return x_hw[..., dy : dy + rows, reach + dx : reach + dx + columns]
+
+
+def pair_labels(label_hw: Tensor, offsets: Sequence[Offset], radius: int) -> PairLabels:
+    """Whether the two cells of each pair are both background, of one class, or of two kinds: bool ``[...,P,n]`` each.
+
+    Offsets as given, sources row by row. A pair with an open cell is none of them.
+
+    Args:
+        label_hw: ``[...,h,w]``: 0 background, 255 open, else any numbers of classes.
+        offsets: of ``half_plane(radius)``.
+        radius: pairs are cells less than this apart.
+
+    Raises:
+        ConfigError: a map without source cells.
+    """
+    start = shifted(label_hw, (0, 0), radius).flatten(-2).unsqueeze(-2)
+    end = torch.stack([shifted(label_hw, offset, radius) for offset in offsets], -3).flatten(-2)
+    known = (start != IGNORE) & (end != IGNORE)
+    alike, ground = known & (start == end), start == 0
+    return alike & ground, alike & ~ground, known & ~alike
 
 
 def _line(dy: int, dx: int) -> tuple[Offset, ...]:
