@@ -1,33 +1,110 @@
-"""A training step of AffinityNet and of IRNet against the released code's form of the losses, same network and batch, one run.
+"""A training step of AffinityNet and of IRNet against the form of the released code, in one run.
 
-The released code gathers every pair (AffinityNet) and every cell of every line (IRNet) by index, and its loader processes send
-three float32 masks of all pairs; ours slices shifted maps, and the loader sends the small label. All else is equal: network,
-forward, backward, SGD.
+The released code gathers every pair (AffinityNet) and every cell of every line (IRNet) by index, from three float32 masks of all
+pairs that its loader processes send; ours slices shifted maps, and the loader sends the small label. Three lines a network:
 
-python bench/refine_step.py --backbone mobilenet_v2 --batch 2
+losses alone     forward and backward of the losses, from the same outputs of the network
+same network     a whole step, network included, which is ours on both sides: layout, precision and folded norms of our loop
+as shipped       our loop's step against plain modules: NCHW, float32, norms apart, as one would write it from the paper
+
+OMP_NUM_THREADS=2 python bench/refine_step.py --backbone mobilenet_v2 --batch 2
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from trainer.data.dataset import Record
+from trainer.data.loader import Samples
+from trainer.devices import has_bf16_units
+from trainer.loop import _Trainer
 from trainer.memory import keep_freed_memory
 from trainer.nets import build_backbone
-from trainer.refine.affinitynet import AffinityNet, affinities, affinity_loss, pair_labels
-from trainer.refine.irnet import EPS, IrNet, boundary_losses, displacement_differences, masked_mean
-from trainer.refine.irnet import pair_labels as line_labels
-from trainer.refine.pairs import half_plane, paths
+from trainer.nets.folding import FoldedBatchNorm2d, FoldingConv2d
+from trainer.optimiser import Training
+from trainer.refine import affinity_stage, affinitynet, irn_stage
+from trainer.refine.affinitynet import AffinityNet, affinities, affinity_loss
+from trainer.refine.irnet import EPS, IrNet, boundary_losses
+from trainer.refine.pairs import half_plane, pair_labels, paths, shifted
+from trainer.run import Metrics
 
-Step = Callable[[], torch.Tensor]
+Masks = tuple[Tensor, Tensor, Tensor]
+Outputs = tuple[Tensor, ...]
+LR = 1e-4
 
 
-def gathered_affinities(features_BChw: torch.Tensor, radius: int) -> torch.Tensor:
+class Affinity:
+    """What is compared for AffinityNet, sizes as published."""
+
+    crop, cells, radius = 448, 56, 5
+    loss = staticmethod(affinity_stage._loss)
+
+    @staticmethod
+    def build(backbone: str) -> AffinityNet:
+        return AffinityNet(build_backbone(backbone, output_stride=8))
+
+    def outputs(self, net: nn.Module, images: Tensor) -> Outputs:
+        return (net(images),)
+
+    def masks(self, label: Tensor) -> Masks:
+        return affinitynet.pair_labels(label, self.radius)
+
+    def ours(self, outputs: Outputs, label: Tensor) -> Tensor:
+        return affinity_loss(affinities(outputs[0], self.radius), self.masks(label))["total"]
+
+    def released(self, outputs: Outputs, masks: Masks) -> Tensor:
+        return affinity_loss(gathered_affinities(outputs[0].float(), self.radius), masks)["total"]
+
+
+class Irn:
+    """What is compared for IRNet, sizes as published."""
+
+    crop, cells, radius = 512, 128, 10
+    loss = staticmethod(irn_stage._loss)
+
+    @staticmethod
+    def build(backbone: str) -> IrNet:
+        return IrNet(build_backbone(backbone, output_stride=16, dilate=False))
+
+    def outputs(self, net: nn.Module, images: Tensor) -> Outputs:
+        return tuple(net(images))
+
+    def masks(self, label: Tensor) -> Masks:
+        return pair_labels(label, [offset for offset, _ in paths(self.radius)], self.radius)
+
+    def ours(self, outputs: Outputs, label: Tensor) -> Tensor:
+        return boundary_losses(*outputs, label, self.radius)["total"]
+
+    def released(self, outputs: Outputs, masks: Masks) -> Tensor:
+        edge, displacement = (x.float() for x in outputs)
+        background, foreground, different = masks
+        affinity = 1 - gathered_maxima(edge[:, 0].sigmoid(), self.radius)
+        alike, unlike = -(affinity + EPS).log(), -(1 + EPS - affinity).log()
+        offsets = [offset for offset, _ in paths(self.radius)]
+        end = torch.stack([shifted(displacement, offset, self.radius) for offset in offsets], 2)
+        d = (shifted(displacement, (0, 0), self.radius)[:, :, None] - end).flatten(3)
+        gap = (d - d.new_tensor(offsets).T[..., None]).abs().sum(1)
+        pos, neg = (mean(alike, background) + mean(alike, foreground)) / 2, mean(unlike, different)
+        return (pos + neg) / 2 + (mean(gap, foreground, 2) + mean(d.abs().sum(1), background, 2)) / 2
+
+
+def mean(values: Tensor, mask: Tensor, channels: int = 1) -> Tensor:
+    return (values * mask).sum() / (channels * mask.sum() + EPS)
+
+
+def gathered_affinities(features_BChw: Tensor, radius: int) -> Tensor:
     height, width = features_BChw.shape[2:]
     cells = torch.arange(height * width).view(height, width)
     source = cells[: height - radius + 1, radius - 1 : width - radius + 1].reshape(-1)
@@ -36,7 +113,7 @@ def gathered_affinities(features_BChw: torch.Tensor, radius: int) -> torch.Tenso
     return torch.exp(-(flat[:, :, None, source] - flat[:, :, other]).abs().mean(1))
 
 
-def gathered_maxima(edge_Bhw: torch.Tensor, radius: int) -> torch.Tensor:
+def gathered_maxima(edge_Bhw: Tensor, radius: int) -> Tensor:
     """Lines of equal length at once, as released."""
     height, width = edge_Bhw.shape[1:]
     rows, columns = torch.arange(height - radius + 1), torch.arange(radius - 1, width - radius + 1)
@@ -51,88 +128,120 @@ def gathered_maxima(edge_Bhw: torch.Tensor, radius: int) -> torch.Tensor:
     return torch.cat(found, 1)
 
 
-def boundary_terms(
-    edge: torch.Tensor, displacement: torch.Tensor, masks: list[torch.Tensor], radius: int
-) -> torch.Tensor:
-    """The total of ``boundary_losses`` from gathered maxima and float masks."""
-    background, foreground, different = masks
-    affinity = 1 - gathered_maxima(edge[:, 0].sigmoid(), radius)
-    alike, unlike = -(affinity + EPS).log(), -(1 + EPS - affinity).log()
-    pos = (masked_mean(alike, background) + masked_mean(alike, foreground)) / 2
-    d_B2Pn, o_2P1 = displacement_differences(displacement, radius)
-    fg = masked_mean((d_B2Pn - o_2P1).abs().sum(1), foreground, channels=2)
-    bg = masked_mean(d_B2Pn.abs().sum(1), background, channels=2)
-    return (pos + masked_mean(unlike, different)) / 2 + (fg + bg) / 2
+def plain(net: nn.Module) -> nn.Module:
+    """A copy on torch's own modules: convolutions and batch norms apart."""
+    other = copy.deepcopy(net)
+    for module in other.modules():
+        if isinstance(module, FoldingConv2d):
+            module.__class__ = nn.Conv2d
+        elif isinstance(module, FoldedBatchNorm2d):
+            module.__class__ = nn.BatchNorm2d
+    return other.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload, no-any-return]
 
 
-def timed(ours: Step, theirs: Step, parameters: list[torch.nn.Parameter], rounds: int) -> tuple[float, float, float]:
-    """Median seconds of a step of both, in turn, and the difference of their losses on the first."""
-    times: dict[Step, list[float]] = {ours: [], theirs: []}
-    first = {}
-    for k in range(rounds + 1):
+def timed(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> tuple[float, float, float]:
+    """Median seconds of both, in turn, and the difference of their losses on the first, untimed call."""
+    times: dict[Callable[[], float], list[float]] = {ours: [], theirs: []}
+    gap = abs(ours() - theirs())
+    for _ in range(rounds):
         for step, taken in times.items():
             start = time.perf_counter()
-            loss = step()
-            loss.backward()  # type: ignore[no-untyped-call]
+            step()
             taken.append(time.perf_counter() - start)
-            if k == 0:
-                first[step] = loss.item()
-            for parameter in parameters:
-                parameter.grad = None
-    return statistics.median(times[ours][1:]), statistics.median(times[theirs][1:]), abs(first[ours] - first[theirs])
+    return statistics.median(times[ours]), statistics.median(times[theirs]), gap
 
 
-def report(name: str, ours: float, theirs: float, difference: float, label: int, masks: int) -> None:
-    print(
-        f"{name:12s} {1000 * ours:8.0f} ms  gathered {1000 * theirs:8.0f} ms  ratio {theirs / ours:5.2f}  losses differ by "
-        f"{difference:.1e}  a sample to the trainer {label:,} bytes instead of {masks:,}"
-    )
+def report(name: str, ours: float, theirs: float, gap: float) -> None:
+    print(f"  {name:14s} {1000 * ours:8.0f} ms   released form {1000 * theirs:8.0f} ms   ratio {theirs / ours:5.2f}   losses "
+          f"differ by {gap:.1e}", flush=True)  # fmt: skip
+
+
+def loop_step(kind: Any, net: nn.Module, batch: list[Tensor], folder: Path) -> Callable[[], float]:
+    """The step of our loop, with its precision, layout and optimiser."""
+    config = Training(epochs=10**6, batch=len(batch[0]), lr=LR, momentum=0.9, weight_decay=1e-4, workers=0)
+    samples: Any = Samples([Record(str(n), folder, ()) for n in range(len(batch[0]))], lambda record, rng: (), 0)
+    loss, groups = partial(kind.loss, radius=kind.radius), net.param_groups(LR, 1e-4, 10.0)  # type: ignore[operator]
+    loop = _Trainer(net, loss, groups, samples, config, folder, Metrics(folder / "m.csv", "bench"), 0, "cpu")
+    net.train()
+
+    def step() -> float:
+        loop._update(["x"], batch)
+        loop.step += 1
+        return float(sum(loop.pending.pop()[2].values()))
+
+    return step
+
+
+def compare(kind: Affinity | Irn, args: argparse.Namespace, folder: Path) -> None:
+    torch.manual_seed(0)
+    net = kind.build(args.backbone).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = torch.randn(args.batch, 3, kind.crop, kind.crop)
+    last = images.contiguous(memory_format=torch.channels_last)
+    label = torch.tensor([0, 1, 2, 255], dtype=torch.uint8)[torch.randint(0, 4, (args.batch, kind.cells, kind.cells))]
+    masks: Any = tuple(mask.float() for mask in kind.masks(label))
+    print(f"{type(net).__name__} on {args.backbone}, batch {args.batch}, crop {kind.crop}, radius {kind.radius}; a sample to "
+          f"the trainer: {label[0].numel():,} bytes instead of {sum(m[0].numel() * 4 for m in masks):,}")  # fmt: skip
+    precise = torch.autocast("cpu", torch.bfloat16, enabled=has_bf16_units(gpu=False))
+
+    def alone(loss: Callable[[Outputs, Any], Tensor], given: Any) -> Callable[[], float]:
+        with torch.no_grad():
+            outputs = tuple(x.float().requires_grad_() for x in kind.outputs(net, last))
+
+        def step() -> float:
+            total = loss(outputs, given)
+            torch.autograd.grad(total, outputs)
+            return total.item()
+
+        return step
+
+    def whole(loss: Callable[[Outputs, Any], Tensor], given: Any) -> Callable[[], float]:
+        optimizer = torch.optim.SGD(net.param_groups(0.0, 0.0), lr=0.0)
+
+        def step() -> float:
+            optimizer.zero_grad()
+            with precise:
+                outputs = kind.outputs(net, last)
+            total = loss(outputs, given)
+            total.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            return total.item()
+
+        return step
+
+    def unrefined() -> Callable[[], float]:
+        other = plain(net)
+        optimizer = torch.optim.SGD(other.param_groups(LR, 1e-4, 10.0), lr=LR, momentum=0.9)  # type: ignore[operator]
+
+        def step() -> float:
+            optimizer.zero_grad()
+            total = kind.released(kind.outputs(other, images), masks)
+            total.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            return total.item()
+
+        return step
+
+    report("losses alone", *timed(alone(kind.ours, label), alone(kind.released, masks), args.rounds))
+    report("same network", *timed(whole(kind.ours, label), whole(kind.released, masks), args.rounds))
+    released = unrefined()
+    report("as shipped", *timed(loop_step(kind, net, [last, label], folder), released, args.rounds))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = ("mobilenet_v2", "resnet18", "resnet34", "resnet50", "resnet101")
     parser.add_argument("--backbone", choices=names, default="mobilenet_v2")
+    parser.add_argument("--only", choices=("affinity", "irn"))
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     keep_freed_memory()
-    draw = torch.Generator().manual_seed(0)
-    choices = torch.tensor([0, 1, 2, 255])
-    print(f"{args.backbone}, batch {args.batch}, {torch.get_num_threads()} threads")
-
-    torch.manual_seed(0)
-    affinity = AffinityNet(build_backbone(args.backbone, output_stride=8)).train()
-    images = torch.randn(args.batch, 3, 448, 448, generator=draw)
-    label = choices[torch.randint(0, 4, (args.batch, 56, 56), generator=draw)]
-    masks = [mask.float() for mask in pair_labels(label)]
-    trained = [p for p in affinity.parameters() if p.requires_grad]
-    result = timed(
-        lambda: affinity_loss(affinities(affinity(images)), pair_labels(label))["total"],
-        lambda: affinity_loss(gathered_affinities(affinity(images), 5), tuple(masks))["total"],  # type: ignore[arg-type]
-        trained,
-        args.rounds,
-    )
-    report("AffinityNet", *result, 56 * 56, sum(mask[0].numel() * 4 for mask in masks))
-
-    torch.manual_seed(0)
-    irn = IrNet(build_backbone(args.backbone, output_stride=16, dilate=False)).train()
-    images = torch.randn(args.batch, 3, 512, 512, generator=draw)
-    label = choices[torch.randint(0, 4, (args.batch, 128, 128), generator=draw)]
-    wide = [mask.float() for mask in line_labels(label, 10)]
-
-    def theirs() -> torch.Tensor:
-        edge, displacement = irn(images)
-        assert displacement is not None
-        return boundary_terms(edge, displacement, wide, 10)
-
-    def ours() -> torch.Tensor:
-        edge, displacement = irn(images)
-        return boundary_losses(edge, displacement, label, 10)["total"]
-
-    trained = [p for p in irn.parameters() if p.requires_grad]
-    result = timed(ours, theirs, trained, args.rounds)
-    report("IRNet", *result, 128 * 128, sum(mask[0].numel() * 4 for mask in wide))
+    precision = "bfloat16" if has_bf16_units(gpu=False) else "float32"
+    print(f"{torch.get_num_threads()} threads, our loop computes in {precision}")
+    for name, kind in {"affinity": Affinity(), "irn": Irn()}.items():
+        if args.only in (None, name):
+            with tempfile.TemporaryDirectory() as folder:
+                compare(kind, args, Path(folder))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -206,8 +206,12 @@ def _said(source: str, name: str) -> str:
 
 def _crf(run: Run) -> str:
     config = run.manifest["config"]["refine"]
-    walk = {"affinity": "walk of AffinityNet, ", "irn": "walk of IRNet, "}.get(config["refine"], "")
-    used = config["refine"] == "crf" or (walk and config["crf_after_walk"])
+    way, walk = config["refine"], ""
+    if way in ("affinity", "irn"):
+        given = run.manifest["config"][way].get("checkpoint", "none")
+        source = "" if given == "none" else f" from {Path(given).name}"
+        walk = f"walk of {'AffinityNet' if way == 'affinity' else 'IRNet'}{source}, "
+    used = way == "crf" or (walk and config["crf_after_walk"])
     return walk + _named_crf(config["crf"] if used else "none")
 
 

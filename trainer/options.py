@@ -69,6 +69,12 @@ class Configs:
     segment: SegmentConfig
     evaluate: EvaluateConfig
 
+    @property
+    def checkpoint(self) -> str:
+        """File of the trained network that the walk is to use; empty where one is trained or there is no walk."""
+        given = {"affinity": self.affinity.checkpoint, "irn": self.irn.checkpoint}.get(self.refine.refine, "none")
+        return "" if given == "none" else given
+
 
 def make_configs(options: Options) -> Configs:
     """Recipe, method's own training, presets of method, ``--refine`` and ``--segmenter``, ``--epochs`` and ``--size``, ``--set``.
@@ -96,7 +102,7 @@ def make_configs(options: Options) -> Configs:
     ways: dict[str, dict[str, Any]] = {"affinity": affinity_stage.SMALL, "irn": irn_stage.SMALL} if small else {}
     for section, way in refinement.items():
         ways[section] = {**ways.get(section, {}), **way}
-    if not small and ways["refine"]["refine"] == "irn":
+    if not small and changes["refine"].get("refine", ways["refine"]["refine"]) == "irn":
         ways["refine"] |= PUBLISHED_THRESHOLD
     labels = {"labels_from": options.labels_from} if options.labels_from else {}
     return Configs(

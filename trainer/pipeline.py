@@ -23,7 +23,7 @@ from trainer.methods.subcategories import Subcategories
 from trainer.nets import build_backbone
 from trainer.nets.backbone import Backbone
 from trainer.nets.weight_cache import find_weights
-from trainer.nets.weights import LoadReport, file_sha256, load_backbone
+from trainer.nets.weights import file_sha256, load_backbone
 from trainer.options import STAGES, Options, make_configs
 from trainer.preparation import SUBCATEGORIES, Preparation, Workshop, preparations
 from trainer.refinement import Refinement
@@ -68,8 +68,13 @@ class Pipeline:
             found = f"no image of list {self.train_list!r} has a tag"
             raise DataError(found, "tags to learn from", f"wsss-trainer check {options.data}")
         # Built now, so that an impossible backbone, knob or weight file ends the run before it starts.
-        # A given classifier needs no other weights: ResNet-38 has none that can be fetched.
-        from_scratch = options.weights == "none" or (options.classifier is not None and options.weights is None)
+        # What is given trained needs no other weights: ResNet-38 has none that can be fetched.
+        walks = self.configs.refine.refine in ("affinity", "irn") and options.until not in STAGES[:2]
+        refiner = walks and not self.configs.checkpoint
+        given = options.classifier is not None or (
+            options.cams is not None and not refiner and options.until not in STAGES[3:]
+        )
+        from_scratch = options.weights == "none" or (given and options.weights is None)
         self.weights = None if from_scratch else find_weights(options.backbone, options.weights)
         self.backbone_knobs = classify.backbone_knobs(options.backbone, self.configs.classify)
         self.method = classify.build(
@@ -79,11 +84,13 @@ class Pipeline:
         if self.classifier and self.classifier.resolve().is_relative_to(self.run.path.resolve()):
             raise ConfigError(f"--classifier {self.classifier} is of this very run", "a new --run folder")
         self.given = load_classifier(self.method, self.classifier, self.dataset.classes) if self.classifier else None
-        self.loaded = self._initialise(self.method)
+        self.loaded = load_start(self.method, self.weights) if self.weights else None
+        self.sha = self.loaded.sha256 if self.loaded else "none"
         self.start = self._find_start()
-        walks = self.configs.refine.refine in ("affinity", "irn") and options.until != "cams"
-        if options.cams and self.loaded is None and (walks or self.start.source == "classifier"):
+        if options.cams and self.loaded is None and (refiner or self.start.source == "classifier"):
             raise ConfigError("--cams brings no classifier whose weights could start a network", "--weights FILE")
+        if walks and self.configs.checkpoint:
+            self.refinement().trained()
         self.preparations = [] if self.classifier else preparations(method_module(options.method), self.configs.method)
 
     @property
@@ -112,9 +119,8 @@ class Pipeline:
         """The stages that were asked for, with their keys."""
         options, configs = self.options, self.configs
         data = stage_key("data", self.dataset.fingerprint(), [])
-        sha = self.loaded.sha256 if self.loaded else "none"
         ids = [record.id for record in self.images()]
-        trained = [options.method, options.backbone, sha, self.train_list, options.seed]
+        trained = [options.method, options.backbone, self.sha, self.train_list, options.seed]
         training: list[Step] = []
         key = data
         for part in self.preparations:
@@ -132,18 +138,13 @@ class Pipeline:
             given_maps = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(options.cams.glob("*.np?"))]
             cams_key = stage_key("cams", [given_maps, configs.cams.bad, ids], [data])
             training, make_cams = [], Step("cams", cams_key, self.import_cams)
-        refinement = self.refinement(sha)
-        refining = [Step(name, key, partial(work, key)) for name, key, work in refinement.steps(cams_key, _result)]
+        stages = self.refinement().steps(cams_key, _result)
+        refining = [Step(name, key, partial(work, key)) for name, key, work in stages]
         refine_key = refining[-1].key
         from_classifier = self.start.source == "classifier"
         steps: list[Step] = []
         if options.supervision in ("weak", "both"):
-            steps += [
-                *training,
-                make_cams,
-                *refining,
-                *self._segmenting("segment", [refine_key]),
-            ]
+            steps += [*training, make_cams, *refining, *self._segmenting("segment", [refine_key])]
         elif from_classifier:
             steps += training
         if options.supervision in ("full", "both"):
@@ -162,7 +163,7 @@ class Pipeline:
             steps = self.steps()
             check_images(self.images())
             for step in steps:
-                self._announce(step, say)
+                say(f"{step.name}: {self.run.standing(step.name, step.key)}")
             for step in steps:
                 if not self.run.done(step.name, step.key):
                     self.key = step.key
@@ -172,14 +173,6 @@ class Pipeline:
             current_evaluation(self.run.path)
             if self.options.until == "report":
                 say(f"report: {write_report(self.run.path)}")
-
-    def _announce(self, step: Step, say: Callable[[str], None]) -> None:
-        if self.run.done(step.name, step.key):
-            say(f"{step.name}: done, kept")
-        elif self.run.is_stale(step.name, step.key):
-            say(f"{step.name}: settings or inputs changed since it was made, will be made again")
-        else:
-            say(f"{step.name}: to do")
 
     def _describe(self) -> None:
         options, dataset = self.options, self.dataset
@@ -232,7 +225,8 @@ class Pipeline:
         step_rng(self.options.seed, 0)
         classes = len(self.dataset.classes)
         method = classify.build(self.options.method, method_config, self.options.backbone, self.backbone_knobs, classes)
-        self._initialise(method)
+        if self.weights:
+            load_start(method, self.weights)
         if after:
             _, state = classify.read_weights(self.run.path / after / "model.pt", self._expected())
             # Clusters are numbered anew each round: the head that tells them apart is not worth keeping.
@@ -273,21 +267,22 @@ class Pipeline:
                 import_cams(self.dataset, self.images(), self.options.cams, stage, self.configs.cams.bad, progress=True)
                 stage.metrics.update(protocol=f"as in {self.options.cams}", scales=[])
 
-    def refinement(self, sha: str) -> Refinement:
+    def refinement(self) -> Refinement:
         """How maps become masks."""
         return Refinement(
             run=self.run, dataset=self.dataset, training=self.training, images=self.images(), config=self.configs.refine,
             affinity=self.configs.affinity, irn=self.configs.irn,
-            network=[self.options.backbone, sha, self.options.seed], backbone=self._backbone,
-            identity=self._expected(), seed=self.options.seed, device=self.options.device,
+            network=[self.options.backbone, self.sha, self.options.seed], backbone=self._backbone,
+            identity=self._expected(), seed=self.options.seed, device=self.options.device, given=self.configs.checkpoint,
         )  # fmt: skip
 
     def _backbone(self, options: dict[str, Any], init: str) -> Backbone:
-        """A backbone on the weights that ``init`` names: ``weights``, ``classifier``, or ``auto``."""
+        """A backbone on the weights that ``init`` names: ``weights``, ``classifier``, ``auto``, or random for ``none``."""
         if self.options.backbone == "resnet38":
             options = {}
         backbone = build_backbone(self.options.backbone, **options)
-        self._start(backbone, init)
+        if init != "none":
+            self._start(backbone, init)
         return backbone
 
     def _start(self, backbone: Backbone, init: str) -> None:
@@ -323,9 +318,6 @@ class Pipeline:
 
     def _trained_backbone(self) -> Backbone:
         return classify.load(self.run.path / "classify" / "model.pt", self._expected()).backbone
-
-    def _initialise(self, method: Method) -> LoadReport | None:
-        return load_start(method, self.weights) if self.weights else None
 
 
 def _result(config: Any) -> dict[str, Any]:

@@ -14,11 +14,13 @@ from trainer.devices import rank
 from trainer.errors import ConfigError, nearest
 from trainer.loop import step_rng
 from trainer.nets.backbone import Backbone
+from trainer.nets.weights import file_sha256
 from trainer.refine import affinity_stage, affinitynet, irn_stage, irnet
 from trainer.refine.affinitynet import AffinityConfig, AffinityNet
 from trainer.refine.irnet import IrnConfig, IrNet
 from trainer.refine.pseudo_masks import RefineConfig, make_pseudo_masks
 from trainer.refine.threshold import Threshold, calibration, choose
+from trainer.released import load_refiner
 from trainer.run import Metrics, Run, stage_key
 
 LABEL_KNOBS = {"low_alpha", "high_alpha", "crf", "crf_backend", "foreground", "background"}
@@ -42,6 +44,7 @@ class Refinement:
         identity: what ``model.pt`` says of itself.
         seed: of everything random.
         device: ``auto`` or ``cpu``.
+        given: file of a trained network for the walk; empty to train one.
     """
 
     run: Run
@@ -56,6 +59,7 @@ class Refinement:
     identity: dict[str, Any]
     seed: int
     device: str
+    given: str = ""
 
     @property
     def walks(self) -> bool:
@@ -78,11 +82,16 @@ class Refinement:
             every = result(self.affinity if name == "affinity" else self.irn)
             config = self.config
             power = [config.threshold_from, config.threshold] if config.calibrate else []
-            for stage, chosen, more, work in (
+            images = [record.id for record in self.images]
+            stages: list[tuple[str, set[str], list[Any], Callable[[str], None]]] = [
                 (f"{name}_labels", every.keys() & LABEL_KNOBS, power, self.labels),
-                (name, every.keys() - LABEL_KNOBS - WALK_KNOBS, self.network, self.train),
-                ("walk", every.keys() & (WALK_KNOBS | {"radius"}), [r.id for r in self.images], self.walk),
-            ):
+                (name, every.keys() - LABEL_KNOBS - WALK_KNOBS - {"checkpoint"}, self.network, self.train),
+                ("walk", every.keys() & (WALK_KNOBS | {"radius"}), images, self.walk),
+            ]
+            if self.given:
+                given = [file_sha256(Path(self.given)), self.identity["backbone"], power]
+                stages = [("walk", stages[2][1], [images, given], self.walk)]
+            for stage, chosen, more, work in stages:
                 key = stage_key(stage, [{k: every[k] for k in sorted(chosen)}, more], [key])
                 steps.append((stage, key, work))
         return [*steps, ("refine", stage_key("refine", result(self.config), [key]), self.masks)]
@@ -134,27 +143,39 @@ class Refinement:
             else:
                 irn_stage.train_irn(net, self.tagged, labels, self.irn, *rest)
 
-    def network_of(self, name: str) -> AffinityNet | IrNet:
-        """A fresh network on its initial weights."""
+    def network_of(self, name: str, init: str | None = None) -> AffinityNet | IrNet:
+        """A fresh network, on its initial weights or those that ``init`` names."""
         if name == "affinity":
             stride = {"output_stride": self.affinity.output_stride, "bn": self.affinity.bn}
-            return AffinityNet(self.backbone(stride, self.affinity.init))
-        return IrNet(self.backbone({"output_stride": 16, "dilate": False}, "auto"), self.irn.displacement)
+            return AffinityNet(self.backbone(stride, init or self.affinity.init))
+        return IrNet(self.backbone({"output_stride": 16, "dilate": False}, init or "auto"), self.irn.displacement)
+
+    def trained(self) -> AffinityNet | IrNet:
+        """The network that the walk needs: the given one, or what this run trained.
+
+        Raises:
+            WeightsError: a file that is missing, not whole, or of another network or class table.
+        """
+        name = self.config.refine
+        net = self.network_of(name, "none")
+        if self.given:
+            load_refiner(net, Path(self.given), self.identity["classes"])
+        else:
+            _, state = read_weights(self.run.path / name / "model.pt", self.identity)
+            net.load_state_dict(state)
+        return net
 
     def walk(self, key: str) -> None:
         """Spread the maps of every image."""
-        name = self.config.refine
-        net = self.network_of(name)
-        _, state = read_weights(self.run.path / name / "model.pt", self.identity)
-        net.load_state_dict(state)
-        cams = self.run.path / "cams"
+        net, cams = self.trained(), self.run.path / "cams"
         with self.run.stage("walk", key) as stage:
             if isinstance(net, AffinityNet):
                 affinity_stage.walk(net, self.usable, cams, stage.folder, self.affinity, self.power, self.device)
             else:
                 folder = self.run.path / "instances" if self.irn.instances else None
+                stage.folders += [folder] if folder else []
                 irn_stage.walk(net, self.usable, cams, stage.folder, self.irn, self.power, self.device, folder)
-            stage.outputs.update(count=len(self.usable))
+            stage.outputs.update(count=len(self.usable), **({"taken_from": self.given} if self.given else {}))
             stage.metrics.update(power=round(self.power, 4))
 
     def masks(self, key: str) -> None:

@@ -60,6 +60,8 @@ class Stage:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.folders = [folder]
+        """Where its files are, to notice later when some are gone."""
         self.outputs: dict[str, Any] = {}
         self.metrics: dict[str, Any] = {}
 
@@ -146,9 +148,14 @@ class Run:
         self.save()
 
     def done(self, name: str, key: str) -> bool:
-        """Whether the stage is complete with this key."""
+        """Whether the stage is complete with this key, and its files are there."""
         stage = self.manifest["stages"].get(name, {})
-        return bool(stage.get("status") == "done" and stage.get("key") == key)
+        return bool(stage.get("status") == "done" and stage.get("key") == key and not self.lost(name))
+
+    def lost(self, name: str) -> int:
+        """How many files of a stage are gone since it was done."""
+        files = self.manifest["stages"].get(name, {}).get("files", {})
+        return sum(max(0, count - _files(self.path / folder)) for folder, count in files.items())
 
     @property
     def left_out(self) -> set[str]:
@@ -159,6 +166,14 @@ class Run:
         """Whether the folder holds outputs made with another key."""
         stage = self.manifest["stages"].get(name)
         return stage is not None and stage.get("key") != key
+
+    def standing(self, name: str, key: str) -> str:
+        """What is going to happen to a stage, in words."""
+        if self.done(name, key):
+            return "done, kept"
+        if self.is_stale(name, key):
+            return "settings or inputs changed since it was made, will be made again"
+        return f"{lost} of its files are gone, will be made again" if (lost := self.lost(name)) else "to do"
 
     @contextlib.contextmanager
     def stage(self, name: str, key: str, folder: str | None = None) -> Iterator[Stage]:
@@ -176,6 +191,7 @@ class Run:
         try:
             yield stage
             entry["status"] = "done"
+            entry["files"] = {str(f.relative_to(self.path)): _files(f) for f in stage.folders}
         except BaseException:
             entry["status"] = "failed"
             raise
@@ -230,6 +246,10 @@ def peak_memory_mb() -> float:
     """Largest resident size of this process and of its children so far, in MiB."""
     usage = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return round(usage / 1024, 1)
+
+
+def _files(folder: Path) -> int:
+    return sum(path.is_file() and not path.name.startswith(".") for path in folder.rglob("*"))
 
 
 def _now() -> str:

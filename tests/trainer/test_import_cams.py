@@ -16,7 +16,6 @@ from torchvision.models import resnet18
 from trainer import cli, segment
 from trainer.camfile import cam_path, read_cam, write_cam
 from trainer.data.dataset import open_dataset
-from trainer.data.synthetic import write_synthetic
 from trainer.errors import ConfigError, DataError
 from trainer.import_cams import import_cams, read_foreign
 from trainer.measure import current_evaluation
@@ -24,22 +23,12 @@ from trainer.options import Options
 from trainer.pipeline import Pipeline
 from trainer.run import Stage
 
-
-@pytest.fixture(autouse=True)
-def _one_process(monkeypatch):
-    monkeypatch.setattr("trainer.pool.cores", lambda: 1)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("imported") / "data"
-    write_synthetic(folder, 10, 64)
-    return folder
+pytestmark = pytest.mark.usefixtures("one_process")
 
 
 @pytest.fixture
-def dataset(data):
-    return open_dataset(data)
+def dataset(scenes):
+    return open_dataset(scenes)
 
 
 @pytest.fixture
@@ -279,20 +268,20 @@ def test_the_trap_of_these_tests_would_work(tmp_path):
     assert (tmp_path / "trap").read_text() == "ran"
 
 
-def pipeline(data: Path, folder: Path, run: Path, *settings: str, **more: Any) -> Pipeline:
+def pipeline(scenes: Path, folder: Path, run: Path, *settings: str, **more: Any) -> Pipeline:
     fast = [
         f"segment.{knob}" for knob in ("workers=0", "precision=fp32", "scales=1", "flip=off", "batch=7", "crf=none")
     ]
     options: dict[str, Any] = {"weights": "none", "until": "cams", **more}
     return Pipeline(
         Options(
-            data=data, run=run, cams=folder, backbone="resnet18", device="cpu", refine="none", epochs=1, size=64,
+            data=scenes, run=run, cams=folder, backbone="resnet18", device="cpu", refine="none", epochs=1, size=64,
             settings=(*fast, *settings), **options,
         )
     )  # fmt: skip
 
 
-def test_bad_images_are_left_out_to_the_end_and_the_protocol_says_so(data, dataset, theirs, tmp_path, monkeypatch):
+def test_bad_images_are_left_out_to_the_end_and_the_protocol_says_so(scenes, dataset, theirs, tmp_path, monkeypatch):
     torch.manual_seed(0)
     torch.save(resnet18().state_dict(), tmp_path / "weights.pth")
     for name in ("scene_00002", "scene_00003"):
@@ -308,7 +297,7 @@ def test_bad_images_are_left_out_to_the_end_and_the_protocol_says_so(data, datas
     more = {"weights": str(tmp_path / "weights.pth"), "until": "evaluate"}
     run = tmp_path / "run"
     said: list[str] = []
-    line = pipeline(data, theirs, run, "cams.bad=skip", "evaluate.threshold_from=label_free", **more)
+    line = pipeline(scenes, theirs, run, "cams.bad=skip", "evaluate.threshold_from=label_free", **more)
     line.fit(said.append)
     assert [text.split(":")[0] for text in said] == ["cams", "refine", "segment_train", "segment"]
     training = {record.id for record in dataset.subset("train")}
@@ -329,31 +318,31 @@ def test_bad_images_are_left_out_to_the_end_and_the_protocol_says_so(data, datas
     assert f"maps of true tags, protocol as in {theirs}, no CRF" in evaluation["cam"]["val"]["protocol"]
 
 
-def test_other_maps_in_the_folder_make_the_stage_again(data, theirs, tmp_path):
-    first = pipeline(data, theirs, tmp_path / "run")
+def test_other_maps_in_the_folder_make_the_stage_again(scenes, theirs, tmp_path):
+    first = pipeline(scenes, theirs, tmp_path / "run")
     first.fit(print)
     assert first.run.done("cams", first.steps()[0].key)
     cam = read_cam(cam_path(theirs, "scene_00001"))
     write_cam(cam_path(theirs, "scene_00001"), cam.classes, cam.maps / 2, cam.size)
-    second = pipeline(data, theirs, tmp_path / "run")
+    second = pipeline(scenes, theirs, tmp_path / "run")
     assert not second.run.done("cams", second.steps()[0].key)
     second.fit(print)
     assert read_cam(cam_path(tmp_path / "run" / "cams", "scene_00001")).maps.max() == pytest.approx(0.5, abs=1e-3)
 
 
-def test_maps_without_weights_end_before_the_work(data, theirs, tmp_path):
-    pipeline(data, theirs, tmp_path / "run", until="refine")  # a threshold and a CRF train nothing
+def test_maps_without_weights_end_before_the_work(scenes, theirs, tmp_path):
+    pipeline(scenes, theirs, tmp_path / "run", until="refine")  # a threshold and a CRF train nothing
     for until in ("segment", "report"):
         with pytest.raises(ConfigError, match="--cams brings no classifier") as caught:
-            pipeline(data, theirs, tmp_path / "run", until=until)
+            pipeline(scenes, theirs, tmp_path / "run", until=until)
         assert caught.value.expected == "--weights FILE"
-    assert [step.name for step in pipeline(data, theirs, tmp_path / "run").steps()] == ["cams"]
+    assert [step.name for step in pipeline(scenes, theirs, tmp_path / "run").steps()] == ["cams"]
 
 
-def test_the_command_lists_bad_maps_and_ends_with_code_2(data, dataset, theirs, tmp_path, monkeypatch, capsys):
+def test_the_command_lists_bad_maps_and_ends_with_code_2(scenes, dataset, theirs, tmp_path, monkeypatch, capsys):
     spoil(dataset, theirs, "outside the table")
     cam_path(theirs, "scene_00001").unlink()
-    command = ["fit", str(data), "--run", str(tmp_path / "run"), "--cams", str(theirs), "--until", "cams"]
+    command = ["fit", str(scenes), "--run", str(tmp_path / "run"), "--cams", str(theirs), "--until", "cams"]
     command += ["--weights", "none", "--backbone", "resnet18"]
     monkeypatch.setattr("sys.argv", ["wsss-trainer", *command])
     with pytest.raises(SystemExit) as caught:

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections import namedtuple
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from refined import PLAIN, again, fit, names, pipeline, times
 
 from trainer.camfile import Cam, cam_path, read_cam, upsample_cam, write_cam
 from trainer.data.dataset import Record, open_dataset, read_index_png
-from trainer.data.synthetic import write_synthetic
-from trainer.errors import ConfigError, DataError, RunError, WeightsError
-from trainer.files import check_space
-from trainer.interrupt import Interrupted
+from trainer.errors import ConfigError
 from trainer.measure import current_evaluation
 from trainer.options import Options, make_configs
-from trainer.pipeline import Pipeline
 from trainer.refine import affinity_stage, irn_stage
 from trainer.refine.affinitynet import AffinityConfig, walk_scores
 from trainer.refine.irnet import IrnConfig
@@ -30,114 +23,11 @@ from trainer.refine.pseudo_masks import RefineConfig, background_scores, refine_
 from trainer.refine.threshold import calibration
 from trainer.refinement import named_refinement
 
-PLAIN = "scene_00001"
-"""The training image whose tags are taken away."""
-QUICK = {
-    "affinity": ("epochs=1", "batch=4", "crop=72", "precision=fp32", "workers=0", "jitter=off"),
-    "irn": (
-        "epochs=1", "batch=4", "crop=64", "precision=fp32", "workers=0", "radius=3", "canvas=64", "displacement=on",
-        "instances=on",
-    ),
-}  # fmt: skip
-SETTINGS = (
-    "classify.workers=0", "classify.precision=fp32", "cams.workers=0", "cams.scales=1",
-    *(f"{way}.{knob}" for way, knobs in QUICK.items() for knob in knobs),
-)  # fmt: skip
+pytestmark = pytest.mark.usefixtures("one_process")
 
 
-@pytest.fixture(autouse=True)
-def _one_process(monkeypatch):
-    monkeypatch.setattr("trainer.pool.cores", lambda: 1)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("refinement") / "data"
-    write_synthetic(folder, 10, 64)
-    table = folder / "image_labels.csv"
-    lines = table.read_text().splitlines()
-    bare = [f"{PLAIN}{',0' * line.count(',')}" if line.startswith(PLAIN) else line for line in lines]
-    table.write_text("\n".join(bare) + "\n")
-    return folder
-
-
-def pipeline(data: Path, run: Path, *settings: str, refine: str | None = None, until: str = "refine") -> Pipeline:
-    return Pipeline(
-        Options(
-            data=data, run=run, backbone="mobilenet_v2", weights="none", size=64, epochs=1, until=until, device="cpu",
-            refine=refine, settings=(*SETTINGS, *settings),
-        )
-    )  # fmt: skip
-
-
-def fit(data: Path, run: Path, *settings: str, **more: Any) -> dict[str, str]:
-    """What was said of each stage."""
-    said: list[str] = []
-    pipeline(data, run, *settings, **more).fit(said.append)
-    return dict(line.split(": ", 1) for line in said)
-
-
-def again(said: dict[str, str]) -> set[str]:
-    return {name for name, what in said.items() if not what.startswith("done")}
-
-
-@pytest.fixture(scope="module")
-def mapped(data) -> Path:
-    """A run until its maps, which are replaced by blurred true masks: an untrained network may leave a class empty."""
-    run = data.parent / "mapped"
-    fit(data, run, until="cams")
-    dataset = open_dataset(data)
-    for record in dataset.records.values():
-        truth, shape = dataset.read_mask(record), read_cam(cam_path(run / "cams", record.id)).maps.shape[1:]
-        planes = [Image.fromarray(np.uint8(255) * (truth == tag + 1)) for tag in record.tags]
-        maps = [np.asarray(plane.resize((3, 3)).resize(shape[::-1]), float) for plane in planes]
-        full = np.array([m / m.max() for m in maps]).reshape(-1, *shape)
-        write_cam(cam_path(run / "cams", record.id), record.tags, full, truth.shape)
-    return run
-
-
-def made(data: Path, mapped: Path, way: str) -> Path:
-    run = data.parent / way
-    shutil.copytree(mapped, run)
-    fit(data, run, refine=way)
-    return run
-
-
-@pytest.fixture(scope="module")
-def affinity(data, mapped) -> Path:
-    return made(data, mapped, "affinity")
-
-
-@pytest.fixture(scope="module")
-def irn(data, mapped) -> Path:
-    return made(data, mapped, "irn")
-
-
-@pytest.fixture
-def finished(request, tmp_path):
-    """A copy of a finished run: ``finished("irn")``."""
-    return lambda way: Path(shutil.copytree(request.getfixturevalue(way), tmp_path / way))
-
-
-def names(folder: Path, suffix: str) -> set[str]:
-    return {path.stem for path in folder.glob(f"*{suffix}")}
-
-
-def times(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-
-
-def unfinished(run: Path, *stages: str) -> None:
-    """As a kill leaves them."""
-    path = run / "manifest.json"
-    manifest = json.loads(path.read_text())
-    for stage in stages:
-        manifest["stages"][stage]["status"] = "running"
-    path.write_text(json.dumps(manifest))
-
-
-def test_affinity_makes_labels_weights_maps_and_masks(data, affinity):
-    dataset = open_dataset(data)
+def test_affinity_makes_labels_weights_maps_and_masks(bare, affinity):
+    dataset = open_dataset(bare)
     training = dataset.subset("train")
     tagged = [record for record in training if record.tags]
     assert len(tagged) == len(training) - 1
@@ -156,8 +46,8 @@ def test_affinity_makes_labels_weights_maps_and_masks(data, affinity):
     assert manifest["stages"]["walk"]["metrics"]["power"] > 0
 
 
-def test_walked_shares_leave_the_rest_to_the_background(data, affinity):
-    for record in open_dataset(data).records.values():
+def test_walked_shares_leave_the_rest_to_the_background(bare, affinity):
+    for record in open_dataset(bare).records.values():
         cam = read_cam(cam_path(affinity / "walk", record.id))
         assert cam.classes.tolist() == sorted(record.tags)
         assert cam.maps.sum(0).max(initial=0) <= 1 + 2e-3
@@ -178,8 +68,8 @@ def test_an_image_without_tags_has_empty_maps_and_an_empty_mask(request, way):
     assert not (run / "instances" / f"{PLAIN}.npz").exists()
 
 
-def test_irn_makes_labels_weights_maps_masks_and_instances(data, irn):
-    dataset = open_dataset(data)
+def test_irn_makes_labels_weights_maps_masks_and_instances(bare, irn):
+    dataset = open_dataset(bare)
     tagged = {record.id: record for record in dataset.subset("train") if record.tags}
     assert names(irn / "irn_labels", ".png") == set(tagged)
     for record in tagged.values():
@@ -227,125 +117,36 @@ def test_irn_makes_labels_weights_maps_masks_and_instances(data, irn):
         ("irn", "irn.tensorboard=on", None),
     ],
 )
-def test_a_knob_makes_its_own_stage_and_those_after_it_again(data, tmp_path, way, setting, first):
-    before = {step.name: step.key for step in pipeline(data, tmp_path / "run", refine=way).steps()}
-    after = {step.name: step.key for step in pipeline(data, tmp_path / "run", setting, refine=way).steps()}
+def test_a_knob_makes_its_own_stage_and_those_after_it_again(bare, tmp_path, way, setting, first):
+    before = {step.name: step.key for step in pipeline(bare, tmp_path / "run", refine=way).steps()}
+    after = {step.name: step.key for step in pipeline(bare, tmp_path / "run", setting, refine=way).steps()}
     order = ["classify", "cams", f"{way}_labels", way, "walk", "refine"]
     assert list(before) == list(after) == order
     stale = order[order.index(first) :] if first else []
     assert [name for name in order if before[name] != after[name]] == stale
 
 
-def test_a_changed_beta_walks_again_on_the_same_weights(data, finished):
+def test_a_changed_beta_walks_again_on_the_same_weights(bare, finished):
     run = finished("affinity")
     before = {name: times(run / name) for name in ("affinity_labels", "affinity", "walk", "masks")}
-    assert again(fit(data, run, "affinity.beta=1", refine="affinity")) == {"walk", "refine"}
+    assert again(fit(bare, run, "affinity.beta=1", refine="affinity")) == {"walk", "refine"}
     after = {name: times(run / name) for name in before}
     assert [after[name] == before[name] for name in before] == [True, True, False, False]
 
 
-def test_a_changed_alpha_keeps_the_old_weights_aside(data, finished):
+def test_a_changed_alpha_keeps_the_old_weights_aside(bare, finished):
     run = finished("affinity")
-    said = fit(data, run, "affinity.low_alpha=2", refine="affinity")
+    said = fit(bare, run, "affinity.low_alpha=2", refine="affinity")
     assert again(said) == {"affinity_labels", "affinity", "walk", "refine"}
     assert [path.name for path in (run / "stale").glob("affinity-*/*")] == ["model.pt"]
     assert (run / "affinity" / "model.pt").exists()
 
 
-def test_a_second_fit_makes_nothing_again(data, finished):
+def test_a_second_fit_makes_nothing_again(bare, finished):
     run = finished("irn")
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.??g")}
-    assert again(fit(data, run, refine="irn")) == set()
+    assert again(fit(bare, run, refine="irn")) == set()
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*.??g")} == before
-
-
-@pytest.mark.parametrize(
-    ("way", "stage", "folder", "suffix"),
-    [
-        ("affinity", "affinity_labels", "affinity_labels", ".npz"),
-        ("affinity", "walk", "walk", ".npz"),
-        ("irn", "irn_labels", "irn_labels", ".png"),
-        ("irn", "walk", "walk", ".npz"),
-        ("irn", "walk", "instances", ".npz"),
-    ],
-)
-def test_only_what_is_missing_is_made_again(data, finished, way, stage, folder, suffix):
-    run = finished(way)
-    unfinished(run, stage)
-    lost = run / folder / f"scene_00002{suffix}"
-    before, content = times(run / folder), lost.read_bytes()
-    lost.unlink()
-    assert again(fit(data, run, refine=way)) == {stage}
-    after = times(run / folder)
-    assert {name for name in before if after[name] != before[name]} == {lost.name}
-    assert lost.read_bytes() == content
-
-
-@pytest.mark.parametrize("way", ["affinity", "irn"])
-def test_damaged_labels_and_maps_are_made_again(data, finished, way):
-    run = finished(way)
-    unfinished(run, f"{way}_labels", "walk")
-    damaged = [next((run / f"{way}_labels").glob("scene_00002.*")), run / "walk" / "scene_00002.npz"]
-    contents = [path.read_bytes() for path in damaged]
-    for path, content in zip(damaged, contents):
-        path.write_bytes(content[: len(content) // 2])
-    assert again(fit(data, run, refine=way)) == {f"{way}_labels", "walk"}
-    assert [path.read_bytes() for path in damaged] == contents
-
-
-@pytest.mark.parametrize(
-    ("way", "writer", "suffix"), [("affinity", "write_atomic", ".npz"), ("irn", "write_index_png", ".png")]
-)
-def test_one_bad_image_does_not_lose_the_labels_of_the_others(data, mapped, tmp_path, monkeypatch, way, writer, suffix):
-    run, module = Path(shutil.copytree(mapped, tmp_path / "run")), {"affinity": affinity_stage, "irn": irn_stage}[way]
-    real = getattr(module, writer)
-
-    def fail(path, *rest):
-        if path.stem == "scene_00002":
-            raise DataError("image 'scene_00002': as if damaged")
-        real(path, *rest)
-
-    monkeypatch.setattr(module, writer, fail)
-    with pytest.raises(DataError, match="labels could not be made") as caught:
-        fit(data, run, refine=way)
-    monkeypatch.setattr(module, writer, real)
-    assert "scene_00002" in caught.value.found
-    labels = run / f"{way}_labels"
-    kept = times(labels)
-    stages = json.loads((run / "manifest.json").read_text())["stages"]
-    assert stages[f"{way}_labels"]["status"] == "failed"
-    assert way not in stages
-    steps = {step.name: step for step in pipeline(data, run, refine=way).steps()}
-    steps[f"{way}_labels"].work()
-    after = times(labels)
-    assert after.keys() - kept.keys() == {f"scene_00002{suffix}"}
-    assert {name: after[name] for name in kept} == kept
-
-
-@pytest.mark.parametrize(("way", "module"), [("affinity", affinity_stage), ("irn", irn_stage)])
-def test_a_walk_that_is_stopped_goes_on(data, finished, monkeypatch, way, module):
-    run = finished(way)
-    before = {path.name: path.read_bytes() for path in (run / "walk").iterdir()}
-    shutil.rmtree(run / "walk")
-    shutil.rmtree(run / "instances", ignore_errors=True)
-    unfinished(run, "walk")
-    real, count = module.write_cam, iter(range(100))
-
-    def stop(path, *rest):
-        if next(count) == 4:
-            raise Interrupted("as if by Ctrl-C")
-        real(path, *rest)
-
-    monkeypatch.setattr(module, "write_cam", stop)
-    with pytest.raises(Interrupted):
-        fit(data, run, refine=way)
-    monkeypatch.setattr(module, "write_cam", real)
-    kept = times(run / "walk")
-    assert len(kept) == 4
-    fit(data, run, refine=way)
-    after = times(run / "walk")
-    assert {name: after[name] for name in kept} == kept
-    assert {path.name: path.read_bytes() for path in (run / "walk").iterdir()} == before
 
 
 class Fixed(torch.nn.Module):
@@ -379,7 +180,7 @@ def test_the_arg_max_of_the_stored_shares_is_that_of_the_walk(tmp_path):
     assert (found == small.argmax(0))[sure].all()
 
 
-def test_the_protocol_names_the_walk_and_the_crf(data, finished):
+def test_the_protocol_names_the_walk_and_the_crf(bare, finished):
     runs = {"affinity": "walk of AffinityNet", "irn": "walk of IRNet"}
     for way, walk in runs.items():
         lines = current_evaluation(finished(way))["refined"]
@@ -387,22 +188,11 @@ def test_the_protocol_names_the_walk_and_the_crf(data, finished):
         assert all(f"pseudo masks from true tags, {walk}, no CRF, " in line["protocol"] for line in lines.values())
 
 
-def test_a_crf_after_the_walk_makes_only_the_masks_again(data, finished):
+def test_a_crf_after_the_walk_makes_only_the_masks_again(bare, finished):
     run = finished("affinity")
-    assert again(fit(data, run, "refine.crf_after_walk=on", refine="affinity")) == {"refine"}
+    assert again(fit(bare, run, "refine.crf_after_walk=on", refine="affinity")) == {"refine"}
     protocol = current_evaluation(run)["refined"]["val"]["protocol"]
     assert "walk of AffinityNet, dense CRF P7, no threshold: (1 - max)^16 walks along as background" in protocol
-
-
-@pytest.mark.parametrize(("key", "value"), [("backbone", "resnet18"), ("classes", ["cat"])])
-def test_weights_of_another_backbone_or_class_table_are_refused(data, finished, key, value):
-    run = finished("affinity")
-    unfinished(run, "walk")
-    content = torch.load(run / "affinity" / "model.pt", weights_only=True)
-    content["identity"][key] = value
-    torch.save(content, run / "affinity" / "model.pt")
-    with pytest.raises(WeightsError, match=f"was made with {key} = "):
-        fit(data, run, refine="affinity")
 
 
 @pytest.mark.parametrize(
@@ -490,31 +280,6 @@ def test_rest_is_what_the_maps_leave():
     assert shares.argmax(0).tolist() == [[0, 1, 0]]
     with pytest.raises(ConfigError, match="needs a threshold"):
         RefineConfig(refine="affinity", band=0.1)
-
-
-def test_too_little_space_is_told_before_the_work(data, mapped, tmp_path, monkeypatch):
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("trainer.files.shutil.disk_usage", lambda folder: usage(10**12, 10**12, 3_000_000_000))
-    check_space(tmp_path, 3_000_000_000, "labels")
-    with pytest.raises(RunError) as caught:
-        check_space(tmp_path / "new", 5_100_000_000, "labels of AffinityNet")
-    found = f"labels of AffinityNet need about 5.1 GB in {tmp_path / 'new'}, and 3.0 GB are free"
-    assert (caught.value.found, caught.value.expected) == (found, "room on that disk")
-    assert "another --run" in caught.value.hint
-    monkeypatch.setattr("trainer.files.shutil.disk_usage", lambda folder: usage(10**12, 10**12, 0))
-    for way in ("affinity", "irn"):
-        run = Path(shutil.copytree(mapped, tmp_path / way))
-        with pytest.raises(RunError, match="are free"):
-            fit(data, run, refine=way)
-        assert not times(run / f"{way}_labels")
-
-
-def test_labels_need_maps_of_every_image(data, mapped, tmp_path):
-    run = Path(shutil.copytree(mapped, tmp_path / "run"))
-    cam_path(run / "cams", "scene_00002").unlink()
-    with pytest.raises(DataError, match="scene_00002"):
-        fit(data, run, "refine.calibrate=off", refine="affinity")
-    assert not (run / "walk").exists()
 
 
 def test_background_of_an_image_without_maps_is_all():

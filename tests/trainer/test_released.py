@@ -173,7 +173,7 @@ REFUSED = {
     "SC-CAM is not seam": (sc_cam_file, "seam", {}, "it has no fc8.weight, .*; it looks like sc_cam"),
     "adapt_conv": (lambda: own_file(adapt_conv=512), "cam", {}, "its adapt.weight has no place; .* with adapt_conv"),
     "no adapt_conv": (psa_file, "cam", {"adapt_conv": 512}, "it has no adapt.weight; it looks like cam"),
-    "class table": (lambda: own_file(classes=("a", "b", "c", "d")), "cam", {}, "was trained for the classes a, b, c, d"),
+    "class table": (lambda: own_file(classes=("a", "b", "c", "d")), "cam", {}, "was trained for the 4 classes a, b, c, d"),
     "backbone": (lambda: psa_file(backbone="resnet34"), "cam", {}, "this looks like a torchvision resnet34"),
 }  # fmt: skip
 

@@ -55,8 +55,8 @@ class LoadReport:
         return "\n".join([line, "  " + "; ".join(rest)]) if rest else line
 
 
-def load_backbone(module: nn.Module, path: Path | str) -> LoadReport:
-    """Copy the weights of a file into ``module``, offline.
+def load_backbone(module: nn.Module, path: Path | str, content: Checkpoint | None = None) -> LoadReport:
+    """Copy the weights of a file, or its ``content`` where that is read already, into ``module``, offline.
 
     Reads torchvision ``.pth`` files, released WSSS checkpoints (spec methods 4.2 and 5, whatever prefix their names
     carry) and MXNet ``.params`` (4.4). Heads and counters of batch norm are left out. Nothing is changed on error.
@@ -67,7 +67,7 @@ def load_backbone(module: nn.Module, path: Path | str) -> LoadReport:
     from trainer.nets.checkpoints import best_prefix, read_checkpoint
 
     path = Path(path)
-    checkpoint = read_checkpoint(path)
+    checkpoint = content or read_checkpoint(path)
     wanted = {name: tensor for name, tensor in module.state_dict().items() if not name.endswith(COUNTER)}
     prefix = best_prefix(checkpoint.tensors, wanted)
     given = {n.removeprefix(prefix): t for n, t in checkpoint.tensors.items() if n.startswith(prefix)}

@@ -36,7 +36,7 @@ from trainer.refine.affinitynet import (
     walk_scores,
 )
 from trainer.refine.crf import DenseCrf, preset, unary_from_softmax
-from trainer.refine.pseudo_masks import check_cams, has_maps, image_and_cam
+from trainer.refine.pseudo_masks import check_cams, check_maps_space, has_maps, image_and_cam
 from trainer.run import Metrics, Stage
 
 LABEL_BYTES = 0.2
@@ -141,9 +141,11 @@ def walk(
 
     Raises:
         DataError: maps that are missing or do not fit.
+        RunError: no space left, already or soon.
     """
     check_cams(records, cam_folder)
     missing = [record for record in shard(records) if not has_maps(out_folder, record)]
+    check_maps_space(missing, out_folder)
     with inference(net, "fp32", device) as target, progress_bar("walk", len(missing)) as advance:
         for batch in iterate_views(missing, Views(scales=(1.0,)), batch=4):
             features = net(pad_to_stride(batch.images[0].to(target)))

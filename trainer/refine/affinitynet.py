@@ -7,7 +7,7 @@ first, C feature channels, H W image, h w map of 8 pixels a cell, O pair offsets
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -60,6 +60,8 @@ class AffinityConfig(Training):
         beta: exponent of the affinities in the walk.
         steps: of the walk; 256 as released, 64 in SEAM (D4).
         walk_alpha: exponent of the background score that walks along; 16 as released, 6 in SEAM (D4).
+        checkpoint: file of a trained AffinityNet, ours (``model.pt``) or released (``res38_aff.pth``): nothing is
+            trained. ``none`` to train one.
         borders: ``psa``: cells near the border have fewer neighbours, as released; ``full``: every pair in the map (D6).
         solver: how the walk is computed: ``chebyshev`` or ``power``, which give the same scores.
     """
@@ -79,6 +81,7 @@ class AffinityConfig(Training):
     beta: float = 8.0
     steps: int = 256
     walk_alpha: float = 16.0
+    checkpoint: str = "none"
     borders: Borders = "psa"
     solver: Solver = "chebyshev"
 
@@ -111,6 +114,9 @@ class AffinityNet(nn.Module):
     Raises:
         ConfigError: a backbone with fewer features, or another stride.
     """
+
+    released: Mapping[str, tuple[str, ...]] = {}
+    unused: tuple[str, ...] = ()
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()

@@ -33,11 +33,11 @@ from trainer.refine.irn_inference import (
 )
 from trainer.refine.irn_labels import ir_label, irn_sample
 from trainer.refine.irnet import EPS, IrnConfig, IrNet, boundary_losses
-from trainer.refine.pseudo_masks import check_cams, has_maps, image_and_cam
+from trainer.refine.pseudo_masks import check_cams, check_maps_space, has_maps, image_and_cam
 from trainer.run import Metrics, Stage
 
-LABEL_BYTES = 0.05
-"""Of a label, for each pixel."""
+LABEL_BYTES, INSTANCE_BYTES = 0.05, 0.1
+"""Of a label and of the instances of an image, for each pixel."""
 SMALL: dict[str, Any] = {
     "epochs": 3, "batch": 16, "lr": 0.05, "momentum": 0.9, "new_factor": 1.0, "crop": 256, "rescale": (0.75, 1.25),
     "radius": 5, "displacement": False, "canvas": 320,
@@ -92,6 +92,7 @@ def walk(
 
     Raises:
         DataError: maps that are missing or do not fit.
+        RunError: no space left, already or soon.
     """
     check_cams(records, cam_folder)
     missing = [
@@ -100,6 +101,7 @@ def walk(
         if not has_maps(out_folder, record)
         or (instance_folder and record.tags and not cam_path(instance_folder, record.id).exists())
     ]
+    check_maps_space(missing, out_folder, INSTANCE_BYTES if instance_folder else 0)
     with inference(net, "fp32", device) as target, progress_bar("walk", len(missing)) as advance:
         for batch in iterate_views(missing, Views(scales=(1.0,)), batch=1):
             record, size = batch.records[0], batch.size

@@ -7,7 +7,7 @@ refine-segment 4.1, 4.2, 4.4. What it learns from is in ``irn_labels.py``, what 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -45,6 +45,8 @@ class IrnConfig(Training):
         steps: of the walk.
         threshold: score of the background after the walk when instances are cut; masks have ``refine.threshold``.
         solver: ``chebyshev``, or ``power``, the plain product chain: the same scores.
+        checkpoint: file of a trained IRNet, ours (``model.pt``) or released (``res50_irn.pth``): nothing is
+            trained. ``none`` to train one.
         instances: also cut the walked maps into instances; needs ``displacement``.
     """
 
@@ -67,6 +69,7 @@ class IrnConfig(Training):
     steps: int = 256
     threshold: float = 0.25
     solver: Literal["chebyshev", "power"] = "chebyshev"
+    checkpoint: str = "none"
     instances: bool = False
 
     def __post_init__(self) -> None:
@@ -95,6 +98,23 @@ PRESETS: dict[str, dict[str, Any]] = {"irn": {}, "irn-coco": {"foreground": 0.35
 """Changes to the defaults: PASCAL VOC as released, and ReCAM's thresholds for COCO."""
 
 
+def _released_names() -> dict[str, tuple[str, ...]]:
+    """Names that the heads have in IRN's files, by ours (spec 4.1)."""
+    names = {"edge.head": "fc_edge6", "displacement.deep": "fc_dp6", "displacement.head.0": "fc_dp7"}
+    for branch, theirs in (("edge", "fc_edge"), ("displacement", "fc_dp")):
+        names |= {f"{branch}.lifts.{i}": f"{theirs}{i + 1}" for i in range(5)}
+    tensors = {
+        f"{ours}.{rest}": f"{theirs}.{rest}"
+        for ours, theirs in names.items()
+        for rest in (("weight", "bias") if ours == "edge.head" else ("0.weight", "1.weight", "1.bias"))
+    }
+    tensors |= {"displacement.head.1.weight": "fc_dp7.3.weight", "mean_shift": "fc_dp7.4.running_mean"}
+    return {ours: (theirs,) for ours, theirs in tensors.items()}
+
+
+RELEASED = _released_names()
+
+
 class IrNet(nn.Module):
     """Two branches of 1x1 convolutions on the stages of a fixed backbone.
 
@@ -112,6 +132,8 @@ class IrNet(nn.Module):
     """
 
     mean_shift: torch.Tensor
+    released: Mapping[str, tuple[str, ...]] = RELEASED
+    unused: tuple[str, ...] = ()
 
     def __init__(self, backbone: Backbone, displacement: bool = True) -> None:
         super().__init__()

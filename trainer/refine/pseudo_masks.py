@@ -11,9 +11,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from trainer.camfile import Cam, cam_path, read_cam, upsample_cam
+from trainer.camfile import Cam, cam_path, read_cam, stride4, upsample_cam
 from trainer.data.dataset import IGNORE, Dataset, Record, image_size, read_image, read_index_png
 from trainer.errors import ConfigError, DataError
+from trainer.files import check_space
 from trainer.palette import write_index_png
 from trainer.pool import each_image
 from trainer.refine.crf import CrfParameters, DenseCrf, choose_backend, preset, unary_from_labels, unary_from_softmax
@@ -159,7 +160,7 @@ def make_pseudo_masks(
     backend = choose_backend(config.crf_backend) if config.with_crf else None
     check_cams(records, cam_folder)
     out_folder.mkdir(parents=True, exist_ok=True)
-    work = partial(_make_one, dataset, cam_folder, out_folder, config, threshold)
+    work = partial(_make_one, len(dataset.classes), cam_folder, out_folder, config, threshold)
     what = "masks could not be made, all others are kept"
     results = each_image(work, records, what, workers, "refine", progress, lambda record: record.id)
     sizes = [result for result in results if result is not None]
@@ -176,13 +177,13 @@ def make_pseudo_masks(
 
 
 def _make_one(
-    dataset: Dataset, cam_folder: Path, out_folder: Path, config: RefineConfig, threshold: float, record: Record
+    num_classes: int, cam_folder: Path, out_folder: Path, config: RefineConfig, threshold: float, record: Record
 ) -> tuple[int, int, int] | None:
     """Pixels, background pixels and ignored pixels of a mask made now; None if it was there."""
     path = out_folder / f"{record.id}.png"
     if _loads(path):
         return None
-    image, cam = image_and_cam(record, cam_folder, len(dataset.classes))
+    image, cam = image_and_cam(record, cam_folder, num_classes)
     mask = pseudo_mask(image, cam, config, threshold)
     write_index_png(path, mask)
     return mask.size, int((mask == 0).sum()), int((mask == IGNORE).sum())
@@ -226,6 +227,20 @@ def has_maps(folder: Path, record: Record) -> bool:
         return read_cam(cam_path(folder, record.id)).size == image_size(record.image)
     except DataError:
         return False
+
+
+def check_maps_space(records: Sequence[Record], folder: Path, pixel_bytes: float = 0.0) -> None:
+    """Compare the space that maps at stride 4 need, and ``pixel_bytes`` a pixel beside them, with what is free.
+
+    Raises:
+        RunError: there is too little.
+    """
+    needed = 0.0
+    for record in records:
+        height, width = image_size(record.image)
+        rows, columns = stride4((height, width))
+        needed += 2 * len(record.tags) * rows * columns + pixel_bytes * height * width
+    check_space(folder, int(needed), "maps after the walk")
 
 
 def check_cams(records: Sequence[Record], cam_folder: Path) -> None:
