@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from serving.cpus import available_cpus
 from serving.engines import Engine, plan_threads
 from serving.errors import ModelNotFound, RepositoryError, ServerUnavailable, nearest
 from serving.loading import open_warm_engine
+from serving.refusals import Refusals
 from serving.repository import Cards, choose, find_versions, read_repository, wanted_versions
 from serving.soundness import read_size
 from serving.trial import try_model
@@ -82,7 +82,7 @@ class Models:
         self._cards: Cards = {}
         self._served: dict[tuple[str, int], Served] = {}
         self._signatures: dict[tuple[str, int], Signature] = {}
-        self._refused: dict[tuple[str, int], tuple[Signature, RepositoryError]] = {}
+        self._refused = Refusals(config.repository)
         self._states: dict[tuple[str, int], ModelState] = {}
         self._leases: Counter[Served] = Counter()
         self._idle: dict[Served, asyncio.Event] = {}
@@ -104,9 +104,9 @@ class Models:
         watch = await asyncio.to_thread(Watch, self._config.repository)
         names = watch.models
         await asyncio.gather(*(self._refresh(name) for name in names))
-        errors = [self._refused[key][1] for key in sorted(self._refused)]
-        if errors and (self._config.models.strict or not self._served):
-            raise errors[0]
+        error = self._refused.error()
+        if error and (self._config.models.strict or not self._served):
+            raise error
         if not self._served and (names or self._config.models.control == "none"):
             raise RepositoryError(
                 f"{self._config.repository} holds no model", "NAME/VERSION/model.json and its graph", HINT
@@ -130,8 +130,8 @@ class Models:
             FieldError, ModelNotFound, WrongModelKind: see :func:`serving.repository.choose`.
             ServerUnavailable: the model is being loaded.
         """
-        if (name or not self._cards) and name not in self._cards and self._loads(name):
-            raise ServerUnavailable(f"model {name!r} is loading", hint="again soon", retry_after=RETRY_SECONDS)
+        if name not in self._cards if name else not self._cards:
+            self._check_known(name)
         card = choose(self._cards, name, version, kind)
         return self._served[card.name, card.version]
 
@@ -170,12 +170,10 @@ class Models:
         known = await asyncio.to_thread(find_versions, self._config.repository)
         if not known.get(name):
             raise ModelNotFound(f"no model {name!r} in the repository", nearest(name, known), field="model")
-        for key in [key for key in self._refused if key[0] == name]:
-            del self._refused[key]
+        self._refused.forget(name)
         await self._refresh(name)
-        for key in sorted(self._refused):
-            if key[0] == name:
-                raise self._refused[key][1]
+        if error := self._refused.error(name):
+            raise error
 
     async def unload(self, name: str) -> None:
         """Take a model out of service, then free it once its requests are answered.
@@ -192,10 +190,18 @@ class Models:
     def _lock(self, name: str) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())
 
-    def _loads(self, name: str) -> bool:
-        """Whether the model, or any if no name is given, is being loaded for the first time."""
-        states = self._states.values()
-        return any(state.state == State.LOADING and name in ("", state.name) for state in states)
+    def _check_known(self, name: str) -> None:
+        """Tell of a model that is loaded for the first time, of any if no name is given, and of one that was refused."""
+        states = [state for _, state in sorted(self._states.items()) if name in ("", state.name)]
+        if any(state.state == State.LOADING for state in states):
+            raise ServerUnavailable(f"model {name!r} is loading", hint="again soon", retry_after=RETRY_SECONDS)
+        if name and states and states[-1].reason:
+            raise ModelNotFound(
+                f"model {name!r} is not served: {states[-1].reason}",
+                nearest(name, self._cards),
+                field="model",
+                metadata={"known": ",".join(self._cards)},
+            )
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
@@ -240,7 +246,7 @@ class Models:
         served = self._served.get(key)
         if served and self._signatures[key] == now:
             return served
-        if key in self._refused and self._refused[key][0] == now:
+        if key in self._refused and self._refused[key].signature == now:
             return served
         if not served:
             self._tell(key, State.LOADING)
@@ -248,10 +254,11 @@ class Models:
             loaded = await self._load(folder)
         # Whatever a hostile or vanishing folder makes a library raise must not end the server.
         except Exception as error:
-            refusal = error if isinstance(error, RepositoryError) else RepositoryError(f"{folder} fails: {error}")
-            log.warning("model %s version %s is refused: %s", name, version, refusal, exc_info=refusal is not error)
-            self._refused[key] = (now, refusal)
-            self._tell(key, State.READY if served else State.UNAVAILABLE, self._public(refusal))
+            known = isinstance(error, RepositoryError)
+            why = error if isinstance(error, RepositoryError) else RepositoryError(f"{folder} fails: {error}")
+            log.warning("model %s version %s is refused: %s", name, version, why, exc_info=not known)
+            self._refused.note(key, now, why)
+            self._tell(key, State.READY if served else State.UNAVAILABLE, self._refused.reason(key))
             return served
         self._refused.pop(key, None)
         self._signatures[key] = now
@@ -274,8 +281,8 @@ class Models:
             cards = {served.card.version: served.card for served in sorted(chosen, key=_version)}
             self._cards = dict(sorted({**self._cards, name: cards}.items()))
         for served in chosen:
-            reason = self._refused.get((name, served.card.version))
-            self._tell((name, served.card.version), State.READY, self._public(reason[1]) if reason else "")
+            key = (name, served.card.version)
+            self._tell(key, State.READY, self._refused.reason(key))
         retired = [served for served in old if served not in chosen]
         for served in retired:
             if (name, served.card.version) not in self._served:
@@ -306,13 +313,6 @@ class Models:
                 continue
             for name in changed:
                 self._spawn(self._refresh(name))
-
-    def _public(self, error: RepositoryError) -> str:
-        """The reason of a refusal as callers may read it: paths inside of the repository only."""
-        text = f"{error.found}, expected {error.expected}" if error.expected else error.found
-        for root in (self._config.repository, self._config.repository.resolve()):
-            text = text.replace(f"{root}/", "")
-        return re.sub(r"(?<!\w)(/[\w.@+-]+){2,}", "(path)", text)[:500]
 
 
 def build(folder: Path, config: ServerConfig) -> Served:

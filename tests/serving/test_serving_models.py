@@ -59,6 +59,9 @@ def test_the_sound_models_are_served_and_the_others_told_with_their_reason(tmp_p
             told = reason(models, "maps", 1)
             assert told.startswith("maps/1/model.onnx has SHA-256")
             assert str(tmp_path) not in told
+            with pytest.raises(ModelNotFound, match=r"model 'maps' is not served: maps/1/model\.onnx has") as caught:
+                models.find("maps", 0, None)
+            assert caught.value.metadata == {"known": "colours"}
             ran = await models.find("colours", 0, "segmenter").batcher.run(PIXELS)
             assert (ran.outputs["mask"] == 1).all()
         for told in ("empty has no version", "SHA-256"):
