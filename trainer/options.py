@@ -24,7 +24,7 @@ STAGES = ("classify", "cams", "refine", "segment", "evaluate", "report")
 SECTIONS = ("data", "method", "classify", "cams", "refine", "affinity", "irn", "segment", "evaluate")
 
 PUBLISHED_THRESHOLD = {"threshold_from": "fixed", "threshold": 0.25}
-"""Of maps after IRNet's walk, as released (spec refine-segment 4.5)."""
+"""Of maps after IRNet's walk, as released (spec refine-segment 4.5); calibrated maps of small networks have it too."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ def make_configs(options: Options) -> Configs:
     ways: dict[str, dict[str, Any]] = {"affinity": affinity_stage.SMALL, "irn": irn_stage.SMALL} if small else {}
     for section, way in refinement.items():
         ways[section] = {**ways.get(section, {}), **way}
-    if not small and changes["refine"].get("refine", ways["refine"]["refine"]) == "irn":
-        ways["refine"] |= PUBLISHED_THRESHOLD
+    if changes["refine"].get("refine", ways["refine"]["refine"]) == "irn":
+        ways["refine"] |= {**PUBLISHED_THRESHOLD, "crf_after_walk": small}
     labels = {"labels_from": options.labels_from} if options.labels_from else {}
     return Configs(
         knobs.replace(DataConfig(), {**labels, **changes["data"]}, "data"),

@@ -80,8 +80,7 @@ class Refinement:
         if self.walks:
             name = self.config.refine
             every = result(self.affinity if name == "affinity" else self.irn)
-            config = self.config
-            power = [config.threshold_from, config.threshold] if config.calibrate else []
+            power = [self.calibrated_by] if self.config.calibrate else []
             images = [record.id for record in self.images]
             stages: list[tuple[str, set[str], list[Any], Callable[[str], None]]] = [
                 (f"{name}_labels", every.keys() & LABEL_KNOBS, power, self.labels),
@@ -101,7 +100,13 @@ class Refinement:
         """What maps are raised to before published constants are used on them."""
         if not self.config.calibrate:
             return 1.0
-        return calibration(self._threshold(self.run.path / "cams").value)
+        return calibration(self._threshold(self.run.path / "cams", self.calibrated_by).value)
+
+    @property
+    def calibrated_by(self) -> str:
+        """Where the maps' own threshold comes from. A fixed one is of the maps after the walk and says nothing of these."""
+        source = self.config.threshold_from
+        return "label_free" if source == "fixed" else source
 
     @property
     def tagged(self) -> list[Record]:
@@ -183,14 +188,14 @@ class Refinement:
         with self.run.stage("refine", key, folder="masks") as stage:
             if rank() > 0:
                 return
-            threshold = self._threshold(self.maps)
+            threshold = self._threshold(self.maps, self.config.threshold_from)
             summary = make_pseudo_masks(
                 self.dataset, self.usable, self.maps, stage.folder, self.config, threshold.value, progress=True
             )
             stage.outputs.update(count=summary.pop("count"))
             stage.metrics.update(summary, threshold_from=threshold.source, threshold_detail=threshold.detail)
 
-    def _threshold(self, folder: Path) -> Threshold:
+    def _threshold(self, folder: Path, source: str) -> Threshold:
         """Of the maps in a folder."""
         config = self.config
         if config.score == "rest" and folder == self.maps:
@@ -198,7 +203,7 @@ class Refinement:
                 0.0, "fixed", f"no threshold: (1 - max)^{self.affinity.walk_alpha:g} walks along as background"
             )
         return choose(
-            config.threshold_from, config.threshold, self.dataset, self.tagged, folder,
+            source, config.threshold, self.dataset, self.tagged, folder,
             for_masks=True, without=self.run.left_out, progress=True,
         )  # fmt: skip
 

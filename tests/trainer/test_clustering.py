@@ -93,6 +93,25 @@ def test_finch_golden_sizes() -> None:
     assert np.bincount(finch(x)[0][:, -1]).tolist() == [40] * 5
 
 
+@pytest.mark.parametrize(
+    ("options", "counts", "sizes"),
+    [
+        ({}, [7, 4], [20, 20, 10, 10]),
+        ({"early_exit": False}, [7, 3], [20, 20, 20]),
+        ({"metric": "euclidean"}, [10, 5, 4], [10, 36, 10, 4]),
+    ],
+)
+def test_finch_golden_of_the_refinement_specification(options: dict, counts: list[int], sizes: list[int]) -> None:
+    """G7 of refine-segment 17."""
+    i, k = np.arange(60)[:, None], np.arange(8)[None]
+    x = (np.sin(0.37 * i * (k + 1)) + 2 * np.cos(1.3 * (i % 6) * (k + 1))).astype(np.float32)
+    partitions, found = finch(x, **options)
+    assert found.tolist() == counts
+    assert sorted(np.bincount(partitions[:, -1]).tolist()) == sorted(sizes)
+    if not options:
+        np.testing.assert_array_equal(finch(x, required=4)[0][:, -1], partitions[:, -1])
+
+
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("early_exit", [False, True])
 def test_finch_is_the_written_algorithm(seed: int, early_exit: bool) -> None:

@@ -112,8 +112,10 @@ def test_irn_makes_labels_weights_maps_masks_and_instances(bare, irn):
         ("irn", "irn.beta=4", "walk"),
         ("irn", "irn.canvas=80", "walk"),
         ("irn", "irn.instances=off", "walk"),
-        ("irn", "refine.threshold_from=fixed", "irn_labels"),
-        ("irn", "refine.crf_after_walk=on", "refine"),
+        ("irn", "refine.threshold_from=train", "irn_labels"),
+        ("irn", "refine.threshold_from=label_free", "refine"),
+        ("irn", "refine.threshold=0.3", "refine"),
+        ("irn", "refine.crf_after_walk=off", "refine"),
         ("irn", "irn.tensorboard=on", None),
     ],
 )
@@ -181,11 +183,11 @@ def test_the_arg_max_of_the_stored_shares_is_that_of_the_walk(tmp_path):
 
 
 def test_the_protocol_names_the_walk_and_the_crf(bare, finished):
-    runs = {"affinity": "walk of AffinityNet", "irn": "walk of IRNet"}
+    runs = {"affinity": "walk of AffinityNet, no CRF", "irn": "walk of IRNet, dense CRF P7"}
     for way, walk in runs.items():
         lines = current_evaluation(finished(way))["refined"]
         assert set(lines) == {"train", "val"}
-        assert all(f"pseudo masks from true tags, {walk}, no CRF, " in line["protocol"] for line in lines.values())
+        assert all(f"pseudo masks from true tags, {walk}, " in line["protocol"] for line in lines.values())
 
 
 def test_a_crf_after_the_walk_makes_only_the_masks_again(bare, finished):
@@ -227,6 +229,24 @@ def test_small_networks_get_small_knobs_and_calibration(tmp_path, recipe):
     assert {k: getattr(configs.affinity, k) for k in affinity_stage.SMALL} == affinity_stage.SMALL
     assert {k: getattr(configs.irn, k) for k in irn_stage.SMALL} == irn_stage.SMALL
     assert (configs.affinity.high_alpha, configs.affinity.steps, configs.affinity.walk_alpha) == (24.0, 64, 6.0)
+
+
+@pytest.mark.parametrize("options", [{"refine": "irn"}, {"settings": ("refine.refine=irn",)}])
+@pytest.mark.parametrize(("recipe", "small"), [("small", True), ("scratch", True), ("psa", False), ("irn", False)])
+def test_maps_after_irnets_walk_have_the_published_threshold(tmp_path, recipe, small, options):
+    configs = make_configs(Options(tmp_path, tmp_path, recipe=recipe, **options))
+    assert configs.refine == RefineConfig(
+        refine="irn", calibrate=small, crf_after_walk=small, threshold_from="fixed", threshold=0.25
+    )
+
+
+def test_maps_are_calibrated_by_their_own_threshold_and_not_by_that_after_the_walk(bare, mapped, tmp_path):
+    found = {}
+    for source in ("fixed", "label_free", "train"):
+        refinement = pipeline(bare, mapped, f"refine.threshold_from={source}", refine="irn").refinement()
+        found[source] = refinement.power
+    assert found["fixed"] == found["label_free"] != found["train"]
+    assert found["fixed"] != pytest.approx(calibration(0.25))
 
 
 @pytest.mark.parametrize("recipe", ["psa", "irn"])

@@ -183,7 +183,11 @@ def test_a_given_network_walks_without_labels_and_training(bare, mapped, finishe
     stages = json.loads((run / "manifest.json").read_text())["stages"]
     assert stages["walk"]["outputs"]["taken_from"] == str(path)
     line = current_evaluation(run)["refined"]["val"]["protocol"]
-    assert f"walk of {'AffinityNet' if way == 'affinity' else 'IRNet'} from model.pt, no CRF" in line
+    walks = {
+        "affinity": "walk of AffinityNet from model.pt, no CRF",
+        "irn": "walk of IRNet from model.pt, dense CRF P7",
+    }
+    assert walks[way] in line
     assert again(fit(bare, run, given(way, path), refine=way)) == set()
 
 

@@ -40,7 +40,7 @@ LABEL_BYTES, INSTANCE_BYTES = 0.05, 0.1
 """Of a label and of the instances of an image, for each pixel."""
 SMALL: dict[str, Any] = {
     "epochs": 3, "batch": 16, "lr": 0.05, "momentum": 0.9, "new_factor": 1.0, "crop": 256, "rescale": (0.75, 1.25),
-    "radius": 5, "displacement": False, "canvas": 320,
+    "radius": 5, "displacement": False, "canvas": 320, "steps": 64,
 }  # fmt: skip
 """Changes for small networks and short trainings; ours."""
 
