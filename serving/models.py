@@ -97,17 +97,17 @@ class Models:
         A model that is not sound is left out with its reason, and an older version of it that is sound is served.
 
         Raises:
-            RepositoryError: no model is sound, or one is not and ``models.strict`` is set.
+            RepositoryError: no model is sound, or one is not and ``models.strict`` is set. A repository without any
+                model is no fault where models may come later.
         """
         if self._config.models.strict:
             await asyncio.to_thread(read_repository, self._config.repository)
         watch = await asyncio.to_thread(Watch, self._config.repository)
-        names = watch.models
-        await asyncio.gather(*(self._refresh(name) for name in names))
+        await asyncio.gather(*(self._refresh(name) for name in watch.models))
         error = self._refused.error()
         if error and (self._config.models.strict or not self._served):
             raise error
-        if not self._served and (names or self._config.models.control == "none"):
+        if not self._served and self._config.models.control == "none":
             raise RepositoryError(
                 f"{self._config.repository} holds no model", "NAME/VERSION/model.json and its graph", HINT
             )
