@@ -107,7 +107,7 @@ class Labeller:
         self.config = config
         self.workers = config.workers or min(available_cpus(), 16)
         self.format: Format = find_format(config.format, config.polygons)
-        cards = read_repository(config.repository)
+        cards = read_repository(config.repository, config.model)
         self.card: Card = choose(cards, config.model, config.version, ("segmenter", "cam"))
         self.options: Options = options_for(
             self.card,

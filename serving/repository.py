@@ -31,14 +31,19 @@ def find_versions(root: Path) -> dict[str, dict[int, Path]]:
     return found
 
 
-def read_repository(root: Path) -> Cards:
+def read_repository(root: Path, only: str = "") -> Cards:
     """Every version of every model below ``root``, names sorted, versions rising. Files are not hashed yet.
+
+    Args:
+        root: the repository.
+        only: a model; if it is there, the others are not looked at.
 
     Raises:
         RepositoryError: no such folder, no model in it, a model without version, or a bad card.
     """
+    found = find_versions(root)
     cards: Cards = {}
-    for name, versions in find_versions(root).items():
+    for name, versions in ({only: found[only]} if only in found else found).items():
         if not versions:
             raise RepositoryError(f"{root / name} has no version", "a folder named 1, 2, ... with a model.json", HINT)
         cards[name] = {version: read_card(folder) for version, folder in versions.items()}

@@ -82,6 +82,15 @@ def test_missing_and_empty_folders(tmp_path: Path):
         read_repository(tmp_path)
 
 
+def test_a_bad_model_does_not_keep_another_from_being_read_alone(tmp_path: Path):
+    tiny_models.export(tmp_path)
+    tiny_models.export(tmp_path, "bad", changes={"format": 2})
+    assert list(read_repository(tmp_path, "colours")) == ["colours"]
+    for name in ("", "bad", "none"):
+        with pytest.raises(RepositoryError, match="format is 2"):
+            read_repository(tmp_path, name)
+
+
 def test_checksums(tmp_path: Path):
     folder = tiny_models.export(tmp_path)
     card = read_card(folder)
