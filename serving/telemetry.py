@@ -118,7 +118,11 @@ COUNTERS: tuple[Figure, ...] = (
     ("wsss_executions", "Runs of the engine.", lambda s: s.executions),
     ("wsss_inferences", "Images or tensors in all runs.", lambda s: s.inferences),
     ("wsss_refused", "Requests refused because the queue was full.", lambda s: s.refused),
-    ("wsss_dropped", "Requests whose caller left or whose deadline passed before their run.", lambda s: s.dropped),
+    (
+        "wsss_dropped",
+        "Requests whose caller left or whose deadline passed before they were answered.",
+        lambda s: s.dropped,
+    ),
 )
 
 

@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,10 @@ def main() -> None:
     folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
     # A server that dies must not leave its trials behind.
     signal.alarm(int(settings.get("seconds", 3600)) + 5)
-    # What serves now goes before what is tried.
+    # What serves now goes before what is tried: for the processors, and where the kernel must free memory.
     os.nice(5)
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
     if memory := settings.get("memory"):
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     # Libraries write to standard output too; it is for the verdict alone.

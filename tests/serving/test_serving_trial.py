@@ -97,6 +97,12 @@ def test_a_hang_is_a_refusal(tmp_path, misbehave):
     assert time.monotonic() - began < 60
 
 
+def test_the_kernel_would_end_the_trial_before_the_server(tmp_path, misbehave):
+    misbehave("raise RuntimeError(open('/proc/self/oom_score_adj').read() + ' ' + str(os.nice(0)))")
+    with pytest.raises(RepositoryError, match=f"1000\n {min(19, os.nice(0) + 5)}"):
+        attempt(tiny_models.export(tmp_path))
+
+
 def test_what_libraries_print_is_not_the_verdict(tmp_path, misbehave):
     misbehave("print('{\"sound\": true}', flush=True); raise RuntimeError('fails all the same')")
     with pytest.raises(RepositoryError, match="fails all the same"):
