@@ -21,8 +21,8 @@ STAGES = {"cam": "CAM", "refined": "Refined masks", "segment": "Segmenter", "seg
 PIPELINE = ("classify", "cams", "refine", "segment", "evaluate")
 #: Every stage between the preparations of a method and the last figures, in the order of work.
 _ORDER = (
-    "classify", "cams", "affinity_labels", "affinity", "irn_labels", "irn", "walk", "refine", "segment", "segment_full",
-    "evaluate",
+    "classify", "cams", "affinity_labels", "affinity", "irn_labels", "irn", "walk", "refine", "segment_train", "segment",
+    "segment_full_train", "segment_full", "evaluate",
 )  # fmt: skip
 _CHOSEN = {
     "fixed": "set beforehand",

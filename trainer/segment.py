@@ -13,15 +13,15 @@ from torch import nn
 
 from trainer import config as knobs
 from trainer.classify import read_weights, save, tuples
-from trainer.data.dataset import Record, read_image, read_index_png
+from trainer.data.dataset import Record, image_size, read_image, read_index_png
 from trainer.data.loader import Samples
 from trainer.data.transforms import CAFFE_PIXELS, MEAN, STD, Rng, normalise
 from trainer.devices import shard
-from trainer.errors import DataError
+from trainer.errors import DataError, UserError
 from trainer.inference import inference, iterate_views
 from trainer.loop import train
 from trainer.palette import write_index_png
-from trainer.pool import over_images
+from trainer.pool import over_images, raise_together
 from trainer.refine.crf import DenseCrf, Float, preset, unary_from_softmax
 from trainer.run import Metrics, Stage
 from trainer.segmenters import make_segmenter
@@ -41,12 +41,37 @@ def read_pseudo_mask(record: Record, folder: Path) -> np.ndarray:
     Raises:
         DataError: it is missing or damaged.
     """
-    path = folder / f"{record.id}.png"
+    return read_index_png(folder / f"{record.id}.png")
+
+
+def check_masks(records: Sequence[Record], folder: Path) -> None:
+    """Look at the header of every mask before hours are spent on the first of them.
+
+    Raises:
+        DataError: masks that are missing, damaged or not of their image's size, listed together.
+    """
+    problems: list[UserError] = []
+    for record in records:
+        try:
+            _check_mask(record, folder / f"{record.id}.png")
+        except DataError as error:
+            problems.append(error)
+    raise_together(problems, len(records), "masks cannot be trained on")
+
+
+def _check_mask(record: Record, path: Path) -> None:
     if not path.exists():
         raise DataError(
-            f"{path} is missing", f"a mask of {record.id!r}", "run the same command again: refine makes what is missing"
+            f"{path} is missing", "a mask of every image", "bring it back, or make the masks in a new --run"
         )
-    return read_index_png(path)
+    mask, image = image_size(path), image_size(record.image)
+    if mask != image:
+        raise DataError(*_other_size(record, mask, image))
+
+
+def _other_size(record: Record, mask: Sequence[int], image: Sequence[int]) -> tuple[str, str]:
+    found = f"the mask of {record.id!r} is {mask[1]}x{mask[0]}, its image {image[1]}x{image[0]}"
+    return found, "masks of the image's size"
 
 
 def make_sample(record: Record, rng: Rng, segmenter: Segmenter, read_mask: ReadMask) -> tuple[torch.Tensor, ...]:
@@ -57,10 +82,7 @@ def make_sample(record: Record, rng: Rng, segmenter: Segmenter, read_mask: ReadM
     """
     pixels, mask = read_image(record.image), read_mask(record)
     if mask.shape != pixels.shape[:2]:
-        raise DataError(
-            f"the mask of {record.id!r} is {mask.shape[1]}x{mask.shape[0]}, its image {pixels.shape[1]}x{pixels.shape[0]}",
-            "masks of the image's size",
-        )
+        raise DataError(*_other_size(record, mask.shape, pixels.shape))
     labels = np.unique(mask)
     if len(wrong := labels[(labels > segmenter.num_classes) & (labels != 255)]):
         raise DataError(

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from trainer import segment
@@ -65,11 +66,14 @@ def find_start(
         num_classes: K.
 
     Raises:
-        ConfigError: a classifier of another network.
+        ConfigError: impossible knobs, or a classifier of another network.
         WeightsError: no such file, or one that does not fit.
     """
     kind = segmenter_class(config.network)
     own = kind.own_backbone or backbone
+    with torch.device("meta"):
+        # So that knobs that cannot be end the run before it starts.
+        make_segmenter(config, backbone, num_classes).build()
     # Nothing but random weights has another width.
     if given == "none" or config.init == "random" or config.width < 1:
         return Start("random")
@@ -157,6 +161,8 @@ class Segmentation:
         records = [r for r in self.training if r.id not in left_out and (not true or self.dataset.has_mask(r))]
         if not records:
             raise DataError(f"no image of list {self.train_list!r} has a true mask", "masks for --supervision full")
+        if not true:
+            segment.check_masks(records, self.run.path / "masks")
         first = self.start.supervision(self.identity["initial"])
         identity = {**self.identity, "initial": first, "supervision": "true masks" if true else "tags", "key": key}
         with self.run.stage(f"{name}_train", key, folder=name) as stage:

@@ -44,12 +44,24 @@ def test_a_mask_of_another_size_is_refused(tmp_path):
         segment.make_sample(record, RNG, aspp(QUICK), read)
 
 
-def test_a_mask_that_is_missing_or_of_other_classes_is_refused(tmp_path):
+def test_masks_are_looked_at_before_the_training(tmp_path):
+    data = pictures(tmp_path, count=4)
+    for record in data.subset("all"):
+        write_index_png(tmp_path / "masks" / f"{record.id}.png", data.read_mask(record))
+    segment.check_masks(data.subset("all"), tmp_path / "masks")
+    (tmp_path / "masks" / "p1.png").unlink()
+    (tmp_path / "masks" / "p2.png").write_bytes(b"PNG")
+    write_index_png(tmp_path / "masks" / "p3.png", np.zeros((5, 9), np.uint8))
+    with pytest.raises(DataError, match="3 of 4 masks cannot be trained on") as caught:
+        segment.check_masks(data.subset("all"), tmp_path / "masks")
+    for part in ("p1.png is missing", "p2.png", "the mask of 'p3' is 9x5, its image 36x44"):
+        assert part in caught.value.found
+    assert "new --run" in caught.value.hint
+
+
+def test_a_mask_that_is_damaged_or_of_other_classes_is_refused(tmp_path):
     record = pictures(tmp_path, count=1).subset("all")[0]
     read = partial(segment.read_pseudo_mask, folder=tmp_path / "masks")
-    with pytest.raises(DataError, match=r"p0\.png is missing") as caught:
-        segment.make_sample(record, RNG, aspp(QUICK), read)
-    assert "refine makes what is missing" in caught.value.hint
     write_index_png(tmp_path / "masks" / "p0.png", np.full((44, 36), 4, np.uint8))
     with pytest.raises(DataError, match="mask of 'p0' has the label 4") as caught:
         segment.make_sample(record, RNG, aspp(QUICK), read)

@@ -13,15 +13,18 @@ import pytest
 import torch
 from torch import nn
 from torchvision.models import resnet101
+from typer.testing import CliRunner
 
 from trainer import loop, segment
+from trainer.cli import app
 from trainer.data.synthetic import write_synthetic
-from trainer.errors import ConfigError, RunError, WeightsError
+from trainer.errors import ConfigError, RunError, UserError, WeightsError
 from trainer.export_run import export_run
 from trainer.export_weights import export_weights
 from trainer.measure import current_evaluation
 from trainer.nets import build_backbone, deeplab_v2
 from trainer.nets.deeplab import DeepLabV2ResNet101, LargeFOVResNet38
+from trainer.nets.weight_cache import import_weights
 from trainer.nets.weights import file_sha256
 from trainer.options import Options
 from trainer.pipeline import Pipeline
@@ -255,6 +258,49 @@ def test_weights_go_out_and_come_back_in(finished, tmp_path):
     assert (report.missing, report.supervision) == ((), "image tags")
     assert all(torch.equal(v, network.state_dict()[k]) for k, v in again.state_dict().items() if "num_batches" not in k)
     assert "masks" in export_weights(run, tmp_path / "full.pth", "segment_full")["supervision"]
+
+
+def test_the_commands_of_weights(finished, files, tmp_path):
+    _, run = finished
+    said = CliRunner().invoke(app, ["weights", "export", str(run), "--out", str(tmp_path / "a.pth"), "--json"])
+    assert json.loads(said.stdout)["sha256"] == file_sha256(tmp_path / "a.pth")
+    said = CliRunner().invoke(app, ["weights", "import", str(files["coco"]), "--as", "deeplab-v2-r101"])
+    assert "supervision COCO masks (EXTRA SUPERVISION" in said.stderr
+    assert Path(said.stdout.strip()).is_file()
+    said = CliRunner().invoke(app, ["weights", "list", "--json"])
+    assert {row["backbone"]: row["supervision"] for row in json.loads(said.stdout)}["deeplab-v2-r101"] == "COCO masks"
+
+
+def test_a_name_of_the_cache_is_a_start(files):
+    with pytest.raises(WeightsError, match=r"no network\?"):
+        start("deeplab-v2-r101", given="deeplab-v2-r101")
+    import_weights(files["coco"], "deeplab-v2-r101")
+    assert start("deeplab-v2-r101", given="deeplab-v2-r101").supervision("x") == "COCO masks"
+    # Without being named it is not taken: masks would come in by themselves.
+    with pytest.raises(WeightsError, match=r"no network\?"):
+        start("deeplab-v2-r101")
+
+
+def test_impossible_segmenters_end_before_the_work(scenes, files, tmp_path):
+    fit = ["fit", str(scenes), "--run", str(tmp_path / "run"), "--weights", "none"]
+    for more, message in (
+        (["--segmenter", "deeplab-v2"], "there is no segmenter 'deeplab-v2'"),
+        (
+            ["--segmenter", "largefov-r38", "--segmenter-weights", str(files["vision"])],
+            "looks like a torchvision resnet101",
+        ),
+        (["--segmenter-weights", "nowhere.pth"], "nowhere.pth is not a file"),
+        (["--segmenter", "largefov-r38", "--set", "segment.init=classifier"], "the classifier is a mobilenet_v2"),
+        (
+            ["--segmenter", "largefov-r38", "--set", "segment.bn=train", "--segmenter-weights", "none"],
+            "batch norm mode 'train'",
+        ),
+    ):
+        error = CliRunner().invoke(app, [*fit, *more]).exception
+        assert isinstance(error, UserError), error
+        assert message in error.found
+        assert error.expected
+    assert not (tmp_path / "run" / "manifest.json").exists()
 
 
 def test_nothing_to_hand_on_is_said(scenes, tmp_path):

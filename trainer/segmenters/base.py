@@ -129,7 +129,9 @@ def mean_probabilities(network: nn.Module, views: Sequence[Tensor], size: tuple[
     total = torch.zeros(())
     for images in views:
         logits = network(torch.cat([images, images.flip(3)]) if flip else images).float()
-        chance = nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False).softmax(1)
+        logits = nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)
+        # Logits are channels-last, and the soft-max over another than the last axis would copy them.
+        chance = logits.permute(0, 2, 3, 1).softmax(-1).permute(0, 3, 1, 2)
         count = len(images)
         total = total + chance[:count] + (chance[count:].flip(3) if flip else 0)
     return total / total.sum(1, keepdim=True)
