@@ -47,7 +47,8 @@ def main() -> None:
         card = choose(read_repository(repository), options.model, 0, "segmenter")
         images = read_images(options.images)
         engine = OnnxRuntimeEngine(card, threads=1)
-        command = [sys.executable, "-m", "serving.cli", "serve", "--port", "0", "--repository", str(repository)]
+        command = [sys.executable, "-m", "serving.cli", "serve", "--engine", "onnxruntime"]
+        command += ["--port", "0", "--repository", str(repository)]
         server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         try:
             address = server.stdout.readline().split()[-1]

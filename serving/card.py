@@ -60,6 +60,7 @@ class Card:
         score_threshold: image-level score from which a class counts as present.
         background_threshold: activation below which a cell is background, where the graph uses one.
         golden: what the graph said of one image when it was exported.
+        half_graph: file of the same graph whose network computes in float16, if there is one.
         warm: shapes of inputs, without the batch axis, to run before the first request.
     """
 
@@ -85,6 +86,7 @@ class Card:
     metrics: dict[str, Any]
     created: datetime | None
     golden: Golden | None = None
+    half_graph: str | None = None
     warm: tuple[Mapping[str, tuple[int, ...]], ...] = ()
 
     @property
@@ -160,6 +162,7 @@ def _card(raw: dict[str, Any], folder: Path) -> Card:
         metrics=dict(raw.get("metrics") or {}),
         created=datetime.fromisoformat(raw["created"]) if raw.get("created") else None,
         golden=_golden(raw["golden"]) if raw.get("golden") and pixels else None,
+        half_graph=_text(raw, "half_graph") if raw.get("half_graph") else None,
         warm=tuple({str(name): tuple(map(int, shape)) for name, shape in one.items()} for one in raw.get("warm") or ()),
     )
     _refuse(
@@ -167,6 +170,7 @@ def _card(raw: dict[str, Any], folder: Path) -> Card:
             f"name is {card.name!r}": not NAME.fullmatch(card.name),
             f"version is {card.version}": card.version < 1,
             "sha256 does not list the graph": card.graph not in card.sha256,
+            "sha256 does not list the half-precision graph": card.half_graph not in (None, *card.sha256),
             "a file name has a folder in it": any(Path(name).name != name for name in (card.graph, *card.sha256)),
         }
     )

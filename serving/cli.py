@@ -11,9 +11,10 @@ from typing import Annotated
 import typer
 
 from serving import cli_bench, cli_client, cli_label
-from serving.cli_options import DEFAULT, Json, MaxBytes, MaxPixels, Repository
-from serving.config import ServerConfig, read_config, set_value, set_values
+from serving.cli_options import DEFAULT, EngineOption, Json, MaxBytes, MaxPixels, Repository
+from serving.config import ServerConfig
 from serving.errors import ServingError
+from serving.settings import read_config, set_value, set_values
 
 app = typer.Typer(
     name="wsss-serving",
@@ -45,6 +46,7 @@ SETTINGS = {
     "workers": "schedule.workers",
     "threads": "schedule.threads",
     "queue": "schedule.queue",
+    "engine": "engine.name",
     "grace": "shutdown.grace",
     "lame_duck": "shutdown.lame_duck",
     "max_pixels": "limits.max_pixels",
@@ -103,6 +105,7 @@ def serve(
     queue: Annotated[
         int, typer.Option(min=1, help="Requests of one model waiting or running; more are refused.")
     ] = DEFAULT.schedule.queue,
+    engine: EngineOption = DEFAULT.engine.name,
     grace: Annotated[
         float, typer.Option(min=0, help="Seconds for accepted requests to finish in.")
     ] = DEFAULT.shutdown.grace,

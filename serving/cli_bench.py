@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from serving.cli_options import DEFAULT, Json, Repository
+from serving.cli_options import DEFAULT, EngineOption, Json, Repository
 
 
 def bench(
@@ -22,6 +22,7 @@ def bench(
     address: Annotated[
         str, typer.Option(help="Server that runs already, with the same repository; starts its own without.")
     ] = "",
+    engine: EngineOption = DEFAULT.engine.name,
     callers: Annotated[int, typer.Option(min=1, max=256, help="Callers at once.")] = 4,
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Of each measurement; the medians count.")] = 4,
     seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Of each load in a round.")] = 3.0,
@@ -38,9 +39,23 @@ def bench(
 
     from serving.bench import bench as run
     from serving.bench.setting import BenchConfig
+    from serving.settings import changed
 
     keys = tuple(key.strip() for key in only.split(",") if key.strip())
-    config = BenchConfig(repository, model, images, tensors, side, address, callers, rounds, seconds, count, keys)
+    config = BenchConfig(
+        repository,
+        model,
+        images,
+        tensors,
+        side,
+        address,
+        callers,
+        rounds,
+        seconds,
+        count,
+        keys,
+        changed(DEFAULT.engine, {"name": engine}),
+    )
     columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=None)

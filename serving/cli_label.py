@@ -11,6 +11,7 @@ import typer
 from serving.cli_options import (
     DEFAULT,
     BackgroundThreshold,
+    EngineOption,
     Json,
     MaxBytes,
     MaxPixels,
@@ -21,7 +22,8 @@ from serving.cli_options import (
     ScoreThreshold,
     Tile,
 )
-from serving.config import Limits, TilingConfig, changed
+from serving.config import Limits, TilingConfig
+from serving.settings import changed
 
 if TYPE_CHECKING:
     from serving.label import LabelConfig, Summary
@@ -45,6 +47,7 @@ def label(
     min_confidence: MinConfidence = None,
     force: Annotated[bool, typer.Option("--force", help="Label again what is labelled already.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Images at once; 0 chooses.")] = 0,
+    engine: EngineOption = DEFAULT.engine.name,
     bucket: Annotated[
         int, typer.Option(min=1, help="Round sides up to a multiple, as a server's schedule.bucket.")
     ] = DEFAULT.schedule.bucket,
@@ -68,6 +71,7 @@ def label(
         limits=Limits(max_bytes=max_bytes, max_pixels=max_pixels),
         bucket=bucket,
         tiles=_tiles("tile" if tile else oversize, overlap),
+        engine=changed(DEFAULT.engine, {"name": engine}),
         score_threshold=score_threshold,
         background_threshold=background_threshold,
         confidence_threshold=min_confidence,

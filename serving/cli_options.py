@@ -32,3 +32,7 @@ BackgroundThreshold = Annotated[
 MinConfidence = Annotated[
     float | None, typer.Option(min=0, max=1, help="Leave pixels below this confidence open: label 255.")
 ]
+EngineOption = Annotated[
+    str,
+    typer.Option(help="auto, onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt, openvino or tensorrt."),
+]

@@ -43,6 +43,10 @@ class RepositoryError(ServingError):
     """The model repository, a card or a graph file is missing, damaged or not as the card says."""
 
 
+class EngineError(RepositoryError):
+    """The engine asked for cannot run the model here: its library or device is missing, or it does not take the graph."""
+
+
 class ConfigError(ServingError):
     """A setting, or the file of settings, is not as expected."""
 
@@ -173,6 +177,13 @@ class Overloaded(RetryLater):
 
     code = "RESOURCE_EXHAUSTED"
     reason = "QUEUE_FULL"
+
+
+class OutOfMemory(RetryLater):
+    """The device has no memory left for the run."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "OUT_OF_MEMORY"
 
 
 class TooManyStreams(RetryLater):

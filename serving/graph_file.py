@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
+from pathlib import Path
 
 from serving.card import HINT, Card
 from serving.errors import RepositoryError
@@ -30,12 +31,17 @@ Found = Iterator[tuple[str, str]]
 
 
 def check_graph(card: Card) -> None:
-    """See that the graph uses no operators of unknown domains and no data outside of the files that the card lists.
+    """See that the graphs use no operators of unknown domains and no data outside of the files that the card lists.
 
     Raises:
-        RepositoryError: it does, or is no ONNX file.
+        RepositoryError: one does, or is no ONNX file.
     """
-    path = card.graph_path
+    for name in (card.graph, card.half_graph):
+        if name:
+            _check_file(card, card.folder / name)
+
+
+def _check_file(card: Card, path: Path) -> None:
     domains: set[str] = set()
     own: set[str] = set()
     places: set[str] = set()

@@ -15,14 +15,15 @@ from typing import Literal, TypeVar
 
 from serving import pipeline
 from serving.card import Card
-from serving.config import Limits, TilingConfig
+from serving.config import EngineConfig, Limits, ScheduleConfig, TilingConfig
 from serving.cpus import available_cpus
 from serving.engines import Engine, Inputs, Outputs
+from serving.engines.choice import limited
 from serving.errors import LabelError, OutputError, ServingError
 from serving.files import Entry, append, images_below, read_manifest, write_atomic, write_manifest
 from serving.formats import Format, find_format
 from serving.image import EXTENSIONS, decode
-from serving.loading import open_engine
+from serving.loading import open_engine, plan_for
 from serving.options import Options, options_for
 from serving.repository import choose, read_repository
 
@@ -49,6 +50,7 @@ class LabelConfig:
         workers: images at once; 0 chooses by the processors.
         bucket: multiple to which sides are rounded up, as the server's ``schedule.bucket``.
         tiles: what becomes of images above the model's limits, as the server's.
+        engine: what runs the graph, as the server's.
         score_threshold, background_threshold, confidence_threshold: as in a request; None takes the model's own.
     """
 
@@ -64,6 +66,7 @@ class LabelConfig:
     limits: Limits = field(default_factory=Limits)
     bucket: int = 1
     tiles: TilingConfig = field(default_factory=TilingConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     score_threshold: float | None = None
     background_threshold: float | None = None
     confidence_threshold: float | None = None
@@ -108,18 +111,23 @@ class Labeller:
         self.workers = config.workers or min(available_cpus(), 16)
         self.format: Format = find_format(config.format, config.polygons)
         cards = read_repository(config.repository, config.model)
-        self.card: Card = choose(cards, config.model, config.version, ("segmenter", "cam"))
+        card = choose(cards, config.model, config.version, ("segmenter", "cam"))
+        self.card: Card = limited(card, config.engine)
         self.options: Options = options_for(
             self.card,
             score_threshold=config.score_threshold,
             background_threshold=config.background_threshold,
             confidence_threshold=config.confidence_threshold,
         )
-        self._engine: Engine = open_engine(self.card, max(1, available_cpus() // self.workers))
+        threads = max(1, available_cpus() // self.workers)
+        plan = plan_for(self.card, ScheduleConfig(workers=self.workers, threads=threads, max_batch=1), config.engine)
+        self._engine: Engine = open_engine(self.card, plan, config.engine)
         # What the masks depend on besides image and graph.
         self._settings = {
             "format": config.format,
             "polygons": config.polygons,
+            "engine": self._engine_name(),
+            "max_side": self.card.max_side,
             "bucket": config.bucket,
             "oversize": config.tiles.oversize,
             "overlap": config.tiles.overlap,
@@ -127,6 +135,11 @@ class Labeller:
             "background_threshold": self.options.background_threshold,
             "confidence_threshold": self.options.confidence_threshold,
         }
+
+    def _engine_name(self) -> str:
+        """Library, device and precision; another version alone is no reason to label again."""
+        library, _, *where = self._engine.description.partition(",")[0].split()
+        return " ".join([library, *where])
 
     def one(self, image: Path, entry: Entry | None) -> Done:
         """Label one file unless that was done; ``entry`` is what the manifest says of it.

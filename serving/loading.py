@@ -3,36 +3,70 @@
 from __future__ import annotations
 
 from serving.card import Card
-from serving.config import ScheduleConfig
+from serving.config import EngineConfig, ScheduleConfig
 from serving.cpus import available_cpus
-from serving.engines import Engine, plan_threads
+from serving.engines import Engine, Plan, Stop, plan_threads
+from serving.engines.choice import GPU, choose_engine, resolve
 from serving.graph_file import check_graph
 from serving.repository import verify
-from serving.soundness import check_promise, warm_up
+from serving.soundness import check_promise, warm_sizes, warm_up
+
+# On a GPU one run copies while another computes, and a batch takes hardly longer than an image.
+GPU_WORKERS, GPU_BATCH = 2, 8
 
 
-def open_engine(card: Card, threads: int = 1) -> Engine:
+def open_engine(card: Card, plan: Plan, config: EngineConfig, stop: Stop | None = None) -> Engine:
     """Verify and load a model, and see that it keeps its card's promise.
 
-    Raises:
-        RepositoryError: it is not sound.
-    """
-    from serving.engines.onnxruntime import OnnxRuntimeEngine
+    Args:
+        card: its limits those of :func:`serving.engines.choice.limited`.
+        plan: how the engine will be used.
+        config: which one, and how.
+        stop: ends what takes minutes.
 
+    Raises:
+        RepositoryError: it is not sound, or the engine that is named cannot run it.
+        Stopped: ``stop`` was requested.
+    """
     verify(card)
     check_graph(card)
-    engine = OnnxRuntimeEngine(card, threads)
-    check_promise(card, engine)
+    engine = choose_engine(card, plan, config, stop)
+    try:
+        check_promise(card, engine)
+    except BaseException:
+        engine.close()
+        raise
     return engine
 
 
-def open_warm_engine(card: Card, schedule: ScheduleConfig) -> Engine:
+def open_warm_engine(card: Card, schedule: ScheduleConfig, config: EngineConfig, stop: Stop | None = None) -> Engine:
     """Open a model for a server, and run every size and batch to warm up.
 
     Raises:
-        RepositoryError: it is not sound.
+        RepositoryError, Stopped: see :func:`open_engine`.
         ConfigError: see :func:`serving.soundness.warm_up`.
     """
-    engine = open_engine(card, schedule.threads or plan_threads(available_cpus())[1])
-    warm_up(card, engine, schedule.warm, schedule.bucket, schedule.max_batch or 1)
+    plan = plan_for(card, schedule, config)
+    engine = open_engine(card, plan, config, stop)
+    try:
+        warm_up(card, engine, schedule.warm, schedule.bucket, plan.max_batch)
+    except BaseException:
+        engine.close()
+        raise
     return engine
+
+
+def plan_for(card: Card, schedule: ScheduleConfig, config: EngineConfig) -> Plan:
+    """What the settings say of runs, threads and batches, or what suits the engine.
+
+    Raises:
+        ConfigError: a size in ``schedule.warm`` means nothing.
+    """
+    gpu = resolve(card, config) in GPU
+    workers, threads = (GPU_WORKERS, 1) if gpu else plan_threads(available_cpus())
+    return Plan(
+        workers=schedule.workers or workers,
+        threads=schedule.threads or threads,
+        max_batch=schedule.max_batch or (GPU_BATCH if gpu else 1),
+        sizes=tuple(warm_sizes(card, schedule.warm, schedule.bucket)),
+    )

@@ -16,9 +16,10 @@ from serving.batcher import Batcher
 from serving.card import HINT, Card, Kind, read_card
 from serving.config import ServerConfig
 from serving.cpus import available_cpus
-from serving.engines import Engine, plan_threads
+from serving.engines import Engine, Stop
+from serving.engines.choice import limited
 from serving.errors import ModelNotFound, RepositoryError, ServerUnavailable, nearest
-from serving.loading import open_warm_engine
+from serving.loading import open_warm_engine, plan_for
 from serving.refusals import Refusals
 from serving.repository import Cards, choose, find_versions, read_repository, wanted_versions
 from serving.soundness import read_size
@@ -268,7 +269,12 @@ class Models:
         async with self._loaders:
             if self._config.models.trial:
                 await try_model(folder, self._config)
-            return await asyncio.to_thread(build, folder, self._config)
+            stop = Stop()
+            try:
+                return await asyncio.to_thread(build, folder, self._config, stop)
+            finally:
+                # Of a server that ends while an engine is built.
+                stop.request()
 
     def _swap(self, name: str, chosen: list[Served]) -> list[asyncio.Task[None]]:
         """Replace what is served of a model in one step; the tasks that free what was served before."""
@@ -315,21 +321,17 @@ class Models:
                 self._spawn(self._refresh(name))
 
 
-def build(folder: Path, config: ServerConfig) -> Served:
+def build(folder: Path, config: ServerConfig, stop: Stop) -> Served:
     """Load and warm up the model of a version folder.
 
     Raises:
         RepositoryError: it is not sound.
+        Stopped: ``stop`` was requested.
     """
-    card, schedule = read_card(folder), config.schedule
-    engine = open_warm_engine(card, schedule)
-    batcher = Batcher(
-        engine,
-        schedule.workers or plan_threads(available_cpus())[0],
-        schedule.queue,
-        schedule.max_batch or 1,
-        schedule.max_delay_ms / 1000,
-    )
+    card, schedule = limited(read_card(folder), config.engine), config.schedule
+    plan = plan_for(card, schedule, config.engine)
+    engine = open_warm_engine(card, schedule, config.engine, stop)
+    batcher = Batcher(engine, plan.workers, schedule.queue, plan.max_batch, schedule.max_delay_ms / 1000)
     return Served(card, engine, batcher, schedule.bucket)
 
 

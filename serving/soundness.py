@@ -84,13 +84,22 @@ def warm_inputs(card: Card, engine: Engine, sizes: Iterable[str], bucket: int) -
         fixed = {spec.name: spec.shape[1:] for spec in engine.inputs}
         listed += [fixed] if all(-1 not in shape for shape in fixed.values()) else []
     else:
-        pixels = [(card.min_side, card.min_side), *map(read_size, sizes)]
-        listed += [{"image": (*_bucketed(height, width, bucket, card), 3)} for height, width in pixels]
+        smallest = _bucketed(card.min_side, card.min_side, bucket, card)
+        listed += [{"image": (*size, 3)} for size in (smallest, *warm_sizes(card, sizes, bucket))]
     seen: list[dict[str, tuple[int, ...]]] = []
     for shapes in listed:
         if shapes not in seen and shapes.keys() == {spec.name for spec in engine.inputs}:
             seen.append(shapes)
             yield {spec.name: np.zeros((1, *shapes[spec.name]), spec.dtype) for spec in engine.inputs}
+
+
+def warm_sizes(card: Card, sizes: Iterable[str], bucket: int) -> list[tuple[int, int]]:
+    """Heights and widths at which the model sees images of ``sizes``; none of a tensor model.
+
+    Raises:
+        ConfigError: a size that is none.
+    """
+    return [_bucketed(*read_size(size), bucket, card) for size in sizes] if card.kind != "tensor" else []
 
 
 def read_size(text: str) -> tuple[int, int]:

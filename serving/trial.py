@@ -1,7 +1,8 @@
 """Whether a model can be served, found out in a process of its own, which may crash, hang or want all the memory.
 
 ``python -m serving.trial FOLDER`` opens and warms up the model of a version folder and prints a verdict as JSON:
-``{"sound": true}``, or ``{"sound": false, "found": ..., "expected": ..., "hint": ...}``.
+``{"sound": true}``, or ``{"sound": false, "found": ..., "expected": ..., "hint": ...}``. A model for a GPU is tried on the
+processors: its memory is the server's, and building for it takes minutes.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from serving.config import ScheduleConfig, ServerConfig, changed
+from serving.config import EngineConfig, ScheduleConfig, ServerConfig
 from serving.cpus import available_memory
 from serving.errors import RepositoryError, ServingError
+from serving.settings import changed
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +40,16 @@ async def try_model(folder: Path, config: ServerConfig) -> None:
     """
     seconds = config.models.trial_seconds
     memory = config.models.trial_memory_mb * MEGABYTE or int(SHARE * available_memory())
-    settings = {"schedule": asdict(config.schedule), "memory": memory, "seconds": seconds}
+    settings = {
+        "schedule": asdict(config.schedule),
+        "engine": {name: value for name, value in asdict(config.engine).items() if value is not None},
+        "memory": memory,
+        "seconds": seconds,
+    }
     process = await asyncio.create_subprocess_exec(
         *COMMAND,
         str(folder),
-        json.dumps(settings),
+        json.dumps(settings, default=str),
         env=os.environ | {"PYTHONPATH": os.pathsep.join((str(Path(__file__).parents[1]), *_python_path()))},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
@@ -82,12 +89,14 @@ def _python_path() -> list[str]:
     return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
 
 
-def _verdict(folder: Path, schedule: ScheduleConfig) -> dict[str, Any]:
+def _verdict(folder: Path, schedule: ScheduleConfig, config: EngineConfig) -> dict[str, Any]:
     from serving.card import read_card
+    from serving.engines.choice import limited, on_processors
     from serving.loading import open_warm_engine
 
     try:
-        open_warm_engine(read_card(folder), schedule)
+        card = read_card(folder)
+        open_warm_engine(limited(card, config), schedule, on_processors(card, config))
     except ServingError as error:
         return {"sound": False, "found": error.found, "expected": error.expected, "hint": error.hint}
     except MemoryError:
@@ -110,8 +119,9 @@ def main() -> None:
     verdict_to = os.dup(1)
     os.dup2(2, 1)
     schedule = changed(ScheduleConfig(), settings.get("schedule", {}))
+    config = changed(EngineConfig(), settings.get("engine", {}))
     with os.fdopen(verdict_to, "w") as file:
-        json.dump(_verdict(folder, schedule), file)
+        json.dump(_verdict(folder, schedule, config), file)
         file.write("\n")
     # Not the interpreter's way: what a broken model left behind may crash while it is torn down.
     os._exit(0)

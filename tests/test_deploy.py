@@ -13,7 +13,8 @@ from typer.main import get_command
 
 from serving.access import check_exposure
 from serving.cli import app
-from serving.config import ServerConfig, read_config
+from serving.config import ServerConfig
+from serving.settings import read_config
 from serving.telemetry import COUNTERS, GAUGES, Telemetry
 
 ROOT = Path(__file__).resolve().parents[1]

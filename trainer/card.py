@@ -20,17 +20,27 @@ def finished_card(
     name: str,
     version: int,
     digests: Mapping[str, str],
-    parity: Mapping[str, Any],
+    parities: Mapping[str, Mapping[str, Any]],
     golden: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The whole ``model.json``: the given fields, and what only the finished graph and its files can tell."""
+    """The whole ``model.json``: the given fields, and what only the finished graph and its files can tell.
+
+    Args:
+        graph: that was exported.
+        fields: see ``export_model``.
+        name, version: of the model.
+        digests: SHA-256 by file.
+        parities: by file: of the graph, and, second, of its half-precision form if there is one.
+        golden: see ``write_golden``.
+    """
+    full, *half = parities
     classes = list(fields["classes"])
     return {
         "format": 1,
         "name": name,
         "version": version,
         "kind": graph.kind,
-        "graph": "model.onnx",
+        "graph": full,
         "sha256": dict(digests),
         "opset": OPSET,
         "classes": classes,
@@ -48,9 +58,10 @@ def finished_card(
         "supervision": fields["supervision"],
         "source": dict(fields["source"]),
         "metrics": dict(fields["metrics"]),
-        "parity": dict(parity),
+        "parity": dict(parities[full]),
         "golden": dict(golden),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        **({"half_graph": half[0], "half_parity": dict(parities[half[0]])} if half else {}),
     }
 
 

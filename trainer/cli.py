@@ -174,6 +174,9 @@ def export(
     kind: Annotated[str, typer.Option(help="segmenter, cam, or all (cam becomes NAME-cam).")] = "all",
     scales: Annotated[str, typer.Option(help="Of the segmenter: more are slower and better.")] = "1",
     flip: Annotated[bool, typer.Option(help="Segmenter also looks at the mirror image.")] = False,
+    precision: Annotated[
+        str, typer.Option(help="fp16 writes a half-precision graph beside the other, for TensorRT.")
+    ] = "fp32",
     json_: Json = False,
 ) -> None:
     """Export RUN as ONNX graphs: uint8 pixels in, masks or maps out, everything inside.
@@ -188,7 +191,7 @@ def export(
         factors = [float(scale) for scale in scales.split(",")]
     except ValueError as error:
         raise ConfigError(f"--scales {scales}", "numbers separated by commas, for example 0.75,1,1.25") from error
-    reports = export_run(run, name, repository, kind, factors, flip)
+    reports = export_run(run, name, repository, kind, factors, flip, precision)
     if json_:
         print(json.dumps(reports, indent=1))
     else:

@@ -28,13 +28,15 @@ from trainer.card import finished_card, triton_config
 from trainer.errors import ConfigError, ExportError
 from trainer.golden import write_golden
 from trainer.graphs import CamGraph, PixelGraph
-from trainer.onnx_graph import to_onnx
+from trainer.onnx_graph import to_onnx, to_onnx_with_half
 
 if TYPE_CHECKING:
     import onnx
 
-MIN_EQUAL_PIXELS = 0.999
-MAX_DIFFERENCE = 1e-3
+# Least share of equal pixels, and largest difference of a score or CAM value.
+EXACT = (0.999, 1e-3)
+HALF = (0.995, 2e-2)
+GRAPH, HALF_GRAPH = "model.onnx", "model.fp16.onnx"
 CAM_NOISE_PEAK = 1e-2
 GIVEN = ("classes", "palette", "input", "thresholds", "supervision", "source", "metrics")
 Images = Sequence[npt.NDArray[np.uint8]]
@@ -60,24 +62,25 @@ class Parity:
     max_abs_scores: float
     close_confidence: float | None
 
-    def failures(self) -> list[str]:
+    def failures(self, limits: tuple[float, float] = EXACT) -> list[str]:
         """The figures above the limits, in words; a NaN fails."""
+        min_equal, max_difference = limits
         failed = []
         for name, value in (("CAM", self.max_abs_cam), ("score", self.max_abs_scores)):
-            if value is not None and not value <= MAX_DIFFERENCE:
-                failed.append(f"largest {name} difference {value:.2g} (limit {MAX_DIFFERENCE:g})")
+            if value is not None and not value <= max_difference:
+                failed.append(f"largest {name} difference {value:.2g} (limit {max_difference:g})")
         for name, value in (
             ("label pixels equal", self.equal_pixels),
             ("confidence pixels close", self.close_confidence),
         ):
-            if value is not None and not value >= MIN_EQUAL_PIXELS:
-                failed.append(f"{value:.3%} of {name} (limit {MIN_EQUAL_PIXELS:.1%})")
+            if value is not None and not value >= min_equal:
+                failed.append(f"{value:.3%} of {name} (limit {min_equal:.1%})")
         return failed
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was published, where, and how close it is to the model it was made from."""
+    """What was published, where, and how close it, and its half-precision graph, are to the model it was made from."""
 
     path: Path
     name: str
@@ -86,6 +89,7 @@ class ExportReport:
     megabytes: float
     seconds: float
     parity: Parity
+    half_parity: Parity | None = None
 
 
 def export_model(
@@ -95,6 +99,7 @@ def export_model(
     name: str,
     images: Images,
     version: int | None = None,
+    half: bool = False,
 ) -> ExportReport:
     """Publish a graph under ``repository/name/version``, after comparing it with PyTorch on ``images``.
 
@@ -106,6 +111,7 @@ def export_model(
         name: model name: letters, digits, ``_`` and ``-``, as Triton wants.
         images: real images, ``uint8 [H,W,3]`` RGB, compared each at its own size and once as a batch of two.
         version: an integer from 1; by default the next one. A published version is never overwritten.
+        half: also write the graph with its network in float16, as ``model.fp16.onnx``.
 
     Raises:
         ConfigError: impossible name, version, images or card.
@@ -116,28 +122,46 @@ def export_model(
     check_request(graph_module, card_fields, name, images)
     version = free_version(repository / name, version)
     graph = copy.deepcopy(graph_module).cpu().float().eval()
-    traced = to_onnx(graph)
-    check_classes(traced, len(card_fields["classes"]))
-    model = traced.SerializeToString()
+    traced = to_onnx_with_half(graph) if half else (to_onnx(graph),)
+    check_classes(traced[0], len(card_fields["classes"]))
+    models = {file: model.SerializeToString() for file, model in zip((GRAPH, HALF_GRAPH), traced)}
     with writing(repository), staging(repository, name) as folder:
         place = folder / str(version)
         place.mkdir(parents=True)
-        (place / "model.onnx").write_bytes(model)
-        parity = compare(graph, place / "model.onnx", batches_of(images))
-        if failures := parity.failures():
-            raise ExportError(
-                f"the graph of {name!r} differs from PyTorch: {'; '.join(failures)}",
-                "the same result from both, up to rounding",
-                "a network with randomness or data-dependent branches cannot be exported",
-            )
-        golden = write_golden(place, graph, open_graph(place / "model.onnx"), card_fields["input"])
+        for file, model in models.items():
+            (place / file).write_bytes(model)
+        batches = batches_of(images)
+        parities = {
+            file: checked(compare(graph, place / file, batches), name, limits)
+            for file, limits in zip(models, (EXACT, HALF))
+        }
+        golden = write_golden(place, graph, open_graph(place / GRAPH), card_fields["input"])
         digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(place.iterdir())}
-        card = finished_card(graph, card_fields, name, version, digests, asdict(parity), golden)
+        figures = {file: asdict(parity) for file, parity in parities.items()}
+        card = finished_card(graph, card_fields, name, version, digests, figures, golden)
         (place / "model.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         (folder / "config.pbtxt").write_text(triton_config(graph, name, len(card["classes"])), encoding="utf-8")
         publish(folder, repository / name, version)
-    seconds = time.monotonic() - started
-    return ExportReport(repository / name / str(version), name, version, graph.kind, len(model) / 1e6, seconds, parity)
+    path, seconds = repository / name / str(version), time.monotonic() - started
+    return ExportReport(path, name, version, graph.kind, len(models[GRAPH]) / 1e6, seconds, *parities.values())
+
+
+def checked(parity: Parity, name: str, limits: tuple[float, float]) -> Parity:
+    """The figures, if they keep the limits.
+
+    Raises:
+        ExportError: they do not.
+    """
+    if failures := parity.failures(limits):
+        half = limits is HALF
+        raise ExportError(
+            f"the {'float16 ' if half else ''}graph of {name!r} differs from PyTorch: {'; '.join(failures)}",
+            "the same result from both, up to rounding",
+            "leave --precision out: this network does not bear float16"
+            if half
+            else "a network with randomness or data-dependent branches cannot be exported",
+        )
+    return parity
 
 
 def check_request(graph: PixelGraph, card_fields: Mapping[str, Any], name: str, images: Images) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,11 +19,18 @@ from trainer.run import Run, reopen_data
 
 Kind = Literal["segmenter", "cam"]
 KINDS = (*get_args(Kind), "all")
+PRECISIONS = ("fp32", "fp16")
 COMPARED = 4
 
 
 def export_run(
-    run_dir: Path, name: str, repository: Path, kind: str = "all", scales: Sequence[float] = (1.0,), flip: bool = False
+    run_dir: Path,
+    name: str,
+    repository: Path,
+    kind: str = "all",
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    precision: str = "fp32",
 ) -> list[dict[str, Any]]:
     """Publish a run's segmenter as ``name`` and its CAM model as ``name-cam`` (as ``name`` where it is asked for alone).
 
@@ -33,17 +41,20 @@ def export_run(
         kind: ``segmenter``, ``cam``, or ``all`` that the run has.
         scales: of the segmenter's graph. The CAM graph always has its method's own protocol.
         flip: of the segmenter's graph.
+        precision: ``fp16`` also writes the graph with its network in float16, for TensorRT.
 
     Returns:
-        One plain dict a model: path, name, version, kind, megabytes, seconds, parity.
+        One plain dict a model: path, name, version, kind, megabytes, seconds, parity, half_parity (None without fp16).
 
     Raises:
-        ConfigError: an unknown kind.
+        ConfigError: an unknown kind or precision.
         RunError: the run has not got that far.
         ExportError: the graph differs from PyTorch; nothing of that model is published.
     """
     if kind not in KINDS:
         raise ConfigError(f"cannot export {kind!r}", nearest(kind, KINDS))
+    if precision not in PRECISIONS:
+        raise ConfigError(f"cannot export in {precision!r}", nearest(precision, PRECISIONS))
     run = Run.existing(run_dir)
     done = {n for n, stage in run.manifest["stages"].items() if stage["status"] == "done"}
     needs = {"segmenter": "segment", "cam": "classify"}
@@ -63,8 +74,8 @@ def export_run(
         graph = _segmenter(run, scales, flip) if each == "segmenter" else _cam(run)
         called = f"{name}-cam" if each == "cam" and kind == "all" else name
         card = card_from_manifest(run.manifest, each, run.path.name, evaluation)
-        report = export_model(graph, card, repository, called, images)
-        reports.append({**vars(report), "path": str(report.path), "parity": vars(report.parity)})
+        report = export_model(graph, card, repository, called, images, half=precision == "fp16")
+        reports.append({**asdict(report), "path": str(report.path)})
     return reports
 
 

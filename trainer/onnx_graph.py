@@ -31,6 +31,28 @@ class Part(nn.Module):
 def to_onnx(graph: PixelGraph) -> onnx.ModelProto:
     """The graph as ONNX, with free N, H and W.
 
+    Raises:
+        ExportError: see :func:`traced_parts`.
+    """
+    return assembled(graph, *traced_parts(graph))
+
+
+def to_onnx_with_half(graph: PixelGraph) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """The graph, and the same with the network in float16: for engines that compute in the types of the graph.
+
+    Pixels, up-sampling, soft-max and arg-max stay in float32.
+
+    Raises:
+        ExportError: see :func:`traced_parts`.
+    """
+    before, net, after = traced_parts(graph)
+    half = assembled(graph, copied(before), halved(copied(net)), copied(after))
+    return assembled(graph, before, net, after), half
+
+
+def traced_parts(graph: PixelGraph) -> tuple[onnx.ModelProto, onnx.ModelProto, onnx.ModelProto]:
+    """What is done before the network, the network, and what is done after it, as ONNX.
+
     The network is traced once, its batch norms folded by the exporter, and then wired in once a scale on shared weights.
     Tracing the whole would take one network a scale (minutes), and shared weights would keep the batch norms unfolded.
 
@@ -48,7 +70,23 @@ def to_onnx(graph: PixelGraph) -> onnx.ModelProto:
         before = trace(Part(graph.views), (image,), (image_free,))
         net = trace(Part(graph.run, graph.net), (views[0],), ({0: free, 2: free, 3: free},))
         after = trace(Part(graph.after), (image, results), ({**image_free, 0: batch}, frees))
-    return assembled(graph, before, net, after, len(results[0]), results[0][-1].shape[1] - (graph.kind == "segmenter"))
+    return before, net, after
+
+
+def halved(net: onnx.ModelProto) -> onnx.ModelProto:
+    """The network in float16 between inputs and outputs in float32."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    half = OnnxModel(convert_float_to_float16(net, keep_io_types=True))
+    # The converter appends its casts at the end.
+    half.topological_sort()
+    return half.model
+
+
+def copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Another one of the same content."""
+    return type(model).FromString(model.SerializeToString())
 
 
 def trace(part: Part, inputs: tuple[Any, ...], free: tuple[Any, ...]) -> onnx.ModelProto:
@@ -69,11 +107,14 @@ def trace(part: Part, inputs: tuple[Any, ...], free: tuple[Any, ...]) -> onnx.Mo
 
 
 def assembled(
-    graph: PixelGraph, before: onnx.ModelProto, net: onnx.ModelProto, after: onnx.ModelProto, width: int, classes: int
+    graph: PixelGraph, before: onnx.ModelProto, net: onnx.ModelProto, after: onnx.ModelProto
 ) -> onnx.ModelProto:
-    """``before`` -> one ``net`` a scale -> ``after``; ``width`` results leave each net."""
+    """``before`` -> one ``net`` a scale -> ``after``."""
     from onnx import TensorProto, checker, helper
 
+    width = len(net.graph.output)
+    channels = net.graph.output[-1].type.tensor_type.shape.dim[1].dim_value
+    classes = channels - (graph.kind == "segmenter")
     scales = range(len(graph.scales))
     results = [[f"result{i}/{j}" for j in range(width)] for i in scales]
     nodes = wired(before, "before", "", ["image"], [f"view{i}" for i in scales])

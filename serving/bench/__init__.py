@@ -12,6 +12,7 @@ from serving.bench.experiments import Round
 from serving.bench.setting import BenchConfig, Setting
 from serving.bench.target import Target
 from serving.cpus import available_cpus
+from serving.engines import Plan
 from serving.errors import BenchError, nearest
 from serving.loading import open_engine
 from serving.repository import choose, read_repository
@@ -96,7 +97,7 @@ def bench(config: BenchConfig, progress: Progress = lambda done, total: None) ->
         RepositoryError, ModelNotFound, FieldError: of the model.
     """
     card = choose(read_repository(config.repository), config.model, 0, None)
-    engine = open_engine(card)
+    engine = open_engine(card, Plan(), config.engine)
     tensors = config.tensors or card.kind == "tensor"
     if tensors:
         asked = Target(card, inputs=target.random_inputs(engine, config.side))

@@ -112,7 +112,9 @@ def labelling(setting: Setting) -> Iterator[Round]:
         for number in range(count):
             (source / f"{number}.jpg").write_bytes(images[number % len(images)])
         for number in range(setting.config.rounds):
-            loops = [pool.submit(target.raw_worker, setting.target, seconds) for _ in range(processes)]
+            loops = [
+                pool.submit(target.raw_worker, setting.target, setting.config.engine, seconds) for _ in range(processes)
+            ]
             raw = sum(loop.result() for loop in loops)
             setting.step()
             labelled = _label_rate(setting, source, Path(folder, f"masks{number}"))
@@ -124,7 +126,8 @@ def _label_rate(setting: Setting, source: Path, masks: Path) -> float:
     """Images a second from the first to the last; loading the model is not counted, nor in the loop."""
     times: list[float] = []
     card = setting.target.card
-    config = label.LabelConfig(source, masks, setting.config.repository, card.name, card.version)
+    asked = setting.config
+    config = label.LabelConfig(source, masks, asked.repository, card.name, card.version, engine=asked.engine)
     summary = label.label(config, lambda done, total: times.append(time.perf_counter()))
     if summary.failed:
         raise BenchError(f"{summary.failed} of {summary.images} images cannot be labelled", "images without fault")

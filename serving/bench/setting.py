@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
@@ -12,6 +12,7 @@ import grpc
 from serving.bench import load, target
 from serving.bench.load import Load, Request
 from serving.bench.target import Raw, Running, Target
+from serving.config import EngineConfig
 from serving.engines import Engine
 from serving.errors import BenchError
 
@@ -28,6 +29,7 @@ class BenchConfig:
         images: folder of JPEGs; None sends made ones.
         tensors: send tensors by the Open Inference Protocol, for models that take images too.
         side: of free axes of such tensors.
+        engine: of the loop without a server, and of the servers that are started.
         address: of a server that runs already; empty starts servers on this machine.
         callers: at once.
         rounds: of each experiment; the medians count.
@@ -47,6 +49,7 @@ class BenchConfig:
     seconds: float = 3.0
     count: int = 20_000
     only: tuple[str, ...] = ()
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Setting:
         """The server that runs already, or a new one with these settings."""
         if self.config.address:
             return nullcontext(Running(self.config.address))
-        return target.server(self.config.repository, *settings)
+        return target.server(self.config.repository, f"engine.name={self.config.engine.name}", *settings)
 
     def raw(self) -> Raw:
         """A loop without a server."""

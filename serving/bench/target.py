@@ -20,8 +20,8 @@ from PIL import Image
 from serving import masks, pipeline, tensors
 from serving.bench.load import Request
 from serving.card import Card
-from serving.config import Limits
-from serving.engines import Engine, Inputs
+from serving.config import EngineConfig, Limits
+from serving.engines import Engine, Inputs, Plan
 from serving.errors import BenchError
 from serving.image import decode
 from serving.loading import open_engine
@@ -154,9 +154,9 @@ def raw_loop(target: Target, engine: Engine, seconds: float) -> Raw:
     return Raw(done / (time.perf_counter() - began), float(np.median(timer.seconds)))
 
 
-def raw_worker(target: Target, seconds: float) -> float:
+def raw_worker(target: Target, config: EngineConfig, seconds: float) -> float:
     """:func:`raw_loop` with an engine of its own, for a process of its own; the rate."""
-    engine = open_engine(target.card)
+    engine = open_engine(target.card, Plan(), config)
     target.work(engine)(0)
     return raw_loop(target, engine, seconds).rate
 

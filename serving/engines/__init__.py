@@ -68,6 +68,23 @@ class Stop:
                 self._end = None
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How an engine will be used.
+
+    Attributes:
+        workers: runs at once.
+        threads: of each run.
+        max_batch: largest first axis of the inputs.
+        sizes: heights and widths of the images that most requests have, the most frequent first.
+    """
+
+    workers: int = 1
+    threads: int = 1
+    max_batch: int = 1
+    sizes: tuple[tuple[int, int], ...] = ()
+
+
 class Engine(Protocol):
     """A loaded graph.
 

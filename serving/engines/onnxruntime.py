@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime: what its sessions share, and the engine on the processors."""
 
 from __future__ import annotations
 
@@ -37,23 +37,18 @@ class OnnxRuntimeEngine:
     def __init__(self, card: Card, threads: int = 1) -> None:
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.enable_mem_pattern = False
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            self._session: Any = onnxruntime.InferenceSession(
-                str(card.graph_path), options, providers=["CPUExecutionProvider"]
-            )
-        # The library raises its own types, derived from Exception alone.
-        except Exception as error:
-            raise RepositoryError(f"{card.graph_path} does not load: {error}", "an ONNX graph", HINT) from error
+        session = open_session(card, session_options(threads), ["CPUExecutionProvider"])
+        self.take(session, card, f"onnxruntime {onnxruntime.__version__} CPU")
+
+    def take(self, session: Any, card: Card, description: str) -> None:
+        """Become the engine of a session."""
+        import onnxruntime
+
+        self._session: Any = session
         self._run_options = onnxruntime.RunOptions
-        self.description = f"onnxruntime {onnxruntime.__version__} CPU"
-        self.inputs = _specs(self._session.get_inputs(), card)
-        outputs = _specs(self._session.get_outputs(), card)
+        self.description = description
+        self.inputs = _specs(session.get_inputs(), card)
+        outputs = _specs(session.get_outputs(), card)
         # A graph may have more outputs than its kind promises; those are not computed.
         self.outputs = tuple(spec for spec in outputs if card.kind == "tensor" or spec.name in OUTPUTS[card.kind])
         self._names = [spec.name for spec in self.outputs]
@@ -72,6 +67,45 @@ class OnnxRuntimeEngine:
 
     def _outputs(self, values: Iterable[Any]) -> Outputs:
         return dict(zip(self._names, cast("list[npt.NDArray[np.generic]]", values)))
+
+
+def session_options(threads: int) -> Any:
+    """Options of every session."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.enable_mem_pattern = False
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def open_session(card: Card, options: Any, providers: list[Any]) -> Any:
+    """A session of the model's graph.
+
+    Raises:
+        RepositoryError: the library does not load it.
+    """
+    import onnxruntime
+
+    try:
+        return onnxruntime.InferenceSession(str(card.graph_path), options, providers=providers, enable_fallback=0)
+    # The library raises its own types, derived from Exception alone.
+    except Exception as error:
+        raise RepositoryError(f"{card.graph_path} does not load: {error}", "an ONNX graph", HINT) from error
+
+
+def graph_inputs(card: Card) -> tuple[TensorSpec, ...]:
+    """The inputs of a graph, before an engine is built for it.
+
+    Raises:
+        RepositoryError: the file does not load.
+    """
+    if card.kind != "tensor":
+        return (TensorSpec("image", "uint8", (-1, -1, -1, 3)),)
+    return _specs(open_session(card, session_options(1), ["CPUExecutionProvider"]).get_inputs(), card)
 
 
 def _specs(nodes: Iterable[Any], card: Card) -> tuple[TensorSpec, ...]:

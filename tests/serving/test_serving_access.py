@@ -23,9 +23,10 @@ from PIL import Image
 from serving import access
 from serving import tokens as tokens_module
 from serving.cli import main
-from serving.config import ServerConfig, set_values
+from serving.config import ServerConfig
 from serving.errors import StartError
 from serving.server import Server
+from serving.settings import set_values
 from wsss.inference import open_inference_pb2 as pb
 from wsss.inference import open_inference_pb2_grpc
 from wsss.v1 import segmentation_pb2, segmentation_pb2_grpc

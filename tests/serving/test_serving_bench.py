@@ -11,6 +11,7 @@ from concurrent import futures
 import grpc
 import pytest
 import tiny_models
+from configs import EXACT
 from typer.testing import CliRunner
 
 from serving.bench import FIGURES, bench, load
@@ -93,7 +94,7 @@ def test_no_answer_is_an_endless_wait():
 
 
 def run(*arguments: object):
-    return CliRunner().invoke(app, ["bench", *map(str, arguments)])
+    return CliRunner().invoke(app, ["bench", "--engine", "onnxruntime", *map(str, arguments)])
 
 
 def test_every_figure_of_images(repository):
@@ -116,10 +117,10 @@ def test_some_figures_of_tensors_in_a_table(tmp_path):
 
 
 def test_a_server_that_runs_already(server, repository):
-    config = BenchConfig(repository, "colours", address=server.address, rounds=1, seconds=0.2)
+    config = BenchConfig(repository, "colours", engine=EXACT, address=server.address, rounds=1, seconds=0.2)
     assert set(bench(config)["figures"]) == {"C1", "R2", "R5", "R6", "R7", "R7w"}
     with pytest.raises(BenchError, match="R13 cannot be measured"):
-        bench(BenchConfig(repository, "colours", address=server.address, only=("R13",)))
+        bench(BenchConfig(repository, "colours", engine=EXACT, address=server.address, only=("R13",)))
 
 
 @pytest.mark.parametrize(
@@ -134,11 +135,11 @@ def test_what_cannot_be_measured_is_said(repository, tmp_path, changes, message)
     if "images" in changes:
         changes = {"images": tmp_path}
     with pytest.raises(BenchError, match=message):
-        bench(BenchConfig(repository, "colours", **changes))
+        bench(BenchConfig(repository, "colours", engine=EXACT, **changes))
 
 
 def test_another_model_behind_the_address_is_noticed(tmp_path, server):
     """The same name and other weights."""
     tiny_models.export(tmp_path, "colours", "cam")
     with pytest.raises(BenchError, match="not the engine's"):
-        bench(BenchConfig(tmp_path, "colours", address=server.address, rounds=1, seconds=0.2))
+        bench(BenchConfig(tmp_path, "colours", engine=EXACT, address=server.address, rounds=1, seconds=0.2))

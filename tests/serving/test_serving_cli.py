@@ -121,7 +121,8 @@ def test_sigterm_finishes_what_was_accepted_and_refuses_the_rest(repository):
     raw = pb.RawImage(height=40, width=40, pixels=bytes([200]) * 4800)
     request = pb.SegmentRequest(image=pb.Image(raw=raw), model="colours", encoding=pb.MASK_ENCODING_RAW)
     states, refused, under_way = [], [], []
-    with served("--repository", repository, "--workers", 1, command=[sys.executable, "-c", SLOW]) as (process, address):
+    options = ("--repository", repository, "--workers", 1, "--engine", "onnxruntime")
+    with served(*options, command=[sys.executable, "-c", SLOW]) as (process, address):
         with grpc.insecure_channel(address) as channel:
             stub = segmentation_pb2_grpc.SegmentationStub(channel)
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from serving.config import ServerConfig, read_config, set_values
+from serving.config import ServerConfig
 from serving.errors import ConfigError
+from serving.settings import read_config, set_values
 
 
 def test_a_file_changes_what_it_says_and_keeps_the_rest(tmp_path: Path):
@@ -55,3 +56,20 @@ def test_single_settings():
     for wrong in ("schedule.queue", "schedule.queue=many", "queue=3", "schedule.queue.x=3", "=3"):
         with pytest.raises(ConfigError):
             set_values(ServerConfig(), [wrong])
+
+
+def test_engines_of_single_models(tmp_path: Path):
+    file = tmp_path / "server.toml"
+    file.write_text('[engine]\nname = "onnxruntime"\ncache = "built"\n[engine.models]\npets = "openvino"\n')
+    config = set_values(read_config(file), ["engine.models.cars=tensorrt"])
+    assert config.engine.models == {"pets": "openvino", "cars": "tensorrt"}
+    assert config.engine.cache == tmp_path / "built"
+    assert [config.engine.name_for(name) for name in ("pets", "cars", "cats")] == [
+        "openvino",
+        "tensorrt",
+        "onnxruntime",
+    ]
+    with pytest.raises(ConfigError, match=r"engine\.models\.pets is 'openvin'\nexpected: .*nearest: openvino"):
+        set_values(config, ["engine.models.pets=openvin"])
+    with pytest.raises(ConfigError, match=r"engine\.models is 'openvino'\nexpected: a table"):
+        set_values(config, ["engine.models=openvino"])

@@ -17,7 +17,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 def shown(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
-    if value in (None, ()):
+    if value in (None, (), {}):
         return "-"
     return f"{value:g}" if isinstance(value, float) else str(value)
 

@@ -60,8 +60,8 @@ def breakable(repository, run_server, monkeypatch):
 
     engines = []
 
-    def build(card, schedule):
-        engines.append(Broken(original(card, schedule)))
+    def build(*settings):
+        engines.append(Broken(original(*settings)))
         return engines[-1]
 
     original = module.open_warm_engine

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from configs import EXACT
 from PIL import Image
 
 from serving import masks, polygons
@@ -40,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def config(folder: Path, tmp_path: Path, repository: Path) -> LabelConfig:
-    return LabelConfig(folder, tmp_path / "out", repository, model="colours")
+    return LabelConfig(folder, tmp_path / "out", repository, model="colours", engine=EXACT)
 
 
 @pytest.fixture

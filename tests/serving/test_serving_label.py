@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_models
-from configs import configured
+from configs import EXACT, configured
 from PIL import Image
 from test_serving_image import CLAIMS
 
@@ -47,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def config(folder: Path, tmp_path: Path, repository: Path) -> LabelConfig:
-    return LabelConfig(folder, tmp_path / "out", repository)
+    return LabelConfig(folder, tmp_path / "out", repository, engine=EXACT)
 
 
 def lines(path: Path) -> list[dict]:
@@ -104,7 +104,7 @@ def test_a_second_run_skips_and_repairs(config, folder):
     repaired = label(config)
     assert (repaired.written, repaired.skipped) == (3, 5)
     assert read_manifest(config.target / "manifest.jsonl")["turned.JPG"]["height"] == 20
-    forced = label(LabelConfig(config.source, config.target, config.repository, force=True))
+    forced = label(LabelConfig(config.source, config.target, config.repository, force=True, engine=EXACT))
     assert forced.written == 8
 
 
@@ -119,7 +119,7 @@ def test_another_model_labels_again(config, tmp_path):
 
     digest = hashlib.sha256((made / "model.onnx").read_bytes()).hexdigest()
     (made / "model.json").write_text(json.dumps(tiny_models.card("colours", 1, "segmenter", digest)))
-    summary = label(LabelConfig(config.source, config.target, other))
+    summary = label(LabelConfig(config.source, config.target, other, engine=EXACT))
     assert (summary.written, summary.skipped) == (8, 0)
 
 
@@ -178,7 +178,7 @@ def test_no_space_left_stops_with_what_was_done_kept(config, monkeypatch):
         return original(self, data)
 
     monkeypatch.setattr(Path, "write_bytes", write_bytes)
-    config = LabelConfig(config.source, config.target, config.repository, workers=1)
+    config = LabelConfig(config.source, config.target, config.repository, workers=1, engine=EXACT)
     with pytest.raises(LabelError, match="no space left") as caught:
         label(config)
     assert "3 masks written in this run are kept" in caught.value.found
@@ -192,7 +192,7 @@ def test_no_space_left_stops_with_what_was_done_kept(config, monkeypatch):
 
 def test_folders_that_cannot_be_labelled(config, folder, tmp_path):
     def run(source: Path, target: Path) -> None:
-        label(LabelConfig(source, target, config.repository))
+        label(LabelConfig(source, target, config.repository, engine=EXACT))
 
     with pytest.raises(LabelError, match="no folder"):
         run(tmp_path / "missing", config.target)
@@ -210,7 +210,7 @@ def test_folders_that_cannot_be_labelled(config, folder, tmp_path):
 
 
 def test_an_output_folder_inside_of_the_input_is_not_labelled(folder, repository):
-    config = LabelConfig(folder, folder / "masks", repository)
+    config = LabelConfig(folder, folder / "masks", repository, engine=EXACT)
     assert label(config).images == 8
     again = label(config)
     assert (again.images, again.skipped) == (8, 8)
@@ -218,9 +218,9 @@ def test_an_output_folder_inside_of_the_input_is_not_labelled(folder, repository
 
 def test_models_that_cannot_label(config, folder, tmp_path, repository):
     with pytest.raises(ModelNotFound):
-        label(LabelConfig(folder, config.target, repository, model="nothing"))
+        label(LabelConfig(folder, config.target, repository, model="nothing", engine=EXACT))
     with pytest.raises(RepositoryError):
-        label(LabelConfig(folder, config.target, tmp_path / "nowhere"))
+        label(LabelConfig(folder, config.target, tmp_path / "nowhere", engine=EXACT))
     assert not config.target.exists()
 
 

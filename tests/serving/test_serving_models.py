@@ -192,9 +192,9 @@ def test_a_model_that_loads_for_the_first_time_is_worth_waiting_for(tmp_path, mo
     tiny_models.export(tmp_path)
     go = threading.Event()
 
-    def slowly(folder, config, build=module.build):
+    def slowly(folder, config, stop, build=module.build):
         go.wait(30)
-        return build(folder, config)
+        return build(folder, config, stop)
 
     monkeypatch.setattr(module, "build", slowly)
 
@@ -255,10 +255,10 @@ def test_a_library_that_raises_whatever_it_likes_is_a_refusal(tmp_path, monkeypa
     tiny_models.export(tmp_path)
     tiny_models.export(tmp_path, "other")
 
-    def build(folder, config, build=module.build):
+    def build(folder, config, stop, build=module.build):
         if folder.parent.name == "other":
             raise LookupError(f"in {folder}/model.onnx and /opt/library/source.cc")
-        return build(folder, config)
+        return build(folder, config, stop)
 
     monkeypatch.setattr(module, "build", build)
 
@@ -307,3 +307,26 @@ def test_closing_while_a_model_is_being_loaded(tmp_path, monkeypatch):
 
     asyncio.run(work())
     assert State.LOADING == "LOADING"
+
+
+def test_a_server_that_ends_while_an_engine_is_built_ends_the_building(tmp_path, monkeypatch):
+    tiny_models.export(tmp_path)
+    asked, ended = threading.Event(), threading.Event()
+
+    def forever(folder, config, stop):
+        with stop.ending(ended.set):
+            asked.set()
+            assert ended.wait(30)
+            raise RuntimeError("the library says that it was cancelled")
+
+    monkeypatch.setattr(module, "build", forever)
+
+    async def work():
+        starting = asyncio.ensure_future(Models(configured(tmp_path)).start())
+        assert await asyncio.to_thread(asked.wait, 30)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+
+    asyncio.run(work())
+    assert ended.is_set()

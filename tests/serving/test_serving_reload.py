@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_models
-from configs import configured
+from configs import EXACT, configured
 from onnx import TensorProto, helper, numpy_helper
 
 from serving.card import read_card
@@ -201,7 +201,7 @@ def test_a_hostile_folder_is_refused_with_its_reason(tmp_path, spoil):
     folder = tiny_models.export(tmp_path / "exported")
     spoil(folder)
     with pytest.raises(RepositoryError) as caught:
-        open_warm_engine(read_card(folder), ScheduleConfig())
+        open_warm_engine(read_card(folder), ScheduleConfig(), EXACT)
     assert HOSTILE[spoil] in caught.value.found
 
 

@@ -3,10 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tiny_models
+from configs import EXACT
 from onnx import TensorProto, helper
 
 from serving.card import read_card
 from serving.config import ScheduleConfig
+from serving.engines import Plan
 from serving.engines.onnxruntime import OnnxRuntimeEngine
 from serving.errors import ConfigError, RepositoryError
 from serving.loading import open_engine, open_warm_engine
@@ -30,8 +32,8 @@ class Lying:
 
 def test_sound_models_open(repository, tmp_path):
     for name in ("colours", "maps"):
-        assert open_engine(read_card(repository / name / "1")).description.startswith("onnxruntime")
-    assert open_engine(read_card(tiny_models.export(tmp_path, "sums", "tensor")))
+        assert open_engine(read_card(repository / name / "1"), Plan(), EXACT).description.startswith("onnxruntime")
+    assert open_engine(read_card(tiny_models.export(tmp_path, "sums", "tensor")), Plan(), EXACT)
 
 
 def test_the_graph_must_keep_its_cards_promise(tmp_path):
@@ -39,15 +41,15 @@ def test_the_graph_must_keep_its_cards_promise(tmp_path):
     segmenter = tiny_models.card("maps", 1, "segmenter", "")
     tiny_models.change_card(folder, kind="segmenter", outputs=segmenter["outputs"])
     with pytest.raises(RepositoryError, match="outputs"):
-        open_engine(read_card(folder))
+        open_engine(read_card(folder), Plan(), EXACT)
     cam = tiny_models.card("maps", 1, "cam", "")
     few = {"classes": ["a"], "labels": ["b", "a"], "palette": [[0, 0, 0], [1, 1, 1]]}
     tiny_models.change_card(folder, kind="cam", outputs=cam["outputs"], **few)
     with pytest.raises(RepositoryError, match="is float32"):
-        open_engine(read_card(folder))
+        open_engine(read_card(folder), Plan(), EXACT)
     (folder / "model.onnx").write_bytes(b"")
     with pytest.raises(RepositoryError, match="SHA-256"):
-        open_engine(read_card(folder))
+        open_engine(read_card(folder), Plan(), EXACT)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,7 @@ def test_a_tensor_graph_without_a_free_batch_axis_is_refused(tmp_path):
     node = helper.make_node("Add", ["x", "x"], ["y"])
     tiny_models.save_graph(folder, tiny_models.small_graph([node], [1, 3]))
     with pytest.raises(RepositoryError, match=r"without a free batch axis: x \[1, 3\], y \[1, 3\]"):
-        open_engine(read_card(folder))
+        open_engine(read_card(folder), Plan(), EXACT)
 
 
 def test_types_that_no_array_has_are_refused(tmp_path):
@@ -95,7 +97,7 @@ def test_types_that_no_array_has_are_refused(tmp_path):
     made = helper.make_graph([node], "text", text[:1], text[1:])
     tiny_models.save_graph(folder, helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=9))
     with pytest.raises(RepositoryError, match=r"'x' is a tensor\(string\)"):
-        open_engine(read_card(folder))
+        open_engine(read_card(folder), Plan(), EXACT)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("colours", "segmenter"), ("maps", "cam")])
@@ -168,7 +170,7 @@ def test_a_size_at_which_the_graph_fails_is_found_before_the_first_request(tmp_p
     tiny_models.save_graph(folder, tiny_models.small_graph([node], ["N", "H", "W"]))
     tiny_models.change_card(folder, warm=[{"x": [4, 4]}, {"x": [4, 5]}])
     with pytest.raises(RepositoryError, match=r"fails on x \[1, 4, 5\]"):
-        open_warm_engine(read_card(folder), ScheduleConfig())
+        open_warm_engine(read_card(folder), ScheduleConfig(), EXACT)
 
 
 @pytest.mark.parametrize("text", ["", "40", "40x", "0x5", "40x50x3", "40 x 50", "-4x5"])

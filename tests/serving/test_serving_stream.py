@@ -58,8 +58,8 @@ def slow(repository, run_server, monkeypatch):
 
     engines = []
 
-    def build(card, schedule):
-        engines.append(Slow(original(card, schedule)))
+    def build(*settings):
+        engines.append(Slow(original(*settings)))
         return engines[-1]
 
     original = models.open_warm_engine

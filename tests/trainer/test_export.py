@@ -557,3 +557,40 @@ def test_card_has_no_threshold_that_saw_the_truth(evaluation: dict[str, Any] | N
     card = card_from_manifest(manifest(), "cam", "photos", evaluation)
     assert card["thresholds"]["background"] is None
     assert not set(export.GIVEN) - set(card)
+
+
+@pytest.mark.parametrize("kind", ["segmenter", "cam"])
+def test_a_half_precision_graph_beside_the_other(tmp_path: Path, kind: str) -> None:
+    report = export_model(make(kind), fields(), tmp_path, "pets", IMAGES, half=True)
+    card = json.loads((report.path / "model.json").read_text())
+    assert (card["graph"], card["half_graph"]) == ("model.onnx", "model.fp16.onnx")
+    for file, digest in card["sha256"].items():
+        assert hashlib.sha256((report.path / file).read_bytes()).hexdigest() == digest
+    assert report.half_parity
+    assert card["half_parity"] == vars(report.half_parity)
+    assert card["parity"] == vars(report.parity)
+    full, half = (onnx.load(report.path / card[key]) for key in ("graph", "half_graph"))
+    assert [(o.name, o.type) for o in full.graph.output] == [(o.name, o.type) for o in half.graph.output]
+    inside, outside = (
+        {t.data_type for t in half.graph.initializer if t.name.startswith("net/") is inner} for inner in (True, False)
+    )
+    assert onnx.TensorProto.FLOAT16 in inside
+    assert onnx.TensorProto.FLOAT not in inside
+    assert onnx.TensorProto.FLOAT16 not in outside | {t.data_type for t in full.graph.initializer}
+
+
+def test_a_network_that_does_not_bear_half_precision_is_refused(tmp_path: Path) -> None:
+    graph = make("segmenter")
+    with torch.no_grad():
+        body = graph.net
+        assert isinstance(body, nn.Sequential)
+        # The same in float32, and beyond the largest number of float16 between the last two layers.
+        norm, last = body[4], body[6]
+        norm.weight *= 1e6
+        norm.bias *= 1e6
+        last.weight *= 1e-6
+    with pytest.raises(
+        ExportError, match=r"the float16 graph of 'pets' differs from PyTorch: .*\n.*\ntry: leave --prec"
+    ):
+        export_model(graph, fields(), tmp_path, "pets", IMAGES[:1], half=True)
+    assert everything(tmp_path) == []

@@ -1,0 +1,58 @@
+"""How far two engines agree about a model: the share of pixels to which both give the same label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from serving import pipeline
+from serving.card import Card
+from serving.engines import Engine
+from serving.image import Picture
+from serving.options import options_for
+
+MIN_EQUAL = 0.995
+SCENES = ((192, 256), (256, 192))
+# Of a CAM model without a background threshold of its own.
+BACKGROUND = 0.3
+
+
+def agreement(card: Card, engine: Engine, exact: Engine) -> float:
+    """Share of equal pixels in the masks of two engines, over all of :func:`made_pictures`.
+
+    The maps of a CAM model, of every class whatever its score, become masks by its background threshold.
+
+    Raises:
+        OutputError: an engine breaks the card's promise, by numbers that are not finite for one.
+        Exception: whatever an engine raises.
+    """
+    cam = card.kind == "cam"
+    ground = BACKGROUND if cam and card.background_threshold is None else card.background_threshold if cam else None
+    options = options_for(card, score_threshold=0.0 if cam else None, background_threshold=ground)
+    equal = total = 0
+    for picture in made_pictures():
+        prepared = pipeline.prepare(picture, card)
+        one, other = (pipeline.segment(prepared, card, options, each.run).labels for each in (engine, exact))
+        equal += int((one == other).sum())
+        total += one.size
+    return equal / total
+
+
+def made_pictures() -> Iterator[Picture]:
+    """Pictures that are the same at every call: smooth patches, edges and grain."""
+    for seed, (height, width) in enumerate(SCENES):
+        yield Picture(scene(height, width, seed), "RAW")
+
+
+def scene(height: int, width: int, seed: int) -> npt.NDArray[np.uint8]:
+    """Uint8 [height,width,3] of patches at three sizes, half of it darker."""
+    rng = np.random.default_rng(seed)
+    total = np.zeros((height, width, 3), np.float32)
+    for cells, weight in ((4, 0.5), (16, 0.3), (64, 0.2)):
+        small = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
+        total += weight * np.asarray(small.resize((width, height), Image.Resampling.BICUBIC), np.float32)
+    total[:, width // 2 :] *= 0.6
+    return total.astype(np.uint8)

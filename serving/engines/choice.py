@@ -1,0 +1,118 @@
+"""Which engine runs a model: the one that the settings name, or by ``auto`` the fastest one that is right."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from dataclasses import replace
+
+from serving.card import Card
+from serving.config import EngineConfig, EngineName
+from serving.engines import Engine, Plan, Stop
+from serving.engines.agreement import MIN_EQUAL, agreement
+from serving.errors import EngineError
+from serving.soundness import check_promise
+
+log = logging.getLogger(__name__)
+
+GPU: tuple[EngineName, ...] = ("onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt")
+TENSORRT_SIDE = 1024
+
+
+def resolve(card: Card, config: EngineConfig) -> EngineName:
+    """The engine that the settings name for a model; ``auto`` on an installation for GPUs is its CUDA provider."""
+    name = config.name_for(card.name)
+    if name != "auto":
+        return name
+    import onnxruntime
+
+    return "onnxruntime-cuda" if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else "auto"
+
+
+def on_processors(card: Card, config: EngineConfig) -> EngineConfig:
+    """The settings, with onnxruntime on the processors in place of a GPU."""
+    return replace(config, name="onnxruntime", models={}) if resolve(card, config) in GPU else config
+
+
+def limited(card: Card, config: EngineConfig) -> Card:
+    """The card with the limits of the settings, to which larger images are scaled or cut."""
+    side = config.max_side or (TENSORRT_SIDE if "tensorrt" in config.name_for(card.name) else 0)
+    if card.kind == "tensor" or not side or side >= card.max_side:
+        return card
+    side = max(side, card.min_side)
+    return replace(card, max_side=side, max_pixels=min(card.max_pixels, side * side))
+
+
+def choose_engine(card: Card, plan: Plan, config: EngineConfig, stop: Stop | None = None) -> Engine:
+    """The engine of a model, loaded.
+
+    Args:
+        card: of a verified model, its limits those of :func:`limited`.
+        plan: how the engine will be used.
+        config: which one, and how.
+        stop: ends the building of an engine that takes minutes.
+
+    Raises:
+        EngineError: the engine that is named cannot run it here. No other takes its place.
+        RepositoryError: the graph does not load.
+        Stopped: ``stop`` was requested.
+    """
+    name = resolve(card, config)
+    if name == "auto":
+        return _fastest(card, plan, config)
+    if name == "openvino":
+        if not _has_openvino():
+            raise EngineError("openvino is not installed", hint="pip install 'wsss[openvino]'")
+        from serving.engines.openvino import OpenVinoEngine
+
+        return OpenVinoEngine(card, plan, exact=config.precision == "fp32")
+    if name == "tensorrt":
+        from serving.engines.tensorrt import TensorRtEngine
+
+        return TensorRtEngine(card, plan, config, stop)
+    if name in GPU:
+        from serving.engines.onnxruntime_gpu import OnnxRuntimeGpuEngine
+
+        return OnnxRuntimeGpuEngine(card, plan, replace(config, models={card.name: name}))
+    from serving.engines.onnxruntime import OnnxRuntimeEngine
+
+    return OnnxRuntimeEngine(card, plan.threads)
+
+
+def _fastest(card: Card, plan: Plan, config: EngineConfig) -> Engine:
+    """OpenVINO in bfloat16 if it keeps the card's promise and its masks are those of onnxruntime, which it is otherwise."""
+    from serving.engines.onnxruntime import OnnxRuntimeEngine
+
+    exact = OnnxRuntimeEngine(card, plan.threads)
+    if config.precision == "fp32" or card.kind == "tensor" or not _has_openvino():
+        return exact
+    fast, reason = _openvino(card, plan, exact)
+    if fast:
+        exact.close()
+        log.info("model %s runs on %s", card.name, fast.description)
+        return fast
+    log.info("model %s runs on %s, not on OpenVINO: %s", card.name, exact.description, reason)
+    return exact
+
+
+def _openvino(card: Card, plan: Plan, exact: Engine) -> tuple[Engine | None, str]:
+    """The engine if it agrees with ``exact``, else why it is not to be used."""
+    from serving.engines.openvino import OpenVinoEngine
+
+    try:
+        fast = OpenVinoEngine(card, plan)
+        if fast.precision != "bf16":
+            return None, "these processors do not multiply in bfloat16"
+        check_promise(card, fast)
+        share = agreement(card, fast, exact)
+    # A library that fails on a graph which another one runs is a reason, not a fault.
+    except Exception as error:
+        return None, str(error).splitlines()[0]
+    if share < MIN_EQUAL:
+        return None, f"{share:.2%} of pixels are the same, and {MIN_EQUAL:.1%} should be"
+    fast.description += f", {share:.2%} of pixels as onnxruntime fp32"
+    return fast, ""
+
+
+def _has_openvino() -> bool:
+    return importlib.util.find_spec("openvino") is not None

@@ -1,0 +1,182 @@
+"""The parts of the CUDA runtime that an engine needs: which device it is, streams, and memory on both sides."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.errors import EngineError, OutOfMemory
+
+DRIVER = Path("/sys/module/nvidia/version")
+RETRY_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU, as far as what was built for one may not run on another.
+
+    Attributes:
+        name: of the make.
+        capability: of its compute units, as ``9.0``.
+        driver: its version, and that of CUDA that it brings.
+    """
+
+    name: str
+    capability: str
+    driver: str
+
+
+class Cuda:
+    """The runtime on one device.
+
+    Args:
+        number: of the device.
+
+    Raises:
+        EngineError: the bindings are not installed, or there is no such device.
+    """
+
+    def __init__(self, number: int) -> None:
+        try:
+            from cuda.bindings import runtime
+        except ImportError as error:
+            raise EngineError("cuda-bindings is not installed", hint="pip install 'wsss[serve-gpu]'") from error
+        self._runtime: Any = runtime
+        self.number = number
+        try:
+            self.use()
+        except RuntimeError as error:
+            raise EngineError(
+                f"GPU {number} cannot be used: {error}", "an NVIDIA GPU and its driver", "nvidia-smi lists the GPUs"
+            ) from error
+
+    def use(self) -> None:
+        """Make this the device of the calling thread, which CUDA keeps for each thread apart."""
+        self._call("cudaSetDevice", self.number)
+
+    def device(self) -> Device:
+        """What the device is."""
+        found = self._call("cudaGetDeviceProperties", self.number)
+        name = found.name.decode() if isinstance(found.name, bytes) else str(found.name)
+        version = DRIVER.read_text().strip() if DRIVER.is_file() else "unknown"
+        return Device(name, f"{found.major}.{found.minor}", f"{version} CUDA {self._call('cudaDriverGetVersion')}")
+
+    def stream(self) -> int:
+        """A new stream that waits for no other."""
+        return int(self._call("cudaStreamCreateWithFlags", self._runtime.cudaStreamNonBlocking))
+
+    def end_stream(self, stream: int) -> None:
+        """Destroy it."""
+        self._call("cudaStreamDestroy", stream)
+
+    def synchronize(self, stream: int) -> None:
+        """Wait until all that was put into the stream is done; other threads run meanwhile."""
+        self._call("cudaStreamSynchronize", stream)
+
+    def upload(self, buffer: Buffer, size: int, stream: int) -> None:
+        """Copy ``size`` bytes to the device, in the order of the stream."""
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._call("cudaMemcpyAsync", buffer.device, buffer.host, size, kind, stream)
+
+    def download(self, buffer: Buffer, size: int, stream: int) -> None:
+        """Copy ``size`` bytes from the device, in the order of the stream."""
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._call("cudaMemcpyAsync", buffer.host, buffer.device, size, kind, stream)
+
+    def allocate(self, size: int) -> int:
+        """Address of new memory on the device.
+
+        Raises:
+            OutOfMemory: it has none left.
+        """
+        return int(self._call("cudaMalloc", size))
+
+    def allocate_host(self, size: int) -> int:
+        """Address of new memory that the device can reach by itself.
+
+        Raises:
+            OutOfMemory: there is none left.
+        """
+        return int(self._call("cudaMallocHost", size))
+
+    def free(self, address: int) -> None:
+        """Give memory of the device back."""
+        self._call("cudaFree", address)
+
+    def free_host(self, address: int) -> None:
+        """Give memory of the host back."""
+        self._call("cudaFreeHost", address)
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        code, *values = getattr(self._runtime, name)(*arguments)
+        errors = self._runtime.cudaError_t
+        if code == errors.cudaErrorMemoryAllocation:
+            raise OutOfMemory("the GPU has no memory left for this", hint="again soon", retry_after=RETRY_SECONDS)
+        if code != errors.cudaSuccess:
+            raise RuntimeError(f"{name}: {getattr(code, 'name', code)}")
+        return values[0] if values else None
+
+
+class Buffer:
+    """Memory on the device and its twin in the host's, which grow to the largest size that was asked for."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda = cuda
+        self.size = self.device = self.host = 0
+
+    def reserve(self, size: int) -> None:
+        """Have room for ``size`` bytes; what was in it is lost if it must grow.
+
+        Raises:
+            OutOfMemory: there is none; the buffer is empty then.
+        """
+        if size <= self.size:
+            return
+        self.free()
+        try:
+            self.device = self._cuda.allocate(size)
+            self.host = self._cuda.allocate_host(size)
+        except OutOfMemory:
+            self.free()
+            raise
+        self.size = size
+
+    def view(self, dtype: str, shape: tuple[int, ...]) -> npt.NDArray[np.generic]:
+        """The host's side as an array, valid until the buffer grows or is freed."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        return np.ndarray(shape, dtype, memoryview((ctypes.c_uint8 * size).from_address(self.host)))
+
+    def free(self) -> None:
+        """Give both back."""
+        device, host = self.device, self.host
+        self.size = self.device = self.host = 0
+        if device:
+            self._cuda.free(device)
+        if host:
+            self._cuda.free_host(host)
+
+
+def find_device(number: int) -> Device:
+    """What GPU ``number`` is.
+
+    Raises:
+        EngineError: see :class:`Cuda`.
+    """
+    return Cuda(number).device()
+
+
+def library_version(*distributions: str) -> str:
+    """Version of the first of these distributions that is installed, or ``none``."""
+    for name in distributions:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "none"

@@ -1,0 +1,126 @@
+"""Settings from a TOML file, whose tables are the sections of :mod:`serving.config`, and from single texts."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from serving.config import ServerConfig
+from serving.errors import ConfigError, nearest
+
+T = TypeVar("T")
+
+
+def read_config(path: Path) -> ServerConfig:
+    """The settings of a TOML file; what it leaves out keeps its default. Paths in it are relative to its folder.
+
+    Raises:
+        ConfigError: no such file, no TOML, an unknown setting, or a value of the wrong type or out of range.
+    """
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", "a TOML file of settings") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is no TOML: {error}", "lines such as: port = 8500, below [network]") from error
+    return changed(ServerConfig(), tree, folder=path.parent)
+
+
+def changed(config: T, tree: Mapping[str, Any], where: str = "", folder: Path = Path()) -> T:
+    """A copy of ``config`` with the values of ``tree``, whose tables are sections.
+
+    Args:
+        config: dataclass, maybe with dataclasses in it.
+        tree: as ``tomllib`` gives it.
+        where: dotted name of ``config``, for errors.
+        folder: what relative paths are relative to.
+
+    Raises:
+        ConfigError: see :func:`read_config`.
+    """
+    hints = typing.get_type_hints(type(config))
+    fields = {f.name: f for f in dataclasses.fields(config)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{where}.{key}" if where else key
+        if key not in fields:
+            raise ConfigError(f"no setting {name!r}", nearest(key, fields))
+        old = getattr(config, key)
+        if dataclasses.is_dataclass(old):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{name} is {value!r}", f"a table: [{name}]")
+            values[key] = changed(old, value, name, folder)
+        else:
+            values[key] = _typed(value, hints[key], name, folder)
+            if isinstance(old, Mapping):
+                values[key] = {**old, **values[key]}
+            _check_range(values[key], fields[key].metadata, name)
+    return dataclasses.replace(config, **values)  # type: ignore[type-var]
+
+
+def set_values(config: ServerConfig, texts: Sequence[str]) -> ServerConfig:
+    """A copy with ``section.key=value`` texts applied; a value is written as in TOML, text also without quotes.
+
+    Raises:
+        ConfigError: no such form, or see :func:`read_config`.
+    """
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {text!r} is no setting", "section.key=value", "--set schedule.queue=128")
+        try:
+            parsed = tomllib.loads(f"value = {value}")["value"]
+        except ValueError:
+            parsed = value.strip()
+        config = set_value(config, name.strip(), parsed)
+    return config
+
+
+def set_value(config: ServerConfig, name: str, value: Any) -> ServerConfig:
+    """A copy with the setting of this dotted name changed.
+
+    Raises:
+        ConfigError: see :func:`read_config`.
+    """
+    for key in reversed(name.split(".")):
+        value = {key: value}
+    return changed(config, value)
+
+
+def _typed(value: Any, hint: Any, name: str, folder: Path) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        # TOML has no null: an optional setting is left out, or given as its one other type.
+        return _typed(value, next(a for a in arguments if a is not type(None)), name, folder)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise ConfigError(f"{name} is {value!r}", nearest(str(value), map(str, arguments)))
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{name} is {value!r}", f"a table: [{name}]")
+        return {key: _typed(entry, arguments[1], f"{name}.{key}", folder) for key, entry in value.items()}
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{name} is {value!r}", "a list in [ ]")
+        return tuple(_typed(entry, arguments[0], name, folder) for entry in value)
+    if hint is Path and isinstance(value, str | Path):
+        return folder / value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ConfigError(f"{name} is {value!r}", f"a value of type {hint.__name__}")
+    return value
+
+
+def _check_range(value: Any, metadata: Mapping[str, Any], name: str) -> None:
+    low, high = metadata.get("low", -math.inf), metadata.get("high", math.inf)
+    # Written so that a NaN fails too.
+    if metadata and not low <= value <= high:
+        raise ConfigError(f"{name} is {value}", f"{low} to {high}" if high < math.inf else f"{low} or more")
