@@ -1,0 +1,174 @@
+"""Other servers, each from its own environment (``setup.sh``), on this machine alone, until the end of a ``with`` block."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+
+from serving.bench.load import OPTIONS
+from serving.bench.target import Running, free_port
+from wsss.inference import open_inference_pb2 as pb
+from wsss.inference import open_inference_pb2_grpc
+
+HERE = Path(__file__).parent
+START_SECONDS = 90.0
+END_SECONDS = 30.0
+
+
+class PeerError(Exception):
+    """A peer that is not set up or does not start."""
+
+
+@contextmanager
+def triton(folder: Path, repository: Path, model: str) -> Iterator[Running]:
+    """NVIDIA Triton on a repository whose ``config.pbtxt`` name the backend onnxruntime; ``model`` is one of it."""
+    home = environment(folder, "triton")
+    site = next(home.glob("lib/python3*/site-packages"))
+    inside = site / "pytriton" / "tritonserver"
+    with tempfile.TemporaryDirectory() as made:
+        backends = Path(made, "backends")
+        shutil.copytree(inside / "backends" / "python", backends / "python")
+        shutil.copytree(HERE / "triton_backend", backends / "onnxruntime")
+        port = free_port()
+        command = [
+            str(inside / "bin" / "tritonserver"),
+            *("--model-repository", str(repository), "--backend-directory", str(backends)),
+            *("--disable-auto-complete-config", "--allow-http", "false", "--allow-metrics", "false"),
+            *("--grpc-address", "127.0.0.1", "--grpc-port", str(port), "--log-info", "false"),
+        ]
+        variables = {
+            "PATH": f"{home / 'bin'}:{os.environ['PATH']}",
+            "VIRTUAL_ENV": str(home),
+            "LD_LIBRARY_PATH": str(site / "nvidia_pytriton.libs"),
+        }
+        with running("triton", command, variables, Path(made), port, model) as started:
+            yield started
+
+
+@contextmanager
+def mlserver(folder: Path, graph: Path, name: str) -> Iterator[Running]:
+    """MLServer with one graph, as its user would write it.
+
+    Its process runs the model too: a worker of its own, the default, gets every tensor through a pipe, which takes longer,
+    and does not start beside uvloop 0.22.
+    """
+    home = environment(folder, "mlserver")
+    with tempfile.TemporaryDirectory() as made:
+        port = free_port()
+        settings = {"host": "127.0.0.1", "grpc_port": port, "http_port": free_port(), "metrics_port": free_port()}
+        Path(made, "settings.json").write_text(json.dumps(settings | {"debug": False, "parallel_workers": 0}))
+        model = {"name": name, "implementation": "mlserver_runtime.OnnxModel", "parameters": {"uri": str(graph)}}
+        Path(made, "model-settings.json").write_text(json.dumps(model))
+        shutil.copy(HERE / "mlserver_runtime.py", made)
+        command = [str(home / "bin" / "mlserver"), "start", made]
+        with running("mlserver", command, {"PYTHONPATH": made}, Path(made), port, name) as started:
+            yield started
+
+
+def perf_analyzer(folder: Path, address: str, model: str, callers: int, seconds: float) -> float:
+    """Requests a second as NVIDIA's own load generator counts them; NaN if it gave up.
+
+    Raises:
+        PeerError: it is not set up.
+    """
+    home = environment(folder, "perf_analyzer")
+    with tempfile.TemporaryDirectory() as made:
+        table = Path(made, "table.csv")
+        window = str(int(1000 * seconds / 3))
+        command = [
+            *(str(home / "run"), "-m", model, "-i", "grpc", "-u", address, "--concurrency-range", str(callers)),
+            # Three windows; on a machine with other work, figures that differ by half are stable enough.
+            *("-p", window, "-r", "3", "-s", "50", "-f", str(table)),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20 * seconds + 60, check=False)
+        if done.returncode or not table.exists():
+            print(f"perf_analyzer: {(done.stderr or done.stdout).strip()[-300:]}", file=sys.stderr)
+            return math.nan
+        with table.open() as lines:
+            return float(next(csv.DictReader(lines))["Inferences/Second"])
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process and those below it have used."""
+    parents: dict[int, list[int]] = {}
+    ticks: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            words = stat.read_text().rpartition(")")[2].split()
+            child = int(stat.parent.name)
+            parents.setdefault(int(words[1]), []).append(child)
+            ticks[child] = int(words[11]) + int(words[12])
+    family = [pid]
+    for member in family:
+        family += parents.get(member, [])
+    return sum(ticks.get(member, 0) for member in family) / os.sysconf("SC_CLK_TCK")
+
+
+def environment(folder: Path, name: str) -> Path:
+    """Where ``setup.sh`` put a peer.
+
+    Raises:
+        PeerError: it did not.
+    """
+    if not (folder / name / "ready").exists():
+        raise PeerError(f"{name} is not set up in {folder}: run bench/peers/setup.sh {folder}")
+    return (folder / name).resolve()
+
+
+@contextmanager
+def running(
+    name: str, command: list[str], variables: dict[str, str], folder: Path, port: int, model: str
+) -> Iterator[Running]:
+    """A process that serves a model on a gRPC port, until the end of the block.
+
+    Raises:
+        PeerError: it ended or was not ready in time.
+    """
+    inherited = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    log = folder / "log"
+    address = f"127.0.0.1:{port}"
+    with (
+        log.open("w") as output,
+        subprocess.Popen(
+            command, cwd=folder, env=inherited | variables, stdout=output, stderr=output, text=True
+        ) as process,
+    ):
+        try:
+            try:
+                wait_until_ready(address, process, model)
+            except PeerError as error:
+                raise PeerError(f"{name}: {error}: {log.read_text()[-2000:]}") from error
+            yield Running(address, process=process)
+        finally:
+            process.terminate()
+            try:
+                process.wait(END_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def wait_until_ready(address: str, process: subprocess.Popen[str], model: str) -> None:
+    until = time.monotonic() + START_SECONDS
+    while time.monotonic() < until and process.poll() is None:
+        with grpc.insecure_channel(address, options=OPTIONS) as channel:
+            service = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+            try:
+                if service.ModelReady(pb.ModelReadyRequest(name=model), timeout=2).ready:
+                    return
+            except grpc.RpcError:
+                pass
+        time.sleep(0.2)
+    raise PeerError("it ended" if process.poll() is not None else f"not ready after {START_SECONDS:g} s")
