@@ -71,14 +71,29 @@ class Graph:
 
         self.add("Cast", self.add("ArgMax", full, axis=1, keepdims=0), to=TensorProto.UINT8, output="mask")
 
+    def largest(self, full: str) -> str:
+        """The output ``mask``, label by label as ``wsss-trainer export`` writes it; returns the winners' logits."""
+        from onnx import TensorProto, helper
+
+        number = CLASSES + 1
+        planes = [f"label{k}" for k in range(number)]
+        self.nodes.append(helper.make_node("Split", [full, self.constant(np.ones(number, np.int64))], planes, axis=1))
+        best, zero = planes[0], self.constant(np.float32(0))
+        index = self.add("Cast", self.add("Mul", best, zero), to=TensorProto.UINT8)
+        for k in range(1, number):
+            larger = self.add("Greater", planes[k], best)
+            index = self.add("Where", larger, self.constant(np.uint8(k)), index)
+            best = self.add("Max", best, planes[k])
+        axis = self.constant(np.array([1]))
+        self.add("Squeeze", index, axis, output="mask")
+        return self.add("Squeeze", best, axis)
+
     def segmenter(self, logits: str) -> None:
         """The outputs of a segmenter."""
         from onnx import TensorProto
 
-        full = self.full(logits, "image", 1)
-        self.mask(full)
-        best = self.add("Sigmoid", self.add("ReduceMax", full, axes=[1], keepdims=0))
-        white = self.add("Mul", best, self.constant(np.float32(255)))
+        best = self.largest(self.full(logits, "image", 1))
+        white = self.add("Mul", self.add("Sigmoid", best), self.constant(np.float32(255)))
         self.add("Cast", white, to=TensorProto.UINT8, output="confidence")
         mean = self.add("Sigmoid", self.add("ReduceMean", logits, axes=[2, 3], keepdims=0))
         one, last = self.constant(np.array([1])), self.constant(np.array([CLASSES + 1]))
