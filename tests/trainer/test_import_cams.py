@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -16,7 +18,7 @@ from torchvision.models import resnet18
 from trainer import cli, segment
 from trainer.camfile import cam_path, read_cam, write_cam
 from trainer.data.dataset import open_dataset
-from trainer.errors import ConfigError, DataError
+from trainer.errors import ConfigError, DataError, RunError
 from trainer.import_cams import import_cams, read_foreign
 from trainer.measure import current_evaluation
 from trainer.options import Options
@@ -218,6 +220,26 @@ def test_maps_that_were_taken_are_kept(dataset, theirs, tmp_path):
     imported(dataset, theirs, tmp_path / "cams")
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cams").iterdir()}
     assert after.keys() - before.keys() == {"scene_00002.npz"}
+    assert {name: after[name] for name in before} == before
+
+
+def test_a_disk_that_fills_up_in_the_middle_loses_nothing(dataset, theirs, tmp_path, monkeypatch):
+    real, room = os.replace, iter(range(4))
+
+    def full(part, path):
+        if next(room, None) is None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(part, path)
+
+    monkeypatch.setattr("trainer.files.os.replace", full)
+    with pytest.raises(RunError, match="no space left while writing") as caught:
+        imported(dataset, theirs, tmp_path / "cams")
+    assert "run the same command again" in caught.value.hint
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cams").iterdir()}
+    assert len(before) == 4
+    monkeypatch.setattr("trainer.files.os.replace", real)
+    assert imported(dataset, theirs, tmp_path / "cams").outputs["count"] == 10
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cams").iterdir()}
     assert {name: after[name] for name in before} == before
 
 

@@ -38,6 +38,36 @@ def test_a_key_depends_on_everything_that_it_is_given():
     assert len({key, *(stage_key(*other) for other in others)}) == 6
 
 
+def test_a_stage_whose_files_are_gone_is_not_done(tmp_path):
+    run = Run(tmp_path)
+    with run.stage("walk", "k") as stage:
+        stage.folders.append(tmp_path / "instances")
+        (tmp_path / "instances").mkdir()
+        for name in ("a", "b", "c"):
+            (stage.folder / f"{name}.npz").write_text(name)
+            (tmp_path / "instances" / f"{name}.npz").write_text(name)
+    assert run.standing("walk", "k") == "done, kept"
+    (tmp_path / "walk" / "a.npz").unlink()
+    (tmp_path / "walk" / ".b.npz.99.part").write_text("left by a killed process")
+    (tmp_path / "instances" / "b.npz").unlink()
+    assert not Run(tmp_path).done("walk", "k")
+    assert Run(tmp_path).standing("walk", "k") == "2 of its files are gone, will be made again"
+    assert Run(tmp_path).standing("walk", "other").startswith("settings or inputs changed")
+    with run.stage("walk", "k") as stage:
+        assert (stage.folder / "c.npz").exists()
+    assert run.standing("walk", "k") == "done, kept"
+    assert run.standing("refine", "k") == "to do"
+
+
+def test_a_run_of_an_older_version_counts_no_files(tmp_path):
+    run = Run(tmp_path)
+    make(run, "cams", "k", "a.npz")
+    del run.manifest["stages"]["cams"]["files"]
+    run.save()
+    (tmp_path / "cams" / "a.npz").unlink()
+    assert Run(tmp_path).done("cams", "k")
+
+
 def test_two_processes_cannot_hold_one_run(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
