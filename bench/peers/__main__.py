@@ -3,8 +3,7 @@
 Every server runs ONNX Runtime with one thread a run and no spinning, listens on the machine itself, and is loaded by the
 same client, which sends bytes made before and does not decode replies; ``--perf-analyzer`` adds NVIDIA's own. Before
 anything is timed, their answers are compared. Two servers of a ratio take turns; the medians of the rounds count.
-``cpu_ms`` is the
-processor time of a call in the server, which other work on the machine hardly touches.
+``cpu_ms`` is the processor time of a call in the server, which other work on the machine hardly touches.
 
 R1  ours, a JPEG of 512x512 in and its PNG mask out / Triton, the normalised float32 tensor in and logits out; one caller
 R3  ours / Triton, float32 [1,3,256,256] in and the mask out, by the Open Inference Protocol; four callers
@@ -39,7 +38,8 @@ from servers import PeerError  # noqa: E402
 from serving.bench import load, target  # noqa: E402
 from serving.bench.load import Request  # noqa: E402
 from serving.bench.target import Running, Target  # noqa: E402
-from serving.engines import Engine  # noqa: E402
+from serving.config import EngineConfig  # noqa: E402
+from serving.engines import Engine, Plan  # noqa: E402
 from serving.loading import open_engine  # noqa: E402
 from serving.repository import read_repository  # noqa: E402
 
@@ -48,6 +48,8 @@ Side = tuple[Running, Request, int]
 
 AIMS = {"R1": 4.5, "R3": 1.1, "R3 by perf_analyzer": 1.1, "R4": 2.5}
 IMAGES = 8
+# What the peers run.
+ENGINE = EngineConfig(name="onnxruntime")
 
 
 def main() -> None:
@@ -56,7 +58,7 @@ def main() -> None:
         repository = Path(made)
         for write in (models.write_segmenter, models.write_mask, models.write_logits):
             write(repository)
-        ours = stack.enter_context(target.server(repository))
+        ours = stack.enter_context(target.server(repository, f"engine.name={ENGINE.name}"))
         peers: dict[str, Running] = {}
         for name, start in {
             "triton": lambda: servers.triton(options.peers, repository, "mask"),
@@ -72,7 +74,7 @@ def main() -> None:
 def measure(repository: Path, ours: Running, peers: dict[str, Running], options: argparse.Namespace) -> None:
     targets = {name: Target(card=versions[1]) for name, versions in read_repository(repository).items()}
     photo = replace(targets["segmenter"], images=tuple(target.made_image(512, 512, seed) for seed in range(IMAGES)))
-    engines = {name: open_engine(targets[name].card) for name in ("segmenter", "mask", "logits")}
+    engines = {name: open_engine(targets[name].card, Plan(), ENGINE) for name in ("segmenter", "mask", "logits")}
     tensor, logits = (replace(targets[n], inputs=target.random_inputs(engines[n], 0)) for n in ("mask", "logits"))
     check(ours, photo, engines["segmenter"])
     sides: dict[str, Side] = {"ours_mask": (ours, tensor.request(), 4), "ours_photo": (ours, photo.request(), 1)}
