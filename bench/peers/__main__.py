@@ -121,7 +121,9 @@ def ratios(found: dict[str, float]) -> dict[str, float]:
 def by_perf_analyzer(ours: Running, peers: dict[str, Running], options: argparse.Namespace) -> dict[str, float]:
     asked = {"ours": ours} | {name: peers[name] for name in ("triton",) if name in peers}
     return {
-        f"{name}_perf_analyzer": servers.perf_analyzer(options.peers, server.address, "mask", 4, options.seconds)
+        f"{name}_perf_analyzer": servers.perf_analyzer(
+            options.peers, server.address, "mask", ["--concurrency-range=4"], options.seconds
+        )
         for name, server in asked.items()
     }
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -78,7 +78,7 @@ def mlserver(folder: Path, graph: Path, name: str) -> Iterator[Running]:
             yield started
 
 
-def perf_analyzer(folder: Path, address: str, model: str, callers: int, seconds: float) -> float:
+def perf_analyzer(folder: Path, address: str, model: str, options: Sequence[str], seconds: float) -> float:
     """Requests a second as NVIDIA's own load generator counts them; NaN if it gave up.
 
     Raises:
@@ -89,7 +89,7 @@ def perf_analyzer(folder: Path, address: str, model: str, callers: int, seconds:
         table = Path(made, "table.csv")
         window = str(int(1000 * seconds / 3))
         command = [
-            *(str(home / "run"), "-m", model, "-i", "grpc", "-u", address, "--concurrency-range", str(callers)),
+            *(str(home / "run"), "-m", model, "-i", "grpc", "-u", address, *options),
             # Three windows; on a machine with other work, figures that differ by half are stable enough.
             *("-p", window, "-r", "3", "-s", "50", "-f", str(table)),
         ]

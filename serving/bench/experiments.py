@@ -30,7 +30,7 @@ Round = dict[str, float]
 
 DELAY_MS = 5.0
 STALL_SECONDS = 0.02
-BUCKET = 32
+BUCKET = 16
 LARGE = 48 * 2**20
 PROBE_SECONDS = 0.02
 
