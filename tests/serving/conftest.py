@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +8,9 @@ import numpy as np
 import pytest
 import tiny_models
 from configs import configured
+from servers import running
 
-from serving.config import ServerConfig
 from serving.server import Server
-
-
-@contextmanager
-def running(config: ServerConfig) -> Iterator[Server]:
-    """A server on an event loop of its own thread."""
-    server = Server(config)
-    server.loop = loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    try:
-        asyncio.run_coroutine_threadsafe(server.start(), loop).result(30)
-        yield server
-    finally:
-        asyncio.run_coroutine_threadsafe(server.stop(), loop).result(30)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(30)
-        loop.close()
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import grpc
 import oip_calls
 import pytest
 import trustme
-from conftest import configured
+from configs import configured
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from oip_calls import code, sums

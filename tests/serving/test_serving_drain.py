@@ -11,7 +11,7 @@ import time
 import grpc
 import pytest
 import tiny_models
-from conftest import configured
+from configs import configured
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from oip_calls import code, stub, sums
 from test_serving_access import fetch

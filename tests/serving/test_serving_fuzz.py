@@ -141,7 +141,7 @@ def cam_requests(draw):
 @pytest.fixture(scope="module")
 def fuzzed(repository, tmp_path_factory):
     """A server of its own, with small limits."""
-    from conftest import running
+    from servers import running
 
     with running(configured(repository, limits__max_bytes=2_000_000, limits__max_pixels=200_000)) as server:
         yield server

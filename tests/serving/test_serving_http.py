@@ -16,7 +16,7 @@ from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
-from conftest import configured
+from configs import configured
 from test_serving_access import fetch, is_closed
 
 from serving import probes

@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import pytest
 import tiny_models
-from conftest import configured
+from configs import configured
 from oip_calls import code, stub, sums
 
 from wsss.inference import open_inference_pb2 as pb

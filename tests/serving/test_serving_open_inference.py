@@ -10,7 +10,7 @@ import numpy as np
 import oip_calls
 import pytest
 import tiny_models
-from conftest import configured
+from configs import configured
 from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc

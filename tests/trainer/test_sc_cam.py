@@ -225,7 +225,7 @@ def test_a_round_whose_clusters_are_missing_is_not_trained_again(data, copied):
     (copied / "manifest.json").write_text(json.dumps(manifest))
     (copied / "round1" / "subcategories.npz").unlink()
     before = (copied / "round1" / "model.pt").stat().st_mtime_ns
-    assert fit(options(data, copied)) == {"round0": "done", "round1": "to do", "classify": "done"}
+    assert fit(options(data, copied)) == {"round0": "done", "round1": "1 of its", "classify": "done"}
     assert (copied / "round1" / "model.pt").stat().st_mtime_ns == before
     assert Subcategories.read(copied / "round1" / "subcategories.npz").counts == (2, 2, 2)
 
@@ -303,7 +303,7 @@ def test_a_round_0_of_other_classes_is_refused(tmp_path, data, parent):
     content = torch.load(parent, weights_only=True)
     content["identity"]["classes"] = ["cow", "dog", "owl"]
     torch.save(content, tmp_path / "other.pt")
-    with pytest.raises(WeightsError, match="trained for the classes cow, dog, owl"):
+    with pytest.raises(WeightsError, match="trained for the 3 classes cow, dog, owl"):
         fit(options(data, tmp_path / "run", f"method.round0={tmp_path / 'other.pt'}"))
 
 
