@@ -146,7 +146,8 @@ def test_requests_are_read_only_as_they_are_answered(slow):
     def produce():
         for number in range(300):
             produced.append(number)
-            raw = pb.RawImage(height=100, width=100, pixels=bytes(30_000))
+            # Far more in all than what gRPC takes in ahead, whose window grows with a fast connection.
+            raw = pb.RawImage(height=300, width=300, pixels=bytes(270_000))
             yield message(str(number), segment=pb.SegmentRequest(image=pb.Image(raw=raw), model="colours"))
 
     with grpc.insecure_channel(server.address) as channel:
