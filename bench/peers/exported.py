@@ -43,7 +43,7 @@ def main() -> None:
         for name, card in pictures.items():
             print(json.dumps({"model": name, "equal": [compare(card, shape, ours, triton) for shape in SHAPES]}))
         for name in pictures:
-            for loop in ("--concurrency-range=2", "--request-rate-range=2 --request-distribution=poisson"):
+            for loop in ("--concurrency-range=2", "--request-rate-range=10 --request-distribution=poisson"):
                 words = [*loop.split(), "--shape", "image:96,128,3"]
                 rate = servers.perf_analyzer(options.peers, ours.address, name, words, options.seconds)
                 print(json.dumps({"model": name, "perf_analyzer": loop, "per_second": rate}), flush=True)

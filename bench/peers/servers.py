@@ -90,8 +90,8 @@ def perf_analyzer(folder: Path, address: str, model: str, options: Sequence[str]
         window = str(int(1000 * seconds / 3))
         command = [
             *(str(home / "run"), "-m", model, "-i", "grpc", "-u", address, *options),
-            # Three windows; on a machine with other work, figures that differ by half are stable enough.
-            *("-p", window, "-r", "3", "-s", "50", "-f", str(table)),
+            # Until three windows in a row agree; on a machine with other work, figures that differ twofold are stable enough.
+            *("-p", window, "-r", "10", "-s", "100", "-f", str(table)),
         ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=20 * seconds + 60, check=False)
         if done.returncode or not table.exists():
