@@ -124,13 +124,13 @@ def depthwise(graph: Graph, x: str) -> str:
 def write_resnet(root: Path, width: int = 64, name: str = "resnet") -> Path:
     graph = Graph()
     graph.segmenter(resnet(graph, graph.pixels(), width))
-    return _write(root, name, graph, *_segmenter_shapes(), _segmenter_card())
+    return _write(root, name, graph, *segmenter_shapes(), segmenter_card())
 
 
 def write_segmenter(root: Path, name: str = "segmenter") -> Path:
     graph = Graph()
     graph.segmenter(depthwise(graph, graph.pixels()))
-    return _write(root, name, graph, *_segmenter_shapes(), _segmenter_card())
+    return _write(root, name, graph, *segmenter_shapes(), segmenter_card())
 
 
 def write_mask(root: Path, side: int = 256, name: str = "mask") -> Path:
@@ -161,12 +161,12 @@ def write_triton(folder: Path, inputs: dict[str, Any], outputs: dict[str, Any]) 
     (folder / "config.pbtxt").write_text(text)
 
 
-def _segmenter_shapes() -> tuple[dict[str, Any], dict[str, Any]]:
+def segmenter_shapes() -> tuple[dict[str, Any], dict[str, Any]]:
     outputs = {"mask": ("uint8", [-1, -1]), "scores": ("float32", [CLASSES]), "confidence": ("uint8", [-1, -1])}
     return {"image": ("uint8", [-1, -1, 3])}, outputs
 
 
-def _segmenter_card() -> dict[str, Any]:
+def segmenter_card() -> dict[str, Any]:
     names = [f"class{k}" for k in range(CLASSES)]
     shapes = {"mask": ["N", "H", "W"], "scores": ["N", CLASSES], "confidence": ["N", "H", "W"]}
     return {
@@ -194,8 +194,8 @@ def _write(
     outputs: dict[str, Any],
     card: dict[str, Any] | None = None,
 ) -> Path:
-    """The graph, its card and Triton's configuration; axes of -1 are free, the batch comes before them all."""
-    from onnx import TensorProto, helper, save
+    """A graph as a model; axes of -1 are free, the batch comes before them all."""
+    from onnx import TensorProto, helper
 
     types = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}
 
@@ -208,16 +208,25 @@ def _write(
         ]
 
     made = helper.make_graph(graph.nodes, name, infos(inputs), infos(outputs), graph.weights)
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return write(root, name, model, inputs, outputs, card)
+
+
+def write(
+    root: Path, name: str, model: Any, inputs: dict[str, Any], outputs: dict[str, Any], card: dict[str, Any] | None
+) -> Path:
+    """The graph, its card and Triton's configuration; without a card's fields it is a model of kind tensor."""
     folder = root / name / "1"
     folder.mkdir(parents=True)
-    save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), folder / "model.onnx")
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
     digest = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
-    fields = {"format": 1, "name": name, "version": 1, "kind": "tensor", "graph": "model.onnx", "opset": 17}
-    (folder / "model.json").write_text(json.dumps(fields | {"sha256": {"model.onnx": digest}} | (card or {})))
+    fields = {"format": 1, "name": name, "version": 1, "kind": "tensor", "graph": "model.onnx"}
+    fields |= {"opset": model.opset_import[0].version, "sha256": {"model.onnx": digest}}
+    (folder / "model.json").write_text(json.dumps(fields | (card or {})))
     write_triton(folder.parent, inputs, outputs)
     return root
 
 
 if __name__ == "__main__":
-    for write in (write_resnet, write_segmenter, write_mask, write_logits):
-        write(Path(sys.argv[1]))
+    for make in (write_resnet, write_segmenter, write_mask, write_logits):
+        make(Path(sys.argv[1]))
