@@ -73,20 +73,17 @@ class Graph:
 
     def largest(self, full: str) -> str:
         """The output ``mask``, label by label as ``wsss-trainer export`` writes it; returns the winners' logits."""
-        from onnx import TensorProto, helper
+        from onnx import TensorProto
 
-        number = CLASSES + 1
-        planes = [f"label{k}" for k in range(number)]
-        self.nodes.append(helper.make_node("Split", [full, self.constant(np.ones(number, np.int64))], planes, axis=1))
+        planes = [self.add("Gather", full, self.constant(np.int64(k)), axis=1) for k in range(CLASSES + 1)]
         best, zero = planes[0], self.constant(np.float32(0))
         index = self.add("Cast", self.add("Mul", best, zero), to=TensorProto.UINT8)
-        for k in range(1, number):
-            larger = self.add("Greater", planes[k], best)
-            index = self.add("Where", larger, self.constant(np.uint8(k)), index)
-            best = self.add("Max", best, planes[k])
-        axis = self.constant(np.array([1]))
-        self.add("Squeeze", index, axis, output="mask")
-        return self.add("Squeeze", best, axis)
+        for k, plane in enumerate(planes[1:], 1):
+            larger = self.add("Greater", plane, best)
+            last = {"output": "mask"} if k == CLASSES else {}
+            index = self.add("Where", larger, self.constant(np.uint8(k)), index, **last)
+            best = self.add("Max", best, plane)
+        return best
 
     def segmenter(self, logits: str) -> None:
         """The outputs of a segmenter."""
