@@ -14,6 +14,9 @@ from serving.card import HINT, OUTPUTS, Card
 from serving.engines import Inputs, Outputs, Plan, Stop, TensorSpec
 from serving.errors import RepositoryError
 
+# Kernels made for a shape, kept for when it comes again. With the library's own 5000 memory grows with every new size of
+# image, and making them anew costs little (bench/engine_memory.py).
+KERNELS = 200
 # The bindings fill tables of NumPy's types at their first use, under a lock of C++ during which they let go of Python's:
 # two models that load at once have waited for each other for ever (2026.4).
 _LOADING = threading.Lock()
@@ -96,6 +99,7 @@ def _options(plan: Plan, reduced: bool) -> dict[str, Any]:
         "NUM_STREAMS": plan.workers,
         "INFERENCE_NUM_THREADS": plan.workers * plan.threads,
         "ENABLE_CPU_PINNING": False,
+        "CPU_RUNTIME_CACHE_CAPACITY": KERNELS,
     }
 
 

@@ -1,0 +1,83 @@
+"""Memory of an engine whose images come in all sizes: what it has taken beyond the loaded model as sizes come along.
+
+Each engine runs in a process of its own on the same sizes, then at one size. A plateau is what it keeps; a line that
+rises to the end is a leak, or a cache without a bound. The model is a MobileNetV2 segmenter with random weights, exported by the
+trainer's own code, or one of your own.
+
+    python bench/engine_memory.py
+    python bench/engine_memory.py --repository exported/ --model pets
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import engines as engine_bench
+import numpy as np
+
+from serving.card import read_card
+from serving.config import EngineConfig
+from serving.engines import Plan
+from serving.engines.choice import choose_engine
+from serving.soundness import read_size
+
+
+def main() -> None:
+    options = arguments()
+    if options.child:
+        print(json.dumps(measure(options)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        repository = options.repository or engine_bench.export_random(Path(folder), options.model, 16)
+        for engine in options.engines:
+            for fixed in ((), ("--fixed", "320x320")):
+                child = ["--child", engine, "--repository", str(repository), "--model", options.model, *fixed]
+                command = [sys.executable, __file__, *child, "--runs", str(options.runs)]
+                print(subprocess.run(command, capture_output=True, text=True, check=True).stdout, end="", flush=True)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Megabytes beyond the loaded model after each eighth of the runs."""
+    version = max(int(path.name) for path in (options.repository / options.model).iterdir() if path.name.isdecimal())
+    engine = choose_engine(
+        read_card(options.repository / options.model / str(version)), Plan(), EngineConfig(options.child)
+    )
+    rng, loaded, began, taken = random.Random(0), resident(), time.perf_counter(), []
+    for run in range(1, options.runs + 1):
+        drawn = (rng.randint(128, 640), rng.randint(128, 640))
+        height, width = read_size(options.fixed) if options.fixed else drawn
+        engine.run({"image": np.zeros((1, height, width, 3), np.uint8)})
+        if run % (options.runs // 8) == 0:
+            taken.append(round(resident() - loaded))
+    seconds = round(time.perf_counter() - began, 1)
+    sizes = options.fixed or "128 to 640"
+    return {"engine": engine.description, "sizes": sizes, "megabytes": taken, "seconds": seconds}
+
+
+def resident() -> float:
+    """Megabytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repository", type=Path, help="models; without it one with random weights is exported")
+    parser.add_argument("--model", default="mobilenet_v2")
+    parser.add_argument("--engines", nargs="+", default=["openvino", "onnxruntime"])
+    parser.add_argument("--runs", type=int, default=240)
+    parser.add_argument("--child", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--fixed", default="", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
