@@ -20,9 +20,10 @@ from serving.errors import ConfigError, OutputError, RepositoryError, RequestErr
 from serving.image import decode
 from serving.pipeline import model_size
 
-# Engines round differently, and a rounding decides a pixel where two classes are about equal.
-MIN_EQUAL = 0.995
-MAX_SCORE_DIFFERENCE = 0.02
+# Engines round differently, in bfloat16 for one, and a rounding decides a pixel where two classes are about equal: some two
+# percent of a golden image. A damaged graph gives another picture altogether.
+MIN_EQUAL = 0.9
+MAX_SCORE_DIFFERENCE = 0.1
 MAX_LEVELS = 3
 SLACK = 1e-3
 
@@ -48,7 +49,7 @@ def check_promise(card: Card, engine: Engine) -> None:
             f"the input 'image' of uint8 and the outputs {list(OUTPUTS[card.kind])}",
             HINT,
         )
-    image = _golden_image(card)
+    image = golden_image(card)
     tall, wide = image.shape[:2]
     outputs = _run(card, engine, {"image": image[None]}, f"an image of {tall}x{wide}")
     try:
@@ -58,6 +59,25 @@ def check_promise(card: Card, engine: Engine) -> None:
         raise RepositoryError(f"{where}: {error.found}", error.expected, HINT) from error
     if card.golden:
         _compare(card, values, scores)
+
+
+def golden_image(card: Card) -> npt.NDArray[np.uint8]:
+    """Uint8 [H,W,3] of the golden image, or grey of the smallest size.
+
+    Raises:
+        RepositoryError: it cannot be read, or has a size that the model does not take.
+    """
+    if not card.golden:
+        return np.full((card.min_side, card.min_side, 3), 128, np.uint8)
+    path = card.folder / card.golden.image
+    try:
+        image = decode(path.read_bytes(), Limits()).pixels
+    except (OSError, RequestError) as error:
+        raise RepositoryError(f"{path} cannot be read: {error}", "an RGB PNG", HINT) from error
+    height, width = image.shape[:2]
+    if model_size(height, width, card) != (height, width):
+        raise RepositoryError(f"{path} is {height}x{width}", "a size that the model takes", HINT)
+    return image
 
 
 def warm_up(card: Card, engine: Engine, sizes: Iterable[str], bucket: int, max_batch: int) -> None:
@@ -138,20 +158,6 @@ def _check_batch_axes(card: Card, engine: Engine) -> None:
             "inputs and outputs whose first axis is the batch, of any size",
             "export the graph with a dynamic first axis",
         )
-
-
-def _golden_image(card: Card) -> npt.NDArray[np.uint8]:
-    if not card.golden:
-        return np.full((card.min_side, card.min_side, 3), 128, np.uint8)
-    path = card.folder / card.golden.image
-    try:
-        image = decode(path.read_bytes(), Limits()).pixels
-    except (OSError, RequestError) as error:
-        raise RepositoryError(f"{path} cannot be read: {error}", "an RGB PNG", HINT) from error
-    height, width = image.shape[:2]
-    if model_size(height, width, card) != (height, width):
-        raise RepositoryError(f"{path} is {height}x{width}", "a size that the model takes", HINT)
-    return image
 
 
 def _values(card: Card, outputs: Outputs) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:

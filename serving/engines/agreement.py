@@ -11,8 +11,10 @@ from PIL import Image
 from serving import pipeline
 from serving.card import Card
 from serving.engines import Engine
+from serving.errors import EngineError
 from serving.image import Picture
 from serving.options import options_for
+from serving.soundness import golden_image
 
 MIN_EQUAL = 0.995
 SCENES = ((192, 256), (256, 192))
@@ -21,24 +23,40 @@ BACKGROUND = 0.3
 
 
 def agreement(card: Card, engine: Engine, exact: Engine) -> float:
-    """Share of equal pixels in the masks of two engines, over all of :func:`made_pictures`.
+    """Share of equal pixels in the masks of two engines, over the golden image and :func:`made_pictures`.
 
-    The maps of a CAM model, of every class whatever its score, become masks by its background threshold.
+    The maps of a CAM model, of every class whatever its score, become masks by its background threshold. A picture that
+    is all one label to ``exact`` says nothing of how they agree, and is not counted.
 
     Raises:
         OutputError: an engine breaks the card's promise, by numbers that are not finite for one.
+        EngineError: every picture is all one label.
         Exception: whatever an engine raises.
     """
     cam = card.kind == "cam"
     ground = BACKGROUND if cam and card.background_threshold is None else card.background_threshold if cam else None
     options = options_for(card, score_threshold=0.0 if cam else None, background_threshold=ground)
     equal = total = 0
-    for picture in made_pictures():
+    for picture in pictures(card):
         prepared = pipeline.prepare(picture, card)
         one, other = (pipeline.segment(prepared, card, options, each.run).labels for each in (engine, exact))
-        equal += int((one == other).sum())
-        total += one.size
+        if other.min() < other.max():
+            equal += int((one == other).sum())
+            total += one.size
+    if not total:
+        raise EngineError(
+            "every picture that engines are compared on is one label to it",
+            "a model whose golden image shows it several classes",
+            "export it again: wsss-trainer export",
+        )
     return equal / total
+
+
+def pictures(card: Card) -> Iterator[Picture]:
+    """The golden image of the model, if it has one, and the made ones."""
+    if card.golden:
+        yield Picture(golden_image(card), "RAW")
+    yield from made_pictures()
 
 
 def made_pictures() -> Iterator[Picture]:

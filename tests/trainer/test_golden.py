@@ -9,7 +9,7 @@ from PIL import Image
 from test_export import make
 from torch import nn
 
-from trainer.golden import golden_image, write_golden
+from trainer.golden import golden_image, shown, write_golden
 from trainer.graphs import PixelGraph, SegmenterGraph
 
 LIMITS = {"min_side": 32, "max_side": 4096, "max_pixels": 4_194_304}
@@ -51,12 +51,27 @@ def test_what_a_segmenter_says(tmp_path: Path) -> None:
     with Image.open(tmp_path / golden["image"]) as picture, Image.open(tmp_path / golden["output"]) as output:
         pixels, mask = np.asarray(picture), np.asarray(output)
         assert output.mode == "L"
-    np.testing.assert_array_equal(pixels, golden_image(LIMITS))
+    np.testing.assert_array_equal(pixels, shown(golden_image(LIMITS), graph))
     with torch.inference_mode():
         expected = dict(zip(graph.outputs, graph(torch.from_numpy(pixels[None].copy()))))
     np.testing.assert_array_equal(mask, expected["mask"][0])
     assert len(np.unique(mask)) > 1
     np.testing.assert_allclose(golden["scores"], expected["scores"][0], atol=1e-6)
+
+
+def test_a_segmenter_that_sees_background_everywhere_is_shown_its_classes() -> None:
+    torch.manual_seed(0)
+    net = nn.Conv2d(3, 4, 5, stride=4, padding=2)
+    with torch.no_grad():
+        net.bias.copy_(torch.tensor([3.0, 0, 0, 0]))
+    graph = SegmenterGraph(net, flip=True)
+    image = golden_image(LIMITS)
+    moved = shown(image, graph)
+    with torch.inference_mode():
+        before, after = (graph(torch.from_numpy(pixels[None].copy()))[0].unique() for pixels in (image, moved))
+    assert (len(before), len(after)) == (1, 4)
+    assert (moved.shape, moved.dtype) == (image.shape, np.uint8)
+    assert all(p.grad is None for p in net.parameters())
 
 
 def test_what_a_cam_model_says(tmp_path: Path) -> None:
