@@ -1,7 +1,8 @@
-"""The head of an exported segmenter, label by label, against reductions over the axis of labels; equal to the last bit.
+"""The head of an exported segmenter, matrix products label by label, against ``Resize`` and reductions over the labels.
 
-Logits of 21 labels at stride 16 go to 512x512, arg-max and the winner's probability, in onnxruntime on one thread. Figures
-are processor time, which other work hardly touches.
+Both give the same masks, up to pixels between two labels, and confidences at most a level apart. Logits of 21 labels at stride
+16 go to 512x512, arg-max and the winner's probability, in onnxruntime on one thread. Figures are processor time, which other
+work hardly touches.
 
     python bench/export_head.py
 """
@@ -52,7 +53,7 @@ def session(head: Any) -> Any:
 
 def main() -> None:
     logits = np.random.default_rng(0).standard_normal((1, LABELS, SIDE // STRIDE, SIDE // STRIDE)).astype(np.float32)
-    sessions = {"reductions": session(reductions), "label_by_label": session(exported)}
+    sessions = {"reductions": session(reductions), "exported": session(exported)}
     times: dict[str, list[float]] = {name: [] for name in sessions}
     found = {}
     for number in range(ROUNDS + 1):
@@ -63,9 +64,11 @@ def main() -> None:
             found[name] = graph.run(None, feed)
             if number:
                 times[name].append(1e3 * (time.process_time() - began))
-    assert all(np.array_equal(a, b) for a, b in zip(found["reductions"], found["label_by_label"]))
+    (mask, level), (other_mask, other_level) = found["exported"], found["reductions"]
+    assert (mask == other_mask).mean() > 0.9999
+    assert np.abs(level.astype(int) - other_level).max() <= 1
     medians = {f"{name}_ms": round(statistics.median(values), 1) for name, values in times.items()}
-    print(json.dumps(medians | {"ratio": round(medians["reductions_ms"] / medians["label_by_label_ms"], 2)}))
+    print(json.dumps(medians | {"ratio": round(medians["reductions_ms"] / medians["exported_ms"], 2)}))
 
 
 if __name__ == "__main__":

@@ -71,11 +71,37 @@ class Graph:
 
         self.add("Cast", self.add("ArgMax", full, axis=1, keepdims=0), to=TensorProto.UINT8, output="mask")
 
-    def largest(self, full: str) -> str:
+    def resampling(self, old: str, new: str) -> str:
+        """Matrix [new,old] of the bilinear resize between two lengths, as ``wsss-trainer export`` writes it."""
+        from onnx import TensorProto
+
+        def centres(length: str) -> str:
+            numbers = self.add("Range", self.constant(np.int64(0)), length, self.constant(np.int64(1)))
+            return self.add("Add", self.add("Mul", numbers, self.constant(np.int64(2))), self.constant(np.int64(1)))
+
+        first, last = self.constant(np.array([0])), self.constant(np.array([1]))
+        rows = self.add("Mul", self.add("Unsqueeze", centres(new), last), old)
+        columns = self.add("Mul", self.add("Unsqueeze", centres(old), first), new)
+        apart = self.add("Cast", self.add("Abs", self.add("Sub", columns, rows)), to=TensorProto.FLOAT)
+        unit = self.add("Mul", self.add("Cast", new, to=TensorProto.FLOAT), self.constant(np.float32(2)))
+        near = self.add("Relu", self.add("Sub", self.constant(np.float32(1)), self.add("Div", apart, unit)))
+        return self.add("Div", near, self.add("ReduceSum", near, last, keepdims=1))
+
+    def planes(self, logits: str) -> list[str]:
+        """Each label's logits at the height and width of the input ``image``."""
+
+        def length(source: str, axis: int) -> str:
+            return self.add("Gather", self.add("Shape", source), self.constant(np.int64(axis)), axis=0)
+
+        rows = self.resampling(length(logits, 2), length("image", 1))
+        columns = self.add("Transpose", self.resampling(length(logits, 3), length("image", 2)), perm=[1, 0])
+        small = [self.add("Gather", logits, self.constant(np.int64(k)), axis=1) for k in range(CLASSES + 1)]
+        return [self.add("MatMul", rows, self.add("MatMul", plane, columns)) for plane in small]
+
+    def largest(self, planes: list[str]) -> str:
         """The output ``mask``, label by label as ``wsss-trainer export`` writes it; returns the winners' logits."""
         from onnx import TensorProto
 
-        planes = [self.add("Gather", full, self.constant(np.int64(k)), axis=1) for k in range(CLASSES + 1)]
         best, zero = planes[0], self.constant(np.float32(0))
         index = self.add("Cast", self.add("Mul", best, zero), to=TensorProto.UINT8)
         for k, plane in enumerate(planes[1:], 1):
@@ -89,7 +115,7 @@ class Graph:
         """The outputs of a segmenter."""
         from onnx import TensorProto
 
-        best = self.largest(self.full(logits, "image", 1))
+        best = self.largest(self.planes(logits))
         white = self.add("Mul", self.add("Sigmoid", best), self.constant(np.float32(255)))
         self.add("Cast", white, to=TensorProto.UINT8, output="confidence")
         mean = self.add("Sigmoid", self.add("ReduceMean", logits, axes=[2, 3], keepdims=0))

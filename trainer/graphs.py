@@ -2,7 +2,8 @@
 
 Wrappers around a trained method or segmenter, separate from it. Constants are buffers, every size is symbolic, and only
 operators are used that onnxruntime, OpenVINO and TensorRT share: the bicubic resize is a pair of matrix products because
-antialiased ``Resize`` is ignored by OpenVINO, refused by TensorRT and, without antialiasing, slow in onnxruntime.
+antialiased ``Resize`` is ignored by OpenVINO, refused by TensorRT and, without antialiasing, slow in onnxruntime. So is the
+resize of a segmenter's logits, which is most of what a small network's mask costs (bench/export_head.py).
 
 Shapes: N images, B views (N or 2N), K classes, L = K + 1 labels, H W image, h w map.
 """
@@ -217,27 +218,32 @@ class SegmenterGraph(PixelGraph):
         small = [x if i == largest else resize_bilinear(x, finest) for i, x in enumerate(small)]
         count_views = len(logits) * (2 if self.flip else 1)
         scores_NK = add_up(small).amax((2, 3)) / count_views
-        large = [self.to_image(x, size, scale) for x, scale in zip(logits, self.scales)]
-        if self.merge == "logits":
-            large = [add_up([self.merge_flip(x, count) for x in large]) / count_views]
-        if self.merge == "logits" or count_views == 1:
-            planes = planes_of(large[0])
-            peak_NHW, mask_NHW = largest_of(planes)
-            top_NHW = 1 / add_up([(plane - peak_NHW).exp() for plane in planes])
+        if count_views == 1:
+            # The same value from all labels changes no soft-max, and no power can overflow then.
+            below = logits[0] - logits[0].amax(1, keepdim=True)
+            planes = self.to_image(planes_of(below), size, self.scales[0])
         else:
-            total_NHW, mask_NHW = largest_of(planes_of(add_up([self.merge_flip(softmax(x), count) for x in large])))
-            top_NHW = total_NHW / count_views
+            large = [self.to_image([x], size, scale)[0] for x, scale in zip(logits, self.scales)]
+            if self.merge == "logits":
+                merged = add_up([self.merge_flip(x, count) for x in large]) / count_views
+                planes = planes_of(merged - merged.amax(1, keepdim=True))
+            else:
+                planes = planes_of(add_up([self.merge_flip(softmax(x), count) for x in large]))
+        peak_NHW, mask_NHW = largest_of(planes)
+        if self.merge == "logits" or count_views == 1:
+            top_NHW = peak_NHW.exp() / add_up([plane.exp() for plane in planes]).clamp_min(1e-38)
+        else:
+            top_NHW = peak_NHW / count_views
         return mask_NHW, scores_NK, (top_NHW * 255).round().to(torch.uint8)
 
-    def to_image(self, logits_BLhw: torch.Tensor, size: Sequence[int], scale: float) -> torch.Tensor:
-        """Logits of one view at the size of the image; aligned ones come at the size of the view."""
+    def to_image(self, logits: list[torch.Tensor], size: Sequence[int], scale: float) -> list[torch.Tensor]:
+        """Each of the logits ``[B,L,h,w]`` or ``[B,h,w]`` of one view at the size of the image; aligned ones have the view's."""
         if self.align_corners:
-            return (
-                logits_BLhw
-                if scale == 1
-                else F.interpolate(logits_BLhw, list(size), mode="bilinear", align_corners=True)
-            )
-        return resize_bilinear(logits_BLhw, size)
+            return logits if scale == 1 else [resize_aligned(x, size) for x in logits]
+        height, width = logits[0].shape[-2:]
+        rows = bilinear_weights(height, size[0], logits[0])
+        columns = bilinear_weights(width, size[1], logits[0]).T
+        return [rows @ (x @ columns) for x in logits]
 
 
 def softmax(logits_BLhw: torch.Tensor) -> torch.Tensor:
@@ -277,6 +283,20 @@ def resize_bilinear(maps_NKhw: torch.Tensor, size: Sequence[int]) -> torch.Tenso
     return F.interpolate(maps_NKhw, size=list(size), mode="bilinear", align_corners=False)
 
 
+def resize_aligned(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """``F.interpolate(mode="bilinear", align_corners=True)`` of ``[B,L,h,w]`` or ``[B,h,w]``."""
+    maps = logits if logits.ndim == 4 else logits[None]
+    large = F.interpolate(maps, list(size), mode="bilinear", align_corners=True)
+    return large if logits.ndim == 4 else large[0]
+
+
+def bilinear_weights(old: int, new: int, like: torch.Tensor) -> torch.Tensor:
+    """Resampling matrix ``[new, old]`` of ``F.interpolate(mode="bilinear", align_corners=False)``."""
+    weights = (1 - distances(old, new, 2 * new, like)).clamp_min(0)
+    # Before the first and after the last of the old centres only the nearest one counts.
+    return weights / weights.sum(1, keepdim=True)
+
+
 def resize_bicubic(pixels_N3HW: torch.Tensor, scale: float) -> torch.Tensor:
     """Antialiased bicubic resize as Pillow's (a = -0.5), unrounded, of ``[N,3,H,W]`` to ``scaled_size`` of H and W."""
     height, width = pixels_N3HW.shape[2:]
@@ -294,15 +314,20 @@ def scaled_size(size: int, scale: float) -> int:
 
 def bicubic_weights(old: int, new: int, like: torch.Tensor) -> torch.Tensor:
     """Resampling matrix ``[new, old]`` of a cubic convolution filter (Keys 1981, a = -0.5) widened when it shrinks."""
-    # Distances are whole numbers of 1 / (2 * wider) until the last step: an engine that computes in bfloat16 would lose
-    # positions above 256, and with them the image.
-    rows = 2 * torch.arange(new, dtype=torch.int32, device=like.device) + 1
-    columns = 2 * torch.arange(old, dtype=torch.int32, device=like.device) + 1
-    steps = columns[None, :] * new - rows[:, None] * old
-    wider = cast(int, torch.sym_max(old, new))
-    d = steps.abs().to(like.dtype) / (2 * wider)
+    d = distances(old, new, 2 * cast(int, torch.sym_max(old, new)), like)
     near = (1.5 * d - 2.5) * d * d + 1
     far = ((-0.5 * d + 2.5) * d - 4) * d + 2
     weights = torch.where(d < 1, near, torch.where(d < 2, far, 0.0))
     # Pillow divides every row by its sum, which matters at the borders.
     return weights / weights.sum(1, keepdim=True)
+
+
+def distances(old: int, new: int, unit: int, like: torch.Tensor) -> torch.Tensor:
+    """``[new, old]``: how far the cells of two grids over one length are apart, from centre to centre.
+
+    The length has ``2 * old * new`` parts; the distance is counted in ``unit`` of them. It is a whole number of parts until the
+    last step: an engine that computes in bfloat16 would lose positions above 256, and with them the image.
+    """
+    rows = 2 * torch.arange(new, dtype=torch.int32, device=like.device) + 1
+    columns = 2 * torch.arange(old, dtype=torch.int32, device=like.device) + 1
+    return (columns[None, :] * new - rows[:, None] * old).abs().to(like.dtype) / unit
