@@ -25,7 +25,7 @@ from pycocotools import mask as coco
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from serving import encodings, masks, polygons  # noqa: E402
+from serving.images import encodings, masks, polygons  # noqa: E402
 
 SIZES = ((375, 500), (512, 512), (1080, 1920), (3000, 4000))
 CLASSES = 20

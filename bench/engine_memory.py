@@ -24,11 +24,11 @@ from typing import Any
 import engines as engine_bench
 import numpy as np
 
-from serving.card import read_card
 from serving.config import EngineConfig
 from serving.engines import Plan
 from serving.engines.choice import choose_engine
-from serving.soundness import read_size
+from serving.repository.card import read_card
+from serving.repository.soundness import read_size
 
 
 def main() -> None:

@@ -24,15 +24,15 @@ from typing import Any
 
 import models
 
-from serving import pipeline
 from serving.bench import load, target
 from serving.bench.target import Target
-from serving.card import read_card
 from serving.config import EngineConfig, Limits
 from serving.engines import Plan
 from serving.engines.agreement import agreement
 from serving.engines.choice import choose_engine
-from serving.image import decode
+from serving.images import pipeline
+from serving.images.decoding import decode
+from serving.repository.card import read_card
 
 RANDOM = ("resnet50", "mobilenet_v2")
 

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from serving import cli_bench, cli_client, cli_label
-from serving.cli_options import DEFAULT, EngineOption, Json, MaxBytes, MaxPixels, Repository
+from serving.commands import bench, client, label
+from serving.commands.options import DEFAULT, EngineOption, Json, MaxBytes, MaxPixels, Repository
 from serving.config import ServerConfig
 from serving.errors import ServingError
 from serving.settings import read_config, set_value, set_values
@@ -118,9 +118,9 @@ def serve(
     """Serve the sound models of a repository over gRPC until SIGTERM or Ctrl-C."""
     import asyncio
 
-    from serving import logs
     from serving.server import Server
     from serving.server import serve as run
+    from serving.telemetry import logs
 
     settings = _server_config(context, config, set_ or [])
     logs.configure(settings.telemetry.log_format, settings.telemetry.log_level)
@@ -134,7 +134,7 @@ def serve(
 @app.command(epilog="Example: wsss-serving models --repository exported/ --json")
 def models(repository: Repository = Path("exported"), as_json: Json = False) -> None:
     """List the models of a repository, after checking every card and every checksum."""
-    from serving.repository import read_repository, verify
+    from serving.repository.versions import read_repository, verify
 
     cards = [card for versions in read_repository(repository).values() for card in versions.values()]
     for card in cards:
@@ -154,11 +154,11 @@ def models(repository: Repository = Path("exported"), as_json: Json = False) -> 
     Console().print(table)
 
 
-app.command(epilog="Example: wsss-serving label photos/ masks/ --model pets --format coco")(cli_label.label)
-app.command(epilog="Example: wsss-serving bench --repository exported/ --model pets --images photos/")(cli_bench.bench)
-app.command(epilog="Example: wsss-serving segment photo.jpg mask.png --overlay look.jpg")(cli_client.segment)
-app.command(epilog="Example: wsss-serving health --address 127.0.0.1:8500 --model pets")(cli_client.health)
-app.command(epilog="Example: wsss-serving token ci --role infer --file tokens")(cli_client.token)
+app.command(epilog="Example: wsss-serving label photos/ masks/ --model pets --format coco")(label.label)
+app.command(epilog="Example: wsss-serving bench --repository exported/ --model pets --images photos/")(bench.bench)
+app.command(epilog="Example: wsss-serving segment photo.jpg mask.png --overlay look.jpg")(client.segment)
+app.command(epilog="Example: wsss-serving health --address 127.0.0.1:8500 --model pets")(client.health)
+app.command(epilog="Example: wsss-serving token ci --role infer --file tokens")(client.token)
 
 
 def _server_config(context: typer.Context, file: Path | None, texts: list[str]) -> ServerConfig:

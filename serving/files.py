@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from serving.image import EXTENSIONS
+from serving.images.decoding import EXTENSIONS
 
 Entry = dict[str, Any]
 

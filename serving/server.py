@@ -17,21 +17,21 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 from grpc_reflection.v1alpha import reflection
 
-from serving import health, open_inference, service
-from serving.access import AccessInterceptor, check_exposure
-from serving.calls import Calls
-from serving.certificates import Certificates
+from serving.access.certificates import Certificates
+from serving.access.guard import AccessInterceptor, check_exposure
+from serving.access.tokens import Tokens
 from serving.config import ServerConfig
-from serving.cpus import available_cpus
 from serving.errors import StartError
-from serving.health import Health
-from serving.http import HttpServer
-from serving.models import Models
-from serving.open_inference import OpenInferenceService
-from serving.service import SegmentationService
-from serving.telemetry import Telemetry
-from serving.tokens import Tokens
-from serving.tracing import tracer
+from serving.repository.models import Models
+from serving.rpc import health, open_inference, service
+from serving.rpc.calls import Calls
+from serving.rpc.health import Health
+from serving.rpc.open_inference import OpenInferenceService
+from serving.rpc.service import SegmentationService
+from serving.scheduling.cpus import available_cpus
+from serving.telemetry.http import HttpServer
+from serving.telemetry.metrics import Telemetry
+from serving.telemetry.tracing import tracer
 
 log = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from serving.access import check_exposure
+from serving.access.guard import check_exposure
 from serving.cli import app
 from serving.config import ServerConfig
 from serving.settings import read_config
-from serving.telemetry import COUNTERS, GAUGES, Telemetry
+from serving.telemetry.metrics import COUNTERS, GAUGES, Telemetry
 
 ROOT = Path(__file__).resolve().parents[1]
 KUBERNETES = ROOT / "deploy" / "kubernetes"

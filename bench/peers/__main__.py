@@ -40,8 +40,8 @@ from serving.bench.load import Request  # noqa: E402
 from serving.bench.target import Running, Target  # noqa: E402
 from serving.config import EngineConfig  # noqa: E402
 from serving.engines import Engine, Plan  # noqa: E402
-from serving.loading import open_engine  # noqa: E402
-from serving.repository import read_repository  # noqa: E402
+from serving.repository.loading import open_engine  # noqa: E402
+from serving.repository.versions import read_repository  # noqa: E402
 
 # What is loaded, with what, and by how many callers.
 Side = tuple[Running, Request, int]

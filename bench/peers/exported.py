@@ -24,8 +24,8 @@ import servers  # noqa: E402
 
 from serving.bench import load, target  # noqa: E402
 from serving.bench.target import Running, infer_message  # noqa: E402
-from serving.card import Card  # noqa: E402
-from serving.repository import read_repository  # noqa: E402
+from serving.repository.card import Card  # noqa: E402
+from serving.repository.versions import read_repository  # noqa: E402
 from wsss.inference import open_inference_pb2 as pb  # noqa: E402
 
 # Batch, height and width.

@@ -11,11 +11,11 @@ from serving.bench import experiments, target
 from serving.bench.experiments import Round
 from serving.bench.setting import BenchConfig, Setting
 from serving.bench.target import Target
-from serving.cpus import available_cpus
 from serving.engines import Plan
 from serving.errors import BenchError, nearest
-from serving.loading import open_engine
-from serving.repository import choose, read_repository
+from serving.repository.loading import open_engine
+from serving.repository.versions import choose, read_repository
+from serving.scheduling.cpus import available_cpus
 
 Progress = Callable[[int, int], None]
 

@@ -18,13 +18,13 @@ import grpc
 import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving import label
 from serving.bench import load, target
 from serving.bench.setting import WARM_SECONDS, Setting
 from serving.bench.target import Running
 from serving.config import ScheduleConfig
-from serving.cpus import available_cpus
 from serving.errors import BenchError
+from serving.labelling import label
+from serving.scheduling.cpus import available_cpus
 
 Round = dict[str, float]
 

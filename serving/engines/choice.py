@@ -6,12 +6,12 @@ import importlib.util
 import logging
 from dataclasses import replace
 
-from serving.card import Card
 from serving.config import EngineConfig, EngineName
 from serving.engines import Engine, Plan, Stop
 from serving.engines.agreement import MIN_EQUAL, agreement
 from serving.errors import EngineError
-from serving.soundness import check_promise
+from serving.repository.card import Card
+from serving.repository.soundness import check_promise
 
 log = logging.getLogger(__name__)
 

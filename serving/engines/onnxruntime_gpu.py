@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from serving.card import Card
 from serving.config import EngineConfig
 from serving.engines import Inputs, Outputs, Plan, Stop
 from serving.engines.cache import cache_folder, digest, engine_key
@@ -22,6 +21,7 @@ from serving.engines.cuda import Device, find_device, library_version
 from serving.engines.onnxruntime import OnnxRuntimeEngine, graph_inputs, open_session, session_options
 from serving.engines.profiles import Profile, Shapes, profiles
 from serving.errors import EngineError
+from serving.repository.card import Card
 
 CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 # What takes the time of a run.

@@ -20,8 +20,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from oip_calls import code, sums
 from PIL import Image
 
-from serving import access
-from serving import tokens as tokens_module
+from serving.access import guard
+from serving.access import tokens as tokens_module
 from serving.cli import main
 from serving.config import ServerConfig
 from serving.errors import StartError
@@ -179,7 +179,7 @@ def test_what_would_open_a_door_by_accident_does_not_start(repository, keys, tok
     path, _ = tokens
 
     def check(*texts):
-        access.check_exposure(set_values(ServerConfig(repository), texts))
+        guard.check_exposure(set_values(ServerConfig(repository), texts))
 
     for host in ("127.0.0.1", "::1", "localhost", "127.8.8.8"):
         check(f"network.host={host}")

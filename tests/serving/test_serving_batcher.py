@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from fake_engines import Gate, rows
 
-from serving.batcher import Batcher
-from serving.cpus import available_cpus
 from serving.engines import plan_threads
 from serving.errors import DeadlineMissed, FieldError, OutputError, Overloaded, ServerUnavailable
+from serving.scheduling.batcher import Batcher
+from serving.scheduling.cpus import available_cpus
 
 
 async def until(condition) -> None:
@@ -334,7 +334,7 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now = 1000.0
-        for module in ("serving.batcher", "serving.admission"):
+        for module in ("serving.scheduling.batcher", "serving.scheduling.admission"):
             monkeypatch.setattr(f"{module}.time", self)
 
     def monotonic(self):

@@ -23,10 +23,10 @@ import tiny_models
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 
-from serving import encodings
 from serving.cli import main
 from serving.client import Client
 from serving.errors import ServerUnavailable
+from serving.images import encodings
 from wsss.v1 import segmentation_pb2 as pb
 from wsss.v1 import segmentation_pb2_grpc
 
@@ -195,7 +195,7 @@ def test_models_are_followed_and_a_bad_one_is_left_out_unless_strict(run, tmp_pa
 def test_sigterm_while_models_are_loaded_ends_at_once(tmp_path):
     tiny_models.export(tmp_path)
     forever = (
-        "import asyncio\nfrom serving import models\n"
+        "import asyncio\nfrom serving.repository import models\n"
         "async def never(folder, config): print('trying', flush=True); await asyncio.sleep(1000)\n"
         "models.try_model = never\nfrom serving.cli import main; main()"
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from serving import errors
 from serving.config import ServerConfig
-from serving.telemetry import COUNTERS, GAUGES, STAGES, Telemetry
+from serving.telemetry.metrics import COUNTERS, GAUGES, STAGES, Telemetry
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

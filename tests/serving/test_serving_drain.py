@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from oip_calls import code, stub, sums
 from test_serving_access import fetch
 
-from serving import calls
+from serving.rpc import calls
 from wsss.inference import open_inference_pb2 as pb
 
 NAMES = ("", "wsss.v1.Segmentation", "inference.GRPCInferenceService", "models/sums")

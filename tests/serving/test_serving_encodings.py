@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from serving import encodings
+from serving.images import encodings
 
 coco = pytest.importorskip("pycocotools.mask")
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from serving import status
 from serving.errors import FieldError, nearest
+from serving.rpc import status
 
 
 def test_what_is_like_a_name_is_told_and_long_lists_are_cut():

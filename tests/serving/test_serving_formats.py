@@ -14,12 +14,12 @@ import pytest
 from configs import EXACT
 from PIL import Image
 
-from serving import masks, polygons
 from serving.client import Client
 from serving.config import TilingConfig
 from serving.errors import FieldError, LabelError
-from serving.formats import FORMATS, find_format
-from serving.label import LabelConfig, label
+from serving.images import masks, polygons
+from serving.labelling.formats import FORMATS, find_format
+from serving.labelling.label import LabelConfig, label
 
 NAMES = ("a.png", "b.png", "sub/c.png", "sub/ü & <d>.png")
 

@@ -17,11 +17,11 @@ from google.protobuf import json_format
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_serving_image import CLAIMS
+from test_serving_decoding import CLAIMS
 
 from serving.config import Limits
 from serving.errors import ImageError
-from serving.image import decode
+from serving.images.decoding import decode
 from wsss.v1 import segmentation_pb2 as pb
 
 BOUNDED = settings(

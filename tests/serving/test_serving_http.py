@@ -19,8 +19,8 @@ import pytest
 from configs import configured
 from test_serving_access import fetch, is_closed
 
-from serving import probes
-from serving.probes import STALLED, STATE, Probes, ProbeServer
+from serving.telemetry import probes
+from serving.telemetry.probes import STALLED, STATE, Probes, ProbeServer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -93,7 +93,7 @@ def children(pid):
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == pid and b"serving.probes" in (folder / "cmdline").read_bytes():
+            if parent == pid and b"serving.telemetry.probes" in (folder / "cmdline").read_bytes():
                 found.append(int(folder.name))
     return found
 

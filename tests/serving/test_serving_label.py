@@ -12,13 +12,13 @@ import pytest
 import tiny_models
 from configs import EXACT, configured
 from PIL import Image
-from test_serving_image import CLAIMS
+from test_serving_decoding import CLAIMS
 
-from serving import label as module
 from serving.client import Client
 from serving.errors import LabelError, ModelNotFound, RepositoryError
 from serving.files import read_manifest
-from serving.label import LabelConfig, label
+from serving.labelling import label as module
+from serving.labelling.label import LabelConfig, label
 
 
 def photo(seed: int, size: tuple[int, int] = (37, 52)) -> Image.Image:

@@ -8,7 +8,7 @@ import grpc
 import pytest
 from rpc_calls import IMAGE, failure
 
-from serving import logs
+from serving.telemetry import logs
 from wsss.v1 import segmentation_pb2 as pb
 from wsss.v1 import segmentation_pb2_grpc
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from serving import maps
+from serving.images import maps
 from trainer.camfile import upsample_cam
 
 

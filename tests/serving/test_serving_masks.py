@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving import masks
+from serving.images import masks
 
 PALETTE = [(0, 0, 0), (128, 0, 0), (0, 128, 0)]
 

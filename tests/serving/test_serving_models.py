@@ -12,9 +12,9 @@ import pytest
 import tiny_models
 from configs import configured
 
-from serving import models as module
 from serving.errors import ConfigError, ModelNotFound, RepositoryError, ServerUnavailable
-from serving.models import Models, State
+from serving.repository import models as module
+from serving.repository.models import Models, State
 
 PIXELS = {"image": np.full((1, 9, 9, 3), 200, np.uint8)}
 BAD = {"sha256": {"model.onnx": "0" * 64}}

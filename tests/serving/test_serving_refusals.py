@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from serving.errors import RepositoryError
-from serving.refusals import Refusals
+from serving.repository.refusals import Refusals
 
 
 def test_reasons_hold_no_paths_but_those_inside_of_the_repository(tmp_path: Path):

@@ -14,12 +14,12 @@ import tiny_models
 from configs import EXACT, configured
 from onnx import TensorProto, helper, numpy_helper
 
-from serving.card import read_card
 from serving.client import Client
 from serving.config import ScheduleConfig
 from serving.errors import RepositoryError
-from serving.loading import open_warm_engine
-from serving.models import State
+from serving.repository.card import read_card
+from serving.repository.loading import open_warm_engine
+from serving.repository.models import State
 
 NAN = helper.make_node("Constant", [], ["bad_scores"], value=numpy_helper.from_array(np.float32([[np.nan] * 3])))
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import tiny_models
 
-from serving.card import read_card
 from serving.errors import ConfigError, FieldError, ModelNotFound, RepositoryError, WrongModelKind
-from serving.repository import choose, read_repository, verify, wanted_versions
+from serving.repository.card import read_card
+from serving.repository.versions import choose, read_repository, verify, wanted_versions
 
 
 def test_a_sound_repository(repository: Path):

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from configs import configured
 
-from serving import errors, status
+from serving import errors
 from serving.client import Client
-from serving.retries import Retries
+from serving.client.retries import Retries
+from serving.rpc import status
 from wsss.v1 import segmentation_pb2 as pb
 
 

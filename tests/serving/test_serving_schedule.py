@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.schedule import Queue, Waiting
+from serving.scheduling.schedule import Queue, Waiting
 
 
 def waiting(arrived=0.0, bucket="a", size=1, delay=0.0, deadline=math.inf, priority=0) -> Waiting:

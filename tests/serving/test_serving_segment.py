@@ -13,10 +13,11 @@ from configs import configured
 from PIL import Image
 from rpc_calls import IMAGE
 
-from serving import maps, replies
 from serving.client import Client
 from serving.engines.onnxruntime import OnnxRuntimeEngine
 from serving.errors import DeadlineMissed, FieldError
+from serving.images import maps
+from serving.rpc import replies
 from wsss.v1 import segmentation_pb2 as pb
 from wsss.v1 import segmentation_pb2_grpc
 

@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from PIL import Image
 from rpc_calls import IMAGE, failure
-from test_serving_image import CLAIMS
+from test_serving_decoding import CLAIMS
 
 from serving import errors
 from serving.client import AsyncClient, Client

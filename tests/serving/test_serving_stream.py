@@ -14,7 +14,7 @@ import tiny_models
 from configs import configured
 from PIL import Image
 from rpc_calls import IMAGE
-from test_serving_image import CLAIMS
+from test_serving_decoding import CLAIMS
 
 from serving import errors
 from serving.client import AsyncClient, Client
@@ -54,7 +54,7 @@ class Slow:
 @pytest.fixture
 def slow(repository, run_server, monkeypatch):
     """A server with a slow engine of one worker, and the engine."""
-    from serving import models
+    from serving.repository import models
 
     engines = []
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from serving.streams import side_by_side
+from serving.rpc.streams import side_by_side
 
 
 def numbers(count):

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving import tensors, wire
 from serving.engines import TensorSpec
 from serving.errors import FieldError
+from serving.rpc import tensors, wire
 from wsss.inference import open_inference_pb2 as pb
 
 NUMBERS = [datatype for datatype in tensors.DTYPES if datatype != "BYTES"]

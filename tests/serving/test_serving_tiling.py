@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from serving import tiling
 from serving.errors import ImageTooLarge
+from serving.images import tiling
 
 
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -13,17 +13,17 @@ import tiny_models
 from configs import configured
 from onnx import helper, numpy_helper
 
-from serving import trial
 from serving.errors import RepositoryError
+from serving.repository import trial
 
-# What runs in the place of ``python -m serving.trial``: the same trial, with an engine that does as told.
+# What runs in the place of ``python -m serving.repository.trial``: the same trial, with an engine that does as told.
 SCRIPT = """
 import os, sys, time
 from serving.engines.onnxruntime import OnnxRuntimeEngine as engine
 def run(self, inputs, stop=None):
     {run}
 engine.run = run
-from serving.trial import main
+from serving.repository.trial import main
 main()
 """
 

@@ -6,7 +6,7 @@ import pytest
 import tiny_models
 
 from serving.errors import RepositoryError
-from serving.watch import Watch, signature
+from serving.repository.watch import Watch, signature
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving import wire
 from serving.errors import FieldError
+from serving.rpc import wire
 from wsss.inference import open_inference_pb2 as pb
 
 TENSORS = st.lists(st.binary(max_size=300), max_size=4)

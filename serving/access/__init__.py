@@ -1,0 +1,1 @@
+"""Who may call: tokens and roles, TLS, and their files, read again when they change."""

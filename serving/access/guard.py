@@ -1,0 +1,100 @@
+"""What callers without the right token are told, and no open door by accident."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import grpc
+
+from serving.access.tokens import Tokens, allow
+from serving.config import ServerConfig
+from serving.errors import RequestError, StartError
+from serving.rpc.calls import TOKEN_NAME, abort
+from serving.telemetry.metrics import Telemetry
+
+log = logging.getLogger(__name__)
+
+HEALTH = "/grpc.health."
+REFLECTION = "/grpc.reflection."
+CONTROL = {
+    "/inference.GRPCInferenceService/RepositoryModelLoad",
+    "/inference.GRPCInferenceService/RepositoryModelUnload",
+}
+
+
+class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Refuses calls without a token of the role that they need, before their message is read. Health is open to all."""
+
+    def __init__(self, tokens: Tokens, telemetry: Telemetry) -> None:
+        self._tokens = tokens
+        self._telemetry = telemetry
+
+    async def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
+        """The call's own handler, or one that refuses it."""
+        handler = await continuation(details)
+        if handler is None or details.method.startswith(HEALTH):
+            return handler
+        try:
+            caller = self._tokens.caller(_header(details.invocation_metadata))
+            if not details.method.startswith(REFLECTION):
+                allow(caller, "control" if details.method in CONTROL else "infer")
+        except RequestError as error:
+            self._telemetry.refused(details.method[1:], error.code, error.reason)
+            return _refusal(handler, error)
+        TOKEN_NAME.set(caller.name)
+        return handler
+
+
+def check_exposure(config: ServerConfig) -> None:
+    """Refuse to open a door by accident.
+
+    Raises:
+        StartError: an address that others can reach, without TLS or tokens, and ``insecure`` does not ask for it;
+            or one with model control without tokens.
+    """
+    access, host = config.access, config.network.host
+    if access.insecure or _is_loopback(host):
+        return
+    if not access.cert and not access.tokens:
+        raise StartError(
+            f"{host} can be reached from other machines and anyone could call",
+            "TLS, tokens, or the machine itself alone",
+            "--tls-cert CERT --tls-key KEY, --tokens FILE, --host 127.0.0.1, or --insecure behind a gateway",
+        )
+    if config.models.control == "explicit" and not access.tokens:
+        raise StartError(
+            f"{host} can be reached from other machines and anyone could load and unload models",
+            "tokens, of which some have the role control",
+            "--tokens FILE",
+        )
+    if not access.cert:
+        log.warning("tokens travel unencrypted: %s has no TLS", host)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _header(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    return next((value for key, value in metadata if key == "authorization" and isinstance(value, str)), "")
+
+
+def _refusal(handler: Any, error: RequestError) -> Any:
+    """A handler of the same kind that reads nothing and refuses."""
+
+    async def refuse(request: Any, context: grpc.aio.ServicerContext) -> None:
+        await abort(context, error)
+
+    kind = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }[bool(handler.request_streaming), bool(handler.response_streaming)]
+    return kind(refuse)

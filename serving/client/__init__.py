@@ -1,0 +1,310 @@
+"""Python clients, one plain and one for asyncio. Both return NumPy arrays at the size of the image.
+
+>>> with Client("127.0.0.1:8500") as client:  # doctest: +SKIP
+...     result = client.segment("cat.jpg")
+...     result.mask.shape, result.present
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Hashable, Iterable, Iterator
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import grpc
+
+from serving.client import results
+from serving.client.bulk import Bulk, Result, named_images
+from serving.client.connection import ADDRESS, OPTIONS, Connection, credentials
+from serving.client.results import Cam, CamWishes, ImageLike, Segmentation, SegmentWishes
+from serving.errors import ImageError, RetryLater
+from serving.rpc import status
+from wsss.v1 import segmentation_pb2 as pb
+from wsss.v1 import segmentation_pb2_grpc
+
+__all__ = ["AsyncClient", "Cam", "Client", "Segmentation", "credentials"]
+
+IN_FLIGHT = 8
+Images = Iterable[tuple[Hashable, ImageLike]]
+AsyncImages = Images | AsyncIterable[tuple[Hashable, ImageLike]]
+
+
+class Client(Connection):
+    """Calls a server and waits for the answer.
+
+    Args:
+        address: ``host:port``.
+        timeout: seconds for each call, all its tries together; on a stream for each image.
+        retries: further tries if the server is busy or not there, as soon as it says or ever later.
+        token: where the server asks for one.
+        tls: of :func:`credentials`; without, the connection is plain.
+
+    Every call raises a subclass of ``serving.errors.RequestError``: ``ImageError``, ``ModelNotFound``, ``Overloaded``,
+    ``ServerUnavailable``, ... as the server says.
+    """
+
+    def __init__(
+        self,
+        address: str = ADDRESS,
+        *,
+        timeout: float = 30.0,
+        retries: int = 3,
+        token: str = "",
+        tls: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        super().__init__(timeout, retries, token)
+        self._channel = (
+            grpc.secure_channel(address, tls, OPTIONS) if tls else grpc.insecure_channel(address, options=OPTIONS)
+        )
+        self._stub = segmentation_pb2_grpc.SegmentationStub(self._channel)
+
+    def segment(self, image: ImageLike, model: str = "", **wishes: Unpack[SegmentWishes]) -> Segmentation:
+        """The mask of one image.
+
+        Args:
+            image: path, bytes of an image file, or uint8 [H,W,3] RGB (or [H,W] grey) pixels.
+            model: name; empty means the only segmenter served, or the only CAM model where there is none.
+            wishes: see :class:`serving.client.results.SegmentWishes`.
+        """
+        return results.segmentation(self._call(self._stub.Segment, results.segment_request(image, model, wishes)))
+
+    def segment_many(
+        self,
+        images: Images,
+        model: str = "",
+        *,
+        in_flight: int = IN_FLIGHT,
+        in_order: bool = False,
+        **wishes: Unpack[SegmentWishes],
+    ) -> Iterator[Result]:
+        """The masks of many images over one stream, each with the key that it was given, or the error that it met.
+
+        Args:
+            images: keys of your choice, and images; read as they are needed.
+            model, wishes: as in :meth:`segment`.
+            in_flight: images sent and not answered yet; the server may take fewer.
+            in_order: in the order of ``images``, else whatever is finished first.
+
+        Raises:
+            ServerUnavailable: the server went away and was not back in time.
+        """
+        bulk = Bulk(model, wishes, self._timeout, in_flight, in_order)
+        source, tries = iter(images), None
+        while True:
+            try:
+                for result in self._stream(bulk, source):
+                    tries = None
+                    yield result
+                return
+            except RetryLater as error:
+                tries = tries or self._tries()
+                wait = tries.delay(error)
+            time.sleep(wait)
+
+    def segment_folder(
+        self,
+        folder: str | os.PathLike[str],
+        model: str = "",
+        *,
+        in_flight: int = IN_FLIGHT,
+        **wishes: Unpack[SegmentWishes],
+    ) -> Iterator[Result]:
+        """:meth:`segment_many` for the image files of a folder, in their order; keys are paths relative to it."""
+        return self.segment_many(named_images(folder), model, in_flight=in_flight, in_order=True, **wishes)
+
+    def compute_cam(self, image: ImageLike, model: str = "", **wishes: Unpack[CamWishes]) -> Cam:
+        """Class activation maps of one image, for ``tags`` or else for the classes that score enough.
+
+        Args:
+            image, model: as in :meth:`segment`.
+            wishes: see :class:`serving.client.results.CamWishes`.
+        """
+        return results.cam(self._call(self._stub.ComputeCam, results.cam_request(image, model, wishes)))
+
+    def list_models(self) -> list[Any]:
+        """``wsss.v1.Model`` of every model served, the newest version of each."""
+        return list(self._call(self._stub.ListModels, pb.ListModelsRequest()).models)
+
+    def limits(self) -> Any:
+        """``wsss.v1.Limits``: what the server refuses, and its rule for large images."""
+        return self._call(self._stub.ListModels, pb.ListModelsRequest()).limits
+
+    def get_model(self, model: str = "", *, version: int = 0) -> Any:
+        """``wsss.v1.Model`` of one model."""
+        return self._call(self._stub.GetModel, pb.GetModelRequest(model=model, version=version))
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+    def _call(self, method: Any, request: Any) -> Any:
+        tries = self._tries()
+        while True:
+            try:
+                return method(request, timeout=tries.remaining, metadata=self._metadata)
+            except grpc.RpcError as error:
+                wait = tries.delay(status.from_call(error))
+            time.sleep(wait)
+
+    def _stream(self, bulk: Bulk, source: Iterator[tuple[Hashable, ImageLike]]) -> Iterator[Result]:
+        """Send and receive over one call until the source is empty and all is answered."""
+        outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for message in bulk.opening():
+            outgoing.put(message)
+        call = self._stub.SegmentStream(iter(outgoing.get, None), metadata=self._metadata)
+        try:
+            while True:
+                while not bulk.full and (item := next(source, None)):
+                    try:
+                        outgoing.put(bulk.message(*item))
+                    except ImageError as error:
+                        yield item[0], error
+                if bulk.idle:
+                    return
+                yield bulk.result(next(call, None))
+        except grpc.RpcError as error:
+            raise status.from_call(error) from error
+        finally:
+            outgoing.put(None)
+            call.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncClient(Connection):
+    """:class:`Client` with coroutines, for many calls at once; make and use it on one event loop."""
+
+    def __init__(
+        self,
+        address: str = ADDRESS,
+        *,
+        timeout: float = 30.0,
+        retries: int = 3,
+        token: str = "",
+        tls: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        super().__init__(timeout, retries, token)
+        self._channel = (
+            grpc.aio.secure_channel(address, tls, OPTIONS)
+            if tls
+            else grpc.aio.insecure_channel(address, options=OPTIONS)
+        )
+        self._stub = segmentation_pb2_grpc.SegmentationStub(self._channel)
+
+    async def segment(self, image: ImageLike, model: str = "", **wishes: Unpack[SegmentWishes]) -> Segmentation:
+        """See :meth:`Client.segment`."""
+        return results.segmentation(await self._call(self._stub.Segment, results.segment_request(image, model, wishes)))
+
+    async def segment_many(
+        self,
+        images: AsyncImages,
+        model: str = "",
+        *,
+        in_flight: int = IN_FLIGHT,
+        in_order: bool = False,
+        **wishes: Unpack[SegmentWishes],
+    ) -> AsyncIterator[Result]:
+        """See :meth:`Client.segment_many`; ``images`` may come asynchronously."""
+        bulk = Bulk(model, wishes, self._timeout, in_flight, in_order)
+        source, tries = _each(images), None
+        while True:
+            try:
+                async for result in self._stream(bulk, source):
+                    tries = None
+                    yield result
+                return
+            except RetryLater as error:
+                tries = tries or self._tries()
+                wait = tries.delay(error)
+            await asyncio.sleep(wait)
+
+    def segment_folder(
+        self,
+        folder: str | os.PathLike[str],
+        model: str = "",
+        *,
+        in_flight: int = IN_FLIGHT,
+        **wishes: Unpack[SegmentWishes],
+    ) -> AsyncIterator[Result]:
+        """See :meth:`Client.segment_folder`."""
+        return self.segment_many(named_images(folder), model, in_flight=in_flight, in_order=True, **wishes)
+
+    async def compute_cam(self, image: ImageLike, model: str = "", **wishes: Unpack[CamWishes]) -> Cam:
+        """See :meth:`Client.compute_cam`."""
+        return results.cam(await self._call(self._stub.ComputeCam, results.cam_request(image, model, wishes)))
+
+    async def list_models(self) -> list[Any]:
+        """See :meth:`Client.list_models`."""
+        return list((await self._call(self._stub.ListModels, pb.ListModelsRequest())).models)
+
+    async def limits(self) -> Any:
+        """See :meth:`Client.limits`."""
+        return (await self._call(self._stub.ListModels, pb.ListModelsRequest())).limits
+
+    async def get_model(self, model: str = "", *, version: int = 0) -> Any:
+        """See :meth:`Client.get_model`."""
+        return await self._call(self._stub.GetModel, pb.GetModelRequest(model=model, version=version))
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._channel.close()
+
+    async def _call(self, method: Any, request: Any) -> Any:
+        tries = self._tries()
+        while True:
+            try:
+                return await method(request, timeout=tries.remaining, metadata=self._metadata)
+            except grpc.RpcError as error:
+                wait = tries.delay(status.from_call(error))
+            await asyncio.sleep(wait)
+
+    async def _stream(self, bulk: Bulk, source: AsyncIterator[tuple[Hashable, ImageLike]]) -> AsyncIterator[Result]:
+        """Send and receive over one call until the source is empty and all is answered."""
+        call = self._stub.SegmentStream(metadata=self._metadata)
+        try:
+            for message in bulk.opening():
+                await call.write(message)
+            while True:
+                while not bulk.full and (item := await anext(source, None)):
+                    try:
+                        # Files are read in a thread, so that the loop goes on.
+                        message = await asyncio.to_thread(bulk.message, *item)
+                    except ImageError as error:
+                        yield item[0], error
+                    else:
+                        await call.write(message)
+                if bulk.idle:
+                    return
+                reply = await call.read()
+                yield bulk.result(None if reply is grpc.aio.EOF else reply)
+        except grpc.RpcError as error:
+            raise status.from_call(error) from error
+        finally:
+            call.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+async def _each(images: AsyncImages) -> AsyncIterator[tuple[Hashable, ImageLike]]:
+    if isinstance(images, AsyncIterable):
+        async for item in images:
+            yield item
+    else:
+        for item in images:
+            yield item

@@ -1,0 +1,296 @@
+"""What callers give and get in Python: images and wishes to requests, replies to NumPy arrays at the size of the image."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.errors import FieldError, ImageError, nearest
+from serving.images import encodings, masks, polygons
+from wsss.v1 import segmentation_pb2 as pb
+
+Pixels = npt.NDArray[np.uint8]
+ImageLike = str | os.PathLike[str] | bytes | Pixels
+Box = tuple[int, int, int, int]
+
+ENCODINGS: dict[str, Any] = {
+    "png": pb.MASK_ENCODING_PNG,
+    "raw": pb.MASK_ENCODING_RAW,
+    "coco_rle": pb.MASK_ENCODING_COCO_RLE,
+    "polygons": pb.MASK_ENCODING_POLYGONS,
+    "label_runs": pb.MASK_ENCODING_LABEL_RUNS,
+}
+CAM_FORMATS: dict[str, Any] = {
+    "uint8": pb.CAM_FORMAT_UINT8,
+    "float16": pb.CAM_FORMAT_FLOAT16,
+    "overlay": pb.CAM_FORMAT_OVERLAY,
+}
+OVERSIZE: dict[str, Any] = {
+    "": pb.OVERSIZE_UNSPECIFIED,
+    "scale": pb.OVERSIZE_SCALE,
+    "tile": pb.OVERSIZE_TILE,
+    "auto": pb.OVERSIZE_AUTO,
+}
+CamFormat = Literal["uint8", "float16", "overlay"]
+
+
+class Sizing(TypedDict, total=False):
+    """Of images above the model's limits.
+
+    Attributes:
+        oversize: ``scale`` them down, ``tile`` them, ``auto``; left out, the server decides.
+        tile_overlap: share of a tile that overlaps the next one, 0 to 0.5.
+    """
+
+    oversize: Literal["", "scale", "tile", "auto"]
+    tile_overlap: float | None
+
+
+class SegmentWishes(Sizing, total=False):
+    """What may be asked of a segmentation besides image and model.
+
+    Attributes:
+        version: of the model; 0 is the newest.
+        classes: names to keep; the others become background. Empty keeps all.
+        tags: names of the classes known to be in the image, so that no other one can win a pixel.
+        score_threshold: from which a class counts as present; None takes the model's own.
+        background_threshold: CAM models: activation from which a pixel is no background; None takes the model's own.
+        confidence_threshold: pixels whose confidence is below, 0 to 1, get the label 255.
+        confidence: whether to fetch the confidence map too.
+        cam: whether to fetch the activation maps too; the model must be a CAM model.
+        cam_format: of those.
+        encoding: of the mask on the way. ``png`` is small, ``raw`` quick, the others are there for those who keep the reply.
+    """
+
+    version: int
+    classes: Iterable[str]
+    tags: Iterable[str]
+    score_threshold: float | None
+    background_threshold: float | None
+    confidence_threshold: float | None
+    confidence: bool
+    cam: bool
+    cam_format: CamFormat
+    encoding: Literal["png", "raw", "coco_rle", "polygons", "label_runs"]
+
+
+class CamWishes(Sizing, total=False):
+    """What may be asked of activation maps besides image and model.
+
+    Attributes:
+        version: of the model; 0 is the newest.
+        tags: names of the classes whose maps are wanted; without, those whose score reaches the threshold.
+        score_threshold: None takes the model's own, 0 gives every map.
+        format: of the maps.
+    """
+
+    version: int
+    tags: Iterable[str]
+    score_threshold: float | None
+    format: CamFormat
+
+
+@dataclass(frozen=True)
+class Cam:
+    """Class activation maps.
+
+    Attributes:
+        maps: [k,h,w], uint8 0..255 or float16 0..1 as asked; coarser than the image, covering all of it. As ``overlay``
+            pictures uint8 [k,H,W,3] at the size of the image.
+        classes: the k names.
+        scores: image-level score of every class of the model.
+        present: names whose score reaches the threshold.
+        size: height and width of the upright image.
+        model, version: what answered.
+        reply: the whole ``wsss.v1.ComputeCamResponse``, or ``SegmentResponse`` if the maps came with a mask.
+    """
+
+    maps: npt.NDArray[np.uint8] | npt.NDArray[np.float16]
+    classes: list[str]
+    scores: dict[str, float]
+    present: list[str]
+    size: tuple[int, int]
+    model: str
+    version: int
+    reply: Any
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A mask and what belongs to it.
+
+    Attributes:
+        mask: uint8 [H,W] at the size of the upright image; 0 background, k+1 the k-th class of the model, 255 undecided.
+        labels: the value in ``mask`` of each class kept, by name.
+        scores: image-level score of each class kept, 0 to 1.
+        present: names whose score reaches the threshold.
+        areas: pixels of each class kept.
+        boxes: left, top, width, height of each class that has a pixel.
+        confidence: uint8 [H,W] if asked for, else None.
+        cam: the activation maps if asked for, else None.
+        model, version: what answered.
+        reply: the whole ``wsss.v1.SegmentResponse``: image, provenance, timings.
+    """
+
+    mask: Pixels
+    labels: dict[str, int]
+    scores: dict[str, float]
+    present: list[str]
+    areas: dict[str, int]
+    boxes: dict[str, Box]
+    confidence: Pixels | None
+    cam: Cam | None
+    model: str
+    version: int
+    reply: Any
+
+
+def segment_request(image: ImageLike, model: str, wishes: SegmentWishes) -> Any:
+    """A ``SegmentRequest``.
+
+    Raises:
+        ImageError: an array that is no image.
+        FieldError: an unknown encoding, format or rule.
+        OSError: the file cannot be read.
+    """
+    plain: dict[str, Any] = {**wishes}
+    encoding = _number(ENCODINGS, plain.pop("encoding", "png"), "encoding")
+    form = _number(CAM_FORMATS, plain.pop("cam_format", "uint8"), "cam_format")
+    rule = _number(OVERSIZE, plain.pop("oversize", ""), "oversize")
+    return pb.SegmentRequest(
+        image=image_message(image), model=model, encoding=encoding, cam_format=form, oversize=rule, **plain
+    )
+
+
+def cam_request(image: ImageLike, model: str, wishes: CamWishes) -> Any:
+    """A ``ComputeCamRequest``; raises as :func:`segment_request`."""
+    plain: dict[str, Any] = {**wishes}
+    form = _number(CAM_FORMATS, plain.pop("format", "uint8"), "format")
+    rule = _number(OVERSIZE, plain.pop("oversize", ""), "oversize")
+    return pb.ComputeCamRequest(image=image_message(image), model=model, format=form, oversize=rule, **plain)
+
+
+def image_message(image: ImageLike) -> Any:
+    """An ``Image`` of a path, the bytes of an image file, or uint8 [H,W,3] RGB or [H,W] grey pixels."""
+    if isinstance(image, bytes):
+        return pb.Image(encoded=image)
+    if not isinstance(image, np.ndarray):
+        return pb.Image(encoded=Path(image).read_bytes())
+    pixels = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ImageError(f"an array of {image.dtype} {list(image.shape)}", "uint8 [H,W,3] RGB or [H,W] grey")
+    height, width = pixels.shape[:2]
+    return pb.Image(raw=pb.RawImage(height=height, width=width, pixels=pixels.tobytes()))
+
+
+def segmentation(reply: Any) -> Segmentation:
+    """What a ``SegmentResponse`` says."""
+    return Segmentation(
+        mask=mask_of(reply.mask),
+        labels={result.name: result.label for result in reply.classes},
+        scores={result.name: result.score for result in reply.classes},
+        present=[result.name for result in reply.classes if result.present],
+        areas={result.name: result.area for result in reply.classes},
+        boxes={result.name: _box(result.box) for result in reply.classes if result.HasField("box")},
+        confidence=_plane(reply.confidence) if reply.HasField("confidence") else None,
+        cam=cam(reply) if reply.HasField("cam") else None,
+        model=reply.provenance.model,
+        version=reply.provenance.version,
+        reply=reply,
+    )
+
+
+def cam(reply: Any) -> Cam:
+    """What the maps in a reply say."""
+    return Cam(
+        maps=_maps_of(reply.cam),
+        classes=list(reply.cam.classes),
+        scores={result.name: result.score for result in reply.classes},
+        present=[result.name for result in reply.classes if result.present],
+        size=(reply.image.height, reply.image.width),
+        model=reply.provenance.model,
+        version=reply.provenance.version,
+        reply=reply,
+    )
+
+
+def mask_of(mask: Any) -> Pixels:
+    """The uint8 [H,W] label map of a ``Mask`` of any encoding.
+
+    Raises:
+        ValueError: it is none.
+    """
+    kind, height, width = mask.WhichOneof("data"), mask.height, mask.width
+    if kind == "label_runs":
+        labels = np.frombuffer(mask.label_runs.labels, np.uint8)
+        return encodings.from_runs(labels, np.array(mask.label_runs.lengths, np.int64), height, width)
+    if kind == "coco_rle":
+        counts = {entry.label: entry.counts.encode("ascii") for entry in mask.coco_rle.classes}
+        return encodings.from_coco_counts(counts, height, width)
+    if kind == "polygons":
+        shapes = [(entry.label, [_points(ring) for ring in entry.rings]) for entry in mask.polygons.classes]
+        return polygons.fill(shapes, height, width)
+    return _plane(mask)
+
+
+def as_file(result: Segmentation) -> bytes:
+    """The mask in the encoding in which it came: PNG or raw bytes, else JSON.
+
+    COCO's run lengths and polygons by name of the class, ``undecided`` for pixels left open; label runs as lists.
+    """
+    mask = result.reply.mask
+    kind = mask.WhichOneof("data")
+    if kind in ("png", "raw"):
+        data: bytes = getattr(mask, kind)
+        return data
+    names = {label: name for name, label in result.labels.items()} | {masks.UNDECIDED: "undecided"}
+    told: dict[str, Any]
+    if kind == "coco_rle":
+        size = [mask.height, mask.width]
+        told = {names[entry.label]: {"size": size, "counts": entry.counts} for entry in mask.coco_rle.classes}
+    elif kind == "polygons":
+        told = {
+            names[entry.label]: [{"points": _points(ring), "hole": ring.hole} for ring in entry.rings]
+            for entry in mask.polygons.classes
+        }
+    else:
+        runs = mask.label_runs
+        told = {"height": mask.height, "width": mask.width, "labels": list(runs.labels), "lengths": list(runs.lengths)}
+    return json.dumps(told).encode()
+
+
+def _plane(plane: Any) -> Pixels:
+    if plane.WhichOneof("data") == "raw":
+        return np.frombuffer(plane.raw, np.uint8).reshape(plane.height, plane.width)
+    return masks.read_png(plane.png)
+
+
+def _maps_of(found: Any) -> npt.NDArray[np.uint8] | npt.NDArray[np.float16]:
+    kind, shape = found.WhichOneof("data"), (len(found.classes), found.height, found.width)
+    if kind == "overlays":
+        pictures = [masks.read_rgb(png) for png in found.overlays.png]
+        return np.stack(pictures) if pictures else np.zeros((*shape, 3), np.uint8)
+    if kind == "float16":
+        return np.frombuffer(found.float16, "<f2").reshape(shape)
+    return np.frombuffer(found.uint8, np.uint8).reshape(shape)
+
+
+def _points(ring: Any) -> list[tuple[int, int]]:
+    return list(zip(ring.points[0::2], ring.points[1::2]))
+
+
+def _box(box: Any) -> Box:
+    return box.left, box.top, box.width, box.height
+
+
+def _number(table: dict[str, Any], name: Any, field: str) -> Any:
+    if name not in table:
+        raise FieldError(f"{field} is {name!r}", nearest(str(name), filter(None, table)), field=field)
+    return table[name]

@@ -1,0 +1,187 @@
+"""Commands of those who call a server: segment, health, token."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from serving.commands.options import BackgroundThreshold, Json, MinConfidence, Overlap, Oversize, ScoreThreshold, Tile
+from serving.config import Limits
+from serving.errors import ServingError, StartError, nearest
+
+if TYPE_CHECKING:
+    import grpc
+
+Address = Annotated[str, typer.Option(envvar="WSSS_ADDRESS", help="Server to ask.")]
+TlsCa = Annotated[
+    Path | None,
+    typer.Option(envvar="WSSS_TLS_CA", help="PEM file of who signed the server's certificate: speak TLS to it."),
+]
+TlsCert = Annotated[
+    Path | None,
+    typer.Option(envvar="WSSS_TLS_CERT", help="PEM file of the own certificate, if the server asks for one."),
+]
+TlsKey = Annotated[Path | None, typer.Option(envvar="WSSS_TLS_KEY", help="PEM file of its key.")]
+LOCAL = "127.0.0.1:8500"
+ENCODINGS = ("png", "raw", "coco_rle", "polygons", "label_runs")
+
+
+class Role(StrEnum):
+    """What a caller may do."""
+
+    infer = "infer"
+    control = "control"
+    metrics = "metrics"
+
+
+def segment(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Image file.")],
+    target: Annotated[Path, typer.Argument(metavar="MASK", help="File to write; as png, pixel value = label.")],
+    model: Annotated[str, typer.Option(help="Model; may be left out if there is one segmenter only.")] = "",
+    classes: Annotated[
+        str, typer.Option(help="Names to keep, with commas between; the others become background.")
+    ] = "",
+    tags: Annotated[str, typer.Option(help="Names known to be in the image; no other class can win a pixel.")] = "",
+    encoding: Annotated[str, typer.Option(help=f"Of MASK: {', '.join(ENCODINGS)}; the last three as JSON.")] = "png",
+    overlay: Annotated[Path | None, typer.Option(metavar="FILE", help="Picture to write: mask over image.")] = None,
+    oversize: Oversize = "",
+    tile: Tile = False,
+    overlap: Overlap = None,
+    score_threshold: ScoreThreshold = None,
+    background_threshold: BackgroundThreshold = None,
+    min_confidence: MinConfidence = None,
+    address: Address = LOCAL,
+    token: Annotated[str, typer.Option(envvar="WSSS_TOKEN", help="Token, if the server asks for one.")] = "",
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait.")] = 30.0,
+    as_json: Json = False,
+) -> None:
+    """Segment one image through a running server."""
+    from serving.client import Client
+    from serving.client.results import as_file
+
+    if encoding not in ENCODINGS:
+        raise ServingError(f"no encoding {encoding!r}", nearest(encoding, ENCODINGS), "--encoding png")
+    wishes: dict[str, Any] = {
+        "classes": _names(classes),
+        "tags": _names(tags),
+        "encoding": encoding,
+        "oversize": "tile" if tile else oversize,
+        "tile_overlap": overlap,
+        "score_threshold": score_threshold,
+        "background_threshold": background_threshold,
+        "confidence_threshold": min_confidence,
+    }
+    tls = _credentials(tls_ca, tls_cert, tls_key)
+    with _told(), Client(address, timeout=timeout, token=token, tls=tls) as client:
+        result = client.segment(image, model, **wishes)
+        target.write_bytes(as_file(result))
+        if overlay:
+            _write_overlay(image, overlay, result, client.get_model(result.model, version=result.version))
+    found = {
+        name: {"score": result.scores[name], "pixels": result.areas[name], "box": result.boxes.get(name)}
+        for name in result.present
+    }
+    if as_json:
+        print(json.dumps({"mask": str(target), "found": found}))
+    else:
+        print(f"{target}: {', '.join(found) or 'background only'}")
+
+
+def health(
+    address: Address = LOCAL,
+    model: Annotated[str, typer.Option(help="Model to ask for; empty asks for the whole server.")] = "",
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait.")] = 5.0,
+    as_json: Json = False,
+) -> None:
+    """Ask a server whether it serves; exit code 0 if so, else 1. For container health checks."""
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    request = health_pb2.HealthCheckRequest(service=f"models/{model}" if model else "")
+    tls = _credentials(tls_ca, tls_cert, tls_key)
+    with grpc.secure_channel(address, tls) if tls else grpc.insecure_channel(address) as channel:
+        try:
+            reply = health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout)
+            state = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
+        except grpc.RpcError as error:
+            state = error.code().name
+    print(json.dumps({"address": address, "model": model, "status": state}) if as_json else state)
+    raise typer.Exit(0 if state == "SERVING" else 1)
+
+
+def token(
+    name: Annotated[str, typer.Argument(help="Whose token it is; stands in the server's file and log.")],
+    role: Annotated[list[Role], typer.Option(help="What it allows. May be repeated.")],
+    file: Annotated[Path | None, typer.Option(help="The server's token file, to add the line to.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a token for a caller. It is shown once; the server's file holds its hash alone."""
+    from serving.access.tokens import new_token
+
+    secret, line = new_token(name, [str(entry) for entry in role])
+    if file:
+        try:
+            with file.open("a", encoding="utf-8") as lines:
+                lines.write(f"{line}\n")
+        except OSError as error:
+            raise StartError(
+                f"{file} cannot be written: {error.strerror}", "a file, or a new one in a folder"
+            ) from error
+    if as_json:
+        print(json.dumps({"name": name, "roles": role, "token": secret, "line": line}))
+        return
+    print(f"token: {secret}")
+    print(f"added to {file}" if file else f"line for the token file: {line}")
+
+
+def _credentials(ca: Path | None, cert: Path | None, key: Path | None) -> grpc.ChannelCredentials | None:
+    from serving.client import credentials
+
+    if not ca:
+        if cert or key:
+            raise StartError("--tls-cert or --tls-key without --tls-ca", "who signed the server's certificate")
+        return None
+    try:
+        return credentials(ca, cert or "", key or "")
+    except OSError as error:
+        raise StartError(f"{error.filename} cannot be read: {error.strerror}", "a PEM file") from error
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """A file that cannot be read or written, in words."""
+    try:
+        yield
+    except OSError as error:
+        raise ServingError(f"{error.filename}: {error.strerror}", "a file that may be read or written") from error
+
+
+def _write_overlay(image: Path, target: Path, result: Any, card: Any) -> None:
+    from PIL import Image
+
+    from serving.images import masks
+    from serving.images.decoding import decode
+
+    pixels = decode(image.read_bytes(), Limits(max_bytes=sys.maxsize, max_pixels=sys.maxsize)).pixels
+    palette = [(label.red, label.green, label.blue) for label in card.labels]
+    try:
+        Image.fromarray(masks.overlay(pixels, result.mask, palette)).save(target)
+    except ValueError as error:
+        raise ServingError(f"{target} has no known picture format", "a name that ends in .jpg or .png") from error

@@ -1,0 +1,255 @@
+"""Forms of a labelled folder: what is written for each image, and what for all of them at the end.
+
+All but VOC know only what belongs to a class: the background and undecided pixels are in none of their regions.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+from xml.sax.saxutils import escape, quoteattr
+
+from serving.errors import LabelError, nearest
+from serving.files import Entry, replacing
+from serving.images import encodings, masks, polygons
+from serving.images.pipeline import Segmented
+from serving.repository.card import Card
+
+# What XML 1.0 cannot hold, not even escaped.
+NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+class Format(Protocol):
+    """One form."""
+
+    def part(self, image: Path) -> Path:
+        """The file of one image, both paths relative to their folders."""
+        ...
+
+    def encode(self, image: Path, result: Segmented, card: Card) -> bytes:
+        """Contents of that file."""
+        ...
+
+    def is_whole(self, data: bytes, entry: Entry) -> bool:
+        """Whether a file of an earlier run is what it should be."""
+        ...
+
+    def finish(self, target: Path, card: Card, entries: Sequence[Entry]) -> list[Path]:
+        """Write what holds all images, atomically and with one part in memory at a time; the files.
+
+        Raises:
+            OSError: as reading and writing do.
+        """
+        ...
+
+
+class Voc:
+    """Palette PNGs at the paths of the images: the value of a pixel is its label, 255 undecided."""
+
+    def part(self, image: Path) -> Path:
+        """See :class:`Format`."""
+        return image.with_suffix(".png")
+
+    def encode(self, image: Path, result: Segmented, card: Card) -> bytes:
+        """See :class:`Format`."""
+        return masks.encode_labels(result.labels, card.palette)
+
+    def is_whole(self, data: bytes, entry: Entry) -> bool:
+        """See :class:`Format`."""
+        return _holds(lambda: masks.read_png(data).shape == (entry.get("height"), entry.get("width")))
+
+    def finish(self, target: Path, card: Card, entries: Sequence[Entry]) -> list[Path]:
+        """Nothing: the masks are all there is."""
+        return []
+
+
+@dataclass(frozen=True)
+class Coco:
+    """``annotations.json`` of COCO's instances: a class that is in an image is one annotation of its own.
+
+    Attributes:
+        outlines: polygons for regions, which every tool reads, in place of run lengths, which are smaller.
+    """
+
+    outlines: bool = False
+
+    def part(self, image: Path) -> Path:
+        """See :class:`Format`."""
+        return Path("parts", f"{image}.json")
+
+    def encode(self, image: Path, result: Segmented, card: Card) -> bytes:
+        """The annotations of an image, without their numbers."""
+        height, width = result.labels.shape
+        shapes: dict[int, Any]
+        if self.outlines:
+            shapes = {
+                label: [_flat(line) for line in lines] for label, lines in polygons.outlines(result.labels).items()
+            }
+        else:
+            counts = encodings.coco_counts(result.labels)
+            shapes = {label: {"size": [height, width], "counts": text.decode()} for label, text in counts.items()}
+        boxes = encodings.boxes(result.runs, width)
+        annotations = [
+            {
+                "category_id": label,
+                "segmentation": shape,
+                "area": int(result.areas[label]),
+                "bbox": boxes[label],
+                "iscrowd": 0,
+                "score": round(float(result.scores[label - 1]), 6),
+            }
+            for label, shape in shapes.items()
+            if label != masks.UNDECIDED
+        ]
+        return json.dumps(annotations).encode()
+
+    def is_whole(self, data: bytes, entry: Entry) -> bool:
+        """See :class:`Format`."""
+        return _holds(lambda: isinstance(json.loads(data), list))
+
+    def finish(self, target: Path, card: Card, entries: Sequence[Entry]) -> list[Path]:
+        """See :class:`Format`."""
+        path = target / "annotations.json"
+        images = (
+            {"id": number, "file_name": entry["image"], "height": entry["height"], "width": entry["width"]}
+            for number, entry in enumerate(entries, 1)
+        )
+        with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+            about = f"masks by {card.name} version {card.version}, SHA-256 {card.graph_sha256}"
+            categories = [{"id": label, "name": name} for label, name in enumerate(card.labels) if label]
+            file.write(f'{{"info": {json.dumps({"description": about})},\n"licenses": [],\n')
+            file.write(f'"categories": {json.dumps(categories)},\n"images": [\n')
+            _join(file, images)
+            file.write('],\n"annotations": [\n')
+            _join(file, _numbered(target, entries))
+            file.write("]}\n")
+        return [path]
+
+
+class Yolo:
+    """``labels/*.txt`` of YOLO's segmentation: a line a region, class and outline in shares of width and height."""
+
+    def part(self, image: Path) -> Path:
+        """See :class:`Format`."""
+        return Path("labels", image.with_suffix(".txt"))
+
+    def encode(self, image: Path, result: Segmented, card: Card) -> bytes:
+        """See :class:`Format`."""
+        height, width = result.labels.shape
+        lines = [
+            " ".join([str(label - 1), *(f"{x / width:.6f} {y / height:.6f}" for x, y in line)]) + "\n"
+            for label, outlines in polygons.outlines(result.labels).items()
+            if label != masks.UNDECIDED
+            for line in outlines
+        ]
+        return "".join(lines).encode()
+
+    def is_whole(self, data: bytes, entry: Entry) -> bool:
+        """See :class:`Format`."""
+        return _holds(lambda: all(len([float(word) for word in line.split()]) >= 7 for line in data.splitlines()))
+
+    def finish(self, target: Path, card: Card, entries: Sequence[Entry]) -> list[Path]:
+        """``data.yaml`` with the names of the classes."""
+        path = target / "data.yaml"
+        names = "".join(f"  {index}: {json.dumps(name)}\n" for index, name in enumerate(card.classes))
+        with replacing(path) as temporary:
+            temporary.write_text(f"path: .\ntrain: images\nval: images\nnames:\n{names}", encoding="utf-8")
+        return [path]
+
+
+class Cvat:
+    """``annotations.xml`` of CVAT for images 1.1, whose ``mask`` elements are exact run lengths within a box."""
+
+    def part(self, image: Path) -> Path:
+        """See :class:`Format`."""
+        return Path("parts", f"{image}.xml")
+
+    def encode(self, image: Path, result: Segmented, card: Card) -> bytes:
+        """The masks of an image."""
+        if found := NOT_XML.search(str(image)):
+            raise LabelError(f"XML cannot hold {found[0]!r} of the name {str(image)!r}", "another name")
+        elements = []
+        for label, (left, top, width, height) in encodings.boxes(result.runs, result.labels.shape[1]).items():
+            if label in (0, masks.UNDECIDED):
+                continue
+            box = result.labels[top : top + height, left : left + width]
+            counts = ", ".join(map(str, encodings.uncompressed_counts((box == label).reshape(-1))))
+            elements.append(
+                f'    <mask label={quoteattr(card.labels[label])} source="auto" occluded="0" rle="{counts}" left="{left}" '
+                f'top="{top}" width="{width}" height="{height}" z_order="0">\n    </mask>\n'
+            )
+        return "".join(elements).encode()
+
+    def is_whole(self, data: bytes, entry: Entry) -> bool:
+        """See :class:`Format`."""
+        return not data or data.endswith(b"</mask>\n")
+
+    def finish(self, target: Path, card: Card, entries: Sequence[Entry]) -> list[Path]:
+        """See :class:`Format`."""
+        path = target / "annotations.xml"
+        labels = "".join(
+            f"<label><name>{escape(name)}</name><color>#{red:02x}{green:02x}{blue:02x}</color><type>mask</type>"
+            "<attributes></attributes></label>\n"
+            for name, (red, green, blue) in list(zip(card.labels, card.palette))[1:]
+        )
+        with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+            file.write(
+                '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n  <meta><task>\n'
+            )
+            file.write(f"<name>{escape(card.name)}</name><size>{len(entries)}</size><mode>annotation</mode>\n")
+            file.write(f"<labels>\n{labels}</labels></task></meta>\n")
+            for number, entry in enumerate(entries):
+                size = f'width="{entry["width"]}" height="{entry["height"]}"'
+                file.write(f'  <image id="{number}" name={quoteattr(entry["image"])} {size}>\n')
+                file.write((target / entry["mask"]).read_text(encoding="utf-8"))
+                file.write("  </image>\n")
+            file.write("</annotations>\n")
+        return [path]
+
+
+FORMATS: dict[str, Callable[[], Format]] = {"voc": Voc, "coco": Coco, "yolo": Yolo, "cvat": Cvat}
+
+
+def find_format(name: str, outlines: bool = False) -> Format:
+    """The format of this name; ``outlines`` is for COCO alone.
+
+    Raises:
+        LabelError: there is none, or it has no choice of outlines.
+    """
+    if name not in FORMATS:
+        raise LabelError(f"no format {name!r}", nearest(name, FORMATS), "--format voc")
+    if outlines and name != "coco":
+        raise LabelError(f"polygons are a choice of format coco, not of {name}", "--format coco --polygons")
+    return Coco(outlines) if outlines else FORMATS[name]()
+
+
+def _numbered(target: Path, entries: Sequence[Entry]) -> Iterable[Entry]:
+    number = 0
+    for image, entry in enumerate(entries, 1):
+        for annotation in json.loads((target / entry["mask"]).read_bytes()):
+            number += 1
+            yield {"id": number, "image_id": image, **annotation}
+
+
+def _join(file: TextIO, entries: Iterable[Entry]) -> None:
+    """JSON objects, a line each, with commas between."""
+    separator = ""
+    for entry in entries:
+        file.write(separator + json.dumps(entry, ensure_ascii=False))
+        separator = ",\n"
+    file.write("\n")
+
+
+def _flat(line: polygons.Points) -> list[int]:
+    return [value for point in line for value in point]
+
+
+def _holds(check: Callable[[], bool]) -> bool:
+    try:
+        return check()
+    except ValueError:
+        return False

@@ -1,0 +1,1 @@
+"""From the folders of a model repository to the models that are served: cards, trials, changes, refusals."""

@@ -1,0 +1,114 @@
+"""What an ONNX file refers to, read from its bytes before any library that would act on it.
+
+The file is a protocol buffer. Only its tree is walked: names of operator domains and places of external data are
+looked at, weights are skipped.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+from serving.errors import RepositoryError
+from serving.repository.card import HINT, Card
+
+DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
+DEPTH = 64
+# Messages of onnx.proto that lead to names: by field number, the kind of the message in it or what its text is.
+SCHEMA: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 10: "=function domain"},
+    "node": {5: "attribute", 7: "=domain"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "entry"},
+    "entry": {1: "=key", 2: "=value"},
+}
+Found = Iterator[tuple[str, str]]
+
+
+def check_graph(card: Card) -> None:
+    """See that the graphs use no operators of unknown domains and no data outside of the files that the card lists.
+
+    Raises:
+        RepositoryError: one does, or is no ONNX file.
+    """
+    for name in (card.graph, card.half_graph):
+        if name:
+            _check_file(card, card.folder / name)
+
+
+def _check_file(card: Card, path: Path) -> None:
+    domains: set[str] = set()
+    own: set[str] = set()
+    places: set[str] = set()
+    key = ""
+    try:
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        for what, text in _walk(memoryview(data), "model", 0):
+            if what == "domain":
+                domains.add(text)
+            elif what == "function domain":
+                own.add(text)
+            elif what == "key":
+                key = text
+            elif key == "location":
+                places.add(text)
+    except (OSError, ValueError, IndexError) as error:
+        raise RepositoryError(f"{path} is no ONNX file: {error}", "an ONNX graph", HINT) from error
+    if unknown := sorted(domains - DOMAINS - own):
+        raise RepositoryError(
+            f"{path} uses operators of the domain {unknown[0]!r}", f"one of {', '.join(sorted(DOMAINS - {''}))}"
+        )
+    if outside := sorted(places - card.sha256.keys()):
+        raise RepositoryError(f"{path} keeps data in {outside[0]!r}", "files that the card lists alone", HINT)
+
+
+def _walk(data: memoryview, kind: str, depth: int) -> Found:
+    """Texts of interest in a message, each with what it is."""
+    if depth > DEPTH:
+        raise ValueError(f"messages in messages, {depth} deep")
+    for number, value in _fields(data):
+        inner = SCHEMA[kind].get(number)
+        if inner is None:
+            continue
+        if inner.startswith("="):
+            yield inner[1:], str(value, "utf-8")
+        else:
+            yield from _walk(value, inner, depth + 1)
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Number and bytes of every field that is text, bytes or a message."""
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        number, wire = tag >> 3, tag & 7
+        if wire == 0:
+            _, at = _varint(data, at)
+        elif wire in (1, 5):
+            at += 8 if wire == 1 else 4
+        elif wire == 2:
+            size, at = _varint(data, at)
+            if at + size > len(data):
+                raise ValueError("a field goes beyond the end")
+            yield number, data[at : at + size]
+            at += size
+        else:
+            raise ValueError(f"a field of the unknown type {wire}")
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while shift < 70:
+        byte = data[at]
+        value |= (byte & 127) << shift
+        at += 1
+        if byte < 128:
+            return value, at
+        shift += 7
+    raise ValueError("a number without end")

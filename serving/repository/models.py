@@ -1,0 +1,339 @@
+"""Which models are served now: tried, loaded, swapped and unloaded without failing a request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from serving.config import ServerConfig
+from serving.engines import Engine, Stop
+from serving.engines.choice import limited
+from serving.errors import ModelNotFound, RepositoryError, ServerUnavailable, nearest
+from serving.repository.card import HINT, Card, Kind, read_card
+from serving.repository.loading import open_warm_engine, plan_for
+from serving.repository.refusals import Refusals
+from serving.repository.soundness import read_size
+from serving.repository.trial import try_model
+from serving.repository.versions import Cards, choose, find_versions, read_repository, wanted_versions
+from serving.repository.watch import Signature, Watch, signature
+from serving.scheduling.batcher import Batcher
+from serving.scheduling.cpus import available_cpus
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 1.0
+GONE = "the repository cannot be looked at; what is served is served still: %s"
+
+
+class State(StrEnum):
+    """What a version of a model is, in the words of the Open Inference Protocol."""
+
+    LOADING = "LOADING"
+    READY = "READY"
+    UNLOADING = "UNLOADING"
+    UNAVAILABLE = "UNAVAILABLE"
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """One version of one model.
+
+    Attributes:
+        reason: why it is not ready, or why what replaced its files is not served; without paths.
+    """
+
+    name: str
+    version: int
+    state: State
+    reason: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """A model in service, and the multiple to which the sides of its images are rounded up."""
+
+    card: Card
+    engine: Engine
+    batcher: Batcher
+    bucket: int = 1
+
+
+class Models:
+    """The models of a repository. Every method is called on one event loop; what takes long runs elsewhere.
+
+    Args:
+        config: says where they are, which versions are served and how.
+
+    Raises:
+        ConfigError: ``models.versions`` or ``schedule.warm`` mean nothing.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        wanted_versions(config.models.versions, ())
+        for size in config.schedule.warm:
+            read_size(size)
+        self._config = config
+        self._cards: Cards = {}
+        self._served: dict[tuple[str, int], Served] = {}
+        self._signatures: dict[tuple[str, int], Signature] = {}
+        self._refused = Refusals(config.repository)
+        self._states: dict[tuple[str, int], ModelState] = {}
+        self._leases: Counter[Served] = Counter()
+        self._idle: dict[Served, asyncio.Event] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._loaders = asyncio.Semaphore(available_cpus())
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._callbacks: list[Callable[[ModelState], None]] = []
+
+    async def start(self) -> None:
+        """Load what the configuration says, and follow the repository if it says so.
+
+        A model that is not sound is left out with its reason, and an older version of it that is sound is served.
+
+        Raises:
+            RepositoryError: no model is sound, or one is not and ``models.strict`` is set. A repository without any
+                model is no fault where models may come later.
+        """
+        if self._config.models.strict:
+            await asyncio.to_thread(read_repository, self._config.repository)
+        watch = await asyncio.to_thread(Watch, self._config.repository)
+        await asyncio.gather(*(self._refresh(name) for name in watch.models))
+        error = self._refused.error()
+        if error and (self._config.models.strict or not self._served):
+            raise error
+        if not self._served and self._config.models.control == "none":
+            raise RepositoryError(
+                f"{self._config.repository} holds no model", "NAME/VERSION/model.json and its graph", HINT
+            )
+        if self._config.models.control == "poll":
+            self._spawn(self._poll(watch))
+
+    async def close(self) -> None:
+        """Free everything."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for served in self.served():
+            await asyncio.to_thread(served.batcher.close)
+            served.engine.close()
+
+    def find(self, name: str, version: int, kind: Kind | tuple[Kind, ...] | None) -> Served:
+        """The model that a request means: an empty name is the only model of ``kind``, version 0 the newest.
+
+        Raises:
+            FieldError, ModelNotFound, WrongModelKind: see :func:`serving.repository.versions.choose`.
+            ServerUnavailable: the model is being loaded.
+        """
+        if name not in self._cards if name else not self._cards:
+            self._check_known(name)
+        card = choose(self._cards, name, version, kind)
+        return self._served[card.name, card.version]
+
+    @contextmanager
+    def lease(self, served: Served) -> Iterator[None]:
+        """Keep a model loaded while a request uses it. Taken in the same step of the event loop as ``find``."""
+        self._leases[served] += 1
+        try:
+            yield
+        finally:
+            self._leases[served] -= 1
+            if not self._leases[served]:
+                del self._leases[served]
+                if served in self._idle:
+                    self._idle[served].set()
+
+    def served(self) -> list[Served]:
+        """What is ready now, by name and version."""
+        return [self._served[key] for key in sorted(self._served)]
+
+    def index(self) -> list[ModelState]:
+        """Every version that was to be served, those that are not ready included."""
+        return [self._states[key] for key in sorted(self._states)]
+
+    def subscribe(self, callback: Callable[[ModelState], None]) -> None:
+        """Have ``callback`` called on the event loop with every change of a state."""
+        self._callbacks.append(callback)
+
+    async def load(self, name: str) -> None:
+        """Load a model, or what is new of it; requests go to the old version until the new one is ready.
+
+        Raises:
+            ModelNotFound: the repository has no such model.
+            RepositoryError: a version is not sound; what was served is served still.
+        """
+        known = await asyncio.to_thread(find_versions, self._config.repository)
+        if not known.get(name):
+            raise ModelNotFound(f"no model {name!r} in the repository", nearest(name, known), field="model")
+        self._refused.forget(name)
+        await self._refresh(name)
+        if error := self._refused.error(name):
+            raise error
+
+    async def unload(self, name: str) -> None:
+        """Take a model out of service, then free it once its requests are answered.
+
+        Raises:
+            ModelNotFound: no such model is served.
+        """
+        async with self._lock(name):
+            if name not in self._cards:
+                raise ModelNotFound(f"no model {name!r} is served", nearest(name, self._cards), field="model")
+            retired = self._swap(name, [])
+        await asyncio.gather(*retired)
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        return self._locks.setdefault(name, asyncio.Lock())
+
+    def _check_known(self, name: str) -> None:
+        """Tell of a model that is loaded for the first time, of any if no name is given, and of one that was refused."""
+        states = [state for _, state in sorted(self._states.items()) if name in ("", state.name)]
+        if any(state.state == State.LOADING for state in states):
+            raise ServerUnavailable(f"model {name!r} is loading", hint="again soon", retry_after=RETRY_SECONDS)
+        if name and states and states[-1].reason:
+            raise ModelNotFound(
+                f"model {name!r} is not served: {states[-1].reason}",
+                nearest(name, self._cards),
+                field="model",
+                metadata={"known": ",".join(self._cards)},
+            )
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        # The loop itself keeps no task alive.
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _tell(self, key: tuple[str, int], state: State, reason: str = "") -> None:
+        change = ModelState(*key, state, reason)
+        if self._states.get(key) == change:
+            return
+        self._states[key] = change
+        log.info("model %s version %s: %s%s", *key, state, reason and f", {reason}")
+        for callback in self._callbacks:
+            callback(change)
+
+    async def _refresh(self, name: str) -> None:
+        """Serve the newest sound versions of a model as its folder has them now, and no others."""
+        async with self._lock(name):
+            try:
+                folders = (await asyncio.to_thread(find_versions, self._config.repository)).get(name, {})
+            except (RepositoryError, OSError) as error:
+                log.warning(GONE, error)
+                return
+            candidates, count = wanted_versions(self._config.models.versions, folders)
+            chosen: list[Served] = []
+            for version in candidates:
+                served = await self._sound(name, version, folders[version])
+                if served:
+                    chosen.append(served)
+                if len(chosen) == count:
+                    break
+            self._swap(name, chosen)
+            for key in [key for key in self._refused if key[0] == name and key[1] not in folders]:
+                del self._refused[key], self._states[key]
+
+    async def _sound(self, name: str, version: int, folder: Path) -> Served | None:
+        """This version as its files are now, loaded if need be; the one that is served still if they are not sound."""
+        key = (name, version)
+        now = await asyncio.to_thread(signature, folder)
+        served = self._served.get(key)
+        if served and self._signatures[key] == now:
+            return served
+        if key in self._refused and self._refused[key].signature == now:
+            return served
+        if not served:
+            self._tell(key, State.LOADING)
+        try:
+            loaded = await self._load(folder)
+        # Whatever a hostile or vanishing folder makes a library raise must not end the server.
+        except Exception as error:
+            known = isinstance(error, RepositoryError)
+            why = error if isinstance(error, RepositoryError) else RepositoryError(f"{folder} fails: {error}")
+            log.warning("model %s version %s is refused: %s", name, version, why, exc_info=not known)
+            self._refused.note(key, now, why)
+            self._tell(key, State.READY if served else State.UNAVAILABLE, self._refused.reason(key))
+            return served
+        self._refused.pop(key, None)
+        self._signatures[key] = now
+        return loaded
+
+    async def _load(self, folder: Path) -> Served:
+        async with self._loaders:
+            if self._config.models.trial:
+                await try_model(folder, self._config)
+            stop = Stop()
+            try:
+                return await asyncio.to_thread(build, folder, self._config, stop)
+            finally:
+                # Of a server that ends while an engine is built.
+                stop.request()
+
+    def _swap(self, name: str, chosen: list[Served]) -> list[asyncio.Task[None]]:
+        """Replace what is served of a model in one step; the tasks that free what was served before."""
+        old = [served for (other, _), served in self._served.items() if other == name]
+        for served in old:
+            del self._served[name, served.card.version]
+        self._served |= {(name, served.card.version): served for served in chosen}
+        self._cards.pop(name, None)
+        if chosen:
+            cards = {served.card.version: served.card for served in sorted(chosen, key=_version)}
+            self._cards = dict(sorted({**self._cards, name: cards}.items()))
+        for served in chosen:
+            key = (name, served.card.version)
+            self._tell(key, State.READY, self._refused.reason(key))
+        retired = [served for served in old if served not in chosen]
+        for served in retired:
+            if (name, served.card.version) not in self._served:
+                self._tell((name, served.card.version), State.UNLOADING)
+        return [self._spawn(self._retire(served)) for served in retired]
+
+    async def _retire(self, served: Served) -> None:
+        key = (served.card.name, served.card.version)
+        if self._leases[served]:
+            self._idle[served] = asyncio.Event()
+            await self._idle[served].wait()
+            del self._idle[served]
+        await asyncio.to_thread(served.batcher.close)
+        served.engine.close()
+        if key not in self._served:
+            self._tell(key, State.UNAVAILABLE, "unloaded")
+            if not served.card.folder.is_dir():
+                del self._states[key]
+
+    async def _poll(self, watch: Watch) -> None:
+        """Look at the repository again and again, and refresh what changed."""
+        while True:
+            await asyncio.sleep(self._config.models.poll_seconds)
+            try:
+                changed = await asyncio.to_thread(watch.look)
+            except (RepositoryError, OSError) as error:
+                log.warning(GONE, error)
+                continue
+            for name in changed:
+                self._spawn(self._refresh(name))
+
+
+def build(folder: Path, config: ServerConfig, stop: Stop) -> Served:
+    """Load and warm up the model of a version folder.
+
+    Raises:
+        RepositoryError: it is not sound.
+        Stopped: ``stop`` was requested.
+    """
+    card, schedule = limited(read_card(folder), config.engine), config.schedule
+    plan = plan_for(card, schedule, config.engine)
+    engine = open_warm_engine(card, schedule, config.engine, stop)
+    batcher = Batcher(engine, plan.workers, schedule.queue, plan.max_batch, schedule.max_delay_ms / 1000)
+    return Served(card, engine, batcher, schedule.bucket)
+
+
+def _version(served: Served) -> int:
+    return served.card.version

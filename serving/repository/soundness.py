@@ -1,0 +1,209 @@
+"""Whether a loaded model keeps what its card promises: names and types, a run on its golden image, runs at every size.
+
+Done in a trial process before a model is served (:mod:`serving.repository.trial`), and again where it is loaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.config import Limits
+from serving.engines import Engine, Inputs, Outputs, check_outputs
+from serving.errors import ConfigError, OutputError, RepositoryError, RequestError
+from serving.images import buckets, masks
+from serving.images.decoding import decode
+from serving.images.pipeline import model_size
+from serving.repository.card import HINT, OUTPUTS, Card
+
+# Engines round differently, in bfloat16 for one, and a rounding decides a pixel where two classes are about equal: some two
+# percent of a golden image. A damaged graph gives another picture altogether.
+MIN_EQUAL = 0.9
+MAX_SCORE_DIFFERENCE = 0.1
+MAX_LEVELS = 3
+SLACK = 1e-3
+
+
+def check_promise(card: Card, engine: Engine) -> None:
+    """See that the graph has the inputs and outputs of its kind, and run it on the golden image.
+
+    A segmenter or CAM model without a golden image is run on a grey one of its smallest size, and its results must be
+    finite and in range. Of a tensor model no values are known to be right.
+
+    Raises:
+        RepositoryError: the promise is broken, or the run fails.
+    """
+    where = card.graph_path
+    if card.kind == "tensor":
+        _check_batch_axes(card, engine)
+        return
+    inputs = [(spec.name, spec.dtype) for spec in engine.inputs]
+    names = sorted(spec.name for spec in engine.outputs)
+    if inputs != [("image", "uint8")] or not set(OUTPUTS[card.kind]) <= set(names):
+        raise RepositoryError(
+            f"{where} has the inputs {inputs} and outputs {names}",
+            f"the input 'image' of uint8 and the outputs {list(OUTPUTS[card.kind])}",
+            HINT,
+        )
+    image = golden_image(card)
+    tall, wide = image.shape[:2]
+    outputs = _run(card, engine, {"image": image[None]}, f"an image of {tall}x{wide}")
+    try:
+        check_outputs(card, outputs, 1, tall, wide)
+        values, scores = _values(card, outputs)
+    except OutputError as error:
+        raise RepositoryError(f"{where}: {error.found}", error.expected, HINT) from error
+    if card.golden:
+        _compare(card, values, scores)
+
+
+def golden_image(card: Card) -> npt.NDArray[np.uint8]:
+    """Uint8 [H,W,3] of the golden image, or grey of the smallest size.
+
+    Raises:
+        RepositoryError: it cannot be read, or has a size that the model does not take.
+    """
+    if not card.golden:
+        return np.full((card.min_side, card.min_side, 3), 128, np.uint8)
+    path = card.folder / card.golden.image
+    try:
+        image = decode(path.read_bytes(), Limits()).pixels
+    except (OSError, RequestError) as error:
+        raise RepositoryError(f"{path} cannot be read: {error}", "an RGB PNG", HINT) from error
+    height, width = image.shape[:2]
+    if model_size(height, width, card) != (height, width):
+        raise RepositoryError(f"{path} is {height}x{width}", "a size that the model takes", HINT)
+    return image
+
+
+def warm_up(card: Card, engine: Engine, sizes: Iterable[str], bucket: int, max_batch: int) -> None:
+    """Run every size with every batch up to ``max_batch``, so that no request is the first of its kind.
+
+    Args:
+        sizes: as ``HEIGHTxWIDTH``, beside the smallest of the card and those that the card lists.
+        bucket, max_batch: as the requests will have them.
+
+    Raises:
+        ConfigError: a size that is none.
+        RepositoryError: a run fails.
+    """
+    for inputs in warm_inputs(card, engine, sizes, bucket):
+        for batch in range(1, max_batch + 1):
+            shapes = ", ".join(f"{name} {[batch, *values.shape[1:]]}" for name, values in inputs.items())
+            _run(card, engine, {name: values.repeat(batch, axis=0) for name, values in inputs.items()}, shapes)
+
+
+def warm_inputs(card: Card, engine: Engine, sizes: Iterable[str], bucket: int) -> Iterator[Inputs]:
+    """One request of zeros of each shape to warm up, each shape once."""
+    listed = [dict(shapes) for shapes in card.warm]
+    if card.kind == "tensor":
+        fixed = {spec.name: spec.shape[1:] for spec in engine.inputs}
+        listed += [fixed] if all(-1 not in shape for shape in fixed.values()) else []
+    else:
+        smallest = _bucketed(card.min_side, card.min_side, bucket, card)
+        listed += [{"image": (*size, 3)} for size in (smallest, *warm_sizes(card, sizes, bucket))]
+    seen: list[dict[str, tuple[int, ...]]] = []
+    for shapes in listed:
+        if shapes not in seen and shapes.keys() == {spec.name for spec in engine.inputs}:
+            seen.append(shapes)
+            yield {spec.name: np.zeros((1, *shapes[spec.name]), spec.dtype) for spec in engine.inputs}
+
+
+def warm_sizes(card: Card, sizes: Iterable[str], bucket: int) -> list[tuple[int, int]]:
+    """Heights and widths at which the model sees images of ``sizes``; none of a tensor model.
+
+    Raises:
+        ConfigError: a size that is none.
+    """
+    return [_bucketed(*read_size(size), bucket, card) for size in sizes] if card.kind != "tensor" else []
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """Height and width of ``HEIGHTxWIDTH``.
+
+    Raises:
+        ConfigError: no such form.
+    """
+    found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
+    if not found:
+        raise ConfigError(f"schedule.warm has {text!r}", "HEIGHTxWIDTH, as in 375x500")
+    return int(found[1]), int(found[2])
+
+
+def _bucketed(height: int, width: int, bucket: int, card: Card) -> tuple[int, int]:
+    try:
+        return buckets.bucket_size(*model_size(height, width, card), bucket, card)
+    except RequestError as error:
+        raise ConfigError(f"schedule.warm has {height}x{width}: {error.found}", error.expected) from error
+
+
+def _run(card: Card, engine: Engine, inputs: Inputs, what: str) -> Outputs:
+    try:
+        return engine.run(inputs)
+    # Each inference library raises its own types.
+    except Exception as error:
+        raise RepositoryError(f"{card.graph_path} fails on {what}: {error}", "a run without error", HINT) from error
+
+
+def _check_batch_axes(card: Card, engine: Engine) -> None:
+    fixed = [spec for spec in (*engine.inputs, *engine.outputs) if not spec.shape or spec.shape[0] != -1]
+    if fixed or not engine.inputs or not engine.outputs:
+        named = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in fixed)
+        raise RepositoryError(
+            f"{card.graph_path} has tensors without a free batch axis: {named or 'it has no input or output'}",
+            "inputs and outputs whose first axis is the batch, of any size",
+            "export the graph with a dynamic first axis",
+        )
+
+
+def _values(card: Card, outputs: Outputs) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    """The outputs of an image as a golden file holds them, and its scores.
+
+    Raises:
+        OutputError: not finite, or out of range.
+    """
+    scores = _in_range(card, "scores", outputs)
+    if card.kind == "cam":
+        maps = np.rint(255 * np.clip(_in_range(card, "cam", outputs), 0, 1)).astype(np.uint8)
+        return maps.reshape(-1, maps.shape[2]), scores
+    labels = cast("npt.NDArray[np.uint8]", outputs["mask"])[0]
+    if labels.max() > len(card.classes):
+        raise OutputError(f"a mask of {card.name} has the label {int(labels.max())}", f"0 to {len(card.classes)}")
+    return labels, scores
+
+
+def _in_range(card: Card, name: str, outputs: Outputs) -> npt.NDArray[np.float32]:
+    values: npt.NDArray[np.float32] = cast("npt.NDArray[np.float32]", outputs[name])[0]
+    low, high = float(values.min()), float(values.max())
+    # Written so that a NaN fails too.
+    if not (low >= -SLACK and high <= 1 + SLACK):
+        raise OutputError(f"{name} of {card.name} are {low:.3g} to {high:.3g}", "finite numbers of 0 to 1")
+    return values
+
+
+def _compare(card: Card, values: npt.NDArray[np.uint8], scores: npt.NDArray[np.float32]) -> None:
+    assert card.golden
+    path = card.folder / card.golden.output
+    try:
+        expected = masks.read_png(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise RepositoryError(f"{path} cannot be read: {error}", "a grey PNG", HINT) from error
+    if expected.shape != values.shape:
+        raise RepositoryError(f"{path} is {list(expected.shape)}", f"{list(values.shape)}, as the graph gives", HINT)
+    apart = np.abs(expected.astype(np.int16) - values)
+    equal = float((apart <= (0 if card.kind == "segmenter" else MAX_LEVELS)).mean())
+    worst = _worst(scores, card.golden.scores)
+    if equal < MIN_EQUAL or not worst <= MAX_SCORE_DIFFERENCE:
+        raise RepositoryError(
+            f"{card.graph_path} gives {equal:.1%} of the golden output, and scores up to {worst:.3f} apart",
+            f"at least {MIN_EQUAL:.1%}, and scores within {MAX_SCORE_DIFFERENCE}",
+            HINT,
+        )
+
+
+def _worst(scores: npt.NDArray[np.float32], expected: Sequence[float]) -> float:
+    return float(np.abs(scores - np.asarray(expected)).max())

@@ -1,0 +1,67 @@
+"""What changed in a repository, seen by looking at it again and again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from serving.repository.versions import find_versions
+
+# Name, size, time and number of every file of a version folder: another one means another model.
+Signature = tuple[tuple[str, int, int, int], ...]
+Snapshot = dict[int, Signature]
+
+
+class Watch:
+    """Looks at a repository, whose present state counts as known.
+
+    Raises:
+        RepositoryError: no such folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._seen = snapshot(root)
+        self._known: dict[str, Snapshot | None] = dict(self._seen)
+
+    @property
+    def models(self) -> list[str]:
+        """Every model that was there at the last look."""
+        return list(self._seen)
+
+    def look(self) -> list[str]:
+        """The models whose files are not as known, and the same as at the last look: copying them is over.
+
+        They count as known from now on.
+
+        Raises:
+            RepositoryError: no such folder.
+        """
+        now = snapshot(self._root)
+        names = sorted(now.keys() | self._known.keys())
+        settled = [
+            name for name in names if now.get(name) != self._known.get(name) and now.get(name) == self._seen.get(name)
+        ]
+        self._known |= {name: now.get(name) for name in settled}
+        self._seen = now
+        return settled
+
+
+def snapshot(root: Path) -> dict[str, Snapshot]:
+    """The signature of every version of every model.
+
+    Raises:
+        RepositoryError: no such folder.
+    """
+    found = find_versions(root)
+    return {name: {version: signature(folder) for version, folder in found[name].items()} for name in found}
+
+
+def signature(folder: Path) -> Signature:
+    """What changes when a file of the folder does; nothing of a folder that is not there."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        stats = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+    except OSError:
+        return ()
+    return tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats)

@@ -1,0 +1,131 @@
+"""Models and their counters in the messages of the Open Inference Protocol."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from serving.config import ServerConfig
+from serving.engines import TensorSpec
+from serving.repository.models import Served
+from serving.rpc import tensors
+from serving.scheduling.counters import Statistics
+from wsss.inference import open_inference_pb2 as pb
+
+EXTENSIONS = (
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "schedule_policy",
+    "statistics",
+)
+
+
+def extensions(config: ServerConfig) -> list[str]:
+    """What the server can do beyond the protocol, and its limits in the form that Triton gives details: ``name(...)``."""
+    limits = {
+        "message_bytes": config.limits.message_bytes,
+        "image_bytes": config.limits.max_bytes,
+        "image_pixels": config.limits.max_pixels,
+        "batch": config.limits.max_batch,
+        "queue": config.schedule.queue,
+        "streams": config.limits.max_streams,
+        "per_caller": config.limits.max_per_caller,
+    }
+    return [*EXTENSIONS, f"limits({','.join(f'{name}={value}' for name, value in limits.items())})"]
+
+
+def metadata(served: Served, versions: list[int], config: ServerConfig) -> Any:
+    """``ModelMetadataResponse`` of a model; its properties say what it is and where its limits are."""
+    card = served.card
+    properties = {
+        "kind": card.kind,
+        "engine": served.engine.description,
+        "sha256": card.graph_sha256,
+        "max_batch": str(config.limits.max_batch),
+        "queue": str(config.schedule.queue),
+    }
+    if card.kind != "tensor":
+        sides = {"min_side": card.min_side, "max_side": card.max_side, "max_pixels": card.max_pixels}
+        properties |= {name: str(value) for name, value in sides.items()}
+        properties["labels"] = ",".join(card.labels)
+    return pb.ModelMetadataResponse(
+        name=card.name,
+        versions=[str(version) for version in sorted(versions)],
+        platform=_platform(served),
+        inputs=[_tensor(spec) for spec in served.engine.inputs],
+        outputs=[_tensor(spec) for spec in served.engine.outputs],
+        properties=properties,
+    )
+
+
+def configuration(served: Served, config: ServerConfig) -> Any:
+    """``ModelConfig`` of a model."""
+    return pb.ModelConfig(
+        name=served.card.name,
+        platform=_platform(served),
+        backend=served.engine.description.split()[0],
+        max_batch_size=config.limits.max_batch,
+        input=[
+            pb.ModelInput(name=spec.name, data_type=_type(spec), dims=spec.shape[1:]) for spec in served.engine.inputs
+        ],
+        output=[
+            pb.ModelOutput(name=spec.name, data_type=_type(spec), dims=spec.shape[1:]) for spec in served.engine.outputs
+        ],
+        default_model_filename=served.card.graph,
+        dynamic_batching=pb.ModelDynamicBatching(),
+    )
+
+
+def statistics(served: Served, decode_seconds: float, encode_seconds: float) -> Any:
+    """``ModelStatistics`` of a model.
+
+    Args:
+        served: whose batcher has counted.
+        decode_seconds, encode_seconds: spent on the messages of all requests answered.
+    """
+    counts: Statistics = served.batcher.statistics()
+    done, failed = counts.requests, counts.failures
+    total = counts.queue_seconds + counts.run_seconds + decode_seconds + encode_seconds
+    return pb.ModelStatistics(
+        name=served.card.name,
+        version=str(served.card.version),
+        last_inference=int(counts.last_run * 1e3),
+        inference_count=counts.inferences,
+        execution_count=counts.executions,
+        inference_stats=pb.InferStatistics(
+            success=_duration(done, total),
+            fail=_duration(failed, counts.failure_seconds),
+            queue=_duration(done, counts.queue_seconds),
+            compute_input=_duration(done, decode_seconds),
+            compute_infer=_duration(done, counts.run_seconds),
+            compute_output=_duration(done, encode_seconds),
+            cache_hit=_duration(0, 0.0),
+            cache_miss=_duration(0, 0.0),
+        ),
+        batch_stats=[
+            pb.InferBatchStatistics(batch_size=size, compute_infer=_duration(batch.executions, batch.seconds))
+            for size, batch in sorted(counts.batches.items())
+        ],
+    )
+
+
+def _platform(served: Served) -> str:
+    """Triton's word where it has one."""
+    library = served.engine.description.split()[0]
+    return {"onnxruntime": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}.get(library, library)
+
+
+def _tensor(spec: TensorSpec) -> Any:
+    return pb.ModelMetadataResponse.TensorMetadata(
+        name=spec.name, datatype=tensors.DATATYPES[spec.dtype], shape=(-1, *spec.shape[1:])
+    )
+
+
+def _type(spec: TensorSpec) -> Any:
+    return pb.DataType.Value(f"TYPE_{tensors.DATATYPES[spec.dtype]}")
+
+
+def _duration(count: int, seconds: float) -> Any:
+    return pb.StatisticDuration(count=count, ns=int(seconds * 1e9))

@@ -1,0 +1,285 @@
+"""The Open Inference Protocol, ``inference.GRPCInferenceService``: tensors in, tensors out, on our models and queues.
+
+Extensions and status codes are those of NVIDIA Triton, so that its clients and perf_analyzer work unchanged. A model
+of kind ``segmenter`` or ``cam`` also takes one encoded image, as a BYTES element, in place of its pixels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import grpc
+
+from serving.config import ServerConfig
+from serving.engines import Inputs, Outputs, check_outputs
+from serving.errors import (
+    FieldError,
+    ModelNotFound,
+    ModelRefused,
+    OutputError,
+    RepositoryError,
+    RequestError,
+    ServerUnavailable,
+    nearest,
+)
+from serving.images import decoding, pipeline
+from serving.images.options import options_for
+from serving.repository.models import Models, Served, State
+from serving.rpc import descriptions, tensors, wire, wishes
+from serving.rpc.calls import Call, Calls, started
+from serving.rpc.streams import side_by_side
+from serving.rpc.wire import InferReply, InferRequest
+from wsss.inference import open_inference_pb2 as pb
+
+SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+NAME: str = SERVICE.full_name
+SEGMENTED = {"mask": "labels", "scores": "scores", "confidence": "confidence"}
+
+
+class OpenInferenceService:
+    """Answers the calls of the protocol.
+
+    Args:
+        models: to answer with.
+        config: of the server.
+        calls: what every call goes through.
+        codecs: threads for images and for tensors that are not raw.
+    """
+
+    def __init__(self, models: Models, config: ServerConfig, calls: Calls, codecs: ThreadPoolExecutor) -> None:
+        self._models = models
+        self._config = config
+        self._calls = calls
+        self._codecs = codecs
+        self._extensions = descriptions.extensions(config)
+        self._seconds: WeakKeyDictionary[Served, list[float]] = WeakKeyDictionary()
+
+    def handler(self) -> Any:
+        """For ``add_generic_rpc_handlers`` of a server."""
+        infer = self._calls.unary(f"{NAME}/ModelInfer", self._infer, wire.read_request, wire.write_reply)
+        stream = self._calls.streaming(f"{NAME}/ModelStreamInfer", self._stream, wire.read_request, wire.write_streamed)
+        works = {
+            "ServerLive": self._server_live,
+            "ServerReady": self._server_ready,
+            "ModelReady": self._model_ready,
+            "ServerMetadata": self._server_metadata,
+            "ModelMetadata": self._model_metadata,
+            "ModelConfig": self._model_config,
+            "ModelStatistics": self._model_statistics,
+            "RepositoryIndex": self._repository_index,
+            "RepositoryModelLoad": self._load,
+            "RepositoryModelUnload": self._unload,
+        }
+        return self._calls.service(SERVICE, works, {"ModelInfer": infer, "ModelStreamInfer": stream})
+
+    async def _server_live(self, request: Any, call: Call) -> Any:
+        return pb.ServerLiveResponse(live=True)
+
+    async def _server_ready(self, request: Any, call: Call) -> Any:
+        return pb.ServerReadyResponse(ready=not self._calls.draining)
+
+    async def _model_ready(self, request: Any, call: Call) -> Any:
+        try:
+            self._find(request.name, request.version)
+        except RequestError:
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=True)
+
+    async def _server_metadata(self, request: Any, call: Call) -> Any:
+        version = importlib.metadata.version("wsss")
+        return pb.ServerMetadataResponse(name="wsss-serving", version=version, extensions=self._extensions)
+
+    async def _model_metadata(self, request: Any, call: Call) -> Any:
+        served = self._find(request.name, request.version, call)
+        versions = [other.card.version for other in self._models.served() if other.card.name == served.card.name]
+        return descriptions.metadata(served, versions, self._config)
+
+    async def _model_config(self, request: Any, call: Call) -> Any:
+        served = self._find(request.name, request.version, call)
+        return pb.ModelConfigResponse(config=descriptions.configuration(served, self._config))
+
+    async def _model_statistics(self, request: Any, call: Call) -> Any:
+        if request.name:
+            found = self._find(request.name, request.version, call)
+            wanted = [
+                s for s in self._models.served() if s is found or (s.card.name, "") == (request.name, request.version)
+            ]
+        else:
+            wanted = self._models.served()
+        counted = [descriptions.statistics(served, *self._seconds.get(served, (0.0, 0.0))) for served in wanted]
+        return pb.ModelStatisticsResponse(model_stats=counted)
+
+    async def _repository_index(self, request: Any, call: Call) -> Any:
+        self._check_repository(request)
+        index = [
+            pb.RepositoryIndexResponse.ModelIndex(
+                name=state.name, version=str(state.version), state=str(state.state), reason=state.reason
+            )
+            for state in self._models.index()
+            if state.state == State.READY or not request.ready
+        ]
+        return pb.RepositoryIndexResponse(models=index)
+
+    async def _load(self, request: Any, call: Call) -> Any:
+        self._check_control(request)
+        if request.parameters:
+            raise FieldError("load parameters are not taken: models come from the repository alone", field="parameters")
+        try:
+            await self._models.load(request.model_name)
+        except RepositoryError:
+            raise ModelRefused(
+                f"model {request.model_name!r} is not sound; what was served is served still",
+                "the reason is in RepositoryIndex and in the server's log",
+                field="model_name",
+            ) from None
+        return pb.RepositoryModelLoadResponse()
+
+    async def _unload(self, request: Any, call: Call) -> Any:
+        self._check_control(request)
+        await self._models.unload(request.model_name)
+        return pb.RepositoryModelUnloadResponse()
+
+    async def _infer(self, request: InferRequest, call: Call) -> InferReply:
+        message = request.message
+        served = self._find(message.model_name, message.model_version, call)
+        deadline, priority = wishes.deadline(message, call.deadline), wishes.priority(message)
+        wishes.check_batch(message, self._config.limits.max_batch)
+        wanted = wishes.wanted_outputs(message, served)
+        with self._models.lease(served), served.batcher.admission(deadline, priority):
+            began = time.monotonic()
+            inputs, prepared = await self._inputs(request, served)
+            decoded = time.monotonic()
+            call.stage("decode", began, decoded)
+            ran = await served.batcher.run(inputs, deadline, priority)
+            call.ran(ran)
+            returned = time.monotonic()
+            outputs = ran.outputs
+            if prepared:
+                outputs = await self._in_thread(_full_size, outputs, prepared, served)
+            else:
+                _check_outputs(outputs, inputs, served)
+            reply = _reply(message, served, wanted, outputs)
+            call.stage("encode", returned)
+        spent = self._seconds.setdefault(served, [0.0, 0.0])
+        spent[0] += decoded - began
+        spent[1] += time.monotonic() - returned
+        return reply
+
+    async def _inputs(self, request: InferRequest, served: Served) -> tuple[Inputs, pipeline.Prepared | None]:
+        """Arrays for the engine, and the picture if the request has one in place of them."""
+        if served.card.kind == "tensor":
+            return await self._tensors(request, served), None
+        if [tensor.datatype for tensor in request.message.inputs] == ["BYTES"]:
+            prepared = await self._in_thread(self._picture, request, served)
+            return {"image": prepared.batch}, prepared
+        inputs = await self._tensors(request, served)
+        wishes.check_sides(inputs["image"], served)
+        return inputs, None
+
+    async def _tensors(self, request: InferRequest, served: Served) -> Inputs:
+        # Views of raw contents cost nothing; typed ones are read value by value, which must not stop the loop.
+        if request.raw:
+            return tensors.read_inputs(request, served.engine.inputs)
+        found: Inputs = await self._in_thread(tensors.read_inputs, request, served.engine.inputs)
+        return found
+
+    def _picture(self, request: InferRequest, served: Served) -> pipeline.Prepared:
+        encoded = tensors.read_encoded(request, served.engine.inputs[0].name)
+        return pipeline.prepare(decoding.decode(encoded, self._config.limits), served.card, served.bucket)
+
+    async def _stream(self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        async def answer(request: Any) -> Any:
+            call = started(f"{NAME}/ModelStreamInfer", context)
+            try:
+                with self._calls.watch(call):
+                    if isinstance(request, RequestError):
+                        raise request
+                    final = wishes.parameter(request.message, "triton_enable_empty_final_response", "bool")
+                    reply = await self._infer(request, call)
+            except RequestError as error:
+                failed = "" if isinstance(request, RequestError) else request.message.id
+                told = pb.ModelInferResponse(id=failed)
+                return pb.ModelStreamInferResponse(error_message=str(error), infer_response=told)
+            if final:
+                reply.message.parameters["triton_final_response"].bool_param = True
+            return reply
+
+        depth = self._config.limits.stream_in_flight
+        async for reply in side_by_side(lambda: anext(requests, None), answer, depth, in_order=True):
+            yield reply
+
+    async def _in_thread(self, work: Any, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._codecs, work, *arguments)
+
+    def _find(self, name: str, version: str, call: Call | None = None) -> Served:
+        if not name:
+            known = sorted({served.card.name for served in self._models.served()})
+            raise ModelNotFound("no model named", nearest("", known), field="model_name")
+        if version and not (version.isascii() and version.isdecimal() and 0 < int(version[:12]) < 2**31):
+            raise FieldError(f"version {version[:40]!r}", "a whole number, or nothing", field="model_version")
+        served = self._models.find(name, int(version or 0), None)
+        if call:
+            call.model, call.version = served.card.name, served.card.version
+        return served
+
+    def _check_control(self, request: Any) -> None:
+        self._check_repository(request)
+        if self._config.models.control != "explicit":
+            raise ServerUnavailable("model control is off on this server", hint="serve --set models.control=explicit")
+
+    @staticmethod
+    def _check_repository(request: Any) -> None:
+        if request.repository_name:
+            raise FieldError("repositories have no names here", "an empty name", field="repository_name")
+
+
+def _check_outputs(outputs: Outputs, inputs: Inputs, served: Served) -> None:
+    """Compare what the graph returned with what its card, or else the graph itself, promises.
+
+    Raises:
+        OutputError: it broke its promise.
+    """
+    batch, *sides = next(iter(inputs.values())).shape
+    if served.card.kind != "tensor":
+        check_outputs(served.card, outputs, batch, sides[0], sides[1])
+        return
+    for spec in served.engine.outputs:
+        found = outputs[spec.name]
+        if str(found.dtype) != spec.dtype or len(found.shape) != len(spec.shape) or len(found) != batch:
+            raise OutputError(
+                f"output {spec.name!r} of {served.card.name} is {found.dtype} {list(found.shape)}",
+                f"{spec.dtype} {[batch, *spec.shape[1:]]}",
+            )
+
+
+def _full_size(outputs: Outputs, prepared: pipeline.Prepared, served: Served) -> Outputs:
+    """What the graph says of a picture, at the picture's own size where it is a map of pixels."""
+    # Every map is wanted, whatever its score.
+    answer = pipeline.Answer(prepared, served.card, options_for(served.card, score_threshold=0.0, mask=False))
+    answer.add([outputs])
+    if served.card.kind == "cam":
+        found = answer.activated()
+        return {"cam": found.maps[None], "scores": found.scores[None]}
+    result = answer.segmented()
+    return {name: getattr(result, attribute)[None] for name, attribute in SEGMENTED.items()}
+
+
+def _reply(message: Any, served: Served, wanted: dict[str, int], outputs: Outputs) -> InferReply:
+    card = served.card
+    reply = InferReply(pb.ModelInferResponse(model_name=card.name, model_version=str(card.version), id=message.id))
+    for name, count in wanted.items():
+        array: Any = outputs[name]
+        if count:
+            if array.ndim != 2 or array.dtype.kind not in "fiu":
+                found = f"output {name!r} is {array.dtype} {list(array.shape)}"
+                raise FieldError(found, "a score for each class, to classify", field="outputs")
+            array = tensors.classification(array, count, card.classes)
+        reply.message.outputs.add(name=name, datatype=tensors.DATATYPES[str(array.dtype)], shape=array.shape)
+        reply.raw.append(tensors.write_output(array))
+    return reply

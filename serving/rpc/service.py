@@ -1,0 +1,255 @@
+"""The ``wsss.v1.Segmentation`` service: from requests to the pipeline, and from its results to replies."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from serving.config import Limits, OversizeRule, ServerConfig, TilingConfig
+from serving.engines import Outputs
+from serving.errors import FieldError
+from serving.images import decoding, pipeline
+from serving.images.decoding import Picture
+from serving.images.options import Options, options_for
+from serving.images.pipeline import Answer, Prepared
+from serving.repository.card import Kind
+from serving.repository.models import Models, Served
+from serving.rpc import replies
+from serving.rpc.calls import Call, Calls
+from serving.rpc.stream import SegmentStream
+from wsss.v1 import segmentation_pb2 as pb
+
+T = TypeVar("T")
+
+SERVICE = pb.DESCRIPTOR.services_by_name["Segmentation"]
+NAME: str = SERVICE.full_name
+# Of one image, asked of the engine at a time: enough for a batch, and not all of the queue.
+TILES_AT_ONCE = 4
+OVERSIZE: dict[Any, OversizeRule] = {
+    pb.OVERSIZE_SCALE: "scale",
+    pb.OVERSIZE_TILE: "tile",
+    pb.OVERSIZE_AUTO: "auto",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """An image on its way through a model.
+
+    Attributes:
+        call: that it belongs to.
+        served: the model.
+        options: what is asked for.
+        tiles: what becomes of an image above the model's limits.
+        priority: in the queue, a larger one first.
+    """
+
+    call: Call
+    served: Served
+    options: Options
+    tiles: TilingConfig
+    priority: int = 0
+
+
+class SegmentationService:
+    """Answers the calls of the protocol.
+
+    Args:
+        models: to answer with.
+        config: of the server; limits and tiling are read here.
+        codecs: threads that decode and encode.
+        calls: what every call goes through.
+    """
+
+    def __init__(self, models: Models, config: ServerConfig, codecs: ThreadPoolExecutor, calls: Calls) -> None:
+        self._models = models
+        self._config = config
+        self._codecs = codecs
+        self._calls = calls
+
+    def handler(self) -> Any:
+        """For ``add_generic_rpc_handlers`` of a server."""
+        works = {
+            "Segment": self.segment,
+            "ComputeCam": self._compute_cam,
+            "ListModels": self._list_models,
+            "GetModel": self._get_model,
+        }
+        stream = SegmentStream(self._calls, self.segment, self._config.limits.stream_in_flight)
+        return self._calls.service(SERVICE, works, {"SegmentStream": stream.handler()})
+
+    async def segment(self, request: Any, call: Call, priority: int = 0) -> Any:
+        """The ``SegmentResponse`` of a ``SegmentRequest``."""
+        served = self._find(request, call, ("cam",) if request.cam else ("segmenter", "cam"))
+        options = options_for(
+            served.card,
+            classes=request.classes,
+            tags=request.tags,
+            score_threshold=_optional(request, "score_threshold"),
+            background_threshold=_optional(request, "background_threshold"),
+            confidence_threshold=_optional(request, "confidence_threshold"),
+        )
+        encoding = _one_of(request.encoding, pb.MaskEncoding, "encoding")
+        form = _one_of(request.cam_format, pb.CamFormat, "cam_format")
+        job = Job(call, served, options, self._tiles(request), priority)
+
+        def reply(answer: Answer, picture: Picture) -> Any:
+            result = answer.segmented()
+            return pb.SegmentResponse(
+                mask=replies.mask(result, encoding, served.card),
+                classes=replies.classes(served.card, result.scores, options, result),
+                confidence=replies.confidence(result.confidence, encoding) if request.confidence else None,
+                cam=replies.cam(result.activated, form, served.card, picture)
+                if request.cam and result.activated
+                else None,
+            )
+
+        return await self._answer(request, job, reply)
+
+    async def _compute_cam(self, request: Any, call: Call) -> Any:
+        served = self._find(request, call, "cam")
+        options = options_for(
+            served.card, tags=request.tags, score_threshold=_optional(request, "score_threshold"), mask=False
+        )
+        form = _one_of(request.format, pb.CamFormat, "format")
+
+        def reply(answer: Answer, picture: Picture) -> Any:
+            found = answer.activated()
+            return pb.ComputeCamResponse(
+                cam=replies.cam(found, form, served.card, picture),
+                classes=replies.classes(served.card, found.scores, options),
+            )
+
+        return await self._answer(request, Job(call, served, options, self._tiles(request)), reply)
+
+    async def _list_models(self, request: Any, call: Call) -> Any:
+        newest = {served.card.name: served for served in self._models.served()}
+        models = [self._describe(served) for served in newest.values()]
+        limits, tiling = self._config.limits, self._config.tiling
+        return pb.ListModelsResponse(
+            models=models,
+            limits=pb.Limits(
+                max_image_bytes=limits.max_bytes,
+                max_image_pixels=limits.max_pixels,
+                max_aspect=limits.max_aspect,
+                max_message_bytes=limits.message_bytes,
+                max_tiles=tiling.max_tiles,
+                max_stream_in_flight=limits.stream_in_flight,
+                max_queue=self._config.schedule.queue,
+                oversize=next(number for number, rule in OVERSIZE.items() if rule == tiling.oversize),
+                tile_overlap=tiling.overlap,
+                max_streams=limits.max_streams,
+                max_per_caller=limits.max_per_caller,
+            ),
+        )
+
+    async def _get_model(self, request: Any, call: Call) -> Any:
+        return self._describe(self._find(request, call, None))
+
+    def _describe(self, served: Served) -> Any:
+        versions = [other.card.version for other in self._models.served() if other.card.name == served.card.name]
+        return replies.model(served.card, versions, served.engine.description)
+
+    def _find(self, request: Any, call: Call, kind: Kind | tuple[Kind, ...] | None) -> Served:
+        served = self._models.find(request.model, request.version, kind)
+        call.model, call.version = served.card.name, served.card.version
+        return served
+
+    def _tiles(self, request: Any) -> TilingConfig:
+        """What the request says of images above the model's limits, else the server's own rule."""
+        rule = OVERSIZE.get(_one_of(request.oversize, pb.Oversize, "oversize"), self._config.tiling.oversize)
+        overlap = _optional(request, "tile_overlap")
+        if overlap is None:
+            overlap = self._config.tiling.overlap
+        if not math.isfinite(overlap) or not 0 <= overlap <= 0.5:
+            raise FieldError(f"tile_overlap is {overlap}", "0 to 0.5", field="tile_overlap")
+        return dataclasses.replace(self._config.tiling, oversize=rule, overlap=overlap)
+
+    async def _answer(self, request: Any, job: Job, reply: Callable[[Answer, Picture], Any]) -> Any:
+        """Run the image of a request, make ``reply`` of the answer, and complete it with what every reply carries."""
+        call, served = job.call, job.served
+        with self._models.lease(served), served.batcher.admission(call.deadline, job.priority):
+            picture, prepared = await self._in_codec(self._decode, request.image, job)
+            answer = Answer(prepared, served.card, job.options)
+            last = await self._run(prepared, answer, job)
+
+            def finish() -> Any:
+                began = time.monotonic()
+                answer.add(last)
+                made = reply(answer, picture)
+                made.image.CopyFrom(replies.image_info(picture, prepared))
+                made.provenance.CopyFrom(replies.provenance(served, prepared, job.options, job.tiles.overlap))
+                call.stage("encode", began)
+                made.timings.CopyFrom(_timings(call))
+                return made
+
+            return await self._in_codec(finish)
+
+    def _decode(self, source: Any, job: Job) -> tuple[Picture, Prepared]:
+        began = time.monotonic()
+        picture = _picture(source, self._config.limits)
+        prepared = pipeline.prepare(picture, job.served.card, job.served.bucket, job.tiles)
+        job.call.stage("decode", began)
+        return picture, prepared
+
+    async def _run(self, prepared: Prepared, answer: Answer, job: Job) -> list[Outputs]:
+        """Give ``answer`` every row of tiles but the last, which is returned: the caller adds it where it finishes."""
+        row: list[Outputs] = []
+        for batches in prepared.rows():
+            if row:
+                await self._in_codec(answer.add, row)
+            row = []
+            for first in range(0, len(batches), TILES_AT_ONCE):
+                row += await self._run_together(batches[first : first + TILES_AT_ONCE], job)
+        return row
+
+    async def _run_together(self, batches: list[decoding.Pixels], job: Job) -> list[Outputs]:
+        """Outputs of a few tiles; the first to fail ends the others."""
+        call, batcher = job.call, job.served.batcher
+        runs = [asyncio.ensure_future(batcher.run({"image": batch}, call.deadline, job.priority)) for batch in batches]
+        try:
+            done = await asyncio.gather(*runs)
+        finally:
+            for run in runs:
+                run.cancel()
+        for ran in done:
+            call.ran(ran)
+        return [ran.outputs for ran in done]
+
+    async def _in_codec(self, work: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._codecs, work, *arguments)
+
+
+def _picture(source: Any, limits: Limits) -> Picture:
+    kind = source.WhichOneof("source")
+    if kind == "encoded":
+        return decoding.decode(source.encoded, limits)
+    if kind == "raw":
+        return decoding.from_raw(source.raw.pixels, source.raw.height, source.raw.width, limits)
+    raise FieldError("no image in the request", "image.encoded or image.raw", field="image")
+
+
+def _timings(call: Call) -> Any:
+    return pb.Timings(
+        decode=call.seconds("decode"),
+        queue=call.seconds("queue"),
+        run=call.seconds("infer"),
+        encode=call.seconds("encode"),
+        total=time.monotonic() - call.began,
+    )
+
+
+def _optional(message: Any, field: str) -> float | None:
+    return float(getattr(message, field)) if message.HasField(field) else None
+
+
+def _one_of(value: int, kind: Any, field: str) -> int:
+    if value not in kind.values():
+        raise FieldError(f"{field} {value} is not known to this server", ", ".join(kind.keys()[1:]), field=field)
+    return value

@@ -1,0 +1,89 @@
+"""What a ``ModelInferRequest`` asks for beside its tensors, checked."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from serving.errors import FieldError, ImageTooLarge, nearest
+from serving.repository.models import Served
+
+# A request that names a priority, 1 the most urgent, goes before those that name none.
+PRIORITIES = 1000
+
+
+def deadline(message: Any, deadline: float | None) -> float | None:
+    """The earlier of the call's deadline and the request's ``timeout``, in microseconds."""
+    timeout = parameter(message, "timeout", "int64", "uint64")
+    if not timeout:
+        return deadline
+    own: float = time.monotonic() + timeout / 1e6
+    return own if deadline is None else min(own, deadline)
+
+
+def priority(message: Any) -> int:
+    """The batcher's priority, of which the larger goes first, from the protocol's, of which 1 goes first."""
+    level = parameter(message, "priority", "int64", "uint64")
+    return max(0, PRIORITIES - level) if level else 0
+
+
+def parameter(tensor: Any, name: str, *kinds: str) -> Any:
+    """The value of a parameter that a message may carry; nothing if it has none of it.
+
+    Raises:
+        FieldError: it is of another kind, or negative.
+    """
+    if name not in tensor.parameters:
+        return None
+    value = tensor.parameters[name]
+    kind = value.WhichOneof("parameter_choice")
+    found: Any = getattr(value, kind) if kind else None
+    if kind not in {f"{wanted}_param" for wanted in kinds} or found < 0:
+        raise FieldError(f"parameter {name} is {found!r}", f"{' or '.join(kinds)}, not negative", field="parameters")
+    return found
+
+
+def wanted_outputs(message: Any, served: Served) -> dict[str, int]:
+    """Names of the outputs asked for, each with the number of its best classes to tell, 0 for the tensor itself."""
+    known = [spec.name for spec in served.engine.outputs]
+    wanted: dict[str, int] = {}
+    for output in message.outputs:
+        if output.name not in known or output.name in wanted:
+            problem = "asked for twice" if output.name in wanted else "not known"
+            raise FieldError(f"output {output.name!r} is {problem}", nearest(output.name, known), field="outputs")
+        _refuse_shared_memory(output)
+        wanted[output.name] = parameter(output, "classification", "int64", "uint64") or 0
+    for tensor in message.inputs:
+        _refuse_shared_memory(tensor)
+    return wanted or dict.fromkeys(known, 0)
+
+
+def _refuse_shared_memory(tensor: Any) -> None:
+    if "shared_memory_region" in tensor.parameters:
+        raise FieldError(
+            f"{tensor.name!r} is said to be in shared memory", "contents in the message", field="parameters"
+        )
+
+
+def check_batch(message: Any, limit: int) -> None:
+    """Refuse a request of more elements than one may have."""
+    for tensor in message.inputs:
+        if tensor.shape and tensor.shape[0] > limit:
+            raise FieldError(
+                f"input {tensor.name!r} is a batch of {tensor.shape[0]}",
+                f"at most {limit} in one request",
+                field=f"inputs[{tensor.name}].shape",
+            )
+
+
+def check_sides(pixels: Any, served: Served) -> None:
+    """Refuse pixels of a size that the model does not take: nothing is scaled here, the reply is the graph's own."""
+    card, (height, width) = served.card, pixels.shape[1:3]
+    low, high = sorted((height, width))
+    if low < card.min_side or high > card.max_side or height * width > card.max_pixels:
+        raise ImageTooLarge(
+            f"pixels of {height}x{width}",
+            f"sides of {card.min_side} to {card.max_side} and at most {card.max_pixels:,} pixels",
+            "one encoded image as BYTES, which is scaled",
+            field="inputs[image].shape",
+        )

@@ -1,0 +1,309 @@
+"""Requests to runs of one model: a bounded queue before engine threads that never run what nobody waits for any more.
+
+A request is admitted before its image is decoded, then waits until a thread is free and its batch is full or due
+(:mod:`serving.scheduling.schedule`). Every time is of the monotonic clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, replace
+from typing import cast
+
+import numpy as np
+
+from serving.engines import Engine, Inputs, Outputs, Stop, Stopped
+from serving.errors import DeadlineMissed, FieldError, OutputError, ServerUnavailable
+from serving.scheduling.admission import Admission
+from serving.scheduling.counters import BatchStatistics, Statistics
+from serving.scheduling.schedule import Queue, Waiting
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One request's share of a run.
+
+    Attributes:
+        outputs: of this request alone, by name.
+        queued, ran: seconds before the run and in it.
+        batch: sum of the first axes of all requests in the run.
+    """
+
+    outputs: Outputs
+    queued: float
+    ran: float
+    batch: int
+
+
+class _Run:
+    """One call of the engine, and how many of its requests somebody waits for still."""
+
+    def __init__(self, waiting: int) -> None:
+        self.stop = Stop()
+        self.waiting = waiting
+
+
+@dataclass(eq=False, kw_only=True)
+class _Job(Waiting):
+    """A request on its way: ``done`` once it is answered, has failed or was left. Guarded by the batcher's lock."""
+
+    inputs: Inputs
+    answer: asyncio.Future[Ran]
+    run: _Run | None = None
+    done: bool = False
+
+    def finish(self, result: Ran | BaseException) -> None:
+        """Hand the result to the waiting task, from any thread."""
+
+        def deliver() -> None:
+            if self.answer.done():
+                return
+            if isinstance(result, Ran):
+                self.answer.set_result(result)
+            else:
+                self.answer.set_exception(result)
+
+        # A loop that is closed has nobody who waits.
+        with suppress(RuntimeError):
+            self.answer.get_loop().call_soon_threadsafe(deliver)
+
+
+class Batcher:
+    """Runs one model's engine in ``workers`` threads of its own.
+
+    Args:
+        engine: to run.
+        workers: runs at once.
+        capacity: requests admitted and not answered yet, those that run included; one more is refused.
+        max_batch: images in a run; a single request may be larger and then runs alone.
+        max_delay: seconds for which a free worker lets a request wait for others of its shape.
+    """
+
+    def __init__(self, engine: Engine, workers: int, capacity: int, max_batch: int = 1, max_delay: float = 0.0) -> None:
+        self.workers, self.capacity, self.max_batch, self.max_delay = workers, capacity, max_batch, max_delay
+        self._engine = engine
+        self._queue: Queue[_Job] = Queue(max_batch)
+        self._counts = Statistics()
+        self._admission = Admission(capacity, workers)
+        self._runs: set[_Run] = set()
+        self._closed = False
+        self._changed = threading.Condition()
+        # Daemons, so that an engine that hangs does not keep the process from ending.
+        self._threads = [
+            threading.Thread(target=self._work, name=f"engine-{number}", daemon=True) for number in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def admission(self, deadline: float | None = None, priority: int = 0) -> AbstractContextManager[None]:
+        """Hold a place in the queue. Taken before the image is decoded, so that memory is bounded too.
+
+        Args:
+            deadline: of ``time.monotonic``, when the answer is of no use any more.
+            priority: a larger one runs first.
+
+        Raises:
+            Overloaded: every place is taken; ``retry_after`` is the time that those before need.
+            DeadlineMissed: the deadline has passed, or will have by the measured time of those before and of a run.
+        """
+        return self._admission.hold(deadline, priority)
+
+    async def run(self, inputs: Inputs, deadline: float | None = None, priority: int = 0) -> Ran:
+        """Wait for a worker and run the engine on ``inputs``, whose first axes are this request's share of the batch.
+
+        A caller who leaves, or whose ``deadline`` (of ``time.monotonic``) passes, costs no run if it has not begun; a
+        run that everybody left is stopped. A batch that fails is run again request by request, so that one that the
+        engine cannot bear does not fail its neighbours.
+
+        Raises:
+            DeadlineMissed: the deadline passed first.
+            ServerUnavailable: the batcher was closed.
+            Exception: whatever the engine raised.
+        """
+        now = time.monotonic()
+        job = self._job(inputs, now, math.inf if deadline is None else deadline, priority)
+        with self._changed:
+            if self._closed:
+                raise _closed()
+            self._queue.add(job)
+            self._changed.notify()
+        try:
+            async with asyncio.timeout(None if deadline is None else max(0.0, deadline - now)) as timer:
+                return await job.answer
+        except TimeoutError:
+            if not timer.expired():
+                raise
+            raise _missed() from None
+        finally:
+            self._leave(job)
+
+    def statistics(self) -> Statistics:
+        """A copy of the counters."""
+        with self._changed:
+            batches = {size: replace(batch) for size, batch in self._counts.batches.items()}
+            admitted, refused = self._admission.admitted, self._admission.refused
+            return replace(self._counts, batches=batches, waiting=len(self._queue), admitted=admitted, refused=refused)
+
+    def close(self, seconds: float = 10.0) -> None:
+        """Fail what waits, stop what runs, and end the threads; one whose engine does not end in time is left behind."""
+        with self._changed:
+            self._closed = True
+            for run in self._runs:
+                run.stop.request()
+            self._drop(self._queue.expire(math.inf), _closed)
+            self._changed.notify_all()
+        until = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+
+    def _job(self, inputs: Inputs, now: float, deadline: float, priority: int) -> _Job:
+        sizes = sorted({len(values) for values in inputs.values()})
+        if len(sizes) != 1:
+            raise FieldError(f"inputs with first axes of {sizes}", "one batch size", field="inputs")
+        # Half of the time to spare is the most that waiting for others may take of it.
+        spare = max(0.0, deadline - now - self._admission.run_seconds) / 2
+        return _Job(
+            bucket=tuple(sorted((name, values.dtype.str, values.shape[1:]) for name, values in inputs.items())),
+            size=sizes[0],
+            arrived=now,
+            due=now + min(self.max_delay, spare),
+            deadline=deadline,
+            priority=priority,
+            inputs=inputs,
+            answer=asyncio.get_running_loop().create_future(),
+        )
+
+    def _leave(self, job: _Job) -> None:
+        """The caller does not wait any more: forget the job, and stop its run if it was the last one of it."""
+        with self._changed:
+            if job.done:
+                return
+            job.done = True
+            self._counts.dropped += 1
+            if job.run is None:
+                self._queue.discard(job)
+                return
+            job.run.waiting -= 1
+            left = job.run.waiting == 0
+        if left:
+            job.run.stop.request()
+
+    def _work(self) -> None:
+        while jobs := self._next():
+            self._execute(jobs)
+
+    def _next(self) -> list[_Job]:
+        """Wait for what to run next; nothing once the batcher is closed."""
+        with self._changed:
+            while not self._closed:
+                now = time.monotonic()
+                self._drop(self._queue.expire(now), _missed)
+                if jobs := self._queue.take(now):
+                    self._begin(jobs)
+                    # This worker may have been the one that kept the time of what is left.
+                    if len(self._queue):
+                        self._changed.notify()
+                    return jobs
+                due = self._queue.due()
+                self._changed.wait(None if due == math.inf else due - now)
+            return []
+
+    def _execute(self, jobs: Sequence[_Job]) -> None:
+        run = cast(_Run, jobs[0].run)
+        started = time.monotonic()
+        try:
+            outputs = self._call(jobs, run.stop)
+        # A worker must outlive whatever a library raises.
+        except BaseException as error:
+            for job in self._failed(jobs, error):
+                self._execute([job])
+            return
+        ran = time.monotonic() - started
+        total = sum(job.size for job in jobs)
+        self._admission.measure(ran, len(jobs))
+        with self._changed:
+            self._end(jobs)
+            batch = self._counts.batches.setdefault(total, BatchStatistics())
+            batch.executions += 1
+            batch.seconds += ran
+            self._counts.last_run = time.time()
+            live = [job for job in jobs if not job.done]
+            for job in live:
+                job.done = True
+                self._counts.requests += 1
+                self._counts.queue_seconds += started - job.arrived
+                self._counts.run_seconds += ran
+        first = 0
+        for job in jobs:
+            share = {name: values[first : first + job.size] for name, values in outputs.items()}
+            first += job.size
+            if job in live:
+                job.finish(Ran(share, started - job.arrived, ran, total))
+
+    def _call(self, jobs: Sequence[_Job], stop: Stop) -> Outputs:
+        if stop.requested:
+            raise Stopped
+        inputs = jobs[0].inputs
+        if len(jobs) > 1:
+            inputs = {name: np.concatenate([job.inputs[name] for job in jobs]) for name in inputs}
+        outputs = self._engine.run(inputs, stop)
+        total = sum(job.size for job in jobs)
+        for name, values in outputs.items():
+            if values.shape[:1] != (total,):
+                raise OutputError(f"output {name!r} is {list(values.shape)} for a batch of {total}", f"[{total}, ...]")
+        return outputs
+
+    def _failed(self, jobs: Sequence[_Job], error: BaseException) -> list[_Job]:
+        """Fail a job that ran alone; those of a batch that are waited for are begun again, each alone, and returned."""
+        with self._changed:
+            self._end(jobs)
+            live = [job for job in jobs if not job.done]
+            if len(jobs) > 1 and not self._closed and not isinstance(error, Stopped):
+                for job in live:
+                    self._begin([job])
+                return live
+            for job in live:
+                job.done = True
+                self._counts.failures += 1
+                self._counts.failure_seconds += time.monotonic() - job.arrived
+                job.finish(_closed() if self._closed else _exception(error))
+        return []
+
+    def _drop(self, jobs: Sequence[_Job], error: Callable[[], Exception]) -> None:
+        for job in jobs:
+            job.done = True
+            self._counts.dropped += 1
+            job.finish(error())
+
+    def _begin(self, jobs: Sequence[_Job]) -> None:
+        run = _Run(len(jobs))
+        self._runs.add(run)
+        self._counts.running += len(jobs)
+        for job in jobs:
+            job.run = run
+
+    def _end(self, jobs: Sequence[_Job]) -> None:
+        self._runs.discard(cast(_Run, jobs[0].run))
+        self._counts.running -= len(jobs)
+
+
+def _exception(error: BaseException) -> Exception:
+    """The error as one that a future takes and that ends one request only."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    wrapped = RuntimeError(f"the engine raised {type(error).__name__}")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def _missed() -> DeadlineMissed:
+    return DeadlineMissed("the deadline passed before the answer was ready", hint="a longer deadline, or later")
+
+
+def _closed() -> ServerUnavailable:
+    return ServerUnavailable("the model is being unloaded", hint="again soon")

@@ -1,0 +1,118 @@
+"""The HTTP port, as the server sees it: a process that answers, what it is told, and the metrics that it asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import mmap
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from serving.config import AccessConfig
+from serving.telemetry.metrics import Telemetry
+from serving.telemetry.probes import STATE
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 1.0
+END_SECONDS = 5.0
+BACKLOG = 128
+
+
+class HttpServer:
+    """The port for probes and Prometheus, from ``start`` to ``stop``; see :mod:`serving.telemetry.probes`.
+
+    Args:
+        telemetry: what ``/metrics`` shows.
+        access: TLS files for the port, and tokens for ``/metrics``.
+    """
+
+    def __init__(self, telemetry: Telemetry, access: AccessConfig) -> None:
+        self._telemetry = telemetry
+        self._access = access
+        self._state = mmap.mmap(-1, STATE.size)
+        self._ready = False
+        self._process: subprocess.Popen[bytes] | None = None
+
+    async def start(self, host: str, port: int) -> str:
+        """Listen; returns the address. The caller has checked that the port is free."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        file = os.memfd_create("wsss-probes")
+        os.ftruncate(file, STATE.size)
+        self._state = mmap.mmap(file, STATE.size)
+        self._tick()
+        ours, theirs = Pipe()
+        with socket.create_server((host, port), family=family, backlog=BACKLOG) as listening:
+            bound = listening.getsockname()[1]
+            self._process = self._spawn(listening.fileno(), file, theirs.fileno())
+        os.close(file)
+        theirs.close()
+        threading.Thread(target=self._give_pages, args=(ours,), name="metrics", daemon=True).start()
+        threading.Thread(target=self._watch, args=(self._process,), name="probes", daemon=True).start()
+        self._ticking = asyncio.ensure_future(self._keep_ticking())
+        return f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
+
+    def set_ready(self, ready: bool) -> None:
+        """What ``/readyz`` says."""
+        self._ready = ready
+        self._tick()
+
+    async def stop(self) -> None:
+        """Close the port, if it is open."""
+        process, self._process = self._process, None
+        if process and process.stdin:
+            self._ticking.cancel()
+            process.stdin.close()
+            try:
+                await asyncio.to_thread(process.wait, END_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _spawn(self, listening: int, state: int, pages: int) -> subprocess.Popen[bytes]:
+        told: dict[str, int | str | None] = {"socket": listening, "state": state, "pages": pages}
+        for name in ("cert", "key", "tokens"):
+            path = getattr(self._access, name)
+            told[name] = str(path.absolute()) if path else None
+        root = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        return subprocess.Popen(
+            [sys.executable, "-m", "serving.telemetry.probes", json.dumps(told)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            pass_fds=(listening, state, pages),
+            env=os.environ | {"PYTHONPATH": path},
+            start_new_session=True,
+        )
+
+    def _tick(self) -> None:
+        STATE.pack_into(self._state, 0, time.monotonic(), self._ready)
+
+    async def _keep_ticking(self) -> None:
+        while True:
+            self._tick()
+            await asyncio.sleep(TICK_SECONDS)
+
+    def _give_pages(self, pages: Connection[bytes, bytes]) -> None:
+        with pages:
+            try:
+                while True:
+                    page, kind = self._telemetry.page(pages.recv_bytes().decode(errors="replace"))
+                    pages.send_bytes(kind.encode() + b"\n" + page)
+            except (EOFError, OSError):
+                return
+
+    def _watch(self, process: subprocess.Popen[bytes]) -> None:
+        code = process.wait()
+        if self._process is process:
+            log.error(
+                "the process that answers probes ended with code %d: /metrics, /healthz and /readyz are gone", code
+            )

@@ -1,0 +1,130 @@
+"""What a server counts and times, in the form that Prometheus reads.
+
+Label values are bounded whatever callers send: ``rpc`` is one of the services' methods, ``model`` one that was found
+(else empty), ``code`` and ``reason`` those of :mod:`serving.errors`, ``stage`` one of :data:`STAGES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from serving.repository.models import Models, ModelState, Served, State
+from serving.scheduling.counters import Statistics
+
+if TYPE_CHECKING:
+    from serving.rpc.calls import Call
+
+STAGES = ("queue", "decode", "infer", "encode", "total")
+# Seconds, from a tiny model's run to a large one's that waited.
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+MODEL = ("model", "version")
+# Name, description, and value of a batcher's counters.
+Figure = tuple[str, str, Callable[[Statistics], float]]
+
+
+class Telemetry:
+    """The counters of one server, in a registry of its own. Safe to read from any thread."""
+
+    def __init__(self) -> None:
+        # Each series would have a second one for the moment of its birth.
+        disable_created_metrics()
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "wsss_requests", "Requests answered.", ("rpc", "model", "code", "reason"), registry=self.registry
+        )
+        self._seconds = Histogram(
+            "wsss_request_seconds",
+            "Seconds that a request spent in a stage.",
+            ("model", "stage"),
+            buckets=BUCKETS,
+            registry=self.registry,
+        )
+        self.streams = Gauge("wsss_streams", "Streams that are open.", registry=self.registry)
+        self.ready = Gauge("wsss_ready", "1 while the server takes requests, 0 while it ends.", registry=self.registry)
+        ProcessCollector(registry=self.registry)
+
+    def follow(self, models: Models) -> None:
+        """Report on every model that ``models`` serves from now on."""
+        self.registry.register(_ModelCollector(models))
+
+    def ended(self, call: Call) -> None:
+        """Count a request that was answered, whatever the answer was."""
+        self._requests.labels(call.rpc, call.model, call.code, call.reason).inc()
+        if call.stages:
+            for name, _, seconds in call.stages:
+                self._seconds.labels(call.model, name).observe(seconds)
+            self._seconds.labels(call.model, "total").observe(call.ended - call.began)
+
+    def refused(self, rpc: str, code: str, reason: str) -> None:
+        """Count a call that was refused before it was read."""
+        self._requests.labels(rpc, "", code, reason).inc()
+
+    def page(self, accept: str) -> tuple[bytes, str]:
+        """Every metric, and the content type chosen for an ``Accept`` header."""
+        encoder, kind = choose_encoder(accept)
+        return encoder(self.registry), kind
+
+
+class _ModelCollector(Collector):
+    """Asks the batchers when Prometheus asks, so that a request pays nothing for it.
+
+    What is served is copied at each change, since Prometheus asks from another thread than the models change in.
+    """
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+        self._copy()
+        models.subscribe(self._copy)
+
+    def _copy(self, change: ModelState | None = None) -> None:
+        self._served = tuple(self._models.served())
+        self._states = tuple(self._models.index())
+
+    def collect(self) -> Iterator[Metric]:
+        """A family for each figure, with a sample for each model."""
+        info = GaugeMetricFamily("wsss_model_info", "Models served.", labels=(*MODEL, "kind", "engine", "sha256"))
+        ready = GaugeMetricFamily("wsss_model_ready", "1 for a model that is served.", labels=MODEL)
+        for served in self._served:
+            card = served.card
+            info.add_metric((*_labels(served), card.kind, served.engine.description, card.graph_sha256), 1)
+        for state in self._states:
+            ready.add_metric((state.name, str(state.version)), float(state.state == State.READY))
+        yield from (info, ready)
+        found = [(_labels(served), served.batcher.statistics()) for served in self._served]
+        for name, text, value in GAUGES:
+            gauge = GaugeMetricFamily(name, text, labels=MODEL)
+            for labels, statistics in found:
+                gauge.add_metric(labels, value(statistics))
+            yield gauge
+        for name, text, value in COUNTERS:
+            counter = CounterMetricFamily(name, text, labels=MODEL)
+            for labels, statistics in found:
+                counter.add_metric(labels, value(statistics))
+            yield counter
+
+
+GAUGES: tuple[Figure, ...] = (
+    ("wsss_queue_depth", "Requests that wait for the engine.", lambda s: s.waiting),
+    ("wsss_running", "Requests in a run of the engine.", lambda s: s.running),
+    ("wsss_in_flight", "Requests that hold a place in the queue, from decoding to encoding.", lambda s: s.admitted),
+)
+COUNTERS: tuple[Figure, ...] = (
+    ("wsss_executions", "Runs of the engine.", lambda s: s.executions),
+    ("wsss_inferences", "Images or tensors in all runs.", lambda s: s.inferences),
+    ("wsss_refused", "Requests refused because the queue was full.", lambda s: s.refused),
+    (
+        "wsss_dropped",
+        "Requests whose caller left or whose deadline passed before they were answered.",
+        lambda s: s.dropped,
+    ),
+)
+
+
+def _labels(served: Served) -> tuple[str, str]:
+    return served.card.name, str(served.card.version)
