@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,6 +117,7 @@ class ScheduleConfig:
         bucket: sides are rounded up to a multiple of this, so that images of about one size share a run; 1 keeps
             every size and every bit.
         warm: sizes to run before the first request, as ``HEIGHTxWIDTH``.
+        models: of single models, by name, any of the settings above.
     """
 
     workers: int = number(0, 0)
@@ -126,6 +127,11 @@ class ScheduleConfig:
     max_delay_ms: float = number(0.0, 0, 60_000)
     bucket: int = number(1, 1, 4096)
     warm: tuple[str, ...] = ()
+    models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def for_model(self, model: str) -> ScheduleConfig:
+        """The settings of one model."""
+        return replace(self, models={}, **self.models.get(model, {}))
 
 
 @dataclass(frozen=True)

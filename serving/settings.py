@@ -15,6 +15,8 @@ from serving.config import ServerConfig
 from serving.errors import ConfigError, nearest
 
 T = TypeVar("T")
+# The type of a setting that overrules its own section, by name.
+SECTIONS = Mapping[str, Mapping[str, Any]]
 
 
 def read_config(path: Path) -> ServerConfig:
@@ -56,6 +58,8 @@ def changed(config: T, tree: Mapping[str, Any], where: str = "", folder: Path = 
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{name} is {value!r}", f"a table: [{name}]")
             values[key] = changed(old, value, name, folder)
+        elif hints[key] == SECTIONS:
+            values[key] = _sections(config, key, value, name, folder)
         else:
             values[key] = _typed(value, hints[key], name, folder)
             if isinstance(old, Mapping):
@@ -93,6 +97,20 @@ def set_value(config: ServerConfig, name: str, value: Any) -> ServerConfig:
     return changed(config, value)
 
 
+def _sections(config: Any, key: str, value: Any, name: str, folder: Path) -> dict[str, dict[str, Any]]:
+    """Tables by name, each of settings of ``config`` itself but for ``key``; those already there are kept."""
+    sections = {given: dict(settings) for given, settings in getattr(config, key).items()}
+    for given, table in _typed(value, Mapping[str, Any], name, folder).items():
+        where = f"{name}.{given}"
+        if not isinstance(table, Mapping):
+            raise ConfigError(f"{where} is {table!r}", f"a table: [{where}]")
+        if key in table:
+            raise ConfigError(f"no setting '{where}.{key}'", f"the other settings of [{name.rpartition('.')[0]}]")
+        read = changed(config, table, where, folder)
+        sections.setdefault(given, {}).update({setting: getattr(read, setting) for setting in table})
+    return sections
+
+
 def _typed(value: Any, hint: Any, name: str, folder: Path) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -110,6 +128,8 @@ def _typed(value: Any, hint: Any, name: str, folder: Path) -> Any:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{name} is {value!r}", "a list in [ ]")
         return tuple(_typed(entry, arguments[0], name, folder) for entry in value)
+    if hint is Any:
+        return value
     if hint is Path and isinstance(value, str | Path):
         return folder / value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

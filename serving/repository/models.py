@@ -77,8 +77,9 @@ class Models:
 
     def __init__(self, config: ServerConfig) -> None:
         wanted_versions(config.models.versions, ())
-        for size in config.schedule.warm:
-            read_size(size)
+        for schedule in (config.schedule, *map(config.schedule.for_model, config.schedule.models)):
+            for size in schedule.warm:
+                read_size(size)
         self._config = config
         self._cards: Cards = {}
         self._served: dict[tuple[str, int], Served] = {}
@@ -328,7 +329,8 @@ def build(folder: Path, config: ServerConfig, stop: Stop) -> Served:
         RepositoryError: it is not sound.
         Stopped: ``stop`` was requested.
     """
-    card, schedule = limited(read_card(folder), config.engine), config.schedule
+    card = limited(read_card(folder), config.engine)
+    schedule = config.schedule.for_model(card.name)
     plan = plan_for(card, schedule, config.engine)
     engine = open_warm_engine(card, schedule, config.engine, stop)
     batcher = Batcher(engine, plan.workers, schedule.queue, plan.max_batch, schedule.max_delay_ms / 1000)

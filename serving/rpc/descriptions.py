@@ -44,7 +44,7 @@ def metadata(served: Served, versions: list[int], config: ServerConfig) -> Any:
         "engine": served.engine.description,
         "sha256": card.graph_sha256,
         "max_batch": str(config.limits.max_batch),
-        "queue": str(config.schedule.queue),
+        "queue": str(config.schedule.for_model(card.name).queue),
     }
     if card.kind != "tensor":
         sides = {"min_side": card.min_side, "max_side": card.max_side, "max_pixels": card.max_pixels}

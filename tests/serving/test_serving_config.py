@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.config import ServerConfig
+from serving.config import ScheduleConfig, ServerConfig
 from serving.errors import ConfigError
 from serving.settings import read_config, set_values
 
@@ -73,3 +73,30 @@ def test_engines_of_single_models(tmp_path: Path):
         set_values(config, ["engine.models.pets=openvin"])
     with pytest.raises(ConfigError, match=r"engine\.models is 'openvino'\nexpected: a table"):
         set_values(config, ["engine.models=openvino"])
+
+
+def test_a_model_has_a_schedule_of_its_own(tmp_path):
+    file = tmp_path / "serving.toml"
+    file.write_text('[schedule]\nqueue = 9\nbucket = 32\n[schedule.models.pets]\nmax_batch = 4\nwarm = ["64x64"]\n')
+    config = set_values(read_config(file), ["schedule.models.pets.bucket=64", "schedule.models.cars.max_delay_ms=3"])
+    pets, cars, others = map(config.schedule.for_model, ("pets", "cars", "cats"))
+    assert (pets.queue, pets.bucket, pets.max_batch, pets.warm) == (9, 64, 4, ("64x64",))
+    assert (cars.queue, cars.bucket, cars.max_delay_ms, cars.warm) == (9, 32, 3.0, ())
+    assert others == ScheduleConfig(queue=9, bucket=32)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("schedule.models.pets.bukket=64", "no setting 'schedule.models.pets.bukket'"),
+        ("schedule.models.pets.bucket=0", "schedule.models.pets.bucket is 0"),
+        ("schedule.models.pets.bucket=wide", "schedule.models.pets.bucket is 'wide'"),
+        ("schedule.models.pets=4", "schedule.models.pets is 4"),
+        ("schedule.models=4", "schedule.models is 4"),
+        ("schedule.models.pets.models=4", "no setting 'schedule.models.pets.models'"),
+    ],
+)
+def test_a_schedule_of_a_model_that_is_none(text, found):
+    with pytest.raises(ConfigError) as error:
+        set_values(ServerConfig(), [text])
+    assert error.value.found == found

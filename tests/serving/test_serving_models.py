@@ -116,8 +116,20 @@ def test_policies_count_the_sound_versions(tmp_path, policy, expected):
     asyncio.run(work())
 
 
+def test_a_model_is_served_by_a_schedule_of_its_own(tmp_path):
+    for name in ("colours", "others"):
+        tiny_models.export(tmp_path, name)
+
+    async def work():
+        async with started(tmp_path, schedule__models={"others": {"bucket": 32, "warm": ["64x64"]}}) as models:
+            assert [models.find(name, 0, None).bucket for name in ("colours", "others")] == [1, 32]
+
+    asyncio.run(work())
+
+
 def test_settings_that_mean_nothing():
-    for settings in ({"models__versions": "newest"}, {"schedule__warm": ["big"]}):
+    wrong = {"schedule__models": {"colours": {"warm": ["big"]}}}
+    for settings in ({"models__versions": "newest"}, {"schedule__warm": ["big"]}, wrong):
         with pytest.raises(ConfigError):
             Models(configured("none", **settings))
 
