@@ -28,9 +28,9 @@ from trainer.camfile import stride4
 from trainer.cams import PROTOCOLS, CamsConfig, Protocol, make_cams, merge
 from trainer.data.dataset import Record, image_size, list_images
 from trainer.data.transforms import MEAN, STD
-from trainer.memory import keep_freed_memory
 from trainer.methods.base import Method
 from trainer.run import Stage
+from trainer.training.memory import keep_freed_memory
 
 Maps = dict[str, np.ndarray]
 Raw = dict[str, list[tuple[torch.Tensor, torch.Tensor]]]

@@ -85,10 +85,10 @@ def export_random(root: Path, backbone: str, output_stride: int) -> Path:
     """A repository with one segmenter of 20 classes on this backbone, exported by the trainer's own code."""
     import torch
 
-    from trainer.graphs import SegmenterGraph
+    from trainer.exporting.graphs import SegmenterGraph
+    from trainer.exporting.onnx_graph import to_onnx
     from trainer.nets import build_backbone
     from trainer.nets.deeplab import AsppSegmenter
-    from trainer.onnx_graph import to_onnx
 
     torch.manual_seed(0)
     net = AsppSegmenter(build_backbone(backbone, output_stride, bn="frozen", dilate=True), 21)

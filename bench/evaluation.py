@@ -18,11 +18,11 @@ from typing import Any, TypeVar
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
-from trainer.bootstrap import SAMPLES, compare_paired
-from trainer.boundary import boundary_f, tolerance_pixels
-from trainer.image_counts import ImageCounts, sparse
-from trainer.metrics import confusion, mean_iou
-from trainer.overlays import contour
+from trainer.evaluation.bootstrap import SAMPLES, compare_paired
+from trainer.evaluation.boundary import boundary_f, tolerance_pixels
+from trainer.evaluation.image_counts import ImageCounts, sparse
+from trainer.evaluation.metrics import confusion, mean_iou
+from trainer.report.overlays import contour
 
 Result = TypeVar("Result")
 

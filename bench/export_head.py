@@ -24,8 +24,8 @@ from torch import nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from trainer.graphs import SegmenterGraph, resize_bilinear  # noqa: E402
-from trainer.onnx_graph import Part, trace  # noqa: E402
+from trainer.exporting.graphs import SegmenterGraph, resize_bilinear  # noqa: E402
+from trainer.exporting.onnx_graph import Part, trace  # noqa: E402
 
 LABELS, SIDE, STRIDE, ROUNDS = 21, 512, 16, 20
 

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from trainer import classify
-from trainer.memory import keep_freed_memory
 from trainer.methods.base import Method, method_classes, method_names
-from trainer.optimiser import Training, make_optimizer
+from trainer.training.memory import keep_freed_memory
+from trainer.training.optimiser import Training, make_optimizer
 
 CLASSES = 20
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from trainer import classify
 from trainer.cams import CamsConfig, make_cams, protocol_of
 from trainer.data.dataset import open_dataset
-from trainer.evaluate import evaluate_cams, sweep_thresholds
+from trainer.evaluation.over_lists import evaluate_cams, sweep_thresholds
 from trainer.options import Options
 from trainer.pipeline import Pipeline
 from trainer.run import Stage

@@ -28,17 +28,17 @@ from torch import Tensor, nn
 
 from trainer.data.dataset import Record
 from trainer.data.loader import Samples
-from trainer.devices import has_bf16_units
-from trainer.loop import _Trainer
-from trainer.memory import keep_freed_memory
 from trainer.nets import build_backbone
 from trainer.nets.folding import FoldedBatchNorm2d, FoldingConv2d
-from trainer.optimiser import Training
 from trainer.refine import affinity_stage, affinitynet, irn_stage
 from trainer.refine.affinitynet import AffinityNet, affinities, affinity_loss
 from trainer.refine.irnet import EPS, IrNet, boundary_losses
 from trainer.refine.pairs import half_plane, pair_labels, paths, shifted
 from trainer.run import Metrics
+from trainer.training.devices import has_bf16_units
+from trainer.training.loop import _Trainer
+from trainer.training.memory import keep_freed_memory
+from trainer.training.optimiser import Training
 
 Masks = tuple[Tensor, Tensor, Tensor]
 Outputs = tuple[Tensor, ...]

@@ -1,7 +1,7 @@
 """A report with many rows: size, and the time until Chromium shows it, against the same pictures made ready in Python.
 
 The report holds each photograph once, maps and masks as small PNGs of their values, and draws what is in sight. The other page
-holds the same pictures as the JPEGs that trainer/overlays.py draws. Needs chromium and chromedriver on PATH.
+holds the same pictures as the JPEGs that trainer/report/overlays.py draws. Needs chromium and chromedriver on PATH.
 
 python bench/report.py runs/photos --images 200
 """
@@ -22,8 +22,8 @@ import numpy as np
 from PIL import Image
 from selenium import webdriver
 
-from trainer.overlays import overlay_cam, overlay_mask
-from trainer.report import write_report
+from trainer.report.overlays import overlay_cam, overlay_mask
+from trainer.report.run_page import write_report
 
 PICTURE = re.compile(r'<span class="pic"><img class="(\w+)" src="data:image/png;base64,([^"]+)"')
 ROW = re.compile(r"--photo:url\(data:image/jpeg;base64,([^)]+)\)")

@@ -37,14 +37,14 @@ from trainer.data.dataset import Record, read_image
 from trainer.data.loader import Samples, collate
 from trainer.data.transforms import sample_rng
 from trainer.inference import inference
-from trainer.loop import _Trainer
-from trainer.memory import keep_freed_memory
 from trainer.nets.folding import FoldedBatchNorm2d, FoldingConv2d
-from trainer.optimiser import make_optimizer, set_rate
 from trainer.run import Metrics, peak_memory_mb
 from trainer.segmenters import make_segmenter
 from trainer.segmenters.base import Segmenter
 from trainer.segmenters.config import PRESETS, SegmentConfig
+from trainer.training.loop import _Trainer
+from trainer.training.memory import keep_freed_memory
+from trainer.training.optimiser import make_optimizer, set_rate
 
 CLASSES = 20
 SIZES = {"deeplab-v2-r101": {"crop": 161, "batch": 4, "accumulate": 2}, "aspp": {"crop": 256, "batch": 16}}

@@ -16,8 +16,8 @@ import numpy as np
 
 from trainer.camfile import cam_path, read_cam, upsample_cam, write_cam
 from trainer.data.dataset import Dataset, Record
-from trainer.evaluate import SPEC_SWEEP, confusion, evaluate_cams
-from trainer.palette import write_index_png
+from trainer.data.palette import write_index_png
+from trainer.evaluation.over_lists import SPEC_SWEEP, confusion, evaluate_cams
 
 CLASSES = tuple(f"class{k}" for k in range(20))
 

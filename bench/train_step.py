@@ -29,13 +29,13 @@ from torch import nn
 from trainer import classify
 from trainer.data.dataset import Record
 from trainer.data.loader import Samples
-from trainer.loop import _Trainer, train
-from trainer.memory import keep_freed_memory
 from trainer.methods.base import Method
 from trainer.methods.cam import Config
-from trainer.nets.weights import load_backbone
-from trainer.optimiser import Training, make_optimizer, set_rate
 from trainer.run import Metrics
+from trainer.training.loop import _Trainer, train
+from trainer.training.memory import keep_freed_memory
+from trainer.training.optimiser import Training, make_optimizer, set_rate
+from trainer.weights.loading import load_backbone
 
 CLASSES = 20
 TURN = 4

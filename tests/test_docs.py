@@ -17,7 +17,7 @@ from trainer import config as knobs
 from trainer.cams import CamsConfig
 from trainer.cli import app as trainer_app
 from trainer.data.knobs import DataConfig
-from trainer.measure import EvaluateConfig
+from trainer.evaluation.measure import EvaluateConfig
 from trainer.methods.base import method_classes, method_names
 from trainer.refine import affinity_stage, irn_stage
 from trainer.refine.affinitynet import AffinityConfig

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 
 from trainer.camfile import cam_path, read_cam, stride4, write_cam
 from trainer.data.dataset import Record
-from trainer.devices import Precision, shard
 from trainer.errors import DataError
 from trainer.inference import Views, inference, iterate_views, with_mirror
 from trainer.methods.base import Method, method_module
 from trainer.progress import progress_bar
 from trainer.run import Stage
+from trainer.training.devices import Precision, shard
 
 
 @dataclass(frozen=True)

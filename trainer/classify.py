@@ -14,21 +14,21 @@ import torch
 from torch import nn
 
 from trainer import config as knobs
-from trainer.checkpoints import Checkpoints
 from trainer.data.dataset import Dataset, Record, read_image
 from trainer.data.loader import Samples
 from trainer.data.superpixels import make_segments, read_segments, renumbered
 from trainer.data.transforms import Rng, classify_planes
-from trainer.devices import rank, shard, wait_for_all
 from trainer.errors import ConfigError, WeightsError, nearest
 from trainer.files import write_atomic
 from trainer.inference import Views, inference, iterate_views
-from trainer.loop import train
 from trainer.methods.base import Method, method_classes
 from trainer.methods.subcategories import Subcategories
 from trainer.nets import build_backbone
-from trainer.optimiser import Training
 from trainer.run import Metrics, Stage
+from trainer.training.checkpoints import Checkpoints
+from trainer.training.devices import rank, shard, wait_for_all
+from trainer.training.loop import train
+from trainer.training.optimiser import Training
 
 
 @dataclass(frozen=True)

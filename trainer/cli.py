@@ -11,8 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from trainer import cli_data, cli_measure, cli_weights
-from trainer.cli_data import Json, LabelsFrom, RunArgument
+from trainer.commands import data as data_commands
+from trainer.commands import measure as measure_commands
+from trainer.commands import weights as weights_commands
+from trainer.commands.data import Json, LabelsFrom, RunArgument
 from trainer.errors import ConfigError, UserError
 
 app = typer.Typer(
@@ -21,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.add_typer(cli_weights.app, name="weights")
+app.add_typer(weights_commands.app, name="weights")
 
 
 class Supervision(StrEnum):
@@ -144,13 +146,13 @@ def fit(
             say(str(loaded))
     pipeline.fit(say)
     if until in ("evaluate", "report"):
-        from trainer.measure import current_evaluation
+        from trainer.evaluation.measure import current_evaluation
 
-        cli_measure.show(current_evaluation(run), json_)
+        measure_commands.show(current_evaluation(run), json_)
 
 
-app.command("eval")(cli_measure.evaluate)
-app.command()(cli_measure.compare)
+app.command("eval")(measure_commands.evaluate)
+app.command()(measure_commands.compare)
 
 
 @app.command()
@@ -161,7 +163,7 @@ def report(
 
     Example: wsss-trainer report runs/photos --images 200
     """
-    from trainer.report import write_report
+    from trainer.report.run_page import write_report
 
     print(write_report(run, images, progress=True))
 
@@ -185,7 +187,7 @@ def export(
 
     Example: wsss-trainer export runs/photos --name photos --repository exported/
     """
-    from trainer.export_run import export_run
+    from trainer.exporting.from_run import export_run
 
     try:
         factors = [float(scale) for scale in scales.split(",")]
@@ -199,9 +201,9 @@ def export(
             print(f"{entry['path']}: {entry['kind']}, version {entry['version']}, parity {entry['parity']}")
 
 
-app.command()(cli_data.check)
-app.command()(cli_data.convert)
-app.command()(cli_data.synth)
+app.command()(data_commands.check)
+app.command()(data_commands.convert)
+app.command()(data_commands.synth)
 
 
 @app.command()
@@ -213,7 +215,7 @@ def demo(
 
     Example: wsss-trainer demo demo/
     """
-    from trainer.demo import run_demo
+    from trainer.commands.demo import run_demo
 
     result = run_demo(folder, say)
     if json_:
@@ -228,7 +230,7 @@ def methods(
 
     Example: wsss-trainer methods cam
     """
-    from trainer.catalogue import describe_method, list_methods, print_catalogue
+    from trainer.commands.catalogue import describe_method, list_methods, print_catalogue
 
     value: Any = list_methods() if name is None else describe_method(name)
     if json_:

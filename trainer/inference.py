@@ -21,10 +21,10 @@ from torch.utils.data import Dataset as TorchDataset
 from trainer.data.dataset import Record, image_size, read_image
 from trainer.data.loader import Guarded, default_workers, start_worker, unguarded
 from trainer.data.transforms import IMAGENET_PIXELS, PixelScale, normalise, to_tensor
-from trainer.devices import Precision, has_bf16_units
-from trainer.memory import keep_freed_memory
 from trainer.nets.folding import folded_once
 from trainer.pool import cores
+from trainer.training.devices import Precision, has_bf16_units
+from trainer.training.memory import keep_freed_memory
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
 

@@ -10,13 +10,13 @@ from trainer import cams, classify
 from trainer import config as knobs
 from trainer.data.knobs import DataConfig
 from trainer.errors import ConfigError, nearest
-from trainer.measure import EvaluateConfig
+from trainer.evaluation.measure import EvaluateConfig
 from trainer.methods.base import method_classes, method_module
 from trainer.refine import affinity_stage, irn_stage
 from trainer.refine.affinitynet import AffinityConfig
 from trainer.refine.irnet import IrnConfig
 from trainer.refine.pseudo_masks import RefineConfig
-from trainer.refinement import named_refinement
+from trainer.refine.stages import named_refinement
 from trainer.segmenters import segmenter_class
 from trainer.segmenters.config import PRESETS, SCRATCH, SegmentConfig
 

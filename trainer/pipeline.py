@@ -12,26 +12,26 @@ from typing import Any
 from trainer import cams, classify
 from trainer import config as knobs
 from trainer.data.dataset import Record, check_images, open_dataset
-from trainer.devices import launch, rank, wait_for_all
 from trainer.errors import ConfigError, DataError, nearest
+from trainer.evaluation.measure import current_evaluation, measured_lists
 from trainer.import_cams import import_cams
 from trainer.interrupt import terminated
-from trainer.loop import step_rng
-from trainer.measure import current_evaluation, measured_lists
 from trainer.methods.base import Method, method_module
 from trainer.methods.subcategories import Subcategories
 from trainer.nets import build_backbone
 from trainer.nets.backbone import Backbone
-from trainer.nets.weight_cache import find_weights
-from trainer.nets.weights import file_sha256, load_backbone
 from trainer.options import STAGES, Options, make_configs
 from trainer.preparation import SUBCATEGORIES, Preparation, Workshop, preparations
-from trainer.refinement import Refinement
-from trainer.released import load_classifier, load_start
-from trainer.report import write_report
+from trainer.refine.stages import Refinement
+from trainer.report.run_page import write_report
 from trainer.run import Metrics, Run, Stage, stage_key
-from trainer.segment_stage import Segmentation, Start, find_start
-from trainer.supervision import NONE
+from trainer.segmenters.stage import Segmentation, Start, find_start
+from trainer.training.devices import launch, rank, wait_for_all
+from trainer.training.loop import step_rng
+from trainer.weights.cache import find_weights
+from trainer.weights.loading import file_sha256, load_backbone
+from trainer.weights.released import load_classifier, load_start
+from trainer.weights.supervision import NONE
 
 OPERATION = {"workers", "checkpoint_minutes", "tensorboard", "validate"}
 """Knobs that do not change any result, and so no key."""

@@ -147,7 +147,7 @@ def _in_pool(
     # Not fork: a forked copy of a process that has used OpenMP threads (torch) can hang.
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload(["trainer.evaluate", "trainer.refine.pseudo_masks"])
+        context.set_forkserver_preload(["trainer.evaluation.over_lists", "trainer.refine.pseudo_masks"])
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(function,))
     try:
         waiting: deque[tuple[Item, Future[Any]]] = deque()

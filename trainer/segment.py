@@ -15,18 +15,18 @@ from trainer import config as knobs
 from trainer.classify import read_weights, save, tuples
 from trainer.data.dataset import Record, image_size, read_image, read_index_png
 from trainer.data.loader import Samples
+from trainer.data.palette import write_index_png
 from trainer.data.transforms import CAFFE_PIXELS, MEAN, STD, Rng, normalise
-from trainer.devices import shard
 from trainer.errors import DataError, UserError
 from trainer.inference import inference, iterate_views
-from trainer.loop import train
-from trainer.palette import write_index_png
 from trainer.pool import over_images, raise_together
 from trainer.refine.crf import DenseCrf, Float, preset, unary_from_softmax
 from trainer.run import Metrics, Stage
 from trainer.segmenters import make_segmenter
 from trainer.segmenters.base import Pixels, Segmenter
 from trainer.segmenters.config import NETWORK_KNOBS, SCRATCH, SegmentConfig
+from trainer.training.devices import shard
+from trainer.training.loop import train
 
 __all__ = ["SCRATCH", "SegmentConfig", "load", "make_sample", "predict", "read_pseudo_mask", "train_segmenter"]
 

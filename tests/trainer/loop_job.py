@@ -18,9 +18,9 @@ from torch import nn
 from trainer.data.dataset import Record
 from trainer.data.loader import Samples
 from trainer.data.transforms import Rng
-from trainer.loop import train
-from trainer.optimiser import Training
 from trainer.run import Metrics
+from trainer.training.loop import train
+from trainer.training.optimiser import Training
 
 RECORDS = [Record(f"r{n}", Path(f"r{n}.png"), (n % 2,)) for n in range(22)]
 BASE = {"epochs": 3, "batch": 5, "lr": 0.05, "momentum": 0.9, "precision": "fp32", "workers": 0}

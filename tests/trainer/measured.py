@@ -10,7 +10,7 @@ import numpy as np
 
 from trainer.camfile import cam_path, write_cam
 from trainer.data.dataset import Dataset, open_dataset
-from trainer.palette import write_index_png
+from trainer.data.palette import write_index_png
 
 
 def spoilt(truth: np.ndarray, share: float, rng: np.random.RandomState) -> np.ndarray:

@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from trainer.camfile import cam_path, write_cam
-from trainer.evaluate import evaluate_cams, evaluate_folder, sweep_thresholds
-from trainer.palette import write_index_png
-from trainer.report_facts import read_facts
+from trainer.data.palette import write_index_png
+from trainer.evaluation.over_lists import evaluate_cams, evaluate_folder, sweep_thresholds
+from trainer.report.facts import read_facts
 
 CLASSES = ("cat", "<script>document.title='owned'</script>", 'sheep\'s & "co" é')
 VAL = ("val_0", "two words", "quo\"te's", "ünï 猫", "<b>bold", "100%25 #1")

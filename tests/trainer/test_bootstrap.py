@@ -3,10 +3,10 @@ import json
 import numpy as np
 import pytest
 
-from trainer.bootstrap import compare_paired, miou_interval
 from trainer.errors import DataError
-from trainer.image_counts import ImageCounts, sparse
-from trainer.metrics import mean_iou
+from trainer.evaluation.bootstrap import compare_paired, miou_interval
+from trainer.evaluation.image_counts import ImageCounts, sparse
+from trainer.evaluation.metrics import mean_iou
 
 CLASSES = ("cat", "dog")
 
@@ -67,7 +67,7 @@ def test_the_seed_decides_and_the_number_of_images_at_a_time_does_not(monkeypatc
     whole = compare_paired(a, b, samples=300, seed=5)
     assert compare_paired(a, b, samples=300, seed=5) == whole
     assert compare_paired(a, b, samples=300, seed=6) != whole
-    monkeypatch.setattr("trainer.bootstrap._DRAWS", 140)
+    monkeypatch.setattr("trainer.evaluation.bootstrap._DRAWS", 140)
     assert compare_paired(a, b, samples=300, seed=5) == whole
 
 

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.boundary import CSURKA, boundary_f, describe_tolerance, tolerance_pixels
 from trainer.errors import ConfigError
+from trainer.evaluation.boundary import CSURKA, boundary_f, describe_tolerance, tolerance_pixels
 
 
 def edge_points(labels, label):

@@ -9,8 +9,8 @@ from PIL import Image
 from trainer import files
 from trainer.camfile import cam_path, read_cam, upsample_cam, write_cam
 from trainer.data.dataset import read_index_png
+from trainer.data.palette import voc_palette, write_index_png
 from trainer.errors import DataError, RunError
-from trainer.palette import voc_palette, write_index_png
 
 
 def test_maps_come_back_as_float16_keeps_them(tmp_path):

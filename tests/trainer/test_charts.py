@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from trainer.charts import Line, Mark, bars, histogram, line_chart, short, thin, ticks
+from trainer.report.charts import Line, Mark, bars, histogram, line_chart, short, thin, ticks
 
 
 @pytest.mark.parametrize(

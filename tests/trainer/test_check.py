@@ -15,8 +15,8 @@ from trainer.data import check as module
 from trainer.data.check import Report, check, print_report
 from trainer.data.inspection import Problem
 from trainer.data.knobs import DataConfig
+from trainer.data.palette import voc_palette
 from trainer.data.voc import VOC_CLASSES
-from trainer.palette import voc_palette
 
 RNG = np.random.default_rng(0)
 

@@ -15,17 +15,17 @@ from measured import write_masks, write_run
 from PIL import Image
 from typer.testing import CliRunner
 
-from trainer.bootstrap import Interval
 from trainer.cli import app
-from trainer.compare import Side, compare, open_sides
-from trainer.compare_page import forest, write_page
 from trainer.data.dataset import open_dataset
+from trainer.data.palette import write_index_png
 from trainer.data.synthetic import write_synthetic
 from trainer.errors import ConfigError, DataError, RunError
-from trainer.figures_table import print_comparison
-from trainer.image_counts import counts_path
-from trainer.measure_folder import Folder, keep, measure_folder
-from trainer.palette import write_index_png
+from trainer.evaluation.bootstrap import Interval
+from trainer.evaluation.compare import Side, compare, open_sides
+from trainer.evaluation.figures_table import print_comparison
+from trainer.evaluation.image_counts import counts_path
+from trainer.evaluation.measure_folder import Folder, keep, measure_folder
+from trainer.report.compare_page import forest, write_page
 
 
 @pytest.fixture(autouse=True)

@@ -18,8 +18,8 @@ from trainer.data.coco import COCO_CLASSES
 from trainer.data.convert import FORMATS, convert
 from trainer.data.dataset import Dataset, open_dataset, read_index_png
 from trainer.data.knobs import DataConfig
+from trainer.data.palette import voc_palette
 from trainer.errors import ConfigError, DataError, RunError
-from trainer.palette import voc_palette
 
 SIZE = (12, 9)
 NAMES = ("2007_000032", "2007_000033", "2007_000039", "2007_000042", "2007_000061")

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_export import make
+from test_publish import make
 from torch import nn
 
-from trainer.golden import golden_image, shown, write_golden
-from trainer.graphs import PixelGraph, SegmenterGraph
+from trainer.exporting.golden import golden_image, shown, write_golden
+from trainer.exporting.graphs import PixelGraph, SegmenterGraph
 
 LIMITS = {"min_side": 32, "max_side": 4096, "max_pixels": 4_194_304}
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from trainer.errors import DataError
-from trainer.image_counts import ImageCounts, counts_path, sparse
-from trainer.metrics import CONVENTIONS, confusion, margins, mean_iou
+from trainer.evaluation.image_counts import ImageCounts, counts_path, sparse
+from trainer.evaluation.metrics import CONVENTIONS, confusion, margins, mean_iou
 
 CLASSES = ("cat", "dog", "cow")
 

@@ -19,8 +19,8 @@ from trainer import cli, segment
 from trainer.camfile import cam_path, read_cam, write_cam
 from trainer.data.dataset import open_dataset
 from trainer.errors import ConfigError, DataError, RunError
+from trainer.evaluation.measure import current_evaluation
 from trainer.import_cams import import_cams, read_foreign
-from trainer.measure import current_evaluation
 from trainer.options import Options
 from trainer.pipeline import Pipeline
 from trainer.run import Stage

@@ -16,15 +16,15 @@ from golden import U
 from loop_job import ALL, BASE, RECORDS, TOTAL, job
 from torch import nn
 
-from trainer.checkpoints import Checkpoints
 from trainer.data.loader import Samples
-from trainer.devices import make_fabric
 from trainer.errors import ConfigError, DataError, TrainingError, WeightsError
 from trainer.interrupt import Interrupted
-from trainer.loop import step_rng, train
 from trainer.methods.cam import Cam, Config
-from trainer.optimiser import Training, held_poly, make_optimizer, open_poly, poly, set_rate
 from trainer.run import Metrics
+from trainer.training.checkpoints import Checkpoints
+from trainer.training.devices import make_fabric
+from trainer.training.loop import step_rng, train
+from trainer.training.optimiser import Training, held_poly, make_optimizer, open_poly, poly, set_rate
 
 PLAIN = Training(**BASE)
 VARIANTS = {

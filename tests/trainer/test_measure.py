@@ -9,12 +9,12 @@ import pytest
 from measured import write_run
 
 from trainer.data.dataset import open_dataset, read_index_png
+from trainer.data.palette import write_index_png
 from trainer.data.synthetic import write_synthetic
 from trainer.errors import ConfigError, DataError
-from trainer.image_counts import ImageCounts, counts_path
-from trainer.measure import EvaluateConfig, current_evaluation, in_convention
-from trainer.metrics import confusion, mean_iou
-from trainer.palette import write_index_png
+from trainer.evaluation.image_counts import ImageCounts, counts_path
+from trainer.evaluation.measure import EvaluateConfig, current_evaluation, in_convention
+from trainer.evaluation.metrics import confusion, mean_iou
 
 
 @pytest.fixture(autouse=True)

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from trainer import config as knobs
-from trainer.catalogue import describe_method, list_methods
 from trainer.classify import SMALL, build, make_config, tuples
+from trainer.commands.catalogue import describe_method, list_methods
 from trainer.errors import ConfigError
-from trainer.loop import step_rng
 from trainer.methods.base import Method, method_classes, method_names
-from trainer.optimiser import Training, make_optimizer
 from trainer.options import method_preset
+from trainer.training.loop import step_rng
+from trainer.training.optimiser import Training, make_optimizer
 
 CLASSES = 4
 KNOBS = {"bn": "frozen", "detach_after": "stage1", "output_stride": 16, "dilate": True}

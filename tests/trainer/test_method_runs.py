@@ -14,13 +14,13 @@ from trainer.classify import method_loss
 from trainer.data.dataset import Record
 from trainer.data.loader import Samples
 from trainer.data.transforms import Rng
-from trainer.graphs import CamGraph
+from trainer.exporting.graphs import CamGraph
+from trainer.exporting.onnx_graph import to_onnx
 from trainer.interrupt import Interrupted
-from trainer.loop import train
 from trainer.methods.base import Method, method_classes, method_names
-from trainer.onnx_graph import to_onnx
-from trainer.optimiser import Training
 from trainer.run import Metrics
+from trainer.training.loop import train
+from trainer.training.optimiser import Training
 
 RECORDS = [Record(id=f"r{i}", image=Path(), tags=(i % CLASSES,)) for i in range(4)]
 TRAINING = Training(epochs=2, batch=2, lr=1e-3, momentum=0.9, precision="fp32", workers=0)

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from trainer import metrics
 from trainer.errors import ConfigError, DataError
-from trainer.metrics import ALIASES, CONVENTIONS, confusion, convention_name, mean_iou, summarise
+from trainer.evaluation import metrics
+from trainer.evaluation.metrics import ALIASES, CONVENTIONS, confusion, convention_name, mean_iou, summarise
 
 CLASSES = ("cat", "dog", "cow", "sheep")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.overlays import (
+from trainer.report.overlays import (
     ERRORS,
     colourise,
     contact_sheet,

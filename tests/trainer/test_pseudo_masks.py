@@ -6,8 +6,8 @@ from PIL import Image
 
 from trainer.camfile import Cam, cam_path, write_cam
 from trainer.data.dataset import Dataset, Record, read_index_png
+from trainer.data.palette import voc_palette
 from trainer.errors import ConfigError, DataError, RunError
-from trainer.palette import voc_palette
 from trainer.pool import each_image, over_images
 from trainer.refine import pseudo_masks
 from trainer.refine.pseudo_masks import RefineConfig, background_scores, make_pseudo_masks, pseudo_mask

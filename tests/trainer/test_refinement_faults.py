@@ -16,9 +16,9 @@ from refined import SETTINGS, again, fit, pipeline, times, unfinished
 from trainer import cli
 from trainer.camfile import cam_path
 from trainer.errors import DataError, RunError, WeightsError
+from trainer.evaluation.measure import current_evaluation
 from trainer.files import check_space
 from trainer.interrupt import Interrupted
-from trainer.measure import current_evaluation
 from trainer.refine import affinity_stage, irn_stage
 
 pytestmark = pytest.mark.usefixtures("one_process")

@@ -16,7 +16,7 @@ from trainer.data.synthetic import write_synthetic
 from trainer.errors import WeightsError
 from trainer.methods.base import Method, method_classes
 from trainer.nets import build_backbone
-from trainer.released import load_classifier, load_start
+from trainer.weights.released import load_classifier, load_start
 
 CLASSES = ("fox", "panda", "deer", "owl")
 STAGE_OF = {"conv1": "0.0", "bn1": "0.1", "layer1": "0.4", "layer2": "1.0", "layer3": "2.0", "layer4": "3.0"}

@@ -13,7 +13,7 @@ from trainer.errors import WeightsError
 from trainer.nets import build_backbone
 from trainer.refine.affinitynet import AffinityNet
 from trainer.refine.irnet import IrNet
-from trainer.released import load_refiner
+from trainer.weights.released import load_refiner
 
 CLASSES = ("fox", "owl")
 STAGES = {"conv1": "stage1.0", "bn1": "stage1.1", "layer1": "stage2.0", "layer2": "stage3.0", "layer3": "stage4.0"}

@@ -14,10 +14,10 @@ from PIL import Image
 from report_run import CHOSEN, CLASSES, TRAIN, VAL, Page, add_refinement, make_run
 
 from trainer.camfile import cam_path, read_cam, write_cam
-from trainer.evaluate import evaluate_folder
-from trainer.image_counts import counts_path
-from trainer.report import write_report
-from trainer.report_facts import read_facts
+from trainer.evaluation.image_counts import counts_path
+from trainer.evaluation.over_lists import evaluate_folder
+from trainer.report.facts import read_facts
+from trainer.report.run_page import write_report
 
 SECTIONS = ("results", "classes", "images", "threshold", "confusion", "training", "stages", "provenance")
 
@@ -244,7 +244,7 @@ def test_refinement_and_preparations_are_shown(run: Path) -> None:
 
 def test_pictures_come_from_worker_processes_too(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here, _ = report(run)
-    monkeypatch.setattr("trainer.report_sheets.FEW", 1)
+    monkeypatch.setattr("trainer.report.sheets.FEW", 1)
     monkeypatch.setattr("trainer.pool.cores", lambda: 2)
     assert report(run)[0] == here
 

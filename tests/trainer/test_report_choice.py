@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from report_run import TRAIN, VAL, make_run
 
-from trainer.report_choice import choose_sheets, worst_lists
-from trainer.report_facts import Facts, read_facts
+from trainer.report.choice import choose_sheets, worst_lists
+from trainer.report.facts import Facts, read_facts
 
 
 @pytest.fixture(scope="module")

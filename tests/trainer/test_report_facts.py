@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from trainer.errors import RunError
-from trainer.report_facts import duration, memory, moment, percent, read_facts, threshold
+from trainer.report.facts import duration, memory, moment, percent, read_facts, threshold
 
 
 def test_words_for_numbers() -> None:

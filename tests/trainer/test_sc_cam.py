@@ -18,7 +18,6 @@ from tiny_nets import TinyBackbone
 
 from trainer.data.synthetic import write_synthetic
 from trainer.errors import ConfigError, DataError, WeightsError
-from trainer.loop import step_rng
 from trainer.methods import sc_cam
 from trainer.methods.cam import Cam
 from trainer.methods.cam import Config as CamConfig
@@ -27,6 +26,7 @@ from trainer.methods.sc_cam import Config, ScCam
 from trainer.methods.subcategories import Embeddings, Subcategories, over_joint_maximum, subcategory_maps
 from trainer.options import Options, make_configs
 from trainer.pipeline import Pipeline
+from trainer.training.loop import step_rng
 
 SETTINGS = ("classify.workers=0", "classify.precision=fp32", "classify.validate=off", "method.k=2", "method.rounds=2")
 

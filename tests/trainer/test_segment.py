@@ -11,10 +11,10 @@ from tiny_nets import TinyBackbone, pictures
 
 from trainer import segment
 from trainer.data.dataset import read_image, read_index_png
+from trainer.data.palette import write_index_png
 from trainer.errors import ConfigError, DataError, WeightsError
 from trainer.inference import Views
 from trainer.nets.deeplab import AsppSegmenter
-from trainer.palette import write_index_png
 from trainer.refine.crf import DenseCrf, unary_from_softmax
 from trainer.run import Metrics, Stage
 from trainer.segment import SegmentConfig, crf_picture, predict

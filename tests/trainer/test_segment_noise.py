@@ -15,12 +15,12 @@ from torch import nn
 from trainer import segment
 from trainer.data.dataset import Record, read_image
 from trainer.inference import Views
-from trainer.loop import Teacher
 from trainer.nets.deeplab import AsppSegmenter
 from trainer.run import Metrics, Stage
 from trainer.segmenters.aspp import Aspp
 from trainer.segmenters.config import SegmentConfig
 from trainer.segmenters.noise import heard
+from trainer.training.loop import Teacher
 
 CONFIG = SegmentConfig(teacher="replace", ema=0.9, teacher_confidence=0.8, teacher_after=0.0)
 EVERYTHING = torch.ones(1, 3, dtype=torch.bool)

@@ -21,9 +21,9 @@ from trainer.methods.clustering import finch_labels
 from trainer.methods.subcategories import Embeddings, Subcategories
 from trainer.methods.subcategory_teaching import Config, SubcategoryTeaching, Teacher
 from trainer.nets.vit import Vit, VitShape
-from trainer.optimiser import Training, cosine, make_optimizer, set_rate
 from trainer.options import Options, make_configs
 from trainer.pipeline import Pipeline
+from trainer.training.optimiser import Training, cosine, make_optimizer, set_rate
 
 TINY = VitShape(layers=2, heads=2, width=128, mlp=160, patch=16, image_size=48)
 SETTINGS = ("classify.workers=0", "classify.precision=fp32", "classify.validate=off", "method.teacher_epochs=2")

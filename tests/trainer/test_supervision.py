@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer.card import card_from_manifest
-from trainer.nets.checkpoints import read_checkpoint
-from trainer.supervision import chained, initial_weights, is_extra, named
+from trainer.exporting.card import card_from_manifest
+from trainer.weights.checkpoints import read_checkpoint
+from trainer.weights.supervision import chained, initial_weights, is_extra, named
 
 
 @pytest.mark.parametrize("text", ["COCO masks", "masks", "pixel labels", "bounding boxes", "Points of 3 classes"])

@@ -3,8 +3,8 @@ import pytest
 
 from trainer.camfile import cam_path, write_cam
 from trainer.data.dataset import Dataset, Record
+from trainer.data.palette import write_index_png
 from trainer.errors import ConfigError, DataError
-from trainer.palette import write_index_png
 from trainer.refine.threshold import choose, label_free, otsu
 
 
@@ -28,7 +28,7 @@ def discs(tmp_path):
 
 
 def miou_at(dataset, records, threshold):
-    from trainer.evaluate import evaluate_cams
+    from trainer.evaluation.over_lists import evaluate_cams
 
     result = evaluate_cams(dataset, records, dataset.root / "cams", [threshold], workers=0)
     return result.miou[0]

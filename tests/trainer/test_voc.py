@@ -11,8 +11,8 @@ from PIL import Image
 from trainer.data import voc
 from trainer.data.dataset import open_dataset
 from trainer.data.knobs import DataConfig
+from trainer.data.palette import voc_palette
 from trainer.errors import DataError
-from trainer.palette import voc_palette
 
 
 def make_image(path: Path, size: tuple[int, int] = (8, 6)) -> None:

@@ -15,12 +15,13 @@ from torchvision.models import resnet101
 from weight_files import assert_loaded, fake, mxnet_name, shapes, torchvision_file, write_params
 
 from trainer.errors import ConfigError, WeightsError
-from trainer.nets import BACKBONES, build_backbone, weight_cache
+from trainer.nets import BACKBONES, build_backbone
 from trainer.nets.deeplab import DeepLabV2ResNet101, LargeFOVResNet38
 from trainer.nets.deeplab_v2 import CAFFE, TORCHVISION, layout_of, load_deeplab_v2
 from trainer.nets.largefov import load_largefov
-from trainer.nets.weight_cache import NAMES, fetch_weights, find_weights, import_weights, list_weights
-from trainer.nets.weights import load_backbone
+from trainer.weights import cache as weight_cache
+from trainer.weights.cache import NAMES, fetch_weights, find_weights, import_weights, list_weights
+from trainer.weights.loading import load_backbone
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from weight_files import assert_loaded, fake, mxnet_name, shapes, torchvision_fi
 
 from trainer.errors import WeightsError
 from trainer.nets import build_backbone
-from trainer.nets.mxnet import read_params, resnet38_name
-from trainer.nets.weights import load_backbone
+from trainer.weights.loading import load_backbone
+from trainer.weights.mxnet import read_params, resnet38_name
 
 
 @pytest.fixture(scope="module")

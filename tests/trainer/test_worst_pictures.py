@@ -7,7 +7,7 @@ from trainer.cli import app
 from trainer.data.dataset import open_dataset
 from trainer.data.synthetic import write_synthetic
 from trainer.errors import DataError
-from trainer.worst_pictures import ROWS, write_worst
+from trainer.report.worst_pictures import ROWS, write_worst
 
 
 @pytest.fixture(scope="module")

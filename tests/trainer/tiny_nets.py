@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from trainer.data.dataset import Dataset, Record
+from trainer.data.palette import write_index_png
 from trainer.nets.backbone import Backbone
-from trainer.palette import write_index_png
 
 
 class TinyBackbone(Backbone):

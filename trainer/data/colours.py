@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from trainer.data.palette import voc_palette
 from trainer.errors import DataError
-from trainer.palette import voc_palette
 
 GREY_HINT = "unpack the original masks again: aeroplane and pottedplant have the same grey, so this cannot be undone"
 

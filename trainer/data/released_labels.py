@@ -12,10 +12,10 @@ from trainer.data.dataset import IMAGE_SUFFIXES, open_dataset, some
 from trainer.data.knobs import DataConfig
 from trainer.data.layouts import write_tag_table
 from trainer.data.mva import class_columns
+from trainer.data.pickles import read_pickled_dict
 from trainer.data.tables import flagged, read_table
 from trainer.data.voc import VOC_CLASSES
 from trainer.errors import DataError
-from trainer.pickles import read_pickled_dict
 
 Labels = tuple[tuple[str, ...], dict[str, tuple[int, ...]]]
 """Class names, and tags by image id."""

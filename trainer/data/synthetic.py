@@ -14,9 +14,9 @@ from PIL import Image
 
 from trainer.data import creatures, scenery
 from trainer.data.drawing import Floats, Layer, Pen, blur, clip_box, noise, paste, shade
+from trainer.data.palette import encode_index_png
 from trainer.errors import DataError
 from trainer.files import write_atomic
-from trainer.palette import encode_index_png
 from trainer.progress import progress_bar
 
 FORMAT = 1

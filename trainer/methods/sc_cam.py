@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import as_dict
-from trainer.devices import rank
 from trainer.errors import ConfigError
 from trainer.methods.clustering import subcategory_labels
 from trainer.methods.mixing import SC_CAM_TRAINING
 from trainer.methods.subcategories import Embeddings, Subcategories, SubcategoryCam, SubcategoryConfig
-from trainer.nets.weights import file_sha256
 from trainer.preparation import EMBEDDINGS, SUBCATEGORIES, Preparation, Workshop, embed
 from trainer.run import Stage
+from trainer.training.devices import rank
+from trainer.weights.loading import file_sha256
 
 TRAINING: dict[str, dict[str, Any]] = {"psa": SC_CAM_TRAINING}
 PRESETS: dict[str, dict[str, Any]] = {

@@ -30,19 +30,19 @@ from trainer.config import as_dict
 from trainer.data.dataset import Record, read_image
 from trainer.data.loader import Samples
 from trainer.data.transforms import MEAN, STD, normalise, to_tensor
-from trainer.devices import Precision, rank
 from trainer.errors import ConfigError
 from trainer.inference import inference
-from trainer.loop import step_rng, train
 from trainer.methods.cam import Config as CamConfig
 from trainer.methods.clustering import finch_labels
 from trainer.methods.subcategories import Embeddings, Subcategories, SubcategoryCam, SubcategoryConfig, soft_margin
 from trainer.nets.vit import Vit, build_vit, load_vit
-from trainer.nets.weights import file_sha256
-from trainer.optimiser import Training
 from trainer.preparation import EMBEDDINGS, SUBCATEGORIES, Preparation, Workshop, embed
 from trainer.progress import progress_bar
 from trainer.run import Metrics, Stage
+from trainer.training.devices import Precision, rank
+from trainer.training.loop import step_rng, train
+from trainer.training.optimiser import Training
+from trainer.weights.loading import file_sha256
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},

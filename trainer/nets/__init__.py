@@ -19,7 +19,7 @@ DEFAULT_OUTPUT_STRIDE = {"resnet38": 8}
 
 
 def build_backbone(name: str, output_stride: int | None = None, **knobs: Any) -> Backbone:
-    """The backbone ``name`` with random weights; see ``trainer.nets.weights.load_backbone`` for trained ones.
+    """The backbone ``name`` with random weights; see ``trainer.weights.loading.load_backbone`` for trained ones.
 
     Args:
         name: one of ``BACKBONES``.

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from trainer.data.transforms import CAFFE_PIXELS, IMAGENET_PIXELS, PixelScale
 from trainer.errors import ConfigError, WeightsError, nearest
 from trainer.nets.backbone import fix_batch_norms
-from trainer.nets.checkpoints import architecture, read_checkpoint
 from trainer.nets.folding import fold_batch_norms
 from trainer.nets.resnet38 import thinner
-from trainer.nets.weights import LoadReport, load_backbone, noted_beside
+from trainer.weights.checkpoints import architecture, read_checkpoint
+from trainer.weights.loading import LoadReport, load_backbone, noted_beside
 
 StrideOn = Literal["1x1", "3x3"]
 Input = Literal["caffe_bgr", "torchvision_rgb"]

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from trainer.errors import ConfigError, nearest
 from trainer.nets.backbone import batch_norms, fix, fix_batch_norms
-from trainer.nets.checkpoints import read_checkpoint
 from trainer.nets.folding import fold_batch_norms
 from trainer.nets.resnet38 import ResNet38, thinner
-from trainer.nets.weights import LoadReport, load_backbone
+from trainer.weights.checkpoints import read_checkpoint
+from trainer.weights.loading import LoadReport, load_backbone
 
 BatchNormMode = Literal["batch", "frozen"]
 

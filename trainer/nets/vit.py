@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import ConfigError, WeightsError, nearest
-from trainer.nets.checkpoints import architecture, best_prefix, read_checkpoint
-from trainer.nets.weights import LoadReport
+from trainer.weights.checkpoints import architecture, best_prefix, read_checkpoint
+from trainer.weights.loading import LoadReport
 
 EXPECTED = "weights of a plain vision transformer with a class token, under torchvision's or timm's names"
 HOW_TO_GET = (

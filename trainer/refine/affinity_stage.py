@@ -18,11 +18,9 @@ from trainer.classify import save
 from trainer.data.dataset import Dataset, Record, image_size, read_image
 from trainer.data.loader import Samples
 from trainer.data.transforms import Rng
-from trainer.devices import shard
 from trainer.errors import DataError
 from trainer.files import check_space, write_atomic
 from trainer.inference import Views, inference, iterate_views
-from trainer.loop import train
 from trainer.pool import each_image
 from trainer.progress import progress_bar
 from trainer.refine.affinitynet import (
@@ -38,6 +36,8 @@ from trainer.refine.affinitynet import (
 from trainer.refine.crf import DenseCrf, preset, unary_from_softmax
 from trainer.refine.pseudo_masks import check_cams, check_maps_space, has_maps, image_and_cam
 from trainer.run import Metrics, Stage
+from trainer.training.devices import shard
+from trainer.training.loop import train
 
 LABEL_BYTES = 0.2
 """Of a compressed label, for each pixel: CRF scores of two or three labels, low and high (spec refine-segment 14.1)."""

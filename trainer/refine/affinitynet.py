@@ -23,11 +23,11 @@ from trainer.data.transforms import Rng, color_jitter, normalise, random_crops, 
 from trainer.errors import ConfigError
 from trainer.methods.base import at_least_float32
 from trainer.nets.backbone import Backbone
-from trainer.optimiser import Training
 from trainer.refine import pairs
 from trainer.refine.crf import preset
 from trainer.refine.pairs import PairLabels, half_plane, shifted
 from trainer.refine.random_walk import Borders, Solver, affinity_walk
+from trainer.training.optimiser import Training
 
 STRIDE = 8
 HEADS = {"f8_3": 64, "f8_4": 128, "f8_5": 256}

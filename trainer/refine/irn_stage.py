@@ -15,13 +15,11 @@ from trainer.camfile import cam_path, read_cam, stride4, upsample_cam, write_cam
 from trainer.classify import save
 from trainer.data.dataset import Dataset, Record, image_size, read_image, read_index_png
 from trainer.data.loader import Samples
+from trainer.data.palette import write_index_png
 from trainer.data.transforms import Rng
-from trainer.devices import shard
 from trainer.errors import DataError
 from trainer.files import write_atomic
 from trainer.inference import Views, inference, iterate_views
-from trainer.loop import train
-from trainer.palette import write_index_png
 from trainer.progress import progress_bar
 from trainer.refine.affinity_stage import label_images
 from trainer.refine.irn_inference import (
@@ -35,6 +33,8 @@ from trainer.refine.irn_labels import ir_label, irn_sample
 from trainer.refine.irnet import EPS, IrnConfig, IrNet, boundary_losses
 from trainer.refine.pseudo_masks import check_cams, check_maps_space, has_maps, image_and_cam
 from trainer.run import Metrics, Stage
+from trainer.training.devices import shard
+from trainer.training.loop import train
 
 LABEL_BYTES, INSTANCE_BYTES = 0.05, 0.1
 """Of a label and of the instances of an image, for each pixel."""

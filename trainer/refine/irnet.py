@@ -17,9 +17,9 @@ from torch import nn
 from trainer.errors import ConfigError
 from trainer.methods.base import full_precision
 from trainer.nets.backbone import Backbone, StagedBackbone
-from trainer.optimiser import Training
 from trainer.refine.crf import preset
 from trainer.refine.pairs import pair_labels, paths, shifted
+from trainer.training.optimiser import Training
 
 STRIDE = 4
 EPS = 1e-5

@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from trainer.camfile import Cam, cam_path, read_cam, stride4, upsample_cam
 from trainer.data.dataset import IGNORE, Dataset, Record, image_size, read_image, read_index_png
+from trainer.data.palette import write_index_png
 from trainer.errors import ConfigError, DataError
 from trainer.files import check_space
-from trainer.palette import write_index_png
 from trainer.pool import each_image
 from trainer.refine.crf import CrfParameters, DenseCrf, choose_backend, preset, unary_from_labels, unary_from_softmax
 

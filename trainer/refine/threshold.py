@@ -16,7 +16,7 @@ import numpy.typing as npt
 from trainer.camfile import Cam
 from trainer.data.dataset import Dataset, Record
 from trainer.errors import ConfigError, DataError, UserError, nearest
-from trainer.evaluate import CamSource, cam_reader, evaluate_cams
+from trainer.evaluation.over_lists import CamSource, cam_reader, evaluate_cams
 from trainer.pool import over_images, raise_together
 
 BINS = 200

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from trainer.data.transforms import Rng, segment_sample, shift_hsv
 from trainer.nets import build_backbone
 from trainer.nets.backbone import Backbone
-from trainer.nets.checkpoints import read_checkpoint
 from trainer.nets.deeplab import AsppSegmenter
-from trainer.nets.weights import LoadReport, load_backbone
 from trainer.segmenters.base import Pixels, Segmenter, mean_probabilities
 from trainer.segmenters.losses import label_loss, resize_labels
+from trainer.weights.checkpoints import read_checkpoint
+from trainer.weights.loading import LoadReport, load_backbone
 
 if TYPE_CHECKING:
-    from trainer.graphs import SegmenterGraph
+    from trainer.exporting.graphs import SegmenterGraph
 
 
 class Aspp(Segmenter):
@@ -86,6 +86,6 @@ class Aspp(Segmenter):
 
     def graph(self, network: nn.Module, scales: Sequence[float], flip: bool) -> SegmenterGraph:
         """See ``Segmenter``."""
-        from trainer.graphs import SegmenterGraph
+        from trainer.exporting.graphs import SegmenterGraph
 
         return SegmenterGraph(network, scales, flip)

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from trainer.data.transforms import IMAGENET_PIXELS, PixelScale, Rng, color_jitter, shift_hsv
 from trainer.inference import Views
-from trainer.loop import Teacher
 from trainer.nets.backbone import Backbone
-from trainer.nets.weights import LoadReport
 from trainer.segmenters.config import SegmentConfig
 from trainer.segmenters.noise import heard
+from trainer.training.loop import Teacher
+from trainer.weights.loading import LoadReport
 
 if TYPE_CHECKING:
-    from trainer.graphs import SegmenterGraph
+    from trainer.exporting.graphs import SegmenterGraph
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from trainer.devices import Precision
 from trainer.errors import ConfigError
-from trainer.optimiser import Training
 from trainer.refine.crf import preset
+from trainer.training.devices import Precision
+from trainer.training.optimiser import Training
 
 Network = Literal["aspp", "deeplab-v2-r101", "largefov-r38"]
 

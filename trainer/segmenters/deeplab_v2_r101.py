@@ -27,13 +27,13 @@ from trainer.nets.deeplab_v2 import (
     load_deeplab_v2,
     take_torchvision,
 )
-from trainer.nets.weights import LoadReport
 from trainer.segmenters.base import Pixels, Segmenter, mean_probabilities
 from trainer.segmenters.config import SegmentConfig
 from trainer.segmenters.losses import multi_scale_loss
+from trainer.weights.loading import LoadReport
 
 if TYPE_CHECKING:
-    from trainer.graphs import SegmenterGraph
+    from trainer.exporting.graphs import SegmenterGraph
 
 
 class DeepLabV2(Segmenter):
@@ -106,6 +106,6 @@ class DeepLabV2(Segmenter):
 
     def graph(self, network: nn.Module, scales: Sequence[float], flip: bool) -> SegmenterGraph:
         """See ``Segmenter``."""
-        from trainer.graphs import SegmenterGraph
+        from trainer.exporting.graphs import SegmenterGraph
 
         return SegmenterGraph(network, scales, flip, self.pixels)

@@ -21,12 +21,12 @@ from trainer.data.transforms import Rng, normalise, random_crops, to_tensor
 from trainer.inference import Views
 from trainer.nets.backbone import Backbone
 from trainer.nets.largefov import LargeFOVResNet38, load_largefov
-from trainer.nets.weights import LoadReport
 from trainer.segmenters.base import Pixels, Segmenter
 from trainer.segmenters.losses import label_loss
+from trainer.weights.loading import LoadReport
 
 if TYPE_CHECKING:
-    from trainer.graphs import SegmenterGraph
+    from trainer.exporting.graphs import SegmenterGraph
 
 
 class LargeFOV(Segmenter):
@@ -82,7 +82,7 @@ class LargeFOV(Segmenter):
 
     def graph(self, network: nn.Module, scales: Sequence[float], flip: bool) -> SegmenterGraph:
         """See ``Segmenter``. Its views are the graph's own, resized as Pillow does it."""
-        from trainer.graphs import SegmenterGraph
+        from trainer.exporting.graphs import SegmenterGraph
 
         return SegmenterGraph(network, scales, flip, merge="logits", align_corners=True)
 

@@ -1,0 +1,125 @@
+"""Tables for the terminal: methods and their knobs, weight files."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import types
+import typing
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from trainer.methods.base import method_classes, method_module, method_names
+from trainer.weights.cache import StoredWeights
+
+
+def list_methods() -> list[dict[str, str]]:
+    """Name and first line of the documentation of every method."""
+    documents = {name: inspect.getdoc(method_module(name)) or "" for name in method_names()}
+    return [{"method": name, "about": text.splitlines()[0], "paper": _paper(text)} for name, text in documents.items()]
+
+
+def describe_method(name: str) -> dict[str, Any]:
+    """Documentation of a method; its knobs with default, what each preset says, and meaning; presets; published training.
+
+    Raises:
+        ConfigError: no such method.
+    """
+    module, (_, config) = method_module(name), method_classes(name)
+    presets = {key: {k: _text(v) for k, v in made.items()} for key, made in getattr(module, "PRESETS", {}).items()}
+    training = {key: {k: _text(v) for k, v in made.items()} for key, made in getattr(module, "TRAINING", {}).items()}
+    meanings: dict[str, str] = {}
+    for described in reversed(config.__mro__):
+        meanings |= _attributes(described.__doc__ or "")
+    knobs, hints = [], typing.get_type_hints(config)
+    for f in dataclasses.fields(config):
+        default = _text(f.default)
+        said = {preset: changes.get(f"method.{f.name}", default) for preset, changes in presets.items()}
+        about = {"values": _values(hints[f.name]), "meaning": meanings.get(f.name, "")}
+        knobs.append({"knob": f.name, "default": default, **said, **about})
+    return {
+        "method": name, "about": inspect.getdoc(module) or "", "knobs": knobs, "presets": presets, "training": training,
+    }  # fmt: skip
+
+
+def print_catalogue(value: Any) -> None:
+    """Print what ``list_methods`` or ``describe_method`` returned."""
+    console = Console()
+    if isinstance(value, list):
+        table = Table(*value[0])
+        for row in value:
+            table.add_row(*row.values())
+        console.print(table)
+        return
+    console.print(value["about"], markup=False, highlight=False)
+    for row in value["knobs"]:
+        # What a preset says otherwise than the default is what one looks for.
+        said = [f"{preset}: {row[preset]}" for preset in value["presets"] if row[preset] != row["default"]]
+        console.print(
+            f"\nmethod.{row['knob']}={row['default']}   {row['values']}   {'   '.join(said)}".rstrip(), markup=False
+        )
+        console.print(Padding(Text(row["meaning"].replace("``", "`")), (0, 0, 0, 4)))
+    console.print()
+    lines = {f"--preset {key}": changes for key, changes in value["presets"].items()}
+    lines |= {
+        f"recipe {key}, as published": {f"classify.{k}": v for k, v in changes.items()}
+        for key, changes in value["training"].items()
+    }
+    for title, changes in lines.items():
+        changed = " ".join(f"--set {knob}={new}" for knob, new in changes.items()) or "the defaults"
+        console.print(f"{title}: {changed}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_weights(stored: list[StoredWeights], as_json: bool) -> None:
+    """Print the weight cache."""
+    rows = [{k: None if v is None else str(v) for k, v in dataclasses.asdict(s).items()} for s in stored]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table("backbone", "in the cache", "file to bring", "supervision")
+    for row in rows:
+        table.add_row(row["backbone"], row["path"] or "no", row["file_name"] or "-", row["supervision"] or "-")
+    Console().print(table)
+
+
+def _paper(text: str) -> str:
+    paragraphs = text.split("\n\n")
+    return " ".join(paragraphs[1].split()) if len(paragraphs) > 1 else ""
+
+
+def _attributes(text: str) -> dict[str, str]:
+    """Name -> meaning of an ``Attributes:`` section."""
+    section = inspect.cleandoc(text).partition("Attributes:\n")[2]
+    meanings: dict[str, str] = {}
+    name = ""
+    for line in inspect.cleandoc(section).splitlines():
+        if line and not line.startswith(" ") and ":" in line:
+            name, _, rest = line.partition(":")
+            meanings[name] = rest.strip()
+        elif name:
+            meanings[name] += " " + line.strip()
+    return {k: v.strip() for k, v in meanings.items()}
+
+
+def _values(hint: Any) -> str:
+    """The type of a knob in words: choices, ``int``, ``numbers,...``."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return "|".join(map(str, arguments))
+    if origin is tuple:
+        return f"{_values(arguments[0])},..."
+    if origin in (typing.Union, types.UnionType):
+        return "|".join(_values(option) for option in arguments)
+    return "on|off" if hint is bool else {"str": "text"}.get(hint.__name__, hint.__name__)
+
+
+def _text(value: Any) -> str:
+    """A knob's value as ``--set`` takes it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,87 @@
+"""Commands about weight files: list, fetch, import, export."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trainer.commands.data import Json, RunArgument
+
+app = typer.Typer(help="Weights to start from, and to hand on: list, fetch, import, export.", no_args_is_help=True)
+
+
+@app.command("list")
+def weights_list(json_: Json = False) -> None:
+    """Which networks have weights in the cache, which labels made them, and which files the others need.
+
+    Example: wsss-trainer weights list --json
+    """
+    from trainer.commands.catalogue import print_weights
+    from trainer.weights.cache import list_weights
+
+    print_weights(list_weights(), json_)
+
+
+@app.command("fetch")
+def weights_fetch(name: Annotated[str, typer.Argument(help="Backbone.")]) -> None:
+    """Download torchvision's ImageNet file of a backbone into the cache.
+
+    Example: wsss-trainer weights fetch resnet50
+    """
+    from trainer.weights.cache import fetch_weights
+
+    print(fetch_weights(name).path)
+
+
+@app.command("import")
+def weights_import(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="torchvision .pth, Caffe layout of deeplab-pytorch, released WSSS checkpoint, MXNet .params."
+        ),
+    ],
+    name: Annotated[
+        str, typer.Option("--as", help="Backbone, or deeplab-v2-r101 or largefov-r38, that it belongs to.")
+    ],
+    supervision: Annotated[
+        str | None,
+        typer.Option(help="Which labels made it, where the file does not tell: 'ImageNet tags', 'COCO masks', ..."),
+    ] = None,
+) -> None:
+    """Check a weight file, convert it to the network's names where it has others, and put it into the cache.
+
+    A JSON file beside it notes where it came from and which labels made it; runs that start from masks are labelled.
+
+    \b
+    Examples:
+      wsss-trainer weights import mobilenet_v2-b0353104.pth --as mobilenet_v2
+      wsss-trainer weights import deeplabv1_resnet101-coco.pth --as deeplab-v2-r101
+    """
+    from trainer.weights.cache import import_weights
+    from trainer.weights.supervision import said
+
+    stored = import_weights(file, name, supervision=supervision)
+    print(f"{name}: supervision {said(stored.supervision)}", file=sys.stderr)
+    print(stored.path)
+
+
+@app.command("export")
+def weights_export(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option(help="File to write; what made it goes into the .json beside it.")],
+    full: Annotated[bool, typer.Option("--full", help="The segmenter that learnt from true masks.")] = False,
+    json_: Json = False,
+) -> None:
+    """Write the segmenter of RUN as a state dict, under the names of the released ones where there are some.
+
+    Example: wsss-trainer weights export runs/photos --out segmenter.pth
+    """
+    from trainer.weights.export import export_weights
+
+    note = export_weights(run, out, "segment_full" if full else "segment")
+    print(json.dumps(note, indent=1) if json_ else out)

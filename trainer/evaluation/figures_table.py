@@ -1,0 +1,120 @@
+"""Figures as tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Column, Table
+
+from trainer.evaluation.boundary import describe_tolerance
+from trainer.evaluation.compare import Line, Match
+from trainer.evaluation.metrics import CONVENTIONS
+
+MEANS = {
+    "mean_f": "F, mean",
+    "f_of_means": "F of means",
+    "boundary_f": "boundary F",
+    "over_activation": "over-act.",
+    "under_activation": "under-act.",
+}
+OPEN = {"background": "as background", "missed": "as missed", "refused": "not at all"}
+
+
+def print_evaluation(evaluation: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print mean IoU with its interval, class IoU and the other means, and the protocol of each figure below."""
+    entries = [(stage, name, entry) for stage, lines in evaluation.items() for name, entry in lines.items()]
+    if not entries:
+        print("nothing was measured: no list of this data set has true masks")
+        return
+    console = Console()
+    for name in dict.fromkeys(name for _, name, _ in entries):
+        console.print(_table(name, [(stage, entry) for stage, n, entry in entries if n == name]))
+    for line in _remarks(entries):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(name: str, entries: Sequence[tuple[str, Any]]) -> Table:
+    """The figures of one list, a column a stage."""
+    table = Table(name, *(stage for stage, _ in entries))
+    table.add_row("mIoU", *(percent(entry["miou"]) for _, entry in entries), style="bold")
+    table.add_row("95 %", *(_interval(entry.get("miou_interval")) for _, entry in entries), end_section=True)
+    for label in entries[0][1]["iou"]:
+        table.add_row(label, *(percent(entry["iou"][label]) for _, entry in entries))
+    table.add_section()
+    for key, words in MEANS.items():
+        table.add_row(words, *(percent(entry.get(key)) for _, entry in entries))
+    table.add_section()
+    thresholds = [entry["threshold"] for _, entry in entries]
+    table.add_row("threshold", *("-" if t is None else f"{t:.2f}" for t in thresholds))
+    table.add_row("chosen", *(entry["threshold_from"] or "-" for _, entry in entries))
+    return table
+
+
+def _remarks(entries: list[tuple[str, str, Any]]) -> list[str]:
+    lines = [f"{stage} {name}: {entry['protocol']}" for stage, name, entry in entries]
+    for _, name, entry in entries:
+        if "weak_full" in entry:
+            ratio = entry["weak_full"]["ratio"]
+            value, low, high = ("-" if ratio[key] is None else f"{ratio[key]:.3f}" for key in ("value", "low", "high"))
+            ends = f"{100 * ratio['level']:g} % interval {low} to {high}"
+            lines.append(f"weak / full on {name}: {value} ({ends}, {entry['weak_full']['images']} images)")
+    first = entries[0][2]
+    rule = CONVENTIONS[first["convention"]]
+    open_ = sum(entry["predicted_ignore"] for *_, entry in entries)
+    counted = f"; {open_} predicted pixels of 255 counted {OPEN[rule.open]}" if open_ else ""
+    lines.append(f"mIoU by convention {first['convention']}: {rule.about}{counted}")
+    interval = first.get("miou_interval")
+    if interval:
+        lines.append(f"intervals: {interval['samples']} bootstrap samples of the images, seed {interval['seed']}")
+    if first.get("boundary_tolerance"):
+        lines.append(f"boundary F within {describe_tolerance(first['boundary_tolerance'])}")
+    return lines
+
+
+def print_comparison(lines: Sequence[Line]) -> None:
+    """Print mean IoU of every run, its difference from the first with its interval, and what was not the same."""
+    console = Console()
+    drawn = next(match.paired.difference for line in lines for match in line.matches if match.paired)
+    level = f"{100 * drawn.level:g} %"
+    table = Table(
+        "", Column("run", overflow="fold"), *(Column(h, no_wrap=True) for h in ("mIoU", "points", level, "ratio", "p"))
+    )
+    for line in lines:
+        for match in line.matches:
+            where = f"{line.stage} {line.list}" if match.paired is None else ""
+            table.add_row(where, match.name, percent(match.entry["miou"]), *_against(match))
+        table.add_section()
+    console.print(table)
+    console.print(
+        f"points: difference from the first run, with its {level} interval: paired bootstrap over images, "
+        f"{drawn.samples} samples, seed {drawn.seed}; p is two-sided",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for line in lines:
+        for match in line.matches:
+            for flag in match.flags:
+                text = f"caution, {line.stage} {line.list} of {match.name}: {flag}"
+                console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _against(match: Match) -> list[str]:
+    if match.paired is None:
+        return ["", "", "", ""]
+    gain, ratio, p = match.paired.difference, match.paired.ratio, match.paired.p
+    if np.isnan(gain.value):
+        return ["-", "-", "-", "-"]
+    interval = f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
+    return [f"{100 * gain.value:+.1f}", interval, f"{ratio.value:.3f}", "< 0.001" if p < 0.001 else f"{p:.3f}"]
+
+
+def percent(value: float | None) -> str:
+    """0.468 as ``46.8``; a dash where there is no number."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _interval(interval: Mapping[str, Any] | None) -> str:
+    return "-" if interval is None else f"{percent(interval['low'])} - {percent(interval['high'])}"

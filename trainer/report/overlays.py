@@ -1,0 +1,292 @@
+"""Pictures of masks and class activation maps: colours, overlays, legends and contact sheets.
+
+Needs numpy and Pillow only. Label maps follow the package's convention: 0 background, k+1 class k, 255 ignore.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from trainer.data.dataset import IGNORE
+from trainer.data.palette import voc_palette
+
+Pixels = npt.NDArray[np.uint8]
+Colour = tuple[int, int, int]
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+
+# Anchors of the inferno map (Smith and van der Walt, public domain): lightness rises evenly, so that equal steps
+# of activation look equal, also in grey print and to colour-blind readers.
+HEAT = np.array(
+    [
+        (0, 0, 4), (22, 11, 57), (66, 10, 104), (106, 23, 110), (147, 38, 103), (188, 55, 84),
+        (221, 81, 58), (243, 120, 25), (252, 165, 10), (246, 215, 70), (252, 255, 164),
+    ],
+    np.float32,
+)  # fmt: skip
+NO_MARKS: Mapping[str, Colour] = {}
+ERRORS: Mapping[str, Colour] = {
+    "object found": (86, 180, 233),
+    "missed": (240, 228, 66),
+    "invented": (213, 94, 0),
+    "wrong class": (204, 121, 167),
+}
+"""What a pixel of an error map can be, in colours that colour-blind readers tell apart (Okabe and Ito 2008)."""
+_INK, _PAPER, _FAINT = (28, 30, 33), (255, 255, 255), (110, 114, 120)
+
+
+def colourise(mask: npt.ArrayLike) -> Pixels:
+    """VOC colours of a label map.
+
+    Args:
+        mask: uint8 ``[H,W]`` label map.
+
+    Returns:
+        uint8 ``[H,W,3]`` RGB; ignore is the cream of the VOC masks.
+    """
+    colours: Pixels = voc_palette(256)[_labels(mask)]
+    return colours
+
+
+def overlay_mask(image: npt.ArrayLike, mask: npt.ArrayLike, alpha: float = 0.6) -> Pixels:
+    """A label map laid over its photograph, each region with a thin contour.
+
+    The photograph keeps its light but half of its colour, so that class colours are not mistaken for content.
+    Ignored pixels are hatched: no class has that look.
+
+    Args:
+        image: uint8 ``[H,W,3]`` RGB.
+        mask: uint8 ``[H,W]`` label map.
+        alpha: opacity of the regions, 0..1; contours are always opaque.
+
+    Returns:
+        uint8 ``[H,W,3]`` RGB.
+
+    Raises:
+        ValueError: sizes differ, or ``alpha`` is outside 0..1.
+    """
+    photo, labels = _photo(image), _labels(mask)
+    _check(photo, labels.shape, alpha)
+    rows, columns = np.indices(labels.shape)
+    hatch = (rows + columns) % 6 < 2
+    opacity = np.where(labels == IGNORE, hatch, labels > 0) * np.float32(alpha)
+    edge = contour(labels) & (labels > 0) & (labels != IGNORE)
+    colours = colourise(labels)
+    blended = _mix(_muted(photo), colours, np.where(edge, 1.0, opacity))
+    # A contour in the region's own colour vanishes on a photograph of that colour: lighten it half-way to white.
+    blended[edge] = 0.5 * colours[edge] + 127.5
+    return _pixels(blended)
+
+
+def overlay_cam(
+    image: npt.ArrayLike, cam_HW: npt.ArrayLike, alpha: float = 0.85, threshold: float | None = None
+) -> Pixels:
+    """A class activation map over its photograph: the stronger, the brighter and the more opaque.
+
+    Args:
+        image: uint8 ``[H,W,3]`` RGB.
+        cam_HW: float ``[H,W]``; values are clipped to 0..1, not-a-number counts as 0.
+        alpha: opacity at full activation, 0..1.
+        threshold: draw the thin white line inside which the map is above this value.
+
+    Returns:
+        uint8 ``[H,W,3]`` RGB.
+
+    Raises:
+        ValueError: sizes differ, or ``alpha`` is outside 0..1.
+    """
+    photo = _photo(image)
+    cam = np.clip(np.nan_to_num(np.asarray(cam_HW, np.float32)), 0, 1)
+    _check(photo, cam.shape, alpha)
+    grey = _muted(photo, keep=0.0) * 0.75
+    blended = _mix(grey, heat(cam), alpha * (0.25 + 0.75 * np.sqrt(cam)))
+    if threshold is not None:
+        inside = cam > threshold
+        blended[contour(inside) & inside] = 255
+    return _pixels(blended)
+
+
+def error_map(image: npt.ArrayLike, pred: npt.ArrayLike, truth: npt.ArrayLike) -> Pixels:
+    """Where a prediction is right and wrong about objects, over the grey photograph.
+
+    Args:
+        image: uint8 ``[H,W,3]`` RGB.
+        pred: uint8 ``[H,W]`` label map; ignore counts as background.
+        truth: uint8 ``[H,W]`` label map; what it ignores is hatched in the ink of the page, and not judged.
+
+    Returns:
+        uint8 ``[H,W,3]`` RGB, in the colours of ``ERRORS`` where the truth or the prediction has an object.
+
+    Raises:
+        ValueError: sizes differ.
+    """
+    photo, found, true = _photo(image), _labels(pred), _labels(truth)
+    _check(photo, true.shape, 1)
+    _check(photo, found.shape, 1)
+    found = np.where(found == IGNORE, 0, found)
+    kinds = [(found == true) & (found > 0), (found == 0) & (true > 0), (found > 0) & (true == 0), found != true]
+    kind = np.select(kinds, range(len(kinds)), -1)
+    rows, columns = np.indices(true.shape)
+    unknown = true == IGNORE
+    colours = np.array([*ERRORS.values(), (255, 255, 255)], np.float32)[kind]
+    opacity = np.where(unknown, 0.5 * ((rows + columns) % 6 < 2), 0.7 * (kind >= 0))
+    colours[unknown] = _INK
+    return _pixels(_mix(_muted(photo, keep=0.0), colours, opacity))
+
+
+def heat(values: npt.ArrayLike) -> Pixels:
+    """Colour of values 0..1 on a dark-to-bright scale of even lightness.
+
+    Args:
+        values: float array of any shape, clipped to 0..1.
+
+    Returns:
+        uint8 ``[...,3]`` RGB.
+    """
+    position = np.clip(np.asarray(values, np.float32), 0, 1) * (len(HEAT) - 1)
+    low = np.minimum(position.astype(np.intp), len(HEAT) - 2)
+    share = (position - low)[..., None]
+    return _pixels(HEAT[low] * (1 - share) + HEAT[low + 1] * share)
+
+
+def contour(labels: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
+    """Pixels of a ``[H,W]`` map with another value to the left, right, above or below: bool ``[H,W]``."""
+    edge = np.zeros(labels.shape, bool)
+    down, across = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
+    edge[1:] |= down
+    edge[:-1] |= down
+    edge[:, 1:] |= across
+    edge[:, :-1] |= across
+    return edge
+
+
+def legend(names: Sequence[str], width: int = 640, marks: Mapping[str, Colour] = NO_MARKS) -> Image.Image:
+    """Swatch and name of every class, in VOC colours, wrapped to ``width``.
+
+    Args:
+        names: the K foreground classes; background and ignore are not listed.
+        marks: further names and their colours.
+        width: of the picture in pixels; a longer single name widens nothing and is cut.
+    """
+    font, height = _font(13), 24
+    spots: list[tuple[int, int]] = []
+    x = y = 0
+    entries = dict(zip(names, voc_palette(len(names) + 1)[1:].tolist(), strict=True)) | dict(marks)
+    for name in entries:
+        need = 34 + int(font.getlength(name))
+        if x and x + need > width:
+            x, y = 0, y + height
+        spots.append((x, y))
+        x += need
+    canvas = Image.new("RGB", (width, y + height), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for (name, colour), (left, top) in zip(entries.items(), spots, strict=True):
+        draw.rectangle((left + 2, top + 6, left + 14, top + 18), fill=tuple(colour))
+        draw.text((left + 20, top + 12), name, fill=_INK, font=font, anchor="lm")
+    return canvas
+
+
+def contact_sheet(
+    rows: Sequence[Sequence[tuple[npt.ArrayLike | Image.Image, str]]],
+    height: int = 160,
+    classes: Sequence[str] = (),
+    marks: Mapping[str, Colour] = NO_MARKS,
+) -> Image.Image:
+    """Rows of captioned pictures on one white sheet; columns are aligned.
+
+    Args:
+        rows: every row a sequence of ``(picture, caption)``; pictures are uint8 ``[H,W,3]`` arrays or PIL images.
+        height: every picture is scaled to this height.
+        classes: when given, their legend closes the sheet.
+        marks: further names and colours of the legend.
+
+    Returns:
+        RGB picture.
+
+    Raises:
+        ValueError: there is nothing to show.
+    """
+    if not any(rows):
+        raise ValueError("a contact sheet needs at least one picture")
+    gap, caption, font = 8, 20, _font(12)
+    scaled = [[(_scaled(picture, height), text) for picture, text in row] for row in rows]
+    columns = max(len(row) for row in scaled)
+    widths = [max(row[i][0].width for row in scaled if i < len(row)) for i in range(columns)]
+    width = sum(widths) + gap * (columns + 1)
+    key = legend(classes, width - 2 * gap, marks) if classes else None
+    total = gap + len(scaled) * (height + caption + gap) + (key.height + gap if key else 0)
+    sheet = Image.new("RGB", (width, total), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for r, row in enumerate(scaled):
+        top = gap + r * (height + caption + gap)
+        for i, (picture, text) in enumerate(row):
+            left = gap + sum(widths[:i]) + gap * i
+            sheet.paste(picture, (left, top))
+            line = _cut(text, font, widths[i])
+            draw.text((left, top + height + caption // 2), line, fill=_FAINT, font=font, anchor="lm")
+    if key:
+        sheet.paste(key, (gap, total - gap - key.height))
+    return sheet
+
+
+def _labels(mask: npt.ArrayLike) -> Pixels:
+    labels = np.asarray(mask)
+    if labels.ndim != 2 or not (np.issubdtype(labels.dtype, np.integer) or labels.dtype == bool):
+        raise ValueError(f"a label map is an integer [H,W] array, not {labels.dtype} {list(labels.shape)}")
+    return labels.astype(np.uint8)
+
+
+def _photo(image: npt.ArrayLike) -> Pixels:
+    photo = np.asarray(image)
+    if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8:
+        raise ValueError(f"an image is a uint8 [H,W,3] array, not {photo.dtype} {list(photo.shape)}")
+    return photo
+
+
+def _check(photo: Pixels, shape: tuple[int, ...], alpha: float) -> None:
+    if photo.shape[:2] != shape:
+        raise ValueError(f"the image is {list(photo.shape[:2])}, the map over it {list(shape)}")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}, not within 0..1")
+
+
+def _muted(photo: Pixels, keep: float = 0.5) -> npt.NDArray[np.float32]:
+    """The photograph with the share ``keep`` of its colour (ITU-R BT.601 luma)."""
+    colour = photo.astype(np.float32)
+    grey = colour @ np.array([0.299, 0.587, 0.114], np.float32)
+    muted: npt.NDArray[np.float32] = keep * colour + (1 - keep) * grey[..., None]
+    return muted
+
+
+def _mix(
+    base: npt.NDArray[np.float32], top: npt.ArrayLike, opacity: npt.NDArray[np.floating]
+) -> npt.NDArray[np.float32]:
+    share = opacity.astype(np.float32)[..., None]
+    mixed: npt.NDArray[np.float32] = base * (1 - share) + np.asarray(top, np.float32) * share
+    return mixed
+
+
+def _pixels(values: npt.NDArray[np.floating]) -> Pixels:
+    pixels: Pixels = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return pixels
+
+
+def _scaled(picture: npt.ArrayLike | Image.Image, height: int) -> Image.Image:
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(_photo(picture))
+    width = max(1, round(image.width * height / image.height))
+    return image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _cut(text: str, font: Font, width: int) -> str:
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
+
+
+def _font(size: int) -> Font:
+    return ImageFont.load_default(size)

@@ -1,0 +1,117 @@
+"""Knobs of a training, its optimiser and its schedule (spec methods 6.2 and 6.4)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from trainer.errors import ConfigError
+from trainer.training.devices import Precision
+
+
+@dataclass(frozen=True)
+class Training:
+    """Knobs of a training.
+
+    Attributes:
+        epochs: passes over the training list.
+        updates: number of updates in all, whatever the length of the list; 0 is what ``epochs`` make.
+        batch: images per update, over all devices and accumulated parts.
+        accumulate: parts that a batch is cut into, each a forward and backward of its own.
+        optimizer: ``sgd`` with the poly schedule, or ``adam`` with the same schedule.
+        lr: learning rate of the backbone.
+        new_factor: learning rate of new layers, as a multiple of ``lr``.
+        weight_decay: L2 penalty.
+        momentum: a number, or ``code``: the released trainers hand the weight decay to SGD's momentum by accident, so
+            their momentum is ~0 (discrepancy D-GEN-1, spec trap 1); published figures were made that way.
+        schedule: ``poly``; ``poly_held``: changes every 10 updates only (deeplab-pytorch); ``poly_open``: T is one more than
+            there are updates (SEAM's segmentation); ``cosine`` to 0 after the warm-up; ``cosine_epochs``: the same, but a
+            unit is an epoch: warm-up over 500 of them, 0 at 1000, as MVA's teacher was trained by accident.
+        poly_power: exponent of the schedule lr * (1 - t/T)^power.
+        warmup: updates over which the rate rises linearly at first; 0 as published.
+        ema: decay of the averaged weights that are kept at the end; 0 is off.
+        precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: bf16 where the processor has units for it.
+        clip: largest gradient norm; 0 is off, as published.
+        workers: loader processes; -1 chooses by cores.
+        checkpoint_minutes: time between checkpoints.
+        tensorboard: also write TensorBoard events.
+    """
+
+    epochs: int = 15
+    updates: int = 0
+    batch: int = 16
+    accumulate: int = 1
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: float = 0.1
+    new_factor: float = 10.0
+    weight_decay: float = 5e-4
+    momentum: float | Literal["code"] = "code"
+    schedule: Literal["poly", "poly_held", "poly_open", "cosine", "cosine_epochs"] = "poly"
+    poly_power: float = 0.9
+    warmup: int = 0
+    ema: float = 0.0
+    precision: Precision = "auto"
+    clip: float = 0.0
+    workers: int = -1
+    checkpoint_minutes: float = 5.0
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for knob in ("epochs", "batch", "accumulate"):
+            if getattr(self, knob) < 1:
+                raise ConfigError(f"{knob}={getattr(self, knob)}", "at least 1")
+        if self.updates < 0:
+            raise ConfigError(f"updates={self.updates}", "a number of updates, or 0 for what the epochs make")
+
+
+def poly(step: int, total: int, power: float = 0.9) -> float:
+    """Factor of the learning rate at update ``step`` (from 0): (1 - t/T)^power, held at its last value after T."""
+    return float((1 - min(step, total - 1) / total) ** power)
+
+
+def held_poly(step: int, total: int, power: float = 0.9, every: int = 10) -> float:
+    """Poly that is renewed every ``every`` updates only (spec refine-segment 6.4)."""
+    return poly(step - step % every, total, power)
+
+
+def open_poly(step: int, total: int, power: float = 0.9) -> float:
+    """(1 - t/(T+1))^power (spec refine-segment 7)."""
+    return poly(step, total + 1, power)
+
+
+def make_optimizer(groups: list[dict[str, Any]], config: Training) -> torch.optim.Optimizer:
+    """SGD (no Nesterov, no dampening) or Adam over groups that carry their own ``lr`` and ``weight_decay``."""
+    if config.optimizer == "adam":
+        optimizer: torch.optim.Optimizer = torch.optim.Adam(groups, lr=config.lr)
+    else:
+        momentum = config.weight_decay if config.momentum == "code" else config.momentum
+        optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=momentum)
+    for group in optimizer.param_groups:
+        group["base_lr"] = group["lr"]
+    return optimizer
+
+
+def cosine(step: int, total: int, warmup: int) -> float:
+    """Factor at update ``step``: linear from 0 over ``warmup`` updates, then half a cosine to 0 at ``total``."""
+    if step < warmup:
+        return step / warmup
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, step: int, total: int, config: Training) -> float:
+    """Set every group's rate for update ``step``; returns the first one."""
+    if config.schedule == "cosine":
+        factor = cosine(step, total, config.warmup)
+    elif config.schedule == "cosine_epochs":
+        factor = cosine(step * config.epochs // total, 1000, 500)
+    else:
+        curve = {"poly_held": held_poly, "poly_open": open_poly}.get(config.schedule, poly)
+        factor = curve(step, total, config.poly_power)
+        if config.warmup and step < config.warmup:
+            factor *= (step + 1) / config.warmup
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+    return float(optimizer.param_groups[0]["lr"])

@@ -1,0 +1,1 @@
+"""Weight files: read, recognised, loaded into networks, kept in the cache, written."""

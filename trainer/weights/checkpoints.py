@@ -1,0 +1,198 @@
+"""Read any weight file into named tensors without running code from it, and say what it seems to be."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.errors import WeightsError
+from trainer.weights.loading import SEGMENTER_HEADS
+from trainer.weights.mxnet import is_mxnet, read_params, resnet38_name
+from trainer.weights.supervision import UNKNOWN, chained
+
+# Where training scripts put the state dict when a checkpoint holds more than that.
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "state")
+WSSS_HEADS = ("fc8.weight", "fc8_20.weight", "f8_3.weight", "newly_added.0.weight", "VWE.centroid", "fc_a.weight")
+CAFFE_STEM = "layer1.conv1.conv.weight"
+IMAGENET_HEADS = ("fc.weight", "classifier.1.weight", "linear1000_weight")
+RESNET_DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
+    (False, (2, 2, 2, 2)): 18,
+    (False, (3, 4, 6, 3)): 34,
+    (True, (3, 4, 6, 3)): 50,
+    (True, (3, 4, 23, 3)): 101,
+    (True, (3, 8, 36, 3)): 152,
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors of a weight file.
+
+    Attributes:
+        tensors: by name; MXNet names already translated to those of ResNet-38.
+        kind: ``torchvision``, ``released WSSS checkpoint``, ``wsss run``, ``MXNet`` or ``state dict``.
+        supervision: what trained it, as far as the file tells: ``ImageNet tags``, ``image tags``, ``COCO masks`` or
+            ``unknown``.
+        classes: of a run's own classifier; other files do not say theirs.
+        identity: what a run's own file says of itself; empty for other files.
+    """
+
+    tensors: dict[str, Tensor]
+    kind: str
+    supervision: str
+    classes: list[str] = field(default_factory=list)
+    identity: dict[str, Any] = field(default_factory=dict)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a PyTorch or MXNet weight file.
+
+    Raises:
+        WeightsError: no such file, damaged, not a weight file, or a pickle that would run code (it is not run).
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path} is not a file", "a weight file (.pth or .params)", "wsss-trainer weights list")
+    if is_mxnet(path):
+        arrays = {resnet38_name(name): torch.from_numpy(array) for name, array in read_params(path).items()}
+        return Checkpoint(arrays, "MXNet", _supervision(arrays, "MXNet", path.name))
+    content = _unpickle(path)
+    tensors = _state_dict(path, content)
+    identity = content.get("identity") if isinstance(content, dict) else None
+    if isinstance(identity, dict):
+        # A segmenter's file says which labels trained it.
+        labels = {"true masks": "masks"}.get(str(identity.get("supervision")), "image tags")
+        labels = chained(labels, str(identity.get("initial", "")))
+        classes = [str(name) for name in identity.get("classes", [])]
+        return Checkpoint(tensors, "wsss run", labels, classes, identity)
+    if _ends(tensors, WSSS_HEADS):
+        kind = "released WSSS checkpoint"
+    elif _head_size(tensors) is not None:
+        kind = "torchvision"
+    else:
+        kind = "state dict"
+    return Checkpoint(tensors, kind, _supervision(tensors, kind, path.name))
+
+
+def best_prefix(names: Iterable[str], wanted: Iterable[str]) -> str:
+    """The prefix under which most of ``wanted`` are found among ``names``, the shortest of equals.
+
+    Released checkpoints carry ``module.``, ``model.``, ``resnet50.``, ``backbone.`` and combinations, some of them a
+    network more than once (spec methods 4.2 and 5).
+    """
+    targets = set(wanted)
+    counts: Counter[str] = Counter()
+    for name in names:
+        cuts = [0, *(match.end() for match in re.finditer(r"\.", name))]
+        counts.update(name[:cut] for cut in cuts if name[cut:] in targets)
+    return max(counts, key=lambda prefix: (counts[prefix], -len(prefix)), default="")
+
+
+def architecture(tensors: Mapping[str, Tensor]) -> str | None:
+    """What network the names and shapes belong to, in words, or None when nothing known fits."""
+    for ending, label in (
+        ("b5_2.conv_branch2a.weight", "a ResNet-38"),
+        ("features.18.0.weight", "a torchvision mobilenet_v2"),
+        ("layer2.block1.reduce.conv.weight", "a DeepLab-v2 ResNet-101"),
+        ("attn.qkv.weight", "a vision transformer"),
+        ("encoder.layers.encoder_layer_0.ln_1.weight", "a torchvision vision transformer"),
+        ("classifier.6.weight", "a torchvision VGG or AlexNet"),
+    ):
+        if _ends(tensors, (ending,)):
+            return label
+    return _resnet(tensors)
+
+
+def _resnet(tensors: Mapping[str, Tensor]) -> str | None:
+    """Which torchvision ResNet, or None."""
+    first = next((name for name in tensors if ("." + name).endswith(".layer1.0.conv2.weight")), None)
+    if first is None:
+        return None
+    prefix = first.removesuffix("layer1.0.conv2.weight")
+    blocks = tuple(sum(f"{prefix}layer{i}.{j}.conv1.weight" in tensors for j in range(64)) for i in (1, 2, 3, 4))
+    depth = RESNET_DEPTHS.get((f"{prefix}layer1.0.conv3.weight" in tensors, blocks))
+    if depth is None:
+        return None
+    if tuple(tensors[first].shape[:2]) != (64, 64):
+        return f"a wide or grouped relative of torchvision's resnet{depth}"
+    return f"a torchvision resnet{depth}"
+
+
+def _ends(tensors: Mapping[str, Tensor], endings: tuple[str, ...]) -> bool:
+    """Whether a name is one of ``endings``, or has one of them after a dot."""
+    dotted = tuple("." + ending for ending in endings)
+    return any(("." + name).endswith(dotted) for name in tensors)
+
+
+def _head_size(tensors: Mapping[str, Tensor]) -> int | None:
+    """Classes of the classification head of an ImageNet file, or None."""
+    return next((len(tensors[head]) for head in IMAGENET_HEADS if head in tensors and tensors[head].ndim), None)
+
+
+def _supervision(tensors: Mapping[str, Tensor], kind: str, file_name: str) -> str:
+    if _head_size(tensors) == 1000:
+        return "ImageNet tags"
+    if _ends(tensors, SEGMENTER_HEADS):
+        return "masks, true or pseudo ones (it is a segmenter)"
+    if kind == "released WSSS checkpoint":
+        return "image tags"
+    # deeplab-pytorch's file has COCO's 91 labels; copies of it without that head are known by their name only.
+    coco = _head_size(tensors) == 91 or (_ends(tensors, (CAFFE_STEM,)) and "coco" in file_name.lower())
+    if coco or _ends(tensors, ("aux_classifier.4.weight",)):
+        return "COCO masks"
+    return UNKNOWN
+
+
+def _unpickle(path: Path) -> Any:
+    """What ``torch.load`` makes of the file, with nothing but tensors and containers allowed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    # Arbitrary bytes make the unpickler fail in arbitrary ways, and each of them means the same to the user.
+    except Exception as error:
+        raise _unreadable(path, str(error)) from error
+
+
+def _unreadable(path: Path, reason: str) -> WeightsError:
+    with path.open("rb") as file:
+        start = file.read(64).lstrip().lower()
+    expected, hint = "a PyTorch (.pth) or MXNet (.params) weight file", "download or copy the file again"
+    if start.startswith(b"<"):
+        return WeightsError(f"{path} is a web page: the download went to a page instead of the file", expected, hint)
+    if start.startswith(b"version https://git-lfs"):
+        return WeightsError(f"{path} is a Git LFS pointer, not the file itself", expected, "git lfs pull")
+    if "TorchScript" in reason:
+        return WeightsError(f"{path} is a TorchScript program", expected, "torch.save(model.state_dict(), FILE)")
+    named = re.search(r"GLOBAL (\S+)", reason)
+    if named:
+        return WeightsError(
+            f"{path} holds objects or code ({named[1]}), not only tensors; nothing of it was run",
+            expected,
+            "where you trust the file, save only its state dict: torch.save(checkpoint['state_dict'], NEW_FILE)",
+        )
+    return WeightsError(f"{path} is truncated, damaged or not a weight file", expected, hint)
+
+
+def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
+    """The named tensors of a loaded checkpoint, unwrapped."""
+    for key in WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    tensors = content if isinstance(content, dict) else {}
+    tensors = {str(name): value for name, value in tensors.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise WeightsError(
+            f"{path} holds a {type(content).__name__} without named tensors",
+            "a state dict, alone or under " + ", ".join(repr(key) for key in WRAPPERS),
+            "torch.save(model.state_dict(), FILE)",
+        )
+    return tensors

@@ -1,0 +1,153 @@
+"""Weight files: load them into a network by name, and say what they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.errors import WeightsError
+from trainer.weights.supervision import said
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from trainer.weights.checkpoints import Checkpoint
+
+MISSING_SHARE = 0.1
+COUNTER = "num_batches_tracked"
+SEGMENTER_HEADS = ("aspp.c0.weight", "cls_conv.weight")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What ``load_backbone`` did. ``print`` it: one line, two when something was missing or left over.
+
+    Attributes:
+        path: the file.
+        sha256: of the file, hexadecimal.
+        kind: ``torchvision``, ``released WSSS checkpoint``, ``wsss run``, ``MXNet`` or ``state dict``.
+        supervision: ``ImageNet tags``, ``image tags``, ``masks``, ``COCO masks``, ``unknown``, or as said at import.
+        loaded: names of the module that got a value.
+        missing: names of the module that the file does not have; they keep the values they had.
+        unexpected: names of the file that the module does not have, such as its old head.
+    """
+
+    path: Path
+    sha256: str
+    kind: str
+    supervision: str
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+    def __str__(self) -> str:
+        total = len(self.loaded) + len(self.missing)
+        about = f"{self.kind}, supervision: {said(self.supervision)}, sha256 {self.sha256[:12]}"
+        line = f"{self.path.name}: loaded {len(self.loaded)} of {total} tensors ({about})"
+        rest = []
+        if self.missing:
+            rest.append(f"MISSING, still random: {_some(self.missing)}")
+        if self.unexpected:
+            rest.append(f"not used: {_some(self.unexpected)}")
+        return "\n".join([line, "  " + "; ".join(rest)]) if rest else line
+
+
+def load_backbone(module: nn.Module, path: Path | str, content: Checkpoint | None = None) -> LoadReport:
+    """Copy the weights of a file, or its ``content`` where that is read already, into ``module``, offline.
+
+    Reads torchvision ``.pth`` files, released WSSS checkpoints (spec methods 4.2 and 5, whatever prefix their names
+    carry) and MXNet ``.params`` (4.4). Heads and counters of batch norm are left out. Nothing is changed on error.
+
+    Raises:
+        WeightsError: not a weight file, or of another network; says which one it looks like.
+    """
+    from trainer.weights.checkpoints import best_prefix, read_checkpoint
+
+    path = Path(path)
+    checkpoint = content or read_checkpoint(path)
+    wanted = {name: tensor for name, tensor in module.state_dict().items() if not name.endswith(COUNTER)}
+    prefix = best_prefix(checkpoint.tensors, wanted)
+    given = {n.removeprefix(prefix): t for n, t in checkpoint.tensors.items() if n.startswith(prefix)}
+    loaded = {name: given[name] for name in wanted if name in given}
+    missing = tuple(name for name in wanted if name not in given)
+    _check_fit(path, checkpoint, wanted, loaded, missing)
+    module.load_state_dict(loaded, strict=False)
+    sha256 = file_sha256(path)
+    noted = noted_beside(path, sha256)
+    return LoadReport(
+        path=path,
+        sha256=sha256,
+        kind=noted.get("kind", checkpoint.kind),
+        supervision=noted.get("supervision", checkpoint.supervision),
+        loaded=tuple(loaded),
+        missing=missing,
+        unexpected=tuple(
+            name
+            for name in checkpoint.tensors
+            if not name.endswith(COUNTER) and not (name.startswith(prefix) and name.removeprefix(prefix) in wanted)
+        ),
+    )
+
+
+def _check_fit(
+    path: Path,
+    checkpoint: Checkpoint,
+    wanted: dict[str, Tensor],
+    loaded: dict[str, Tensor],
+    missing: tuple[str, ...],
+) -> None:
+    """Refuse a file of another network: small ones can be contained in large ones, so names alone do not tell."""
+    from trainer.weights.checkpoints import architecture
+
+    seen, own = architecture(checkpoint.tensors), architecture(wanted)
+    reshaped = [name for name in loaded if loaded[name].shape != wanted[name].shape]
+    other = seen is not None and own is not None and seen != own
+    if not (other or reshaped or len(missing) > MISSING_SHARE * len(wanted)):
+        return
+    if other:
+        reason = f"this looks like {seen}"
+    elif reshaped:
+        name = reshaped[0]
+        reason = f"{name} has shape {tuple(loaded[name].shape)} instead of {tuple(wanted[name].shape)}"
+        if name.endswith(SEGMENTER_HEADS):
+            counts = (len(tensors[name]) - 1 for tensors in (loaded, wanted))
+            reason += ": it is a segmenter of {} classes and background, and this one has {}".format(*counts)
+    else:
+        reason = f"{len(missing)} of {len(wanted)} tensors are missing, such as {missing[0]}"
+        reason += f"; it holds {_some(tuple(checkpoint.tensors))}"
+    first = next(iter(wanted))
+    raise WeightsError(
+        f"{path} does not fit: {reason}",
+        f"weights of {own or 'the network'}: {len(wanted)} tensors such as {first} {tuple(wanted[first].shape)}",
+        "choose the backbone that the file is for, or see wsss-trainer weights list",
+    )
+
+
+def _some(names: tuple[str, ...], limit: int = 4) -> str:
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def noted_beside(path: Path, sha256: str | None = None) -> dict[str, Any]:
+    """What was noted in the JSON beside ``path`` when it was written, or nothing when it is another file by now.
+
+    Args:
+        path: a weight file.
+        sha256: of it, where it is known already.
+    """
+    try:
+        noted = json.loads(path.with_suffix(".json").read_text())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(noted, dict) or "sha256" not in noted:
+        return {}
+    return noted if noted["sha256"] == (sha256 or file_sha256(path)) else {}

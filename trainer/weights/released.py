@@ -1,0 +1,158 @@
+"""Trained networks, ours and the released ones of the papers, loaded by name (spec methods 4.2, 5; refine-segment 3.1, 4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from trainer.errors import WeightsError
+from trainer.weights.checkpoints import architecture, read_checkpoint
+from trainer.weights.loading import LoadReport, load_backbone
+
+if TYPE_CHECKING:
+    from trainer.methods.base import Method
+    from trainer.refine.affinitynet import AffinityNet
+    from trainer.refine.irnet import IrNet
+
+# Told apart by what only they have, the most special first. Each is a (method, tensor whose name ends so).
+TELLTALES = (
+    ("a classifier with adapt_conv", "adapt.weight"),
+    ("vwe", "VWE.centroid"),
+    ("vwe", "codebook"),
+    ("cpn, or seam with prcm=on", "f10.weight"),
+    ("an AffinityNet, which refines maps and makes none", "f8_5.weight"),
+    ("an IRNet, which refines maps and makes none", "fc_edge1.0.weight"),
+    ("an IRNet, which refines maps and makes none", "edge.lifts.0.0.weight"),
+    ("seam", "f8_3.weight"),
+    ("sc_cam", "fc8_200.weight"),
+    ("sc_cam or subcategory_teaching", "subcategory_classifier.weight"),
+    ("cam on ResNet-50 (IRN)", "newly_added.0.weight"),
+    ("cam, or a mixing method, on ResNet-38", "fc8.weight"),
+)
+
+
+def load_classifier(method: Method, path: Path, classes: Sequence[str] = ()) -> LoadReport:
+    """Copy a whole trained classifier, backbone and heads, into ``method``.
+
+    Reads ``model.pt`` of a run, and the released files of PSA, IRN, MVA, SC-CAM, SEAM, CPN and VWE, whatever prefix their
+    names carry.
+
+    Args:
+        method: on the backbone that the file is for.
+        path: the file.
+        classes: of the data set; a run's own file must have the same. Released files have VOC's, in VOC's order.
+
+    Raises:
+        WeightsError: another network, method (it is named), preset or class table, or a backbone that is not whole.
+    """
+    hint = "choose the --method, --preset and data that the file was made with; wsss-trainer methods lists them"
+    return _load_whole(method, path, classes, f"a {type(method).__name__} of {method.num_classes} classes", hint)
+
+
+def load_refiner(net: AffinityNet | IrNet, path: Path, classes: Sequence[str] = ()) -> LoadReport:
+    """Copy a whole trained AffinityNet or IRNet, backbone and heads, into ``net``.
+
+    Reads ``model.pt`` of a run, and the released files of PSA, SEAM (``res38_aff.pth``) and IRN (``res50_irn.pth``).
+
+    Args:
+        net: on the backbone that the file is for.
+        path: the file.
+        classes: of the data set; a run's own file must have the same. Released files do not depend on them.
+
+    Raises:
+        WeightsError: another network (it is named), backbone or class table, or a file that is not whole.
+    """
+    hint = "choose the --refine and --backbone that the file was made with, or train one: leave the checkpoint out"
+    return _load_whole(net, path, classes, f"an {type(net).__name__}", hint)
+
+
+def _load_whole(
+    net: Method | AffinityNet | IrNet, path: Path, classes: Sequence[str], kind: str, hint: str
+) -> LoadReport:
+    checkpoint = read_checkpoint(path)
+    if classes and checkpoint.classes and list(classes) != checkpoint.classes:
+        raise WeightsError(
+            f"{path} was trained for the {len(checkpoint.classes)} classes {', '.join(checkpoint.classes)}",
+            f"the {len(classes)} classes {', '.join(classes)}",
+            hint,
+        )
+    heads, sources = find_heads(net, checkpoint.tensors)
+    wanted = head_shapes(net)
+    listed = [f"{name} {tuple(shape)}" for name, shape in wanted.items()]
+    expected = f"{kind}: " + ", ".join(listed[:8]) + (", ..." if len(listed) > 8 else "")
+    found, telltale = looks_like(checkpoint.tensors)
+    missing = [name for name in wanted if name not in heads]
+    if missing or (telltale and telltale not in (*sources, *net.unused)):
+        lacking = f"it has no {', '.join(missing[:8])}" if missing else f"its {telltale} has no place"
+        raise WeightsError(f"{path} does not fit: {lacking}; it looks like {found}", expected, hint)
+    for name, tensor in heads.items():
+        if tensor.shape != wanted[name]:
+            other = f"{name} has shape {tuple(tensor.shape)}"
+            raise WeightsError(f"{path} does not fit: {other}; it looks like {found}", expected, hint)
+    report = load_backbone(net.backbone, path, checkpoint)
+    if report.missing:
+        raise WeightsError(f"{path} lacks {', '.join(report.missing[:3])} of {kind}", expected, hint)
+    net.load_state_dict(heads, strict=False)
+    return with_heads(report, heads, sources)
+
+
+def load_start(method: Method, path: Path) -> LoadReport:
+    """Copy what a file has for ``method``: the backbone, and the heads where they are of this method and class count.
+
+    Raises:
+        WeightsError: another network.
+    """
+    checkpoint = read_checkpoint(path)
+    report = load_backbone(method.backbone, path, checkpoint)
+    heads, sources = find_heads(method, checkpoint.tensors)
+    if heads and {name: tensor.shape for name, tensor in heads.items()} == head_shapes(method):
+        method.load_state_dict(heads, strict=False)
+        report = with_heads(report, heads, sources)
+    return report
+
+
+def find_heads(net: Method | AffinityNet | IrNet, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors of a file by the names of the network's heads, and the names that they have in the repository's code."""
+    found: dict[str, Tensor] = {}
+    sources = []
+    for name, shape in head_shapes(net).items():
+        for other in (*net.released.get(name, ()), name):
+            key = named(tensors, other)
+            if key is not None:
+                # VWE keeps its codebook as a 1x1 convolution.
+                tensor = tensors[key]
+                found[name] = tensor.flatten(1) if tensor.ndim == 4 and len(shape) == 2 else tensor
+                sources.append(other)
+                break
+    return found, sources
+
+
+def head_shapes(net: Method | AffinityNet | IrNet) -> dict[str, torch.Size]:
+    """Everything of a network but its backbone."""
+    state = net.state_dict()
+    return {name: tensor.shape for name, tensor in state.items() if not name.startswith("backbone.")}
+
+
+def looks_like(tensors: Mapping[str, Tensor]) -> tuple[str, str]:
+    """What a file seems to be, in words, and the name of the tensor that tells; empty when none does."""
+    for kind, telltale in TELLTALES:
+        key = named(tensors, telltale)
+        if key is not None:
+            return f"{kind} with {telltale} {tuple(tensors[key].shape)}", telltale
+    return architecture(tensors) or "no network known here", ""
+
+
+def named(tensors: Mapping[str, Tensor], name: str) -> str | None:
+    """The shortest name in a file that is ``name``, or ends so after a dot."""
+    return min((key for key in tensors if ("." + key).endswith("." + name)), key=len, default=None)
+
+
+def with_heads(report: LoadReport, heads: Mapping[str, Tensor], sources: Sequence[str]) -> LoadReport:
+    """The report of the backbone, with the heads, which the file calls ``sources`` after some prefix."""
+    unused = tuple(n for n in report.unexpected if not any(("." + n).endswith("." + source) for source in sources))
+    return replace(report, loaded=(*report.loaded, *heads), unexpected=unused)
