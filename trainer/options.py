@@ -102,8 +102,11 @@ def make_configs(options: Options) -> Configs:
     ways: dict[str, dict[str, Any]] = {"affinity": affinity_stage.SMALL, "irn": irn_stage.SMALL} if small else {}
     for section, way in refinement.items():
         ways[section] = {**ways.get(section, {}), **way}
-    if changes["refine"].get("refine", ways["refine"]["refine"]) == "irn":
-        ways["refine"] |= {**PUBLISHED_THRESHOLD, "crf_after_walk": small}
+    refiner = changes["refine"].get("refine", ways["refine"]["refine"])
+    if refiner in ("affinity", "irn"):
+        ways["refine"] |= {"crf_after_walk": small}
+    if refiner == "irn":
+        ways["refine"] |= PUBLISHED_THRESHOLD
     labels = {"labels_from": options.labels_from} if options.labels_from else {}
     return Configs(
         knobs.replace(DataConfig(), {**labels, **changes["data"]}, "data"),

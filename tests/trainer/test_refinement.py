@@ -102,7 +102,7 @@ def test_irn_makes_labels_weights_maps_masks_and_instances(bare, irn):
         ("affinity", "affinity.steps=64", "walk"),
         ("affinity", "affinity.walk_alpha=6", "walk"),
         ("affinity", "affinity.borders=psa", "walk"),
-        ("affinity", "refine.crf_after_walk=on", "refine"),
+        ("affinity", "refine.crf_after_walk=off", "refine"),
         ("affinity", "refine.background=soft", "refine"),
         ("affinity", "affinity.workers=1", None),
         ("affinity", "irn.beta=3", None),
@@ -183,7 +183,7 @@ def test_the_arg_max_of_the_stored_shares_is_that_of_the_walk(tmp_path):
 
 
 def test_the_protocol_names_the_walk_and_the_crf(bare, finished):
-    runs = {"affinity": "walk of AffinityNet, no CRF", "irn": "walk of IRNet, dense CRF P7"}
+    runs = {"affinity": "walk of AffinityNet, dense CRF P7", "irn": "walk of IRNet, dense CRF P7"}
     for way, walk in runs.items():
         lines = current_evaluation(finished(way))["refined"]
         assert set(lines) == {"train", "val"}
@@ -192,9 +192,9 @@ def test_the_protocol_names_the_walk_and_the_crf(bare, finished):
 
 def test_a_crf_after_the_walk_makes_only_the_masks_again(bare, finished):
     run = finished("affinity")
-    assert again(fit(bare, run, "refine.crf_after_walk=on", refine="affinity")) == {"refine"}
+    assert again(fit(bare, run, "refine.crf_after_walk=off", refine="affinity")) == {"refine"}
     protocol = current_evaluation(run)["refined"]["val"]["protocol"]
-    assert "walk of AffinityNet, dense CRF P7, no threshold: (1 - max)^16 walks along as background" in protocol
+    assert "walk of AffinityNet, no CRF, no threshold: (1 - max)^16 walks along as background" in protocol
 
 
 @pytest.mark.parametrize(
@@ -204,10 +204,13 @@ def test_a_crf_after_the_walk_makes_only_the_masks_again(bare, finished):
         ("crf", {"refine": {"refine": "crf"}}),
         ("affinity", {"refine": {"refine": "affinity"}}),
         ("irn", {"refine": {"refine": "irn"}, "irn": {}}),
-        ("psa", {"refine": {"refine": "affinity"}, "affinity": {}}),
+        ("psa", {"refine": {"refine": "affinity"}, "affinity": {"beta": 8.0, "steps": 256}}),
         (
             "seam",
-            {"refine": {"refine": "affinity"}, "affinity": {"high_alpha": 24.0, "steps": 64, "walk_alpha": 6.0}},
+            {
+                "refine": {"refine": "affinity"},
+                "affinity": {"high_alpha": 24.0, "beta": 8.0, "steps": 64, "walk_alpha": 6.0},
+            },
         ),
         ("irn-coco", {"refine": {"refine": "irn"}, "irn": {"foreground": 0.35, "background": 0.10}}),
     ],
@@ -224,11 +227,12 @@ def test_an_unknown_refinement_shows_the_nearest():
 
 @pytest.mark.parametrize("recipe", ["small", "scratch"])
 def test_small_networks_get_small_knobs_and_calibration(tmp_path, recipe):
-    configs = make_configs(Options(tmp_path, tmp_path, recipe=recipe, refine="seam"))
-    assert configs.refine == RefineConfig(refine="affinity", calibrate=True)
+    configs = make_configs(Options(tmp_path, tmp_path, recipe=recipe, refine="affinity"))
+    assert configs.refine == RefineConfig(refine="affinity", calibrate=True, crf_after_walk=True)
     assert {k: getattr(configs.affinity, k) for k in affinity_stage.SMALL} == affinity_stage.SMALL
     assert {k: getattr(configs.irn, k) for k in irn_stage.SMALL} == irn_stage.SMALL
-    assert (configs.affinity.high_alpha, configs.affinity.steps, configs.affinity.walk_alpha) == (24.0, 64, 6.0)
+    seam = make_configs(Options(tmp_path, tmp_path, recipe=recipe, refine="seam")).affinity
+    assert (seam.high_alpha, seam.beta, seam.steps, seam.walk_alpha, seam.borders) == (24.0, 8.0, 64, 6.0, "full")
 
 
 @pytest.mark.parametrize("options", [{"refine": "irn"}, {"settings": ("refine.refine=irn",)}])

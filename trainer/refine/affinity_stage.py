@@ -43,8 +43,10 @@ LABEL_BYTES = 0.2
 """Of a compressed label, for each pixel: CRF scores of two or three labels, low and high (spec refine-segment 14.1)."""
 SMALL: dict[str, Any] = {
     "epochs": 3, "batch": 8, "lr": 1e-3, "momentum": 0.9, "weight_decay": 1e-4, "crop": 256, "borders": "full",
+    "beta": 16, "steps": 16,
 }  # fmt: skip
-"""Changes for small networks and short trainings; ours."""
+"""Changes for small networks and short trainings; ours. Their affinities tell less, and a walk as long as published mixes all
+that there is (docs/refinement.md)."""
 
 Scores = npt.NDArray[np.uint8]
 

@@ -37,8 +37,11 @@ EPS = 1e-5
 BAND = 8
 """Rows of cells that are compared at a time on a CPU, whose cache then holds their differences."""
 
-PRESETS: dict[str, dict[str, Any]] = {"psa": {}, "seam": {"high_alpha": 24.0, "steps": 64, "walk_alpha": 6.0}}
-"""Changes over the defaults (spec refine-segment 1): psa's released code, and SEAM's."""
+PRESETS: dict[str, dict[str, Any]] = {
+    "psa": {"beta": 8.0, "steps": 256},
+    "seam": {"beta": 8.0, "steps": 64, "high_alpha": 24.0, "walk_alpha": 6.0},
+}
+"""Walks as released, on small networks too (spec refine-segment 1): psa's code, and SEAM's."""
 
 
 @dataclass(frozen=True)
