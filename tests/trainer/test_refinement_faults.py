@@ -184,7 +184,7 @@ def test_a_given_network_walks_without_labels_and_training(bare, mapped, finishe
     assert stages["walk"]["outputs"]["taken_from"] == str(path)
     line = current_evaluation(run)["refined"]["val"]["protocol"]
     walks = {
-        "affinity": "walk of AffinityNet from model.pt, no CRF",
+        "affinity": "walk of AffinityNet from model.pt, dense CRF P7",
         "irn": "walk of IRNet from model.pt, dense CRF P7",
     }
     assert walks[way] in line
