@@ -19,12 +19,11 @@ import grpc
 
 from serving.client import results
 from serving.client.bulk import Bulk, Result, named_images
-from serving.client.connection import ADDRESS, OPTIONS, Connection, credentials
+from serving.client.connection import Connection, credentials
 from serving.client.results import Cam, CamWishes, ImageLike, Segmentation, SegmentWishes
 from serving.errors import ImageError, RetryLater
 from serving.rpc import status
 from wsss.v1 import segmentation_pb2 as pb
-from wsss.v1 import segmentation_pb2_grpc
 
 __all__ = ["AsyncClient", "Cam", "Client", "Segmentation", "credentials"]
 
@@ -46,21 +45,6 @@ class Client(Connection):
     Every call raises a subclass of ``serving.errors.RequestError``: ``ImageError``, ``ModelNotFound``, ``Overloaded``,
     ``ServerUnavailable``, ... as the server says.
     """
-
-    def __init__(
-        self,
-        address: str = ADDRESS,
-        *,
-        timeout: float = 30.0,
-        retries: int = 3,
-        token: str = "",
-        tls: grpc.ChannelCredentials | None = None,
-    ) -> None:
-        super().__init__(timeout, retries, token)
-        self._channel = (
-            grpc.secure_channel(address, tls, OPTIONS) if tls else grpc.insecure_channel(address, options=OPTIONS)
-        )
-        self._stub = segmentation_pb2_grpc.SegmentationStub(self._channel)
 
     def segment(self, image: ImageLike, model: str = "", **wishes: Unpack[SegmentWishes]) -> Segmentation:
         """The mask of one image.
@@ -184,22 +168,7 @@ class Client(Connection):
 class AsyncClient(Connection):
     """:class:`Client` with coroutines, for many calls at once; make and use it on one event loop."""
 
-    def __init__(
-        self,
-        address: str = ADDRESS,
-        *,
-        timeout: float = 30.0,
-        retries: int = 3,
-        token: str = "",
-        tls: grpc.ChannelCredentials | None = None,
-    ) -> None:
-        super().__init__(timeout, retries, token)
-        self._channel = (
-            grpc.aio.secure_channel(address, tls, OPTIONS)
-            if tls
-            else grpc.aio.insecure_channel(address, options=OPTIONS)
-        )
-        self._stub = segmentation_pb2_grpc.SegmentationStub(self._channel)
+    _grpc = grpc.aio
 
     async def segment(self, image: ImageLike, model: str = "", **wishes: Unpack[SegmentWishes]) -> Segmentation:
         """See :meth:`Client.segment`."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import grpc
 
 from serving.client.retries import Retries
+from wsss.v1 import segmentation_pb2_grpc
 
 ADDRESS = "127.0.0.1:8500"
 OPTIONS = [
@@ -24,9 +26,24 @@ OPTIONS = [
 
 
 class Connection:
-    """What both clients are told."""
+    """What both clients are told, and their channel, which ``grpc`` or ``grpc.aio`` makes. See ``serving.client.Client``."""
 
-    def __init__(self, timeout: float, retries: int, token: str) -> None:
+    _grpc: Any = grpc
+
+    def __init__(
+        self,
+        address: str = ADDRESS,
+        *,
+        timeout: float = 30.0,
+        retries: int = 3,
+        token: str = "",
+        tls: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        make = self._grpc
+        self._channel = (
+            make.secure_channel(address, tls, OPTIONS) if tls else make.insecure_channel(address, options=OPTIONS)
+        )
+        self._stub = segmentation_pb2_grpc.SegmentationStub(self._channel)
         self._timeout = timeout
         self._retries = retries
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
