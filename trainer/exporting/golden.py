@@ -45,15 +45,18 @@ def shown(image_HW3: npt.NDArray[np.uint8], graph: SegmenterGraph) -> npt.NDArra
     Signed gradient descent on the pixels (Goodfellow et al., ICLR 2015, applied in steps) of the cross-entropy to those labels;
     how far it comes matters little.
     """
-    count = graph.run(graph.views(torch.from_numpy(image_HW3[None].copy()))[0])[0].shape[1]
-    labels = np.resize(np.random.default_rng(0).permutation(count), REGIONS).astype(np.float32)
+
+    def logits(pixels_1HW3: torch.Tensor) -> torch.Tensor:
+        return graph.run(graph.views(pixels_1HW3)[0])[0][:1]
+
     pixels_1HW3 = torch.from_numpy(image_HW3[None].astype(np.float32))
+    _, count, *size = logits(pixels_1HW3).shape
+    labels = np.resize(np.random.default_rng(0).permutation(count), REGIONS).astype(np.float32)
+    wanted_1hw = F.interpolate(torch.from_numpy(labels)[None, None], size=size)[0].long()
     for _ in range(STEPS):
         with torch.enable_grad():
             moved = pixels_1HW3.requires_grad_()
-            logits_1Lhw = graph.run(graph.views(moved)[0])[0][:1]
-            wanted_1hw = F.interpolate(torch.from_numpy(labels)[None, None], size=logits_1Lhw.shape[2:])[0].long()
-            (slope,) = torch.autograd.grad(F.cross_entropy(logits_1Lhw, wanted_1hw), moved)
+            (slope,) = torch.autograd.grad(F.cross_entropy(logits(moved), wanted_1hw), moved)
         pixels_1HW3 = (pixels_1HW3.detach() - STEP * slope.sign()).clamp(0, 255)
     image: npt.NDArray[np.uint8] = pixels_1HW3[0].round().to(torch.uint8).numpy()
     return image

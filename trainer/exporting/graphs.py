@@ -218,21 +218,20 @@ class SegmenterGraph(PixelGraph):
         small = [x if i == largest else resize_bilinear(x, finest) for i, x in enumerate(small)]
         count_views = len(logits) * (2 if self.flip else 1)
         scores_NK = add_up(small).amax((2, 3)) / count_views
-        if count_views == 1:
-            # The same value from all labels changes no soft-max, and no power can overflow then.
-            below = logits[0] - logits[0].amax(1, keepdim=True)
-            planes = self.to_image(planes_of(below), size, self.scales[0])
-        else:
-            large = [self.to_image([x], size, scale)[0] for x, scale in zip(logits, self.scales)]
-            if self.merge == "logits":
-                merged = add_up([self.merge_flip(x, count) for x in large]) / count_views
-                planes = planes_of(merged - merged.amax(1, keepdim=True))
-            else:
-                planes = planes_of(add_up([self.merge_flip(softmax(x), count) for x in large]))
-        peak_NHW, mask_NHW = largest_of(planes)
         if self.merge == "logits" or count_views == 1:
+            views = []
+            for x, scale in zip(logits, self.scales):
+                merged = self.merge_flip(x, count)
+                # The same value from all labels changes no soft-max, and no power can overflow then.
+                below = (merged - merged.amax(1, keepdim=True)) / count_views
+                views.append(self.to_image(planes_of(below), size, scale))
+            planes = [add_up(list(same)) for same in zip(*views)]
+            peak_NHW, mask_NHW = largest_of(planes)
             top_NHW = peak_NHW.exp() / add_up([plane.exp() for plane in planes]).clamp_min(1e-38)
         else:
+            large = [self.to_image([x], size, scale)[0] for x, scale in zip(logits, self.scales)]
+            total_NLHW = add_up([self.merge_flip(softmax(x), count) for x in large])
+            peak_NHW, mask_NHW = largest_of(planes_of(total_NLHW))
             top_NHW = peak_NHW / count_views
         return mask_NHW, scores_NK, (top_NHW * 255).round().to(torch.uint8)
 

@@ -132,8 +132,7 @@ def export_model(
             (place / file).write_bytes(model)
         batches = batches_of(images)
         parities = {
-            file: checked(compare(graph, place / file, batches), name, limits)
-            for file, limits in zip(models, (EXACT, HALF))
+            file: checked(compare(graph, place / file, batches), name, half=file == HALF_GRAPH) for file in models
         }
         golden = write_golden(place, graph, open_graph(place / GRAPH), card_fields["input"])
         digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(place.iterdir())}
@@ -146,14 +145,13 @@ def export_model(
     return ExportReport(path, name, version, graph.kind, len(models[GRAPH]) / 1e6, seconds, *parities.values())
 
 
-def checked(parity: Parity, name: str, limits: tuple[float, float]) -> Parity:
-    """The figures, if they keep the limits.
+def checked(parity: Parity, name: str, half: bool) -> Parity:
+    """The figures, if they keep the limits of the graph or of its half-precision form.
 
     Raises:
         ExportError: they do not.
     """
-    if failures := parity.failures(limits):
-        half = limits is HALF
+    if failures := parity.failures(HALF if half else EXACT):
         raise ExportError(
             f"the {'float16 ' if half else ''}graph of {name!r} differs from PyTorch: {'; '.join(failures)}",
             "the same result from both, up to rounding",
