@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import json
 import signal
-import sys
 import tempfile
 import time
 import urllib.request
@@ -22,17 +21,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import grpc
 import models
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-import grpc  # noqa: E402
-from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: E402
-
-from serving.bench import target  # noqa: E402
-from serving.bench.target import Running  # noqa: E402
-from wsss.v1 import segmentation_pb2 as pb  # noqa: E402
+from serving.bench import target
+from serving.bench.target import Running
+from wsss.v1 import segmentation_pb2 as pb
 
 CALLERS = 8
 LATER_SECONDS = 0.005

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,10 +21,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from serving.images import encodings, masks, polygons  # noqa: E402
+from serving.images import encodings, masks, polygons
 
 SIZES = ((375, 500), (512, 512), (1080, 1920), (3000, 4000))
 CLASSES = 20

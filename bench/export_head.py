@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,11 +19,8 @@ import onnxruntime
 import torch
 from torch import nn
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from trainer.exporting.graphs import SegmenterGraph, resize_bilinear  # noqa: E402
-from trainer.exporting.onnx_graph import Part, trace  # noqa: E402
+from trainer.exporting.graphs import SegmenterGraph, resize_bilinear
+from trainer.exporting.onnx_graph import Part, trace
 
 LABELS, SIDE, STRIDE, ROUNDS = 21, 512, 16, 20
 

@@ -26,22 +26,22 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+import grpc
+import numpy as np
+import servers
+from servers import PeerError
 
-import grpc  # noqa: E402
-import models  # noqa: E402
-import numpy as np  # noqa: E402
-import servers  # noqa: E402
-from servers import PeerError  # noqa: E402
+from serving.bench import load, target
+from serving.bench.load import Request
+from serving.bench.target import Running, Target
+from serving.config import EngineConfig
+from serving.engines import Engine, Plan
+from serving.repository.loading import open_engine
+from serving.repository.versions import read_repository
 
-from serving.bench import load, target  # noqa: E402
-from serving.bench.load import Request  # noqa: E402
-from serving.bench.target import Running, Target  # noqa: E402
-from serving.config import EngineConfig  # noqa: E402
-from serving.engines import Engine, Plan  # noqa: E402
-from serving.repository.loading import open_engine  # noqa: E402
-from serving.repository.versions import read_repository  # noqa: E402
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+import models
 
 # What is loaded, with what, and by how many callers.
 Side = tuple[Running, Request, int]

@@ -12,22 +12,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
+import grpc
+import numpy as np
+import servers
+
+from serving.bench import load, target
+from serving.bench.target import Running, infer_message
+from serving.repository.card import Card
+from serving.repository.versions import read_repository
+from wsss.inference import open_inference_pb2 as pb
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-import grpc  # noqa: E402
-import numpy as np  # noqa: E402
-import servers  # noqa: E402
-
-from serving.bench import load, target  # noqa: E402
-from serving.bench.target import Running, infer_message  # noqa: E402
-from serving.repository.card import Card  # noqa: E402
-from serving.repository.versions import read_repository  # noqa: E402
-from wsss.inference import open_inference_pb2 as pb  # noqa: E402
-
 # Batch, height and width.
 SHAPES = ((1, 96, 128), (2, 96, 128), (1, 131, 97), (3, 64, 200))
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import grpc
 
 from serving.bench.load import OPTIONS
-from serving.bench.target import Running, free_port
+from serving.bench.target import Running, ended, free_port
 from wsss.inference import open_inference_pb2 as pb
 from wsss.inference import open_inference_pb2_grpc
 
@@ -145,19 +145,13 @@ def running(
         subprocess.Popen(
             command, cwd=folder, env=inherited | variables, stdout=output, stderr=output, text=True
         ) as process,
+        ended(process, END_SECONDS),
     ):
         try:
-            try:
-                wait_until_ready(address, process, model)
-            except PeerError as error:
-                raise PeerError(f"{name}: {error}: {log.read_text()[-2000:]}") from error
-            yield Running(address, process=process)
-        finally:
-            process.terminate()
-            try:
-                process.wait(END_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            wait_until_ready(address, process, model)
+        except PeerError as error:
+            raise PeerError(f"{name}: {error}: {log.read_text()[-2000:]}") from error
+        yield Running(address, process=process)
 
 
 def wait_until_ready(address: str, process: subprocess.Popen[str], model: str) -> None:
@@ -165,10 +159,8 @@ def wait_until_ready(address: str, process: subprocess.Popen[str], model: str) -
     while time.monotonic() < until and process.poll() is None:
         with grpc.insecure_channel(address, options=OPTIONS) as channel:
             service = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
-            try:
+            with contextlib.suppress(grpc.RpcError):
                 if service.ModelReady(pb.ModelReadyRequest(name=model), timeout=2).ready:
                     return
-            except grpc.RpcError:
-                pass
         time.sleep(0.2)
     raise PeerError("it ended" if process.poll() is not None else f"not ready after {START_SECONDS:g} s")

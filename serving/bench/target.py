@@ -59,18 +59,24 @@ def server(repository: Path, *settings: str) -> Iterator[Running]:
     ports = ("--host", "127.0.0.1", "--port", "0", "--http-port", str(http_port))
     command = [sys.executable, "-m", "serving.cli", "serve", "--log-level", "warning", *ports]
     command += ["--repository", str(repository), *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, ended(process, END_SECONDS):
+        line = process.stdout.readline() if process.stdout else ""
+        if not line:
+            raise BenchError("the server did not start", "what it said stands above")
+        yield Running(line.split()[-1], http_port, process)
+
+
+@contextmanager
+def ended(process: subprocess.Popen[str], seconds: float) -> Iterator[None]:
+    """After the block the process is asked to end, and is killed if it has not in so many seconds."""
+    try:
+        yield
+    finally:
+        process.terminate()
         try:
-            line = process.stdout.readline() if process.stdout else ""
-            if not line:
-                raise BenchError("the server did not start", "what it said stands above")
-            yield Running(line.split()[-1], http_port, process)
-        finally:
-            process.terminate()
-            try:
-                process.wait(END_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def free_port() -> int:
