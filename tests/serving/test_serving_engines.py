@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import itertools
 import json
-import threading
 
 import numpy as np
 import pytest
 import tiny_models
+from engine_runs import assert_stops
 from onnx import TensorProto, helper, save
 
 from serving.engines import Stop, Stopped, TensorSpec
@@ -52,14 +52,7 @@ def test_a_run_is_stopped_from_another_thread(tmp_path):
     save(long_graph(3000), folder / "model.onnx")
     engine = OnnxRuntimeEngine(read_card(folder))
     x = np.full((4, 256, 256), 1 / 256, np.float32)
-    stop = Stop()
-    ender = threading.Timer(0.1, stop.request)
-    ender.start()
-    with pytest.raises(Stopped):
-        engine.run({"x": x}, stop)
-    ender.join()
-    with pytest.raises(Stopped):
-        engine.run({"x": x}, stop)
+    assert_stops(engine, {"x": x})
     assert OnnxRuntimeEngine(read_card(folder)).inputs == engine.inputs
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import tiny_models
+from engine_runs import image
 from fake_onnxruntime import FakeOnnxRuntime
 
 from serving.config import EngineConfig
@@ -34,10 +35,6 @@ def gpu(monkeypatch):
 
 def config(name, tmp_path, **changes):
     return EngineConfig(name, cache=tmp_path / "cache", **changes)
-
-
-def image(height=24, width=40, count=1, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
 
 
 def assert_same(engine, card, batch):

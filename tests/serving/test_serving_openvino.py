@@ -4,11 +4,11 @@ import itertools
 import os
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import pytest
 import tiny_models
+from engine_runs import assert_stops, image, wrong_runs
 from onnx import TensorProto, helper
 
 from serving.engines import Plan, Stop, Stopped, TensorSpec
@@ -18,10 +18,6 @@ from serving.repository.card import read_card
 
 pytest.importorskip("openvino")
 from serving.engines.openvino import OpenVinoEngine
-
-
-def image(height=24, width=40, count=1, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("name", ["colours", "maps"])
@@ -62,20 +58,7 @@ def test_tensor_models_keep_every_output(tmp_path):
 
 def test_runs_of_several_threads_do_not_mix(repository):
     engine = OpenVinoEngine(read_card(repository / "colours" / "1"), Plan(2), exact=True)
-    wrong = []
-
-    def work(seed):
-        for step in range(8):
-            batch = image(16 + 8 * (step % 3), 40, seed=seed * 10 + step)
-            if not np.array_equal(engine.run({"image": batch})["mask"][0], tiny_models.expected_mask(batch[0])):
-                wrong.append(seed)
-
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    assert wrong == []
+    assert wrong_runs(engine, 8) == []
 
 
 def products(steps):
@@ -90,14 +73,7 @@ def test_a_run_is_stopped_from_another_thread(tmp_path):
     tiny_models.save_graph(folder, products(400))
     engine = OpenVinoEngine(read_card(folder), Plan(), exact=True)
     x = np.full((4, 256, 256), 1 / 256, np.float32)
-    stop = Stop()
-    ender = threading.Timer(0.1, stop.request)
-    ender.start()
-    with pytest.raises(Stopped):
-        engine.run({"x": x}, stop)
-    ender.join()
-    with pytest.raises(Stopped):
-        engine.run({"x": x}, stop)
+    assert_stops(engine, {"x": x})
     np.testing.assert_allclose(engine.run({"x": x[:1]})["y"], x[:1], rtol=1e-3)
 
 

@@ -4,13 +4,13 @@ import hashlib
 import json
 import logging
 import sys
-import threading
 from dataclasses import replace
 
 import fake_gpu
 import numpy as np
 import pytest
 import tiny_models
+from engine_runs import image, wrong_runs
 
 from serving.config import EngineConfig
 from serving.engines import Plan, Stop, Stopped, TensorSpec
@@ -31,10 +31,6 @@ def card(repository):
 @pytest.fixture
 def config(tmp_path):
     return EngineConfig("tensorrt", cache=tmp_path / "cache")
-
-
-def image(height=24, width=40, count=1, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
 
 
 def assert_same(engine, card, batch):
@@ -213,20 +209,7 @@ def test_a_graph_that_tensorrt_does_not_take(monkeypatch, tmp_path, config, capl
 def test_runs_of_several_threads_do_not_mix(monkeypatch, card, config):
     fake_gpu.install(monkeypatch)
     engine = TensorRtEngine(card, PLAN, config)
-    wrong = []
-
-    def work(seed):
-        for step in range(6):
-            batch = image(16 + 8 * (step % 3), 40, seed=seed * 10 + step)
-            if not np.array_equal(engine.run({"image": batch})["mask"][0], tiny_models.expected_mask(batch[0])):
-                wrong.append(seed)
-
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    assert wrong == []
+    assert wrong_runs(engine, 6) == []
 
 
 def test_a_device_without_room_for_a_run(monkeypatch, card, config):
