@@ -198,7 +198,8 @@ def export(
         print(json.dumps(reports, indent=1))
     else:
         for entry in reports:
-            print(f"{entry['path']}: {entry['kind']}, version {entry['version']}, parity {entry['parity']}")
+            parity = ", ".join(f"{name} {value:.3g}" for name, value in entry["parity"].items() if value is not None)
+            print(f"{entry['path']}: {entry['kind']}, version {entry['version']}, against PyTorch: {parity}")
 
 
 app.command()(data_commands.check)
