@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parent
 
 
 def generate(root: Path = ROOT) -> list[Path]:
-    """Write messages, stubs and type stubs of every ``protos/**/*.proto`` below ``root``; returns the folders.
+    """Write messages, stubs and type stubs of every ``protos/**/*.proto`` below ``root``; returns
+    the folders.
 
     Raises:
         SystemExit: the compiler refused a file.
@@ -28,8 +29,15 @@ def generate(root: Path = ROOT) -> list[Path]:
     if protoc.main(["protoc", f"-I{protos}", f"-I{well_known}", *options, *map(str, sources)]) != 0:
         sys.exit("the wire contract in protos/ does not compile")
     folders = sorted({root / source.parent.relative_to(protos) for source in sources})
-    for folder in {root / parent for path in folders for parent in (path, *path.parents) if root in parent.parents}:
-        (folder / "__init__.py").write_text('"""Generated from protos/ by setup.py; do not edit."""\n')
+    for folder in {
+        root / parent
+        for path in folders
+        for parent in (path, *path.parents)
+        if root in parent.parents
+    }:
+        (folder / "__init__.py").write_text(
+            '"""Generated from protos/ by setup.py; do not edit."""\n'
+        )
     return folders
 
 

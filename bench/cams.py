@@ -1,8 +1,10 @@
-"""Multi-scale maps: batches of equal size with their mirrors, against one image, one scale, one flip at a time.
+"""Multi-scale maps: batches of equal size with their mirrors, against one image, one scale, one
+flip at a time.
 
-The other side does what the released scripts do: Pillow resize, NCHW, batch norms as modules, every class map
-up-sampled to the full image, masked by the tags, summed and normalised. Neither side writes files. Maps are compared
-at the stored size (stride 4), where the other side's raw maps are merged outside the timing.
+The other side does what the released scripts do: Pillow resize, NCHW, batch norms as modules, every
+class map up-sampled to the full image, masked by the tags, summed and normalised. Neither side
+writes files. Maps are compared at the stored size (stride 4), where the other side's raw maps are
+merged outside the timing.
 
 python bench/cams.py --images 8 --backbone mobilenet_v2 --protocol psa
 """
@@ -41,14 +43,18 @@ def pictures(folder: Path, count: int, width: int, height: int) -> list[Record]:
     records = []
     for n in range(count):
         size = (width, height) if n % 2 else (height, width)
-        coarse = np.random.default_rng(n).integers(0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8)
+        coarse = np.random.default_rng(n).integers(
+            0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8
+        )
         path = folder / f"{n}.jpg"
         Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path, quality=92)
         records.append(Record(path.stem, path, tuple(sorted({n % CLASSES, (7 * n + 3) % CLASSES}))))
     return records
 
 
-def ours(method: Method, records: list[Record], protocol: Protocol, config: CamsConfig, folder: Path) -> Maps:
+def ours(
+    method: Method, records: list[Record], protocol: Protocol, config: CamsConfig, folder: Path
+) -> Maps:
     """``make_cams`` with its writer replaced by a dictionary."""
     found: Maps = {}
     original = cams.write_cam
@@ -75,12 +81,19 @@ def released(plain: Plain, records: list[Record], protocol: Protocol) -> tuple[M
         raw[record.id] = []
         for scale in protocol.views.scales:
             side = protocol.views.size(*size, scale)
-            view = np.asarray(picture.resize(side[::-1], Image.Resampling.BICUBIC), np.float32) / 255
+            view = (
+                np.asarray(picture.resize(side[::-1], Image.Resampling.BICUBIC), np.float32) / 255
+            )
             image = np.ascontiguousarray(((view - mean) / std).transpose(2, 0, 1))
             pair = []
             for pixels in (image, image[:, :, ::-1].copy()):
-                maps = F.relu(F.conv2d(plain.body(torch.from_numpy(pixels)[None]), plain.classifier.weight))
-                full = F.interpolate(maps, size, mode="bilinear", align_corners=False)[0].numpy() * label
+                maps = F.relu(
+                    F.conv2d(plain.body(torch.from_numpy(pixels)[None]), plain.classifier.weight)
+                )
+                full = (
+                    F.interpolate(maps, size, mode="bilinear", align_corners=False)[0].numpy()
+                    * label
+                )
                 total += full[:, :, ::-1] if pair else full
                 pair.append(maps[0, list(record.tags)])
             raw[record.id].append((pair[0], pair[1]))
@@ -91,7 +104,9 @@ def released(plain: Plain, records: list[Record], protocol: Protocol) -> tuple[M
 def difference(maps: Maps, raw: Raw, records: list[Record], protocol: Protocol) -> float:
     largest = 0.0
     for record in records:
-        expected = merge(raw[record.id], stride4(image_size(record.image)), protocol).clamp(0, 1).numpy()
+        expected = (
+            merge(raw[record.id], stride4(image_size(record.image)), protocol).clamp(0, 1).numpy()
+        )
         largest = max(largest, float(np.abs(maps[record.id] - expected).max()))
     return largest
 
@@ -100,14 +115,24 @@ def compare(args: argparse.Namespace, folder: Path) -> float:
     """Ratio at float32."""
     records = pictures(folder, args.images, args.width, args.height)
     if args.folder:
-        records = [Record(p.stem, p, (n % CLASSES,)) for n, p in enumerate(list_images(args.folder)[: args.images])]
+        records = [
+            Record(p.stem, p, (n % CLASSES,))
+            for n, p in enumerate(list_images(args.folder)[: args.images])
+        ]
     protocol = PROTOCOLS[args.protocol]
     method = build_trained(args, (torch.randn(2, 3, args.size, args.size), torch.zeros(2, CLASSES)))
     plain = Plain(args.backbone, method).eval()
-    configs = {name: CamsConfig(precision=name, batch=args.batch, workers=args.workers) for name in ("fp32", "bf16")}  # type: ignore[arg-type]
-    sides: dict[str, Callable[[], object]] = {"one by one, fp32": lambda: released(plain, records, protocol)}
+    configs = {
+        name: CamsConfig(precision=name, batch=args.batch, workers=args.workers)
+        for name in ("fp32", "bf16")
+    }  # type: ignore[arg-type]
+    sides: dict[str, Callable[[], object]] = {
+        "one by one, fp32": lambda: released(plain, records, protocol)
+    }
     for name, config in configs.items():
-        sides[f"batched, {name}"] = lambda config=config: ours(method, records, protocol, config, folder / "none")
+        sides[f"batched, {name}"] = lambda config=config: ours(
+            method, records, protocol, config, folder / "none"
+        )
     times: dict[str, list[float]] = {name: [] for name in sides}
     results: dict[str, object] = {}
     for _ in range(args.rounds):
@@ -122,17 +147,22 @@ def compare(args: argparse.Namespace, folder: Path) -> float:
         median = statistics.median(times[name])
         line = f"{name:18s} {len(records) / median:8.2f} images/s   ratio {base / median:5.2f}"
         if name.startswith("batched"):
-            line += f"   largest difference of maps {difference(results[name], raw, records, protocol):.1e}"  # type: ignore[arg-type]
+            gap = difference(results[name], raw, records, protocol)  # type: ignore[arg-type]
+            line += f"   largest difference of maps {gap:.1e}"
         print(line)
     return base / statistics.median(times["batched, fp32"])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     names = ("mobilenet_v2", "resnet18", "resnet34", "resnet50", "resnet101")
     parser.add_argument("--backbone", choices=names, default="mobilenet_v2")
     parser.add_argument("--weights", type=Path, help="a weight file; without one, random weights")
-    parser.add_argument("--protocol", choices=[n for n in PROTOCOLS if PROTOCOLS[n].mirror == "add"], default="psa")
+    parser.add_argument(
+        "--protocol", choices=[n for n in PROTOCOLS if PROTOCOLS[n].mirror == "add"], default="psa"
+    )
     parser.add_argument("--folder", type=Path, help="images to take instead of synthetic ones")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--width", type=int, default=320)

@@ -1,7 +1,8 @@
-"""Dense CRF: the process pool against one image after another, and one set of kernels for two unaries against two sets.
+"""Dense CRF: the process pool against one image after another, and one set of kernels for two
+unaries against two sets.
 
-Both sides of the first start from photographs and maps on disk and end with masks on disk, as the stage ``refine`` does: start of
-the workers, reading, pickling and writing are in it.
+Both sides of the first start from photographs and maps on disk and end with masks on disk, as the
+stage ``refine`` does: start of the workers, reading, pickling and writing are in it.
 
 python bench/crf.py --images 200
 """
@@ -27,9 +28,15 @@ def scene(number: int, height: int, width: int, labels: int) -> tuple[np.ndarray
     """A picture of soft regions with noise, and scores that follow it loosely."""
     rng = np.random.RandomState(number)
     y, x = np.mgrid[:height, :width] / 60.0
-    base = 120 + 60 * np.sin(x + number) + 50 * np.cos(1.3 * y) + 50 * (np.hypot(x - 2, y - 1.5) < 0.9)
-    image = np.clip(base[..., None] * [1, 0.8, 0.6] + rng.normal(0, 6, (height, width, 3)), 0, 255).astype(np.uint8)
-    scores = np.stack([np.exp(-((x - 0.9 * k) ** 2 + (y - 0.7 * k) ** 2)) for k in range(labels)]) + 0.02
+    base = (
+        120 + 60 * np.sin(x + number) + 50 * np.cos(1.3 * y) + 50 * (np.hypot(x - 2, y - 1.5) < 0.9)
+    )
+    image = np.clip(
+        base[..., None] * [1, 0.8, 0.6] + rng.normal(0, 6, (height, width, 3)), 0, 255
+    ).astype(np.uint8)
+    scores = (
+        np.stack([np.exp(-((x - 0.9 * k) ** 2 + (y - 0.7 * k) ** 2)) for k in range(labels)]) + 0.02
+    )
     return image, (scores / scores.sum(0)).astype(np.float32)
 
 
@@ -42,7 +49,12 @@ def write_scenes(args: argparse.Namespace, folder: Path) -> list[Record]:
         image, scores = scene(number, args.height, args.width, args.labels)
         path = folder / "images" / f"{number}.jpg"
         Image.fromarray(image).save(path, quality=95)
-        write_cam(cam_path(folder / "cams", str(number)), tags, scores[1:, ::4, ::4], (args.height, args.width))
+        write_cam(
+            cam_path(folder / "cams", str(number)),
+            tags,
+            scores[1:, ::4, ::4],
+            (args.height, args.width),
+        )
         records.append(Record(str(number), path, tags))
     return records
 
@@ -50,19 +62,32 @@ def write_scenes(args: argparse.Namespace, folder: Path) -> list[Record]:
 def pooled(args: argparse.Namespace, folder: Path) -> None:
     records, names = write_scenes(args, folder), tuple(f"class {k}" for k in range(args.labels - 1))
     by_id = {record.id: record for record in records}
-    dataset = Dataset(folder, "folder", names, tuple(range(1, args.labels)), by_id, {"all": tuple(by_id)}, "the bench")
+    dataset = Dataset(
+        folder,
+        "folder",
+        names,
+        tuple(range(1, args.labels)),
+        by_id,
+        {"all": tuple(by_id)},
+        "the bench",
+    )
     config = RefineConfig(crf=args.preset, crf_backend=args.backend)
     seconds = {}
     for workers in (0, args.workers):
         start = time.perf_counter()
-        make_pseudo_masks(dataset, records, folder / "cams", folder / str(workers), config, 0.3, workers)
+        make_pseudo_masks(
+            dataset, records, folder / "cams", folder / str(workers), config, 0.3, workers
+        )
         seconds[workers] = time.perf_counter() - start
     alone, pool = (seconds[workers] for workers in (0, args.workers))
-    masks = [{p.name: p.read_bytes() for p in (folder / str(workers)).iterdir()} for workers in (0, args.workers)]
+    masks = [
+        {p.name: p.read_bytes() for p in (folder / str(workers)).iterdir()}
+        for workers in (0, args.workers)
+    ]
     print(f"one after another    {args.images / alone:8.2f} images/s")
     print(
-        f"pool of {args.workers:<3d}          {args.images / pool:8.2f} images/s   ratio {alone / pool:.2f}   "
-        f"equal files {masks[0] == masks[1]}"
+        f"pool of {args.workers:<3d}          {args.images / pool:8.2f} images/s   ratio"
+        f" {alone / pool:.2f}   equal files {masks[0] == masks[1]}"
     )
     if masks[0] != masks[1]:
         raise SystemExit("masks differ")
@@ -74,9 +99,14 @@ def shared(args: argparse.Namespace) -> None:
     equal = True
     for number in range(few):
         image, scores = scene(number, args.height, args.width, args.labels)
-        unaries = [unary_from_softmax(np.concatenate([scores[:1] ** a, scores[1:]])) for a in (0.5, 2)]
+        unaries = [
+            unary_from_softmax(np.concatenate([scores[:1] ** a, scores[1:]])) for a in (0.5, 2)
+        ]
         start = time.perf_counter()
-        apart = [dense_crf(image, u, p.iterations, p.gaussian, p.bilateral, args.backend) for u in unaries]
+        apart = [
+            dense_crf(image, u, p.iterations, p.gaussian, p.bilateral, args.backend)
+            for u in unaries
+        ]
         middle = time.perf_counter()
         crf = DenseCrf(image, p.gaussian, p.bilateral, args.backend)
         together = [crf.infer(u, p.iterations) for u in unaries]
@@ -85,13 +115,18 @@ def shared(args: argparse.Namespace) -> None:
         equal &= all(np.array_equal(a, b) for a, b in zip(apart, together))
     print(f"two unaries, apart   {few / seconds['apart']:8.2f} images/s")
     ratio = seconds["apart"] / seconds["shared"]
-    print(f"two unaries, shared  {few / seconds['shared']:8.2f} images/s   ratio {ratio:.2f}   equal bits {equal}")
+    print(
+        f"two unaries, shared  {few / seconds['shared']:8.2f} images/s   ratio {ratio:.2f}   equal"
+        f" bits {equal}"
+    )
     if not equal:
         raise SystemExit("probabilities differ")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--height", type=int, default=240)
     parser.add_argument("--width", type=int, default=320)
@@ -100,7 +135,10 @@ def main() -> None:
     parser.add_argument("--backend", choices=("pydensecrf", "torch"), default="pydensecrf")
     parser.add_argument("--workers", type=int, default=cores())
     args = parser.parse_args()
-    print(f"{args.preset} {args.backend}, {args.height}x{args.width}, {args.labels} labels, {args.images} images")
+    print(
+        f"{args.preset} {args.backend}, {args.height}x{args.width}, {args.labels} labels,"
+        f" {args.images} images"
+    )
     with tempfile.TemporaryDirectory() as folder:
         pooled(args, Path(folder))
     shared(args)

@@ -1,8 +1,10 @@
-"""SIGTERM under load: what was accepted is finished, and whatever comes later is told UNAVAILABLE (``serving.md`` R9).
+"""SIGTERM under load: what was accepted is finished, and whatever comes later is told UNAVAILABLE
+(``serving.md`` R9).
 
-Eight callers wait for slow answers of one worker when the signal comes; from then on others ask every 5 ms, on the same
-connection and on new ones, until the process has ended. ``later`` are the calls from the first that was not answered OK on:
-before it the port was open still, and what it let in was answered. Health and its order are noted too.
+Eight callers wait for slow answers of one worker when the signal comes; from then on others ask
+every 5 ms, on the same connection and on new ones, until the process has ended. ``later`` are the
+calls from the first that was not answered OK on: before it the port was open still, and what it let
+in was answered. Health and its order are noted too.
 
     python bench/drain.py
     python bench/drain.py --rounds 10 --lame-duck 0.5
@@ -35,7 +37,9 @@ FLIPPED = "NOT_SERVING"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--lame-duck", type=float, default=0.0)
     options = parser.parse_args()
@@ -80,7 +84,9 @@ async def end(running: Running, message: bytes) -> dict[str, Any]:
         finished = time.monotonic()
         later_codes = await later
         watch.cancel()
-    first = next((number for number, name in enumerate(later_codes) if name != "OK"), len(later_codes))
+    first = next(
+        (number for number, name in enumerate(later_codes) if name != "OK"), len(later_codes)
+    )
     refused = [moment for moment, name in events if name not in ("OK", FLIPPED)]
     flipped = [moment for moment, name in events if name == FLIPPED]
     return {
@@ -99,7 +105,9 @@ async def end(running: Running, message: bytes) -> dict[str, Any]:
 def in_flight(running: Running) -> int:
     """Requests that hold a place in the server's queue now."""
     with urllib.request.urlopen(f"http://127.0.0.1:{running.http_port}/metrics") as page:
-        (line,) = (line for line in page.read().decode().splitlines() if line.startswith("wsss_in_flight{"))
+        (line,) = (
+            line for line in page.read().decode().splitlines() if line.startswith("wsss_in_flight{")
+        )
     return int(float(line.split()[-1]))
 
 

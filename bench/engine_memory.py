@@ -1,8 +1,9 @@
-"""Memory of an engine whose images come in all sizes: what it has taken beyond the loaded model as sizes come along.
+"""Memory of an engine whose images come in all sizes: what it has taken beyond the loaded model as
+sizes come along.
 
-Each engine runs in a process of its own on the same sizes, then at one size. A plateau is what it keeps; a line that
-rises to the end is a leak, or a cache without a bound. The model is a MobileNetV2 segmenter with random weights, exported by the
-trainer's own code, or one of your own.
+Each engine runs in a process of its own on the same sizes, then at one size. A plateau is what it
+keeps; a line that rises to the end is a leak, or a cache without a bound. The model is a
+MobileNetV2 segmenter with random weights, exported by the trainer's own code, or one of your own.
 
     python bench/engine_memory.py
     python bench/engine_memory.py --repository exported/ --model pets
@@ -37,19 +38,39 @@ def main() -> None:
         print(json.dumps(measure(options)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        repository = options.repository or engine_bench.export_random(Path(folder), options.model, 16)
+        repository = options.repository or engine_bench.export_random(
+            Path(folder), options.model, 16
+        )
         for engine in options.engines:
             for fixed in ((), ("--fixed", "320x320")):
-                child = ["--child", engine, "--repository", str(repository), "--model", options.model, *fixed]
+                child = [
+                    "--child",
+                    engine,
+                    "--repository",
+                    str(repository),
+                    "--model",
+                    options.model,
+                    *fixed,
+                ]
                 command = [sys.executable, __file__, *child, "--runs", str(options.runs)]
-                print(subprocess.run(command, capture_output=True, text=True, check=True).stdout, end="", flush=True)
+                print(
+                    subprocess.run(command, capture_output=True, text=True, check=True).stdout,
+                    end="",
+                    flush=True,
+                )
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Megabytes beyond the loaded model after each eighth of the runs."""
-    version = max(int(path.name) for path in (options.repository / options.model).iterdir() if path.name.isdecimal())
+    version = max(
+        int(path.name)
+        for path in (options.repository / options.model).iterdir()
+        if path.name.isdecimal()
+    )
     engine = choose_engine(
-        read_card(options.repository / options.model / str(version)), Plan(), EngineConfig(options.child)
+        read_card(options.repository / options.model / str(version)),
+        Plan(),
+        EngineConfig(options.child),
     )
     rng, loaded, began, taken = random.Random(0), resident(), time.perf_counter(), []
     for run in range(1, options.runs + 1):
@@ -69,8 +90,12 @@ def resident() -> float:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repository", type=Path, help="models; without it one with random weights is exported")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--repository", type=Path, help="models; without it one with random weights is exported"
+    )
     parser.add_argument("--model", default="mobilenet_v2")
     parser.add_argument("--engines", nargs="+", default=["openvino", "onnxruntime"])
     parser.add_argument("--runs", type=int, default=240)

@@ -1,10 +1,12 @@
-"""One engine against another, served end to end: JPEG in, PNG mask out, OpenVINO in bfloat16 against onnxruntime in float32.
+"""One engine against another, served end to end: JPEG in, PNG mask out, OpenVINO in bfloat16
+against onnxruntime in float32.
 
-Models are segmenters as `wsss-trainer` exports them, with random weights: dilated networks at output stride 8, or a
-repository of your own. One server runs for each engine; rounds alternate between them, the callers are this
-process. Printed: the ratio of each round, its median, the bare engines' ratio in this process (one call after the
-other, on one thread each), and the share of equal pixels (agreement of random weights says nothing of trained ones,
-whose classes are further apart). Target: at least 2.5 for a network of ResNet-50's class.
+Models are segmenters as `wsss-trainer` exports them, with random weights: dilated networks at
+output stride 8, or a repository of your own. One server runs for each engine; rounds alternate
+between them, the callers are this process. Printed: the ratio of each round, its median, the bare
+engines' ratio in this process (one call after the other, on one thread each), and the share of
+equal pixels (agreement of random weights says nothing of trained ones, whose classes are further
+apart). Target: at least 2.5 for a network of ResNet-50's class.
 
     python bench/engines.py --model resnet50
     python bench/engines.py --repository exported/ --model pets --images photos/
@@ -40,33 +42,66 @@ RANDOM = ("resnet50", "mobilenet_v2")
 def main() -> None:
     options = arguments()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as servers:
-        repository = options.repository or export_random(Path(folder), options.model, options.output_stride)
-        version = max(int(path.name) for path in (repository / options.model).iterdir() if path.name.isdecimal())
+        repository = options.repository or export_random(
+            Path(folder), options.model, options.output_stride
+        )
+        version = max(
+            int(path.name)
+            for path in (repository / options.model).iterdir()
+            if path.name.isdecimal()
+        )
         card = read_card(repository / options.model / str(version))
         photos = Target(card, target.read_images(options.images))
-        engines = {name: choose_engine(card, Plan(), EngineConfig(name)) for name in options.engines}
+        engines = {
+            name: choose_engine(card, Plan(), EngineConfig(name)) for name in options.engines
+        }
         fast, exact = engines
-        told = {"model": options.model, "engines": [engine.description for engine in engines.values()]}
+        told = {
+            "model": options.model,
+            "engines": [engine.description for engine in engines.values()],
+        }
         told["equal_pixels"] = round(agreement(card, engines[fast], engines[exact]), 5)
         bare = bare_seconds(engines, photos, options.rounds)
         told["bare_ms"] = {name: round(1e3 * value, 1) for name, value in bare.items()}
         told["bare_ratio"] = round(bare[exact] / bare[fast], 3)
         print(json.dumps(told), flush=True)
-        running = {name: servers.enter_context(target.server(repository, f"engine.name={name}")) for name in engines}
+        running = {
+            name: servers.enter_context(target.server(repository, f"engine.name={name}"))
+            for name in engines
+        }
         rounds = []
         for number in range(options.rounds + 1):
             # In turn first and second, so that a drift of the machine favours neither.
             order = list(engines)[:: 1 if number % 2 else -1]
             rates = {}
             for name in order:
-                loaded = running[name].address, photos.request(), options.concurrency, options.seconds
+                loaded = (
+                    running[name].address,
+                    photos.request(),
+                    options.concurrency,
+                    options.seconds,
+                )
                 rates[name] = load.closed(*loaded, count=1_000_000).rate
             # The first round warms both up.
             if number:
-                rounds.append({fast: rates[fast], exact: rates[exact], "ratio": rates[fast] / rates[exact]})
-                print(json.dumps({key: round(value, 3) for key, value in rounds[-1].items()}), flush=True)
+                rounds.append(
+                    {fast: rates[fast], exact: rates[exact], "ratio": rates[fast] / rates[exact]}
+                )
+                print(
+                    json.dumps({key: round(value, 3) for key, value in rounds[-1].items()}),
+                    flush=True,
+                )
     medians = {key: round(statistics.median(each[key] for each in rounds), 3) for key in rounds[0]}
-    print(json.dumps({"median": medians, "rounds": len(rounds), "callers": options.concurrency, "target": 2.5}))
+    print(
+        json.dumps(
+            {
+                "median": medians,
+                "rounds": len(rounds),
+                "callers": options.concurrency,
+                "target": 2.5,
+            }
+        )
+    )
 
 
 def bare_seconds(engines: dict[str, Any], photos: Target, rounds: int) -> dict[str, float]:
@@ -82,7 +117,9 @@ def bare_seconds(engines: dict[str, Any], photos: Target, rounds: int) -> dict[s
 
 
 def export_random(root: Path, backbone: str, output_stride: int) -> Path:
-    """A repository with one segmenter of 20 classes on this backbone, exported by the trainer's own code."""
+    """A repository with one segmenter of 20 classes on this backbone, exported by the trainer's own
+    code.
+    """
     import torch
 
     from trainer.exporting.graphs import SegmenterGraph
@@ -98,12 +135,27 @@ def export_random(root: Path, backbone: str, output_stride: int) -> Path:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="resnet50", help=f"{' or '.join(RANDOM)}, or a name in --repository")
-    parser.add_argument("--output-stride", type=int, default=8, help="of the network with random weights")
-    parser.add_argument("--repository", type=Path, help="models; without it one with random weights is exported")
-    parser.add_argument("--images", type=Path, help="folder of JPEGs; without it, made ones of six sizes")
-    parser.add_argument("--engines", nargs=2, default=("openvino", "onnxruntime"), help="the fast one, the exact one")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", default="resnet50", help=f"{' or '.join(RANDOM)}, or a name in --repository"
+    )
+    parser.add_argument(
+        "--output-stride", type=int, default=8, help="of the network with random weights"
+    )
+    parser.add_argument(
+        "--repository", type=Path, help="models; without it one with random weights is exported"
+    )
+    parser.add_argument(
+        "--images", type=Path, help="folder of JPEGs; without it, made ones of six sizes"
+    )
+    parser.add_argument(
+        "--engines",
+        nargs=2,
+        default=("openvino", "onnxruntime"),
+        help="the fast one, the exact one",
+    )
     parser.add_argument("--concurrency", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each side in each round")

@@ -2,9 +2,10 @@
 
 python bench/evaluation.py --images 40
 
-Boundary: nearest outline pixels by a tree of outlines, against two distance transforms of the whole image a class.
-Bootstrap: counts of all drawn lists as one matrix product, against adding up the confusions of each drawn list; the plain
-side does a hundredth of the draws, from the same random numbers, and its time is scaled up.
+Boundary: nearest outline pixels by a tree of outlines, against two distance transforms of the whole
+image a class. Bootstrap: counts of all drawn lists as one matrix product, against adding up the
+confusions of each drawn list; the plain side does a hundredth of the draws, from the same random
+numbers, and its time is scaled up.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ def scene(seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         centre, radius = rng.uniform(0.2, 0.8, 2) * (height, width), rng.uniform(0.1, 0.3) * width
         shift = rng.normal(0, 6, 2)
         truth[np.hypot(y - centre[0], x - centre[1]) < radius] = label
-        pred[np.hypot(y - centre[0] - shift[0], x - centre[1] - shift[1]) < radius * rng.uniform(0.8, 1.2)] = label
+        pred[
+            np.hypot(y - centre[0] - shift[0], x - centre[1] - shift[1])
+            < radius * rng.uniform(0.8, 1.2)
+        ] = label
     return truth, pred
 
 
@@ -49,7 +53,9 @@ def by_distance_transform(pred: np.ndarray, truth: np.ndarray, classes: int) -> 
         if true.any() and found.any():
             precision = (distance_transform_edt(~true)[found] <= reach).mean()
             recall = (distance_transform_edt(~found)[true] <= reach).mean()
-            values[label] = 2 * precision * recall / (precision + recall) if precision + recall else 0
+            values[label] = (
+                2 * precision * recall / (precision + recall) if precision + recall else 0
+            )
     return values
 
 
@@ -75,13 +81,17 @@ def counts_of(images: int, skill: float) -> ImageCounts:
     for n in range(images):
         rng = np.random.RandomState(n)
         truth = rng.choice([0, 1 + n % 20], (40, 40))
-        pred = np.where(np.random.RandomState(n + 10_000).uniform(size=truth.shape) < skill, truth, 0)
+        pred = np.where(
+            np.random.RandomState(n + 10_000).uniform(size=truth.shape) < skill, truth, 0
+        )
         found.append(sparse(confusion(pred, truth, 21, predicted_ignore="own")))
     return ImageCounts.of([str(n) for n in range(images)], [f"class{k}" for k in range(20)], found)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=20, help="of the boundary F-score")
     parser.add_argument("--list", type=int, default=1449, help="images of the bootstrap")
     args = parser.parse_args()
@@ -93,17 +103,24 @@ def main() -> None:
         slow, plain = timed(by_distance_transform, pred, truth, 21)
         tree, transform = tree + fast, transform + slow
         np.testing.assert_allclose(ours, plain, atol=1e-6)
-    print(f"boundary F, 375x500: distance transforms {1e3 * transform / args.images:.1f} ms/image, "
-          f"tree {1e3 * tree / args.images:.1f} ms/image, ratio {transform / tree:.1f}, equal")  # fmt: skip
+    print(
+        f"boundary F, 375x500: distance transforms {1e3 * transform / args.images:.1f} ms/image, "
+        f"tree {1e3 * tree / args.images:.1f} ms/image, ratio {transform / tree:.1f}, equal"
+    )
     a, b = counts_of(args.list, 0.7), counts_of(args.list, 0.72)
     few = SAMPLES // 100
     fast, _ = timed(compare_paired, a, b)
     slow, drawn = timed(by_adding_up, a, b, few)
     first = compare_paired(a, b, samples=few).difference
-    np.testing.assert_allclose((first.low, first.high), np.percentile(drawn, [2.5, 97.5]), atol=1e-12)
+    np.testing.assert_allclose(
+        (first.low, first.high), np.percentile(drawn, [2.5, 97.5]), atol=1e-12
+    )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"bootstrap, {SAMPLES} draws of {args.list} images x 21 classes, two systems: adding up {100 * slow:.0f} s, "
-          f"ours {fast:.2f} s, ratio {100 * slow / fast:.0f}, equal; peak memory {peak:.0f} MB")  # fmt: skip
+    print(
+        f"bootstrap, {SAMPLES} draws of {args.list} images x 21 classes, two systems: adding up"
+        f" {100 * slow:.0f} s, ours {fast:.2f} s, ratio {100 * slow / fast:.0f}, equal; peak memory"
+        f" {peak:.0f} MB"
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""The head of an exported segmenter, matrix products label by label, against ``Resize`` and reductions over the labels.
+"""The head of an exported segmenter, matrix products label by label, against ``Resize`` and
+reductions over the labels.
 
-Both give the same masks, up to pixels between two labels, and confidences at most a level apart. Logits of 21 labels at stride
-16 go to 512x512, arg-max and the winner's probability, in onnxruntime on one thread. Figures are processor time, which other
-work hardly touches.
+Both give the same masks, up to pixels between two labels, and confidences at most a level apart.
+Logits of 21 labels at stride 16 go to 512x512, arg-max and the winner's probability, in onnxruntime
+on one thread. Figures are processor time, which other work hardly touches.
 
     python bench/export_head.py
 """
@@ -47,7 +48,11 @@ def session(head: Any) -> Any:
 
 
 def main() -> None:
-    logits = np.random.default_rng(0).standard_normal((1, LABELS, SIDE // STRIDE, SIDE // STRIDE)).astype(np.float32)
+    logits = (
+        np.random.default_rng(0)
+        .standard_normal((1, LABELS, SIDE // STRIDE, SIDE // STRIDE))
+        .astype(np.float32)
+    )
     sessions = {"reductions": session(reductions), "exported": session(exported)}
     times: dict[str, list[float]] = {name: [] for name in sessions}
     found = {}
@@ -63,7 +68,9 @@ def main() -> None:
     assert (mask == other_mask).mean() > 0.9999
     assert np.abs(level.astype(int) - other_level).max() <= 1
     medians = {f"{name}_ms": round(statistics.median(values), 1) for name, values in times.items()}
-    print(json.dumps(medians | {"ratio": round(medians["reductions_ms"] / medians["exported_ms"], 2)}))
+    print(
+        json.dumps(medians | {"ratio": round(medians["reductions_ms"] / medians["exported_ms"], 2)})
+    )
 
 
 if __name__ == "__main__":

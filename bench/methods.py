@@ -1,7 +1,8 @@
-"""What a training step of each method costs, as a multiple of a step of ``cam``, beside its forward passes.
+"""What a training step of each method costs, as a multiple of a step of ``cam``, beside its forward
+passes.
 
-Every method steps in turn on the same batch, forward, backward and update, in fp32. Passes are counted by pixels that go
-through the backbone: SEAM's second view at 0.6 of the size counts 0.36.
+Every method steps in turn on the same batch, forward, backward and update, in fp32. Passes are
+counted by pixels that go through the backbone: SEAM's second view at 0.6 of the size counts 0.36.
 
 python bench/methods.py --backbone mobilenet_v2 --batch 8 --size 224
 """
@@ -34,9 +35,13 @@ class Stepper:
         knobs = dataclasses.replace(method_classes(name)[1](), **changes)
         if hasattr(knobs, "subcategories"):
             knobs = dataclasses.replace(knobs, subcategories=(10,) * CLASSES)
-        self.method: Method = classify.build(name, knobs, backbone, classify.backbone_knobs(backbone, config), CLASSES)
+        self.method: Method = classify.build(
+            name, knobs, backbone, classify.backbone_knobs(backbone, config), CLASSES
+        )
         self.method.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = make_optimizer(self.method.param_groups(1e-4, 1e-4), Training(momentum=0.9))
+        self.optimizer = make_optimizer(
+            self.method.param_groups(1e-4, 1e-4), Training(momentum=0.9)
+        )
         self.pixels = 0
         self.method.backbone.register_forward_pre_hook(self.count)
         self.times: list[float] = []
@@ -60,7 +65,9 @@ class Stepper:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     names = ("mobilenet_v2", "resnet18", "resnet34", "resnet50", "resnet101")
     parser.add_argument("--backbone", choices=names, default="mobilenet_v2")
     parser.add_argument("--batch", type=int, default=8)
@@ -81,12 +88,18 @@ def main() -> None:
             stepper.step(images, tags, k)
     base = statistics.median(steppers["cam"].times[2:])
     whole = images.shape[0] * args.size * args.size
-    print(f"{args.backbone}, batch {args.batch}, {args.size}x{args.size}, {torch.get_num_threads()} threads")
+    print(
+        f"{args.backbone}, batch {args.batch}, {args.size}x{args.size}, {torch.get_num_threads()}"
+        " threads"
+    )
     print(f"{'method':20s} {'ms/step':>8s} {'x cam':>6s} {'passes':>7s} {'x cam / pass':>12s}")
     for name, stepper in steppers.items():
         median = statistics.median(stepper.times[2:])
         passes = stepper.pixels / whole
-        print(f"{name:20s} {1000 * median:8.1f} {median / base:6.2f} {passes:7.2f} {median / base / passes:12.2f}")
+        print(
+            f"{name:20s} {1000 * median:8.1f} {median / base:6.2f} {passes:7.2f}"
+            f" {median / base / passes:12.2f}"
+        )
 
 
 if __name__ == "__main__":

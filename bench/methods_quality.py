@@ -1,7 +1,8 @@
 """Mean IoU of the class activation maps of every method, same data, backbone, budget and seed.
 
-Trains each variant, makes the maps of the lists ``train`` and ``val`` only, chooses the background threshold on ``train`` and
-reports it on both. No CRF, no refinement, true tags given. A variant that is done is not trained again.
+Trains each variant, makes the maps of the lists ``train`` and ``val`` only, chooses the background
+threshold on ``train`` and reports it on both. No CRF, no refinement, true tags given. A variant
+that is done is not trained again.
 
 python bench/methods_quality.py DATA --weights FILE --out runs/methods
 """
@@ -36,7 +37,9 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path)
     parser.add_argument("--weights", required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/methods"))
@@ -45,7 +48,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="for every variant")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="for every variant"
+    )
     args = parser.parse_args()
     print(f"{'variant':22s} {'train':>6s} {'val':>6s} {'threshold':>10s}")
     for name in args.only:
@@ -53,12 +58,23 @@ def main() -> None:
         run = args.out / name
         fixed = ("classify.validate=off", f"classify.epochs={args.epochs}")
         options = Options(
-            args.data, run, method, args.backbone, args.weights, train_list=args.train_list, val_list="val",
-            until="classify", seed=args.seed, settings=(*fixed, *settings, *args.set),
-        )  # fmt: skip
+            args.data,
+            run,
+            method,
+            args.backbone,
+            args.weights,
+            train_list=args.train_list,
+            val_list="val",
+            until="classify",
+            seed=args.seed,
+            settings=(*fixed, *settings, *args.set),
+        )
         Pipeline(options).fit(lambda line: None)
         figures, threshold = measure(args.data, run, method, args.backbone)
-        print(f"{name:22s} {figures['train']:6.1f} {figures['val']:6.1f} {threshold:10.2f}", flush=True)
+        print(
+            f"{name:22s} {figures['train']:6.1f} {figures['val']:6.1f} {threshold:10.2f}",
+            flush=True,
+        )
 
 
 def measure(data: Path, run: Path, method: str, backbone: str) -> tuple[dict[str, float], float]:
@@ -70,9 +86,14 @@ def measure(data: Path, run: Path, method: str, backbone: str) -> tuple[dict[str
     lists = {name: dataset.subset(name) for name in ("train", "val")}
     records = list({record.id: record for each in lists.values() for record in each}.values())
     make_cams(module, records, stage, protocol_of(config, backbone, method)[1], config)
-    sweeps = {name: evaluate_cams(dataset, each, stage.folder, sweep_thresholds()) for name, each in lists.items()}
+    sweeps = {
+        name: evaluate_cams(dataset, each, stage.folder, sweep_thresholds())
+        for name, each in lists.items()
+    }
     threshold = sweeps["train"].best
-    return {name: 100 * sweep.report(threshold, "", "")["miou"] for name, sweep in sweeps.items()}, threshold
+    return {
+        name: 100 * sweep.report(threshold, "", "")["miou"] for name, sweep in sweeps.items()
+    }, threshold
 
 
 if __name__ == "__main__":

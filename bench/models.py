@@ -1,8 +1,9 @@
 """Random models for measurements, written as a repository.
 
-``resnet``: a segmenter laid out as a ResNet-18 at output stride 32, of its cost too at width 64. ``depthwise``: nine depthwise
-blocks, some 4 ms at 256x256 on one core, in three forms with the same weights: ``segmenter`` takes pixels, ``mask`` and
-``logits`` take float32 [N,3,H,W] as most servers do.
+``resnet``: a segmenter laid out as a ResNet-18 at output stride 32, of its cost too at width 64.
+``depthwise``: nine depthwise blocks, some 4 ms at 256x256 on one core, in three forms with the same
+weights: ``segmenter`` takes pixels, ``mask`` and ``logits`` take float32 [N,3,H,W] as most servers
+do.
 
     python bench/models.py FOLDER
 """
@@ -42,17 +43,23 @@ class Graph:
         self.weights.append(numpy_helper.from_array(np.asarray(value), name))
         return name
 
-    def conv(self, source: str, inputs: int, outputs: int, size: int, stride: int = 1, group: int = 1) -> str:
+    def conv(
+        self, source: str, inputs: int, outputs: int, size: int, stride: int = 1, group: int = 1
+    ) -> str:
         scale = np.sqrt(2 * group / (inputs * size * size))
         kernel = self._rng.standard_normal((outputs, inputs // group, size, size)) * scale
         weights = self.constant(kernel.astype(np.float32))
-        return self.add("Conv", source, weights, strides=[stride] * 2, pads=[size // 2] * 4, group=group)
+        return self.add(
+            "Conv", source, weights, strides=[stride] * 2, pads=[size // 2] * 4, group=group
+        )
 
     def pixels(self) -> str:
         """Normalised float32 [N,3,H,W] of the input ``image``."""
         from onnx import TensorProto
 
-        planes = self.add("Transpose", self.add("Cast", "image", to=TensorProto.FLOAT), perm=[0, 3, 1, 2])
+        planes = self.add(
+            "Transpose", self.add("Cast", "image", to=TensorProto.FLOAT), perm=[0, 3, 1, 2]
+        )
         centred = self.add("Sub", planes, self.constant(np.float32(120)))
         return self.add("Div", centred, self.constant(np.float32(60)))
 
@@ -69,37 +76,65 @@ class Graph:
         """The output ``mask``."""
         from onnx import TensorProto
 
-        self.add("Cast", self.add("ArgMax", full, axis=1, keepdims=0), to=TensorProto.UINT8, output="mask")
+        self.add(
+            "Cast",
+            self.add("ArgMax", full, axis=1, keepdims=0),
+            to=TensorProto.UINT8,
+            output="mask",
+        )
 
     def resampling(self, old: str, new: str) -> str:
-        """Matrix [new,old] of the bilinear resize between two lengths, as ``wsss-trainer export`` writes it."""
+        """Matrix [new,old] of the bilinear resize between two lengths, as ``wsss-trainer export``
+        writes it.
+        """
         from onnx import TensorProto
 
         def centres(length: str) -> str:
-            numbers = self.add("Range", self.constant(np.int64(0)), length, self.constant(np.int64(1)))
-            return self.add("Add", self.add("Mul", numbers, self.constant(np.int64(2))), self.constant(np.int64(1)))
+            numbers = self.add(
+                "Range", self.constant(np.int64(0)), length, self.constant(np.int64(1))
+            )
+            return self.add(
+                "Add",
+                self.add("Mul", numbers, self.constant(np.int64(2))),
+                self.constant(np.int64(1)),
+            )
 
         first, last = self.constant(np.array([0])), self.constant(np.array([1]))
         rows = self.add("Mul", self.add("Unsqueeze", centres(new), last), old)
         columns = self.add("Mul", self.add("Unsqueeze", centres(old), first), new)
-        apart = self.add("Cast", self.add("Abs", self.add("Sub", columns, rows)), to=TensorProto.FLOAT)
-        unit = self.add("Mul", self.add("Cast", new, to=TensorProto.FLOAT), self.constant(np.float32(2)))
-        near = self.add("Relu", self.add("Sub", self.constant(np.float32(1)), self.add("Div", apart, unit)))
+        apart = self.add(
+            "Cast", self.add("Abs", self.add("Sub", columns, rows)), to=TensorProto.FLOAT
+        )
+        unit = self.add(
+            "Mul", self.add("Cast", new, to=TensorProto.FLOAT), self.constant(np.float32(2))
+        )
+        near = self.add(
+            "Relu", self.add("Sub", self.constant(np.float32(1)), self.add("Div", apart, unit))
+        )
         return self.add("Div", near, self.add("ReduceSum", near, last, keepdims=1))
 
     def planes(self, logits: str) -> list[str]:
         """Each label's logits at the height and width of the input ``image``."""
 
         def length(source: str, axis: int) -> str:
-            return self.add("Gather", self.add("Shape", source), self.constant(np.int64(axis)), axis=0)
+            return self.add(
+                "Gather", self.add("Shape", source), self.constant(np.int64(axis)), axis=0
+            )
 
         rows = self.resampling(length(logits, 2), length("image", 1))
-        columns = self.add("Transpose", self.resampling(length(logits, 3), length("image", 2)), perm=[1, 0])
-        small = [self.add("Gather", logits, self.constant(np.int64(k)), axis=1) for k in range(CLASSES + 1)]
+        columns = self.add(
+            "Transpose", self.resampling(length(logits, 3), length("image", 2)), perm=[1, 0]
+        )
+        small = [
+            self.add("Gather", logits, self.constant(np.int64(k)), axis=1)
+            for k in range(CLASSES + 1)
+        ]
         return [self.add("MatMul", rows, self.add("MatMul", plane, columns)) for plane in small]
 
     def largest(self, planes: list[str]) -> str:
-        """The output ``mask``, label by label as ``wsss-trainer export`` writes it; returns the winners' logits."""
+        """The output ``mask``, label by label as ``wsss-trainer export`` writes it; returns the
+        winners' logits.
+        """
         from onnx import TensorProto
 
         best, zero = planes[0], self.constant(np.float32(0))
@@ -130,7 +165,9 @@ def resnet(graph: Graph, x: str, width: int) -> str:
     for factor, stride in ((1, 1), (1, 1), (2, 2), (2, 1), (4, 2), (4, 1), (8, 2), (8, 1)):
         outputs = factor * width
         inner = graph.add("Relu", graph.conv(x, channels, outputs, 3, stride))
-        short = x if (channels, stride) == (outputs, 1) else graph.conv(x, channels, outputs, 1, stride)
+        short = (
+            x if (channels, stride) == (outputs, 1) else graph.conv(x, channels, outputs, 1, stride)
+        )
         x = graph.add("Relu", graph.add("Add", graph.conv(inner, outputs, outputs, 3), short))
         channels = outputs
     return graph.conv(x, channels, CLASSES + 1, 1)
@@ -138,7 +175,17 @@ def resnet(graph: Graph, x: str, width: int) -> str:
 
 def depthwise(graph: Graph, x: str) -> str:
     x, channels = graph.add("Relu", graph.conv(x, 3, 16, 3, 2)), 16
-    for outputs, stride in ((24, 2), (32, 2), (48, 1), (64, 2), (64, 1), (96, 1), (96, 1), (128, 1), (128, 1)):
+    for outputs, stride in (
+        (24, 2),
+        (32, 2),
+        (48, 1),
+        (64, 2),
+        (64, 1),
+        (96, 1),
+        (96, 1),
+        (128, 1),
+        (128, 1),
+    ):
         x = graph.add("Relu", graph.conv(x, channels, channels, 3, stride, channels))
         x, channels = graph.add("Relu", graph.conv(x, channels, outputs, 1)), outputs
     return graph.conv(x, channels, CLASSES + 1, 1)
@@ -159,7 +206,9 @@ def write_segmenter(root: Path, name: str = "segmenter") -> Path:
 def write_mask(root: Path, side: int = 256, name: str = "mask") -> Path:
     graph = Graph()
     graph.mask(graph.full(depthwise(graph, "x"), "x", 2))
-    return _write(root, name, graph, {"x": ("float32", [3, side, side])}, {"mask": ("uint8", [side, side])})
+    return _write(
+        root, name, graph, {"x": ("float32", [3, side, side])}, {"mask": ("uint8", [side, side])}
+    )
 
 
 def write_logits(root: Path, side: int = 512, name: str = "logits") -> Path:
@@ -179,13 +228,20 @@ def write_triton(folder: Path, inputs: dict[str, Any], outputs: dict[str, Any]) 
             for name, (dtype, dims) in shapes.items()
         )
 
-    text = f'name: "{folder.name}"\nbackend: "onnxruntime"\nmax_batch_size: 8\ndynamic_batching {{ }}\n'
+    text = (
+        f'name: "{folder.name}"\nbackend: "onnxruntime"\nmax_batch_size: 8\ndynamic_batching {{'
+        " }\n"
+    )
     text += f"input [ {tensors(inputs)} ]\noutput [ {tensors(outputs)} ]\n"
     (folder / "config.pbtxt").write_text(text)
 
 
 def segmenter_shapes() -> tuple[dict[str, Any], dict[str, Any]]:
-    outputs = {"mask": ("uint8", [-1, -1]), "scores": ("float32", [CLASSES]), "confidence": ("uint8", [-1, -1])}
+    outputs = {
+        "mask": ("uint8", [-1, -1]),
+        "scores": ("float32", [CLASSES]),
+        "confidence": ("uint8", [-1, -1]),
+    }
     return {"image": ("uint8", [-1, -1, 3])}, outputs
 
 
@@ -225,7 +281,9 @@ def _write(
     def infos(shapes: dict[str, Any]) -> list[Any]:
         return [
             helper.make_tensor_value_info(
-                key, types[dtype], ["N", *(f"{key}{k}" if dim == -1 else dim for k, dim in enumerate(dims))]
+                key,
+                types[dtype],
+                ["N", *(f"{key}{k}" if dim == -1 else dim for k, dim in enumerate(dims))],
             )
             for key, (dtype, dims) in shapes.items()
         ]
@@ -236,9 +294,16 @@ def _write(
 
 
 def write(
-    root: Path, name: str, model: Any, inputs: dict[str, Any], outputs: dict[str, Any], card: dict[str, Any] | None
+    root: Path,
+    name: str,
+    model: Any,
+    inputs: dict[str, Any],
+    outputs: dict[str, Any],
+    card: dict[str, Any] | None,
 ) -> Path:
-    """The graph, its card and Triton's configuration; without a card's fields it is a model of kind tensor."""
+    """The graph, its card and Triton's configuration; without a card's fields it is a model of kind
+    tensor.
+    """
     folder = root / name / "1"
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(model.SerializeToString())

@@ -1,11 +1,13 @@
-"""Random walks: the sparse Chebyshev form against squaring the dense matrix 8 times, as the papers' codes do.
+"""Random walks: the sparse Chebyshev form against squaring the dense matrix 8 times, as the papers'
+codes do.
 
 OMP_NUM_THREADS=2 python bench/random_walk.py --only psa
-OMP_NUM_THREADS=2 python bench/random_walk.py --only irn      (the dense side takes 1 to 3 minutes and 2 GB)
+OMP_NUM_THREADS=2 python bench/random_walk.py --only irn   (dense side: 1 to 3 minutes, 2 GB)
 
-Each side runs in its own process, for its peak memory. Both start from the same affinities, computed by our functions;
-the dense side is float32 with denormals flushed, without which IRN's takes 20 times longer, and skips the padded matrix
-that the released code builds first. Ours, float64, is the best of ``--rounds``; the dense side runs once.
+Each side runs in its own process, for its peak memory. Both start from the same affinities,
+computed by our functions; the dense side is float32 with denormals flushed, without which IRN's
+takes 20 times longer, and skips the padded matrix that the released code builds first. Ours,
+float64, is the best of ``--rounds``; the dense side runs once.
 """
 
 from __future__ import annotations
@@ -30,15 +32,25 @@ STEPS = 256
 
 
 def scene(case: str, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Maps ``[K,h,w]``, psa's with the background first, and 448 features (psa) or edges (irn) of two round things."""
-    h, w = (-(-height // 8), -(-width // 8)) if case == "psa" else ((height - 1) // 4 + 1, (width - 1) // 4 + 1)
+    """Maps ``[K,h,w]``, psa's with the background first, and 448 features (psa) or edges (irn) of
+    two round things.
+    """
+    h, w = (
+        (-(-height // 8), -(-width // 8))
+        if case == "psa"
+        else ((height - 1) // 4 + 1, (width - 1) // 4 + 1)
+    )
     generator = torch.Generator().manual_seed(0)
     y, x = torch.meshgrid(torch.linspace(0, 1, h), torch.linspace(0, 1, w), indexing="ij")
-    radii = torch.stack([torch.hypot(y - 0.35, x - 0.3) / 0.25, torch.hypot(y - 0.65, x - 0.7) / 0.3])
+    radii = torch.stack(
+        [torch.hypot(y - 0.35, x - 0.3) / 0.25, torch.hypot(y - 0.65, x - 0.7) / 0.3]
+    )
     cams = torch.exp(-3 * (radii + 0.1 * torch.rand(radii.shape, generator=generator) - 0.2) ** 2)
     if case == "irn":
         rim = (radii - 1).abs().amin(0) + 0.05 * torch.rand(h, w, generator=generator)
-        return (cams / cams.amax((1, 2), keepdim=True)).double(), torch.sigmoid(2 - 25 * rim).double()
+        return (cams / cams.amax((1, 2), keepdim=True)).double(), torch.sigmoid(
+            2 - 25 * rim
+        ).double()
     kinds = torch.stack([torch.ones(h, w), *torch.sigmoid(12 * (1 - radii))])
     mixed = torch.einsum("ck,khw->chw", torch.randn(448, 3, generator=generator), kinds)
     features = torch.nn.functional.elu(mixed + 0.3 * torch.randn(448, h, w, generator=generator))
@@ -87,14 +99,21 @@ def side(args: argparse.Namespace) -> None:
         seconds["affinity"].append(middle - start)
         seconds["walk"].append(time.perf_counter() - middle)
     np.save(args.out, walked.double().numpy())
-    print(json.dumps({name: min(values) for name, values in seconds.items()} | {"peak": peak(), "before": before}))
+    print(
+        json.dumps(
+            {name: min(values) for name, values in seconds.items()}
+            | {"peak": peak(), "before": before}
+        )
+    )
 
 
 def labels(case: str, walked_Khw: np.ndarray) -> np.ndarray:
     """As the papers decide: IRN puts a background of 0.25 beside the maps over their maximum."""
     if case == "psa":
         return walked_Khw.argmax(0)
-    return np.concatenate([np.full_like(walked_Khw[:1], 0.25), walked_Khw / walked_Khw.max()]).argmax(0)
+    return np.concatenate(
+        [np.full_like(walked_Khw[:1], 0.25), walked_Khw / walked_Khw.max()]
+    ).argmax(0)
 
 
 def compare(args: argparse.Namespace, case: str, folder: Path) -> None:
@@ -102,13 +121,29 @@ def compare(args: argparse.Namespace, case: str, folder: Path) -> None:
     for name in ("ours", "dense"):
         out = folder / f"{case}_{name}.npy"
         size = "x".join(str(n) for n in args.size)
-        command = [sys.executable, __file__, "--only", case, "--side", name, "--size", size, "--out", str(out)]
+        command = [
+            sys.executable,
+            __file__,
+            "--only",
+            case,
+            "--side",
+            name,
+            "--size",
+            size,
+            "--out",
+            str(out),
+        ]
         command += ["--rounds", str(args.rounds), "--threads", str(args.threads)]
-        figures[name] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        figures[name] = json.loads(
+            subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        )
         walked[name] = np.load(out)
     ours, dense = figures["ours"], figures["dense"]
     maps, h, w = walked["ours"].shape
-    print(f"{case} {args.size[0]}x{args.size[1]}: {maps} maps of {h}x{w}, {STEPS} steps, {args.threads} threads")
+    print(
+        f"{case} {args.size[0]}x{args.size[1]}: {maps} maps of {h}x{w}, {STEPS} steps,"
+        f" {args.threads} threads"
+    )
     for name, f in figures.items():
         grown = f"{f['peak']:.0f} MB, {f['peak'] - f['before']:.0f} MB of it for matrix and walk"
         print(f"  {name:6s}{f['walk']:10.4f} s   peak {grown}")
@@ -123,9 +158,13 @@ def compare(args: argparse.Namespace, case: str, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", choices=BETA, help="one of the two walks")
-    parser.add_argument("--size", type=lambda text: tuple(map(int, text.split("x"))), default=(500, 375), help="WxH")
+    parser.add_argument(
+        "--size", type=lambda text: tuple(map(int, text.split("x"))), default=(500, 375), help="WxH"
+    )
     parser.add_argument("--rounds", type=int, default=10, help="of ours; the dense side runs once")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--side", choices=("ours", "dense"), help=argparse.SUPPRESS)

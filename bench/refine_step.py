@@ -1,11 +1,14 @@
 """A training step of AffinityNet and of IRNet against the form of the released code, in one run.
 
-The released code gathers every pair (AffinityNet) and every cell of every line (IRNet) by index, from three float32 masks of all
-pairs that its loader processes send; ours slices shifted maps, and the loader sends the small label. Three lines a network:
+The released code gathers every pair (AffinityNet) and every cell of every line (IRNet) by index,
+from three float32 masks of all pairs that its loader processes send; ours slices shifted maps, and
+the loader sends the small label. Three lines a network:
 
 losses alone     forward and backward of the losses, from the same outputs of the network
-same network     a whole step, network included, which is ours on both sides: layout, precision and folded norms of our loop
-as shipped       our loop's step against plain modules: NCHW, float32, norms apart, as one would write it from the paper
+same network     a whole step, network included, which is ours on both sides: layout, precision
+                 and folded norms of our loop
+as shipped       our loop's step against plain modules: NCHW, float32, norms apart, as one would
+                 write it from the paper
 
 OMP_NUM_THREADS=2 python bench/refine_step.py --backbone mobilenet_v2 --batch 2
 """
@@ -97,7 +100,9 @@ class Irn:
         d = (shifted(displacement, (0, 0), self.radius)[:, :, None] - end).flatten(3)
         gap = (d - d.new_tensor(offsets).T[..., None]).abs().sum(1)
         pos, neg = (mean(alike, background) + mean(alike, foreground)) / 2, mean(unlike, different)
-        return (pos + neg) / 2 + (mean(gap, foreground, 2) + mean(d.abs().sum(1), background, 2)) / 2
+        return (pos + neg) / 2 + (
+            mean(gap, foreground, 2) + mean(d.abs().sum(1), background, 2)
+        ) / 2
 
 
 def mean(values: Tensor, mask: Tensor, channels: int = 1) -> Tensor:
@@ -124,7 +129,9 @@ def gathered_maxima(edge_Bhw: Tensor, radius: int) -> Tensor:
     found = []
     for lines in groups.values():
         index = torch.tensor(lines)[:, :, None] + source
-        found.append(edge_Bhw.flatten(1)[:, index.flatten()].view(len(edge_Bhw), *index.shape).max(2).values)
+        found.append(
+            edge_Bhw.flatten(1)[:, index.flatten()].view(len(edge_Bhw), *index.shape).max(2).values
+        )
     return torch.cat(found, 1)
 
 
@@ -139,8 +146,12 @@ def plain(net: nn.Module) -> nn.Module:
     return other.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload, no-any-return]
 
 
-def timed(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> tuple[float, float, float]:
-    """Median seconds of both, in turn, and the difference of their losses on the first, untimed call."""
+def timed(
+    ours: Callable[[], float], theirs: Callable[[], float], rounds: int
+) -> tuple[float, float, float]:
+    """Median seconds of both, in turn, and the difference of their losses on the first, untimed
+    call.
+    """
     times: dict[Callable[[], float], list[float]] = {ours: [], theirs: []}
     gap = abs(ours() - theirs())
     for _ in range(rounds):
@@ -152,16 +163,25 @@ def timed(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -
 
 
 def report(name: str, ours: float, theirs: float, gap: float) -> None:
-    print(f"  {name:14s} {1000 * ours:8.0f} ms   released form {1000 * theirs:8.0f} ms   ratio {theirs / ours:5.2f}   losses "
-          f"differ by {gap:.1e}", flush=True)  # fmt: skip
+    print(
+        f"  {name:14s} {1000 * ours:8.0f} ms   released form {1000 * theirs:8.0f} ms   ratio"
+        f" {theirs / ours:5.2f}   losses differ by {gap:.1e}",
+        flush=True,
+    )
 
 
 def loop_step(kind: Any, net: nn.Module, batch: list[Tensor], folder: Path) -> Callable[[], float]:
     """The step of our loop, with its precision, layout and optimiser."""
-    config = Training(epochs=10**6, batch=len(batch[0]), lr=LR, momentum=0.9, weight_decay=1e-4, workers=0)
-    samples: Any = Samples([Record(str(n), folder, ()) for n in range(len(batch[0]))], lambda record, rng: (), 0)
+    config = Training(
+        epochs=10**6, batch=len(batch[0]), lr=LR, momentum=0.9, weight_decay=1e-4, workers=0
+    )
+    samples: Any = Samples(
+        [Record(str(n), folder, ()) for n in range(len(batch[0]))], lambda record, rng: (), 0
+    )
     loss, groups = partial(kind.loss, radius=kind.radius), net.param_groups(LR, 1e-4, 10.0)  # type: ignore[operator]
-    loop = _Trainer(net, loss, groups, samples, config, folder, Metrics(folder / "m.csv", "bench"), 0, "cpu")
+    loop = _Trainer(
+        net, loss, groups, samples, config, folder, Metrics(folder / "m.csv", "bench"), 0, "cpu"
+    )
     net.train()
 
     def step() -> float:
@@ -177,10 +197,15 @@ def compare(kind: Affinity | Irn, args: argparse.Namespace, folder: Path) -> Non
     net = kind.build(args.backbone).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = torch.randn(args.batch, 3, kind.crop, kind.crop)
     last = images.contiguous(memory_format=torch.channels_last)
-    label = torch.tensor([0, 1, 2, 255], dtype=torch.uint8)[torch.randint(0, 4, (args.batch, kind.cells, kind.cells))]
+    label = torch.tensor([0, 1, 2, 255], dtype=torch.uint8)[
+        torch.randint(0, 4, (args.batch, kind.cells, kind.cells))
+    ]
     masks: Any = tuple(mask.float() for mask in kind.masks(label))
-    print(f"{type(net).__name__} on {args.backbone}, batch {args.batch}, crop {kind.crop}, radius {kind.radius}; a sample to "
-          f"the trainer: {label[0].numel():,} bytes instead of {sum(m[0].numel() * 4 for m in masks):,}")  # fmt: skip
+    print(
+        f"{type(net).__name__} on {args.backbone}, batch {args.batch}, crop {kind.crop}, radius"
+        f" {kind.radius}; a sample to the trainer: {label[0].numel():,} bytes instead of"
+        f" {sum(m[0].numel() * 4 for m in masks):,}"
+    )
     precise = torch.autocast("cpu", torch.bfloat16, enabled=has_bf16_units(gpu=False))
 
     def alone(loss: Callable[[Outputs, Any], Tensor], given: Any) -> Callable[[], float]:
@@ -221,14 +246,20 @@ def compare(kind: Affinity | Irn, args: argparse.Namespace, folder: Path) -> Non
 
         return step
 
-    report("losses alone", *timed(alone(kind.ours, label), alone(kind.released, masks), args.rounds))
-    report("same network", *timed(whole(kind.ours, label), whole(kind.released, masks), args.rounds))
+    report(
+        "losses alone", *timed(alone(kind.ours, label), alone(kind.released, masks), args.rounds)
+    )
+    report(
+        "same network", *timed(whole(kind.ours, label), whole(kind.released, masks), args.rounds)
+    )
     released = unrefined()
     report("as shipped", *timed(loop_step(kind, net, [last, label], folder), released, args.rounds))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     names = ("mobilenet_v2", "resnet18", "resnet34", "resnet50", "resnet101")
     parser.add_argument("--backbone", choices=names, default="mobilenet_v2")
     parser.add_argument("--only", choices=("affinity", "irn"))

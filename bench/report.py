@@ -1,7 +1,9 @@
-"""A report with many rows: size, and the time until Chromium shows it, against the same pictures made ready in Python.
+"""A report with many rows: size, and the time until Chromium shows it, against the same pictures
+made ready in Python.
 
-The report holds each photograph once, maps and masks as small PNGs of their values, and draws what is in sight. The other page
-holds the same pictures as the JPEGs that trainer/report/overlays.py draws. Needs chromium and chromedriver on PATH.
+The report holds each photograph once, maps and masks as small PNGs of their values, and draws what
+is in sight. The other page holds the same pictures as the JPEGs that trainer/report/overlays.py
+draws. Needs chromium and chromedriver on PATH.
 
 python bench/report.py runs/photos --images 200
 """
@@ -42,7 +44,9 @@ def address(picture: np.ndarray) -> str:
 
 def ready_made(page: str) -> str:
     """The page with every picture drawn beforehand, and without the script."""
-    rows = re.split(r'(?=<article class="row")', re.sub(r"<script>.*</script>", "", page, flags=re.DOTALL))
+    rows = re.split(
+        r'(?=<article class="row")', re.sub(r"<script>.*</script>", "", page, flags=re.DOTALL)
+    )
     for i, row in enumerate(rows):
         if not (found := ROW.search(row)):
             continue
@@ -50,7 +54,9 @@ def ready_made(page: str) -> str:
 
         def drawn(match: re.Match[str], photo: np.ndarray = photo) -> str:
             if match[1] == "map":
-                values = Image.fromarray(pixels(match[2], "L")).resize(photo.shape[1::-1], Image.Resampling.BILINEAR)
+                values = Image.fromarray(pixels(match[2], "L")).resize(
+                    photo.shape[1::-1], Image.Resampling.BILINEAR
+                )
                 picture = overlay_cam(photo, np.asarray(values) / 200, threshold=0.4)
             else:
                 picture = overlay_mask(photo, pixels(match[2], "P"))
@@ -61,7 +67,9 @@ def ready_made(page: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=5)
@@ -80,7 +88,9 @@ def main() -> None:
         times: dict[str, list[list[float]]] = {name: [] for name in pages}
         for _ in range(options.repeats):
             for name, path in pages.items():
-                driver = webdriver.Chrome(options=chrome, service=webdriver.ChromeService(shutil.which("chromedriver")))
+                driver = webdriver.Chrome(
+                    options=chrome, service=webdriver.ChromeService(shutil.which("chromedriver"))
+                )
                 driver.get(path.as_uri())
                 code = """const entry = performance.getEntriesByType('navigation')[0];
                 const paint = performance.getEntriesByName('first-contentful-paint')[0];

@@ -1,14 +1,17 @@
 """Training step and test of a segmenter against the released loops' way of doing it.
 
-The other side is what deeplab-pytorch and its kind do: float32, NCHW, batch norms as modules; labels resized on the host by
-Pillow, image by image and once for every output; samples made in the same process between the steps (no workers); one image,
-one scale and one flip at a time in the test. Both sides have the same weights and see the same batches in turns, and medians are
-compared. Losses of every step and label maps of every image are compared too. CRFs are left out: both sides have the same.
+The other side is what deeplab-pytorch and its kind do: float32, NCHW, batch norms as modules;
+labels resized on the host by Pillow, image by image and once for every output; samples made in the
+same process between the steps (no workers); one image, one scale and one flip at a time in the
+test. Both sides have the same weights and see the same batches in turns, and medians are compared.
+Losses of every step and label maps of every image are compared too. CRFs are left out: both sides
+have the same.
 
-The peak of memory is that of the process while a side works, which holds the weights of all sides. A trained network or
-ImageNet's weights make bfloat16's label maps comparable; random ones have no clear winner at many pixels.
+The peak of memory is that of the process while a side works, which holds the weights of all sides.
+A trained network or ImageNet's weights make bfloat16's label maps comparable; random ones have no
+clear winner at many pixels.
 
-python bench/segment.py                                     # DeepLab-v2 ResNet-101, then aspp on MobileNetV2; about 3 minutes
+python bench/segment.py    # DeepLab-v2 ResNet-101, then aspp on MobileNetV2; about 3 minutes
 python bench/segment.py --segmenter aspp --steps 12 --images 8 --weights mobilenet_v2.pth
 """
 
@@ -47,10 +50,15 @@ from trainer.training.memory import keep_freed_memory
 from trainer.training.optimiser import make_optimizer, set_rate
 
 CLASSES = 20
-SIZES = {"deeplab-v2-r101": {"crop": 161, "batch": 4, "accumulate": 2}, "aspp": {"crop": 256, "batch": 16}}
+SIZES = {
+    "deeplab-v2-r101": {"crop": 161, "batch": 4, "accumulate": 2},
+    "aspp": {"crop": 256, "batch": 16},
+}
 STEPS = {"deeplab-v2-r101": 3, "aspp": 6}
 RATE = 1e-7
-"""Random weights have steep losses: at published rates two sides that differ by rounding part within a few steps."""
+"""Random weights have steep losses: at published rates two sides that differ by rounding part
+within a few steps.
+"""
 Labels = dict[str, np.ndarray]
 
 
@@ -72,7 +80,9 @@ def reset_peak() -> None:
 
 
 def peak_mb() -> float:
-    """Largest resident size since ``reset_peak``, in MiB; since the start where that did nothing."""
+    """Largest resident size since ``reset_peak``, in MiB; since the start where that did
+    nothing.
+    """
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -81,7 +91,9 @@ def peak_mb() -> float:
 
 
 def fresh(segmenter: Segmenter, weights: Path | None, images: torch.Tensor) -> nn.Module:
-    """The weights of a file, or random ones and batch norms with the statistics of ``images``, as trained ones would have."""
+    """The weights of a file, or random ones and batch norms with the statistics of ``images``, as
+    trained ones would have.
+    """
     torch.manual_seed(0)
     network = segmenter.build()
     if weights is not None:
@@ -117,16 +129,25 @@ def pillow_labels(labels: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """As deeplab-pytorch: each label to NumPy, Pillow, back, for one output."""
     resized = []
     for label in labels:
-        picture = Image.fromarray(label.float().numpy()).resize((size[1], size[0]), Image.Resampling.NEAREST)
+        picture = Image.fromarray(label.float().numpy()).resize(
+            (size[1], size[0]), Image.Resampling.NEAREST
+        )
         resized.append(np.asarray(picture))
     return torch.from_numpy(np.stack(resized)).long()
 
 
-def released_loss(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, stride: int) -> torch.Tensor:
-    """Sum of cross-entropies at every output's own size; of one output stretched to the label grid for ``aspp``."""
+def released_loss(
+    network: nn.Module, images: torch.Tensor, labels: torch.Tensor, stride: int
+) -> torch.Tensor:
+    """Sum of cross-entropies at every output's own size; of one output stretched to the label grid
+    for ``aspp``.
+    """
     outputs = network(images)
     if isinstance(outputs, list):
-        terms = [F.cross_entropy(x, pillow_labels(labels, x.shape[2:]), ignore_index=255) for x in outputs]
+        terms = [
+            F.cross_entropy(x, pillow_labels(labels, x.shape[2:]), ignore_index=255)
+            for x in outputs
+        ]
         return torch.stack(terms).sum()
     size = (labels.shape[1] // stride, labels.shape[2] // stride)
     logits = F.interpolate(outputs, size, mode="bilinear", align_corners=False)
@@ -146,7 +167,10 @@ def released_step(segmenter: Segmenter, network: nn.Module, total: int) -> Calla
         optimizer.zero_grad()
         loss = 0.0
         for images, labels in zip(*(part.chunk(config.accumulate) for part in batch)):
-            part = released_loss(network, images.contiguous(), labels, config.label_stride) / config.accumulate
+            part = (
+                released_loss(network, images.contiguous(), labels, config.label_stride)
+                / config.accumulate
+            )
             part.backward()  # type: ignore[no-untyped-call]
             loss += part.item()
         optimizer.step()
@@ -163,7 +187,17 @@ def our_step(
     samples: Any = Samples(records, lambda record, rng: (), 0)
     folder.mkdir()
     metrics = Metrics(folder / "metrics.csv", "bench")
-    trainer = _Trainer(network, segmenter.loss, segmenter.groups(network), samples, config, folder, metrics, 0, "cpu")
+    trainer = _Trainer(
+        network,
+        segmenter.loss,
+        segmenter.groups(network),
+        samples,
+        config,
+        folder,
+        metrics,
+        0,
+        "cpu",
+    )
     network.train()
 
     def step(batch: tuple[torch.Tensor, torch.Tensor]) -> float:
@@ -174,8 +208,12 @@ def our_step(
     return step
 
 
-def training(segmenter: Segmenter, records: list[Record], args: argparse.Namespace, folder: Path) -> None:
-    """Steps in turns, then what a step of the released loop costs with its samples, which it makes in between."""
+def training(
+    segmenter: Segmenter, records: list[Record], args: argparse.Namespace, folder: Path
+) -> None:
+    """Steps in turns, then what a step of the released loop costs with its samples, which it makes
+    in between.
+    """
     config, steps = segmenter.config, args.steps or STEPS[segmenter.config.network]
     start = time.perf_counter()
     batches = [batch(segmenter, records, n) for n in range(2)]
@@ -183,7 +221,9 @@ def training(segmenter: Segmenter, records: list[Record], args: argparse.Namespa
     network = fresh(segmenter, args.weights, batches[0][0][:4])
     sides = {"released way": released_step(segmenter, unfolded(network), steps)}
     for precision in ("fp32", "auto"):
-        sides[f"here, {precision}"] = our_step(segmenter, copy.deepcopy(network), precision, steps, folder / precision)
+        sides[f"here, {precision}"] = our_step(
+            segmenter, copy.deepcopy(network), precision, steps, folder / precision
+        )
     times: dict[str, list[float]] = {name: [] for name in sides}
     losses: dict[str, list[float]] = {name: [] for name in sides}
     peaks: dict[str, float] = dict.fromkeys(sides, 0.0)
@@ -197,21 +237,24 @@ def training(segmenter: Segmenter, records: list[Record], args: argparse.Namespa
             peaks[name] = max(peaks[name], peak_mb())
     base = statistics.median(times["released way"][1:]) + sampling
     print(
-        f"training step: crop {config.crop}, batch {config.batch} in {config.accumulate} parts, {steps} steps in turns"
+        f"training step: crop {config.crop}, batch {config.batch} in {config.accumulate} parts,"
+        f" {steps} steps in turns"
     )
     for name in sides:
         median = statistics.median(times[name][1:])
         spent = base if name == "released way" else max(median, sampling / max(1, args.workers))
         gap = float(np.abs(np.array(losses[name]) / np.array(losses["released way"]) - 1).max())
         print(
-            f"  {name:13s} {spent:7.3f} s/step (update {median:.3f}, samples {sampling:.3f}"
-            f"{'' if name == 'released way' else ' in a worker beside'})   ratio {base / spent:5.2f}   "
-            f"loss {losses[name][0]:.5f} -> {losses[name][-1]:.5f}   largest relative difference {gap:.1e}   "
-            f"peak {peaks[name]:.0f} MB"
+            f"  {name:13s} {spent:7.3f} s/step (update {median:.3f}, samples"
+            f" {sampling:.3f}{'' if name == 'released way' else ' in a worker beside'})   ratio"
+            f" {base / spent:5.2f}   loss {losses[name][0]:.5f} -> {losses[name][-1]:.5f}   largest"
+            f" relative difference {gap:.1e}   peak {peaks[name]:.0f} MB"
         )
 
 
-def batch(segmenter: Segmenter, records: list[Record], number: int) -> tuple[torch.Tensor, torch.Tensor]:
+def batch(
+    segmenter: Segmenter, records: list[Record], number: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Images and labels of one step."""
     made = []
     for i in range(segmenter.config.batch):
@@ -233,15 +276,21 @@ def released_test(segmenter: Segmenter, network: nn.Module, records: list[Record
             view = views.make(pixels, scale)[None].contiguous()
             for mirror in (False, True) if segmenter.config.flip else (False,):
                 logits = network(view.flip(3) if mirror else view)
-                chance = F.interpolate(logits, pixels.shape[:2], mode="bilinear", align_corners=False).softmax(1)
+                chance = F.interpolate(
+                    logits, pixels.shape[:2], mode="bilinear", align_corners=False
+                ).softmax(1)
                 total = total + (chance.flip(3) if mirror else chance)
         found[record.id] = total[0].argmax(0).numpy().astype(np.uint8)
     return found
 
 
-def our_test(segmenter: Segmenter, network: nn.Module, records: list[Record], precision: str) -> Labels:
+def our_test(
+    segmenter: Segmenter, network: nn.Module, records: list[Record], precision: str
+) -> Labels:
     """``trainer.segment.predict`` without its files."""
-    made = make_segmenter(replace(segmenter.config, test_precision=precision), "mobilenet_v2", CLASSES)  # type: ignore[arg-type]
+    made = make_segmenter(
+        replace(segmenter.config, test_precision=precision), "mobilenet_v2", CLASSES
+    )  # type: ignore[arg-type]
     with inference(network, made.config.test_precision, "cpu") as target:
         guesses = segment._probabilities(made, network, records, target)
         return {record.id: chance.argmax(0).astype(np.uint8) for record, chance in guesses}
@@ -250,10 +299,14 @@ def our_test(segmenter: Segmenter, network: nn.Module, records: list[Record], pr
 def testing(segmenter: Segmenter, records: list[Record], args: argparse.Namespace) -> None:
     network = fresh(segmenter, args.weights, batch(segmenter, records, 0)[0][:4]).eval()
     plain = unfolded(network).eval()
-    sides: dict[str, Callable[[], Labels]] = {"released way": lambda: released_test(segmenter, plain, records)}
+    sides: dict[str, Callable[[], Labels]] = {
+        "released way": lambda: released_test(segmenter, plain, records)
+    }
     for precision in ("fp32", "auto"):
         own = copy.deepcopy(network)
-        sides[f"here, {precision}"] = lambda own=own, precision=precision: our_test(segmenter, own, records, precision)  # type: ignore[misc]
+        sides[f"here, {precision}"] = lambda own=own, precision=precision: our_test(
+            segmenter, own, records, precision
+        )  # type: ignore[misc]
     times: dict[str, list[float]] = {name: [] for name in sides}
     labels: dict[str, Labels] = {}
     peaks: dict[str, float] = dict.fromkeys(sides, 0.0)
@@ -266,11 +319,18 @@ def testing(segmenter: Segmenter, records: list[Record], args: argparse.Namespac
             times[name].append(time.perf_counter() - start)
             peaks[name] = max(peaks[name], peak_mb())
     base = statistics.median(times["released way"])
-    views = f"{len(segmenter.views().scales)} scales{' and mirror' if segmenter.config.flip else ''}"
-    print(f"test: {len(records)} images of {args.width}x{args.height}, {views}, {args.rounds} rounds in turns")
+    views = (
+        f"{len(segmenter.views().scales)} scales{' and mirror' if segmenter.config.flip else ''}"
+    )
+    print(
+        f"test: {len(records)} images of {args.width}x{args.height}, {views}, {args.rounds} rounds"
+        " in turns"
+    )
     for name in sides:
         median = statistics.median(times[name])
-        same = np.mean([(labels[name][k] == labels["released way"][k]).mean() for k in labels[name]])
+        same = np.mean(
+            [(labels[name][k] == labels["released way"][k]).mean() for k in labels[name]]
+        )
         print(
             f"  {name:13s} {len(records) / median:7.2f} images/s   ratio {base / median:5.2f}   "
             f"equal pixels {100 * same:.3f} %   peak {peaks[name]:.0f} MB"
@@ -278,11 +338,19 @@ def testing(segmenter: Segmenter, records: list[Record], args: argparse.Namespac
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--segmenter", choices=list(SIZES), help="one of them; both without it")
-    parser.add_argument("--weights", type=Path, help="a weight file for the one segmenter; without one, random weights")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        help="a weight file for the one segmenter; without one, random weights",
+    )
     parser.add_argument("--steps", type=int, default=0, help="of each side; 3 and 6 by default")
-    parser.add_argument("--crop", type=int, default=0, help="side of the training crop; 161 and 256 by default")
+    parser.add_argument(
+        "--crop", type=int, default=0, help="side of the training crop; 161 and 256 by default"
+    )
     parser.add_argument("--batch", type=int, default=0, help="images a step; 4 and 16 by default")
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--width", type=int, default=320)

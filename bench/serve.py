@@ -1,7 +1,8 @@
 """``wsss-serving bench`` on a random model made for it, so that everybody measures the same one.
 
-``resnet`` has the cost of a ResNet-18 and is asked for masks of JPEGs; ``segmenter`` is a small one; ``mask`` is small too
-and takes the float32 [1,3,256,256] that servers are compared with (``bench/peers``), by the Open Inference Protocol.
+``resnet`` has the cost of a ResNet-18 and is asked for masks of JPEGs; ``segmenter`` is a small
+one; ``mask`` is small too and takes the float32 [1,3,256,256] that servers are compared with
+(``bench/peers``), by the Open Inference Protocol.
 
     python bench/serve.py
     python bench/serve.py --net mask --rounds 6
@@ -19,12 +20,20 @@ from pathlib import Path
 import models
 
 ROOT = Path(__file__).resolve().parents[1]
-NETS = {"resnet": models.write_resnet, "segmenter": models.write_segmenter, "mask": models.write_mask}
+NETS = {
+    "resnet": models.write_resnet,
+    "segmenter": models.write_segmenter,
+    "mask": models.write_mask,
+}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--net", choices=NETS, default="resnet", help="all other options go to wsss-serving bench")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--net", choices=NETS, default="resnet", help="all other options go to wsss-serving bench"
+    )
     options, others = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         NETS[options.net](Path(folder))

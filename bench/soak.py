@@ -1,8 +1,10 @@
-"""Memory of a server under images of all sizes (``serving.md`` R10): after all requests against after the first tenth.
+"""Memory of a server under images of all sizes (``serving.md`` R10): after all requests against
+after the first tenth.
 
-Sizes are drawn at random, so that hardly two are equal; ``slope`` is that of the least squares line through the later half
-of the samples, with its 95 % interval, which should hold 0. Samples follow each other, so the interval is computed
-from means of twenty stretches. Leave it running with ``--requests`` in the millions for a day's answer.
+Sizes are drawn at random, so that hardly two are equal; ``slope`` is that of the least squares line
+through the later half of the samples, with its 95 % interval, which should hold 0. Samples follow
+each other, so the interval is computed from means of twenty stretches. Leave it running with
+``--requests`` in the millions for a day's answer.
 
     python bench/soak.py
     python bench/soak.py --requests 2000000 --repository exported/ --model pets
@@ -71,7 +73,10 @@ async def soak(running: Running, options: argparse.Namespace) -> list[tuple[int,
                 if done % every == 0:
                     samples.append((done, resident(running.process.pid)))
                     if done % (40 * every) == 0:
-                        print(json.dumps({"requests": done, "mb": round(samples[-1][1], 1)}), flush=True)
+                        print(
+                            json.dumps({"requests": done, "mb": round(samples[-1][1], 1)}),
+                            flush=True,
+                        )
 
         await asyncio.gather(*(caller(first) for first in range(CALLERS)))
     return samples
@@ -100,8 +105,12 @@ def summary(samples: list[tuple[int, float]], requests: int) -> dict[str, Any]:
 
 
 def line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Slope of the least squares line through the means of twenty stretches, and half of its 95 % interval."""
-    x, y = (np.array([part.mean() for part in np.array_split(values, STRETCHES)]) for values in (x, y))
+    """Slope of the least squares line through the means of twenty stretches, and half of its 95 %
+    interval.
+    """
+    x, y = (
+        np.array([part.mean() for part in np.array_split(values, STRETCHES)]) for values in (x, y)
+    )
     centred = x - x.mean()
     slope = float(centred @ y / (centred @ centred))
     left = y - y.mean() - slope * centred
@@ -110,13 +119,19 @@ def line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--requests", type=int, default=20_000)
-    parser.add_argument("--repository", type=Path, help="models; without it a small random one is made")
+    parser.add_argument(
+        "--repository", type=Path, help="models; without it a small random one is made"
+    )
     parser.add_argument("--model", default="", help="of that repository")
     parser.add_argument("--min-side", type=int, default=64)
     parser.add_argument("--max-side", type=int, default=256)
-    parser.add_argument("--set", action="append", default=[], help="setting of the server, may be repeated")
+    parser.add_argument(
+        "--set", action="append", default=[], help="setting of the server, may be repeated"
+    )
     return parser.parse_args()
 
 

@@ -1,4 +1,5 @@
-"""Threshold sweep: one pass against one pass a threshold, as the released scripts do; the counts must be identical.
+"""Threshold sweep: one pass against one pass a threshold, as the released scripts do; the counts
+must be identical.
 
 Both sides take turns, four images at a time, in one process.
 
@@ -41,7 +42,9 @@ def make_data(root: Path, images: int, height: int, width: int) -> Dataset:
         write_index_png(mask, truth)
         write_cam(cam_path(root / "cams", str(n)), classes, np.stack(maps), (height, width))
         records[str(n)] = Record(str(n), root / f"{n}.jpg", tuple(int(k) for k in classes), mask)
-    return Dataset(root, "voc", CLASSES, tuple(range(1, 21)), records, {"all": tuple(records)}, "bench")
+    return Dataset(
+        root, "voc", CLASSES, tuple(range(1, 21)), records, {"all": tuple(records)}, "bench"
+    )
 
 
 def many_passes(dataset: Dataset, records: list[Record], folder: Path) -> np.ndarray:
@@ -49,14 +52,18 @@ def many_passes(dataset: Dataset, records: list[Record], folder: Path) -> np.nda
     for t, threshold in enumerate(SPEC_SWEEP):
         for record in records:
             cam = read_cam(cam_path(folder, record.id))
-            stack = np.concatenate([np.full((1, *cam.size), threshold, np.float32), upsample_cam(cam.maps, cam.size)])
+            stack = np.concatenate(
+                [np.full((1, *cam.size), threshold, np.float32), upsample_cam(cam.maps, cam.size)]
+            )
             pred = np.concatenate([[0], cam.classes + 1])[stack.argmax(0)]
             total[t] += confusion(pred, dataset.read_mask(record), 21)
     return total
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--height", type=int, default=375)
     parser.add_argument("--width", type=int, default=500)
@@ -76,7 +83,10 @@ def main() -> None:
     equal = np.array_equal(one, many)
     print(f"{len(SPEC_SWEEP)} thresholds, {args.images} images of {args.height}x{args.width}")
     print(f"a pass a threshold {slow / args.images:8.4f} s/image")
-    print(f"one pass           {fast / args.images:8.4f} s/image   ratio {slow / fast:.1f}  identical counts {equal}")
+    print(
+        f"one pass           {fast / args.images:8.4f} s/image   ratio {slow / fast:.1f}  identical"
+        f" counts {equal}"
+    )
     if not equal:
         raise SystemExit("counts differ")
 

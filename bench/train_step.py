@@ -1,8 +1,9 @@
-"""A step of the training loop against the plainest correct one: torchvision's modules, NCHW, float32, unfolded norms.
+"""A step of the training loop against the plainest correct one: torchvision's modules, NCHW,
+float32, unfolded norms.
 
-Both sides start from the same weights and see the same batches; steps alternate, and medians are compared. The loss
-after the last step shows whether the faster side still learns the same. Then a short real training over JPEG files
-tells how long the loop waits for the loader.
+Both sides start from the same weights and see the same batches; steps alternate, and medians are
+compared. The loss after the last step shows whether the faster side still learns the same. Then a
+short real training over JPEG files tells how long the loop waits for the loader.
 
 python bench/train_step.py --backbone mobilenet_v2 --batch 16 --size 256 --rounds 18
 """
@@ -49,12 +50,18 @@ class Plain(nn.Module):
         super().__init__()
         body = getattr(torchvision.models, name)(weights=None)
         heads = ("avgpool", "fc", "classifier")
-        self.body = nn.Sequential(OrderedDict((k, m) for k, m in body.named_children() if k not in heads))
+        self.body = nn.Sequential(
+            OrderedDict((k, m) for k, m in body.named_children() if k not in heads)
+        )
         convs = {k: m for k, m in ours.backbone.named_modules() if isinstance(m, nn.Conv2d)}
         for key, module in self.body.named_modules():
             if isinstance(module, nn.Conv2d):
                 twin = convs[key]
-                module.stride, module.dilation, module.padding = twin.stride, twin.dilation, twin.padding
+                module.stride, module.dilation, module.padding = (
+                    twin.stride,
+                    twin.dilation,
+                    twin.padding,
+                )
         self.body.load_state_dict(ours.backbone.state_dict())
         self.classifier = nn.Conv2d(ours.classifier.in_channels, CLASSES, 1, bias=False)  # type: ignore[union-attr, arg-type]
         self.classifier.load_state_dict(ours.classifier.state_dict())  # type: ignore[union-attr]
@@ -68,10 +75,14 @@ class Plain(nn.Module):
 
 
 def build(args: argparse.Namespace, batch: Batch) -> Method:
-    """Our classifier. Without a weight file its batch norms get the statistics of this batch, as trained ones would."""
+    """Our classifier. Without a weight file its batch norms get the statistics of this batch, as
+    trained ones would.
+    """
     torch.manual_seed(0)
     config = classify.make_config("small", {"crop": args.size})
-    method = classify.build("cam", Config(), args.backbone, classify.backbone_knobs(args.backbone, config), CLASSES)
+    method = classify.build(
+        "cam", Config(), args.backbone, classify.backbone_knobs(args.backbone, config), CLASSES
+    )
     if args.weights:
         load_backbone(method.backbone, args.weights)
         return method
@@ -83,15 +94,25 @@ def build(args: argparse.Namespace, batch: Batch) -> Method:
     return method.train()  # type: ignore[return-value]
 
 
-def our_step(method: Method, args: argparse.Namespace, precision: str, folder: Path) -> Callable[[Batch], float]:
+def our_step(
+    method: Method, args: argparse.Namespace, precision: str, folder: Path
+) -> Callable[[Batch], float]:
     config = Training(
-        epochs=args.steps, batch=args.batch, lr=args.lr, momentum=0.9, weight_decay=1e-4, precision=precision, workers=0
+        epochs=args.steps,
+        batch=args.batch,
+        lr=args.lr,
+        momentum=0.9,
+        weight_decay=1e-4,
+        precision=precision,
+        workers=0,
     )  # type: ignore[arg-type]
     records = [Record(str(n), folder, ()) for n in range(args.batch)]
     groups = method.param_groups(config.lr, config.weight_decay)
     samples: Any = Samples(records, lambda record, rng: (), 0)
     metrics = Metrics(folder / "metrics.csv", "bench")
-    trainer = _Trainer(method, classify.method_loss, groups, samples, config, folder, metrics, 0, "cpu")
+    trainer = _Trainer(
+        method, classify.method_loss, groups, samples, config, folder, metrics, 0, "cpu"
+    )
     method.train()
 
     def step(batch: Batch) -> float:
@@ -108,7 +129,11 @@ def plain_step(plain: Plain, args: argparse.Namespace) -> Callable[[Batch], floa
     optimizer = make_optimizer(
         [
             {"params": free, "lr": config.lr, "weight_decay": 1e-4},
-            {"params": list(plain.classifier.parameters()), "lr": 10 * config.lr, "weight_decay": 1e-4},
+            {
+                "params": list(plain.classifier.parameters()),
+                "lr": 10 * config.lr,
+                "weight_decay": 1e-4,
+            },
         ],
         config,
     )
@@ -152,7 +177,10 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
     for precision in ("fp32", "auto"):
         own = folder / precision
         own.mkdir()
-        sides[f"this loop, {precision}"] = (our_step(copy.deepcopy(method), args, precision, own), data)
+        sides[f"this loop, {precision}"] = (
+            our_step(copy.deepcopy(method), args, precision, own),
+            data,
+        )
     times: dict[str, list[float]] = {name: [] for name in sides}
     losses: dict[str, list[float]] = {name: [] for name in sides}
     for first in range(0, args.steps, TURN):
@@ -170,8 +198,9 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
         median = statistics.median(times[name])
         gap = float(np.abs(np.array(losses[name]) / reference - 1).max())
         print(
-            f"{name:18s} {1000 * median:9.1f} ms/step   ratio {base / median:5.2f}   loss {losses[name][0]:.5f} -> "
-            f"{losses[name][-1]:.5f}   largest relative difference {gap:.1e}"
+            f"{name:18s} {1000 * median:9.1f} ms/step   ratio {base / median:5.2f}   loss"
+            f" {losses[name][0]:.5f} -> {losses[name][-1]:.5f}   largest relative difference"
+            f" {gap:.1e}"
         )
 
 
@@ -184,24 +213,41 @@ def waiting(args: argparse.Namespace, folder: Path) -> None:
         image.save(folder / f"{n}.jpg", quality=92)
         records.append(Record(str(n), folder / f"{n}.jpg", (n % CLASSES,)))
     config = classify.make_config(
-        "small", {"crop": args.size, "batch": args.batch, "epochs": 5, "workers": args.workers, "validate": False}
+        "small",
+        {
+            "crop": args.size,
+            "batch": args.batch,
+            "epochs": 5,
+            "workers": args.workers,
+            "validate": False,
+        },
     )
     method = build(args, batches(args, 1)[0])
     make = partial(classify.make_sample, config=config, num_classes=CLASSES)
     groups = method.param_groups(config.lr, config.weight_decay, config.new_factor)
     metrics = Metrics(folder / "metrics.csv", "classify")
     last = train(
-        method, classify.method_loss, groups, Samples(records, make, 0), config, folder, metrics, 0, "loader",
+        method,
+        classify.method_loss,
+        groups,
+        Samples(records, make, 0),
+        config,
+        folder,
+        metrics,
+        0,
+        "loader",
         device="cpu",
-    )  # fmt: skip
+    )
     print(
-        f"real loop, steps 11 to 20: {last['images_per_second']:.1f} images/s, {100 * last['data_wait']:.1f} % of the "
-        "time waiting for data"
+        f"real loop, steps 11 to 20: {last['images_per_second']:.1f} images/s,"
+        f" {100 * last['data_wait']:.1f} % of the time waiting for data"
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     names = ("mobilenet_v2", "resnet18", "resnet34", "resnet50", "resnet101")
     parser.add_argument("--backbone", choices=names, default="mobilenet_v2")
     parser.add_argument("--weights", type=Path, help="a weight file; without one, random weights")
@@ -214,7 +260,10 @@ def main() -> None:
     parser.add_argument("--no-loader", action="store_true", help="only the steps")
     args = parser.parse_args()
     args.steps = args.rounds + args.warmup
-    print(f"{args.backbone}, batch {args.batch}, {args.size}x{args.size}, {torch.get_num_threads()} threads")
+    print(
+        f"{args.backbone}, batch {args.batch}, {args.size}x{args.size}, {torch.get_num_threads()}"
+        " threads"
+    )
     with tempfile.TemporaryDirectory() as folder:
         compare(args, Path(folder))
     if not args.no_loader:

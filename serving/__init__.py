@@ -1,1 +1,3 @@
-"""Serves exported models over gRPC and labels folders with them. Never imports torch or the trainer."""
+"""Serves exported models over gRPC and labels folders with them. Never imports torch or the
+trainer.
+"""

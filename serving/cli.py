@@ -1,4 +1,6 @@
-"""``wsss-serving``: parse, call one function, print. Whatever is heavy is imported inside of its command."""
+"""``wsss-serving``: parse, call one function, print. Whatever is heavy is imported inside of its
+command.
+"""
 
 from __future__ import annotations
 
@@ -57,25 +59,37 @@ SETTINGS = {
 @app.command(epilog="Example: wsss-serving serve --repository exported/ --port 8500")
 def serve(
     context: typer.Context,
-    config: Annotated[Path | None, typer.Option(help="TOML file of settings; the options here overrule it.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of settings; the options here overrule it.")
+    ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change any setting of the file. May be repeated."),
+        typer.Option(
+            "--set",
+            metavar="SECTION.KEY=VALUE",
+            help="Change any setting of the file. May be repeated.",
+        ),
     ] = None,
     repository: Repository = DEFAULT.repository,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 is the whole network.")
     ] = DEFAULT.network.host,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = DEFAULT.network.port,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")
+    ] = DEFAULT.network.port,
     http_port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port of /metrics, /healthz and /readyz; none without it.")
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="Port of /metrics, /healthz and /readyz; none without it."
+        ),
     ] = DEFAULT.network.http_port,
     tls_cert: Annotated[
         Path | None, typer.Option(help="PEM file of the server's certificate; both ports use it.")
     ] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
     tls_client_ca: Annotated[
-        Path | None, typer.Option(help="PEM file of who signs the certificates that callers must show.")
+        Path | None,
+        typer.Option(help="PEM file of who signs the certificates that callers must show."),
     ] = None,
     tokens: Annotated[
         Path | None, typer.Option(help="File of callers, their roles and hashes of their tokens.")
@@ -86,22 +100,33 @@ def serve(
     log_format: Annotated[
         str, typer.Option(help="text, or json for one object a line.")
     ] = DEFAULT.telemetry.log_format,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = DEFAULT.telemetry.log_level,
+    log_level: Annotated[
+        str, typer.Option(help="debug, info, warning or error.")
+    ] = DEFAULT.telemetry.log_level,
     versions: Annotated[
         str, typer.Option(help="Versions to serve: latest, latest:N, all, or numbers as in 1,3.")
     ] = DEFAULT.models.versions,
-    all_versions: Annotated[bool, typer.Option("--all-versions", help="The same as --versions all.")] = False,
+    all_versions: Annotated[
+        bool, typer.Option("--all-versions", help="The same as --versions all.")
+    ] = False,
     control: Annotated[
-        str, typer.Option(help="What changes the models later: none, poll (the repository), explicit (callers).")
+        str,
+        typer.Option(
+            help="What changes the models later: none, poll (the repository), explicit (callers)."
+        ),
     ] = DEFAULT.models.control,
     poll_seconds: Annotated[
         float, typer.Option(min=0.05, help="Seconds between two looks at the repository.")
     ] = DEFAULT.models.poll_seconds,
-    strict: Annotated[bool, typer.Option("--strict", help="Do not start unless every model is sound.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Do not start unless every model is sound.")
+    ] = False,
     workers: Annotated[
         int, typer.Option(min=0, help="Runs at once of each model; 0 chooses.")
     ] = DEFAULT.schedule.workers,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of each run; 0 chooses.")] = DEFAULT.schedule.threads,
+    threads: Annotated[
+        int, typer.Option(min=0, help="Threads of each run; 0 chooses.")
+    ] = DEFAULT.schedule.threads,
     queue: Annotated[
         int, typer.Option(min=1, help="Requests of one model waiting or running; more are refused.")
     ] = DEFAULT.schedule.queue,
@@ -126,7 +151,9 @@ def serve(
     logs.configure(settings.telemetry.log_format, settings.telemetry.log_level)
 
     def ready(server: Server) -> None:
-        print(f"serving {', '.join(server.names) or 'no model yet'} on {server.address}", flush=True)
+        print(
+            f"serving {', '.join(server.names) or 'no model yet'} on {server.address}", flush=True
+        )
 
     asyncio.run(run(settings, ready))
 
@@ -136,11 +163,22 @@ def models(repository: Repository = Path("exported"), as_json: Json = False) -> 
     """List the models of a repository, after checking every card and every checksum."""
     from serving.repository.versions import read_repository, verify
 
-    cards = [card for versions in read_repository(repository).values() for card in versions.values()]
+    cards = [
+        card for versions in read_repository(repository).values() for card in versions.values()
+    ]
     for card in cards:
         verify(card)
     if as_json:
-        fields = ("name", "version", "kind", "classes", "graph_sha256", "protocol", "supervision", "metrics")
+        fields = (
+            "name",
+            "version",
+            "kind",
+            "classes",
+            "graph_sha256",
+            "protocol",
+            "supervision",
+            "metrics",
+        )
         print(json.dumps([{field: getattr(card, field) for field in fields} for card in cards]))
         return
     from rich.console import Console
@@ -149,15 +187,33 @@ def models(repository: Repository = Path("exported"), as_json: Json = False) -> 
     table = Table("model", "version", "kind", "classes", "sha256", "method", "backbone")
     for card in cards:
         method, backbone = (str(card.source.get(key) or "") for key in ("method", "backbone"))
-        classes = ", ".join(card.classes[:6]) + (f" and {len(card.classes) - 6} more" if len(card.classes) > 6 else "")
-        table.add_row(card.name, str(card.version), card.kind, classes, card.graph_sha256[:12], method, backbone)
+        classes = ", ".join(card.classes[:6]) + (
+            f" and {len(card.classes) - 6} more" if len(card.classes) > 6 else ""
+        )
+        table.add_row(
+            card.name,
+            str(card.version),
+            card.kind,
+            classes,
+            card.graph_sha256[:12],
+            method,
+            backbone,
+        )
     Console().print(table)
 
 
-app.command(epilog="Example: wsss-serving label photos/ masks/ --model pets --format coco")(label.label)
-app.command(epilog="Example: wsss-serving bench --repository exported/ --model pets --images photos/")(bench.bench)
-app.command(epilog="Example: wsss-serving segment photo.jpg mask.png --overlay look.jpg")(client.segment)
-app.command(epilog="Example: wsss-serving health --address 127.0.0.1:8500 --model pets")(client.health)
+app.command(epilog="Example: wsss-serving label photos/ masks/ --model pets --format coco")(
+    label.label
+)
+app.command(
+    epilog="Example: wsss-serving bench --repository exported/ --model pets --images photos/"
+)(bench.bench)
+app.command(epilog="Example: wsss-serving segment photo.jpg mask.png --overlay look.jpg")(
+    client.segment
+)
+app.command(epilog="Example: wsss-serving health --address 127.0.0.1:8500 --model pets")(
+    client.health
+)
 app.command(epilog="Example: wsss-serving token ci --role infer --file tokens")(client.token)
 
 

@@ -1,6 +1,8 @@
-"""Every setting of a server: frozen dataclasses, which :mod:`serving.settings` reads from a TOML file.
+"""Every setting of a server: frozen dataclasses, which :mod:`serving.settings` reads from a TOML
+file.
 
-No module that a file's reading does not need is imported here, so that the command line knows the defaults at once.
+No module that a file's reading does not need is imported here, so that the command line knows the
+defaults at once.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ Control = Literal["none", "poll", "explicit"]
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 OversizeRule = Literal["scale", "tile", "auto"]
-EngineName = Literal["auto", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino", "tensorrt"]
+EngineName = Literal[
+    "auto", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino", "tensorrt"
+]
 Precision = Literal["auto", "fp32"]
 
 
@@ -66,7 +70,8 @@ class ConnectionsConfig:
         max_age: of a connection; its callers connect anew, maybe to another replica.
         max_age_grace: in which the calls of such a connection may finish.
         max_idle: without a call.
-        keepalive_time, keepalive_timeout: between pings to a silent caller, and until it is given up.
+        keepalive_time, keepalive_timeout: between pings to a silent caller, and until it is given
+        up.
         keepalive_min: callers that ping more often are sent away.
         max_concurrent_calls: on one connection; 0 for no limit.
     """
@@ -86,8 +91,9 @@ class ModelsConfig:
 
     Attributes:
         versions: ``latest``, ``latest:N``, ``all``, or numbers as in ``1,3``.
-        control: what changes the models after the start. ``none``; ``poll``: the repository itself, which is looked at
-            again and again; ``explicit``: callers who load and unload models, if their token has the role.
+        control: what changes the models after the start. ``none``; ``poll``: the repository itself,
+            which is looked at again and again; ``explicit``: callers who load and unload models, if
+            their token has the role.
         poll_seconds: between two looks.
         strict: do not start unless every model is sound; else those that are sound are served.
         trial: try a model in a process of its own before it is loaded.
@@ -112,10 +118,12 @@ class ScheduleConfig:
         workers: runs at once of each model; 0 chooses by the processors.
         threads: of each run; 0 chooses.
         queue: requests of one model admitted and not answered yet; one more is refused.
-        max_batch: images in a run; 0 chooses: 1 on processors, where a batch takes as long as its images one by one.
-        max_delay_ms: for which a free worker lets a request wait, so that others of its shape may join its run.
-        bucket: sides are rounded up to a multiple of this, so that images of about one size share a run; 1 keeps
-            every size and every bit.
+        max_batch: images in a run; 0 chooses: 1 on processors, where a batch takes as long as its
+            images one by one.
+        max_delay_ms: for which a free worker lets a request wait, so that others of its shape may
+            join its run.
+        bucket: sides are rounded up to a multiple of this, so that images of about one size share a
+            run; 1 keeps every size and every bit.
         warm: sizes to run before the first request, as ``HEIGHTxWIDTH``.
         models: of single models, by name, any of the settings above.
     """
@@ -141,14 +149,17 @@ class EngineConfig:
     Attributes:
         name: ``auto``, or an engine, which is used or the model is refused.
         models: engines of single models, by name.
-        precision: ``auto`` is what the engine and the device do fastest, ``fp32`` float32 on all of them.
+        precision: ``auto`` is what the engine and the device do fastest, ``fp32`` float32 on all of
+            them.
         device: number of the GPU.
-        memory_mb: of the GPU, that a model's onnxruntime may take, and that TensorRT may use to try its kernels; 0 for
-            no limit.
-        max_side: larger images are scaled down or tiled; 0 is the model's own, or 1024 where TensorRT is the engine,
-            which plans its memory for the largest image.
-        cuda_graphs: replay the kernels of the sizes in ``schedule.warm`` as one; one run at a time then.
-        cache: folder of what TensorRT built; trusted like the models. By default below the user's own cache folder.
+        memory_mb: of the GPU, that a model's onnxruntime may take, and that TensorRT may use to try
+            its kernels; 0 for no limit.
+        max_side: larger images are scaled down or tiled; 0 is the model's own, or 1024 where
+            TensorRT is the engine, which plans its memory for the largest image.
+        cuda_graphs: replay the kernels of the sizes in ``schedule.warm`` as one; one run at a time
+            then.
+        cache: folder of what TensorRT built; trusted like the models. By default below the user's
+        own cache folder.
     """
 
     name: EngineName = "auto"
@@ -176,8 +187,10 @@ class Limits:
         max_message_bytes: of a request; 0 is twice the bytes of an image and a megabyte.
         max_batch: first axis of one request of the Open Inference Protocol.
         max_streams: open at once.
-        max_per_caller: requests that one token, certificate or address may have under way; 0 for no limit.
-        stream_in_flight: requests of one stream taken and not answered yet; further ones are not read until then.
+        max_per_caller: requests that one token, certificate or address may have under way; 0 for no
+            limit.
+        stream_in_flight: requests of one stream taken and not answered yet; further ones are not
+        read until then.
     """
 
     max_bytes: int = number(32 * 1024 * 1024, 1)
@@ -200,7 +213,8 @@ class TilingConfig:
     """What becomes of images above a model's limits, unless the request says otherwise.
 
     Attributes:
-        oversize: ``scale`` them down, cut them into ``tile``s, or ``auto``: scale while half of each side is left, else tile.
+        oversize: ``scale`` them down, cut them into ``tile``s, or ``auto``: scale while half of
+            each side is left, else tile.
         overlap: share of a tile that overlaps the next one at least.
         max_tiles: of one image; more are refused.
     """
@@ -231,7 +245,8 @@ class TelemetryConfig:
         log_format: ``text``, or ``json`` for one object a line.
         log_level: lines below it are not written.
         log_requests: level of the line that each request leaves.
-        tracing: write OpenTelemetry spans, to where the ``OTEL_*`` variables of the environment say.
+        tracing: write OpenTelemetry spans, to where the ``OTEL_*`` variables of the environment
+        say.
     """
 
     log_format: LogFormat = "text"

@@ -1,7 +1,7 @@
 """Errors that a user or a caller can act on.
 
-The command line prints them without a traceback and exits with ``exit_code``. Those below :class:`RequestError` may
-travel to a client: their text never holds a path, a key or a trace.
+The command line prints them without a traceback and exits with ``exit_code``. Those below
+:class:`RequestError` may travel to a client: their text never holds a path, a key or a trace.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-# Of a list of names in an error; other texts may be twice as long. gRPC refuses metadata of more than 16 KiB in all.
+# Of a list of names in an error; other texts may be twice as long. gRPC refuses metadata of more
+# than 16 KiB in all.
 LONGEST = 200
 
 
@@ -44,7 +45,9 @@ class RepositoryError(ServingError):
 
 
 class EngineError(RepositoryError):
-    """The engine asked for cannot run the model here: its library or device is missing, or it does not take the graph."""
+    """The engine asked for cannot run the model here: its library or device is missing, or it does
+    not take the graph.
+    """
 
 
 class ConfigError(ServingError):
@@ -64,11 +67,14 @@ class BenchError(ServingError):
 
 
 class OutputError(ServingError):
-    """The graph's output is not what its card promises: a fault of the model, never of the image."""
+    """The graph's output is not what its card promises: a fault of the model, never of the
+    image.
+    """
 
 
 class RequestError(ServingError):
-    """One request cannot be answered. Its texts are cut to what fits into the metadata of a gRPC reply.
+    """One request cannot be answered. Its texts are cut to what fits into the metadata of a gRPC
+    reply.
 
     Attributes:
         code: name of the gRPC status code.
@@ -167,8 +173,12 @@ class RetryLater(RequestError):
     code = "UNAVAILABLE"
     reason = "RETRY_LATER"
 
-    def __init__(self, found: str, expected: str = "", hint: str = "", *, retry_after: float = 1.0) -> None:
-        super().__init__(found, expected, hint, metadata={"retry_after_seconds": f"{retry_after:.3f}"})
+    def __init__(
+        self, found: str, expected: str = "", hint: str = "", *, retry_after: float = 1.0
+    ) -> None:
+        super().__init__(
+            found, expected, hint, metadata={"retry_after_seconds": f"{retry_after:.3f}"}
+        )
         self.retry_after = retry_after
 
 

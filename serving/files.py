@@ -1,4 +1,6 @@
-"""Images of a folder, files that appear whole or not at all, and the manifest that says how each came to be."""
+"""Images of a folder, files that appear whole or not at all, and the manifest that says how each
+came to be.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ Entry = dict[str, Any]
 
 
 def images_below(root: Path, without: Path | None = None) -> list[Path]:
-    """The image files of a folder, searched in depth: paths relative to it, sorted; hidden ones are left out.
+    """The image files of a folder, searched in depth: paths relative to it, sorted; hidden ones are
+    left out.
 
     Args:
         root: the folder.
@@ -25,14 +28,24 @@ def images_below(root: Path, without: Path | None = None) -> list[Path]:
     found = []
     for folder, names, files in os.walk(root):
         here = Path(folder)
-        names[:] = [name for name in names if not name.startswith(".") and (here / name).resolve() != skipped]
-        found += [here / file for file in files if file.lower().endswith(EXTENSIONS) and not file.startswith(".")]
+        names[:] = [
+            name
+            for name in names
+            if not name.startswith(".") and (here / name).resolve() != skipped
+        ]
+        found += [
+            here / file
+            for file in files
+            if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
+        ]
     return sorted(path.relative_to(root) for path in found)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes ``path`` at the end of the block; if that fails nothing is left behind."""
+    """A path to write to, which becomes ``path`` at the end of the block; if that fails nothing is
+    left behind.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

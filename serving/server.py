@@ -1,4 +1,6 @@
-"""The server: models loaded, a gRPC port with services, health and reflection, an HTTP port, and a clean end on SIGTERM."""
+"""The server: models loaded, a gRPC port with services, health and reflection, an HTTP port, and a
+clean end on SIGTERM.
+"""
 
 from __future__ import annotations
 
@@ -48,22 +50,27 @@ class Server:
 
     Attributes:
         telemetry: its counters.
-        address, http_address: where it listens, once it does; the second is empty without HTTP port.
+        address, http_address: where it listens, once it does; the second is empty without HTTP
+        port.
 
     Raises:
-        StartError: from the constructor, for TLS files, tokens or libraries that the settings name and that are not
-            sound or not there.
+        StartError: from the constructor, for TLS files, tokens or libraries that the settings name
+            and that are not sound or not there.
     """
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         access, telemetry = config.access, config.telemetry
         check_exposure(config)
-        self._certificates = Certificates(access) if access.cert or access.key or access.client_ca else None
+        self._certificates = (
+            Certificates(access) if access.cert or access.key or access.client_ca else None
+        )
         self._tokens = Tokens(access.tokens) if access.tokens else None
         self.telemetry = Telemetry()
         self._end_trace: Callable[[], None] | None
-        trace, self._end_trace = tracer(importlib.metadata.version("wsss")) if telemetry.tracing else (None, None)
+        trace, self._end_trace = (
+            tracer(importlib.metadata.version("wsss")) if telemetry.tracing else (None, None)
+        )
         level = logging.getLevelNamesMapping()[telemetry.log_requests.upper()]
         self._calls = Calls(self.telemetry, trace, level, config.limits)
         self.models = Models(config)
@@ -78,7 +85,8 @@ class Server:
         return sorted({served.card.name for served in self.models.served()})
 
     async def start(self) -> None:
-        """Load, listen, then report SERVING for the server, the services and ``models/NAME`` of each model.
+        """Load, listen, then report SERVING for the server, the services and ``models/NAME`` of
+        each model.
 
         Raises:
             RepositoryError: a missing, damaged or lying model.
@@ -94,7 +102,9 @@ class Server:
         self.telemetry.follow(self.models)
         interceptors = [AccessInterceptor(self._tokens, self.telemetry)] if self._tokens else []
         self._grpc = grpc.aio.server(
-            interceptors=interceptors, options=channel_options(self._config), maximum_concurrent_rpcs=LAST_WALL
+            interceptors=interceptors,
+            options=channel_options(self._config),
+            maximum_concurrent_rpcs=LAST_WALL,
         )
         services = (
             SegmentationService(self.models, self._config, self._codecs, self._calls),
@@ -102,20 +112,24 @@ class Server:
         )
         self._grpc.add_generic_rpc_handlers(tuple(service.handler() for service in services))
         self._health.add_to(self._grpc)
-        reflection.enable_server_reflection((*SERVICES, health.NAME, reflection.SERVICE_NAME), self._grpc)
+        reflection.enable_server_reflection(
+            (*SERVICES, health.NAME, reflection.SERVICE_NAME), self._grpc
+        )
         self.address = self._bind()
         await self._grpc.start()
         await self._health.start(SERVICES)
         self._set_ready(True)
 
     async def stop(self, close: bool = True) -> None:
-        """Say NOT_SERVING, refuse new calls, let accepted ones finish within ``grace``, then free everything.
+        """Say NOT_SERVING, refuse new calls, let accepted ones finish within ``grace``, then free
+        everything.
 
         Also after a start that failed or was cancelled.
 
         Args:
-            close: the port too. A process that ends then should not: gRPC answers CANCELLED to calls that are on their way
-                to a server that it closes (grpc/grpc#41785), but a connection that breaks is UNAVAILABLE to callers.
+            close: the port too. A process that ends then should not: gRPC answers CANCELLED to
+                calls that are on their way to a server that it closes (grpc/grpc#41785), but a
+                connection that breaks is UNAVAILABLE to callers.
         """
         self._set_ready(False)
         await self._health.end()
@@ -148,11 +162,15 @@ class Server:
         target = f"[{host}]" if ":" in host else host
         try:
             if self._certificates:
-                bound = self._grpc.add_secure_port(f"{target}:{port}", self._certificates.credentials())
+                bound = self._grpc.add_secure_port(
+                    f"{target}:{port}", self._certificates.credentials()
+                )
             else:
                 bound = self._grpc.add_insecure_port(f"{target}:{port}")
         except RuntimeError as error:
-            raise StartError(f"cannot listen on {target}:{port}: {error}", "a free port", "--port 0") from error
+            raise StartError(
+                f"cannot listen on {target}:{port}: {error}", "a free port", "--port 0"
+            ) from error
         return f"{target}:{bound}"
 
 
@@ -193,16 +211,21 @@ def check_port(host: str, port: int) -> None:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise StartError(
-                f"port {port} of {host} is in use", "a free port", f"--port {port + 1}, or --port 0 for any free one"
+                f"port {port} of {host} is in use",
+                "a free port",
+                f"--port {port + 1}, or --port 0 for any free one",
             ) from error
         reason = error.strerror or str(error)
         raise StartError(
-            f"cannot listen on {host}:{port}: {reason}", "an address of this machine", "--host 127.0.0.1"
+            f"cannot listen on {host}:{port}: {reason}",
+            "an address of this machine",
+            "--host 127.0.0.1",
         ) from error
 
 
 async def serve(config: ServerConfig, ready: Callable[[Server], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then end the process cleanly. ``ready`` is called once calls are answered.
+    """Serve until SIGTERM or SIGINT, then end the process cleanly. ``ready`` is called once calls
+    are answered.
 
     Raises:
         RepositoryError, StartError: see :meth:`Server.start`.
@@ -225,6 +248,7 @@ async def serve(config: ServerConfig, ready: Callable[[Server], None]) -> None:
             task.cancel()
         await asyncio.wait({starting, ending})
         await server.stop(close=not ended.is_set())
-    # With the port still open, see above. Nothing is left to do: even Python's own end would have gRPC close it first.
+    # With the port still open, see above. Nothing is left to do: even Python's own end would have
+    # gRPC close it first.
     sys.stdout.flush()
     os._exit(0)

@@ -1,4 +1,6 @@
-"""Settings from a TOML file, whose tables are the sections of :mod:`serving.config`, and from single texts."""
+"""Settings from a TOML file, whose tables are the sections of :mod:`serving.config`, and from
+single texts.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +22,23 @@ SECTIONS = Mapping[str, Mapping[str, Any]]
 
 
 def read_config(path: Path) -> ServerConfig:
-    """The settings of a TOML file; what it leaves out keeps its default. Paths in it are relative to its folder.
+    """The settings of a TOML file; what it leaves out keeps its default. Paths in it are relative
+    to its folder.
 
     Raises:
-        ConfigError: no such file, no TOML, an unknown setting, or a value of the wrong type or out of range.
+        ConfigError: no such file, no TOML, an unknown setting, or a value of the wrong type or out
+        of range.
     """
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}", "a TOML file of settings") from error
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror}", "a TOML file of settings"
+        ) from error
     except ValueError as error:
-        raise ConfigError(f"{path} is no TOML: {error}", "lines such as: port = 8500, below [network]") from error
+        raise ConfigError(
+            f"{path} is no TOML: {error}", "lines such as: port = 8500, below [network]"
+        ) from error
     return changed(ServerConfig(), tree, folder=path.parent)
 
 
@@ -69,7 +77,8 @@ def changed(config: T, tree: Mapping[str, Any], where: str = "", folder: Path = 
 
 
 def set_values(config: ServerConfig, texts: Sequence[str]) -> ServerConfig:
-    """A copy with ``section.key=value`` texts applied; a value is written as in TOML, text also without quotes.
+    """A copy with ``section.key=value`` texts applied; a value is written as in TOML, text also
+    without quotes.
 
     Raises:
         ConfigError: no such form, or see :func:`read_config`.
@@ -77,7 +86,9 @@ def set_values(config: ServerConfig, texts: Sequence[str]) -> ServerConfig:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
-            raise ConfigError(f"--set {text!r} is no setting", "section.key=value", "--set schedule.queue=128")
+            raise ConfigError(
+                f"--set {text!r} is no setting", "section.key=value", "--set schedule.queue=128"
+            )
         try:
             parsed = tomllib.loads(f"value = {value}")["value"]
         except ValueError:
@@ -97,17 +108,25 @@ def set_value(config: ServerConfig, name: str, value: Any) -> ServerConfig:
     return changed(config, value)
 
 
-def _sections(config: Any, key: str, value: Any, name: str, folder: Path) -> dict[str, dict[str, Any]]:
-    """Tables by name, each of settings of ``config`` itself but for ``key``; those already there are kept."""
+def _sections(
+    config: Any, key: str, value: Any, name: str, folder: Path
+) -> dict[str, dict[str, Any]]:
+    """Tables by name, each of settings of ``config`` itself but for ``key``; those already there
+    are kept.
+    """
     sections = {given: dict(settings) for given, settings in getattr(config, key).items()}
     for given, table in _typed(value, Mapping[str, Any], name, folder).items():
         where = f"{name}.{given}"
         if not isinstance(table, Mapping):
             raise ConfigError(f"{where} is {table!r}", f"a table: [{where}]")
         if key in table:
-            raise ConfigError(f"no setting '{where}.{key}'", f"the other settings of [{name.rpartition('.')[0]}]")
+            raise ConfigError(
+                f"no setting '{where}.{key}'", f"the other settings of [{name.rpartition('.')[0]}]"
+            )
         read = changed(config, table, where, folder)
-        sections.setdefault(given, {}).update({setting: getattr(read, setting) for setting in table})
+        sections.setdefault(given, {}).update(
+            {setting: getattr(read, setting) for setting in table}
+        )
     return sections
 
 
@@ -123,7 +142,10 @@ def _typed(value: Any, hint: Any, name: str, folder: Path) -> Any:
     if origin is Mapping:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{name} is {value!r}", f"a table: [{name}]")
-        return {key: _typed(entry, arguments[1], f"{name}.{key}", folder) for key, entry in value.items()}
+        return {
+            key: _typed(entry, arguments[1], f"{name}.{key}", folder)
+            for key, entry in value.items()
+        }
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{name} is {value!r}", "a list in [ ]")
@@ -143,4 +165,6 @@ def _check_range(value: Any, metadata: Mapping[str, Any], name: str) -> None:
     low, high = metadata.get("low", -math.inf), metadata.get("high", math.inf)
     # Written so that a NaN fails too.
     if metadata and not low <= value <= high:
-        raise ConfigError(f"{name} is {value}", f"{low} to {high}" if high < math.inf else f"{low} or more")
+        raise ConfigError(
+            f"{name} is {value}", f"{low} to {high}" if high < math.inf else f"{low} or more"
+        )

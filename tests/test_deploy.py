@@ -1,4 +1,6 @@
-"""deploy/ and the Dockerfile say what the code does: options, ports, users, figures, and time enough to end cleanly."""
+"""deploy/ and the Dockerfile say what the code does: options, ports, users, figures, and time
+enough to end cleanly.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,11 @@ def settings() -> ServerConfig:
 def options(arguments: list[str]) -> set[str]:
     command, *words = arguments
     assert command == "serve"
-    known = {option for parameter in get_command(app).commands[command].params for option in parameter.opts}
+    known = {
+        option
+        for parameter in get_command(app).commands[command].params
+        for option in parameter.opts
+    }
     used = {word.partition("=")[0] for word in words if word.startswith("--")}
     assert used <= known
     return used
@@ -65,7 +71,9 @@ def test_every_file_parses_and_base_lists_all_of_its_own() -> None:
     assert base == set(documents(KUBERNETES / "base" / "kustomization.yaml")[0]["resources"])
 
 
-def test_the_settings_are_known_and_safe_without_insecure(settings: ServerConfig, container: Any) -> None:
+def test_the_settings_are_known_and_safe_without_insecure(
+    settings: ServerConfig, container: Any
+) -> None:
     assert not settings.access.insecure
     check_exposure(settings)
     assert options(container["args"]) == {"--config"}
@@ -74,7 +82,9 @@ def test_the_settings_are_known_and_safe_without_insecure(settings: ServerConfig
     assert str(settings.repository) in mounts
     assert mounts[str(settings.repository)]["readOnly"]
     assert str(settings.access.tokens.parent) in mounts
-    assert "subPath" not in mounts[str(settings.access.tokens.parent)], "a file mounted alone is never renewed"
+    assert "subPath" not in mounts[str(settings.access.tokens.parent)], (
+        "a file mounted alone is never renewed"
+    )
 
 
 def test_ports_agree(settings: ServerConfig, container: Any) -> None:
@@ -115,7 +125,9 @@ def test_the_pod_may_do_nothing_that_it_does_not_need(pod: Any, container: Any) 
     }
     assert pod["automountServiceAccountToken"] is False
     assert set(container["resources"]["limits"]) == {"cpu", "memory"}
-    assert {volume["name"] for volume in pod["volumes"]} == {mount["name"] for mount in container["volumeMounts"]}
+    assert {volume["name"] for volume in pod["volumes"]} == {
+        mount["name"] for mount in container["volumeMounts"]
+    }
 
 
 def test_everything_selects_the_pods() -> None:
@@ -140,7 +152,9 @@ def test_figures_exist() -> None:
     """Every metric that a manifest names is one that the server has."""
     own = {metric.name for metric in Telemetry().registry.collect()}
     own |= {name for name, _, _ in (*GAUGES, *COUNTERS)} | {"wsss_model_ready", "wsss_model_info"}
-    metric = manifests()["HorizontalPodAutoscaler", "wsss-serving"]["spec"]["metrics"][0]["pods"]["metric"]["name"]
+    metric = manifests()["HorizontalPodAutoscaler", "wsss-serving"]["spec"]["metrics"][0]["pods"][
+        "metric"
+    ]["name"]
     (rule,) = documents(KUBERNETES / "prometheus-adapter.yaml")[0]["rules"]["custom"]
     assert rule["name"]["as"] == metric
     named = set()
@@ -178,6 +192,8 @@ def test_the_image_starts_and_asks_for_its_health_with_options_that_exist() -> N
     assert options(arguments) == {"--repository", "--host", "--port", "--http-port", "--insecure"}
     assert f"EXPOSE {used['--port']} {used['--http-port']}\n" in stage
     health = json.loads(re.search(r"HEALTHCHECK .*CMD (\[.*\])$", stage, re.MULTILINE)[1])
-    parameters = {parameter.name: parameter for parameter in get_command(app).commands[health[1]].params}
+    parameters = {
+        parameter.name: parameter for parameter in get_command(app).commands[health[1]].params
+    }
     assert parameters["address"].default == f"127.0.0.1:{used['--port']}"
     assert parameters["tls_ca"].envvar == "WSSS_TLS_CA"

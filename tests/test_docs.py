@@ -27,13 +27,18 @@ from trainer.segmenters import segmenter_class
 from trainer.segmenters.config import PRESETS, SCRATCH, SegmentConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "exported" / "README.md"])
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "exported" / "README.md"]
+)
 SECTIONS: dict[str, list[Any]] = {
     "data": [DataConfig()],
     "classify": [classify.PSA, classify.IRN, classify.SMALL, classify.SCRATCH],
     "cams": [CamsConfig()],
     "refine": [RefineConfig()],
-    "affinity": [AffinityConfig(), knobs.replace(AffinityConfig(), affinity_stage.SMALL, "affinity")],
+    "affinity": [
+        AffinityConfig(),
+        knobs.replace(AffinityConfig(), affinity_stage.SMALL, "affinity"),
+    ],
     "irn": [IrnConfig(), knobs.replace(IrnConfig(), irn_stage.SMALL, "irn")],
     "segment": [PRESETS["aspp"], SCRATCH, PRESETS["deeplab-v2-r101"], PRESETS["largefov-r38"]],
     "evaluate": [EvaluateConfig()],
@@ -61,7 +66,9 @@ def cell(config: Any, knob: str) -> str:
 
 
 def documented(page: Path, section: str, columns: int) -> dict[str, list[str]]:
-    rows = re.findall(rf"^\| `{section}\.(\w+)` \| (.*) \|$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(
+        rf"^\| `{section}\.(\w+)` \| (.*) \|$", page.read_text(encoding="utf-8"), re.MULTILINE
+    )
     return {name: cells.split(" | ")[:columns] for name, cells in rows}
 
 
@@ -90,7 +97,9 @@ def command_lines() -> list[str]:
     for page in PAGES:
         text = page.read_text(encoding="utf-8").replace("\\\n", " ")
         for block in re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-            found |= {" ".join(line.split()) for line in block.splitlines() if line.startswith("wsss-")}
+            found |= {
+                " ".join(line.split()) for line in block.splitlines() if line.startswith("wsss-")
+            }
     return sorted(found)
 
 

@@ -1,4 +1,6 @@
-"""The whole path on a tiny synthetic data set, through the two command lines, as a user would type it."""
+"""The whole path on a tiny synthetic data set, through the two command lines, as a user would type
+it.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,31 @@ from PIL import Image
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 FAST = [
-    "--backbone", "resnet18", "--weights", "none", "--size", "64", "--epochs", "1", "--device", "cpu",
-    "--set", "cams.scales=1", "--set", "segment.scales=1", "--set", "classify.workers=0", "--set", "segment.workers=0",
-    "--set", "cams.workers=0", "--set", "classify.precision=fp32", "--set", "segment.precision=fp32",
-]  # fmt: skip
+    "--backbone",
+    "resnet18",
+    "--weights",
+    "none",
+    "--size",
+    "64",
+    "--epochs",
+    "1",
+    "--device",
+    "cpu",
+    "--set",
+    "cams.scales=1",
+    "--set",
+    "segment.scales=1",
+    "--set",
+    "classify.workers=0",
+    "--set",
+    "segment.workers=0",
+    "--set",
+    "cams.workers=0",
+    "--set",
+    "classify.precision=fp32",
+    "--set",
+    "segment.precision=fp32",
+]
 
 
 def trainer(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -32,7 +55,9 @@ def serving(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProces
 
 def _run(module: str, *arguments: str | Path, code: int) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=500, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=ENVIRONMENT, timeout=500, check=False
+    )
     assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr, done.stderr
     return done
@@ -56,7 +81,16 @@ def test_every_stage_is_done_and_measured(finished: Path) -> None:
     manifest = json.loads((finished / "manifest.json").read_text())
     stages = manifest["stages"]
     assert {n: s["status"] for n, s in stages.items()} == dict.fromkeys(
-        ("classify", "cams", "refine", "segment_train", "segment", "segment_full_train", "segment_full", "evaluate"),
+        (
+            "classify",
+            "cams",
+            "refine",
+            "segment_train",
+            "segment",
+            "segment_full_train",
+            "segment_full",
+            "evaluate",
+        ),
         "done",
     )
     evaluation = json.loads(trainer("eval", finished, "--json").stdout)
@@ -80,12 +114,16 @@ def test_a_second_fit_makes_nothing_again(scenes: Path, finished: Path) -> None:
     assert "cam" in json.loads(done.stdout)
 
 
-def test_a_changed_knob_makes_its_stage_and_all_after_it_stale(scenes: Path, finished: Path, tmp_path: Path) -> None:
+def test_a_changed_knob_makes_its_stage_and_all_after_it_stale(
+    scenes: Path, finished: Path, tmp_path: Path
+) -> None:
     import shutil
 
     run = tmp_path / "copy"
     shutil.copytree(finished, run)
-    done = trainer("fit", scenes, "--run", run, *FAST, "--until", "refine", "--set", "refine.refine=none")
+    done = trainer(
+        "fit", scenes, "--run", run, *FAST, "--until", "refine", "--set", "refine.refine=none"
+    )
     lines = done.stderr.splitlines()
     assert "classify: done, kept" in lines
     assert "cams: done, kept" in lines
@@ -94,19 +132,35 @@ def test_a_changed_knob_makes_its_stage_and_all_after_it_stale(scenes: Path, fin
 
 def test_export_serve_segment_and_label(scenes: Path, finished: Path, tmp_path: Path) -> None:
     repository = tmp_path / "exported"
-    exported = json.loads(trainer("export", finished, "--name", "scenes", "--repository", repository, "--json").stdout)
+    exported = json.loads(
+        trainer("export", finished, "--name", "scenes", "--repository", repository, "--json").stdout
+    )
     assert {entry["kind"] for entry in exported} == {"segmenter", "cam"}
     card = json.loads((repository / "scenes" / "1" / "model.json").read_text())
-    assert card["classes"] == json.loads((finished / "manifest.json").read_text())["data"]["classes"]
+    assert (
+        card["classes"] == json.loads((finished / "manifest.json").read_text())["data"]["classes"]
+    )
     masks = tmp_path / "masks"
     serving("label", scenes / "JPEGImages", masks, "--model", "scenes", "--repository", repository)
     names = sorted(p.stem for p in (scenes / "JPEGImages").iterdir())
     assert sorted(p.stem for p in masks.glob("*.png")) == names
     photo = scenes / "JPEGImages" / f"{names[0]}.jpg"
     server = subprocess.Popen(
-        [sys.executable, "-m", "serving.cli", "serve", "--repository", str(repository), "--port", "0"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "serving.cli",
+            "serve",
+            "--repository",
+            str(repository),
+            "--port",
+            "0",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
     try:
         assert server.stdout is not None
         address = server.stdout.readline().split()[-1]
@@ -122,13 +176,34 @@ def test_export_serve_segment_and_label(scenes: Path, finished: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_killed_training_goes_on_to_the_same_weights(scenes: Path, tmp_path: Path, how: signal.Signals) -> None:
-    knobs = [*FAST, "--until", "classify", "--set", "classify.epochs=6", "--set", "classify.checkpoint_minutes=0"]
+def test_killed_training_goes_on_to_the_same_weights(
+    scenes: Path, tmp_path: Path, how: signal.Signals
+) -> None:
+    knobs = [
+        *FAST,
+        "--until",
+        "classify",
+        "--set",
+        "classify.epochs=6",
+        "--set",
+        "classify.checkpoint_minutes=0",
+    ]
     trainer("fit", scenes, "--run", tmp_path / "whole", *knobs)
-    command = [sys.executable, "-m", "trainer", "fit", str(scenes), "--run", str(tmp_path / "broken"), *knobs]
+    command = [
+        sys.executable,
+        "-m",
+        "trainer",
+        "fit",
+        str(scenes),
+        "--run",
+        str(tmp_path / "broken"),
+        *knobs,
+    ]
     process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
-    while process.poll() is None and not list((tmp_path / "broken").glob("classify/checkpoint-*.pt")):
+    while process.poll() is None and not list(
+        (tmp_path / "broken").glob("classify/checkpoint-*.pt")
+    ):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(how)

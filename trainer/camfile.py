@@ -44,16 +44,24 @@ def write_cam(path: Path, classes: npt.ArrayLike, maps: npt.ArrayLike, size: Seq
     """Store maps ``[k,h,w]`` in 0..1 as float16, whole or not at all.
 
     Raises:
-        ValueError: shapes that do not belong together, or values that are not finite or outside 0..1.
+        ValueError: shapes that do not belong together, or values that are not finite or outside
+            0..1.
         RunError: no space left, or the folder cannot be written.
     """
     indices, values = np.asarray(classes, np.int16), np.asarray(maps)
     if indices.ndim != 1 or values.ndim != 3 or len(indices) != len(values) or len(size) != 2:
-        raise ValueError(f"classes {indices.shape}, maps {values.shape} and size {tuple(size)} do not belong together")
+        raise ValueError(
+            f"classes {indices.shape}, maps {values.shape} and size {tuple(size)} do not belong"
+            " together"
+        )
     if values.size and not (values.min() >= 0 and values.max() <= 1):
-        raise ValueError(f"maps of {path.stem} run from {values.min()} to {values.max()}, not within 0..1")
+        raise ValueError(
+            f"maps of {path.stem} run from {values.min()} to {values.max()}, not within 0..1"
+        )
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, classes=indices, maps=values.astype(np.float16), size=np.asarray(size, np.int32))
+    np.savez_compressed(
+        buffer, classes=indices, maps=values.astype(np.float16), size=np.asarray(size, np.int32)
+    )
     write_atomic(path, buffer.getvalue())
 
 
@@ -70,7 +78,15 @@ def read_cam(path: Path) -> Cam:
                 stored["maps"].astype(np.float32),
                 (int(stored["size"][0]), int(stored["size"][1])),
             )
-    except (OSError, ValueError, KeyError, IndexError, EOFError, AttributeError, TypeError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        IndexError,
+        EOFError,
+        AttributeError,
+        TypeError,
+    ) as error:
         raise _damaged(path, error) from error
     except (zipfile.BadZipFile, zlib.error) as error:
         raise _damaged(path, error) from error
@@ -84,11 +100,14 @@ def _damaged(path: Path, error: Exception) -> DataError:
     return DataError(
         f"maps {path} are missing" if missing else f"maps {path} cannot be read: {error}",
         "a .npz with classes [k], maps [k,h,w] and size [2]",
-        "delete that file if it is there, and run wsss-trainer fit again: only what is missing is made",
+        "delete that file if it is there, and run wsss-trainer fit again: only what is missing is"
+        " made",
     )
 
 
-def upsample_cam(maps_khw: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArray[np.float32]:
+def upsample_cam(
+    maps_khw: npt.NDArray[np.float32], size: tuple[int, int]
+) -> npt.NDArray[np.float32]:
     """Bilinear up-sampling to ``float32 [k,H,W]`` as torch does with ``align_corners=False``.
 
     Written in numpy so that worker processes need not load torch.
@@ -104,7 +123,9 @@ def upsample_cam(maps_khw: npt.NDArray[np.float32], size: tuple[int, int]) -> np
     return full
 
 
-def _taps(source: int, target: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+def _taps(
+    source: int, target: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """For every target position the two source positions and the weight of the second."""
     centre = np.maximum((np.arange(target) + 0.5) * (source / target) - 0.5, 0)
     first = np.minimum(centre.astype(np.int64), source - 1)

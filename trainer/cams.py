@@ -26,7 +26,8 @@ class Protocol:
 
     Attributes:
         views: scales, rounding, filter.
-        mirror: ``add`` (up-sample, un-mirror, add), ``add_small`` (add at map resolution), ``max_small``.
+        mirror: ``add`` (up-sample, un-mirror, add), ``add_small`` (add at map resolution),
+            ``max_small``.
         pad: up-sample to the size padded to a multiple of 16, then crop, for full-size maps (IRN).
         normalise: ``max``: S / (max S + 1e-5); ``minmax``: SEAM's.
     """
@@ -51,8 +52,8 @@ class CamsConfig:
     """Knobs of the maps.
 
     Attributes:
-        protocol: ``psa``, ``irn``, ``vwe``, ``seam`` or ``mva``; ``auto`` is the method's own, or else ``irn`` on
-            ResNet-50/101 and ``psa`` on the others.
+        protocol: ``psa``, ``irn``, ``vwe``, ``seam`` or ``mva``; ``auto`` is the method's own, or
+            else ``irn`` on ResNet-50/101 and ``psa`` on the others.
         scales: other scales than the protocol's; empty for its own.
         precision: ``fp32`` keeps maps equal to the released protocol within 1e-4.
         batch: images of equal size a forward pass.
@@ -82,18 +83,23 @@ def protocol_of(config: CamsConfig, backbone: str, method: str) -> tuple[str, Pr
 
 
 def merge(
-    maps: Sequence[tuple[torch.Tensor, torch.Tensor]], size: tuple[int, int], protocol: Protocol, full: bool = False
+    maps: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    size: tuple[int, int],
+    protocol: Protocol,
+    full: bool = False,
 ) -> torch.Tensor:
     """Merge the maps of all views of one image.
 
     Args:
-        maps: for each scale the maps ``[k,h,w] >= 0`` of the image and of its mirror (still mirrored).
+        maps: for each scale the maps ``[k,h,w] >= 0`` of the image and of its mirror (still
+            mirrored).
         size: target (height, width).
         protocol: how.
         full: ``size`` is the image's own, so that IRN's padding applies.
 
     Returns:
-        ``[k,height,width]`` in 0..1 (SEAM's may reach just below 0 for an empty map and is cut at 0).
+        ``[k,height,width]`` in 0..1 (SEAM's may reach just below 0 for an empty map and is cut at
+        0).
     """
     total = torch.zeros(())
     for straight, mirrored in maps:
@@ -115,7 +121,9 @@ def merge(
     return (total - low - 1e-5) / (high - low + 1e-5)
 
 
-def _resize(maps: torch.Tensor, size: tuple[int, int], pad: bool, mirror: bool = False) -> torch.Tensor:
+def _resize(
+    maps: torch.Tensor, size: tuple[int, int], pad: bool, mirror: bool = False
+) -> torch.Tensor:
     target = tuple((side - 1) // 16 * 16 + 16 for side in size) if pad else size
     large = F.interpolate(maps[None], target, mode="bilinear", align_corners=False)[0]
     large = large[:, : size[0], : size[1]]
@@ -130,9 +138,14 @@ def make_cams(
     config: CamsConfig,
     device: str = "auto",
 ) -> None:
-    """Write ``<id>.npz`` for every record (without tags: no maps); files that exist and load are kept."""
+    """Write ``<id>.npz`` for every record (without tags: no maps); files that exist and load are
+    kept.
+    """
     missing = [r for r in records if not _readable(cam_path(stage.folder, r.id))]
-    with inference(method, config.precision, device) as target, progress_bar("cams", len(missing)) as advance:
+    with (
+        inference(method, config.precision, device) as target,
+        progress_bar("cams", len(missing)) as advance,
+    ):
         for batch in iterate_views(shard(missing), protocol.views, config.batch, config.workers):
             views = [_float(method.cams(with_mirror(x.to(target)))) for x in batch.images]
             for i, record in enumerate(batch.records):

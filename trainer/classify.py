@@ -41,8 +41,10 @@ class ClassifyConfig(Training):
         jitter: colour jitter.
         output_stride: of the backbone; 0 is the backbone's usual one.
         dilate: keep the field of view with dilation where stride was taken away.
-        bn: batch norm of the backbone: ``frozen``, ``stats`` (fixed statistics, trained affine), or ``train``.
-        detach_after: feature behind which the gradient is cut (IRN cuts after stage 2), or ``none``.
+        bn: batch norm of the backbone: ``frozen``, ``stats`` (fixed statistics, trained affine), or
+            ``train``.
+        detach_after: feature behind which the gradient is cut (IRN cuts after stage 2), or
+            ``none``.
         validate: measure mAP on the validation list's tags after each epoch.
     """
 
@@ -58,9 +60,16 @@ class ClassifyConfig(Training):
 
 PSA = ClassifyConfig()
 IRN = ClassifyConfig(
-    epochs=5, weight_decay=1e-4, resize=(320, 640), crop=512, jitter=False,
-    output_stride=16, dilate=False, bn="stats", detach_after="stage2",
-)  # fmt: skip
+    epochs=5,
+    weight_decay=1e-4,
+    resize=(320, 640),
+    crop=512,
+    jitter=False,
+    output_stride=16,
+    dilate=False,
+    bn="stats",
+    detach_after="stage2",
+)
 SMALL = ClassifyConfig(
     epochs=5,
     lr=1e-3,
@@ -72,14 +81,24 @@ SMALL = ClassifyConfig(
     detach_after="stage2",
 )
 SCRATCH = ClassifyConfig(
-    epochs=16, lr=1e-3, new_factor=1.0, optimizer="adam", weight_decay=1e-4, resize=(112, 160), crop=112,
-    output_stride=16, bn="train", jitter=False,
-)  # fmt: skip
+    epochs=16,
+    lr=1e-3,
+    new_factor=1.0,
+    optimizer="adam",
+    weight_decay=1e-4,
+    resize=(112, 160),
+    crop=112,
+    output_stride=16,
+    bn="train",
+    jitter=False,
+)
 RECIPES = {"psa": PSA, "irn": IRN, "small": SMALL, "scratch": SCRATCH}
 
 
 def recipe(backbone: str, weights: str | None) -> str:
-    """Name of the recipe that a backbone learns with: published for ResNet-38 and ResNet-50/101, ours for small ones."""
+    """Name of the recipe that a backbone learns with: published for ResNet-38 and ResNet-50/101,
+    ours for small ones.
+    """
     if weights == "none":
         return "scratch"
     return {"resnet38": "psa", "resnet50": "irn", "resnet101": "irn"}.get(backbone, "small")
@@ -107,14 +126,20 @@ def backbone_knobs(backbone: str, config: ClassifyConfig) -> dict[str, Any]:
     return options
 
 
-def build(method: str, method_config: Any, backbone: str, options: dict[str, Any], num_classes: int) -> Method:
+def build(
+    method: str, method_config: Any, backbone: str, options: dict[str, Any], num_classes: int
+) -> Method:
     """A method on a fresh backbone."""
     made: Callable[..., Method] = method_classes(method)[0]
     return made(method_config, build_backbone(backbone, **options), num_classes)
 
 
-def method_loss(module: Method, images: torch.Tensor, tags: torch.Tensor, *more: Any) -> dict[str, torch.Tensor]:
-    """The method's loss, in the form that the loop calls: ``more`` is the generator, after what else a sample has."""
+def method_loss(
+    module: Method, images: torch.Tensor, tags: torch.Tensor, *more: Any
+) -> dict[str, torch.Tensor]:
+    """The method's loss, in the form that the loop calls: ``more`` is the generator, after what
+    else a sample has.
+    """
     *extra, rng = more
     return module.loss(images, tags, rng, *extra)
 
@@ -129,10 +154,13 @@ def make_sample(
 ) -> tuple[torch.Tensor, ...]:
     """Training view and 0/1 tags of a record.
 
-    With a folder of ``superpixels`` also their ids 1, 2, ... in the view, with ``subcategories`` also their labels.
+    With a folder of ``superpixels`` also their ids 1, 2, ... in the view, with ``subcategories``
+    also their labels.
     """
     ids = [] if superpixels is None else [read_segments(record, superpixels)]
-    image, cut = classify_planes(read_image(record.image), ids, rng, config.resize, config.crop, config.jitter)
+    image, cut = classify_planes(
+        read_image(record.image), ids, rng, config.resize, config.crop, config.jitter
+    )
     tags = torch.zeros(num_classes)
     tags[list(record.tags)] = 1
     labels = [] if subcategories is None else [subcategories.of(record.id)]
@@ -140,12 +168,24 @@ def make_sample(
 
 
 def classify(
-    module: Method, dataset: Dataset, records: Sequence[Record], validation: Sequence[Record], config: ClassifyConfig,
-    stage: Stage, metrics: Metrics, seed: int, identity: dict[str, Any], device: str = "auto",
+    module: Method,
+    dataset: Dataset,
+    records: Sequence[Record],
+    validation: Sequence[Record],
+    config: ClassifyConfig,
+    stage: Stage,
+    metrics: Metrics,
+    seed: int,
+    identity: dict[str, Any],
+    device: str = "auto",
     subcategories: Subcategories | None = None,
-) -> None:  # fmt: skip
-    """Train on ``records`` and write ``model.pt``. ``identity`` says what the weights are, for ``load``."""
-    superpixels = prepare_superpixels(records, module.segments, config, stage) if module.segments else None
+) -> None:
+    """Train on ``records`` and write ``model.pt``. ``identity`` says what the weights are, for
+    ``load``.
+    """
+    superpixels = (
+        prepare_superpixels(records, module.segments, config, stage) if module.segments else None
+    )
     make = partial(
         make_sample,
         config=config,
@@ -160,16 +200,29 @@ def classify(
 
     wanted = config.validate and any(record.tags for record in validation)
     last = train(
-        module, method_loss, groups, Samples(records, make, seed), config, stage.folder, metrics, seed, metrics.stage,
-        validate if wanted else None, device,
-    )  # fmt: skip
+        module,
+        method_loss,
+        groups,
+        Samples(records, make, seed),
+        config,
+        stage.folder,
+        metrics,
+        seed,
+        metrics.stage,
+        validate if wanted else None,
+        device,
+    )
     save(stage.folder, module, identity)
     stage.metrics.update({k: float(f"{v:.6g}") for k, v in last.items()})
     stage.outputs.update(count=1, weights="model.pt", images=len(records))
 
 
-def prepare_superpixels(records: Sequence[Record], count: int, config: ClassifyConfig, stage: Stage) -> Path:
-    """Folder of the images' super-pixels, beside the stage's: they outlive a change of the training."""
+def prepare_superpixels(
+    records: Sequence[Record], count: int, config: ClassifyConfig, stage: Stage
+) -> Path:
+    """Folder of the images' super-pixels, beside the stage's: they outlive a change of the
+    training.
+    """
     folder = stage.folder.parent / "superpixels" / str(count)
     workers = None if config.workers < 0 else config.workers
     make_segments(shard(records), folder, count, workers, progress=rank() == 0)
@@ -178,13 +231,19 @@ def prepare_superpixels(records: Sequence[Record], count: int, config: ClassifyC
 
 
 def mean_average_precision(
-    module: Method, dataset: Dataset, records: Sequence[Record], config: ClassifyConfig, device: str = "auto"
+    module: Method,
+    dataset: Dataset,
+    records: Sequence[Record],
+    config: ClassifyConfig,
+    device: str = "auto",
 ) -> float:
     """mAP over the classes that occur, each image at its own size, one scale."""
     from sklearn.metrics import average_precision_score
 
     scores: dict[str, np.ndarray] = {}
-    with inference(module, config.precision if config.precision != "fp16" else "auto", device) as target:
+    with inference(
+        module, config.precision if config.precision != "fp16" else "auto", device
+    ) as target:
         for batch in iterate_views(records, Views(scales=(1.0,)), batch=16, workers=0):
             logits = module(batch.images[0].to(target)).float().cpu().numpy()
             scores.update({record.id: row for record, row in zip(batch.records, logits)})
@@ -203,7 +262,9 @@ def save(folder: Path, module: nn.Module, identity: dict[str, Any]) -> None:
         Checkpoints(folder).clear()
 
 
-def read_weights(path: Path, expected: dict[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def read_weights(
+    path: Path, expected: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Identity and state of a ``model.pt``; every entry of ``expected`` must agree.
 
     Raises:
@@ -211,13 +272,17 @@ def read_weights(path: Path, expected: dict[str, Any]) -> tuple[dict[str, Any], 
     """
     if not path.exists():
         raise WeightsError(
-            f"{path} is missing", "trained weights", "run wsss-trainer fit again: it goes on where it stopped"
+            f"{path} is missing",
+            "trained weights",
+            "run wsss-trainer fit again: it goes on where it stopped",
         )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         identity, state = content["identity"], content["state"]
     except Exception as error:
-        raise WeightsError(f"{path} cannot be read: {error}", "weights written by wsss-trainer") from error
+        raise WeightsError(
+            f"{path} cannot be read: {error}", "weights written by wsss-trainer"
+        ) from error
     for key, value in expected.items():
         if identity.get(key) != value:
             raise WeightsError(
@@ -229,12 +294,18 @@ def read_weights(path: Path, expected: dict[str, Any]) -> tuple[dict[str, Any], 
 
 
 def load(path: Path, expected: dict[str, Any]) -> Method:
-    """The trained method of ``classify/model.pt``, in evaluation mode. See ``read_weights`` for errors."""
+    """The trained method of ``classify/model.pt``, in evaluation mode. See ``read_weights`` for
+    errors.
+    """
     identity, state = read_weights(path, expected)
     _, config_class = method_classes(identity["method"])
     config = knobs.replace(config_class(), tuples(identity["method_config"]), "method")
     module = build(
-        identity["method"], config, identity["backbone"], identity["backbone_knobs"], len(identity["classes"])
+        identity["method"],
+        config,
+        identity["backbone"],
+        identity["backbone_knobs"],
+        len(identity["classes"]),
     )
     module.load_state_dict(state)
     return module.eval()

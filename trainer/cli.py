@@ -1,4 +1,6 @@
-"""``wsss-trainer``: parse, call one function, print. Nothing heavy is imported before a command runs."""
+"""``wsss-trainer``: parse, call one function, print. Nothing heavy is imported before a command
+runs.
+"""
 
 from __future__ import annotations
 
@@ -47,12 +49,18 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("trainer", "serving"):
             raise
-        fail(f"{error.name} is not installed\nexpected: the training half\ntry: pip install -e '.[train]'", 2)
+        fail(
+            f"{error.name} is not installed\nexpected: the training half\ntry: pip install -e"
+            " '.[train]'",
+            2,
+        )
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         fail(
-            f"{error.strerror}: {error.filename}\ntry: free some space, then run the same command again: it goes on", 2
+            f"{error.strerror}: {error.filename}\ntry: free some space, then run the same command"
+            " again: it goes on",
+            2,
         )
 
 
@@ -69,44 +77,89 @@ def say(text: str) -> None:
 
 @app.command()
 def fit(
-    data: Annotated[Path, typer.Argument(help="Data folder: VOC, COCO, images with labels.csv, or synth's.")],
-    run: Annotated[Path, typer.Option(help="Run folder; the same command goes on where it stopped.")] = Path("runs/default"),
+    data: Annotated[
+        Path, typer.Argument(help="Data folder: VOC, COCO, images with labels.csv, or synth's.")
+    ],
+    run: Annotated[
+        Path, typer.Option(help="Run folder; the same command goes on where it stopped.")
+    ] = Path("runs/default"),
     method: Annotated[str, typer.Option(help="See: wsss-trainer methods")] = "cam",
-    backbone: Annotated[str, typer.Option(help="mobilenet_v2, resnet18/34/50/101 or resnet38.")] = "mobilenet_v2",
+    backbone: Annotated[
+        str, typer.Option(help="mobilenet_v2, resnet18/34/50/101 or resnet38.")
+    ] = "mobilenet_v2",
     weights: Annotated[
-        str | None, typer.Option(help="Weight file; 'none' trains from scratch. Default: the cache, or a download.")
+        str | None,
+        typer.Option(
+            help="Weight file; 'none' trains from scratch. Default: the cache, or a download."
+        ),
     ] = None,
     classifier: Annotated[
         Path | None,
-        typer.Option(help="A trained classifier to use as it is: model.pt of a run, or a released checkpoint of the method."),
+        typer.Option(
+            help=(
+                "A trained classifier to use as it is: model.pt of a run, or a released checkpoint"
+                " of the method."
+            )
+        ),
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="psa, irn, small or scratch. Default: the backbone's own.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="psa, irn, small or scratch. Default: the backbone's own.")
+    ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="code, paper or mva: the method as released, as printed, or as MVA has it.")
+        str | None,
+        typer.Option(
+            help="code, paper or mva: the method as released, as printed, or as MVA has it."
+        ),
     ] = None,
     cams: Annotated[
-        Path | None, typer.Option(help="Folder of maps, .npz or a released repository's .npy, to use instead of a classifier.")
+        Path | None,
+        typer.Option(
+            help=(
+                "Folder of maps, .npz or a released repository's .npy, to use instead of a"
+                " classifier."
+            )
+        ),
     ] = None,
     refine: Annotated[
-        str | None, typer.Option(help="none, crf, affinity, irn, or a published preset: psa, seam, irn-coco. Default: crf.")
+        str | None,
+        typer.Option(
+            help=(
+                "none, crf, affinity, irn, or a published preset: psa, seam, irn-coco. Default:"
+                " crf."
+            )
+        ),
     ] = None,
     segmenter: Annotated[
-        str, typer.Option(help="aspp (on --backbone), deeplab-v2-r101 or largefov-r38, each as published.")
+        str,
+        typer.Option(
+            help="aspp (on --backbone), deeplab-v2-r101 or largefov-r38, each as published."
+        ),
     ] = "aspp",
     segmenter_weights: Annotated[
         str | None,
-        typer.Option(help="What the segmenter starts from: a file, a name in the cache, or none. Default: --weights."),
+        typer.Option(
+            help=(
+                "What the segmenter starts from: a file, a name in the cache, or none. Default:"
+                " --weights."
+            )
+        ),
     ] = None,
     train_list: Annotated[
-        str | None, typer.Option(help="Image list to train on. Default: train_aug, else train, else all.")
+        str | None,
+        typer.Option(help="Image list to train on. Default: train_aug, else train, else all."),
     ] = None,
-    val_list: Annotated[str | None, typer.Option(help="List to measure on; never trained on. Default: val.")] = None,
+    val_list: Annotated[
+        str | None, typer.Option(help="List to measure on; never trained on. Default: val.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of classifier and segmenter.")] = None,
     size: Annotated[int | None, typer.Option(help="Side of the training crops.")] = None,
-    until: Annotated[str, typer.Option(help="Last stage: classify, cams, refine, segment, evaluate or report.")] = "report",
+    until: Annotated[
+        str, typer.Option(help="Last stage: classify, cams, refine, segment, evaluate or report.")
+    ] = "report",
     labels_from: LabelsFrom = None,
     supervision: Annotated[
-        Supervision, typer.Option(help="weak: pseudo masks; full: true masks, the upper bound; both.")
+        Supervision,
+        typer.Option(help="weak: pseudo masks; full: true masks, the upper bound; both."),
     ] = Supervision.weak,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
@@ -115,31 +168,52 @@ def fit(
         typer.Option(
             "--set",
             metavar="SECTION.KEY=VALUE",
-            help="Any knob of data, method, classify, cams, refine, affinity, irn, segment, evaluate.",
+            help=(
+                "Any knob of data, method, classify, cams, refine, affinity, irn, segment,"
+                " evaluate."
+            ),
         ),
     ] = None,
     json_: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Train from tags, make maps, refine them to masks, train a segmenter, measure, report.
 
     \b
     Examples:
       wsss-trainer fit photos/ --run runs/photos
-      wsss-trainer fit VOC2012/ --backbone resnet50 --run runs/r50 --until cams --set cams.protocol=irn
-      wsss-trainer fit VOC2012/ --run runs/r50 --supervision both --set refine.threshold_from=label_free
-      wsss-trainer fit VOC2012/ --method seam --backbone resnet38 --classifier resnet38_SEAM.pth --run runs/seam --until cams
+      wsss-trainer fit VOC2012/ --backbone resnet50 --until cams --set cams.protocol=irn
+      wsss-trainer fit VOC2012/ --supervision both --set refine.threshold_from=label_free
+      wsss-trainer fit VOC2012/ --method seam --backbone resnet38 --classifier resnet38_SEAM.pth
       wsss-trainer fit VOC2012/ --cams maps/ --refine irn --until refine --run runs/refined
-      wsss-trainer fit VOC2012/ --backbone resnet38 --segmenter deeplab-v2-r101 --segmenter-weights resnet101-63fe2227.pth
+      wsss-trainer fit VOC2012/ --segmenter deeplab-v2-r101 --segmenter-weights resnet101.pth
     """
     from trainer.options import Options
     from trainer.pipeline import Pipeline
 
     options = Options(
-        data=data, run=run, method=method, backbone=backbone, weights=weights, classifier=classifier, recipe=recipe,
-        preset=preset, cams=cams, refine=refine, segmenter=segmenter, segmenter_weights=segmenter_weights,
-        train_list=train_list, val_list=val_list, epochs=epochs, size=size, until=until,
-        labels_from=labels_from, supervision=supervision.value, seed=seed, device=device, settings=tuple(settings or ()),
-    )  # fmt: skip
+        data=data,
+        run=run,
+        method=method,
+        backbone=backbone,
+        weights=weights,
+        classifier=classifier,
+        recipe=recipe,
+        preset=preset,
+        cams=cams,
+        refine=refine,
+        segmenter=segmenter,
+        segmenter_weights=segmenter_weights,
+        train_list=train_list,
+        val_list=val_list,
+        epochs=epochs,
+        size=size,
+        until=until,
+        labels_from=labels_from,
+        supervision=supervision.value,
+        seed=seed,
+        device=device,
+        settings=tuple(settings or ()),
+    )
     pipeline = Pipeline(options)
     for loaded in dict.fromkeys((pipeline.given, pipeline.loaded, pipeline.start.report)):
         if loaded:
@@ -157,7 +231,8 @@ app.command()(measure_commands.compare)
 
 @app.command()
 def report(
-    run: RunArgument, images: Annotated[int, typer.Option(min=0, help="Rows of pictures; 0 for none.")] = 24
+    run: RunArgument,
+    images: Annotated[int, typer.Option(min=0, help="Rows of pictures; 0 for none.")] = 24,
 ) -> None:
     """Write RUN/report.html: one file with pictures, curves, tables and protocol.
 
@@ -173,8 +248,12 @@ def export(
     run: RunArgument,
     name: Annotated[str, typer.Option(help="Model name in the repository.")],
     repository: Annotated[Path, typer.Option(help="Model repository.")] = Path("exported"),
-    kind: Annotated[str, typer.Option(help="segmenter, cam, or all (cam becomes NAME-cam).")] = "all",
-    scales: Annotated[str, typer.Option(help="Of the segmenter: more are slower and better.")] = "1",
+    kind: Annotated[
+        str, typer.Option(help="segmenter, cam, or all (cam becomes NAME-cam).")
+    ] = "all",
+    scales: Annotated[
+        str, typer.Option(help="Of the segmenter: more are slower and better.")
+    ] = "1",
     flip: Annotated[bool, typer.Option(help="Segmenter also looks at the mirror image.")] = False,
     precision: Annotated[
         str, typer.Option(help="fp16 writes a half-precision graph beside the other, for TensorRT.")
@@ -192,14 +271,23 @@ def export(
     try:
         factors = [float(scale) for scale in scales.split(",")]
     except ValueError as error:
-        raise ConfigError(f"--scales {scales}", "numbers separated by commas, for example 0.75,1,1.25") from error
+        raise ConfigError(
+            f"--scales {scales}", "numbers separated by commas, for example 0.75,1,1.25"
+        ) from error
     reports = export_run(run, name, repository, kind, factors, flip, precision)
     if json_:
         print(json.dumps(reports, indent=1))
     else:
         for entry in reports:
-            parity = ", ".join(f"{name} {value:.3g}" for name, value in entry["parity"].items() if value is not None)
-            print(f"{entry['path']}: {entry['kind']}, version {entry['version']}, against PyTorch: {parity}")
+            parity = ", ".join(
+                f"{name} {value:.3g}"
+                for name, value in entry["parity"].items()
+                if value is not None
+            )
+            print(
+                f"{entry['path']}: {entry['kind']}, version {entry['version']}, against PyTorch:"
+                f" {parity}"
+            )
 
 
 app.command()(data_commands.check)
@@ -212,7 +300,8 @@ def demo(
     folder: Annotated[Path, typer.Argument(help="Where everything is written.")] = Path("demo"),
     json_: Json = False,
 ) -> None:
-    """The whole path on synthetic scenes: synth, fit, export, serve, segment, label, report. About five minutes on two cores.
+    """The whole path on synthetic scenes: synth, fit, export, serve, segment, label, report. About
+    five minutes on two cores.
 
     Example: wsss-trainer demo demo/
     """
@@ -225,7 +314,8 @@ def demo(
 
 @app.command()
 def methods(
-    name: Annotated[str | None, typer.Argument(help="Show the knobs of one method.")] = None, json_: Json = False
+    name: Annotated[str | None, typer.Argument(help="Show the knobs of one method.")] = None,
+    json_: Json = False,
 ) -> None:
     """List the methods, or the knobs of one.
 

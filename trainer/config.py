@@ -1,4 +1,6 @@
-"""Knobs: frozen dataclasses, and ``section.key=value`` texts turned into them with helpful errors."""
+"""Knobs: frozen dataclasses, and ``section.key=value`` texts turned into them with helpful
+errors.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,13 @@ def parse_settings(texts: Sequence[str], sections: Sequence[str]) -> dict[str, d
         name, equals, value = text.partition("=")
         section, dot, key = name.strip().partition(".")
         if not equals or not dot:
-            raise ConfigError(f"--set {text!r} is not a setting", "section.key=value", "--set classify.epochs=5")
+            raise ConfigError(
+                f"--set {text!r} is not a setting", "section.key=value", "--set classify.epochs=5"
+            )
         if section not in settings:
-            raise ConfigError(f"--set {text!r} names the unknown section {section!r}", nearest(section, sections))
+            raise ConfigError(
+                f"--set {text!r} names the unknown section {section!r}", nearest(section, sections)
+            )
         settings[section][key] = value
     return settings
 
@@ -43,14 +49,17 @@ def replace(config: T, changes: Mapping[str, Any], section: str) -> T:
     for key, value in changes.items():
         if key not in names:
             raise ConfigError(f"{section} has no knob {key!r}", nearest(key, names))
-        values[key] = _read(value, hints[key], f"{section}.{key}") if isinstance(value, str) else value
+        values[key] = (
+            _read(value, hints[key], f"{section}.{key}") if isinstance(value, str) else value
+        )
     return dataclasses.replace(config, **values)  # type: ignore[type-var]
 
 
 def as_dict(config: Any) -> dict[str, Any]:
     """The config as plain JSON values."""
     return {
-        key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(config).items()
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in dataclasses.asdict(config).items()
     }
 
 

@@ -1,4 +1,6 @@
-"""Errors that a user can act on. The command line prints them without a traceback and exits with code 2."""
+"""Errors that a user can act on. The command line prints them without a traceback and exits with
+code 2.
+"""
 
 from __future__ import annotations
 

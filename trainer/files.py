@@ -14,7 +14,8 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write ``data`` beside ``path`` and rename, so that a reader or a killed run never sees half a file.
+    """Write ``data`` beside ``path`` and rename, so that a reader or a killed run never sees half a
+    file.
 
     Raises:
         RunError: no space left, or the folder cannot be written.
@@ -48,7 +49,8 @@ def check_space(folder: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise RunError(
-            f"{what} need about {needed / 1e9:.1f} GB in {folder}, and {free / 1e9:.1f} GB are free",
+            f"{what} need about {needed / 1e9:.1f} GB in {folder}, and {free / 1e9:.1f} GB are"
+            " free",
             "room on that disk",
             "free some space, or choose another folder, and run the same command again",
         )

@@ -1,4 +1,6 @@
-"""Stage ``cams`` from a folder of maps that others made: ours (.npz), and the .npy of PSA, SEAM, CPN, IRN, VWE and MVA."""
+"""Stage ``cams`` from a folder of maps that others made: ours (.npz), and the .npy of PSA, SEAM,
+CPN, IRN, VWE and MVA.
+"""
 
 from __future__ import annotations
 
@@ -27,49 +29,67 @@ def import_cams(
     workers: int | None = None,
     progress: bool = False,
 ) -> None:
-    """Write ``<id>.npz`` of every tagged record from ``folder``'s ``<id>.npz`` or ``<id>.npy``; files that load are kept.
+    """Write ``<id>.npz`` of every tagged record from ``folder``'s ``<id>.npz`` or ``<id>.npy``;
+    files that load are kept.
 
     Args:
         dataset: the data set of ``records``.
         records: images.
         folder: maps by image id.
         stage: of the run.
-        bad: ``stop`` raises after all that can be read was read; ``skip`` leaves those images out and notes them.
+        bad: ``stop`` raises after all that can be read was read; ``skip`` leaves those images out
+            and notes them.
         workers: processes; None for one a core, 0 for none.
         progress: show a bar.
 
     Raises:
-        DataError: no such folder, or maps that are missing, damaged, of another size or of other classes, listed.
+        DataError: no such folder, or maps that are missing, damaged, of another size or of other
+            classes, listed.
         RunError: no space left.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder", "a folder of <id>.npz or <id>.npy maps")
-    foreign = sorted(p.name for p in folder.iterdir() if p.suffix in (".npz", ".npy") and p.stem not in dataset.records)
+    foreign = sorted(
+        p.name
+        for p in folder.iterdir()
+        if p.suffix in (".npz", ".npy") and p.stem not in dataset.records
+    )
     work = partial(_import_one, len(dataset.classes), folder, stage.folder)
     problems, left_out = [], []
-    for record, outcome in over_images(work, records, workers, "maps", progress, lambda record: record.id):
+    for record, outcome in over_images(
+        work, records, workers, "maps", progress, lambda record: record.id
+    ):
         if isinstance(outcome, RunError):
             raise outcome
         if isinstance(outcome, DataError):
             problems.append(outcome)
             left_out.append(record.id)
     if bad == "stop":
-        raise_together(problems, len(records), "images have no usable maps (cams.bad=skip leaves them out)")
+        raise_together(
+            problems, len(records), "images have no usable maps (cams.bad=skip leaves them out)"
+        )
     if len(left_out) == sum(bool(record.tags) for record in records):
         raise_together(problems, len(records), "images have no usable maps: none is left")
-    stage.outputs.update(count=len(records) - len(left_out), taken_from=str(folder), left_out=left_out, foreign=foreign)
+    stage.outputs.update(
+        count=len(records) - len(left_out),
+        taken_from=str(folder),
+        left_out=left_out,
+        foreign=foreign,
+    )
 
 
 def read_foreign(path: Path, size: tuple[int, int], as_evaluated: bool = False) -> Cam:
     """Maps of a ``.npy`` file of the released repositories, each over its maximum, in 0..1.
 
-    PSA, SEAM, CPN: ``{class: float32 [H,W]}``. IRN, VWE, MVA: ``{"keys": int [k], "cam": [k,h,w]}``, tensors or arrays.
+    PSA, SEAM, CPN: ``{class: float32 [H,W]}``. IRN, VWE, MVA: ``{"keys": int [k], "cam":
+    [k,h,w]}``, tensors or arrays.
 
     Args:
         path: the file.
         size: of the image.
-        as_evaluated: as the released scripts measure maps: ``high_res [k,H,W]`` where IRN's kind has it, and values that
-            lie in 0..1 as they are. The size of full maps is then their own.
+        as_evaluated: as the released scripts measure maps: ``high_res [k,H,W]`` where IRN's kind
+            has it, and values that lie in 0..1 as they are. The size of full maps is then their
+            own.
 
     Raises:
         DataError: something else, or a pickle that would run code (it is not run).
@@ -78,9 +98,15 @@ def read_foreign(path: Path, size: tuple[int, int], as_evaluated: bool = False) 
         content = read_pickled_dict(path)
         part = "high_res" if as_evaluated and "high_res" in content else "cam"
         named = "keys" in content
-        keys, maps = (content["keys"], content[part]) if named else (list(content), list(content.values()))
+        keys, maps = (
+            (content["keys"], content[part]) if named else (list(content), list(content.values()))
+        )
         classes = np.asarray(keys, np.int16)
-        values = np.stack([np.asarray(m, np.float32) for m in maps]) if len(maps) else np.zeros((0, 1, 1), np.float32)
+        values = (
+            np.stack([np.asarray(m, np.float32) for m in maps])
+            if len(maps)
+            else np.zeros((0, 1, 1), np.float32)
+        )
         if not np.isfinite(values).all() or values.ndim != 3 or len(classes) != len(values):
             raise ValueError(f"classes {classes.shape} and maps {values.shape}")
     except Exception as error:
@@ -106,7 +132,10 @@ def _import_one(num_classes: int, folder: Path, out: Path, record: Record) -> No
     own, theirs = cam_path(folder, record.id), folder / f"{record.id}.npy"
     cam = read_foreign(theirs, size) if theirs.exists() and not own.exists() else read_cam(own)
     if cam.size != size:
-        raise DataError(f"maps of {record.id} are for {cam.size} pixels and the image has {size}", "maps of this image")
+        raise DataError(
+            f"maps of {record.id} are for {cam.size} pixels and the image has {size}",
+            "maps of this image",
+        )
     if set(cam.classes.tolist()) != set(record.tags):
         found = f"maps of {record.id} are of the classes {cam.classes.tolist()}"
         if cam.classes.max(initial=-1) >= num_classes:
@@ -122,7 +151,10 @@ def _reduced(maps_khw: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.ND
     rows, columns = size
     if maps_khw.shape[1] <= rows and maps_khw.shape[2] <= columns:
         return maps_khw
-    small = [np.asarray(Image.fromarray(m).resize((columns, rows), Image.Resampling.BILINEAR)) for m in maps_khw]
+    small = [
+        np.asarray(Image.fromarray(m).resize((columns, rows), Image.Resampling.BILINEAR))
+        for m in maps_khw
+    ]
     clipped: npt.NDArray[np.float32] = np.clip(np.stack(small), 0, 1)
     return clipped
 

@@ -1,6 +1,7 @@
 """Multi-scale views of images, batched by equal size: what maps and segmentation inference share.
 
-Images are never padded to make a batch: padding would change what the convolutions see at the border.
+Images are never padded to make a batch: padding would change what the convolutions see at the
+border.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ class Views:
         return max(1, cut(height * scale)), max(1, cut(width * scale))
 
     def make(self, pixels: np.ndarray, scale: float) -> torch.Tensor:
-        """One normalised view ``float32 [3,h,w]`` of ``uint8 [H,W,3]``; scale 1 is left untouched."""
+        """One normalised view ``float32 [3,h,w]`` of ``uint8 [H,W,3]``; scale 1 is left
+        untouched.
+        """
         height, width = self.size(pixels.shape[0], pixels.shape[1], scale)
         image = Image.fromarray(pixels)
         if (height, width) != pixels.shape[:2]:
@@ -86,7 +89,9 @@ class _Batches(TorchDataset[ViewBatch]):
 
 
 def equal_size_batches(records: Sequence[Record], batch: int) -> list[list[Record]]:
-    """Group records by image size (read from the headers) into batches of at most ``batch``, largest images first."""
+    """Group records by image size (read from the headers) into batches of at most ``batch``,
+    largest images first.
+    """
     groups: dict[tuple[int, int], list[Record]] = defaultdict(list)
     for record in records:
         groups[image_size(record.image)].append(record)
@@ -94,11 +99,14 @@ def equal_size_batches(records: Sequence[Record], batch: int) -> list[list[Recor
     return [group[i : i + batch] for _, group in ordered for i in range(0, len(group), batch)]
 
 
-def iterate_views(records: Sequence[Record], views: Views, batch: int, workers: int = -1) -> Iterator[ViewBatch]:
+def iterate_views(
+    records: Sequence[Record], views: Views, batch: int, workers: int = -1
+) -> Iterator[ViewBatch]:
     """Decode, scale and normalise in worker processes, a batch of equal sizes at a time."""
     batches = equal_size_batches(records, batch)
     if workers < 0:
-        # Where few cores do all the work, a loader process takes from the network more than it gives (bench/cams.py).
+        # Where few cores do all the work, a loader process takes from the network more than it
+        # gives (bench/cams.py).
         workers = 0 if cores() <= 4 and not torch.cuda.is_available() else default_workers()
     loader = DataLoader(
         Guarded(_Batches(batches, views)),
@@ -116,7 +124,9 @@ def with_mirror(images: torch.Tensor) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def inference(module: nn.Module, precision: Precision, device: str = "auto") -> Iterator[torch.device]:
+def inference(
+    module: nn.Module, precision: Precision, device: str = "auto"
+) -> Iterator[torch.device]:
     """Evaluation mode, channels-last, no gradients, on the best device, in the wanted precision."""
     gpu = torch.cuda.is_available() and device != "cpu"
     target = torch.device("cuda" if gpu else "cpu")

@@ -1,4 +1,6 @@
-"""What a signal to stop becomes. Apart from the loop, so that the command line can name it without loading torch."""
+"""What a signal to stop becomes. Apart from the loop, so that the command line can name it without
+loading torch.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,17 @@ from types import FrameType
 
 
 class Interrupted(Exception):
-    """SIGTERM or Ctrl-C arrived, and nothing is lost. The command exits with 75, which schedulers take as "requeue"."""
+    """SIGTERM or Ctrl-C arrived, and nothing is lost. The command exits with 75, which schedulers
+    take as "requeue".
+    """
 
     exit_code = 75
 
 
 class terminated:
-    """SIGTERM outside of training: per-image files are whole or absent, so there is nothing to save."""
+    """SIGTERM outside of training: per-image files are whole or absent, so there is nothing to
+    save.
+    """
 
     def __enter__(self) -> None:
         self.old = signal.signal(signal.SIGTERM, self._stop)

@@ -21,10 +21,22 @@ from trainer.segmenters import segmenter_class
 from trainer.segmenters.config import PRESETS, SCRATCH, SegmentConfig
 
 STAGES = ("classify", "cams", "refine", "segment", "evaluate", "report")
-SECTIONS = ("data", "method", "classify", "cams", "refine", "affinity", "irn", "segment", "evaluate")
+SECTIONS = (
+    "data",
+    "method",
+    "classify",
+    "cams",
+    "refine",
+    "affinity",
+    "irn",
+    "segment",
+    "evaluate",
+)
 
 PUBLISHED_THRESHOLD = {"threshold_from": "fixed", "threshold": 0.25}
-"""Of maps after IRNet's walk, as released (spec refine-segment 4.5); calibrated maps of small networks have it too."""
+"""Of maps after IRNet's walk, as released (spec refine-segment 4.5); calibrated maps of small
+networks have it too.
+"""
 
 
 @dataclass(frozen=True)
@@ -71,13 +83,18 @@ class Configs:
 
     @property
     def checkpoint(self) -> str:
-        """File of the trained network that the walk is to use; empty where one is trained or there is no walk."""
-        given = {"affinity": self.affinity.checkpoint, "irn": self.irn.checkpoint}.get(self.refine.refine, "none")
+        """File of the trained network that the walk is to use; empty where one is trained or there
+        is no walk.
+        """
+        given = {"affinity": self.affinity.checkpoint, "irn": self.irn.checkpoint}.get(
+            self.refine.refine, "none"
+        )
         return "" if given == "none" else given
 
 
 def make_configs(options: Options) -> Configs:
-    """Recipe, method's own training, presets of method, ``--refine`` and ``--segmenter``, ``--epochs`` and ``--size``, ``--set``.
+    """Recipe, method's own training, presets of method, ``--refine`` and ``--segmenter``,
+    ``--epochs`` and ``--size``, ``--set``.
 
     Each goes over the one before.
 
@@ -99,7 +116,9 @@ def make_configs(options: Options) -> Configs:
     made = knobs.replace(base, {**short, **sizes, **changes["classify"]}, "classify")
     small = recipe not in ("psa", "irn")
     refinement = named_refinement(options.refine or "crf")
-    ways: dict[str, dict[str, Any]] = {"affinity": affinity_stage.SMALL, "irn": irn_stage.SMALL} if small else {}
+    ways: dict[str, dict[str, Any]] = (
+        {"affinity": affinity_stage.SMALL, "irn": irn_stage.SMALL} if small else {}
+    )
     for section, way in refinement.items():
         ways[section] = {**ways.get(section, {}), **way}
     refiner = changes["refine"].get("refine", ways["refine"]["refine"])
@@ -110,18 +129,26 @@ def make_configs(options: Options) -> Configs:
     labels = {"labels_from": options.labels_from} if options.labels_from else {}
     return Configs(
         knobs.replace(DataConfig(), {**labels, **changes["data"]}, "data"),
-        knobs.replace(method_config(), {**preset["method"], **changes["method"]}, f"method {options.method}"),
+        knobs.replace(
+            method_config(), {**preset["method"], **changes["method"]}, f"method {options.method}"
+        ),
         made,
         knobs.replace(cams.CamsConfig(), changes["cams"], "cams"),
-        knobs.replace(RefineConfig(calibrate=small), {**ways["refine"], **changes["refine"]}, "refine"),
-        knobs.replace(AffinityConfig(), {**ways.get("affinity", {}), **changes["affinity"]}, "affinity"),
+        knobs.replace(
+            RefineConfig(calibrate=small), {**ways["refine"], **changes["refine"]}, "refine"
+        ),
+        knobs.replace(
+            AffinityConfig(), {**ways.get("affinity", {}), **changes["affinity"]}, "affinity"
+        ),
         knobs.replace(IrnConfig(), {**ways.get("irn", {}), **changes["irn"]}, "irn"),
         segment_config(options.segmenter, recipe, short, changes["segment"]),
         knobs.replace(EvaluateConfig(), changes["evaluate"], "evaluate"),
     )
 
 
-def segment_config(name: str, recipe: str, short: dict[str, Any], changes: dict[str, Any]) -> SegmentConfig:
+def segment_config(
+    name: str, recipe: str, short: dict[str, Any], changes: dict[str, Any]
+) -> SegmentConfig:
     """Knobs of the segmenter ``name``, with those of ``--epochs`` and ``--size``, and ``--set``.
 
     Raises:
@@ -129,15 +156,21 @@ def segment_config(name: str, recipe: str, short: dict[str, Any], changes: dict[
     """
     if name not in PRESETS:
         raise ConfigError(
-            f"there is no segmenter {name!r}", nearest(name, PRESETS), "--segmenter with one of these names"
+            f"there is no segmenter {name!r}",
+            nearest(name, PRESETS),
+            "--segmenter with one of these names",
         )
     base = SCRATCH if name == "aspp" and recipe == "scratch" else PRESETS[name]
     # A number of epochs is asked for instead of the published number of updates.
-    made = knobs.replace(base, {**short, **({"updates": 0} if "epochs" in short else {}), **changes}, "segment")
+    made = knobs.replace(
+        base, {**short, **({"updates": 0} if "epochs" in short else {}), **changes}, "segment"
+    )
     for knob in changes:
         if knob in segmenter_class(made.network).unused:
             raise ConfigError(
-                f"the segmenter {made.network} has no knob {knob!r}", "one of its own", "docs/segmenters.md"
+                f"the segmenter {made.network} has no knob {knob!r}",
+                "one of its own",
+                "docs/segmenters.md",
             )
     return made
 

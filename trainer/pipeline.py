@@ -55,7 +55,9 @@ class Pipeline:
 
     def __init__(self, options: Options) -> None:
         if options.until not in STAGES:
-            raise ConfigError(f"there is no stage {options.until!r}", nearest(options.until, STAGES))
+            raise ConfigError(
+                f"there is no stage {options.until!r}", nearest(options.until, STAGES)
+            )
         self.options, self.configs = options, make_configs(options)
         self.dataset = open_dataset(options.data, config=self.configs.data)
         self.run = Run(options.run)
@@ -67,9 +69,12 @@ class Pipeline:
         if not self.tagged:
             found = f"no image of list {self.train_list!r} has a tag"
             raise DataError(found, "tags to learn from", f"wsss-trainer check {options.data}")
-        # Built now, so that an impossible backbone, knob or weight file ends the run before it starts.
-        # What is given trained needs no other weights: ResNet-38 has none that can be fetched.
-        walks = self.configs.refine.refine in ("affinity", "irn") and options.until not in STAGES[:2]
+        # Built now, so that an impossible backbone, knob or weight file ends the run before it
+        # starts. What is given trained needs no other weights: ResNet-38 has none that can be
+        # fetched.
+        walks = (
+            self.configs.refine.refine in ("affinity", "irn") and options.until not in STAGES[:2]
+        )
         refiner = walks and not self.configs.checkpoint
         given = options.classifier is not None or (
             options.cams is not None and not refiner and options.until not in STAGES[3:]
@@ -78,25 +83,43 @@ class Pipeline:
         self.weights = None if from_scratch else find_weights(options.backbone, options.weights)
         self.backbone_knobs = classify.backbone_knobs(options.backbone, self.configs.classify)
         self.method = classify.build(
-            options.method, self.configs.method, options.backbone, self.backbone_knobs, len(self.dataset.classes)
+            options.method,
+            self.configs.method,
+            options.backbone,
+            self.backbone_knobs,
+            len(self.dataset.classes),
         )
         self.classifier = options.classifier
         if self.classifier and self.classifier.resolve().is_relative_to(self.run.path.resolve()):
-            raise ConfigError(f"--classifier {self.classifier} is of this very run", "a new --run folder")
-        self.given = load_classifier(self.method, self.classifier, self.dataset.classes) if self.classifier else None
+            raise ConfigError(
+                f"--classifier {self.classifier} is of this very run", "a new --run folder"
+            )
+        self.given = (
+            load_classifier(self.method, self.classifier, self.dataset.classes)
+            if self.classifier
+            else None
+        )
         self.loaded = load_start(self.method, self.weights) if self.weights else None
         self.sha = self.loaded.sha256 if self.loaded else "none"
         self.start = self._find_start()
         if options.cams and self.loaded is None and (refiner or self.start.source == "classifier"):
-            raise ConfigError("--cams brings no classifier whose weights could start a network", "--weights FILE")
+            raise ConfigError(
+                "--cams brings no classifier whose weights could start a network", "--weights FILE"
+            )
         if walks and self.configs.checkpoint:
             self.refinement().trained()
-        self.preparations = [] if self.classifier else preparations(method_module(options.method), self.configs.method)
+        self.preparations = (
+            []
+            if self.classifier
+            else preparations(method_module(options.method), self.configs.method)
+        )
 
     @property
     def made_by(self) -> str:
         """What makes the maps: the method, or where they were taken from."""
-        return f"maps of {self.options.cams.resolve()}" if self.options.cams else self.options.method
+        return (
+            f"maps of {self.options.cams.resolve()}" if self.options.cams else self.options.method
+        )
 
     @property
     def supervision(self) -> str:
@@ -124,7 +147,11 @@ class Pipeline:
         training: list[Step] = []
         key = data
         for part in self.preparations:
-            key = stage_key(part.name, [trained, part.knobs, _result(configs.classify) if part.trains else None], [key])
+            key = stage_key(
+                part.name,
+                [trained, part.knobs, _result(configs.classify) if part.trains else None],
+                [key],
+            )
             training.append(Step(part.name, key, partial(self.prepare, part)))
         given = [file_sha256(self.classifier)] if self.classifier else []
         classify_key = stage_key(
@@ -132,10 +159,15 @@ class Pipeline:
         )
         training.append(Step("classify", classify_key, self.classify))
         protocol = cams.protocol_of(configs.cams, options.backbone, options.method)[0]
-        cams_key = stage_key("cams", [protocol, configs.cams.scales, configs.cams.precision, ids], [classify_key])
+        cams_key = stage_key(
+            "cams", [protocol, configs.cams.scales, configs.cams.precision, ids], [classify_key]
+        )
         make_cams = Step("cams", cams_key, self.cams)
         if options.cams:
-            given_maps = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(options.cams.glob("*.np?"))]
+            given_maps = [
+                [p.name, p.stat().st_size, p.stat().st_mtime_ns]
+                for p in sorted(options.cams.glob("*.np?"))
+            ]
             cams_key = stage_key("cams", [given_maps, configs.cams.bad, ids], [data])
             training, make_cams = [], Step("cams", cams_key, self.import_cams)
         stages = self.refinement().steps(cams_key, _result)
@@ -148,7 +180,9 @@ class Pipeline:
         elif from_classifier:
             steps += training
         if options.supervision in ("full", "both"):
-            steps += self._segmenting("segment_full", [data, classify_key if from_classifier else data])
+            steps += self._segmenting(
+                "segment_full", [data, classify_key if from_classifier else data]
+            )
         names = [step.name for step in steps]
         if options.until in names:
             last = max(i for i, name in enumerate(names) if name.startswith(options.until))
@@ -177,24 +211,40 @@ class Pipeline:
     def _describe(self) -> None:
         options, dataset = self.options, self.dataset
         self.run.describe(
-            seed=options.seed, method=self.made_by, backbone=options.backbone, supervision=self.supervision,
-            segmenter=self.configs.segment.network, segmenter_supervision=self.start.supervision(self.supervision),
-            weights={"path": str(self.weights), "sha256": self.loaded.sha256} if self.loaded else None,
-            train_list=self.train_list, val_list=self.val_list,
+            seed=options.seed,
+            method=self.made_by,
+            backbone=options.backbone,
+            supervision=self.supervision,
+            segmenter=self.configs.segment.network,
+            segmenter_supervision=self.start.supervision(self.supervision),
+            weights={"path": str(self.weights), "sha256": self.loaded.sha256}
+            if self.loaded
+            else None,
+            train_list=self.train_list,
+            val_list=self.val_list,
             data={
-                "path": str(options.data.resolve()), "format": dataset.format, "fingerprint": dataset.fingerprint(),
-                "classes": list(dataset.classes), "lists": {k: len(v) for k, v in dataset.lists.items()},
+                "path": str(options.data.resolve()),
+                "format": dataset.format,
+                "fingerprint": dataset.fingerprint(),
+                "classes": list(dataset.classes),
+                "lists": {k: len(v) for k, v in dataset.lists.items()},
                 "tags_from": dataset.tags_from,
             },
-            config={f.name: knobs.as_dict(getattr(self.configs, f.name)) for f in dataclasses.fields(self.configs)},
-        )  # fmt: skip
+            config={
+                f.name: knobs.as_dict(getattr(self.configs, f.name))
+                for f in dataclasses.fields(self.configs)
+            },
+        )
 
     def _identity(self, method_config: Any = None) -> dict[str, Any]:
         return {
-            "method": self.made_by, "method_config": knobs.as_dict(method_config or self.configs.method),
-            "backbone": self.options.backbone, "backbone_knobs": self.backbone_knobs, "classes": list(self.dataset.classes),
+            "method": self.made_by,
+            "method_config": knobs.as_dict(method_config or self.configs.method),
+            "backbone": self.options.backbone,
+            "backbone_knobs": self.backbone_knobs,
+            "classes": list(self.dataset.classes),
             "initial": self.supervision,
-        }  # fmt: skip
+        }
 
     def _expected(self) -> dict[str, Any]:
         return {k: v for k, v in self._identity().items() if k in ("method", "backbone", "classes")}
@@ -202,10 +252,17 @@ class Pipeline:
     def prepare(self, part: Preparation) -> None:
         """Do what the method needs before its training, in a stage of its own."""
         shop = Workshop(
-            run=self.run.path, dataset=self.dataset, records=list({r.id: r for r in self.tagged}.values()),
-            validation=self.validation, config=self.configs.method, classify=self.configs.classify,
-            seed=self.options.seed, device=self.options.device, build=self._fresh, train=self._train,
-        )  # fmt: skip
+            run=self.run.path,
+            dataset=self.dataset,
+            records=list({r.id: r for r in self.tagged}.values()),
+            validation=self.validation,
+            config=self.configs.method,
+            classify=self.configs.classify,
+            seed=self.options.seed,
+            device=self.options.device,
+            build=self._fresh,
+            train=self._train,
+        )
         with self.run.stage(part.name, self.key) as stage:
             part.work(shop, stage)
 
@@ -221,22 +278,35 @@ class Pipeline:
             self._train(self._fresh(config, after), stage, subcategories, self.classifier)
 
     def _fresh(self, method_config: Any, after: str | None = None) -> Method:
-        """The method on its initial weights, or on those of the stage ``after``. Heads are drawn from the seed."""
+        """The method on its initial weights, or on those of the stage ``after``. Heads are drawn
+        from the seed.
+        """
         step_rng(self.options.seed, 0)
         classes = len(self.dataset.classes)
-        method = classify.build(self.options.method, method_config, self.options.backbone, self.backbone_knobs, classes)
+        method = classify.build(
+            self.options.method, method_config, self.options.backbone, self.backbone_knobs, classes
+        )
         if self.weights:
             load_start(method, self.weights)
         if after:
             _, state = classify.read_weights(self.run.path / after / "model.pt", self._expected())
-            # Clusters are numbered anew each round: the head that tells them apart is not worth keeping.
-            method.load_state_dict({k: v for k, v in state.items() if "subcategory" not in k}, strict=False)
+            # Clusters are numbered anew each round: the head that tells them apart is not worth
+            # keeping.
+            method.load_state_dict(
+                {k: v for k, v in state.items() if "subcategory" not in k}, strict=False
+            )
         return method
 
     def _train(
-        self, method: Method, stage: Stage, subcategories: Subcategories | None, given: Path | None = None
+        self,
+        method: Method,
+        stage: Stage,
+        subcategories: Subcategories | None,
+        given: Path | None = None,
     ) -> Method:
-        """``model.pt`` of the stage, trained where it is not there yet, or taken from a file that is ``given``."""
+        """``model.pt`` of the stage, trained where it is not there yet, or taken from a file that
+        is ``given``.
+        """
         path, name = stage.folder / "model.pt", stage.folder.name
         config = getattr(method, "config", self.configs.method)
         if given:
@@ -245,18 +315,30 @@ class Pipeline:
             stage.outputs.update(count=1, weights="model.pt", taken_from=str(given))
         elif not path.exists():
             classify.classify(
-                method, self.dataset, self.tagged, self.validation, self.configs.classify, stage,
-                Metrics(self.run.path / "metrics.csv", name), self.options.seed, self._identity(config),
-                self.options.device, subcategories,
-            )  # fmt: skip
+                method,
+                self.dataset,
+                self.tagged,
+                self.validation,
+                self.configs.classify,
+                stage,
+                Metrics(self.run.path / "metrics.csv", name),
+                self.options.seed,
+                self._identity(config),
+                self.options.device,
+                subcategories,
+            )
         return classify.load(path, self._expected())
 
     def cams(self) -> None:
         """Write the maps of every training and measured image."""
-        name, protocol = cams.protocol_of(self.configs.cams, self.options.backbone, self.options.method)
+        name, protocol = cams.protocol_of(
+            self.configs.cams, self.options.backbone, self.options.method
+        )
         method = classify.load(self.run.path / "classify" / "model.pt", self._expected())
         with self.run.stage("cams", self.key) as stage:
-            cams.make_cams(method, self.images(), stage, protocol, self.configs.cams, self.options.device)
+            cams.make_cams(
+                method, self.images(), stage, protocol, self.configs.cams, self.options.device
+            )
             stage.metrics.update(protocol=name, scales=list(protocol.views.scales))
 
     def import_cams(self) -> None:
@@ -264,20 +346,38 @@ class Pipeline:
         assert self.options.cams is not None
         with self.run.stage("cams", self.key) as stage:
             if rank() == 0:
-                import_cams(self.dataset, self.images(), self.options.cams, stage, self.configs.cams.bad, progress=True)
+                import_cams(
+                    self.dataset,
+                    self.images(),
+                    self.options.cams,
+                    stage,
+                    self.configs.cams.bad,
+                    progress=True,
+                )
                 stage.metrics.update(protocol=f"as in {self.options.cams}", scales=[])
 
     def refinement(self) -> Refinement:
         """How maps become masks."""
         return Refinement(
-            run=self.run, dataset=self.dataset, training=self.training, images=self.images(), config=self.configs.refine,
-            affinity=self.configs.affinity, irn=self.configs.irn,
-            network=[self.options.backbone, self.sha, self.options.seed], backbone=self._backbone,
-            identity=self._expected(), seed=self.options.seed, device=self.options.device, given=self.configs.checkpoint,
-        )  # fmt: skip
+            run=self.run,
+            dataset=self.dataset,
+            training=self.training,
+            images=self.images(),
+            config=self.configs.refine,
+            affinity=self.configs.affinity,
+            irn=self.configs.irn,
+            network=[self.options.backbone, self.sha, self.options.seed],
+            backbone=self._backbone,
+            identity=self._expected(),
+            seed=self.options.seed,
+            device=self.options.device,
+            given=self.configs.checkpoint,
+        )
 
     def _backbone(self, options: dict[str, Any], init: str) -> Backbone:
-        """A backbone on the weights that ``init`` names: ``weights``, ``classifier``, ``auto``, or random for ``none``."""
+        """A backbone on the weights that ``init`` names: ``weights``, ``classifier``, ``auto``, or
+        random for ``none``.
+        """
         if self.options.backbone == "resnet38":
             options = {}
         backbone = build_backbone(self.options.backbone, **options)
@@ -294,7 +394,9 @@ class Pipeline:
             load_backbone(backbone, self.weights)
 
     def _find_start(self) -> Start:
-        """What the segmenter starts from; its knobs that are left to the weights are decided here."""
+        """What the segmenter starts from; its knobs that are left to the weights are decided
+        here.
+        """
         if self.options.until not in STAGES[3:]:
             return Start("random")
         start = find_start(
@@ -310,11 +412,23 @@ class Pipeline:
 
     def _segmenting(self, name: str, inputs: list[str]) -> list[Step]:
         stages = Segmentation(
-            run=self.run, dataset=self.dataset, train_list=self.train_list, training=self.training,
-            measured=self.measured_lists(), config=self.configs.segment, start=self.start, backbone=self.options.backbone,
-            classifier=self._trained_backbone, identity=self._identity(), seed=self.options.seed, device=self.options.device,
-        )  # fmt: skip
-        return [Step(stage, key, partial(work, key)) for stage, key, work in stages.steps(name, inputs, _result)]
+            run=self.run,
+            dataset=self.dataset,
+            train_list=self.train_list,
+            training=self.training,
+            measured=self.measured_lists(),
+            config=self.configs.segment,
+            start=self.start,
+            backbone=self.options.backbone,
+            classifier=self._trained_backbone,
+            identity=self._identity(),
+            seed=self.options.seed,
+            device=self.options.device,
+        )
+        return [
+            Step(stage, key, partial(work, key))
+            for stage, key, work in stages.steps(name, inputs, _result)
+        ]
 
     def _trained_backbone(self) -> Backbone:
         return classify.load(self.run.path / "classify" / "model.pt", self._expected()).backbone

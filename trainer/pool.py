@@ -38,9 +38,9 @@ def over_images(
 ) -> Iterator[tuple[Item, Result | UserError]]:
     """Yield ``(item, function(item))`` in the order of ``items``.
 
-    ``function`` (with whatever it binds) travels to each worker once, items travel one by one, and only a few results
-    wait at a time, so memory does not grow with the number of images. A ``UserError`` is yielded in place of the
-    result, so that one bad image does not lose the others.
+    ``function`` (with whatever it binds) travels to each worker once, items travel one by one, and
+    only a few results wait at a time, so memory does not grow with the number of images. A
+    ``UserError`` is yielded in place of the result, so that one bad image does not lose the others.
 
     Args:
         function: something picklable, for example ``functools.partial`` of a module function.
@@ -85,7 +85,8 @@ def each_image(
     progress: bool = False,
     name: Callable[[Item], str] = str,
 ) -> list[Result]:
-    """``work`` on every item; all that can be done is done before the errors of single images are raised together.
+    """``work`` on every item; all that can be done is done before the errors of single images are
+    raised together.
 
     Args:
         work: see ``over_images``.
@@ -133,7 +134,9 @@ def _in_process(
         yield _attempt(function, item)
 
 
-def _attempt(function: Callable[[Item], Result], item: Item) -> tuple[Item, Any, BaseException | None]:
+def _attempt(
+    function: Callable[[Item], Result], item: Item
+) -> tuple[Item, Any, BaseException | None]:
     try:
         return item, function(item), None
     except Exception as error:
@@ -147,8 +150,12 @@ def _in_pool(
     # Not fork: a forked copy of a process that has used OpenMP threads (torch) can hang.
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload(["trainer.evaluation.over_lists", "trainer.refine.pseudo_masks"])
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(function,))
+        context.set_forkserver_preload(
+            ["trainer.evaluation.over_lists", "trainer.refine.pseudo_masks"]
+        )
+    pool = ProcessPoolExecutor(
+        count, mp_context=context, initializer=_start_worker, initargs=(function,)
+    )
     try:
         waiting: deque[tuple[Item, Future[Any]]] = deque()
         for item in items:

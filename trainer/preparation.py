@@ -1,6 +1,8 @@
-"""What some methods do before their training: rounds of clustering, a teacher. Each is a stage of the run, with its own key.
+"""What some methods do before their training: rounds of clustering, a teacher. Each is a stage of
+the run, with its own key.
 
-A method's file has ``preparations(config)``, its stages in order; the last one leaves ``subcategories.npz``.
+A method's file has ``preparations(config)``, its stages in order; the last one leaves
+``subcategories.npz``.
 """
 
 from __future__ import annotations
@@ -41,8 +43,10 @@ class Workshop:
         classify: training of the classifier.
         seed: of everything random.
         device: ``auto`` or ``cpu``.
-        build: a method config -> the method on fresh initial weights, or on those of a stage's ``model.pt``.
-        train: trains a method into a stage's ``model.pt``, takes it from a file if one is given, or loads it from there.
+        build: a method config -> the method on fresh initial weights, or on those of a stage's
+            ``model.pt``.
+        train: trains a method into a stage's ``model.pt``, takes it from a file if one is given, or
+        loads it from there.
     """
 
     run: Path
@@ -63,7 +67,8 @@ class Preparation:
 
     Attributes:
         name: of the stage and its folder.
-        knobs: what its outputs depend on, besides data, backbone, seed and the preparation before it.
+        knobs: what its outputs depend on, besides data, backbone, seed and the preparation before
+            it.
         trains: its outputs also depend on the classifier's training knobs.
         continues: its weights are the initial ones of what follows.
         work: does it.

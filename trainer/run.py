@@ -1,4 +1,6 @@
-"""A run directory: manifest, stages, lock. A stage is done only when the manifest says so, and that is written last."""
+"""A run directory: manifest, stages, lock. A stage is done only when the manifest says so, and that
+is written last.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ FORMAT = 1
 
 
 def stage_key(name: str, config: Any, inputs: Sequence[str]) -> str:
-    """Hash of what a stage's outputs depend on: its name, config, the keys of its inputs and the format version."""
+    """Hash of what a stage's outputs depend on: its name, config, the keys of its inputs and the
+    format version.
+    """
     text = json.dumps([FORMAT, name, config, list(inputs)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -84,11 +88,15 @@ class Run:
             try:
                 content = json.loads(self.manifest_path.read_text())
             except (OSError, ValueError) as error:
-                raise RunError(f"{self.manifest_path} cannot be read: {error}", "a run's manifest") from error
+                raise RunError(
+                    f"{self.manifest_path} cannot be read: {error}", "a run's manifest"
+                ) from error
             found = content.get("format") if isinstance(content, dict) else None
             if found != FORMAT:
                 raise RunError(
-                    f"{self.manifest_path} has run format {found}", f"format {FORMAT}", "use a new --run folder"
+                    f"{self.manifest_path} has run format {found}",
+                    f"format {FORMAT}",
+                    "use a new --run folder",
                 )
             self.manifest = content
 
@@ -101,7 +109,9 @@ class Run:
         """
         if not (Path(path) / "manifest.json").exists():
             raise RunError(
-                f"{path} is not a run", "a folder with a manifest.json", "wsss-trainer fit DATA --run runs/name"
+                f"{path} is not a run",
+                "a folder with a manifest.json",
+                "wsss-trainer fit DATA --run runs/name",
             )
         return cls(path)
 
@@ -128,7 +138,9 @@ class Run:
                 file.seek(0)
                 holder = file.read().strip() or "another process"
                 raise RunError(
-                    f"{self.path} is in use by {holder}", "one run in a folder", "wait, or choose another --run"
+                    f"{self.path} is in use by {holder}",
+                    "one run in a folder",
+                    "wait, or choose another --run",
                 ) from error
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}")
@@ -144,13 +156,17 @@ class Run:
 
     def describe(self, **entries: Any) -> None:
         """Record what the run is made of: command, versions, host, and the given entries."""
-        self.manifest.update(command=sys.argv, versions=_versions(), commit=_commit(), host=_host(), **entries)
+        self.manifest.update(
+            command=sys.argv, versions=_versions(), commit=_commit(), host=_host(), **entries
+        )
         self.save()
 
     def done(self, name: str, key: str) -> bool:
         """Whether the stage is complete with this key, and its files are there."""
         stage = self.manifest["stages"].get(name, {})
-        return bool(stage.get("status") == "done" and stage.get("key") == key and not self.lost(name))
+        return bool(
+            stage.get("status") == "done" and stage.get("key") == key and not self.lost(name)
+        )
 
     def lost(self, name: str) -> int:
         """How many files of a stage are gone since it was done."""
@@ -159,7 +175,9 @@ class Run:
 
     @property
     def left_out(self) -> set[str]:
-        """Images without usable maps, where maps were imported and such images were to be skipped."""
+        """Images without usable maps, where maps were imported and such images were to be
+        skipped.
+        """
         return set(self.manifest["stages"].get("cams", {}).get("outputs", {}).get("left_out", ()))
 
     def is_stale(self, name: str, key: str) -> bool:
@@ -173,11 +191,17 @@ class Run:
             return "done, kept"
         if self.is_stale(name, key):
             return "settings or inputs changed since it was made, will be made again"
-        return f"{lost} of its files are gone, will be made again" if (lost := self.lost(name)) else "to do"
+        return (
+            f"{lost} of its files are gone, will be made again"
+            if (lost := self.lost(name))
+            else "to do"
+        )
 
     @contextlib.contextmanager
     def stage(self, name: str, key: str, folder: str | None = None) -> Iterator[Stage]:
-        """Run a stage: outputs of another key are set aside first, those of this key are there to resume from."""
+        """Run a stage: outputs of another key are set aside first, those of this key are there to
+        resume from.
+        """
         target = self.path / (folder or name)
         if self.is_stale(name, key) and target.exists() and not self.second:
             self._set_aside(name, target)
@@ -202,7 +226,9 @@ class Run:
             self.save()
 
     def _set_aside(self, name: str, target: Path) -> None:
-        """Trained weights are moved to ``stale/``, since nobody wants to lose hours; per-image files are remade."""
+        """Trained weights are moved to ``stale/``, since nobody wants to lose hours; per-image
+        files are remade.
+        """
         old = self.manifest["stages"][name]["key"]
         if list(target.glob("*.pt")):
             kept = self.path / "stale" / f"{name}-{old}"
@@ -239,12 +265,17 @@ class Metrics:
             writer = csv.writer(file)
             if new:
                 writer.writerow(["stage", "epoch", "step", "name", "value"])
-            writer.writerows([self.stage, epoch, step, name, f"{value:.6g}"] for name, value in values.items())
+            writer.writerows(
+                [self.stage, epoch, step, name, f"{value:.6g}"] for name, value in values.items()
+            )
 
 
 def peak_memory_mb() -> float:
     """Largest resident size of this process and of its children so far, in MiB."""
-    usage = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    usage = max(
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
     return round(usage / 1024, 1)
 
 
@@ -267,7 +298,9 @@ def _versions() -> dict[str, str]:
 def _commit() -> str | None:
     folder = Path(__file__).parent
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        text = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=folder, text=True, stderr=subprocess.DEVNULL)
+        text = subprocess.check_output(
+            ["git", "rev-parse", "HEAD"], cwd=folder, text=True, stderr=subprocess.DEVNULL
+        )
         return text.strip()
     return None
 

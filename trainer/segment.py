@@ -1,4 +1,6 @@
-"""Train a segmenter on masks, load it, and predict; which segmenter is a knob (``trainer.segmenters``)."""
+"""Train a segmenter on masks, load it, and predict; which segmenter is a knob
+(``trainer.segmenters``).
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,15 @@ from trainer.segmenters.config import NETWORK_KNOBS, SCRATCH, SegmentConfig
 from trainer.training.devices import shard
 from trainer.training.loop import train
 
-__all__ = ["SCRATCH", "SegmentConfig", "load", "make_sample", "predict", "read_pseudo_mask", "train_segmenter"]
+__all__ = [
+    "SCRATCH",
+    "SegmentConfig",
+    "load",
+    "make_sample",
+    "predict",
+    "read_pseudo_mask",
+    "train_segmenter",
+]
 
 ReadMask = Callable[[Record], np.ndarray]
 Guess = tuple[Record, Float]
@@ -62,7 +72,9 @@ def check_masks(records: Sequence[Record], folder: Path) -> None:
 def _check_mask(record: Record, path: Path) -> None:
     if not path.exists():
         raise DataError(
-            f"{path} is missing", "a mask of every image", "bring it back, or make the masks in a new --run"
+            f"{path} is missing",
+            "a mask of every image",
+            "bring it back, or make the masks in a new --run",
         )
     mask, image = image_size(path), image_size(record.image)
     if mask != image:
@@ -74,8 +86,11 @@ def _other_size(record: Record, mask: Sequence[int], image: Sequence[int]) -> tu
     return found, "masks of the image's size"
 
 
-def make_sample(record: Record, rng: Rng, segmenter: Segmenter, read_mask: ReadMask) -> tuple[torch.Tensor, ...]:
-    """Training view of an image and of its mask, and with a teacher the labels ``bool [L]`` that the image can have.
+def make_sample(
+    record: Record, rng: Rng, segmenter: Segmenter, read_mask: ReadMask
+) -> tuple[torch.Tensor, ...]:
+    """Training view of an image and of its mask, and with a teacher the labels ``bool [L]`` that
+    the image can have.
 
     Raises:
         DataError: a mask of another size, or with labels that no class has.
@@ -98,16 +113,35 @@ def make_sample(record: Record, rng: Rng, segmenter: Segmenter, read_mask: ReadM
 
 
 def train_segmenter(
-    segmenter: Segmenter, network: nn.Module, records: Sequence[Record], read_mask: ReadMask, stage: Stage,
-    metrics: Metrics, seed: int, identity: dict[str, Any], device: str = "auto",
-) -> None:  # fmt: skip
-    """Train ``network`` on the masks that ``read_mask`` returns and write ``model.pt``, which says what it is."""
+    segmenter: Segmenter,
+    network: nn.Module,
+    records: Sequence[Record],
+    read_mask: ReadMask,
+    stage: Stage,
+    metrics: Metrics,
+    seed: int,
+    identity: dict[str, Any],
+    device: str = "auto",
+) -> None:
+    """Train ``network`` on the masks that ``read_mask`` returns and write ``model.pt``, which says
+    what it is.
+    """
     config = segmenter.config
     make = partial(make_sample, segmenter=segmenter, read_mask=read_mask)
     last = train(
-        network, segmenter.loss, segmenter.groups(network), Samples(records, make, seed), config, stage.folder, metrics, seed,
-        metrics.stage, None, device, teacher=config.teacher != "none",
-    )  # fmt: skip
+        network,
+        segmenter.loss,
+        segmenter.groups(network),
+        Samples(records, make, seed),
+        config,
+        stage.folder,
+        metrics,
+        seed,
+        metrics.stage,
+        None,
+        device,
+        teacher=config.teacher != "none",
+    )
     save(stage.folder, network, identity | {k: knobs.as_dict(config)[k] for k in NETWORK_KNOBS})
     stage.metrics.update({k: float(f"{v:.6g}") for k, v in last.items()})
     stage.outputs.update(count=1, weights="model.pt", images=len(records))
@@ -116,7 +150,8 @@ def train_segmenter(
 def load(
     path: Path, expected: dict[str, Any], config: SegmentConfig | None = None
 ) -> tuple[Segmenter, nn.Module, dict[str, Any]]:
-    """The trained segmenter of a ``model.pt``: how it is asked, its network in evaluation mode, and what it is.
+    """The trained segmenter of a ``model.pt``: how it is asked, its network in evaluation mode, and
+    what it is.
 
     Args:
         path: the file.
@@ -133,9 +168,16 @@ def load(
 
 
 def predict(
-    segmenter: Segmenter, network: nn.Module, records: Sequence[Record], folder: Path, title: str, device: str = "auto"
+    segmenter: Segmenter,
+    network: nn.Module,
+    records: Sequence[Record],
+    folder: Path,
+    title: str,
+    device: str = "auto",
 ) -> None:
-    """Write a label map a record: the segmenter's probabilities, CRF, arg-max. What is there and loads is kept."""
+    """Write a label map a record: the segmenter's probabilities, CRF, arg-max. What is there and
+    loads is kept.
+    """
     config = segmenter.config
     missing = shard([r for r in records if not _readable(folder / f"{r.id}.png")])
     write = partial(_write, folder, config.crf, config.crf_image)
@@ -148,11 +190,15 @@ def predict(
 
 
 def crf_picture(pixels: Pixels, kind: str) -> Pixels:
-    """What the dense CRF sees of an image, ``uint8 [H,W,3]`` (spec refine-segment 2.4); channel order does not matter to it."""
+    """What the dense CRF sees of an image, ``uint8 [H,W,3]`` (spec refine-segment 2.4); channel
+    order does not matter to it.
+    """
     if kind == "raw":
         return pixels
     if kind == "meansub_wrap":
-        return np.asarray(np.trunc(normalise(pixels, CAFFE_PIXELS)).astype(np.int64) % 256, np.uint8)
+        return np.asarray(
+            np.trunc(normalise(pixels, CAFFE_PIXELS)).astype(np.int64) % 256, np.uint8
+        )
     restored = (normalise(pixels) * np.array(STD, np.float32) + np.array(MEAN, np.float32)) * 255
     return np.asarray(restored.clip(0, 255), np.uint8)
 
@@ -162,7 +208,9 @@ def _probabilities(
 ) -> Iterator[Guess]:
     """Each record with its probabilities ``float32 [L,H,W]``."""
     for batch in iterate_views(records, segmenter.views(), BATCH, segmenter.config.workers):
-        chance = segmenter.probabilities(network, [images.to(target) for images in batch.images], batch.size)
+        chance = segmenter.probabilities(
+            network, [images.to(target) for images in batch.images], batch.size
+        )
         yield from zip(batch.records, chance.cpu().numpy())
 
 
@@ -170,7 +218,12 @@ def _write(folder: Path, crf: str, crf_image: str, guess: Guess) -> None:
     record, chance = guess
     if crf != "none":
         kernels = preset(crf)
-        field = DenseCrf(crf_picture(read_image(record.image), crf_image), kernels.gaussian, kernels.bilateral, "auto")
+        field = DenseCrf(
+            crf_picture(read_image(record.image), crf_image),
+            kernels.gaussian,
+            kernels.bilateral,
+            "auto",
+        )
         chance = field.infer(unary_from_softmax(chance), kernels.iterations)
     write_index_png(folder / f"{record.id}.png", chance.argmax(0).astype(np.uint8))
 

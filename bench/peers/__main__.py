@@ -1,16 +1,20 @@
 """Other servers and this one on the same graphs, measured in turns on one machine.
 
-Every server runs ONNX Runtime with one thread a run and no spinning, listens on the machine itself, and is loaded by the
-same client, which sends bytes made before and does not decode replies; ``--perf-analyzer`` adds NVIDIA's own. Before
-anything is timed, their answers are compared. Two servers of a ratio take turns; the medians of the rounds count.
-``cpu_ms`` is the processor time of a call in the server, which other work on the machine hardly touches.
+Every server runs ONNX Runtime with one thread a run and no spinning, listens on the machine itself,
+and is loaded by the same client, which sends bytes made before and does not decode replies;
+``--perf-analyzer`` adds NVIDIA's own. Before anything is timed, their answers are compared. Two
+servers of a ratio take turns; the medians of the rounds count. ``cpu_ms`` is the processor time of
+a call in the server, which other work on the machine hardly touches.
 
-R1  ours, a JPEG of 512x512 in and its PNG mask out / Triton, the normalised float32 tensor in and logits out; one caller
-R3  ours / Triton, float32 [1,3,256,256] in and the mask out, by the Open Inference Protocol; four callers
+R1  one caller: ours, a JPEG of 512x512 in and its PNG mask out / Triton, the normalised float32
+    tensor in and logits out
+R3  four callers: ours / Triton, float32 [1,3,256,256] in and the mask out, by the Open Inference
+    Protocol
 R4  ours / MLServer, the same call
 
-Triton is the real 2.51.0; the wheel that it comes in has no C++ backend for ONNX Runtime, so the graphs run below its Python
-backend (``triton_backend/model.py``). A peer that is not set up is left out, and said to be.
+Triton is the real 2.51.0; the wheel that it comes in has no C++ backend for ONNX Runtime, so the
+graphs run below its Python backend (``triton_backend/model.py``). A peer that is not set up is left
+out, and said to be.
 
     bench/peers/setup.sh /somewhere/peers
     python bench/peers /somewhere/peers
@@ -62,7 +66,9 @@ def main() -> None:
         peers: dict[str, Running] = {}
         for name, start in {
             "triton": lambda: servers.triton(options.peers, repository, "mask"),
-            "mlserver": lambda: servers.mlserver(options.peers, repository / "mask" / "1" / "model.onnx", "mask"),
+            "mlserver": lambda: servers.mlserver(
+                options.peers, repository / "mask" / "1" / "model.onnx", "mask"
+            ),
         }.items():
             try:
                 peers[name] = stack.enter_context(start())
@@ -71,13 +77,28 @@ def main() -> None:
         measure(repository, ours, peers, options)
 
 
-def measure(repository: Path, ours: Running, peers: dict[str, Running], options: argparse.Namespace) -> None:
-    targets = {name: Target(card=versions[1]) for name, versions in read_repository(repository).items()}
-    photo = replace(targets["segmenter"], images=tuple(target.made_image(512, 512, seed) for seed in range(IMAGES)))
-    engines = {name: open_engine(targets[name].card, Plan(), ENGINE) for name in ("segmenter", "mask", "logits")}
-    tensor, logits = (replace(targets[n], inputs=target.random_inputs(engines[n], 0)) for n in ("mask", "logits"))
+def measure(
+    repository: Path, ours: Running, peers: dict[str, Running], options: argparse.Namespace
+) -> None:
+    targets = {
+        name: Target(card=versions[1]) for name, versions in read_repository(repository).items()
+    }
+    photo = replace(
+        targets["segmenter"],
+        images=tuple(target.made_image(512, 512, seed) for seed in range(IMAGES)),
+    )
+    engines = {
+        name: open_engine(targets[name].card, Plan(), ENGINE)
+        for name in ("segmenter", "mask", "logits")
+    }
+    tensor, logits = (
+        replace(targets[n], inputs=target.random_inputs(engines[n], 0)) for n in ("mask", "logits")
+    )
     check(ours, photo, engines["segmenter"])
-    sides: dict[str, Side] = {"ours_mask": (ours, tensor.request(), 4), "ours_photo": (ours, photo.request(), 1)}
+    sides: dict[str, Side] = {
+        "ours_mask": (ours, tensor.request(), 4),
+        "ours_photo": (ours, photo.request(), 1),
+    }
     check(ours, tensor, engines["mask"])
     for name, peer in peers.items():
         check(peer, tensor, engines["mask"])
@@ -95,9 +116,15 @@ def measure(repository: Path, ours: Running, peers: dict[str, Running], options:
         # The first round warms all of them up.
         if number:
             rounds.append(found | ratios(found))
-            print(json.dumps({key: round(value, 2) for key, value in rounds[-1].items()}), flush=True)
-    medians = {key: round(float(np.nanmedian([each[key] for each in rounds])), 2) for key in rounds[0]}
-    print(json.dumps({"median": medians, "aims": {key: AIMS[key] for key in AIMS if key in medians}}))
+            print(
+                json.dumps({key: round(value, 2) for key, value in rounds[-1].items()}), flush=True
+            )
+    medians = {
+        key: round(float(np.nanmedian([each[key] for each in rounds])), 2) for key in rounds[0]
+    }
+    print(
+        json.dumps({"median": medians, "aims": {key: AIMS[key] for key in AIMS if key in medians}})
+    )
 
 
 def loaded(server: Running, request: Request, callers: int, seconds: float) -> tuple[float, float]:
@@ -115,10 +142,16 @@ def ratios(found: dict[str, float]) -> dict[str, float]:
         "R3 by perf_analyzer": ("ours_perf_analyzer", "triton_perf_analyzer"),
         "R4": ("ours_mask", "mlserver_mask"),
     }
-    return {key: found[ours] / found[other] for key, (ours, other) in pairs.items() if ours in found and other in found}
+    return {
+        key: found[ours] / found[other]
+        for key, (ours, other) in pairs.items()
+        if ours in found and other in found
+    }
 
 
-def by_perf_analyzer(ours: Running, peers: dict[str, Running], options: argparse.Namespace) -> dict[str, float]:
+def by_perf_analyzer(
+    ours: Running, peers: dict[str, Running], options: argparse.Namespace
+) -> dict[str, float]:
     asked = {"ours": ours} | {name: peers[name] for name in ("triton",) if name in peers}
     return {
         f"{name}_perf_analyzer": servers.perf_analyzer(
@@ -135,15 +168,21 @@ def check(server: Running, asked: Target, engine: Engine) -> None:
         for number, message in enumerate(request.messages):
             reply = channel.unary_unary(request.method)(message, timeout=60)
             if asked.answer(reply) != work(number):
-                raise SystemExit(f"{server.address} answers {asked.card.name} otherwise than the engine")
+                raise SystemExit(
+                    f"{server.address} answers {asked.card.name} otherwise than the engine"
+                )
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("peers", type=Path, help="folder that setup.sh filled")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each server in each round")
-    parser.add_argument("--perf-analyzer", action="store_true", help="load ours and Triton with it too")
+    parser.add_argument(
+        "--perf-analyzer", action="store_true", help="load ours and Triton with it too"
+    )
     return parser.parse_args()
 
 

@@ -1,9 +1,11 @@
 """An exported repository in real Triton 2.51, as it is, and NVIDIA's own tools against this server.
 
-Triton reads the ``config.pbtxt`` that ``wsss-trainer export`` wrote, with everything it does not say refused rather than guessed
-(``--disable-auto-complete-config``). Then every model is asked by the Open Inference Protocol, here and there, with pixels of
-several sizes and batches: names, types, shapes and bytes of all outputs must be equal. perf_analyzer, unmodified,
-loads this server in a closed and an open loop. (``tests/serving/test_serving_triton.py`` makes every call of tritonclient.)
+Triton reads the ``config.pbtxt`` that ``wsss-trainer export`` wrote, with everything it does not
+say refused rather than guessed (``--disable-auto-complete-config``). Then every model is asked by
+the Open Inference Protocol, here and there, with pixels of several sizes and batches: names, types,
+shapes and bytes of all outputs must be equal. perf_analyzer, unmodified, loads this server in a
+closed and an open loop. (``tests/serving/test_serving_triton.py`` makes every call of
+tritonclient.)
 
     python bench/peers/exported.py /somewhere/peers --repository exported/
 """
@@ -31,19 +33,37 @@ SHAPES = ((1, 96, 128), (2, 96, 128), (1, 131, 97), (3, 64, 200))
 
 def main() -> None:
     options = arguments()
-    newest = {name: versions[max(versions)] for name, versions in read_repository(options.repository).items()}
+    newest = {
+        name: versions[max(versions)]
+        for name, versions in read_repository(options.repository).items()
+    }
     pictures = {name: card for name, card in newest.items() if card.kind != "tensor"}
     with (
         target.server(options.repository, "engine.name=onnxruntime") as ours,
         servers.triton(options.peers, options.repository, next(iter(newest))) as triton,
     ):
         for name, card in pictures.items():
-            print(json.dumps({"model": name, "equal": [compare(card, shape, ours, triton) for shape in SHAPES]}))
+            print(
+                json.dumps(
+                    {
+                        "model": name,
+                        "equal": [compare(card, shape, ours, triton) for shape in SHAPES],
+                    }
+                )
+            )
         for name in pictures:
-            for loop in ("--concurrency-range=2", "--request-rate-range=10 --request-distribution=poisson"):
+            for loop in (
+                "--concurrency-range=2",
+                "--request-rate-range=10 --request-distribution=poisson",
+            ):
                 words = [*loop.split(), "--shape", "image:96,128,3"]
-                rate = servers.perf_analyzer(options.peers, ours.address, name, words, options.seconds)
-                print(json.dumps({"model": name, "perf_analyzer": loop, "per_second": rate}), flush=True)
+                rate = servers.perf_analyzer(
+                    options.peers, ours.address, name, words, options.seconds
+                )
+                print(
+                    json.dumps({"model": name, "perf_analyzer": loop, "per_second": rate}),
+                    flush=True,
+                )
 
 
 def compare(card: Card, shape: tuple[int, int, int], ours: Running, triton: Running) -> str:
@@ -51,7 +71,9 @@ def compare(card: Card, shape: tuple[int, int, int], ours: Running, triton: Runn
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     message = infer_message(card.name, {"image": pixels})
     found = [tensors(server, message) for server in (ours, triton)]
-    assert found[0].keys() == found[1].keys(), f"outputs {sorted(found[0])} here, {sorted(found[1])} there"
+    assert found[0].keys() == found[1].keys(), (
+        f"outputs {sorted(found[0])} here, {sorted(found[1])} there"
+    )
     for name, (kind, size, values) in found[0].items():
         other_kind, other_size, other = found[1][name]
         assert (kind, size) == (other_kind, other_size), (
@@ -64,7 +86,9 @@ def compare(card: Card, shape: tuple[int, int, int], ours: Running, triton: Runn
 def tensors(server: Running, message: bytes) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """Type, shape and bytes of every output."""
     with grpc.insecure_channel(server.address, options=load.OPTIONS) as channel:
-        reply = pb.ModelInferResponse.FromString(channel.unary_unary(target.INFER)(message, timeout=120))
+        reply = pb.ModelInferResponse.FromString(
+            channel.unary_unary(target.INFER)(message, timeout=120)
+        )
     return {
         output.name: (output.datatype, tuple(output.shape), raw)
         for output, raw in zip(reply.outputs, reply.raw_output_contents)
@@ -72,7 +96,9 @@ def tensors(server: Running, message: bytes) -> dict[str, tuple[str, tuple[int, 
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("peers", type=Path, help="folder that setup.sh filled")
     parser.add_argument("--repository", type=Path, default=ROOT / "exported")
     parser.add_argument("--seconds", type=float, default=6.0, help="of each load")

@@ -1,4 +1,6 @@
-"""A graph in MLServer: what its user writes, for it has no runtime for ONNX. The session is set as ours."""
+"""A graph in MLServer: what its user writes, for it has no runtime for ONNX. The session is set as
+ours.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,16 @@ class OnnxModel(MLModel):
         options.enable_mem_pattern = False
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         graph = self.settings.parameters.uri
-        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(
+            graph, options, providers=["CPUExecutionProvider"]
+        )
         self._names = [output.name for output in self._session.get_outputs()]
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         inputs = {tensor.name: NumpyCodec.decode_input(tensor) for tensor in payload.inputs}
         values = self._session.run(self._names, inputs)
-        outputs = [NumpyCodec.encode_output(name, value) for name, value in zip(self._names, values)]
+        outputs = [
+            NumpyCodec.encode_output(name, value) for name, value in zip(self._names, values)
+        ]
         return InferenceResponse(model_name=self.name, outputs=outputs)

@@ -1,4 +1,6 @@
-"""Other servers, each from its own environment (``setup.sh``), on this machine alone, until the end of a ``with`` block."""
+"""Other servers, each from its own environment (``setup.sh``), on this machine alone, until the end
+of a ``with`` block.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class PeerError(Exception):
 
 @contextmanager
 def triton(folder: Path, repository: Path, model: str) -> Iterator[Running]:
-    """NVIDIA Triton on a repository whose ``config.pbtxt`` name the backend onnxruntime; ``model`` is one of it."""
+    """NVIDIA Triton on a repository whose ``config.pbtxt`` name the backend onnxruntime; ``model``
+    is one of it.
+    """
     home = environment(folder, "triton")
     site = next(home.glob("lib/python3*/site-packages"))
     inside = site / "pytriton" / "tritonserver"
@@ -46,7 +50,13 @@ def triton(folder: Path, repository: Path, model: str) -> Iterator[Running]:
         command = [
             str(inside / "bin" / "tritonserver"),
             *("--model-repository", str(repository), "--backend-directory", str(backends)),
-            *("--disable-auto-complete-config", "--allow-http", "false", "--allow-metrics", "false"),
+            *(
+                "--disable-auto-complete-config",
+                "--allow-http",
+                "false",
+                "--allow-metrics",
+                "false",
+            ),
             *("--grpc-address", "127.0.0.1", "--grpc-port", str(port), "--log-info", "false"),
         ]
         variables = {
@@ -62,15 +72,26 @@ def triton(folder: Path, repository: Path, model: str) -> Iterator[Running]:
 def mlserver(folder: Path, graph: Path, name: str) -> Iterator[Running]:
     """MLServer with one graph, as its user would write it.
 
-    Its process runs the model too: a worker of its own, the default, gets every tensor through a pipe, which takes longer,
-    and does not start beside uvloop 0.22.
+    Its process runs the model too: a worker of its own, the default, gets every tensor through a
+    pipe, which takes longer, and does not start beside uvloop 0.22.
     """
     home = environment(folder, "mlserver")
     with tempfile.TemporaryDirectory() as made:
         port = free_port()
-        settings = {"host": "127.0.0.1", "grpc_port": port, "http_port": free_port(), "metrics_port": free_port()}
-        Path(made, "settings.json").write_text(json.dumps(settings | {"debug": False, "parallel_workers": 0}))
-        model = {"name": name, "implementation": "mlserver_runtime.OnnxModel", "parameters": {"uri": str(graph)}}
+        settings = {
+            "host": "127.0.0.1",
+            "grpc_port": port,
+            "http_port": free_port(),
+            "metrics_port": free_port(),
+        }
+        Path(made, "settings.json").write_text(
+            json.dumps(settings | {"debug": False, "parallel_workers": 0})
+        )
+        model = {
+            "name": name,
+            "implementation": "mlserver_runtime.OnnxModel",
+            "parameters": {"uri": str(graph)},
+        }
         Path(made, "model-settings.json").write_text(json.dumps(model))
         shutil.copy(HERE / "mlserver_runtime.py", made)
         command = [str(home / "bin" / "mlserver"), "start", made]
@@ -78,7 +99,9 @@ def mlserver(folder: Path, graph: Path, name: str) -> Iterator[Running]:
             yield started
 
 
-def perf_analyzer(folder: Path, address: str, model: str, options: Sequence[str], seconds: float) -> float:
+def perf_analyzer(
+    folder: Path, address: str, model: str, options: Sequence[str], seconds: float
+) -> float:
     """Requests a second as NVIDIA's own load generator counts them; NaN if it gave up.
 
     Raises:
@@ -90,10 +113,13 @@ def perf_analyzer(folder: Path, address: str, model: str, options: Sequence[str]
         window = str(int(1000 * seconds / 3))
         command = [
             *(str(home / "run"), "-m", model, "-i", "grpc", "-u", address, *options),
-            # Until three windows in a row agree; on a machine with other work, figures that differ twofold are stable enough.
+            # Until three windows in a row agree; on a machine with other work, figures that differ
+            # twofold are stable enough.
             *("-p", window, "-r", "10", "-s", "100", "-f", str(table)),
         ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20 * seconds + 60, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=20 * seconds + 60, check=False
+        )
         if done.returncode or not table.exists():
             print(f"perf_analyzer: {(done.stderr or done.stdout).strip()[-300:]}", file=sys.stderr)
             return math.nan
@@ -163,4 +189,6 @@ def wait_until_ready(address: str, process: subprocess.Popen[str], model: str) -
                 if service.ModelReady(pb.ModelReadyRequest(name=model), timeout=2).ready:
                     return
         time.sleep(0.2)
-    raise PeerError("it ended" if process.poll() is not None else f"not ready after {START_SECONDS:g} s")
+    raise PeerError(
+        "it ended" if process.poll() is not None else f"not ready after {START_SECONDS:g} s"
+    )

@@ -1,4 +1,6 @@
-"""TLS of the gRPC port. The files may change while the server runs; the next connection uses the new ones."""
+"""TLS of the gRPC port. The files may change while the server runs; the next connection uses the
+new ones.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class Certificates:
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
         server_context(self._config)
-        cert, key, client_ca = (_bytes(path) for path in (self._config.cert, self._config.key, self._config.client_ca))
+        cert, key, client_ca = (
+            _bytes(path) for path in (self._config.cert, self._config.key, self._config.client_ca)
+        )
         return grpc.ssl_server_certificate_configuration([(key, cert)], root_certificates=client_ca)
 
 

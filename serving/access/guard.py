@@ -26,7 +26,9 @@ CONTROL = {
 
 
 class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Refuses calls without a token of the role that they need, before their message is read. Health is open to all."""
+    """Refuses calls without a token of the role that they need, before their message is read.
+    Health is open to all.
+    """
 
     def __init__(self, tokens: Tokens, telemetry: Telemetry) -> None:
         self._tokens = tokens
@@ -52,8 +54,8 @@ def check_exposure(config: ServerConfig) -> None:
     """Refuse to open a door by accident.
 
     Raises:
-        StartError: an address that others can reach, without TLS or tokens, and ``insecure`` does not ask for it;
-            or one with model control without tokens.
+        StartError: an address that others can reach, without TLS or tokens, and ``insecure`` does
+            not ask for it; or one with model control without tokens.
     """
     access, host = config.access, config.network.host
     if access.insecure or _is_loopback(host):
@@ -62,7 +64,8 @@ def check_exposure(config: ServerConfig) -> None:
         raise StartError(
             f"{host} can be reached from other machines and anyone could call",
             "TLS, tokens, or the machine itself alone",
-            "--tls-cert CERT --tls-key KEY, --tokens FILE, --host 127.0.0.1, or --insecure behind a gateway",
+            "--tls-cert CERT --tls-key KEY, --tokens FILE, --host 127.0.0.1, or --insecure behind a"
+            " gateway",
         )
     if config.models.control == "explicit" and not access.tokens:
         raise StartError(
@@ -82,7 +85,9 @@ def _is_loopback(host: str) -> bool:
 
 
 def _header(metadata: Iterable[tuple[str, str | bytes]]) -> str:
-    return next((value for key, value in metadata if key == "authorization" and isinstance(value, str)), "")
+    return next(
+        (value for key, value in metadata if key == "authorization" and isinstance(value, str)), ""
+    )
 
 
 def _refusal(handler: Any, error: RequestError) -> Any:

@@ -1,4 +1,6 @@
-"""The server's TLS files, checked. Light to import: the process that answers probes needs it too."""
+"""The server's TLS files, checked. Light to import: the process that answers probes needs it
+too.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,17 @@ def tls_files(config: AccessConfig) -> list[Path]:
 
 
 def server_context(config: AccessConfig) -> ssl.SSLContext:
-    """For a port whose callers need no certificate. Also the check of the files: gRPC says nothing of bad ones.
+    """For a port whose callers need no certificate. Also the check of the files: gRPC says nothing
+    of bad ones.
 
     Raises:
         StartError: a file is missing, no PEM, or key and certificate do not belong together.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     if not config.cert or not config.key:
-        raise StartError("TLS needs a certificate and its key", "both files", "--tls-cert CERT --tls-key KEY")
+        raise StartError(
+            "TLS needs a certificate and its key", "both files", "--tls-cert CERT --tls-key KEY"
+        )
     try:
         # A key with a password would ask for it on the terminal.
         context.load_cert_chain(config.cert, config.key, password=lambda: "")
@@ -31,6 +36,7 @@ def server_context(config: AccessConfig) -> ssl.SSLContext:
     except (OSError, ValueError) as error:
         files = ", ".join(map(str, tls_files(config)))
         raise StartError(
-            f"the TLS files do not load: {error}", f"PEM files that belong together, without password: {files}"
+            f"the TLS files do not load: {error}",
+            f"PEM files that belong together, without password: {files}",
         ) from error
     return context

@@ -1,4 +1,6 @@
-"""Callers, their tokens and their roles. Light to import: the process that answers probes needs it too."""
+"""Callers, their tokens and their roles. Light to import: the process that answers probes needs it
+too.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,11 @@ class Caller:
 
 
 class Tokens:
-    """The callers of a token file. A line is ``NAME ROLE[,ROLE] SHA-256 of the token in hexadecimal``; # comments.
+    """The callers of a token file. A line is ``NAME ROLE[,ROLE] SHA-256 of the token in
+    hexadecimal``; # comments.
 
-    The file holds no token itself: who reads it cannot call. ``wsss-serving token`` makes token and line.
+    The file holds no token itself: who reads it cannot call. ``wsss-serving token`` makes token and
+    line.
 
     Raises:
         StartError: no such file, or a line of another form.
@@ -43,7 +47,9 @@ class Tokens:
             TokenMissing, TokenUnknown: no token, or one that is not in the file.
         """
         if not header.lower().startswith(SCHEME):
-            raise TokenMissing("no token", "authorization: Bearer TOKEN", "--token TOKEN, or WSSS_TOKEN")
+            raise TokenMissing(
+                "no token", "authorization: Bearer TOKEN", "--token TOKEN, or WSSS_TOKEN"
+            )
         digest = _digest(header[len(SCHEME) :].strip())
         found = None
         # All of them, so that the time taken tells nothing.
@@ -75,15 +81,21 @@ def allow(caller: Caller, role: str) -> None:
     """
     if role not in caller.roles:
         roles = ", ".join(sorted(caller.roles))
-        raise PermissionDenied(f"{caller.name!r} has the roles: {roles}", f"the role {role}", metadata={"role": role})
+        raise PermissionDenied(
+            f"{caller.name!r} has the roles: {roles}", f"the role {role}", metadata={"role": role}
+        )
 
 
 def _read_tokens(path: Path) -> list[tuple[str, Caller]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise StartError(f"{path} cannot be read: {error}", "a token file", "wsss-serving token --help") from error
-    return [_token_line(line) for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        raise StartError(
+            f"{path} cannot be read: {error}", "a token file", "wsss-serving token --help"
+        ) from error
+    return [
+        _token_line(line) for line in lines if line.strip() and not line.lstrip().startswith("#")
+    ]
 
 
 def _token_line(line: str) -> tuple[str, Caller]:

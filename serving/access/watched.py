@@ -16,7 +16,8 @@ T = TypeVar("T")
 
 
 class Watched(Generic[T]):
-    """What ``read`` makes of some files, made again when one of them changed; a bad change is logged and not taken.
+    """What ``read`` makes of some files, made again when one of them changed; a bad change is
+    logged and not taken.
 
     Raises:
         StartError: from the constructor, as ``read`` does.

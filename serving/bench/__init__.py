@@ -1,4 +1,6 @@
-"""``wsss-serving bench``: a server against the bare engine, both sides measured in turns on one machine."""
+"""``wsss-serving bench``: a server against the bare engine, both sides measured in turns on one
+machine.
+"""
 
 from __future__ import annotations
 
@@ -50,8 +52,12 @@ FIGURES = {
     "R7": Figure("300 % of capacity: answers a second / capacity", least=0.9),
     "R7w": Figure("300 % of capacity: p99 of waits / (a full queue + two runs)", most=1.0),
     "R8": Figure("longest wait for a batch, beyond its delay and one run", most=20.0, unit=" ms"),
-    "R11": Figure("images of several sizes: requests a second rounded up and batched / as they are", least=1.0),
-    "R13": Figure("labelling a folder: images a second / of a bare loop on each processor", least=0.9),
+    "R11": Figure(
+        "images of several sizes: requests a second rounded up and batched / as they are", least=1.0
+    ),
+    "R13": Figure(
+        "labelling a folder: images a second / of a bare loop on each processor", least=0.9
+    ),
     "R14": Figure("p99 of /readyz while messages of 48 MB flow", most=50.0, unit=" ms"),
 }
 # Of the fp32 tensor call: the loop has no codec that the server could do beside a run.
@@ -88,12 +94,13 @@ def bench(config: BenchConfig, progress: Progress = lambda done, total: None) ->
     """Measure; ``progress`` is told of every load.
 
     Returns:
-        ``model``, ``engine``, ``cpus``, ``callers``, ``rounds``, ``seconds``; ``figures`` by key, each with ``text``,
-        ``value`` (the median), ``low`` and ``high`` of its rounds, ``aim`` and ``met``; ``measured``, medians of what
-        they come from.
+        ``model``, ``engine``, ``cpus``, ``callers``, ``rounds``, ``seconds``; ``figures`` by key,
+        each with ``text``, ``value`` (the median), ``low`` and ``high`` of its rounds, ``aim`` and
+        ``met``; ``measured``, medians of what they come from.
 
     Raises:
-        BenchError: no such figure, nothing to measure, a server that does not start or that answers wrongly.
+        BenchError: no such figure, nothing to measure, a server that does not start or that answers
+            wrongly.
         RepositoryError, ModelNotFound, FieldError: of the model.
     """
     card = choose(read_repository(config.repository), config.model, 0, None)
@@ -104,7 +111,9 @@ def bench(config: BenchConfig, progress: Progress = lambda done, total: None) ->
     else:
         asked = Target(card, target.read_images(config.images))
     chosen = _chosen(config, tensors)
-    total = sum(first + config.rounds * each for first, each in (experiment.loads for experiment in chosen))
+    total = sum(
+        first + config.rounds * each for first, each in (experiment.loads for experiment in chosen)
+    )
     done = iter(range(1, total + 1))
     setting = Setting(config, asked, engine, lambda: progress(next(done), total))
     found = [list(experiment.run(setting)) for experiment in chosen]
@@ -139,7 +148,8 @@ def _chosen(config: BenchConfig, tensors: bool) -> list[Experiment]:
     ]
     if not chosen:
         raise BenchError(
-            f"{', '.join(config.only)} cannot be measured so", "images, and servers that are started for it"
+            f"{', '.join(config.only)} cannot be measured so",
+            "images, and servers that are started for it",
         )
     return chosen
 

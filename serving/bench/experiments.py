@@ -1,4 +1,5 @@
-"""What is run to get at the figures. Each experiment yields a round at a time: figures by key, and what they come from.
+"""What is run to get at the figures. Each experiment yields a round at a time: figures by key, and
+what they come from.
 
 The sides of a ratio take turns within a round, so that what else the machine does falls on both.
 """
@@ -42,7 +43,9 @@ def served(setting: Setting) -> Iterator[Round]:
         setting.warm(running)
         for number in range(setting.config.rounds):
             raw = setting.raw()
-            alone, together, more = (setting.closed(running, count) for count in (1, callers, 4 * callers))
+            alone, together, more = (
+                setting.closed(running, count) for count in (1, callers, 4 * callers)
+            )
             capacity = max(together.rate, more.rate)
             steady = setting.poisson(running, 0.7 * capacity, number)
             flood = setting.poisson(running, 3 * capacity, number)
@@ -71,11 +74,14 @@ def served(setting: Setting) -> Iterator[Round]:
 def waiting(setting: Setting) -> Iterator[Round]:
     """Whether a request ever waits longer for its batch than the delay and one run.
 
-    As many callers as a batch takes, all with the same request: whatever waits when a worker is free fits into its run.
+    As many callers as a batch takes, all with the same request: whatever waits when a worker is
+    free fits into its run.
     """
     config, request = setting.config, setting.target.request()
     request = replace(request, messages=request.messages[:1], timed=True)
-    with setting.server(f"schedule.max_batch={config.callers}", f"schedule.max_delay_ms={DELAY_MS}") as running:
+    with setting.server(
+        f"schedule.max_batch={config.callers}", f"schedule.max_delay_ms={DELAY_MS}"
+    ) as running:
         setting.warm(running)
         found = setting.closed(running, config.callers, request, config.rounds * config.seconds)
         late = np.subtract(found.queued, DELAY_MS / 1e3 + max(found.ran))
@@ -89,7 +95,9 @@ def waiting(setting: Setting) -> Iterator[Round]:
 
 
 def buckets(setting: Setting) -> Iterator[Round]:
-    """Images of several sizes on a server that rounds them up and batches what is equal then, and on one that does not."""
+    """Images of several sizes on a server that rounds them up and batches what is equal then, and
+    on one that does not.
+    """
     callers = 4 * setting.config.callers
     with (
         setting.server(f"schedule.bucket={BUCKET}", "schedule.max_batch=4") as rounded,
@@ -99,7 +107,11 @@ def buckets(setting: Setting) -> Iterator[Round]:
             setting.closed(running, callers, seconds=WARM_SECONDS)
         for _ in range(setting.config.rounds):
             rates = [setting.closed(running, callers).rate for running in (rounded, exact)]
-            yield {"R11": rates[0] / rates[1], "buckets_per_second": rates[0], "exact_per_second": rates[1]}
+            yield {
+                "R11": rates[0] / rates[1],
+                "buckets_per_second": rates[0],
+                "exact_per_second": rates[1],
+            }
 
 
 def labelling(setting: Setting) -> Iterator[Round]:
@@ -108,12 +120,15 @@ def labelling(setting: Setting) -> Iterator[Round]:
     with tempfile.TemporaryDirectory() as folder, _processes(processes) as pool:
         source = Path(folder, "images")
         source.mkdir()
-        count = min(setting.config.count, int(setting.raw().rate * processes * seconds) + 2 * processes)
+        count = min(
+            setting.config.count, int(setting.raw().rate * processes * seconds) + 2 * processes
+        )
         for number in range(count):
             (source / f"{number}.jpg").write_bytes(images[number % len(images)])
         for number in range(setting.config.rounds):
             loops = [
-                pool.submit(target.raw_worker, setting.target, setting.config.engine, seconds) for _ in range(processes)
+                pool.submit(target.raw_worker, setting.target, setting.config.engine, seconds)
+                for _ in range(processes)
             ]
             raw = sum(loop.result() for loop in loops)
             setting.step()
@@ -123,14 +138,21 @@ def labelling(setting: Setting) -> Iterator[Round]:
 
 
 def _label_rate(setting: Setting, source: Path, masks: Path) -> float:
-    """Images a second from the first to the last; loading the model is not counted, nor in the loop."""
+    """Images a second from the first to the last; loading the model is not counted, nor in the
+    loop.
+    """
     times: list[float] = []
     card = setting.target.card
     asked = setting.config
-    config = label.LabelConfig(source, masks, asked.repository, card.name, card.version, engine=asked.engine)
+    config = label.LabelConfig(
+        source, masks, asked.repository, card.name, card.version, engine=asked.engine
+    )
     summary = label.label(config, lambda done, total: times.append(time.perf_counter()))
     if summary.failed:
-        raise BenchError(f"{summary.failed} of {summary.images} images cannot be labelled", "images without fault")
+        raise BenchError(
+            f"{summary.failed} of {summary.images} images cannot be labelled",
+            "images without fault",
+        )
     return (len(times) - 1) / (times[-1] - times[0])
 
 
@@ -142,7 +164,10 @@ def probes(setting: Setting) -> Iterator[Round]:
         large = setting.target.large(LARGE)
         for _ in range(config.rounds):
             seconds = config.seconds + 2 * WARM_SECONDS
-            floods = [pool.submit(load.closed, running.address, large, 1, seconds, config.count) for _ in range(2)]
+            floods = [
+                pool.submit(load.closed, running.address, large, 1, seconds, config.count)
+                for _ in range(2)
+            ]
             time.sleep(WARM_SECONDS)
             http_waits, grpc_waits = _probe(running, config.seconds)
             answered = sum(flood.result().codes["OK"] for flood in floods)
@@ -163,7 +188,9 @@ def _probe(running: Running, seconds: float) -> tuple[list[float], list[float]]:
         check = health_pb2_grpc.HealthStub(channel).Check
         while time.perf_counter() < ends:
             began = time.perf_counter()
-            connection = http.client.HTTPConnection("127.0.0.1", running.http_port, timeout=load.TIMEOUT)
+            connection = http.client.HTTPConnection(
+                "127.0.0.1", running.http_port, timeout=load.TIMEOUT
+            )
             connection.request("GET", "/readyz")
             ready = connection.getresponse().status == 200
             connection.close()

@@ -1,4 +1,6 @@
-"""Load on a gRPC server: callers who wait for their answers, or requests that come by chance whatever the server does."""
+"""Load on a gRPC server: callers who wait for their answers, or requests that come by chance
+whatever the server does.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,8 @@ class Load:
         waits: seconds from when a request was to be sent to its answer, of those answered.
         codes: of all calls.
         in_time: answered before the sending ended.
-        queued, ran: seconds before and in the run of the engine, as the server tells where it was asked.
+        queued, ran: seconds before and in the run of the engine, as the server tells where it was
+        asked.
     """
 
     seconds: float = 0.0
@@ -87,9 +90,11 @@ class Caller:
         return load
 
     async def open(self, rate: float, seconds: float, count: int, seed: int) -> Load:
-        """``rate`` requests a second on average, at times of a Poisson process, whether answers come or not.
+        """``rate`` requests a second on average, at times of a Poisson process, whether answers
+        come or not.
 
-        A wait counts from the time that the process gives, not from when this program came to send the request.
+        A wait counts from the time that the process gives, not from when this program came to send
+        the request.
         """
         load, chance, calls = Load(), random.Random(seed), set[asyncio.Task[None]]()
         due = began = time.perf_counter()
@@ -137,7 +142,9 @@ def closed(address: str, request: Request, callers: int, seconds: float, count: 
     return asyncio.run(run())
 
 
-def poisson(address: str, request: Request, rate: float, seconds: float, count: int, seed: int) -> Load:
+def poisson(
+    address: str, request: Request, rate: float, seconds: float, count: int, seed: int
+) -> Load:
     """See :meth:`Caller.open`."""
 
     async def run() -> Load:

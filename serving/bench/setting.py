@@ -72,7 +72,9 @@ class Setting:
         """The server that runs already, or a new one with these settings."""
         if self.config.address:
             return nullcontext(Running(self.config.address))
-        return target.server(self.config.repository, f"engine.name={self.config.engine.name}", *settings)
+        return target.server(
+            self.config.repository, f"engine.name={self.config.engine.name}", *settings
+        )
 
     def raw(self) -> Raw:
         """A loop without a server."""
@@ -80,7 +82,9 @@ class Setting:
         self.step()
         return found
 
-    def closed(self, running: Running, callers: int, request: Request | None = None, seconds: float = 0.0) -> Load:
+    def closed(
+        self, running: Running, callers: int, request: Request | None = None, seconds: float = 0.0
+    ) -> Load:
         """Callers who wait for their answers.
 
         Raises:
@@ -96,7 +100,9 @@ class Setting:
     def poisson(self, running: Running, rate: float, seed: int) -> Load:
         """Requests that come by chance."""
         config = self.config
-        found = load.poisson(running.address, self.target.request(), rate, config.seconds, config.count, seed)
+        found = load.poisson(
+            running.address, self.target.request(), rate, config.seconds, config.count, seed
+        )
         self.step()
         return found
 
@@ -113,7 +119,12 @@ class Setting:
                 try:
                     reply = call(message, timeout=load.TIMEOUT)
                 except grpc.RpcError as error:
-                    raise BenchError(f"{running.address} answered {error.code().name}: {error.details()}") from error
+                    raise BenchError(
+                        f"{running.address} answered {error.code().name}: {error.details()}"
+                    ) from error
                 if self.target.answer(reply) != work(number):
-                    raise BenchError(f"the server's answer to request {number} is not the engine's", "the same bytes")
+                    raise BenchError(
+                        f"the server's answer to request {number} is not the engine's",
+                        "the same bytes",
+                    )
         self.closed(running, 4 * self.config.callers, seconds=WARM_SECONDS)

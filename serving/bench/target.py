@@ -1,4 +1,6 @@
-"""What is measured: a server in a process of its own, and the bare engine in a loop on the same requests."""
+"""What is measured: a server in a process of its own, and the bare engine in a loop on the same
+requests.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,8 @@ class Running:
 
 @contextmanager
 def server(repository: Path, *settings: str) -> Iterator[Running]:
-    """A server on this machine alone, with ``section.key=value`` settings, until the end of the block.
+    """A server on this machine alone, with ``section.key=value`` settings, until the end of the
+    block.
 
     Raises:
         BenchError: it did not start.
@@ -59,7 +62,10 @@ def server(repository: Path, *settings: str) -> Iterator[Running]:
     ports = ("--host", "127.0.0.1", "--port", "0", "--http-port", str(http_port))
     command = [sys.executable, "-m", "serving.cli", "serve", "--log-level", "warning", *ports]
     command += ["--repository", str(repository), *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, ended(process, END_SECONDS):
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process,
+        ended(process, END_SECONDS),
+    ):
         line = process.stdout.readline() if process.stdout else ""
         if not line:
             raise BenchError("the server did not start", "what it said stands above")
@@ -68,7 +74,9 @@ def server(repository: Path, *settings: str) -> Iterator[Running]:
 
 @contextmanager
 def ended(process: subprocess.Popen[str], seconds: float) -> Iterator[None]:
-    """After the block the process is asked to end, and is killed if it has not in so many seconds."""
+    """After the block the process is asked to end, and is killed if it has not in so many
+    seconds.
+    """
     try:
         yield
     finally:
@@ -104,13 +112,19 @@ class Target:
         """The calls that make a server do what :meth:`work` does."""
         if self.inputs is not None:
             return Request(INFER, (infer_message(self.card.name, self.inputs),))
-        return Request(SEGMENT, tuple(self._segment(pb.Image(encoded=file)) for file in self.images))
+        return Request(
+            SEGMENT, tuple(self._segment(pb.Image(encoded=file)) for file in self.images)
+        )
 
     def work(self, engine: Engine) -> Callable[[int], bytes]:
-        """What one thread without a server does for the n-th request: decode, run, encode; for tensors the run alone."""
+        """What one thread without a server does for the n-th request: decode, run, encode; for
+        tensors the run alone.
+        """
         card, inputs = self.card, self.inputs
         if inputs is not None:
-            return lambda n: b"".join(bytes(tensors.write_output(values)) for values in engine.run(inputs).values())
+            return lambda n: b"".join(
+                bytes(tensors.write_output(values)) for values in engine.run(inputs).values()
+            )
         options = options_for(card)
 
         def segment(n: int) -> bytes:
@@ -131,7 +145,9 @@ class Target:
         if self.inputs is not None:
             bytes_each = sum(values.nbytes for values in self.inputs.values())
             batch = max(1, size // bytes_each)
-            repeated = {name: np.repeat(values, batch, axis=0) for name, values in self.inputs.items()}
+            repeated = {
+                name: np.repeat(values, batch, axis=0) for name, values in self.inputs.items()
+            }
             return Request(INFER, (infer_message(self.card.name, repeated),))
         side = int((size / 3) ** 0.5)
         raw = pb.RawImage(height=side, width=side, pixels=bytes(3 * side * side))
@@ -145,7 +161,9 @@ class Target:
 
 @dataclass(frozen=True)
 class Raw:
-    """What a loop without a server reached: requests a second, and the median seconds of the engine's part of each."""
+    """What a loop without a server reached: requests a second, and the median seconds of the
+    engine's part of each.
+    """
 
     rate: float
     run: float
@@ -176,7 +194,9 @@ def read_images(folder: Path | None) -> tuple[bytes, ...]:
     """
     if folder is None:
         return tuple(made_image(*SHAPES[seed % len(SHAPES)], seed) for seed in range(24))
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))[:MOST_IMAGES]
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))[
+        :MOST_IMAGES
+    ]
     if not files:
         raise BenchError(f"no JPEG below {folder}", "a folder of photographs", "--images FOLDER")
     return tuple(path.read_bytes() for path in files)
@@ -185,8 +205,14 @@ def read_images(folder: Path | None) -> tuple[bytes, ...]:
 def made_image(width: int, height: int, seed: int) -> bytes:
     """A JPEG of about the size that a photograph's has."""
     rng = np.random.default_rng(seed)
-    layers = [rng.integers(0, 256, (max(2, height >> k), max(2, width >> k), 3), dtype=np.uint8) for k in (2, 4, 6)]
-    resized = [np.asarray(Image.fromarray(layer).resize((width, height)), dtype=np.float32) for layer in layers]
+    layers = [
+        rng.integers(0, 256, (max(2, height >> k), max(2, width >> k), 3), dtype=np.uint8)
+        for k in (2, 4, 6)
+    ]
+    resized = [
+        np.asarray(Image.fromarray(layer).resize((width, height)), dtype=np.float32)
+        for layer in layers
+    ]
     pixels = (0.2 * resized[0] + 0.3 * resized[1] + 0.5 * resized[2]).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=88)
@@ -199,7 +225,9 @@ def random_inputs(engine: Engine, side: int) -> Inputs:
     found: dict[str, npt.NDArray[np.generic]] = {}
     for spec in engine.inputs:
         shape = (1, *(side if axis == -1 else axis for axis in spec.shape[1:]))
-        values = rng.integers(0, 256, shape) if spec.dtype == "uint8" else rng.standard_normal(shape)
+        values = (
+            rng.integers(0, 256, shape) if spec.dtype == "uint8" else rng.standard_normal(shape)
+        )
         found[spec.name] = values.astype(spec.dtype)
     return found
 
@@ -210,7 +238,9 @@ def infer_message(model: str, inputs: Inputs) -> bytes:
         model_name=model, raw_input_contents=[values.tobytes() for values in inputs.values()]
     )
     for name, values in inputs.items():
-        message.inputs.add(name=name, datatype=tensors.DATATYPES[str(values.dtype)], shape=values.shape)
+        message.inputs.add(
+            name=name, datatype=tensors.DATATYPES[str(values.dtype)], shape=values.shape
+        )
     encoded: bytes = message.SerializeToString()
     return encoded
 
@@ -219,7 +249,11 @@ class _Timer:
     """An engine that notes how long each run took."""
 
     def __init__(self, engine: Engine) -> None:
-        self.description, self.inputs, self.outputs = engine.description, engine.inputs, engine.outputs
+        self.description, self.inputs, self.outputs = (
+            engine.description,
+            engine.inputs,
+            engine.outputs,
+        )
         self.seconds: list[float] = []
         self._engine = engine
 

@@ -42,19 +42,24 @@ class Client(Connection):
         token: where the server asks for one.
         tls: of :func:`credentials`; without, the connection is plain.
 
-    Every call raises a subclass of ``serving.errors.RequestError``: ``ImageError``, ``ModelNotFound``, ``Overloaded``,
-    ``ServerUnavailable``, ... as the server says.
+    Every call raises a subclass of ``serving.errors.RequestError``: ``ImageError``,
+    ``ModelNotFound``, ``Overloaded``, ``ServerUnavailable``, ... as the server says.
     """
 
-    def segment(self, image: ImageLike, model: str = "", **wishes: Unpack[SegmentWishes]) -> Segmentation:
+    def segment(
+        self, image: ImageLike, model: str = "", **wishes: Unpack[SegmentWishes]
+    ) -> Segmentation:
         """The mask of one image.
 
         Args:
             image: path, bytes of an image file, or uint8 [H,W,3] RGB (or [H,W] grey) pixels.
-            model: name; empty means the only segmenter served, or the only CAM model where there is none.
+            model: name; empty means the only segmenter served, or the only CAM model where there is
+                none.
             wishes: see :class:`serving.client.results.SegmentWishes`.
         """
-        return results.segmentation(self._call(self._stub.Segment, results.segment_request(image, model, wishes)))
+        return results.segmentation(
+            self._call(self._stub.Segment, results.segment_request(image, model, wishes))
+        )
 
     def segment_many(
         self,
@@ -65,7 +70,8 @@ class Client(Connection):
         in_order: bool = False,
         **wishes: Unpack[SegmentWishes],
     ) -> Iterator[Result]:
-        """The masks of many images over one stream, each with the key that it was given, or the error that it met.
+        """The masks of many images over one stream, each with the key that it was given, or the
+        error that it met.
 
         Args:
             images: keys of your choice, and images; read as they are needed.
@@ -97,17 +103,24 @@ class Client(Connection):
         in_flight: int = IN_FLIGHT,
         **wishes: Unpack[SegmentWishes],
     ) -> Iterator[Result]:
-        """:meth:`segment_many` for the image files of a folder, in their order; keys are paths relative to it."""
-        return self.segment_many(named_images(folder), model, in_flight=in_flight, in_order=True, **wishes)
+        """:meth:`segment_many` for the image files of a folder, in their order; keys are paths
+        relative to it.
+        """
+        return self.segment_many(
+            named_images(folder), model, in_flight=in_flight, in_order=True, **wishes
+        )
 
     def compute_cam(self, image: ImageLike, model: str = "", **wishes: Unpack[CamWishes]) -> Cam:
-        """Class activation maps of one image, for ``tags`` or else for the classes that score enough.
+        """Class activation maps of one image, for ``tags`` or else for the classes that score
+        enough.
 
         Args:
             image, model: as in :meth:`segment`.
             wishes: see :class:`serving.client.results.CamWishes`.
         """
-        return results.cam(self._call(self._stub.ComputeCam, results.cam_request(image, model, wishes)))
+        return results.cam(
+            self._call(self._stub.ComputeCam, results.cam_request(image, model, wishes))
+        )
 
     def list_models(self) -> list[Any]:
         """``wsss.v1.Model`` of every model served, the newest version of each."""
@@ -160,19 +173,28 @@ class Client(Connection):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
 
 class AsyncClient(Connection):
-    """:class:`Client` with coroutines, for many calls at once; make and use it on one event loop."""
+    """:class:`Client` with coroutines, for many calls at once; make and use it on one event
+    loop.
+    """
 
     _grpc = grpc.aio
 
-    async def segment(self, image: ImageLike, model: str = "", **wishes: Unpack[SegmentWishes]) -> Segmentation:
+    async def segment(
+        self, image: ImageLike, model: str = "", **wishes: Unpack[SegmentWishes]
+    ) -> Segmentation:
         """See :meth:`Client.segment`."""
-        return results.segmentation(await self._call(self._stub.Segment, results.segment_request(image, model, wishes)))
+        return results.segmentation(
+            await self._call(self._stub.Segment, results.segment_request(image, model, wishes))
+        )
 
     async def segment_many(
         self,
@@ -206,11 +228,17 @@ class AsyncClient(Connection):
         **wishes: Unpack[SegmentWishes],
     ) -> AsyncIterator[Result]:
         """See :meth:`Client.segment_folder`."""
-        return self.segment_many(named_images(folder), model, in_flight=in_flight, in_order=True, **wishes)
+        return self.segment_many(
+            named_images(folder), model, in_flight=in_flight, in_order=True, **wishes
+        )
 
-    async def compute_cam(self, image: ImageLike, model: str = "", **wishes: Unpack[CamWishes]) -> Cam:
+    async def compute_cam(
+        self, image: ImageLike, model: str = "", **wishes: Unpack[CamWishes]
+    ) -> Cam:
         """See :meth:`Client.compute_cam`."""
-        return results.cam(await self._call(self._stub.ComputeCam, results.cam_request(image, model, wishes)))
+        return results.cam(
+            await self._call(self._stub.ComputeCam, results.cam_request(image, model, wishes))
+        )
 
     async def list_models(self) -> list[Any]:
         """See :meth:`Client.list_models`."""
@@ -222,7 +250,9 @@ class AsyncClient(Connection):
 
     async def get_model(self, model: str = "", *, version: int = 0) -> Any:
         """See :meth:`Client.get_model`."""
-        return await self._call(self._stub.GetModel, pb.GetModelRequest(model=model, version=version))
+        return await self._call(
+            self._stub.GetModel, pb.GetModelRequest(model=model, version=version)
+        )
 
     async def close(self) -> None:
         """Close the connection."""
@@ -237,7 +267,9 @@ class AsyncClient(Connection):
                 wait = tries.delay(status.from_call(error))
             await asyncio.sleep(wait)
 
-    async def _stream(self, bulk: Bulk, source: AsyncIterator[tuple[Hashable, ImageLike]]) -> AsyncIterator[Result]:
+    async def _stream(
+        self, bulk: Bulk, source: AsyncIterator[tuple[Hashable, ImageLike]]
+    ) -> AsyncIterator[Result]:
         """Send and receive over one call until the source is empty and all is answered."""
         call = self._stub.SegmentStream(metadata=self._metadata)
         try:
@@ -265,7 +297,10 @@ class AsyncClient(Connection):
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self.close()
 

@@ -1,4 +1,6 @@
-"""Many images over one stream: the client's half of ``SegmentStream``, without the waiting, which each client does its way."""
+"""Many images over one stream: the client's half of ``SegmentStream``, without the waiting, which
+each client does its way.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ Result = tuple[Hashable, Segmentation | RequestError]
 
 
 class Bulk:
-    """What was sent and not answered yet, kept to be sent again if the connection or the server goes away.
+    """What was sent and not answered yet, kept to be sent again if the connection or the server
+    goes away.
 
     Args:
         model: name; empty for the only segmenter.
@@ -29,7 +32,9 @@ class Bulk:
         in_order: whether answers come in the order of the images.
     """
 
-    def __init__(self, model: str, wishes: SegmentWishes, timeout: float, in_flight: int, in_order: bool) -> None:
+    def __init__(
+        self, model: str, wishes: SegmentWishes, timeout: float, in_flight: int, in_order: bool
+    ) -> None:
         self._model, self._wishes, self._timeout = model, wishes, timeout
         self._in_flight, self._in_order = in_flight, in_order
         self._waiting: dict[str, tuple[Hashable, Any]] = {}
@@ -48,7 +53,9 @@ class Bulk:
     def opening(self) -> list[Any]:
         """What a new stream begins with: its options, and every request without an answer."""
         order = pb.STREAM_ORDER_SENDING if self._in_order else pb.STREAM_ORDER_COMPLETION
-        options = pb.SegmentStreamRequest(options=pb.StreamOptions(order=order, in_flight=self._in_flight))
+        options = pb.SegmentStreamRequest(
+            options=pb.StreamOptions(order=order, in_flight=self._in_flight)
+        )
         return [options, *(message for _, message in self._waiting.values())]
 
     def message(self, key: Hashable, image: ImageLike) -> Any:
@@ -60,7 +67,9 @@ class Bulk:
         try:
             request = results.segment_request(image, self._model, self._wishes)
         except OSError as error:
-            raise ImageError(f"{error.filename} cannot be read: {error.strerror}", "an image file") from error
+            raise ImageError(
+                f"{error.filename} cannot be read: {error.strerror}", "an image file"
+            ) from error
         number = str(next(self._numbers))
         message = pb.SegmentStreamRequest(id=number, segment=request)
         message.timeout.FromNanoseconds(int(self._timeout * 1e9))
@@ -71,10 +80,13 @@ class Bulk:
         """What a reply says, with the key of its image. None is the end of the stream.
 
         Raises:
-            RetryLater: the server cannot answer now; the request is still among those without an answer.
+            RetryLater: the server cannot answer now; the request is still among those without an
+            answer.
         """
         if reply is None:
-            raise ServerUnavailable(f"the stream ended with {len(self._waiting)} images unanswered", retry_after=0.0)
+            raise ServerUnavailable(
+                f"the stream ended with {len(self._waiting)} images unanswered", retry_after=0.0
+            )
         if reply.HasField("failure"):
             error = status.from_failure(reply.failure)
             if isinstance(error, RetryLater):
@@ -84,7 +96,8 @@ class Bulk:
 
 
 def named_images(folder: str | os.PathLike[str]) -> Iterator[tuple[str, Path]]:
-    """The image files of a folder, searched in depth: path relative to it, and path; sorted, hidden ones left out.
+    """The image files of a folder, searched in depth: path relative to it, and path; sorted, hidden
+    ones left out.
 
     Raises:
         ImageError: no such folder.

@@ -1,4 +1,6 @@
-"""What both Python clients need for a connection: its options, TLS, token, and how often a call is tried."""
+"""What both Python clients need for a connection: its options, TLS, token, and how often a call is
+tried.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ OPTIONS = [
 
 
 class Connection:
-    """What both clients are told, and their channel, which ``grpc`` or ``grpc.aio`` makes. See ``serving.client.Client``."""
+    """What both clients are told, and their channel, which ``grpc`` or ``grpc.aio`` makes. See
+    ``serving.client.Client``.
+    """
 
     _grpc: Any = grpc
 
@@ -41,7 +45,9 @@ class Connection:
     ) -> None:
         make = self._grpc
         self._channel = (
-            make.secure_channel(address, tls, OPTIONS) if tls else make.insecure_channel(address, options=OPTIONS)
+            make.secure_channel(address, tls, OPTIONS)
+            if tls
+            else make.insecure_channel(address, options=OPTIONS)
         )
         self._stub = segmentation_pb2_grpc.SegmentationStub(self._channel)
         self._timeout = timeout

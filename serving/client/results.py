@@ -1,4 +1,6 @@
-"""What callers give and get in Python: images and wishes to requests, replies to NumPy arrays at the size of the image."""
+"""What callers give and get in Python: images and wishes to requests, replies to NumPy arrays at
+the size of the image.
+"""
 
 from __future__ import annotations
 
@@ -61,12 +63,14 @@ class SegmentWishes(Sizing, total=False):
         classes: names to keep; the others become background. Empty keeps all.
         tags: names of the classes known to be in the image, so that no other one can win a pixel.
         score_threshold: from which a class counts as present; None takes the model's own.
-        background_threshold: CAM models: activation from which a pixel is no background; None takes the model's own.
+        background_threshold: CAM models: activation from which a pixel is no background; None takes
+            the model's own.
         confidence_threshold: pixels whose confidence is below, 0 to 1, get the label 255.
         confidence: whether to fetch the confidence map too.
         cam: whether to fetch the activation maps too; the model must be a CAM model.
         cam_format: of those.
-        encoding: of the mask on the way. ``png`` is small, ``raw`` quick, the others are there for those who keep the reply.
+        encoding: of the mask on the way. ``png`` is small, ``raw`` quick, the others are there for
+        those who keep the reply.
     """
 
     version: int
@@ -86,7 +90,8 @@ class CamWishes(Sizing, total=False):
 
     Attributes:
         version: of the model; 0 is the newest.
-        tags: names of the classes whose maps are wanted; without, those whose score reaches the threshold.
+        tags: names of the classes whose maps are wanted; without, those whose score reaches the
+            threshold.
         score_threshold: None takes the model's own, 0 gives every map.
         format: of the maps.
     """
@@ -102,14 +107,15 @@ class Cam:
     """Class activation maps.
 
     Attributes:
-        maps: [k,h,w], uint8 0..255 or float16 0..1 as asked; coarser than the image, covering all of it. As ``overlay``
-            pictures uint8 [k,H,W,3] at the size of the image.
+        maps: [k,h,w], uint8 0..255 or float16 0..1 as asked; coarser than the image, covering all
+            of it. As ``overlay`` pictures uint8 [k,H,W,3] at the size of the image.
         classes: the k names.
         scores: image-level score of every class of the model.
         present: names whose score reaches the threshold.
         size: height and width of the upright image.
         model, version: what answered.
-        reply: the whole ``wsss.v1.ComputeCamResponse``, or ``SegmentResponse`` if the maps came with a mask.
+        reply: the whole ``wsss.v1.ComputeCamResponse``, or ``SegmentResponse`` if the maps came
+        with a mask.
     """
 
     maps: npt.NDArray[np.uint8] | npt.NDArray[np.float16]
@@ -127,7 +133,8 @@ class Segmentation:
     """A mask and what belongs to it.
 
     Attributes:
-        mask: uint8 [H,W] at the size of the upright image; 0 background, k+1 the k-th class of the model, 255 undecided.
+        mask: uint8 [H,W] at the size of the upright image; 0 background, k+1 the k-th class of the
+            model, 255 undecided.
         labels: the value in ``mask`` of each class kept, by name.
         scores: image-level score of each class kept, 0 to 1.
         present: names whose score reaches the threshold.
@@ -165,7 +172,12 @@ def segment_request(image: ImageLike, model: str, wishes: SegmentWishes) -> Any:
     form = _number(CAM_FORMATS, plain.pop("cam_format", "uint8"), "cam_format")
     rule = _number(OVERSIZE, plain.pop("oversize", ""), "oversize")
     return pb.SegmentRequest(
-        image=image_message(image), model=model, encoding=encoding, cam_format=form, oversize=rule, **plain
+        image=image_message(image),
+        model=model,
+        encoding=encoding,
+        cam_format=form,
+        oversize=rule,
+        **plain,
     )
 
 
@@ -174,18 +186,24 @@ def cam_request(image: ImageLike, model: str, wishes: CamWishes) -> Any:
     plain: dict[str, Any] = {**wishes}
     form = _number(CAM_FORMATS, plain.pop("format", "uint8"), "format")
     rule = _number(OVERSIZE, plain.pop("oversize", ""), "oversize")
-    return pb.ComputeCamRequest(image=image_message(image), model=model, format=form, oversize=rule, **plain)
+    return pb.ComputeCamRequest(
+        image=image_message(image), model=model, format=form, oversize=rule, **plain
+    )
 
 
 def image_message(image: ImageLike) -> Any:
-    """An ``Image`` of a path, the bytes of an image file, or uint8 [H,W,3] RGB or [H,W] grey pixels."""
+    """An ``Image`` of a path, the bytes of an image file, or uint8 [H,W,3] RGB or [H,W] grey
+    pixels.
+    """
     if isinstance(image, bytes):
         return pb.Image(encoded=image)
     if not isinstance(image, np.ndarray):
         return pb.Image(encoded=Path(image).read_bytes())
     pixels = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ImageError(f"an array of {image.dtype} {list(image.shape)}", "uint8 [H,W,3] RGB or [H,W] grey")
+        raise ImageError(
+            f"an array of {image.dtype} {list(image.shape)}", "uint8 [H,W,3] RGB or [H,W] grey"
+        )
     height, width = pixels.shape[:2]
     return pb.Image(raw=pb.RawImage(height=height, width=width, pixels=pixels.tobytes()))
 
@@ -230,12 +248,17 @@ def mask_of(mask: Any) -> Pixels:
     kind, height, width = mask.WhichOneof("data"), mask.height, mask.width
     if kind == "label_runs":
         labels = np.frombuffer(mask.label_runs.labels, np.uint8)
-        return encodings.from_runs(labels, np.array(mask.label_runs.lengths, np.int64), height, width)
+        return encodings.from_runs(
+            labels, np.array(mask.label_runs.lengths, np.int64), height, width
+        )
     if kind == "coco_rle":
         counts = {entry.label: entry.counts.encode("ascii") for entry in mask.coco_rle.classes}
         return encodings.from_coco_counts(counts, height, width)
     if kind == "polygons":
-        shapes = [(entry.label, [_points(ring) for ring in entry.rings]) for entry in mask.polygons.classes]
+        shapes = [
+            (entry.label, [_points(ring) for ring in entry.rings])
+            for entry in mask.polygons.classes
+        ]
         return polygons.fill(shapes, height, width)
     return _plane(mask)
 
@@ -243,7 +266,8 @@ def mask_of(mask: Any) -> Pixels:
 def as_file(result: Segmentation) -> bytes:
     """The mask in the encoding in which it came: PNG or raw bytes, else JSON.
 
-    COCO's run lengths and polygons by name of the class, ``undecided`` for pixels left open; label runs as lists.
+    COCO's run lengths and polygons by name of the class, ``undecided`` for pixels left open; label
+    runs as lists.
     """
     mask = result.reply.mask
     kind = mask.WhichOneof("data")
@@ -254,15 +278,25 @@ def as_file(result: Segmentation) -> bytes:
     told: dict[str, Any]
     if kind == "coco_rle":
         size = [mask.height, mask.width]
-        told = {names[entry.label]: {"size": size, "counts": entry.counts} for entry in mask.coco_rle.classes}
+        told = {
+            names[entry.label]: {"size": size, "counts": entry.counts}
+            for entry in mask.coco_rle.classes
+        }
     elif kind == "polygons":
         told = {
-            names[entry.label]: [{"points": _points(ring), "hole": ring.hole} for ring in entry.rings]
+            names[entry.label]: [
+                {"points": _points(ring), "hole": ring.hole} for ring in entry.rings
+            ]
             for entry in mask.polygons.classes
         }
     else:
         runs = mask.label_runs
-        told = {"height": mask.height, "width": mask.width, "labels": list(runs.labels), "lengths": list(runs.lengths)}
+        told = {
+            "height": mask.height,
+            "width": mask.width,
+            "labels": list(runs.labels),
+            "lengths": list(runs.lengths),
+        }
     return json.dumps(told).encode()
 
 
@@ -292,5 +326,7 @@ def _box(box: Any) -> Box:
 
 def _number(table: dict[str, Any], name: Any, field: str) -> Any:
     if name not in table:
-        raise FieldError(f"{field} is {name!r}", nearest(str(name), filter(None, table)), field=field)
+        raise FieldError(
+            f"{field} is {name!r}", nearest(str(name), filter(None, table)), field=field
+        )
     return table[name]

@@ -13,7 +13,8 @@ FIRST_SECONDS = 0.1
 
 @dataclass
 class Retries:
-    """The tries of one call. Calls of this protocol change nothing on the server, so each may be made again.
+    """The tries of one call. Calls of this protocol change nothing on the server, so each may be
+    made again.
 
     Args:
         more: tries after the first.
@@ -31,8 +32,8 @@ class Retries:
         return max(0.0, self.began + self.timeout - time.monotonic())
 
     def delay(self, error: RequestError) -> float:
-        """Seconds to wait before the next try: what the server said, or twice as long each time; and up to half more,
-        so that callers who were refused together do not come back together.
+        """Seconds to wait before the next try: what the server said, or twice as long each time;
+        and up to half more, so that callers who were refused together do not come back together.
 
         Raises:
             RequestError: ``error``, if another try would not help or there is no time for it.

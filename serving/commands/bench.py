@@ -14,28 +14,47 @@ from serving.commands.options import DEFAULT, EngineOption, Json, Repository
 def bench(
     repository: Repository = DEFAULT.repository,
     model: Annotated[str, typer.Option(help="Model; may be left out if there is one only.")] = "",
-    images: Annotated[Path | None, typer.Option(help="Folder of JPEGs to send; made ones without.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of JPEGs to send; made ones without.")
+    ] = None,
     tensors: Annotated[
-        bool, typer.Option("--tensors", help="Send tensors by the Open Inference Protocol, not images.")
+        bool,
+        typer.Option("--tensors", help="Send tensors by the Open Inference Protocol, not images."),
     ] = False,
     side: Annotated[int, typer.Option(min=1, max=4096, help="Of free axes of such tensors.")] = 256,
     address: Annotated[
-        str, typer.Option(help="Server that runs already, with the same repository; starts its own without.")
+        str,
+        typer.Option(
+            help="Server that runs already, with the same repository; starts its own without."
+        ),
     ] = "",
     engine: EngineOption = DEFAULT.engine.name,
     callers: Annotated[int, typer.Option(min=1, max=256, help="Callers at once.")] = 4,
-    rounds: Annotated[int, typer.Option(min=1, max=100, help="Of each measurement; the medians count.")] = 4,
-    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Of each load in a round.")] = 3.0,
-    count: Annotated[int, typer.Option(min=1, max=1_000_000, help="Requests of one load at most.")] = 20_000,
+    rounds: Annotated[
+        int, typer.Option(min=1, max=100, help="Of each measurement; the medians count.")
+    ] = 4,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, max=600, help="Of each load in a round.")
+    ] = 3.0,
+    count: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="Requests of one load at most.")
+    ] = 20_000,
     only: Annotated[str, typer.Option(help="Figures to measure, with commas between: R2,R6.")] = "",
     as_json: Json = False,
 ) -> None:
     """Measure a server against the bare engine on this machine, and print the ratios.
 
-    Servers that it starts listen on the machine itself and end with it. With the defaults it takes some three minutes.
+    Servers that it starts listen on the machine itself and end with it. With the defaults it takes
+    some three minutes.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     from serving.bench import bench as run
     from serving.bench.setting import BenchConfig
@@ -74,9 +93,21 @@ def _print(found: dict[str, Any]) -> None:
     for key, figure in found["figures"].items():
         met = {True: "met", False: "missed", None: ""}[figure["met"]]
         table.add_row(
-            key, figure["text"], f"{figure['value']:g}", f"{figure['low']:g} to {figure['high']:g}", figure["aim"], met
+            key,
+            figure["text"],
+            f"{figure['value']:g}",
+            f"{figure['low']:g} to {figure['high']:g}",
+            figure["aim"],
+            met,
         )
     console = Console()
     console.print(table)
-    console.print(", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in found["measured"].items()))
-    console.print(f"{found['model']} on {found['engine']}, {found['cpus']} processors, {found['callers']} callers")
+    console.print(
+        ", ".join(
+            f"{name.replace('_', ' ')} {value:g}" for name, value in found["measured"].items()
+        )
+    )
+    console.print(
+        f"{found['model']} on {found['engine']}, {found['cpus']} processors, {found['callers']}"
+        " callers"
+    )

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from serving.commands.options import BackgroundThreshold, Json, MinConfidence, Overlap, Oversize, ScoreThreshold, Tile
+from serving.commands.options import (
+    BackgroundThreshold,
+    Json,
+    MinConfidence,
+    Overlap,
+    Oversize,
+    ScoreThreshold,
+    Tile,
+)
 from serving.config import Limits
 from serving.errors import ServingError, StartError, nearest
 
@@ -22,11 +30,16 @@ if TYPE_CHECKING:
 Address = Annotated[str, typer.Option(envvar="WSSS_ADDRESS", help="Server to ask.")]
 TlsCa = Annotated[
     Path | None,
-    typer.Option(envvar="WSSS_TLS_CA", help="PEM file of who signed the server's certificate: speak TLS to it."),
+    typer.Option(
+        envvar="WSSS_TLS_CA",
+        help="PEM file of who signed the server's certificate: speak TLS to it.",
+    ),
 ]
 TlsCert = Annotated[
     Path | None,
-    typer.Option(envvar="WSSS_TLS_CERT", help="PEM file of the own certificate, if the server asks for one."),
+    typer.Option(
+        envvar="WSSS_TLS_CERT", help="PEM file of the own certificate, if the server asks for one."
+    ),
 ]
 TlsKey = Annotated[Path | None, typer.Option(envvar="WSSS_TLS_KEY", help="PEM file of its key.")]
 LOCAL = "127.0.0.1:8500"
@@ -43,14 +56,24 @@ class Role(StrEnum):
 
 def segment(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Image file.")],
-    target: Annotated[Path, typer.Argument(metavar="MASK", help="File to write; as png, pixel value = label.")],
-    model: Annotated[str, typer.Option(help="Model; may be left out if there is one segmenter only.")] = "",
+    target: Annotated[
+        Path, typer.Argument(metavar="MASK", help="File to write; as png, pixel value = label.")
+    ],
+    model: Annotated[
+        str, typer.Option(help="Model; may be left out if there is one segmenter only.")
+    ] = "",
     classes: Annotated[
         str, typer.Option(help="Names to keep, with commas between; the others become background.")
     ] = "",
-    tags: Annotated[str, typer.Option(help="Names known to be in the image; no other class can win a pixel.")] = "",
-    encoding: Annotated[str, typer.Option(help=f"Of MASK: {', '.join(ENCODINGS)}; the last three as JSON.")] = "png",
-    overlay: Annotated[Path | None, typer.Option(metavar="FILE", help="Picture to write: mask over image.")] = None,
+    tags: Annotated[
+        str, typer.Option(help="Names known to be in the image; no other class can win a pixel.")
+    ] = "",
+    encoding: Annotated[
+        str, typer.Option(help=f"Of MASK: {', '.join(ENCODINGS)}; the last three as JSON.")
+    ] = "png",
+    overlay: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Picture to write: mask over image.")
+    ] = None,
     oversize: Oversize = "",
     tile: Tile = False,
     overlap: Overlap = None,
@@ -58,7 +81,9 @@ def segment(
     background_threshold: BackgroundThreshold = None,
     min_confidence: MinConfidence = None,
     address: Address = LOCAL,
-    token: Annotated[str, typer.Option(envvar="WSSS_TOKEN", help="Token, if the server asks for one.")] = "",
+    token: Annotated[
+        str, typer.Option(envvar="WSSS_TOKEN", help="Token, if the server asks for one.")
+    ] = "",
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
@@ -70,7 +95,9 @@ def segment(
     from serving.client.results import as_file
 
     if encoding not in ENCODINGS:
-        raise ServingError(f"no encoding {encoding!r}", nearest(encoding, ENCODINGS), "--encoding png")
+        raise ServingError(
+            f"no encoding {encoding!r}", nearest(encoding, ENCODINGS), "--encoding png"
+        )
     wishes: dict[str, Any] = {
         "classes": _names(classes),
         "tags": _names(tags),
@@ -86,9 +113,15 @@ def segment(
         result = client.segment(image, model, **wishes)
         target.write_bytes(as_file(result))
         if overlay:
-            _write_overlay(image, overlay, result, client.get_model(result.model, version=result.version))
+            _write_overlay(
+                image, overlay, result, client.get_model(result.model, version=result.version)
+            )
     found = {
-        name: {"score": result.scores[name], "pixels": result.areas[name], "box": result.boxes.get(name)}
+        name: {
+            "score": result.scores[name],
+            "pixels": result.areas[name],
+            "box": result.boxes.get(name),
+        }
         for name in result.present
     }
     if as_json:
@@ -99,7 +132,9 @@ def segment(
 
 def health(
     address: Address = LOCAL,
-    model: Annotated[str, typer.Option(help="Model to ask for; empty asks for the whole server.")] = "",
+    model: Annotated[
+        str, typer.Option(help="Model to ask for; empty asks for the whole server.")
+    ] = "",
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
@@ -123,9 +158,13 @@ def health(
 
 
 def token(
-    name: Annotated[str, typer.Argument(help="Whose token it is; stands in the server's file and log.")],
+    name: Annotated[
+        str, typer.Argument(help="Whose token it is; stands in the server's file and log.")
+    ],
     role: Annotated[list[Role], typer.Option(help="What it allows. May be repeated.")],
-    file: Annotated[Path | None, typer.Option(help="The server's token file, to add the line to.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="The server's token file, to add the line to.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a token for a caller. It is shown once; the server's file holds its hash alone."""
@@ -147,17 +186,23 @@ def token(
     print(f"added to {file}" if file else f"line for the token file: {line}")
 
 
-def _credentials(ca: Path | None, cert: Path | None, key: Path | None) -> grpc.ChannelCredentials | None:
+def _credentials(
+    ca: Path | None, cert: Path | None, key: Path | None
+) -> grpc.ChannelCredentials | None:
     from serving.client import credentials
 
     if not ca:
         if cert or key:
-            raise StartError("--tls-cert or --tls-key without --tls-ca", "who signed the server's certificate")
+            raise StartError(
+                "--tls-cert or --tls-key without --tls-ca", "who signed the server's certificate"
+            )
         return None
     try:
         return credentials(ca, cert or "", key or "")
     except OSError as error:
-        raise StartError(f"{error.filename} cannot be read: {error.strerror}", "a PEM file") from error
+        raise StartError(
+            f"{error.filename} cannot be read: {error.strerror}", "a PEM file"
+        ) from error
 
 
 def _names(text: str) -> list[str]:
@@ -170,7 +215,9 @@ def _told() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ServingError(f"{error.filename}: {error.strerror}", "a file that may be read or written") from error
+        raise ServingError(
+            f"{error.filename}: {error.strerror}", "a file that may be read or written"
+        ) from error
 
 
 def _write_overlay(image: Path, target: Path, result: Any, card: Any) -> None:
@@ -179,9 +226,13 @@ def _write_overlay(image: Path, target: Path, result: Any, card: Any) -> None:
     from serving.images import masks
     from serving.images.decoding import decode
 
-    pixels = decode(image.read_bytes(), Limits(max_bytes=sys.maxsize, max_pixels=sys.maxsize)).pixels
+    pixels = decode(
+        image.read_bytes(), Limits(max_bytes=sys.maxsize, max_pixels=sys.maxsize)
+    ).pixels
     palette = [(label.red, label.green, label.blue) for label in card.labels]
     try:
         Image.fromarray(masks.overlay(pixels, result.mask, palette)).save(target)
     except ValueError as error:
-        raise ServingError(f"{target} has no known picture format", "a name that ends in .jpg or .png") from error
+        raise ServingError(
+            f"{target} has no known picture format", "a name that ends in .jpg or .png"
+        ) from error

@@ -28,34 +28,51 @@ from serving.settings import changed
 if TYPE_CHECKING:
     from serving.labelling.label import LabelConfig, Summary
 
-FORMATS = "voc: palette PNG. coco: annotations.json. yolo: labels/*.txt. cvat: annotations.xml of CVAT for images 1.1."
+FORMATS = (
+    "voc: palette PNG. coco: annotations.json. yolo: labels/*.txt. cvat: annotations.xml of CVAT"
+    " for images 1.1."
+)
 
 
 def label(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="Folder of images, searched in depth.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the masks, at the same relative paths.")],
-    model: Annotated[str, typer.Option(help="Model; may be left out if there is one segmenter only.")] = "",
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="Folder of images, searched in depth.")
+    ],
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="Folder for the masks, at the same relative paths."),
+    ],
+    model: Annotated[
+        str, typer.Option(help="Model; may be left out if there is one segmenter only.")
+    ] = "",
     version: Annotated[int, typer.Option(min=0, help="Version; 0 is the newest.")] = 0,
     repository: Repository = DEFAULT.repository,
     format: Annotated[str, typer.Option(help=FORMATS)] = "voc",
-    polygons: Annotated[bool, typer.Option("--polygons", help="COCO: polygons in place of run lengths.")] = False,
+    polygons: Annotated[
+        bool, typer.Option("--polygons", help="COCO: polygons in place of run lengths.")
+    ] = False,
     oversize: Oversize = DEFAULT.tiling.oversize,
     tile: Tile = False,
     overlap: Overlap = None,
     score_threshold: ScoreThreshold = None,
     background_threshold: BackgroundThreshold = None,
     min_confidence: MinConfidence = None,
-    force: Annotated[bool, typer.Option("--force", help="Label again what is labelled already.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Label again what is labelled already.")
+    ] = False,
     workers: Annotated[int, typer.Option(min=0, help="Images at once; 0 chooses.")] = 0,
     engine: EngineOption = DEFAULT.engine.name,
     bucket: Annotated[
-        int, typer.Option(min=1, help="Round sides up to a multiple, as a server's schedule.bucket.")
+        int,
+        typer.Option(min=1, help="Round sides up to a multiple, as a server's schedule.bucket."),
     ] = DEFAULT.schedule.bucket,
     max_pixels: MaxPixels = DEFAULT.limits.max_pixels,
     max_bytes: MaxBytes = DEFAULT.limits.max_bytes,
     as_json: Json = False,
 ) -> None:
-    """Label a folder of images. Run it again to go on after a stop; exit code 1 if an image failed."""
+    """Label a folder of images. Run it again to go on after a stop; exit code 1 if an image
+    failed.
+    """
     from serving.labelling import label as labelling
 
     config = labelling.LabelConfig(
@@ -81,8 +98,8 @@ def label(
         print(labelling.as_json(summary))
     else:
         print(
-            f"{summary.written} masks written, {summary.skipped} there already, {summary.failed} images failed, "
-            f"in {summary.seconds:.1f} s: {', '.join(summary.files) or target}"
+            f"{summary.written} masks written, {summary.skipped} there already, {summary.failed}"
+            f" images failed, in {summary.seconds:.1f} s: {', '.join(summary.files) or target}"
         )
         if summary.failed:
             print(f"why they failed: {target / labelling.FAILURES}", file=sys.stderr)
@@ -90,12 +107,20 @@ def label(
 
 
 def _tiles(oversize: str, overlap: float | None) -> TilingConfig:
-    return changed(DEFAULT.tiling, {"oversize": oversize} | ({} if overlap is None else {"overlap": overlap}))
+    return changed(
+        DEFAULT.tiling, {"oversize": oversize} | ({} if overlap is None else {"overlap": overlap})
+    )
 
 
 def _with_progress(config: LabelConfig) -> Summary:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     from serving.labelling.label import label as run
 

@@ -1,4 +1,6 @@
-"""What runs a graph. One module an inference library; each has an ``Engine`` and imports its library when loaded."""
+"""What runs a graph. One module an inference library; each has an ``Engine`` and imports its
+library when loaded.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ Outputs = dict[str, npt.NDArray[np.generic]]
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output: NumPy's name of its type, and its shape, -1 for a free axis. The first axis is the batch."""
+    """An input or output: NumPy's name of its type, and its shape, -1 for a free axis. The first
+    axis is the batch.
+    """
 
     name: str
     dtype: str
@@ -51,7 +55,8 @@ class Stop:
         """For the engine: ``end`` is how the call inside of the block is ended.
 
         Raises:
-            Stopped: before the block if the request came already, or for any error in it that came after the request.
+            Stopped: before the block if the request came already, or for any error in it that came
+            after the request.
         """
         with self._lock:
             if self.requested:
@@ -111,7 +116,9 @@ class Engine(Protocol):
 
 
 def plan_threads(cpus: int) -> tuple[int, int]:
-    """How many runs at once, and threads for each: one a run on small machines, where that gives the most in all."""
+    """How many runs at once, and threads for each: one a run on small machines, where that gives
+    the most in all.
+    """
     workers = min(cpus, 4)
     return workers, max(1, cpus // workers)
 
@@ -131,12 +138,16 @@ def check_outputs(card: Card, outputs: Outputs, batch: int, height: int, width: 
     }
     for name, (dtype, _) in OUTPUTS[card.kind].items():
         if name not in outputs:
-            raise OutputError(f"the graph of {card.name} has no output {name!r}", f"{', '.join(OUTPUTS[card.kind])}")
+            raise OutputError(
+                f"the graph of {card.name} has no output {name!r}",
+                f"{', '.join(OUTPUTS[card.kind])}",
+            )
         found, wanted = outputs[name], shapes[name]
         same = len(found.shape) == len(wanted) and all(
             size > 0 and expected in (None, size) for size, expected in zip(found.shape, wanted)
         )
         if str(found.dtype) != dtype or not same:
             raise OutputError(
-                f"output {name!r} of {card.name} is {found.dtype} {list(found.shape)}", f"{dtype} {list(wanted)}"
+                f"output {name!r} of {card.name} is {found.dtype} {list(found.shape)}",
+                f"{dtype} {list(wanted)}",
             )

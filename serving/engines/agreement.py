@@ -1,4 +1,6 @@
-"""How far two engines agree about a model: the share of pixels to which both give the same label."""
+"""How far two engines agree about a model: the share of pixels to which both give the same
+label.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,12 @@ BACKGROUND = 0.3
 
 
 def agreement(card: Card, engine: Engine, exact: Engine) -> float:
-    """Share of equal pixels in the masks of two engines, over the golden image and :func:`made_pictures`.
+    """Share of equal pixels in the masks of two engines, over the golden image and
+    :func:`made_pictures`.
 
-    The maps of a CAM model, of every class whatever its score, become masks by its background threshold. A picture that
-    is all one label to ``exact`` says nothing of how they agree, and is not counted.
+    The maps of a CAM model, of every class whatever its score, become masks by its background
+    threshold. A picture that is all one label to ``exact`` says nothing of how they agree, and is
+    not counted.
 
     Raises:
         OutputError: an engine breaks the card's promise, by numbers that are not finite for one.
@@ -34,12 +38,20 @@ def agreement(card: Card, engine: Engine, exact: Engine) -> float:
         Exception: whatever an engine raises.
     """
     cam = card.kind == "cam"
-    ground = BACKGROUND if cam and card.background_threshold is None else card.background_threshold if cam else None
+    ground = (
+        BACKGROUND
+        if cam and card.background_threshold is None
+        else card.background_threshold
+        if cam
+        else None
+    )
     options = options_for(card, score_threshold=0.0 if cam else None, background_threshold=ground)
     equal = total = 0
     for picture in pictures(card):
         prepared = pipeline.prepare(picture, card)
-        one, other = (pipeline.segment(prepared, card, options, each.run).labels for each in (engine, exact))
+        one, other = (
+            pipeline.segment(prepared, card, options, each.run).labels for each in (engine, exact)
+        )
         if other.min() < other.max():
             equal += int((one == other).sum())
             total += one.size
@@ -71,6 +83,8 @@ def scene(height: int, width: int, seed: int) -> npt.NDArray[np.uint8]:
     total = np.zeros((height, width, 3), np.float32)
     for cells, weight in ((4, 0.5), (16, 0.3), (64, 0.2)):
         small = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
-        total += weight * np.asarray(small.resize((width, height), Image.Resampling.BICUBIC), np.float32)
+        total += weight * np.asarray(
+            small.resize((width, height), Image.Resampling.BICUBIC), np.float32
+        )
     total[:, width // 2 :] *= 0.6
     return total.astype(np.uint8)

@@ -1,6 +1,8 @@
-"""What takes minutes to build, kept in files: each says what it was built from, and is used for exactly that.
+"""What takes minutes to build, kept in files: each says what it was built from, and is used for
+exactly that.
 
-A plan of TensorRT is code. The folder must be as trusted as the models; it is made for its owner alone.
+A plan of TensorRT is code. The folder must be as trusted as the models; it is made for its owner
+alone.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ def cache_folder(config: EngineConfig) -> Path:
     return folder
 
 
-def engine_key(card: Card, graph: str, library: str, device: Device, profiles: list[Profile], options: Key) -> Key:
+def engine_key(
+    card: Card, graph: str, library: str, device: Device, profiles: list[Profile], options: Key
+) -> Key:
     """All that a built engine depends on.
 
     Args:
@@ -58,12 +62,16 @@ def digest(key: Key) -> str:
 
 
 def load(path: Path, key: Key) -> bytes | None:
-    """What was stored under this key; nothing, and a line in the log, if the file is another's or damaged."""
+    """What was stored under this key; nothing, and a line in the log, if the file is another's or
+    damaged.
+    """
     try:
         head, _, data = path.read_bytes().partition(b"\n")
         found = json.loads(head)
         # Tuples come back as lists.
-        whole = found["sha256"] == hashlib.sha256(data).hexdigest() and found["key"] == json.loads(json.dumps(key))
+        whole = found["sha256"] == hashlib.sha256(data).hexdigest() and found["key"] == json.loads(
+            json.dumps(key)
+        )
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):
@@ -75,9 +83,15 @@ def load(path: Path, key: Key) -> bytes | None:
 
 
 def store(path: Path, key: Key, data: bytes) -> None:
-    """Keep ``data`` under a key. A disk that is full or read-only costs the next start its time, and nothing else."""
-    head = json.dumps({"key": key, "sha256": hashlib.sha256(data).hexdigest()}, sort_keys=True).encode()
+    """Keep ``data`` under a key. A disk that is full or read-only costs the next start its time,
+    and nothing else.
+    """
+    head = json.dumps(
+        {"key": key, "sha256": hashlib.sha256(data).hexdigest()}, sort_keys=True
+    ).encode()
     try:
         write_atomic(path, head + b"\n" + data)
     except OSError as error:
-        log.warning("%s cannot be written (%s): the engine is built again next time", path, error.strerror)
+        log.warning(
+            "%s cannot be written (%s): the engine is built again next time", path, error.strerror
+        )

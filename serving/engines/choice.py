@@ -1,4 +1,6 @@
-"""Which engine runs a model: the one that the settings name, or by ``auto`` the fastest one that is right."""
+"""Which engine runs a model: the one that the settings name, or by ``auto`` the fastest one that is
+right.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +22,26 @@ TENSORRT_SIDE = 1024
 
 
 def resolve(card: Card, config: EngineConfig) -> EngineName:
-    """The engine that the settings name for a model; ``auto`` on an installation for GPUs is its CUDA provider."""
+    """The engine that the settings name for a model; ``auto`` on an installation for GPUs is its
+    CUDA provider.
+    """
     name = config.name_for(card.name)
     if name != "auto":
         return name
     import onnxruntime
 
-    return "onnxruntime-cuda" if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else "auto"
+    return (
+        "onnxruntime-cuda"
+        if "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+        else "auto"
+    )
 
 
 def on_processors(card: Card, config: EngineConfig) -> EngineConfig:
     """The settings, with onnxruntime on the processors in place of a GPU."""
-    return replace(config, name="onnxruntime", models={}) if resolve(card, config) in GPU else config
+    return (
+        replace(config, name="onnxruntime", models={}) if resolve(card, config) in GPU else config
+    )
 
 
 def limited(card: Card, config: EngineConfig) -> Card:
@@ -80,7 +90,9 @@ def choose_engine(card: Card, plan: Plan, config: EngineConfig, stop: Stop | Non
 
 
 def _fastest(card: Card, plan: Plan, config: EngineConfig) -> Engine:
-    """OpenVINO in bfloat16 if it keeps the card's promise and its masks are those of onnxruntime, which it is otherwise."""
+    """OpenVINO in bfloat16 if it keeps the card's promise and its masks are those of onnxruntime,
+    which it is otherwise.
+    """
     from serving.engines.onnxruntime import OnnxRuntimeEngine
 
     exact = OnnxRuntimeEngine(card, plan.threads)

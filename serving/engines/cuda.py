@@ -1,4 +1,6 @@
-"""The parts of the CUDA runtime that an engine needs: which device it is, streams, and memory on both sides."""
+"""The parts of the CUDA runtime that an engine needs: which device it is, streams, and memory on
+both sides.
+"""
 
 from __future__ import annotations
 
@@ -47,14 +49,18 @@ class Cuda:
         try:
             from cuda.bindings import runtime
         except ImportError as error:
-            raise EngineError("cuda-bindings is not installed", hint="pip install 'wsss[serve-gpu]'") from error
+            raise EngineError(
+                "cuda-bindings is not installed", hint="pip install 'wsss[serve-gpu]'"
+            ) from error
         self._runtime: Any = runtime
         self.number = number
         try:
             self.use()
         except RuntimeError as error:
             raise EngineError(
-                f"GPU {number} cannot be used: {error}", "an NVIDIA GPU and its driver", "nvidia-smi lists the GPUs"
+                f"GPU {number} cannot be used: {error}",
+                "an NVIDIA GPU and its driver",
+                "nvidia-smi lists the GPUs",
             ) from error
 
     def use(self) -> None:
@@ -66,7 +72,11 @@ class Cuda:
         found = self._call("cudaGetDeviceProperties", self.number)
         name = found.name.decode() if isinstance(found.name, bytes) else str(found.name)
         version = DRIVER.read_text().strip() if DRIVER.is_file() else "unknown"
-        return Device(name, f"{found.major}.{found.minor}", f"{version} CUDA {self._call('cudaDriverGetVersion')}")
+        return Device(
+            name,
+            f"{found.major}.{found.minor}",
+            f"{version} CUDA {self._call('cudaDriverGetVersion')}",
+        )
 
     def stream(self) -> int:
         """A new stream that waits for no other."""
@@ -118,14 +128,18 @@ class Cuda:
         code, *values = getattr(self._runtime, name)(*arguments)
         errors = self._runtime.cudaError_t
         if code == errors.cudaErrorMemoryAllocation:
-            raise OutOfMemory("the GPU has no memory left for this", hint="again soon", retry_after=RETRY_SECONDS)
+            raise OutOfMemory(
+                "the GPU has no memory left for this", hint="again soon", retry_after=RETRY_SECONDS
+            )
         if code != errors.cudaSuccess:
             raise RuntimeError(f"{name}: {getattr(code, 'name', code)}")
         return values[0] if values else None
 
 
 class Buffer:
-    """Memory on the device and its twin in the host's, which grow to the largest size that was asked for."""
+    """Memory on the device and its twin in the host's, which grow to the largest size that was
+    asked for.
+    """
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda

@@ -18,13 +18,17 @@ DTYPES = {
     "tensor(float16)": "float16",
     "tensor(float)": "float32",
     "tensor(double)": "float64",
-    **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    **{
+        f"tensor({sign}int{bits})": f"{sign}int{bits}"
+        for sign in ("", "u")
+        for bits in (8, 16, 32, 64)
+    },
 }
 
 
 class OnnxRuntimeEngine:
-    """One session. Threads do not spin and memory plans are not kept a shape: both cost more than they give where
-    images come in all sizes and other work needs the processors.
+    """One session. Threads do not spin and memory plans are not kept a shape: both cost more than
+    they give where images come in all sizes and other work needs the processors.
 
     Args:
         card: of a verified model.
@@ -50,7 +54,9 @@ class OnnxRuntimeEngine:
         self.inputs = _specs(session.get_inputs(), card)
         outputs = _specs(session.get_outputs(), card)
         # A graph may have more outputs than its kind promises; those are not computed.
-        self.outputs = tuple(spec for spec in outputs if card.kind == "tensor" or spec.name in OUTPUTS[card.kind])
+        self.outputs = tuple(
+            spec for spec in outputs if card.kind == "tensor" or spec.name in OUTPUTS[card.kind]
+        )
         self._names = [spec.name for spec in self.outputs]
 
     def run(self, inputs: Inputs, stop: Stop | None = None) -> Outputs:
@@ -91,10 +97,14 @@ def open_session(card: Card, options: Any, providers: list[Any]) -> Any:
     import onnxruntime
 
     try:
-        return onnxruntime.InferenceSession(str(card.graph_path), options, providers=providers, enable_fallback=0)
+        return onnxruntime.InferenceSession(
+            str(card.graph_path), options, providers=providers, enable_fallback=0
+        )
     # The library raises its own types, derived from Exception alone.
     except Exception as error:
-        raise RepositoryError(f"{card.graph_path} does not load: {error}", "an ONNX graph", HINT) from error
+        raise RepositoryError(
+            f"{card.graph_path} does not load: {error}", "an ONNX graph", HINT
+        ) from error
 
 
 def graph_inputs(card: Card) -> tuple[TensorSpec, ...]:
@@ -105,14 +115,18 @@ def graph_inputs(card: Card) -> tuple[TensorSpec, ...]:
     """
     if card.kind != "tensor":
         return (TensorSpec("image", "uint8", (-1, -1, -1, 3)),)
-    return _specs(open_session(card, session_options(1), ["CPUExecutionProvider"]).get_inputs(), card)
+    return _specs(
+        open_session(card, session_options(1), ["CPUExecutionProvider"]).get_inputs(), card
+    )
 
 
 def _specs(nodes: Iterable[Any], card: Card) -> tuple[TensorSpec, ...]:
     specs = []
     for node in nodes:
         if node.type not in DTYPES:
-            raise RepositoryError(f"{card.graph_path}: {node.name!r} is a {node.type}", f"one of {', '.join(DTYPES)}")
+            raise RepositoryError(
+                f"{card.graph_path}: {node.name!r} is a {node.type}", f"one of {', '.join(DTYPES)}"
+            )
         shape = tuple(size if isinstance(size, int) else -1 for size in node.shape)
         specs.append(TensorSpec(node.name, DTYPES[node.type], shape))
     return tuple(specs)

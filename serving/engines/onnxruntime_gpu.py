@@ -1,8 +1,10 @@
-"""ONNX Runtime on a GPU: its CUDA or its TensorRT provider, and never the processors in their place.
+"""ONNX Runtime on a GPU: its CUDA or its TensorRT provider, and never the processors in their
+place.
 
-Without a GPU, or with a library missing, the library would make a session on the processors and say so in its log alone.
-Its own switch against that, ``session.disable_cpu_ep_fallback``, also refuses graphs whose shapes are computed on the
-processors, which is where they belong and what every graph of free size does. So the session is asked where it put what.
+Without a GPU, or with a library missing, the library would make a session on the processors and say
+so in its log alone. Its own switch against that, ``session.disable_cpu_ep_fallback``, also refuses
+graphs whose shapes are computed on the processors, which is where they belong and what every graph
+of free size does. So the session is asked where it put what.
 """
 
 from __future__ import annotations
@@ -18,7 +20,12 @@ from serving.config import EngineConfig
 from serving.engines import Inputs, Outputs, Plan, Stop
 from serving.engines.cache import cache_folder, digest, engine_key
 from serving.engines.cuda import Device, find_device, library_version
-from serving.engines.onnxruntime import OnnxRuntimeEngine, graph_inputs, open_session, session_options
+from serving.engines.onnxruntime import (
+    OnnxRuntimeEngine,
+    graph_inputs,
+    open_session,
+    session_options,
+)
 from serving.engines.profiles import Profile, Shapes, profiles
 from serving.errors import EngineError
 from serving.repository.card import Card
@@ -28,14 +35,17 @@ CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 HEAVY = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Resize"}
 NO_GRAPH = -1
 MEGABYTE = 1 << 20
-HINT = "engine.name = 'onnxruntime' in the settings for the processors; docs/serving-engines.md lists what a GPU needs"
+HINT = (
+    "engine.name = 'onnxruntime' in the settings for the processors; docs/serving-engines.md lists"
+    " what a GPU needs"
+)
 
 
 class OnnxRuntimeGpuEngine(OnnxRuntimeEngine):
     """A session on a GPU. Inputs and outputs are bound, so that each is copied once.
 
-    With ``engine.cuda_graphs`` a run of a size of the plan has memory of its own on the device, at addresses that never
-    change, into which its kernels are replayed.
+    With ``engine.cuda_graphs`` a run of a size of the plan has memory of its own on the device, at
+    addresses that never change, into which its kernels are replayed.
 
     Args:
         card: of a verified model.
@@ -43,7 +53,8 @@ class OnnxRuntimeGpuEngine(OnnxRuntimeEngine):
         config: with the provider as its name for this model.
 
     Raises:
-        EngineError: the provider, its libraries or a GPU are missing, or part of the graph would run on the processors.
+        EngineError: the provider, its libraries or a GPU are missing, or part of the graph would
+            run on the processors.
         RepositoryError: the file does not load.
     """
 
@@ -70,7 +81,11 @@ class OnnxRuntimeGpuEngine(OnnxRuntimeEngine):
         session = open_session(card, options, providers)
         check_placement(session, provider)
         precision = "fp32" if config.precision == "fp32" else "fp16" if tensorrt else "tf32"
-        self.take(session, card, f"onnxruntime {onnxruntime.__version__} {provider} {precision} on {device.name}")
+        self.take(
+            session,
+            card,
+            f"onnxruntime {onnxruntime.__version__} {provider} {precision} on {device.name}",
+        )
         self._device, self._plan = config.device, plan
         self._lock = threading.Lock() if config.cuda_graphs else None
         self._graphs: dict[tuple[Any, ...], Captured] = {}
@@ -116,8 +131,14 @@ class OnnxRuntimeGpuEngine(OnnxRuntimeEngine):
     def _is_planned(self, inputs: Inputs) -> bool:
         """Whether a run of this shape is to be a graph: each takes memory for good."""
         fixed = all(-1 not in spec.shape[1:] for spec in self.inputs)
-        usual = any((1, *size) == (1, *values.shape[1:3]) for size in self._plan.sizes for values in inputs.values())
-        return (fixed or usual) and all(len(values) <= self._plan.max_batch for values in inputs.values())
+        usual = any(
+            (1, *size) == (1, *values.shape[1:3])
+            for size in self._plan.sizes
+            for values in inputs.values()
+        )
+        return (fixed or usual) and all(
+            len(values) <= self._plan.max_batch for values in inputs.values()
+        )
 
 
 class Captured:
@@ -130,12 +151,17 @@ class Captured:
         device: number of the GPU.
     """
 
-    def __init__(self, session: Any, number: int, inputs: Inputs, outputs: Outputs, device: int) -> None:
+    def __init__(
+        self, session: Any, number: int, inputs: Inputs, outputs: Outputs, device: int
+    ) -> None:
         from onnxruntime import OrtValue
 
         self.number = number
         self._session, self._binding = session, session.io_binding()
-        self._inputs = {name: OrtValue.ortvalue_from_numpy(values, "cuda", device) for name, values in inputs.items()}
+        self._inputs = {
+            name: OrtValue.ortvalue_from_numpy(values, "cuda", device)
+            for name, values in inputs.items()
+        }
         self._results = {
             name: OrtValue.ortvalue_from_shape_and_type(values.shape, values.dtype, "cuda", device)
             for name, values in outputs.items()
@@ -154,7 +180,9 @@ class Captured:
 
 
 def preload(onnxruntime: Any, tensorrt: bool) -> None:
-    """Load the libraries that came as Python packages, which the provider would not find by itself."""
+    """Load the libraries that came as Python packages, which the provider would not find by
+    itself.
+    """
     if hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()
     if tensorrt:
@@ -162,7 +190,9 @@ def preload(onnxruntime: Any, tensorrt: bool) -> None:
             import tensorrt as _  # noqa: F401
         except ImportError as error:
             raise EngineError(
-                "tensorrt is not installed", "TensorRT 10, which onnxruntime was built with", "docs/serving-engines.md"
+                "tensorrt is not installed",
+                "TensorRT 10, which onnxruntime was built with",
+                "docs/serving-engines.md",
             ) from error
 
 
@@ -175,22 +205,28 @@ def check_placement(session: Any, provider: str) -> None:
     found = session.get_providers()
     if not found or found[0] != provider:
         raise EngineError(
-            f"onnxruntime put the model on {', '.join(found)}: the libraries of {provider} do not load", provider, HINT
+            f"onnxruntime put the model on {', '.join(found)}: the libraries of {provider} do not"
+            " load",
+            provider,
+            HINT,
         )
     placed: dict[str, set[str]] = {}
     for part in session.get_provider_graph_assignment_info():
         placed.setdefault(part.ep_name, set()).update(node.op_type for node in part.get_nodes())
     lost = HEAVY & placed.get("CPUExecutionProvider", set())
     if lost or provider not in placed:
+        missing = "no " + ", ".join(sorted(lost)) if provider in placed else "nothing of the graph"
         raise EngineError(
-            f"{provider} takes {'nothing of the graph' if provider not in placed else 'no ' + ', '.join(sorted(lost))}",
+            f"{provider} takes {missing}",
             "a graph that runs on the GPU",
             HINT,
         )
 
 
 def cuda_options(config: EngineConfig) -> dict[str, str]:
-    """Options of the CUDA provider: memory as asked for, no search of every kernel for every new shape."""
+    """Options of the CUDA provider: memory as asked for, no search of every kernel for every new
+    shape.
+    """
     options = {
         "device_id": str(config.device),
         "arena_extend_strategy": "kSameAsRequested",
@@ -205,11 +241,14 @@ def cuda_options(config: EngineConfig) -> dict[str, str]:
     return options
 
 
-def tensorrt_options(card: Card, config: EngineConfig, device: Device, profile: Profile) -> dict[str, str]:
-    """Options of the TensorRT provider: explicit shapes, and a folder of its own for everything that engines depend on.
+def tensorrt_options(
+    card: Card, config: EngineConfig, device: Device, profile: Profile
+) -> dict[str, str]:
+    """Options of the TensorRT provider: explicit shapes, and a folder of its own for everything
+    that engines depend on.
 
-    The provider looks at names of files only, so that one folder for all would serve wrong engines (onnxruntime_backend
-    #124).
+    The provider looks at names of files only, so that one folder for all would serve wrong engines
+    (onnxruntime_backend #124).
     """
     options = {
         "device_id": str(config.device),
@@ -223,7 +262,10 @@ def tensorrt_options(card: Card, config: EngineConfig, device: Device, profile: 
     if config.memory_mb:
         options["trt_max_workspace_size"] = str(config.memory_mb * MEGABYTE)
     versions = [library_version(f"onnxruntime{kind}") for kind in ("-gpu", "")]
-    library = f"onnxruntime {versions} tensorrt {library_version('tensorrt', 'tensorrt-cu13', 'tensorrt-cu12')}"
+    library = (
+        f"onnxruntime {versions} tensorrt"
+        f" {library_version('tensorrt', 'tensorrt-cu13', 'tensorrt-cu12')}"
+    )
     key = engine_key(card, card.graph, library, device, [profile], dict(options))
     folder: Path = cache_folder(config) / f"{card.name}-{digest(key)}"
     folder.mkdir(mode=0o700, exist_ok=True)

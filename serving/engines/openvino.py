@@ -14,18 +14,20 @@ from serving.engines import Inputs, Outputs, Plan, Stop, TensorSpec
 from serving.errors import RepositoryError
 from serving.repository.card import HINT, OUTPUTS, Card
 
-# Kernels made for a shape, kept for when it comes again. With the library's own 5000 memory grows with every new size of
-# image, and making them anew costs little (bench/engine_memory.py).
+# Kernels made for a shape, kept for when it comes again. With the library's own 5000 memory grows
+# with every new size of image, and making them anew costs little (bench/engine_memory.py).
 KERNELS = 200
-# The bindings fill tables of NumPy's types at their first use, under a lock of C++ during which they let go of Python's:
-# two models that load at once have waited for each other for ever (2026.4).
+# The bindings fill tables of NumPy's types at their first use, under a lock of C++ during which
+# they let go of Python's: two models that load at once have waited for each other for ever
+# (2026.4).
 _LOADING = threading.Lock()
 
 
 class OpenVinoEngine:
     """A compiled graph with a stream, and an inference request, for each run at once.
 
-    Threads are not pinned, and there are as many as the plan says: the library would count those of the host.
+    Threads are not pinned, and there are as many as the plan says: the library would count those of
+    the host.
 
     Args:
         card: of a verified model.
@@ -52,7 +54,9 @@ class OpenVinoEngine:
             if stop.requested:
                 request.cancel()
             request.wait()
-            return {spec.name: np.array(request.get_tensor(spec.name).data) for spec in self.outputs}
+            return {
+                spec.name: np.array(request.get_tensor(spec.name).data) for spec in self.outputs
+            }
 
     def close(self) -> None:
         """Free the graph."""

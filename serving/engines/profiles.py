@@ -1,4 +1,6 @@
-"""The shapes that TensorRT builds for: one profile a size that is served often, and one for all others."""
+"""The shapes that TensorRT builds for: one profile a size that is served often, and one for all
+others.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ class Profile:
     def takes(self, shapes: Mapping[str, Shape]) -> bool:
         """Whether inputs of these shapes may be run with it."""
         return shapes.keys() == self.low.keys() and all(
-            len(shape) == len(self.low[name]) and all(map(_between, self.low[name], shape, self.high[name]))
+            len(shape) == len(self.low[name])
+            and all(map(_between, self.low[name], shape, self.high[name]))
             for name, shape in shapes.items()
         )
 
@@ -33,7 +36,8 @@ class Profile:
 def profiles(card: Card, inputs: Iterable[TensorSpec], plan: Plan) -> list[Profile]:
     """One for each size of ``plan``, then one for everything that the card allows.
 
-    The memory of a context is planned for the largest shape, so that the card's limits should be no larger than needed.
+    The memory of a context is planned for the largest shape, so that the card's limits should be no
+    larger than needed.
 
     Raises:
         EngineError: a tensor model has free axes besides the batch, and no shapes to warm up with.
@@ -44,7 +48,10 @@ def profiles(card: Card, inputs: Iterable[TensorSpec], plan: Plan) -> list[Profi
     sizes = [size for size in plan.sizes if max(size) <= card.max_side]
     best = sizes[0] if sizes else (usual, usual)
     batch = plan.max_batch
-    exact = [Profile(_image(1, *size), _image(batch, *size), _image(batch, *size)) for size in dict.fromkeys(sizes)]
+    exact = [
+        Profile(_image(1, *size), _image(batch, *size), _image(batch, *size))
+        for size in dict.fromkeys(sizes)
+    ]
     low, high = (card.min_side,) * 2, (card.max_side,) * 2
     return [*exact, Profile(_image(1, *low), _image(batch, *best), _image(batch, *high))]
 
@@ -62,7 +69,9 @@ def _tensor_profile(card: Card, inputs: tuple[TensorSpec, ...], plan: Plan) -> P
             "fixed sizes, which TensorRT plans for",
             "engine.models in the settings gives this model another engine",
         )
-    low, high = ({spec.name: (count, *spec.shape[1:]) for spec in inputs} for count in (1, plan.max_batch))
+    low, high = (
+        {spec.name: (count, *spec.shape[1:]) for spec in inputs} for count in (1, plan.max_batch)
+    )
     return Profile(low, high, high)
 
 

@@ -22,7 +22,8 @@ MAJORS = (10, 11)
 
 
 class TensorRtEngine:
-    """An engine with a lane for each run at once: an execution context, a stream, and memory for inputs and outputs.
+    """An engine with a lane for each run at once: an execution context, a stream, and memory for
+    inputs and outputs.
 
     A run that has begun on the GPU cannot be ended; a stop prevents it, or drops its result.
 
@@ -38,17 +39,23 @@ class TensorRtEngine:
         Stopped: ``stop`` was requested.
     """
 
-    def __init__(self, card: Card, plan: Plan, config: EngineConfig, stop: Stop | None = None) -> None:
+    def __init__(
+        self, card: Card, plan: Plan, config: EngineConfig, stop: Stop | None = None
+    ) -> None:
         trt = import_tensorrt()
         self._cuda = Cuda(config.device)
         device = self._cuda.device()
         half = card.half_graph if config.precision == "auto" else None
         self._batch = plan.max_batch
         self._profiles = profiles(card, graph_inputs(card), plan)
-        self._engine = find_engine(trt, card, half or card.graph, config, device, self._profiles, stop or Stop())
+        self._engine = find_engine(
+            trt, card, half or card.graph, config, device, self._profiles, stop or Stop()
+        )
         precision = "fp16" if half else "fp32" if config.precision == "fp32" else "tf32"
         self.description = f"tensorrt {trt.__version__} {precision} on {device.name}"
-        self.inputs, self.outputs = (_specs(trt, self._engine, mode) for mode in ("INPUT", "OUTPUT"))
+        self.inputs, self.outputs = (
+            _specs(trt, self._engine, mode) for mode in ("INPUT", "OUTPUT")
+        )
         self._lanes: list[Lane] = []
         self._idle: queue.SimpleQueue[Lane] = queue.SimpleQueue()
         try:
@@ -60,13 +67,18 @@ class TensorRtEngine:
             raise
 
     def run(self, inputs: Inputs, stop: Stop | None = None) -> Outputs:
-        """Every output by name; see :class:`serving.engines.Engine`. More than a profile takes is run piece by piece."""
+        """Every output by name; see :class:`serving.engines.Engine`. More than a profile takes is
+        run piece by piece.
+        """
         stop = stop or Stop()
         count = len(next(iter(inputs.values())))
         pieces = [self._piece(inputs, first, stop) for first in range(0, count, self._batch)]
         if len(pieces) == 1:
             return pieces[0]
-        return {spec.name: np.concatenate([piece[spec.name] for piece in pieces]) for spec in self.outputs}
+        return {
+            spec.name: np.concatenate([piece[spec.name] for piece in pieces])
+            for spec in self.outputs
+        }
 
     def close(self) -> None:
         """Free everything on the device."""
@@ -81,7 +93,8 @@ class TensorRtEngine:
         profile = choose_profile(self._profiles, shapes)
         if profile is None:
             raise OutputError(
-                f"inputs of {shapes}", f"shapes of {_told(self._profiles[-1])}, which the engine is built for"
+                f"inputs of {shapes}",
+                f"shapes of {_told(self._profiles[-1])}, which the engine is built for",
             )
         if stop.requested:
             raise Stopped
@@ -108,14 +121,18 @@ class Lane:
         cuda.use()
         self._context = engine.create_execution_context()
         if self._context is None:
-            raise OutOfMemory("the GPU has no memory left for another TensorRT context", hint="fewer workers")
+            raise OutOfMemory(
+                "the GPU has no memory left for another TensorRT context", hint="fewer workers"
+            )
         self._stream = cuda.stream()
         self._profile = -1
         self._inputs: dict[str, Buffer] = {}
         self._outputs = {spec.name: make_allocator(trt, Buffer(cuda)) for spec in outputs}
         self._dtypes = {spec.name: spec.dtype for spec in outputs}
         for name, allocator in self._outputs.items():
-            self._require(self._context.set_output_allocator(name, allocator), f"an allocator for {name}")
+            self._require(
+                self._context.set_output_allocator(name, allocator), f"an allocator for {name}"
+            )
 
     def run(self, inputs: Inputs, profile: int) -> Outputs:
         """Upload, run, download, and wait for it.
@@ -140,15 +157,22 @@ class Lane:
 
     def _run(self, inputs: Inputs, profile: int) -> Outputs:
         if profile != self._profile:
-            self._require(self._context.set_optimization_profile_async(profile, self._stream), f"profile {profile}")
+            self._require(
+                self._context.set_optimization_profile_async(profile, self._stream),
+                f"profile {profile}",
+            )
             self._profile = profile
         for name, values in inputs.items():
             buffer = self._inputs.setdefault(name, Buffer(self._cuda))
             buffer.reserve(values.nbytes)
             buffer.view(values.dtype.name, values.shape)[...] = values
             self._cuda.upload(buffer, values.nbytes, self._stream)
-            self._require(self._context.set_input_shape(name, values.shape), f"{name} of {values.shape}")
-            self._require(self._context.set_tensor_address(name, buffer.device), f"an address for {name}")
+            self._require(
+                self._context.set_input_shape(name, values.shape), f"{name} of {values.shape}"
+            )
+            self._require(
+                self._context.set_tensor_address(name, buffer.device), f"an address for {name}"
+            )
         ran = self._context.execute_async_v3(self._stream)
         for allocator in self._outputs.values():
             if allocator.failure:
@@ -164,7 +188,10 @@ class Lane:
         return {name: view.copy() for name, view in views.items()}
 
     def _free(self) -> None:
-        for buffer in (*self._inputs.values(), *(allocator.buffer for allocator in self._outputs.values())):
+        for buffer in (
+            *self._inputs.values(),
+            *(allocator.buffer for allocator in self._outputs.values()),
+        ):
             buffer.free()
 
     def _require(self, done: bool, what: str) -> None:
@@ -173,7 +200,9 @@ class Lane:
 
 
 def make_allocator(trt: Any, buffer: Buffer) -> Any:
-    """Gives TensorRT memory for an output once its size is known, and is told its shape before a run's call returns."""
+    """Gives TensorRT memory for an output once its size is known, and is told its shape before a
+    run's call returns.
+    """
 
     class Allocator(trt.IOutputAllocator):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -182,11 +211,16 @@ def make_allocator(trt: Any, buffer: Buffer) -> Any:
             self.shape: tuple[int, ...] = ()
             self.failure: Exception | None = None
 
-        def reallocate_output_async(self, tensor_name: str, memory: int, size: int, alignment: int, stream: int) -> int:
+        def reallocate_output_async(
+            self, tensor_name: str, memory: int, size: int, alignment: int, stream: int
+        ) -> int:
             return self.reallocate_output(tensor_name, memory, size, alignment)
 
-        def reallocate_output(self, tensor_name: str, memory: int, size: int, alignment: int) -> int:
-            # CUDA aligns to 256 bytes, which is what TensorRT asks for. An exception must not cross into it.
+        def reallocate_output(
+            self, tensor_name: str, memory: int, size: int, alignment: int
+        ) -> int:
+            # CUDA aligns to 256 bytes, which is what TensorRT asks for. An exception must not cross
+            # into it.
             try:
                 self.buffer.reserve(max(size, 1))
             except Exception as error:
@@ -222,14 +256,20 @@ def _specs(trt: Any, engine: Any, mode: str) -> tuple[TensorSpec, ...]:
     try:
         return tuple(
             TensorSpec(
-                name, np.dtype(trt.nptype(engine.get_tensor_dtype(name))).name, tuple(engine.get_tensor_shape(name))
+                name,
+                np.dtype(trt.nptype(engine.get_tensor_dtype(name))).name,
+                tuple(engine.get_tensor_shape(name)),
             )
             for name in names
             if engine.get_tensor_mode(name) == wanted
         )
     except TypeError as error:
-        raise EngineError(f"an input or output of a type that NumPy does not have: {error}") from error
+        raise EngineError(
+            f"an input or output of a type that NumPy does not have: {error}"
+        ) from error
 
 
 def _told(profile: Profile) -> str:
-    return ", ".join(f"{name} {list(profile.low[name])} to {list(profile.high[name])}" for name in profile.low)
+    return ", ".join(
+        f"{name} {list(profile.low[name])} to {list(profile.high[name])}" for name in profile.low
+    )

@@ -1,7 +1,8 @@
 """From an ONNX graph to a plan of TensorRT 10 or 11, and from a plan to an engine.
 
-The network is strongly typed: every layer computes in the types of the graph, as TensorRT 11 knows no other way. So half
-precision comes from the exported half-precision graph, and the flags of TensorRT 10 for it are not used.
+The network is strongly typed: every layer computes in the types of the graph, as TensorRT 11 knows
+no other way. So half precision comes from the exported half-precision graph, and the flags of
+TensorRT 10 for it are not used.
 """
 
 from __future__ import annotations
@@ -28,7 +29,13 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 def find_engine(
-    trt: Any, card: Card, graph: str, config: EngineConfig, device: Device, profiles: list[Profile], stop: Stop
+    trt: Any,
+    card: Card,
+    graph: str,
+    config: EngineConfig,
+    device: Device,
+    profiles: list[Profile],
+    stop: Stop,
 ) -> Any:
     """The engine of a model: from the cache, else built and cached.
 
@@ -57,10 +64,16 @@ def find_engine(
             log.info("%s: TensorRT engine from the cache, %s", card.name, path.name)
             return engine
         log.warning("TensorRT refuses %s: it is built again", path)
-    plan = build_plan(trt, card.folder / graph, profiles, options, timing_path(folder, trt, device), logger, stop)
+    plan = build_plan(
+        trt, card.folder / graph, profiles, options, timing_path(folder, trt, device), logger, stop
+    )
     engine = open_plan(trt, plan, logger)
     if engine is None:
-        raise EngineError(f"TensorRT refuses the engine that it built of {card.name}", "one that loads", "see the log")
+        raise EngineError(
+            f"TensorRT refuses the engine that it built of {card.name}",
+            "one that loads",
+            "see the log",
+        )
     store(path, key, plan)
     return engine
 
@@ -73,7 +86,13 @@ def open_plan(trt: Any, plan: bytes, logger: Any) -> Any:
 
 
 def build_plan(
-    trt: Any, graph: Path, profiles: Iterable[Profile], options: dict[str, Any], timings: Path, logger: Any, stop: Stop
+    trt: Any,
+    graph: Path,
+    profiles: Iterable[Profile],
+    options: dict[str, Any],
+    timings: Path,
+    logger: Any,
+    stop: Stop,
 ) -> bytes:
     """Build, telling the log how far it is.
 
@@ -84,8 +103,12 @@ def build_plan(
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(graph)):
-        faults = "; ".join(str(parser.get_error(index).desc()) for index in range(parser.num_errors))
-        raise EngineError(f"TensorRT does not take {graph}: {faults}", "a graph of operators that it has")
+        faults = "; ".join(
+            str(parser.get_error(index).desc()) for index in range(parser.num_errors)
+        )
+        raise EngineError(
+            f"TensorRT does not take {graph}: {faults}", "a graph of operators that it has"
+        )
     settings = builder.create_builder_config()
     settings.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options["workspace_mb"] * MEGABYTE)
     if not options["tf32"]:
@@ -106,7 +129,9 @@ def build_plan(
     if stop.requested:
         raise Stopped
     if plan is None:
-        raise EngineError(f"TensorRT cannot build {graph}", "an engine", "the log has what TensorRT says")
+        raise EngineError(
+            f"TensorRT cannot build {graph}", "an engine", "the log has what TensorRT says"
+        )
     log.info("%s: TensorRT engine built in %.0f s", graph, time.monotonic() - started)
     store(timings, timing_key, bytes(settings.get_timing_cache().serialize()))
     return bytes(plan)
@@ -114,7 +139,12 @@ def build_plan(
 
 def timing_path(folder: Path, trt: Any, device: Device) -> Path:
     """File of what kernels took on this device in this version."""
-    key = {"library": trt.__version__, "name": device.name, "capability": device.capability, "driver": device.driver}
+    key = {
+        "library": trt.__version__,
+        "name": device.name,
+        "capability": device.capability,
+        "driver": device.driver,
+    }
     return folder / f"timings-{digest(key)}.cache"
 
 
@@ -155,7 +185,13 @@ def make_monitor(trt: Any, name: str, stop: Stop) -> Any:
             now = time.monotonic()
             if phase_name == self._outer and now - self._told >= SECONDS_BETWEEN_LINES:
                 self._told = now
-                log.info("%s: TensorRT builds, %s, step %d of %d", name, phase_name, step + 1, self._steps[phase_name])
+                log.info(
+                    "%s: TensorRT builds, %s, step %d of %d",
+                    name,
+                    phase_name,
+                    step + 1,
+                    self._steps[phase_name],
+                )
             return not stop.requested
 
         def phase_finish(self, phase_name: str) -> None:

@@ -1,8 +1,9 @@
 """From bytes that nobody vouches for to RGB pixels.
 
-Every limit is checked on the header, before anything of the image's size is allocated: length of the bytes, magic,
-pixel count, aspect. Pixels equal those that the trainer reads: EXIF orientation undone, alpha laid on white, 16 bit
-scaled to 8, grey, palette and CMYK turned into RGB. Colour profiles are ignored.
+Every limit is checked on the header, before anything of the image's size is allocated: length of
+the bytes, magic, pixel count, aspect. Pixels equal those that the trainer reads: EXIF orientation
+undone, alpha laid on white, 16 bit scaled to 8, grey, palette and CMYK turned into RGB. Colour
+profiles are ignored.
 """
 
 from __future__ import annotations
@@ -74,12 +75,14 @@ def decode(data: bytes, limits: Limits) -> Picture:
             width, height = image.size
             check_size(height, width, limits)
             orientation = _orientation(image)
-            # Of a TIFF, Pillow turns the pixels upright as it loads them; so what is left to do is asked afterwards.
+            # Of a TIFF, Pillow turns the pixels upright as it loads them; so what is left to do is
+            # asked afterwards.
             pixels = _upright(_pixels(name, data, image, limits), _orientation(image))
             mode, several = image.mode, bool(getattr(image, "is_animated", False))
     except ImageError:
         raise
-    # Pillow answers hostile bytes with a dozen exception types; each of them means the same to the caller.
+    # Pillow answers hostile bytes with a dozen exception types; each of them means the same to the
+    # caller.
     except Exception as error:
         raise ImageError(
             f"the {name} cannot be decoded: {_short(error)}",
@@ -148,12 +151,17 @@ def _format(data: bytes) -> str:
     if data.startswith(b"BM"):
         return "BMP"
     raise ImageError(
-        f"no image: it starts with {data[:12]!r}", FORMATS, "look at the file's contents", field="image.encoded"
+        f"no image: it starts with {data[:12]!r}",
+        FORMATS,
+        "look at the file's contents",
+        field="image.encoded",
     )
 
 
 def _open(name: str, data: bytes) -> ImageFile.ImageFile:
-    """The header, by the one class for this format: ``Image.open`` would try all and only warn of large images."""
+    """The header, by the one class for this format: ``Image.open`` would try all and only warn of
+    large images.
+    """
     classes: dict[str, type[ImageFile.ImageFile]] = {
         "JPEG": JpegImageFile,
         "PNG": PngImageFile,
@@ -182,8 +190,13 @@ def _pixels(name: str, data: bytes, image: ImageFile.ImageFile, limits: Limits) 
         return _fast_jpeg(data, image.size)
     if name == "TIFF" and isinstance(image, TiffImageFile):
         # A tile may be larger than the image, and is decoded whole.
-        tile = (int(image.tag_v2.get(TIFF_TILE_LENGTH, 1)), int(image.tag_v2.get(TIFF_TILE_WIDTH, 1)))
-        check_size(max(tile), max(1, min(tile)), Limits(limits.max_bytes, limits.max_pixels, float("inf")))
+        tile = (
+            int(image.tag_v2.get(TIFF_TILE_LENGTH, 1)),
+            int(image.tag_v2.get(TIFF_TILE_WIDTH, 1)),
+        )
+        check_size(
+            max(tile), max(1, min(tile)), Limits(limits.max_bytes, limits.max_pixels, float("inf"))
+        )
     image.load()
     return to_rgb(image)
 
@@ -222,7 +235,9 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Undo an EXIF orientation: 5 to 8 have rows and columns exchanged; the rest are flips of the two axes."""
+    """Undo an EXIF orientation: 5 to 8 have rows and columns exchanged; the rest are flips of the
+    two axes.
+    """
     if orientation >= 5:
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):
@@ -233,6 +248,8 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
 
 
 def _short(error: Exception) -> str:
-    """The decoder's own words, without line breaks or memory addresses such as ``<_io.BytesIO object at 0x7f...>``."""
+    """The decoder's own words, without line breaks or memory addresses such as ``<_io.BytesIO
+    object at 0x7f...>``.
+    """
     text = " ".join(str(error).split()) or type(error).__name__
     return "the data is damaged" if "0x" in text else text[:200]

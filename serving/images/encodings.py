@@ -1,7 +1,8 @@
-"""Label maps as runs: the forms that are small, exact and cheap because one pass finds every class's runs at once.
+"""Label maps as runs: the forms that are small, exact and cheap because one pass finds every
+class's runs at once.
 
-N is height * width, R the number of runs. Row-major runs are this project's own form and the source of areas and boxes;
-column-major ones are what COCO's run lengths are made of.
+N is height * width, R the number of runs. Row-major runs are this project's own form and the source
+of areas and boxes; column-major ones are what COCO's run lengths are made of.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import numpy.typing as npt
 Pixels = npt.NDArray[np.uint8]
 Whole = npt.NDArray[np.int64]
 
-# COCO writes a number in groups of five bits, each as one character from "0" on; the sixth bit says that more follow.
+# COCO writes a number in groups of five bits, each as one character from "0" on; the sixth bit says
+# that more follow.
 GROUP, FIRST, MORE, SIGN = 5, 48, 0x20, 0x10
 
 
@@ -53,7 +55,10 @@ def from_runs(labels: Pixels, lengths: npt.ArrayLike, height: int, width: int) -
     """
     counts = np.asarray(lengths, np.int64)
     if len(counts) != len(labels) or counts.min(initial=0) < 0 or counts.sum() != height * width:
-        raise ValueError(f"{len(labels)} labels and {int(counts.sum())} pixels of runs for a mask of {height}x{width}")
+        raise ValueError(
+            f"{len(labels)} labels and {int(counts.sum())} pixels of runs for a mask of"
+            f" {height}x{width}"
+        )
     return np.repeat(labels, counts).reshape(height, width)
 
 
@@ -69,7 +74,9 @@ def boxes(runs: Runs, width: int) -> dict[int, tuple[int, int, int, int]]:
         runs: row by row.
         width: of the map.
     """
-    (top, left), (bottom, right) = (np.divmod(edge, width) for edge in (runs.bounds[:-1], runs.bounds[1:] - 1))
+    (top, left), (bottom, right) = (
+        np.divmod(edge, width) for edge in (runs.bounds[:-1], runs.bounds[1:] - 1)
+    )
     over = bottom > top
     left, right = np.where(over, 0, left), np.where(over, width - 1, right)
     lowest, highest = (np.full((2, 256), start, np.int64) for start in (runs.bounds[-1], -1))
@@ -82,7 +89,9 @@ def boxes(runs: Runs, width: int) -> dict[int, tuple[int, int, int, int]]:
 
 
 def coco_counts(labels: Pixels) -> dict[int, bytes]:
-    """COCO's compressed run lengths of every label above 0 in a uint8 [H,W] map: the bytes that pycocotools makes."""
+    """COCO's compressed run lengths of every label above 0 in a uint8 [H,W] map: the bytes that
+    pycocotools makes.
+    """
     runs = label_runs(np.ascontiguousarray(labels.T))
     inside = np.flatnonzero(runs.labels)
     # A stable sort keeps the runs of a label in their order.
@@ -114,7 +123,9 @@ def _counts(runs: Runs, order: Whole, firsts: Whole) -> tuple[Whole, Whole]:
 
 
 def _compress(counts: Whole, firsts: Whole) -> list[bytes]:
-    """COCO's string of every class: from the fourth number on, its difference to the one two before."""
+    """COCO's string of every class: from the fourth number on, its difference to the one two
+    before.
+    """
     place = np.arange(len(counts)) - np.repeat(firsts, np.diff(firsts, append=len(counts)))
     values = counts.copy()
     late = np.flatnonzero(place > 2)
@@ -146,7 +157,9 @@ def from_coco_counts(counts: Mapping[int, bytes], height: int, width: int) -> Pi
     for label, text in counts.items():
         lengths = _expand(text)
         if lengths.min(initial=0) < 0 or lengths.sum() != flat.size:
-            raise ValueError(f"run lengths of {int(lengths.sum())} pixels for a mask of {height}x{width}")
+            raise ValueError(
+                f"run lengths of {int(lengths.sum())} pixels for a mask of {height}x{width}"
+            )
         inside = np.arange(len(lengths)) % 2 == 1
         flat[np.repeat(inside, lengths)] = label
     return np.ascontiguousarray(flat.reshape(width, height).T)
@@ -155,14 +168,20 @@ def from_coco_counts(counts: Mapping[int, bytes], height: int, width: int) -> Pi
 def _expand(text: bytes) -> Whole:
     """Numbers of a COCO string, differences undone."""
     values = np.frombuffer(text, np.uint8).astype(np.int64) - FIRST
-    if values.min(initial=0) < 0 or values.max(initial=0) >= 2 * MORE or (len(values) and values[-1] & MORE):
+    if (
+        values.min(initial=0) < 0
+        or values.max(initial=0) >= 2 * MORE
+        or (len(values) and values[-1] & MORE)
+    ):
         raise ValueError("no COCO run lengths: a character out of range, or the last number is cut")
     ends = np.flatnonzero(values & MORE == 0)
     firsts = np.concatenate([[0], ends[:-1] + 1])[: len(ends)]
     shift = GROUP * (np.arange(len(values)) - np.repeat(firsts, np.diff(ends, prepend=-1)))
     if shift.max(initial=0) > 60:
         raise ValueError("no COCO run lengths: a number of too many characters")
-    numbers = np.add.reduceat((values & 0x1F) << shift, firsts) if len(ends) else np.zeros(0, np.int64)
+    numbers = (
+        np.add.reduceat((values & 0x1F) << shift, firsts) if len(ends) else np.zeros(0, np.int64)
+    )
     negative = values[ends] & SIGN != 0
     numbers -= np.where(negative, np.int64(1) << (shift[ends] + GROUP), 0)
     # The differences run through every second number: even and odd places are two running sums.
@@ -172,7 +191,9 @@ def _expand(text: bytes) -> Whole:
 
 
 def uncompressed_counts(flags: Sequence[bool] | npt.NDArray[np.bool_]) -> list[int]:
-    """Lengths of the runs of False and True in turn, beginning with False, of a flat mask; CVAT's form."""
+    """Lengths of the runs of False and True in turn, beginning with False, of a flat mask; CVAT's
+    form.
+    """
     runs = label_runs(np.asarray(flags, np.uint8)[None])
     lengths: list[int] = runs.lengths.tolist()
     return [0] * int(runs.labels[0]) + lengths

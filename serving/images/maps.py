@@ -1,6 +1,7 @@
 """Class activation maps at the size of the image: masks made from them, and pictures of them.
 
-Both are made in bands of rows, so that no map of the image's size stands in memory. k maps, h w their cells, H W the image.
+Both are made in bands of rows, so that no map of the image's size stands in memory. k maps, h w
+their cells, H W the image.
 """
 
 from __future__ import annotations
@@ -17,16 +18,27 @@ BAND = 64
 # Anchors of the inferno map (Smith and van der Walt, public domain), whose lightness rises evenly.
 HEAT = np.array(
     [
-        (0, 0, 4), (22, 11, 57), (66, 10, 104), (106, 23, 110), (147, 38, 103), (188, 55, 84),
-        (221, 81, 58), (243, 120, 25), (252, 165, 10), (246, 215, 70), (252, 255, 164),
+        (0, 0, 4),
+        (22, 11, 57),
+        (66, 10, 104),
+        (106, 23, 110),
+        (147, 38, 103),
+        (188, 55, 84),
+        (221, 81, 58),
+        (243, 120, 25),
+        (252, 165, 10),
+        (246, 215, 70),
+        (252, 255, 164),
     ],
     np.float32,
-)  # fmt: skip
+)
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def bands(maps_khw: Floats, height: int, width: int) -> Iterator[tuple[slice, Floats]]:
-    """Bilinear up-sampling to float32 [k,H,W], some rows at a time, as torch does with ``align_corners=False``."""
+    """Bilinear up-sampling to float32 [k,H,W], some rows at a time, as torch does with
+    ``align_corners=False``.
+    """
     left, right, share = _taps(maps_khw.shape[2], width)
     top, bottom, below = _taps(maps_khw.shape[1], height)
     for first in range(0, height, BAND):
@@ -35,7 +47,10 @@ def bands(maps_khw: Floats, height: int, width: int) -> Iterator[tuple[slice, Fl
         cells = slice(top[rows][0], bottom[rows][-1] + 1)
         wide: Floats = maps_khw[:, cells, left] * (1 - share) + maps_khw[:, cells, right] * share
         part = below[rows, None]
-        full: Floats = wide[:, top[rows] - cells.start] * (1 - part) + wide[:, bottom[rows] - cells.start] * part
+        full: Floats = (
+            wide[:, top[rows] - cells.start] * (1 - part)
+            + wide[:, bottom[rows] - cells.start] * part
+        )
         yield rows, full
 
 
@@ -51,8 +66,9 @@ def to_mask(
 ) -> tuple[Pixels, Pixels]:
     """The mask of maps and its confidence, uint8 [H,W].
 
-    A pixel is background where no map exceeds ``threshold``, else of the strongest map. The confidence is the winner's share
-    in the sum of threshold and maps, as in the trainer's refinement without a CRF.
+    A pixel is background where no map exceeds ``threshold``, else of the strongest map. The
+    confidence is the winner's share in the sum of threshold and maps, as in the trainer's
+    refinement without a CRF.
 
     Args:
         maps_khw: 0..1.
@@ -74,7 +90,9 @@ def to_mask(
 
 
 def overlay(pixels: Pixels, map_hw: Floats) -> Pixels:
-    """A map over its image: the stronger, the brighter and the more opaque, over the image in grey. uint8 [H,W,3]."""
+    """A map over its image: the stronger, the brighter and the more opaque, over the image in grey.
+    uint8 [H,W,3].
+    """
     height, width = pixels.shape[:2]
     picture = np.empty_like(pixels)
     for rows, full in bands(map_hw[None], height, width):

@@ -25,8 +25,8 @@ CREAM = (224, 224, 192)
 def encode_labels(labels: Pixels, palette: Sequence[tuple[int, int, int]]) -> bytes:
     """Palette PNG of a uint8 [H,W] label map; the same map always gives the same bytes.
 
-    Label maps are long runs of one value, so zlib's run-length strategy without row filters is both the fastest and
-    the smallest: a third less time and half the bytes of Pillow's level 1.
+    Label maps are long runs of one value, so zlib's run-length strategy without row filters is both
+    the fastest and the smallest: a third less time and half the bytes of Pillow's level 1.
     """
     if labels.max(initial=0) == UNDECIDED:
         palette = [*palette, *[(0, 0, 0)] * (UNDECIDED - len(palette)), CREAM]
@@ -45,7 +45,8 @@ def encode_rgb(pixels: Pixels) -> bytes:
 
 
 def read_png(data: bytes) -> Pixels:
-    """Pixel values of a grey or palette PNG as uint8 [H,W]; for masks of our own making, so no limits.
+    """Pixel values of a grey or palette PNG as uint8 [H,W]; for masks of our own making, so no
+    limits.
 
     Raises:
         ValueError: no such PNG, or a damaged one.
@@ -69,7 +70,9 @@ def _read(data: bytes, *modes: str) -> Pixels:
 
 
 def keep_labels(labels: Pixels, kept: Sequence[int]) -> Pixels:
-    """A copy of uint8 [H,W] ``labels`` in which every value not in ``kept`` became 0, the background."""
+    """A copy of uint8 [H,W] ``labels`` in which every value not in ``kept`` became 0, the
+    background.
+    """
     table = np.zeros(256, np.uint8)
     table[list(kept)] = list(kept)
     return np.take(table, labels)
@@ -83,7 +86,8 @@ def resize_nearest(values: Pixels, height: int, width: int) -> Pixels:
 
 
 def overlay(pixels: Pixels, labels: Pixels, palette: Sequence[tuple[int, int, int]]) -> Pixels:
-    """A label map over its image, uint8 [H,W,3]: regions in their colours over half-grey, their borders bright.
+    """A label map over its image, uint8 [H,W,3]: regions in their colours over half-grey, their
+    borders bright.
 
     Undecided pixels are hatched: no class has that look.
     """
@@ -97,7 +101,10 @@ def overlay(pixels: Pixels, labels: Pixels, palette: Sequence[tuple[int, int, in
         edge[other] |= differs
     edge &= (labels > 0) & (labels != UNDECIDED)
     rows, columns = np.ogrid[: labels.shape[0], : labels.shape[1]]
-    opacity = np.float32(0.6) * np.where(labels == UNDECIDED, (rows + columns) % 6 < 2, labels > 0)[..., None]
+    opacity = (
+        np.float32(0.6)
+        * np.where(labels == UNDECIDED, (rows + columns) % 6 < 2, labels > 0)[..., None]
+    )
     muted = 0.5 * pixels + 0.5 * pixels.mean(axis=2, keepdims=True, dtype=np.float32)
     picture = muted + opacity * (colours[labels] - muted)
     picture[edge] = 0.5 * colours[labels[edge]] + 127.5
@@ -122,7 +129,9 @@ def _png(values: Pixels, colour: int, row_filter: int, strategy: int, plte: byte
     body = compressor.compress(rows.data) + compressor.flush()
     header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
     palette = _chunk(b"PLTE", plte) if plte else b""
-    return PNG_MAGIC + _chunk(b"IHDR", header) + palette + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
+    return (
+        PNG_MAGIC + _chunk(b"IHDR", header) + palette + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
+    )
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:

@@ -1,4 +1,6 @@
-"""What may be asked of a segmentation, checked against the model's card. Server and labeller share it."""
+"""What may be asked of a segmentation, checked against the model's card. Server and labeller share
+it.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ class Options:
         classes: to keep; the others become background. All of them if empty.
         tags: known to be in the image, so that no other one can win a pixel. Unknown if empty.
         score_threshold: image-level score from which a class counts as present.
-        background_threshold: activation up to which a pixel is background; None for a segmenter, whose graph decides, and
-            where no mask is wanted.
+        background_threshold: activation up to which a pixel is background; None for a segmenter,
+            whose graph decides, and where no mask is wanted.
         confidence_threshold: confidence of 0 to 1 below which a pixel is undecided.
     """
 
@@ -44,12 +46,13 @@ def options_for(
 
     Args:
         card: of the model.
-        classes, tags, score_threshold, background_threshold, confidence_threshold: see :class:`Options`.
+        classes, tags, score_threshold, background_threshold, confidence_threshold: see
+        :class:`Options`.
         mask: whether a mask is wanted, and not activation maps alone.
 
     Raises:
-        FieldError: a name that is no class of the model, a number out of range, a background threshold for a segmenter,
-            or none for a CAM model whose card has none.
+        FieldError: a name that is no class of the model, a number out of range, a background
+            threshold for a segmenter, or none for a CAM model whose card has none.
     """
     ground = background_threshold
     if card.kind != "cam" and ground is not None:
@@ -67,7 +70,9 @@ def options_for(
                 field="background_threshold",
             )
     return Options(
-        score_threshold=_share(card.score_threshold if score_threshold is None else score_threshold, "score_threshold"),
+        score_threshold=_share(
+            card.score_threshold if score_threshold is None else score_threshold, "score_threshold"
+        ),
         classes=_indices(classes, card, "classes"),
         tags=_indices(tags, card, "tags"),
         background_threshold=None if ground is None else _share(ground, "background_threshold"),
@@ -80,7 +85,11 @@ def _indices(names: Iterable[str], card: Card, field: str) -> tuple[int, ...]:
     chosen = set()
     for name in names:
         if name not in places:
-            raise FieldError(f"model {card.name!r} has no class {name!r}", nearest(name, card.classes), field=field)
+            raise FieldError(
+                f"model {card.name!r} has no class {name!r}",
+                nearest(name, card.classes),
+                field=field,
+            )
         chosen.add(places[name])
     return tuple(sorted(chosen))
 

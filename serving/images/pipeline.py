@@ -1,7 +1,9 @@
-"""One image from bytes to finished mask or activation maps, in the steps that server and labeller share.
+"""One image from bytes to finished mask or activation maps, in the steps that server and labeller
+share.
 
-``prepare`` and ``Answer`` are pure and run in any thread; between them stand the runs of the engine, one a tile. The
-labeller calls them in a row, the server puts a queue before the engine. So both give the same bytes.
+``prepare`` and ``Answer`` are pure and run in any thread; between them stand the runs of the
+engine, one a tile. The labeller calls them in a row, the server puts a queue before the engine. So
+both give the same bytes.
 """
 
 from __future__ import annotations
@@ -96,18 +98,22 @@ class Activated:
 
 
 def model_size(height: int, width: int, card: Card) -> tuple[int, int]:
-    """The size at which ``card``'s model sees an image: the image's own if the limits allow, else scaled, aspect kept.
+    """The size at which ``card``'s model sees an image: the image's own if the limits allow, else
+    scaled, aspect kept.
 
     Raises:
         ImageTooLarge: so elongated that no scale puts both sides within the limits.
     """
-    scale = min(1.0, card.max_side / max(height, width), math.sqrt(card.max_pixels / (height * width)))
+    scale = min(
+        1.0, card.max_side / max(height, width), math.sqrt(card.max_pixels / (height * width))
+    )
     scale = max(scale, card.min_side / min(height, width))
     tall, wide = (max(card.min_side, math.floor(side * scale + 1e-6)) for side in (height, width))
     if max(tall, wide) > card.max_side or tall * wide > card.max_pixels:
         raise ImageTooLarge(
             f"an image of {height}x{width} is too elongated for model {card.name!r}",
-            f"sides of {card.min_side} to {card.max_side} and at most {card.max_pixels:,} pixels after scaling",
+            f"sides of {card.min_side} to {card.max_side} and at most {card.max_pixels:,} pixels"
+            " after scaling",
             "cut it into pieces",
             field="image",
             metadata={"min_side": str(card.min_side), "max_side": str(card.max_side)},
@@ -116,14 +122,18 @@ def model_size(height: int, width: int, card: Card) -> tuple[int, int]:
 
 
 def is_tiled(height: int, width: int, card: Card, rule: OversizeRule) -> bool:
-    """Whether an image of this size is cut: it is above the model's limits, each side has room for a tile, and ``rule``."""
+    """Whether an image of this size is cut: it is above the model's limits, each side has room for
+    a tile, and ``rule``.
+    """
     scale = min(card.max_side / max(height, width), math.sqrt(card.max_pixels / (height * width)))
     if scale >= 1.0 or min(height, width) < card.min_side:
         return False
     return rule == "tile" or (rule == "auto" and scale < AUTO_SCALE)
 
 
-def prepare(picture: Picture, card: Card, bucket: int = 1, tiles: TilingConfig = SCALED) -> Prepared:
+def prepare(
+    picture: Picture, card: Card, bucket: int = 1, tiles: TilingConfig = SCALED
+) -> Prepared:
     """Bring a picture to a size that the model takes: whole, scaled, or in tiles.
 
     Args:
@@ -138,13 +148,17 @@ def prepare(picture: Picture, card: Card, bucket: int = 1, tiles: TilingConfig =
     pixels = picture.pixels
     height, width = pixels.shape[:2]
     if is_tiled(height, width, card, tiles.oversize):
-        cut = tiling.plan(height, width, card.max_side, card.max_pixels, tiles.overlap, tiles.max_tiles)
+        cut = tiling.plan(
+            height, width, card.max_side, card.max_pixels, tiles.overlap, tiles.max_tiles
+        )
         return Prepared(height, width, (height, width), pixels[None], cut)
     tall, wide = model_size(height, width, card)
     if (tall, wide) != (height, width):
         pixels = np.asarray(Image.fromarray(pixels).resize((wide, tall), Image.Resampling.BILINEAR))
     outer = buckets.bucket_size(tall, wide, bucket, card)
-    return Prepared(height, width, (tall, wide), buckets.pad(pixels, *outer)[None], Tiling(outer, outer))
+    return Prepared(
+        height, width, (tall, wide), buckets.pad(pixels, *outer)[None], Tiling(outer, outer)
+    )
 
 
 class Answer:
@@ -185,14 +199,19 @@ class Answer:
             labels = np.where(sure, labels, np.uint8(masks.UNDECIDED))
         if options.classes or options.tags:
             kept = set(options.classes or options.tags) & set(options.tags or options.classes)
-            whole, labels = labels, masks.keep_labels(labels, [k + 1 for k in kept] + [masks.UNDECIDED])
+            whole, labels = (
+                labels,
+                masks.keep_labels(labels, [k + 1 for k in kept] + [masks.UNDECIDED]),
+            )
             confidence = np.where(whole == labels, confidence, np.uint8(0))
         runs = encodings.label_runs(labels)
         areas = encodings.areas(runs)[: len(self._card.labels)]
         return Segmented(labels, confidence, self._scores, runs, areas, activated)
 
     def activated(self) -> Activated:
-        """The maps of a CAM model, once every row was added: those of the tags, else of the classes that score enough."""
+        """The maps of a CAM model, once every row was added: those of the tags, else of the classes
+        that score enough.
+        """
         classes, stacked = self._maps.finish()
         cropped = buckets.crop(stacked, self._prepared.inner, self._prepared.tiling.image)
         return Activated(classes, cropped, self._scores)
@@ -202,30 +221,40 @@ class Answer:
         if self._masks:
             labels, confidence = (
                 masks.resize_nearest(
-                    buckets.crop(map_, self._prepared.inner, self._prepared.tiling.image), height, width
+                    buckets.crop(map_, self._prepared.inner, self._prepared.tiling.image),
+                    height,
+                    width,
                 )
                 for map_ in (self._masks.labels, self._masks.confidence)
             )
             return labels, confidence, None
         found = self.activated()
         ground = cast(float, self._options.background_threshold)
-        return *maps.to_mask(found.maps, [k + 1 for k in found.classes], ground, height, width), found
+        return (
+            *maps.to_mask(found.maps, [k + 1 for k in found.classes], ground, height, width),
+            found,
+        )
 
     def _mask_of(self, outputs: Outputs) -> tuple[Pixels, Pixels]:
         labels, confidence = (cast(Pixels, outputs[name])[0] for name in ("mask", "confidence"))
         if labels.max() >= len(self._card.labels):
             raise OutputError(
-                f"a mask of {self._card.name} has the label {int(labels.max())}", f"0 to {len(self._card.classes)}"
+                f"a mask of {self._card.name} has the label {int(labels.max())}",
+                f"0 to {len(self._card.classes)}",
             )
         return labels, confidence
 
     def _maps_of(self, outputs: Outputs) -> TileMaps:
         found, scores = _finite(outputs, "cam", self._card), _finite(outputs, "scores", self._card)
-        wanted = self._options.tags or tuple(np.flatnonzero(scores >= self._options.score_threshold).tolist())
+        wanted = self._options.tags or tuple(
+            np.flatnonzero(scores >= self._options.score_threshold).tolist()
+        )
         return TileMaps(wanted, found[list(wanted)], scores)
 
 
-def segment(prepared: Prepared, card: Card, options: Options, run: Callable[[Inputs], Outputs]) -> Segmented:
+def segment(
+    prepared: Prepared, card: Card, options: Options, run: Callable[[Inputs], Outputs]
+) -> Segmented:
     """The mask of an image, its tiles run one after another.
 
     Raises:
@@ -240,5 +269,7 @@ def segment(prepared: Prepared, card: Card, options: Options, run: Callable[[Inp
 def _finite(outputs: Outputs, name: str, card: Card) -> Floats:
     values: Floats = cast(Floats, outputs[name])[0]
     if not np.isfinite(values).all():
-        raise OutputError(f"{name} of {card.name} has numbers that are not finite", "numbers of 0 to 1")
+        raise OutputError(
+            f"{name} of {card.name} has numbers that are not finite", "numbers of 0 to 1"
+        )
     return values

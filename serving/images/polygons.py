@@ -1,9 +1,11 @@
-"""Regions of a label map as polygons along the edges of its pixels: exact, so a mask drawn from them is the mask again.
+"""Regions of a label map as polygons along the edges of its pixels: exact, so a mask drawn from
+them is the mask again.
 
-A point (x, y) is a corner between pixels: pixel (row, column) is the square from (column, row) to (column+1, row+1), and
-coordinates run from 0 to the width or height of the map. A region is the pixels of one label that touch by an edge; those
-that touch by a corner alone are two regions. Each has one outer ring, clockwise as seen, and a ring for every hole,
-counter-clockwise; so both the even-odd and the non-zero rule fill exactly its pixels.
+A point (x, y) is a corner between pixels: pixel (row, column) is the square from (column, row) to
+(column+1, row+1), and coordinates run from 0 to the width or height of the map. A region is the
+pixels of one label that touch by an edge; those that touch by a corner alone are two regions. Each
+has one outer ring, clockwise as seen, and a ring for every hole, counter-clockwise; so both the
+even-odd and the non-zero rule fill exactly its pixels.
 
 H, W: of the map. P: corners, of all rings together.
 """
@@ -41,8 +43,8 @@ class _Corners:
     """Every corner of every region. A point at which two regions of a label touch is two corners.
 
     Attributes:
-        label, y, x: int64 [P].
-        right, down: bool [P], where the horizontal and the vertical edge of the corner lead to; else left and up.
+        label, y, x: int64 [P]. right, down: bool [P], where the horizontal and the vertical edge of
+        the corner lead to; else left and up.
         convex: bool [P], the region has one of the four pixels around the corner, else three.
     """
 
@@ -91,27 +93,32 @@ def rings(labels: Pixels) -> dict[int, list[Ring]]:
 def outlines(labels: Pixels) -> dict[int, list[Points]]:
     """The regions of every label above 0 in a uint8 [H,W] map, each as a single ring.
 
-    For formats that know polygons and no holes: every hole is joined to the line at its left by a slit of no width. The
-    even-odd and the non-zero rule still fill exactly the region.
+    For formats that know polygons and no holes: every hole is joined to the line at its left by a
+    slit of no width. The even-odd and the non-zero rule still fill exactly the region.
 
     Raises:
         MaskTooComplex: more corners than ``MAX_CORNERS``.
     """
     edges = _join(_corners(labels), labels.shape)
-    holes = [min(corners, key=edges.points.__getitem__) for _, corners, hole in _trace(edges) if hole]
+    holes = [
+        min(corners, key=edges.points.__getitem__) for _, corners, hole in _trace(edges) if hole
+    ]
     _cut(edges, holes, labels)
     found: dict[int, list[Points]] = defaultdict(list)
     for label, corners, _ in _trace(edges):
         line = [edges.points[corner] for corner in corners]
         # A slit that ends where an edge does leaves an edge of no length.
-        found[label].append([point for point, before in zip(line, [line[-1], *line]) if point != before])
+        found[label].append(
+            [point for point, before in zip(line, [line[-1], *line]) if point != before]
+        )
     return dict(found)
 
 
 def fill(shapes: Iterable[tuple[int, Iterable[Points]]], height: int, width: int) -> Pixels:
     """The uint8 [H,W] map of rectilinear rings by label, filled by the even-odd rule.
 
-    Every vertical edge flips all pixels to its right; running exclusive ors tell inside from outside.
+    Every vertical edge flips all pixels to its right; running exclusive ors tell inside from
+    outside.
 
     Raises:
         ValueError: a point outside of the map, or a slanting edge.
@@ -125,11 +132,15 @@ def fill(shapes: Iterable[tuple[int, Iterable[Points]]], height: int, width: int
             if start.min(initial=0) < 0 or (start.max(axis=0, initial=0) > (width, height)).any():
                 raise ValueError(f"a point outside of a mask of {height}x{width}")
             if not (start == end).any(axis=1).all():
-                raise ValueError("a slanting edge, and the rings of masks run along the edges of pixels")
+                raise ValueError(
+                    "a slanting edge, and the rings of masks run along the edges of pixels"
+                )
             upright = start[:, 0] == end[:, 0]
             for y in (start[upright, 1], end[upright, 1]):
                 np.bitwise_xor.at(flips, (y, start[upright, 0]), np.uint8(1))
-        inside = np.bitwise_xor.accumulate(np.bitwise_xor.accumulate(flips, axis=0)[:height, :width], axis=1)
+        inside = np.bitwise_xor.accumulate(
+            np.bitwise_xor.accumulate(flips, axis=0)[:height, :width], axis=1
+        )
         labels[inside == 1] = label
     return labels
 
@@ -148,13 +159,18 @@ def _corners(labels: Pixels) -> _Corners:
             metadata={"max_corners": str(MAX_CORNERS)},
         )
     parts = []
-    # Each of the four pixels around a point makes a corner if both its neighbours differ from it: as the only one of
-    # its label there, or as the one that another label lacks.
+    # Each of the four pixels around a point makes a corner if both its neighbours differ from it:
+    # as the only one of its label there, or as the one that another label lacks.
     for down in (False, True):
         for right in (False, True):
             pixel, one, other, opposite = (
                 framed[y + dy, x + dx]
-                for dy, dx in ((down, right), (down, not right), (not down, right), (not down, not right))
+                for dy, dx in (
+                    (down, right),
+                    (down, not right),
+                    (not down, right),
+                    (not down, not right),
+                )
             )
             cut = (pixel != one) & (pixel != other)
             for convex, where, owner in (
@@ -168,7 +184,9 @@ def _corners(labels: Pixels) -> _Corners:
 
 
 def _join(corners: _Corners, shape: tuple[int, ...]) -> _Edges:
-    """Sorting finds all edges, as the first two corners of a row or column are the ends of one, the next two, and so on."""
+    """Sorting finds all edges, as the first two corners of a row or column are the ends of one, the
+    next two, and so on.
+    """
     height, width = shape
     # Of two corners at one point, the one with the edge to the left, or upwards, comes first.
     row = 2 * _place(corners.label, corners.y, corners.x, height, width) + corners.right
@@ -200,7 +218,8 @@ def _trace(edges: _Edges) -> Iterator[tuple[int, list[int], bool]]:
     for first in edges.firsts:
         if seen[first]:
             continue
-        # The first corner of a ring is the leftmost of its topmost: at a hole's the region has the three other pixels.
+        # The first corner of a ring is the leftmost of its topmost: at a hole's the region has the
+        # three other pixels.
         hole = not edges.convex[first]
         one, other = (edges.along, edges.across) if hole else (edges.across, edges.along)
         corners: list[int] = []
@@ -216,8 +235,9 @@ def _trace(edges: _Edges) -> Iterator[tuple[int, list[int], bool]]:
 def _cut(edges: _Edges, holes: list[int], labels: Pixels) -> None:
     """Join the line of each hole with what lies to its left.
 
-    From the corner of the hole a slit runs along the upper border of its row to the nearest edge of the region, which has
-    its leftmost corner further left than the hole has; so no chain of holes closes on itself.
+    From the corner of the hole a slit runs along the upper border of its row to the nearest edge of
+    the region, which has its leftmost corner further left than the hole has; so no chain of holes
+    closes on itself.
 
     Args:
         edges: changed in place.

@@ -1,18 +1,22 @@
 """Images beyond a model's size, cut into overlapping tiles and put together again without seams.
 
-Tiles have one size and start at multiples of ``ALIGN``, so that the grid of a strided network lies as it would on the
-whole image; the last row and column may stand out over the image, which is continued there by its edge. A tile's weight
-falls from 1 to 0 towards each of its borders within the image, over the middle half of the overlap; the outermost quarter
-is not used at all, for there the network lacked what lies around. So where a network looks no further than that quarter,
-the answer equals that for the whole image.
+Tiles have one size and start at multiples of ``ALIGN``, so that the grid of a strided network lies
+as it would on the whole image; the last row and column may stand out over the image, which is
+continued there by its edge. A tile's weight falls from 1 to 0 towards each of its borders within
+the image, over the middle half of the overlap; the outermost quarter is not used at all, for there
+the network lacked what lies around. So where a network looks no further than that quarter, the
+answer equals that for the whole image.
 
-Masks are blended by votes: at each pixel every tile votes for its label with weight times confidence; the confidence of
-the winner is the weighted mean over all tiles there, of those that voted otherwise 0. Activation maps are blended by their
-weighted mean. A graph divides each map by its own maximum, which would make the faint noise of a tile without the object
-as bright as the object: so the maps of a class count in the ratio of the tile's score to the best tile's, and without
-tags not at all in a tile whose score is below the threshold. The score of an image is that of its best tile.
+Masks are blended by votes: at each pixel every tile votes for its label with weight times
+confidence; the confidence of the winner is the weighted mean over all tiles there, of those that
+voted otherwise 0. Activation maps are blended by their weighted mean. A graph divides each map by
+its own maximum, which would make the faint noise of a tile without the object as bright as the
+object: so the maps of a class count in the ratio of the tile's score to the best tile's, and
+without tags not at all in a tile whose score is below the threshold. The score of an image is that
+of its best tile.
 
-Memory holds two rows of tiles at most, in bytes, and the finished mask; of maps, which are coarse, those that count.
+Memory holds two rows of tiles at most, in bytes, and the finished mask; of maps, which are coarse,
+those that count.
 """
 
 from __future__ import annotations
@@ -57,11 +61,15 @@ class Tiling:
         """The tiles of uint8 [H,W,3] row by row, each uint8 [1,h,w,3]."""
         tall, wide = self.tile
         for top in self.tops:
-            cuts = (pad(pixels[top : top + tall, left : left + wide], tall, wide) for left in self.lefts)
+            cuts = (
+                pad(pixels[top : top + tall, left : left + wide], tall, wide) for left in self.lefts
+            )
             yield [np.ascontiguousarray(cut)[None] for cut in cuts]
 
 
-def plan(height: int, width: int, max_side: int, max_pixels: int, overlap: float, max_tiles: int) -> Tiling:
+def plan(
+    height: int, width: int, max_side: int, max_pixels: int, overlap: float, max_tiles: int
+) -> Tiling:
     """How to cut an image of this size: one tile if it is within the limits of one.
 
     Args:
@@ -75,7 +83,9 @@ def plan(height: int, width: int, max_side: int, max_pixels: int, overlap: float
     """
     tall = _side(height, min(max_side, max(math.isqrt(max_pixels), max_pixels // width)))
     wide = _side(width, min(max_side, max_pixels // tall))
-    tiling = Tiling((height, width), (tall, wide), _starts(height, tall, overlap), _starts(width, wide, overlap))
+    tiling = Tiling(
+        (height, width), (tall, wide), _starts(height, tall, overlap), _starts(width, wide, overlap)
+    )
     if len(tiling) > max_tiles:
         raise ImageTooLarge(
             f"an image of {height}x{width} takes {len(tiling)} tiles of {tall}x{wide}",
@@ -109,15 +119,24 @@ class _Axis:
     """Starts of tiles along one axis, and what follows from them.
 
     Attributes:
-        intervals: begin, end and the tiles that cover it, for the parts of the image with the same tiles.
+        intervals: begin, end and the tiles that cover it, for the parts of the image with the same
+        tiles.
     """
 
     def __init__(self, starts: Sequence[int], side: int, length: int) -> None:
         self._starts, self._side = starts, side
-        self._overlap = min((before + side - after for before, after in itertools.pairwise(starts)), default=0)
-        cuts = sorted({0, length, *(cut for start in starts for cut in (start, start + side) if cut < length)})
+        self._overlap = min(
+            (before + side - after for before, after in itertools.pairwise(starts)), default=0
+        )
+        cuts = sorted(
+            {0, length, *(cut for start in starts for cut in (start, start + side) if cut < length)}
+        )
         self.intervals = [
-            (begin, end, [tile for tile, start in enumerate(starts) if start <= begin < start + side])
+            (
+                begin,
+                end,
+                [tile for tile, start in enumerate(starts) if start <= begin < start + side],
+            )
             for begin, end in itertools.pairwise(cuts)
         ]
 
@@ -148,17 +167,23 @@ class MaskStitcher:
 
     def __init__(self, tiling: Tiling) -> None:
         self._whole = len(tiling) == 1
-        self.labels, self.confidence = (np.empty((0, 0) if self._whole else tiling.image, np.uint8) for _ in range(2))
+        self.labels, self.confidence = (
+            np.empty((0, 0) if self._whole else tiling.image, np.uint8) for _ in range(2)
+        )
         self._down, self._across = _axes(tiling)
         self._heights, self._widths = (
             [axis.weights(tile, side) for tile in range(len(starts))]
-            for axis, side, starts in zip((self._down, self._across), tiling.tile, (tiling.tops, tiling.lefts))
+            for axis, side, starts in zip(
+                (self._down, self._across), tiling.tile, (tiling.tops, tiling.lefts)
+            )
         )
         self._rows: dict[int, Sequence[tuple[Pixels, Pixels]]] = {}
         self._added = 0
 
     def add(self, row: Sequence[tuple[Pixels, Pixels]]) -> None:
-        """The next row of tiles: label map and confidence of each, uint8 [h,w]. What no later row touches is finished."""
+        """The next row of tiles: label map and confidence of each, uint8 [h,w]. What no later row
+        touches is finished.
+        """
         if self._whole:
             ((self.labels, self.confidence),) = row
             return
@@ -168,15 +193,22 @@ class MaskStitcher:
                 for left, right, columns in self._across.intervals:
                     part = (slice(top, bottom), slice(left, right))
                     self.labels[part], self.confidence[part] = _vote(
-                        [self._ballot(y, x, top, bottom, left, right) for y in tiles for x in columns]
+                        [
+                            self._ballot(y, x, top, bottom, left, right)
+                            for y in tiles
+                            for x in columns
+                        ]
                     )
         self._added += 1
         needed = min(
-            (tiles[0] for _, _, tiles in self._down.intervals if tiles[-1] >= self._added), default=self._added
+            (tiles[0] for _, _, tiles in self._down.intervals if tiles[-1] >= self._added),
+            default=self._added,
         )
         self._rows = {index: kept for index, kept in self._rows.items() if index >= needed}
 
-    def _ballot(self, y: int, x: int, top: int, bottom: int, left: int, right: int) -> tuple[Pixels, Pixels, Floats]:
+    def _ballot(
+        self, y: int, x: int, top: int, bottom: int, left: int, right: int
+    ) -> tuple[Pixels, Pixels, Floats]:
         """What tile (y, x) says of a part of the image: labels, confidence and weight."""
         rows, columns = self._down.inside(y, top, bottom), self._across.inside(x, left, right)
         labels, confidence = self._rows[y][x]
@@ -185,16 +217,23 @@ class MaskStitcher:
 
 
 def _vote(ballots: Sequence[tuple[Pixels, Pixels, Floats]]) -> tuple[Pixels, Pixels]:
-    """The label with the most of weight times confidence, the first of equal ones; and its confidence."""
+    """The label with the most of weight times confidence, the first of equal ones; and its
+    confidence.
+    """
     if len(ballots) == 1:
         return ballots[0][:2]
     # One is added so that a label of confidence 0 is worth more than none.
     strengths = [weight * (confidence + np.float32(1)) for _, confidence, weight in ballots]
     best, winner = np.full(ballots[0][0].shape, -1, np.float32), ballots[0][0]
     for labels, _, _ in ballots:
-        total = np.sum([strength * (other == labels) for strength, (other, _, _) in zip(strengths, ballots)], axis=0)
+        total = np.sum(
+            [strength * (other == labels) for strength, (other, _, _) in zip(strengths, ballots)],
+            axis=0,
+        )
         winner, best = np.where(total > best, labels, winner), np.maximum(total, best)
-    agreed = np.sum([weight * confidence * (labels == winner) for labels, confidence, weight in ballots], axis=0)
+    agreed = np.sum(
+        [weight * confidence * (labels == winner) for labels, confidence, weight in ballots], axis=0
+    )
     total = np.sum([weight for _, _, weight in ballots], axis=0)
     return winner, np.rint(agreed / total).astype(np.uint8)
 
@@ -230,7 +269,8 @@ class MapStitcher:
         self._tiles += row
         if sum(tile.maps.size for tile in self._tiles) > MAX_ACTIVATIONS:
             raise ImageTooLarge(
-                f"the activation maps of {len(self._tiles)} of {len(self._tiling)} tiles are too many to keep",
+                f"the activation maps of {len(self._tiles)} of {len(self._tiling)} tiles are too"
+                " many to keep",
                 f"at most {MAX_ACTIVATIONS:,} activations",
                 "fewer tags, a higher score threshold, or an image that is scaled",
                 field="image",
@@ -238,11 +278,15 @@ class MapStitcher:
             )
 
     def finish(self) -> tuple[tuple[int, ...], Floats]:
-        """The classes that count in any tile, rising, and their maps of the image, float32 [k,h',w']."""
+        """The classes that count in any tile, rising, and their maps of the image, float32
+        [k,h',w'].
+        """
         if len(self._tiles) == 1:
             return self._tiles[0].classes, self._tiles[0].maps
         classes = sorted({k for tile in self._tiles for k in tile.classes})
-        best = {k: max(tile.scores[k] for tile in self._tiles if k in tile.classes) for k in classes}
+        best = {
+            k: max(tile.scores[k] for tile in self._tiles if k in tile.classes) for k in classes
+        }
         total, weight = self._grid(len(classes))
         for tile, place, share in self._placed(weight.shape):
             tall, wide = share.shape
@@ -253,7 +297,9 @@ class MapStitcher:
         return tuple(classes), np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
 
     def _grid(self, count: int) -> tuple[Floats, Floats]:
-        """Zeros [count,h',w'] and [h',w']: along a single row or column the cells of a tile, else as many as fit."""
+        """Zeros [count,h',w'] and [h',w']: along a single row or column the cells of a tile, else
+        as many as fit.
+        """
         starts = (self._tiling.tops, self._tiling.lefts)
         sides = zip(self._tiles[0].maps.shape[1:], starts, self._tiling.image, self._tiling.tile)
         height, width = (
@@ -262,7 +308,9 @@ class MapStitcher:
         )
         return np.zeros((count, height, width), np.float32), np.zeros((height, width), np.float32)
 
-    def _placed(self, shape: tuple[int, ...]) -> Iterator[tuple[TileMaps, tuple[slice, slice], Floats]]:
+    def _placed(
+        self, shape: tuple[int, ...]
+    ) -> Iterator[tuple[TileMaps, tuple[slice, slice], Floats]]:
         """Each tile, its place in a grid of ``shape``, and its weight there."""
         starts, cells = (self._tiling.tops, self._tiling.lefts), self._tiles[0].maps.shape[1:]
         down, across = (
@@ -270,9 +318,13 @@ class MapStitcher:
                 (slice(at, min(at + count, limit)), axis.weights(index, count)[: limit - at])
                 for index, at in enumerate(round(start * count / side) for start in first)
             ]
-            for axis, first, count, side, limit in zip(_axes(self._tiling), starts, cells, self._tiling.tile, shape)
+            for axis, first, count, side, limit in zip(
+                _axes(self._tiling), starts, cells, self._tiling.tile, shape
+            )
         )
-        for tile, ((rows, tall), (columns, wide)) in zip(self._tiles, itertools.product(down, across)):
+        for tile, ((rows, tall), (columns, wide)) in zip(
+            self._tiles, itertools.product(down, across)
+        ):
             yield tile, (rows, columns), tall[:, None] * wide
 
 

@@ -1,6 +1,7 @@
 """Forms of a labelled folder: what is written for each image, and what for all of them at the end.
 
-All but VOC know only what belongs to a class: the background and undecided pixels are in none of their regions.
+All but VOC know only what belongs to a class: the background and undecided pixels are in none of
+their regions.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ class Voc:
 
     def is_whole(self, data: bytes, entry: Entry) -> bool:
         """See :class:`Format`."""
-        return _holds(lambda: masks.read_png(data).shape == (entry.get("height"), entry.get("width")))
+        return _holds(
+            lambda: masks.read_png(data).shape == (entry.get("height"), entry.get("width"))
+        )
 
     def finish(self, target: Path, card: Card, entries: Sequence[Entry]) -> list[Path]:
         """Nothing: the masks are all there is."""
@@ -69,10 +72,12 @@ class Voc:
 
 @dataclass(frozen=True)
 class Coco:
-    """``annotations.json`` of COCO's instances: a class that is in an image is one annotation of its own.
+    """``annotations.json`` of COCO's instances: a class that is in an image is one annotation of
+    its own.
 
     Attributes:
-        outlines: polygons for regions, which every tool reads, in place of run lengths, which are smaller.
+        outlines: polygons for regions, which every tool reads, in place of run lengths, which are
+        smaller.
     """
 
     outlines: bool = False
@@ -87,11 +92,15 @@ class Coco:
         shapes: dict[int, Any]
         if self.outlines:
             shapes = {
-                label: [_flat(line) for line in lines] for label, lines in polygons.outlines(result.labels).items()
+                label: [_flat(line) for line in lines]
+                for label, lines in polygons.outlines(result.labels).items()
             }
         else:
             counts = encodings.coco_counts(result.labels)
-            shapes = {label: {"size": [height, width], "counts": text.decode()} for label, text in counts.items()}
+            shapes = {
+                label: {"size": [height, width], "counts": text.decode()}
+                for label, text in counts.items()
+            }
         boxes = encodings.boxes(result.runs, width)
         annotations = [
             {
@@ -115,12 +124,19 @@ class Coco:
         """See :class:`Format`."""
         path = target / "annotations.json"
         images = (
-            {"id": number, "file_name": entry["image"], "height": entry["height"], "width": entry["width"]}
+            {
+                "id": number,
+                "file_name": entry["image"],
+                "height": entry["height"],
+                "width": entry["width"],
+            }
             for number, entry in enumerate(entries, 1)
         )
         with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
             about = f"masks by {card.name} version {card.version}, SHA-256 {card.graph_sha256}"
-            categories = [{"id": label, "name": name} for label, name in enumerate(card.labels) if label]
+            categories = [
+                {"id": label, "name": name} for label, name in enumerate(card.labels) if label
+            ]
             file.write(f'{{"info": {json.dumps({"description": about})},\n"licenses": [],\n')
             file.write(f'"categories": {json.dumps(categories)},\n"images": [\n')
             _join(file, images)
@@ -131,7 +147,9 @@ class Coco:
 
 
 class Yolo:
-    """``labels/*.txt`` of YOLO's segmentation: a line a region, class and outline in shares of width and height."""
+    """``labels/*.txt`` of YOLO's segmentation: a line a region, class and outline in shares of
+    width and height.
+    """
 
     def part(self, image: Path) -> Path:
         """See :class:`Format`."""
@@ -141,7 +159,8 @@ class Yolo:
         """See :class:`Format`."""
         height, width = result.labels.shape
         lines = [
-            " ".join([str(label - 1), *(f"{x / width:.6f} {y / height:.6f}" for x, y in line)]) + "\n"
+            " ".join([str(label - 1), *(f"{x / width:.6f} {y / height:.6f}" for x, y in line)])
+            + "\n"
             for label, outlines in polygons.outlines(result.labels).items()
             if label != masks.UNDECIDED
             for line in outlines
@@ -150,19 +169,29 @@ class Yolo:
 
     def is_whole(self, data: bytes, entry: Entry) -> bool:
         """See :class:`Format`."""
-        return _holds(lambda: all(len([float(word) for word in line.split()]) >= 7 for line in data.splitlines()))
+        return _holds(
+            lambda: all(
+                len([float(word) for word in line.split()]) >= 7 for line in data.splitlines()
+            )
+        )
 
     def finish(self, target: Path, card: Card, entries: Sequence[Entry]) -> list[Path]:
         """``data.yaml`` with the names of the classes."""
         path = target / "data.yaml"
-        names = "".join(f"  {index}: {json.dumps(name)}\n" for index, name in enumerate(card.classes))
+        names = "".join(
+            f"  {index}: {json.dumps(name)}\n" for index, name in enumerate(card.classes)
+        )
         with replacing(path) as temporary:
-            temporary.write_text(f"path: .\ntrain: images\nval: images\nnames:\n{names}", encoding="utf-8")
+            temporary.write_text(
+                f"path: .\ntrain: images\nval: images\nnames:\n{names}", encoding="utf-8"
+            )
         return [path]
 
 
 class Cvat:
-    """``annotations.xml`` of CVAT for images 1.1, whose ``mask`` elements are exact run lengths within a box."""
+    """``annotations.xml`` of CVAT for images 1.1, whose ``mask`` elements are exact run lengths
+    within a box.
+    """
 
     def part(self, image: Path) -> Path:
         """See :class:`Format`."""
@@ -171,16 +200,21 @@ class Cvat:
     def encode(self, image: Path, result: Segmented, card: Card) -> bytes:
         """The masks of an image."""
         if found := NOT_XML.search(str(image)):
-            raise LabelError(f"XML cannot hold {found[0]!r} of the name {str(image)!r}", "another name")
+            raise LabelError(
+                f"XML cannot hold {found[0]!r} of the name {str(image)!r}", "another name"
+            )
         elements = []
-        for label, (left, top, width, height) in encodings.boxes(result.runs, result.labels.shape[1]).items():
+        for label, (left, top, width, height) in encodings.boxes(
+            result.runs, result.labels.shape[1]
+        ).items():
             if label in (0, masks.UNDECIDED):
                 continue
             box = result.labels[top : top + height, left : left + width]
             counts = ", ".join(map(str, encodings.uncompressed_counts((box == label).reshape(-1))))
             elements.append(
-                f'    <mask label={quoteattr(card.labels[label])} source="auto" occluded="0" rle="{counts}" left="{left}" '
-                f'top="{top}" width="{width}" height="{height}" z_order="0">\n    </mask>\n'
+                f'    <mask label={quoteattr(card.labels[label])} source="auto" occluded="0"'
+                f' rle="{counts}" left="{left}" top="{top}" width="{width}" height="{height}"'
+                ' z_order="0">\n    </mask>\n'
             )
         return "".join(elements).encode()
 
@@ -198,9 +232,12 @@ class Cvat:
         )
         with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
             file.write(
-                '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n  <meta><task>\n'
+                '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n '
+                " <meta><task>\n"
             )
-            file.write(f"<name>{escape(card.name)}</name><size>{len(entries)}</size><mode>annotation</mode>\n")
+            file.write(
+                f"<name>{escape(card.name)}</name><size>{len(entries)}</size><mode>annotation</mode>\n"
+            )
             file.write(f"<labels>\n{labels}</labels></task></meta>\n")
             for number, entry in enumerate(entries):
                 size = f'width="{entry["width"]}" height="{entry["height"]}"'
@@ -223,7 +260,9 @@ def find_format(name: str, outlines: bool = False) -> Format:
     if name not in FORMATS:
         raise LabelError(f"no format {name!r}", nearest(name, FORMATS), "--format voc")
     if outlines and name != "coco":
-        raise LabelError(f"polygons are a choice of format coco, not of {name}", "--format coco --polygons")
+        raise LabelError(
+            f"polygons are a choice of format coco, not of {name}", "--format coco --polygons"
+        )
     return Coco(outlines) if outlines else FORMATS[name]()
 
 

@@ -1,4 +1,6 @@
-"""A folder of images to a folder of masks, by the code that the server runs: the masks are equal to the byte."""
+"""A folder of images to a folder of masks, by the code that the server runs: the masks are equal to
+the byte.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,8 @@ class LabelConfig:
     Attributes:
         source: folder of images, searched in depth.
         target: folder for the masks, at the images' relative paths.
-        model, version: an empty name is the only segmenter of the repository, or the only CAM model where there is none;
+        model, version: an empty name is the only segmenter of the repository, or the only CAM model
+        where there is none;
             version 0 is the newest.
         format, polygons: see :mod:`serving.labelling.formats`.
         force: label again what is labelled already.
@@ -51,7 +54,8 @@ class LabelConfig:
         bucket: multiple to which sides are rounded up, as the server's ``schedule.bucket``.
         tiles: what becomes of images above the model's limits, as the server's.
         engine: what runs the graph, as the server's.
-        score_threshold, background_threshold, confidence_threshold: as in a request; None takes the model's own.
+        score_threshold, background_threshold, confidence_threshold: as in a request; None takes the
+        model's own.
     """
 
     source: Path
@@ -74,7 +78,9 @@ class LabelConfig:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did. ``images`` is the sum of ``written``, ``skipped`` and ``failed``; ``files`` hold all images."""
+    """What a run did. ``images`` is the sum of ``written``, ``skipped`` and ``failed``; ``files``
+    hold all images.
+    """
 
     images: int
     written: int
@@ -120,7 +126,11 @@ class Labeller:
             confidence_threshold=config.confidence_threshold,
         )
         threads = max(1, available_cpus() // self.workers)
-        plan = plan_for(self.card, ScheduleConfig(workers=self.workers, threads=threads, max_batch=1), config.engine)
+        plan = plan_for(
+            self.card,
+            ScheduleConfig(workers=self.workers, threads=threads, max_batch=1),
+            config.engine,
+        )
         self._engine: Engine = open_engine(self.card, plan, config.engine)
         # What the masks depend on besides image and graph.
         self._settings = {
@@ -173,7 +183,10 @@ class Labeller:
         source, part = config.source / image, self.format.part(image)
         before = source.stat()
         if before.st_size > config.limits.max_bytes:
-            raise LabelError(f"the file has {before.st_size:,} bytes", f"at most {config.limits.max_bytes:,} bytes")
+            raise LabelError(
+                f"the file has {before.st_size:,} bytes",
+                f"at most {config.limits.max_bytes:,} bytes",
+            )
         picture = decode(source.read_bytes(), config.limits)
         prepared = pipeline.prepare(picture, card, config.bucket, config.tiles)
         result = pipeline.segment(prepared, card, self.options, self._run)
@@ -191,17 +204,27 @@ class Labeller:
             "model_sha256": card.graph_sha256,
             "tiles": len(prepared.tiling),
             "settings": self._settings,
-            "scores": {name: round(float(score), 6) for name, score in zip(card.classes, result.scores)},
+            "scores": {
+                name: round(float(score), 6) for name, score in zip(card.classes, result.scores)
+            },
             "areas": {name: int(area) for name, area in zip(card.labels, result.areas) if area},
         }
 
     def is_current(self, entry: Entry, source: Path) -> bool:
-        """Whether the mask loads and came from this graph, these settings and this file, as the manifest tells."""
-        if (entry.get("model_sha256"), entry.get("settings")) != (self.card.graph_sha256, self._settings):
+        """Whether the mask loads and came from this graph, these settings and this file, as the
+        manifest tells.
+        """
+        if (entry.get("model_sha256"), entry.get("settings")) != (
+            self.card.graph_sha256,
+            self._settings,
+        ):
             return False
         try:
             now = source.stat()
-            if (entry.get("image_bytes"), entry.get("image_modified_ns")) != (now.st_size, now.st_mtime_ns):
+            if (entry.get("image_bytes"), entry.get("image_modified_ns")) != (
+                now.st_size,
+                now.st_mtime_ns,
+            ):
                 return False
             data = (self.config.target / str(entry.get("mask"))).read_bytes()
         except OSError:
@@ -211,22 +234,27 @@ class Labeller:
     def _run(self, inputs: Inputs) -> Outputs:
         try:
             return self._engine.run(inputs)
-        # The library raises its own types, derived from Exception alone; the other images may be good.
+        # The library raises its own types, derived from Exception alone; the other images may be
+        # good.
         except Exception as error:
             told = (str(error) or type(error).__name__).splitlines()[0]
-            raise OutputError(f"the graph of {self.card.name} failed: {told}", "a result for every image") from error
+            raise OutputError(
+                f"the graph of {self.card.name} failed: {told}", "a result for every image"
+            ) from error
 
 
 def label(config: LabelConfig, progress: Progress = lambda done, total: None) -> Summary:
     """Label every image below ``config.source``.
 
-    Writes a file an image and what its format has for all images, ``manifest.jsonl`` (a line a mask), ``failures.jsonl``
-    (a line a failed image, empty if none) and ``classes.txt`` (line n is label n). An image is skipped if its mask loads
-    and the manifest says that it came from this graph, these settings and this image. Each file appears whole or not at
-    all; run it again after any stop.
+    Writes a file an image and what its format has for all images, ``manifest.jsonl`` (a line a
+    mask), ``failures.jsonl`` (a line a failed image, empty if none) and ``classes.txt`` (line n is
+    label n). An image is skipped if its mask loads and the manifest says that it came from this
+    graph, these settings and this image. Each file appears whole or not at all; run it again after
+    any stop.
 
     Raises:
-        LabelError: no image, two images for one mask, the same folder twice, or a folder that cannot be written.
+        LabelError: no image, two images for one mask, the same folder twice, or a folder that
+            cannot be written.
         RepositoryError, ModelNotFound, WrongModelKind, FieldError: see :class:`Labeller`.
     """
     started = time.monotonic()
@@ -244,7 +272,9 @@ def label(config: LabelConfig, progress: Progress = lambda done, total: None) ->
             tally[done.state] += 1
             progress(sum(tally.values()), len(images))
         write_manifest(target / MANIFEST, known)
-        files = form.finish(target, card, [known[name] for name in map(Path.as_posix, images) if name in known])
+        files = form.finish(
+            target, card, [known[name] for name in map(Path.as_posix, images) if name in known]
+        )
     except OSError as error:
         raise _unwritable(target, error, tally["written"]) from error
     seconds = time.monotonic() - started
@@ -262,7 +292,8 @@ def label(config: LabelConfig, progress: Progress = lambda done, total: None) ->
 
 
 def find_images(source: Path, target: Path, form: Format) -> list[Path]:
-    """Relative paths of the image files below ``source``, sorted; hidden ones and those below ``target`` left out.
+    """Relative paths of the image files below ``source``, sorted; hidden ones and those below
+    ``target`` left out.
 
     Raises:
         LabelError: see :func:`label`.
@@ -287,7 +318,9 @@ def find_images(source: Path, target: Path, form: Format) -> list[Path]:
 
 
 def _label_all(labeller: Labeller, images: list[Path], known: dict[str, Entry]) -> Iterator[Done]:
-    """Outcomes in the order of ``images``, each recorded in its file and in ``known`` before it is given out."""
+    """Outcomes in the order of ``images``, each recorded in its file and in ``known`` before it is
+    given out.
+    """
     target, workers = labeller.config.target, labeller.workers
 
     def one(image: Path) -> Done:
@@ -308,8 +341,12 @@ def _label_all(labeller: Labeller, images: list[Path], known: dict[str, Entry]) 
             yield done
 
 
-def _in_order(threads: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
-    """``map`` over threads with at most ``ahead`` items under way; the first error cancels what has not begun."""
+def _in_order(
+    threads: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T], ahead: int
+) -> Iterator[R]:
+    """``map`` over threads with at most ``ahead`` items under way; the first error cancels what has
+    not begun.
+    """
     running: deque[Future[R]] = deque()
     try:
         for item in items:
@@ -324,9 +361,17 @@ def _in_order(threads: ThreadPoolExecutor, work: Callable[[T], R], items: Iterab
 
 
 def _unwritable(target: Path, error: OSError, written: int) -> LabelError:
-    found = f"no space left for {target}" if error.errno in FULL else f"cannot write below {target}: {error.strerror}"
+    found = (
+        f"no space left for {target}"
+        if error.errno in FULL
+        else f"cannot write below {target}: {error.strerror}"
+    )
     kept = f"the {written} masks written in this run are kept"
-    return LabelError(f"{found}; {kept}", "room and permission to write", "make room and run the same command again")
+    return LabelError(
+        f"{found}; {kept}",
+        "room and permission to write",
+        "make room and run the same command again",
+    )
 
 
 def as_json(summary: Summary) -> str:

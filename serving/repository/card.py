@@ -36,8 +36,8 @@ class Golden:
 
     Attributes:
         image: name of an RGB PNG, of a size that the model takes.
-        output: name of a grey PNG: the mask [H,W] of a segmenter; of a CAM model its maps as 0 to 255, the classes
-            one below the other, [K*h,w].
+        output: name of a grey PNG: the mask [H,W] of a segmenter; of a CAM model its maps as 0 to
+            255, the classes one below the other, [K*h,w].
         scores: of each class.
     """
 
@@ -50,8 +50,9 @@ class Golden:
 class Card:
     """What an exported model says of itself.
 
-    A model of kind ``tensor`` is any graph whose first axis is the batch: its inputs and outputs are those of the graph,
-    and everything here about classes, colours, sizes and thresholds is empty or 0.
+    A model of kind ``tensor`` is any graph whose first axis is the batch: its inputs and outputs
+    are those of the graph, and everything here about classes, colours, sizes and thresholds is
+    empty or 0.
 
     Attributes:
         labels: K+1 names, the background first; ``classes`` are the other K.
@@ -104,14 +105,16 @@ def read_card(folder: Path) -> Card:
     """The card of one version folder.
 
     Raises:
-        RepositoryError: no card, not JSON, a field missing or of the wrong type, or a name or version that differs
-            from the folder's.
+        RepositoryError: no card, not JSON, a field missing or of the wrong type, or a name or
+            version that differs from the folder's.
     """
     path = folder / CARD
     try:
         # Anything else could be endless, or a pipe on which reading waits forever.
         if not stat.S_ISREG(path.lstat().st_mode) or path.stat().st_size > LARGEST_CARD:
-            raise RepositoryError(f"{path} is no file, or one of more than {LARGEST_CARD:,} bytes", "a card", HINT)
+            raise RepositoryError(
+                f"{path} is no file, or one of more than {LARGEST_CARD:,} bytes", "a card", HINT
+            )
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RepositoryError(f"no {CARD} in {folder}", "a card beside the graph", HINT) from None
@@ -148,7 +151,9 @@ def _card(raw: dict[str, Any], folder: Path) -> Card:
         sha256={str(name): str(digest).lower() for name, digest in raw["sha256"].items()},
         classes=tuple(map(str, raw["classes"])) if pixels else (),
         labels=tuple(map(str, raw["labels"])) if pixels else (),
-        palette=tuple((int(red), int(green), int(blue)) for red, green, blue in raw["palette"]) if pixels else (),
+        palette=tuple((int(red), int(green), int(blue)) for red, green, blue in raw["palette"])
+        if pixels
+        else (),
         min_side=int(size["min_side"]),
         max_side=int(size["max_side"]),
         max_pixels=int(size["max_pixels"]),
@@ -163,15 +168,21 @@ def _card(raw: dict[str, Any], folder: Path) -> Card:
         created=datetime.fromisoformat(raw["created"]) if raw.get("created") else None,
         golden=_golden(raw["golden"]) if raw.get("golden") and pixels else None,
         half_graph=_text(raw, "half_graph") if raw.get("half_graph") else None,
-        warm=tuple({str(name): tuple(map(int, shape)) for name, shape in one.items()} for one in raw.get("warm") or ()),
+        warm=tuple(
+            {str(name): tuple(map(int, shape)) for name, shape in one.items()}
+            for one in raw.get("warm") or ()
+        ),
     )
     _refuse(
         {
             f"name is {card.name!r}": not NAME.fullmatch(card.name),
             f"version is {card.version}": card.version < 1,
             "sha256 does not list the graph": card.graph not in card.sha256,
-            "sha256 does not list the half-precision graph": card.half_graph not in (None, *card.sha256),
-            "a file name has a folder in it": any(Path(name).name != name for name in (card.graph, *card.sha256)),
+            "sha256 does not list the half-precision graph": card.half_graph
+            not in (None, *card.sha256),
+            "a file name has a folder in it": any(
+                Path(name).name != name for name in (card.graph, *card.sha256)
+            ),
         }
     )
     if pixels:
@@ -186,19 +197,29 @@ def _check_pixels(card: Card, raw: dict[str, Any]) -> None:
     wanted = {name: dtype for name, (dtype, _) in OUTPUTS[card.kind].items()}
     _refuse(
         {
-            "labels are not the background and the classes": not names or card.labels[1:] != card.classes,
+            "labels are not the background and the classes": not names
+            or card.labels[1:] != card.classes,
             f"{len(card.classes)} classes": not 1 <= len(card.classes) <= 254,
             "palette is not one colour of 0 to 255 a label": len(card.palette) != len(card.labels)
             or any(not 0 <= value <= 255 for colour in card.palette for value in colour),
             f"the score threshold is {card.score_threshold}": not 0 <= card.score_threshold <= 1,
-            f"the seed is {card.source.get('seed')!r}": not isinstance(card.source.get("seed") or 0, int),
-            "input sides": not 1 <= card.min_side <= card.max_side or card.max_pixels < card.min_side**2,
+            f"the seed is {card.source.get('seed')!r}": not isinstance(
+                card.source.get("seed") or 0, int
+            ),
+            "input sides": not 1 <= card.min_side <= card.max_side
+            or card.max_pixels < card.min_side**2,
             "input is not uint8 NHWC RGB named 'image'": any(
                 raw["input"].get(key) != value
-                for key, value in {"name": "image", "dtype": "uint8", "layout": "NHWC", "color": "RGB"}.items()
+                for key, value in {
+                    "name": "image",
+                    "dtype": "uint8",
+                    "layout": "NHWC",
+                    "color": "RGB",
+                }.items()
             ),
             f"outputs are {outputs}, without {wanted}": not wanted.items() <= outputs.items(),
-            "golden names a file that sha256 does not, or not one score a class": card.golden is not None
+            "golden names a file that sha256 does not, or not one score a class": card.golden
+            is not None
             and (
                 not {card.golden.image, card.golden.output} <= card.sha256.keys()
                 or len(card.golden.scores) != len(card.classes)

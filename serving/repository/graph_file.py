@@ -1,7 +1,7 @@
 """What an ONNX file refers to, read from its bytes before any library that would act on it.
 
-The file is a protocol buffer. Only its tree is walked: names of operator domains and places of external data are
-looked at, weights are skipped.
+The file is a protocol buffer. Only its tree is walked: names of operator domains and places of
+external data are looked at, weights are skipped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from serving.repository.card import HINT, Card
 
 DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
 DEPTH = 64
-# Messages of onnx.proto that lead to names: by field number, the kind of the message in it or what its text is.
+# Messages of onnx.proto that lead to names: by field number, the kind of the message in it or what
+# its text is.
 SCHEMA: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
@@ -31,7 +32,8 @@ Found = Iterator[tuple[str, str]]
 
 
 def check_graph(card: Card) -> None:
-    """See that the graphs use no operators of unknown domains and no data outside of the files that the card lists.
+    """See that the graphs use no operators of unknown domains and no data outside of the files that
+    the card lists.
 
     Raises:
         RepositoryError: one does, or is no ONNX file.
@@ -62,10 +64,13 @@ def _check_file(card: Card, path: Path) -> None:
         raise RepositoryError(f"{path} is no ONNX file: {error}", "an ONNX graph", HINT) from error
     if unknown := sorted(domains - DOMAINS - own):
         raise RepositoryError(
-            f"{path} uses operators of the domain {unknown[0]!r}", f"one of {', '.join(sorted(DOMAINS - {''}))}"
+            f"{path} uses operators of the domain {unknown[0]!r}",
+            f"one of {', '.join(sorted(DOMAINS - {''}))}",
         )
     if outside := sorted(places - card.sha256.keys()):
-        raise RepositoryError(f"{path} keeps data in {outside[0]!r}", "files that the card lists alone", HINT)
+        raise RepositoryError(
+            f"{path} keeps data in {outside[0]!r}", "files that the card lists alone", HINT
+        )
 
 
 def _walk(data: memoryview, kind: str, depth: int) -> Found:

@@ -39,7 +39,9 @@ def open_engine(card: Card, plan: Plan, config: EngineConfig, stop: Stop | None 
     return engine
 
 
-def open_warm_engine(card: Card, schedule: ScheduleConfig, config: EngineConfig, stop: Stop | None = None) -> Engine:
+def open_warm_engine(
+    card: Card, schedule: ScheduleConfig, config: EngineConfig, stop: Stop | None = None
+) -> Engine:
     """Open a model for a server, and run every size and batch to warm up.
 
     Raises:

@@ -21,7 +21,13 @@ from serving.repository.loading import open_warm_engine, plan_for
 from serving.repository.refusals import Refusals
 from serving.repository.soundness import read_size
 from serving.repository.trial import try_model
-from serving.repository.versions import Cards, choose, find_versions, read_repository, wanted_versions
+from serving.repository.versions import (
+    Cards,
+    choose,
+    find_versions,
+    read_repository,
+    wanted_versions,
+)
 from serving.repository.watch import Signature, Watch, signature
 from serving.scheduling.batcher import Batcher
 from serving.scheduling.cpus import available_cpus
@@ -66,7 +72,8 @@ class Served:
 
 
 class Models:
-    """The models of a repository. Every method is called on one event loop; what takes long runs elsewhere.
+    """The models of a repository. Every method is called on one event loop; what takes long runs
+    elsewhere.
 
     Args:
         config: says where they are, which versions are served and how.
@@ -96,11 +103,12 @@ class Models:
     async def start(self) -> None:
         """Load what the configuration says, and follow the repository if it says so.
 
-        A model that is not sound is left out with its reason, and an older version of it that is sound is served.
+        A model that is not sound is left out with its reason, and an older version of it that is
+        sound is served.
 
         Raises:
-            RepositoryError: no model is sound, or one is not and ``models.strict`` is set. A repository without any
-                model is no fault where models may come later.
+            RepositoryError: no model is sound, or one is not and ``models.strict`` is set. A
+                repository without any model is no fault where models may come later.
         """
         if self._config.models.strict:
             await asyncio.to_thread(read_repository, self._config.repository)
@@ -111,7 +119,9 @@ class Models:
             raise error
         if not self._served and self._config.models.control == "none":
             raise RepositoryError(
-                f"{self._config.repository} holds no model", "NAME/VERSION/model.json and its graph", HINT
+                f"{self._config.repository} holds no model",
+                "NAME/VERSION/model.json and its graph",
+                HINT,
             )
         if self._config.models.control == "poll":
             self._spawn(self._poll(watch))
@@ -126,10 +136,12 @@ class Models:
             served.engine.close()
 
     def find(self, name: str, version: int, kind: Kind | tuple[Kind, ...] | None) -> Served:
-        """The model that a request means: an empty name is the only model of ``kind``, version 0 the newest.
+        """The model that a request means: an empty name is the only model of ``kind``, version 0
+        the newest.
 
         Raises:
-            FieldError, ModelNotFound, WrongModelKind: see :func:`serving.repository.versions.choose`.
+            FieldError, ModelNotFound, WrongModelKind: see
+            :func:`serving.repository.versions.choose`.
             ServerUnavailable: the model is being loaded.
         """
         if name not in self._cards if name else not self._cards:
@@ -139,7 +151,9 @@ class Models:
 
     @contextmanager
     def lease(self, served: Served) -> Iterator[None]:
-        """Keep a model loaded while a request uses it. Taken in the same step of the event loop as ``find``."""
+        """Keep a model loaded while a request uses it. Taken in the same step of the event loop as
+        ``find``.
+        """
         self._leases[served] += 1
         try:
             yield
@@ -163,7 +177,8 @@ class Models:
         self._callbacks.append(callback)
 
     async def load(self, name: str) -> None:
-        """Load a model, or what is new of it; requests go to the old version until the new one is ready.
+        """Load a model, or what is new of it; requests go to the old version until the new one is
+        ready.
 
         Raises:
             ModelNotFound: the repository has no such model.
@@ -171,7 +186,9 @@ class Models:
         """
         known = await asyncio.to_thread(find_versions, self._config.repository)
         if not known.get(name):
-            raise ModelNotFound(f"no model {name!r} in the repository", nearest(name, known), field="model")
+            raise ModelNotFound(
+                f"no model {name!r} in the repository", nearest(name, known), field="model"
+            )
         self._refused.forget(name)
         await self._refresh(name)
         if error := self._refused.error(name):
@@ -185,7 +202,9 @@ class Models:
         """
         async with self._lock(name):
             if name not in self._cards:
-                raise ModelNotFound(f"no model {name!r} is served", nearest(name, self._cards), field="model")
+                raise ModelNotFound(
+                    f"no model {name!r} is served", nearest(name, self._cards), field="model"
+                )
             retired = self._swap(name, [])
         await asyncio.gather(*retired)
 
@@ -193,10 +212,14 @@ class Models:
         return self._locks.setdefault(name, asyncio.Lock())
 
     def _check_known(self, name: str) -> None:
-        """Tell of a model that is loaded for the first time, of any if no name is given, and of one that was refused."""
+        """Tell of a model that is loaded for the first time, of any if no name is given, and of one
+        that was refused.
+        """
         states = [state for _, state in sorted(self._states.items()) if name in ("", state.name)]
         if any(state.state == State.LOADING for state in states):
-            raise ServerUnavailable(f"model {name!r} is loading", hint="again soon", retry_after=RETRY_SECONDS)
+            raise ServerUnavailable(
+                f"model {name!r} is loading", hint="again soon", retry_after=RETRY_SECONDS
+            )
         if name and states and states[-1].reason:
             raise ModelNotFound(
                 f"model {name!r} is not served: {states[-1].reason}",
@@ -225,7 +248,9 @@ class Models:
         """Serve the newest sound versions of a model as its folder has them now, and no others."""
         async with self._lock(name):
             try:
-                folders = (await asyncio.to_thread(find_versions, self._config.repository)).get(name, {})
+                folders = (await asyncio.to_thread(find_versions, self._config.repository)).get(
+                    name, {}
+                )
             except (RepositoryError, OSError) as error:
                 log.warning(GONE, error)
                 return
@@ -242,7 +267,9 @@ class Models:
                 del self._refused[key], self._states[key]
 
     async def _sound(self, name: str, version: int, folder: Path) -> Served | None:
-        """This version as its files are now, loaded if need be; the one that is served still if they are not sound."""
+        """This version as its files are now, loaded if need be; the one that is served still if
+        they are not sound.
+        """
         key = (name, version)
         now = await asyncio.to_thread(signature, folder)
         served = self._served.get(key)
@@ -257,8 +284,14 @@ class Models:
         # Whatever a hostile or vanishing folder makes a library raise must not end the server.
         except Exception as error:
             known = isinstance(error, RepositoryError)
-            why = error if isinstance(error, RepositoryError) else RepositoryError(f"{folder} fails: {error}")
-            log.warning("model %s version %s is refused: %s", name, version, why, exc_info=not known)
+            why = (
+                error
+                if isinstance(error, RepositoryError)
+                else RepositoryError(f"{folder} fails: {error}")
+            )
+            log.warning(
+                "model %s version %s is refused: %s", name, version, why, exc_info=not known
+            )
             self._refused.note(key, now, why)
             self._tell(key, State.READY if served else State.UNAVAILABLE, self._refused.reason(key))
             return served
@@ -278,7 +311,9 @@ class Models:
                 stop.request()
 
     def _swap(self, name: str, chosen: list[Served]) -> list[asyncio.Task[None]]:
-        """Replace what is served of a model in one step; the tasks that free what was served before."""
+        """Replace what is served of a model in one step; the tasks that free what was served
+        before.
+        """
         old = [served for (other, _), served in self._served.items() if other == name]
         for served in old:
             del self._served[name, served.card.version]
@@ -333,7 +368,9 @@ def build(folder: Path, config: ServerConfig, stop: Stop) -> Served:
     schedule = config.schedule.for_model(card.name)
     plan = plan_for(card, schedule, config.engine)
     engine = open_warm_engine(card, schedule, config.engine, stop)
-    batcher = Batcher(engine, plan.workers, schedule.queue, plan.max_batch, schedule.max_delay_ms / 1000)
+    batcher = Batcher(
+        engine, plan.workers, schedule.queue, plan.max_batch, schedule.max_delay_ms / 1000
+    )
     return Served(card, engine, batcher, schedule.bucket)
 
 

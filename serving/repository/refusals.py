@@ -15,7 +15,9 @@ LONGEST_REASON = 500
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a version is refused as its files are: the words alone, since a raised error keeps all of its frames alive."""
+    """Why a version is refused as its files are: the words alone, since a raised error keeps all of
+    its frames alive.
+    """
 
     signature: Signature
     found: str
@@ -55,7 +57,9 @@ class Refusals(dict[Key, Refusal]):
         if key not in self:
             return ""
         refusal = self[key]
-        text = f"{refusal.found}, expected {refusal.expected}" if refusal.expected else refusal.found
+        text = (
+            f"{refusal.found}, expected {refusal.expected}" if refusal.expected else refusal.found
+        )
         for root in self._roots:
             text = text.replace(f"{root}/", "")
         return re.sub(r"(?<!\w)(/[\w.@+-]+){2,}", "(path)", text)[:LONGEST_REASON]

@@ -1,6 +1,8 @@
-"""Whether a loaded model keeps what its card promises: names and types, a run on its golden image, runs at every size.
+"""Whether a loaded model keeps what its card promises: names and types, a run on its golden image,
+runs at every size.
 
-Done in a trial process before a model is served (:mod:`serving.repository.trial`), and again where it is loaded.
+Done in a trial process before a model is served (:mod:`serving.repository.trial`), and again where
+it is loaded.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ from serving.images.decoding import decode
 from serving.images.pipeline import model_size
 from serving.repository.card import HINT, OUTPUTS, Card
 
-# Engines round differently, in bfloat16 for one, and a rounding decides a pixel where two classes are about equal: some two
-# percent of a golden image. A damaged graph gives another picture altogether.
+# Engines round differently, in bfloat16 for one, and a rounding decides a pixel where two classes
+# are about equal: some two percent of a golden image. A damaged graph gives another picture
+# altogether.
 MIN_EQUAL = 0.9
 MAX_SCORE_DIFFERENCE = 0.1
 MAX_LEVELS = 3
@@ -31,8 +34,8 @@ SLACK = 1e-3
 def check_promise(card: Card, engine: Engine) -> None:
     """See that the graph has the inputs and outputs of its kind, and run it on the golden image.
 
-    A segmenter or CAM model without a golden image is run on a grey one of its smallest size, and its results must be
-    finite and in range. Of a tensor model no values are known to be right.
+    A segmenter or CAM model without a golden image is run on a grey one of its smallest size, and
+    its results must be finite and in range. Of a tensor model no values are known to be right.
 
     Raises:
         RepositoryError: the promise is broken, or the run fails.
@@ -81,7 +84,8 @@ def golden_image(card: Card) -> npt.NDArray[np.uint8]:
 
 
 def warm_up(card: Card, engine: Engine, sizes: Iterable[str], bucket: int, max_batch: int) -> None:
-    """Run every size with every batch up to ``max_batch``, so that no request is the first of its kind.
+    """Run every size with every batch up to ``max_batch``, so that no request is the first of its
+    kind.
 
     Args:
         sizes: as ``HEIGHTxWIDTH``, beside the smallest of the card and those that the card lists.
@@ -93,8 +97,15 @@ def warm_up(card: Card, engine: Engine, sizes: Iterable[str], bucket: int, max_b
     """
     for inputs in warm_inputs(card, engine, sizes, bucket):
         for batch in range(1, max_batch + 1):
-            shapes = ", ".join(f"{name} {[batch, *values.shape[1:]]}" for name, values in inputs.items())
-            _run(card, engine, {name: values.repeat(batch, axis=0) for name, values in inputs.items()}, shapes)
+            shapes = ", ".join(
+                f"{name} {[batch, *values.shape[1:]]}" for name, values in inputs.items()
+            )
+            _run(
+                card,
+                engine,
+                {name: values.repeat(batch, axis=0) for name, values in inputs.items()},
+                shapes,
+            )
 
 
 def warm_inputs(card: Card, engine: Engine, sizes: Iterable[str], bucket: int) -> Iterator[Inputs]:
@@ -110,7 +121,9 @@ def warm_inputs(card: Card, engine: Engine, sizes: Iterable[str], bucket: int) -
     for shapes in listed:
         if shapes not in seen and shapes.keys() == {spec.name for spec in engine.inputs}:
             seen.append(shapes)
-            yield {spec.name: np.zeros((1, *shapes[spec.name]), spec.dtype) for spec in engine.inputs}
+            yield {
+                spec.name: np.zeros((1, *shapes[spec.name]), spec.dtype) for spec in engine.inputs
+            }
 
 
 def warm_sizes(card: Card, sizes: Iterable[str], bucket: int) -> list[tuple[int, int]]:
@@ -119,7 +132,11 @@ def warm_sizes(card: Card, sizes: Iterable[str], bucket: int) -> list[tuple[int,
     Raises:
         ConfigError: a size that is none.
     """
-    return [_bucketed(*read_size(size), bucket, card) for size in sizes] if card.kind != "tensor" else []
+    return (
+        [_bucketed(*read_size(size), bucket, card) for size in sizes]
+        if card.kind != "tensor"
+        else []
+    )
 
 
 def read_size(text: str) -> tuple[int, int]:
@@ -138,7 +155,9 @@ def _bucketed(height: int, width: int, bucket: int, card: Card) -> tuple[int, in
     try:
         return buckets.bucket_size(*model_size(height, width, card), bucket, card)
     except RequestError as error:
-        raise ConfigError(f"schedule.warm has {height}x{width}: {error.found}", error.expected) from error
+        raise ConfigError(
+            f"schedule.warm has {height}x{width}: {error.found}", error.expected
+        ) from error
 
 
 def _run(card: Card, engine: Engine, inputs: Inputs, what: str) -> Outputs:
@@ -146,15 +165,20 @@ def _run(card: Card, engine: Engine, inputs: Inputs, what: str) -> Outputs:
         return engine.run(inputs)
     # Each inference library raises its own types.
     except Exception as error:
-        raise RepositoryError(f"{card.graph_path} fails on {what}: {error}", "a run without error", HINT) from error
+        raise RepositoryError(
+            f"{card.graph_path} fails on {what}: {error}", "a run without error", HINT
+        ) from error
 
 
 def _check_batch_axes(card: Card, engine: Engine) -> None:
-    fixed = [spec for spec in (*engine.inputs, *engine.outputs) if not spec.shape or spec.shape[0] != -1]
+    fixed = [
+        spec for spec in (*engine.inputs, *engine.outputs) if not spec.shape or spec.shape[0] != -1
+    ]
     if fixed or not engine.inputs or not engine.outputs:
         named = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in fixed)
         raise RepositoryError(
-            f"{card.graph_path} has tensors without a free batch axis: {named or 'it has no input or output'}",
+            f"{card.graph_path} has tensors without a free batch axis:"
+            f" {named or 'it has no input or output'}",
             "inputs and outputs whose first axis is the batch, of any size",
             "export the graph with a dynamic first axis",
         )
@@ -172,7 +196,9 @@ def _values(card: Card, outputs: Outputs) -> tuple[npt.NDArray[np.uint8], npt.ND
         return maps.reshape(-1, maps.shape[2]), scores
     labels = cast("npt.NDArray[np.uint8]", outputs["mask"])[0]
     if labels.max() > len(card.classes):
-        raise OutputError(f"a mask of {card.name} has the label {int(labels.max())}", f"0 to {len(card.classes)}")
+        raise OutputError(
+            f"a mask of {card.name} has the label {int(labels.max())}", f"0 to {len(card.classes)}"
+        )
     return labels, scores
 
 
@@ -181,7 +207,9 @@ def _in_range(card: Card, name: str, outputs: Outputs) -> npt.NDArray[np.float32
     low, high = float(values.min()), float(values.max())
     # Written so that a NaN fails too.
     if not (low >= -SLACK and high <= 1 + SLACK):
-        raise OutputError(f"{name} of {card.name} are {low:.3g} to {high:.3g}", "finite numbers of 0 to 1")
+        raise OutputError(
+            f"{name} of {card.name} are {low:.3g} to {high:.3g}", "finite numbers of 0 to 1"
+        )
     return values
 
 
@@ -193,13 +221,16 @@ def _compare(card: Card, values: npt.NDArray[np.uint8], scores: npt.NDArray[np.f
     except (OSError, ValueError) as error:
         raise RepositoryError(f"{path} cannot be read: {error}", "a grey PNG", HINT) from error
     if expected.shape != values.shape:
-        raise RepositoryError(f"{path} is {list(expected.shape)}", f"{list(values.shape)}, as the graph gives", HINT)
+        raise RepositoryError(
+            f"{path} is {list(expected.shape)}", f"{list(values.shape)}, as the graph gives", HINT
+        )
     apart = np.abs(expected.astype(np.int16) - values)
     equal = float((apart <= (0 if card.kind == "segmenter" else MAX_LEVELS)).mean())
     worst = _worst(scores, card.golden.scores)
     if equal < MIN_EQUAL or not worst <= MAX_SCORE_DIFFERENCE:
         raise RepositoryError(
-            f"{card.graph_path} gives {equal:.1%} of the golden output, and scores up to {worst:.3f} apart",
+            f"{card.graph_path} gives {equal:.1%} of the golden output, and scores up to"
+            f" {worst:.3f} apart",
             f"at least {MIN_EQUAL:.1%}, and scores within {MAX_SCORE_DIFFERENCE}",
             HINT,
         )

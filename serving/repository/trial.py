@@ -1,8 +1,10 @@
-"""Whether a model can be served, found out in a process of its own, which may crash, hang or want all the memory.
+"""Whether a model can be served, found out in a process of its own, which may crash, hang or want
+all the memory.
 
-``python -m serving.repository.trial FOLDER`` opens and warms up the model of a version folder and prints a verdict as JSON:
-``{"sound": true}``, or ``{"sound": false, "found": ..., "expected": ..., "hint": ...}``. A model for a GPU is tried on the
-processors: its memory is the server's, and building for it takes minutes.
+``python -m serving.repository.trial FOLDER`` opens and warms up the model of a version folder and
+prints a verdict as JSON: ``{"sound": true}``, or ``{"sound": false, "found": ..., "expected": ...,
+"hint": ...}``. A model for a GPU is tried on the processors: its memory is the server's, and
+building for it takes minutes.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ async def try_model(folder: Path, config: ServerConfig) -> None:
     memory = config.models.trial_memory_mb * MEGABYTE or int(SHARE * available_memory())
     settings = {
         "schedule": asdict(config.schedule.for_model(folder.parent.name)),
-        "engine": {name: value for name, value in asdict(config.engine).items() if value is not None},
+        "engine": {
+            name: value for name, value in asdict(config.engine).items() if value is not None
+        },
         "memory": memory,
         "seconds": seconds,
     }
@@ -50,7 +54,8 @@ async def try_model(folder: Path, config: ServerConfig) -> None:
         *COMMAND,
         str(folder),
         json.dumps(settings, default=str),
-        env=os.environ | {"PYTHONPATH": os.pathsep.join((str(Path(__file__).parents[2]), *_python_path()))},
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join((str(Path(__file__).parents[2]), *_python_path()))},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -77,9 +82,15 @@ def _judge(folder: Path, code: int | None, output: bytes, errors: str) -> None:
         verdict = json.loads(output)
     except ValueError:
         log.warning("the trial of %s ended with %s: %s", folder, code, errors[-2000:])
-        died = f"crashed with {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
+        died = (
+            f"crashed with {signal.Signals(-code).name}"
+            if code and code < 0
+            else f"ended with exit code {code}"
+        )
         raise RepositoryError(
-            f"the trial of {folder} {died}", "a model that loads and runs", "what it wrote is in the log"
+            f"the trial of {folder} {died}",
+            "a model that loads and runs",
+            "what it wrote is in the log",
         ) from None
     if not verdict["sound"]:
         raise RepositoryError(verdict["found"], verdict["expected"], verdict["hint"])
@@ -98,9 +109,19 @@ def _verdict(folder: Path, schedule: ScheduleConfig, config: EngineConfig) -> di
         card = read_card(folder)
         open_warm_engine(limited(card, config), schedule, on_processors(card, config))
     except ServingError as error:
-        return {"sound": False, "found": error.found, "expected": error.expected, "hint": error.hint}
+        return {
+            "sound": False,
+            "found": error.found,
+            "expected": error.expected,
+            "hint": error.hint,
+        }
     except MemoryError:
-        return {"sound": False, "found": f"{folder} needs more memory than a trial has", "expected": "", "hint": ""}
+        return {
+            "sound": False,
+            "found": f"{folder} needs more memory than a trial has",
+            "expected": "",
+            "hint": "",
+        }
     return {"sound": True}
 
 
@@ -109,7 +130,8 @@ def main() -> None:
     folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
     # A server that dies must not leave its trials behind.
     signal.alarm(int(settings.get("seconds", 3600)) + 5)
-    # What serves now goes before what is tried: for the processors, and where the kernel must free memory.
+    # What serves now goes before what is tried: for the processors, and where the kernel must free
+    # memory.
     os.nice(5)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")

@@ -30,7 +30,8 @@ class Watch:
         return list(self._seen)
 
     def look(self) -> list[str]:
-        """The models whose files are not as known, and the same as at the last look: copying them is over.
+        """The models whose files are not as known, and the same as at the last look: copying them
+        is over.
 
         They count as known from now on.
 
@@ -40,7 +41,9 @@ class Watch:
         now = snapshot(self._root)
         names = sorted(now.keys() | self._known.keys())
         settled = [
-            name for name in names if now.get(name) != self._known.get(name) and now.get(name) == self._seen.get(name)
+            name
+            for name in names
+            if now.get(name) != self._known.get(name) and now.get(name) == self._seen.get(name)
         ]
         self._known |= {name: now.get(name) for name in settled}
         self._seen = now
@@ -54,7 +57,10 @@ def snapshot(root: Path) -> dict[str, Snapshot]:
         RepositoryError: no such folder.
     """
     found = find_versions(root)
-    return {name: {version: signature(folder) for version, folder in found[name].items()} for name in found}
+    return {
+        name: {version: signature(folder) for version, folder in found[name].items()}
+        for name in found
+    }
 
 
 def signature(folder: Path) -> Signature:

@@ -1,4 +1,6 @@
-"""What every call of every service goes through: an id, a deadline, counters, times, a log line, a trace, a status."""
+"""What every call of every service goes through: an id, a deadline, counters, times, a log line, a
+trace, a status.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,14 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
 from serving.config import Limits
-from serving.errors import CallerBusy, FieldError, RequestError, ServerFault, ServerUnavailable, TooManyStreams
+from serving.errors import (
+    CallerBusy,
+    FieldError,
+    RequestError,
+    ServerFault,
+    ServerUnavailable,
+    TooManyStreams,
+)
 from serving.rpc import status
 from serving.scheduling.batcher import Ran
 from serving.telemetry import logs
@@ -41,7 +50,8 @@ StreamWork = Callable[[AsyncIterator[Any], grpc.aio.ServicerContext], AsyncItera
 
 @dataclass(eq=False)
 class Call:
-    """One request, from its arrival to its reply. Moments are of ``time.monotonic``, lengths in seconds.
+    """One request, from its arrival to its reply. Moments are of ``time.monotonic``, lengths in
+    seconds.
 
     Attributes:
         rpc: ``package.Service/Method``.
@@ -68,7 +78,9 @@ class Call:
     ended: float = 0.0
 
     def stage(self, name: str, began: float, ended: float | None = None) -> None:
-        """Say that a stage of :data:`serving.telemetry.metrics.STAGES` went from ``began`` to ``ended``, or until now."""
+        """Say that a stage of :data:`serving.telemetry.metrics.STAGES` went from ``began`` to
+        ``ended``, or until now.
+        """
         self.stages.append((name, began, (time.monotonic() if ended is None else ended) - began))
 
     def seconds(self, name: str) -> float:
@@ -114,22 +126,31 @@ class Calls:
         self.draining = False
         self.ending = asyncio.Event()
 
-    def service(self, descriptor: Any, works: Mapping[str, Work], special: Mapping[str, Any] | None = None) -> Any:
+    def service(
+        self, descriptor: Any, works: Mapping[str, Work], special: Mapping[str, Any] | None = None
+    ) -> Any:
         """The handler of a whole service, for ``add_generic_rpc_handlers``.
 
         Args:
             descriptor: of the service.
-            works: what makes the reply of each plain method, from its request and the :class:`Call`.
+            works: what makes the reply of each plain method, from its request and the
+                :class:`Call`.
             special: handlers of the other methods, streams for example.
         """
         handlers = dict(special or {})
         for name, work in works.items():
             message = GetMessageClass(descriptor.methods_by_name[name].input_type)
-            handlers[name] = self.unary(f"{descriptor.full_name}/{name}", work, reader(message), write)
+            handlers[name] = self.unary(
+                f"{descriptor.full_name}/{name}", work, reader(message), write
+            )
         return grpc.method_handlers_generic_handler(descriptor.full_name, handlers)
 
-    def unary(self, rpc: str, work: Work, read: Callable[[bytes], Any], write: Callable[[Any], bytes]) -> Any:
-        """The handler of one plain method. ``read`` must not raise but return a :class:`RequestError`."""
+    def unary(
+        self, rpc: str, work: Work, read: Callable[[bytes], Any], write: Callable[[Any], bytes]
+    ) -> Any:
+        """The handler of one plain method. ``read`` must not raise but return a
+        :class:`RequestError`.
+        """
 
         async def answer(request: Any, context: grpc.aio.ServicerContext) -> Any:
             call = started(rpc, context)
@@ -145,13 +166,25 @@ class Calls:
 
         return grpc.unary_unary_rpc_method_handler(answer, read, write)
 
-    def streaming(self, rpc: str, work: StreamWork, read: Callable[[bytes], Any], write: Callable[[Any], bytes]) -> Any:
-        """The handler of one method of many requests and replies. ``work`` watches over each request by itself."""
+    def streaming(
+        self,
+        rpc: str,
+        work: StreamWork,
+        read: Callable[[bytes], Any],
+        write: Callable[[Any], bytes],
+    ) -> Any:
+        """The handler of one method of many requests and replies. ``work`` watches over each
+        request by itself.
+        """
 
-        async def answer(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        async def answer(
+            requests: AsyncIterator[Any], context: grpc.aio.ServicerContext
+        ) -> AsyncIterator[Any]:
             most = self._limits.max_streams
             if self._streams >= most:
-                error = TooManyStreams(f"{self._streams} streams are open already", f"at most {most}")
+                error = TooManyStreams(
+                    f"{self._streams} streams are open already", f"at most {most}"
+                )
                 self._telemetry.refused(rpc, error.code, error.reason)
                 await abort(context, error)
             self._streams += 1
@@ -170,7 +203,8 @@ class Calls:
         """Watch over one request, on a call of its own or one of many on a stream.
 
         Raises:
-            RequestError: whatever the block raised; what is no such error is logged with the request's id.
+            RequestError: whatever the block raised; what is no such error is logged with the
+            request's id.
         """
         token = logs.REQUEST_ID.set(call.request_id)
         self.in_flight += 1
@@ -189,7 +223,9 @@ class Calls:
         except Exception:
             log.exception("request failed, id %s", call.request_id)
             call.code, call.reason = ServerFault.code, ServerFault.reason
-            raise ServerFault(f"the server failed, id {call.request_id}", metadata={"id": call.request_id}) from None
+            raise ServerFault(
+                f"the server failed, id {call.request_id}", metadata={"id": call.request_id}
+            ) from None
         finally:
             self.in_flight -= 1
             self._end(call)
@@ -205,7 +241,9 @@ class Calls:
         """Keep one caller from taking every place of a queue."""
         if not self.has_room(caller):
             most = self._limits.max_per_caller
-            raise CallerBusy(f"{most} requests of this caller are under way already", f"at most {most}")
+            raise CallerBusy(
+                f"{most} requests of this caller are under way already", f"at most {most}"
+            )
         self._under_way[caller] += 1
         try:
             yield
@@ -242,15 +280,26 @@ def _caller(context: grpc.aio.ServicerContext) -> str:
 
 
 def trailing(call: Call) -> Metadata:
-    """The trailing metadata of a reply: the id, and the times of the stages in milliseconds if the caller wants them."""
+    """The trailing metadata of a reply: the id, and the times of the stages in milliseconds if the
+    caller wants them.
+    """
     found: list[tuple[str, str]] = [(logs.REQUEST_ID_KEY, call.request_id)]
     if any(key == TIMINGS_KEY and value not in ("0", "") for key, value in call.metadata):
-        times = {name: call.seconds(name) for name, _, _ in call.stages} | {"total": time.monotonic() - call.began}
-        found.append((TIMINGS_KEY, ", ".join(f"{name};dur={1e3 * spent:.3f}" for name, spent in times.items())))
+        times = {name: call.seconds(name) for name, _, _ in call.stages} | {
+            "total": time.monotonic() - call.began
+        }
+        found.append(
+            (
+                TIMINGS_KEY,
+                ", ".join(f"{name};dur={1e3 * spent:.3f}" for name, spent in times.items()),
+            )
+        )
     return tuple(found)
 
 
-async def abort(context: grpc.aio.ServicerContext, error: RequestError, more: Metadata = ()) -> NoReturn:
+async def abort(
+    context: grpc.aio.ServicerContext, error: RequestError, more: Metadata = ()
+) -> NoReturn:
     """End a call with the status of an error, and ``more`` trailing metadata."""
     told = status.to_status(error)
     await context.abort(told.code, told.details, (*(told.trailing_metadata or ()), *more))
@@ -258,7 +307,9 @@ async def abort(context: grpc.aio.ServicerContext, error: RequestError, more: Me
 
 
 def reader(message: Any) -> Callable[[bytes], Any]:
-    """Parses a message of this class, or says what is wrong: what a deserializer raises, gRPC answers with UNKNOWN."""
+    """Parses a message of this class, or says what is wrong: what a deserializer raises, gRPC
+    answers with UNKNOWN.
+    """
 
     def read(data: bytes) -> Any:
         try:
@@ -284,5 +335,6 @@ def _told(call: Call) -> dict[str, Any]:
     if call.model:
         told |= {"model": call.model, "version": call.version}
     return told | {
-        name: round(seconds, 6) for name, _, seconds in (*call.stages, ("total", 0, call.ended - call.began))
+        name: round(seconds, 6)
+        for name, _, seconds in (*call.stages, ("total", 0, call.ended - call.began))
     }

@@ -23,7 +23,9 @@ EXTENSIONS = (
 
 
 def extensions(config: ServerConfig) -> list[str]:
-    """What the server can do beyond the protocol, and its limits in the form that Triton gives details: ``name(...)``."""
+    """What the server can do beyond the protocol, and its limits in the form that Triton gives
+    details: ``name(...)``.
+    """
     limits = {
         "message_bytes": config.limits.message_bytes,
         "image_bytes": config.limits.max_bytes,
@@ -37,7 +39,9 @@ def extensions(config: ServerConfig) -> list[str]:
 
 
 def metadata(served: Served, versions: list[int], config: ServerConfig) -> Any:
-    """``ModelMetadataResponse`` of a model; its properties say what it is and where its limits are."""
+    """``ModelMetadataResponse`` of a model; its properties say what it is and where its limits
+    are.
+    """
     card = served.card
     properties = {
         "kind": card.kind,
@@ -47,7 +51,11 @@ def metadata(served: Served, versions: list[int], config: ServerConfig) -> Any:
         "queue": str(config.schedule.for_model(card.name).queue),
     }
     if card.kind != "tensor":
-        sides = {"min_side": card.min_side, "max_side": card.max_side, "max_pixels": card.max_pixels}
+        sides = {
+            "min_side": card.min_side,
+            "max_side": card.max_side,
+            "max_pixels": card.max_pixels,
+        }
         properties |= {name: str(value) for name, value in sides.items()}
         properties["labels"] = ",".join(card.labels)
     return pb.ModelMetadataResponse(
@@ -68,10 +76,12 @@ def configuration(served: Served, config: ServerConfig) -> Any:
         backend=served.engine.description.split()[0],
         max_batch_size=config.limits.max_batch,
         input=[
-            pb.ModelInput(name=spec.name, data_type=_type(spec), dims=spec.shape[1:]) for spec in served.engine.inputs
+            pb.ModelInput(name=spec.name, data_type=_type(spec), dims=spec.shape[1:])
+            for spec in served.engine.inputs
         ],
         output=[
-            pb.ModelOutput(name=spec.name, data_type=_type(spec), dims=spec.shape[1:]) for spec in served.engine.outputs
+            pb.ModelOutput(name=spec.name, data_type=_type(spec), dims=spec.shape[1:])
+            for spec in served.engine.outputs
         ],
         default_model_filename=served.card.graph,
         dynamic_batching=pb.ModelDynamicBatching(),
@@ -105,7 +115,9 @@ def statistics(served: Served, decode_seconds: float, encode_seconds: float) -> 
             cache_miss=_duration(0, 0.0),
         ),
         batch_stats=[
-            pb.InferBatchStatistics(batch_size=size, compute_infer=_duration(batch.executions, batch.seconds))
+            pb.InferBatchStatistics(
+                batch_size=size, compute_infer=_duration(batch.executions, batch.seconds)
+            )
             for size, batch in sorted(counts.batches.items())
         ],
     )

@@ -1,4 +1,6 @@
-"""``grpc.health.v1`` for the server, its services and ``models/NAME`` of each model, following what is served."""
+"""``grpc.health.v1`` for the server, its services and ``models/NAME`` of each model, following what
+is served.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,10 @@ from grpc_health.v1.health import aio as health_aio
 from serving.repository.models import Models, ModelState
 
 NAME: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+SERVING, NOT_SERVING = (
+    health_pb2.HealthCheckResponse.SERVING,
+    health_pb2.HealthCheckResponse.NOT_SERVING,
+)
 
 
 class Health:
@@ -28,7 +33,9 @@ class Health:
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
 
     async def start(self, services: Iterable[str]) -> None:
-        """Report the server, ``services`` and the models, from now on with every change of a model."""
+        """Report the server, ``services`` and the models, from now on with every change of a
+        model.
+        """
         for name in {state.name for state in self._models.index()}:
             await self._report(name)
         self._models.subscribe(self._changed)

@@ -1,7 +1,9 @@
-"""The Open Inference Protocol, ``inference.GRPCInferenceService``: tensors in, tensors out, on our models and queues.
+"""The Open Inference Protocol, ``inference.GRPCInferenceService``: tensors in, tensors out, on our
+models and queues.
 
-Extensions and status codes are those of NVIDIA Triton, so that its clients and perf_analyzer work unchanged. A model
-of kind ``segmenter`` or ``cam`` also takes one encoded image, as a BYTES element, in place of its pixels.
+Extensions and status codes are those of NVIDIA Triton, so that its clients and perf_analyzer work
+unchanged. A model of kind ``segmenter`` or ``cam`` also takes one encoded image, as a BYTES
+element, in place of its pixels.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ class OpenInferenceService:
         codecs: threads for images and for tensors that are not raw.
     """
 
-    def __init__(self, models: Models, config: ServerConfig, calls: Calls, codecs: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, models: Models, config: ServerConfig, calls: Calls, codecs: ThreadPoolExecutor
+    ) -> None:
         self._models = models
         self._config = config
         self._calls = calls
@@ -62,8 +66,12 @@ class OpenInferenceService:
 
     def handler(self) -> Any:
         """For ``add_generic_rpc_handlers`` of a server."""
-        infer = self._calls.unary(f"{NAME}/ModelInfer", self._infer, wire.read_request, wire.write_reply)
-        stream = self._calls.streaming(f"{NAME}/ModelStreamInfer", self._stream, wire.read_request, wire.write_streamed)
+        infer = self._calls.unary(
+            f"{NAME}/ModelInfer", self._infer, wire.read_request, wire.write_reply
+        )
+        stream = self._calls.streaming(
+            f"{NAME}/ModelStreamInfer", self._stream, wire.read_request, wire.write_streamed
+        )
         works = {
             "ServerLive": self._server_live,
             "ServerReady": self._server_ready,
@@ -76,7 +84,9 @@ class OpenInferenceService:
             "RepositoryModelLoad": self._load,
             "RepositoryModelUnload": self._unload,
         }
-        return self._calls.service(SERVICE, works, {"ModelInfer": infer, "ModelStreamInfer": stream})
+        return self._calls.service(
+            SERVICE, works, {"ModelInfer": infer, "ModelStreamInfer": stream}
+        )
 
     async def _server_live(self, request: Any, call: Call) -> Any:
         return pb.ServerLiveResponse(live=True)
@@ -93,11 +103,17 @@ class OpenInferenceService:
 
     async def _server_metadata(self, request: Any, call: Call) -> Any:
         version = importlib.metadata.version("wsss")
-        return pb.ServerMetadataResponse(name="wsss-serving", version=version, extensions=self._extensions)
+        return pb.ServerMetadataResponse(
+            name="wsss-serving", version=version, extensions=self._extensions
+        )
 
     async def _model_metadata(self, request: Any, call: Call) -> Any:
         served = self._find(request.name, request.version, call)
-        versions = [other.card.version for other in self._models.served() if other.card.name == served.card.name]
+        versions = [
+            other.card.version
+            for other in self._models.served()
+            if other.card.name == served.card.name
+        ]
         return descriptions.metadata(served, versions, self._config)
 
     async def _model_config(self, request: Any, call: Call) -> Any:
@@ -108,18 +124,26 @@ class OpenInferenceService:
         if request.name:
             found = self._find(request.name, request.version, call)
             wanted = [
-                s for s in self._models.served() if s is found or (s.card.name, "") == (request.name, request.version)
+                s
+                for s in self._models.served()
+                if s is found or (s.card.name, "") == (request.name, request.version)
             ]
         else:
             wanted = self._models.served()
-        counted = [descriptions.statistics(served, *self._seconds.get(served, (0.0, 0.0))) for served in wanted]
+        counted = [
+            descriptions.statistics(served, *self._seconds.get(served, (0.0, 0.0)))
+            for served in wanted
+        ]
         return pb.ModelStatisticsResponse(model_stats=counted)
 
     async def _repository_index(self, request: Any, call: Call) -> Any:
         self._check_repository(request)
         index = [
             pb.RepositoryIndexResponse.ModelIndex(
-                name=state.name, version=str(state.version), state=str(state.state), reason=state.reason
+                name=state.name,
+                version=str(state.version),
+                state=str(state.state),
+                reason=state.reason,
             )
             for state in self._models.index()
             if state.state == State.READY or not request.ready
@@ -129,7 +153,10 @@ class OpenInferenceService:
     async def _load(self, request: Any, call: Call) -> Any:
         self._check_control(request)
         if request.parameters:
-            raise FieldError("load parameters are not taken: models come from the repository alone", field="parameters")
+            raise FieldError(
+                "load parameters are not taken: models come from the repository alone",
+                field="parameters",
+            )
         try:
             await self._models.load(request.model_name)
         except RepositoryError:
@@ -171,7 +198,9 @@ class OpenInferenceService:
         spent[1] += time.monotonic() - returned
         return reply
 
-    async def _inputs(self, request: InferRequest, served: Served) -> tuple[Inputs, pipeline.Prepared | None]:
+    async def _inputs(
+        self, request: InferRequest, served: Served
+    ) -> tuple[Inputs, pipeline.Prepared | None]:
         """Arrays for the engine, and the picture if the request has one in place of them."""
         if served.card.kind == "tensor":
             return await self._tensors(request, served), None
@@ -183,7 +212,8 @@ class OpenInferenceService:
         return inputs, None
 
     async def _tensors(self, request: InferRequest, served: Served) -> Inputs:
-        # Views of raw contents cost nothing; typed ones are read value by value, which must not stop the loop.
+        # Views of raw contents cost nothing; typed ones are read value by value, which must not
+        # stop the loop.
         if request.raw:
             return tensors.read_inputs(request, served.engine.inputs)
         found: Inputs = await self._in_thread(tensors.read_inputs, request, served.engine.inputs)
@@ -191,16 +221,22 @@ class OpenInferenceService:
 
     def _picture(self, request: InferRequest, served: Served) -> pipeline.Prepared:
         encoded = tensors.read_encoded(request, served.engine.inputs[0].name)
-        return pipeline.prepare(decoding.decode(encoded, self._config.limits), served.card, served.bucket)
+        return pipeline.prepare(
+            decoding.decode(encoded, self._config.limits), served.card, served.bucket
+        )
 
-    async def _stream(self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+    async def _stream(
+        self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[Any]:
         async def answer(request: Any) -> Any:
             call = started(f"{NAME}/ModelStreamInfer", context)
             try:
                 with self._calls.watch(call):
                     if isinstance(request, RequestError):
                         raise request
-                    final = wishes.parameter(request.message, "triton_enable_empty_final_response", "bool")
+                    final = wishes.parameter(
+                        request.message, "triton_enable_empty_final_response", "bool"
+                    )
                     reply = await self._infer(request, call)
             except RequestError as error:
                 failed = "" if isinstance(request, RequestError) else request.message.id
@@ -211,7 +247,9 @@ class OpenInferenceService:
             return reply
 
         depth = self._config.limits.stream_in_flight
-        async for reply in side_by_side(lambda: anext(requests, None), answer, depth, in_order=True):
+        async for reply in side_by_side(
+            lambda: anext(requests, None), answer, depth, in_order=True
+        ):
             yield reply
 
     async def _in_thread(self, work: Any, *arguments: Any) -> Any:
@@ -221,8 +259,12 @@ class OpenInferenceService:
         if not name:
             known = sorted({served.card.name for served in self._models.served()})
             raise ModelNotFound("no model named", nearest("", known), field="model_name")
-        if version and not (version.isascii() and version.isdecimal() and 0 < int(version[:12]) < 2**31):
-            raise FieldError(f"version {version[:40]!r}", "a whole number, or nothing", field="model_version")
+        if version and not (
+            version.isascii() and version.isdecimal() and 0 < int(version[:12]) < 2**31
+        ):
+            raise FieldError(
+                f"version {version[:40]!r}", "a whole number, or nothing", field="model_version"
+            )
         served = self._models.find(name, int(version or 0), None)
         if call:
             call.model, call.version = served.card.name, served.card.version
@@ -231,12 +273,16 @@ class OpenInferenceService:
     def _check_control(self, request: Any) -> None:
         self._check_repository(request)
         if self._config.models.control != "explicit":
-            raise ServerUnavailable("model control is off on this server", hint="serve --set models.control=explicit")
+            raise ServerUnavailable(
+                "model control is off on this server", hint="serve --set models.control=explicit"
+            )
 
     @staticmethod
     def _check_repository(request: Any) -> None:
         if request.repository_name:
-            raise FieldError("repositories have no names here", "an empty name", field="repository_name")
+            raise FieldError(
+                "repositories have no names here", "an empty name", field="repository_name"
+            )
 
 
 def _check_outputs(outputs: Outputs, inputs: Inputs, served: Served) -> None:
@@ -251,7 +297,11 @@ def _check_outputs(outputs: Outputs, inputs: Inputs, served: Served) -> None:
         return
     for spec in served.engine.outputs:
         found = outputs[spec.name]
-        if str(found.dtype) != spec.dtype or len(found.shape) != len(spec.shape) or len(found) != batch:
+        if (
+            str(found.dtype) != spec.dtype
+            or len(found.shape) != len(spec.shape)
+            or len(found) != batch
+        ):
             raise OutputError(
                 f"output {spec.name!r} of {served.card.name} is {found.dtype} {list(found.shape)}",
                 f"{spec.dtype} {[batch, *spec.shape[1:]]}",
@@ -261,7 +311,9 @@ def _check_outputs(outputs: Outputs, inputs: Inputs, served: Served) -> None:
 def _full_size(outputs: Outputs, prepared: pipeline.Prepared, served: Served) -> Outputs:
     """What the graph says of a picture, at the picture's own size where it is a map of pixels."""
     # Every map is wanted, whatever its score.
-    answer = pipeline.Answer(prepared, served.card, options_for(served.card, score_threshold=0.0, mask=False))
+    answer = pipeline.Answer(
+        prepared, served.card, options_for(served.card, score_threshold=0.0, mask=False)
+    )
     answer.add([outputs])
     if served.card.kind == "cam":
         found = answer.activated()
@@ -272,7 +324,9 @@ def _full_size(outputs: Outputs, prepared: pipeline.Prepared, served: Served) ->
 
 def _reply(message: Any, served: Served, wanted: dict[str, int], outputs: Outputs) -> InferReply:
     card = served.card
-    reply = InferReply(pb.ModelInferResponse(model_name=card.name, model_version=str(card.version), id=message.id))
+    reply = InferReply(
+        pb.ModelInferResponse(model_name=card.name, model_version=str(card.version), id=message.id)
+    )
     for name, count in wanted.items():
         array: Any = outputs[name]
         if count:
@@ -280,6 +334,8 @@ def _reply(message: Any, served: Served, wanted: dict[str, int], outputs: Output
                 found = f"output {name!r} is {array.dtype} {list(array.shape)}"
                 raise FieldError(found, "a score for each class, to classify", field="outputs")
             array = tensors.classification(array, count, card.classes)
-        reply.message.outputs.add(name=name, datatype=tensors.DATATYPES[str(array.dtype)], shape=array.shape)
+        reply.message.outputs.add(
+            name=name, datatype=tensors.DATATYPES[str(array.dtype)], shape=array.shape
+        )
         reply.raw.append(tensors.write_output(array))
     return reply

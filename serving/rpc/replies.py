@@ -28,7 +28,9 @@ KINDS: dict[Kind, Any] = {
 
 
 def mask(result: Segmented, encoding: int, card: Card) -> Any:
-    """The ``Mask`` of a segmentation; classes without a pixel are left out of its run lengths and polygons."""
+    """The ``Mask`` of a segmentation; classes without a pixel are left out of its run lengths and
+    polygons.
+    """
     labels = result.labels
     height, width = labels.shape
     message = pb.Mask(height=height, width=width)
@@ -45,7 +47,9 @@ def mask(result: Segmented, encoding: int, card: Card) -> Any:
         for label, rings in polygons.rings(labels).items():
             of_class = message.polygons.classes.add(label=label)
             for ring in rings:
-                of_class.rings.add(points=[value for point in ring.points for value in point], hole=ring.hole)
+                of_class.rings.add(
+                    points=[value for point in ring.points for value in point], hole=ring.hole
+                )
         message.polygons.SetInParent()
     else:
         message.png = masks.encode_labels(labels, card.palette)
@@ -75,12 +79,15 @@ def cam(found: Activated, form: int, card: Card, picture: Picture) -> Any:
         message.height, message.width = picture.pixels.shape[:2]
         if len(names) * message.height * message.width > MAX_OVERLAY_PIXELS:
             raise FieldError(
-                f"overlays of {len(names)} classes for an image of {message.height}x{message.width}",
+                f"overlays of {len(names)} classes for an image of"
+                f" {message.height}x{message.width}",
                 f"at most {MAX_OVERLAY_PIXELS:,} pixels in all",
                 "fewer tags, or maps that are no overlays",
                 field="format",
             )
-        message.overlays.png.extend(masks.encode_rgb(maps.overlay(picture.pixels, map_)) for map_ in found.maps)
+        message.overlays.png.extend(
+            masks.encode_rgb(maps.overlay(picture.pixels, map_)) for map_ in found.maps
+        )
         message.overlays.SetInParent()
     else:
         message.uint8 = masks.quantise(found.maps).tobytes()
@@ -146,8 +153,10 @@ def provenance(served: Served, prepared: Prepared, options: Options, overlap: fl
         message.confidence_threshold = options.confidence_threshold
     if len(tiling) > 1:
         rows, columns = len(tiling.tops), len(tiling.lefts)
-        (tall, wide) = tiling.tile
-        message.tiling.CopyFrom(pb.Tiling(height=tall, width=wide, rows=rows, columns=columns, overlap=overlap))
+        tall, wide = tiling.tile
+        message.tiling.CopyFrom(
+            pb.Tiling(height=tall, width=wide, rows=rows, columns=columns, overlap=overlap)
+        )
     return message
 
 
@@ -162,7 +171,9 @@ def model(card: Card, versions: Sequence[int], engine: str) -> Any:
             pb.Label(name=name, red=red, green=green, blue=blue)
             for name, (red, green, blue) in zip(card.labels, card.palette)
         ],
-        input=pb.InputLimits(min_side=card.min_side, max_side=card.max_side, max_pixels=card.max_pixels),
+        input=pb.InputLimits(
+            min_side=card.min_side, max_side=card.max_side, max_pixels=card.max_pixels
+        ),
         sha256=card.graph_sha256,
         engine=engine,
         score_threshold=card.score_threshold,

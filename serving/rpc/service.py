@@ -1,4 +1,6 @@
-"""The ``wsss.v1.Segmentation`` service: from requests to the pipeline, and from its results to replies."""
+"""The ``wsss.v1.Segmentation`` service: from requests to the pipeline, and from its results to
+replies.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,9 @@ class SegmentationService:
         calls: what every call goes through.
     """
 
-    def __init__(self, models: Models, config: ServerConfig, codecs: ThreadPoolExecutor, calls: Calls) -> None:
+    def __init__(
+        self, models: Models, config: ServerConfig, codecs: ThreadPoolExecutor, calls: Calls
+    ) -> None:
         self._models = models
         self._config = config
         self._codecs = codecs
@@ -104,7 +108,9 @@ class SegmentationService:
             return pb.SegmentResponse(
                 mask=replies.mask(result, encoding, served.card),
                 classes=replies.classes(served.card, result.scores, options, result),
-                confidence=replies.confidence(result.confidence, encoding) if request.confidence else None,
+                confidence=replies.confidence(result.confidence, encoding)
+                if request.confidence
+                else None,
                 cam=replies.cam(result.activated, form, served.card, picture)
                 if request.cam and result.activated
                 else None,
@@ -115,7 +121,10 @@ class SegmentationService:
     async def _compute_cam(self, request: Any, call: Call) -> Any:
         served = self._find(request, call, "cam")
         options = options_for(
-            served.card, tags=request.tags, score_threshold=_optional(request, "score_threshold"), mask=False
+            served.card,
+            tags=request.tags,
+            score_threshold=_optional(request, "score_threshold"),
+            mask=False,
         )
         form = _one_of(request.format, pb.CamFormat, "format")
 
@@ -142,7 +151,9 @@ class SegmentationService:
                 max_tiles=tiling.max_tiles,
                 max_stream_in_flight=limits.stream_in_flight,
                 max_queue=self._config.schedule.queue,
-                oversize=next(number for number, rule in OVERSIZE.items() if rule == tiling.oversize),
+                oversize=next(
+                    number for number, rule in OVERSIZE.items() if rule == tiling.oversize
+                ),
                 tile_overlap=tiling.overlap,
                 max_streams=limits.max_streams,
                 max_per_caller=limits.max_per_caller,
@@ -153,7 +164,11 @@ class SegmentationService:
         return self._describe(self._find(request, call, None))
 
     def _describe(self, served: Served) -> Any:
-        versions = [other.card.version for other in self._models.served() if other.card.name == served.card.name]
+        versions = [
+            other.card.version
+            for other in self._models.served()
+            if other.card.name == served.card.name
+        ]
         return replies.model(served.card, versions, served.engine.description)
 
     def _find(self, request: Any, call: Call, kind: Kind | tuple[Kind, ...] | None) -> Served:
@@ -163,7 +178,9 @@ class SegmentationService:
 
     def _tiles(self, request: Any) -> TilingConfig:
         """What the request says of images above the model's limits, else the server's own rule."""
-        rule = OVERSIZE.get(_one_of(request.oversize, pb.Oversize, "oversize"), self._config.tiling.oversize)
+        rule = OVERSIZE.get(
+            _one_of(request.oversize, pb.Oversize, "oversize"), self._config.tiling.oversize
+        )
         overlap = _optional(request, "tile_overlap")
         if overlap is None:
             overlap = self._config.tiling.overlap
@@ -172,7 +189,9 @@ class SegmentationService:
         return dataclasses.replace(self._config.tiling, oversize=rule, overlap=overlap)
 
     async def _answer(self, request: Any, job: Job, reply: Callable[[Answer, Picture], Any]) -> Any:
-        """Run the image of a request, make ``reply`` of the answer, and complete it with what every reply carries."""
+        """Run the image of a request, make ``reply`` of the answer, and complete it with what every
+        reply carries.
+        """
         call, served = job.call, job.served
         with self._models.lease(served), served.batcher.admission(call.deadline, job.priority):
             picture, prepared = await self._in_codec(self._decode, request.image, job)
@@ -184,7 +203,9 @@ class SegmentationService:
                 answer.add(last)
                 made = reply(answer, picture)
                 made.image.CopyFrom(replies.image_info(picture, prepared))
-                made.provenance.CopyFrom(replies.provenance(served, prepared, job.options, job.tiles.overlap))
+                made.provenance.CopyFrom(
+                    replies.provenance(served, prepared, job.options, job.tiles.overlap)
+                )
                 call.stage("encode", began)
                 made.timings.CopyFrom(_timings(call))
                 return made
@@ -199,7 +220,9 @@ class SegmentationService:
         return picture, prepared
 
     async def _run(self, prepared: Prepared, answer: Answer, job: Job) -> list[Outputs]:
-        """Give ``answer`` every row of tiles but the last, which is returned: the caller adds it where it finishes."""
+        """Give ``answer`` every row of tiles but the last, which is returned: the caller adds it
+        where it finishes.
+        """
         row: list[Outputs] = []
         for batches in prepared.rows():
             if row:
@@ -212,7 +235,10 @@ class SegmentationService:
     async def _run_together(self, batches: list[decoding.Pixels], job: Job) -> list[Outputs]:
         """Outputs of a few tiles; the first to fail ends the others."""
         call, batcher = job.call, job.served.batcher
-        runs = [asyncio.ensure_future(batcher.run({"image": batch}, call.deadline, job.priority)) for batch in batches]
+        runs = [
+            asyncio.ensure_future(batcher.run({"image": batch}, call.deadline, job.priority))
+            for batch in batches
+        ]
         try:
             done = await asyncio.gather(*runs)
         finally:
@@ -251,5 +277,7 @@ def _optional(message: Any, field: str) -> float | None:
 
 def _one_of(value: int, kind: Any, field: str) -> int:
     if value not in kind.values():
-        raise FieldError(f"{field} {value} is not known to this server", ", ".join(kind.keys()[1:]), field=field)
+        raise FieldError(
+            f"{field} {value} is not known to this server", ", ".join(kind.keys()[1:]), field=field
+        )
     return value

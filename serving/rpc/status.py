@@ -23,7 +23,9 @@ def to_status(error: RequestError) -> grpc.Status:
         error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata),
     ]
     if error.code == "INVALID_ARGUMENT" and error.field:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=str(error))
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=error.field, description=str(error)
+        )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if isinstance(error, ModelNotFound):
         details.append(
@@ -36,7 +38,9 @@ def to_status(error: RequestError) -> grpc.Status:
         delay.FromNanoseconds(int(error.retry_after * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     code: int = grpc.StatusCode[error.code].value[0]
-    status = status_pb2.Status(code=code, message=str(error), details=[_any(detail) for detail in details])
+    status = status_pb2.Status(
+        code=code, message=str(error), details=[_any(detail) for detail in details]
+    )
     return rpc_status.to_status(status)
 
 
@@ -45,7 +49,11 @@ def from_call(call: grpc.Call) -> RequestError:
     code, text = call.code().name, call.details() or ""
     status = rpc_status.from_call(call)
     info = error_details_pb2.ErrorInfo()
-    told = status is not None and any(detail.Unpack(info) for detail in status.details) and info.domain == DOMAIN
+    told = (
+        status is not None
+        and any(detail.Unpack(info) for detail in status.details)
+        and info.domain == DOMAIN
+    )
     error = _build(_kind(info.reason if told else "", code, text), text, dict(info.metadata))
     error.code, error.reason = code, info.reason or error.reason
     return error
@@ -65,7 +73,9 @@ def to_failure(error: RequestError) -> Any:
 def from_failure(failure: Any) -> RequestError:
     """The error that a ``Failure`` stands for."""
     code = next((code.name for code in grpc.StatusCode if code.value[0] == failure.code), "UNKNOWN")
-    error = _build(_kind(failure.reason, code, failure.message), failure.message, dict(failure.metadata))
+    error = _build(
+        _kind(failure.reason, code, failure.message), failure.message, dict(failure.metadata)
+    )
     error.code, error.reason, error.field = code, failure.reason, failure.field
     return error
 
@@ -78,7 +88,11 @@ def _kind(reason: str, code: str, text: str) -> type[RequestError]:
     # What gRPC itself answers, before any of our code runs.
     if code == "RESOURCE_EXHAUSTED" and "larger than max" in text:
         return errors.ImageTooLarge
-    by_code = {"UNAVAILABLE": ServerUnavailable, "DEADLINE_EXCEEDED": errors.DeadlineMissed, "INTERNAL": ServerFault}
+    by_code = {
+        "UNAVAILABLE": ServerUnavailable,
+        "DEADLINE_EXCEEDED": errors.DeadlineMissed,
+        "INTERNAL": ServerFault,
+    }
     return by_code.get(code, RequestError)
 
 
@@ -91,7 +105,9 @@ def _build(kind: type[RequestError], text: str, metadata: dict[str, str]) -> Req
     lines = dict(line.split(": ", 1) for line in rest.split("\n") if ": " in line)
     expected, hint = lines.get("expected", ""), lines.get("try", "")
     if issubclass(kind, RetryLater):
-        return kind(found, expected, hint, retry_after=float(metadata.get("retry_after_seconds", "0")))
+        return kind(
+            found, expected, hint, retry_after=float(metadata.get("retry_after_seconds", "0"))
+        )
     return kind(found, expected, hint, metadata=metadata)
 
 

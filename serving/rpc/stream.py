@@ -1,4 +1,6 @@
-"""``SegmentStream``: many images over one call, bounded in number, each with an answer or an error of its own."""
+"""``SegmentStream``: many images over one call, bounded in number, each with an answer or an error
+of its own.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from wsss.v1 import segmentation_pb2 as pb
 
 RPC = "wsss.v1.Segmentation/SegmentStream"
 MAX_ID = 1024
-# Between looks whether a caller who has all the requests under way that it may have is answered one.
+# Between looks whether a caller who has all the requests under way that it may have is answered
+# one.
 ROOM_SECONDS = 0.02
 # Images in bulk wait behind single ones.
 PRIORITY = -1
@@ -43,7 +46,9 @@ class SegmentStream:
         """For the service's method table."""
         return self._calls.streaming(RPC, self._serve, reader(pb.SegmentStreamRequest), write)
 
-    async def _serve(self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+    async def _serve(
+        self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[Any]:
         stream = started(RPC, context)
         first = await unless(self._calls.ending, anext(requests, None))
         try:
@@ -55,7 +60,9 @@ class SegmentStream:
             nonlocal first
             message, first = first, None
             # The first message may be there for its options only.
-            if message is None or not (isinstance(message, RequestError) or message.HasField("segment")):
+            if message is None or not (
+                isinstance(message, RequestError) or message.HasField("segment")
+            ):
                 message = await anext(requests, None)
             return message
 
@@ -66,7 +73,9 @@ class SegmentStream:
             yield reply
         context.set_trailing_metadata(trailing(stream))
         if self._calls.ending.is_set():
-            ending = ServerUnavailable("the server is ending", hint="what has no reply was not taken: send it again")
+            ending = ServerUnavailable(
+                "the server is ending", hint="what has no reply was not taken: send it again"
+            )
             await abort(context, ending, trailing(stream))
 
     def _options(self, first: Any) -> tuple[bool, int]:
@@ -80,10 +89,14 @@ class SegmentStream:
                 ", ".join(pb.StreamOrder.keys()[1:]),
                 field="options.order",
             )
-        return options.order == pb.STREAM_ORDER_SENDING, min(options.in_flight or self._in_flight, self._in_flight)
+        return options.order == pb.STREAM_ORDER_SENDING, min(
+            options.in_flight or self._in_flight, self._in_flight
+        )
 
     async def _one(self, message: Any, call: Call) -> Any:
-        """The reply to one message. Where there is no place it waits for one, and the sender waits with it."""
+        """The reply to one message. Where there is no place it waits for one, and the sender waits
+        with it.
+        """
         reply = pb.SegmentStreamResponse()
         while not self._calls.has_room(call.caller):
             await asyncio.sleep(ROOM_SECONDS)
@@ -106,7 +119,9 @@ class SegmentStream:
                     except Overloaded as full:
                         await asyncio.sleep(full.retry_after)
         except TimeoutError:
-            raise DeadlineMissed("the time for this request is over", hint="a longer timeout") from None
+            raise DeadlineMissed(
+                "the time for this request is over", hint="a longer timeout"
+            ) from None
 
 
 def _check(message: Any, call: Call) -> None:

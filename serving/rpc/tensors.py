@@ -1,4 +1,6 @@
-"""Tensors of the Open Inference Protocol to NumPy arrays and back, every claim of the message checked first."""
+"""Tensors of the Open Inference Protocol to NumPy arrays and back, every claim of the message
+checked first.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from serving.rpc.wire import Buffer, InferRequest
 
 Array = npt.NDArray[Any]
 
-# Data type of the protocol, and the field of typed contents that holds its values; the half type has none.
+# Data type of the protocol, and the field of typed contents that holds its values; the half type
+# has none.
 DTYPES = {
     "BOOL": "bool",
     "UINT8": "uint8",
@@ -51,15 +54,19 @@ MAX_RANK = 32
 def read_inputs(request: InferRequest, specs: Sequence[TensorSpec]) -> dict[str, Array]:
     """The inputs of a request by name, one for each of ``specs``, all with the same first axis.
 
-    Arrays of raw contents are views of the bytes received where their alignment allows, and read-only.
+    Arrays of raw contents are views of the bytes received where their alignment allows, and
+    read-only.
 
     Raises:
-        FieldError: a name, data type, shape or number of bytes that is not what ``specs`` and the message say.
+        FieldError: a name, data type, shape or number of bytes that is not what ``specs`` and the
+        message say.
     """
     tensors = request.message.inputs
     wanted = {spec.name: spec for spec in specs}
     if len(tensors) != len(wanted):
-        raise FieldError(f"{len(tensors)} inputs", f"{len(wanted)}: {', '.join(wanted)}", field="inputs")
+        raise FieldError(
+            f"{len(tensors)} inputs", f"{len(wanted)}: {', '.join(wanted)}", field="inputs"
+        )
     if request.raw and len(request.raw) != len(tensors):
         raise FieldError(
             f"{len(request.raw)} raw contents for {len(tensors)} inputs",
@@ -70,13 +77,17 @@ def read_inputs(request: InferRequest, specs: Sequence[TensorSpec]) -> dict[str,
     for index, tensor in enumerate(tensors):
         if tensor.name not in wanted or tensor.name in arrays:
             problem = "given twice" if tensor.name in arrays else "not known"
-            raise FieldError(f"input {tensor.name!r} is {problem}", nearest(tensor.name, wanted), field="inputs")
+            raise FieldError(
+                f"input {tensor.name!r} is {problem}", nearest(tensor.name, wanted), field="inputs"
+            )
         shape = _shape(tensor, wanted[tensor.name])
         raw = request.raw[index] if request.raw else None
         arrays[tensor.name] = _values(tensor, raw).reshape(shape)
     batches = {array.shape[0] for array in arrays.values()}
     if len(batches) > 1:
-        raise FieldError(f"inputs of {sorted(batches)} elements", "one size of the first axis", field="inputs")
+        raise FieldError(
+            f"inputs of {sorted(batches)} elements", "one size of the first axis", field="inputs"
+        )
     return arrays
 
 
@@ -88,28 +99,47 @@ def read_encoded(request: InferRequest, name: str) -> bytes:
     """
     (tensor,) = request.message.inputs
     if tensor.name != name:
-        raise FieldError(f"input {tensor.name!r} is not known", nearest(tensor.name, [name]), field="inputs")
+        raise FieldError(
+            f"input {tensor.name!r} is not known", nearest(tensor.name, [name]), field="inputs"
+        )
     if len(tensor.shape) > MAX_RANK or set(tensor.shape) != {1} or len(request.raw) > 1:
-        raise FieldError(f"input {name!r} is not one element of BYTES", "the shape [1]", field=f"inputs[{name}].shape")
+        raise FieldError(
+            f"input {name!r} is not one element of BYTES",
+            "the shape [1]",
+            field=f"inputs[{name}].shape",
+        )
     (encoded,) = _values(tensor, request.raw[0] if request.raw else None)
     return bytes(encoded)
 
 
 def write_output(array: Array) -> Buffer:
-    """Little-endian bytes of an array row by row, without a copy where it is laid out so already."""
+    """Little-endian bytes of an array row by row, without a copy where it is laid out so
+    already.
+    """
     if array.dtype == object:
-        encoded = [value if isinstance(value, bytes) else str(value).encode() for value in array.flat]
-        return b"".join(part for value in encoded for part in (struct.pack("<I", len(value)), value))
+        encoded = [
+            value if isinstance(value, bytes) else str(value).encode() for value in array.flat
+        ]
+        return b"".join(
+            part for value in encoded for part in (struct.pack("<I", len(value)), value)
+        )
     plain = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
     return plain.reshape(-1).view(np.uint8).data
 
 
 def classification(scores: Array, count: int, labels: Sequence[str]) -> Array:
-    """The ``count`` best of each element of the batch as BYTES [N,count]: ``value:index``, with ``:label`` if known."""
+    """The ``count`` best of each element of the batch as BYTES [N,count]: ``value:index``, with
+    ``:label`` if known.
+    """
     flat = scores.reshape(len(scores), -1)
     best = np.argsort(-flat, axis=1, kind="stable")[:, :count]
-    names = [f":{label}" for label in labels] if len(labels) == flat.shape[1] else [""] * flat.shape[1]
-    rows = [[f"{float(row[k]):f}:{k}{names[k]}".encode() for k in order] for row, order in zip(flat, best)]
+    names = (
+        [f":{label}" for label in labels] if len(labels) == flat.shape[1] else [""] * flat.shape[1]
+    )
+    rows = [
+        [f"{float(row[k]):f}:{k}{names[k]}".encode() for k in order]
+        for row, order in zip(flat, best)
+    ]
     return np.array(rows, dtype=object).reshape(best.shape)
 
 
@@ -117,7 +147,9 @@ def _shape(tensor: Any, spec: TensorSpec) -> tuple[int, ...]:
     """The shape that a tensor claims, if ``spec`` allows it."""
     field, datatype = f"inputs[{spec.name}]", DATATYPES[spec.dtype]
     if tensor.datatype != datatype:
-        raise FieldError(f"input {spec.name!r} is of {tensor.datatype!r}", datatype, field=f"{field}.datatype")
+        raise FieldError(
+            f"input {spec.name!r} is of {tensor.datatype!r}", datatype, field=f"{field}.datatype"
+        )
     # Before the numbers are looked at: a hostile message may hold millions.
     rank = len(tensor.shape)
     shape = tuple(tensor.shape) if rank <= MAX_RANK else ()
@@ -127,7 +159,9 @@ def _shape(tensor: Any, spec: TensorSpec) -> tuple[int, ...]:
     if not fits or shape[0] < 1:
         found = list(shape) if rank <= MAX_RANK else f"{rank} axes"
         expected = f"{list(spec.shape)}, -1 any size, the first at least 1"
-        raise FieldError(f"input {spec.name!r} has the shape {found}", expected, field=f"{field}.shape")
+        raise FieldError(
+            f"input {spec.name!r} has the shape {found}", expected, field=f"{field}.shape"
+        )
     return shape
 
 
@@ -135,7 +169,11 @@ def _values(tensor: Any, raw: memoryview | None) -> Array:
     """The values of a tensor, flat, as many as its shape says."""
     count, field = math.prod(tensor.shape), f"inputs[{tensor.name}]"
     if tensor.HasField("contents") and raw is not None:
-        raise FieldError(f"input {tensor.name!r} has raw and typed contents", "one of them", field=f"{field}.contents")
+        raise FieldError(
+            f"input {tensor.name!r} has raw and typed contents",
+            "one of them",
+            field=f"{field}.contents",
+        )
     if raw is None:
         return _typed(tensor, count, field)
     if tensor.datatype == "BYTES":
@@ -154,15 +192,25 @@ def _values(tensor: Any, raw: memoryview | None) -> Array:
 
 def _typed(tensor: Any, count: int, field: str) -> Array:
     found = [descriptor.name for descriptor, _ in tensor.contents.ListFields()]
-    right = next(name for name, datatypes in TYPED.items() if tensor.datatype in datatypes or name == "bytes_contents")
+    right = next(
+        name
+        for name, datatypes in TYPED.items()
+        if tensor.datatype in datatypes or name == "bytes_contents"
+    )
     if tensor.datatype == "FP16":
-        raise FieldError(f"input {tensor.name!r} is FP16 without raw contents", "raw_input_contents", field=field)
+        raise FieldError(
+            f"input {tensor.name!r} is FP16 without raw contents", "raw_input_contents", field=field
+        )
     if found not in ([right], []):
-        raise FieldError(f"input {tensor.name!r} has {', '.join(found)}", right, field=f"{field}.contents")
+        raise FieldError(
+            f"input {tensor.name!r} has {', '.join(found)}", right, field=f"{field}.contents"
+        )
     values = getattr(tensor.contents, right)
     if len(values) != count:
         expected = f"{count} for the shape {list(tensor.shape)}"
-        raise FieldError(f"input {tensor.name!r} has {len(values)} values", expected, field=f"{field}.contents")
+        raise FieldError(
+            f"input {tensor.name!r} has {len(values)} values", expected, field=f"{field}.contents"
+        )
     dtype = np.dtype(DTYPES[tensor.datatype])
     if right in FIXED:
         encoded = tensor.contents.SerializeToString()
@@ -173,7 +221,9 @@ def _typed(tensor: Any, count: int, field: str) -> Array:
     wide = np.fromiter(values, np.int64 if dtype.kind == "i" else np.uint64, count)
     narrow = wide.astype(dtype)
     if not np.array_equal(wide, narrow):
-        raise FieldError(f"input {tensor.name!r} has values out of {tensor.datatype}", field=f"{field}.contents")
+        raise FieldError(
+            f"input {tensor.name!r} has values out of {tensor.datatype}", field=f"{field}.contents"
+        )
     return narrow
 
 
@@ -192,12 +242,16 @@ def _strings(raw: memoryview, count: int, field: str) -> Array:
             )
         values.append(bytes(raw[begin:position]))
     if len(values) != count:
-        raise FieldError(f"{len(values)} elements in {field}", f"{count}", field="raw_input_contents")
+        raise FieldError(
+            f"{len(values)} elements in {field}", f"{count}", field="raw_input_contents"
+        )
     return _objects(values)
 
 
 def _aligned(values: Array) -> Array:
-    """Engines may read several numbers at a time, which not every processor does from just any address."""
+    """Engines may read several numbers at a time, which not every processor does from just any
+    address.
+    """
     return values if values.flags.aligned else values.copy()
 
 

@@ -1,9 +1,10 @@
 """Messages of the Open Inference Protocol, with their tensors left where they are.
 
-Protobuf copies a bytes field when it parses a message, again when the field is read, and twice more on the way out; with
-tens of megabytes that stops the event loop for tenths of a second (docs/decisions/tensors-on-the-wire.md). Here the
-fields ``raw_input_contents`` and ``raw_output_contents`` are cut out of, and laid into, the encoded message directly;
-protobuf sees the rest.
+Protobuf copies a bytes field when it parses a message, again when the field is read, and twice more
+on the way out; with tens of megabytes that stops the event loop for tenths of a second
+(docs/decisions/tensors-on-the-wire.md). Here the fields ``raw_input_contents`` and
+``raw_output_contents`` are cut out of, and laid into, the encoded message directly; protobuf sees
+the rest.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 RAW_INPUT = pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | BYTES
 RAW_OUTPUT = pb.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER << 3 | BYTES
 STREAMED = pb.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER << 3 | BYTES
-# Names, parameters, inputs and outputs of one request, each counted. A hostile message could hold millions.
+# Names, parameters, inputs and outputs of one request, each counted. A hostile message could hold
+# millions.
 MAX_FIELDS = 10_000
 
 
@@ -49,7 +51,9 @@ class InferReply:
 
 
 def read_request(data: bytes) -> InferRequest | FieldError:
-    """Parse without copying tensors. Returns what is wrong: what a deserializer raises, gRPC answers with UNKNOWN."""
+    """Parse without copying tensors. Returns what is wrong: what a deserializer raises, gRPC
+    answers with UNKNOWN.
+    """
     try:
         rest, raw = _split(memoryview(data))
         return InferRequest(pb.ModelInferRequest.FromString(rest), raw)
@@ -66,7 +70,9 @@ def write_reply(reply: InferReply) -> bytes:
 
 
 def write_streamed(reply: Any) -> bytes:
-    """The encoded ``ModelStreamInferResponse`` around an :class:`InferReply`, or one that is whole already."""
+    """The encoded ``ModelStreamInferResponse`` around an :class:`InferReply`, or one that is whole
+    already.
+    """
     if not isinstance(reply, InferReply):
         encoded: bytes = reply.SerializeToString()
         return encoded
@@ -96,7 +102,9 @@ def _split(data: memoryview) -> tuple[bytes, list[memoryview]]:
             kept = end
         position, fields = end, fields + 1
         if fields > MAX_FIELDS:
-            raise FieldError(f"more than {MAX_FIELDS:,} fields in one request", f"at most {MAX_FIELDS:,}")
+            raise FieldError(
+                f"more than {MAX_FIELDS:,} fields in one request", f"at most {MAX_FIELDS:,}"
+            )
     return b"".join((*rest, data[kept:])), raw
 
 

@@ -22,7 +22,9 @@ def deadline(message: Any, deadline: float | None) -> float | None:
 
 
 def priority(message: Any) -> int:
-    """The batcher's priority, of which the larger goes first, from the protocol's, of which 1 goes first."""
+    """The batcher's priority, of which the larger goes first, from the protocol's, of which 1 goes
+    first.
+    """
     level = parameter(message, "priority", "int64", "uint64")
     return max(0, PRIORITIES - level) if level else 0
 
@@ -39,18 +41,26 @@ def parameter(tensor: Any, name: str, *kinds: str) -> Any:
     kind = value.WhichOneof("parameter_choice")
     found: Any = getattr(value, kind) if kind else None
     if kind not in {f"{wanted}_param" for wanted in kinds} or found < 0:
-        raise FieldError(f"parameter {name} is {found!r}", f"{' or '.join(kinds)}, not negative", field="parameters")
+        raise FieldError(
+            f"parameter {name} is {found!r}",
+            f"{' or '.join(kinds)}, not negative",
+            field="parameters",
+        )
     return found
 
 
 def wanted_outputs(message: Any, served: Served) -> dict[str, int]:
-    """Names of the outputs asked for, each with the number of its best classes to tell, 0 for the tensor itself."""
+    """Names of the outputs asked for, each with the number of its best classes to tell, 0 for the
+    tensor itself.
+    """
     known = [spec.name for spec in served.engine.outputs]
     wanted: dict[str, int] = {}
     for output in message.outputs:
         if output.name not in known or output.name in wanted:
             problem = "asked for twice" if output.name in wanted else "not known"
-            raise FieldError(f"output {output.name!r} is {problem}", nearest(output.name, known), field="outputs")
+            raise FieldError(
+                f"output {output.name!r} is {problem}", nearest(output.name, known), field="outputs"
+            )
         _refuse_shared_memory(output)
         wanted[output.name] = parameter(output, "classification", "int64", "uint64") or 0
     for tensor in message.inputs:
@@ -61,7 +71,9 @@ def wanted_outputs(message: Any, served: Served) -> dict[str, int]:
 def _refuse_shared_memory(tensor: Any) -> None:
     if "shared_memory_region" in tensor.parameters:
         raise FieldError(
-            f"{tensor.name!r} is said to be in shared memory", "contents in the message", field="parameters"
+            f"{tensor.name!r} is said to be in shared memory",
+            "contents in the message",
+            field="parameters",
         )
 
 
@@ -77,7 +89,9 @@ def check_batch(message: Any, limit: int) -> None:
 
 
 def check_sides(pixels: Any, served: Served) -> None:
-    """Refuse pixels of a size that the model does not take: nothing is scaled here, the reply is the graph's own."""
+    """Refuse pixels of a size that the model does not take: nothing is scaled here, the reply is
+    the graph's own.
+    """
     card, (height, width) = served.card, pixels.shape[1:3]
     low, high = sorted((height, width))
     if low < card.min_side or high > card.max_side or height * width > card.max_pixels:

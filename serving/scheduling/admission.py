@@ -1,4 +1,6 @@
-"""Who is let in to wait for an engine: a bounded number, and nobody whose deadline the measured times rule out."""
+"""Who is let in to wait for an engine: a bounded number, and nobody whose deadline the measured
+times rule out.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ class Admission:
     """Places before one engine, counted exactly, and running means of the time that its runs take.
 
     Args:
-        capacity: places; a request holds one from before its image is decoded until its reply is made.
+        capacity: places; a request holds one from before its image is decoded until its reply is
+            made.
         workers: runs at once.
 
     Attributes:
@@ -74,7 +77,8 @@ class Admission:
             return
         before = sum(count for level, count in self._priorities.items() if level >= priority)
         wait = max(0, before + 1 - self._workers) * self._request_seconds / self._workers
-        # Where nobody is before it, a request is let in whatever was measured: it may be the one that measures anew.
+        # Where nobody is before it, a request is let in whatever was measured: it may be the one
+        # that measures anew.
         needed = wait + self.run_seconds if self.admitted else 0.0
         left = deadline - time.monotonic()
         if left <= needed:

@@ -1,7 +1,8 @@
-"""Requests to runs of one model: a bounded queue before engine threads that never run what nobody waits for any more.
+"""Requests to runs of one model: a bounded queue before engine threads that never run what nobody
+waits for any more.
 
-A request is admitted before its image is decoded, then waits until a thread is free and its batch is full or due
-(:mod:`serving.scheduling.schedule`). Every time is of the monotonic clock.
+A request is admitted before its image is decoded, then waits until a thread is free and its batch
+is full or due (:mod:`serving.scheduling.schedule`). Every time is of the monotonic clock.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ class _Run:
 
 @dataclass(eq=False, kw_only=True)
 class _Job(Waiting):
-    """A request on its way: ``done`` once it is answered, has failed or was left. Guarded by the batcher's lock."""
+    """A request on its way: ``done`` once it is answered, has failed or was left. Guarded by the
+    batcher's lock.
+    """
 
     inputs: Inputs
     answer: asyncio.Future[Ran]
@@ -79,13 +82,26 @@ class Batcher:
     Args:
         engine: to run.
         workers: runs at once.
-        capacity: requests admitted and not answered yet, those that run included; one more is refused.
+        capacity: requests admitted and not answered yet, those that run included; one more is
+            refused.
         max_batch: images in a run; a single request may be larger and then runs alone.
         max_delay: seconds for which a free worker lets a request wait for others of its shape.
     """
 
-    def __init__(self, engine: Engine, workers: int, capacity: int, max_batch: int = 1, max_delay: float = 0.0) -> None:
-        self.workers, self.capacity, self.max_batch, self.max_delay = workers, capacity, max_batch, max_delay
+    def __init__(
+        self,
+        engine: Engine,
+        workers: int,
+        capacity: int,
+        max_batch: int = 1,
+        max_delay: float = 0.0,
+    ) -> None:
+        self.workers, self.capacity, self.max_batch, self.max_delay = (
+            workers,
+            capacity,
+            max_batch,
+            max_delay,
+        )
         self._engine = engine
         self._queue: Queue[_Job] = Queue(max_batch)
         self._counts = Statistics()
@@ -95,13 +111,17 @@ class Batcher:
         self._changed = threading.Condition()
         # Daemons, so that an engine that hangs does not keep the process from ending.
         self._threads = [
-            threading.Thread(target=self._work, name=f"engine-{number}", daemon=True) for number in range(workers)
+            threading.Thread(target=self._work, name=f"engine-{number}", daemon=True)
+            for number in range(workers)
         ]
         for thread in self._threads:
             thread.start()
 
-    def admission(self, deadline: float | None = None, priority: int = 0) -> AbstractContextManager[None]:
-        """Hold a place in the queue. Taken before the image is decoded, so that memory is bounded too.
+    def admission(
+        self, deadline: float | None = None, priority: int = 0
+    ) -> AbstractContextManager[None]:
+        """Hold a place in the queue. Taken before the image is decoded, so that memory is bounded
+        too.
 
         Args:
             deadline: of ``time.monotonic``, when the answer is of no use any more.
@@ -109,16 +129,18 @@ class Batcher:
 
         Raises:
             Overloaded: every place is taken; ``retry_after`` is the time that those before need.
-            DeadlineMissed: the deadline has passed, or will have by the measured time of those before and of a run.
+            DeadlineMissed: the deadline has passed, or will have by the measured time of those
+            before and of a run.
         """
         return self._admission.hold(deadline, priority)
 
     async def run(self, inputs: Inputs, deadline: float | None = None, priority: int = 0) -> Ran:
-        """Wait for a worker and run the engine on ``inputs``, whose first axes are this request's share of the batch.
+        """Wait for a worker and run the engine on ``inputs``, whose first axes are this request's
+        share of the batch.
 
-        A caller who leaves, or whose ``deadline`` (of ``time.monotonic``) passes, costs no run if it has not begun; a
-        run that everybody left is stopped. A batch that fails is run again request by request, so that one that the
-        engine cannot bear does not fail its neighbours.
+        A caller who leaves, or whose ``deadline`` (of ``time.monotonic``) passes, costs no run if
+        it has not begun; a run that everybody left is stopped. A batch that fails is run again
+        request by request, so that one that the engine cannot bear does not fail its neighbours.
 
         Raises:
             DeadlineMissed: the deadline passed first.
@@ -133,7 +155,9 @@ class Batcher:
             self._queue.add(job)
             self._changed.notify()
         try:
-            async with asyncio.timeout(None if deadline is None else max(0.0, deadline - now)) as timer:
+            async with asyncio.timeout(
+                None if deadline is None else max(0.0, deadline - now)
+            ) as timer:
                 return await job.answer
         except TimeoutError:
             if not timer.expired():
@@ -147,10 +171,18 @@ class Batcher:
         with self._changed:
             batches = {size: replace(batch) for size, batch in self._counts.batches.items()}
             admitted, refused = self._admission.admitted, self._admission.refused
-            return replace(self._counts, batches=batches, waiting=len(self._queue), admitted=admitted, refused=refused)
+            return replace(
+                self._counts,
+                batches=batches,
+                waiting=len(self._queue),
+                admitted=admitted,
+                refused=refused,
+            )
 
     def close(self, seconds: float = 10.0) -> None:
-        """Fail what waits, stop what runs, and end the threads; one whose engine does not end in time is left behind."""
+        """Fail what waits, stop what runs, and end the threads; one whose engine does not end in
+        time is left behind.
+        """
         with self._changed:
             self._closed = True
             for run in self._runs:
@@ -168,7 +200,11 @@ class Batcher:
         # Half of the time to spare is the most that waiting for others may take of it.
         spare = max(0.0, deadline - now - self._admission.run_seconds) / 2
         return _Job(
-            bucket=tuple(sorted((name, values.dtype.str, values.shape[1:]) for name, values in inputs.items())),
+            bucket=tuple(
+                sorted(
+                    (name, values.dtype.str, values.shape[1:]) for name, values in inputs.items()
+                )
+            ),
             size=sizes[0],
             arrived=now,
             due=now + min(self.max_delay, spare),
@@ -179,7 +215,9 @@ class Batcher:
         )
 
     def _leave(self, job: _Job) -> None:
-        """The caller does not wait any more: forget the job, and stop its run if it was the last one of it."""
+        """The caller does not wait any more: forget the job, and stop its run if it was the last
+        one of it.
+        """
         with self._changed:
             if job.done:
                 return
@@ -255,11 +293,16 @@ class Batcher:
         total = sum(job.size for job in jobs)
         for name, values in outputs.items():
             if values.shape[:1] != (total,):
-                raise OutputError(f"output {name!r} is {list(values.shape)} for a batch of {total}", f"[{total}, ...]")
+                raise OutputError(
+                    f"output {name!r} is {list(values.shape)} for a batch of {total}",
+                    f"[{total}, ...]",
+                )
         return outputs
 
     def _failed(self, jobs: Sequence[_Job], error: BaseException) -> list[_Job]:
-        """Fail a job that ran alone; those of a batch that are waited for are begun again, each alone, and returned."""
+        """Fail a job that ran alone; those of a batch that are waited for are begun again, each
+        alone, and returned.
+        """
         with self._changed:
             self._end(jobs)
             live = [job for job in jobs if not job.done]
@@ -302,7 +345,9 @@ def _exception(error: BaseException) -> Exception:
 
 
 def _missed() -> DeadlineMissed:
-    return DeadlineMissed("the deadline passed before the answer was ready", hint="a longer deadline, or later")
+    return DeadlineMissed(
+        "the deadline passed before the answer was ready", hint="a longer deadline, or later"
+    )
 
 
 def _closed() -> ServerUnavailable:

@@ -18,7 +18,8 @@ class Statistics:
     """What a batcher does now, and did since it was made; seconds are sums over requests.
 
     Attributes:
-        admitted: requests that hold a place now, those included that are not queued yet or any more.
+        admitted: requests that hold a place now, those included that are not queued yet or any
+            more.
         waiting, running: requests in the queue and in a run now.
         requests: answered.
         failures: whose run failed.

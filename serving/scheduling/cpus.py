@@ -1,4 +1,6 @@
-"""What this process may really use: processors and memory by affinity and container, not by the host's count."""
+"""What this process may really use: processors and memory by affinity and container, not by the
+host's count.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,12 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_cpus(cgroup: Path = CGROUP) -> int:
-    """Whole processors, at least 1: the smaller of the affinity mask and the cgroup quota (v2, else v1)."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Whole processors, at least 1: the smaller of the affinity mask and the cgroup quota (v2, else
+    v1).
+    """
+    usable = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     quota = _quota(cgroup)
     return max(1, min(usable, int(quota) if quota else usable))
 
@@ -29,7 +35,10 @@ def _quota(cgroup: Path) -> float | None:
     v2 = _words(cgroup / "cpu.max")
     if len(v2) == 2 and v2[0] != "max":
         return int(v2[0]) / int(v2[1])
-    quota, period = _words(cgroup / "cpu/cpu.cfs_quota_us"), _words(cgroup / "cpu/cpu.cfs_period_us")
+    quota, period = (
+        _words(cgroup / "cpu/cpu.cfs_quota_us"),
+        _words(cgroup / "cpu/cpu.cfs_period_us"),
+    )
     if quota and period and int(quota[0]) > 0:
         return int(quota[0]) / int(period[0])
     return None

@@ -1,4 +1,6 @@
-"""Which requests run next: decisions over what waits, without threads and without a clock of its own."""
+"""Which requests run next: decisions over what waits, without threads and without a clock of its
+own.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +43,8 @@ W = TypeVar("W", bound=Waiting)
 class Queue(Generic[W]):
     """What waits for one engine, grouped by bucket.
 
-    A group may run when it fills a batch, or when one of its requests is due. Of the groups that may, the one with the
-    request that goes first runs, filled up from the same group in order.
+    A group may run when it fills a batch, or when one of its requests is due. Of the groups that
+    may, the one with the request that goes first runs, filled up from the same group in order.
 
     Args:
         max_batch: a run takes no more than this, except for a single request that is larger.
@@ -57,7 +59,9 @@ class Queue(Generic[W]):
 
     def add(self, request: W) -> None:
         """Let a request wait; of those that are equal in order, the earlier added goes first."""
-        bisect.insort_right(self._groups.setdefault(request.bucket, []), request, key=lambda other: other.order)
+        bisect.insort_right(
+            self._groups.setdefault(request.bucket, []), request, key=lambda other: other.order
+        )
 
     def discard(self, request: W) -> bool:
         """Take a request out; whether it was waiting."""
@@ -71,14 +75,21 @@ class Queue(Generic[W]):
 
     def expire(self, now: float) -> list[W]:
         """Take out every request whose deadline has come."""
-        expired = [request for group in self._groups.values() for request in group if request.deadline <= now]
+        expired = [
+            request
+            for group in self._groups.values()
+            for request in group
+            if request.deadline <= now
+        ]
         for request in expired:
             self.discard(request)
         return expired
 
     def take(self, now: float) -> list[W]:
         """Take out what runs next: requests of one bucket, none if nothing may run yet."""
-        ready = [group for group in self._groups.values() if self._full(group) or _due(group) <= now]
+        ready = [
+            group for group in self._groups.values() if self._full(group) or _due(group) <= now
+        ]
         if not ready:
             return []
         group = min(ready, key=lambda group: group[0].order)

@@ -1,1 +1,3 @@
-"""What a server tells of itself: metrics, logs, traces, and the HTTP port for Prometheus and probes."""
+"""What a server tells of itself: metrics, logs, traces, and the HTTP port for Prometheus and
+probes.
+"""

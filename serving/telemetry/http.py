@@ -1,4 +1,6 @@
-"""The HTTP port, as the server sees it: a process that answers, what it is told, and the metrics that it asks for."""
+"""The HTTP port, as the server sees it: a process that answers, what it is told, and the metrics
+that it asks for.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ BACKLOG = 128
 
 
 class HttpServer:
-    """The port for probes and Prometheus, from ``start`` to ``stop``; see :mod:`serving.telemetry.probes`.
+    """The port for probes and Prometheus, from ``start`` to ``stop``; see
+    :mod:`serving.telemetry.probes`.
 
     Args:
         telemetry: what ``/metrics`` shows.
@@ -56,7 +59,9 @@ class HttpServer:
         os.close(file)
         theirs.close()
         threading.Thread(target=self._give_pages, args=(ours,), name="metrics", daemon=True).start()
-        threading.Thread(target=self._watch, args=(self._process,), name="probes", daemon=True).start()
+        threading.Thread(
+            target=self._watch, args=(self._process,), name="probes", daemon=True
+        ).start()
         self._ticking = asyncio.ensure_future(self._keep_ticking())
         return f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
 
@@ -114,5 +119,7 @@ class HttpServer:
         code = process.wait()
         if self._process is process:
             log.error(
-                "the process that answers probes ended with code %d: /metrics, /healthz and /readyz are gone", code
+                "the process that answers probes ended with code %d: /metrics, /healthz and /readyz"
+                " are gone",
+                code,
             )

@@ -24,7 +24,9 @@ REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
 SOUND_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
-def configure(format: LogFormat = "text", level: LogLevel = "info", stream: TextIO | None = None) -> None:
+def configure(
+    format: LogFormat = "text", level: LogLevel = "info", stream: TextIO | None = None
+) -> None:
     """Send every log line of this process to ``stream`` (standard error), each as ``format``."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
@@ -44,14 +46,18 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, and the trace of an exception below it."""
-        time = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+        time = (
+            datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+        )
         fields = "".join(f" {key}={_word(value)}" for key, value in _fields(record).items())
         line = f"{time} {record.levelname} {record.name}: {_one_line(record.getMessage())}{fields}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: ``time``, ``level``, ``logger``, ``message``, what the line tells, ``exception``."""
+    """One JSON object a line: ``time``, ``level``, ``logger``, ``message``, what the line tells,
+    ``exception``.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, whatever the message and the trace hold."""

@@ -1,7 +1,8 @@
 """What a server counts and times, in the form that Prometheus reads.
 
-Label values are bounded whatever callers send: ``rpc`` is one of the services' methods, ``model`` one that was found
-(else empty), ``code`` and ``reason`` those of :mod:`serving.errors`, ``stage`` one of :data:`STAGES`.
+Label values are bounded whatever callers send: ``rpc`` is one of the services' methods, ``model``
+one that was found (else empty), ``code`` and ``reason`` those of :mod:`serving.errors`, ``stage``
+one of :data:`STAGES`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
@@ -36,7 +44,10 @@ class Telemetry:
         disable_created_metrics()
         self.registry = CollectorRegistry()
         self._requests = Counter(
-            "wsss_requests", "Requests answered.", ("rpc", "model", "code", "reason"), registry=self.registry
+            "wsss_requests",
+            "Requests answered.",
+            ("rpc", "model", "code", "reason"),
+            registry=self.registry,
         )
         self._seconds = Histogram(
             "wsss_request_seconds",
@@ -46,7 +57,11 @@ class Telemetry:
             registry=self.registry,
         )
         self.streams = Gauge("wsss_streams", "Streams that are open.", registry=self.registry)
-        self.ready = Gauge("wsss_ready", "1 while the server takes requests, 0 while it ends.", registry=self.registry)
+        self.ready = Gauge(
+            "wsss_ready",
+            "1 while the server takes requests, 0 while it ends.",
+            registry=self.registry,
+        )
         ProcessCollector(registry=self.registry)
 
     def follow(self, models: Models) -> None:
@@ -74,7 +89,8 @@ class Telemetry:
 class _ModelCollector(Collector):
     """Asks the batchers when Prometheus asks, so that a request pays nothing for it.
 
-    What is served is copied at each change, since Prometheus asks from another thread than the models change in.
+    What is served is copied at each change, since Prometheus asks from another thread than the
+    models change in.
     """
 
     def __init__(self, models: Models) -> None:
@@ -88,11 +104,15 @@ class _ModelCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """A family for each figure, with a sample for each model."""
-        info = GaugeMetricFamily("wsss_model_info", "Models served.", labels=(*MODEL, "kind", "engine", "sha256"))
+        info = GaugeMetricFamily(
+            "wsss_model_info", "Models served.", labels=(*MODEL, "kind", "engine", "sha256")
+        )
         ready = GaugeMetricFamily("wsss_model_ready", "1 for a model that is served.", labels=MODEL)
         for served in self._served:
             card = served.card
-            info.add_metric((*_labels(served), card.kind, served.engine.description, card.graph_sha256), 1)
+            info.add_metric(
+                (*_labels(served), card.kind, served.engine.description, card.graph_sha256), 1
+            )
         for state in self._states:
             ready.add_metric((state.name, str(state.version)), float(state.state == State.READY))
         yield from (info, ready)
@@ -112,7 +132,11 @@ class _ModelCollector(Collector):
 GAUGES: tuple[Figure, ...] = (
     ("wsss_queue_depth", "Requests that wait for the engine.", lambda s: s.waiting),
     ("wsss_running", "Requests in a run of the engine.", lambda s: s.running),
-    ("wsss_in_flight", "Requests that hold a place in the queue, from decoding to encoding.", lambda s: s.admitted),
+    (
+        "wsss_in_flight",
+        "Requests that hold a place in the queue, from decoding to encoding.",
+        lambda s: s.admitted,
+    ),
 )
 COUNTERS: tuple[Figure, ...] = (
     ("wsss_executions", "Runs of the engine.", lambda s: s.executions),

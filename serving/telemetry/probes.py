@@ -1,8 +1,10 @@
-"""The process that answers ``/metrics``, ``/healthz`` and ``/readyz``: ``python -m serving.telemetry.probes`` of http.py.
+"""The process that answers ``/metrics``, ``/healthz`` and ``/readyz``: ``python -m
+serving.telemetry.probes`` of http.py.
 
-A process of its own, because the server's stands still while gRPC copies a message of tens of megabytes, all its threads
-with it, and a probe must not be late for that. It knows two things of the server, through memory that both share: whether
-the server takes requests, and when its event loop last ran. So a loop that hangs is noticed too.
+A process of its own, because the server's stands still while gRPC copies a message of tens of
+megabytes, all its threads with it, and a probe must not be late for that. It knows two things of
+the server, through memory that both share: whether the server takes requests, and when its event
+loop last ran. So a loop that hangs is noticed too.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ from serving.access.watched import Watched
 from serving.config import AccessConfig
 from serving.errors import RequestError
 
-# Seconds. A probe is over in milliseconds; a connection that says nothing, or too little, is closed.
+# Seconds. A probe is over in milliseconds; a connection that says nothing, or too little, is
+# closed.
 TIMEOUT = 5.0
 CONNECTION = 15.0
 # The event loop ticks every second, and never stands still for so long while it works.
@@ -40,7 +43,8 @@ STALLED = 30.0
 PAGE_TIMEOUT = 10.0
 MAX_CONNECTIONS = 64
 PLAIN = "text/plain; charset=utf-8"
-# When the event loop last ran, of the monotonic clock that all processes share, and whether requests are taken.
+# When the event loop last ran, of the monotonic clock that all processes share, and whether
+# requests are taken.
 STATE = struct.Struct("d?")
 
 Reply = tuple[HTTPStatus, bytes, str]
@@ -55,7 +59,9 @@ class Probes:
         tokens: if given, ``/metrics`` needs one with the role ``metrics``; probes need none.
     """
 
-    def __init__(self, state: mmap.mmap, pages: Connection[bytes, bytes], tokens: Tokens | None) -> None:
+    def __init__(
+        self, state: mmap.mmap, pages: Connection[bytes, bytes], tokens: Tokens | None
+    ) -> None:
         self._state = state
         self._pages = pages
         self._tokens = tokens
@@ -66,7 +72,11 @@ class Probes:
         ticked, ready = STATE.unpack_from(self._state)
         late = time.monotonic() - ticked
         if path in ("/healthz", "/readyz") and late > STALLED:
-            return HTTPStatus.SERVICE_UNAVAILABLE, f"the event loop has stood still for {late:.0f} s\n".encode(), PLAIN
+            return (
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"the event loop has stood still for {late:.0f} s\n".encode(),
+                PLAIN,
+            )
         if path == "/healthz":
             return HTTPStatus.OK, b"ok\n", PLAIN
         if path == "/readyz" and not ready:
@@ -83,7 +93,11 @@ class Probes:
                 allow(self._tokens.caller(headers.get("Authorization", "")), "metrics")
         except RequestError as error:
             missing = error.code == "UNAUTHENTICATED"
-            return HTTPStatus.UNAUTHORIZED if missing else HTTPStatus.FORBIDDEN, f"{error}\n".encode(), PLAIN
+            return (
+                HTTPStatus.UNAUTHORIZED if missing else HTTPStatus.FORBIDDEN,
+                f"{error}\n".encode(),
+                PLAIN,
+            )
         with self._lock:
             # A page that came too late for the one who asked.
             while self._pages.poll(0):
@@ -108,7 +122,10 @@ class ProbeServer(ThreadingHTTPServer):
     block_on_close = False
 
     def __init__(
-        self, listening: socket.socket, answer: Callable[[str, Any], Reply], context: Watched[ssl.SSLContext] | None
+        self,
+        listening: socket.socket,
+        answer: Callable[[str, Any], Reply],
+        context: Watched[ssl.SSLContext] | None,
     ) -> None:
         self.answer = answer
         self._context = context
@@ -175,13 +192,20 @@ class _Handler(BaseHTTPRequestHandler):
 def main() -> None:
     """Answer until standard input ends: until the server closes it, or is no more."""
     told = json.loads(sys.argv[1])
-    # Whoever ends the whole group of processes ends the server; probes are answered until it has drained.
+    # Whoever ends the whole group of processes ends the server; probes are answered until it has
+    # drained.
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)
-    cert, key, tokens = (Path(told[name]) if told[name] else None for name in ("cert", "key", "tokens"))
+    cert, key, tokens = (
+        Path(told[name]) if told[name] else None for name in ("cert", "key", "tokens")
+    )
     access = AccessConfig(cert=cert, key=key)
     context = Watched(tls_files(access), lambda: server_context(access)) if cert else None
-    probes = Probes(mmap.mmap(told["state"], STATE.size), Connection(told["pages"]), Tokens(tokens) if tokens else None)
+    probes = Probes(
+        mmap.mmap(told["state"], STATE.size),
+        Connection(told["pages"]),
+        Tokens(tokens) if tokens else None,
+    )
     server = ProbeServer(socket.socket(fileno=told["socket"]), probes.answer, context)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     sys.stdin.read()

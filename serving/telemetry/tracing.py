@@ -1,7 +1,8 @@
-"""OpenTelemetry spans: one a request and one a stage of it, under the caller's span if it sent ``traceparent``.
+"""OpenTelemetry spans: one a request and one a stage of it, under the caller's span if it sent
+``traceparent``.
 
-The spans are made when the request is over, from times that are measured anyway. So a server that does not trace pays
-nothing, and one that does pays after the reply.
+The spans are made when the request is over, from times that are measured anyway. So a server that
+does not trace pays nothing, and one that does pays after the reply.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def tracer(version: str) -> tuple[Trace, Callable[[], None]]:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise StartError(
-            f"tracing is on and {error.name} is not installed", "OpenTelemetry", "pip install 'wsss[otel]'"
+            f"tracing is on and {error.name} is not installed",
+            "OpenTelemetry",
+            "pip install 'wsss[otel]'",
         ) from error
     resource = Resource.create({"service.name": "wsss-serving", "service.version": version})
     provider = TracerProvider(resource=resource)
@@ -75,7 +78,9 @@ def writer(provider: Any) -> Trace:
             span.set_status(trace.StatusCode.ERROR, call.reason or call.code)
         inside = trace.set_span_in_context(span)
         for name, began, seconds in call.stages:
-            made.start_span(name, context=inside, start_time=stamp(began)).end(stamp(began + seconds))
+            made.start_span(name, context=inside, start_time=stamp(began)).end(
+                stamp(began + seconds)
+            )
         span.end(stamp(call.ended))
 
     return write

@@ -1,4 +1,6 @@
-"""Configurations for tests: a free port, and no trial process where the test is not about it, which takes a second."""
+"""Configurations for tests: a free port, and no trial process where the test is not about it, which
+takes a second.
+"""
 
 from __future__ import annotations
 

@@ -16,13 +16,17 @@ def image(height=24, width=40, count=1, seed=0):
 
 
 def wrong_runs(engine: Engine, steps: int) -> list[int]:
-    """Of four threads that run at the same time: the seed of one for each of its runs that gave another image's mask."""
+    """Of four threads that run at the same time: the seed of one for each of its runs that gave
+    another image's mask.
+    """
     wrong = []
 
     def work(seed):
         for step in range(steps):
             batch = image(16 + 8 * (step % 3), 40, seed=seed * 10 + step)
-            if not np.array_equal(engine.run({"image": batch})["mask"][0], tiny_models.expected_mask(batch[0])):
+            if not np.array_equal(
+                engine.run({"image": batch})["mask"][0], tiny_models.expected_mask(batch[0])
+            ):
                 wrong.append(seed)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]

@@ -1,8 +1,10 @@
-"""The surfaces of the CUDA runtime and of TensorRT 10 and 11 that the engine uses, on the processors.
+"""The surfaces of the CUDA runtime and of TensorRT 10 and 11 that the engine uses, on the
+processors.
 
-Addresses are real, what is put into a stream is done when the stream is waited for, and a plan computes with onnxruntime,
-so that a missing wait, a freed buffer or a wrong shape shows in results. Names and signatures are those of the bindings
-``cuda-bindings`` 13.5 and ``tensorrt`` 10.16 and 11.4.
+Addresses are real, what is put into a stream is done when the stream is waited for, and a plan
+computes with onnxruntime, so that a missing wait, a freed buffer or a wrong shape shows in results.
+Names and signatures are those of the bindings ``cuda-bindings`` 13.5 and ``tensorrt`` 10.16 and
+11.4.
 """
 
 from __future__ import annotations
@@ -102,7 +104,11 @@ class FakeCuda:
         return (CudaError.cudaSuccess,)
 
     def cudaMemcpyAsync(self, target, source, count, kind, stream):
-        sides = (self.device, self.host) if kind == CopyKind.cudaMemcpyHostToDevice else (self.host, self.device)
+        sides = (
+            (self.device, self.host)
+            if kind == CopyKind.cudaMemcpyHostToDevice
+            else (self.host, self.device)
+        )
 
         def copy():
             for address, side in zip((target, source), sides):
@@ -115,7 +121,12 @@ class FakeCuda:
 
     def read(self, address, dtype, shape):
         assert address in self.device
-        return self.memory[address][: int(np.prod(shape)) * np.dtype(dtype).itemsize].view(dtype).reshape(shape).copy()
+        return (
+            self.memory[address][: int(np.prod(shape)) * np.dtype(dtype).itemsize]
+            .view(dtype)
+            .reshape(shape)
+            .copy()
+        )
 
     def write(self, address, values):
         assert address in self.device
@@ -283,7 +294,10 @@ class Builder:
                 return None
         monitor.phase_finish("Building Engine")
         trt.builds += 1
-        head = {"version": trt.__version__, "profiles": [profile.shapes for profile in settings.profiles]}
+        head = {
+            "version": trt.__version__,
+            "profiles": [profile.shapes for profile in settings.profiles],
+        }
         return memoryview(json.dumps(head).encode() + b"\n" + network.graph)
 
 
@@ -294,7 +308,11 @@ class Runtime:
     def deserialize_cuda_engine(self, plan):
         head, _, graph = bytes(plan).partition(b"\n")
         found = json.loads(head)
-        return FakeEngine(self.trt, found["profiles"], graph) if found["version"] == self.trt.__version__ else None
+        return (
+            FakeEngine(self.trt, found["profiles"], graph)
+            if found["version"] == self.trt.__version__
+            else None
+        )
 
 
 class FakeEngine:
@@ -317,7 +335,9 @@ class FakeEngine:
         return self.sides[name][1]
 
     def get_tensor_dtype(self, name):
-        return {"tensor(uint8)": DataType.UINT8, "tensor(float)": DataType.FLOAT}[self.sides[name][0].type]
+        return {"tensor(uint8)": DataType.UINT8, "tensor(float)": DataType.FLOAT}[
+            self.sides[name][0].type
+        ]
 
     def get_tensor_shape(self, name):
         return [size if isinstance(size, int) else -1 for size in self.sides[name][0].shape]
@@ -366,14 +386,18 @@ class Context:
         targets = {}
         for name, values in zip(names, session.run(names, zeros)):
             allocator = self.allocators[name]
-            targets[name] = allocator.reallocate_output_async(name, 0, values.nbytes, ALIGNMENT, stream)
+            targets[name] = allocator.reallocate_output_async(
+                name, 0, values.nbytes, ALIGNMENT, stream
+            )
             if not targets[name]:
                 return False
             allocator.notify_shape(name, values.shape)
         shapes, addresses = dict(self.shapes), dict(self.addresses)
 
         def compute():
-            inputs = {name: self.cuda.read(addresses[name], types_[name], shapes[name]) for name in nodes}
+            inputs = {
+                name: self.cuda.read(addresses[name], types_[name], shapes[name]) for name in nodes
+            }
             for name, values in zip(names, session.run(names, inputs)):
                 self.cuda.write(targets[name], values)
 
@@ -381,7 +405,9 @@ class Context:
         return True
 
 
-def install(monkeypatch, version: str = "10.16.1.11", **device: Any) -> tuple[FakeTensorRt, FakeCuda]:
+def install(
+    monkeypatch, version: str = "10.16.1.11", **device: Any
+) -> tuple[FakeTensorRt, FakeCuda]:
     """Put both modules where ``import`` finds them."""
     cuda = FakeCuda(**device)
     trt = FakeTensorRt(version, cuda)

@@ -1,4 +1,6 @@
-"""The surface of ``onnxruntime-gpu`` that the engine uses, in front of sessions on the processors."""
+"""The surface of ``onnxruntime-gpu`` that the engine uses, in front of sessions on the
+processors.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ ALL = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvid
 
 
 class FakeBinding:
-    """A binding that says what was bound; on this machine the device's memory is the processors'."""
+    """A binding that says what was bound; on this machine the device's memory is the
+    processors'.
+    """
 
     def __init__(self, binding: Any, calls: list[Any]) -> None:
         self.binding, self.calls = binding, calls
@@ -66,7 +70,9 @@ class FakeOnnxRuntime:
             if providers == ["CPUExecutionProvider"]:
                 return real
             self.options = dict(providers)
-            assert options.get_session_config_entry("session.record_ep_graph_assignment_info") == "1"
+            assert (
+                options.get_session_config_entry("session.record_ep_graph_assignment_info") == "1"
+            )
             return Session(self, real, [name for name, _ in providers if name in self.used])
 
         class RunOptions(run_options):
@@ -106,13 +112,20 @@ class Session:
     def get_provider_graph_assignment_info(self):
         (all_on_cpu,) = {part.ep_name for part in self.real.get_provider_graph_assignment_info()}
         assert all_on_cpu == "CPUExecutionProvider"
-        kept = [node for part in self.real.get_provider_graph_assignment_info() for node in part.get_nodes()]
+        kept = [
+            node
+            for part in self.real.get_provider_graph_assignment_info()
+            for node in part.get_nodes()
+        ]
         placed = {"CPUExecutionProvider": ["Shape", "Gather", *self.lost]}
         if self.providers:
             placed[self.providers[0]] = [node.op_type for node in kept]
         return [
             types.SimpleNamespace(
-                ep_name=name, get_nodes=lambda kinds=kinds: [types.SimpleNamespace(op_type=kind) for kind in kinds]
+                ep_name=name,
+                get_nodes=lambda kinds=kinds: [
+                    types.SimpleNamespace(op_type=kind) for kind in kinds
+                ],
             )
             for name, kinds in placed.items()
         ]

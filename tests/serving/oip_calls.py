@@ -45,7 +45,9 @@ def outputs(reply: Any) -> dict[str, Any]:
 
 
 def code(call: Any, request: Any, **options: Any) -> tuple[str, str, str]:
-    """Name of the status, ``ErrorInfo.reason`` and text with which a call fails; OK if it does not."""
+    """Name of the status, ``ErrorInfo.reason`` and text with which a call fails; OK if it does
+    not.
+    """
     try:
         call(request, timeout=20, **options)
     except grpc.RpcError as error:

@@ -15,7 +15,9 @@ from wsss.v1 import segmentation_pb2_grpc
 IMAGE = pb.Image(raw=pb.RawImage(height=1, width=2, pixels=bytes(6)))
 
 
-def failure(server: Any, method: str, request: Any, **options: Any) -> tuple[Any, Any, dict[str, Any], str]:
+def failure(
+    server: Any, method: str, request: Any, **options: Any
+) -> tuple[Any, Any, dict[str, Any], str]:
     """Code, ErrorInfo and the other details of a call that must fail."""
     with grpc.insecure_channel(server.address) as channel:
         stub = segmentation_pb2_grpc.SegmentationStub(channel)

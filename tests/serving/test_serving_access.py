@@ -40,7 +40,9 @@ def keys(tmp_path):
     def write(name="server", signed_by=authority):
         issued = signed_by.issue_cert("127.0.0.1", "localhost")
         issued.private_key_pem.write_to_path(tmp_path / f"{name}.key")
-        tmp_path.joinpath(f"{name}.crt").write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+        tmp_path.joinpath(f"{name}.crt").write_bytes(
+            b"".join(blob.bytes() for blob in issued.cert_chain_pems)
+        )
         return signed_by
 
     write()
@@ -51,7 +53,11 @@ def keys(tmp_path):
 
 
 def secure(keys, **settings):
-    return {"access__cert": keys.folder / "server.crt", "access__key": keys.folder / "server.key", **settings}
+    return {
+        "access__cert": keys.folder / "server.crt",
+        "access__key": keys.folder / "server.key",
+        **settings,
+    }
 
 
 def trusting(authority, **files):
@@ -99,12 +105,18 @@ def test_tls_on_both_ports_and_a_new_certificate_without_a_restart(repository, r
 def test_mutual_tls_asks_grpc_callers_and_no_probe(repository, run_server, keys):
     clients = trustme.CA()
     clients.cert_pem.write_to_path(keys.folder / "clients.crt")
-    config = configured(repository, **secure(keys, access__client_ca=keys.folder / "clients.crt", network__http_port=0))
+    config = configured(
+        repository,
+        **secure(keys, access__client_ca=keys.folder / "clients.crt", network__http_port=0),
+    )
     with run_server(config) as server:
         assert live(server.address, trusting(keys.authority)) == "UNAVAILABLE"
         for authority, expected in ((clients, "OK"), (trustme.CA(), "UNAVAILABLE")):
             own = authority.issue_cert("client")
-            files = {"private_key": own.private_key_pem.bytes(), "certificate_chain": own.cert_chain_pems[0].bytes()}
+            files = {
+                "private_key": own.private_key_pem.bytes(),
+                "certificate_chain": own.cert_chain_pems[0].bytes(),
+            }
             assert live(server.address, trusting(keys.authority, **files)) == expected
         context = ssl.create_default_context(cadata=keys.authority.cert_pem.bytes().decode())
         assert fetch(server.http_address, "/readyz", context) == (200, "ready\n")
@@ -125,35 +137,53 @@ def bearer(token):
 
 def test_tokens_and_roles(tmp_path, run_server, tokens, server):
     path, secret = tokens
-    config = configured(oip_repository(tmp_path), access__tokens=path, models__control="explicit", network__http_port=0)
+    config = configured(
+        oip_repository(tmp_path),
+        access__tokens=path,
+        models__control="explicit",
+        network__http_port=0,
+    )
     with run_server(config) as guarded, oip_calls.stub(guarded.address) as calls:
         load, unload = calls.RepositoryModelLoad, calls.RepositoryModelUnload
         named = pb.RepositoryModelLoadRequest(model_name="sums")
         assert code(load, named, metadata=bearer(secret["control"]))[0] == "OK"
         assert code(calls.ModelInfer, sums(), metadata=bearer(secret["infer"]))[0] == "OK"
         assert code(calls.ModelInfer, sums())[:2] == ("UNAUTHENTICATED", "TOKEN_MISSING")
-        assert code(calls.ModelInfer, sums(), metadata=bearer("x" * 43))[:2] == ("UNAUTHENTICATED", "TOKEN_UNKNOWN")
+        assert code(calls.ModelInfer, sums(), metadata=bearer("x" * 43))[:2] == (
+            "UNAUTHENTICATED",
+            "TOKEN_UNKNOWN",
+        )
         assert code(calls.ModelInfer, sums(), metadata=bearer(secret["control"]))[:2] == (
             "PERMISSION_DENIED",
             "ROLE_MISSING",
         )
-        for call, request in ((load, named), (unload, pb.RepositoryModelUnloadRequest(model_name="sums"))):
+        for call, request in (
+            (load, named),
+            (unload, pb.RepositoryModelUnloadRequest(model_name="sums")),
+        ):
             status, reason, text = code(call, request, metadata=bearer(secret["infer"]))
             assert (status, reason) == ("PERMISSION_DENIED", "ROLE_MISSING")
             assert "the role control" in text
-        streamed = code(lambda request, timeout: list(calls.ModelStreamInfer(iter([request]))), sums())
+        streamed = code(
+            lambda request, timeout: list(calls.ModelStreamInfer(iter([request]))), sums()
+        )
         assert streamed[0] == "UNAUTHENTICATED"
         with grpc.insecure_channel(guarded.address) as channel:
             ours = segmentation_pb2_grpc.SegmentationStub(channel)
             listing = segmentation_pb2.ListModelsRequest()
             assert code(ours.ListModels, listing)[0] == "UNAUTHENTICATED"
             assert code(ours.ListModels, listing, metadata=bearer(secret["infer"]))[0] == "OK"
-            assert health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest()).status == 1
+            assert (
+                health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest()).status
+                == 1
+            )
             reflect = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
             asked = [reflection_pb2.ServerReflectionRequest(list_services="")]
             with pytest.raises(grpc.RpcError):
                 next(reflect(iter(asked)))
-            assert next(reflect(iter(asked), metadata=bearer(secret["metrics"]))).list_services_response.service
+            assert next(
+                reflect(iter(asked), metadata=bearer(secret["metrics"]))
+            ).list_services_response.service
         assert fetch(guarded.http_address, "/metrics")[0] == 401
         assert fetch(guarded.http_address, "/metrics", token=secret["infer"])[0] == 403
         page = fetch(guarded.http_address, "/metrics", token=secret["metrics"])[1]
@@ -161,10 +191,14 @@ def test_tokens_and_roles(tmp_path, run_server, tokens, server):
         assert not any(token in page for token in secret.values())
         assert fetch(guarded.http_address, "/readyz") == (200, "ready\n")
         path.write_text(path.read_text().replace("the-infer infer", "the-infer metrics"))
-        assert code(calls.ModelInfer, sums(), metadata=bearer(secret["infer"]))[0] == "PERMISSION_DENIED"
+        assert (
+            code(calls.ModelInfer, sums(), metadata=bearer(secret["infer"]))[0]
+            == "PERMISSION_DENIED"
+        )
         path.write_text("not a line\n")
         assert (
-            code(calls.ServerLive, pb.ServerLiveRequest(), metadata=bearer(secret["infer"]))[0] == "PERMISSION_DENIED"
+            code(calls.ServerLive, pb.ServerLiveRequest(), metadata=bearer(secret["infer"]))[0]
+            == "PERMISSION_DENIED"
         )
 
 
@@ -202,7 +236,10 @@ def test_bad_files_are_told_before_the_start(repository, keys, tmp_path):
     (folder / "junk").write_text("junk")
     for settings, told in (
         ({"access__cert": folder / "server.crt"}, "certificate and its key"),
-        ({"access__cert": folder / "server.crt", "access__key": folder / "other.key"}, "do not load"),
+        (
+            {"access__cert": folder / "server.crt", "access__key": folder / "other.key"},
+            "do not load",
+        ),
         ({"access__cert": folder / "junk", "access__key": folder / "server.key"}, "do not load"),
         (secure(keys, access__client_ca=folder / "junk"), "do not load"),
         (secure(keys, access__client_ca=folder / "none"), "do not load"),
@@ -226,12 +263,16 @@ def test_comparing_takes_every_entry(monkeypatch, tokens):
     path, secret = tokens
     seen = []
     original = tokens_module.hmac.compare_digest
-    monkeypatch.setattr(tokens_module.hmac, "compare_digest", lambda a, b: seen.append(a) or original(a, b))
+    monkeypatch.setattr(
+        tokens_module.hmac, "compare_digest", lambda a, b: seen.append(a) or original(a, b)
+    )
     tokens_module.Tokens(path).caller(f"bearer {secret['infer']}")
     assert len(seen) == len(tokens_module.ROLES)
 
 
-def test_the_probe_port_limits_its_callers_and_answers_while_the_loop_stands_still(repository, run_server):
+def test_the_probe_port_limits_its_callers_and_answers_while_the_loop_stands_still(
+    repository, run_server
+):
     import asyncio
     import socket
 
@@ -280,7 +321,9 @@ def test_the_command_lines_of_tokens_and_tls(repository, run_server, keys, monke
 
     path, image, mask = (keys.folder / name for name in ("tokens", "image.png", "mask.png"))
     Image.new("RGB", (20, 20), (255, 0, 0)).save(image)
-    code, out, _ = run("token", "me", "--role", "infer", "--role", "metrics", "--file", path, "--json")
+    code, out, _ = run(
+        "token", "me", "--role", "infer", "--role", "metrics", "--file", path, "--json"
+    )
     assert code == 0
     made = json.loads(out)
     assert path.read_text() == made["line"] + "\n"
@@ -297,7 +340,10 @@ def test_the_command_lines_of_tokens_and_tls(repository, run_server, keys, monke
         assert run("health", "--address", server.address)[0] == 0
         code, _, err = run("segment", image, mask, "--address", server.address)
         assert (code, "no token" in err) == (2, True)
-        assert run("segment", image, mask, "--address", server.address, "--token", made["token"])[0] == 0
+        assert (
+            run("segment", image, mask, "--address", server.address, "--token", made["token"])[0]
+            == 0
+        )
         assert mask.exists()
         assert made["token"] not in capsys.readouterr().err
     assert run("health", "--tls-ca", keys.folder / "none")[0] == 2
@@ -315,8 +361,13 @@ def test_one_caller_may_not_take_every_place(repository, run_server, tokens, mon
         go, run = threading.Event(), engine.run
         monkeypatch.setattr(engine, "run", lambda *arguments: go.wait(20) and run(*arguments))
         raw = segmentation_pb2.RawImage(height=9, width=9, pixels=bytes(243))
-        request = segmentation_pb2.SegmentRequest(model="colours", image=segmentation_pb2.Image(raw=raw))
-        waiting = [stub.Segment.future(request, timeout=20, metadata=bearer(secret["infer"])) for _ in range(2)]
+        request = segmentation_pb2.SegmentRequest(
+            model="colours", image=segmentation_pb2.Image(raw=raw)
+        )
+        waiting = [
+            stub.Segment.future(request, timeout=20, metadata=bearer(secret["infer"]))
+            for _ in range(2)
+        ]
         while server.models.find("colours", 0, None).batcher.statistics().admitted < 2:
             time.sleep(0.01)
         assert code(stub.Segment, request, metadata=bearer(secret["infer"]))[:2] == (
@@ -333,16 +384,25 @@ def test_one_caller_may_not_take_every_place(repository, run_server, tokens, mon
         assert stub.ListModels(listing, metadata=bearer(secret["infer"])).limits.max_per_caller == 2
 
 
-def test_without_tokens_a_caller_is_its_certificate_or_its_address(repository, run_server, keys, caplog):
+def test_without_tokens_a_caller_is_its_certificate_or_its_address(
+    repository, run_server, keys, caplog
+):
     caplog.set_level("DEBUG")
     clients = trustme.CA()
     clients.cert_pem.write_to_path(keys.folder / "clients.crt")
     own = clients.issue_cert("somewhere", common_name="annotator")
-    files = {"private_key": own.private_key_pem.bytes(), "certificate_chain": own.cert_chain_pems[0].bytes()}
-    with run_server(configured(repository, **secure(keys, access__client_ca=keys.folder / "clients.crt"))) as server:
+    files = {
+        "private_key": own.private_key_pem.bytes(),
+        "certificate_chain": own.cert_chain_pems[0].bytes(),
+    }
+    with run_server(
+        configured(repository, **secure(keys, access__client_ca=keys.folder / "clients.crt"))
+    ) as server:
         assert live(server.address, trusting(keys.authority, **files)) == "OK"
     with run_server(configured(repository)) as server, oip_calls.stub(server.address) as calls:
         assert code(calls.ServerMetadata, pb.ServerMetadataRequest())[0] == "OK"
         assert calls.ServerLive(pb.ServerLiveRequest()).live
-    callers = [record.fields["caller"] for record in caplog.records if record.name == "serving.requests"]
+    callers = [
+        record.fields["caller"] for record in caplog.records if record.name == "serving.requests"
+    ]
     assert callers == ["annotator", "ipv4:127.0.0.1"]

@@ -65,9 +65,16 @@ def test_runs_go_on_in_as_many_threads_as_asked():
             gate.open.set()
             results = await asyncio.gather(*tasks)
             assert gate.most_at_once == 2
-            assert [result.outputs["y"].tolist() for result in results] == [[[2 * value]] for value in range(5)]
+            assert [result.outputs["y"].tolist() for result in results] == [
+                [[2 * value]] for value in range(5)
+            ]
             counts = batcher.statistics()
-        assert (counts.requests, counts.batches[1].executions, counts.failures, counts.dropped) == (5, 5, 0, 0)
+        assert (counts.requests, counts.batches[1].executions, counts.failures, counts.dropped) == (
+            5,
+            5,
+            0,
+            0,
+        )
         assert counts.queue_seconds == pytest.approx(sum(result.queued for result in results))
         assert counts.run_seconds == pytest.approx(sum(result.ran for result in results))
 
@@ -110,7 +117,11 @@ def test_batches_form_from_what_waits_in_equal_shapes_and_everybody_gets_his_own
         for (values, width), result in zip(calls, results):
             np.testing.assert_array_equal(result.outputs["y"], 2 * rows(*values, width=width)["x"])
         assert [result.batch for result in results] == [4, 2, 4, 2, 4, 2]
-        assert {size: batch.executions for size, batch in counts.batches.items()} == {1: 1, 2: 2, 4: 1}
+        assert {size: batch.executions for size, batch in counts.batches.items()} == {
+            1: 1,
+            2: 2,
+            4: 1,
+        }
         assert counts.requests == 7
 
     asyncio.run(work())
@@ -148,7 +159,9 @@ def test_cancelled_and_expired_requests_cost_no_run():
         gate = Gate()
         async with batching(gate) as batcher:
             first = await occupied(batcher, gate)
-            cancelled, expired = await queued(batcher, ([1], {}), ([2], {"deadline": time.monotonic() + 0.02}))
+            cancelled, expired = await queued(
+                batcher, ([1], {}), ([2], {"deadline": time.monotonic() + 0.02})
+            )
             cancelled.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await cancelled
@@ -213,7 +226,10 @@ def test_one_poisonous_request_does_not_fail_its_neighbours(error):
             assert (await batcher.run(rows(7))).batch == 1, "the worker outlived it"
         assert gate.begun[:5] == [[99], [1, 2, 3], [1], [2], [3]]
         assert isinstance(results[2], RuntimeError)
-        assert [result.outputs["y"].tolist() for result in (results[1], results[3])] == [[[2]], [[6]]]
+        assert [result.outputs["y"].tolist() for result in (results[1], results[3])] == [
+            [[2]],
+            [[6]],
+        ]
         assert (counts.requests, counts.failures) == (3, 1)
         assert counts.failure_seconds > 0
 
@@ -298,7 +314,9 @@ def test_closing_does_not_wait_for_an_engine_that_hears_nothing():
             await asyncio.to_thread(batcher.close, 0.05)
             assert gate.at_once == 1
             gate.open.set()
-            assert (await task).outputs["y"].tolist() == [[198]], "what it made all the same is handed over"
+            assert (await task).outputs["y"].tolist() == [[198]], (
+                "what it made all the same is handed over"
+            )
 
     asyncio.run(work())
 
@@ -356,16 +374,26 @@ def test_admission_knows_what_a_run_takes(monkeypatch):
                 told = r"about 1\.50 s and 1\.49 s are left"
                 with pytest.raises(DeadlineMissed, match=told), batcher.admission(clock.now + 1.49):
                     raise AssertionError("admitted, and would have missed its deadline")
-                with batcher.admission(clock.now + 1.51), batcher.admission(clock.now + 1.1, priority=1):
+                with (
+                    batcher.admission(clock.now + 1.51),
+                    batcher.admission(clock.now + 1.1, priority=1),
+                ):
                     pass
-                with batcher.admission(), batcher.admission(), batcher.admission(), batcher.admission():
+                with (
+                    batcher.admission(),
+                    batcher.admission(),
+                    batcher.admission(),
+                    batcher.admission(),
+                ):
                     with pytest.raises(Overloaded) as caught, batcher.admission():
                         raise AssertionError("admitted beyond the capacity")
                     assert caught.value.retry_after == 3.0
             with pytest.raises(DeadlineMissed), batcher.admission(clock.now):
                 raise AssertionError("admitted after its deadline")
             with batcher.admission(clock.now + 0.001):
-                assert batcher.statistics().refused == 3, "an idle engine takes whatever comes in time"
+                assert batcher.statistics().refused == 3, (
+                    "an idle engine takes whatever comes in time"
+                )
 
     asyncio.run(work())
 
@@ -378,16 +406,22 @@ def test_jumps_of_the_wall_clock_change_nothing(monkeypatch):
         gate = Gate()
         gate.open.set()
         async with batching(gate, max_batch=4, max_delay=0.001) as batcher:
-            calls = (batcher.run(rows(value), deadline=time.monotonic() + 30) for value in range(50))
+            calls = (
+                batcher.run(rows(value), deadline=time.monotonic() + 30) for value in range(50)
+            )
             results = await asyncio.gather(*calls)
-            assert [int(result.outputs["y"][0, 0]) for result in results] == [2 * value for value in range(50)]
+            assert [int(result.outputs["y"][0, 0]) for result in results] == [
+                2 * value for value in range(50)
+            ]
             assert all(0 <= result.queued < 30 and 0 <= result.ran < 30 for result in results)
 
     asyncio.run(work())
 
 
 def test_thousands_of_random_requests_each_get_their_own_answer():
-    """Callers of all shapes, some of whom leave; every other one is answered rightly and nothing is left behind."""
+    """Callers of all shapes, some of whom leave; every other one is answered rightly and nothing is
+    left behind.
+    """
     rng = random.Random(11)
 
     async def work():
@@ -415,7 +449,9 @@ def test_thousands_of_random_requests_each_get_their_own_answer():
                     answered += 1
 
             for block in range(100):
-                await asyncio.gather(*(call(1000 * block + 10 * number) for number in range(rng.randint(1, 80))))
+                await asyncio.gather(
+                    *(call(1000 * block + 10 * number) for number in range(rng.randint(1, 80)))
+                )
             await until(lambda: batcher.statistics().running == 0)
             counts = batcher.statistics()
         assert counts.requests >= answered > 1000

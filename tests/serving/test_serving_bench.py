@@ -33,12 +33,16 @@ def slow_server():
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
         time.sleep(0.02)
         places.release()
-        context.set_trailing_metadata((("wsss-timings", "queue;dur=1.500, infer;dur=20.000, total;dur=22.000"),))
+        context.set_trailing_metadata(
+            (("wsss-timings", "queue;dur=1.500, infer;dur=20.000, total;dur=22.000"),)
+        )
         return request
 
     server = grpc.server(futures.ThreadPoolExecutor(16))
     handler = grpc.unary_unary_rpc_method_handler(answer)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Service", {"Method": handler}),))
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("test.Service", {"Method": handler}),)
+    )
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     yield f"127.0.0.1:{port}"
@@ -46,7 +50,9 @@ def slow_server():
 
 
 def test_callers_wait_for_their_answers(slow_server):
-    found = load.closed(slow_server, Request(METHOD, (b"a", b"b")), callers=2, seconds=0.5, count=1000)
+    found = load.closed(
+        slow_server, Request(METHOD, (b"a", b"b")), callers=2, seconds=0.5, count=1000
+    )
     assert set(found.codes) == {"OK"}
     assert 2 <= found.codes["OK"] <= 2 * 0.5 / 0.02 + 2
     assert min(found.waits) >= 0.02
@@ -62,8 +68,12 @@ def test_a_load_ends_after_so_many_requests(slow_server):
 
 
 def test_requests_come_by_chance_whatever_the_server_does(slow_server):
-    found = load.poisson(slow_server, Request(METHOD, (b"",)), rate=400, seconds=0.5, count=1000, seed=1)
-    again = load.poisson(slow_server, Request(METHOD, (b"",)), rate=400, seconds=0.5, count=1000, seed=1)
+    found = load.poisson(
+        slow_server, Request(METHOD, (b"",)), rate=400, seconds=0.5, count=1000, seed=1
+    )
+    again = load.poisson(
+        slow_server, Request(METHOD, (b"",)), rate=400, seconds=0.5, count=1000, seed=1
+    )
     assert found.codes.total() == again.codes.total() > 100, "the times are those of the seed"
     assert set(found.codes) == {"OK", "RESOURCE_EXHAUSTED"}
     assert len(found.waits) == found.codes["OK"]
@@ -84,7 +94,9 @@ def test_a_wait_counts_from_when_the_request_was_due(slow_server):
 
 
 def test_times_of_the_server_are_read(slow_server):
-    found = load.closed(slow_server, Request(METHOD, (b"",), timed=True), callers=1, seconds=60, count=2)
+    found = load.closed(
+        slow_server, Request(METHOD, (b"",), timed=True), callers=1, seconds=60, count=2
+    )
     assert (found.queued, found.ran) == ([0.0015] * 2, [0.02] * 2)
 
 
@@ -98,11 +110,15 @@ def run(*arguments: object):
 
 
 def test_every_figure_of_images(repository):
-    done = run("--repository", repository, "--model", "colours", "--rounds", 1, "--seconds", 0.3, "--json")
+    done = run(
+        "--repository", repository, "--model", "colours", "--rounds", 1, "--seconds", 0.3, "--json"
+    )
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert set(found["figures"]) == set(FIGURES)
-    assert all(figure["low"] <= figure["value"] <= figure["high"] for figure in found["figures"].values())
+    assert all(
+        figure["low"] <= figure["value"] <= figure["high"] for figure in found["figures"].values()
+    )
     assert found["measured"]["flood_failed"] == 0
     assert found["measured"]["stalls"] >= 0
     assert found["model"] == "colours"
@@ -118,10 +134,14 @@ def test_some_figures_of_tensors_in_a_table(tmp_path):
 
 
 def test_a_server_that_runs_already(server, repository):
-    config = BenchConfig(repository, "colours", engine=EXACT, address=server.address, rounds=1, seconds=0.2)
+    config = BenchConfig(
+        repository, "colours", engine=EXACT, address=server.address, rounds=1, seconds=0.2
+    )
     assert set(bench(config)["figures"]) == {"C1", "R2", "R5", "R6", "R7", "R7w"}
     with pytest.raises(BenchError, match="R13 cannot be measured"):
-        bench(BenchConfig(repository, "colours", engine=EXACT, address=server.address, only=("R13",)))
+        bench(
+            BenchConfig(repository, "colours", engine=EXACT, address=server.address, only=("R13",))
+        )
 
 
 @pytest.mark.parametrize(
@@ -143,4 +163,8 @@ def test_another_model_behind_the_address_is_noticed(tmp_path, server):
     """The same name and other weights."""
     tiny_models.export(tmp_path, "colours", "cam")
     with pytest.raises(BenchError, match="not the engine's"):
-        bench(BenchConfig(tmp_path, "colours", engine=EXACT, address=server.address, rounds=1, seconds=0.2))
+        bench(
+            BenchConfig(
+                tmp_path, "colours", engine=EXACT, address=server.address, rounds=1, seconds=0.2
+            )
+        )

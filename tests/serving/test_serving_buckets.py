@@ -31,9 +31,17 @@ def test_sides_are_rounded_up_within_the_limits(card, size, multiple, expected):
     assert buckets.bucket_size(*size, multiple, card) == expected
 
 
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 30), st.integers(0, 30), st.sampled_from([1, 2, 4, 8]))
+@given(
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.integers(0, 30),
+    st.integers(0, 30),
+    st.sampled_from([1, 2, 4, 8]),
+)
 def test_cropping_undoes_padding(height, width, below, right, stride):
-    pixels = np.arange(height * width * 3, dtype=np.uint32).astype(np.uint8).reshape(height, width, 3)
+    pixels = (
+        np.arange(height * width * 3, dtype=np.uint32).astype(np.uint8).reshape(height, width, 3)
+    )
     tall, wide = height + below, width + right
     padded = buckets.pad(pixels, tall, wide)
     assert padded.shape == (tall, wide, 3)

@@ -21,12 +21,19 @@ from serving.repository.soundness import golden_image
 
 
 class Off:
-    """Another engine whose label is wrong on some share of the pixels of every mask, or whose maps are shifted."""
+    """Another engine whose label is wrong on some share of the pixels of every mask, or whose maps
+    are shifted.
+    """
 
     precision = "bf16"
 
     def __init__(self, card, share=0.0, shift=0.0, precision="bf16", error=None):
-        self.engine, self.share, self.shift, self.error = OnnxRuntimeEngine(card), share, shift, error
+        self.engine, self.share, self.shift, self.error = (
+            OnnxRuntimeEngine(card),
+            share,
+            shift,
+            error,
+        )
         self.inputs, self.outputs = self.engine.inputs, self.engine.outputs
         self.description, self.precision = "openvino 1 CPU bf16", precision
         self.closed = False
@@ -59,7 +66,9 @@ def pretend(monkeypatch):
 
     def as_if(**facts):
         monkeypatch.setattr(choice, "_has_openvino", lambda: True)
-        monkeypatch.setattr(module, "OpenVinoEngine", lambda card, plan, exact=False: Off(card, **facts))
+        monkeypatch.setattr(
+            module, "OpenVinoEngine", lambda card, plan, exact=False: Off(card, **facts)
+        )
 
     return as_if
 
@@ -121,7 +130,10 @@ def test_openvino_is_chosen_if_its_masks_agree(card, pretend, caplog):
     [
         ({"share": 0.006}, "99.40% of pixels are the same, and 99.5% should be"),
         ({"precision": "fp32"}, "these processors do not multiply in bfloat16"),
-        ({"error": RuntimeError("no such\noperator")}, "model.onnx fails on an image of 8x8: no such"),
+        (
+            {"error": RuntimeError("no such\noperator")},
+            "model.onnx fails on an image of 8x8: no such",
+        ),
     ],
 )
 def test_onnxruntime_is_chosen_otherwise_and_the_log_says_why(card, pretend, caplog, facts, reason):
@@ -145,7 +157,9 @@ def test_openvino_is_not_chosen_if_it_breaks_the_cards_promise(tmp_path, pretend
 
 def test_no_other_engine_is_tried_for_exact_answers(card, tmp_path, pretend):
     pretend(error=AssertionError("tried"))
-    assert choose_engine(card, Plan(), EngineConfig(precision="fp32")).description.startswith("onnxruntime")
+    assert choose_engine(card, Plan(), EngineConfig(precision="fp32")).description.startswith(
+        "onnxruntime"
+    )
     tensors = read_card(tiny_models.export(tmp_path, "sums", "tensor"))
     assert choose_engine(tensors, Plan(), EngineConfig()).description.startswith("onnxruntime")
 
@@ -153,7 +167,9 @@ def test_no_other_engine_is_tried_for_exact_answers(card, tmp_path, pretend):
 def test_without_openvino(card, monkeypatch):
     monkeypatch.setattr(choice, "_has_openvino", lambda: False)
     assert choose_engine(card, Plan(), EngineConfig()).description.startswith("onnxruntime")
-    with pytest.raises(EngineError, match=r"openvino is not installed\ntry: pip install 'wsss\[openvino\]'"):
+    with pytest.raises(
+        EngineError, match=r"openvino is not installed\ntry: pip install 'wsss\[openvino\]'"
+    ):
         choose_engine(card, Plan(), EngineConfig("openvino"))
 
 
@@ -162,7 +178,10 @@ def test_an_engine_that_is_named_is_used_or_nothing(card, pretend):
     assert choose_engine(card, Plan(), EngineConfig("openvino")).description.startswith("openvino")
     only = EngineConfig("openvino", models={"colours": "onnxruntime"})
     assert choose_engine(card, Plan(), only).description.startswith("onnxruntime")
-    assert (resolve(card, only), resolve(replace(card, name="other"), only)) == ("onnxruntime", "openvino")
+    assert (resolve(card, only), resolve(replace(card, name="other"), only)) == (
+        "onnxruntime",
+        "openvino",
+    )
 
 
 def test_limits_of_the_settings(card):
@@ -180,7 +199,10 @@ def test_limits_of_the_settings(card):
 
 def test_a_trial_is_on_the_processors(card):
     for name in ("onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt"):
-        assert on_processors(card, EngineConfig(name, models={"colours": name})).name_for("colours") == "onnxruntime"
+        assert (
+            on_processors(card, EngineConfig(name, models={"colours": name})).name_for("colours")
+            == "onnxruntime"
+        )
     assert on_processors(card, EngineConfig("openvino")).name == "openvino"
 
 
@@ -191,7 +213,9 @@ def test_plans_suit_the_engine(card):
     assert plan.sizes == ((32, 64), (224, 128))
     assert plan_for(card, schedule, EngineConfig("onnxruntime")).max_batch == 1
     own = replace(schedule, workers=3, threads=5, max_batch=7)
-    assert plan_for(card, own, EngineConfig("tensorrt")) == replace(plan, workers=3, threads=5, max_batch=7)
+    assert plan_for(card, own, EngineConfig("tensorrt")) == replace(
+        plan, workers=3, threads=5, max_batch=7
+    )
 
 
 def test_a_server_without_the_engine_that_it_is_told_to_use_does_not_start(repository, run_server):

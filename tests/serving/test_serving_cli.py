@@ -43,7 +43,9 @@ class Done:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """Call ``main`` with arguments, here rather than in a process of its own, which would take a second each."""
+    """Call ``main`` with arguments, here rather than in a process of its own, which would take a
+    second each.
+    """
 
     def call(*arguments: object) -> Done:
         monkeypatch.setattr(sys, "argv", ["wsss-serving", *map(str, arguments)])
@@ -57,10 +59,14 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @contextmanager
-def served(*arguments: object, command: Sequence[str] = COMMAND) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def served(
+    *arguments: object, command: Sequence[str] = COMMAND
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server process and its address, from the line that it prints."""
     full = [*command, "serve", "--port", "0", *map(str, arguments)]
-    process = subprocess.Popen(full, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        full, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -82,14 +88,15 @@ def test_help_has_examples(run):
 
 def test_help_is_fast_and_imports_nothing_heavy():
     code = (
-        "import resource, runpy, sys; sys.argv = ['wsss-serving', '--help']\n"
-        "try:\n    runpy.run_module('serving.cli', run_name='__main__')\n"
-        "except SystemExit:\n"
-        "    used = resource.getrusage(resource.RUSAGE_SELF)\n"
-        "    print(sorted({'grpc', 'numpy', 'onnxruntime', 'PIL', 'torch', 'asyncio'} & set(sys.modules)))\n"
-        "    print(used.ru_utime + used.ru_stime)"
+        "import resource, runpy, sys; sys.argv = ['wsss-serving', '--help']\ntry:\n   "
+        " runpy.run_module('serving.cli', run_name='__main__')\nexcept SystemExit:\n    used ="
+        " resource.getrusage(resource.RUSAGE_SELF)\n    print(sorted({'grpc', 'numpy',"
+        " 'onnxruntime', 'PIL', 'torch', 'asyncio'} & set(sys.modules)))\n    print(used.ru_utime +"
+        " used.ru_stime)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     loaded, seconds = done.stdout.splitlines()[-2:]
     assert loaded == "[]"
     assert float(seconds) < 1.0, "time of the processor, so that a busy machine does not fail this"
@@ -104,7 +111,9 @@ def test_no_module_of_serving_loads_torch_or_the_trainer():
         "import onnxruntime\n"
         "print(sorted({'torch', 'trainer', 'scipy', 'onnx'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert done.stdout.strip() == "[]", done.stderr
 
 
@@ -119,7 +128,9 @@ SLOW = (
 
 def test_sigterm_finishes_what_was_accepted_and_refuses_the_rest(repository):
     raw = pb.RawImage(height=40, width=40, pixels=bytes([200]) * 4800)
-    request = pb.SegmentRequest(image=pb.Image(raw=raw), model="colours", encoding=pb.MASK_ENCODING_RAW)
+    request = pb.SegmentRequest(
+        image=pb.Image(raw=raw), model="colours", encoding=pb.MASK_ENCODING_RAW
+    )
     states, refused, under_way = [], [], []
     options = ("--repository", repository, "--workers", 1, "--engine", "onnxruntime")
     with served(*options, command=[sys.executable, "-c", SLOW]) as (process, address):
@@ -128,7 +139,9 @@ def test_sigterm_finishes_what_was_accepted_and_refuses_the_rest(repository):
 
             def watch() -> None:
                 try:
-                    replies = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+                    replies = health_pb2_grpc.HealthStub(channel).Watch(
+                        health_pb2.HealthCheckRequest()
+                    )
                     states.extend(reply.status for reply in replies)
                 except grpc.RpcError:
                     states.append("closed")
@@ -149,14 +162,19 @@ def test_sigterm_finishes_what_was_accepted_and_refuses_the_rest(repository):
                     refused.append(caught.value.code)
                     under_way.append(not all(call.done() for call in calls))
                     time.sleep(0.05)
-            # The first refusal comes at once; how many of the five do before the rest is done depends on the machine.
+            # The first refusal comes at once; how many of the five do before the rest is done
+            # depends on the machine.
             assert under_way[0], "nothing was under way while calls were refused"
             masks = [call.result().mask.raw for call in calls]
             watcher.join(30)
         assert process.wait(30) == 0
     assert masks == [b"\1" * 1600] * 5
     assert set(refused) == {"UNAVAILABLE"}
-    assert states == [health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING, "closed"]
+    assert states == [
+        health_pb2.HealthCheckResponse.SERVING,
+        health_pb2.HealthCheckResponse.NOT_SERVING,
+        "closed",
+    ]
 
 
 def test_health_command_and_ctrl_c(run, repository):
@@ -181,7 +199,9 @@ def test_models_are_followed_and_a_bad_one_is_left_out_unless_strict(run, tmp_pa
     with served("--repository", root, "--control", "poll", "--poll-seconds", 0.1) as (_, address):
         assert run("health", "--address", address, "--model", "colours").code == 0
         assert (
-            json.loads(run("health", "--address", address, "--model", "bad", "--json").stdout)["status"]
+            json.loads(run("health", "--address", address, "--model", "bad", "--json").stdout)[
+                "status"
+            ]
             == "NOT_SERVING"
         )
         made = tiny_models.export(tmp_path / "made", version=2)
@@ -189,7 +209,9 @@ def test_models_are_followed_and_a_bad_one_is_left_out_unless_strict(run, tmp_pa
         with Client(address) as client:
             while client.get_model("colours").version != 2:
                 time.sleep(0.05)
-    assert run("serve", "--control", "always", "--port", 0).stderr.startswith("error: models.control is 'always'")
+    assert run("serve", "--control", "always", "--port", 0).stderr.startswith(
+        "error: models.control is 'always'"
+    )
 
 
 def test_sigterm_while_models_are_loaded_ends_at_once(tmp_path):
@@ -200,7 +222,9 @@ def test_sigterm_while_models_are_loaded_ends_at_once(tmp_path):
         "models.try_model = never\nfrom serving.cli import main; main()"
     )
     command = [sys.executable, "-c", forever, "serve", "--port", "0", "--repository", str(tmp_path)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "trying\n"
     process.send_signal(signal.SIGTERM)
@@ -219,7 +243,9 @@ def test_port_in_use_and_bad_repositories_exit_with_2(run, repository, tmp_path)
     assert f"port {port} of 127.0.0.1 is in use" in done.stderr
     assert "try: --port" in done.stderr
     assert "Traceback" not in done.stderr
-    done = run("serve", "--repository", repository, "--port", 0, "--host", "203.0.113.1", "--insecure")
+    done = run(
+        "serve", "--repository", repository, "--port", 0, "--host", "203.0.113.1", "--insecure"
+    )
     assert (done.code, "cannot listen" in done.stderr) == (2, True)
     done = run("serve", "--repository", tmp_path / "none", "--port", 0)
     assert (done.code, "no folder" in done.stderr) == (2, True)
@@ -269,7 +295,16 @@ def test_label_in_other_forms_and_tiled(run, repository, tmp_path):
     source = tmp_path / "in"
     source.mkdir()
     Image.new("RGB", (700, 300), (255, 0, 0)).save(source / "a.png")
-    command = ("label", source, tmp_path / "out", "--repository", repository, "--model", "colours", "--json")
+    command = (
+        "label",
+        source,
+        tmp_path / "out",
+        "--repository",
+        repository,
+        "--model",
+        "colours",
+        "--json",
+    )
     done = run(*command, "--format", "coco", "--tile", "--overlap", 0.4, "--min-confidence", 0.2)
     assert done.code == 0, done.stderr
     (file,) = json.loads(done.stdout)["files"]
@@ -280,7 +315,9 @@ def test_label_in_other_forms_and_tiled(run, repository, tmp_path):
     assert entry["settings"]["overlap"] == 0.4
     assert (
         "1 there already"
-        in run(*command[:-1], "--format", "coco", "--tile", "--overlap", 0.4, "--min-confidence", 0.2).stdout
+        in run(
+            *command[:-1], "--format", "coco", "--tile", "--overlap", 0.4, "--min-confidence", 0.2
+        ).stdout
     )
 
 
@@ -293,14 +330,30 @@ def test_segment_through_a_server(run, server, tmp_path):
     done = run(*command, "--model", "colours", "--overlay", look, "--json")
     assert done.code == 0, done.stderr
     found = json.loads(done.stdout)["found"]
-    assert found["red"] == {"score": pytest.approx(0.5, abs=1e-3), "pixels": 600, "box": [20, 0, 20, 30]}
+    assert found["red"] == {
+        "score": pytest.approx(0.5, abs=1e-3),
+        "pixels": 600,
+        "box": [20, 0, 20, 30],
+    }
     with Image.open(mask) as written, Image.open(look) as shown:
         assert (written.mode, written.getpixel((0, 0)), shown.size) == ("P", 3, (40, 30))
         left, right = shown.getpixel((10, 15)), shown.getpixel((30, 15))
     assert left != right
     assert run(*command, "--classes", "red, green", "--encoding", "coco_rle").code == 0
-    assert json.loads(mask.read_bytes()) == {"red": {"size": [30, 40], "counts": mask_counts(30, 40)}}
-    run(*command, "--model", "maps", "--tags", "blue", "--encoding", "polygons", "--background-threshold", 0.9)
+    assert json.loads(mask.read_bytes()) == {
+        "red": {"size": [30, 40], "counts": mask_counts(30, 40)}
+    }
+    run(
+        *command,
+        "--model",
+        "maps",
+        "--tags",
+        "blue",
+        "--encoding",
+        "polygons",
+        "--background-threshold",
+        0.9,
+    )
     assert list(json.loads(mask.read_bytes())) == ["blue"]
     run(*command, "--encoding", "label_runs", "--min-confidence", 1)
     assert json.loads(mask.read_bytes())["labels"] == [3, 1] * 30
@@ -340,11 +393,18 @@ def test_models_lists_and_verifies(run, repository, tmp_path):
 def test_the_wire_contract_compiles(tmp_path):
     pytest.importorskip("grpc_tools")
     os.symlink(ROOT / "protos", tmp_path / "protos")
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import setup; from pathlib import Path\n"
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import setup; from pathlib import Path\n"
+    )
     code += f"setup.generate(Path({str(tmp_path)!r}))"
     subprocess.run([sys.executable, "-B", "-c", code], check=True, timeout=60)
-    made = sorted(path.relative_to(tmp_path / "wsss").as_posix() for path in (tmp_path / "wsss").rglob("*.py*"))
+    made = sorted(
+        path.relative_to(tmp_path / "wsss").as_posix()
+        for path in (tmp_path / "wsss").rglob("*.py*")
+    )
     generated = ("__init__.py", "{}_pb2.py", "{}_pb2.pyi", "{}_pb2_grpc.py")
     packages = {"v1": "segmentation", "inference": "open_inference"}
-    expected = [f"{folder}/{name.format(stem)}" for folder, stem in packages.items() for name in generated]
+    expected = [
+        f"{folder}/{name.format(stem)}" for folder, stem in packages.items() for name in generated
+    ]
     assert made == sorted(["__init__.py", *expected])

@@ -11,7 +11,10 @@ from serving.settings import read_config, set_values
 
 def test_a_file_changes_what_it_says_and_keeps_the_rest(tmp_path: Path):
     file = tmp_path / "server.toml"
-    file.write_text('repository = "models"\n[network]\nport = 0\n[shutdown]\ngrace = 5\n[models]\nversions = "all"\n')
+    file.write_text(
+        'repository = "models"\n[network]\nport = 0\n[shutdown]\ngrace = 5\n[models]\nversions ='
+        ' "all"\n'
+    )
     config = read_config(file)
     assert config.repository == tmp_path / "models"
     assert (config.network.port, config.network.host) == (0, "127.0.0.1")
@@ -49,7 +52,8 @@ def test_a_file_that_is_not_there(tmp_path: Path):
 
 def test_single_settings():
     config = set_values(
-        ServerConfig(), ["schedule.queue=7", "network.host=::1", 'models.versions="1,3"', "repository=a"]
+        ServerConfig(),
+        ["schedule.queue=7", "network.host=::1", 'models.versions="1,3"', "repository=a"],
     )
     assert (config.schedule.queue, config.network.host, config.models.versions) == (7, "::1", "1,3")
     assert config.repository == Path("a")
@@ -60,7 +64,9 @@ def test_single_settings():
 
 def test_engines_of_single_models(tmp_path: Path):
     file = tmp_path / "server.toml"
-    file.write_text('[engine]\nname = "onnxruntime"\ncache = "built"\n[engine.models]\npets = "openvino"\n')
+    file.write_text(
+        '[engine]\nname = "onnxruntime"\ncache = "built"\n[engine.models]\npets = "openvino"\n'
+    )
     config = set_values(read_config(file), ["engine.models.cars=tensorrt"])
     assert config.engine.models == {"pets": "openvino", "cars": "tensorrt"}
     assert config.engine.cache == tmp_path / "built"
@@ -69,7 +75,9 @@ def test_engines_of_single_models(tmp_path: Path):
         "tensorrt",
         "onnxruntime",
     ]
-    with pytest.raises(ConfigError, match=r"engine\.models\.pets is 'openvin'\nexpected: .*nearest: openvino"):
+    with pytest.raises(
+        ConfigError, match=r"engine\.models\.pets is 'openvin'\nexpected: .*nearest: openvino"
+    ):
         set_values(config, ["engine.models.pets=openvin"])
     with pytest.raises(ConfigError, match=r"engine\.models is 'openvino'\nexpected: a table"):
         set_values(config, ["engine.models=openvino"])
@@ -77,8 +85,13 @@ def test_engines_of_single_models(tmp_path: Path):
 
 def test_a_model_has_a_schedule_of_its_own(tmp_path):
     file = tmp_path / "serving.toml"
-    file.write_text('[schedule]\nqueue = 9\nbucket = 32\n[schedule.models.pets]\nmax_batch = 4\nwarm = ["64x64"]\n')
-    config = set_values(read_config(file), ["schedule.models.pets.bucket=64", "schedule.models.cars.max_delay_ms=3"])
+    file.write_text(
+        "[schedule]\nqueue = 9\nbucket = 32\n[schedule.models.pets]\nmax_batch = 4\nwarm ="
+        ' ["64x64"]\n'
+    )
+    config = set_values(
+        read_config(file), ["schedule.models.pets.bucket=64", "schedule.models.cars.max_delay_ms=3"]
+    )
     pets, cars, others = map(config.schedule.for_model, ("pets", "cars", "cats"))
     assert (pets.queue, pets.bucket, pets.max_batch, pets.warm) == (9, 64, 4, ("64x64",))
     assert (cars.queue, cars.bucket, cars.max_delay_ms, cars.warm) == (9, 32, 3.0, ())

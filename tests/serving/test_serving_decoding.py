@@ -24,11 +24,15 @@ def save(image: Image.Image, format: str, **options: object) -> bytes:
 
 def png_header(width: int, height: int) -> bytes:
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     body = zlib.compress(bytes(1000))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    )
 
 
 def jpeg_claiming(width: int, height: int) -> bytes:
@@ -39,7 +43,11 @@ def jpeg_claiming(width: int, height: int) -> bytes:
 
 
 def webp_claiming(width: int, height: int) -> bytes:
-    data = bytearray(save(Image.new("RGBA", (16, 16), (1, 2, 3, 4)), "WEBP", lossless=True, exif=b"Exif\0\0II*\0"))
+    data = bytearray(
+        save(
+            Image.new("RGBA", (16, 16), (1, 2, 3, 4)), "WEBP", lossless=True, exif=b"Exif\0\0II*\0"
+        )
+    )
     assert data[12:16] == b"VP8X"
     data[24:30] = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     return bytes(data)
@@ -97,9 +105,27 @@ def test_the_bomb_of_30000_squared_takes_no_memory_from_the_system():
 
 def tiled_tiff(tile: int) -> bytes:
     """A 16x16 grey TIFF that claims one uncompressed square tile of side ``tile``."""
-    tags = [(256, 16), (257, 16), (258, 8), (259, 1), (262, 1), (277, 1), (322, tile), (323, tile), (324, 8), (325, 64)]
+    tags = [
+        (256, 16),
+        (257, 16),
+        (258, 8),
+        (259, 1),
+        (262, 1),
+        (277, 1),
+        (322, tile),
+        (323, tile),
+        (324, 8),
+        (325, 64),
+    ]
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-    return b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0) + bytes(64)
+    return (
+        b"II*\0"
+        + struct.pack("<I", 8)
+        + struct.pack("<H", len(tags))
+        + entries
+        + struct.pack("<I", 0)
+        + bytes(64)
+    )
 
 
 def test_a_tile_larger_than_the_image_is_refused():
@@ -148,7 +174,12 @@ def test_truncated_files_are_refused_and_whole_ones_read(format, pixels):
 
 def test_lossless_formats_keep_every_pixel(pixels):
     image = Image.fromarray(pixels)
-    for data in (save(image, "PNG"), save(image, "BMP"), save(image, "TIFF"), save(image, "WEBP", lossless=True)):
+    for data in (
+        save(image, "PNG"),
+        save(image, "BMP"),
+        save(image, "TIFF"),
+        save(image, "WEBP", lossless=True),
+    ):
         np.testing.assert_array_equal(decode(data, LIMITS).pixels, pixels)
 
 
@@ -179,17 +210,23 @@ def test_sixteen_bit_is_scaled_and_grey_is_repeated():
         assert picture.mode.startswith("I;16")
         np.testing.assert_array_equal(picture.pixels[0, :, 0], [0, 1, 128, 255])
     grey = np.array([[0, 7, 255]], np.uint8)
-    np.testing.assert_array_equal(decode(save(Image.fromarray(grey), "PNG"), LIMITS).pixels[..., 2], grey)
+    np.testing.assert_array_equal(
+        decode(save(Image.fromarray(grey), "PNG"), LIMITS).pixels[..., 2], grey
+    )
 
 
 def test_palette_and_alpha():
     palette = Image.fromarray(np.array([[0, 1]], np.uint8)).convert("P")
     palette.putpalette([10, 20, 30, 200, 100, 50])
-    np.testing.assert_array_equal(decode(save(palette, "PNG"), LIMITS).pixels, [[[10, 20, 30], [200, 100, 50]]])
+    np.testing.assert_array_equal(
+        decode(save(palette, "PNG"), LIMITS).pixels, [[[10, 20, 30], [200, 100, 50]]]
+    )
     with_hole = decode(save(palette, "PNG", transparency=0), LIMITS)
     np.testing.assert_array_equal(with_hole.pixels, [[[255, 255, 255], [200, 100, 50]]])
     alpha = Image.fromarray(np.array([[[0, 0, 0, 0], [9, 8, 7, 255]]], np.uint8), "RGBA")
-    np.testing.assert_array_equal(decode(save(alpha, "PNG"), LIMITS).pixels, [[[255] * 3, [9, 8, 7]]])
+    np.testing.assert_array_equal(
+        decode(save(alpha, "PNG"), LIMITS).pixels, [[[255] * 3, [9, 8, 7]]]
+    )
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -200,7 +237,9 @@ def test_every_exif_orientation_is_undone(orientation, format, pixels):
     options = {"lossless": True} if format == "WEBP" else {}
     data = save(Image.fromarray(pixels), format, exif=exif, **options)
     picture = decode(data, LIMITS)
-    reference = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")).astype(int)
+    reference = np.asarray(
+        ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    ).astype(int)
     assert picture.orientation == orientation
     assert picture.pixels.shape == reference.shape
     assert np.abs(picture.pixels.astype(int) - reference).max() <= 2

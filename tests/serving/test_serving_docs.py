@@ -1,4 +1,6 @@
-"""The pages on the server say what it does: settings and their defaults, metrics, codes and reasons."""
+"""The pages on the server say what it does: settings and their defaults, metrics, codes and
+reasons.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def settings(config: Any, where: str = "") -> dict[str, str]:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         nested = dataclasses.is_dataclass(value)
-        found |= settings(value, f"{field.name}.") if nested else {f"{where}{field.name}": shown(value)}
+        found |= (
+            settings(value, f"{field.name}.") if nested else {f"{where}{field.name}": shown(value)}
+        )
     return found
 
 
@@ -61,8 +65,14 @@ def kinds(kind: type[errors.RequestError]) -> set[type[errors.RequestError]]:
 def test_every_reason_is_documented_beside_its_code() -> None:
     page = (DOCS / "serving.md").read_text()
     rows = re.findall(r"^\| `([A-Z_]+)` \| (`[A-Z_`, ]+`) \| ", page, re.MULTILINE)
-    documented = {(code, reason) for code, reasons in rows for reason in re.findall(r"[A-Z_]+", reasons)}
+    documented = {
+        (code, reason) for code, reasons in rows for reason in re.findall(r"[A-Z_]+", reasons)
+    }
     # What stands for a whole group, and is raised as one of them.
     abstract = {"INVALID_REQUEST", "RETRY_LATER", "UNAVAILABLE"}
-    own = {(kind.code, kind.reason) for kind in kinds(errors.RequestError) if kind.reason not in abstract}
+    own = {
+        (kind.code, kind.reason)
+        for kind in kinds(errors.RequestError)
+        if kind.reason not in abstract
+    }
     assert own <= documented

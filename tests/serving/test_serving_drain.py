@@ -1,4 +1,6 @@
-"""The end of a server in its order: it says so, serves on, refuses what is new, finishes what it has."""
+"""The end of a server in its order: it says so, serves on, refuses what is new, finishes what it
+has.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +80,9 @@ def test_what_was_accepted_is_finished_and_all_that_comes_later_is_unavailable(e
     server, go, end, stopped = ending
     with stub(server.address) as service:
         go.clear()
-        accepted = [service.ModelInfer.future(sums(id=str(number)), timeout=30) for number in range(8)]
+        accepted = [
+            service.ModelInfer.future(sums(id=str(number)), timeout=30) for number in range(8)
+        ]
         statistics = server.models.find("sums", 0, None).batcher.statistics
         while statistics().admitted < 8:
             time.sleep(0.01)

@@ -10,7 +10,9 @@ from serving.images import encodings
 
 coco = pytest.importorskip("pycocotools.mask")
 
-MAPS = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=24), elements=st.integers(0, 3))
+MAPS = hnp.arrays(
+    np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=24), elements=st.integers(0, 3)
+)
 
 
 def blocks(shape: tuple[int, int], classes: int, seed: int = 0) -> np.ndarray:
@@ -21,7 +23,11 @@ def blocks(shape: tuple[int, int], classes: int, seed: int = 0) -> np.ndarray:
 
 
 def theirs(labels: np.ndarray) -> dict[int, bytes]:
-    return {int(k): coco.encode(np.asfortranarray(labels == k))["counts"] for k in np.unique(labels) if k}
+    return {
+        int(k): coco.encode(np.asfortranarray(labels == k))["counts"]
+        for k in np.unique(labels)
+        if k
+    }
 
 
 @settings(deadline=None, max_examples=60)
@@ -45,9 +51,13 @@ def test_long_runs_and_many_classes(shape):
 def test_label_runs_with_areas_and_boxes(labels):
     runs = encodings.label_runs(labels)
     assert (runs.labels[1:] != runs.labels[:-1]).all()
-    np.testing.assert_array_equal(encodings.from_runs(runs.labels, runs.lengths, *labels.shape), labels)
+    np.testing.assert_array_equal(
+        encodings.from_runs(runs.labels, runs.lengths, *labels.shape), labels
+    )
     boxes = encodings.boxes(runs, labels.shape[1])
-    np.testing.assert_array_equal(encodings.areas(runs), np.bincount(labels.reshape(-1), minlength=256))
+    np.testing.assert_array_equal(
+        encodings.areas(runs), np.bincount(labels.reshape(-1), minlength=256)
+    )
     assert set(boxes) == set(np.unique(labels).tolist())
     for label, (left, top, width, height) in boxes.items():
         rows, columns = np.nonzero(labels == label)

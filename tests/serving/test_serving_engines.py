@@ -43,7 +43,9 @@ def long_graph(steps: int):
     names = ["x", *(f"t{step}" for step in range(steps - 1)), "y"]
     nodes = [helper.make_node("MatMul", [a, "x"], [b]) for a, b in itertools.pairwise(names)]
     shape = ["N", 256, 256]
-    made = helper.make_graph(nodes, "g", [info("x", TensorProto.FLOAT, shape)], [info("y", TensorProto.FLOAT, shape)])
+    made = helper.make_graph(
+        nodes, "g", [info("x", TensorProto.FLOAT, shape)], [info("y", TensorProto.FLOAT, shape)]
+    )
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
@@ -67,6 +69,8 @@ def test_a_tensor_card_needs_its_graph_and_hashes_only(tmp_path):
     folder = tiny_models.export(tmp_path, "sums", "tensor")
     raw = json.loads((folder / "model.json").read_text())
     for missing in ("graph", "sha256", "name"):
-        (folder / "model.json").write_text(json.dumps({key: raw[key] for key in raw if key != missing}))
+        (folder / "model.json").write_text(
+            json.dumps({key: raw[key] for key in raw if key != missing})
+        )
         with pytest.raises(RepositoryError, match=f"no field '{missing}'"):
             read_card(folder)

@@ -18,8 +18,16 @@ def test_what_is_like_a_name_is_told_and_long_lists_are_cut():
 
 def test_the_longest_error_fits_into_the_metadata_of_a_reply():
     name, many = "字" * 10_000, ["字" * 30 + str(number) for number in range(250)]
-    error = FieldError(f"no class {name!r}", nearest(name, many), field="classes", metadata={"known": ",".join(many)})
+    error = FieldError(
+        f"no class {name!r}",
+        nearest(name, many),
+        field="classes",
+        metadata={"known": ",".join(many)},
+    )
     told = status.to_status(error)
     # gRPC writes every byte of a message that is no ASCII as three.
-    size = 3 * len(told.details.encode()) + sum(len(value) for _, value in told.trailing_metadata) * 4 // 3
+    size = (
+        3 * len(told.details.encode())
+        + sum(len(value) for _, value in told.trailing_metadata) * 4 // 3
+    )
     assert size < 14_000

@@ -1,4 +1,6 @@
-"""Labelled folders in every form: exact, the server's masks, resumed, and read by the formats' own tools."""
+"""Labelled folders in every form: exact, the server's masks, resumed, and read by the formats' own
+tools.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def folder(tmp_path: Path) -> Path:
     source = tmp_path / "in"
     (source / "sub").mkdir(parents=True)
     for seed, (name, size) in enumerate(zip(NAMES, [(5, 7), (9, 6), (12, 12), (4, 4)])):
-        Image.fromarray(blocks(seed, size) if name != "b.png" else np.zeros((*size, 3), np.uint8)).save(source / name)
+        Image.fromarray(
+            blocks(seed, size) if name != "b.png" else np.zeros((*size, 3), np.uint8)
+        ).save(source / name)
     return source
 
 
@@ -49,10 +53,14 @@ def truth(config: LabelConfig, tmp_path: Path) -> dict[str, np.ndarray]:
     """The masks as the form VOC has them, by name of the image."""
     voc = replace(config, target=tmp_path / "voc")
     label(voc)
-    return {name: masks.read_png((voc.target / name).with_suffix(".png").read_bytes()) for name in NAMES}
+    return {
+        name: masks.read_png((voc.target / name).with_suffix(".png").read_bytes()) for name in NAMES
+    }
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own, with NumPy 2
+@pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # pycocotools' own, with NumPy 2
 @pytest.mark.parametrize("outlines", [False, True])
 def test_coco_is_read_by_its_own_tools(config, truth, capsys, outlines):
     coco = pytest.importorskip("pycocotools.coco")
@@ -73,25 +81,38 @@ def test_coco_is_read_by_its_own_tools(config, truth, capsys, outlines):
 
 
 def test_run_lengths_and_polygons_equal_the_servers(config, server, folder):
-    rle, lines = replace(config, format="coco"), replace(config, format="yolo", target=config.target / "yolo")
+    rle, lines = (
+        replace(config, format="coco"),
+        replace(config, format="yolo", target=config.target / "yolo"),
+    )
     label(rle)
     label(lines)
     with Client(server.address) as client:
         for name in NAMES:
             found = json.loads((rle.target / "parts" / f"{name}.json").read_text())
-            reply = client.segment(folder / name, "colours", encoding="coco_rle").reply.mask.coco_rle
+            reply = client.segment(
+                folder / name, "colours", encoding="coco_rle"
+            ).reply.mask.coco_rle
             assert {a["category_id"]: a["segmentation"]["counts"] for a in found} == {
                 entry.label: entry.counts for entry in reply.classes
             }
-            reply = client.segment(folder / name, "colours", encoding="polygons").reply.mask.polygons
+            reply = client.segment(
+                folder / name, "colours", encoding="polygons"
+            ).reply.mask.polygons
             outer = sum(not ring.hole for entry in reply.classes for ring in entry.rings)
-            assert len((lines.target / "labels" / name).with_suffix(".txt").read_text().splitlines()) == outer
+            assert (
+                len((lines.target / "labels" / name).with_suffix(".txt").read_text().splitlines())
+                == outer
+            )
 
 
 def test_yolo_lines_are_the_mask(config, truth):
     summary = label(replace(config, format="yolo"))
     assert summary.files == [str(config.target / "data.yaml")]
-    assert 'names:\n  0: "red"\n  1: "green"\n  2: "blue"\n' in (config.target / "data.yaml").read_text()
+    assert (
+        'names:\n  0: "red"\n  1: "green"\n  2: "blue"\n'
+        in (config.target / "data.yaml").read_text()
+    )
     for name, expected in truth.items():
         height, width = expected.shape
         shapes = []
@@ -109,7 +130,11 @@ def test_cvat_masks_are_run_lengths_in_their_box(config, truth):
     (path,) = label(replace(config, format="cvat")).files
     root = ElementTree.parse(path).getroot()
     assert root.findtext("version") == "1.1"
-    assert [entry.text for entry in root.findall("meta/task/labels/label/name")] == ["red", "green", "blue"]
+    assert [entry.text for entry in root.findall("meta/task/labels/label/name")] == [
+        "red",
+        "green",
+        "blue",
+    ]
     assert root.findtext("meta/task/labels/label/color") == "#800000"
     images = root.findall("image")
     assert [int(image.get("id")) for image in images] == [0, 1, 2, 3]
@@ -118,7 +143,9 @@ def test_cvat_masks_are_run_lengths_in_their_box(config, truth):
     for image in images:
         drawn = np.zeros((int(image.get("height")), int(image.get("width"))), np.uint8)
         for mask in image.findall("mask"):
-            left, top, width, height = (int(mask.get(key)) for key in ("left", "top", "width", "height"))
+            left, top, width, height = (
+                int(mask.get(key)) for key in ("left", "top", "width", "height")
+            )
             counts = [int(count) for count in mask.get("rle").split(",")]
             inside = np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(height, width)
             drawn[top : top + height, left : left + width][inside] = labels[mask.get("label")]
@@ -166,14 +193,22 @@ def test_pixels_below_the_confidence_are_left_out(config, truth):
     assert "254 " not in (config.target / "yolo" / "labels" / "a.txt").read_text()
 
 
-def test_tiled_masks_and_those_of_a_cam_model_equal_the_servers_to_the_byte(config, server, folder, tmp_path):
-    Image.fromarray(np.random.default_rng(2).integers(0, 256, (300, 400, 3), dtype=np.uint8)).save(folder / "large.png")
+def test_tiled_masks_and_those_of_a_cam_model_equal_the_servers_to_the_byte(
+    config, server, folder, tmp_path
+):
+    Image.fromarray(np.random.default_rng(2).integers(0, 256, (300, 400, 3), dtype=np.uint8)).save(
+        folder / "large.png"
+    )
     for model in ("colours", "maps"):
-        tiled = replace(config, model=model, target=tmp_path / model, tiles=TilingConfig("tile", 0.3))
+        tiled = replace(
+            config, model=model, target=tmp_path / model, tiles=TilingConfig("tile", 0.3)
+        )
         label(tiled)
         with Client(server.address) as client:
             for name in (*NAMES, "large.png"):
-                reply = client.segment(folder / name, model, oversize="tile", tile_overlap=0.3).reply
+                reply = client.segment(
+                    folder / name, model, oversize="tile", tile_overlap=0.3
+                ).reply
                 assert (tiled.target / name).read_bytes() == reply.mask.png
             assert reply.image.tiles > 1
 

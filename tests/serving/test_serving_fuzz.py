@@ -1,4 +1,5 @@
-"""Messages and images of our own protocol that nobody would send: the code is right, the process lives.
+"""Messages and images of our own protocol that nobody would send: the code is right, the process
+lives.
 
 ``WSSS_FUZZ=20000 python -m pytest tests/serving/test_serving_fuzz.py`` for a longer run.
 """
@@ -47,7 +48,11 @@ def encodings() -> dict[str, bytes]:
     frames = [colour, colour.rotate(90)]
     made = {}
     for name, image, options in (
-        ("JPEG", colour, {"exif": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"}),
+        (
+            "JPEG",
+            colour,
+            {"exif": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"},
+        ),
         ("JPEG", colour.convert("CMYK"), {"progressive": True}),
         ("PNG", colour.convert("RGBA"), {}),
         ("PNG", Image.fromarray(pixels[..., 0].astype(np.uint16) * 257), {}),
@@ -65,7 +70,11 @@ def encodings() -> dict[str, bytes]:
 
 
 GOOD = encodings()
-BOMBS = [claim(*size) for claim in CLAIMS.values() for size in ((30_000, 30_000), (65_535, 1), (1, 65_535))]
+BOMBS = [
+    claim(*size)
+    for claim in CLAIMS.values()
+    for size in ((30_000, 30_000), (65_535, 1), (1, 65_535))
+]
 
 
 @st.composite
@@ -76,7 +85,9 @@ def damaged(draw) -> bytes:
         del data[draw(st.integers(0, len(data))) :]
     for _ in range(draw(st.integers(0, 8))):
         if data:
-            data[draw(st.integers(0, len(data) - 1))] = draw(st.sampled_from([0, 1, 0x7F, 0x80, 0xFF]))
+            data[draw(st.integers(0, len(data) - 1))] = draw(
+                st.sampled_from([0, 1, 0x7F, 0x80, 0xFF])
+            )
     return bytes(data) + draw(st.binary(max_size=6))
 
 
@@ -143,7 +154,9 @@ def fuzzed(repository, tmp_path_factory):
     """A server of its own, with small limits."""
     from servers import running
 
-    with running(configured(repository, limits__max_bytes=2_000_000, limits__max_pixels=200_000)) as server:
+    with running(
+        configured(repository, limits__max_bytes=2_000_000, limits__max_pixels=200_000)
+    ) as server:
         yield server
 
 
@@ -188,7 +201,9 @@ def test_any_cam_request_has_a_right_answer(channel, request):
         reply = pb.ComputeCamResponse.FromString(data)
         assert len(reply.classes) == 3
         if reply.cam.WhichOneof("data") == "uint8":
-            assert len(reply.cam.uint8) == len(reply.cam.classes) * reply.cam.height * reply.cam.width
+            assert (
+                len(reply.cam.uint8) == len(reply.cam.classes) * reply.cam.height * reply.cam.width
+            )
 
 
 @BOUNDED
@@ -210,7 +225,9 @@ def test_a_damaged_request_has_a_right_answer(channel, request, where, byte):
 @given(
     batch=st.lists(
         st.one_of(
-            segment_requests().map(lambda request: pb.SegmentStreamRequest(segment=request).SerializeToString()),
+            segment_requests().map(
+                lambda request: pb.SegmentStreamRequest(segment=request).SerializeToString()
+            ),
             st.binary(max_size=40),
         ),
         max_size=6,
@@ -223,14 +240,18 @@ def test_a_stream_survives_anything(channel, batch, order):
     )
     first = pb.SegmentStreamRequest(options=pb.StreamOptions(order=order, in_flight=2))
     right = pb.Image(raw=pb.RawImage(height=1, width=2, pixels=bytes(6)))
-    last = pb.SegmentStreamRequest(id="right", segment=pb.SegmentRequest(image=right, model="colours"))
+    last = pb.SegmentStreamRequest(
+        id="right", segment=pb.SegmentRequest(image=right, model="colours")
+    )
     sent = [first.SerializeToString(), *batch, last.SerializeToString()]
     replies = list(stream(iter(sent), timeout=60))
     assert len(replies) == len(batch) + 1
     for reply in replies:
         if reply.HasField("failure"):
             assert reply.id != "right"
-            name = next(code.name for code in grpc.StatusCode if code.value[0] == reply.failure.code)
+            name = next(
+                code.name for code in grpc.StatusCode if code.value[0] == reply.failure.code
+            )
             check(name, reply.failure.message)
 
 
@@ -255,11 +276,16 @@ def test_a_bomb_is_refused_on_its_header(channel, data):
     assert call(channel, "Segment", request.SerializeToString())[0] == "INVALID_ARGUMENT"
 
 
-@pytest.mark.parametrize("names", [["red"] * 20_000, [f"class {k}" for k in range(20_000)], ["ü" * 100_000]])
+@pytest.mark.parametrize(
+    "names", [["red"] * 20_000, [f"class {k}" for k in range(20_000)], ["ü" * 100_000]]
+)
 def test_thousands_of_names_have_a_right_answer(channel, names):
     image = pb.Image(encoded=GOOD["PNG 2"])
     expected = "OK" if names[0] == "red" else "INVALID_ARGUMENT"
-    for request in (pb.SegmentRequest(image=image, classes=names), pb.ComputeCamRequest(image=image, tags=names)):
+    for request in (
+        pb.SegmentRequest(image=image, classes=names),
+        pb.ComputeCamRequest(image=image, tags=names),
+    ):
         method = type(request).__name__.removesuffix("Request")
         assert call(channel, method, request.SerializeToString())[0] == expected
     request = pb.SegmentRequest(image=image, model="字" * 50_000)

@@ -16,7 +16,9 @@ ADD = helper.make_node("Add", ["x", "x"], ["y"])
 
 
 def external(place: str):
-    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    tensor = TensorProto(
+        name="w", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL
+    )
     tensor.external_data.add(key="location", value=place)
     tensor.external_data.add(key="offset", value="0")
     return tensor
@@ -91,7 +93,9 @@ def test_damaged_files_pass_or_are_refused_as_what_they_are(data, damaged_folder
     at = data.draw(st.integers(0, len(good)))
     damaged = data.draw(
         st.one_of(
-            st.just(good[:at]), st.binary(max_size=40), st.binary(max_size=9).map(lambda b: good[:at] + b + good[at:])
+            st.just(good[:at]),
+            st.binary(max_size=40),
+            st.binary(max_size=9).map(lambda b: good[:at] + b + good[at:]),
         )
     )
     (damaged_folder / "model.onnx").write_bytes(damaged)

@@ -32,7 +32,12 @@ def state():
 
 @pytest.mark.parametrize(
     ("late", "ready", "healthz", "readyz"),
-    [(0, True, 200, 200), (0, False, 200, 503), (STALLED + 1, True, 503, 503), (STALLED + 1, False, 503, 503)],
+    [
+        (0, True, 200, 200),
+        (0, False, 200, 503),
+        (STALLED + 1, True, 503, 503),
+        (STALLED + 1, False, 503, 503),
+    ],
 )
 def test_probes_tell_readiness_and_a_loop_that_stands_still(state, late, ready, healthz, readyz):
     STATE.pack_into(state, 0, time.monotonic() - late, ready)
@@ -70,7 +75,9 @@ def test_a_connection_that_dribbles_is_closed(state, monkeypatch):
     monkeypatch.setattr(probes, "CONNECTION", 0.4)
     STATE.pack_into(state, 0, time.monotonic(), True)
     ours, theirs = Pipe()
-    server = ProbeServer(socket.create_server(("127.0.0.1", 0)), Probes(state, theirs, None).answer, None)
+    server = ProbeServer(
+        socket.create_server(("127.0.0.1", 0)), Probes(state, theirs, None).answer, None
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = server.server_address
     with socket.create_connection(address) as slow:
@@ -99,11 +106,22 @@ def children(pid):
 
 
 def test_it_ends_with_the_server_even_if_that_is_killed(repository):
-    command = [sys.executable, "-m", "serving.cli", "serve", "--repository", str(repository), "--port", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "serving.cli",
+        "serve",
+        "--repository",
+        str(repository),
+        "--port",
+        "0",
+    ]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = subprocess.Popen([*command, "--http-port", str(port)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        [*command, "--http-port", str(port)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     try:
         assert server.stdout.readline().startswith("serving ")
         assert fetch(f"127.0.0.1:{port}", "/readyz")[0] == 200
@@ -111,12 +129,17 @@ def test_it_ends_with_the_server_even_if_that_is_killed(repository):
         (child,) = children(server.pid)
         os.kill(child, signal.SIGTERM)
         time.sleep(0.2)
-        assert fetch(f"127.0.0.1:{port}", "/readyz")[0] == 200, "who ends the group ends the server, which drains"
+        assert fetch(f"127.0.0.1:{port}", "/readyz")[0] == 200, (
+            "who ends the group ends the server, which drains"
+        )
     finally:
         server.kill()
         server.communicate()
     ended = time.monotonic() + 10
-    while Path(f"/proc/{child}/cmdline").exists() and b"probes" in Path(f"/proc/{child}/cmdline").read_bytes():
+    while (
+        Path(f"/proc/{child}/cmdline").exists()
+        and b"probes" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ):
         assert time.monotonic() < ended, "it outlived the server"
         time.sleep(0.05)
 

@@ -27,7 +27,9 @@ def photo(seed: int, size: tuple[int, int] = (37, 52)) -> Image.Image:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Eight images in three folders: JPEG, CMYK, EXIF-turned, 16 bit, palette, alpha, WebP, larger than the model."""
+    """Eight images in three folders: JPEG, CMYK, EXIF-turned, 16 bit, palette, alpha, WebP, larger
+    than the model.
+    """
     source = tmp_path / "in"
     (source / "sub" / "deep").mkdir(parents=True)
     exif = Image.Exif()
@@ -35,7 +37,9 @@ def folder(tmp_path: Path) -> Path:
     photo(0).save(source / "a.jpg")
     photo(1).convert("CMYK").save(source / "cmyk.jpg")
     photo(2).save(source / "turned.JPG", "JPEG", exif=exif)
-    Image.fromarray(np.arange(900, dtype=np.uint16).reshape(30, 30) * 70).save(source / "sub" / "deep16.png")
+    Image.fromarray(np.arange(900, dtype=np.uint16).reshape(30, 30) * 70).save(
+        source / "sub" / "deep16.png"
+    )
     photo(3).convert("P").save(source / "sub" / "palette.png")
     photo(4).convert("RGBA").save(source / "sub" / "alpha.tif")
     photo(5).save(source / "sub" / "deep" / "a.webp")
@@ -73,8 +77,14 @@ def test_masks_equal_the_servers_to_the_byte(config, folder, server):
     assert (config.target / "classes.txt").read_text() == "background\nred\ngreen\nblue\n"
     assert (config.target / "failures.jsonl").read_text() == ""
     assert sorted(path.name for path in config.target.iterdir()) == [
-        "a.png", "classes.txt", "cmyk.png", "failures.jsonl", "manifest.jsonl", "sub", "turned.png",
-    ]  # fmt: skip
+        "a.png",
+        "classes.txt",
+        "cmyk.png",
+        "failures.jsonl",
+        "manifest.jsonl",
+        "sub",
+        "turned.png",
+    ]
 
 
 def test_masks_of_buckets_equal_the_servers_to_the_byte_too(config, folder, repository, run_server):
@@ -82,12 +92,18 @@ def test_masks_of_buckets_equal_the_servers_to_the_byte_too(config, folder, repo
     padded = replace(config, bucket=32)
     assert label(padded).written == 8, "masks of another bucket are not current"
     entries = read_manifest(config.target / "manifest.jsonl")
-    with run_server(configured(repository, schedule__bucket=32)) as server, Client(server.address) as client:
+    with (
+        run_server(configured(repository, schedule__bucket=32)) as server,
+        Client(server.address) as client,
+    ):
         for entry in entries.values():
             result = client.segment(folder / entry["image"], "colours")
             assert (config.target / entry["mask"]).read_bytes() == result.reply.mask.png
-            # The tiny model's scores are means over the padded image, so they show that both padded alike.
-            assert entry["scores"] == {name: round(score, 6) for name, score in result.scores.items()}
+            # The tiny model's scores are means over the padded image, so they show that both padded
+            # alike.
+            assert entry["scores"] == {
+                name: round(score, 6) for name, score in result.scores.items()
+            }
             assert result.reply.provenance.bucket == entry["settings"]["bucket"] == 32
             image = result.reply.image
             assert {image.model_height % 32, image.model_width % 32} == {0}
@@ -104,7 +120,9 @@ def test_a_second_run_skips_and_repairs(config, folder):
     repaired = label(config)
     assert (repaired.written, repaired.skipped) == (3, 5)
     assert read_manifest(config.target / "manifest.jsonl")["turned.JPG"]["height"] == 20
-    forced = label(LabelConfig(config.source, config.target, config.repository, force=True, engine=EXACT))
+    forced = label(
+        LabelConfig(config.source, config.target, config.repository, force=True, engine=EXACT)
+    )
     assert forced.written == 8
 
 
@@ -118,7 +136,9 @@ def test_another_model_labels_again(config, tmp_path):
     import hashlib
 
     digest = hashlib.sha256((made / "model.onnx").read_bytes()).hexdigest()
-    (made / "model.json").write_text(json.dumps(tiny_models.card("colours", 1, "segmenter", digest)))
+    (made / "model.json").write_text(
+        json.dumps(tiny_models.card("colours", 1, "segmenter", digest))
+    )
     summary = label(LabelConfig(config.source, config.target, other, engine=EXACT))
     assert (summary.written, summary.skipped) == (8, 0)
 
@@ -148,8 +168,14 @@ def test_bad_files_are_counted_and_named_and_the_rest_is_done(config, folder):
     assert (summary.images, summary.written, summary.failed) == (15, 8, 7)
     failures = {entry["image"]: entry["error"] for entry in lines(config.target / "failures.jsonl")}
     assert set(failures) == {
-        "text.jpg", "empty.png", "bomb.png", "huge.jpeg", "sub/cut.jpg", "strip.png", "gone.jpg",
-    }  # fmt: skip
+        "text.jpg",
+        "empty.png",
+        "bomb.png",
+        "huge.jpeg",
+        "sub/cut.jpg",
+        "strip.png",
+        "gone.jpg",
+    }
     assert "900,000,000 pixels" in failures["bomb.png"]
     assert "100,000,000 pixels" in failures["huge.jpeg"]
     assert "this is text" in failures["text.jpg"]

@@ -35,7 +35,9 @@ def test_json_lines_hold_the_fields_the_request_id_and_the_trace(lines):
     try:
         raise ValueError("of\nno use")
     except ValueError:
-        logging.getLogger("serving.x").exception("failed %d", 7, extra={"fields": {"rpc": "a/B", "total": 0.25}})
+        logging.getLogger("serving.x").exception(
+            "failed %d", 7, extra={"fields": {"rpc": "a/B", "total": 0.25}}
+        )
     finally:
         logs.REQUEST_ID.reset(token)
     logging.getLogger("serving.x").debug("below the level")
@@ -52,7 +54,9 @@ def test_json_lines_hold_the_fields_the_request_id_and_the_trace(lines):
 
 def test_text_lines_are_one_line_and_quote_what_could_be_misread(lines):
     stream = lines("text")
-    logging.getLogger("serving.x").info("two\nlines", extra={"fields": {"a": "b c", "seconds": 0.5, "empty": ""}})
+    logging.getLogger("serving.x").info(
+        "two\nlines", extra={"fields": {"a": "b c", "seconds": 0.5, "empty": ""}}
+    )
     (line,) = stream.getvalue().splitlines()
     assert line.endswith('INFO serving.x: two; lines a="b c" seconds=0.500000 empty=""')
 
@@ -72,7 +76,9 @@ def test_a_call_leaves_one_line_with_its_id_and_neither_pixels_nor_secrets(serve
     metadata = ((logs.REQUEST_ID_KEY, "job-8"), ("authorization", f"Bearer {secret}"))
     with grpc.insecure_channel(server.address) as channel:
         stub = segmentation_pb2_grpc.SegmentationStub(channel)
-        _, call = stub.Segment.with_call(pb.SegmentRequest(image=image), metadata=metadata, timeout=20)
+        _, call = stub.Segment.with_call(
+            pb.SegmentRequest(image=image), metadata=metadata, timeout=20
+        )
         assert (logs.REQUEST_ID_KEY, "job-8") in call.trailing_metadata()
     (record,) = (r for r in caplog.records if r.name == "serving.requests")
     assert record.fields.items() >= {
@@ -89,7 +95,12 @@ def test_a_call_leaves_one_line_with_its_id_and_neither_pixels_nor_secrets(serve
 
 def test_a_refused_call_tells_its_id_too(server, caplog):
     caplog.set_level(logging.DEBUG)
-    failure(server, "Segment", pb.SegmentRequest(image=IMAGE, model="x"), metadata=((logs.REQUEST_ID_KEY, "job-9"),))
+    failure(
+        server,
+        "Segment",
+        pb.SegmentRequest(image=IMAGE, model="x"),
+        metadata=((logs.REQUEST_ID_KEY, "job-9"),),
+    )
     (record,) = (r for r in caplog.records if r.name == "serving.requests")
     assert record.fields["code"] == "NOT_FOUND"
     assert record.fields["reason"] == "MODEL_NOT_FOUND"

@@ -8,7 +8,8 @@ from trainer.camfile import upsample_cam
 
 
 @pytest.mark.parametrize(
-    ("cells", "size"), [((11, 15), (41, 57)), ((1, 1), (3, 200)), ((50, 40), (200, 160)), ((9, 9), (5, 4))]
+    ("cells", "size"),
+    [((11, 15), (41, 57)), ((1, 1), (3, 200)), ((50, 40), (200, 160)), ((9, 9), (5, 4))],
 )
 def test_bands_are_the_trainers_up_sampling(cells, size):
     coarse = np.random.default_rng(0).random((2, *cells), dtype=np.float32)
@@ -22,7 +23,9 @@ def test_bands_are_the_trainers_up_sampling(cells, size):
 def test_the_strongest_map_above_the_threshold_wins():
     coarse = np.random.default_rng(1).random((3, 20, 30), dtype=np.float32)
     mask, confidence = maps.to_mask(coarse, [2, 5, 9], 0.5, 77, 113)
-    scores = np.concatenate([np.full((1, 77, 113), 0.5, np.float32), upsample_cam(coarse, (77, 113))])
+    scores = np.concatenate(
+        [np.full((1, 77, 113), 0.5, np.float32), upsample_cam(coarse, (77, 113))]
+    )
     np.testing.assert_array_equal(mask, np.array([0, 2, 5, 9])[scores.argmax(0)])
     np.testing.assert_allclose(confidence, 255 * scores.max(0) / scores.sum(0), atol=0.51)
 

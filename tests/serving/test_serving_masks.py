@@ -62,4 +62,10 @@ def test_filter_resize_and_quantise():
     assert masks.keep_labels(labels, [2]).tolist() == [[0, 0, 0], [2, 2, 2]]
     assert set(np.unique(masks.resize_nearest(labels, 9, 7))) == {0, 1, 2}
     assert masks.resize_nearest(labels, 2, 3) is labels
-    assert masks.quantise(np.array([-1, 0, 0.5, 1, 2], np.float32)).tolist() == [0, 0, 128, 255, 255]
+    assert masks.quantise(np.array([-1, 0, 0.5, 1, 2], np.float32)).tolist() == [
+        0,
+        0,
+        128,
+        255,
+        255,
+    ]

@@ -21,7 +21,9 @@ def samples(server):
         assert kind.startswith("text/plain")
         families = list(text_string_to_metric_families(page.decode()))
         found = [s for family in families for s in family.samples if s.name == name]
-        return {tuple(s.labels.items()): s.value for s in found if labels.items() <= s.labels.items()}
+        return {
+            tuple(s.labels.items()): s.value for s in found if labels.items() <= s.labels.items()
+        }
 
     return read
 
@@ -39,8 +41,17 @@ def test_requests_are_counted_by_code_and_reason_and_timed_by_stage(server, samp
     failure(server, "Segment", pb.SegmentRequest(image=IMAGE, model="x"))
     failure(server, "Segment", pb.SegmentRequest(image=pb.Image(encoded=b"x"), model="colours"))
     assert one(samples("wsss_requests_total", **CALL)) == before + 3
-    assert one(samples("wsss_requests_total", reason="MODEL_NOT_FOUND", rpc=CALL["rpc"], code="NOT_FOUND")) >= 1
-    unreadable = samples("wsss_requests_total", reason="IMAGE_UNREADABLE", model="colours", rpc=CALL["rpc"])
+    assert (
+        one(
+            samples(
+                "wsss_requests_total", reason="MODEL_NOT_FOUND", rpc=CALL["rpc"], code="NOT_FOUND"
+            )
+        )
+        >= 1
+    )
+    unreadable = samples(
+        "wsss_requests_total", reason="IMAGE_UNREADABLE", model="colours", rpc=CALL["rpc"]
+    )
     assert one(unreadable) >= 1
     for stage in ("queue", "decode", "infer", "encode", "total"):
         assert one(samples("wsss_request_seconds_count", model="colours", stage=stage)) >= 3

@@ -35,7 +35,9 @@ def states(models):
 
 
 def reason(models, name, version):
-    return next(state.reason for state in models.index() if (state.name, state.version) == (name, version))
+    return next(
+        state.reason for state in models.index() if (state.name, state.version) == (name, version)
+    )
 
 
 def versions(models, name="colours"):
@@ -59,7 +61,9 @@ def test_the_sound_models_are_served_and_the_others_told_with_their_reason(tmp_p
             told = reason(models, "maps", 1)
             assert told.startswith("maps/1/model.onnx has SHA-256")
             assert str(tmp_path) not in told
-            with pytest.raises(ModelNotFound, match=r"model 'maps' is not served: maps/1/model\.onnx has") as caught:
+            with pytest.raises(
+                ModelNotFound, match=r"model 'maps' is not served: maps/1/model\.onnx has"
+            ) as caught:
                 models.find("maps", 0, None)
             assert caught.value.metadata == {"known": "colours"}
             ran = await models.find("colours", 0, "segmenter").batcher.run(PIXELS)
@@ -102,7 +106,8 @@ def test_an_empty_repository_starts_only_where_models_may_come(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("policy", "expected"), [("latest", [3]), ("latest:2", [2, 3]), ("all", [1, 2, 3]), ("1,2", [1, 2])]
+    ("policy", "expected"),
+    [("latest", [3]), ("latest:2", [2, 3]), ("all", [1, 2, 3]), ("1,2", [1, 2])],
 )
 def test_policies_count_the_sound_versions(tmp_path, policy, expected):
     for version in (1, 2, 3, 4):
@@ -121,7 +126,9 @@ def test_a_model_is_served_by_a_schedule_of_its_own(tmp_path):
         tiny_models.export(tmp_path, name)
 
     async def work():
-        async with started(tmp_path, schedule__models={"others": {"bucket": 32, "warm": ["64x64"]}}) as models:
+        async with started(
+            tmp_path, schedule__models={"others": {"bucket": 32, "warm": ["64x64"]}}
+        ) as models:
             assert [models.find(name, 0, None).bucket for name in ("colours", "others")] == [1, 32]
 
     asyncio.run(work())
@@ -237,7 +244,8 @@ def test_polling_follows_the_repository(tmp_path):
         async with started(root, models__control="poll", models__poll_seconds=0.05) as models:
             tiny_models.export(root, version=2)
             await until(lambda: versions(models) == [2])
-            # A third version whose graph is not copied whole yet: it settles, is refused, and taken when it is whole.
+            # A third version whose graph is not copied whole yet: it settles, is refused, and taken
+            # when it is whole.
             folder = tiny_models.export(root, version=3)
             whole = (folder / "model.onnx").read_bytes()
             (folder / "model.onnx").write_bytes(whole[:100])
@@ -245,13 +253,16 @@ def test_polling_follows_the_repository(tmp_path):
             assert versions(models) == [2]
             (folder / "model.onnx").write_bytes(whole)
             await until(lambda: versions(models) == [3])
-            # Deleted versions go, and the newest that is left comes back; a model that is gone is not listed.
+            # Deleted versions go, and the newest that is left comes back; a model that is gone is
+            # not listed.
             shutil.rmtree(folder)
             await until(lambda: versions(models) == [2])
             tiny_models.export(root, "maps", "cam")
             await until(lambda: versions(models, "maps") == [1])
             shutil.rmtree(root / "maps")
-            await until(lambda: [state.name for state in models.index() if state.name == "maps"] == [])
+            await until(
+                lambda: [state.name for state in models.index() if state.name == "maps"] == []
+            )
             # A repository that cannot be seen for a while is no reason to stop serving.
             root.rename(tmp_path / "away")
             await asyncio.sleep(0.2)
@@ -312,7 +323,9 @@ def test_closing_while_a_model_is_being_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "try_model", forever)
 
     async def work():
-        async with started(tmp_path, models__control="poll", models__poll_seconds=0.05, models__trial=True) as models:
+        async with started(
+            tmp_path, models__control="poll", models__poll_seconds=0.05, models__trial=True
+        ) as models:
             tiny_models.export(tmp_path, version=2)
             await until(lambda: ("colours", 2, "LOADING") in states(models))
             assert versions(models) == [1]

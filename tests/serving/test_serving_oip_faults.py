@@ -22,7 +22,10 @@ def sick(tmp_path, run_server):
     """A server of a tensor model, and what to put in place of its engine's ``run``."""
     tiny_models.export(tmp_path, "sums", "tensor")
     tiny_models.export(tmp_path, "colours", "segmenter")
-    with run_server(configured(tmp_path, limits__max_bytes=100_000)) as server, stub(server.address) as calls:
+    with (
+        run_server(configured(tmp_path, limits__max_bytes=100_000)) as server,
+        stub(server.address) as calls,
+    ):
         yield server, calls
 
 
@@ -60,7 +63,9 @@ def test_a_graph_that_breaks_its_promise_is_internal(sick):
     request = pb.ModelInferRequest(model_name="colours", raw_input_contents=[image.tobytes()])
     request.inputs.add(name="image", datatype="UINT8", shape=image.shape)
     heal = replace_run(
-        server, "colours", lambda run, *arguments: run(*arguments) | {"mask": np.zeros((1, 3, 3), np.uint8)}
+        server,
+        "colours",
+        lambda run, *arguments: run(*arguments) | {"mask": np.zeros((1, 3, 3), np.uint8)},
     )
     assert code(calls.ModelInfer, request)[0] == "INTERNAL"
     heal()
@@ -90,11 +95,19 @@ def test_a_caller_that_vanishes_leaves_nothing_behind(sick):
 @pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
 def test_a_message_above_the_limit_is_refused_however_small_it_was_packed(sick, compression):
     server, calls = sick
-    (limits,) = (text for text in calls.ServerMetadata(pb.ServerMetadataRequest()).extensions if "limits" in text)
+    (limits,) = (
+        text
+        for text in calls.ServerMetadata(pb.ServerMetadataRequest()).extensions
+        if "limits" in text
+    )
     limit = 2 * 100_000 + 2**20
     assert f"message_bytes={limit}," in limits
-    with grpc.insecure_channel(server.address, options=[("grpc.max_send_message_length", -1)]) as channel:
-        status, _, text = code(channel.unary_unary(INFER), bytes(50 * 2**20), compression=compression)
+    with grpc.insecure_channel(
+        server.address, options=[("grpc.max_send_message_length", -1)]
+    ) as channel:
+        status, _, text = code(
+            channel.unary_unary(INFER), bytes(50 * 2**20), compression=compression
+        )
     assert status == "RESOURCE_EXHAUSTED"
     assert "larger than max" in text
     assert code(calls.ModelInfer, sums())[0] == "OK"

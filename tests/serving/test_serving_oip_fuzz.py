@@ -1,4 +1,5 @@
-"""Messages of the Open Inference Protocol that nobody would send: the code is right, the process lives.
+"""Messages of the Open Inference Protocol that nobody would send: the code is right, the process
+lives.
 
 ``WSSS_FUZZ=20000 python -m pytest tests/serving/test_serving_oip_fuzz.py`` for a longer run.
 """
@@ -23,17 +24,25 @@ BOUNDED = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 SERVICE = "/inference.GRPCInferenceService"
-# What a bad request may end with. Of a fault of the server, INTERNAL, none is the caller's to provoke.
+# What a bad request may end with. Of a fault of the server, INTERNAL, none is the caller's to
+# provoke.
 ALLOWED = {"OK", "INVALID_ARGUMENT", "NOT_FOUND"}
 
-INTEGERS = st.one_of(st.sampled_from([0, 1, 2, 3, -1, 2**31, 2**62, -(2**63), 2**63 - 1]), st.integers(-5, 300))
-NAMES = st.one_of(
-    st.sampled_from(["x", "y", "image", "sum", "mask", "sums", "colours", "maps", ""]), st.text(max_size=12)
+INTEGERS = st.one_of(
+    st.sampled_from([0, 1, 2, 3, -1, 2**31, 2**62, -(2**63), 2**63 - 1]), st.integers(-5, 300)
 )
-TYPES = st.sampled_from(["FP32", "UINT8", "BYTES", "BOOL", "FP16", "BF16", "INT64", "", "fp32", "FP8"])
+NAMES = st.one_of(
+    st.sampled_from(["x", "y", "image", "sum", "mask", "sums", "colours", "maps", ""]),
+    st.text(max_size=12),
+)
+TYPES = st.sampled_from(
+    ["FP32", "UINT8", "BYTES", "BOOL", "FP16", "BF16", "INT64", "", "fp32", "FP8"]
+)
 CHUNKS = st.one_of(
     st.binary(max_size=80),
-    st.sampled_from([X.tobytes(), Y.tobytes(), bytes(8 * 8 * 3), b"\xff" * 8, b"\x00" * 4, b"\x04\0\0\0abcd"]),
+    st.sampled_from(
+        [X.tobytes(), Y.tobytes(), bytes(8 * 8 * 3), b"\xff" * 8, b"\x00" * 4, b"\x04\0\0\0abcd"]
+    ),
     st.just(np.full(6, np.nan, np.float32).tobytes()),
 )
 PARAMETERS = st.one_of(
@@ -46,7 +55,14 @@ PARAMETERS = st.one_of(
 )
 PARAMETER_NAMES = st.sampled_from(
     [
-        *("priority", "timeout", "classification", "sequence_id", "shared_memory_region", "binary_data_output"),
+        *(
+            "priority",
+            "timeout",
+            "classification",
+            "sequence_id",
+            "shared_memory_region",
+            "binary_data_output",
+        ),
         *("triton_enable_empty_final_response", "p"),
     ]
 )
@@ -66,14 +82,20 @@ def contents(draw):
 @st.composite
 def requests(draw):
     """Any request, or a right one with a part exchanged."""
-    request = sums() if draw(st.booleans()) else pb.ModelInferRequest(model_name=draw(NAMES), id=draw(NAMES))
+    request = (
+        sums()
+        if draw(st.booleans())
+        else pb.ModelInferRequest(model_name=draw(NAMES), id=draw(NAMES))
+    )
     for change in draw(st.lists(st.sampled_from(CHANGES), max_size=3)):
         change(draw, request)
     return request
 
 
 def add_input(draw, request):
-    tensor = request.inputs.add(name=draw(NAMES), datatype=draw(TYPES), shape=draw(st.lists(INTEGERS, max_size=5)))
+    tensor = request.inputs.add(
+        name=draw(NAMES), datatype=draw(TYPES), shape=draw(st.lists(INTEGERS, max_size=5))
+    )
     if draw(st.booleans()):
         tensor.contents.CopyFrom(draw(contents()))
 
@@ -113,7 +135,9 @@ def add_parameter(draw, request):
 
 def change_version(draw, request):
     request.model_version = draw(
-        st.one_of(st.sampled_from(["1", "0", "-1", "01", "1e3", "9" * 4000, "١"]), st.text(max_size=5))
+        st.one_of(
+            st.sampled_from(["1", "0", "-1", "01", "1e3", "9" * 4000, "١"]), st.text(max_size=5)
+        )
     )
 
 
@@ -166,7 +190,10 @@ def test_a_damaged_request_has_a_right_answer(channel, request, where, byte):
 @BOUNDED
 @given(
     batch=st.lists(
-        st.one_of(requests().map(lambda request: request.SerializeToString()), st.binary(max_size=40)), max_size=6
+        st.one_of(
+            requests().map(lambda request: request.SerializeToString()), st.binary(max_size=40)
+        ),
+        max_size=6,
     )
 )
 def test_a_stream_survives_anything(channel, batch):
@@ -189,7 +216,11 @@ def test_a_stream_survives_anything(channel, batch):
 )
 def test_any_metadata_is_borne(tensor_server, key, value, given_id):
     with stub(tensor_server.address) as calls:
-        metadata = ((key, value), ("x-request-id", given_id.strip()), ("traceparent", given_id.strip()))
+        metadata = (
+            (key, value),
+            ("x-request-id", given_id.strip()),
+            ("traceparent", given_id.strip()),
+        )
         assert code(calls.ServerLive, pb.ServerLiveRequest(), metadata=metadata)[0] == "OK"
 
 

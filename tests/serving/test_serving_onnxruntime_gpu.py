@@ -38,7 +38,10 @@ def config(name, tmp_path, **changes):
 
 
 def assert_same(engine, card, batch):
-    found, expected = engine.run({"image": batch}, Stop()), OnnxRuntimeEngine(card).run({"image": batch})
+    found, expected = (
+        engine.run({"image": batch}, Stop()),
+        OnnxRuntimeEngine(card).run({"image": batch}),
+    )
     assert found.keys() == expected.keys()
     for name, values in expected.items():
         np.testing.assert_array_equal(found[name], values)
@@ -71,10 +74,15 @@ def test_memory_and_precision_are_the_settings(monkeypatch, gpu, card, tmp_path)
     fake = FakeOnnxRuntime(monkeypatch)
     settings = config("onnxruntime-cuda", tmp_path, memory_mb=512, precision="fp32")
     assert " fp32 on " in OnnxRuntimeGpuEngine(card, PLAN, settings).description
-    assert (fake.options[CUDA]["gpu_mem_limit"], fake.options[CUDA]["use_tf32"]) == (str(512 << 20), "0")
+    assert (fake.options[CUDA]["gpu_mem_limit"], fake.options[CUDA]["use_tf32"]) == (
+        str(512 << 20),
+        "0",
+    )
 
 
-def test_tensorrt_has_explicit_shapes_and_a_folder_for_what_it_builds(monkeypatch, gpu, card, tmp_path):
+def test_tensorrt_has_explicit_shapes_and_a_folder_for_what_it_builds(
+    monkeypatch, gpu, card, tmp_path
+):
     fake = FakeOnnxRuntime(monkeypatch)
     settings = config("onnxruntime-tensorrt", tmp_path)
     engine = OnnxRuntimeGpuEngine(card, PLAN, settings)
@@ -107,12 +115,24 @@ def test_tensorrt_has_explicit_shapes_and_a_folder_for_what_it_builds(monkeypatc
 @pytest.mark.parametrize(
     ("name", "used", "lost", "told"),
     [
-        ("onnxruntime-cuda", [], (), f"put the model on CPUExecutionProvider: the libraries of {CUDA} do not load"),
-        ("onnxruntime-tensorrt", [CUDA], (), f"put the model on {CUDA}, CPU.*: the libraries of {TENSORRT} do not"),
+        (
+            "onnxruntime-cuda",
+            [],
+            (),
+            f"put the model on CPUExecutionProvider: the libraries of {CUDA} do not load",
+        ),
+        (
+            "onnxruntime-tensorrt",
+            [CUDA],
+            (),
+            f"put the model on {CUDA}, CPU.*: the libraries of {TENSORRT} do not",
+        ),
         ("onnxruntime-cuda", [CUDA], ("Conv", "Cast"), f"{CUDA} takes no Conv\n"),
     ],
 )
-def test_the_processors_never_take_the_place_of_the_gpu(monkeypatch, gpu, card, tmp_path, name, used, lost, told):
+def test_the_processors_never_take_the_place_of_the_gpu(
+    monkeypatch, gpu, card, tmp_path, name, used, lost, told
+):
     FakeOnnxRuntime(monkeypatch, used, lost)
     with pytest.raises(EngineError, match=told):
         choose_engine(card, PLAN, config(name, tmp_path))
@@ -120,11 +140,15 @@ def test_the_processors_never_take_the_place_of_the_gpu(monkeypatch, gpu, card, 
 
 def test_shapes_may_be_computed_on_the_processors(monkeypatch, gpu, card, tmp_path):
     FakeOnnxRuntime(monkeypatch, lost=("Concat", "Slice"))
-    assert_same(OnnxRuntimeGpuEngine(card, PLAN, config("onnxruntime-cuda", tmp_path)), card, image())
+    assert_same(
+        OnnxRuntimeGpuEngine(card, PLAN, config("onnxruntime-cuda", tmp_path)), card, image()
+    )
 
 
 def test_the_library_for_processors_is_no_gpu(card, tmp_path):
-    with pytest.raises(EngineError, match=f"has no {CUDA}\nexpected: the distribution onnxruntime-gpu"):
+    with pytest.raises(
+        EngineError, match=f"has no {CUDA}\nexpected: the distribution onnxruntime-gpu"
+    ):
         choose_engine(card, PLAN, config("onnxruntime-cuda", tmp_path))
 
 
@@ -142,17 +166,23 @@ def test_the_tensorrt_provider_needs_tensorrt(monkeypatch, gpu, card, tmp_path):
         choose_engine(card, PLAN, config("onnxruntime-tensorrt", tmp_path))
 
 
-def test_an_installation_for_gpus_chooses_the_gpu_and_nothing_else(monkeypatch, gpu, card, tmp_path):
+def test_an_installation_for_gpus_chooses_the_gpu_and_nothing_else(
+    monkeypatch, gpu, card, tmp_path
+):
     fake = FakeOnnxRuntime(monkeypatch)
     assert CUDA in choose_engine(card, PLAN, config("auto", tmp_path)).description
     fake.used = []
-    with pytest.raises(EngineError, match=r"engine\.name = 'onnxruntime' in the settings for the processors"):
+    with pytest.raises(
+        EngineError, match=r"engine\.name = 'onnxruntime' in the settings for the processors"
+    ):
         choose_engine(card, PLAN, config("auto", tmp_path))
 
 
 def test_planned_sizes_are_replayed_at_fixed_addresses(monkeypatch, gpu, card, tmp_path):
     fake = FakeOnnxRuntime(monkeypatch)
-    engine = OnnxRuntimeGpuEngine(card, PLAN, config("onnxruntime-cuda", tmp_path, cuda_graphs=True))
+    engine = OnnxRuntimeGpuEngine(
+        card, PLAN, config("onnxruntime-cuda", tmp_path, cuda_graphs=True)
+    )
     assert fake.options[CUDA]["enable_cuda_graph"] == "1"
     for seed in range(3):
         assert_same(engine, card, image(seed=seed))
@@ -172,7 +202,9 @@ def test_planned_sizes_are_replayed_at_fixed_addresses(monkeypatch, gpu, card, t
 
 def test_results_do_not_change_with_the_next_run(monkeypatch, gpu, card, tmp_path):
     FakeOnnxRuntime(monkeypatch)
-    engine = OnnxRuntimeGpuEngine(card, PLAN, config("onnxruntime-cuda", tmp_path, cuda_graphs=True))
+    engine = OnnxRuntimeGpuEngine(
+        card, PLAN, config("onnxruntime-cuda", tmp_path, cuda_graphs=True)
+    )
     engine.run({"image": image()})
     first = engine.run({"image": image()})["mask"]
     kept = first.copy()
@@ -183,7 +215,9 @@ def test_results_do_not_change_with_the_next_run(monkeypatch, gpu, card, tmp_pat
 @pytest.mark.parametrize("graphs", [False, True])
 def test_a_run_can_be_stopped(monkeypatch, gpu, card, tmp_path, graphs):
     FakeOnnxRuntime(monkeypatch)
-    engine = OnnxRuntimeGpuEngine(card, PLAN, config("onnxruntime-cuda", tmp_path, cuda_graphs=graphs))
+    engine = OnnxRuntimeGpuEngine(
+        card, PLAN, config("onnxruntime-cuda", tmp_path, cuda_graphs=graphs)
+    )
     stop = Stop()
     stop.request()
     with pytest.raises(Stopped):
@@ -193,7 +227,9 @@ def test_a_run_can_be_stopped(monkeypatch, gpu, card, tmp_path, graphs):
 def test_a_tensor_model_of_fixed_axes_is_replayed_too(monkeypatch, gpu, tmp_path):
     fake = FakeOnnxRuntime(monkeypatch)
     card = read_card(tiny_models.export(tmp_path, "sums", "tensor"))
-    engine = OnnxRuntimeGpuEngine(card, PLAN, config("onnxruntime-cuda", tmp_path, cuda_graphs=True))
+    engine = OnnxRuntimeGpuEngine(
+        card, PLAN, config("onnxruntime-cuda", tmp_path, cuda_graphs=True)
+    )
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     for step in range(3):
         np.testing.assert_array_equal(engine.run({"x": x + step, "y": x})["sum"], 2 * x + step)

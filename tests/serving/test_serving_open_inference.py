@@ -1,4 +1,6 @@
-"""The Open Inference Protocol where NVIDIA's client does not go: typed contents, lies, fuzz, control, drain."""
+"""The Open Inference Protocol where NVIDIA's client does not go: typed contents, lies, fuzz,
+control, drain.
+"""
 
 from __future__ import annotations
 
@@ -48,14 +50,18 @@ def test_outputs_come_as_asked_for(calls):
     mask.inputs.add(name="image", datatype="UINT8", shape=(1, 8, 8, 3))
     mask.outputs.add(name="mask").parameters["classification"].int64_param = 1
     assert code(calls.ModelInfer, mask)[0] == "INVALID_ARGUMENT"
-    assert raw == b"".join(len(text).to_bytes(4, "little") + text for text in (b"3.000000:2", b"6.000000:2"))
+    assert raw == b"".join(
+        len(text).to_bytes(4, "little") + text for text in (b"3.000000:2", b"6.000000:2")
+    )
 
 
 def test_the_online_mask_is_the_one_of_the_other_protocol(calls, tensor_server, pixels):
     file = io.BytesIO()
     Image.fromarray(np.tile(pixels, (9, 9, 1))).save(file, "PNG")
     request = pb.ModelInferRequest(model_name="colours")
-    request.inputs.add(name="image", datatype="BYTES", shape=[1]).contents.bytes_contents.append(file.getvalue())
+    request.inputs.add(name="image", datatype="BYTES", shape=[1]).contents.bytes_contents.append(
+        file.getvalue()
+    )
     found = outputs(calls.ModelInfer(request))
     with Client(tensor_server.address) as client:
         ours = client.segment(file.getvalue(), "colours", confidence=True)
@@ -70,7 +76,9 @@ def test_a_batch_of_images(calls):
     request = pb.ModelInferRequest(model_name="colours", raw_input_contents=[batch.tobytes()])
     request.inputs.add(name="image", datatype="UINT8", shape=batch.shape)
     found = outputs(calls.ModelInfer(request))["mask"]
-    np.testing.assert_array_equal(found, np.stack([tiny_models.expected_mask(image) for image in batch]))
+    np.testing.assert_array_equal(
+        found, np.stack([tiny_models.expected_mask(image) for image in batch])
+    )
 
 
 def altered(change, raw=True):
@@ -106,7 +114,9 @@ LIES = {
     "fewer raw contents": altered(lambda r: r.raw_input_contents.__delitem__(0)),
     "more raw contents": altered(lambda r: r.raw_input_contents.append(b"")),
     "raw and typed": altered(lambda r: r.inputs[0].contents.fp32_contents.append(1.0)),
-    "typed of another type": altered(lambda r: r.inputs[0].contents.int_contents.append(1), raw=False),
+    "typed of another type": altered(
+        lambda r: r.inputs[0].contents.int_contents.append(1), raw=False
+    ),
     "too few typed": altered(lambda r: r.inputs[0].contents.fp32_contents.pop(), raw=False),
     "BYTES for numbers": altered(lambda r: setattr(r.inputs[0], "datatype", "BYTES")),
     "made-up type": altered(lambda r: setattr(r.inputs[0], "datatype", "FP8")),
@@ -129,7 +139,9 @@ def test_lies_are_invalid_arguments(calls, name):
 
 
 def encoded_request(raw=None, contents=None, shape=(1,)):
-    request = pb.ModelInferRequest(model_name="colours", raw_input_contents=[] if raw is None else [raw])
+    request = pb.ModelInferRequest(
+        model_name="colours", raw_input_contents=[] if raw is None else [raw]
+    )
     tensor = request.inputs.add(name="image", datatype="BYTES", shape=shape)
     if contents is not None:
         tensor.contents.bytes_contents.extend(contents)
@@ -157,7 +169,9 @@ def test_lying_lengths_of_bytes(calls, request_, reason):
 
 def test_pixels_beyond_the_models_sides_are_refused_with_the_limit(calls):
     for sides in ((4, 4), (8, 300)):
-        request = pb.ModelInferRequest(model_name="colours", raw_input_contents=[bytes(sides[0] * sides[1] * 3)])
+        request = pb.ModelInferRequest(
+            model_name="colours", raw_input_contents=[bytes(sides[0] * sides[1] * 3)]
+        )
         request.inputs.add(name="image", datatype="UINT8", shape=(1, *sides, 3))
         status, reason, text = code(calls.ModelInfer, request)
         assert (status, reason) == ("INVALID_ARGUMENT", "IMAGE_TOO_LARGE")
@@ -166,13 +180,24 @@ def test_pixels_beyond_the_models_sides_are_refused_with_the_limit(calls):
 
 def test_malformed_messages_are_invalid_arguments(tensor_server):
     messages = [
-        b"\x00", b"\xff" * 40, b"\x3a\xff", b"\x3a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", b"\x0a\x05abc", b"\x0b", b"\x3f",
-        b"\x09\x01", b"\x0a\x01\xff", b"\x08" * 20_001, b"\x3a\x00" * 10_001,
-    ]  # fmt: skip
+        b"\x00",
+        b"\xff" * 40,
+        b"\x3a\xff",
+        b"\x3a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
+        b"\x0a\x05abc",
+        b"\x0b",
+        b"\x3f",
+        b"\x09\x01",
+        b"\x0a\x01\xff",
+        b"\x08" * 20_001,
+        b"\x3a\x00" * 10_001,
+    ]
     with grpc.insecure_channel(tensor_server.address) as channel:
         for message in messages:
             for name in ("ModelInfer", "ModelMetadata", "ModelStatistics"):
-                status, _, text = code(channel.unary_unary(f"/inference.GRPCInferenceService/{name}"), message)
+                status, _, text = code(
+                    channel.unary_unary(f"/inference.GRPCInferenceService/{name}"), message
+                )
                 accepted = name != "ModelInfer" and status in ("OK", "NOT_FOUND")
                 assert accepted or status == "INVALID_ARGUMENT", (message[:20], text)
 
@@ -180,8 +205,20 @@ def test_malformed_messages_are_invalid_arguments(tensor_server):
 def test_a_malformed_message_on_a_stream_leaves_it_open(tensor_server):
     method = "/inference.GRPCInferenceService/ModelStreamInfer"
     with grpc.insecure_channel(tensor_server.address) as channel:
-        call = channel.stream_stream(method, response_deserializer=pb.ModelStreamInferResponse.FromString)
-        replies = list(call(iter([sums(id="1").SerializeToString(), b"\xff\xff", sums(id="3").SerializeToString()])))
+        call = channel.stream_stream(
+            method, response_deserializer=pb.ModelStreamInferResponse.FromString
+        )
+        replies = list(
+            call(
+                iter(
+                    [
+                        sums(id="1").SerializeToString(),
+                        b"\xff\xff",
+                        sums(id="3").SerializeToString(),
+                    ]
+                )
+            )
+        )
     assert [reply.infer_response.id for reply in replies] == ["1", "", "3"]
     assert [bool(reply.error_message) for reply in replies] == [False, True, False]
 
@@ -190,7 +227,9 @@ def test_metadata_that_is_no_text_and_thousands_of_parameters(calls):
     request = sums()
     for number in range(5000):
         request.parameters[f"p{number}"].string_param = "x"
-    status, _, _ = code(calls.ModelInfer, request, metadata=(("junk-bin", b"\xff\xfe\x00"), ("x-request-id", "a b")))
+    status, _, _ = code(
+        calls.ModelInfer, request, metadata=(("junk-bin", b"\xff\xfe\x00"), ("x-request-id", "a b"))
+    )
     assert status == "OK"
     for number in range(10_000):
         request.parameters[f"p{number}"].string_param = "x"
@@ -208,27 +247,45 @@ def test_infinite_and_undefined_numbers_pass_through_a_tensor_model(calls):
 @pytest.mark.parametrize("letter", ["a", "é", "😀"])
 def test_names_of_any_length_are_told_short(calls, letter):
     name = letter * 100_000
-    assert code(calls.ModelInfer, pb.ModelInferRequest(model_name=name))[:2] == ("NOT_FOUND", "MODEL_NOT_FOUND")
-    for request in (altered(lambda r: setattr(r.inputs[0], "name", name)), altered(lambda r: r.outputs.add(name=name))):
+    assert code(calls.ModelInfer, pb.ModelInferRequest(model_name=name))[:2] == (
+        "NOT_FOUND",
+        "MODEL_NOT_FOUND",
+    )
+    for request in (
+        altered(lambda r: setattr(r.inputs[0], "name", name)),
+        altered(lambda r: r.outputs.add(name=name)),
+    ):
         status, reason, text = code(calls.ModelInfer, request)
         assert (status, reason) == ("INVALID_ARGUMENT", "INVALID_FIELD")
         assert len(text) < 2000
     long_type = altered(lambda r: setattr(r.inputs[0], "datatype", name))
     assert code(calls.ModelInfer, long_type)[0] == "INVALID_ARGUMENT"
-    assert code(calls.ModelMetadata, pb.ModelMetadataRequest(name="sums", version=name))[0] == "INVALID_ARGUMENT"
+    assert (
+        code(calls.ModelMetadata, pb.ModelMetadataRequest(name="sums", version=name))[0]
+        == "INVALID_ARGUMENT"
+    )
 
 
 def test_a_stream_answers_in_order_and_beyond_its_depth(calls):
     requests = [sums(id=str(number)) for number in range(100)]
-    assert [reply.infer_response.id for reply in calls.ModelStreamInfer(iter(requests))] == [r.id for r in requests]
+    assert [reply.infer_response.id for reply in calls.ModelStreamInfer(iter(requests))] == [
+        r.id for r in requests
+    ]
 
 
 def test_too_many_streams_are_refused(repository, run_server):
-    with run_server(configured(repository, limits__max_streams=1)) as server, stub(server.address) as calls:
+    with (
+        run_server(configured(repository, limits__max_streams=1)) as server,
+        stub(server.address) as calls,
+    ):
         requests = iter(lambda: time.sleep(0.05), 1)
-        first = calls.ModelStreamInfer(pb.ModelInferRequest(id="1") for _ in range(10**9) if not next(requests))
+        first = calls.ModelStreamInfer(
+            pb.ModelInferRequest(id="1") for _ in range(10**9) if not next(requests)
+        )
         assert next(first).error_message
-        status, reason, _ = code(lambda request, timeout: list(calls.ModelStreamInfer(iter([request]))), sums())
+        status, reason, _ = code(
+            lambda request, timeout: list(calls.ModelStreamInfer(iter([request]))), sums()
+        )
         assert (status, reason) == ("RESOURCE_EXHAUSTED", "STREAMS_FULL")
         first.cancel()
 
@@ -245,7 +302,10 @@ def test_deadlines(calls):
 def test_models_are_loaded_and_unloaded_where_that_is_allowed(tmp_path, run_server):
     for name in ("sums", "others"):
         tiny_models.export(tmp_path, name, "tensor")
-    with run_server(configured(tmp_path, models__control="explicit")) as server, stub(server.address) as calls:
+    with (
+        run_server(configured(tmp_path, models__control="explicit")) as server,
+        stub(server.address) as calls,
+    ):
         with grpc.insecure_channel(server.address) as channel:
             health = health_pb2_grpc.HealthStub(channel)
             watched = health.Watch(health_pb2.HealthCheckRequest(service="models/sums"))
@@ -254,7 +314,10 @@ def test_models_are_loaded_and_unloaded_where_that_is_allowed(tmp_path, run_serv
             assert code(calls.ModelInfer, sums())[0] == "OK"
             calls.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="sums"))
             assert code(calls.ModelInfer, sums())[0] in ("NOT_FOUND", "UNAVAILABLE")
-            states = {model.name: model for model in calls.RepositoryIndex(pb.RepositoryIndexRequest()).models}
+            states = {
+                model.name: model
+                for model in calls.RepositoryIndex(pb.RepositoryIndexRequest()).models
+            }
             assert states["sums"].state == "UNAVAILABLE"
             assert states["sums"].reason
             ready = calls.RepositoryIndex(pb.RepositoryIndexRequest(ready=True)).models
@@ -279,7 +342,9 @@ def test_models_are_loaded_and_unloaded_where_that_is_allowed(tmp_path, run_serv
 def test_reflection_shows_the_service_and_its_messages(tensor_server):
     with grpc.insecure_channel(tensor_server.address) as channel:
         reflect = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
-        request = reflection_pb2.ServerReflectionRequest(file_containing_symbol="inference.GRPCInferenceService")
+        request = reflection_pb2.ServerReflectionRequest(
+            file_containing_symbol="inference.GRPCInferenceService"
+        )
         (file,) = next(reflect(iter([request]))).file_descriptor_response.file_descriptor_proto
     described = descriptor_pb2.FileDescriptorProto.FromString(file)
     assert described.package == "inference"

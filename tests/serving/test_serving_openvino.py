@@ -27,7 +27,9 @@ def test_results_are_those_of_onnxruntime_at_every_size(repository, name):
     assert engine.precision == "fp32"
     assert engine.description.endswith(" CPU fp32")
     assert engine.inputs == (TensorSpec("image", "uint8", (-1, -1, -1, 3)),)
-    assert [(spec.name, spec.dtype) for spec in engine.outputs] == [(spec.name, spec.dtype) for spec in other.outputs]
+    assert [(spec.name, spec.dtype) for spec in engine.outputs] == [
+        (spec.name, spec.dtype) for spec in other.outputs
+    ]
     for height, width, count in ((24, 40, 1), (9, 8, 2), (24, 40, 3)):
         batch = image(height, width, count)
         found, expected = engine.run({"image": batch}, Stop()), other.run({"image": batch})
@@ -41,7 +43,9 @@ def test_results_are_those_of_onnxruntime_at_every_size(repository, name):
 def test_outputs_that_the_kind_does_not_promise_are_not_computed(tmp_path):
     folder = tiny_models.export(tmp_path)
     made = tiny_models.graph("segmenter")
-    made.graph.output.append(helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["a", "b", "c", 3]))
+    made.graph.output.append(
+        helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["a", "b", "c", 3])
+    )
     tiny_models.save_graph(folder, made)
     engine = OpenVinoEngine(read_card(folder), Plan())
     assert {spec.name for spec in engine.outputs} == {"mask", "scores", "confidence"}
@@ -93,7 +97,11 @@ def test_a_stop_between_the_look_and_the_start_ends_the_run(repository, monkeypa
             assert calls[-2:] == ["cancel", "cancel"]
             raise RuntimeError("Infer Request was canceled")
 
-    monkeypatch.setattr(engine, "_compiled", type("Compiled", (), {"create_infer_request": lambda self: Request()})())
+    monkeypatch.setattr(
+        engine,
+        "_compiled",
+        type("Compiled", (), {"create_infer_request": lambda self: Request()})(),
+    )
     stop = Stop()
     with pytest.raises(Stopped):
         engine.run({"image": image()}, stop)
@@ -107,14 +115,20 @@ def test_a_graph_that_does_not_load(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("plan", "hint", "streams", "threads"), [(Plan(2, 3), "THROUGHPUT", 2, 6), (Plan(1, 2), "LATENCY", 1, 2)]
+    ("plan", "hint", "streams", "threads"),
+    [(Plan(2, 3), "THROUGHPUT", 2, 6), (Plan(1, 2), "LATENCY", 1, 2)],
 )
 def test_streams_and_threads_are_those_of_the_plan(repository, plan, hint, streams, threads):
     engine = OpenVinoEngine(read_card(repository / "colours" / "1"), plan)
-    told = {name: engine._compiled.get_property(name) for name in ("PERFORMANCE_HINT", "ENABLE_CPU_PINNING")}
+    told = {
+        name: engine._compiled.get_property(name)
+        for name in ("PERFORMANCE_HINT", "ENABLE_CPU_PINNING")
+    }
     assert str(told["PERFORMANCE_HINT"]).endswith(hint)
     assert not told["ENABLE_CPU_PINNING"]
-    assert engine._compiled.get_property("INFERENCE_NUM_THREADS") == min(threads, len(os.sched_getaffinity(0)))
+    assert engine._compiled.get_property("INFERENCE_NUM_THREADS") == min(
+        threads, len(os.sched_getaffinity(0))
+    )
     assert engine._compiled.get_property("NUM_STREAMS") == streams
 
 

@@ -26,12 +26,18 @@ def maps_card(repository: Path) -> Card:
     return read_card(repository / "maps" / "1")
 
 
-def segmented(card: Card, pixels: np.ndarray, tiles: TilingConfig = pipeline.SCALED, **wishes) -> pipeline.Segmented:
+def segmented(
+    card: Card, pixels: np.ndarray, tiles: TilingConfig = pipeline.SCALED, **wishes
+) -> pipeline.Segmented:
     prepared = pipeline.prepare(Picture(pixels, "RAW"), card, 1, tiles)
-    return pipeline.segment(prepared, card, options_for(card, **wishes), OnnxRuntimeEngine(card).run)
+    return pipeline.segment(
+        prepared, card, options_for(card, **wishes), OnnxRuntimeEngine(card).run
+    )
 
 
-def answered(card: Card, pixels: np.ndarray, bucket: int = 1, changes=None, **wishes) -> pipeline.Answer:
+def answered(
+    card: Card, pixels: np.ndarray, bucket: int = 1, changes=None, **wishes
+) -> pipeline.Answer:
     """The answer to an image that is not cut, with some of the engine's outputs exchanged."""
     prepared = pipeline.prepare(Picture(pixels, "RAW"), card, bucket)
     answer = pipeline.Answer(prepared, card, options_for(card, **wishes))
@@ -86,7 +92,12 @@ def test_classes_kept_and_tags_known(card, pixels, wishes):
     np.testing.assert_array_equal(whole.labels, tiny_models.expected_mask(pixels))
     np.testing.assert_array_equal(kept.labels, np.where(whole.labels == 2, 0, whole.labels))
     np.testing.assert_array_equal(kept.confidence, np.where(whole.labels == 2, 0, whole.confidence))
-    assert kept.areas.tolist() == [whole.areas[0] + whole.areas[2], whole.areas[1], 0, whole.areas[3]]
+    assert kept.areas.tolist() == [
+        whole.areas[0] + whole.areas[2],
+        whole.areas[1],
+        0,
+        whole.areas[3],
+    ]
     both = segmented(card, pixels, classes=["red", "green"], tags=["red", "blue"])
     np.testing.assert_array_equal(both.labels, np.where(whole.labels == 1, 1, 0))
 
@@ -94,7 +105,9 @@ def test_classes_kept_and_tags_known(card, pixels, wishes):
 def test_pixels_below_a_confidence_are_undecided(card, pixels):
     result = segmented(card, pixels, confidence_threshold=0.7, classes=["red"])
     expected = np.where(tiny_models.expected_mask(pixels) == 1, 1, 0)
-    np.testing.assert_array_equal(result.labels, np.where(pixels.max(axis=2) < 0.7 * 255, 255, expected))
+    np.testing.assert_array_equal(
+        result.labels, np.where(pixels.max(axis=2) < 0.7 * 255, 255, expected)
+    )
     assert result.areas.sum() < pixels.shape[0] * pixels.shape[1]
 
 
@@ -129,7 +142,9 @@ def test_a_cam_model_gives_a_mask_of_its_maps(maps_card, pixels):
     strongest = result.activated.maps.argmax(axis=0) * 2 + 1
     agree = (
         centres
-        == np.where(result.activated.maps.max(axis=0) > 0.6, strongest, 0)[: centres.shape[0], : centres.shape[1]]
+        == np.where(result.activated.maps.max(axis=0) > 0.6, strongest, 0)[
+            : centres.shape[0], : centres.shape[1]
+        ]
     )
     assert agree.mean() > 0.7
     assert not segmented(maps_card, np.zeros_like(pixels)).labels.any()
@@ -146,8 +161,14 @@ def test_a_tiled_mask_equals_the_whole_one(card, size):
     result = segmented(card, pixels, TILES)
     np.testing.assert_array_equal(result.labels, tiny_models.expected_mask(pixels))
     np.testing.assert_array_equal(result.confidence, pixels.max(axis=2))
-    tiles = [tile for row in pipeline.prepare(Picture(pixels, "RAW"), card, 1, TILES).rows() for tile in row]
-    assert result.scores[0] == pytest.approx(max(tile[..., 0].mean() / 255 for tile in tiles), abs=1e-5)
+    tiles = [
+        tile
+        for row in pipeline.prepare(Picture(pixels, "RAW"), card, 1, TILES).rows()
+        for tile in row
+    ]
+    assert result.scores[0] == pytest.approx(
+        max(tile[..., 0].mean() / 255 for tile in tiles), abs=1e-5
+    )
 
 
 def test_tiled_maps_and_their_mask_equal_the_whole_ones(maps_card, repository):
@@ -178,7 +199,9 @@ def test_the_rule_for_images_above_the_limits(card, size, rule, tiled):
 
 @pytest.mark.parametrize("bucket", [16, 64, 100])
 def test_padding_changes_neither_size_nor_values_of_a_mask(card, pixels, bucket):
-    """The tiny model looks at one pixel at a time, so its mask must not depend on the padding at all."""
+    """The tiny model looks at one pixel at a time, so its mask must not depend on the padding at
+    all.
+    """
     prepared = pipeline.prepare(Picture(pixels, "RAW"), card, bucket)
     assert prepared.model_size == (-(-41 // bucket) * bucket, -(-57 // bucket) * bucket)
     assert prepared.inner == (41, 57)
@@ -194,4 +217,6 @@ def test_padded_activation_maps_cover_the_image_alone(maps_card, pixels):
     for bucket in (1, 32):
         result = answered(maps_card, pixels, bucket, score_threshold=0).activated()
         assert result.maps.shape == (3, 11, 15)
-        np.testing.assert_allclose(result.maps, pixels[::4, ::4].transpose(2, 0, 1) / 255, rtol=1e-6)
+        np.testing.assert_allclose(
+            result.maps, pixels[::4, ::4].transpose(2, 0, 1) / 255, rtol=1e-6
+        )

@@ -9,7 +9,9 @@ from hypothesis.extra import numpy as hnp
 from serving.errors import MaskTooComplex
 from serving.images import polygons
 
-MAPS = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.integers(0, 2))
+MAPS = hnp.arrays(
+    np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.integers(0, 2)
+)
 
 
 def area(points: list[tuple[int, int]]) -> float:
@@ -26,7 +28,9 @@ def ring_of(width: int, thickness: int = 1) -> np.ndarray:
 def test_a_rectangle_is_its_four_corners():
     labels = np.zeros((6, 9), np.uint8)
     labels[1:4, 2:8] = 3
-    assert polygons.rings(labels) == {3: [polygons.Ring([(2, 1), (8, 1), (8, 4), (2, 4)], hole=False)]}
+    assert polygons.rings(labels) == {
+        3: [polygons.Ring([(2, 1), (8, 1), (8, 4), (2, 4)], hole=False)]
+    }
     assert polygons.outlines(labels) == {3: [[(2, 1), (8, 1), (8, 4), (2, 4)]]}
 
 
@@ -53,14 +57,19 @@ def test_rings_fill_exactly_their_mask_and_are_oriented(labels):
         assert all((area(ring.points) < 0) == ring.hole for ring in lines)
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own, with NumPy 2
+@pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # pycocotools' own, with NumPy 2
 @settings(deadline=None, max_examples=100)
 @given(MAPS)
 def test_outlines_fill_the_mask_for_us_and_for_coco(labels):
     coco = pytest.importorskip("pycocotools.mask")
     found = polygons.outlines(labels)
     np.testing.assert_array_equal(polygons.fill(found.items(), *labels.shape), labels)
-    outer = {label: sum(not ring.hole for ring in lines) for label, lines in polygons.rings(labels).items()}
+    outer = {
+        label: sum(not ring.hole for ring in lines)
+        for label, lines in polygons.rings(labels).items()
+    }
     assert {label: len(lines) for label, lines in found.items()} == outer
     for label, lines in found.items():
         flat = [[float(value) for point in line for value in point] for line in lines]
@@ -76,7 +85,9 @@ def test_a_sieve_of_many_holes_is_one_line():
     np.testing.assert_array_equal(polygons.fill([(1, [line])], 41, 61), labels)
 
 
-@pytest.mark.parametrize("line", [[(0, 0), (3, 3), (0, 3)], [(0, 0), (9, 0), (9, 2), (0, 2)], [(-1, 0), (1, 0)]])
+@pytest.mark.parametrize(
+    "line", [[(0, 0), (3, 3), (0, 3)], [(0, 0), (9, 0), (9, 2), (0, 2)], [(-1, 0), (1, 0)]]
+)
 def test_lines_that_no_mask_has(line):
     with pytest.raises(ValueError, match=r"slanting|outside"):
         polygons.fill([(1, [line])], 5, 5)

@@ -12,11 +12,13 @@ def test_reasons_hold_no_paths_but_those_inside_of_the_repository(tmp_path: Path
     (tmp_path / "real").mkdir()
     refused = Refusals(link)
     found = (
-        f"{link}/pets/2/model.onnx and {tmp_path}/real/pets/2/a.bin differ: at /onnxruntime_src/core/graph.cc:18, 3/4"
+        f"{link}/pets/2/model.onnx and {tmp_path}/real/pets/2/a.bin differ: at"
+        " /onnxruntime_src/core/graph.cc:18, 3/4"
     )
     refused.note(("pets", 2), (), RepositoryError(found, "equal ones", "export again"))
-    assert refused.reason(("pets", 2)) == (
-        "pets/2/model.onnx and pets/2/a.bin differ: at (path):18, 3/4, expected equal ones"
+    assert (
+        refused.reason(("pets", 2))
+        == "pets/2/model.onnx and pets/2/a.bin differ: at (path):18, 3/4, expected equal ones"
     )
     assert refused.reason(("pets", 1)) == ""
     refused.note(("pets", 3), (), RepositoryError("x" * 9000))

@@ -21,7 +21,9 @@ from serving.repository.card import read_card
 from serving.repository.loading import open_warm_engine
 from serving.repository.models import State
 
-NAN = helper.make_node("Constant", [], ["bad_scores"], value=numpy_helper.from_array(np.float32([[np.nan] * 3])))
+NAN = helper.make_node(
+    "Constant", [], ["bad_scores"], value=numpy_helper.from_array(np.float32([[np.nan] * 3]))
+)
 
 
 def publish(root: Path, version: int, spoil=lambda folder: None) -> None:
@@ -40,14 +42,18 @@ def until(condition) -> None:
 
 
 class Callers:
-    """Threads that call without a pause; ``versions`` are what each saw, ``errors`` what went wrong."""
+    """Threads that call without a pause; ``versions`` are what each saw, ``errors`` what went
+    wrong.
+    """
 
     def __init__(self, address: str, count: int = 4) -> None:
         self.errors: list[BaseException] = []
         self.versions: list[list[int]] = [[] for _ in range(count)]
         self._address = address
         self._ended = threading.Event()
-        self._threads = [threading.Thread(target=self._call, args=(number,)) for number in range(count)]
+        self._threads = [
+            threading.Thread(target=self._call, args=(number,)) for number in range(count)
+        ]
 
     def __enter__(self):
         for thread in self._threads:
@@ -60,7 +66,9 @@ class Callers:
             thread.join(60)
 
     def _call(self, number: int) -> None:
-        pixels = np.random.default_rng(number).integers(0, 256, (30 + number, 40, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(number).integers(
+            0, 256, (30 + number, 40, 3), dtype=np.uint8
+        )
         expected = tiny_models.expected_mask(pixels)
         with Client(self._address, timeout=60) as client:
             while not self._ended.is_set():
@@ -89,7 +97,12 @@ def test_no_request_fails_while_versions_come_go_and_are_refused(tmp_path, run_s
         publish(root, 2)
         until(lambda: callers.all_see(2))
         publish(root, 3, damage)
-        until(lambda: any((state.version, state.state) == (3, State.UNAVAILABLE) for state in server.models.index()))
+        until(
+            lambda: any(
+                (state.version, state.state) == (3, State.UNAVAILABLE)
+                for state in server.models.index()
+            )
+        )
         publish(root, 4)
         until(lambda: callers.all_see(4))
     assert callers.errors == []
@@ -122,7 +135,9 @@ def path_outside(folder: Path) -> None:
 
 
 def data_outside(folder: Path) -> None:
-    weight = TensorProto(name="one", data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL)
+    weight = TensorProto(
+        name="one", data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL
+    )
     weight.external_data.add(key="location", value="../../../secret")
     graph = tiny_models.graph("segmenter")
     graph.graph.initializer[0].CopyFrom(weight)
@@ -151,7 +166,9 @@ def absurd_shape(folder: Path) -> None:
 def nan_scores(folder: Path) -> None:
     graph = tiny_models.graph("segmenter")
     graph.graph.node[-1].output[0] = "good_scores"
-    graph.graph.node.extend([NAN, helper.make_node("Add", ["good_scores", "bad_scores"], ["scores"])])
+    graph.graph.node.extend(
+        [NAN, helper.make_node("Add", ["good_scores", "bad_scores"], ["scores"])]
+    )
     tiny_models.save_graph(folder, graph)
 
 
@@ -159,8 +176,12 @@ def zero_stride(folder: Path) -> None:
     graph = tiny_models.graph("segmenter")
     weight = numpy_helper.from_array(np.ones((3, 3, 1, 1), np.float32), "weight")
     graph.graph.initializer.append(weight)
-    graph.graph.node.append(helper.make_node("Conv", ["cam_in", "weight"], ["unused"], strides=[0, 0]))
-    graph.graph.node.insert(1, helper.make_node("Transpose", ["pixels"], ["cam_in"], perm=[0, 3, 1, 2]))
+    graph.graph.node.append(
+        helper.make_node("Conv", ["cam_in", "weight"], ["unused"], strides=[0, 0])
+    )
+    graph.graph.node.insert(
+        1, helper.make_node("Transpose", ["pixels"], ["cam_in"], perm=[0, 3, 1, 2])
+    )
     tiny_models.save_graph(folder, graph)
 
 
@@ -217,7 +238,11 @@ def test_the_old_version_serves_on_whatever_is_put_beside_it(tmp_path, run_serve
             publish(root, version, spoil)
 
         def reasons():
-            return {state.version: state.reason for state in server.models.index() if state.state == State.UNAVAILABLE}
+            return {
+                state.version: state.reason
+                for state in server.models.index()
+                if state.state == State.UNAVAILABLE
+            }
 
         until(lambda: len(reasons()) == len(spoilt) or callers.errors)
         told = reasons()

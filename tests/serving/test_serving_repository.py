@@ -17,7 +17,12 @@ def test_a_sound_repository(repository: Path):
     card = cards["colours"][1]
     assert card.classes == tiny_models.CLASSES
     assert card.labels == ("background", *tiny_models.CLASSES)
-    assert (card.min_side, card.max_side, card.score_threshold, card.background_threshold) == (8, 256, 0.3, 0.5)
+    assert (card.min_side, card.max_side, card.score_threshold, card.background_threshold) == (
+        8,
+        256,
+        0.3,
+        0.5,
+    )
     verify(card)
 
 
@@ -113,7 +118,10 @@ def test_checksums(tmp_path: Path):
         ({"graph": "../model.onnx"}, "sha256 does not list"),
         ({"sha256": {"model.onnx": "00", "../../x": "00"}}, "folder in it"),
         ({"labels": ["background", "red"]}, "labels"),
-        ({"classes": ["red", "red", "blue"], "labels": ["background", "red", "red", "blue"]}, "labels"),
+        (
+            {"classes": ["red", "red", "blue"], "labels": ["background", "red", "red", "blue"]},
+            "labels",
+        ),
         ({"palette": [[0, 0, 0]]}, "palette"),
         ({"palette": [[0, 0, 999]] * 4}, "palette"),
         ({"input": {"name": "image"}}, "no field 'min_side'"),

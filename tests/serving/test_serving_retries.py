@@ -82,7 +82,10 @@ def test_a_call_is_made_again_within_its_time():
 
 def test_no_time_is_spent_beyond_the_deadline():
     began = time.monotonic()
-    with Client("127.0.0.1:1", timeout=0.5, retries=100) as lost, pytest.raises(errors.ServerUnavailable):
+    with (
+        Client("127.0.0.1:1", timeout=0.5, retries=100) as lost,
+        pytest.raises(errors.ServerUnavailable),
+    ):
         lost.list_models()
     assert time.monotonic() - began < 5.0
 
@@ -100,7 +103,9 @@ def test_a_full_queue_is_waited_for(repository, run_server):
 @pytest.mark.parametrize(
     "error",
     [
-        errors.ImageTooLarge("large", "small", "less", field="image", metadata={"max_image_bytes": "3"}),
+        errors.ImageTooLarge(
+            "large", "small", "less", field="image", metadata={"max_image_bytes": "3"}
+        ),
         errors.ModelNotFound("no model", metadata={"known": "a,b"}),
         errors.Overloaded("full", retry_after=1.5),
         errors.DeadlineMissed("late"),
@@ -110,8 +115,12 @@ def test_a_failure_on_a_stream_is_the_same_error_at_the_client(error):
     found = status.from_failure(status.to_failure(error))
     assert type(found) is type(error)
     assert (str(found), found.code, found.reason, found.metadata, found.field) == (
-        str(error), error.code, error.reason, error.metadata, error.field,
-    )  # fmt: skip
+        str(error),
+        error.code,
+        error.reason,
+        error.metadata,
+        error.field,
+    )
     assert getattr(found, "retry_after", None) == getattr(error, "retry_after", None)
 
 

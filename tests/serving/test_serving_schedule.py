@@ -14,7 +14,14 @@ from serving.scheduling.schedule import Queue, Waiting
 
 
 def waiting(arrived=0.0, bucket="a", size=1, delay=0.0, deadline=math.inf, priority=0) -> Waiting:
-    return Waiting(bucket=bucket, size=size, arrived=arrived, due=arrived + delay, deadline=deadline, priority=priority)
+    return Waiting(
+        bucket=bucket,
+        size=size,
+        arrived=arrived,
+        due=arrived + delay,
+        deadline=deadline,
+        priority=priority,
+    )
 
 
 def filled(max_batch, *requests) -> Queue:
@@ -144,15 +151,22 @@ def check_take(queue, now, max_batch):
     assert len({request.bucket for request in batch}) == 1
     assert total <= max_batch or len(batch) == 1
     mates = [request for request in before if request.bucket == batch[0].bucket]
-    assert min(request.due for request in mates) <= now or sum(request.size for request in mates) >= max_batch
+    assert (
+        min(request.due for request in mates) <= now
+        or sum(request.size for request in mates) >= max_batch
+    )
     left = [request for request in mates if request not in batch]
     assert all(a.order <= b.order for a in batch for b in left)
-    assert not left or total + min(left, key=lambda r: r.order).size > max_batch, "there was room for the next one"
+    assert not left or total + min(left, key=lambda r: r.order).size > max_batch, (
+        "there was room for the next one"
+    )
     return batch
 
 
 class Simulation:
-    """Workers that take from a queue; ``idle`` are the spans in which one of them had nothing to do."""
+    """Workers that take from a queue; ``idle`` are the spans in which one of them had nothing to
+    do.
+    """
 
     def __init__(self, queue: Queue, workers: int, service) -> None:
         self.queue, self.service = queue, service
@@ -163,7 +177,9 @@ class Simulation:
         self.longest = 0.0
 
     def run(self, arrivals, answered=lambda batch, now: []) -> None:
-        """``arrivals`` are requests; ``answered`` may give more of them for every batch that ends."""
+        """``arrivals`` are requests; ``answered`` may give more of them for every batch that
+        ends.
+        """
         coming = [(request.arrived, number, request) for number, request in enumerate(arrivals)]
         heapq.heapify(coming)
         count = len(coming)
@@ -194,7 +210,9 @@ class Simulation:
                 self.started[request] = self.now
 
 
-@pytest.mark.parametrize(("workers", "max_batch", "delay"), [(1, 1, 0.0), (2, 4, 0.0), (1, 8, 0.004), (3, 8, 0.02)])
+@pytest.mark.parametrize(
+    ("workers", "max_batch", "delay"), [(1, 1, 0.0), (2, 4, 0.0), (1, 8, 0.004), (3, 8, 0.02)]
+)
 def test_no_request_waits_beyond_its_delay_while_a_worker_is_idle(workers, max_batch, delay):
     """Ten thousand requests of random times, shapes, priorities and run times."""
     rng = random.Random(5)
@@ -202,7 +220,13 @@ def test_no_request_waits_beyond_its_delay_while_a_worker_is_idle(workers, max_b
     for _ in range(10_000):
         now += rng.expovariate(150)
         arrivals.append(
-            waiting(now, rng.choice("abcdef"), rng.choice([1, 1, 1, 2]), delay, priority=rng.choice([0, 1]))
+            waiting(
+                now,
+                rng.choice("abcdef"),
+                rng.choice([1, 1, 1, 2]),
+                delay,
+                priority=rng.choice([0, 1]),
+            )
         )
     simulation = Simulation(Queue(max_batch), workers, lambda batch: rng.uniform(0.002, 0.012))
     simulation.run(arrivals)
@@ -212,12 +236,16 @@ def test_no_request_waits_beyond_its_delay_while_a_worker_is_idle(workers, max_b
     for request in sorted(arrivals, key=lambda request: request.due):
         while span[1] <= request.due:
             span = next(spans, (math.inf, math.inf))
-        assert simulation.started[request] <= max(request.due, span[0]), "a worker was idle while a request was due"
+        assert simulation.started[request] <= max(request.due, span[0]), (
+            "a worker was idle while a request was due"
+        )
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.003])
 def test_no_request_waits_longer_than_its_delay_and_one_execution(delay):
-    """Ten thousand requests of callers who each send the next one after an answer and some thought."""
+    """Ten thousand requests of callers who each send the next one after an answer and some
+    thought.
+    """
     rng = random.Random(6)
 
     def answered(batch, now):

@@ -53,15 +53,20 @@ def test_areas_and_boxes(client, blocks):
         assert result.areas[name] == len(rows)
         left, top, width, height = result.boxes[name]
         assert (left, top, left + width, top + height) == (
-            columns.min(), rows.min(), columns.max() + 1, rows.max() + 1,
-        )  # fmt: skip
+            columns.min(),
+            rows.min(),
+            columns.max() + 1,
+            rows.max() + 1,
+        )
     assert client.segment(np.zeros_like(blocks)).boxes == {}
 
 
 def test_tags_and_thresholds_are_told_in_the_provenance(client, pixels):
     result = client.segment(pixels, tags=["red"], confidence_threshold=0.75)
     expected = np.where(tiny_models.expected_mask(pixels) == 1, 1, 0)
-    np.testing.assert_array_equal(result.mask, np.where(pixels.max(axis=2) < 0.75 * 255, 255, expected))
+    np.testing.assert_array_equal(
+        result.mask, np.where(pixels.max(axis=2) < 0.75 * 255, 255, expected)
+    )
     assert list(result.scores) == list(tiny_models.CLASSES)
     told = result.reply.provenance
     assert told.confidence_threshold == 0.75
@@ -104,7 +109,9 @@ def test_a_cam_model_masks_the_classes_that_score_enough(client, blocks):
     assert set(np.unique(filtered.mask)) == {0, 2}
 
 
-def test_segment_without_a_name_takes_the_cam_model_where_there_is_no_segmenter(tmp_path, run_server, blocks):
+def test_segment_without_a_name_takes_the_cam_model_where_there_is_no_segmenter(
+    tmp_path, run_server, blocks
+):
     tiny_models.export(tmp_path, "maps", "cam")
     thresholds = {"thresholds": {"background": None, "score": 0.3}}
     with run_server(configured(tmp_path)) as server, Client(server.address) as client:
@@ -136,12 +143,18 @@ def test_large_images_are_tiled_on_request(client, size):
 
 def test_the_servers_own_rule_for_large_images(repository, run_server):
     image = np.full((300, 300, 3), 200, np.uint8)
-    config = configured(repository, tiling__oversize="tile", tiling__overlap=0.5, tiling__max_tiles=4)
+    config = configured(
+        repository, tiling__oversize="tile", tiling__overlap=0.5, tiling__max_tiles=4
+    )
     with run_server(config) as server, Client(server.address) as client:
         assert client.segment(image).reply.image.tiles == 4
         assert client.segment(image, oversize="scale").reply.image.tiles == 1
         limits = client.limits()
-        assert (limits.oversize, limits.tile_overlap, limits.max_tiles) == (pb.OVERSIZE_TILE, 0.5, 4)
+        assert (limits.oversize, limits.tile_overlap, limits.max_tiles) == (
+            pb.OVERSIZE_TILE,
+            0.5,
+            4,
+        )
         assert limits.max_queue == 64
         with pytest.raises(Exception, match="at most 4 tiles") as caught:
             client.segment(np.full((300, 700, 3), 200, np.uint8))
@@ -156,7 +169,10 @@ def test_an_overlay_shows_the_image_at_its_size(client, blocks):
 
 def test_overlays_of_more_pixels_than_one_may_send_are_refused(client, blocks, monkeypatch):
     monkeypatch.setattr(replies, "MAX_OVERLAY_PIXELS", 2 * blocks.shape[0] * blocks.shape[1])
-    assert client.compute_cam(blocks, tags=["red", "blue"], format="overlay").classes == ["red", "blue"]
+    assert client.compute_cam(blocks, tags=["red", "blue"], format="overlay").classes == [
+        "red",
+        "blue",
+    ]
     with pytest.raises(FieldError, match="overlays of 3 classes"):
         client.compute_cam(blocks, score_threshold=0, format="overlay")
 
@@ -178,7 +194,9 @@ def test_tiles_stop_at_the_deadline(repository, run_server, slowed):
 
 @pytest.fixture
 def slowed(monkeypatch):
-    """Engines that take a tenth of a second for an image of more than a few pixels; a list with an entry for each."""
+    """Engines that take a tenth of a second for an image of more than a few pixels; a list with an
+    entry for each.
+    """
     runs, original = [], OnnxRuntimeEngine.run
 
     def run(self, inputs, stop=None):
@@ -195,7 +213,8 @@ def test_trailing_metadata_tell_id_and_times(server):
     with grpc.insecure_channel(server.address) as channel:
         stub = segmentation_pb2_grpc.SegmentationStub(channel)
         _, call = stub.Segment.with_call(
-            pb.SegmentRequest(image=IMAGE), metadata=(("x-request-id", "mine-1"), ("wsss-timings", "1"))
+            pb.SegmentRequest(image=IMAGE),
+            metadata=(("x-request-id", "mine-1"), ("wsss-timings", "1")),
         )
         told = dict(call.trailing_metadata())
         assert told["x-request-id"] == "mine-1"

@@ -61,7 +61,9 @@ def test_without_a_name_the_only_model_of_the_kind_answers(client, pixels):
 
 def test_classes_to_keep_and_the_threshold(client, pixels):
     result = client.segment(pixels, classes=["blue"], score_threshold=0.99)
-    np.testing.assert_array_equal(result.mask, np.where(tiny_models.expected_mask(pixels) == 3, 3, 0))
+    np.testing.assert_array_equal(
+        result.mask, np.where(tiny_models.expected_mask(pixels) == 3, 3, 0)
+    )
     assert list(result.scores) == ["blue"]
     assert result.present == []
     assert result.reply.provenance.score_threshold == pytest.approx(0.99)
@@ -154,7 +156,10 @@ def test_bad_images_are_invalid_arguments_with_details(server, method, data, rea
     ("request_", "field"),
     [
         (pb.SegmentRequest(), "image"),
-        (pb.SegmentRequest(image=pb.Image(raw=pb.RawImage(height=9, width=9, pixels=b"1"))), "image.raw.pixels"),
+        (
+            pb.SegmentRequest(image=pb.Image(raw=pb.RawImage(height=9, width=9, pixels=b"1"))),
+            "image.raw.pixels",
+        ),
         (pb.SegmentRequest(image=IMAGE, encoding=99), "encoding"),
         (pb.SegmentRequest(image=IMAGE, classes=["rad"]), "classes"),
         (pb.SegmentRequest(image=IMAGE, score_threshold=1.5), "score_threshold"),
@@ -179,19 +184,25 @@ def test_bad_fields_are_named(server, request_, field):
 
 
 def test_unknown_models_and_wrong_kinds(server):
-    code, info, details, text = failure(server, "Segment", pb.SegmentRequest(image=IMAGE, model="colour"))
+    code, info, details, text = failure(
+        server, "Segment", pb.SegmentRequest(image=IMAGE, model="colour")
+    )
     assert code == grpc.StatusCode.NOT_FOUND
     assert info.metadata["known"] == "colours,maps"
     assert "colours, maps" in details["ResourceInfo"].description
     assert "nearest: colours" in text
-    code, info, details, _ = failure(server, "GetModel", pb.GetModelRequest(model="colours", version=7))
+    code, info, details, _ = failure(
+        server, "GetModel", pb.GetModelRequest(model="colours", version=7)
+    )
     assert code == grpc.StatusCode.NOT_FOUND
     assert info.metadata["known"] == "1"
     for request in (
         pb.ComputeCamRequest(image=IMAGE, model="colours"),
         pb.SegmentRequest(image=IMAGE, model="colours", cam=True),
     ):
-        code, info, _, text = failure(server, type(request).__name__.removesuffix("Request"), request)
+        code, info, _, text = failure(
+            server, type(request).__name__.removesuffix("Request"), request
+        )
         assert code == grpc.StatusCode.FAILED_PRECONDITION
         assert info.metadata["usable"] == "maps"
         assert "one of: maps" in text
@@ -220,7 +231,10 @@ def test_the_client_raises_what_the_server_meant(client, server, pixels):
 
 
 def test_many_calls_at_once_through_the_async_client(server):
-    images = [np.random.default_rng(seed).integers(0, 256, (20 + seed, 30, 3), dtype=np.uint8) for seed in range(12)]
+    images = [
+        np.random.default_rng(seed).integers(0, 256, (20 + seed, 30, 3), dtype=np.uint8)
+        for seed in range(12)
+    ]
 
     async def work():
         async with AsyncClient(server.address) as client:
@@ -269,7 +283,10 @@ def test_every_version_is_served_when_asked(tmp_path, run_server, pixels):
         assert client.segment(pixels).version == 2
         with pytest.raises(errors.ModelNotFound):
             client.segment(pixels, version=1)
-    with run_server(configured(tmp_path, models__versions="all")) as server, Client(server.address) as client:
+    with (
+        run_server(configured(tmp_path, models__versions="all")) as server,
+        Client(server.address) as client,
+    ):
         assert client.segment(pixels, version=1).version == 1
         assert list(client.get_model().versions) == [1, 2]
 

@@ -32,7 +32,9 @@ class Lying:
 
 def test_sound_models_open(repository, tmp_path):
     for name in ("colours", "maps"):
-        assert open_engine(read_card(repository / name / "1"), Plan(), EXACT).description.startswith("onnxruntime")
+        assert open_engine(
+            read_card(repository / name / "1"), Plan(), EXACT
+        ).description.startswith("onnxruntime")
     assert open_engine(read_card(tiny_models.export(tmp_path, "sums", "tensor")), Plan(), EXACT)
 
 
@@ -95,7 +97,9 @@ def test_types_that_no_array_has_are_refused(tmp_path):
     node = helper.make_node("Identity", ["x"], ["y"])
     text = [info(name, TensorProto.STRING, ["N"]) for name in "xy"]
     made = helper.make_graph([node], "text", text[:1], text[1:])
-    tiny_models.save_graph(folder, helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=9))
+    tiny_models.save_graph(
+        folder, helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    )
     with pytest.raises(RepositoryError, match=r"'x' is a tensor\(string\)"):
         open_engine(read_card(folder), Plan(), EXACT)
 
@@ -135,7 +139,9 @@ def test_golden_files_that_are_none(tmp_path):
     with pytest.raises(RepositoryError, match="cannot be read: a RGB picture"):
         check_promise(card, OnnxRuntimeEngine(card))
     for wrong in ({"image": "other.png"}, {"scores": [0.5]}):
-        tiny_models.change_card(folder, golden={"image": "golden_image.png", "output": "golden_output.png"} | wrong)
+        tiny_models.change_card(
+            folder, golden={"image": "golden_image.png", "output": "golden_output.png"} | wrong
+        )
         with pytest.raises(RepositoryError, match=r"golden names|no field 'scores'"):
             read_card(folder)
 
@@ -145,7 +151,9 @@ def test_every_size_and_batch_is_warmed_up(repository):
     engine = Lying(card)
     warm_up(card, engine, ["40x50", "30x33", "600x300"], bucket=16, max_batch=3)
     assert [shapes["image"] for shapes in engine.shapes] == [
-        (batch, *size, 3) for size in ((16, 16), (48, 64), (32, 48), (256, 128)) for batch in (1, 2, 3)
+        (batch, *size, 3)
+        for size in ((16, 16), (48, 64), (32, 48), (256, 128))
+        for batch in (1, 2, 3)
     ]
 
 
@@ -161,7 +169,10 @@ def test_shapes_of_tensor_models_to_warm_up(tmp_path):
     assert list(warm_inputs(read_card(folder), OnnxRuntimeEngine(read_card(folder)), (), 1)) == []
     tiny_models.change_card(folder, warm=[{"x": [5]}, {"x": [7]}, {"x": [5]}, {"z": [1]}])
     card = read_card(folder)
-    assert [inputs["x"].shape for inputs in warm_inputs(card, OnnxRuntimeEngine(card), (), 1)] == [(1, 5), (1, 7)]
+    assert [inputs["x"].shape for inputs in warm_inputs(card, OnnxRuntimeEngine(card), (), 1)] == [
+        (1, 5),
+        (1, 7),
+    ]
 
 
 def test_a_size_at_which_the_graph_fails_is_found_before_the_first_request(tmp_path):

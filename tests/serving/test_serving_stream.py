@@ -1,4 +1,6 @@
-"""Many images over one stream: ids, bounds, order, errors of one image, the server's end, a client that vanishes."""
+"""Many images over one stream: ids, bounds, order, errors of one image, the server's end, a client
+that vanishes.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,16 @@ from wsss.v1 import segmentation_pb2_grpc
 
 
 def images(count: int) -> list[np.ndarray]:
-    return [np.random.default_rng(seed).integers(0, 256, (20 + seed, 30, 3), dtype=np.uint8) for seed in range(count)]
+    return [
+        np.random.default_rng(seed).integers(0, 256, (20 + seed, 30, 3), dtype=np.uint8)
+        for seed in range(count)
+    ]
 
 
 def message(number: str, **changes) -> pb.SegmentStreamRequest:
-    return pb.SegmentStreamRequest(id=number, **{"segment": pb.SegmentRequest(image=IMAGE), **changes})
+    return pb.SegmentStreamRequest(
+        id=number, **{"segment": pb.SegmentRequest(image=IMAGE), **changes}
+    )
 
 
 def end(server) -> None:
@@ -40,7 +47,11 @@ class Slow:
 
     def __init__(self, engine):
         self.engine, self.go, self.started = engine, threading.Event(), 0
-        self.description, self.inputs, self.outputs = engine.description, engine.inputs, engine.outputs
+        self.description, self.inputs, self.outputs = (
+            engine.description,
+            engine.inputs,
+            engine.outputs,
+        )
 
     def run(self, inputs, stop=None):
         self.started += 1
@@ -64,7 +75,9 @@ def slow(repository, run_server, monkeypatch):
 
     original = models.open_warm_engine
     monkeypatch.setattr(models, "open_warm_engine", build)
-    with run_server(configured(repository, schedule__workers=1, limits__stream_in_flight=4)) as server:
+    with run_server(
+        configured(repository, schedule__workers=1, limits__stream_in_flight=4)
+    ) as server:
         yield server, server.models.find("colours", 0, "segmenter").engine
         for engine in engines:
             engine.go.set()
@@ -73,7 +86,12 @@ def slow(repository, run_server, monkeypatch):
 @pytest.mark.parametrize("in_order", [True, False])
 def test_many_images_with_a_bad_one_among_them(server, in_order):
     sent = dict(enumerate(images(25)))
-    sent |= {7: b"no image", 9: CLAIMS["png"](30_000, 30_000), 11: "/nowhere/at.jpg", 13: np.zeros((2, 2))}
+    sent |= {
+        7: b"no image",
+        9: CLAIMS["png"](30_000, 30_000),
+        11: "/nowhere/at.jpg",
+        13: np.zeros((2, 2)),
+    }
     with Client(server.address) as client:
         found = list(client.segment_many(sent.items(), in_flight=5, in_order=in_order))
     assert sorted(key for key, _ in found) == list(range(25))
@@ -128,7 +146,14 @@ def test_ids_options_and_refusals_on_the_wire(server):
         assert dict(call.trailing_metadata())["x-request-id"] == "bulk"
         assert [reply.id for reply in replies] == ["a", "", "", "", "late", "a"]
         reasons = [reply.failure.reason for reply in replies]
-        assert reasons == ["", "MODEL_NOT_FOUND", "INVALID_FIELD", "INVALID_FIELD", "DEADLINE_EXCEEDED", ""]
+        assert reasons == [
+            "",
+            "MODEL_NOT_FOUND",
+            "INVALID_FIELD",
+            "INVALID_FIELD",
+            "DEADLINE_EXCEEDED",
+            "",
+        ]
         assert replies[1].failure.code == grpc.StatusCode.NOT_FOUND.value[0]
         assert [reply.failure.field for reply in replies[2:4]] == ["id", "segment"]
         assert replies[0].segment.mask.png
@@ -146,9 +171,12 @@ def test_requests_are_read_only_as_they_are_answered(slow):
     def produce():
         for number in range(300):
             produced.append(number)
-            # Far more in all than what gRPC takes in ahead, whose window grows with a fast connection.
+            # Far more in all than what gRPC takes in ahead, whose window grows with a fast
+            # connection.
             raw = pb.RawImage(height=300, width=300, pixels=bytes(270_000))
-            yield message(str(number), segment=pb.SegmentRequest(image=pb.Image(raw=raw), model="colours"))
+            yield message(
+                str(number), segment=pb.SegmentRequest(image=pb.Image(raw=raw), model="colours")
+            )
 
     with grpc.insecure_channel(server.address) as channel:
         call = segmentation_pb2_grpc.SegmentationStub(channel).SegmentStream(produce(), timeout=60)
@@ -189,7 +217,9 @@ def test_a_client_that_vanishes_leaves_nothing_behind(slow):
     server, engine = slow
     (served,) = [served for served in server.models.served() if served.card.name == "colours"]
     channel = grpc.insecure_channel(server.address)
-    call = segmentation_pb2_grpc.SegmentationStub(channel).SegmentStream(iter([message(str(n)) for n in range(4)]))
+    call = segmentation_pb2_grpc.SegmentationStub(channel).SegmentStream(
+        iter([message(str(n)) for n in range(4)])
+    )
     while not engine.started:
         time.sleep(0.01)
     call.cancel()
@@ -206,14 +236,22 @@ def test_a_client_that_vanishes_leaves_nothing_behind(slow):
 
 
 def test_a_full_queue_holds_a_stream_back_and_refuses_nothing(repository, run_server):
-    with run_server(configured(repository, schedule__queue=1)) as server, Client(server.address) as client:
+    with (
+        run_server(configured(repository, schedule__queue=1)) as server,
+        Client(server.address) as client,
+    ):
         found = list(client.segment_many(enumerate(images(12)), in_flight=6))
     assert len(found) == 12
     assert [result for _, result in found if isinstance(result, errors.RequestError)] == []
 
 
-def test_a_caller_with_few_requests_allowed_is_held_back_and_refused_nothing(repository, run_server):
-    with run_server(configured(repository, limits__max_per_caller=2)) as server, Client(server.address) as client:
+def test_a_caller_with_few_requests_allowed_is_held_back_and_refused_nothing(
+    repository, run_server
+):
+    with (
+        run_server(configured(repository, limits__max_per_caller=2)) as server,
+        Client(server.address) as client,
+    ):
         found = list(client.segment_many(enumerate(images(12)), in_flight=6))
     assert len(found) == 12
     assert [result for _, result in found if isinstance(result, errors.RequestError)] == []
@@ -226,7 +264,10 @@ def test_an_idle_stream_is_ended_with_the_server(repository, run_server):
         stop.wait(20)
         yield from ()
 
-    with run_server(configured(repository)) as server, grpc.insecure_channel(server.address) as channel:
+    with (
+        run_server(configured(repository)) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
         call = segmentation_pb2_grpc.SegmentationStub(channel).SegmentStream(nothing(), timeout=20)
         time.sleep(0.2)
         end(server)

@@ -48,9 +48,18 @@ def test_results_are_those_of_onnxruntime(monkeypatch, repository, config, versi
     engine = TensorRtEngine(card, PLAN, config)
     assert engine.description == f"tensorrt {version} tf32 on Fake H100"
     assert engine.inputs == (TensorSpec("image", "uint8", (-1, -1, -1, 3)),)
-    assert [spec.name for spec in engine.outputs] == [spec.name for spec in OnnxRuntimeEngine(card).outputs]
+    assert [spec.name for spec in engine.outputs] == [
+        spec.name for spec in OnnxRuntimeEngine(card).outputs
+    ]
     # Up, down and up again, through both profiles; five images are three runs.
-    for height, width, count in ((24, 40, 1), (64, 80, 2), (24, 40, 2), (8, 9, 1), (24, 40, 5), (256, 256, 1)):
+    for height, width, count in (
+        (24, 40, 1),
+        (64, 80, 2),
+        (24, 40, 2),
+        (8, 9, 1),
+        (24, 40, 5),
+        (256, 256, 1),
+    ):
         assert_same(engine, card, image(height, width, count, seed=height + count))
     assert trt.builds == 1
     engine.close()
@@ -84,7 +93,9 @@ def test_the_half_precision_graph_is_used_if_there_is_one(monkeypatch, tmp_path,
     assert not hasattr(trt.BuilderFlag, "FP16") or version.startswith("10.")
 
 
-def test_an_engine_is_built_once_and_again_when_anything_it_depends_on_changes(monkeypatch, card, config, tmp_path):
+def test_an_engine_is_built_once_and_again_when_anything_it_depends_on_changes(
+    monkeypatch, card, config, tmp_path
+):
     def builds(plan=PLAN, card=card, config=config, **device):
         version = device.pop("version", "10.16.1.11")
         trt, _ = fake_gpu.install(monkeypatch, version, **device)
@@ -92,7 +103,9 @@ def test_an_engine_is_built_once_and_again_when_anything_it_depends_on_changes(m
         return trt.builds
 
     assert (builds(), builds()) == (1, 0)
-    other = tiny_models.export(tmp_path, "colours", changes={"thresholds": {"background": None, "score": 0.4}})
+    other = tiny_models.export(
+        tmp_path, "colours", changes={"thresholds": {"background": None, "score": 0.4}}
+    )
     assert builds(card=read_card(other)) == 0
     raw = json.loads((other / "model.json").read_text())
     graph = tiny_models.graph("segmenter")
@@ -124,7 +137,11 @@ def test_a_damaged_cache_is_built_again(monkeypatch, card, config, caplog, harm)
     data = path.read_bytes()
     flipped = data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]
     other = data.replace(b'"capability": "9.0"', b'"capability": "8.0"')
-    path.write_bytes({"cut": data[:-5], "flipped": flipped, "empty": b"", "text": b"[]\n", "another key": other}[harm])
+    path.write_bytes(
+        {"cut": data[:-5], "flipped": flipped, "empty": b"", "text": b"[]\n", "another key": other}[
+            harm
+        ]
+    )
     assert_same(TensorRtEngine(card, PLAN, config), card, image())
     assert trt.builds == 2
     assert "is damaged, or was built from something else: it is built again" in caplog.text
@@ -245,7 +262,9 @@ def test_a_stop_prevents_a_run_or_drops_its_result(monkeypatch, card, config):
     assert cuda.memory == {}
     during = Stop()
     original = cuda.cudaStreamSynchronize
-    monkeypatch.setattr(cuda, "cudaStreamSynchronize", lambda stream: (during.request(), original(stream))[1])
+    monkeypatch.setattr(
+        cuda, "cudaStreamSynchronize", lambda stream: (during.request(), original(stream))[1]
+    )
     with pytest.raises(Stopped):
         engine.run({"image": image()}, during)
 
@@ -263,12 +282,17 @@ def test_a_tensor_model_of_fixed_axes_has_one_profile(monkeypatch, tmp_path, con
     engine = TensorRtEngine(card, replace(PLAN, max_batch=4), config)
     x = np.arange(15, dtype=np.float32).reshape(5, 3)
     np.testing.assert_array_equal(engine.run({"x": x, "y": x})["sum"], 2 * x)
-    assert trt.settings.profiles[0].shapes == {name: [[1, 3], [4, 3], [4, 3]] for name in ("x", "y")}
+    assert trt.settings.profiles[0].shapes == {
+        name: [[1, 3], [4, 3], [4, 3]] for name in ("x", "y")
+    }
 
 
 @pytest.mark.parametrize(
     ("version", "devices", "told"),
-    [("9.3.0", 1, "TensorRT 9.3.0\nexpected: TensorRT 10 or 11"), ("10.16.1", 0, "GPU 0 cannot be used: .*NoDevice")],
+    [
+        ("9.3.0", 1, "TensorRT 9.3.0\nexpected: TensorRT 10 or 11"),
+        ("10.16.1", 0, "GPU 0 cannot be used: .*NoDevice"),
+    ],
 )
 def test_what_is_missing_is_named(monkeypatch, card, config, version, devices, told):
     fake_gpu.install(monkeypatch, version, devices=devices)
@@ -278,5 +302,7 @@ def test_what_is_missing_is_named(monkeypatch, card, config, version, devices, t
 
 def test_without_the_library(monkeypatch, card, config):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(EngineError, match=r"TensorRT does not load.*\n.*\ntry: pip install 'wsss\[tensorrt\]'"):
+    with pytest.raises(
+        EngineError, match=r"TensorRT does not load.*\n.*\ntry: pip install 'wsss\[tensorrt\]'"
+    ):
         TensorRtEngine(card, PLAN, config)

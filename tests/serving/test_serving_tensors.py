@@ -34,7 +34,9 @@ def test_every_type_there_and_back(datatype, raw):
     values = np.array([[0, 1, 2], [3, 100, 7]]).astype(tensors.DTYPES[datatype])
     if datatype == "FP16" and not raw:
         with pytest.raises(FieldError, match="FP16 without raw contents"):
-            tensors.read_inputs(wire.InferRequest(request(datatype, values).message, []), spec(datatype, -1, 3))
+            tensors.read_inputs(
+                wire.InferRequest(request(datatype, values).message, []), spec(datatype, -1, 3)
+            )
         return
     found = tensors.read_inputs(request(datatype, values, raw), spec(datatype, -1, 3))["x"]
     np.testing.assert_array_equal(found, values)
@@ -44,7 +46,10 @@ def test_every_type_there_and_back(datatype, raw):
 
 
 def test_typed_values_out_of_range_are_refused():
-    for datatype, field, value in (("INT8", "int_contents", 128), ("UINT16", "uint_contents", 65_536)):
+    for datatype, field, value in (
+        ("INT8", "int_contents", 128),
+        ("UINT16", "uint_contents", 65_536),
+    ):
         message = pb.ModelInferRequest()
         tensor = message.inputs.add(name="x", datatype=datatype, shape=[1])
         getattr(tensor.contents, field).append(value)
@@ -53,7 +58,9 @@ def test_typed_values_out_of_range_are_refused():
 
 
 def test_a_byte_that_is_no_truth_value_is_true():
-    found = tensors.read_inputs(request("BOOL", np.array([0, 1, 2, 255], np.uint8)), spec("BOOL", -1))["x"]
+    found = tensors.read_inputs(
+        request("BOOL", np.array([0, 1, 2, 255], np.uint8)), spec("BOOL", -1)
+    )["x"]
     assert found.tobytes() == b"\0\1\1\1"
 
 
@@ -89,6 +96,9 @@ def test_lying_lengths_never_do_more_than_be_refused(raw, count):
 def test_the_best_classes():
     scores = np.array([[0.1, 0.7, 0.2], [0.5, 0.5, 0.0]], np.float32)
     named = tensors.classification(scores, 2, ("a", "b", "c"))
-    assert named.tolist() == [[b"0.700000:1:b", b"0.200000:2:c"], [b"0.500000:0:a", b"0.500000:1:b"]]
+    assert named.tolist() == [
+        [b"0.700000:1:b", b"0.200000:2:c"],
+        [b"0.500000:0:a", b"0.500000:1:b"],
+    ]
     assert tensors.classification(scores, 9, ()).shape == (2, 3)
     assert tensors.classification(scores, 1, ()).tolist() == [[b"0.700000:1"], [b"0.500000:0"]]

@@ -14,9 +14,13 @@ def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def means(pixels: np.ndarray, reach: int) -> np.ndarray:
-    """A network that looks ``reach`` pixels far: the mean of each square, zero around the image. Float [H,W,3]."""
+    """A network that looks ``reach`` pixels far: the mean of each square, zero around the image.
+    Float [H,W,3].
+    """
     padded = np.pad(pixels.astype(np.float64), ((reach, reach), (reach, reach), (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * reach + 1, 2 * reach + 1), axis=(0, 1))
+    windows = np.lib.stride_tricks.sliding_window_view(
+        padded, (2 * reach + 1, 2 * reach + 1), axis=(0, 1)
+    )
     return windows.mean(axis=(3, 4))
 
 
@@ -26,7 +30,9 @@ def segment(pixels: np.ndarray, reach: int = 0) -> tuple[np.ndarray, np.ndarray]
     return seen.argmax(2).astype(np.uint8), np.rint(seen.max(2)).astype(np.uint8)
 
 
-def stitched(plan: tiling.Tiling, pixels: np.ndarray, reach: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def stitched(
+    plan: tiling.Tiling, pixels: np.ndarray, reach: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     stitcher = tiling.MaskStitcher(plan)
     for row in plan.rows(pixels):
         stitcher.add([segment(tile[0], reach) for tile in row])
@@ -72,7 +78,9 @@ def test_tiles_cover_the_image_within_the_limits(size, side, pixels, overlap):
 
 
 @pytest.mark.parametrize(("size", "reach"), [((200, 333), 0), ((200, 333), 8), ((97, 260), 8)])
-def test_masks_have_no_seams_where_the_network_looks_no_further_than_a_quarter_of_the_overlap(size, reach):
+def test_masks_have_no_seams_where_the_network_looks_no_further_than_a_quarter_of_the_overlap(
+    size, reach
+):
     plan = tiling.plan(*size, max_side=96, max_pixels=96 * 96, overlap=1 / 3, max_tiles=100)
     assert len(plan) > 4
     pixels = photo(*size)
@@ -124,7 +132,13 @@ def test_maps_are_blended_without_seams():
 def test_faint_tiles_stay_faint_and_classes_may_be_in_some_tiles_only():
     stitcher = tiling.MapStitcher(tiling.Tiling((96, 288), (96, 96), (0,), (0, 96, 192)))
     ones = np.ones((2, 24, 24))
-    stitcher.add([maps((0,), ones[:1], [0.8, 0.1]), maps((0, 1), ones, [0.2, 0.0]), maps((), ones[:0], [0, 0])])
+    stitcher.add(
+        [
+            maps((0,), ones[:1], [0.8, 0.1]),
+            maps((0, 1), ones, [0.2, 0.0]),
+            maps((), ones[:0], [0, 0]),
+        ]
+    )
     classes, found = stitcher.finish()
     assert classes == (0, 1)
     assert found[0][0, ::24].tolist() == pytest.approx([1, 0.25, 0])

@@ -29,7 +29,13 @@ def spans():
 
 
 def test_a_span_a_stage_below_that_of_the_caller(spans):
-    call = Call("a/B", (("traceparent", f"00-{TRACE}-{PARENT}-01"), ("bin-bin", b"x")), "id-1", None, began=100.0)
+    call = Call(
+        "a/B",
+        (("traceparent", f"00-{TRACE}-{PARENT}-01"), ("bin-bin", b"x")),
+        "id-1",
+        None,
+        began=100.0,
+    )
     call.model, call.ended = "pets", 100.5
     call.stage("decode", 100.1, 100.2)
     call.stage("infer", 100.2, 100.4)
@@ -43,7 +49,9 @@ def test_a_span_a_stage_below_that_of_the_caller(spans):
     assert top.attributes["rpc.grpc.status_code"] == "OK"
     for name, seconds in (("decode", 0.1), ("infer", 0.2)):
         assert found[name].parent.span_id == top.context.span_id
-        assert found[name].end_time - found[name].start_time == pytest.approx(seconds * 1e9, abs=1e6)
+        assert found[name].end_time - found[name].start_time == pytest.approx(
+            seconds * 1e9, abs=1e6
+        )
 
 
 def test_a_failed_call_is_an_error_and_a_bad_traceparent_begins_a_trace(spans):

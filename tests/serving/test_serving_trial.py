@@ -16,7 +16,8 @@ from onnx import helper, numpy_helper
 from serving.errors import RepositoryError
 from serving.repository import trial
 
-# What runs in the place of ``python -m serving.repository.trial``: the same trial, with an engine that does as told.
+# What runs in the place of ``python -m serving.repository.trial``: the same trial, with an engine
+# that does as told.
 SCRIPT = """
 import os, sys, time
 from serving.engines.onnxruntime import OnnxRuntimeEngine as engine
@@ -133,7 +134,9 @@ def test_a_trial_that_nobody_waits_for_is_ended(tmp_path, misbehave):
     misbehave(f"open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(300)")
 
     async def work():
-        task = asyncio.ensure_future(trial.try_model(tiny_models.export(tmp_path), configured(tmp_path)))
+        task = asyncio.ensure_future(
+            trial.try_model(tiny_models.export(tmp_path), configured(tmp_path))
+        )
         async with asyncio.timeout(60):
             while not (pid.exists() and pid.read_text()):
                 await asyncio.sleep(0.01)

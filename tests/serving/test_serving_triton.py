@@ -1,4 +1,6 @@
-"""NVIDIA's own client, unmodified, against the server: every call that it has, plain and with asyncio."""
+"""NVIDIA's own client, unmodified, against the server: every call that it has, plain and with
+asyncio.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,32 @@ from PIL import Image
 
 CLIENT = Path(sys.prefix) / "tritonclient" / "bin" / "python"
 CALLS = {
-    *("is_server_live", "is_server_ready", "is_model_ready", "get_server_metadata", "get_model_metadata"),
-    *("get_model_config", "infer", "async_infer", "start_stream", "async_stream_infer", "stop_stream"),
+    *(
+        "is_server_live",
+        "is_server_ready",
+        "is_model_ready",
+        "get_server_metadata",
+        "get_model_metadata",
+    ),
+    *(
+        "get_model_config",
+        "infer",
+        "async_infer",
+        "start_stream",
+        "async_stream_infer",
+        "stop_stream",
+    ),
     *("get_inference_statistics", "get_model_repository_index", "load_model", "unload_model"),
-    *("get_system_shared_memory_status", "register_system_shared_memory", "unregister_system_shared_memory"),
-    *("get_cuda_shared_memory_status", "register_cuda_shared_memory", "unregister_cuda_shared_memory"),
+    *(
+        "get_system_shared_memory_status",
+        "register_system_shared_memory",
+        "unregister_system_shared_memory",
+    ),
+    *(
+        "get_cuda_shared_memory_status",
+        "register_cuda_shared_memory",
+        "unregister_cuda_shared_memory",
+    ),
     *("get_trace_settings", "update_trace_settings", "get_log_settings", "update_log_settings"),
     *("aio", "aio.infer", "aio.stream_infer"),
 }

@@ -14,7 +14,11 @@ from wsss.inference import open_inference_pb2 as pb
 TENSORS = st.lists(st.binary(max_size=300), max_size=4)
 
 
-@given(raw=TENSORS, name=st.text(max_size=8), shape=st.lists(st.integers(-(2**63), 2**63 - 1), max_size=4))
+@given(
+    raw=TENSORS,
+    name=st.text(max_size=8),
+    shape=st.lists(st.integers(-(2**63), 2**63 - 1), max_size=4),
+)
 @settings(max_examples=100, deadline=None)
 def test_a_request_is_read_as_protobuf_reads_it(raw, name, shape):
     message = pb.ModelInferRequest(model_name=name, id=name, raw_input_contents=raw)
@@ -62,4 +66,6 @@ def test_tensors_are_not_copied():
 @pytest.mark.parametrize("size", [0, 127, 128, 16_383, 16_384, 2_097_152])
 def test_lengths_of_any_size(size):
     reply = wire.InferReply(pb.ModelInferResponse(), [bytes(size)])
-    assert pb.ModelInferResponse.FromString(wire.write_reply(reply)).raw_output_contents[0] == bytes(size)
+    assert pb.ModelInferResponse.FromString(wire.write_reply(reply)).raw_output_contents[
+        0
+    ] == bytes(size)

@@ -1,4 +1,6 @@
-"""Tiny exported models of known behaviour: three classes, the colour channels; the brightest one wins if above 0.5."""
+"""Tiny exported models of known behaviour: three classes, the colour channels; the brightest one
+wins if above 0.5.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,11 @@ def graph(kind: str) -> Any:
         "colours",
         [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", 3])],
         outputs,
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items() if name in used],
+        [
+            numpy_helper.from_array(np.asarray(value), name)
+            for name, value in constants.items()
+            if name in used
+        ],
     )
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
     checker.check_model(model)
@@ -93,9 +99,13 @@ def graph(kind: str) -> Any:
 def tensor_graph() -> Any:
     """``sum = x + y`` and ``twice = 2 x`` of float32 [N,3]."""
     info = helper.make_tensor_value_info
-    nodes = [helper.make_node("Add", ["x", "y"], ["sum"]), helper.make_node("Add", ["x", "x"], ["twice"])]
+    nodes = [
+        helper.make_node("Add", ["x", "y"], ["sum"]),
+        helper.make_node("Add", ["x", "x"], ["twice"]),
+    ]
     inputs, outputs = (
-        [info(name, TensorProto.FLOAT, ["N", 3]) for name in names] for names in (TENSOR_INPUTS, TENSOR_OUTPUTS)
+        [info(name, TensorProto.FLOAT, ["N", 3]) for name in names]
+        for names in (TENSOR_INPUTS, TENSOR_OUTPUTS)
     )
     made = helper.make_graph(nodes, "sums", inputs, outputs)
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
@@ -123,14 +133,21 @@ def card(name: str, version: int, kind: str, digest: str) -> dict[str, Any]:
             "max_pixels": 65536,
         },
         "outputs": [
-            {"name": output, "dtype": dtype, "shape": ["N"] * rank} for output, (dtype, rank) in OUTPUTS[kind].items()
+            {"name": output, "dtype": dtype, "shape": ["N"] * rank}
+            for output, (dtype, rank) in OUTPUTS[kind].items()
         ],
         "scales": [1.0],
         "flip": False,
         "thresholds": {"background": 0.5, "score": 0.3},
         "protocol": "single scale",
         "supervision": "image tags",
-        "source": {"run": "runs/colours", "method": "cam", "backbone": "none", "seed": 1, "commit": None},
+        "source": {
+            "run": "runs/colours",
+            "method": "cam",
+            "backbone": "none",
+            "seed": 1,
+            "commit": None,
+        },
         "metrics": {"miou": 0.5, "iou": {"red": 0.25}},
         "parity": {"images": 0, "max_abs_cam": None, "equal_pixels": None},
         "created": "2026-11-21T00:00:00+00:00",
@@ -156,14 +173,19 @@ def change_card(folder: Path, **changes: Any) -> None:
 
 
 def small_graph(
-    nodes: list[Any], shape: list[Any] | None = None, constants: list[Any] | None = None, **options: Any
+    nodes: list[Any],
+    shape: list[Any] | None = None,
+    constants: list[Any] | None = None,
+    **options: Any,
 ) -> Any:
     """A graph from the float32 ``x`` to ``y``, both of ``shape``; unchecked."""
     info = helper.make_tensor_value_info
     shape = shape or ["N", 3]
     inputs, outputs = ([info(name, TensorProto.FLOAT, shape)] for name in "xy")
     made = helper.make_graph(nodes, "small", inputs, outputs, constants or [])
-    return helper.make_model(made, **{"opset_imports": [helper.make_opsetid("", OPSET)], "ir_version": 9} | options)
+    return helper.make_model(
+        made, **{"opset_imports": [helper.make_opsetid("", OPSET)], "ir_version": 9} | options
+    )
 
 
 def export(
@@ -174,12 +196,18 @@ def export(
     changes: dict[str, Any] | None = None,
     golden: bool = False,
 ) -> Path:
-    """Write a model below ``root`` with a right card, then apply ``changes`` to the card; returns the folder."""
+    """Write a model below ``root`` with a right card, then apply ``changes`` to the card; returns
+    the folder.
+    """
     folder = root / name / str(version)
     folder.mkdir(parents=True)
     save(tensor_graph() if kind == "tensor" else graph(kind), folder / "model.onnx")
     digest = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
-    made = tensor_card(name, version, digest) if kind == "tensor" else card(name, version, kind, digest)
+    made = (
+        tensor_card(name, version, digest)
+        if kind == "tensor"
+        else card(name, version, kind, digest)
+    )
     if golden:
         add_golden(folder, made)
     (folder / "model.json").write_text(json.dumps(made | (changes or {})))

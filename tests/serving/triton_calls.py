@@ -1,7 +1,9 @@
-"""Every call of ``tritonclient.grpc`` and ``tritonclient.grpc.aio`` against a server: ``triton_calls.py ADDRESS``.
+"""Every call of ``tritonclient.grpc`` and ``tritonclient.grpc.aio`` against a server:
+``triton_calls.py ADDRESS``.
 
-Run by test_serving_triton.py with the interpreter of an environment that has NVIDIA's client and nothing of ours. Prints
-the names of the calls that were made and answered as NVIDIA's own server answers them.
+Run by test_serving_triton.py with the interpreter of an environment that has NVIDIA's client and
+nothing of ours. Prints the names of the calls that were made and answered as NVIDIA's own server
+answers them.
 """
 
 from __future__ import annotations
@@ -111,12 +113,18 @@ def failures(client):
     invalid = "StatusCode.INVALID_ARGUMENT"
     return [
         ({"model_name": "nothing", "inputs": sums(client)}, "StatusCode.NOT_FOUND"),
-        ({"model_name": "sums", "inputs": sums(client), "model_version": "9"}, "StatusCode.NOT_FOUND"),
+        (
+            {"model_name": "sums", "inputs": sums(client), "model_version": "9"},
+            "StatusCode.NOT_FOUND",
+        ),
         ({"model_name": "sums", "inputs": sums(client), "model_version": "x"}, invalid),
         ({"model_name": "sums", "inputs": sums(client), "outputs": unknown}, invalid),
         ({"model_name": "sums", "inputs": [y]}, invalid),
         ({"model_name": "sums", "inputs": [y, tensor(client, "z", X)]}, invalid),
-        *(({"model_name": "sums", "inputs": [bad, y]}, invalid) for bad in (wide, double, short, shared)),
+        *(
+            ({"model_name": "sums", "inputs": [bad, y]}, invalid)
+            for bad in (wide, double, short, shared)
+        ),
         ({"model_name": "sums", "inputs": large}, invalid),
         ({"model_name": "sums", "inputs": ragged}, invalid),
     ]
@@ -151,14 +159,29 @@ def sync_calls(address):
         metadata, config = client.get_model_metadata("sums", "1"), client.get_model_config("sums")
         check_metadata(client.get_server_metadata(), metadata, config, segmenter)
         before = client.get_inference_statistics("sums")
-        for options in ({}, {"compression_algorithm": "gzip"}, {"compression_algorithm": "deflate"}):
+        for options in (
+            {},
+            {"compression_algorithm": "gzip"},
+            {"compression_algorithm": "deflate"},
+        ):
             check_sums(client.infer("sums", sums(sync), request_id="7", **options))
-        timed = {"priority": 1, "timeout": 5_000_000, "client_timeout": 5.0, "headers": {"x-request-id": "a"}}
+        timed = {
+            "priority": 1,
+            "timeout": 5_000_000,
+            "client_timeout": 5.0,
+            "headers": {"x-request-id": "a"},
+        }
         wanted = [sync.InferRequestedOutput("sum")]
-        check_sums(client.infer("sums", sums(sync), "1", wanted, request_id="7", parameters={"mine": 3}, **timed))
+        check_sums(
+            client.infer(
+                "sums", sums(sync), "1", wanted, request_id="7", parameters={"mine": 3}, **timed
+            )
+        )
         check_image(client.infer("colours", [tensor(sync, "image", PIXELS, "UINT8")]))
         best = [sync.InferRequestedOutput("scores", class_count=2)]
-        check_classes(client.infer("colours", [tensor(sync, "image", PIXELS, "UINT8")], outputs=best))
+        check_classes(
+            client.infer("colours", [tensor(sync, "image", PIXELS, "UINT8")], outputs=best)
+        )
         encoded = tensor(sync, "image", np.array([PNG], object), "BYTES")
         assert client.infer("colours", [encoded]).as_numpy("mask").shape == (1, 300, 500)
         assert client.infer("maps", [encoded]).as_numpy("cam").shape[:2] == (1, 3)
@@ -167,9 +190,17 @@ def sync_calls(address):
         index = {(m.name, m.version): m.state for m in client.get_model_repository_index().models}
         assert index == {(name, "1"): "READY" for name in ("colours", "maps", "sums")}
         done.update(
-            {"is_server_live", "is_server_ready", "is_model_ready", "get_server_metadata", "get_model_metadata"}
+            {
+                "is_server_live",
+                "is_server_ready",
+                "is_model_ready",
+                "get_server_metadata",
+                "get_model_metadata",
+            }
         )
-        done.update({"get_model_config", "infer", "get_inference_statistics", "get_model_repository_index"})
+        done.update(
+            {"get_model_config", "infer", "get_inference_statistics", "get_model_repository_index"}
+        )
         sync_failures(client)
         sync_async_infer(client)
         sync_stream(client)
@@ -178,7 +209,9 @@ def sync_calls(address):
 def sync_failures(client):
     for arguments, expected in failures(sync):
         assert status(client.infer, **arguments) == expected, arguments
-    assert status(client.infer, "sums", sums(sync), timeout=1) == "StatusCode.DEADLINE_EXCEEDED", "microseconds"
+    assert status(client.infer, "sums", sums(sync), timeout=1) == "StatusCode.DEADLINE_EXCEEDED", (
+        "microseconds"
+    )
     for name in CONTROL:
         assert status(getattr(client, name), "sums") == "StatusCode.UNAVAILABLE", name
     for name, arguments in NOT_OFFERED:
@@ -189,7 +222,9 @@ def sync_failures(client):
 def sync_async_infer(client):
     answers: queue.Queue = queue.Queue()
     for _ in range(8):
-        client.async_infer("sums", sums(sync), lambda result, error: answers.put((result, error)), request_id="7")
+        client.async_infer(
+            "sums", sums(sync), lambda result, error: answers.put((result, error)), request_id="7"
+        )
     for _ in range(8):
         result, error = answers.get(timeout=20)
         assert error is None, error
@@ -202,7 +237,9 @@ def sync_stream(client):
     client.start_stream(lambda result, error: answers.put((result, error)))
     for number in range(6):
         inputs = sums(sync) if number != 2 else sums(sync)[:1]
-        client.async_stream_infer("sums", inputs, request_id=str(number), enable_empty_final_response=number == 5)
+        client.async_stream_infer(
+            "sums", inputs, request_id=str(number), enable_empty_final_response=number == 5
+        )
     for number in range(6):
         result, error = answers.get(timeout=20)
         if number == 2:
@@ -227,10 +264,15 @@ async def aio_calls(address):
         assert await client.is_model_ready("sums")
         assert not await client.is_model_ready("nothing")
         segmenter = await client.get_model_metadata("colours")
-        metadata, config = await client.get_model_metadata("sums"), await client.get_model_config("sums")
+        metadata, config = (
+            await client.get_model_metadata("sums"),
+            await client.get_model_config("sums"),
+        )
         check_metadata(await client.get_server_metadata(), metadata, config, segmenter)
         before = await client.get_inference_statistics("sums")
-        results = await asyncio.gather(*(client.infer("sums", sums(aio), request_id="7") for _ in range(8)))
+        results = await asyncio.gather(
+            *(client.infer("sums", sums(aio), request_id="7") for _ in range(8))
+        )
         for result in results:
             check_sums(result)
         check_statistics(before, await client.get_inference_statistics("sums"))
@@ -242,7 +284,11 @@ async def aio_calls(address):
 
         async def requests():
             for number in range(4):
-                yield {"model_name": "sums", "inputs": sums(aio)[: 1 if number == 1 else 2], "request_id": str(number)}
+                yield {
+                    "model_name": "sums",
+                    "inputs": sums(aio)[: 1 if number == 1 else 2],
+                    "request_id": str(number),
+                }
 
         number = 0
         async for result, error in client.stream_infer(requests()):

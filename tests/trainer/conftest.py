@@ -1,4 +1,6 @@
-"""Small data sets and runs that several tests use. They are made once: copy what you want to change."""
+"""Small data sets and runs that several tests use. They are made once: copy what you want to
+change.
+"""
 
 from __future__ import annotations
 
@@ -35,19 +37,26 @@ def bare(scenes, tmp_path_factory) -> Path:
     folder = Path(shutil.copytree(scenes, tmp_path_factory.mktemp("bare") / "data"))
     table = folder / "image_labels.csv"
     lines = table.read_text().splitlines()
-    untagged = [f"{PLAIN}{',0' * line.count(',')}" if line.startswith(PLAIN) else line for line in lines]
+    untagged = [
+        f"{PLAIN}{',0' * line.count(',')}" if line.startswith(PLAIN) else line for line in lines
+    ]
     table.write_text("\n".join(untagged) + "\n")
     return folder
 
 
 @pytest.fixture(scope="session")
 def mapped(bare) -> Path:
-    """A run until its maps, which are replaced by blurred true masks: an untrained network may leave a class empty."""
+    """A run until its maps, which are replaced by blurred true masks: an untrained network may
+    leave a class empty.
+    """
     run = bare.parent / "mapped"
     fit(bare, run, until="cams")
     dataset = open_dataset(bare)
     for record in dataset.records.values():
-        truth, shape = dataset.read_mask(record), read_cam(cam_path(run / "cams", record.id)).maps.shape[1:]
+        truth, shape = (
+            dataset.read_mask(record),
+            read_cam(cam_path(run / "cams", record.id)).maps.shape[1:],
+        )
         planes = [Image.fromarray(np.uint8(255) * (truth == tag + 1)) for tag in record.tags]
         maps = [np.asarray(plane.resize((3, 3)).resize(shape[::-1]), float) for plane in planes]
         full = np.array([m / m.max() for m in maps]).reshape(-1, *shape)

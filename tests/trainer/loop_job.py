@@ -1,4 +1,5 @@
-"""A tiny training with everything random in it, run by ``test_loop`` in its own process and in others.
+"""A tiny training with everything random in it, run by ``test_loop`` in its own process and in
+others.
 
 python loop_job.py FOLDER: end the process in the middle of update 8, as a power cut would.
 """
@@ -35,7 +36,11 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout2d(0.3), nn.Conv2d(8, 6, 3)
+            nn.Conv2d(3, 8, 3, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Dropout2d(0.3),
+            nn.Conv2d(8, 6, 3),
         )
         self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(6, 2))
 
@@ -76,7 +81,11 @@ def job(
         return noisy_loss(*arguments)  # type: ignore[arg-type]
 
     groups = [
-        {"params": list(net.body.parameters()), "lr": config.lr, "weight_decay": config.weight_decay},
+        {
+            "params": list(net.body.parameters()),
+            "lr": config.lr,
+            "weight_decay": config.weight_decay,
+        },
         {"params": list(net.head.parameters()), "lr": 10 * config.lr, "weight_decay": 0.0},
     ]
     samples, metrics = Samples(RECORDS, sample, seed), Metrics(folder / "metrics.csv", "classify")

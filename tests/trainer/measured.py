@@ -23,11 +23,15 @@ def spoilt(truth: np.ndarray, share: float, rng: np.random.RandomState) -> np.nd
     return pred
 
 
-def write_masks(dataset: Dataset, folder: Path, share: float, names: list[str] | None = None) -> None:
+def write_masks(
+    dataset: Dataset, folder: Path, share: float, names: list[str] | None = None
+) -> None:
     """``<id>.png`` of every record."""
     rng = np.random.RandomState(0)
     for name in names or list(dataset.records):
-        write_index_png(folder / f"{name}.png", spoilt(dataset.read_mask(dataset.records[name]), share, rng))
+        write_index_png(
+            folder / f"{name}.png", spoilt(dataset.read_mask(dataset.records[name]), share, rng)
+        )
 
 
 def write_cams(dataset: Dataset, folder: Path, share: float) -> None:
@@ -40,8 +44,11 @@ def write_cams(dataset: Dataset, folder: Path, share: float) -> None:
         write_cam(cam_path(folder, record.id), record.tags, np.stack(maps), pred.shape)
 
 
-def write_run(path: Path, data: Path, share: float, full: float | None = None, **segment: Any) -> Path:
-    """A run directory as ``fit`` leaves it before ``evaluate``, all its predictions spoilt by ``share``.
+def write_run(
+    path: Path, data: Path, share: float, full: float | None = None, **segment: Any
+) -> Path:
+    """A run directory as ``fit`` leaves it before ``evaluate``, all its predictions spoilt by
+    ``share``.
 
     Args:
         path: the run.
@@ -58,19 +65,32 @@ def write_run(path: Path, data: Path, share: float, full: float | None = None, *
         if full is not None:
             write_masks(dataset, path / "segment_full" / "predictions" / name, full)
     done: dict[str, Any] = {"status": "done", "key": f"{share}{full}", "outputs": {}, "metrics": {}}
-    stages = dict.fromkeys(("cams", "refine", "segment", *(["segment_full"] if full is not None else [])), done)
+    stages = dict.fromkeys(
+        ("cams", "refine", "segment", *(["segment_full"] if full is not None else [])), done
+    )
     stages["cams"] = done | {"metrics": {"protocol": "psa", "scales": [1.0, 0.5]}}
     stages["refine"] = done | {
-        "metrics": {"threshold": 0.4, "threshold_from": "label_free", "threshold_detail": "background threshold 0.4"}
+        "metrics": {
+            "threshold": 0.4,
+            "threshold_from": "label_free",
+            "threshold_detail": "background threshold 0.4",
+        }
     }
     manifest = {
-        "format": 1, "stages": stages, "method": "cam", "backbone": "resnet18", "seed": 0,
-        "train_list": "train", "val_list": "val", "supervision": segment.pop("supervision", "ImageNet tags"),
+        "format": 1,
+        "stages": stages,
+        "method": "cam",
+        "backbone": "resnet18",
+        "seed": 0,
+        "train_list": "train",
+        "val_list": "val",
+        "supervision": segment.pop("supervision", "ImageNet tags"),
         "data": {"path": str(data), "classes": list(dataset.classes)},
         "config": {
-            "evaluate": {}, "refine": {"refine": "crf", "crf": "P7", "crf_after_walk": False},
+            "evaluate": {},
+            "refine": {"refine": "crf", "crf": "P7", "crf_after_walk": False},
             "segment": {"scales": [1.0], "flip": True, "crf": "none", **segment},
         },
-    }  # fmt: skip
+    }
     (path / "manifest.json").write_text(json.dumps(manifest))
     return path

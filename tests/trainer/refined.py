@@ -15,22 +15,51 @@ PLAIN = "scene_00001"
 QUICK = {
     "affinity": ("epochs=1", "batch=4", "crop=72", "precision=fp32", "workers=0", "jitter=off"),
     "irn": (
-        "epochs=1", "batch=4", "crop=64", "precision=fp32", "workers=0", "radius=3", "canvas=64", "displacement=on",
+        "epochs=1",
+        "batch=4",
+        "crop=64",
+        "precision=fp32",
+        "workers=0",
+        "radius=3",
+        "canvas=64",
+        "displacement=on",
         "instances=on",
     ),
-}  # fmt: skip
+}
 SETTINGS = (
-    "classify.workers=0", "classify.precision=fp32", "cams.workers=0", "cams.scales=1",
+    "classify.workers=0",
+    "classify.precision=fp32",
+    "cams.workers=0",
+    "cams.scales=1",
     *(f"{way}.{knob}" for way, knobs in QUICK.items() for knob in knobs),
-)  # fmt: skip
+)
 
 
 def pipeline(
-    data: Path, run: Path, *settings: str, refine: str | None = None, until: str = "refine", **more: Any
+    data: Path,
+    run: Path,
+    *settings: str,
+    refine: str | None = None,
+    until: str = "refine",
+    **more: Any,
 ) -> Pipeline:
-    options: dict[str, Any] = {"backbone": "mobilenet_v2", "weights": "none", "size": 64, "epochs": 1, **more}
+    options: dict[str, Any] = {
+        "backbone": "mobilenet_v2",
+        "weights": "none",
+        "size": 64,
+        "epochs": 1,
+        **more,
+    }
     return Pipeline(
-        Options(data, run, until=until, device="cpu", refine=refine, settings=(*SETTINGS, *settings), **options)
+        Options(
+            data,
+            run,
+            until=until,
+            device="cpu",
+            refine=refine,
+            settings=(*SETTINGS, *settings),
+            **options,
+        )
     )
 
 

@@ -72,7 +72,9 @@ def make_run(root: Path) -> Path:
         Image.fromarray(image).save(data / "JPEGImages" / f"{name}.jpg")
         write_index_png(data / "SegmentationClass" / f"{name}.png", mask)
         rows.append([name, *(str(int(k in tags)) for k in range(3))])
-        maps = np.stack([0.9 * (mask[::4, ::4] == k + 1) + 0.1 * rng.random((12, 16)) for k in tags])
+        maps = np.stack(
+            [0.9 * (mask[::4, ::4] == k + 1) + 0.1 * rng.random((12, 16)) for k in tags]
+        )
         write_cam(cam_path(run / "cams", name), tags, maps, (48, 64))
         spoiled = np.roll(np.where(mask == 255, 0, mask), 2 + n, axis=1).astype(np.uint8)
         if name in TRAIN:
@@ -98,7 +100,16 @@ def add_refinement(run: Path) -> None:
     rng = np.random.default_rng(1)
     manifest = json.loads((run / "manifest.json").read_text())
     done = {"status": "done", "key": "ab", "seconds": 1.0, "outputs": {}, "metrics": {}}
-    for stage in ("walk", "irn", "irn_labels", "affinity", "affinity_labels", "round0", "round1", "segment_full"):
+    for stage in (
+        "walk",
+        "irn",
+        "irn_labels",
+        "affinity",
+        "affinity_labels",
+        "round0",
+        "round1",
+        "segment_full",
+    ):
         manifest["stages"][stage] = done
     manifest["config"]["refine"] = {"refine": "irn", "background": "auto"}
     (run / "manifest.json").write_text(json.dumps(manifest))
@@ -108,17 +119,29 @@ def add_refinement(run: Path) -> None:
             tags = cam["classes"].tolist()
         write_cam(cam_path(run / "walk", name), tags, rng.random((len(tags), 12, 16)), (48, 64))
         write_index_png(
-            run / "irn_labels" / f"{name}.png", rng.choice([0, tags[0] + 1, 255], (48, 64)).astype(np.uint8)
+            run / "irn_labels" / f"{name}.png",
+            rng.choice([0, tags[0] + 1, 255], (48, 64)).astype(np.uint8),
         )
-        scores = {kind: rng.integers(0, 255, (len(tags) + 1, 48, 64)).astype(np.uint8) for kind in ("low", "high")}
+        scores = {
+            kind: rng.integers(0, 255, (len(tags) + 1, 48, 64)).astype(np.uint8)
+            for kind in ("low", "high")
+        }
         np.savez_compressed(run / "affinity_labels" / f"{name}.npz", **scores)
     for stage in ("round0", "round1"):
         (run / stage).mkdir()
         labels = np.zeros((len(TRAIN), 6), np.uint8)
         labels[[0, 1, 2, 3], [0, 1, 0, 4]] = 1
-        np.savez(run / stage / "subcategories.npz", ids=np.array(TRAIN), labels=labels, counts=np.array([2, 2, 2]))
+        np.savez(
+            run / stage / "subcategories.npz",
+            ids=np.array(TRAIN),
+            labels=labels,
+            counts=np.array([2, 2, 2]),
+        )
     for name in VAL:
-        write_index_png(run / "segment_full" / "predictions" / "val" / f"{name}.png", np.zeros((48, 64), np.uint8))
+        write_index_png(
+            run / "segment_full" / "predictions" / "val" / f"{name}.png",
+            np.zeros((48, 64), np.uint8),
+        )
 
 
 def _scene(rng: np.random.Generator, tags: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -133,8 +156,14 @@ def _scene(rng: np.random.Generator, tags: tuple[int, ...]) -> tuple[np.ndarray,
 
 def _manifest(data: Path) -> dict[str, Any]:
     def stage(seconds: float) -> dict[str, Any]:
-        return {"status": "done", "key": "0123456789abcdef", "seconds": seconds, "peak_memory_mb": 900.0,
-                "outputs": {"count": 10}, "metrics": {}}  # fmt: skip
+        return {
+            "status": "done",
+            "key": "0123456789abcdef",
+            "seconds": seconds,
+            "peak_memory_mb": 900.0,
+            "outputs": {"count": 10},
+            "metrics": {},
+        }
 
     refine = stage(3.0) | {"metrics": {"threshold": 0.3, "threshold_from": "label_free"}}
     return {
@@ -157,7 +186,12 @@ def _manifest(data: Path) -> dict[str, Any]:
             "tags_from": "image_labels.csv",
         },
         "config": {"classify": {"epochs": 4, "lr": 0.001}},
-        "stages": {"classify": stage(61.0), "cams": stage(8.25), "refine": refine, "segment": stage(7000.0)},
+        "stages": {
+            "classify": stage(61.0),
+            "cams": stage(8.25),
+            "refine": refine,
+            "segment": stage(7000.0),
+        },
     }
 
 
@@ -177,7 +211,9 @@ def _evaluate(run: Path) -> None:
     val, train = facts.dataset.subset("val"), facts.dataset.subset("train")
     cams = evaluate_cams(facts.dataset, val, run / "cams", sweep_thresholds(CHOSEN), workers=1)
     refined = evaluate_folder(facts.dataset, train, run / "masks", workers=1)
-    segment = evaluate_folder(facts.dataset, val, run / "segment" / "predictions" / "val", workers=1)
+    segment = evaluate_folder(
+        facts.dataset, val, run / "segment" / "predictions" / "val", workers=1
+    )
     full = segment.report("val, true masks") | {"miou": 0.9}
     figures = {
         "cam": {"val": cams.report(CHOSEN, "train", "val, four scales & flip")},

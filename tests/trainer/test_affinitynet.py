@@ -60,9 +60,17 @@ def test_golden_indices_of_pairs():
     cells = torch.arange(12 * 15).view(12, 15)
     source = shifted(cells, (0, 0), 5).flatten()
     other = torch.stack([shifted(cells, offset, 5) for offset in half_plane(5)]).flatten()
-    assert (len(source), source[:4].tolist(), source[-2:].tolist()) == (56, [4, 5, 6, 7], [114, 115])
+    assert (len(source), source[:4].tolist(), source[-2:].tolist()) == (
+        56,
+        [4, 5, 6, 7],
+        [114, 115],
+    )
     assert source.sum() == 3332
-    assert (len(other), other[:3].tolist(), other[-3:].tolist()) == (1904, [5, 6, 7], [175, 176, 177])
+    assert (len(other), other[:3].tolist(), other[-3:].tolist()) == (
+        1904,
+        [5, 6, 7],
+        [175, 176, 177],
+    )
     assert other.sum() == 170968
 
 
@@ -88,7 +96,9 @@ def test_pair_labels_follow_their_definition(radius):
             for x in range(radius - 1, 10 - radius + 1):
                 one, two = int(label[y, x]), int(label[y + dy, x + dx])
                 known = 255 not in (one, two)
-                expected.append((one == two == 0, one == two and known and one != 0, one != two and known))
+                expected.append(
+                    (one == two == 0, one == two and known and one != 0, one != two and known)
+                )
     found = torch.stack([mask.flatten() for mask in pair_labels(label, radius)], 1)
     assert torch.equal(found, torch.tensor(expected))
 
@@ -149,7 +159,9 @@ def test_affinities_of_channels_last_and_of_half_precision():
 
 
 def test_golden_loss():
-    values = 0.5 + 0.45 * torch.sin(0.01 * torch.arange(34 * 96, dtype=torch.float64)).view(1, 34, 96)
+    values = 0.5 + 0.45 * torch.sin(0.01 * torch.arange(34 * 96, dtype=torch.float64)).view(
+        1, 34, 96
+    )
     terms = affinity_loss(values, pair_labels(golden_label()[None]))
     printed = {"bg": 0.861305, "fg": 0.870571, "neg": 0.999806, "total": 0.932872}
     assert {name: term.item() for name, term in terms.items()} == pytest.approx(printed, abs=1e-6)
@@ -165,7 +177,8 @@ def test_loss_counts_pairs_over_the_batch_and_survives_none():
     empty = affinity_loss(values, pair_labels(torch.stack([nothing, nothing])))
     assert all(term == 0 for term in empty.values())
     sure = affinity_loss(
-        torch.stack([torch.zeros(34, 96), torch.ones(34, 96)]), pair_labels(golden_label().expand(2, -1, -1))
+        torch.stack([torch.zeros(34, 96), torch.ones(34, 96)]),
+        pair_labels(golden_label().expand(2, -1, -1)),
     )
     assert all(torch.isfinite(term) for term in sure.values())
 
@@ -187,7 +200,9 @@ def test_conflicts_are_solved_in_order():
 
 def test_cells_without_a_score_are_ignored_whatever_the_background_says():
     low, high = one_hot([[1, 0, 1]], 2), one_hot([[1, 0, 0]], 2)
-    assert affinity_label(low * np.float32(9e-6), high * np.float32(9e-6)).tolist() == [[255, 255, 255]]
+    assert affinity_label(low * np.float32(9e-6), high * np.float32(9e-6)).tolist() == [
+        [255, 255, 255]
+    ]
     high[:, :, 8:16] = 0
     low[:, :, 8:16] = 0
     assert affinity_label(low, high).tolist() == [[1, 255, 0]]
@@ -222,7 +237,9 @@ def test_a_small_image_lies_on_black_and_its_border_is_ignored():
     black = torch.from_numpy(normalise(np.zeros((1, 1, 3), np.uint8))).flatten()
     padded = (undone(image) == 0).all(2)
     assert padded.sum() == 64 * 64 - 24 * 40
-    assert torch.equal(image[:, torch.from_numpy(padded)], black[:, None].expand(-1, int(padded.sum())))
+    assert torch.equal(
+        image[:, torch.from_numpy(padded)], black[:, None].expand(-1, int(padded.sum()))
+    )
     outside = padded.reshape(8, 8, 8, 8).all((1, 3))
     assert (label.numpy()[outside] == 255).all()
     assert (label.numpy()[~outside] != 255).any()
@@ -232,13 +249,17 @@ def test_image_and_label_are_cut_and_mirrored_together():
     flips = set()
     for seed in range(40):
         pixels, scores = coded_image(64, 72)
-        image, label = affinity_sample(pixels, scores, scores, np.random.default_rng(seed), 40, False)
+        image, label = affinity_sample(
+            pixels, scores, scores, np.random.default_rng(seed), 40, False
+        )
         view = undone(image)
         columns = view[0, :, 1].astype(int)
         flips.add(bool(columns[0] > columns[-1]))
         rng = np.random.default_rng(seed)
         top, left = int(rng.integers(0, 25)), int(rng.integers(0, 33))
-        cut = [a[..., top : top + 40, left : left + 40] for a in (np.moveaxis(pixels, 2, 0), scores)]
+        cut = [
+            a[..., top : top + 40, left : left + 40] for a in (np.moveaxis(pixels, 2, 0), scores)
+        ]
         if rng.random() < 0.5:
             cut = [np.ascontiguousarray(a[..., ::-1]) for a in cut]
         assert np.array_equal(np.moveaxis(view, 2, 0), cut[0])
@@ -248,14 +269,19 @@ def test_image_and_label_are_cut_and_mirrored_together():
 
 def test_jitter_changes_colours_only_and_a_sample_repeats():
     pixels, scores = coded_image(64, 72)
-    one, two = (affinity_sample(pixels, scores, scores, np.random.default_rng(5), 64, True) for _ in range(2))
+    one, two = (
+        affinity_sample(pixels, scores, scores, np.random.default_rng(5), 64, True)
+        for _ in range(2)
+    )
     assert torch.equal(one[0], two[0])
     assert torch.equal(one[1], two[1])
     plain = affinity_sample(pixels, scores, scores, np.random.default_rng(5), 64, False)
     assert not torch.equal(one[0], plain[0])
     # Padding stays black: colours are changed before it is there.
     small = np.asarray(Image.fromarray(pixels).resize((16, 16)))
-    image, _ = affinity_sample(small, scores[:, :16, :16], scores[:, :16, :16], np.random.default_rng(5), 64, True)
+    image, _ = affinity_sample(
+        small, scores[:, :16, :16], scores[:, :16, :16], np.random.default_rng(5), 64, True
+    )
     assert (undone(image) == 0).all(2).sum() >= 64 * 64 - 16 * 16
 
 
@@ -267,8 +293,17 @@ def test_names_and_size_on_resnet38():
         net = AffinityNet(build_backbone("resnet38"))
     state = net.state_dict()
     released = {name.removeprefix("backbone.") for name in state}
-    assert {"conv1a.weight", "b2.conv_branch2a.weight", "b7.conv_branch1.weight", "bn7.running_mean"} <= released
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items() if not name.startswith("backbone.")}
+    assert {
+        "conv1a.weight",
+        "b2.conv_branch2a.weight",
+        "b7.conv_branch1.weight",
+        "bn7.running_mean",
+    } <= released
+    shapes = {
+        name: tuple(tensor.shape)
+        for name, tensor in state.items()
+        if not name.startswith("backbone.")
+    }
     assert shapes == {
         "f8_3.weight": (64, 512, 1, 1),
         "f8_4.weight": (128, 1024, 1, 1),
@@ -299,7 +334,10 @@ def test_heads_before_up_sampling_are_heads_after_it():
     images = random_features(1, 3, 64, 96)
     with torch.no_grad():
         features = net.backbone(images)
-        taps = [F.interpolate(features[f"stage{n}"], (8, 12), mode="bilinear", align_corners=False) for n in (2, 3, 4)]
+        taps = [
+            F.interpolate(features[f"stage{n}"], (8, 12), mode="bilinear", align_corners=False)
+            for n in (2, 3, 4)
+        ]
         heads = [F.elu(head(tap)) for head, tap in zip((net.f8_3, net.f8_4, net.f8_5), taps)]
         torch.testing.assert_close(net(images), F.elu(net.f9(torch.cat(heads, 1))))
 
@@ -337,9 +375,13 @@ def test_a_backbone_without_three_features_is_refused():
 
 
 def blobs(height, width):
-    y, x = torch.meshgrid(torch.arange(height).double(), torch.arange(width).double(), indexing="ij")
+    y, x = torch.meshgrid(
+        torch.arange(height).double(), torch.arange(width).double(), indexing="ij"
+    )
     one = torch.exp(-((y - 0.3 * height) ** 2 + (x - 0.3 * width) ** 2) / (0.02 * height * width))
-    two = 0.8 * torch.exp(-((y - 0.7 * height) ** 2 + (x - 0.7 * width) ** 2) / (0.02 * height * width))
+    two = 0.8 * torch.exp(
+        -((y - 0.7 * height) ** 2 + (x - 0.7 * width) ** 2) / (0.02 * height * width)
+    )
     return torch.stack([one, two])
 
 
@@ -371,7 +413,10 @@ def test_an_even_picture_mixes_its_maps_and_a_divided_one_keeps_them_apart():
 
 def test_solvers_agree():
     features, cams = random_features(6, 10, 12), blobs(80, 96)
-    fast, plain = (walk_scores(features, cams, AffinityConfig(solver=solver)) for solver in ("chebyshev", "power"))
+    fast, plain = (
+        walk_scores(features, cams, AffinityConfig(solver=solver))
+        for solver in ("chebyshev", "power")
+    )
     torch.testing.assert_close(fast, plain, rtol=0, atol=1e-5)
 
 
@@ -386,7 +431,9 @@ def test_maps_of_tiny_images_walk_as_far_as_they_can(size):
 
 
 def test_an_image_without_classes_is_background():
-    scores = walk_scores(random_features(6, 10, 12, dtype=torch.float32), torch.zeros(0, 80, 96), AffinityConfig())
+    scores = walk_scores(
+        random_features(6, 10, 12, dtype=torch.float32), torch.zeros(0, 80, 96), AffinityConfig()
+    )
     torch.testing.assert_close(scores, torch.ones(1, 80, 96))
 
 
@@ -414,9 +461,17 @@ def test_presets():
 
 @pytest.mark.parametrize(
     "change",
-    [{"crop": 100}, {"crop": 64}, {"radius": 1}, {"beta": 0.0}, {"steps": 0}, {"low_alpha": -1.0}, {"crf": "P99"},
-     {"epochs": 0}],
-)  # fmt: skip
+    [
+        {"crop": 100},
+        {"crop": 64},
+        {"radius": 1},
+        {"beta": 0.0},
+        {"steps": 0},
+        {"low_alpha": -1.0},
+        {"crf": "P99"},
+        {"epochs": 0},
+    ],
+)
 def test_impossible_knobs_are_refused(change):
     with pytest.raises(ConfigError):
         AffinityConfig(**change)

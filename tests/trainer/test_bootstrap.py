@@ -12,7 +12,9 @@ CLASSES = ("cat", "dog")
 
 
 def system(rights, classes=CLASSES, ids=None):
-    """Images of one class each, of which a share of the pixels is right and the rest is called background."""
+    """Images of one class each, of which a share of the pixels is right and the rest is called
+    background.
+    """
     images = []
     for n, right in enumerate(rights):
         counts = np.zeros((len(classes) + 1, len(classes) + 2), np.int64)
@@ -56,7 +58,9 @@ def test_it_resamples_the_figure_of_the_list_and_pairs_images():
         ids = [str(n) for n in draws.integers(30, size=30)]
         plain.append(float(mean_iou(b.select(ids).total()) - mean_iou(a.select(ids).total())))
     low, high = np.percentile(plain, [2.5, 97.5])
-    assert result.difference.value == pytest.approx(float(mean_iou(b.total()) - mean_iou(a.total())))
+    assert result.difference.value == pytest.approx(
+        float(mean_iou(b.total()) - mean_iou(a.total()))
+    )
     assert result.difference.low == pytest.approx(low, abs=0.012)
     assert result.difference.high == pytest.approx(high, abs=0.012)
 
@@ -75,7 +79,10 @@ def test_the_interval_holds_the_true_difference_about_as_often_as_it_says():
     """Lists of 80 images drawn from a population of 4,000 whose difference is known."""
     rng = np.random.RandomState(0)
     hard = rng.beta(3, 2, 4000)
-    first, second = np.clip(hard + rng.normal(0, 0.1, 4000), 0, 1), np.clip(hard + rng.normal(0.01, 0.1, 4000), 0, 1)
+    first, second = (
+        np.clip(hard + rng.normal(0, 0.1, 4000), 0, 1),
+        np.clip(hard + rng.normal(0.01, 0.1, 4000), 0, 1),
+    )
     a, b = system(first), system(second)
     truth = float(mean_iou(b.total()) - mean_iou(a.total()))
     inside = 0
@@ -99,7 +106,9 @@ def test_conventions_and_a_class_that_a_drawn_list_lacks():
     a, b = system([0.5, 0.9, 0.4]), system([0.6, 0.9, 0.5])
     strict = compare_paired(a, b, "voc-devkit", samples=200)
     assert np.isfinite([strict.difference.low, strict.difference.high]).all()
-    assert compare_paired(a, b, "seam", samples=200).difference.value == pytest.approx(strict.difference.value)
+    assert compare_paired(a, b, "seam", samples=200).difference.value == pytest.approx(
+        strict.difference.value
+    )
 
 
 def test_other_images_and_none_are_refused():

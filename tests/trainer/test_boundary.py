@@ -57,7 +57,8 @@ def blobs(seed, height=24, width=31, unknown=False):
         away = np.hypot(y - centre[0], x - centre[1]) / rng.uniform(3, 9)
         labels[away < 1] = label
         if unknown:
-            # A band of odd width, whose pixels have one nearest known side, as fills that tie may differ.
+            # A band of odd width, whose pixels have one nearest known side, as fills that tie may
+            # differ.
             labels[abs(away - 1) < 0.12] = 255
     return labels
 
@@ -67,7 +68,9 @@ def blobs(seed, height=24, width=31, unknown=False):
 def test_equals_every_pair_of_points(a, b, tolerance):
     truth, pred = blobs(a), blobs(b)
     reach = tolerance_pixels(tolerance, truth.shape)
-    np.testing.assert_allclose(boundary_f(pred, truth, 4, tolerance), by_definition(pred, truth, 4, reach), atol=1e-6)
+    np.testing.assert_allclose(
+        boundary_f(pred, truth, 4, tolerance), by_definition(pred, truth, 4, reach), atol=1e-6
+    )
 
 
 def test_equals_the_definition_where_truth_and_prediction_leave_pixels_open():
@@ -90,7 +93,9 @@ def test_a_true_outline_is_1_and_a_shifted_one_counts_within_the_tolerance():
     assert boundary_f(truth, truth, 2, 1).tolist() == [1, 1]
     assert boundary_f(shifted, truth, 2, 3).tolist() == [1, 1]
     assert boundary_f(shifted, truth, 2, 2)[1] < 1
-    assert boundary_f(shifted, truth, 2, 2)[1] == pytest.approx(by_definition(shifted, truth, 2, 2)[1])
+    assert boundary_f(shifted, truth, 2, 2)[1] == pytest.approx(
+        by_definition(shifted, truth, 2, 2)[1]
+    )
 
 
 def test_absent_missed_and_invented_classes():

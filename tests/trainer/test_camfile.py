@@ -25,7 +25,11 @@ def test_maps_come_back_as_float16_keeps_them(tmp_path):
     assert cam.maps.dtype == np.float32
     np.testing.assert_array_equal(cam.maps, maps.astype(np.float16).astype(np.float32))
     with np.load(path, allow_pickle=False) as stored:
-        assert {k: stored[k].dtype for k in stored} == {"classes": np.int16, "maps": np.float16, "size": np.int32}
+        assert {k: stored[k].dtype for k in stored} == {
+            "classes": np.int16,
+            "maps": np.float16,
+            "size": np.int32,
+        }
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
@@ -48,9 +52,13 @@ def test_damaged_files_are_user_errors(tmp_path, damage):
     elif damage == "key":
         np.savez(path, classes=np.zeros(1, np.int16))
     elif damage == "pickle":
-        np.savez(path, classes=np.array([{}], object), maps=np.zeros((1, 5, 7)), size=np.array([17, 28]))
+        np.savez(
+            path, classes=np.array([{}], object), maps=np.zeros((1, 5, 7)), size=np.array([17, 28])
+        )
     else:
-        np.savez(path, classes=np.zeros(2, np.int16), maps=np.zeros((1, 5, 7)), size=np.array([17, 28]))
+        np.savez(
+            path, classes=np.zeros(2, np.int16), maps=np.zeros((1, 5, 7)), size=np.array([17, 28])
+        )
     with pytest.raises(DataError, match=r"a\.npz") as caught:
         read_cam(path)
     assert "run wsss-trainer fit again" in caught.value.hint
@@ -58,7 +66,11 @@ def test_damaged_files_are_user_errors(tmp_path, damage):
 
 @pytest.mark.parametrize(
     ("classes", "maps"),
-    [([1, 2], np.zeros((1, 4, 4))), ([1], np.full((1, 4, 4), 1.5)), ([1], np.full((1, 4, 4), np.nan))],
+    [
+        ([1, 2], np.zeros((1, 4, 4))),
+        ([1], np.full((1, 4, 4), 1.5)),
+        ([1], np.full((1, 4, 4), np.nan)),
+    ],
 )
 def test_maps_that_break_the_contract_are_not_written(tmp_path, classes, maps):
     with pytest.raises(ValueError, match="maps"):
@@ -66,10 +78,14 @@ def test_maps_that_break_the_contract_are_not_written(tmp_path, classes, maps):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("grid", "size"), [((5, 7), (17, 28)), ((1, 1), (3, 4)), ((9, 6), (9, 6)), ((10, 12), (7, 5))])
+@pytest.mark.parametrize(
+    ("grid", "size"), [((5, 7), (17, 28)), ((1, 1), (3, 4)), ((9, 6), (9, 6)), ((10, 12), (7, 5))]
+)
 def test_upsampling_is_that_of_torch(grid, size):
     maps = np.random.RandomState(1).uniform(size=(3, *grid)).astype(np.float32)
-    expected = torch.nn.functional.interpolate(torch.from_numpy(maps)[None], size, mode="bilinear", align_corners=False)
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(maps)[None], size, mode="bilinear", align_corners=False
+    )
     got = upsample_cam(maps, size)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, expected[0].numpy(), atol=1e-6)

@@ -99,7 +99,9 @@ def test_sizes_of_the_views(name, sizes):
     views = PROTOCOLS[name].views
     assert [views.size(*SIZE, scale) for scale in views.scales] == sizes
     pixels = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
-    assert [tuple(views.make(pixels, scale).shape) for scale in views.scales] == [(3, *size) for size in sizes]
+    assert [tuple(views.make(pixels, scale).shape) for scale in views.scales] == [
+        (3, *size) for size in sizes
+    ]
 
 
 def test_scale_1_is_untouched_and_filters_differ():
@@ -125,7 +127,9 @@ def tiny_cam() -> Cam:
 
 
 def one_by_one(method: Cam, record: Record, protocol: Protocol) -> torch.Tensor:
-    """As the released scripts do: one image, one scale, one flip at a time, with Pillow and NCHW memory."""
+    """As the released scripts do: one image, one scale, one flip at a time, with Pillow and NCHW
+    memory.
+    """
     pixels = read_image(record.image)
     height, width = pixels.shape[:2]
     pairs = []
@@ -136,7 +140,12 @@ def one_by_one(method: Cam, record: Record, protocol: Protocol) -> torch.Tensor:
         image = (np.asarray(resized) / 255.0 - np.array(MEAN)) / np.array(STD)
         tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)).astype("float32"))
         with torch.no_grad():
-            pairs.append(tuple(method.cams(view[None])[0, list(record.tags)] for view in (tensor, tensor.flip(2))))
+            pairs.append(
+                tuple(
+                    method.cams(view[None])[0, list(record.tags)]
+                    for view in (tensor, tensor.flip(2))
+                )
+            )
     return merge(pairs, stride4((height, width)), protocol).clamp(0, 1)  # type: ignore[arg-type]
 
 
@@ -144,7 +153,9 @@ def one_by_one(method: Cam, record: Record, protocol: Protocol) -> torch.Tensor:
 def test_batches_equal_one_image_one_scale_one_flip(tmp_path, monkeypatch, name):
     data = pictures(tmp_path / "data")
     records, written = data.subset("all"), {}
-    monkeypatch.setattr(cams, "write_cam", lambda path, tags, maps, size: written.update({path.stem: (tags, maps)}))
+    monkeypatch.setattr(
+        cams, "write_cam", lambda path, tags, maps, size: written.update({path.stem: (tags, maps)})
+    )
     make_cams(tiny_cam(), records, Stage(tmp_path / "cams"), PROTOCOLS[name], QUIET, "cpu")
     assert set(written) == set(data.records)
     reference = tiny_cam().eval()
@@ -152,7 +163,9 @@ def test_batches_equal_one_image_one_scale_one_flip(tmp_path, monkeypatch, name)
         tags, maps = written[record.id]
         assert tags == list(record.tags)
         assert maps.max() > 0.5
-        np.testing.assert_allclose(maps, one_by_one(reference, record, PROTOCOLS[name]).numpy(), atol=1e-4)
+        np.testing.assert_allclose(
+            maps, one_by_one(reference, record, PROTOCOLS[name]).numpy(), atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -179,7 +192,9 @@ def test_files_are_written_kept_and_repaired(tmp_path, workers):
     assert stage.outputs == {"count": 7, "made": 2}
     assert files["p4"].stat().st_mtime_ns == kept
     for i in ("p2", "p3"):
-        np.testing.assert_allclose(read_cam(files[i]).maps, np.load(io.BytesIO(before[i]))["maps"], atol=2e-3)
+        np.testing.assert_allclose(
+            read_cam(files[i]).maps, np.load(io.BytesIO(before[i]))["maps"], atol=2e-3
+        )
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -190,7 +205,14 @@ def test_an_unreadable_image_is_the_users_error_and_the_rest_is_kept(tmp_path, w
     cut.write_bytes(cut.read_bytes()[:1500])
     stage = Stage(tmp_path / "cams")
     with pytest.raises(DataError, match=r"p3\.png cannot be read") as caught:
-        make_cams(tiny_cam(), data.subset("all"), stage, PROTOCOLS["psa"], CamsConfig(batch=1, workers=workers), "cpu")
+        make_cams(
+            tiny_cam(),
+            data.subset("all"),
+            stage,
+            PROTOCOLS["psa"],
+            CamsConfig(batch=1, workers=workers),
+            "cpu",
+        )
     assert "wsss-trainer check" in caught.value.hint
     # Of the same size as p3, and so just before it.
     assert [p.name for p in stage.folder.iterdir()] == ["p0.npz"]
@@ -213,7 +235,9 @@ def test_bf16_maps_are_close(tmp_path):
     for precision in ("fp32", "bf16"):
         folders[precision] = Stage(tmp_path / precision)
         config = CamsConfig(precision=precision, workers=0)  # type: ignore[arg-type]
-        make_cams(tiny_cam(), data.subset("all"), folders[precision], PROTOCOLS["psa"], config, "cpu")
+        make_cams(
+            tiny_cam(), data.subset("all"), folders[precision], PROTOCOLS["psa"], config, "cpu"
+        )
     for i in data.records:
         exact, low = (read_cam(cam_path(f.folder, i)).maps for f in folders.values())
         np.testing.assert_allclose(low, exact, atol=0.05)

@@ -17,7 +17,9 @@ from trainer.report.charts import Line, Mark, bars, histogram, line_chart, short
         (-1, 1, [-1, -0.5, 0, 0.5, 1]),
     ],
 )
-def test_ticks_are_round_and_cover_the_range(low: float, high: float, expected: list[float]) -> None:
+def test_ticks_are_round_and_cover_the_range(
+    low: float, high: float, expected: list[float]
+) -> None:
     assert ticks(low, high, 4) == pytest.approx(expected)
 
 
@@ -32,7 +34,11 @@ def test_long_curves_are_averaged_and_keep_their_end() -> None:
 
 def test_a_chart_maps_values_to_places() -> None:
     drawn = line_chart(
-        [Line("up", "red", [(0, 0), (10, 1)])], "label", "x", marks=[Mark(5, "here", [(5, 0.5)])], size=(360, 220)
+        [Line("up", "red", [(0, 0), (10, 1)])],
+        "label",
+        "x",
+        marks=[Mark(5, "here", [(5, 0.5)])],
+        size=(360, 220),
     )
     path = re.search(r'points="([^"]+)"', drawn)
     assert path is not None
@@ -50,7 +56,12 @@ def test_bars_are_clipped_and_leave_gaps_for_missing_values() -> None:
 
 def test_a_histogram_counts_and_marks_the_median() -> None:
     drawn = histogram([0.0, 0.26, 0.26, 1.0, 1.7], "red", "five", bins=4, size=(200, 100))
-    assert re.findall(r"<title>([^<]+)</title>", drawn) == ["0 to 25: 1", "25 to 50: 2", "50 to 75: 0", "75 to 100: 2"]
+    assert re.findall(r"<title>([^<]+)</title>", drawn) == [
+        "0 to 25: 1",
+        "25 to 50: 2",
+        "50 to 75: 0",
+        "75 to 100: 2",
+    ]
     assert re.findall(r'x1="([\d.]+)" x2="\1" y1="0"', drawn) == ["52.0"]
     assert 'x1="100.0" x2="100.0"' in histogram([0.4, 0.6], "red", "two", size=(200, 100))
 

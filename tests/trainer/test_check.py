@@ -65,7 +65,11 @@ def test_sound_data(tmp_path: Path) -> None:
 
 def test_everything_at_once_in_one_pass(tmp_path: Path) -> None:
     names = ["cut", "text", "cmyk", "deep", "turned", "grey", "alpha", "tiny", "copy", "untagged"]
-    make(tmp_path, 6, "".join(f"{n},{'' if n == 'untagged' else 'dog'}\n" for n in names) + "tiny,bear\n")
+    make(
+        tmp_path,
+        6,
+        "".join(f"{n},{'' if n == 'untagged' else 'dog'}\n" for n in names) + "tiny,bear\n",
+    )
     whole = (tmp_path / "im0.jpg").read_bytes()
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.jpg").write_text("hello")
@@ -136,7 +140,9 @@ def test_spoilt_voc_masks_say_what_was_done_to_them(tmp_path: Path) -> None:
     folder = tmp_path / "ImageSets" / "Segmentation"
     folder.mkdir(parents=True)
     (folder / "train.txt").write_text("\n".join(names))
-    (tmp_path / "image_labels.csv").write_text(f"image_id,{','.join(VOC_CLASSES)}\n" + _row(names[0]))
+    (tmp_path / "image_labels.csv").write_text(
+        f"image_id,{','.join(VOC_CLASSES)}\n" + _row(names[0])
+    )
     masks = tmp_path / "SegmentationClass"
     masks.mkdir()
     index = np.full((40, 48), 15, np.uint8)
@@ -176,11 +182,15 @@ def test_rotated_image_wants_the_turned_mask(tmp_path: Path) -> None:
 @pytest.mark.parametrize("side", [10_001, 50_000])
 def test_huge_image_is_reported_without_decoding(tmp_path: Path, side: int) -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     make(tmp_path, 4, "bomb,cat\n")
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
-    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+    (tmp_path / "bomb.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    )
     report = check(tmp_path)
     assert of_kind(report, "huge").names == ("bomb.png",)
     assert not {"unreadable", "truncated"} & kinds(report)
@@ -258,7 +268,9 @@ def test_coco_masks_are_drawn_and_compared(tmp_path: Path) -> None:
     assert of_kind(check(tmp_path), "mask-size").names == ("images/a.jpg",)
 
 
-def test_pool_finds_the_same_as_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pool_finds_the_same_as_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make(tmp_path, 12)
     (tmp_path / "im5.jpg").write_text("no")
     alone = check(tmp_path)
@@ -279,16 +291,30 @@ def test_json_and_table(tmp_path: Path) -> None:
     console = Console(width=140, record=True, file=io.StringIO())
     print_report(report, console)
     text = console.export_text()
-    for part in ("im2.jpg", "cannot be read", "error", "cat", "MB of disk", "errors must be put right"):
+    for part in (
+        "im2.jpg",
+        "cannot be read",
+        "error",
+        "cat",
+        "MB of disk",
+        "errors must be put right",
+    ):
         assert part in text
 
 
 def test_estimates_grow_with_the_data() -> None:
-    small = module.estimate([module.Finding(pixels=10_000, cells=600, mask_bytes=500)] * 10, workers=2)
-    large = module.estimate([module.Finding(pixels=4_000_000, cells=250_000, mask_bytes=9000)] * 1000, workers=2)
+    small = module.estimate(
+        [module.Finding(pixels=10_000, cells=600, mask_bytes=500)] * 10, workers=2
+    )
+    large = module.estimate(
+        [module.Finding(pixels=4_000_000, cells=250_000, mask_bytes=9000)] * 1000, workers=2
+    )
     assert large["disk_mb"]["cams"] == pytest.approx(500)
     assert large["memory_mb"] == 6700
     assert small["memory_mb"] == 2300
     for stage in ("classify", "cams", "refine", "segment"):
         assert large["minutes"][stage] > small["minutes"][stage]
-    assert module.estimate([module.Finding(pixels=10_000)] * 4000, workers=4)["minutes"]["classify"] == 7.6
+    assert (
+        module.estimate([module.Finding(pixels=10_000)] * 4000, workers=4)["minutes"]["classify"]
+        == 7.6
+    )

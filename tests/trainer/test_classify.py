@@ -14,7 +14,9 @@ from trainer.methods.cam import Cam, Config
 from trainer.options import Options, make_configs
 from trainer.run import Metrics, Stage
 
-QUICK = ClassifyConfig(epochs=2, batch=2, crop=32, resize=(32, 48), workers=0, precision="fp32", lr=1e-2, momentum=0.9)
+QUICK = ClassifyConfig(
+    epochs=2, batch=2, crop=32, resize=(32, 48), workers=0, precision="fp32", lr=1e-2, momentum=0.9
+)
 
 
 @pytest.mark.parametrize(
@@ -34,11 +36,28 @@ def test_the_recipe_follows_the_backbone(backbone, weights, name):
 
 def test_published_recipes():
     psa, irn = RECIPES["psa"], RECIPES["irn"]
-    assert (psa.lr, psa.new_factor, psa.weight_decay, psa.batch, psa.epochs) == (0.1, 10.0, 5e-4, 16, 15)
+    assert (psa.lr, psa.new_factor, psa.weight_decay, psa.batch, psa.epochs) == (
+        0.1,
+        10.0,
+        5e-4,
+        16,
+        15,
+    )
     assert (psa.resize, psa.crop, psa.jitter, psa.momentum) == ((256, 512), 448, True, "code")
-    assert (irn.lr, irn.new_factor, irn.weight_decay, irn.batch, irn.epochs) == (0.1, 10.0, 1e-4, 16, 5)
+    assert (irn.lr, irn.new_factor, irn.weight_decay, irn.batch, irn.epochs) == (
+        0.1,
+        10.0,
+        1e-4,
+        16,
+        5,
+    )
     assert (irn.resize, irn.crop, irn.jitter, irn.momentum) == ((320, 640), 512, False, "code")
-    assert (irn.output_stride, irn.dilate, irn.bn, irn.detach_after) == (16, False, "stats", "stage2")
+    assert (irn.output_stride, irn.dilate, irn.bn, irn.detach_after) == (
+        16,
+        False,
+        "stats",
+        "stage2",
+    )
 
 
 def test_an_unknown_recipe_or_knob_shows_the_nearest():
@@ -74,11 +93,15 @@ def test_size_scales_crop_and_resize_together():
 
 
 def test_settings_win_over_short_options_and_these_over_the_recipe():
-    made = make_configs(options(backbone="resnet50", epochs=3, size=256, settings=("classify.resize=100,200",)))
+    made = make_configs(
+        options(backbone="resnet50", epochs=3, size=256, settings=("classify.resize=100,200",))
+    )
     assert (made.classify.epochs, made.classify.crop, made.classify.resize) == (3, 256, (100, 200))
     assert made.segment.epochs == 3
     assert made.classify.bn == "stats"
-    own = make_configs(options(epochs=3, settings=("segment.epochs=7", "method.pooling=gmp", "classify.epochs=4")))
+    own = make_configs(
+        options(epochs=3, settings=("segment.epochs=7", "method.pooling=gmp", "classify.epochs=4"))
+    )
     assert (own.classify.epochs, own.segment.epochs, own.method.pooling) == (4, 7, "gmp")
     other = make_configs(options(backbone="resnet50", recipe="small"))
     assert other.classify == RECIPES["small"]
@@ -86,7 +109,11 @@ def test_settings_win_over_short_options_and_these_over_the_recipe():
 
 @pytest.mark.parametrize(
     ("setting", "nearest"),
-    [("clasify.lr=1", "classify"), ("classify.learning_rat=1", "lr"), ("method.pool=gap", "pooling")],
+    [
+        ("clasify.lr=1", "classify"),
+        ("classify.learning_rat=1", "lr"),
+        ("method.pool=gap", "pooling"),
+    ],
 )
 def test_unknown_settings_of_a_run(setting, nearest):
     with pytest.raises(ConfigError) as caught:
@@ -119,7 +146,12 @@ def test_mean_average_precision(tmp_path):
     assert mean_average_precision(Oracle(False), data, records, QUICK, "cpu") == 1.0
     assert mean_average_precision(Oracle(True), data, records, QUICK, "cpu") < 0.6
     # A class that no image has is left out.
-    assert mean_average_precision(Oracle(False), data, [r for r in records if r.tags != (1,)], QUICK, "cpu") == 1.0
+    assert (
+        mean_average_precision(
+            Oracle(False), data, [r for r in records if r.tags != (1,)], QUICK, "cpu"
+        )
+        == 1.0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +180,9 @@ def test_training_writes_weights_that_load(trained):
     assert 0 <= stage.metrics["val_map"] <= 1
     assert [p.name for p in stage.folder.iterdir()] == ["model.pt"]
     assert (root / "metrics.csv").read_text().count("val_map") == 2
-    again = classify.load(stage.folder / "model.pt", {k: identity[k] for k in ("method", "backbone", "classes")})
+    again = classify.load(
+        stage.folder / "model.pt", {k: identity[k] for k in ("method", "backbone", "classes")}
+    )
     assert not again.training
     assert isinstance(again, Cam)
     assert again.config == Config(pooling="gmp")
@@ -165,12 +199,16 @@ def test_images_without_tags_cannot_be_validated_on(tmp_path):
     module = Cam(Config(), TinyBackbone(), 3)
     untagged = [replace(r, tags=()) for r in data.subset("all")]
     metrics = Metrics(tmp_path / "metrics.csv", "classify")
-    classify.classify(module, data, data.subset("all"), untagged, QUICK, stage, metrics, 0, {}, "cpu")
+    classify.classify(
+        module, data, data.subset("all"), untagged, QUICK, stage, metrics, 0, {}, "cpu"
+    )
     assert "val_map" not in stage.metrics
     assert np.isfinite(stage.metrics["loss"])
 
 
-@pytest.mark.parametrize(("key", "value"), [("classes", ["c0", "c1"]), ("method", "seam"), ("backbone", "resnet34")])
+@pytest.mark.parametrize(
+    ("key", "value"), [("classes", ["c0", "c1"]), ("method", "seam"), ("backbone", "resnet34")]
+)
 def test_weights_of_something_else_are_refused(trained, key, value):
     with pytest.raises(WeightsError, match=f"was made with {key}") as caught:
         classify.load(trained[1].folder / "model.pt", {key: value})

@@ -43,7 +43,9 @@ def test_main_prints_the_error_and_exits_with_2(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_unknown_method_backbone_stage_recipe_and_knobs_show_the_nearest(scenes: Path, tmp_path: Path) -> None:
+def test_unknown_method_backbone_stage_recipe_and_knobs_show_the_nearest(
+    scenes: Path, tmp_path: Path
+) -> None:
     base = ["fit", scenes, "--run", tmp_path / "run", "--weights", "none"]
     assert "'cam'" in refused(*base, "--method", "camm").expected
     assert "'resnet18'" in refused(*base, "--backbone", "resnet-18").expected
@@ -57,12 +59,16 @@ def test_unknown_method_backbone_stage_recipe_and_knobs_show_the_nearest(scenes:
 
 
 def test_unknown_list_and_a_list_without_tags(scenes: Path, tmp_path: Path) -> None:
-    error = refused("fit", scenes, "--run", tmp_path / "run", "--weights", "none", "--train-list", "trian")
+    error = refused(
+        "fit", scenes, "--run", tmp_path / "run", "--weights", "none", "--train-list", "trian"
+    )
     assert isinstance(error, DataError)
     assert "'train'" in error.expected
 
 
-def test_missing_wrong_and_truncated_weights(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_wrong_and_truncated_weights(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = ["fit", scenes, "--run", tmp_path / "run", "--backbone", "resnet18", "--weights"]
     assert isinstance(refused(*base, tmp_path / "absent.pth"), WeightsError)
     (tmp_path / "text.pth").write_text("not weights")
@@ -73,7 +79,15 @@ def test_a_run_in_use_is_refused(scenes: Path, tmp_path: Path) -> None:
     from trainer.run import Run
 
     with Run(tmp_path / "run").lock():
-        command = [sys.executable, "-m", "trainer", "fit", str(scenes), "--run", str(tmp_path / "run")]
+        command = [
+            sys.executable,
+            "-m",
+            "trainer",
+            "fit",
+            str(scenes),
+            "--run",
+            str(tmp_path / "run"),
+        ]
         command += ["--backbone", "resnet18", "--weights", "none", "--size", "32"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -85,7 +99,9 @@ def test_eval_export_and_report_of_something_that_is_no_run(tmp_path: Path) -> N
         assert isinstance(refused(command[0], tmp_path, *command[1:]), RunError)
 
 
-def test_check_exits_with_2_where_there_are_errors_and_0_otherwise(scenes: Path, tmp_path: Path) -> None:
+def test_check_exits_with_2_where_there_are_errors_and_0_otherwise(
+    scenes: Path, tmp_path: Path
+) -> None:
     assert CliRunner().invoke(app, ["check", str(scenes), "--json"]).exit_code == 0
     broken = tmp_path / "photos"
     broken.mkdir()
@@ -105,7 +121,18 @@ def test_methods_lists_and_describes(tmp_path: Path) -> None:
 
 def test_help_of_every_command_has_an_example() -> None:
     runner = CliRunner()
-    for command in ("fit", "eval", "compare", "report", "export", "check", "convert", "synth", "demo", "methods"):
+    for command in (
+        "fit",
+        "eval",
+        "compare",
+        "report",
+        "export",
+        "check",
+        "convert",
+        "synth",
+        "demo",
+        "methods",
+    ):
         assert "xample" in runner.invoke(app, [command, "--help"]).output
 
 
@@ -116,8 +143,12 @@ def test_how_data_are_read_is_asked_for_and_remembered(scenes: Path, tmp_path: P
     assert "'masks'" in refused("check", scenes, "--labels-from", "mask").expected
     assert "'crowd'" in refused("check", scenes, "--set", "data.crowds=keep").expected
     assert "data" in refused("check", scenes, "--set", "cams.batch=2").expected
-    options = Options(data=scenes, run=tmp_path / "run", labels_from="masks", settings=("data.crowd=keep",))
+    options = Options(
+        data=scenes, run=tmp_path / "run", labels_from="masks", settings=("data.crowd=keep",)
+    )
     assert make_configs(options).data == DataConfig(labels_from="masks", crowd="keep")
     manifest = {"data": {"path": str(scenes)}, "config": {"data": {"labels_from": "masks"}}}
     assert reopen_data(manifest).tags_from == "classes in the masks"
-    assert reopen_data({"data": {"path": str(scenes)}, "config": {}}).tags_from == "image_labels.csv"
+    assert (
+        reopen_data({"data": {"path": str(scenes)}, "config": {}}).tags_from == "image_labels.csv"
+    )

@@ -1,4 +1,6 @@
-"""Sub-categories: FINCH against the golden counts of spec methods 13, labels of SC-CAM (12.1, 12.5)."""
+"""Sub-categories: FINCH against the golden counts of spec methods 13, labels of SC-CAM (12.1,
+12.5).
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def slow_finch(x: Array, early_exit: bool) -> list[Array]:
     labels, longest = np.arange(len(x)), np.inf
     found: list[Array] = []
     while True:
-        means = np.stack([x[labels == c].mean(axis=0, dtype=np.float64) for c in range(labels.max() + 1)])
+        means = np.stack(
+            [x[labels == c].mean(axis=0, dtype=np.float64) for c in range(labels.max() + 1)]
+        )
         unit = means / np.linalg.norm(means, axis=1, keepdims=True)
         distance = 1 - unit @ unit.T
         np.fill_diagonal(distance, np.inf)
@@ -78,7 +82,9 @@ def slow_finch(x: Array, early_exit: bool) -> list[Array]:
         ((40, 40, 8, 59, 1.0), [9, 3], [9, 6]),
     ],
 )
-def test_finch_golden(case: tuple[int, int, int, int, float], plain: list[int], early: list[int]) -> None:
+def test_finch_golden(
+    case: tuple[int, int, int, int, float], plain: list[int], early: list[int]
+) -> None:
     x = points(*case)
     for early_exit, wanted in ((False, plain), (True, early)):
         partitions, counts = finch(x, early_exit=early_exit)
@@ -101,7 +107,9 @@ def test_finch_golden_sizes() -> None:
         ({"metric": "euclidean"}, [10, 5, 4], [10, 36, 10, 4]),
     ],
 )
-def test_finch_golden_of_the_refinement_specification(options: dict, counts: list[int], sizes: list[int]) -> None:
+def test_finch_golden_of_the_refinement_specification(
+    options: dict, counts: list[int], sizes: list[int]
+) -> None:
     """G7 of refine-segment 17."""
     i, k = np.arange(60)[:, None], np.arange(8)[None]
     x = (np.sin(0.37 * i * (k + 1)) + 2 * np.cos(1.3 * (i % 6) * (k + 1))).astype(np.float32)
@@ -206,7 +214,9 @@ def test_finch_labels_are_the_last_partition_of_each_class() -> None:
     assert labels.shape == (120, counts.sum())
     np.testing.assert_array_equal(labels[first, : sizes[-1]].argmax(axis=1), expected[:, -1])
     ends = np.cumsum(counts)
-    sums = np.stack([labels[:, end - count : end].sum(axis=1) for end, count in zip(ends, counts)], axis=1)
+    sums = np.stack(
+        [labels[:, end - count : end].sum(axis=1) for end, count in zip(ends, counts)], axis=1
+    )
     np.testing.assert_array_equal(sums, present)
     assert labels.any(axis=0).all()
 
@@ -225,7 +235,9 @@ def test_subcategory_labels_give_one_cluster_for_each_class_of_the_image() -> No
 def test_subcategory_labels_are_the_same_for_the_same_seed() -> None:
     x, present = uniform((200, 12), 67), tags(200, 3, 3)
     first = subcategory_labels(x, present, 8, seed=5)
-    np.testing.assert_array_equal(first, subcategory_labels(torch.from_numpy(x), torch.from_numpy(present), 8, seed=5))
+    np.testing.assert_array_equal(
+        first, subcategory_labels(torch.from_numpy(x), torch.from_numpy(present), 8, seed=5)
+    )
     assert (first != subcategory_labels(x, present, 8, seed=6)).any()
     alone = subcategory_labels(x, present * [1, 0, 0], 8, seed=5)
     np.testing.assert_array_equal(first[:, :8], alone[:, :8])
@@ -245,7 +257,11 @@ def test_subcategory_labels_of_small_and_missing_classes() -> None:
 def test_kmeans_finds_blobs_far_from_the_origin(dimensions: int) -> None:
     rng = np.random.default_rng(0)
     truth = np.arange(400) % 8
-    x = rng.normal(size=(8, dimensions))[truth] * 5 + 0.01 * rng.normal(size=(400, dimensions)) + 1000
+    x = (
+        rng.normal(size=(8, dimensions))[truth] * 5
+        + 0.01 * rng.normal(size=(400, dimensions))
+        + 1000
+    )
     labels = kmeans(x.astype(np.float32), 8, rng)
     assert len({(a, b) for a, b in zip(truth, labels)}) == 8
 
@@ -263,7 +279,11 @@ def test_kmeans_leaves_no_cluster_empty_when_points_coincide() -> None:
     assert sorted(np.unique(kmeans(x, 6, np.random.default_rng(2)))) == list(range(6))
 
 
-@pytest.mark.parametrize(("features", "present", "k"), [((4, 2), (3, 2), 2), ((4, 2), (4, 2), 0), ((4,), (4, 2), 2)])
-def test_subcategory_labels_refuse(features: tuple[int, ...], present: tuple[int, ...], k: int) -> None:
+@pytest.mark.parametrize(
+    ("features", "present", "k"), [((4, 2), (3, 2), 2), ((4, 2), (4, 2), 0), ((4,), (4, 2), 2)]
+)
+def test_subcategory_labels_refuse(
+    features: tuple[int, ...], present: tuple[int, ...], k: int
+) -> None:
     with pytest.raises(ConfigError):
         subcategory_labels(np.ones(features), np.ones(present), k)

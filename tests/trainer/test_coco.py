@@ -12,7 +12,11 @@ from trainer.data.dataset import open_dataset, read_image
 from trainer.data.knobs import DataConfig
 from trainer.errors import DataError
 
-CATEGORIES = [{"id": 90, "name": "toothbrush"}, {"id": 1, "name": "person"}, {"id": 13, "name": "stop sign"}]
+CATEGORIES = [
+    {"id": 90, "name": "toothbrush"},
+    {"id": 1, "name": "person"},
+    {"id": 13, "name": "stop sign"},
+]
 SQUARE = [[1, 1, 4, 1, 4, 4, 1, 4]]
 
 
@@ -20,7 +24,13 @@ KEEP = DataConfig(keep_empty=True)
 
 
 def note(image: int, category: int, segmentation: Any = None, **extra: Any) -> dict[str, Any]:
-    return {"image_id": image, "category_id": category, "iscrowd": 0, "segmentation": segmentation or SQUARE, **extra}
+    return {
+        "image_id": image,
+        "category_id": category,
+        "iscrowd": 0,
+        "segmentation": segmentation or SQUARE,
+        **extra,
+    }
 
 
 def make(
@@ -52,7 +62,10 @@ def test_categories_by_rank_and_tags_without_crowds(tmp_path: Path) -> None:
     assert data.records["COCO_train2014_000000000009"].tags == (0, 2)
     assert data.records["b"].tags == ()
     assert "crowds left out" in data.tags_from
-    assert any("1 of 2 images of train2014 have no annotation and have no tag" in text for text in data.notes)
+    assert any(
+        "1 of 2 images of train2014 have no annotation and have no tag" in text
+        for text in data.notes
+    )
     assert any("ids run from 1 to 90 with gaps: masks hold 1 to 3" in text for text in data.notes)
     with_crowds = open_dataset(tmp_path, config=DataConfig(crowd_tags=True))
     assert with_crowds.records["COCO_train2014_000000000009"].tags == (0, 1, 2)
@@ -71,7 +84,9 @@ def test_images_without_annotation_are_left_out_unless_kept(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("crowd", "value"), [("drop", 0), ("ignore", 255), ("keep", 1)])
-def test_masks_are_painted_in_order_with_crowds_as_asked(tmp_path: Path, crowd: Any, value: int) -> None:
+def test_masks_are_painted_in_order_with_crowds_as_asked(
+    tmp_path: Path, crowd: Any, value: int
+) -> None:
     runs = {"size": [8, 10], "counts": [72, 8]}  # the last column, column-major
     later = [[3, 3, 6, 3, 6, 6, 3, 6]]
     make(tmp_path, [note(0, 1), note(0, 90, later), note(0, 1, runs, iscrowd=1)])
@@ -129,7 +144,9 @@ def test_file_names_with_and_without_prefix(tmp_path: Path, entry: str, file: st
 
 def test_categories_are_matched_by_name_between_files(tmp_path: Path) -> None:
     make(tmp_path, [note(0, 90)], files=("a.jpg",))
-    contiguous = [{"id": n, "name": name} for n, name in enumerate(("person", "stop sign", "toothbrush"))]
+    contiguous = [
+        {"id": n, "name": name} for n, name in enumerate(("person", "stop sign", "toothbrush"))
+    ]
     make(tmp_path, [note(0, 2)], "instances_val2014", "val2014", ("b.jpg",), contiguous)
     data = open_dataset(tmp_path)
     assert [record.tags for record in data.records.values()] == [(2,), (2,)]
@@ -171,7 +188,10 @@ def test_several_files_are_several_lists(tmp_path: Path) -> None:
 
 
 def test_boxes_only_give_tags_but_no_mask(tmp_path: Path) -> None:
-    make(tmp_path, [{"image_id": 0, "category_id": 1, "bbox": [0, 0, 3, 3]}, note(1, 1, [[1, 1, 3, 3]])])
+    make(
+        tmp_path,
+        [{"image_id": 0, "category_id": 1, "bbox": [0, 0, 3, 3]}, note(1, 1, [[1, 1, 3, 3]])],
+    )
     data = open_dataset(tmp_path)
     assert [record.tags for record in data.subset("all")] == [(0,), (0,)]
     assert [data.has_mask(record) for record in data.subset("all")] == [False, False]
@@ -190,7 +210,10 @@ def test_run_lengths_of_another_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"images": [{"id": 1, "file_name": "gone.jpg", "height": 1, "width": 1}]}, r"names 1 images .*gone\.jpg"),
+        (
+            {"images": [{"id": 1, "file_name": "gone.jpg", "height": 1, "width": 1}]},
+            r"names 1 images .*gone\.jpg",
+        ),
         ({"annotations": [note(0, 7)]}, "unknown categories"),
         ({"annotations": [note(5, 1)]}, r"unknown images \(1\)"),
         ({"annotations": [{"id": 3}]}, "damaged entry"),
@@ -210,7 +233,9 @@ def test_bad_tables(tmp_path: Path, change: dict[str, Any], message: str) -> Non
 @pytest.mark.parametrize("text", ["{", "[]", '{"images": []}', b"\xff\xff"])
 def test_not_instances_json(tmp_path: Path, text: str | bytes) -> None:
     (tmp_path / "annotations").mkdir()
-    (tmp_path / "annotations" / "x.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    (tmp_path / "annotations" / "x.json").write_bytes(
+        text if isinstance(text, bytes) else text.encode()
+    )
     with pytest.raises(DataError, match=r"x\.json"):
         open_dataset(tmp_path)
 

@@ -61,7 +61,9 @@ def test_every_stage_and_list_is_compared_with_the_first(runs):
         first, good = line.matches
         assert first.paired is None
         assert good.paired is not None
-        assert good.paired.difference.value == pytest.approx(good.entry["miou"] - first.entry["miou"])
+        assert good.paired.difference.value == pytest.approx(
+            good.entry["miou"] - first.entry["miou"]
+        )
         assert not good.flags
         assert good.paired.classes["background"].value > 0
         assert set(good.paired.classes) == set(first.entry["iou"])
@@ -81,19 +83,29 @@ def test_a_run_differs_from_its_copy_by_nothing(runs, data, tmp_path):
 
 
 def test_what_was_not_the_same_is_said(runs):
-    lines = {(x.stage, x.list): x.matches[1] for x in compare(open_sides([runs[0], runs[2]]), samples=100)}
+    lines = {
+        (x.stage, x.list): x.matches[1]
+        for x in compare(open_sides([runs[0], runs[2]]), samples=100)
+    }
     flags = lines["segment", "val"].flags
     assert "other scales: scales 1 and mirror | scales 0.5/1 and mirror" in flags
     assert "other CRF: no CRF | dense CRF P3" in flags
     assert any(
-        flag.startswith("other initial weights: ImageNet tags | COCO masks (EXTRA SUPERVISION") for flag in flags
+        flag.startswith("other initial weights: ImageNet tags | COCO masks (EXTRA SUPERVISION")
+        for flag in flags
     )
-    assert [flag.partition(":")[0] for flag in lines["cam", "val"].flags] == ["other initial weights"]
+    assert [flag.partition(":")[0] for flag in lines["cam", "val"].flags] == [
+        "other initial weights"
+    ]
 
 
 def test_changes_are_the_largest_gains_and_losses_of_single_images(runs):
     sides = open_sides(runs[:2])
-    line = next(x for x in compare(sides, samples=100, changes=6) if (x.stage, x.list) == ("segment", "train"))
+    line = next(
+        x
+        for x in compare(sides, samples=100, changes=6)
+        if (x.stage, x.list) == ("segment", "train")
+    )
     before, after = (side.counts("segment", "train") for side in sides)
     gain = after.miou() - before.miou()
     changes = line.matches[1].changes
@@ -107,17 +119,25 @@ def test_a_kept_folder_is_compared_on_the_images_that_both_have(runs, data, tmp_
     dataset = open_dataset(data)
     some = list(dataset.lists["val"])[1:]
     write_masks(dataset, tmp_path / "theirs", 0.2, some)
-    keep(measure_folder(Folder(tmp_path / "theirs", data, "val", bad="skip")), "val", tmp_path / "kept")
+    keep(
+        measure_folder(Folder(tmp_path / "theirs", data, "val", bad="skip")),
+        "val",
+        tmp_path / "kept",
+    )
     (line,) = compare(open_sides([runs[0], tmp_path / "kept"]), samples=100)
     match = line.matches[1]
     assert match.paired is not None
     assert match.paired.images == len(some)
     assert (
-        match.flags[0] == f"other images: {len(some) + 1} and {len(some)}, compared on the {len(some)} that both have"
+        match.flags[0]
+        == f"other images: {len(some) + 1} and {len(some)}, compared on the {len(some)} that both"
+        " have"
     )
     assert match.flags[1].startswith("not recorded, so perhaps not the same: ")
     assert "scales" in match.flags[1]
-    text = write_page(open_sides([runs[0], tmp_path / "kept"]), [line], tmp_path / "page.html").read_text()
+    text = write_page(
+        open_sides([runs[0], tmp_path / "kept"]), [line], tmp_path / "page.html"
+    ).read_text()
     assert "No pictures" not in text
     assert "data:image/jpeg" in text
 
@@ -154,11 +174,15 @@ def test_other_true_masks_of_the_same_images_are_noticed(runs, data, tmp_path):
     lines = compare(open_sides([runs[0], again]), samples=100)
     flags = next(x for x in lines if (x.stage, x.list) == ("segment", "val")).matches[1].flags
     count = len(dataset.lists["val"])
-    assert flags == (f"other true masks: 1 of {count} images have not the same true pixels on both sides",)
+    assert flags == (
+        f"other true masks: 1 of {count} images have not the same true pixels on both sides",
+    )
 
 
 def test_a_mean_that_is_undefined_is_a_dash_and_not_a_result(runs, tmp_path):
-    """No image of this data shows every class, so that the devkit's mean is undefined on a list of two."""
+    """No image of this data shows every class, so that the devkit's mean is undefined on a list of
+    two.
+    """
     sides = open_sides(runs[:2])
     for side in sides:
         for stage, lines in side.evaluation.items():
@@ -172,7 +196,13 @@ def test_a_mean_that_is_undefined_is_a_dash_and_not_a_result(runs, tmp_path):
     assert np.isnan(paired.p)
     json.dumps([match.report() for line in lines for match in line.matches], allow_nan=False)
     print_comparison(lines)
-    assert "nan" not in write_page(halves, lines, tmp_path / "p.html").read_text().split("<main>")[1].split("<h3>")[0]
+    assert (
+        "nan"
+        not in write_page(halves, lines, tmp_path / "p.html")
+        .read_text()
+        .split("<main>")[1]
+        .split("<h3>")[0]
+    )
 
 
 def test_damaged_figures_are_refused(runs, tmp_path):
@@ -183,7 +213,10 @@ def test_damaged_figures_are_refused(runs, tmp_path):
 
 def test_runs_of_the_same_name_are_told_apart(runs, data, tmp_path):
     again = write_run(tmp_path / "again" / "poor", data, 0.1)
-    assert [side.name for side in open_sides([runs[0], again])] == [f"{runs[0].parent.name}/poor", "again/poor"]
+    assert [side.name for side in open_sides([runs[0], again])] == [
+        f"{runs[0].parent.name}/poor",
+        "again/poor",
+    ]
 
 
 def test_the_page_holds_figures_cautions_classes_and_pictures(runs, tmp_path):
@@ -226,7 +259,16 @@ def test_a_forest_bar_shows_where_zero_is():
 
 
 def test_the_command_line(runs, tmp_path):
-    arguments = ["compare", *map(str, runs), "--page", str(tmp_path / "c.html"), "--samples", "200", "--images", "2"]
+    arguments = [
+        "compare",
+        *map(str, runs),
+        "--page",
+        str(tmp_path / "c.html"),
+        "--samples",
+        "200",
+        "--images",
+        "2",
+    ]
     shown = CliRunner().invoke(app, arguments)
     assert shown.exit_code == 0, shown.output
     assert "caution, segment val of other: other CRF" in shown.output
@@ -236,5 +278,7 @@ def test_the_command_line(runs, tmp_path):
     first, good, _ = printed["lines"][-1]["runs"]
     assert first["against_first"] is None
     assert good["against_first"]["difference"]["seed"] == 0
-    assert good["against_first"]["difference"]["value"] == pytest.approx(good["miou"] - first["miou"])
+    assert good["against_first"]["difference"]["value"] == pytest.approx(
+        good["miou"] - first["miou"]
+    )
     assert isinstance(CliRunner().invoke(app, ["compare", str(runs[0])]).exception, ConfigError)

@@ -101,7 +101,9 @@ def test_an_unknown_knob_shows_the_nearest():
 
 
 def test_inherited_knobs_and_ready_values_are_taken():
-    changed = knobs.replace(ClassifyConfig(), {"momentum": "0.9", "crop": 64, "resize": "32,64"}, "classify")
+    changed = knobs.replace(
+        ClassifyConfig(), {"momentum": "0.9", "crop": 64, "resize": "32,64"}, "classify"
+    )
     assert (changed.momentum, changed.crop, changed.resize) == (0.9, 64, (32, 64))
     assert changed.epochs == ClassifyConfig().epochs
 

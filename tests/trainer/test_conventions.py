@@ -1,4 +1,6 @@
-"""Copies of VOC 2012 and COCO 2014, as records without files: whole, and damaged in the ways that users meet."""
+"""Copies of VOC 2012 and COCO 2014, as records without files: whole, and damaged in the ways that
+users meet.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,19 @@ TRAIN = tuple(f"2007_{n:06}" for n in range(1464))
 VAL = tuple(f"2008_{n:06}" for n in range(1449))
 SBD = tuple(f"2010_{n:06}" for n in range(10582 - 1464))
 TEST = tuple(f"2012_{n:06}" for n in range(1456))
-LISTS = {"train": TRAIN, "val": VAL, "trainval": TRAIN + VAL, "train_aug": TRAIN + SBD, "test": TEST}
+LISTS = {
+    "train": TRAIN,
+    "val": VAL,
+    "trainval": TRAIN + VAL,
+    "train_aug": TRAIN + SBD,
+    "test": TEST,
+}
 
 
 def spread(ids: Iterable[str], counts: Iterable[int], tags: dict[str, set[int]]) -> None:
-    """Give the first ids the first class, the next ones the second, ...: each class as often as ``counts`` says."""
+    """Give the first ids the first class, the next ones the second, ...: each class as often as
+    ``counts`` says.
+    """
     names = list(ids)
     place = 0
     for k, count in enumerate(counts):
@@ -38,19 +48,34 @@ def voc(root: Path, masks: bool = True, **changes: Any) -> Dataset:
     tags: dict[str, set[int]] = {}
     spread(TRAIN, VOC_TAGS["train"], tags)
     spread(VAL, VOC_TAGS["val"], tags)
-    spread(SBD, (a - b for a, b in zip(VOC_TAGS["train_aug"], VOC_TAGS["train"], strict=True)), tags)
+    spread(
+        SBD, (a - b for a, b in zip(VOC_TAGS["train_aug"], VOC_TAGS["train"], strict=True)), tags
+    )
     if masks:
-        for folder, ids in (("SegmentationClass", TRAIN + VAL), ("SegmentationClassAug", TRAIN + SBD + VAL)):
+        for folder, ids in (
+            ("SegmentationClass", TRAIN + VAL),
+            ("SegmentationClassAug", TRAIN + SBD + VAL),
+        ):
             (root / folder).mkdir(parents=True)
             for i in ids:
                 (root / folder / f"{i}.png").touch()
     records = {
-        i: Record(i, root / f"{i}.jpg", tuple(sorted(tags.get(i, ()))), root / "m.png" if masks else None)
+        i: Record(
+            i, root / f"{i}.jpg", tuple(sorted(tags.get(i, ()))), root / "m.png" if masks else None
+        )
         for i in TRAIN + VAL + SBD + TEST
     }
     lists = {**LISTS, **changes.pop("lists", {})}
     lists = {name: ids for name, ids in lists.items() if ids}
-    whole = Dataset(root, "voc", VOC_CLASSES, tuple(range(1, 21)), records, {**lists, "all": tuple(records)}, XML)
+    whole = Dataset(
+        root,
+        "voc",
+        VOC_CLASSES,
+        tuple(range(1, 21)),
+        records,
+        {**lists, "all": tuple(records)},
+        XML,
+    )
     return dataclasses.replace(whole, **changes)
 
 
@@ -64,7 +89,11 @@ def test_the_numbers_agree_with_each_other() -> None:
     assert sum(VOC_TAGS["train"]) == 933 + 2 * 382 + 3 * 125 + 4 * 21 + 5 * 3
     assert VOC_SIZES["trainval"] == VOC_SIZES["train"] + VOC_SIZES["val"]
     assert len(set(COCO_CLASSES)) == 80
-    assert (COCO_CLASSES[0], COCO_CLASSES[11], COCO_CLASSES[79]) == ("person", "stop sign", "toothbrush")
+    assert (COCO_CLASSES[0], COCO_CLASSES[11], COCO_CLASSES[79]) == (
+        "person",
+        "stop sign",
+        "toothbrush",
+    )
     assert all(everything > annotated for everything, annotated in COCO_SIZES.values())
 
 
@@ -74,13 +103,17 @@ def test_a_whole_copy_has_no_problem(tmp_path: Path) -> None:
 
 def test_a_short_list_is_named_with_the_ids_that_it_lacks(tmp_path: Path) -> None:
     (problem,) = compare(voc(tmp_path, lists={"train": TRAIN[3:], "trainval": ()}))
-    assert problem.message.startswith("list 'train' has 1,461 images, 3 fewer than VOC 2012's 1,464; 3 are known")
+    assert problem.message.startswith(
+        "list 'train' has 1,461 images, 3 fewer than VOC 2012's 1,464; 3 are known"
+    )
     assert (problem.severity, problem.names) == ("warning", TRAIN[:3])
     assert "ImageSets/Segmentation/train.txt from VOCtrainval" in problem.hint
 
 
 def test_short_lists_without_mask_folders(tmp_path: Path) -> None:
-    problems = of_kind(voc(tmp_path, masks=False, lists={"train": TRAIN[3:], "val": VAL[1:]}), "voc-list")
+    problems = of_kind(
+        voc(tmp_path, masks=False, lists={"train": TRAIN[3:], "val": VAL[1:]}), "voc-list"
+    )
     assert [problem.names for problem in problems] == [(), ()]
 
 
@@ -109,7 +142,9 @@ def test_classes_whose_counts_differ_are_named(tmp_path: Path) -> None:
     lost = [VOC_CLASSES[k] for k in data.records[VAL[0]].tags]
     (problem,) = compare(dataclasses.replace(data, records=records))
     assert problem.names == tuple(lost)
-    assert problem.message.startswith(f"list 'val' has {sum(VOC_TAGS['val']) - len(lost):,} tags instead of")
+    assert problem.message.startswith(
+        f"list 'val' has {sum(VOC_TAGS['val']) - len(lost):,} tags instead of"
+    )
     assert "89 instead of 90" in problem.message
     assert problem.severity == "warning"
     (problem,) = compare(dataclasses.replace(data, records=records, tags_from=FROM_MASKS))
@@ -148,10 +183,14 @@ def test_other_data_are_not_compared(tmp_path: Path, change: str) -> None:
     assert list(compare(data)) == []
 
 
-def coco(sizes: dict[str, int], empty: dict[str, int], keep: bool = False, **changes: Any) -> CocoDataset:
+def coco(
+    sizes: dict[str, int], empty: dict[str, int], keep: bool = False, **changes: Any
+) -> CocoDataset:
     lists = {name: tuple(f"{name}_{n}" for n in range(size)) for name, size in sizes.items()}
     values, config = tuple(range(1, 81)), DataConfig(keep_empty=keep)
-    data = CocoDataset(Path(), "coco", COCO_CLASSES, values, {}, lists, "", (), "", config, {}, empty)
+    data = CocoDataset(
+        Path(), "coco", COCO_CLASSES, values, {}, lists, "", (), "", config, {}, empty
+    )
     return dataclasses.replace(data, **changes)
 
 
@@ -165,16 +204,23 @@ def test_whole_copies_of_coco() -> None:
 
 def test_damaged_copies_of_coco() -> None:
     (problem,) = compare(coco({"train2014": 82000}, {"train2014": 702}))
-    assert problem.message == (
-        "list 'train2014' has 82,000 images with annotations and 702 without, instead of COCO 2014's 82,081 and 702"
+    assert (
+        problem.message
+        == "list 'train2014' has 82,000 images with annotations and 702 without, instead of COCO"
+        " 2014's 82,081 and 702"
     )
     (problem,) = compare(coco({"val2014": 40137}, {"val2014": 0}, keep=True))
     assert "has lost its 367 images without annotation" in problem.message
-    (problem,) = compare(coco({"val2014": 40137}, {"val2014": 367}, classes=(*COCO_CLASSES[:-1], "hair brush")))
+    (problem,) = compare(
+        coco({"val2014": 40137}, {"val2014": 367}, classes=(*COCO_CLASSES[:-1], "hair brush"))
+    )
     assert problem.names == ("toothbrush", "hair brush")
     (problem,) = compare(coco({"val2014": 40137}, {"val2014": 367}, classes=COCO_CLASSES[::-1]))
     assert "another order" in problem.message
 
 
 def test_own_data_in_lists_called_like_cocos() -> None:
-    assert list(compare(coco({"train2014": 3}, {"train2014": 0}, classes=("person", "dog", "hat")))) == []
+    assert (
+        list(compare(coco({"train2014": 3}, {"train2014": 0}, classes=("person", "dog", "hat"))))
+        == []
+    )

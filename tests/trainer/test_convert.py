@@ -26,7 +26,9 @@ NAMES = ("2007_000032", "2007_000033", "2007_000039", "2007_000042", "2007_00006
 
 
 def voc(root: Path) -> Path:
-    """Five images: two classes with a border; a tag that the mask lacks; background only; no mask; in no train list."""
+    """Five images: two classes with a border; a tag that the mask lacks; background only; no mask;
+    in no train list.
+    """
     rng = np.random.default_rng(0)
     for name in NAMES:
         (root / "JPEGImages").mkdir(parents=True, exist_ok=True)
@@ -37,7 +39,10 @@ def voc(root: Path) -> Path:
     (root / "ImageSets" / "Segmentation").mkdir(parents=True)
     for name, ids in lists.items():
         (root / "ImageSets" / "Segmentation" / f"{name}.txt").write_text("\n".join(reversed(ids)))
-    table = {"classes": [{"name": "cat", "voc_index": 8}, {"name": "dog", "voc_index": 12}], "ignore": 255}
+    table = {
+        "classes": [{"name": "cat", "voc_index": 8}, {"name": "dog", "voc_index": 12}],
+        "ignore": 255,
+    }
     (root / "classes.json").write_text(json.dumps(table))
     tags = ("1,1", "1,1", "0,0", "0,1", "0,1")
     rows = "".join(f"{name},{flags}\n" for name, flags in zip(NAMES, tags, strict=True))
@@ -56,7 +61,11 @@ def voc(root: Path) -> Path:
 
 def facts(data: Dataset, maskless: tuple[str, ...] = ()) -> dict[str, Any]:
     """Everything that a conversion has to keep."""
-    masks = {i: data.read_mask(r).tolist() for i, r in data.records.items() if data.has_mask(r) and i not in maskless}
+    masks = {
+        i: data.read_mask(r).tolist()
+        for i, r in data.records.items()
+        if data.has_mask(r) and i not in maskless
+    }
     return {
         "classes": data.classes,
         "tags": {i: record.tags for i, record in data.records.items()},
@@ -76,12 +85,20 @@ def test_nothing_is_lost_in_voc_and_csv(source: Path, tmp_path: Path, form: str)
     summary = convert(source, tmp_path / "new", form)
     old, new = open_dataset(source), open_dataset(tmp_path / "new")
     assert facts(new) == facts(old)
-    assert (summary["images"], summary["masks"], summary["kept"], summary["classes"]) == (5, 4, 0, 2)
+    assert (summary["images"], summary["masks"], summary["kept"], summary["classes"]) == (
+        5,
+        4,
+        0,
+        2,
+    )
     assert json.loads((tmp_path / "new" / "convert.json").read_text())["done"] is True
     if form == "voc":
         assert new.mask_values == (8, 12)
         assert new.lists == old.lists
-        assert new.records[NAMES[1]].mask == tmp_path / "new" / "SegmentationClassAug" / f"{NAMES[1]}.png"
+        assert (
+            new.records[NAMES[1]].mask
+            == tmp_path / "new" / "SegmentationClassAug" / f"{NAMES[1]}.png"
+        )
         assert summary["lost"] == []
 
 
@@ -97,7 +114,10 @@ def test_voc_to_coco_and_back(source: Path, tmp_path: Path) -> None:
     convert(tmp_path / "coco", tmp_path / "back", "voc", "symlink", config=keep)
     assert facts(open_dataset(tmp_path / "back")) == old
     for name in (NAMES[0], NAMES[4]):
-        values = [read_index_png(root / "SegmentationClass" / f"{name}.png") for root in (source, tmp_path / "back")]
+        values = [
+            read_index_png(root / "SegmentationClass" / f"{name}.png")
+            for root in (source, tmp_path / "back")
+        ]
         assert (values[0] == values[1]).all()
 
 
@@ -117,7 +137,9 @@ def test_coco_as_others_read_it(source: Path, tmp_path: Path) -> None:
         (1, 1, 4, [3, 6, 4, 1]),
     ]
     assert coco.annToMask(notes[0]).sum() == 16
-    assert len({note["id"] for note in coco.dataset["annotations"]}) == len(coco.dataset["annotations"])
+    assert len({note["id"] for note in coco.dataset["annotations"]}) == len(
+        coco.dataset["annotations"]
+    )
     assert not (tmp_path / "coco" / "images").exists()
 
 
@@ -130,7 +152,9 @@ def test_coco_to_voc_with_gaps_crowds_polygons_and_empty_images(tmp_path: Path) 
     polygon = [[1, 1, 5, 1, 5, 5, 1, 5]]
     runs = {"size": [9, 12], "counts": [99, 9]}
     table = {
-        "images": [{"id": n, "file_name": f"{n}.jpg", "height": 9, "width": 12} for n in ("a", "b")],
+        "images": [
+            {"id": n, "file_name": f"{n}.jpg", "height": 9, "width": 12} for n in ("a", "b")
+        ],
         "categories": [{"id": 90, "name": "zebra"}, {"id": 3, "name": "ant"}],
         "annotations": [
             {"image_id": "a", "category_id": 90, "segmentation": polygon, "iscrowd": 0},
@@ -171,7 +195,10 @@ def test_cocos_classes_keep_cocos_ids(tmp_path: Path) -> None:
 def test_tags_that_only_the_mask_has_are_said(source: Path, tmp_path: Path) -> None:
     rows = (source / "image_labels.csv").read_text().replace(f"{NAMES[4]},0,1", f"{NAMES[4]},1,0")
     (source / "image_labels.csv").write_text(rows)
-    assert "1 images get tags that only their mask has" in convert(source, tmp_path / "coco", "coco")["lost"]
+    assert (
+        "1 images get tags that only their mask has"
+        in convert(source, tmp_path / "coco", "coco")["lost"]
+    )
 
 
 def test_colours_become_indices(source: Path, tmp_path: Path) -> None:
@@ -187,7 +214,10 @@ def test_colours_become_indices(source: Path, tmp_path: Path) -> None:
     summary = convert(source / "SegmentationClass", tmp_path / "masks", "masks", config=colours)
     assert (summary["masks"], summary["kept"]) == (3, 0)
     assert read_index_png(tmp_path / "masks" / f"{NAMES[4]}.png").max() == 255
-    assert convert(source / "SegmentationClass", tmp_path / "masks", "masks", config=colours)["kept"] == 3
+    assert (
+        convert(source / "SegmentationClass", tmp_path / "masks", "masks", config=colours)["kept"]
+        == 3
+    )
     with pytest.raises(DataError, match="holds no PNG"):
         convert(source / "JPEGImages", tmp_path / "none", "masks")
 
@@ -203,7 +233,9 @@ def test_ways_of_placing_images(source: Path, tmp_path: Path, images: Any) -> No
     assert list((tmp_path / "new").rglob("*.part")) == []
 
 
-def test_an_interrupted_conversion_goes_on(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_conversion_goes_on(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     new = tmp_path / "new"
     real = module.place_image
 
@@ -242,7 +274,9 @@ def test_nothing_is_overwritten_without_force(source: Path, tmp_path: Path) -> N
             convert(source, inside, "voc", force=True)
 
 
-def test_a_forced_conversion_that_was_interrupted_keeps_no_older_file(source: Path, tmp_path: Path) -> None:
+def test_a_forced_conversion_that_was_interrupted_keeps_no_older_file(
+    source: Path, tmp_path: Path
+) -> None:
     new = tmp_path / "new"
     (new / "JPEGImages").mkdir(parents=True)
     (new / "JPEGImages" / f"{NAMES[4]}.jpg").write_text("mine")
@@ -264,7 +298,9 @@ def test_a_mask_of_another_size_is_refused(source: Path, tmp_path: Path) -> None
     assert "12x9" in error.value.expected
 
 
-@pytest.mark.parametrize(("number", "hint"), [(errno.EXDEV, "--images copy"), (errno.ENOSPC, "needs none")])
+@pytest.mark.parametrize(
+    ("number", "hint"), [(errno.EXDEV, "--images copy"), (errno.ENOSPC, "needs none")]
+)
 def test_links_and_copies_that_fail(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, hint: str
 ) -> None:
@@ -279,7 +315,9 @@ def test_links_and_copies_that_fail(
     assert list((tmp_path / "new").rglob("*.part")) == []
 
 
-def test_too_little_space_is_found_before(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_space_is_found_before(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
     with pytest.raises(RunError, match="converted images and masks need about"):
@@ -295,7 +333,11 @@ def test_images_in_no_list_and_lists_that_cannot_be_files(tmp_path: Path) -> Non
         Image.new("RGB", (4, 4)).save(source / f"{name}.png")
     (source / "labels.csv").write_text("image,tag,split\na,x,train\nb,x,\n")
     convert(source, tmp_path / "voc", "voc")
-    assert open_dataset(tmp_path / "voc").lists == {"train": ("a",), "unlisted": ("b",), "all": ("a", "b")}
+    assert open_dataset(tmp_path / "voc").lists == {
+        "train": ("a",),
+        "unlisted": ("b",),
+        "all": ("a", "b"),
+    }
     (source / "labels.csv").write_text("image,tag,split\na,x,../train\nb,x,\n")
     with pytest.raises(DataError, match=r"list '\.\./train' cannot be the name of a file"):
         convert(source, tmp_path / "other", "voc")
@@ -303,7 +345,9 @@ def test_images_in_no_list_and_lists_that_cannot_be_files(tmp_path: Path) -> Non
 
 def test_class_names_that_a_table_cannot_hold(source: Path, tmp_path: Path) -> None:
     (source / "classes.json").write_text(
-        json.dumps({"classes": [{"name": "a;b", "voc_index": 8}, {"name": "image", "voc_index": 12}]})
+        json.dumps(
+            {"classes": [{"name": "a;b", "voc_index": 8}, {"name": "image", "voc_index": 12}]}
+        )
     )
     (source / "image_labels.csv").write_text(f"image_id,a;b,image\n{NAMES[0]},1,0\n")
     with pytest.raises(DataError, match="'a;b' cannot stand in a cell"):
@@ -314,7 +358,9 @@ def test_class_names_that_a_table_cannot_hold(source: Path, tmp_path: Path) -> N
 
 def test_command_line(source: Path, tmp_path: Path) -> None:
     runner = CliRunner()
-    result = runner.invoke(app, ["convert", str(source), str(tmp_path / "new"), "--to", "coco", "--json"])
+    result = runner.invoke(
+        app, ["convert", str(source), str(tmp_path / "new"), "--to", "coco", "--json"]
+    )
     assert json.loads(result.stdout)["to"] == {"path": str(tmp_path / "new"), "format": "coco"}
     result = runner.invoke(app, ["convert", str(source), str(tmp_path / "csv"), "--to", "csv"])
     assert "5 images, 4 masks, 2 classes" in result.stdout
@@ -325,7 +371,9 @@ def test_command_line(source: Path, tmp_path: Path) -> None:
     assert all(form in runner.invoke(app, ["convert", "--help"]).stdout for form in FORMATS)
 
 
-def test_a_pool_writes_the_same(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pool_writes_the_same(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     convert(source, tmp_path / "alone", "coco")
     monkeypatch.setattr(module, "POOL_FROM", 1)
     convert(source, tmp_path / "pool", "coco")

@@ -35,7 +35,9 @@ from trainer.run import Metrics, Stage
 
 HEADS = {"f8_3.weight", "f8_4.weight", "f9.weight", "f10.weight"}
 TERMS = ["cls", "min", "tcp", "tcp_refined", "cpcr"]
-QUICK = ClassifyConfig(epochs=2, batch=2, crop=32, resize=(32, 48), workers=0, precision="fp32", lr=1e-2, momentum=0.9)
+QUICK = ClassifyConfig(
+    epochs=2, batch=2, crop=32, resize=(32, 48), workers=0, precision="fp32", lr=1e-2, momentum=0.9
+)
 
 
 def make(**changes: object) -> Cpn:
@@ -46,9 +48,16 @@ def make(**changes: object) -> Cpn:
 def batch(patches: str = "grid") -> list:
     draw = torch.Generator().manual_seed(1)
     images, tags = torch.randn(2, 3, 50, 41, generator=draw), torch.tensor([[1.0, 0, 1], [0, 1, 0]])
-    blocks = torch.arange(20).reshape(5, 4).repeat_interleave(10, 0).repeat_interleave(11, 1)[:, :41]
+    blocks = (
+        torch.arange(20).reshape(5, 4).repeat_interleave(10, 0).repeat_interleave(11, 1)[:, :41]
+    )
     segments = torch.stack([blocks, blocks % 7])
-    return [images, tags, np.random.default_rng(0), *([segments] if patches == "superpixel" else [])]
+    return [
+        images,
+        tags,
+        np.random.default_rng(0),
+        *([segments] if patches == "superpixel" else []),
+    ]
 
 
 def reached(method: Cpn, *names: str) -> set[str]:
@@ -64,7 +73,11 @@ def golden() -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
     maps[::2] = [4 * x - 2 for x in maps[::2]]
     tags = torch.zeros(2, 20, dtype=torch.float64)
     tags[0, [2, 14]] = tags[1, 7] = 1
-    return [x.requires_grad_() for x in maps], torch.tensor([0.25, 0.625], dtype=torch.float64), tags
+    return (
+        [x.requires_grad_() for x in maps],
+        torch.tensor([0.25, 0.625], dtype=torch.float64),
+        tags,
+    )
 
 
 def golden_terms(**changes: bool) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
@@ -120,9 +133,11 @@ def test_which_term_moves_what():
 
 @pytest.mark.parametrize(
     ("sides", "expected"),
-    [((224, 448), [(448, 0, 1.0), (224, 2, 0.5), (224, 3, 0.25)]), ((56, 112), [(112, 7, 9 / 16), (56, 23, 41 / 64),
-                                                                              (56, 27, 37 / 64)])],
-)  # fmt: skip
+    [
+        ((224, 448), [(448, 0, 1.0), (224, 2, 0.5), (224, 3, 0.25)]),
+        ((56, 112), [(112, 7, 9 / 16), (56, 23, 41 / 64), (56, 27, 37 / 64)]),
+    ],
+)
 def test_golden_grids(sides, expected):
     for seed, (side, hidden, share) in enumerate(expected):
         stream = random.Random(seed)
@@ -165,7 +180,9 @@ def test_the_share_of_hidden_segments(draw, share):
 
 
 def test_segments_are_hidden_whole_and_padding_never():
-    segments = torch.tensor([[[0, 0, 1, 2], [0, 0, 1, 3]], [[1, 1, 1, 1], [1, 1, 1, 1]], [[0, 0, 0, 0], [0, 0, 0, 0]]])
+    segments = torch.tensor(
+        [[[0, 0, 1, 2], [0, 0, 1, 3]], [[1, 1, 1, 1], [1, 1, 1, 1]], [[0, 0, 0, 0], [0, 0, 0, 0]]]
+    )
     hidden = [np.array([False, True, False, True]), np.array([False, True]), np.array([False])]
     mask, lam = segment_masks(segments, hidden)
     assert mask[0].tolist() == [[1, 1, 0, 1], [1, 1, 0, 0]]
@@ -181,15 +198,23 @@ def test_channels_of_absent_classes_may_be_left_out():
     assert torch.equal(strongest(rest, True), strongest(full, False)[:, :5])
 
 
-@pytest.mark.parametrize("tags", [[[1.0, 0, 1], [0, 1, 0]], [[1.0, 1, 1], [0, 1, 0]], [[0.0, 0, 0], [0, 0, 1]]])
+@pytest.mark.parametrize(
+    "tags", [[[1.0, 0, 1], [0, 1, 0]], [[1.0, 1, 1], [0, 1, 0]], [[0.0, 0, 0], [0, 0, 1]]]
+)
 def test_the_loss_is_that_of_its_maps(tags, monkeypatch):
     method, (images, _, _) = make(loss_stride=1, grid=(50,)), batch()
     there = torch.tensor(tags)
-    monkeypatch.setattr("trainer.methods.cpn.random_grid_mask", lambda *_: (np.ones((50, 41), np.float32), 0.75))
+    monkeypatch.setattr(
+        "trainer.methods.cpn.random_grid_mask", lambda *_: (np.ones((50, 41), np.float32), 0.75)
+    )
     terms = method.eval().loss(images, there, np.random.default_rng(0))
-    maps = [[resized(x, (50, 41)) for x in method.maps(view)] for view in (images, images, 0 * images)]
+    maps = [
+        [resized(x, (50, 41)) for x in method.maps(view)] for view in (images, images, 0 * images)
+    ]
     expected = cpn_loss(maps, torch.tensor([0.75, 0.75]), there)  # type: ignore[arg-type]
-    assert {k: v.item() for k, v in terms.items()} == pytest.approx({k: v.item() for k, v in expected.items()})
+    assert {k: v.item() for k, v in terms.items()} == pytest.approx(
+        {k: v.item() for k, v in expected.items()}
+    )
 
 
 class Watched(Cpn):
@@ -251,7 +276,13 @@ def test_an_empty_half_is_no_trouble():
 
 
 def test_impossible_settings_are_user_errors():
-    for knob, value in (("grid", ()), ("grid", (56, 0)), ("segments", 1), ("segments", 10_001), ("ohem", 0.0)):
+    for knob, value in (
+        ("grid", ()),
+        ("grid", (56, 0)),
+        ("segments", 1),
+        ("segments", 10_001),
+        ("ohem", 0.0),
+    ):
         with pytest.raises(ConfigError, match=knob):
             make(**{knob: value})
     with pytest.raises(ConfigError, match="no super-pixels"):
@@ -264,11 +295,23 @@ def test_presets_and_published_training():
     configs = {name: make_configs(replace(options, preset=name)) for name in (None, *PRESETS)}
     plain, code, paper = (configs[name].method for name in (None, "code", "paper"))
     assert plain == Config()
-    assert (code.grid, code.segments, code.draw, code.onehot) == ((224, 448), 300, "replacement", True)
-    assert (paper.grid, paper.min_pooling, paper.detach_pair, paper.onehot) == ((56, 112), False, True, False)
+    assert (code.grid, code.segments, code.draw, code.onehot) == (
+        (224, 448),
+        300,
+        "replacement",
+        True,
+    )
+    assert (paper.grid, paper.min_pooling, paper.detach_pair, paper.onehot) == (
+        (56, 112),
+        False,
+        True,
+        False,
+    )
     trained = configs[None].classify
     assert (trained.lr, trained.batch, trained.epochs, trained.resize) == (0.01, 4, 8, (448, 768))
-    set_by_hand = make_configs(replace(options, settings=("method.grid=28", "method.patches=superpixel")))
+    set_by_hand = make_configs(
+        replace(options, settings=("method.grid=28", "method.patches=superpixel"))
+    )
     assert set_by_hand.method == Config(grid=(28,), patches="superpixel")
 
 

@@ -6,7 +6,14 @@ import torch
 
 from trainer.errors import ConfigError
 from trainer.refine import crf
-from trainer.refine.crf import PRESETS, DenseCrf, choose_backend, dense_crf, unary_from_labels, unary_from_softmax
+from trainer.refine.crf import (
+    PRESETS,
+    DenseCrf,
+    choose_backend,
+    dense_crf,
+    unary_from_labels,
+    unary_from_softmax,
+)
 from trainer.refine.lattice import Lattice
 
 BACKENDS = ["torch", "pydensecrf"] if importlib.util.find_spec("pydensecrf") else ["torch"]
@@ -25,8 +32,16 @@ GOLDEN = {
 
 def golden_case():
     y, x = np.mgrid[:18, :24]
-    image = np.stack([(11 * y + 3 * x) % 256, 9 * x % 256, (5 * y + 90 * (x > 11)) % 256], 2).astype(np.uint8)
-    p = np.stack([0.2 + 0.6 * (x < 10), 0.1 + 0.7 * ((x >= 10) & (y < 9)), 0.1 + 0.7 * ((x >= 10) & (y >= 9))])
+    image = np.stack(
+        [(11 * y + 3 * x) % 256, 9 * x % 256, (5 * y + 90 * (x > 11)) % 256], 2
+    ).astype(np.uint8)
+    p = np.stack(
+        [
+            0.2 + 0.6 * (x < 10),
+            0.1 + 0.7 * ((x >= 10) & (y < 9)),
+            0.1 + 0.7 * ((x >= 10) & (y >= 9)),
+        ]
+    )
     p = p.astype(np.float32)
     p[:, 5:9, 8:14] = 1 / 3
     return image, p
@@ -37,8 +52,12 @@ def scene(height=120, width=160, labels=4):
     rng = np.random.RandomState(0)
     y, x = np.mgrid[:height, :width] / 40.0
     base = 120 + 60 * np.sin(x) + 50 * np.cos(1.3 * y) + 50 * (np.hypot(x - 2, y - 1.5) < 0.9)
-    image = np.clip(base[..., None] * [1, 0.8, 0.6] + rng.normal(0, 6, (height, width, 3)), 0, 255).astype(np.uint8)
-    scores = np.stack([np.exp(-((x - 0.9 * k) ** 2 + (y - 0.7 * k) ** 2)) for k in range(labels)]) + 0.02
+    image = np.clip(
+        base[..., None] * [1, 0.8, 0.6] + rng.normal(0, 6, (height, width, 3)), 0, 255
+    ).astype(np.uint8)
+    scores = (
+        np.stack([np.exp(-((x - 0.9 * k) ** 2 + (y - 0.7 * k) ** 2)) for k in range(labels)]) + 0.02
+    )
     return image, (scores / scores.sum(0)).astype(np.float32)
 
 
@@ -47,7 +66,9 @@ def scene(height=120, width=160, labels=4):
 def test_golden_values_of_the_specification(backend, name, iterations):
     image, p = golden_case()
     parameters = PRESETS[name]
-    q = dense_crf(image, unary_from_softmax(p), iterations, parameters.gaussian, parameters.bilateral, backend)
+    q = dense_crf(
+        image, unary_from_softmax(p), iterations, parameters.gaussian, parameters.bilateral, backend
+    )
     at, counts = GOLDEN[name, iterations]
     assert q.shape == (3, 18, 24)
     assert q.dtype == np.float32
@@ -63,7 +84,8 @@ def test_back_ends_agree_on_a_picture(name):
     parameters = PRESETS[name]
     unary = unary_from_softmax(p)
     ours, theirs = (
-        dense_crf(image, unary, 10, parameters.gaussian, parameters.bilateral, b) for b in ("torch", "pydensecrf")
+        dense_crf(image, unary, 10, parameters.gaussian, parameters.bilateral, b)
+        for b in ("torch", "pydensecrf")
     )
     assert (ours.argmax(0) == theirs.argmax(0)).mean() >= 0.9999
     assert np.abs(ours - theirs).max() < 5e-3
@@ -96,11 +118,17 @@ def test_read_only_and_strided_images_are_taken(backend):
 def test_edges_of_the_input(backend):
     parameters = PRESETS["P3"]
     image, p = scene(7, 9)
-    q = dense_crf(image, unary_from_softmax(p), 0, parameters.gaussian, parameters.bilateral, backend)
+    q = dense_crf(
+        image, unary_from_softmax(p), 0, parameters.gaussian, parameters.bilateral, backend
+    )
     np.testing.assert_allclose(q, p / p.sum(0), rtol=1e-4)
-    single = dense_crf(image, np.zeros((1, 7, 9)), 3, parameters.gaussian, parameters.bilateral, backend)
+    single = dense_crf(
+        image, np.zeros((1, 7, 9)), 3, parameters.gaussian, parameters.bilateral, backend
+    )
     np.testing.assert_array_equal(single, np.ones((1, 7, 9)))
-    pixel = dense_crf(image[:1, :1], unary_from_softmax(p[:, :1, :1]), 3, (3, 3), (10, 80, 13), backend)
+    pixel = dense_crf(
+        image[:1, :1], unary_from_softmax(p[:, :1, :1]), 3, (3, 3), (10, 80, 13), backend
+    )
     assert pixel.sum() == pytest.approx(1, abs=1e-5)
     assert pixel.argmax() == p[:, 0, 0].argmax()
 
@@ -110,7 +138,9 @@ def test_crf_moves_a_label_border_to_the_edge_of_the_picture():
     image[:, 20:] = 200
     truth = np.arange(40) >= 20
     p = np.where(np.arange(40) >= 25, 0.8, 0.2)[None, None].repeat(40, 1).astype(np.float32)
-    q = dense_crf(image, unary_from_softmax(np.concatenate([1 - p, p])), 10, (3, 3), (10, 80, 13), "torch")
+    q = dense_crf(
+        image, unary_from_softmax(np.concatenate([1 - p, p])), 10, (3, 3), (10, 80, 13), "torch"
+    )
     assert (q.argmax(0) == truth).mean() == 1.0
 
 
@@ -130,7 +160,9 @@ def test_unaries():
     u = unary_from_labels(labels, 3, 0.7)
     assert u.dtype == np.float32
     np.testing.assert_allclose(u[:, 0, 1], [1.89712, 0.35667494, 1.89712], rtol=1e-5)
-    np.testing.assert_allclose(unary_from_softmax([[[0.0, 0.5, 2.0]]])[0, 0], [11.512925, 0.6931472, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(
+        unary_from_softmax([[[0.0, 0.5, 2.0]]])[0, 0], [11.512925, 0.6931472, 0.0], rtol=1e-6
+    )
     with pytest.raises(ConfigError, match="labels run from 0 to 2"):
         unary_from_labels(labels, 2, 0.7)
     with pytest.raises(ConfigError, match="gt_prob"):

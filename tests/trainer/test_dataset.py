@@ -29,7 +29,9 @@ def bomb(path: Path, side: int) -> Path:
     """A PNG whose header claims side x side pixels and whose body is a few bytes."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
@@ -131,7 +133,9 @@ def test_damaged_bytes_are_user_errors_or_images(tmp_path: Path) -> None:
     exif[0x0112] = 6
     refused = 0
     for suffix in ("png", "tif", "webp", "jpg", "bmp"):
-        Image.fromarray(rng.integers(0, 255, (9, 9, 3), dtype=np.uint8)).save(tmp_path / f"a.{suffix}", exif=exif)
+        Image.fromarray(rng.integers(0, 255, (9, 9, 3), dtype=np.uint8)).save(
+            tmp_path / f"a.{suffix}", exif=exif
+        )
         data = np.frombuffer((tmp_path / f"a.{suffix}").read_bytes(), np.uint8)
         for _ in range(40):
             broken = data.copy()
@@ -184,7 +188,9 @@ def test_fingerprint_sees_tags_lists_and_files(tmp_path: Path) -> None:
 
     def make(tags: tuple[int, ...] = (0,), listed: tuple[str, ...] = ("a",)) -> str:
         records = {"a": Record("a", tmp_path / "a.png", tags)}
-        return Dataset(tmp_path, "voc", ("x", "y"), (1, 2), records, {"train": listed}, "csv").fingerprint()
+        return Dataset(
+            tmp_path, "voc", ("x", "y"), (1, 2), records, {"train": listed}, "csv"
+        ).fingerprint()
 
     first = make()
     assert first == make()

@@ -41,7 +41,9 @@ def test_logits_at_the_stride_of_the_backbone(name):
 
 
 def test_gradients_reach_the_head_and_the_backbone_but_no_frozen_part():
-    net = AsppSegmenter(build_backbone("mobilenet_v2", bn="frozen", detach_after="stage3"), 3).train()
+    net = AsppSegmenter(
+        build_backbone("mobilenet_v2", bn="frozen", detach_after="stage3"), 3
+    ).train()
     net(torch.rand(1, 3, 48, 48)).square().sum().backward()
     reached = {name for name, p in net.named_parameters() if p.grad is not None}
     assert {f"aspp.c{i}.weight" for i in range(4)} <= reached

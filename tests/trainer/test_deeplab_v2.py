@@ -14,7 +14,14 @@ from torchvision.models import resnet50, resnet101
 
 from trainer.errors import ConfigError, WeightsError
 from trainer.nets.deeplab import DeepLabV2ResNet101
-from trainer.nets.deeplab_v2 import CAFFE, TORCHVISION, CaffeBottleneck, layout_of, load_deeplab_v2, take_torchvision
+from trainer.nets.deeplab_v2 import (
+    CAFFE,
+    TORCHVISION,
+    CaffeBottleneck,
+    layout_of,
+    load_deeplab_v2,
+    take_torchvision,
+)
 
 
 def sketch(num_classes: int = 21, **knobs) -> DeepLabV2ResNet101:
@@ -42,7 +49,9 @@ def net() -> DeepLabV2ResNet101:
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory) -> dict[str, Path]:
-    """Files in the layouts of the released ones; an expanded number takes no space until it is loaded."""
+    """Files in the layouts of the released ones; an expanded number takes no space until it is
+    loaded.
+    """
     folder = tmp_path_factory.mktemp("weights")
     with torch.device("meta"):
         vision, vision50 = resnet101(), resnet50()
@@ -85,13 +94,20 @@ def test_sizes_and_operations_of_the_training_crop():
 )
 def test_sizes_of_test_images(size, cells):
     network = sketch().eval()
-    assert network(blank(1, 3, *size)).shape == network.base(blank(1, 3, *size)).shape == (1, 21, *cells)
+    assert (
+        network(blank(1, 3, *size)).shape
+        == network.base(blank(1, 3, *size)).shape
+        == (1, 21, *cells)
+    )
 
 
 def test_parameters_and_their_groups():
     network = sketch()
     groups = network.param_groups(2.5e-4, 5e-4)
-    found = [(len(g["params"]), sum(p.numel() for p in g["params"]), g["lr"], g["weight_decay"]) for g in groups]
+    found = [
+        (len(g["params"]), sum(p.numel() for p in g["params"]), g["lr"], g["weight_decay"])
+        for g in groups
+    ]
     assert found == [
         (104, 42_394_816, 2.5e-4, 5e-4),
         (4, 1_548_288, pytest.approx(2.5e-3), 5e-4),
@@ -105,7 +121,11 @@ def test_names():
     names = sketch().state_dict()
     assert len(names) == 632
     assert all(name.startswith("base.") for name in names)
-    for name in ("layer1.conv1.conv.weight", "layer1.conv1.bn.running_var", "layer4.block23.increase.bn.bias"):
+    for name in (
+        "layer1.conv1.conv.weight",
+        "layer1.conv1.bn.running_var",
+        "layer4.block23.increase.bn.bias",
+    ):
         assert f"base.{name}" in names
     shortcuts = {name.split(".shortcut")[0] for name in names if "shortcut" in name}
     assert shortcuts == {f"base.layer{i}.block1" for i in (2, 3, 4, 5)}
@@ -125,16 +145,26 @@ def test_stride_is_where_the_weights_expect_it(stride_on, strides):
 def test_layers_rates_and_first_values():
     network = sketch(rates=(3, 6, 9, 12))
     assert [conv.dilation[0] for conv in network.base.aspp.children()] == [3, 6, 9, 12]
-    dilations = {n.split(".")[1]: m.dilation[0] for n, m in network.named_modules() if n.endswith("conv3x3.conv")}
+    dilations = {
+        n.split(".")[1]: m.dilation[0]
+        for n, m in network.named_modules()
+        if n.endswith("conv3x3.conv")
+    }
     assert dilations == {"layer2": 1, "layer3": 1, "layer4": 2, "layer5": 4}
     assert all(m.eps == 1e-5 for m in network.modules() if isinstance(m, nn.BatchNorm2d))
     assert network.base.layer1.pool.ceil_mode
-    assert all((c.bias is None) == ("aspp" not in n) for n, c in network.named_modules() if isinstance(c, nn.Conv2d))
+    assert all(
+        (c.bias is None) == ("aspp" not in n)
+        for n, c in network.named_modules()
+        if isinstance(c, nn.Conv2d)
+    )
 
 
 def test_a_block_by_hand():
     torch.manual_seed(1)
-    block = CaffeBottleneck(8, 16, stride=2, dilation=2, first=True, stride_on="1x1").double().eval()
+    block = (
+        CaffeBottleneck(8, 16, stride=2, dilation=2, first=True, stride_on="1x1").double().eval()
+    )
     for norm in (m for m in block.modules() if isinstance(m, nn.BatchNorm2d)):
         norm.running_var.uniform_(0.5, 2)
         norm.running_mean.normal_()
@@ -146,7 +176,9 @@ def test_a_block_by_hand():
 
     with torch.no_grad():
         main = part(block.conv3x3, part(block.reduce, x, stride=2), padding=2, dilation=2)
-        expected = (part(block.increase, main, False) + part(block.shortcut, x, False, stride=2)).relu()
+        expected = (
+            part(block.increase, main, False) + part(block.shortcut, x, False, stride=2)
+        ).relu()
         torch.testing.assert_close(block(x), expected)
 
 
@@ -156,11 +188,17 @@ def test_train_gives_every_scale_and_eval_their_maximum(net):
         first, half, three_quarters, largest = net.train()(images)
         only = net.eval()(images)
         torch.testing.assert_close(only, largest)
-        views = [F.interpolate(images, scale_factor=s, mode="bilinear", align_corners=False) for s in (0.5, 0.75)]
+        views = [
+            F.interpolate(images, scale_factor=s, mode="bilinear", align_corners=False)
+            for s in (0.5, 0.75)
+        ]
         assert [tuple(v.shape[2:]) for v in views] == [(32, 40), (48, 60)]
         torch.testing.assert_close(half, net.base(views[0]))
         torch.testing.assert_close(three_quarters, net.base(views[1]))
-    levels = [F.interpolate(x, first.shape[2:], mode="bilinear", align_corners=False) for x in (half, three_quarters)]
+    levels = [
+        F.interpolate(x, first.shape[2:], mode="bilinear", align_corners=False)
+        for x in (half, three_quarters)
+    ]
     torch.testing.assert_close(largest, torch.maximum(first, torch.maximum(*levels)))
 
 
@@ -249,10 +287,11 @@ def test_files_of_other_networks_are_refused_and_nothing_changes(net, released, 
     wrong = {
         released["vision50"]: "a torchvision resnet50",
         tmp_path / "38.pth": "a ResNet-38",
-        released[
-            "segmenter"
-        ]: r"aspp.c0.weight has shape \(21, 2048, 3, 3\) instead of \(2, 2048, 3, 3\): it is a segmenter of "
-        "20 classes and background, and this one has 1",
+        released["segmenter"]: (
+            r"aspp.c0.weight has shape \(21, 2048, 3, 3\) instead of \(2, 2048, 3, 3\): it is a"
+            r" segmenter of "
+            "20 classes and background, and this one has 1"
+        ),
         tmp_path / "page.pth": "web page",
         tmp_path / "none.pth": "not a file",
     }
@@ -274,7 +313,10 @@ def test_layout_of_files(released, tmp_path):
 def test_a_file_named_after_coco_without_its_head_is_still_masks(net, released, tmp_path):
     state = torch.load(released["imagenet"], weights_only=True)
     torch.save(state, tmp_path / "deeplabv1_resnet101-COCO-init.pth")
-    assert load_deeplab_v2(net, tmp_path / "deeplabv1_resnet101-COCO-init.pth").supervision == "COCO masks"
+    assert (
+        load_deeplab_v2(net, tmp_path / "deeplabv1_resnet101-COCO-init.pth").supervision
+        == "COCO masks"
+    )
 
 
 def test_a_trained_segmenter_has_seen_masks(released):

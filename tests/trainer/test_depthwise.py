@@ -7,7 +7,9 @@ from trainer.nets import build_backbone
 from trainer.nets.depthwise import applies, depthwise_conv2d
 
 
-def depthwise(kernel: int, stride: int, dilation: int, padding: int | None = None, channels: int = 3) -> nn.Conv2d:
+def depthwise(
+    kernel: int, stride: int, dilation: int, padding: int | None = None, channels: int = 3
+) -> nn.Conv2d:
     padding = dilation * (kernel // 2) if padding is None else padding
     return nn.Conv2d(channels, channels, kernel, stride, padding, dilation, groups=channels)
 
@@ -16,7 +18,9 @@ def data(size: tuple[int, int], conv: nn.Conv2d) -> list[torch.Tensor]:
     """Input, weight and bias in float64."""
     draw = torch.Generator().manual_seed(sum(size))
     shapes = [(2, conv.in_channels, *size), conv.weight.shape, conv.weight.shape[:1]]
-    return [torch.randn(*s, generator=draw, dtype=torch.float64, requires_grad=True) for s in shapes]
+    return [
+        torch.randn(*s, generator=draw, dtype=torch.float64, requires_grad=True) for s in shapes
+    ]
 
 
 @pytest.mark.parametrize("size", [(9, 13), (8, 12), (7, 7)])
@@ -31,7 +35,10 @@ def test_values_and_gradients_are_those_of_autograd(size, kernel, dilation, stri
     theirs = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
     torch.testing.assert_close(ours, theirs)
     g = torch.randn(ours.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    for a, b in zip(torch.autograd.grad(ours, (x, weight, bias), g), torch.autograd.grad(theirs, (x, weight, bias), g)):
+    for a, b in zip(
+        torch.autograd.grad(ours, (x, weight, bias), g),
+        torch.autograd.grad(theirs, (x, weight, bias), g),
+    ):
         torch.testing.assert_close(a, b)
 
 
@@ -52,7 +59,9 @@ def test_autocast_computes_in_bf16_and_keeps_float_gradients():
     with torch.autocast("cpu", torch.bfloat16):
         out = depthwise_conv2d(x, weight, bias, conv)
     assert out.dtype == torch.bfloat16
-    torch.testing.assert_close(out.float(), F.conv2d(x, weight, bias, 2, 1, 1, 3), rtol=2e-2, atol=5e-2)
+    torch.testing.assert_close(
+        out.float(), F.conv2d(x, weight, bias, 2, 1, 1, 3), rtol=2e-2, atol=5e-2
+    )
     out.float().sum().backward()
     for tensor in (x, weight, bias):
         assert tensor.grad is not None

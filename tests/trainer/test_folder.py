@@ -70,11 +70,17 @@ def test_tags_from_the_masks(tmp_path: Path) -> None:
 def test_split_column_makes_lists(tmp_path: Path) -> None:
     table = "image,tag,split\none,a,train\ntwo,a,val\ntwo,b,val\nÜber drei,b,\n"
     data = open_dataset(make(tmp_path, table))
-    assert data.lists == {"train": ("one",), "val": ("sub__two",), "all": ("one", "sub__two", "sub__Über drei")}
+    assert data.lists == {
+        "train": ("one",),
+        "val": ("sub__two",),
+        "all": ("one", "sub__two", "sub__Über drei"),
+    }
 
 
 def test_an_image_in_several_lists(tmp_path: Path) -> None:
-    data = open_dataset(make(tmp_path, "image,tag,split\none,a,train;train_aug\ntwo,a,train_aug|x\n"))
+    data = open_dataset(
+        make(tmp_path, "image,tag,split\none,a,train;train_aug\ntwo,a,train_aug|x\n")
+    )
     assert data.lists["train_aug"] == ("one", "sub__two")
     assert (data.lists["train"], data.lists["x"]) == (("one",), ("sub__two",))
 

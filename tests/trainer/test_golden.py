@@ -35,7 +35,9 @@ class Session:
         (LIMITS | {"max_pixels": 2000}, (32, 32)),
     ],
 )
-def test_the_image_is_made_within_the_limits_and_always_the_same(limits: dict[str, int], size: tuple[int, int]) -> None:
+def test_the_image_is_made_within_the_limits_and_always_the_same(
+    limits: dict[str, int], size: tuple[int, int]
+) -> None:
     image = golden_image(limits)
     assert (image.shape, image.dtype) == ((*size, 3), np.uint8)
     assert image.std() > 20
@@ -48,7 +50,10 @@ def test_what_a_segmenter_says(tmp_path: Path) -> None:
         brightest.weight.copy_(torch.eye(4, 3)[..., None, None])
     graph = SegmenterGraph(brightest)
     golden = write_golden(tmp_path, graph, Session(graph), LIMITS)
-    with Image.open(tmp_path / golden["image"]) as picture, Image.open(tmp_path / golden["output"]) as output:
+    with (
+        Image.open(tmp_path / golden["image"]) as picture,
+        Image.open(tmp_path / golden["output"]) as output,
+    ):
         pixels, mask = np.asarray(picture), np.asarray(output)
         assert output.mode == "L"
     np.testing.assert_array_equal(pixels, shown(golden_image(LIMITS), graph))
@@ -68,7 +73,9 @@ def test_a_segmenter_that_sees_background_everywhere_is_shown_its_classes() -> N
     image = golden_image(LIMITS)
     moved = shown(image, graph)
     with torch.inference_mode():
-        before, after = (graph(torch.from_numpy(pixels[None].copy()))[0].unique() for pixels in (image, moved))
+        before, after = (
+            graph(torch.from_numpy(pixels[None].copy()))[0].unique() for pixels in (image, moved)
+        )
     assert (len(before), len(after)) == (1, 4)
     assert (moved.shape, moved.dtype) == (image.shape, np.uint8)
     assert all(p.grad is None for p in net.parameters())

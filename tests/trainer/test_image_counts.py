@@ -16,7 +16,9 @@ def matrices():
 
 
 def gathered(matrices, **kwargs):
-    return ImageCounts.of([f"i{n}" for n in range(len(matrices))], CLASSES, [sparse(m) for m in matrices], **kwargs)
+    return ImageCounts.of(
+        [f"i{n}" for n in range(len(matrices))], CLASSES, [sparse(m) for m in matrices], **kwargs
+    )
 
 
 def test_sums_and_margins_are_those_of_the_matrices(matrices):
@@ -30,7 +32,9 @@ def test_sums_and_margins_are_those_of_the_matrices(matrices):
             np.testing.assert_array_equal(m.hit[n], alone.hit)
             np.testing.assert_array_equal(m.truth[n], alone.truth)
             np.testing.assert_array_equal(m.found[n], alone.found)
-        np.testing.assert_allclose(counts.miou(convention)[3], mean_iou(matrices[3], convention), rtol=1e-6)
+        np.testing.assert_allclose(
+            counts.miou(convention)[3], mean_iou(matrices[3], convention), rtol=1e-6
+        )
 
 
 def test_written_and_read_again(matrices, tmp_path):

@@ -67,7 +67,9 @@ def test_our_own_maps_are_taken_as_they_are(dataset, theirs, tmp_path):
     stage = imported(dataset, theirs, tmp_path / "cams")
     assert stage.outputs == {"count": 10, "taken_from": str(theirs), "left_out": [], "foreign": []}
     for record in dataset.records.values():
-        given, taken = (read_cam(cam_path(folder, record.id)) for folder in (theirs, tmp_path / "cams"))
+        given, taken = (
+            read_cam(cam_path(folder, record.id)) for folder in (theirs, tmp_path / "cams")
+        )
         assert taken.size == given.size
         assert taken.classes.tolist() == given.classes.tolist() == sorted(record.tags)
         np.testing.assert_array_equal(taken.maps, given.maps)
@@ -85,7 +87,11 @@ def test_maps_of_psa_are_reduced_to_stride_4_and_put_in_order(dataset, theirs, t
     assert cam.maps.shape == (len(record.tags), (size[0] - 1) // 4 + 1, (size[1] - 1) // 4 + 1)
     for n, tag in enumerate(sorted(record.tags)):
         full = np.maximum(ramps[tag], 0) / ramps[tag].max()
-        cells = full[: size[0] // 4 * 4, : size[1] // 4 * 4].reshape(size[0] // 4, 4, -1, 4).mean((1, 3))
+        cells = (
+            full[: size[0] // 4 * 4, : size[1] // 4 * 4]
+            .reshape(size[0] // 4, 4, -1, 4)
+            .mean((1, 3))
+        )
         inside = cam.maps[n, 2 : size[0] // 4 - 2, 2 : size[1] // 4 - 2]
         np.testing.assert_allclose(inside, cells[2:-2, 2:-2], atol=0.02)
 
@@ -100,11 +106,16 @@ def test_maps_of_irn_come_with_keys(dataset, theirs, tmp_path, kind):
     imported(dataset, theirs, tmp_path / "cams")
     taken = read_cam(cam_path(tmp_path / "cams", record.id))
     assert taken.classes.tolist() == given.classes.tolist()
-    np.testing.assert_allclose(taken.maps, given.maps / given.maps.max((1, 2), keepdims=True), atol=1e-3)
+    np.testing.assert_allclose(
+        taken.maps, given.maps / given.maps.max((1, 2), keepdims=True), atol=1e-3
+    )
 
 
 def test_foreign_maps_are_brought_to_0_to_1(tmp_path):
-    maps = {3: np.array([[-2.0, 1.0], [4.0, 2.0]], np.float32), 1: np.array([[-1.0, -2], [-3, -4]], np.float32)}
+    maps = {
+        3: np.array([[-2.0, 1.0], [4.0, 2.0]], np.float32),
+        1: np.array([[-1.0, -2], [-3, -4]], np.float32),
+    }
     cam = read_foreign(pickled(tmp_path, "a", maps), (8, 8))
     assert cam.classes.tolist() == [1, 3]
     assert cam.size == (8, 8)
@@ -118,7 +129,9 @@ def test_maps_smaller_than_stride_4_stay_as_they_are(dataset, theirs, tmp_path):
     maps /= maps.max((1, 2), keepdims=True)
     replaced(theirs, record.id, {"keys": np.array(record.tags), "cam": maps})
     imported(dataset, theirs, tmp_path / "cams")
-    np.testing.assert_allclose(read_cam(cam_path(tmp_path / "cams", record.id)).maps, maps, atol=1e-3)
+    np.testing.assert_allclose(
+        read_cam(cam_path(tmp_path / "cams", record.id)).maps, maps, atol=1e-3
+    )
 
 
 def spoil(dataset, theirs: Path, how: str) -> str:
@@ -161,9 +174,17 @@ def spoil(dataset, theirs: Path, how: str) -> str:
 
 
 BAD = [
-    "missing", "truncated", "truncated .npy", "no maps", "an array", "not finite", "of another size",
-    "of other classes", "of too few classes", "outside the table",
-]  # fmt: skip
+    "missing",
+    "truncated",
+    "truncated .npy",
+    "no maps",
+    "an array",
+    "not finite",
+    "of another size",
+    "of other classes",
+    "of too few classes",
+    "outside the table",
+]
 
 
 @pytest.mark.parametrize("how", BAD)
@@ -171,7 +192,9 @@ def test_bad_maps_are_told_after_all_others_were_taken(dataset, theirs, tmp_path
     said = spoil(dataset, theirs, how)
     with pytest.raises(DataError, match=said) as caught:
         imported(dataset, theirs, tmp_path / "cams")
-    assert caught.value.found.startswith("1 of 10 images have no usable maps (cams.bad=skip leaves them out)")
+    assert caught.value.found.startswith(
+        "1 of 10 images have no usable maps (cams.bad=skip leaves them out)"
+    )
     assert "scene_00002" in caught.value.found
     assert len(list((tmp_path / "cams").glob("*.npz"))) == 9
     if how == "outside the table":
@@ -207,7 +230,10 @@ def test_files_of_no_image_are_noted(dataset, theirs, tmp_path):
     shutil.copy(theirs / "scene_00000.npz", theirs / "elsewhere.npz")
     pickled(theirs, "other", {0: np.ones((2, 2), np.float32)})
     (theirs / "notes.txt").write_text("")
-    assert imported(dataset, theirs, tmp_path / "cams").outputs["foreign"] == ["elsewhere.npz", "other.npy"]
+    assert imported(dataset, theirs, tmp_path / "cams").outputs["foreign"] == [
+        "elsewhere.npz",
+        "other.npy",
+    ]
 
 
 def test_maps_that_were_taken_are_kept(dataset, theirs, tmp_path):
@@ -292,18 +318,29 @@ def test_the_trap_of_these_tests_would_work(tmp_path):
 
 def pipeline(scenes: Path, folder: Path, run: Path, *settings: str, **more: Any) -> Pipeline:
     fast = [
-        f"segment.{knob}" for knob in ("workers=0", "precision=fp32", "scales=1", "flip=off", "batch=7", "crf=none")
+        f"segment.{knob}"
+        for knob in ("workers=0", "precision=fp32", "scales=1", "flip=off", "batch=7", "crf=none")
     ]
     options: dict[str, Any] = {"weights": "none", "until": "cams", **more}
     return Pipeline(
         Options(
-            data=scenes, run=run, cams=folder, backbone="resnet18", device="cpu", refine="none", epochs=1, size=64,
-            settings=(*fast, *settings), **options,
+            data=scenes,
+            run=run,
+            cams=folder,
+            backbone="resnet18",
+            device="cpu",
+            refine="none",
+            epochs=1,
+            size=64,
+            settings=(*fast, *settings),
+            **options,
         )
-    )  # fmt: skip
+    )
 
 
-def test_bad_images_are_left_out_to_the_end_and_the_protocol_says_so(scenes, dataset, theirs, tmp_path, monkeypatch):
+def test_bad_images_are_left_out_to_the_end_and_the_protocol_says_so(
+    scenes, dataset, theirs, tmp_path, monkeypatch
+):
     torch.manual_seed(0)
     torch.save(resnet18().state_dict(), tmp_path / "weights.pth")
     for name in ("scene_00002", "scene_00003"):
@@ -319,7 +356,9 @@ def test_bad_images_are_left_out_to_the_end_and_the_protocol_says_so(scenes, dat
     more = {"weights": str(tmp_path / "weights.pth"), "until": "evaluate"}
     run = tmp_path / "run"
     said: list[str] = []
-    line = pipeline(scenes, theirs, run, "cams.bad=skip", "evaluate.threshold_from=label_free", **more)
+    line = pipeline(
+        scenes, theirs, run, "cams.bad=skip", "evaluate.threshold_from=label_free", **more
+    )
     line.fit(said.append)
     assert [text.split(":")[0] for text in said] == ["cams", "refine", "segment_train", "segment"]
     training = {record.id for record in dataset.subset("train")}
@@ -337,7 +376,10 @@ def test_bad_images_are_left_out_to_the_end_and_the_protocol_says_so(scenes, dat
             assert entry["images"] == count - left_out
             assert entry["protocol"].startswith(f"{name} ({count} images{some}), ")
             assert f"maps of {theirs} on resnet18" in entry["protocol"]
-    assert f"maps of true tags, protocol as in {theirs}, no CRF" in evaluation["cam"]["val"]["protocol"]
+    assert (
+        f"maps of true tags, protocol as in {theirs}, no CRF"
+        in evaluation["cam"]["val"]["protocol"]
+    )
 
 
 def test_other_maps_in_the_folder_make_the_stage_again(scenes, theirs, tmp_path):
@@ -349,11 +391,15 @@ def test_other_maps_in_the_folder_make_the_stage_again(scenes, theirs, tmp_path)
     second = pipeline(scenes, theirs, tmp_path / "run")
     assert not second.run.done("cams", second.steps()[0].key)
     second.fit(print)
-    assert read_cam(cam_path(tmp_path / "run" / "cams", "scene_00001")).maps.max() == pytest.approx(0.5, abs=1e-3)
+    assert read_cam(cam_path(tmp_path / "run" / "cams", "scene_00001")).maps.max() == pytest.approx(
+        0.5, abs=1e-3
+    )
 
 
 def test_maps_without_weights_end_before_the_work(scenes, theirs, tmp_path):
-    pipeline(scenes, theirs, tmp_path / "run", until="refine")  # a threshold and a CRF train nothing
+    pipeline(
+        scenes, theirs, tmp_path / "run", until="refine"
+    )  # a threshold and a CRF train nothing
     for until in ("segment", "report"):
         with pytest.raises(ConfigError, match="--cams brings no classifier") as caught:
             pipeline(scenes, theirs, tmp_path / "run", until=until)
@@ -361,10 +407,21 @@ def test_maps_without_weights_end_before_the_work(scenes, theirs, tmp_path):
     assert [step.name for step in pipeline(scenes, theirs, tmp_path / "run").steps()] == ["cams"]
 
 
-def test_the_command_lists_bad_maps_and_ends_with_code_2(scenes, dataset, theirs, tmp_path, monkeypatch, capsys):
+def test_the_command_lists_bad_maps_and_ends_with_code_2(
+    scenes, dataset, theirs, tmp_path, monkeypatch, capsys
+):
     spoil(dataset, theirs, "outside the table")
     cam_path(theirs, "scene_00001").unlink()
-    command = ["fit", str(scenes), "--run", str(tmp_path / "run"), "--cams", str(theirs), "--until", "cams"]
+    command = [
+        "fit",
+        str(scenes),
+        "--run",
+        str(tmp_path / "run"),
+        "--cams",
+        str(theirs),
+        "--until",
+        "cams",
+    ]
     command += ["--weights", "none", "--backbone", "resnet18"]
     monkeypatch.setattr("sys.argv", ["wsss-trainer", *command])
     with pytest.raises(SystemExit) as caught:

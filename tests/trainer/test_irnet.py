@@ -32,8 +32,12 @@ from trainer.refine.pairs import half_plane, pair_labels, paths, shifted
 from trainer.refine.random_walk import boundary_walk
 
 
-def grid(height: int, width: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.meshgrid(torch.arange(height, dtype=dtype), torch.arange(width, dtype=dtype), indexing="ij")
+def grid(
+    height: int, width: int, dtype: torch.dtype = torch.float64
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.meshgrid(
+        torch.arange(height, dtype=dtype), torch.arange(width, dtype=dtype), indexing="ij"
+    )
 
 
 def golden_label() -> torch.Tensor:
@@ -50,12 +54,16 @@ def gathered_maxima(edge_Bhw: torch.Tensor, radius: int) -> torch.Tensor:
     """As in the released code: every cell of every line gathered by its index, ``[B,P,n]``."""
     height, width = edge_Bhw.shape[1:]
     y, x = torch.meshgrid(
-        torch.arange(height - radius + 1), torch.arange(radius - 1, width - radius + 1), indexing="ij"
+        torch.arange(height - radius + 1),
+        torch.arange(radius - 1, width - radius + 1),
+        indexing="ij",
     )
     found = []
     for _, line in paths(radius):
         cells = torch.stack([((y + dy) * width + x + dx).flatten() for dy, dx in line])
-        found.append(edge_Bhw.flatten(1)[:, cells.flatten()].view(len(edge_Bhw), *cells.shape).max(1).values)
+        found.append(
+            edge_Bhw.flatten(1)[:, cells.flatten()].view(len(edge_Bhw), *cells.shape).max(1).values
+        )
     return torch.stack(found, 1)
 
 
@@ -78,7 +86,16 @@ def test_golden_paths():
     assert lines[2, 3] == ((2, 3), (1, 3), (2, 2), (1, 2), (1, 1), (0, 1), (1, 0), (0, 0))
     assert lines[3, -1] == ((3, -1), (2, -1), (3, 0), (1, -1), (2, 0), (0, -1), (1, 0), (0, 0))
     assert len(lines[1, 4]) == 10
-    assert [offset for offset, _ in paths(5)][:8] == [(0, 1), (1, 0), (0, 2), (2, 0), (0, 3), (1, -1), (1, 1), (3, 0)]
+    assert [offset for offset, _ in paths(5)][:8] == [
+        (0, 1),
+        (1, 0),
+        (0, 2),
+        (2, 0),
+        (0, 3),
+        (1, -1),
+        (1, 1),
+        (3, 0),
+    ]
 
 
 def maxima(edge_Bhw: torch.Tensor, radius: int) -> torch.Tensor:
@@ -98,8 +115,12 @@ def test_golden_number_of_pairs():
     assert maxima(torch.zeros(1, 128, 128), 10).shape == (1, 152, 13090)
 
 
-@pytest.mark.parametrize(("radius", "height", "width"), [(2, 2, 3), (5, 12, 15), (5, 5, 9), (10, 21, 30)])
-def test_line_maxima_equal_the_gathered_ones_and_lie_on_their_line(radius: int, height: int, width: int):
+@pytest.mark.parametrize(
+    ("radius", "height", "width"), [(2, 2, 3), (5, 12, 15), (5, 5, 9), (10, 21, 30)]
+)
+def test_line_maxima_equal_the_gathered_ones_and_lie_on_their_line(
+    radius: int, height: int, width: int
+):
     edge = torch.rand(2, height, width, generator=torch.Generator().manual_seed(radius))
     assert torch.equal(maxima(edge, radius), gathered_maxima(edge, radius))
     places = torch.arange(edge.numel()).view_as(edge)
@@ -136,7 +157,9 @@ def test_golden_pair_labels():
 
 
 def test_pair_labels_agree_with_their_definition():
-    label = torch.from_numpy(np.random.default_rng(3).choice([0, 1, 2, 255], (2, 9, 14)).astype(np.uint8))
+    label = torch.from_numpy(
+        np.random.default_rng(3).choice([0, 1, 2, 255], (2, 9, 14)).astype(np.uint8)
+    )
     bg, fg, neg = line_labels(label, 4)
     assert [offset for offset, _ in paths(4)] != list(half_plane(4))
     sources = [(y, x) for y in range(6) for x in range(3, 11)]
@@ -145,7 +168,11 @@ def test_pair_labels_agree_with_their_definition():
             for column, (y, x) in enumerate(sources):
                 a, b = int(label[image, y, x]), int(label[image, y + dy, x + dx])
                 open_pair = 255 in (a, b)
-                expected = (a == b == 0, a == b and a > 0 and not open_pair, a != b and not open_pair)
+                expected = (
+                    a == b == 0,
+                    a == b and a > 0 and not open_pair,
+                    a != b and not open_pair,
+                )
                 assert tuple(bool(mask[image, row, column]) for mask in (bg, fg, neg)) == expected
 
 
@@ -159,18 +186,28 @@ def golden_outputs() -> tuple[torch.Tensor, torch.Tensor]:
     return logits[None, None], displacement[None]
 
 
-GOLDEN_LOSSES = {"pos": 1.059578, "neg": 0.454651, "dp_fg": 1.245721, "dp_bg": 0.272285, "total": 1.516117}
+GOLDEN_LOSSES = {
+    "pos": 1.059578,
+    "neg": 0.454651,
+    "dp_fg": 1.245721,
+    "dp_bg": 0.272285,
+    "total": 1.516117,
+}
 
 
 def test_golden_losses():
     losses = boundary_losses(*golden_outputs(), golden_label()[None])
-    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(GOLDEN_LOSSES, abs=1e-6)
+    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(
+        GOLDEN_LOSSES, abs=1e-6
+    )
 
 
 def losses_as_released(
     logits: torch.Tensor, displacement: torch.Tensor, label: torch.Tensor, radius: int
 ) -> dict[str, torch.Tensor]:
-    """From gathered maxima, masks of all pairs and their autograd, at the dtype given (spec 4.4)."""
+    """From gathered maxima, masks of all pairs and their autograd, at the dtype given (spec
+    4.4).
+    """
     bg, fg, neg = line_labels(label, radius)
     a = 1 - gathered_maxima(logits[:, 0].sigmoid(), radius)
     alike, unlike = -(a + EPS).log(), -(1 + EPS - a).log()
@@ -183,23 +220,31 @@ def losses_as_released(
         return (values * mask).sum() / (channels * mask.sum() + EPS)
 
     return {
-        "pos": (mean(alike, bg) + mean(alike, fg)) / 2, "neg": mean(unlike, neg),
-        "dp_fg": mean(gap, fg, 2), "dp_bg": mean(d.abs().sum(1), bg, 2),
-    }  # fmt: skip
+        "pos": (mean(alike, bg) + mean(alike, fg)) / 2,
+        "neg": mean(unlike, neg),
+        "dp_fg": mean(gap, fg, 2),
+        "dp_bg": mean(d.abs().sum(1), bg, 2),
+    }
 
 
 @pytest.mark.parametrize(("radius", "height", "width"), [(2, 6, 7), (5, 12, 17), (10, 13, 24)])
 def test_losses_and_gradients_are_those_of_the_gather_form(radius: int, height: int, width: int):
     generator = torch.Generator().manual_seed(radius)
-    logits, displacement = (3 * torch.randn(2, c, height, width, generator=generator) for c in (1, 2))
-    label = torch.tensor([0, 1, 2, 255])[torch.randint(0, 4, (2, height, width), generator=generator)]
+    logits, displacement = (
+        3 * torch.randn(2, c, height, width, generator=generator) for c in (1, 2)
+    )
+    label = torch.tensor([0, 1, 2, 255])[
+        torch.randint(0, 4, (2, height, width), generator=generator)
+    ]
     weights = {"pos": 0.7, "neg": 1.3, "dp_fg": 0.4, "dp_bg": 2.1}
     grads = []
     for losses, dtype in ((boundary_losses, torch.float32), (losses_as_released, torch.float64)):
         given = [x.detach().to(dtype).requires_grad_() for x in (logits, displacement)]
         terms = losses(*given, label, radius)
         sum(weight * terms[name] for name, weight in weights.items()).backward()
-        grads.append([terms[name].detach().double() for name in weights] + [x.grad.double() for x in given])
+        grads.append(
+            [terms[name].detach().double() for name in weights] + [x.grad.double() for x in given]
+        )
     for ours, released in zip(*grads, strict=True):
         torch.testing.assert_close(ours, released, rtol=1e-4, atol=1e-5)
 
@@ -208,9 +253,12 @@ def test_terms_alone_have_their_own_gradients():
     logits, displacement = (x.requires_grad_() for x in golden_outputs())
     losses = boundary_losses(logits, displacement, golden_label()[None])
     each = [
-        torch.autograd.grad(losses[n], (logits, displacement), allow_unused=True, retain_graph=True) for n in losses
+        torch.autograd.grad(losses[n], (logits, displacement), allow_unused=True, retain_graph=True)
+        for n in losses
     ]
-    pos, neg, dp_bg, dp_fg, total = (dict(zip(losses, each))[n] for n in ("pos", "neg", "dp_bg", "dp_fg", "total"))
+    pos, neg, dp_bg, dp_fg, total = (
+        dict(zip(losses, each))[n] for n in ("pos", "neg", "dp_bg", "dp_fg", "total")
+    )
     assert [g is None for g in (pos[1], neg[1], dp_bg[0], dp_fg[0])] == [True] * 4
     torch.testing.assert_close(total[0], (pos[0] + neg[0]) / 2)
     torch.testing.assert_close(total[1], (dp_bg[1] + dp_fg[1]) / 2)
@@ -219,7 +267,9 @@ def test_terms_alone_have_their_own_gradients():
 def test_losses_of_a_batch_of_equal_images_are_those_of_one():
     logits, displacement = (x.expand(3, -1, -1, -1) for x in golden_outputs())
     losses = boundary_losses(logits, displacement, golden_label()[None].expand(3, -1, -1))
-    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(GOLDEN_LOSSES, abs=1e-5)
+    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(
+        GOLDEN_LOSSES, abs=1e-5
+    )
 
 
 def test_without_displacement_its_terms_are_left_out():
@@ -231,7 +281,9 @@ def test_without_displacement_its_terms_are_left_out():
 def test_losses_of_open_labels_are_zero_and_of_half_precision_finite():
     logits, displacement = golden_outputs()
     open_label = torch.full((1, 16, 16), 255, dtype=torch.uint8)
-    assert all(loss.item() == 0 for loss in boundary_losses(logits, displacement, open_label).values())
+    assert all(
+        loss.item() == 0 for loss in boundary_losses(logits, displacement, open_label).values()
+    )
     low = boundary_losses((80 * logits).bfloat16(), displacement.bfloat16(), golden_label()[None])
     assert all(loss.dtype == torch.float32 and math.isfinite(loss.item()) for loss in low.values())
 
@@ -239,7 +291,9 @@ def test_losses_of_open_labels_are_zero_and_of_half_precision_finite():
 def test_a_displacement_to_common_centres_has_no_loss():
     label = torch.ones(1, 16, 16, dtype=torch.uint8)
     y, x = grid(16, 16)
-    losses = boundary_losses(torch.full((1, 1, 16, 16), -20.0), torch.stack([7 - y, 8 - x])[None], label)
+    losses = boundary_losses(
+        torch.full((1, 1, 16, 16), -20.0), torch.stack([7 - y, 8 - x])[None], label
+    )
     assert losses["dp_fg"].item() == 0
     assert losses["pos"].item() == pytest.approx(0, abs=1e-4)
 
@@ -272,7 +326,9 @@ def test_every_staged_backbone_and_size(backbone: str, stem: int, stride: int):
 def test_features_are_those_of_the_backbone(small_net: IrNet):
     images = torch.rand(1, 3, 64, 80)
     expected = small_net.backbone(images).values()
-    assert all(torch.equal(x, y) for x, y in zip(small_net.features(images)[1:], expected, strict=True))
+    assert all(
+        torch.equal(x, y) for x, y in zip(small_net.features(images)[1:], expected, strict=True)
+    )
 
 
 def test_only_the_branches_learn():
@@ -283,7 +339,9 @@ def test_only_the_branches_learn():
     assert not any(m.training for m in net.backbone.modules())
     assert all(p.grad is None for p in net.backbone.parameters())
     assert all(p.grad is not None for p in [*net.edge.parameters(), *net.displacement.parameters()])
-    assert all(torch.equal(value, before[name]) for name, value in net.backbone.state_dict().items())
+    assert all(
+        torch.equal(value, before[name]) for name, value in net.backbone.state_dict().items()
+    )
 
 
 def test_parameter_groups():
@@ -309,7 +367,9 @@ def test_the_mean_shift_counts_in_evaluation_only():
     net, images = IrNet(build_backbone("resnet18")), torch.rand(1, 3, 32, 32)
     net.mean_shift.copy_(torch.tensor([1.0, -2.0]))
     shift = net.train()(images)[1] - net.eval()(images)[1]
-    assert torch.allclose(shift, torch.tensor([1.0, -2.0])[:, None, None].expand_as(shift), atol=1e-5)
+    assert torch.allclose(
+        shift, torch.tensor([1.0, -2.0])[:, None, None].expand_as(shift), atol=1e-5
+    )
     assert "mean_shift" in net.state_dict()
 
 
@@ -328,15 +388,32 @@ def test_a_backbone_without_stages_is_refused():
 
 def test_presets_and_defaults():
     voc, coco = (replace(IrnConfig(), PRESETS[name], "irn") for name in ("irn", "irn-coco"))
-    assert (voc.foreground, voc.background, coco.foreground, coco.background) == (0.30, 0.05, 0.35, 0.10)
+    assert (voc.foreground, voc.background, coco.foreground, coco.background) == (
+        0.30,
+        0.05,
+        0.35,
+        0.10,
+    )
     assert (voc.epochs, voc.batch, voc.lr, voc.new_factor, voc.weight_decay, voc.momentum) == (
-        3, 32, 0.1, 10, 1e-4, "code",
-    )  # fmt: skip
+        3,
+        32,
+        0.1,
+        10,
+        1e-4,
+        "code",
+    )
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"crop": 510}, {"crop": 64}, {"canvas": 500}, {"foreground": 0.01}, {"crf": "P0"}, {"rescale": (1.5, 0.5)}],
+    [
+        {"crop": 510},
+        {"crop": 64},
+        {"canvas": 500},
+        {"foreground": 0.01},
+        {"crf": "P0"},
+        {"rescale": (1.5, 0.5)},
+    ],
 )
 def test_impossible_knobs_are_refused(changes: dict[str, object]):
     with pytest.raises(ConfigError):
@@ -345,8 +422,13 @@ def test_impossible_knobs_are_refused(changes: dict[str, object]):
 
 def golden_cams() -> tuple[np.ndarray, np.ndarray]:
     y, x = np.mgrid[:24, :30]
-    image = np.stack([(7 * y + 2 * x) % 256, 6 * x % 256, 120 * (y > 11) + 60 * (x > 14)], 2).astype(np.uint8)
-    cams = [np.exp(-((y - 6) ** 2 + (x - 8) ** 2) / 30), np.exp(-((y - 17) ** 2 + (x - 22) ** 2) / 20)]
+    image = np.stack(
+        [(7 * y + 2 * x) % 256, 6 * x % 256, 120 * (y > 11) + 60 * (x > 14)], 2
+    ).astype(np.uint8)
+    cams = [
+        np.exp(-((y - 6) ** 2 + (x - 8) ** 2) / 30),
+        np.exp(-((y - 17) ** 2 + (x - 22) ** 2) / 20),
+    ]
     return image, np.stack(cams).astype(np.float32)
 
 
@@ -361,7 +443,13 @@ def test_winners_are_background_at_ties():
 
 
 def test_sure_labels():
-    assert sure_labels(np.array([0, 0, 1, 2, 1]), np.array([0, 1, 1, 0, 2])).tolist() == [0, 255, 1, 2, 1]
+    assert sure_labels(np.array([0, 0, 1, 2, 1]), np.array([0, 1, 1, 0, 2])).tolist() == [
+        0,
+        255,
+        1,
+        2,
+        1,
+    ]
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch"])
@@ -374,7 +462,10 @@ def test_golden_label(backend: str):
 
 
 def test_an_image_without_classes_is_background():
-    assert ir_label(np.zeros((0, 5, 7), np.float32), np.zeros((5, 7, 3), np.uint8), IrnConfig()).sum() == 0
+    assert (
+        ir_label(np.zeros((0, 5, 7), np.float32), np.zeros((5, 7, 3), np.uint8), IrnConfig()).sum()
+        == 0
+    )
 
 
 def test_sample_reduces_its_label_as_pillow_does():
@@ -385,7 +476,9 @@ def test_sample_reduces_its_label_as_pillow_does():
     for index in range(4):
         image, small = irn_sample(pixels, label, sample_rng(0, 0, index), config)
         view, whole = segment_sample(pixels, label, sample_rng(0, 0, index), (0.5, 1.5), 80, False)
-        reduced = np.asarray(Image.fromarray(whole.numpy()).resize((20, 20), Image.Resampling.NEAREST))
+        reduced = np.asarray(
+            Image.fromarray(whole.numpy()).resize((20, 20), Image.Resampling.NEAREST)
+        )
         assert torch.equal(image, view)
         assert small.dtype == torch.uint8
         assert np.array_equal(small.numpy(), reduced)
@@ -445,7 +538,9 @@ def test_an_image_larger_than_the_canvas_is_seen_whole(small_net: IrNet):
     assert torch.equal(displacement, larger[1])
 
 
-def scored(cams: torch.Tensor, edge: torch.Tensor, size: tuple[int, int], config: IrnConfig) -> torch.Tensor:
+def scored(
+    cams: torch.Tensor, edge: torch.Tensor, size: tuple[int, int], config: IrnConfig
+) -> torch.Tensor:
     """Scores whose arg-max is the mask of the released code, from maps of any height (spec 4.5)."""
     maps = cams / (cams.amax((1, 2), keepdim=True) + EPS)
     return with_threshold(walked_maps(maps, edge, size, config), config.threshold)
@@ -453,14 +548,25 @@ def scored(cams: torch.Tensor, edge: torch.Tensor, size: tuple[int, int], config
 
 def test_scores_of_the_golden_walk():
     y, x = grid(9, 11)
-    cams = torch.stack([torch.exp(-((y - 2) ** 2 + (x - 3) ** 2) / 5), torch.exp(-((y - 6) ** 2 + (x - 8) ** 2) / 5)])
+    cams = torch.stack(
+        [
+            torch.exp(-((y - 2) ** 2 + (x - 3) ** 2) / 5),
+            torch.exp(-((y - 6) ** 2 + (x - 8) ** 2) / 5),
+        ]
+    )
     config = IrnConfig()
     scores = scored(cams, golden_edge(), (34, 43), config)
     assert scores.shape == (3, 34, 43)
     assert (scores[0] == 0.25).all()
     assert scores[1:].max().item() == 1
-    walked = boundary_walk(cams, golden_edge(), config.beta, config.steps, config.walk_radius, config.solver)
-    spots = {(0, 0): (0.02039776, 1.96e-05), (2, 3): (0.3125255, 0.03403161), (6, 8): (0.1083453, 0.13736399)}
+    walked = boundary_walk(
+        cams, golden_edge(), config.beta, config.steps, config.walk_radius, config.solver
+    )
+    spots = {
+        (0, 0): (0.02039776, 1.96e-05),
+        (2, 3): (0.3125255, 0.03403161),
+        (6, 8): (0.1083453, 0.13736399),
+    }
     for (row, column), expected in spots.items():
         assert walked[:, row, column].tolist() == pytest.approx(expected, abs=1e-7)
     full = F.interpolate(walked[None], scale_factor=4, mode="bilinear")[0, :, :34, :43]
@@ -477,19 +583,27 @@ def test_scores_do_not_depend_on_the_scale_of_a_map_and_on_the_solver():
 
 
 def test_scores_without_classes_are_background():
-    scores = with_threshold(walked_maps(torch.zeros(0, 5, 6), torch.zeros(5, 6), (20, 23), IrnConfig()), 0.25)
+    scores = with_threshold(
+        walked_maps(torch.zeros(0, 5, 6), torch.zeros(5, 6), (20, 23), IrnConfig()), 0.25
+    )
     assert scores.shape == (1, 20, 23)
     assert scores.min() == scores.max() == 0.25
 
 
 def two_blobs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A map of one class, its edge, and a displacement to the centres of two rectangles that touch at column 15."""
+    """A map of one class, its edge, and a displacement to the centres of two rectangles that touch
+    at column 15.
+    """
     y, x = grid(20, 30)
     inside = (y >= 4) & (y < 16) & (x >= 3) & (x < 27)
     to_x = torch.where(x < 15, 8.5, 20.5) - x
     displacement = torch.stack([9.5 - y, to_x]) * inside
     edge = ((y == 4) | (y == 15) | (x == 3) | (x == 26) | (x == 14) | (x == 15)).double() * 0.999
-    return inside.double()[None], edge * inside, torch.where(inside, displacement, torch.full_like(displacement, 9.0))
+    return (
+        inside.double()[None],
+        edge * inside,
+        torch.where(inside, displacement, torch.full_like(displacement, 9.0)),
+    )
 
 
 def test_blobs_that_point_to_two_centres_are_two_instances():
@@ -536,7 +650,9 @@ def test_centroids_follow_the_field_to_its_sink_and_stay_on_the_map():
 def test_parts_of_a_winner_are_instances_and_small_ones_score_zero():
     winner = np.zeros((20, 20), np.int64)
     winner[2:8, 2:8], winner[12:18, 2:8], winner[0, 19], winner[10:15, 12:17] = 2, 2, 2, 1
-    maps = np.stack([np.full((20, 20), 0.4), np.linspace(0, 1, 400).reshape(20, 20)]).astype(np.float32)
+    maps = np.stack([np.full((20, 20), 0.4), np.linspace(0, 1, 400).reshape(20, 20)]).astype(
+        np.float32
+    )
     found = connected(winner, maps, np.array([5, 3]))
     assert found.classes.tolist() == [5, 3, 3, 3]
     assert [int((found.labels == i).sum()) for i in range(1, 5)] == [25, 1, 36, 36]

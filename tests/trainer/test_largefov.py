@@ -1,4 +1,6 @@
-"""DeepLab-LargeFOV on ResNet-38: spec refine-segment 7: sizes, names, batch norms by accident, weight files."""
+"""DeepLab-LargeFOV on ResNet-38: spec refine-segment 7: sizes, names, batch norms by accident,
+weight files.
+"""
 
 from __future__ import annotations
 
@@ -54,10 +56,17 @@ def test_size_operations_and_parameters():
 def test_names():
     names = list(sketch().state_dict())
     assert {name.split(".")[0] for name in names} == {
-        "backbone", "conv_fov", "bn_fov", "conv_fov2", "bn_fov2", "cls_conv",
-    }  # fmt: skip
+        "backbone",
+        "conv_fov",
+        "bn_fov",
+        "conv_fov2",
+        "bn_fov2",
+        "cls_conv",
+    }
     assert "backbone.b5_2.conv_branch2a.weight" in names
-    assert [name for name in names if name.endswith(".bias") and "bn" not in name] == ["cls_conv.bias"]
+    assert [name for name in names if name.endswith(".bias") and "bn" not in name] == [
+        "cls_conv.bias"
+    ]
 
 
 def test_parameter_groups():
@@ -109,9 +118,14 @@ def test_logits_by_hand(net):
 
 def test_batch_statistics_move_the_running_ones_a_little(net):
     seen = {}
-    layers = {name: net.get_submodule(name) for name in ("backbone.b2.bn_branch2a", "backbone.bn7", "bn_fov2")}
+    layers = {
+        name: net.get_submodule(name)
+        for name in ("backbone.b2.bn_branch2a", "backbone.bn7", "bn_fov2")
+    }
     hooks = [
-        layer.register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0].clone()}))
+        layer.register_forward_pre_hook(
+            lambda _, args, name=name: seen.update({name: args[0].clone()})
+        )
         for name, layer in layers.items()
     ]
     before = {name: (m.running_mean.clone(), m.running_var.clone()) for name, m in layers.items()}
@@ -133,7 +147,9 @@ def test_modes_of_batch_norm(bn):
     for mode in (True, False, True):
         network.train(mode)
         assert {m.training for m in norms(network.backbone)} == {mode and bn == "batch"}
-        assert network.bn_fov.training == network.bn_fov2.training == network.dropout.training == mode
+        assert (
+            network.bn_fov.training == network.bn_fov2.training == network.dropout.training == mode
+        )
         assert all(m.training == mode for m in network.modules() if isinstance(m, nn.Dropout2d))
     assert not any(p.requires_grad for m in norms(network) for p in m.parameters())
 
@@ -164,7 +180,9 @@ def test_trained_files(tmp_path: Path, prefix: str):
 
 def test_backbone_to_start_from(net, tmp_path):
     state = {f"module.{k}": v for k, v in flat(sketch().backbone).items()}
-    torch.save({**state, "module.fc8.weight": torch.zeros(20, 4096, 1, 1)}, tmp_path / "res38_cls.pth")
+    torch.save(
+        {**state, "module.fc8.weight": torch.zeros(20, 4096, 1, 1)}, tmp_path / "res38_cls.pth"
+    )
     head = net.conv_fov.weight.clone()
     before = {k: v.clone() for k, v in net.backbone.state_dict().items()}
     report = load_largefov(net, tmp_path / "res38_cls.pth")

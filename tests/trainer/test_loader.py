@@ -12,7 +12,9 @@ RECORDS = [Record(f"r{n}", Path(f"r{n}.png"), (n % 2,)) for n in range(10)]
 
 
 def sample(record: Record, rng: Rng) -> tuple[torch.Tensor, ...]:
-    return torch.tensor(rng.random((4, 5, 3), "float32")).permute(2, 0, 1), torch.tensor([float(record.tags[0])])
+    return torch.tensor(rng.random((4, 5, 3), "float32")).permute(2, 0, 1), torch.tensor(
+        [float(record.tags[0])]
+    )
 
 
 def broken(record: Record, rng: Rng) -> tuple[torch.Tensor, ...]:
@@ -80,7 +82,9 @@ def test_collate_keeps_channels_last():
     assert images.shape == (3, 3, 4, 5)
     assert images.is_contiguous(memory_format=torch.channels_last)
     assert tags.tolist() == [[0.0], [1.0], [0.0]]
-    _, labels = collate([("a", torch.zeros(4, 5, dtype=torch.uint8)), ("b", torch.ones(4, 5, dtype=torch.uint8))])
+    _, labels = collate(
+        [("a", torch.zeros(4, 5, dtype=torch.uint8)), ("b", torch.ones(4, 5, dtype=torch.uint8))]
+    )
     assert labels.shape == (2, 4, 5)
     assert labels.dtype == torch.uint8
 
@@ -88,7 +92,11 @@ def test_collate_keeps_channels_last():
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_do_not_change_what_comes(workers):
     def batches(count: int) -> list[tuple]:
-        return list(training_loader(Samples(RECORDS, sample, 0), Batches(10, 4, 2, 0, start=1), count, pin=False))
+        return list(
+            training_loader(
+                Samples(RECORDS, sample, 0), Batches(10, 4, 2, 0, start=1), count, pin=False
+            )
+        )
 
     for one, other in zip(batches(0), batches(workers), strict=True):
         assert one[0] == other[0]
@@ -102,4 +110,7 @@ def test_a_bad_image_is_the_users_error_as_it_was_raised(workers):
     with pytest.raises(UserError) as caught:
         list(loader)
     assert type(caught.value) is DataError
-    assert str(caught.value) == "r3.png cannot be read\nexpected: a whole image\ntry: wsss-trainer check DATA"
+    assert (
+        str(caught.value)
+        == "r3.png cannot be read\nexpected: a whole image\ntry: wsss-trainer check DATA"
+    )

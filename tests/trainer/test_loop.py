@@ -24,7 +24,14 @@ from trainer.run import Metrics
 from trainer.training.checkpoints import Checkpoints
 from trainer.training.devices import make_fabric
 from trainer.training.loop import step_rng, train
-from trainer.training.optimiser import Training, held_poly, make_optimizer, open_poly, poly, set_rate
+from trainer.training.optimiser import (
+    Training,
+    held_poly,
+    make_optimizer,
+    open_poly,
+    poly,
+    set_rate,
+)
 
 PLAIN = Training(**BASE)
 VARIANTS = {
@@ -38,7 +45,8 @@ VARIANTS = {
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     """Byte for byte."""
     return list(one) == list(other) and all(
-        one[k].contiguous().numpy().tobytes() == other[k].contiguous().numpy().tobytes() for k in one
+        one[k].contiguous().numpy().tobytes() == other[k].contiguous().numpy().tobytes()
+        for k in one
     )
 
 
@@ -83,7 +91,9 @@ def test_golden_poly_sgd():
 
 def test_momentum_is_a_knob_and_groups_keep_their_factor():
     parameters = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
-    groups = [{"params": [p], "lr": lr, "weight_decay": 0.0} for p, lr in zip(parameters, (0.1, 1.0))]
+    groups = [
+        {"params": [p], "lr": lr, "weight_decay": 0.0} for p, lr in zip(parameters, (0.1, 1.0))
+    ]
     config = Training(momentum=0.9, warmup=4)
     optimizer = make_optimizer(groups, config)
     assert [g["momentum"] for g in optimizer.param_groups] == [0.9, 0.9]
@@ -103,9 +113,17 @@ def test_published_schedules_of_segmenters():
     assert 2.5e-4 * held[-1] == pytest.approx(2.6730846869e-07, rel=1e-9)
     for t in (0, 1, 12_345, 19_999):
         assert open_poly(t, 20_000) == pytest.approx((1 - t / 20_001) ** 0.9, rel=1e-12)
-    optimizer = make_optimizer([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.1}], Training(lr=0.1))
-    for schedule, factor in (("poly_held", held[16]), ("poly_open", open_poly(16, 20_000)), ("poly", poly(16, 20_000))):
-        assert set_rate(optimizer, 16, 20_000, Training(schedule=schedule)) == pytest.approx(0.1 * factor, rel=1e-12)
+    optimizer = make_optimizer(
+        [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.1}], Training(lr=0.1)
+    )
+    for schedule, factor in (
+        ("poly_held", held[16]),
+        ("poly_open", open_poly(16, 20_000)),
+        ("poly", poly(16, 20_000)),
+    ):
+        assert set_rate(optimizer, 16, 20_000, Training(schedule=schedule)) == pytest.approx(
+            0.1 * factor, rel=1e-12
+        )
 
 
 def test_golden_classification_loss():
@@ -141,12 +159,16 @@ def test_a_stopped_training_ends_as_an_unbroken_one(tmp_path, name):
         job(tmp_path / "cut", config, stop_at(4 * config.accumulate))
     assert same(job(tmp_path / "cut", config), unbroken)
     whole, cut = losses(tmp_path / "whole"), losses(tmp_path / "cut")
-    assert {step: cut[step] for step in ("10", "12")} == {step: whole[step] for step in ("10", "12")}
+    assert {step: cut[step] for step in ("10", "12")} == {
+        step: whole[step] for step in ("10", "12")
+    }
 
 
 def test_a_killed_training_ends_as_an_unbroken_one(tmp_path):
     script = [sys.executable, loop_job.__file__, str(tmp_path / "cut")]
-    assert subprocess.run(script, capture_output=True, env=environment()).returncode == -signal.SIGKILL
+    assert (
+        subprocess.run(script, capture_output=True, env=environment()).returncode == -signal.SIGKILL
+    )
     kept = sorted(p.name for p in (tmp_path / "cut").glob("*.pt"))
     assert kept == ["checkpoint-00000007.pt", "checkpoint-00000008.pt"]
     (tmp_path / "cut" / kept[1]).write_bytes(b"half of it")
@@ -197,7 +219,11 @@ def test_a_stop_in_the_last_step_is_not_forgotten(tmp_path):
 def test_two_checkpoints_are_kept_and_the_end_clears_them(tmp_path):
     folders: list[list[str]] = []
     folder = tmp_path / "run"
-    job(folder, replace(PLAIN, checkpoint_minutes=0.0), lambda n: folders.append([p.name for p in folder.glob("*.pt")]))
+    job(
+        folder,
+        replace(PLAIN, checkpoint_minutes=0.0),
+        lambda n: folders.append([p.name for p in folder.glob("*.pt")]),
+    )
     assert [len(names) for names in folders] == [0, 1] + [2] * (TOTAL - 2)
     (folder / "checkpoint-00000003.tmp").write_bytes(b"")
     (folder / "checkpoint-00000004.damaged").write_bytes(b"")
@@ -282,7 +308,18 @@ def test_accumulation_equals_the_whole_batch(tmp_path, accumulate):
         groups = [{"params": list(net.parameters()), "lr": 0.1, "weight_decay": 0.1}]
         folder = tmp_path / str(parts)
         samples = Samples(RECORDS, loop_job.sample, 0)
-        train(net, linear_loss, groups, samples, config, folder, Metrics(folder / "m.csv", "x"), 0, "t", device="cpu")
+        train(
+            net,
+            linear_loss,
+            groups,
+            samples,
+            config,
+            folder,
+            Metrics(folder / "m.csv", "x"),
+            0,
+            "t",
+            device="cpu",
+        )
         return net[1].weight.detach()
 
     torch.testing.assert_close(weights(accumulate), weights(1), rtol=1e-5, atol=1e-6)
@@ -307,7 +344,9 @@ def test_what_is_logged(tmp_path):
     names = {row[3] for row in rows(tmp_path)}
     assert names == {"loss", "loss_cls", "loss_size", "lr", "data_wait", "images_per_second"}
     table = {(row[2], row[3]): float(row[4]) for row in rows(tmp_path)}
-    assert table["12", "loss"] == pytest.approx(table["12", "loss_cls"] + table["12", "loss_size"], rel=1e-4)
+    assert table["12", "loss"] == pytest.approx(
+        table["12", "loss_cls"] + table["12", "loss_size"], rel=1e-4
+    )
     assert table["12", "lr"] == pytest.approx(PLAIN.lr * poly(11, TOTAL), rel=1e-4)
     assert 0 <= table["12", "data_wait"] <= 1
     assert {row[1] for row in rows(tmp_path)} == {"3"}
@@ -321,8 +360,13 @@ def test_validation_after_every_epoch(tmp_path):
         return {"val_map": epoch / 10}
 
     groups = [{"params": list(net.parameters()), "lr": 0.1, "weight_decay": 0.0}]
-    samples, metrics = Samples(RECORDS, loop_job.sample, 0), Metrics(tmp_path / "metrics.csv", "classify")
-    last = train(net, linear_loss, groups, samples, PLAIN, tmp_path, metrics, 0, "t", validate, "cpu")
+    samples, metrics = (
+        Samples(RECORDS, loop_job.sample, 0),
+        Metrics(tmp_path / "metrics.csv", "classify"),
+    )
+    last = train(
+        net, linear_loss, groups, samples, PLAIN, tmp_path, metrics, 0, "t", validate, "cpu"
+    )
     assert modes == [(1, False), (2, False), (3, False)]
     assert last["val_map"] == 0.3
     assert [row[1:] for row in rows(tmp_path) if row[3] == "val_map"] == [
@@ -340,4 +384,15 @@ def test_impossible_wishes(tmp_path):
     groups = [{"params": list(net.parameters()), "lr": 0.1, "weight_decay": 0.0}]
     metrics = Metrics(tmp_path / "m.csv", "x")
     with pytest.raises(ConfigError, match="no image to train on"):
-        train(net, linear_loss, groups, Samples([], loop_job.sample, 0), PLAIN, tmp_path, metrics, 0, "t", device="cpu")
+        train(
+            net,
+            linear_loss,
+            groups,
+            Samples([], loop_job.sample, 0),
+            PLAIN,
+            tmp_path,
+            metrics,
+            0,
+            "t",
+            device="cpu",
+        )

@@ -50,7 +50,14 @@ def test_every_entry_has_its_figures_conditions_and_counts(data, run):
             assert entry["miou_interval"]["low"] <= entry["miou"] <= entry["miou_interval"]["high"]
             assert len(entry["worst"]) == min(20, len(counts.ids))
             assert entry["conditions"]["initial_weights"] == "ImageNet tags"
-            assert {"mean_f", "f_of_means", "over_activation", "under_activation", "precision", "recall"} <= set(entry)
+            assert {
+                "mean_f",
+                "f_of_means",
+                "over_activation",
+                "under_activation",
+                "precision",
+                "recall",
+            } <= set(entry)
     assert evaluation["cam"]["val"]["conditions"]["threshold_from"] == "train"
     assert "sweep" in evaluation["cam"]["val"]
     assert evaluation["segment"]["val"]["conditions"]["views"] == "scales 1 and mirror"
@@ -76,7 +83,10 @@ def test_weak_over_full_comes_with_an_interval(run):
 
 
 def test_a_run_without_full_supervision_has_no_ratio(data, tmp_path):
-    assert "weak_full" not in current_evaluation(write_run(tmp_path / "run", data, 0.4))["segment"]["val"]
+    assert (
+        "weak_full"
+        not in current_evaluation(write_run(tmp_path / "run", data, 0.4))["segment"]["val"]
+    )
 
 
 def test_it_is_measured_once_and_again_when_the_counts_are_gone(run):
@@ -100,7 +110,9 @@ def test_another_convention_from_the_same_counts(run):
             assert entry["miou"] == evaluation[stage][name]["miou_by_convention"]["seam"]
             assert entry["protocol"] == evaluation[stage][name]["protocol"]
     full = seam["segment_full"]["val"]["miou"]
-    assert seam["segment"]["val"]["weak_full"]["ratio"]["value"] == pytest.approx(seam["segment"]["val"]["miou"] / full)
+    assert seam["segment"]["val"]["weak_full"]["ratio"]["value"] == pytest.approx(
+        seam["segment"]["val"]["miou"] / full
+    )
 
 
 def test_a_convention_that_refuses_predicted_255_says_so(data, run):

@@ -1,4 +1,6 @@
-"""Folders of masks and maps that others made: what is accepted, what is refused, and how that is said."""
+"""Folders of masks and maps that others made: what is accepted, what is refused, and how that is
+said.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,10 @@ def renumbered(data, tmp_path_factory) -> Path:
     classes = [{"voc_index": v, "name": n} for v, n in zip(THEIRS, dataset.classes, strict=True)]
     (folder / "classes.json").write_text(json.dumps({"classes": classes, "ignore": 255}))
     for record in dataset.records.values():
-        write_index_png(folder / "SegmentationClass" / f"{record.id}.png", in_their_numbers(dataset.read_mask(record)))
+        write_index_png(
+            folder / "SegmentationClass" / f"{record.id}.png",
+            in_their_numbers(dataset.read_mask(record)),
+        )
     return folder
 
 
@@ -114,7 +119,10 @@ def test_their_numbers_and_colours(data, renumbered, dataset, masks, tmp_path):
         (tmp_path / "colours").mkdir(exist_ok=True)
         Image.fromarray(voc_palette()[theirs]).save(tmp_path / "colours" / f"{name}.png")
     assert entry(tmp_path / "numbers", renumbered, labels="data")["confusion"] == expected
-    assert entry(tmp_path / "colours", renumbered, labels="data", masks="colours")["confusion"] == expected
+    assert (
+        entry(tmp_path / "colours", renumbered, labels="data", masks="colours")["confusion"]
+        == expected
+    )
     assert entry(masks, renumbered)["confusion"] == expected
     error = refused(tmp_path / "numbers", renumbered)
     assert "hold labels that no class has" in error.found
@@ -122,7 +130,10 @@ def test_their_numbers_and_colours(data, renumbered, dataset, masks, tmp_path):
     assert "--bad skip" not in error.hint
     colours = refused(tmp_path / "colours", renumbered, labels="data")
     assert "are colour pictures, not class indices" in colours.found
-    assert f"wsss-trainer convert {tmp_path / 'colours'} NEW --to masks --set data.masks=colours" in colours.hint
+    assert (
+        f"wsss-trainer convert {tmp_path / 'colours'} NEW --to masks --set data.masks=colours"
+        in colours.hint
+    )
 
 
 def test_every_fault_is_listed_at_once_with_counts(data, dataset, tmp_path):
@@ -132,8 +143,12 @@ def test_every_fault_is_listed_at_once_with_counts(data, dataset, tmp_path):
     (folder / f"{names[0]}.png").unlink()
     write_index_png(folder / f"{names[1]}.png", good[:-2, :-3])
     (folder / f"{names[2]}.png").write_bytes(b"nothing")
-    Image.fromarray(voc_palette()[read_index_png(folder / f"{names[3]}.png")]).save(folder / f"{names[3]}.png")
-    write_index_png(folder / f"{names[4]}.png", read_index_png(folder / f"{names[4]}.png") + np.uint8(40))
+    Image.fromarray(voc_palette()[read_index_png(folder / f"{names[3]}.png")]).save(
+        folder / f"{names[3]}.png"
+    )
+    write_index_png(
+        folder / f"{names[4]}.png", read_index_png(folder / f"{names[4]}.png") + np.uint8(40)
+    )
     (folder / f"{names[5]}.png").rename(folder / f"{names[5]}_pred.png")
     fractions = read_index_png(folder / f"{names[6]}.png").astype(np.float32) / 2
     (folder / f"{names[6]}.png").unlink()
@@ -150,7 +165,10 @@ def test_every_fault_is_listed_at_once_with_counts(data, dataset, tmp_path):
         f"2 have no file: {names[0]}, {names[5]}",
         f"1 are no PNG: {names[8]}.jpg",
         f"1 hold numbers with fractions, not class indices: {names[6]}.npy",
-        f"2 are colour pictures, not class indices: {names[3]} is RGB, {names[9]} is RGB with equal channels",
+        (
+            f"2 are colour pictures, not class indices: {names[3]} is RGB, {names[9]} is RGB with"
+            " equal channels"
+        ),
         f"1 have more than 8 bits a pixel: {names[7]} is I;16",
         f"1 are damaged or something else: {names[2]}",
         f"1 are of another size than their image: {names[1]} is ",
@@ -191,7 +209,9 @@ def test_a_missing_file_does_not_shift_the_pairs_after_it(data, dataset, masks):
     assert part["images"] == whole["images"] - 1
 
 
-def test_files_of_other_lists_are_no_strangers_and_a_folder_of_none_is_refused(data, dataset, masks, tmp_path):
+def test_files_of_other_lists_are_no_strangers_and_a_folder_of_none_is_refused(
+    data, dataset, masks, tmp_path
+):
     assert not entry(masks, data)["extra"]
     (tmp_path / "empty").mkdir()
     assert "neither masks nor maps" in str(refused(tmp_path / "empty", data))
@@ -206,7 +226,10 @@ def as_psa(folder: Path, cams: Path, dataset, shift: int = 0) -> Path:
     for record in dataset.records.values():
         cam = read_cam(cam_path(cams, record.id))
         keys = [dataset.mask_values[k] - 1 if shift else int(k) for k in cam.classes]
-        np.save(folder / f"{record.id}.npy", dict(zip(keys, upsample_cam(cam.maps, cam.size), strict=True)))
+        np.save(
+            folder / f"{record.id}.npy",
+            dict(zip(keys, upsample_cam(cam.maps, cam.size), strict=True)),
+        )
     return folder
 
 
@@ -216,7 +239,11 @@ def as_irn(folder: Path, cams: Path, dataset) -> Path:
         cam = read_cam(cam_path(cams, record.id))
         full = upsample_cam(cam.maps, cam.size)
         # The small maps are others, so that only high_res can give the same figures.
-        content = {"keys": torch.tensor(cam.classes), "cam": torch.rand(cam.maps.shape), "high_res": full}
+        content = {
+            "keys": torch.tensor(cam.classes),
+            "cam": torch.rand(cam.maps.shape),
+            "high_res": full,
+        }
         np.save(folder / f"{record.id}.npy", content)
     return folder
 
@@ -227,8 +254,14 @@ def test_maps_of_every_kind_give_the_same_figures(data, renumbered, dataset, cam
     assert found["confusion"] == own["confusion"]
     assert (found["threshold"], found["threshold_from"]) == (0.4, "fixed")
     assert found["sweep"] == own["sweep"]
-    assert entry(as_psa(tmp_path / "psa", cams, dataset), data, threshold=0.4)["confusion"] == own["confusion"]
-    assert entry(as_irn(tmp_path / "irn", cams, dataset), data, threshold=0.4)["confusion"] == own["confusion"]
+    assert (
+        entry(as_psa(tmp_path / "psa", cams, dataset), data, threshold=0.4)["confusion"]
+        == own["confusion"]
+    )
+    assert (
+        entry(as_irn(tmp_path / "irn", cams, dataset), data, threshold=0.4)["confusion"]
+        == own["confusion"]
+    )
     theirs = as_psa(tmp_path / "theirs", cams, open_dataset(renumbered), shift=1)
     assert entry(theirs, renumbered, threshold=0.4, labels="data")["confusion"] == own["confusion"]
     assert "have" not in refused(theirs, renumbered, threshold=0.4).found.splitlines()[0]
@@ -239,7 +272,9 @@ def test_who_chose_the_threshold_is_always_said(data, dataset, cams, tmp_path):
     assert entry(cams, data)["threshold_from"] == "label_free"
     chosen = entry(cams, data, threshold_from="train")
     assert chosen["threshold_from"] == "train"
-    assert chosen["threshold"] == pytest.approx(evaluate_cams(dataset, dataset.subset("train"), cams).best)
+    assert chosen["threshold"] == pytest.approx(
+        evaluate_cams(dataset, dataset.subset("train"), cams).best
+    )
     oracle = entry(cams, data, threshold_from="oracle")
     assert "ORACLE" in oracle["protocol"]
     assert oracle["miou"] == oracle["sweep"]["best"]["miou"]
@@ -277,7 +312,9 @@ def test_maps_of_another_size_are_not_stretched(data, dataset, cams, tmp_path):
     name = dataset.lists["val"][0]
     tag = dataset.records[name].tags[0]
     np.save(theirs / f"{name}.npy", {tag: np.ones((5, 7), np.float32)})
-    assert f"1 are of another size than their image: {name} is for 7x5" in refused(theirs, data).found
+    assert (
+        f"1 are of another size than their image: {name} is for 7x5" in refused(theirs, data).found
+    )
 
 
 def test_a_list_without_true_masks(renumbered, masks, tmp_path):
@@ -294,10 +331,15 @@ def test_kept_figures_lie_beside_each_other_and_never_in_a_run(data, masks, cams
         keep(measure_folder(Folder(path, data, "val", stage=stage)), "val", out)
     keep(measure_folder(Folder(masks, data, "train", stage="refined")), "train", out)
     kept = json.loads((out / "evaluation.json").read_text())
-    assert {stage: list(lines) for stage, lines in kept.items()} == {"refined": ["val", "train"], "cam": ["val"]}
+    assert {stage: list(lines) for stage, lines in kept.items()} == {
+        "refined": ["val", "train"],
+        "cam": ["val"],
+    }
     assert sorted(p.name for p in (out / "evaluation").iterdir()) == [
-        "cam-val.npz", "refined-train.npz", "refined-val.npz",
-    ]  # fmt: skip
+        "cam-val.npz",
+        "refined-train.npz",
+        "refined-val.npz",
+    ]
     run = write_run(tmp_path / "run", data, 0.4)
     with pytest.raises(RunError, match="is a run"):
         keep(measure_folder(Folder(masks, data, "val")), "val", run)
@@ -308,7 +350,17 @@ def command(*arguments: str | Path):
 
 
 def test_the_command_line_prints_one_object_and_writes_pictures(data, dataset, masks, tmp_path):
-    done = command("eval", masks, "--data", data, "--convention", "seam", "--pictures", tmp_path / "worst", "--json")
+    done = command(
+        "eval",
+        masks,
+        "--data",
+        data,
+        "--convention",
+        "seam",
+        "--pictures",
+        tmp_path / "worst",
+        "--json",
+    )
     assert done.exit_code == 0, done.output
     printed = json.loads(done.stdout)
     assert printed["segment"]["val"]["convention"] == "seam"
@@ -325,7 +377,9 @@ def test_the_command_line_refuses_what_belongs_to_the_other_kind(data, masks, tm
     missing = command("eval", masks).exception
     assert isinstance(missing, RunError)
     assert f"wsss-trainer eval {masks} --data DATA" in missing.hint
-    assert isinstance(command("eval", masks, "--data", data, "--convention", "seem").exception, ConfigError)
+    assert isinstance(
+        command("eval", masks, "--data", data, "--convention", "seem").exception, ConfigError
+    )
     assert isinstance(command("eval", masks, "--data", tmp_path / "nothing").exception, DataError)
     assert command("eval", masks, "--data", data, "--bad", "ignore").exit_code == 2
     assert "95 %" in command("eval", masks, "--data", data).output

@@ -75,7 +75,9 @@ def test_the_loss_is_float32_in_mixed_precision(name):
         terms = loss_of(method)
     assert {term.dtype for term in terms.values()} == {torch.float32}
     exact = loss_of(method)
-    assert {k: v.item() for k, v in terms.items()} == pytest.approx({k: v.item() for k, v in exact.items()}, rel=0.05)
+    assert {k: v.item() for k, v in terms.items()} == pytest.approx(
+        {k: v.item() for k, v in exact.items()}, rel=0.05
+    )
 
 
 def test_gradients_reach_what_trains_and_nothing_else(name):
@@ -138,7 +140,10 @@ def test_maps_of_a_batch_are_those_of_its_images(name):
     images, _ = batch()
     with torch.inference_mode():
         torch.testing.assert_close(
-            torch.cat([method.cams(image[None]) for image in images]), method.cams(images), rtol=1e-4, atol=1e-5
+            torch.cat([method.cams(image[None]) for image in images]),
+            method.cams(images),
+            rtol=1e-4,
+            atol=1e-5,
         )
 
 
@@ -160,7 +165,11 @@ def test_presets_and_published_training_change_knobs_that_exist(name):
         changes = method_preset(name, preset)
         knobs.replace(method_classes(name)[1](), changes["method"], "method")
         knobs.replace(SMALL, changes["classify"], "classify")
-        assert not [section for section, values in changes.items() if values and section not in ("method", "classify")]
+        assert not [
+            section
+            for section, values in changes.items()
+            if values and section not in ("method", "classify")
+        ]
     for recipe, changes in getattr(module, "TRAINING", {}).items():
         make_config(recipe, changes)
     with pytest.raises(ConfigError, match="has no preset 'papper'"):

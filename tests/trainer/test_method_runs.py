@@ -1,4 +1,6 @@
-"""What every method promises in a training and in an exported graph: ``trainer.methods`` is read for names."""
+"""What every method promises in a training and in an exported graph: ``trainer.methods`` is read
+for names.
+"""
 
 import signal
 from pathlib import Path
@@ -25,8 +27,11 @@ from trainer.training.optimiser import Training
 RECORDS = [Record(id=f"r{i}", image=Path(), tags=(i % CLASSES,)) for i in range(4)]
 TRAINING = Training(epochs=2, batch=2, lr=1e-3, momentum=0.9, precision="fp32", workers=0)
 
-# Methods that inherit their maps have the same graph: one of them is exported, since a trace takes seconds.
-DIFFERENT_MAPS = {method_classes(name)[0].cams_and_logits: name for name in reversed(method_names())}.values()
+# Methods that inherit their maps have the same graph: one of them is exported, since a trace takes
+# seconds.
+DIFFERENT_MAPS = {
+    method_classes(name)[0].cams_and_logits: name for name in reversed(method_names())
+}.values()
 
 
 def trained(name: str, folder: Path, stop_at: int = 0) -> dict[str, torch.Tensor]:
@@ -47,9 +52,18 @@ def trained(name: str, folder: Path, stop_at: int = 0) -> dict[str, torch.Tensor
         return method_loss(module, *arguments)
 
     train(
-        method, loss, method.param_groups(1e-3, 1e-4), Samples(RECORDS, sample, 0), TRAINING, folder,
-        Metrics(folder / "metrics.csv", "classify"), 0, "classify", None, "cpu",
-    )  # fmt: skip
+        method,
+        loss,
+        method.param_groups(1e-3, 1e-4),
+        Samples(RECORDS, sample, 0),
+        TRAINING,
+        folder,
+        Metrics(folder / "metrics.csv", "classify"),
+        0,
+        "classify",
+        None,
+        "cpu",
+    )
     return method.state_dict()
 
 
@@ -72,7 +86,9 @@ def test_the_exported_graph_gives_the_methods_maps(name):
         mirror_max=protocol.mirror == "max_small",
         minmax=protocol.normalise == "minmax",
     )
-    session = onnxruntime.InferenceSession(to_onnx(graph).SerializeToString(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        to_onnx(graph).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     pixels = ((batch((70, 52))[0].permute(0, 2, 3, 1) * 40 + 128).clamp(0, 255)).to(torch.uint8)
     got = dict(zip(graph.outputs, session.run(None, {"image": pixels.numpy()})))
     with torch.inference_mode():

@@ -1,4 +1,6 @@
-"""Every convention against the loop over classes of the script that it is named after (spec refine-segment 12)."""
+"""Every convention against the loop over classes of the script that it is named after (spec
+refine-segment 12).
+"""
 
 import json
 
@@ -7,7 +9,14 @@ import pytest
 
 from trainer.errors import ConfigError, DataError
 from trainer.evaluation import metrics
-from trainer.evaluation.metrics import ALIASES, CONVENTIONS, confusion, convention_name, mean_iou, summarise
+from trainer.evaluation.metrics import (
+    ALIASES,
+    CONVENTIONS,
+    confusion,
+    convention_name,
+    mean_iou,
+    summarise,
+)
 
 CLASSES = ("cat", "dog", "cow", "sheep")
 
@@ -17,7 +26,9 @@ def scene():
     """Class 3 is found and not there, class 4 is neither; some truth is unknown."""
     rng = np.random.RandomState(0)
     truth = rng.choice([0, 1, 2, 255], (40, 50), p=[0.5, 0.3, 0.1, 0.1])
-    pred = np.where(rng.uniform(size=truth.shape) < 0.7, truth, rng.choice([0, 1, 2, 3], truth.shape))
+    pred = np.where(
+        rng.uniform(size=truth.shape) < 0.7, truth, rng.choice([0, 1, 2, 3], truth.shape)
+    )
     return np.where(pred == 255, 0, pred), truth
 
 

@@ -32,7 +32,9 @@ def test_mixed_labels_give_the_mixed_losses():
     x, y = 4 * U((3, 20), 1) - 2, (U((3, 20), 2) > 0.8).double()
     perm = torch.tensor([1, 2, 0])
     assert loss(x, y).item() == pytest.approx(0.864687631676, rel=1e-9)
-    torch.testing.assert_close(0.3 * loss(x, y) + 0.7 * loss(x, y[perm]), loss(x, mix(y, 0.3, perm)))
+    torch.testing.assert_close(
+        0.3 * loss(x, y) + 0.7 * loss(x, y[perm]), loss(x, mix(y, 0.3, perm))
+    )
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
@@ -52,7 +54,10 @@ def test_fields_of_the_released_code_are_golden():
     second = "0.797396 0.445218 0.149766 0.084112 0.286716 0.638895 0.934347 1.0"
     assert field[0] == pytest.approx([float(v) for v in first.split()], abs=1e-6)
     assert field[1] == pytest.approx([float(v) for v in second.split()], abs=1e-6)
-    odd = "0.002481 0.150308 0.406919 0.690843 0.911935 1.0 0.927079 0.716322 0.434645 0.171477 0.010372"
+    odd = (
+        "0.002481 0.150308 0.406919 0.690843 0.911935 1.0 0.927079 0.716322 0.434645 0.171477"
+        " 0.010372"
+    )
     field = low_frequency_field((8, 11), 3, "reference", np.random.RandomState(1))
     assert field[0] == pytest.approx([float(v) for v in odd.split()], abs=1e-6)
 
@@ -65,7 +70,9 @@ def test_a_whole_sample_of_the_released_code_is_golden():
         np.random.seed(0)
         # scipy's Beta draw takes what numpy's does from the stream; the value is the spec's.
         np.random.beta(1, 1)
-        mask = binarise(low_frequency_field(shape, 3, "reference", np.random), lam, 0, random.Random(0))
+        mask = binarise(
+            low_frequency_field(shape, 3, "reference", np.random), lam, 0, random.Random(0)
+        )
         assert mask.sum() == pytest.approx(expected, abs=0.01)
         assert set(np.unique(mask)) == {0, 1}
 
@@ -124,7 +131,9 @@ def test_depths_of_each_backbone():
     names = manifold_mixup_cam.depths
     assert names(ResNet38()) == ["image", "b2_2", "b3_2", "b4_5", "b5_2", "b6"]
     assert names(resnet18()) == ["image", "stage1", "stage2", "stage3"]
-    few = manifold_mixup_cam.ManifoldMixupCam(manifold_mixup_cam.Config(eligible="original"), resnet18(), 4)
+    few = manifold_mixup_cam.ManifoldMixupCam(
+        manifold_mixup_cam.Config(eligible="original"), resnet18(), 4
+    )
     assert few.depths == ["image", "stage1", "stage2"]
 
 
@@ -181,4 +190,6 @@ def test_a_data_set_of_one_class_can_be_mixed(module):
     tags = torch.ones(4, 1)
     terms = method.loss(torch.randn(4, 3, 64, 64), tags, np.random.default_rng(0))
     assert all(torch.isfinite(term) for term in terms.values())
-    assert torch.equal(draw(torch.zeros(4, 3, 8, 8), 0.2, False, np.random.default_rng(0)).tags(tags), tags)
+    assert torch.equal(
+        draw(torch.zeros(4, 3, 8, 8), 0.2, False, np.random.default_rng(0)).tags(tags), tags
+    )

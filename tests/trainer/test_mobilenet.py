@@ -30,7 +30,9 @@ def test_same_network_as_torchvision_at_stride_32():
     theirs = mobilenet_v2(weights=None).eval()
     randomise(theirs)
     ours = MobileNetV2(output_stride=32).eval()
-    body = {name: tensor for name, tensor in theirs.state_dict().items() if name.startswith("features.")}
+    body = {
+        name: tensor for name, tensor in theirs.state_dict().items() if name.startswith("features.")
+    }
     assert list(ours.state_dict()) == list(body)
     ours.load_state_dict(body)
     with torch.no_grad():
@@ -46,7 +48,9 @@ def test_attributes_tell_the_truth(stride, dilate):
     with torch.no_grad():
         features = net(torch.zeros(1, 3, 33, 50))
     assert net.channels == {"stage1": 24, "stage2": 32, "stage3": 96, "stage4": 1280}
-    assert net.strides == {f"stage{i}": min(s, stride) for i, s in ((1, 4), (2, 8), (3, 16), (4, 32))}
+    assert net.strides == {
+        f"stage{i}": min(s, stride) for i, s in ((1, 4), (2, 8), (3, 16), (4, 32))
+    }
     assert net.top == "stage4"
     assert list(features) == list(net.channels)
     for name, feature in features.items():
@@ -55,7 +59,9 @@ def test_attributes_tell_the_truth(stride, dilate):
 
 
 def depthwise(net: MobileNetV2, block: int) -> nn.Conv2d:
-    (conv,) = [m for m in net.features[block].modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
+    (conv,) = [
+        m for m in net.features[block].modules() if isinstance(m, nn.Conv2d) and m.groups > 1
+    ]
     return conv
 
 
@@ -69,7 +75,15 @@ def test_stride_16_dilates_the_last_blocks():
 
 def test_stride_8_dilates_twice():
     net = MobileNetV2(output_stride=8)
-    assert [depthwise(net, b).dilation[0] for b in (6, 7, 8, 13, 14, 15, 17)] == [1, 1, 2, 2, 2, 4, 4]
+    assert [depthwise(net, b).dilation[0] for b in (6, 7, 8, 13, 14, 15, 17)] == [
+        1,
+        1,
+        2,
+        2,
+        2,
+        4,
+        4,
+    ]
 
 
 @pytest.mark.parametrize(("stride", "steps"), [(16, 2), (8, 4)])
@@ -106,7 +120,9 @@ def test_cut_after_stage_2_freezes_the_first_seven_blocks():
     fixed = {name.split(".")[1] for name, p in net.named_parameters() if not p.requires_grad}
     assert fixed == {str(block) for block in range(7)}
     assert all(
-        m.training == (int(n.split(".")[1]) >= 7) for n, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)
+        m.training == (int(n.split(".")[1]) >= 7)
+        for n, m in net.named_modules()
+        if isinstance(m, nn.BatchNorm2d)
     )
 
 

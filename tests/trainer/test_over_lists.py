@@ -38,11 +38,15 @@ def scenes(tmp_path):
     records = {}
     for n in range(5):
         size = (30 + n, 41 - n)
-        truth = rng.choice([0, 1, 2, 3, 255], size=size, p=[0.5, 0.2, 0.1, 0.1, 0.1]).astype(np.uint8)
+        truth = rng.choice([0, 1, 2, 3, 255], size=size, p=[0.5, 0.2, 0.1, 0.1, 0.1]).astype(
+            np.uint8
+        )
         classes = [] if n == 4 else sorted(rng.choice(3, 1 + n % 3, replace=False))
         mask = tmp_path / "truth" / f"i{n}.png"
         write_index_png(mask, truth)
-        records[f"i{n}"] = Record(f"i{n}", tmp_path / f"i{n}.jpg", tuple(int(c) for c in classes), mask)
+        records[f"i{n}"] = Record(
+            f"i{n}", tmp_path / f"i{n}.jpg", tuple(int(c) for c in classes), mask
+        )
         grid = [(s - 1) // 4 + 1 for s in size]
         maps = rng.uniform(size=(len(classes), *grid)).round(2)
         write_cam(cam_path(tmp_path / "cams", f"i{n}"), classes, maps, size)
@@ -55,7 +59,9 @@ def by_many_passes(dataset, folder, thresholds):
     for t, threshold in enumerate(thresholds):
         for record in dataset.records.values():
             cam = read_cam(cam_path(folder, record.id))
-            stack = np.concatenate([np.full((1, *cam.size), threshold, np.float32), upsample_cam(cam.maps, cam.size)])
+            stack = np.concatenate(
+                [np.full((1, *cam.size), threshold, np.float32), upsample_cam(cam.maps, cam.size)]
+            )
             pred = np.concatenate([[0], cam.classes + 1])[stack.argmax(0)]
             total[t] += confusion(pred, dataset.read_mask(record), 4)
     return total
@@ -64,7 +70,11 @@ def by_many_passes(dataset, folder, thresholds):
 def test_golden_values_of_the_specification():
     gt = np.floor(23 * u((3, 12, 12), 71)).astype(int)
     gt[gt > 20] = 255
-    pred = np.where(u((3, 12, 12), 73) < 0.6, np.where(gt == 255, 0, gt), np.floor(21 * u((3, 12, 12), 72)).astype(int))
+    pred = np.where(
+        u((3, 12, 12), 73) < 0.6,
+        np.where(gt == 255, 0, gt),
+        np.floor(21 * u((3, 12, 12), 72)).astype(int),
+    )
     counts = confusion(pred, gt, 21)
     assert counts.dtype == np.int64
     assert over_lists.metrics(counts).miou == pytest.approx(0.4499749754, abs=1e-10)
@@ -113,7 +123,9 @@ def test_summary_is_json_and_says_both_f_scores():
 def test_sweep_equals_one_pass_a_threshold(scenes, workers):
     folder = scenes.root / "cams"
     result = evaluate_cams(scenes, scenes.subset("train"), folder, workers=workers)
-    np.testing.assert_array_equal(result.confusions, by_many_passes(scenes, folder, over_lists.SWEEP))
+    np.testing.assert_array_equal(
+        result.confusions, by_many_passes(scenes, folder, over_lists.SWEEP)
+    )
     assert result.confusions.dtype == np.int64
     assert result.miou[round(result.best * 100)] == result.miou.max()
 
@@ -144,7 +156,9 @@ def test_worst_images_of_the_sweep_are_those_of_single_images(scenes):
     for n, record in enumerate(scenes.subset("train")):
         alone = evaluate_cams(scenes, [record], folder, workers=0)
         np.testing.assert_allclose(result.image_miou[n], alone.miou, atol=1e-6)
-    report = json.loads(json.dumps(result.report(result.best, "oracle", "a protocol", worst=2), allow_nan=False))
+    report = json.loads(
+        json.dumps(result.report(result.best, "oracle", "a protocol", worst=2), allow_nan=False)
+    )
     lowest = sorted(result.image_miou[:, round(result.best * 100)])[:2]
     assert [w["miou"] for w in report["worst"]] == pytest.approx(lowest, abs=1e-5)
     assert report["protocol"] == "a protocol"
@@ -161,7 +175,9 @@ def test_a_threshold_between_the_steps_is_measured_when_asked_for(scenes):
         plain.report(0.3825, "label_free", "p")
     levels = over_lists.sweep_thresholds(0.3825, 0.5)
     assert len(levels) == 101
-    report = evaluate_cams(scenes, records, folder, levels, workers=0).report(0.3825, "label_free", "p")
+    report = evaluate_cams(scenes, records, folder, levels, workers=0).report(
+        0.3825, "label_free", "p"
+    )
     expected = by_many_passes(scenes, folder, np.array([0.3825], np.float32))[0]
     assert report["confusion"] == expected.tolist()
 
@@ -207,7 +223,12 @@ def test_missing_and_wrong_masks_are_listed_together(scenes):
     Image.new("RGB", (4, 4)).save(folder / "i4.png")
     with pytest.raises(DataError, match="4 of 5 images") as caught:
         evaluate_folder(scenes, scenes.subset("train"), folder, workers=0)
-    for part in ("i0.png is missing", "'i2': prediction (3, 3)", "i3.png cannot be read", "i4.png is a RGB"):
+    for part in (
+        "i0.png is missing",
+        "'i2': prediction (3, 3)",
+        "i3.png cannot be read",
+        "i4.png is a RGB",
+    ):
         assert part in caught.value.found
 
 
@@ -227,7 +248,9 @@ def test_the_threshold_looked_at_closely_has_counts_and_outlines_of_every_image(
     np.testing.assert_allclose(result.chosen.image_miou, result.image_miou[:, row], atol=1e-6)
     for n, record in enumerate(records):
         cam = read_cam(cam_path(folder, record.id))
-        full = np.concatenate([np.full((1, *cam.size), 0.3825, np.float32), upsample_cam(cam.maps, cam.size)])
+        full = np.concatenate(
+            [np.full((1, *cam.size), 0.3825, np.float32), upsample_cam(cam.maps, cam.size)]
+        )
         pred = np.concatenate([[0], cam.classes + 1])[full.argmax(0)].astype(np.uint8)
         outlines = boundary_f(pred, scenes.read_mask(record), 4, 2)
         np.testing.assert_allclose(result.chosen.images.boundary[n], outlines)

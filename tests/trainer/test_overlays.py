@@ -27,7 +27,10 @@ def square(label: int) -> np.ndarray:
 
 def test_colourise_gives_the_voc_colours() -> None:
     mask = np.array([[0, 1, 8], [15, 20, 255]], np.uint8)
-    expected = [[[0, 0, 0], [128, 0, 0], [64, 0, 0]], [[192, 128, 128], [0, 64, 128], [224, 224, 192]]]
+    expected = [
+        [[0, 0, 0], [128, 0, 0], [64, 0, 0]],
+        [[192, 128, 128], [0, 64, 128], [224, 224, 192]],
+    ]
     np.testing.assert_array_equal(colourise(mask), expected)
 
 
@@ -85,7 +88,9 @@ def test_overlay_cam_draws_the_threshold_inside_the_region() -> None:
 
 
 def test_overlay_cam_survives_nan() -> None:
-    np.testing.assert_array_equal(overlay_cam(GREY, np.full((12, 16), np.nan)), overlay_cam(GREY, np.zeros((12, 16))))
+    np.testing.assert_array_equal(
+        overlay_cam(GREY, np.full((12, 16), np.nan)), overlay_cam(GREY, np.zeros((12, 16)))
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,7 +114,9 @@ def test_contact_sheet_aligns_columns_and_scales_to_one_height() -> None:
     wide = Image.new("RGB", (80, 40), (255, 0, 0))
     tall = Image.new("RGB", (20, 40), (0, 0, 255))
     sheet = np.asarray(
-        contact_sheet([[(wide, "wide"), (tall, "")], [(tall, "tall"), (wide, "a very long caption " * 4)]], 40)
+        contact_sheet(
+            [[(wide, "wide"), (tall, "")], [(tall, "tall"), (wide, "a very long caption " * 4)]], 40
+        )
     )
     red, blue = (sheet == [255, 0, 0]).all(-1), (sheet == [0, 0, 255]).all(-1)
     assert red.sum() == 2 * 80 * 40
@@ -120,7 +127,10 @@ def test_contact_sheet_aligns_columns_and_scales_to_one_height() -> None:
 
 def test_contact_sheet_closes_with_the_legend() -> None:
     picture = np.zeros((40, 200, 3), np.uint8)
-    plain, with_key = contact_sheet([[(picture, "x")]], 40), contact_sheet([[(picture, "x")]], 40, ["cat", "dog"])
+    plain, with_key = (
+        contact_sheet([[(picture, "x")]], 40),
+        contact_sheet([[(picture, "x")]], 40, ["cat", "dog"]),
+    )
     assert with_key.height > plain.height
     assert (np.asarray(with_key)[plain.height :] == [0, 128, 0]).all(-1).any()
 

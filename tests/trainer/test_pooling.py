@@ -7,9 +7,14 @@ from trainer.methods.pooling import gap, gmp, hspp, pool
 
 def test_the_generator_is_that_of_the_specification():
     expected = [0.740084824, 0.564395128, 0.454749261, 0.272400737, 0.823448711]
-    torch.testing.assert_close(U((5,), 1), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-8)
     torch.testing.assert_close(
-        U((2, 2), 7).flatten().tolist(), [0.107687033, 0.904258046, 0.541490533, 0.790921164], rtol=0, atol=1e-8
+        U((5,), 1), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-8
+    )
+    torch.testing.assert_close(
+        U((2, 2), 7).flatten().tolist(),
+        [0.107687033, 0.904258046, 0.541490533, 0.790921164],
+        rtol=0,
+        atol=1e-8,
     )
 
 

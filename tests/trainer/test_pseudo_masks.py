@@ -10,14 +10,21 @@ from trainer.data.palette import voc_palette
 from trainer.errors import ConfigError, DataError, RunError
 from trainer.pool import each_image, over_images
 from trainer.refine import pseudo_masks
-from trainer.refine.pseudo_masks import RefineConfig, background_scores, make_pseudo_masks, pseudo_mask
+from trainer.refine.pseudo_masks import (
+    RefineConfig,
+    background_scores,
+    make_pseudo_masks,
+    pseudo_mask,
+)
 
 PLAIN = RefineConfig(refine="none")
 
 
 @pytest.fixture
 def squares(tmp_path):
-    """Four images of a bright square on dark ground whose maps are shifted blobs; ``s3`` has no tags and no maps."""
+    """Four images of a bright square on dark ground whose maps are shifted blobs; ``s3`` has no
+    tags and no maps.
+    """
     records = {}
     y, x = np.mgrid[:40, :52]
     for n in range(4):
@@ -37,12 +44,18 @@ def squares(tmp_path):
 def run(dataset, config=PLAIN, threshold=0.3, workers=0, out="masks", records=None):
     out_folder = dataset.root / out
     records = dataset.subset("all") if records is None else records
-    summary = make_pseudo_masks(dataset, records, dataset.root / "cams", out_folder, config, threshold, workers)
+    summary = make_pseudo_masks(
+        dataset, records, dataset.root / "cams", out_folder, config, threshold, workers
+    )
     return summary, {p.stem: read_index_png(p) for p in sorted(out_folder.glob("*.png"))}
 
 
 def test_plain_masks_are_the_argmax_over_threshold_and_maps(squares):
-    cam = Cam(np.array([1, 3], np.int16), np.array([[[0.9, 0.3, 0.1]], [[0.2, 0.6, 0.3]]], np.float32), (1, 3))
+    cam = Cam(
+        np.array([1, 3], np.int16),
+        np.array([[[0.9, 0.3, 0.1]], [[0.2, 0.6, 0.3]]], np.float32),
+        (1, 3),
+    )
     mask = pseudo_mask(np.zeros((1, 3, 3), np.uint8), cam, PLAIN, 0.3)
     assert mask.dtype == np.uint8
     assert mask.tolist() == [[2, 4, 0]]
@@ -95,7 +108,9 @@ def test_pool_gives_the_same_masks_and_keeps_those_that_load(squares):
 
 def test_soft_background():
     maps = np.array([[[0.0, 0.5, 1.0]]], np.float32)
-    weak, strong = (background_scores(maps, RefineConfig(background="soft", alpha=a), 0.3)[0] for a in (32, 4))
+    weak, strong = (
+        background_scores(maps, RefineConfig(background="soft", alpha=a), 0.3)[0] for a in (32, 4)
+    )
     np.testing.assert_allclose(strong, [[1, 0.0625, 0]])
     assert (weak <= strong).all()
     np.testing.assert_allclose(background_scores(maps, PLAIN, 0.3)[0], np.float32(0.3))
@@ -105,8 +120,12 @@ def test_soft_background():
 def test_band_and_confidence_leave_doubtful_pixels_open():
     cam = Cam(np.array([0], np.int16), np.array([[[0.05, 0.28, 0.32, 0.9]]], np.float32), (1, 4))
     image = np.zeros((1, 4, 3), np.uint8)
-    assert pseudo_mask(image, cam, RefineConfig(refine="none", band=0.05), 0.3).tolist() == [[0, 255, 255, 1]]
-    assert pseudo_mask(image, cam, RefineConfig(refine="none", confidence=0.7), 0.3).tolist() == [[0, 255, 255, 1]]
+    assert pseudo_mask(image, cam, RefineConfig(refine="none", band=0.05), 0.3).tolist() == [
+        [0, 255, 255, 1]
+    ]
+    assert pseudo_mask(image, cam, RefineConfig(refine="none", confidence=0.7), 0.3).tolist() == [
+        [0, 255, 255, 1]
+    ]
     assert pseudo_mask(image, cam, RefineConfig(refine="none"), 0.3).tolist() == [[0, 0, 1, 1]]
 
 
@@ -159,7 +178,14 @@ def test_no_space_left_stops_and_keeps_what_was_made(squares, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "knobs", [{"threshold": 1.5}, {"confidence": 1.0}, {"band": 0.1, "background": "soft"}, {"crf": "P9"}, {"alpha": 0}]
+    "knobs",
+    [
+        {"threshold": 1.5},
+        {"confidence": 1.0},
+        {"band": 0.1, "background": "soft"},
+        {"crf": "P9"},
+        {"alpha": 0},
+    ],
 )
 def test_impossible_knobs(knobs):
     with pytest.raises(ConfigError):
@@ -184,9 +210,9 @@ def test_pool_keeps_order_and_names_the_item_that_failed():
     numbers = list(range(30))
     assert [r for _, r in over_images(partial(fail_on, -1), numbers, 2)] == [n * n for n in numbers]
     for workers in (0, 2):
-        assert [r for _, r in over_images(partial(fail_on, -1), iter(numbers), workers, total=30)] == [
-            n * n for n in numbers
-        ]
+        assert [
+            r for _, r in over_images(partial(fail_on, -1), iter(numbers), workers, total=30)
+        ] == [n * n for n in numbers]
         with pytest.raises(RuntimeError, match="image '7': by design"):
             list(over_images(partial(fail_on, 7), numbers, workers))
     with pytest.raises(RunError, match="killed") as caught:
@@ -198,7 +224,11 @@ def test_pool_keeps_order_and_names_the_item_that_failed():
 def half(seen, number):
     seen.append(number)
     if number % 2:
-        raise (RunError("no space left") if number == 9 else DataError(f"item {number} is odd", "even", "leave it out"))
+        raise (
+            RunError("no space left")
+            if number == 9
+            else DataError(f"item {number} is odd", "even", "leave it out")
+        )
     return number // 2
 
 
@@ -233,6 +263,8 @@ def test_each_image_works_in_processes():
     from functools import partial
 
     numbers = list(range(12))
-    assert each_image(partial(fail_on, -1), numbers, "squares failed", 2) == [n * n for n in numbers]
+    assert each_image(partial(fail_on, -1), numbers, "squares failed", 2) == [
+        n * n for n in numbers
+    ]
     with pytest.raises(RuntimeError, match="image 'n5': by design"):
         each_image(partial(fail_on, 5), numbers, "squares failed", 2, name=lambda n: f"n{n}")

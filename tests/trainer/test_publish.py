@@ -23,7 +23,13 @@ from trainer.cams import PROTOCOLS, merge
 from trainer.errors import ConfigError, ExportError
 from trainer.exporting import onnx_graph, publish
 from trainer.exporting.card import card_from_manifest
-from trainer.exporting.graphs import CamGraph, PixelGraph, SegmenterGraph, resize_bicubic, scaled_size
+from trainer.exporting.graphs import (
+    CamGraph,
+    PixelGraph,
+    SegmenterGraph,
+    resize_bicubic,
+    scaled_size,
+)
 from trainer.exporting.publish import export_model
 from trainer.inference import with_mirror
 
@@ -69,7 +75,11 @@ def make(kind: str, seed: int = 0) -> PixelGraph:
     if kind == "cam":
         return CamGraph(TinyMethod().train(), scales=(1, 0.5))
     segmenter = body(len(CLASSES) + 1)
-    return SegmenterGraph(segmenter, (0.5, 1), True) if kind == "segmenter multi" else SegmenterGraph(segmenter)
+    return (
+        SegmenterGraph(segmenter, (0.5, 1), True)
+        if kind == "segmenter multi"
+        else SegmenterGraph(segmenter)
+    )
 
 
 def scene(height: int, width: int, seed: int = 0) -> Pixels:
@@ -92,7 +102,14 @@ def fields(**changes: Any) -> dict[str, Any]:
         "input": {"min_side": 32, "max_side": 4096, "max_pixels": 1 << 22},
         "thresholds": {"background": 0.3, "score": 0.5},
         "supervision": "ImageNet tags",
-        "source": {"run": "r", "method": "cam", "backbone": "tiny", "seed": 0, "commit": None, "data_fingerprint": "f"},
+        "source": {
+            "run": "r",
+            "method": "cam",
+            "backbone": "tiny",
+            "seed": 0,
+            "commit": None,
+            "data_fingerprint": "f",
+        },
         "metrics": {"val": {"miou": 0.5}},
     }
     return given | changes
@@ -100,7 +117,9 @@ def fields(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def traced() -> Callable[[str], onnx.ModelProto]:
-    """Traces are slow: one of each kind serves all tests. Copies, so that no test sees another's."""
+    """Traces are slow: one of each kind serves all tests. Copies, so that no test sees
+    another's.
+    """
     known: dict[str, onnx.ModelProto] = {}
 
     def get(kind: str) -> onnx.ModelProto:
@@ -157,10 +176,16 @@ def pbtxt(text: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["cam", "segmenter", "segmenter multi"])
-def test_graph_equals_pytorch_at_any_size_and_batch(kind: str, traced: Callable[[str], onnx.ModelProto]) -> None:
+def test_graph_equals_pytorch_at_any_size_and_batch(
+    kind: str, traced: Callable[[str], onnx.ModelProto]
+) -> None:
     graph, model = make(kind), traced(kind)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    assert {n.op_type for n in model.graph.node}.isdisjoint({"BatchNormalization", "SplitToSequence", "SequenceAt"})
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    assert {n.op_type for n in model.graph.node}.isdisjoint(
+        {"BatchNormalization", "SplitToSequence", "SequenceAt"}
+    )
     for count, height, width in ((1, 33, 50), (3, 64, 48), (1, 100, 100), (2, 47, 90)):
         batch = np.stack([scene(height, width, seed) for seed in range(count)])
         got = dict(zip(graph.outputs, session.run(None, {"image": batch})))
@@ -178,7 +203,9 @@ def test_graph_equals_pytorch_at_any_size_and_batch(kind: str, traced: Callable[
             assert np.abs(got["confidence"].astype(int) - true["confidence"]).max() <= 1
 
 
-def test_weights_are_stored_once_whatever_the_number_of_scales(traced: Callable[[str], onnx.ModelProto]) -> None:
+def test_weights_are_stored_once_whatever_the_number_of_scales(
+    traced: Callable[[str], onnx.ModelProto],
+) -> None:
     model = traced("cam")
     held = sum(np.prod(t.dims) for t in model.graph.initializer if t.name.startswith("net/"))
     assert held <= sum(p.numel() for p in TinyMethod().parameters()) + 32
@@ -192,7 +219,10 @@ def test_cam_graph_is_the_protocol_of_the_cams_stage(name: str) -> None:
     protocol = PROTOCOLS[name]
     method = TinyMethod()
     graph = CamGraph(
-        method, (1.0, 0.5), mirror_max=protocol.mirror == "max_small", minmax=protocol.normalise == "minmax"
+        method,
+        (1.0, 0.5),
+        mirror_max=protocol.mirror == "max_small",
+        minmax=protocol.normalise == "minmax",
     )
     image = torch.from_numpy(IMAGES[1])[None]
     views = graph.views(image)
@@ -216,9 +246,15 @@ def test_segmenter_graph_is_the_mean_of_probabilities(kind: str) -> None:
         for view in graph.views(image):
             logits = graph.net(view)
             for i, one in enumerate(logits):
-                chance = F.interpolate(one[None], (37, 53), mode="bilinear", align_corners=False).softmax(1)
+                chance = F.interpolate(
+                    one[None], (37, 53), mode="bilinear", align_corners=False
+                ).softmax(1)
                 chances.append(chance.flip(3) if i else chance)
-                small.append(F.interpolate(one[None].softmax(1), (10, 14), mode="bilinear").flip(3 if i else ()))
+                small.append(
+                    F.interpolate(one[None].softmax(1), (10, 14), mode="bilinear").flip(
+                        3 if i else ()
+                    )
+                )
         mean = torch.stack(chances).mean(0)
         mask, scores, confidence = graph(image)
     assert (mask == mean.argmax(1)).float().mean() > 0.999
@@ -231,14 +267,18 @@ def test_resize_is_pillows(scale: float) -> None:
     pixels = IMAGES[1]
     size = (round(53 * scale), round(37 * scale))
     true = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC), np.float32)
-    got = resize_bicubic(torch.from_numpy(pixels).permute(2, 0, 1)[None].float(), scale).clamp(0, 255)
+    got = resize_bicubic(torch.from_numpy(pixels).permute(2, 0, 1)[None].float(), scale).clamp(
+        0, 255
+    )
     # Pillow rounds after each of its two passes.
     assert np.abs(got[0].permute(1, 2, 0).numpy() - true).max() <= 1.6
 
 
 @pytest.mark.parametrize("scale", [0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2])
 def test_scaled_size_rounds_half_to_even(scale: float) -> None:
-    assert [scaled_size(n, scale) for n in range(1, 700)] == [round(n * scale) for n in range(1, 700)]
+    assert [scaled_size(n, scale) for n in range(1, 700)] == [
+        round(n * scale) for n in range(1, 700)
+    ]
 
 
 @pytest.mark.parametrize("scales", [(), (1, 1), (0.01, 1), (8,), (float("nan"), 1)])
@@ -269,7 +309,9 @@ def test_published_files_and_card(tmp_path: Path) -> None:
     graph = (folder / "1" / "model.onnx").read_bytes()
     card = json.loads((folder / "1" / "model.json").read_text())
     names = ("golden_image.png", "golden_output.png", "model.onnx")
-    digests = {name: hashlib.sha256((folder / "1" / name).read_bytes()).hexdigest() for name in names}
+    digests = {
+        name: hashlib.sha256((folder / "1" / name).read_bytes()).hexdigest() for name in names
+    }
     assert card.pop("sha256") == digests
     assert list(card.pop("golden")) == ["image", "output", "scores"]
     assert card.pop("parity")["images"] == 5
@@ -290,7 +332,13 @@ def test_published_files_and_card(tmp_path: Path) -> None:
         "scales": [1.0, 0.5],
         "flip": True,
         **fields(),
-        "input": {"name": "image", "dtype": "uint8", "layout": "NHWC", "color": "RGB", **fields()["input"]},
+        "input": {
+            "name": "image",
+            "dtype": "uint8",
+            "layout": "NHWC",
+            "color": "RGB",
+            **fields()["input"],
+        },
     }
     assert onnx.load_from_string(graph).opset_import[0].version == card["opset"]
 
@@ -317,7 +365,9 @@ def test_triton_config(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("quick")
 def test_versions_rise_and_are_never_overwritten(tmp_path: Path) -> None:
     def publish(version: int | None = None) -> int:
-        return export_model(make("segmenter"), fields(), tmp_path, "pets", IMAGES[:1], version).version
+        return export_model(
+            make("segmenter"), fields(), tmp_path, "pets", IMAGES[:1], version
+        ).version
 
     (tmp_path / "pets" / "notes").mkdir(parents=True)
     assert [publish(), publish(), publish(12), publish()] == [1, 2, 12, 13]
@@ -331,7 +381,9 @@ def test_versions_rise_and_are_never_overwritten(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_two_exports_at_once_cannot_take_the_same_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_exports_at_once_cannot_take_the_same_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     export_model(make("segmenter"), fields(), tmp_path, "pets", IMAGES[:1])
     original = (tmp_path / "pets" / "1" / "model.json").read_bytes()
     monkeypatch.setattr(publish, "free_version", lambda model, version: 1)
@@ -339,10 +391,17 @@ def test_two_exports_at_once_cannot_take_the_same_version(tmp_path: Path, monkey
         export_model(make("segmenter"), fields(), tmp_path, "pets", IMAGES[:1])
     assert (tmp_path / "pets" / "1" / "model.json").read_bytes() == original
     files = ("golden_image.png", "golden_output.png", "model.json", "model.onnx")
-    assert everything(tmp_path) == ["pets", "pets/1", *(f"pets/1/{file}" for file in files), "pets/config.pbtxt"]
+    assert everything(tmp_path) == [
+        "pets",
+        "pets/1",
+        *(f"pets/1/{file}" for file in files),
+        "pets/config.pbtxt",
+    ]
 
 
-@pytest.mark.parametrize(("kind", "figure"), [("cam", "largest CAM difference"), ("segmenter", "label pixels equal")])
+@pytest.mark.parametrize(
+    ("kind", "figure"), [("cam", "largest CAM difference"), ("segmenter", "label pixels equal")]
+)
 @pytest.mark.usefixtures("quick")
 def test_refuses_a_graph_of_other_weights(kind: str, figure: str, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=figure) as caught:
@@ -359,7 +418,9 @@ def test_refuses_randomness(tmp_path: Path) -> None:
 
 def test_refuses_data_dependent_branches(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="cannot be exported"):
-        export_model(CamGraph(BranchingMethod(), (1,), False), fields(), tmp_path, "pets", IMAGES[:1])
+        export_model(
+            CamGraph(BranchingMethod(), (1,), False), fields(), tmp_path, "pets", IMAGES[:1]
+        )
     assert everything(tmp_path) == []
 
 
@@ -402,7 +463,11 @@ def add(name: str, value: float) -> Callable[[dict[str, Any]], None]:
 )
 @pytest.mark.usefixtures("quick")
 def test_limits(
-    kind: str, change: Callable[[dict[str, Any]], None], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    change: Callable[[dict[str, Any]], None],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(publish, "open_graph", lambda path: Tampered(path, change))
     with pytest.raises(ExportError, match=message):
@@ -410,10 +475,15 @@ def test_limits(
     assert everything(tmp_path) == []
 
 
-@pytest.mark.parametrize(("kind", "change"), [("cam", add("cam", 5e-4)), ("segmenter", flip_pixels(0.0005))])
+@pytest.mark.parametrize(
+    ("kind", "change"), [("cam", add("cam", 5e-4)), ("segmenter", flip_pixels(0.0005))]
+)
 @pytest.mark.usefixtures("quick")
 def test_within_limits(
-    kind: str, change: Callable[[dict[str, Any]], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    change: Callable[[dict[str, Any]], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(publish, "open_graph", lambda path: Tampered(path, change))
     parity = export_model(make(kind), fields(), tmp_path, "pets", [scene(64, 64)]).parity
@@ -423,12 +493,18 @@ def test_within_limits(
         assert parity.equal_pixels == pytest.approx(1 - 4 / 4096)
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+@pytest.mark.parametrize(
+    "stop", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")]
+)
 @pytest.mark.parametrize("moment", ["model.onnx", "model.json", "config.pbtxt"])
 @pytest.mark.parametrize("published", [0, 1])
 @pytest.mark.usefixtures("quick")
 def test_nothing_is_half_published(
-    stop: BaseException, moment: str, published: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stop: BaseException,
+    moment: str,
+    published: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for _ in range(published):
         export_model(make("segmenter"), fields(), tmp_path, "pets", IMAGES[:1])
@@ -459,7 +535,9 @@ def test_repository_that_cannot_be_written(tmp_path: Path) -> None:
         export_model(make("segmenter"), fields(), tmp_path / "exported", "pets", IMAGES[:1])
 
 
-@pytest.mark.parametrize("name", ["", "a b", "../up", "a/b", "-x", "ä", "pets.v1", ".hidden", "n" * 101, "pets\n"])
+@pytest.mark.parametrize(
+    "name", ["", "a b", "../up", "a/b", "-x", "ä", "pets.v1", ".hidden", "n" * 101, "pets\n"]
+)
 def test_bad_name(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="letters"):
         export_model(make("segmenter"), fields(), tmp_path, name, IMAGES)
@@ -475,7 +553,9 @@ def test_bad_name(name: str, tmp_path: Path) -> None:
         ({"kind": "cam"}, IMAGES, "kind 'cam'"),
     ],
 )
-def test_bad_request(change: dict[str, Any], images: list[Any], message: str, tmp_path: Path) -> None:
+def test_bad_request(
+    change: dict[str, Any], images: list[Any], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=message):
         export_model(make("segmenter"), fields(**change), tmp_path, "pets", images)
 
@@ -490,7 +570,13 @@ def test_card_that_lacks_fields(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("quick")
 def test_card_of_another_class_table(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="2 classes for a network of 3"):
-        export_model(make("cam"), fields(classes=["a", "b"], palette=[[0, 0, 0]] * 3), tmp_path, "pets", IMAGES)
+        export_model(
+            make("cam"),
+            fields(classes=["a", "b"], palette=[[0, 0, 0]] * 3),
+            tmp_path,
+            "pets",
+            IMAGES,
+        )
 
 
 def test_the_given_module_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -529,13 +615,21 @@ def test_card_from_manifest() -> None:
         "sweep": {},
     }
     evaluation = {
-        "cam": {"train": measured | {"threshold": 0.2, "threshold_from": "label_free"}, "val": measured},
+        "cam": {
+            "train": measured | {"threshold": 0.2, "threshold_from": "label_free"},
+            "val": measured,
+        },
         "segment": {"val": {"miou": 0.6, "threshold": None, "threshold_from": None, "worst": []}},
     }
     card = card_from_manifest(manifest(), "cam", "photos", evaluation)
     assert card["thresholds"] == {"background": 0.3, "score": 0.5}
     assert card["palette"] == [[0, 0, 0], [128, 0, 0], [0, 128, 0]]
-    assert card["metrics"]["val"] == {"miou": 0.4, "threshold": 0.3, "threshold_from": "train", "protocol": "p"}
+    assert card["metrics"]["val"] == {
+        "miou": 0.4,
+        "threshold": 0.3,
+        "threshold_from": "train",
+        "protocol": "p",
+    }
     assert card["source"] == {
         "run": "photos",
         "method": "cam",
@@ -545,14 +639,20 @@ def test_card_from_manifest() -> None:
         "data_fingerprint": "0123",
     }
     other = card_from_manifest(
-        manifest(), "segmenter", "photos", evaluation, {"min_side": 8, "max_side": 9, "max_pixels": 81}
+        manifest(),
+        "segmenter",
+        "photos",
+        evaluation,
+        {"min_side": 8, "max_side": 9, "max_pixels": 81},
     )
     assert other["thresholds"]["background"] is None
     assert other["metrics"] == {"val": {"miou": 0.6, "threshold": None, "threshold_from": None}}
     assert other["input"] == {"min_side": 8, "max_side": 9, "max_pixels": 81}
 
 
-@pytest.mark.parametrize("evaluation", [None, {}, {"cam": {"val": {"threshold": 0.4, "threshold_from": "oracle"}}}])
+@pytest.mark.parametrize(
+    "evaluation", [None, {}, {"cam": {"val": {"threshold": 0.4, "threshold_from": "oracle"}}}]
+)
 def test_card_has_no_threshold_that_saw_the_truth(evaluation: dict[str, Any] | None) -> None:
     card = card_from_manifest(manifest(), "cam", "photos", evaluation)
     assert card["thresholds"]["background"] is None
@@ -570,9 +670,12 @@ def test_a_half_precision_graph_beside_the_other(tmp_path: Path, kind: str) -> N
     assert card["half_parity"] == vars(report.half_parity)
     assert card["parity"] == vars(report.parity)
     full, half = (onnx.load(report.path / card[key]) for key in ("graph", "half_graph"))
-    assert [(o.name, o.type) for o in full.graph.output] == [(o.name, o.type) for o in half.graph.output]
+    assert [(o.name, o.type) for o in full.graph.output] == [
+        (o.name, o.type) for o in half.graph.output
+    ]
     inside, outside = (
-        {t.data_type for t in half.graph.initializer if t.name.startswith("net/") is inner} for inner in (True, False)
+        {t.data_type for t in half.graph.initializer if t.name.startswith("net/") is inner}
+        for inner in (True, False)
     )
     assert onnx.TensorProto.FLOAT16 in inside
     assert onnx.TensorProto.FLOAT not in inside
@@ -590,7 +693,8 @@ def test_a_network_that_does_not_bear_half_precision_is_refused(tmp_path: Path) 
         norm.bias *= 1e6
         last.weight *= 1e-6
     with pytest.raises(
-        ExportError, match=r"the float16 graph of 'pets' differs from PyTorch: .*\n.*\ntry: leave --prec"
+        ExportError,
+        match=r"the float16 graph of 'pets' differs from PyTorch: .*\n.*\ntry: leave --prec",
     ):
         export_model(graph, fields(), tmp_path, "pets", IMAGES[:1], half=True)
     assert everything(tmp_path) == []

@@ -28,7 +28,10 @@ def grid(h: int, w: int) -> tuple[torch.Tensor, torch.Tensor]:
 def psa_case() -> tuple[torch.Tensor, torch.Tensor]:
     y, x = grid(10, 12)
     features = torch.stack(
-        [torch.sin(0.5 * c + 0.35 * y) + 0.5 * torch.cos(0.25 * c * x / 3 + 0.2 * y) for c in range(6)]
+        [
+            torch.sin(0.5 * c + 0.35 * y) + 0.5 * torch.cos(0.25 * c * x / 3 + 0.2 * y)
+            for c in range(6)
+        ]
     )
     one = torch.exp(-((y - 3) ** 2 + (x - 4) ** 2) / 6)
     two = torch.exp(-((y - 7) ** 2 + (x - 9) ** 2) / 4)
@@ -48,7 +51,9 @@ def random_case(h: int, w: int, seed: int = 1) -> tuple[torch.Tensor, torch.Tens
     return U((3, h, w), seed), 3 * U((7, h, w), seed + 1), U((h, w), seed + 2) ** 3
 
 
-def dense_walk(maps: torch.Tensor, symmetric: torch.Tensor, beta: float, steps: int) -> torch.Tensor:
+def dense_walk(
+    maps: torch.Tensor, symmetric: torch.Tensor, beta: float, steps: int
+) -> torch.Tensor:
     """The papers' form: columns of A^beta over their sums, to the power, behind the maps."""
     t = symmetric**beta
     t = t / t.sum(0)
@@ -106,16 +111,31 @@ def test_golden_psa_walk(solver):
         *(0.01550385, 0.29323351, 0.29150921, 7e-07),
         *(0, 0.04666682, 0.04906434, 0.13533528),
     ]
-    assert walked[:, [0, 3, 7, 9], [0, 4, 9, 11]].flatten().tolist() == pytest.approx(expected, abs=6e-9)
-    assert walked.sum((1, 2)).tolist() == pytest.approx([26.38763979, 29.5590017, 7.44722295], abs=6e-9)
+    assert walked[:, [0, 3, 7, 9], [0, 4, 9, 11]].flatten().tolist() == pytest.approx(
+        expected, abs=6e-9
+    )
+    assert walked.sum((1, 2)).tolist() == pytest.approx(
+        [26.38763979, 29.5590017, 7.44722295], abs=6e-9
+    )
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_golden_irn_walk(solver):
     cams, edge = irn_case()
     walked = boundary_walk(cams, edge, solver=solver)
-    expected = [0.02039776, 0.3125255, 0.1083453, 0.00010757, 1.96e-05, 0.03403161, 0.13736399, 0.0509026]
-    assert walked[:, [0, 2, 6, 8], [0, 3, 8, 10]].flatten().tolist() == pytest.approx(expected, abs=6e-9)
+    expected = [
+        0.02039776,
+        0.3125255,
+        0.1083453,
+        0.00010757,
+        1.96e-05,
+        0.03403161,
+        0.13736399,
+        0.0509026,
+    ]
+    assert walked[:, [0, 2, 6, 8], [0, 3, 8, 10]].flatten().tolist() == pytest.approx(
+        expected, abs=6e-9
+    )
     assert walked.sum((1, 2)).tolist() == pytest.approx([8.49952537, 7.7608937], abs=6e-9)
     assert walked.max().item() == pytest.approx(0.3125255, abs=6e-9)
 
@@ -146,7 +166,9 @@ def test_boundary_walk_is_the_dense_power(h, w, radius, solver):
     dense = irn_dense(edge, radius)
     for steps in (1, 2, 7, 64, 255, 256):
         walked = boundary_walk(maps, edge, steps=steps, radius=radius, solver=solver)
-        torch.testing.assert_close(walked, dense_walk(maps * (1 - edge), dense, 10, steps), rtol=0, atol=1e-10)
+        torch.testing.assert_close(
+            walked, dense_walk(maps * (1 - edge), dense, 10, steps), rtol=0, atol=1e-10
+        )
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3, 10, 101, 256, 5000])
@@ -159,7 +181,14 @@ def test_chebyshev_coefficients_sum_to_a_power(steps):
 
 @pytest.mark.parametrize(
     ("steps", "tail", "degree"),
-    [(256, 1e-3, 52), (256, 1e-7, 84), (256, 1e-12, 112), (64, 1e-5, 34), (64, 1e-12, 52), (7, 0.0, 7)],
+    [
+        (256, 1e-3, 52),
+        (256, 1e-7, 84),
+        (256, 1e-12, 112),
+        (64, 1e-5, 34),
+        (64, 1e-12, 52),
+        (7, 0.0, 7),
+    ],
 )
 def test_chebyshev_degree(steps, tail, degree):
     assert len(chebyshev_coefficients(steps, tail)) == degree + 1
@@ -189,7 +218,9 @@ def test_mass_weighted_by_degree_is_kept_and_constants_stay(solver):
         torch.testing.assert_close(dense.sum(1), torch.ones(117, dtype=torch.float64))
         degree = (1 / dense.diagonal()).view(9, 13)
         walked = walk(maps, chain, 256, solver)
-        torch.testing.assert_close((walked * degree).sum((1, 2)), (maps * degree).sum((1, 2)), rtol=1e-11, atol=0)
+        torch.testing.assert_close(
+            (walked * degree).sum((1, 2)), (maps * degree).sum((1, 2)), rtol=1e-11, atol=0
+        )
         constant = torch.full((1, 9, 13), 0.7, dtype=torch.float64)
         torch.testing.assert_close(walk(constant, chain, 256, solver), constant, rtol=1e-11, atol=0)
         assert walked.min() >= maps.min() - 1e-11
@@ -203,7 +234,9 @@ def test_cells_without_a_pair_in_psa_stay():
     assert alone.nonzero().tolist() == [[0, 0], [0, 1], [0, 2], [0, 3], *lower_corners]
     walked = affinity_walk(maps, features)
     torch.testing.assert_close(walked[:, alone], maps[:, alone], rtol=1e-11, atol=0)
-    assert not (transition(feature_affinity(features, borders="full")).to_dense().diagonal() == 1).any()
+    assert not (
+        transition(feature_affinity(features, borders="full")).to_dense().diagonal() == 1
+    ).any()
 
 
 def test_a_wall_stops_the_walk():
@@ -221,7 +254,9 @@ def test_tiny_maps(size, borders):
     maps, features, edge = random_case(*size)
     radius = (min(size) - 1) // 2 if borders == "psa" else 5
     expected = dense_walk(maps, psa_dense(features, radius, borders), 8, 256)
-    torch.testing.assert_close(affinity_walk(maps, features, borders=borders), expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        affinity_walk(maps, features, borders=borders), expected, rtol=0, atol=1e-10
+    )
     expected = dense_walk(maps * (1 - edge), irn_dense(edge, 5), 10, 256)
     torch.testing.assert_close(boundary_walk(maps, edge), expected, rtol=0, atol=1e-10)
 
@@ -244,7 +279,9 @@ def test_other_dtypes_keep_theirs_and_inputs_stay(dtype, solver):
         assert walked.dtype == dtype
         assert torch.equal(maps, before)
         wanted = kind(maps[:1].double(), given.double(), solver=solver)
-        torch.testing.assert_close(walked.double(), wanted, rtol=4 * torch.finfo(dtype).eps, atol=1e-6)
+        torch.testing.assert_close(
+            walked.double(), wanted, rtol=4 * torch.finfo(dtype).eps, atol=1e-6
+        )
 
 
 def test_float32_walk_of_a_gpu_is_near(monkeypatch):
@@ -261,7 +298,10 @@ def test_neither_gradient_nor_autocast_reach_the_walk():
     maps, features, edge = random_case(8, 10)
     wanted = affinity_walk(maps, features), boundary_walk(maps, edge)
     with torch.autocast("cpu", torch.bfloat16):
-        walked = affinity_walk(maps, features.requires_grad_()), boundary_walk(maps, edge.requires_grad_())
+        walked = (
+            affinity_walk(maps, features.requires_grad_()),
+            boundary_walk(maps, edge.requires_grad_()),
+        )
     for one, other in zip(walked, wanted):
         assert not one.requires_grad
         assert torch.equal(one, other)

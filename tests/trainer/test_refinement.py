@@ -39,10 +39,16 @@ def test_affinity_makes_labels_weights_maps_and_masks(bare, affinity):
             assert scores.shape == (len(record.tags) + 1, *size)
             assert np.abs(scores.sum(0, dtype=int) - 255).max() <= 3
     assert (affinity / "affinity" / "model.pt").exists()
-    assert names(affinity / "walk", ".npz") == names(affinity / "masks", ".png") == set(dataset.records)
+    assert (
+        names(affinity / "walk", ".npz")
+        == names(affinity / "masks", ".png")
+        == set(dataset.records)
+    )
     manifest = json.loads((affinity / "manifest.json").read_text())
     order = ["classify", "cams", "affinity_labels", "affinity", "walk", "refine"]
-    assert {name: stage["status"] for name, stage in manifest["stages"].items()} == dict.fromkeys(order, "done")
+    assert {name: stage["status"] for name, stage in manifest["stages"].items()} == dict.fromkeys(
+        order, "done"
+    )
     assert manifest["stages"]["walk"]["metrics"]["power"] > 0
 
 
@@ -53,7 +59,11 @@ def test_walked_shares_leave_the_rest_to_the_background(bare, affinity):
         assert cam.maps.sum(0).max(initial=0) <= 1 + 2e-3
         mask = read_index_png(affinity / "masks" / f"{record.id}.png")
         assert mask.shape == cam.size
-        shares = upsample_cam(cam.maps, cam.size) if record.tags else np.zeros((0, *cam.size), np.float32)
+        shares = (
+            upsample_cam(cam.maps, cam.size)
+            if record.tags
+            else np.zeros((0, *cam.size), np.float32)
+        )
         scores = np.concatenate([1 - shares.sum(0, keepdims=True).clip(0, 1), shares])
         expected = np.array([0, *(tag + 1 for tag in sorted(record.tags))])[scores.argmax(0)]
         assert (mask == expected).mean() > 0.999
@@ -121,7 +131,10 @@ def test_irn_makes_labels_weights_maps_masks_and_instances(bare, irn):
 )
 def test_a_knob_makes_its_own_stage_and_those_after_it_again(bare, tmp_path, way, setting, first):
     before = {step.name: step.key for step in pipeline(bare, tmp_path / "run", refine=way).steps()}
-    after = {step.name: step.key for step in pipeline(bare, tmp_path / "run", setting, refine=way).steps()}
+    after = {
+        step.name: step.key
+        for step in pipeline(bare, tmp_path / "run", setting, refine=way).steps()
+    }
     order = ["classify", "cams", f"{way}_labels", way, "walk", "refine"]
     assert list(before) == list(after) == order
     stale = order[order.index(first) :] if first else []
@@ -152,7 +165,9 @@ def test_a_second_fit_makes_nothing_again(bare, finished):
 
 
 class Fixed(torch.nn.Module):
-    """A network whose features are a ramp, as if the right half of every image were another thing."""
+    """A network whose features are a ramp, as if the right half of every image were another
+    thing.
+    """
 
     def forward(self, images_B3HW):
         batch, _, height, width = images_B3HW.shape
@@ -165,12 +180,25 @@ def test_the_arg_max_of_the_stored_shares_is_that_of_the_walk(tmp_path):
     image = tmp_path / "a.png"
     Image.fromarray(np.zeros((*size, 3), np.uint8)).save(image)
     y, x = np.mgrid[:23, :31]
-    blobs = [np.exp(-((y - 6) ** 2 + (x - 7) ** 2) / 40), 0.9 * np.exp(-((y - 15) ** 2 + (x - 24) ** 2) / 40)]
+    blobs = [
+        np.exp(-((y - 6) ** 2 + (x - 7) ** 2) / 40),
+        0.9 * np.exp(-((y - 15) ** 2 + (x - 24) ** 2) / 40),
+    ]
     write_cam(cam_path(tmp_path / "cams", "a"), [1, 4], np.stack(blobs), size)
     config = AffinityConfig(borders="full", steps=4, walk_alpha=10)
-    affinity_stage.walk(Fixed(), [Record("a", image, (1, 4))], tmp_path / "cams", tmp_path / "walk", config, 1.3, "cpu")
+    affinity_stage.walk(
+        Fixed(),
+        [Record("a", image, (1, 4))],
+        tmp_path / "cams",
+        tmp_path / "walk",
+        config,
+        1.3,
+        "cpu",
+    )
     stored = torch.from_numpy(read_cam(cam_path(tmp_path / "walk", "a")).maps)
-    maps = torch.from_numpy(upsample_cam(read_cam(cam_path(tmp_path / "cams", "a")).maps, size) ** np.float32(1.3))
+    maps = torch.from_numpy(
+        upsample_cam(read_cam(cam_path(tmp_path / "cams", "a")).maps, size) ** np.float32(1.3)
+    )
     scores = walk_scores(Fixed()(torch.zeros(1, 3, 96, 128))[0], maps, config)
     small = F.interpolate(scores[None], stored.shape[1:], mode="bilinear")[0]
     shares = small / small.sum(0)
@@ -187,14 +215,19 @@ def test_the_protocol_names_the_walk_and_the_crf(bare, finished):
     for way, walk in runs.items():
         lines = current_evaluation(finished(way))["refined"]
         assert set(lines) == {"train", "val"}
-        assert all(f"pseudo masks from true tags, {walk}, " in line["protocol"] for line in lines.values())
+        assert all(
+            f"pseudo masks from true tags, {walk}, " in line["protocol"] for line in lines.values()
+        )
 
 
 def test_a_crf_after_the_walk_makes_only_the_masks_again(bare, finished):
     run = finished("affinity")
     assert again(fit(bare, run, "refine.crf_after_walk=off", refine="affinity")) == {"refine"}
     protocol = current_evaluation(run)["refined"]["val"]["protocol"]
-    assert "walk of AffinityNet, no CRF, no threshold: (1 - max)^16 walks along as background" in protocol
+    assert (
+        "walk of AffinityNet, no CRF, no threshold: (1 - max)^16 walks along as background"
+        in protocol
+    )
 
 
 @pytest.mark.parametrize(
@@ -212,7 +245,10 @@ def test_a_crf_after_the_walk_makes_only_the_masks_again(bare, finished):
                 "affinity": {"high_alpha": 24.0, "beta": 8.0, "steps": 64, "walk_alpha": 6.0},
             },
         ),
-        ("irn-coco", {"refine": {"refine": "irn"}, "irn": {"foreground": 0.35, "background": 0.10}}),
+        (
+            "irn-coco",
+            {"refine": {"refine": "irn"}, "irn": {"foreground": 0.35, "background": 0.10}},
+        ),
     ],
 )
 def test_named_refinements(name, changes):
@@ -232,11 +268,19 @@ def test_small_networks_get_small_knobs_and_calibration(tmp_path, recipe):
     assert {k: getattr(configs.affinity, k) for k in affinity_stage.SMALL} == affinity_stage.SMALL
     assert {k: getattr(configs.irn, k) for k in irn_stage.SMALL} == irn_stage.SMALL
     seam = make_configs(Options(tmp_path, tmp_path, recipe=recipe, refine="seam")).affinity
-    assert (seam.high_alpha, seam.beta, seam.steps, seam.walk_alpha, seam.borders) == (24.0, 8.0, 64, 6.0, "full")
+    assert (seam.high_alpha, seam.beta, seam.steps, seam.walk_alpha, seam.borders) == (
+        24.0,
+        8.0,
+        64,
+        6.0,
+        "full",
+    )
 
 
 @pytest.mark.parametrize("options", [{"refine": "irn"}, {"settings": ("refine.refine=irn",)}])
-@pytest.mark.parametrize(("recipe", "small"), [("small", True), ("scratch", True), ("psa", False), ("irn", False)])
+@pytest.mark.parametrize(
+    ("recipe", "small"), [("small", True), ("scratch", True), ("psa", False), ("irn", False)]
+)
 def test_maps_after_irnets_walk_have_the_published_threshold(tmp_path, recipe, small, options):
     configs = make_configs(Options(tmp_path, tmp_path, recipe=recipe, **options))
     assert configs.refine == RefineConfig(
@@ -244,10 +288,14 @@ def test_maps_after_irnets_walk_have_the_published_threshold(tmp_path, recipe, s
     )
 
 
-def test_maps_are_calibrated_by_their_own_threshold_and_not_by_that_after_the_walk(bare, mapped, tmp_path):
+def test_maps_are_calibrated_by_their_own_threshold_and_not_by_that_after_the_walk(
+    bare, mapped, tmp_path
+):
     found = {}
     for source in ("fixed", "label_free", "train"):
-        refinement = pipeline(bare, mapped, f"refine.threshold_from={source}", refine="irn").refinement()
+        refinement = pipeline(
+            bare, mapped, f"refine.threshold_from={source}", refine="irn"
+        ).refinement()
         found[source] = refinement.power
     assert found["fixed"] == found["label_free"] != found["train"]
     assert found["fixed"] != pytest.approx(calibration(0.25))
@@ -255,15 +303,21 @@ def test_maps_are_calibrated_by_their_own_threshold_and_not_by_that_after_the_wa
 
 @pytest.mark.parametrize("recipe", ["psa", "irn"])
 def test_published_networks_get_published_knobs(tmp_path, recipe):
-    configs = make_configs(Options(tmp_path, tmp_path, backbone="resnet50", recipe=recipe, refine="irn-coco"))
-    assert configs.refine == RefineConfig(refine="irn", calibrate=False, threshold_from="fixed", threshold=0.25)
+    configs = make_configs(
+        Options(tmp_path, tmp_path, backbone="resnet50", recipe=recipe, refine="irn-coco")
+    )
+    assert configs.refine == RefineConfig(
+        refine="irn", calibrate=False, threshold_from="fixed", threshold=0.25
+    )
     assert configs.affinity == AffinityConfig()
     assert configs.irn == IrnConfig(foreground=0.35, background=0.10)
 
 
 def test_settings_win_over_presets(tmp_path):
     changes = ("affinity.steps=8", "refine.calibrate=off", "refine.refine=crf")
-    configs = make_configs(Options(tmp_path, tmp_path, recipe="small", refine="seam", settings=changes))
+    configs = make_configs(
+        Options(tmp_path, tmp_path, recipe="small", refine="seam", settings=changes)
+    )
     assert (configs.affinity.steps, configs.affinity.walk_alpha) == (8, 6.0)
     assert (configs.refine.refine, configs.refine.calibrate) == ("crf", False)
 
@@ -290,7 +344,9 @@ def test_calibration_puts_a_threshold_at_the_published_one():
         ("irn", True, "threshold", "threshold", True),
     ],
 )
-def test_what_scores_the_background_and_whether_a_crf_follows(refine, after, background, score, crf):
+def test_what_scores_the_background_and_whether_a_crf_follows(
+    refine, after, background, score, crf
+):
     config = RefineConfig(refine=refine, crf_after_walk=after, background=background)
     assert (config.score, config.with_crf) == (score, crf)
 
@@ -309,4 +365,7 @@ def test_rest_is_what_the_maps_leave():
 def test_background_of_an_image_without_maps_is_all():
     cam = Cam(np.zeros(0, np.int16), np.zeros((0, 4, 4), np.float32), (4, 4))
     for way in ("none", "affinity", "irn"):
-        assert background_scores(cam.maps, RefineConfig(refine=way), 0.3).tolist() == np.ones((1, 4, 4)).tolist()
+        assert (
+            background_scores(cam.maps, RefineConfig(refine=way), 0.3).tolist()
+            == np.ones((1, 4, 4)).tolist()
+        )

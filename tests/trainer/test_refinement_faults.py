@@ -1,4 +1,6 @@
-"""What goes wrong while a run is refined: damaged and lost files, a full disk, a wrong network. What was made is kept."""
+"""What goes wrong while a run is refined: damaged and lost files, a full disk, a wrong network.
+What was made is kept.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ FILES = [
 
 
 @pytest.mark.parametrize(("way", "stage", "folder", "suffix"), FILES)
-def test_a_file_that_is_lost_after_its_stage_was_done_is_noticed(bare, finished, way, stage, folder, suffix):
+def test_a_file_that_is_lost_after_its_stage_was_done_is_noticed(
+    bare, finished, way, stage, folder, suffix
+):
     run = finished(way)
     lost = run / folder / f"scene_00002{suffix}"
     before, content = times(run / folder), lost.read_bytes()
@@ -42,7 +46,9 @@ def test_a_file_that_is_lost_after_its_stage_was_done_is_noticed(bare, finished,
     said = fit(bare, run, refine=way)
     assert again(said) == {stage}
     assert said[stage] == "1 of its files are gone, will be made again"
-    assert {name for name, time in times(run / folder).items() if before[name] != time} == {lost.name}
+    assert {name for name, time in times(run / folder).items() if before[name] != time} == {
+        lost.name
+    }
     assert lost.read_bytes() == content
     assert again(fit(bare, run, refine=way)) == set()
 
@@ -57,9 +63,13 @@ def test_a_lost_network_is_trained_again(bare, finished):
 
 
 @pytest.mark.parametrize(("way", "stage", "folder", "suffix"), FILES)
-def test_a_disk_that_fills_up_in_the_middle_loses_nothing(bare, finished, monkeypatch, way, stage, folder, suffix):
+def test_a_disk_that_fills_up_in_the_middle_loses_nothing(
+    bare, finished, monkeypatch, way, stage, folder, suffix
+):
     run = finished(way)
-    before = {path.name: path.read_bytes() for path in (run / folder).iterdir() if path.suffix == suffix}
+    before = {
+        path.name: path.read_bytes() for path in (run / folder).iterdir() if path.suffix == suffix
+    }
     for name in sorted(before)[2:]:
         (run / folder / name).unlink()
     unfinished(run, stage)
@@ -73,7 +83,9 @@ def test_a_disk_that_fills_up_in_the_middle_loses_nothing(bare, finished, monkey
     monkeypatch.setattr("trainer.files.os.replace", full)
     with pytest.raises(RunError, match=f"no space left while writing {run / folder}") as caught:
         fit(bare, run, refine=way)
-    assert caught.value.hint == "free some space and run the same command again: what is there is kept"
+    assert (
+        caught.value.hint == "free some space and run the same command again: what is there is kept"
+    )
     kept = times(run / folder)
     assert len([name for name in kept if name in before]) == 5
     assert json.loads((run / "manifest.json").read_text())["stages"][stage]["status"] == "failed"
@@ -101,7 +113,10 @@ def test_only_what_is_missing_is_made_again(bare, finished, way, stage, folder, 
 def test_damaged_labels_and_maps_are_made_again(bare, finished, way):
     run = finished(way)
     unfinished(run, f"{way}_labels", "walk")
-    damaged = [next((run / f"{way}_labels").glob("scene_00002.*")), run / "walk" / "scene_00002.npz"]
+    damaged = [
+        next((run / f"{way}_labels").glob("scene_00002.*")),
+        run / "walk" / "scene_00002.npz",
+    ]
     contents = [path.read_bytes() for path in damaged]
     for path, content in zip(damaged, contents):
         path.write_bytes(content[: len(content) // 2])
@@ -110,10 +125,16 @@ def test_damaged_labels_and_maps_are_made_again(bare, finished, way):
 
 
 @pytest.mark.parametrize(
-    ("way", "writer", "suffix"), [("affinity", "write_atomic", ".npz"), ("irn", "write_index_png", ".png")]
+    ("way", "writer", "suffix"),
+    [("affinity", "write_atomic", ".npz"), ("irn", "write_index_png", ".png")],
 )
-def test_one_bad_image_does_not_lose_the_labels_of_the_others(bare, mapped, tmp_path, monkeypatch, way, writer, suffix):
-    run, module = Path(shutil.copytree(mapped, tmp_path / "run")), {"affinity": affinity_stage, "irn": irn_stage}[way]
+def test_one_bad_image_does_not_lose_the_labels_of_the_others(
+    bare, mapped, tmp_path, monkeypatch, way, writer, suffix
+):
+    run, module = (
+        Path(shutil.copytree(mapped, tmp_path / "run")),
+        {"affinity": affinity_stage, "irn": irn_stage}[way],
+    )
     real = getattr(module, writer)
 
     def fail(path, *rest):
@@ -192,7 +213,10 @@ def test_a_given_network_walks_without_labels_and_training(bare, mapped, finishe
 
 
 def test_another_file_walks_again_and_the_same_elsewhere_does_not(bare, mapped, finished, tmp_path):
-    run, path = Path(shutil.copytree(mapped, tmp_path / "given")), finished("irn") / "irn" / "model.pt"
+    run, path = (
+        Path(shutil.copytree(mapped, tmp_path / "given")),
+        finished("irn") / "irn" / "model.pt",
+    )
     fit(bare, run, given("irn", path), refine="irn")
     copy = Path(shutil.copy(path, tmp_path / "copy.pt"))
     assert again(fit(bare, run, given("irn", copy), refine="irn")) == set()
@@ -202,7 +226,9 @@ def test_another_file_walks_again_and_the_same_elsewhere_does_not(bare, mapped, 
     assert again(fit(bare, run, given("irn", copy), refine="irn")) == {"walk", "refine"}
 
 
-def test_maps_and_a_network_that_are_given_need_no_weights(bare, mapped, finished, tmp_path, monkeypatch):
+def test_maps_and_a_network_that_are_given_need_no_weights(
+    bare, mapped, finished, tmp_path, monkeypatch
+):
     # Nothing is cached and nothing can be fetched.
     monkeypatch.setenv("WSSS_CACHE", str(tmp_path / "empty"))
     path, run = finished("affinity") / "affinity" / "model.pt", tmp_path / "run"
@@ -217,9 +243,17 @@ def test_maps_and_a_network_that_are_given_need_no_weights(bare, mapped, finishe
 @pytest.mark.parametrize(
     ("way", "change", "words"),
     [
-        ("affinity", lambda content: content["identity"].update(classes=["cat", "dog"]), "for the 2 classes cat, dog"),
+        (
+            "affinity",
+            lambda content: content["identity"].update(classes=["cat", "dog"]),
+            "for the 2 classes cat, dog",
+        ),
         ("affinity", lambda content: content["state"].pop("f9.weight"), "it has no f9.weight"),
-        ("irn", lambda content: content["state"].pop("backbone.features.5.conv.2.weight"), "lacks features.5.conv.2"),
+        (
+            "irn",
+            lambda content: content["state"].pop("backbone.features.5.conv.2.weight"),
+            "lacks features.5.conv.2",
+        ),
         ("irn", lambda content: content.clear(), "without named tensors"),
     ],
 )
@@ -279,7 +313,9 @@ def test_weights_of_another_backbone_or_class_table_are_refused(bare, finished, 
 
 def test_too_little_space_is_told_before_the_work(bare, mapped, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("trainer.files.shutil.disk_usage", lambda folder: usage(10**12, 10**12, 3_000_000_000))
+    monkeypatch.setattr(
+        "trainer.files.shutil.disk_usage", lambda folder: usage(10**12, 10**12, 3_000_000_000)
+    )
     check_space(tmp_path, 3_000_000_000, "labels")
     with pytest.raises(RunError) as caught:
         check_space(tmp_path / "new", 5_100_000_000, "labels of AffinityNet")
@@ -298,7 +334,12 @@ def test_labels_need_maps_of_every_image(bare, mapped, tmp_path):
     run = Path(shutil.copytree(mapped, tmp_path / "run"))
     cam_path(run / "cams", "scene_00002").unlink()
     for way in ("affinity", "irn"):
-        stages = {step.name: step for step in pipeline(bare, run, "refine.calibrate=off", refine=way).steps()}
-        with pytest.raises(DataError, match=r"1 of .* images have no maps in .*: scene_00002") as caught:
+        stages = {
+            step.name: step
+            for step in pipeline(bare, run, "refine.calibrate=off", refine=way).steps()
+        }
+        with pytest.raises(
+            DataError, match=r"1 of .* images have no maps in .*: scene_00002"
+        ) as caught:
             stages[f"{way}_labels"].work()
         assert caught.value.hint

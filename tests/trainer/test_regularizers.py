@@ -46,7 +46,9 @@ def test_concentration_of_a_uniform_map_that_is_not_square():
     flat = torch.ones(1, 1, 56, 56, dtype=torch.float64)
     one = torch.ones(1, 1, dtype=torch.float64)
     assert concentration(flat, one).item() == pytest.approx(522.5)
-    assert concentration(flat[..., :3], one).item() == pytest.approx((56**2 - 1) / 12 + (3**2 - 1) / 12)
+    assert concentration(flat[..., :3], one).item() == pytest.approx(
+        (56**2 - 1) / 12 + (3**2 - 1) / 12
+    )
 
 
 def test_mixed_labels_weigh_the_classes_of_both_partners():
@@ -55,7 +57,9 @@ def test_mixed_labels_weigh_the_classes_of_both_partners():
     torch.testing.assert_close(concentration(RAW, 0.3 * LABELS + 0.7 * other), apart)
 
 
-@pytest.mark.parametrize(("normalise", "value"), [("per_image", 2.975374372), ("per_pixel_max", 2.974548437)])
+@pytest.mark.parametrize(
+    ("normalise", "value"), [("per_image", 2.975374372), ("per_pixel_max", 2.974548437)]
+)
 def test_prediction_entropy_is_golden(normalise, value):
     assert prediction_entropy(RAW, normalise).item() == pytest.approx(value, rel=1e-6)
 
@@ -73,7 +77,9 @@ def test_normalised_maps_are_golden_and_below_one():
     x = 4 * U((2, 5, 6, 7), 1) - 2
     normal = normalise_cam(x)
     assert normal.mean().item() == pytest.approx(0.267111476, rel=1e-6)
-    assert normal[0].amax((1, 2))[:2].tolist() == pytest.approx([0.999989740, 0.999989741], rel=1e-8)
+    assert normal[0].amax((1, 2))[:2].tolist() == pytest.approx(
+        [0.999989740, 0.999989741], rel=1e-8
+    )
     assert 0 <= normal.min() <= normal.max() < 1
     assert not normalise_cam(torch.zeros(1, 2, 3, 3)).any()
     assert adaptive_min_pooling(x).item() == pytest.approx(0.530079575, rel=1e-6)

@@ -1,4 +1,6 @@
-"""Trained classifiers by the names that the released files of each repository have, and what is no such file."""
+"""Trained classifiers by the names that the released files of each repository have, and what is no
+such file.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,19 @@ from trainer.nets import build_backbone
 from trainer.weights.released import load_classifier, load_start
 
 CLASSES = ("fox", "panda", "deer", "owl")
-STAGE_OF = {"conv1": "0.0", "bn1": "0.1", "layer1": "0.4", "layer2": "1.0", "layer3": "2.0", "layer4": "3.0"}
+STAGE_OF = {
+    "conv1": "0.0",
+    "bn1": "0.1",
+    "layer1": "0.4",
+    "layer2": "1.0",
+    "layer3": "2.0",
+    "layer4": "3.0",
+}
 
 
-def build(name: str, seed: int = 0, backbone: str = "resnet18", classes: int = 4, **knobs: Any) -> Method:
+def build(
+    name: str, seed: int = 0, backbone: str = "resnet18", classes: int = 4, **knobs: Any
+) -> Method:
     torch.manual_seed(seed)
     method, config = method_classes(name)
     made: Method = method(config(**knobs), build_backbone(backbone), classes)  # type: ignore[call-arg, arg-type]
@@ -37,13 +48,21 @@ def maps(method: Method) -> Tensor:
 
 def parts(method: Method) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Tensors of the backbone without counters, and of the heads, by our names."""
-    state = {name: tensor for name, tensor in method.state_dict().items() if not name.endswith("num_batches_tracked")}
-    backbone = {n.removeprefix("backbone."): t for n, t in state.items() if n.startswith("backbone.")}
+    state = {
+        name: tensor
+        for name, tensor in method.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    backbone = {
+        n.removeprefix("backbone."): t for n, t in state.items() if n.startswith("backbone.")
+    }
     return backbone, {n: t for n, t in state.items() if not n.startswith("backbone.")}
 
 
 def renamed(method: Method, **names: str) -> dict[str, Tensor]:
-    """Backbone without a prefix, as in files on ResNet-38; dots of the heads' names are written ``__``."""
+    """Backbone without a prefix, as in files on ResNet-38; dots of the heads' names are written
+    ``__``.
+    """
     backbone, heads = parts(method)
     chosen = {name.replace("__", "."): other for name, other in names.items()}
     return backbone | {chosen.get(name, name): tensor for name, tensor in heads.items()}
@@ -80,7 +99,13 @@ def vwe(method: Method) -> dict[str, Tensor]:
 def mva(tensors: dict[str, Tensor]) -> dict[str, Any]:
     """What a Lightning checkpoint has around the tensors."""
     state = {"model." + name: tensor for name, tensor in tensors.items()}
-    return {"epoch": 14, "global_step": 2745, "state_dict": state, "optimizer_states": [{}], "lr_schedulers": []}
+    return {
+        "epoch": 14,
+        "global_step": 2745,
+        "state_dict": state,
+        "optimizer_states": [{}],
+        "lr_schedulers": [],
+    }
 
 
 def psa_file(**knobs: Any) -> dict[str, Tensor]:
@@ -88,7 +113,10 @@ def psa_file(**knobs: Any) -> dict[str, Tensor]:
 
 
 def sc_cam_file() -> dict[str, Tensor]:
-    names = {"classifier__weight": "fc8_20.weight", "subcategory_classifier__weight": "fc8_200.weight"}
+    names = {
+        "classifier__weight": "fc8_20.weight",
+        "subcategory_classifier__weight": "fc8_200.weight",
+    }
     return renamed(build("sc_cam", subcategories=(3, 3, 3, 3)), **names)
 
 
@@ -97,29 +125,48 @@ def affinity_file() -> dict[str, Tensor]:
 
 
 def irnet_file() -> dict[str, Tensor]:
-    heads = {"fc_edge1.0.weight": torch.zeros(32, 64, 1, 1), "fc_dp1.0.weight": torch.zeros(64, 64, 1, 1)}
+    heads = {
+        "fc_edge1.0.weight": torch.zeros(32, 64, 1, 1),
+        "fc_dp1.0.weight": torch.zeros(64, 64, 1, 1),
+    }
     return thrice(build("cam"), "resnet50") | heads
 
 
 def imagenet_file() -> dict[str, Tensor]:
-    return parts(build("cam"))[0] | {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
+    return parts(build("cam"))[0] | {
+        "fc.weight": torch.zeros(1000, 512),
+        "fc.bias": torch.zeros(1000),
+    }
 
 
 def own_file(name: str = "cam", classes: tuple[str, ...] = CLASSES, **knobs: Any) -> dict[str, Any]:
-    identity = {"method": name, "method_config": {}, "backbone": "resnet18", "classes": list(classes)}
+    identity = {
+        "method": name,
+        "method_config": {},
+        "backbone": "resnet18",
+        "classes": list(classes),
+    }
     return {"identity": identity, "state": build(name, **knobs).state_dict()}
 
 
 LAYOUTS = {
     "PSA": ("cam", {}, lambda m: renamed(m, classifier__weight="fc8.weight")),
-    "PSA from DataParallel": ("cam", {}, lambda m: {"module." + n: t for n, t in psa_file().items()}),
+    "PSA from DataParallel": (
+        "cam",
+        {},
+        lambda m: {"module." + n: t for n, t in psa_file().items()},
+    ),
     "IRN": ("cam", {}, irn),
     "MVA": ("fmix_cam", {}, lambda m: mva(renamed(m, classifier__weight="fc8.weight"))),
     "SEAM": ("seam", {}, renamed),
     "CPN": ("cpn", {"prcm": "on"}, renamed),
     "SEAM* from CPN's network": ("seam", {"prcm": "code"}, renamed),
     "VWE": ("vwe", {"words": 16, "word_branch": True}, vwe),
-    "ours": ("vwe", {"words": 16}, lambda m: {"state": m.state_dict(), "identity": {"classes": list(CLASSES)}}),
+    "ours": (
+        "vwe",
+        {"words": 16},
+        lambda m: {"state": m.state_dict(), "identity": {"classes": list(CLASSES)}},
+    ),
 }
 
 
@@ -132,11 +179,14 @@ def test_a_released_classifier_makes_the_same_maps(tmp_path, layout):
     report = load_classifier(target, tmp_path / "file.pth", CLASSES)
     assert torch.equal(maps(target), maps(source))
     assert report.missing == ()
-    assert {n for n in report.loaded if not n.startswith(("conv1", "bn1", "layer"))} == set(parts(target)[1])
+    assert {n for n in report.loaded if not n.startswith(("conv1", "bn1", "layer"))} == set(
+        parts(target)[1]
+    )
 
 
 @pytest.mark.parametrize(
-    ("method", "weight"), [("sc_cam", "fc8_200"), ("subcategory_teaching", "subcategory_classifier")]
+    ("method", "weight"),
+    [("sc_cam", "fc8_200"), ("subcategory_teaching", "subcategory_classifier")],
 )
 def test_files_with_subcategories_need_no_clusters(tmp_path, method, weight):
     source, target = build(method, subcategories=(3, 3, 3, 3)), build(method, seed=1)
@@ -155,27 +205,95 @@ def test_sc_cam_begins_with_psas_classifier(tmp_path):
 
 
 REFUSED = {
-    "SEAM is not cam": (lambda: renamed(build("seam")), "cam", {}, "its f8_3.weight has no place; it looks like seam"),
-    "CPN is not plain SEAM": (
-        lambda: renamed(build("cpn", prcm="on")), "seam", {}, "f10.weight has no place; .* cpn, or seam with prcm=on",
+    "SEAM is not cam": (
+        lambda: renamed(build("seam")),
+        "cam",
+        {},
+        "its f8_3.weight has no place; it looks like seam",
     ),
-    "SEAM has no region head": (lambda: renamed(build("seam")), "seam", {"prcm": "on"}, "no f10.weight; it looks like seam"),
-    "AffinityNet": (affinity_file, "seam", {}, "it has no fc8.weight; it looks like an AffinityNet"),
+    "CPN is not plain SEAM": (
+        lambda: renamed(build("cpn", prcm="on")),
+        "seam",
+        {},
+        "f10.weight has no place; .* cpn, or seam with prcm=on",
+    ),
+    "SEAM has no region head": (
+        lambda: renamed(build("seam")),
+        "seam",
+        {"prcm": "on"},
+        "no f10.weight; it looks like seam",
+    ),
+    "AffinityNet": (
+        affinity_file,
+        "seam",
+        {},
+        "it has no fc8.weight; it looks like an AffinityNet",
+    ),
     "IRNet": (irnet_file, "cam", {}, "it has no classifier.weight; it looks like an IRNet"),
-    "ImageNet": (imagenet_file, "cam", {}, "it has no classifier.weight; it looks like a torchvision resnet18"),
-    "class count": (lambda: psa_file(classes=5), "cam", {}, r"classifier.weight has shape \(5, 512, 1, 1\)"),
-    "class count of SEAM": (lambda: renamed(build("seam", classes=5)), "seam", {}, r"fc8.weight has shape \(6, 512"),
-    "VWE is not cam": (lambda: vwe(build("vwe", words=16)), "cam", {}, "its VWE.centroid has no place; it looks like vwe"),
-    "our vwe is not cam": (lambda: own_file("vwe", words=16), "cam", {}, "its codebook has no place; it looks like vwe"),
+    "ImageNet": (
+        imagenet_file,
+        "cam",
+        {},
+        "it has no classifier.weight; it looks like a torchvision resnet18",
+    ),
+    "class count": (
+        lambda: psa_file(classes=5),
+        "cam",
+        {},
+        r"classifier.weight has shape \(5, 512, 1, 1\)",
+    ),
+    "class count of SEAM": (
+        lambda: renamed(build("seam", classes=5)),
+        "seam",
+        {},
+        r"fc8.weight has shape \(6, 512",
+    ),
+    "VWE is not cam": (
+        lambda: vwe(build("vwe", words=16)),
+        "cam",
+        {},
+        "its VWE.centroid has no place; it looks like vwe",
+    ),
+    "our vwe is not cam": (
+        lambda: own_file("vwe", words=16),
+        "cam",
+        {},
+        "its codebook has no place; it looks like vwe",
+    ),
     "cam is not vwe": (psa_file, "vwe", {"words": 16}, "it has no codebook, .*; it looks like cam"),
     "words": (lambda: vwe(build("vwe", words=8)), "vwe", {"words": 16}, r"has shape \(8"),
     "SC-CAM is not cam": (sc_cam_file, "cam", {}, "it looks like sc_cam with fc8_200.weight"),
-    "SC-CAM is not seam": (sc_cam_file, "seam", {}, "it has no fc8.weight, .*; it looks like sc_cam"),
-    "adapt_conv": (lambda: own_file(adapt_conv=512), "cam", {}, "its adapt.weight has no place; .* with adapt_conv"),
-    "no adapt_conv": (psa_file, "cam", {"adapt_conv": 512}, "it has no adapt.weight; it looks like cam"),
-    "class table": (lambda: own_file(classes=("a", "b", "c", "d")), "cam", {}, "was trained for the 4 classes a, b, c, d"),
-    "backbone": (lambda: psa_file(backbone="resnet34"), "cam", {}, "this looks like a torchvision resnet34"),
-}  # fmt: skip
+    "SC-CAM is not seam": (
+        sc_cam_file,
+        "seam",
+        {},
+        "it has no fc8.weight, .*; it looks like sc_cam",
+    ),
+    "adapt_conv": (
+        lambda: own_file(adapt_conv=512),
+        "cam",
+        {},
+        "its adapt.weight has no place; .* with adapt_conv",
+    ),
+    "no adapt_conv": (
+        psa_file,
+        "cam",
+        {"adapt_conv": 512},
+        "it has no adapt.weight; it looks like cam",
+    ),
+    "class table": (
+        lambda: own_file(classes=("a", "b", "c", "d")),
+        "cam",
+        {},
+        "was trained for the 4 classes a, b, c, d",
+    ),
+    "backbone": (
+        lambda: psa_file(backbone="resnet34"),
+        "cam",
+        {},
+        "this looks like a torchvision resnet34",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -252,9 +370,24 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(monkeypatch: pytest.MonkeyPatch, data: Path, run: Path, *more: str | Path) -> None:
     words = [
-        "fit", data, "--run", run, "--backbone", "resnet18", "--size", "64", "--device", "cpu", "--until", "cams",
-        "--set", "cams.scales=1", "--set", "cams.workers=0", *more,
-    ]  # fmt: skip
+        "fit",
+        data,
+        "--run",
+        run,
+        "--backbone",
+        "resnet18",
+        "--size",
+        "64",
+        "--device",
+        "cpu",
+        "--until",
+        "cams",
+        "--set",
+        "cams.scales=1",
+        "--set",
+        "cams.workers=0",
+        *more,
+    ]
     monkeypatch.setattr(sys, "argv", ["wsss-trainer", *map(str, words)])
     try:
         main()

@@ -41,14 +41,23 @@ def tags(data: Dataset) -> dict[str, list[str]]:
     return {i: [data.classes[k] for k in record.tags] for i, record in data.records.items()}
 
 
-@pytest.mark.parametrize("keys", [("2007_000032", "2008_000002"), (np.int32(2007000032), np.int32(2008000002))])
+@pytest.mark.parametrize(
+    "keys", [("2007_000032", "2008_000002"), (np.int32(2007000032), np.int32(2008000002))]
+)
 def test_cls_labels_become_the_table_of_a_voc_folder(tmp_path: Path, keys: tuple[Any, Any]) -> None:
     path = save(tmp_path / "cls_labels.npy", {keys[0]: one_hot(14, 0), keys[1]: one_hot(19)})
     root = images(tmp_path / "voc", "JPEGImages/2007_000032.jpg", "JPEGImages/2008_000002.jpg")
     (root / "ImageSets" / "Segmentation").mkdir(parents=True)
     summary = convert(path, root / "image_labels.csv")
-    assert (summary["rows"], summary["classes"], summary["from"]["format"]) == (2, 20, "cls_labels.npy")
-    assert tags(open_dataset(root)) == {"2007_000032": ["aeroplane", "person"], "2008_000002": ["tvmonitor"]}
+    assert (summary["rows"], summary["classes"], summary["from"]["format"]) == (
+        2,
+        20,
+        "cls_labels.npy",
+    )
+    assert tags(open_dataset(root)) == {
+        "2007_000032": ["aeroplane", "person"],
+        "2008_000002": ["tvmonitor"],
+    }
     with pytest.raises(DataError, match="is there already"):
         convert(path, root / "image_labels.csv")
     convert(path, root / "image_labels.csv", force=True)
@@ -56,7 +65,8 @@ def test_cls_labels_become_the_table_of_a_voc_folder(tmp_path: Path, keys: tuple
 
 def test_cls_labels_of_coco(tmp_path: Path) -> None:
     path = save(
-        tmp_path / "cls_labels.npy", {"COCO_train2014_000000000009": one_hot(79, count=80), 12: one_hot(count=80)}
+        tmp_path / "cls_labels.npy",
+        {"COCO_train2014_000000000009": one_hot(79, count=80), 12: one_hot(count=80)},
     )
     classes, found = read_cls_labels(path)
     assert [classes[k] for k in found["COCO_train2014_000000000009"]] == ["toothbrush"]
@@ -70,7 +80,9 @@ def test_cls_labels_as_old_numpy_saved_them(tmp_path: Path) -> None:
     pickled = pickle.dumps(content, protocol=2).replace(b"numpy._core.", b"numpy.core.")
     assert b"_codecs" in pickled
     header = b"{'descr': '|O', 'fortran_order': False, 'shape': (), }".ljust(117) + b"\n"
-    (tmp_path / "cls_labels.npy").write_bytes(b"\x93NUMPY\x01\x00" + bytes((len(header), 0)) + header + pickled)
+    (tmp_path / "cls_labels.npy").write_bytes(
+        b"\x93NUMPY\x01\x00" + bytes((len(header), 0)) + header + pickled
+    )
     assert read_cls_labels(tmp_path / "cls_labels.npy")[1] == {"2007_000032": (3,)}
 
 
@@ -107,7 +119,9 @@ def test_other_files_are_refused_and_nothing_of_them_is_run(tmp_path: Path, cont
 
 def test_a_mva_csv_whose_images_are_elsewhere_gives_its_tags(tmp_path: Path) -> None:
     path = tmp_path / "data_train.csv"
-    path.write_text("filename,cat,dog,cluster_0_0,cluster_0_1\n/home/them/VOC/JPEGImages/2007_000032.jpg,0,1,1,0\n")
+    path.write_text(
+        "filename,cat,dog,cluster_0_0,cluster_0_1\n/home/them/VOC/JPEGImages/2007_000032.jpg,0,1,1,0\n"
+    )
     convert(path, tmp_path / "image_labels.csv")
     assert (tmp_path / "image_labels.csv").read_text() == "image,cat,dog\n2007_000032,0,1\n"
     path.write_text("filename,cat\na/1.jpg,0\nb/1.png,1\n")
@@ -118,7 +132,9 @@ def test_a_mva_csv_whose_images_are_elsewhere_gives_its_tags(tmp_path: Path) -> 
 def test_mva_lists_are_a_data_set(tmp_path: Path) -> None:
     root = images(tmp_path / "mva", "pictures/a.jpg", "pictures/b.jpg")
     absolute = root / "pictures" / "b.jpg"
-    (root / "data_train.csv").write_text(f"filename,cat,dog,cluster_0_0\npictures/a.jpg,1,0,1\n{absolute},1,1,0\n")
+    (root / "data_train.csv").write_text(
+        f"filename,cat,dog,cluster_0_0\npictures/a.jpg,1,0,1\n{absolute},1,1,0\n"
+    )
     (root / "data_test.csv").write_text(f"filename,cat,dog\n{absolute},1,1\n")
     data = open_dataset(root)
     assert (data.format, data.tags_from) == ("mva", "data_*.csv")
@@ -128,7 +144,8 @@ def test_mva_lists_are_a_data_set(tmp_path: Path) -> None:
     problems: list[DataError] = []
     open_dataset(root, problems)
     assert any(
-        "1 images that are not there: gone.jpg" in p.found and "wsss-trainer convert" in p.hint for p in problems
+        "1 images that are not there: gone.jpg" in p.found and "wsss-trainer convert" in p.hint
+        for p in problems
     )
     assert any("other tags" in p.found for p in problems)
     with pytest.raises(DataError, match="lists of tags only"):
@@ -165,7 +182,9 @@ def test_psa_lists_and_labels(tmp_path: Path) -> None:
     content = np.load(tmp_path / "psa" / "cls_labels.npy", allow_pickle=True).item()
     assert (content["b"].dtype, content["b"].shape, content["b"][11]) == (np.float32, (20,), 1)
     # The lists are read by a VOC folder as they are.
-    root = images(tmp_path / "voc", *(f"JPEGImages/{name}" for name in ("a 1.jpg", "b.png", "c.jpg", "d.jpg")))
+    root = images(
+        tmp_path / "voc", *(f"JPEGImages/{name}" for name in ("a 1.jpg", "b.png", "c.jpg", "d.jpg"))
+    )
     (root / "ImageSets").mkdir()
     (tmp_path / "psa").rename(root / "ImageSets" / "Segmentation")
     convert(root / "ImageSets" / "Segmentation" / "cls_labels.npy", root / "image_labels.csv")
@@ -185,7 +204,9 @@ def test_mva_lists_there_and_back(tmp_path: Path) -> None:
     assert table.rows == [[str(source / "a 1.jpg"), "1", "1", "0"]]
     old, new = open_dataset(source), open_dataset(tmp_path / "mva")
     assert tags(new) == tags(old)
-    assert {name: set(ids) for name, ids in new.lists.items()} == {name: set(ids) for name, ids in old.lists.items()}
+    assert {name: set(ids) for name, ids in new.lists.items()} == {
+        name: set(ids) for name, ids in old.lists.items()
+    }
 
 
 def test_one_folder_a_class_there_and_back(tmp_path: Path) -> None:
@@ -194,12 +215,18 @@ def test_one_folder_a_class_there_and_back(tmp_path: Path) -> None:
     assert summary["lost"][0] == "1 images with several tags and 1 without a tag"
     assert (tmp_path / "folders" / "train_aug" / "dog" / "b.png").is_file()
     data = open_dataset(tmp_path / "folders")
-    assert data.lists == {"train_aug": ("train_aug__dog__b",), "val": ("val__cat__c",), "all": tuple(data.records)}
+    assert data.lists == {
+        "train_aug": ("train_aug__dog__b",),
+        "val": ("val__cat__c",),
+        "all": tuple(data.records),
+    }
     assert tags(data) == {"train_aug__dog__b": ["dog"], "val__cat__c": ["cat"]}
 
 
 def test_class_folders(tmp_path: Path) -> None:
-    root = images(tmp_path / "plants", "train/x.jpg", "fern/1.jpg", "fern/deep/2.jpg", ".cache/0.jpg")
+    root = images(
+        tmp_path / "plants", "train/x.jpg", "fern/1.jpg", "fern/deep/2.jpg", ".cache/0.jpg"
+    )
     data = open_dataset(root)
     assert (data.format, data.classes, set(data.lists)) == ("folders", ("fern", "train"), {"all"})
     assert tags(data) == {"fern__1": ["fern"], "fern__deep__2": ["fern"], "train__x": ["train"]}

@@ -16,7 +16,13 @@ from trainer.refine.irnet import IrNet
 from trainer.weights.released import load_refiner
 
 CLASSES = ("fox", "owl")
-STAGES = {"conv1": "stage1.0", "bn1": "stage1.1", "layer1": "stage2.0", "layer2": "stage3.0", "layer3": "stage4.0"}
+STAGES = {
+    "conv1": "stage1.0",
+    "bn1": "stage1.1",
+    "layer1": "stage2.0",
+    "layer2": "stage3.0",
+    "layer3": "stage4.0",
+}
 
 
 def affinity_net(seed: int = 0, backbone: str = "resnet18") -> AffinityNet:
@@ -40,7 +46,9 @@ def outputs(net: nn.Module) -> list[Tensor]:
 def split(net: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Tensors of backbone and heads by our names."""
     state = net.state_dict()
-    backbone = {n.removeprefix("backbone."): t for n, t in state.items() if n.startswith("backbone.")}
+    backbone = {
+        n.removeprefix("backbone."): t for n, t in state.items() if n.startswith("backbone.")
+    }
     return backbone, {n: t for n, t in state.items() if not n.startswith("backbone.")}
 
 
@@ -51,7 +59,9 @@ def psa_file(net: AffinityNet) -> dict[str, Tensor]:
 
 
 def irn_file(net: IrNet) -> dict[str, Tensor]:
-    """``res50_irn.pth``: the backbone under two names, every branch under two, and the indices of the training's pairs."""
+    """``res50_irn.pth``: the backbone under two names, every branch under two, and the indices of
+    the training's pairs.
+    """
     backbone, heads = split(net)
     tensors = {}
     for name, tensor in backbone.items():
@@ -62,7 +72,9 @@ def irn_file(net: IrNet) -> dict[str, Tensor]:
             theirs = {"edge": "fc_edge", "displacement": "fc_dp"}[branch]
             for part in ("0.weight", "1.weight", "1.bias"):
                 tensors[f"{theirs}{i}.{part}"] = heads[f"{branch}.{layers}.{i - 1}.{part}"]
-                tensors[f"{theirs[3:]}_layers.{i - 1}.{part}"] = heads[f"{branch}.{layers}.{i - 1}.{part}"]
+                tensors[f"{theirs[3:]}_layers.{i - 1}.{part}"] = heads[
+                    f"{branch}.{layers}.{i - 1}.{part}"
+                ]
     tensors |= {f"fc_edge6.{part}": heads[f"edge.head.{part}"] for part in ("weight", "bias")}
     for part in ("0.weight", "1.weight", "1.bias"):
         tensors[f"fc_dp6.{part}"] = heads[f"displacement.deep.{part}"]
@@ -73,7 +85,10 @@ def irn_file(net: IrNet) -> dict[str, Tensor]:
 
 
 def own_file(net: nn.Module, classes: tuple[str, ...] = CLASSES) -> dict[str, Any]:
-    return {"identity": {"method": "cam", "backbone": "resnet18", "classes": list(classes)}, "state": net.state_dict()}
+    return {
+        "identity": {"method": "cam", "backbone": "resnet18", "classes": list(classes)},
+        "state": net.state_dict(),
+    }
 
 
 def saved(folder: Path, content: Any) -> Path:
@@ -83,10 +98,16 @@ def saved(folder: Path, content: Any) -> Path:
 
 LAYOUTS = {
     "psa": (affinity_net, psa_file),
-    "psa from DataParallel": (affinity_net, lambda net: {"module." + n: t for n, t in psa_file(net).items()}),
+    "psa from DataParallel": (
+        affinity_net,
+        lambda net: {"module." + n: t for n, t in psa_file(net).items()},
+    ),
     "our AffinityNet": (affinity_net, own_file),
     "irn": (ir_net, irn_file),
-    "irn from DataParallel": (ir_net, lambda net: {"module." + n: t for n, t in irn_file(net).items()}),
+    "irn from DataParallel": (
+        ir_net,
+        lambda net: {"module." + n: t for n, t in irn_file(net).items()},
+    ),
     "our IRNet": (ir_net, own_file),
 }
 
@@ -116,26 +137,56 @@ def without(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 
 REFUSED = {
     "IRNet for AffinityNet": (
-        affinity_net, lambda: irn_file(ir_net()), "has no f8_3.weight, .*; it looks like an IRNet, which refines",
+        affinity_net,
+        lambda: irn_file(ir_net()),
+        "has no f8_3.weight, .*; it looks like an IRNet, which refines",
     ),
-    "our IRNet for AffinityNet": (affinity_net, lambda: own_file(ir_net()), "it looks like an IRNet, which refines"),
+    "our IRNet for AffinityNet": (
+        affinity_net,
+        lambda: own_file(ir_net()),
+        "it looks like an IRNet, which refines",
+    ),
     "AffinityNet for IRNet": (
-        ir_net, lambda: psa_file(affinity_net()), "has no .*; it looks like an AffinityNet, which refines",
+        ir_net,
+        lambda: psa_file(affinity_net()),
+        "has no .*; it looks like an AffinityNet, which refines",
     ),
     "a bare backbone": (
-        affinity_net, lambda: split(affinity_net())[0], "has no f8_3.weight, .*; it looks like a torchvision resnet18",
+        affinity_net,
+        lambda: split(affinity_net())[0],
+        "has no f8_3.weight, .*; it looks like a torchvision resnet18",
     ),
-    "another backbone": (affinity_net, lambda: psa_file(affinity_net(backbone="resnet34")), "looks like a torchvision resnet34"),
-    "another depth of IRNet": (ir_net, lambda: irn_file(ir_net(backbone="resnet34")), "looks like a torchvision resnet34"),
+    "another backbone": (
+        affinity_net,
+        lambda: psa_file(affinity_net(backbone="resnet34")),
+        "looks like a torchvision resnet34",
+    ),
+    "another depth of IRNet": (
+        ir_net,
+        lambda: irn_file(ir_net(backbone="resnet34")),
+        "looks like a torchvision resnet34",
+    ),
     "MobileNetV2": (
-        affinity_net, lambda: psa_file(affinity_net(backbone="mobilenet_v2")), r"f8_3.weight has shape \(64, 32, 1, 1\)",
+        affinity_net,
+        lambda: psa_file(affinity_net(backbone="mobilenet_v2")),
+        r"f8_3.weight has shape \(64, 32, 1, 1\)",
     ),
-    "a head is missing": (affinity_net, lambda: without(psa_file(affinity_net()), "f9.weight"), "has no f9.weight"),
-    "no edge branch": (ir_net, lambda: without(irn_file(ir_net()), "fc_edge6.bias"), "has no edge.head.bias"),
+    "a head is missing": (
+        affinity_net,
+        lambda: without(psa_file(affinity_net()), "f9.weight"),
+        "has no f9.weight",
+    ),
+    "no edge branch": (
+        ir_net,
+        lambda: without(irn_file(ir_net()), "fc_edge6.bias"),
+        "has no edge.head.bias",
+    ),
     "another class table": (
-        ir_net, lambda: own_file(ir_net(), ("cat", "cow", "dog")), "was trained for the 3 classes cat, cow, dog",
+        ir_net,
+        lambda: own_file(ir_net(), ("cat", "cow", "dog")),
+        "was trained for the 3 classes cat, cow, dog",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -157,7 +208,9 @@ def test_a_backbone_that_is_not_whole_is_refused(tmp_path):
         load_refiner(affinity_net(), path)
 
 
-@pytest.mark.parametrize(("content", "words"), [(None, "is not a file"), (b"PK\x03\x04 cut", "truncated, damaged")])
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "is not a file"), (b"PK\x03\x04 cut", "truncated, damaged")]
+)
 def test_a_file_that_is_missing_or_truncated(tmp_path, content, words):
     path = tmp_path / "res38_aff.pth"
     if content:
@@ -170,7 +223,13 @@ def test_names_and_shapes_are_those_of_the_published_files():
     with torch.device("meta"):
         affinity = AffinityNet(build_backbone("resnet38"))
     names = set(psa_file(affinity))
-    assert {"conv1a.weight", "b7.conv_branch1.weight", "bn7.running_mean", "f8_3.weight", "f9.weight"} <= names
+    assert {
+        "conv1a.weight",
+        "b7.conv_branch1.weight",
+        "bn7.running_mean",
+        "f8_3.weight",
+        "f9.weight",
+    } <= names
     # Sizes as in IRN's code for ResNet-50 (spec refine-segment 4.1).
     heads = split(IrNet(build_backbone("resnet50", output_stride=16, dilate=False)))[1]
     theirs = {IrNet.released[name][0]: tuple(tensor.shape) for name, tensor in heads.items()}

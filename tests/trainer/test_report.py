@@ -19,7 +19,16 @@ from trainer.evaluation.over_lists import evaluate_folder
 from trainer.report.facts import read_facts
 from trainer.report.run_page import write_report
 
-SECTIONS = ("results", "classes", "images", "threshold", "confusion", "training", "stages", "provenance")
+SECTIONS = (
+    "results",
+    "classes",
+    "images",
+    "threshold",
+    "confusion",
+    "training",
+    "stages",
+    "provenance",
+)
 
 
 @pytest.fixture
@@ -57,7 +66,9 @@ def test_the_page_asks_for_nothing_outside_itself(run: Path) -> None:
         for name in ("src", "href", "srcset", "action", "data"):
             value = attrs.get(name)
             assert value is None or value.startswith(("data:image/", "data:,", "#"))
-    policy = next(m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"
+    )
     assert "default-src 'none'" in str(policy)
 
 
@@ -85,7 +96,9 @@ def test_what_the_evaluation_has_besides_is_shown_and_may_be_missing(run: Path) 
     facts = read_facts(run)
     assert facts.dataset is not None
     val, folder = facts.dataset.subset("val"), run / "segment" / "predictions" / "val"
-    evaluate_folder(facts.dataset, val, folder, workers=0).images.write(counts_path(run, "segment", "val"))
+    evaluate_folder(facts.dataset, val, folder, workers=0).images.write(
+        counts_path(run, "segment", "val")
+    )
     counts_path(run, "cam", "val").write_bytes(b"damaged")
     _, page = report(run)
     # In the headline, the card and the table of all figures.
@@ -106,7 +119,9 @@ def test_what_the_evaluation_has_besides_is_shown_and_may_be_missing(run: Path) 
         ("fixed", "COCO masks", "initial weights saw more than tags no mask chose"),
     ],
 )
-def test_the_first_figure_says_what_it_rests_on(run: Path, source: str, supervision: str, words: str) -> None:
+def test_the_first_figure_says_what_it_rests_on(
+    run: Path, source: str, supervision: str, words: str
+) -> None:
     """A segmenter has no threshold; that of the masks that it learned from counts."""
     entry = json.loads((run / "manifest.json").read_text())
     entry["supervision"] = supervision
@@ -143,9 +158,14 @@ def test_pictures_are_readable_and_named(run: Path) -> None:
     for part in ("True mask", f"CAM of {CLASSES[2]}", "Refined", "Prediction"):
         assert any(part in alt for alt in images), part
     assert any(
-        s.get("aria-label") == f"{VAL[0]}: Photograph, tagged {CLASSES[0]}, {CLASSES[1]}" for s in page.all("span")
+        s.get("aria-label") == f"{VAL[0]}: Photograph, tagged {CLASSES[0]}, {CLASSES[1]}"
+        for s in page.all("span")
     )
-    photos = [str(a["style"]).partition("--photo:url(")[2][:-1] for a in page.all("article") if a["class"] == "row"]
+    photos = [
+        str(a["style"]).partition("--photo:url(")[2][:-1]
+        for a in page.all("article")
+        if a["class"] == "row"
+    ]
     assert len(set(photos)) == len(VAL) + len(TRAIN)
     for photo in photos:
         with picture({"src": photo}) as opened:
@@ -184,7 +204,12 @@ def test_a_map_of_a_class_that_is_not_there_is_shown_without_a_figure(run: Path)
     write_cam(cam_path(run / "cams", VAL[1]), (9,), np.full((1, 12, 16), 0.5), (48, 64))
     _, page = report(run)
     assert f"{VAL[1]}: CAM of class 9" in by_alt(page)
-    assert {f["data-class"] for f in page.all("figure") if f.get("data-class")} == {"0", "1", "2", "3"}
+    assert {f["data-class"] for f in page.all("figure") if f.get("data-class")} == {
+        "0",
+        "1",
+        "2",
+        "3",
+    }
     assert len([f for f in page.all("figure") if f.get("data-iou")]) == len(VAL) + len(TRAIN) - 1
 
 
@@ -205,7 +230,11 @@ def test_per_image_iou_is_that_of_the_evaluation(run: Path) -> None:
 def test_every_worst_image_that_is_linked_has_a_row(run: Path) -> None:
     for count in (1, 5, 24):
         _, page = report(run, max_images=count)
-        links = [str(a["href"]).removeprefix("#") for a in page.all("a") if str(a["href"]).startswith("#image-")]
+        links = [
+            str(a["href"]).removeprefix("#")
+            for a in page.all("a")
+            if str(a["href"]).startswith("#image-")
+        ]
         assert links
         assert set(links) <= set(page.ids)
         assert len([i for i in page.ids if i.startswith("image-")]) <= count
@@ -242,7 +271,9 @@ def test_refinement_and_preparations_are_shown(run: Path) -> None:
     assert any(i.get("title") == TRAIN[0] for i in page.all("img"))
 
 
-def test_pictures_come_from_worker_processes_too(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_come_from_worker_processes_too(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     here, _ = report(run)
     monkeypatch.setattr("trainer.report.sheets.FEW", 1)
     monkeypatch.setattr("trainer.pool.cores", lambda: 2)
@@ -258,7 +289,11 @@ def test_everything_from_outside_is_escaped(run: Path) -> None:
     assert "<img src=x>" not in text
     assert "&lt;b&gt;bold" in text
     assert not [name for tag, attrs in page.elements for name in attrs if name.startswith("on")]
-    policy = next(str(m["content"]) for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        str(m["content"])
+        for m in page.all("meta")
+        if m.get("http-equiv") == "Content-Security-Policy"
+    )
     script = text.partition("<script>")[2].partition("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in policy
@@ -270,7 +305,10 @@ def test_a_run_that_stopped_after_cams_says_what_is_not_there(run: Path) -> None
     for file in [*(run / "masks").iterdir(), *(run / "segment" / "predictions" / "val").iterdir()]:
         file.unlink()
     entry = json.loads((run / "manifest.json").read_text())
-    entry["stages"] = {"classify": entry["stages"]["classify"], "cams": {"status": "failed", "seconds": 3}}
+    entry["stages"] = {
+        "classify": entry["stages"]["classify"],
+        "cams": {"status": "failed", "seconds": 3},
+    }
     (run / "manifest.json").write_text(json.dumps(entry))
     text, page = report(run)
     assert [i for i in page.ids if i in SECTIONS] == list(SECTIONS)
@@ -338,7 +376,11 @@ def test_many_classes_make_a_picture_of_the_confusion(run: Path) -> None:
     (run / "manifest.json").write_text(json.dumps(entry))
     counts = np.eye(81, dtype=int) * 9
     counts[5, 7] = 1
-    figures = {"segment": {"val": {"miou": 0.5, "iou": dict.fromkeys(names, 0.5), "confusion": counts.tolist()}}}
+    figures = {
+        "segment": {
+            "val": {"miou": 0.5, "iou": dict.fromkeys(names, 0.5), "confusion": counts.tolist()}
+        }
+    }
     (run / "evaluation.json").write_text(json.dumps(figures))
     text, page = report(run)
     drawn = next(svg for svg in page.all("svg") if "81 labels" in str(svg.get("aria-label")))

@@ -1,4 +1,6 @@
-"""The report in a real browser: Debian's chromium and chromium-driver, which ``.ci/run`` installs."""
+"""The report in a real browser: Debian's chromium and chromium-driver, which ``.ci/run``
+installs.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ webdriver = pytest.importorskip("selenium.webdriver")
 Browser = Any
 
 pytestmark = pytest.mark.skipif(
-    not (shutil.which("chromium") and shutil.which("chromedriver")), reason="needs chromium and chromedriver on PATH"
+    not (shutil.which("chromium") and shutil.which("chromedriver")),
+    reason="needs chromium and chromedriver on PATH",
 )
 
 
@@ -41,7 +44,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def browser() -> Iterator[Browser]:
     options = webdriver.ChromeOptions()
     options.binary_location = str(shutil.which("chromium"))
-    # No sandbox: as root, which machines that test often are, Chromium has none. The page is our own.
+    # No sandbox: as root, which machines that test often are, Chromium has none. The page is our
+    # own.
     for flag in (
         "--headless=new",
         "--no-sandbox",
@@ -75,13 +79,17 @@ def js(page: Browser, code: str, *arguments: object) -> Any:
 
 def wait(page: Browser, condition: str, *arguments: object) -> None:
     code = f"""const done = arguments[arguments.length - 1], given = [...arguments];
-    const look = () => (() => {{ {condition} }})() ? done(true) : requestAnimationFrame(look); look();"""
+    const holds = () => {{ {condition} }};
+    const look = () => holds() ? done(true) : requestAnimationFrame(look); look();"""
     page.execute_async_script(code, *arguments)
 
 
 def show(page: Browser, image: str) -> None:
     """Bring the row of an image into sight and wait for its pictures."""
-    find = "[...document.querySelectorAll('article.row')].find(r => r.querySelector('button').textContent === given[0])"
+    find = (
+        "[...document.querySelectorAll('article.row')].find(r =>"
+        " r.querySelector('button').textContent === given[0])"
+    )
     js(page, f"const given = arguments; window.row = {find}; row.scrollIntoView()", image)
     wait(page, "return 'drawn' in row.dataset")
 
@@ -100,7 +108,8 @@ def slide(page: Browser, step: int) -> None:
 
 def pixels(page: Browser, draw: str, number: int = 0) -> np.ndarray:
     """RGB of a drawn picture of the row in sight, ``uint8 [H,W,3]``."""
-    code = """const canvas = row.querySelectorAll(`[data-draw=${arguments[0]}] canvas`)[arguments[1]];
+    code = """
+        const canvas = row.querySelectorAll(`[data-draw=${arguments[0]}] canvas`)[arguments[1]];
     const image = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
     return [image.height, image.width, ...image.data]"""
     height, width, *data = js(page, code, draw, number)
@@ -112,32 +121,47 @@ def press(page: Browser, selector: str, key: str) -> None:
 
 
 def rows(page: Browser, table: str) -> list[str]:
-    return js(page, f"return [...document.querySelectorAll('{table} tbody tr')].map(r => r.cells[0].textContent)")
+    return js(
+        page,
+        f"return [...document.querySelectorAll('{table} tbody tr')].map(r =>"
+        " r.cells[0].textContent)",
+    )
 
 
 def test_nothing_is_requested_and_nothing_goes_wrong(page: Browser, run: Path) -> None:
     for image in (VAL[1], TRAIN[0]):
         show(page, image)
     slide(page, 70)
-    assert [entry for entry in page.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+    assert [
+        entry for entry in page.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")
+    ] == []
     events = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
-    urls = {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
-    assert {url for url in urls if not url.startswith(("data:", "about:"))} == {(run / "report.html").as_uri()}
+    urls = {
+        e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"
+    }
+    assert {url for url in urls if not url.startswith(("data:", "about:"))} == {
+        (run / "report.html").as_uri()
+    }
     assert page.title == "animals: wsss report"
 
 
 def test_what_a_name_holds_is_text(page: Browser) -> None:
     assert js(page, "return document.querySelectorAll('script').length") == 1
     assert js(page, "return document.querySelectorAll('b').length") == js(
-        page, "return [...document.querySelectorAll('b')].filter(b => b.textContent !== 'bold').length"
+        page,
+        "return [...document.querySelectorAll('b')].filter(b => b.textContent !== 'bold').length",
     )
-    options = js(page, "return [...document.querySelector('.bar select').options].map(o => o.textContent)")
+    options = js(
+        page, "return [...document.querySelector('.bar select').options].map(o => o.textContent)"
+    )
     assert options == ["all classes", *CLASSES]
 
 
 def test_an_injected_script_does_not_run(browser: Browser, run: Path, tmp_path: Path) -> None:
     hole = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
-    (tmp_path / "hole.html").write_text((run / "report.html").read_text().replace("<main>", f"<main>{hole}", 1))
+    (tmp_path / "hole.html").write_text(
+        (run / "report.html").read_text().replace("<main>", f"<main>{hole}", 1)
+    )
     browser.get((tmp_path / "hole.html").as_uri())
     assert browser.title == "animals: wsss report"
 
@@ -145,26 +169,44 @@ def test_an_injected_script_does_not_run(browser: Browser, run: Path, tmp_path: 
 def test_sorting_by_click_and_keyboard_changes_the_order(page: Browser) -> None:
     written = rows(page, "table.iou")
     buttons = "table.iou thead th:nth-child({}) button"
-    assert js(page, "return [...document.querySelectorAll('table.iou')[0].tHead.rows[0].cells].map(h => h.ariaSort)") == [
-        "none", None, "none", "none", "none",
-    ]  # fmt: skip
+    assert js(
+        page,
+        "return [...document.querySelectorAll('table.iou')[0].tHead.rows[0].cells].map(h =>"
+        " h.ariaSort)",
+    ) == [
+        "none",
+        None,
+        "none",
+        "none",
+        "none",
+    ]
     page.find_element("css selector", buttons.format(3)).click()
-    read = "return [...document.querySelectorAll('table.iou')[0].tBodies[0].rows].map(r => parseFloat(r.cells[2].textContent))"
+    read = (
+        "return [...document.querySelectorAll('table.iou')[0].tBodies[0].rows].map(r =>"
+        " parseFloat(r.cells[2].textContent))"
+    )
     values = js(page, read)
     assert values == sorted(values, reverse=True)
     press(page, buttons.format(3), "ENTER")
     assert js(page, read) == sorted(values)
-    assert js(page, "return document.querySelector('table.iou th:nth-child(3)').ariaSort") == "ascending"
+    assert (
+        js(page, "return document.querySelector('table.iou th:nth-child(3)').ariaSort")
+        == "ascending"
+    )
     press(page, buttons.format(1), "SPACE")
     first = js(
-        page, "return [...document.querySelectorAll('table.iou')[0].tBodies[0].rows].map(r => r.cells[0].textContent)"
+        page,
+        "return [...document.querySelectorAll('table.iou')[0].tBodies[0].rows].map(r =>"
+        " r.cells[0].textContent)",
     )
     assert first == js(page, "return [...arguments[0]].sort((a, b) => a.localeCompare(b))", first)
     assert js(page, "return document.querySelector('table.iou th:nth-child(3)').ariaSort") == "none"
     for _ in range(2):
         press(page, buttons.format(1), "SPACE")
     assert rows(page, "table.iou") == written
-    assert js(page, "return document.querySelector('table.iou tfoot').textContent").startswith("mean")
+    assert js(page, "return document.querySelector('table.iou tfoot').textContent").startswith(
+        "mean"
+    )
 
 
 def test_the_slider_cuts_the_maps_as_the_evaluation_does(page: Browser, run: Path) -> None:
@@ -177,7 +219,8 @@ def test_the_slider_cuts_the_maps_as_the_evaluation_does(page: Browser, run: Pat
     for step in (5, 30, 60, 95):
         slide(page, step)
         expected = maps.max(0) > sweep["thresholds"][step]
-        # The picture differs from the bare photograph, half of its colour taken, where the mask is not background.
+        # The picture differs from the bare photograph, half of its colour taken, where the mask is
+        # not background.
         slide(page, len(sweep["thresholds"]) - 1)
         bare = pixels(page, "cut")
         slide(page, step)
@@ -201,8 +244,11 @@ def test_the_script_draws_what_overlays_draw(page: Browser, run: Path) -> None:
     assert np.abs(pixels(page, "mask").astype(int) - overlay_mask(photo, mask)).max() <= 3
     cam = read_cam(cam_path(run / "cams", VAL[0]))
     values = upsample_cam((np.ceil(cam.maps * 200 - 1e-4) - 0.5) / 200, cam.size)
-    drawn = np.abs(pixels(page, "map").astype(int) - overlay_cam(photo, values[0], threshold=CHOSEN))
-    # Decoders of JPEG differ by a level or two; a pixel at the very threshold may fall on either side of it.
+    drawn = np.abs(
+        pixels(page, "map").astype(int) - overlay_cam(photo, values[0], threshold=CHOSEN)
+    )
+    # Decoders of JPEG differ by a level or two; a pixel at the very threshold may fall on either
+    # side of it.
     assert (drawn.max(-1) <= 4).mean() > 0.99
     js(page, "row.parentNode.querySelector('.view input').click()")
     settle(page)
@@ -225,7 +271,9 @@ def test_the_slider_says_what_is_reported_and_goes_back_to_it(page: Browser, run
     settle(page)
     assert " against " in js(page, said)
     assert (pixels(page, "cut") != drawn).any()
-    assert js(page, "return row.parentNode.querySelector('input[type=range]').ariaValueText").endswith("on train masks")
+    assert js(
+        page, "return row.parentNode.querySelector('input[type=range]').ariaValueText"
+    ).endswith("on train masks")
     page.find_element("css selector", ".back").click()
     settle(page)
     assert js(page, said) == start
@@ -251,11 +299,16 @@ def test_only_rows_in_sight_are_drawn(page: Browser) -> None:
 
 def test_links_to_worst_images_lead_to_their_rows(page: Browser) -> None:
     links = js(
-        page, "return [...document.querySelectorAll('.worst a')].map(a => [a.getAttribute('href'), a.textContent])"
+        page,
+        "return [...document.querySelectorAll('.worst a')].map(a => [a.getAttribute('href'),"
+        " a.textContent])",
     )
     assert {name for _, name in links} == {*VAL, *TRAIN}
     for href, name in links:
-        target = "return document.getElementById(arguments[0].slice(1)).querySelector('button').textContent"
+        target = (
+            "return"
+            " document.getElementById(arguments[0].slice(1)).querySelector('button').textContent"
+        )
         assert js(page, target, href) == name
         js(page, "location.hash = arguments[0]", href)
         assert js(page, "return document.querySelector(':target button').textContent") == name
@@ -281,7 +334,9 @@ def test_a_row_is_enlarged_and_left_by_keyboard(page: Browser) -> None:
     title = "return document.querySelector('#zoom p').firstChild.textContent"
     assert js(page, title) == VAL[1]
     page.switch_to.active_element.send_keys(webdriver.Keys.ARROW_RIGHT)
-    wait(page, "return document.querySelector('#zoom p').firstChild.textContent === given[0]", VAL[2])
+    wait(
+        page, "return document.querySelector('#zoom p').firstChild.textContent === given[0]", VAL[2]
+    )
     page.switch_to.active_element.send_keys(webdriver.Keys.ESCAPE)
     assert not js(page, "return document.querySelector('#zoom').open")
 
@@ -294,7 +349,10 @@ def test_cells_of_the_confusion_are_read_by_pointer_and_keyboard(page: Browser, 
     svg.send_keys(webdriver.Keys.ARROW_DOWN)
     svg.send_keys(webdriver.Keys.ARROW_DOWN)
     share = 100 * counts[1][0] / sum(counts[1])
-    assert js(page, said) == f"{CLASSES[0]} → background: {share:.1f} % of {CLASSES[0]}, {counts[1][0]:,} pixels"
+    assert (
+        js(page, said)
+        == f"{CLASSES[0]} → background: {share:.1f} % of {CLASSES[0]}, {counts[1][0]:,} pixels"
+    )
     cell = page.find_elements("css selector", ".confusion svg rect[fill-opacity]")[0]
     webdriver.ActionChains(page).move_to_element(cell).perform()
     assert js(page, said).startswith("background → background")

@@ -21,12 +21,18 @@ def chosen(facts: Facts, count: int) -> dict[str, tuple[str, ...]]:
 
 
 @pytest.mark.parametrize(
-    ("count", "first", "worst", "train"), [(24, 6, 0, 4), (6, 2, 2, 2), (2, 1, 1, 0), (1, 1, 0, 0), (0, 0, 0, 0)]
+    ("count", "first", "worst", "train"),
+    [(24, 6, 0, 4), (6, 2, 2, 2), (2, 1, 1, 0), (1, 1, 0, 0), (0, 0, 0, 0)],
 )
-def test_sheets_hold_first_worst_and_refined(facts: Facts, count: int, first: int, worst: int, train: int) -> None:
+def test_sheets_hold_first_worst_and_refined(
+    facts: Facts, count: int, first: int, worst: int, train: int
+) -> None:
     sheets = chosen(facts, count)
     assert sheets.get("First images of val", ()) == VAL[:first]
-    assert len(sheets.get("Worst images of val", ())) + len(sheets.get("Worst images of train", ())) == worst
+    assert (
+        len(sheets.get("Worst images of val", ())) + len(sheets.get("Worst images of train", ()))
+        == worst
+    )
     assert sheets.get("First images of train", ()) == TRAIN[:train]
     ids = [i for ids in sheets.values() for i in ids]
     assert len(ids) == len(set(ids)) <= count
@@ -46,7 +52,11 @@ def test_stages_and_lists_take_turns_with_their_worst_images(facts: Facts) -> No
         "segment": {"val": worst(VAL[4], VAL[3])},
     }
     turns = Facts(facts.run, facts.manifest, figures, {}, facts.dataset, ())
-    assert [(w.stage, w.list) for w in worst_lists(turns)] == [("segment", "val"), ("cam", "val"), ("cam", "train")]
+    assert [(w.stage, w.list) for w in worst_lists(turns)] == [
+        ("segment", "val"),
+        ("cam", "val"),
+        ("cam", "train"),
+    ]
     sheets = chosen(turns, 9)
     assert sheets["First images of val"] == VAL[:3]
     assert sheets["Worst images of val"] == (VAL[4], VAL[5])
@@ -58,7 +68,10 @@ def test_a_worst_list_of_another_shape_is_passed_over(facts: Facts) -> None:
     figures["cam"]["val"]["worst"] = ["val_0", 3]
     figures["segment"]["val"]["worst"] = None
     damaged = Facts(facts.run, facts.manifest, figures, {}, facts.dataset, ())
-    assert [(w.stage, w.list) for w in worst_lists(damaged)] == [("refined", "train"), ("segment_full", "val")]
+    assert [(w.stage, w.list) for w in worst_lists(damaged)] == [
+        ("refined", "train"),
+        ("segment_full", "val"),
+    ]
 
 
 def test_lists_without_outputs_are_passed_over(facts: Facts, tmp_path: Path) -> None:

@@ -11,11 +11,19 @@ from trainer.report.facts import duration, memory, moment, percent, read_facts, 
 
 
 def test_words_for_numbers() -> None:
-    assert [duration(v) for v in (8.25, 185, 4320, None)] == ["8.2 s", "3 min 05 s", "1 h 12 min", "–"]
+    assert [duration(v) for v in (8.25, 185, 4320, None)] == [
+        "8.2 s",
+        "3 min 05 s",
+        "1 h 12 min",
+        "–",
+    ]
     assert [memory(v) for v in (850.4, 1434, None)] == ["850 MB", "1.4 GB", "–"]
     assert [percent(v) for v in (0.468, float("nan"), None)] == ["46.8", "–", "–"]
     assert moment("2026-11-21T03:58:40+00:00") == "21 November 2026, 03:58 UTC"
-    assert threshold({"threshold": 0.4, "threshold_from": "train_aug"}) == "threshold 0.40, chosen on train_aug masks"
+    assert (
+        threshold({"threshold": 0.4, "threshold_from": "train_aug"})
+        == "threshold 0.40, chosen on train_aug masks"
+    )
     assert threshold({"threshold": None}) == ""
 
 
@@ -27,18 +35,33 @@ def test_words_for_numbers() -> None:
         (["cams", "walk", "irn"], ["cams", "irn", "walk", "refine", "segment", "evaluate"]),
         (
             ["segment_full", "teacher", "subcategories", "classify"],
-            ["teacher", "subcategories", "classify", "cams", "refine", "segment", "segment_full", "evaluate"],
+            [
+                "teacher",
+                "subcategories",
+                "classify",
+                "cams",
+                "refine",
+                "segment",
+                "segment_full",
+                "evaluate",
+            ],
         ),
     ],
 )
-def test_stages_stand_in_the_order_of_work(tmp_path: Path, recorded: list[str], expected: list[str]) -> None:
-    manifest: dict[str, Any] = {"format": 1, "stages": {name: {"status": "done"} for name in recorded}}
+def test_stages_stand_in_the_order_of_work(
+    tmp_path: Path, recorded: list[str], expected: list[str]
+) -> None:
+    manifest: dict[str, Any] = {
+        "format": 1,
+        "stages": {name: {"status": "done"} for name in recorded},
+    }
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     assert read_facts(tmp_path).stages == expected
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(None, "no manifest.json"), ("{", "cannot be read"), ("[]", "no JSON object")]
+    ("content", "words"),
+    [(None, "no manifest.json"), ("{", "cannot be read"), ("[]", "no JSON object")],
 )
 def test_no_manifest_is_a_user_error(tmp_path: Path, content: str | None, words: str) -> None:
     if content is not None:

@@ -72,7 +72,9 @@ def randomise(net: nn.Module) -> None:
             norm.running_var.uniform_(0.5, 1.5, generator=generator)
 
 
-@pytest.mark.parametrize(("stride", "replace"), [(16, (False, False, True)), (8, (False, True, True))])
+@pytest.mark.parametrize(
+    ("stride", "replace"), [(16, (False, False, True)), (8, (False, True, True))]
+)
 def test_dilated_network_equals_that_of_torchvision(stride, replace):
     theirs = models.resnet50(weights=None, replace_stride_with_dilation=replace).eval()
     randomise(theirs)
@@ -107,14 +109,21 @@ def test_attributes_tell_the_truth(depth, width, stride, dilate):
     assert list(features) == list(net.channels) == list(net.strides)
     for name, feature in features.items():
         assert feature.shape[1] == net.channels[name]
-        assert feature.shape[2:] == (math.ceil(33 / net.strides[name]), math.ceil(50 / net.strides[name]))
+        assert feature.shape[2:] == (
+            math.ceil(33 / net.strides[name]),
+            math.ceil(50 / net.strides[name]),
+        )
     assert net.top == "stage4"
     assert net.channels["stage4"] == width
     assert net.strides["stage4"] == stride
 
 
 def test_no_dilation_unless_asked():
-    assert all(m.dilation == (1, 1) for m in ResNet(18, output_stride=8).modules() if isinstance(m, nn.Conv2d))
+    assert all(
+        m.dilation == (1, 1)
+        for m in ResNet(18, output_stride=8).modules()
+        if isinstance(m, nn.Conv2d)
+    )
 
 
 def trainable(net: nn.Module) -> set[str]:
@@ -137,7 +146,10 @@ def test_frozen_batch_norms():
 
 def test_fixed_statistics_with_trainable_affine():
     net = ResNet(18, bn="stats").train()
-    assert {name for name, _ in net.named_parameters()} - trainable(net) == {"bn1.weight", "bn1.bias"}
+    assert {name for name, _ in net.named_parameters()} - trainable(net) == {
+        "bn1.weight",
+        "bn1.bias",
+    }
     assert not running_norms(net)
 
 
@@ -150,7 +162,9 @@ def test_trained_batch_norms():
 
 def test_cut_after_stage_2_trains_layers_3_and_4_only():
     net = ResNet(18, output_stride=16, bn="stats", detach_after="stage2").train()
-    assert trainable(net) == {n for n, _ in net.named_parameters() if n.startswith(("layer3.", "layer4."))}
+    assert trainable(net) == {
+        n for n, _ in net.named_parameters() if n.startswith(("layer3.", "layer4."))
+    }
     image = torch.rand(1, 3, 32, 32, requires_grad=True)
     net(image)["stage4"].sum().backward()
     assert image.grad is None

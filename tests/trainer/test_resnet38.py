@@ -47,7 +47,12 @@ def net() -> ResNet38:
     ("block", "shape", "mean", "element"),
     [
         (lambda: BasicBlock(4, 6, 8, stride=2), (1, 8, 5, 6), -0.051137893408, 0.397521833763),
-        (lambda: BasicBlock(4, 6, 8, first_dilation=1, dilation=2), (1, 8, 9, 11), -0.050346440691, 0.789957387130),
+        (
+            lambda: BasicBlock(4, 6, 8, first_dilation=1, dilation=2),
+            (1, 8, 9, 11),
+            -0.050346440691,
+            0.789957387130,
+        ),
         (lambda: BasicBlock(4, 6, 4), (1, 4, 9, 11), 0.073426838563, -0.595993575162),
         (lambda: Bottleneck(4, 16, dilation=4), (1, 16, 9, 11), -0.074527238236, -0.969346870194),
     ],
@@ -90,11 +95,17 @@ def test_whole_network_golden_values():
         "conv6": (0.576252865, 8.076528351),
     }
     for name, values in expected.items():
-        assert (features[name].mean().item(), features[name].max().item()) == pytest.approx(values, rel=1e-4)
+        assert (features[name].mean().item(), features[name].max().item()) == pytest.approx(
+            values, rel=1e-4
+        )
     logits = maps.mean(dim=(2, 3))[0, :4].tolist()
-    assert logits == pytest.approx([-0.095526353, -0.801268638, -0.316954604, -0.546706983], rel=1e-4)
+    assert logits == pytest.approx(
+        [-0.095526353, -0.801268638, -0.316954604, -0.546706983], rel=1e-4
+    )
     cam = maps.relu()
-    assert (cam.mean().item(), cam.max().item()) == pytest.approx((0.565092709, 3.872040288), rel=1e-4)
+    assert (cam.mean().item(), cam.max().item()) == pytest.approx(
+        (0.565092709, 3.872040288), rel=1e-4
+    )
 
 
 def test_counters_are_the_only_extra_entries(net):
@@ -116,7 +127,9 @@ def test_frozen_in_every_mode(net):
         frozen = {name for name, p in net.named_parameters() if not p.requires_grad}
         for name, _ in net.named_parameters():
             block = name.split(".")[0]
-            assert (name in frozen) == ("bn" in name or block in ("conv1a", "b2", "b2_1", "b2_2")), name
+            assert (name in frozen) == (
+                "bn" in name or block in ("conv1a", "b2", "b2_1", "b2_2")
+            ), name
         assert not any(m.training for m in net.modules() if isinstance(m, nn.BatchNorm2d))
 
 
@@ -139,7 +152,12 @@ def test_dropout_drops_whole_maps_in_train_mode_only():
 
 def test_dropout_rates_and_activity(net):
     rates = {name: m.p for name, m in net.named_modules() if isinstance(m, nn.Dropout2d)}
-    assert rates == {"b6.dropout_2b1": 0.3, "b6.dropout_2b2": 0.3, "b7.dropout_2b1": 0.5, "b7.dropout_2b2": 0.5}
+    assert rates == {
+        "b6.dropout_2b1": 0.3,
+        "b6.dropout_2b2": 0.3,
+        "b7.dropout_2b1": 0.5,
+        "b7.dropout_2b2": 0.5,
+    }
     net.train()
     assert all(m.training for m in net.modules() if isinstance(m, nn.Dropout2d))
 
@@ -147,7 +165,9 @@ def test_dropout_rates_and_activity(net):
 def test_training_leaves_frozen_tensors_alone(net):
     before = {k: v.clone() for k, v in net.state_dict().items()}
     net.train()
-    optimiser = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.01, weight_decay=0.1)
+    optimiser = torch.optim.SGD(
+        [p for p in net.parameters() if p.requires_grad], lr=0.01, weight_decay=0.1
+    )
     net(torch.rand(1, 3, 17, 17))["conv6"].mean().backward()
     optimiser.step()
     changed = {k for k, v in net.state_dict().items() if not torch.equal(v, before[k])}

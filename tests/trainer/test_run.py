@@ -33,7 +33,11 @@ def make(run: Run, name: str, key: str, file: str) -> None:
 def test_a_key_depends_on_everything_that_it_is_given():
     key = stage_key("cams", {"a": 1, "b": [2.0]}, ["x"])
     assert key == stage_key("cams", {"b": [2.0], "a": 1}, ["x"])
-    others = [("refine", {"a": 1, "b": [2.0]}, ["x"]), ("cams", {"a": 2, "b": [2.0]}, ["x"]), ("cams", {"a": 1}, ["x"])]
+    others = [
+        ("refine", {"a": 1, "b": [2.0]}, ["x"]),
+        ("cams", {"a": 2, "b": [2.0]}, ["x"]),
+        ("cams", {"a": 1}, ["x"]),
+    ]
     others += [("cams", {"a": 1, "b": [2.0]}, ["y"]), ("cams", {"a": 1, "b": [2.0]}, [])]
     assert len({key, *(stage_key(*other) for other in others)}) == 6
 
@@ -69,11 +73,16 @@ def test_a_run_of_an_older_version_counts_no_files(tmp_path):
 
 
 def test_two_processes_cannot_hold_one_run(tmp_path):
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(RunError, match=f"in use by process {holder.pid} on ") as caught, Run(tmp_path).lock():
+        with (
+            pytest.raises(RunError, match=f"in use by process {holder.pid} on ") as caught,
+            Run(tmp_path).lock(),
+        ):
             pytest.fail("two processes hold the run")
         assert "another --run" in caught.value.hint
     finally:
@@ -120,7 +129,9 @@ def test_a_stage_is_done_only_when_the_manifest_says_so(tmp_path):
     assert not again.is_stale("cams", "k1")
 
 
-@pytest.mark.parametrize("error", [TrainingError("nan"), Interrupted("stop"), KeyboardInterrupt(), ValueError("bug")])
+@pytest.mark.parametrize(
+    "error", [TrainingError("nan"), Interrupted("stop"), KeyboardInterrupt(), ValueError("bug")]
+)
 def test_a_stage_that_broke_is_failed_and_keeps_its_files(tmp_path, error):
     run = Run(tmp_path)
 

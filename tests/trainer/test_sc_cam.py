@@ -23,12 +23,23 @@ from trainer.methods.cam import Cam
 from trainer.methods.cam import Config as CamConfig
 from trainer.methods.clustering import subcategory_labels
 from trainer.methods.sc_cam import Config, ScCam
-from trainer.methods.subcategories import Embeddings, Subcategories, over_joint_maximum, subcategory_maps
+from trainer.methods.subcategories import (
+    Embeddings,
+    Subcategories,
+    over_joint_maximum,
+    subcategory_maps,
+)
 from trainer.options import Options, make_configs
 from trainer.pipeline import Pipeline
 from trainer.training.loop import step_rng
 
-SETTINGS = ("classify.workers=0", "classify.precision=fp32", "classify.validate=off", "method.k=2", "method.rounds=2")
+SETTINGS = (
+    "classify.workers=0",
+    "classify.precision=fp32",
+    "classify.validate=off",
+    "method.k=2",
+    "method.rounds=2",
+)
 
 
 def test_golden_maps_of_subcategories():
@@ -63,7 +74,9 @@ def method(**knobs: Any) -> ScCam:
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)), torch.tensor([[1.0, 0, 1], [0, 1, 0]])
+    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)), torch.tensor(
+        [[1.0, 0, 1], [0, 1, 0]]
+    )
 
 
 def test_the_loss_by_hand():
@@ -78,7 +91,9 @@ def test_the_loss_by_hand():
         return -(t * F.logsigmoid(y) + (1 - t) * F.logsigmoid(-y)).mean()
 
     assert terms["cls"].item() == pytest.approx(margin(module.classifier, tags).item(), rel=1e-6)
-    assert terms["sub"].item() == pytest.approx(3 * margin(module.subcategory_classifier, labels).item(), rel=1e-6)
+    assert terms["sub"].item() == pytest.approx(
+        3 * margin(module.subcategory_classifier, labels).item(), rel=1e-6
+    )
     assert set(terms) == {"cls", "sub"}
 
 
@@ -89,7 +104,8 @@ def test_without_subcategories_it_is_cam():
     module = method()
     assert list(module.state_dict()) == list(plain.state_dict())
     assert torch.equal(
-        module.loss(images, tags, step_rng(0, 0))["cls"], plain.loss(images, tags, step_rng(0, 0))["cls"]
+        module.loss(images, tags, step_rng(0, 0))["cls"],
+        plain.loss(images, tags, step_rng(0, 0))["cls"],
     )
     assert torch.equal(module.eval().cams(images), plain.eval().cams(images))
 
@@ -100,28 +116,44 @@ def test_maps_of_subcategories_are_a_knob():
     module = method(subcategories=(2, 1, 2), maps="subcategory").eval()
     with torch.inference_mode():
         maps, logits = module.cams_and_logits(images)
-        expected = subcategory_maps(F.relu(module.subcategory_classifier(module.features(images))), (2, 1, 2))
+        expected = subcategory_maps(
+            F.relu(module.subcategory_classifier(module.features(images))), (2, 1, 2)
+        )
         assert torch.equal(maps, expected)
         torch.testing.assert_close(logits, parent.cams_and_logits(images)[1])
         torch.testing.assert_close(module.embed(images), module.features(images).mean((2, 3)))
 
 
-def options(data: Path = Path("data"), run: Path = Path("run"), *settings: str, **changes: Any) -> Options:
-    given: dict[str, Any] = {"method": "sc_cam", "weights": "none", "epochs": 1, "size": 64, "device": "cpu"}
+def options(
+    data: Path = Path("data"), run: Path = Path("run"), *settings: str, **changes: Any
+) -> Options:
+    given: dict[str, Any] = {
+        "method": "sc_cam",
+        "weights": "none",
+        "epochs": 1,
+        "size": 64,
+        "device": "cpu",
+    }
     given |= {"until": "classify", **changes}
     return Options(data, run, settings=(*SETTINGS, *settings), **given)
 
 
 def test_presets_and_published_training():
-    code = make_configs(Options(Path("d"), Path("r"), method="sc_cam", backbone="resnet38", preset="code"))
+    code = make_configs(
+        Options(Path("d"), Path("r"), method="sc_cam", backbone="resnet38", preset="code")
+    )
     assert code.method == Config(weight=5.0, k=10, rounds=3)
     assert (code.classify.lr, code.classify.crop, code.classify.epochs) == (0.01, 224, 61)
-    paper = make_configs(Options(Path("d"), Path("r"), method="sc_cam", backbone="resnet38", preset="paper"))
+    paper = make_configs(
+        Options(Path("d"), Path("r"), method="sc_cam", backbone="resnet38", preset="paper")
+    )
     assert paper.method == Config(adapt_conv=512, warm_start=True)
     assert (paper.classify.lr, paper.classify.crop, paper.classify.optimizer) == (1e-3, 448, "adam")
 
 
-@pytest.mark.parametrize("knobs", [{"k": 0}, {"rounds": 0}, {"weight": -1}, {"round0": "nothing.pt"}])
+@pytest.mark.parametrize(
+    "knobs", [{"k": 0}, {"rounds": 0}, {"weight": -1}, {"round0": "nothing.pt"}]
+)
 def test_impossible_knobs(knobs):
     with pytest.raises(ConfigError):
         Config(**knobs)
@@ -164,17 +196,26 @@ def fit(given: Options) -> dict[str, str]:
 
 
 def state(run: Path, stage: str) -> dict[str, torch.Tensor]:
-    content: dict[str, dict[str, torch.Tensor]] = torch.load(run / stage / "model.pt", weights_only=True)
+    content: dict[str, dict[str, torch.Tensor]] = torch.load(
+        run / stage / "model.pt", weights_only=True
+    )
     return content["state"]
 
 
 def test_a_run_on_a_real_network(data, tmp_path):
     run = tmp_path / "run"
     assert fit(options(data, run, "cams.scales=1", "cams.workers=0", until="cams")) == {
-        "round0": "to do", "round1": "to do", "classify": "to do", "cams": "to do",
-    }  # fmt: skip
+        "round0": "to do",
+        "round1": "to do",
+        "classify": "to do",
+        "cams": "to do",
+    }
     for name in ("round0", "round1"):
-        assert sorted(p.name for p in (run / name).iterdir()) == ["embeddings.npz", "model.pt", "subcategories.npz"]
+        assert sorted(p.name for p in (run / name).iterdir()) == [
+            "embeddings.npz",
+            "model.pt",
+            "subcategories.npz",
+        ]
     stored = Subcategories.read(run / "round1" / "subcategories.npz")
     assert stored.counts == (2, 2, 2)
     assert Embeddings.read(run / "round1" / "embeddings.npz").values.shape == (12, 1280)
@@ -187,7 +228,9 @@ def test_a_run_on_a_real_network(data, tmp_path):
     assert "round0,1,1,loss_sub" not in rows
     assert "round1,1,1,loss_sub" in rows
     assert "classify,1,1,loss_sub" in rows
-    assert set(fit(options(data, run, "cams.scales=1", "cams.workers=0", until="cams")).values()) == {"done"}
+    assert set(
+        fit(options(data, run, "cams.scales=1", "cams.workers=0", until="cams")).values()
+    ) == {"done"}
 
 
 def test_the_labels_of_a_round_follow_from_its_features(data, copied):
@@ -225,24 +268,36 @@ def test_a_round_whose_clusters_are_missing_is_not_trained_again(data, copied):
     (copied / "manifest.json").write_text(json.dumps(manifest))
     (copied / "round1" / "subcategories.npz").unlink()
     before = (copied / "round1" / "model.pt").stat().st_mtime_ns
-    assert fit(options(data, copied)) == {"round0": "done", "round1": "1 of its", "classify": "done"}
+    assert fit(options(data, copied)) == {
+        "round0": "done",
+        "round1": "1 of its",
+        "classify": "done",
+    }
     assert (copied / "round1" / "model.pt").stat().st_mtime_ns == before
     assert Subcategories.read(copied / "round1" / "subcategories.npz").counts == (2, 2, 2)
 
 
 def test_more_rounds_keep_the_earlier_ones(data, copied):
     assert fit(options(data, copied, "method.rounds=3")) == {
-        "round0": "done", "round1": "done", "round2": "to do", "classify": "settings",
-    }  # fmt: skip
+        "round0": "done",
+        "round1": "done",
+        "round2": "to do",
+        "classify": "settings",
+    }
 
 
 def test_another_weight_keeps_round_0_only(data, copied):
     kept = (copied / "round0" / "model.pt").read_bytes()
     assert fit(options(data, copied, "method.weight=1")) == {
-        "round0": "done", "round1": "settings", "classify": "settings",
-    }  # fmt: skip
+        "round0": "done",
+        "round1": "settings",
+        "classify": "settings",
+    }
     assert (copied / "round0" / "model.pt").read_bytes() == kept
-    assert sorted(p.name.split("-")[0] for p in (copied / "stale").iterdir()) == ["classify", "round1"]
+    assert sorted(p.name.split("-")[0] for p in (copied / "stale").iterdir()) == [
+        "classify",
+        "round1",
+    ]
 
 
 def test_another_learning_rate_keeps_no_round(data, copied):
@@ -258,7 +313,9 @@ def test_rounds_start_from_the_initial_weights_unless_told_otherwise(data, tmp_p
     assert not torch.equal(initial["classifier.weight"], trained["classifier.weight"])
     for run, start in (("cold", initial), ("warm", trained)):
         pipeline = Pipeline(options(data, tmp_path / run, "method.rounds=1"))
-        method = pipeline._fresh(Config(subcategories=(2, 2, 2)), "round0" if run == "warm" else None)
+        method = pipeline._fresh(
+            Config(subcategories=(2, 2, 2)), "round0" if run == "warm" else None
+        )
         assert torch.equal(method.classifier.weight, start["classifier.weight"])
         assert torch.equal(method.backbone.second.weight, start["backbone.second.weight"])
 
@@ -281,14 +338,18 @@ def test_warm_start_reaches_the_next_training(data, tmp_path, tiny):
 def parent(data: Path, tmp_path: Path, tiny: None) -> Path:
     """``model.pt`` of a run of ``cam``."""
     settings = [s for s in SETTINGS if not s.startswith("method")]
-    Pipeline(replace(options(data, tmp_path / "cam", method="cam"), settings=tuple(settings))).fit(lambda line: None)
+    Pipeline(replace(options(data, tmp_path / "cam", method="cam"), settings=tuple(settings))).fit(
+        lambda line: None
+    )
     return tmp_path / "cam" / "classify" / "model.pt"
 
 
 @pytest.mark.parametrize("warm", ["off", "on"])
 def test_a_given_round_0_is_not_trained(data, tmp_path, parent, warm):
     run = tmp_path / "run"
-    given = options(data, run, "method.rounds=1", f"method.round0={parent}", f"method.warm_start={warm}")
+    given = options(
+        data, run, "method.rounds=1", f"method.round0={parent}", f"method.warm_start={warm}"
+    )
     assert fit(given) == {"round0": "to do", "classify": "to do"}
     assert "round0" not in (run / "metrics.csv").read_text()
     taken = torch.load(parent, weights_only=True)["state"]
@@ -328,7 +389,12 @@ def test_classes_with_few_images(data, tmp_path, tiny):
     per_class = stored.labels.reshape(9, 3, 4)
     used = {name: int(per_class[:, k].any(0).sum()) for k, name in enumerate(classes)}
     assert used == {"alone": 1, "pair": 2, "common": 4}
-    assert json.loads((run / "manifest.json").read_text())["stages"]["round0"]["metrics"]["subcategories"] == 7
+    assert (
+        json.loads((run / "manifest.json").read_text())["stages"]["round0"]["metrics"][
+            "subcategories"
+        ]
+        == 7
+    )
 
 
 def test_an_image_that_is_twice_in_a_list_counts_once(data, tmp_path, tiny):

@@ -159,9 +159,18 @@ def test_maps_and_logits():
 def test_heads_are_those_of_the_released_checkpoint():
     with torch.device("meta"):
         seam, star = (Seam(Config(prcm=prcm), ResNet38(), 20) for prcm in ("off", "on"))  # type: ignore[arg-type]
-    shapes = {name: tuple(p.shape[:2]) for name, p in star.named_parameters() if not name.startswith("backbone.")}
-    assert shapes == {"fc8.weight": (21, 4096), "f8_3.weight": (64, 512), "f8_4.weight": (128, 1024),
-                      "f9.weight": (192, 195), "f10.weight": (192, 195)}  # fmt: skip
+    shapes = {
+        name: tuple(p.shape[:2])
+        for name, p in star.named_parameters()
+        if not name.startswith("backbone.")
+    }
+    assert shapes == {
+        "fc8.weight": (21, 4096),
+        "f8_3.weight": (64, 512),
+        "f8_4.weight": (128, 1024),
+        "f9.weight": (192, 195),
+        "f10.weight": (192, 195),
+    }
     assert sum(p.numel() for p in seam.parameters()) == 105_358_208
     assert sum(p.numel() for p in star.parameters()) == 105_395_648
     assert seam.dropout.p == 0.5
@@ -195,7 +204,9 @@ def test_the_traced_graph_is_the_method(prcm):
     free = torch.export.Dim.DYNAMIC
     with torch.no_grad():
         program = torch.export.export(
-            Maps(method), (torch.randn(2, 3, 48, 64),), dynamic_shapes=({0: free, 2: free, 3: free},)
+            Maps(method),
+            (torch.randn(2, 3, 48, 64),),
+            dynamic_shapes=({0: free, 2: free, 3: free},),
         )
         images = torch.randn(3, 3, 50, 41)
         for got, expected in zip(program.module()(images), method.cams_and_logits(images)):
@@ -206,7 +217,12 @@ def test_impossible_settings_are_user_errors():
     with pytest.raises(ConfigError, match="no features to correlate in TinyBackbone") as caught:
         Seam(Config(), TinyBackbone(), 3)
     assert "stage2 and stage3" in caught.value.expected
-    for knob, value in (("second_scale", 0.0), ("second_scale", 1.5), ("ohem", 0.0), ("loss_stride", 0)):
+    for knob, value in (
+        ("second_scale", 0.0),
+        ("second_scale", 1.5),
+        ("ohem", 0.0),
+        ("loss_stride", 0),
+    ):
         with pytest.raises(ConfigError, match=knob):
             Seam(dataclasses.replace(Config(), **{knob: value}), Staged(), 3)  # type: ignore[arg-type]
 
@@ -217,7 +233,9 @@ def test_the_protocol_is_known():
 
 
 def test_maps_of_absent_classes_need_not_be_enlarged():
-    """``loss`` enlarges maps of present classes only; with every map enlarged first it gives the same."""
+    """``loss`` enlarges maps of present classes only; with every map enlarged first it gives the
+    same.
+    """
     net = make(dropout=0.0, loss_stride=1, second_scale=0.3).train()
     images, tags, rng = batch()
     views = (images, resized(images, (15, 12)))
@@ -228,7 +246,12 @@ def test_maps_of_absent_classes_need_not_be_enlarged():
         net.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
         gradients.append(
-            {**terms, **{name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}}
+            {
+                **terms,
+                **{
+                    name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None
+                },
+            }
         )
     for name, value in gradients[0].items():
         torch.testing.assert_close(value, gradients[1][name], rtol=1e-4, atol=1e-6)

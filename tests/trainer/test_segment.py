@@ -1,4 +1,6 @@
-"""Training, loading and predicting with a segmenter; what tells one from another is in test_segmenters.py."""
+"""Training, loading and predicting with a segmenter; what tells one from another is in
+test_segmenters.py.
+"""
 
 from dataclasses import replace
 from functools import partial
@@ -22,7 +24,9 @@ from trainer.segmenters import make_segmenter
 from trainer.segmenters.aspp import Aspp
 from trainer.segmenters.config import PRESETS
 
-QUICK = SegmentConfig(epochs=1, batch=2, crop=32, workers=0, precision="fp32", rates=(1, 2), momentum=0.9)
+QUICK = SegmentConfig(
+    epochs=1, batch=2, crop=32, workers=0, precision="fp32", rates=(1, 2), momentum=0.9
+)
 RNG = np.random.default_rng(0)
 
 
@@ -93,7 +97,10 @@ def test_predictions_are_the_merged_views_of_one_image_at_a_time(tmp_path, flip)
     assert {p.stem for p in (tmp_path / "out").iterdir()} == set(data.records)
     kinds = set()
     for record in data.subset("all"):
-        label, pixels = read_index_png(tmp_path / "out" / f"{record.id}.png"), read_image(record.image)
+        label, pixels = (
+            read_index_png(tmp_path / "out" / f"{record.id}.png"),
+            read_image(record.image),
+        )
         assert label.shape == pixels.shape[:2]
         assert (label == naive(net, pixels, config).argmax(0)).mean() > 0.999
         kinds |= set(np.unique(label))
@@ -108,7 +115,9 @@ def test_crf_follows_the_soft_max_of_the_merged_views(tmp_path):
     predict(aspp(config), net, data.subset("all"), tmp_path / "out", "test", "cpu")
     for record in data.subset("all"):
         pixels = read_image(record.image)
-        q = DenseCrf(pixels, (3, 1), (4, 67, 3)).infer(unary_from_softmax(naive(net, pixels, config)), 10)
+        q = DenseCrf(pixels, (3, 1), (4, 67, 3)).infer(
+            unary_from_softmax(naive(net, pixels, config)), 10
+        )
         assert (read_index_png(tmp_path / "out" / f"{record.id}.png") == q.argmax(0)).mean() > 0.999
     with pytest.raises(ConfigError, match="unknown CRF preset 'P9'"):
         replace(QUICK, crf="P9")
@@ -143,10 +152,24 @@ def test_what_the_crf_sees(kind):
 PRESET_OF = {
     "aspp": QUICK,
     "deeplab-v2-r101": replace(
-        PRESETS["deeplab-v2-r101"], epochs=1, updates=0, batch=2, crop=33, width=1 / 16, workers=0, precision="fp32"
+        PRESETS["deeplab-v2-r101"],
+        epochs=1,
+        updates=0,
+        batch=2,
+        crop=33,
+        width=1 / 16,
+        workers=0,
+        precision="fp32",
     ),
     "largefov-r38": replace(
-        PRESETS["largefov-r38"], epochs=1, updates=0, batch=4, crop=32, width=1 / 16, workers=0, precision="fp32"
+        PRESETS["largefov-r38"],
+        epochs=1,
+        updates=0,
+        batch=4,
+        crop=32,
+        width=1 / 16,
+        workers=0,
+        precision="fp32",
     ),
 }
 
@@ -163,7 +186,9 @@ def trained(request, tmp_path_factory):
     network = segmenter.build()
     start = {k: v.clone() for k, v in network.state_dict().items()}
     metrics = Metrics(root / "metrics.csv", "segment")
-    segment.train_segmenter(segmenter, network, data.subset("all"), data.read_mask, stage, metrics, 0, identity, "cpu")
+    segment.train_segmenter(
+        segmenter, network, data.subset("all"), data.read_mask, stage, metrics, 0, identity, "cpu"
+    )
     return root, stage, identity, start, network, segmenter
 
 
@@ -197,7 +222,9 @@ def test_what_is_loaded_predicts_as_what_was_trained(trained, tmp_path):
         assert np.array_equal(a, b)
 
 
-@pytest.mark.parametrize(("key", "value"), [("classes", ["c0", "c1"]), ("backbone", "resnet34"), ("method", "seam")])
+@pytest.mark.parametrize(
+    ("key", "value"), [("classes", ["c0", "c1"]), ("backbone", "resnet34"), ("method", "seam")]
+)
 def test_weights_of_something_else_are_refused(trained, key, value):
     with pytest.raises(WeightsError, match=f"made with {key}") as caught:
         segment.load(trained[1].folder / "model.pt", {key: value})

@@ -1,4 +1,6 @@
-"""Training on masks that are wrong: the teacher's rule, when it is heard, and what each knob does to a training."""
+"""Training on masks that are wrong: the teacher's rule, when it is heard, and what each knob does
+to a training.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def test_labels_are_replaced_where_the_teacher_is_sure_and_of_another_opinion():
 
 @pytest.mark.parametrize("weight", [0.0, 0.25])
 def test_pixels_are_weighed_where_the_teacher_is_sure_and_of_another_opinion(weight):
-    labels, weights = heard(LABELS, SAID, EVERYTHING, replace(CONFIG, teacher="weigh", teacher_weight=weight))
+    labels, weights = heard(
+        LABELS, SAID, EVERYTHING, replace(CONFIG, teacher="weigh", teacher_weight=weight)
+    )
     assert torch.equal(labels, LABELS)
     assert weights is not None
     assert weights.tolist() == [[[1, weight, 1, weight, 1, 1]]]
@@ -58,13 +62,18 @@ def test_pixels_are_weighed_where_the_teacher_is_sure_and_of_another_opinion(wei
 def test_the_teacher_cannot_see_what_the_tags_deny():
     possible = torch.tensor([[True, True, False]])
     labels, _ = heard(
-        row(0, 1), logits([0.05, 0.15, 0.8], [0.3, 0.1, 0.6]), possible, replace(CONFIG, teacher_confidence=0.7)
+        row(0, 1),
+        logits([0.05, 0.15, 0.8], [0.3, 0.1, 0.6]),
+        possible,
+        replace(CONFIG, teacher_confidence=0.7),
     )
     assert labels.tolist() == row(1, 0).tolist()
 
 
 def test_a_class_that_the_teacher_does_not_know_is_not_erased():
-    labels, _ = heard(row(1, 1, 0, 2), logits(SURE[0], SURE[0], SURE[0], SURE[2]), EVERYTHING, CONFIG)
+    labels, _ = heard(
+        row(1, 1, 0, 2), logits(SURE[0], SURE[0], SURE[0], SURE[2]), EVERYTHING, CONFIG
+    )
     assert labels.tolist() == row(1, 1, 0, 2).tolist()
     both = torch.cat([row(1, 1), row(1, 1)])
     said = torch.cat([logits(SURE[0], SURE[1]), logits(SURE[0], SURE[0])])
@@ -109,7 +118,9 @@ def test_the_teacher_is_heard_late(progress, asked):
 def test_a_sample_says_what_its_tags_allow(tmp_path):
     data = pictures(tmp_path, count=2)
     made = Aspp(replace(CONFIG, crop=32), "resnet18", 3)
-    *_, possible = segment.make_sample(data.subset("all")[1], np.random.default_rng(0), made, data.read_mask)
+    *_, possible = segment.make_sample(
+        data.subset("all")[1], np.random.default_rng(0), made, data.read_mask
+    )
     assert possible.tolist() == [True, False, True, False]
 
 
@@ -118,9 +129,19 @@ def test_a_sample_says_what_its_tags_allow(tmp_path):
 
 def trained(tmp_path, data, read, name: str, epochs: int = 25, **knobs: Any) -> nn.Module:
     config = SegmentConfig(
-        epochs=epochs, batch=6, crop=40, scale=(1.0, 1.0), workers=0, precision="fp32", rates=(1,), lr=0.02, new_factor=10.0,
-        label_stride=4, momentum=0.9, **knobs,
-    )  # fmt: skip
+        epochs=epochs,
+        batch=6,
+        crop=40,
+        scale=(1.0, 1.0),
+        workers=0,
+        precision="fp32",
+        rates=(1,),
+        lr=0.02,
+        new_factor=10.0,
+        label_stride=4,
+        momentum=0.9,
+        **knobs,
+    )
     torch.manual_seed(0)
     network = AsppSegmenter(TinyBackbone(), 4, (1,))
     stage = Stage(tmp_path / name)
@@ -165,7 +186,9 @@ def test_a_teacher_finds_objects_that_a_third_of_the_masks_miss(tmp_path):
     assert on_objects(ignored, data) > on_objects(plain, data) + 0.1
     changed = right = 0
     for record in data.subset("all"):
-        given, true = (torch.from_numpy(mask)[None] for mask in (read(record), data.read_mask(record)))
+        given, true = (
+            torch.from_numpy(mask)[None] for mask in (read(record), data.read_mask(record))
+        )
         possible = torch.tensor([[True, True, False, False]])
         labels, _ = heard(given, chances(replaced, record).log()[None], possible, CONFIG)
         changed += int((labels != given).sum())
@@ -188,7 +211,9 @@ def test_balanced_classes_find_more_of_rare_objects(tmp_path):
 
 
 def test_open_pixels_teach_nothing(tmp_path):
-    """Objects are wrong in every mask, but left open: only then is background alone learnt, and no wrong class."""
+    """Objects are wrong in every mask, but left open: only then is background alone learnt, and no
+    wrong class.
+    """
     data = pictures(tmp_path / "data", count=6, classes=2)
 
     def wrong(record: Record, open_: bool) -> np.ndarray:
@@ -196,7 +221,10 @@ def test_open_pixels_teach_nothing(tmp_path):
         return np.where(mask > 0, 255 if open_ else 3, mask).astype(np.uint8)
 
     def of_class_3(network: nn.Module) -> float:
-        objects = [chances(network, r)[3][torch.from_numpy(data.read_mask(r)) > 0] for r in data.subset("all")]
+        objects = [
+            chances(network, r)[3][torch.from_numpy(data.read_mask(r)) > 0]
+            for r in data.subset("all")
+        ]
         return float(torch.cat(objects).mean())
 
     assert of_class_3(trained(tmp_path, data, partial(wrong, open_=False), "wrong")) > 0.5

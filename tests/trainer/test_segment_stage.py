@@ -1,4 +1,6 @@
-"""Segmenters as stages of a run: what they start from, keys, resume, labels of supervision, export and hand-on of weights."""
+"""Segmenters as stages of a run: what they start from, keys, resume, labels of supervision, export
+and hand-on of weights.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,11 @@ THIN = ("segment.width=0.0625", "segment.batch=4")
 
 def flat(network: nn.Module, value: float = 0.5) -> dict[str, torch.Tensor]:
     """A state that takes no space in a file."""
-    return {k: torch.tensor(value).expand(v.shape) for k, v in network.state_dict().items() if "num_batches" not in k}
+    return {
+        k: torch.tensor(value).expand(v.shape)
+        for k, v in network.state_dict().items()
+        if "num_batches" not in k
+    }
 
 
 def sketch(network: Any, *arguments: Any) -> nn.Module:
@@ -57,8 +63,10 @@ def files(tmp_path_factory) -> dict[str, Path]:
         "vision": flat(sketch(resnet101)),
         "voc": {f"base.{k}": v for k, v in flat(base).items()},
         "fov": flat(sketch(LargeFOVResNet38, 21)),
-        "res38": flat(sketch(build_backbone, "resnet38")) | {"fc8.weight": torch.zeros(20, 4096, 1, 1)},
-        "mobile": flat(sketch(build_backbone, "mobilenet_v2")) | {"classifier.1.weight": torch.zeros(1000, 1280)},
+        "res38": flat(sketch(build_backbone, "resnet38"))
+        | {"fc8.weight": torch.zeros(20, 4096, 1, 1)},
+        "mobile": flat(sketch(build_backbone, "mobilenet_v2"))
+        | {"classifier.1.weight": torch.zeros(1000, 1280)},
     }
     for name, content in contents.items():
         torch.save(content, folder / f"{name}.pth")
@@ -78,9 +86,19 @@ def cache(tmp_path, monkeypatch):
 
 
 def start(
-    network: str, backbone: str = "mobilenet_v2", weights: Path | None = None, given: Any = None, **knobs: Any
+    network: str,
+    backbone: str = "mobilenet_v2",
+    weights: Path | None = None,
+    given: Any = None,
+    **knobs: Any,
 ) -> Start:
-    return find_start(replace(PRESETS[network], **knobs), backbone, weights, None if given is None else str(given), 20)
+    return find_start(
+        replace(PRESETS[network], **knobs),
+        backbone,
+        weights,
+        None if given is None else str(given),
+        20,
+    )
 
 
 # What training starts from
@@ -114,7 +132,11 @@ def test_the_weights_of_the_run_are_taken_where_they_fit(files):
     assert start("largefov-r38", "resnet38").source == "classifier"
     assert start("aspp", "mobilenet_v2", files["mobile"], init="classifier").source == "classifier"
     assert dict(start("deeplab-v2-r101", "resnet101").knobs)["input"] == "torchvision_rgb"
-    for random in (start("largefov-r38", given="none"), start("aspp", init="random"), start("largefov-r38", width=0.5)):
+    for random in (
+        start("largefov-r38", given="none"),
+        start("aspp", init="random"),
+        start("largefov-r38", width=0.5),
+    ):
         assert random == Start("random")
 
 
@@ -123,7 +145,9 @@ def test_a_network_without_weights_says_what_to_bring(files):
         start("deeplab-v2-r101", "mobilenet_v2", files["mobile"])
     assert "--segmenter-weights FILE" in caught.value.hint
     assert "resnet101-" in caught.value.expected
-    with pytest.raises(WeightsError, match="largefov-r38: there are no weights for resnet38") as caught:
+    with pytest.raises(
+        WeightsError, match="largefov-r38: there are no weights for resnet38"
+    ) as caught:
         start("largefov-r38", "mobilenet_v2", files["mobile"])
     assert "ilsvrc-cls_rna" in caught.value.expected
     with pytest.raises(WeightsError, match="is not a file"):
@@ -131,7 +155,9 @@ def test_a_network_without_weights_says_what_to_bring(files):
 
 
 def test_a_classifier_of_another_network_is_refused(files):
-    with pytest.raises(ConfigError, match="the classifier is a mobilenet_v2, and largefov-r38 is a resnet38") as caught:
+    with pytest.raises(
+        ConfigError, match="the classifier is a mobilenet_v2, and largefov-r38 is a resnet38"
+    ) as caught:
         start("largefov-r38", "mobilenet_v2", files["mobile"], init="classifier")
     assert caught.value.hint == "--segmenter-weights FILE"
 
@@ -154,7 +180,9 @@ def test_weights_of_another_network_are_named(files, network, file, message):
 
 @pytest.mark.parametrize(("network", "file"), [("deeplab-v2-r101", "voc"), ("largefov-r38", "fov")])
 def test_weights_for_another_class_count_are_named(files, network, file):
-    with pytest.raises(WeightsError, match="a segmenter of 20 classes and background, and this one has 6"):
+    with pytest.raises(
+        WeightsError, match="a segmenter of 20 classes and background, and this one has 6"
+    ):
         find_start(PRESETS[network], "resnet18", None, str(files[file]), 6)
 
 
@@ -170,12 +198,30 @@ def scenes(tmp_path_factory) -> Path:
 
 def pipeline(data: Path, run: Path, *settings: str, **more: Any) -> Pipeline:
     fast = [
-        "cams.scales=1", "refine.refine=none", "segment.crf=none", "evaluate.threshold_from=label_free",
-        *(f"{part}.workers=0" for part in ("classify", "cams", "segment")), "classify.precision=fp32", "segment.precision=fp32",
-    ]  # fmt: skip
-    options: dict[str, Any] = {"weights": "none", "until": "evaluate", "epochs": 1, "size": 48, **more}
+        "cams.scales=1",
+        "refine.refine=none",
+        "segment.crf=none",
+        "evaluate.threshold_from=label_free",
+        *(f"{part}.workers=0" for part in ("classify", "cams", "segment")),
+        "classify.precision=fp32",
+        "segment.precision=fp32",
+    ]
+    options: dict[str, Any] = {
+        "weights": "none",
+        "until": "evaluate",
+        "epochs": 1,
+        "size": 48,
+        **more,
+    }
     return Pipeline(
-        Options(data=data, run=run, backbone="resnet18", device="cpu", settings=(*fast, *settings), **options)
+        Options(
+            data=data,
+            run=run,
+            backbone="resnet18",
+            device="cpu",
+            settings=(*fast, *settings),
+            **options,
+        )
     )
 
 
@@ -187,7 +233,9 @@ def fitted(data: Path, run: Path, *settings: str, **more: Any) -> list[str]:
 
 @pytest.fixture(scope="module", params=["deeplab-v2-r101", "largefov-r38"])
 def finished(request, scenes, tmp_path_factory) -> Iterator[tuple[str, Path]]:
-    """A whole run; DeepLab-v2 with two blocks a layer, since what an export costs are its layers."""
+    """A whole run; DeepLab-v2 with two blocks a layer, since what an export costs are its
+    layers.
+    """
     shallow = {name: (2, *rest) for name, (_, *rest) in deeplab_v2.LAYERS.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(deeplab_v2, "LAYERS", shallow)
@@ -199,7 +247,10 @@ def finished(request, scenes, tmp_path_factory) -> Iterator[tuple[str, Path]]:
 def test_a_run_says_which_segmenter_it_has(finished):
     name, run = finished
     manifest = json.loads((run / "manifest.json").read_text())
-    assert (manifest["segmenter"], manifest["segmenter_supervision"]) == (name, "none (from scratch)")
+    assert (manifest["segmenter"], manifest["segmenter_supervision"]) == (
+        name,
+        "none (from scratch)",
+    )
     assert manifest["config"]["segment"]["network"] == name
     for stage in ("segment", "segment_full"):
         for entry in current_evaluation(run)[stage].values():
@@ -238,7 +289,10 @@ def test_another_test_needs_no_other_training(finished, scenes):
     before = (run / "segment" / "model.pt").stat().st_mtime_ns
     flip = "off" if PRESETS[name].flip else "on"
     said = fitted(scenes, run, *THIN, f"segment.flip={flip}", segmenter=name, supervision="both")
-    assert {line for line in said if "kept" in line} >= {"segment_train: done, kept", "segment_full_train: done, kept"}
+    assert {line for line in said if "kept" in line} >= {
+        "segment_train: done, kept",
+        "segment_full_train: done, kept",
+    }
     assert {line.split(":")[0] for line in said if "changed" in line} == {"segment", "segment_full"}
     assert (run / "segment" / "model.pt").stat().st_mtime_ns == before
     fitted(scenes, run, *THIN, segmenter=name, supervision="both")
@@ -257,19 +311,29 @@ def test_weights_go_out_and_come_back_in(finished, tmp_path):
     again = make_segmenter(segmenter.config, "resnet18", 6).build()
     report = segmenter.load(again, tmp_path / "out.pth")
     assert (report.missing, report.supervision) == ((), "image tags")
-    assert all(torch.equal(v, network.state_dict()[k]) for k, v in again.state_dict().items() if "num_batches" not in k)
+    assert all(
+        torch.equal(v, network.state_dict()[k])
+        for k, v in again.state_dict().items()
+        if "num_batches" not in k
+    )
     assert "masks" in export_weights(run, tmp_path / "full.pth", "segment_full")["supervision"]
 
 
 def test_the_commands_of_weights(finished, files, tmp_path):
     _, run = finished
-    said = CliRunner().invoke(app, ["weights", "export", str(run), "--out", str(tmp_path / "a.pth"), "--json"])
+    said = CliRunner().invoke(
+        app, ["weights", "export", str(run), "--out", str(tmp_path / "a.pth"), "--json"]
+    )
     assert json.loads(said.stdout)["sha256"] == file_sha256(tmp_path / "a.pth")
-    said = CliRunner().invoke(app, ["weights", "import", str(files["coco"]), "--as", "deeplab-v2-r101"])
+    said = CliRunner().invoke(
+        app, ["weights", "import", str(files["coco"]), "--as", "deeplab-v2-r101"]
+    )
     assert "supervision COCO masks (EXTRA SUPERVISION" in said.stderr
     assert Path(said.stdout.strip()).is_file()
     said = CliRunner().invoke(app, ["weights", "list", "--json"])
-    assert {row["backbone"]: row["supervision"] for row in json.loads(said.stdout)}["deeplab-v2-r101"] == "COCO masks"
+    assert {row["backbone"]: row["supervision"] for row in json.loads(said.stdout)}[
+        "deeplab-v2-r101"
+    ] == "COCO masks"
 
 
 def test_a_name_of_the_cache_is_a_start(files):
@@ -291,9 +355,19 @@ def test_impossible_segmenters_end_before_the_work(scenes, files, tmp_path):
             "looks like a torchvision resnet101",
         ),
         (["--segmenter-weights", "nowhere.pth"], "nowhere.pth is not a file"),
-        (["--segmenter", "largefov-r38", "--set", "segment.init=classifier"], "the classifier is a mobilenet_v2"),
         (
-            ["--segmenter", "largefov-r38", "--set", "segment.bn=train", "--segmenter-weights", "none"],
+            ["--segmenter", "largefov-r38", "--set", "segment.init=classifier"],
+            "the classifier is a mobilenet_v2",
+        ),
+        (
+            [
+                "--segmenter",
+                "largefov-r38",
+                "--set",
+                "segment.bn=train",
+                "--segmenter-weights",
+                "none",
+            ],
             "batch norm mode 'train'",
         ),
     ):
@@ -314,9 +388,20 @@ def test_nothing_to_hand_on_is_said(scenes, tmp_path):
 
 @pytest.mark.parametrize("network", ["aspp", "deeplab-v2-r101", "largefov-r38"])
 def test_a_broken_training_goes_on_to_the_same_weights(scenes, tmp_path, monkeypatch, network):
-    knobs = ["segment.checkpoint_minutes=0", "segment.ema=0.9", "segment.teacher=replace", "segment.teacher_after=0"]
+    knobs = [
+        "segment.checkpoint_minutes=0",
+        "segment.ema=0.9",
+        "segment.teacher=replace",
+        "segment.teacher_after=0",
+    ]
     knobs += ["segment.teacher_confidence=0.2", "segment.batch=3"]
-    more = {"segmenter": network, "epochs": 2, "until": "segment", "supervision": "full", "segmenter_weights": "none"}
+    more = {
+        "segmenter": network,
+        "epochs": 2,
+        "until": "segment",
+        "supervision": "full",
+        "segmenter_weights": "none",
+    }
     knobs += THIN[:1] if network != "aspp" else []
     fitted(scenes, tmp_path / "whole", *knobs, **more)
     update, steps = loop._Trainer._update, []
@@ -349,7 +434,12 @@ def test_masks_in_the_start_are_said_wherever_numbers_stand(scenes, tmp_path):
     line.fit(lambda text: None)
     run = tmp_path / "run"
     evaluation = current_evaluation(run)
-    for stage, extra in {"cam": False, "refined": False, "segment": True, "segment_full": True}.items():
+    for stage, extra in {
+        "cam": False,
+        "refined": False,
+        "segment": True,
+        "segment_full": True,
+    }.items():
         for entry in evaluation[stage].values():
             assert ("COCO masks (EXTRA SUPERVISION" in entry["protocol"]) == extra
             assert ("EXTRA SUPERVISION" in entry["conditions"]["initial_weights"]) == extra

@@ -1,4 +1,6 @@
-"""Losses of the segmenters: labels at each size as Pillow and nearest-exact have them, means over known pixels."""
+"""Losses of the segmenters: labels at each size as Pillow and nearest-exact have them, means over
+known pixels.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from PIL import Image
 from trainer.segmenters.losses import label_loss, multi_scale_loss, resize_labels
 
 
-@pytest.mark.parametrize(("old", "new"), [(321, 41), (321, 21), (321, 31), (512, 128), (513, 65), (375, 94), (448, 56)])
+@pytest.mark.parametrize(
+    ("old", "new"), [(321, 41), (321, 21), (321, 31), (512, 128), (513, 65), (375, 94), (448, 56)]
+)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
 def test_labels_are_resized_as_by_pillow(old, new, dtype):
     labels = np.random.default_rng(old).integers(0, 256, (old, old), dtype=np.uint8)
@@ -49,10 +53,14 @@ def test_loss_is_the_sum_over_outputs_of_means_over_known_pixels():
     logits = [4 * U((2, 3, *size), 2 + i) - 2 for i, size in enumerate(sizes)]
     expected = 0.0
     for level in logits:
-        small = F.interpolate(labels[:, None].double(), level.shape[2:], mode="nearest-exact")[:, 0].long()
+        small = F.interpolate(labels[:, None].double(), level.shape[2:], mode="nearest-exact")[
+            :, 0
+        ].long()
         expected += F.cross_entropy(level, small, ignore_index=255).item()
     assert multi_scale_loss(logits, labels).item() == pytest.approx(expected, rel=1e-12)
-    assert multi_scale_loss(logits, labels.to(torch.uint8)).item() == pytest.approx(expected, rel=1e-12)
+    assert multi_scale_loss(logits, labels.to(torch.uint8)).item() == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 def test_balanced_loss_is_background_and_foreground_apart():
@@ -88,7 +96,9 @@ def test_weights_of_pixels_are_those_of_a_mean():
     levels = [logits, logits[:, :, ::2, ::2]]
     picked = resize_labels(weights, (2, 3))
     small = label_loss(levels[1], resize_labels(labels, (2, 3)), weights_Bhw=picked)
-    torch.testing.assert_close(multi_scale_loss(levels, labels, weights_BHW=weights), expected + small)
+    torch.testing.assert_close(
+        multi_scale_loss(levels, labels, weights_BHW=weights), expected + small
+    )
 
 
 def test_labels_are_resized_once_for_each_size(monkeypatch):
@@ -96,7 +106,12 @@ def test_labels_are_resized_once_for_each_size(monkeypatch):
 
     seen = []
     monkeypatch.setattr(
-        losses, "resize_labels", lambda labels, size: seen.append(tuple(size)) or resize_labels(labels, size)
+        losses,
+        "resize_labels",
+        lambda labels, size: seen.append(tuple(size)) or resize_labels(labels, size),
     )
-    multi_scale_loss([torch.zeros(1, 3, s, s) for s in (41, 21, 31, 41)], torch.zeros(1, 321, 321, dtype=torch.uint8))
+    multi_scale_loss(
+        [torch.zeros(1, 3, s, s) for s in (41, 21, 31, 41)],
+        torch.zeros(1, 321, 321, dtype=torch.uint8),
+    )
     assert sorted(seen) == [(21, 21), (31, 31), (41, 41)]

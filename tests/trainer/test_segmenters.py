@@ -1,4 +1,6 @@
-"""What tells the three segmenters apart: training views, loss, groups, test, knobs (spec refine-segment 6, 7 and 15)."""
+"""What tells the three segmenters apart: training views, loss, groups, test, knobs (spec
+refine-segment 6, 7 and 15).
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def segmenter(name: str, classes: int = 3, **knobs) -> Segmenter:
 
 def picture(height: int = 40, width: int = 52, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8), rng.integers(0, 4, (height, width), dtype=np.uint8)
+    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8), rng.integers(
+        0, 4, (height, width), dtype=np.uint8
+    )
 
 
 # Training views
@@ -66,16 +70,26 @@ def test_deeplab_v2_view_by_hand():
         bgr = np.zeros((h, w, 3))
         for y in range(h):
             for x in range(w):
-                v, u = (np.clip((i + 0.5) * old / new - 0.5, 0, old - 1) for i, old, new in ((y, 40, h), (x, 52, w)))
+                v, u = (
+                    np.clip((i + 0.5) * old / new - 0.5, 0, old - 1)
+                    for i, old, new in ((y, 40, h), (x, 52, w))
+                )
                 y0, x0 = int(v), int(u)
                 y1, x1, a, b = min(y0 + 1, 39), min(x0 + 1, 51), v - y0, u - x0
                 four = pixels[[y0, y0, y1, y1], [x0, x1, x0, x1]].astype(float)
-                bgr[y, x] = (np.array([(1 - a) * (1 - b), (1 - a) * b, a * (1 - b), a * b]) @ four)[::-1]
+                bgr[y, x] = (np.array([(1 - a) * (1 - b), (1 - a) * b, a * (1 - b), a * b]) @ four)[
+                    ::-1
+                ]
         wanted = np.asarray(Image.fromarray(mask).resize((w, h), Image.Resampling.NEAREST))
-        bgr = np.pad(bgr - (104.008, 116.669, 122.675), ((0, max(48 - h, 0)), (0, max(48 - w, 0)), (0, 0)))
+        bgr = np.pad(
+            bgr - (104.008, 116.669, 122.675), ((0, max(48 - h, 0)), (0, max(48 - w, 0)), (0, 0))
+        )
         wanted = np.pad(wanted, ((0, max(48 - h, 0)), (0, max(48 - w, 0))), constant_values=255)
         top, left = (int(rng.integers(0, side - 48 + 1)) for side in wanted.shape)
-        bgr, wanted = bgr[top : top + 48, left : left + 48], wanted[top : top + 48, left : left + 48]
+        bgr, wanted = (
+            bgr[top : top + 48, left : left + 48],
+            wanted[top : top + 48, left : left + 48],
+        )
         if rng.random() < 0.5:
             bgr, wanted = bgr[:, ::-1], wanted[:, ::-1]
             flips.add(seed)
@@ -99,11 +113,15 @@ def test_largefov_view_by_hand():
         factor = rng.uniform(0.5, 1.5)
         h, w = round(40 * factor), round(52 * factor)
         planes = torch.from_numpy(view.copy()).permute(2, 0, 1)[None].double()
-        planes = F.interpolate(planes, (h, w), mode="bicubic", align_corners=False).round().clamp(0, 255)
+        planes = (
+            F.interpolate(planes, (h, w), mode="bicubic", align_corners=False).round().clamp(0, 255)
+        )
         rows, columns = (np.arange(n) * old // n for n, old in ((h, 40), (w, 52)))
         truth = truth[rows[:, None], columns]
         (y, top, hh), (x, left, ww) = (
-            (int(rng.integers(0, n - 48 + 1)), 0, 48) if n > 48 else (0, int(rng.integers(0, 48 - n + 1)), n)
+            (int(rng.integers(0, n - 48 + 1)), 0, 48)
+            if n > 48
+            else (0, int(rng.integers(0, 48 - n + 1)), n)
             for n in (h, w)
         )
         expected, labels = np.zeros((48, 48, 3)), np.full((48, 48), 255)
@@ -145,7 +163,9 @@ def test_input_of_caffe():
 
 def test_a_set_of_scales_for_any_segmenter():
     made = segmenter("aspp", scale=(0.5, 1.0), scale_draw="set", crop=64)
-    sizes = {int((made.sample(*picture(), sample_rng(0, 0, i))[1] != IGNORE).sum()) for i in range(12)}
+    sizes = {
+        int((made.sample(*picture(), sample_rng(0, 0, i))[1] != IGNORE).sum()) for i in range(12)
+    }
     assert sizes == {20 * 26, 40 * 52}
 
 
@@ -164,7 +184,9 @@ class Fixed(nn.Module):
 
 
 def test_ignored_pixels_count_for_nothing():
-    labels = torch.randint(0, 4, (2, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(
+        0, 4, (2, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     labels[:, :, 5:] = IGNORE
     net = Fixed(torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)))
     loss = segmenter("aspp", label_stride=1).loss(net, labels, labels, None)["ce"]
@@ -177,7 +199,9 @@ def test_ignored_pixels_count_for_nothing():
 
 def test_a_batch_of_ignored_pixels_only_is_harmless():
     net = Fixed(torch.randn(2, 4, 8, 8))
-    loss = segmenter("aspp").loss(net, net.logits, torch.full((2, 32, 32), IGNORE, dtype=torch.uint8), None)["ce"]
+    loss = segmenter("aspp").loss(
+        net, net.logits, torch.full((2, 32, 32), IGNORE, dtype=torch.uint8), None
+    )["ce"]
     assert loss.item() == 0
     loss.backward()
     assert net.logits.grad is not None
@@ -189,7 +213,9 @@ def test_labels_are_picked_at_cell_centres():
     labels[0, 2, 6] = 1
     net = Fixed(torch.zeros(1, 2, 2, 2))
     net.logits.data[0, 0] = 20.0
-    assert segmenter("aspp", label_stride=4).loss(net, labels, labels, None)["ce"].item() == pytest.approx(20 / 4)
+    assert segmenter("aspp", label_stride=4).loss(net, labels, labels, None)[
+        "ce"
+    ].item() == pytest.approx(20 / 4)
 
 
 @pytest.mark.parametrize(("name", "outputs"), [("deeplab-v2-r101", 4), ("largefov-r38", 1)])
@@ -208,8 +234,13 @@ def test_loss_of_a_step_is_that_of_the_papers(name, outputs):
     expected = 0.0
     for level in levels:
         size = tuple(level.shape[2:])
-        small = [np.asarray(Image.fromarray(m.numpy()).resize(size[::-1], Image.Resampling.NEAREST)) for m in labels]
-        expected += F.cross_entropy(level, torch.from_numpy(np.stack(small)).long(), ignore_index=255).item()
+        small = [
+            np.asarray(Image.fromarray(m.numpy()).resize(size[::-1], Image.Resampling.NEAREST))
+            for m in labels
+        ]
+        expected += F.cross_entropy(
+            level, torch.from_numpy(np.stack(small)).long(), ignore_index=255
+        ).item()
     assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -225,7 +256,9 @@ def test_groups_are_those_of_deeplab(name):
     ]
     grouped = {id(p) for g in groups for p in g["params"]}
     assert grouped == {id(p) for p in network.parameters() if p.requires_grad}
-    assert [g["lr"] for g in segmenter(name, new_factor=1.0).groups(network)][1] == pytest.approx(PRESETS[name].lr)
+    assert [g["lr"] for g in segmenter(name, new_factor=1.0).groups(network)][1] == pytest.approx(
+        PRESETS[name].lr
+    )
 
 
 # The test
@@ -240,11 +273,15 @@ def test_deeplab_v2_is_asked_as_published():
     assert views.scales == (1.0,)
     view = views.make(pixels, 1.0)[None]
     np.testing.assert_allclose(
-        view[0].permute(1, 2, 0), pixels[..., ::-1] - np.array([104.008, 116.669, 122.675]), atol=1e-4
+        view[0].permute(1, 2, 0),
+        pixels[..., ::-1] - np.array([104.008, 116.669, 122.675]),
+        atol=1e-4,
     )
     with torch.no_grad():
         found = made.probabilities(network, [view], (41, 56))
-        expected = F.interpolate(network(view), (41, 56), mode="bilinear", align_corners=False).softmax(1)
+        expected = F.interpolate(
+            network(view), (41, 56), mode="bilinear", align_corners=False
+        ).softmax(1)
     torch.testing.assert_close(found, expected)
     assert not made.config.flip
 
@@ -254,7 +291,9 @@ class Ramp(nn.Module):
 
     def forward(self, x):
         slope = torch.linspace(-1, 1, x.shape[3], dtype=x.dtype).expand(x.shape[2], -1)
-        return torch.stack([slope * x.mean(1), (x[:, 0] + x.shape[3] / 100).square()], 1)[:, :, ::2, ::2]
+        return torch.stack([slope * x.mean(1), (x[:, 0] + x.shape[3] / 100).square()], 1)[
+            :, :, ::2, ::2
+        ]
 
 
 def test_largefov_merges_views_as_logits():
@@ -265,7 +304,11 @@ def test_largefov_merges_views_as_logits():
     logits = []
     for scale in config.scales:
         size = [round(15 * scale), round(20 * scale)]
-        view = images if scale == 1 else F.interpolate(images, size, mode="bicubic", align_corners=False)
+        view = (
+            images
+            if scale == 1
+            else F.interpolate(images, size, mode="bicubic", align_corners=False)
+        )
         for mirror in (False, True):
             one = network(view.flip(3) if mirror else view)
             full = F.interpolate(one, (15, 20), mode="bilinear", align_corners=True)
@@ -277,13 +320,17 @@ def test_largefov_merges_views_as_logits():
 def test_mirrored_images_have_mirrored_probabilities():
     images = U((1, 3, 12, 18), 4)
     found = multi_scale_probabilities(Ramp(), images, (1.0, 0.5), True)
-    torch.testing.assert_close(multi_scale_probabilities(Ramp(), images.flip(3), (1.0, 0.5), True), found.flip(3))
+    torch.testing.assert_close(
+        multi_scale_probabilities(Ramp(), images.flip(3), (1.0, 0.5), True), found.flip(3)
+    )
     one = multi_scale_probabilities(Ramp(), images, (1.0,), flip=False)
     torch.testing.assert_close(
         one, F.interpolate(Ramp()(images), (12, 18), mode="bilinear", align_corners=True).softmax(1)
     )
     both = mean_probabilities(Ramp(), [images.float()], (12, 18), True)
-    torch.testing.assert_close(mean_probabilities(Ramp(), [images.float().flip(3)], (12, 18), True), both.flip(3))
+    torch.testing.assert_close(
+        mean_probabilities(Ramp(), [images.float().flip(3)], (12, 18), True), both.flip(3)
+    )
 
 
 # Knobs
@@ -304,8 +351,20 @@ def test_presets_are_what_the_specification_says():
         0.9,
         5e-4,
     )
-    assert (v2.schedule, v2.crop, v2.rates, v2.msc, v2.crf) == ("poly_held", 321, (6, 12, 18, 24), (0.5, 0.75), "P3")
-    assert (fov.updates, fov.batch, fov.lr, fov.momentum, fov.weight_decay) == (20_000, 10, 1e-3, 0.9, 5e-4)
+    assert (v2.schedule, v2.crop, v2.rates, v2.msc, v2.crf) == (
+        "poly_held",
+        321,
+        (6, 12, 18, 24),
+        (0.5, 0.75),
+        "P3",
+    )
+    assert (fov.updates, fov.batch, fov.lr, fov.momentum, fov.weight_decay) == (
+        20_000,
+        10,
+        1e-3,
+        0.9,
+        5e-4,
+    )
     assert (fov.schedule, fov.crop, fov.scale, fov.hsv, fov.bn, fov.crf) == (
         "poly_open",
         448,

@@ -26,11 +26,18 @@ from trainer.pipeline import Pipeline
 from trainer.training.optimiser import Training, cosine, make_optimizer, set_rate
 
 TINY = VitShape(layers=2, heads=2, width=128, mlp=160, patch=16, image_size=48)
-SETTINGS = ("classify.workers=0", "classify.precision=fp32", "classify.validate=off", "method.teacher_epochs=2")
+SETTINGS = (
+    "classify.workers=0",
+    "classify.precision=fp32",
+    "classify.validate=off",
+    "method.teacher_epochs=2",
+)
 
 
 def rates(config: Training, total: int) -> list[float]:
-    optimizer = make_optimizer([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": config.lr}], config)
+    optimizer = make_optimizer(
+        [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": config.lr}], config
+    )
     return [set_rate(optimizer, step, total, config) for step in range(total)]
 
 
@@ -61,7 +68,10 @@ def test_statistics_of_the_teachers_file():
     with torch.inference_mode():
         imagenet = (pixels - mean) / deviation
         torch.testing.assert_close(
-            Teacher(vit, 3, half=True).embed(imagenet), vit((pixels - 0.5) / 0.5), rtol=1e-4, atol=1e-5
+            Teacher(vit, 3, half=True).embed(imagenet),
+            vit((pixels - 0.5) / 0.5),
+            rtol=1e-4,
+            atol=1e-5,
         )
         assert torch.equal(Teacher(vit, 3, half=False).embed(imagenet), vit(imagenet))
 
@@ -91,22 +101,48 @@ def test_the_head_of_the_subcategories_does_not_decay():
 
 def test_the_loss_is_weighted_by_1_as_in_the_report_and_by_2_in_mvas_code():
     report, mva = (
-        make_configs(Options(Path("d"), Path("r"), method="subcategory_teaching", backbone="resnet38", preset=name))
+        make_configs(
+            Options(
+                Path("d"),
+                Path("r"),
+                method="subcategory_teaching",
+                backbone="resnet38",
+                preset=name,
+            )
+        )
         for name in ("paper", "mva")
     )
-    assert report.method == Config(weight=1.0, teacher="vit_b_16", cluster="train", teacher_schedule="updates")
-    assert (mva.method.weight, mva.method.cluster, mva.method.teacher_schedule) == (2.0, "train+val", "epochs")
-    assert (mva.classify.batch, mva.classify.crop, mva.classify.clip, mva.classify.new_factor) == (8, 300, 1.0, 1.0)
+    assert report.method == Config(
+        weight=1.0, teacher="vit_b_16", cluster="train", teacher_schedule="updates"
+    )
+    assert (mva.method.weight, mva.method.cluster, mva.method.teacher_schedule) == (
+        2.0,
+        "train+val",
+        "epochs",
+    )
+    assert (mva.classify.batch, mva.classify.crop, mva.classify.clip, mva.classify.new_factor) == (
+        8,
+        300,
+        1.0,
+        1.0,
+    )
 
 
-@pytest.mark.parametrize("knobs", [{"weight": -1}, {"teacher_epochs": 0}, {"teacher_batch": 0}, {"teacher_lr": 0}])
+@pytest.mark.parametrize(
+    "knobs", [{"weight": -1}, {"teacher_epochs": 0}, {"teacher_batch": 0}, {"teacher_lr": 0}]
+)
 def test_impossible_knobs(knobs):
     with pytest.raises(ConfigError):
         Config(**knobs)
 
 
 def options(data: Path, run: Path, *settings: str, **changes: Any) -> Options:
-    given: dict[str, Any] = {"method": "subcategory_teaching", "weights": "none", "epochs": 1, "size": 64}
+    given: dict[str, Any] = {
+        "method": "subcategory_teaching",
+        "weights": "none",
+        "epochs": 1,
+        "size": 64,
+    }
     given |= {"device": "cpu", "until": "classify", **changes}
     return Options(data, run, settings=(*SETTINGS, *settings), **given)
 
@@ -134,7 +170,9 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(data: Path, vit_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def finished(
+    data: Path, vit_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
     """A run with the small ViT as teacher of the tiny network."""
     run = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
@@ -164,10 +202,18 @@ def stages(run: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("weights", ["", "nothing.pth"])
 def test_a_teacher_without_weights_says_which_file_to_bring(data, tmp_path, tiny, weights):
     with pytest.raises(ConfigError, match=weights or "the teacher has no weights") as caught:
-        Pipeline(options(data, tmp_path / "run", *([f"method.teacher_weights={weights}"] if weights else [])))
+        Pipeline(
+            options(
+                data, tmp_path / "run", *([f"method.teacher_weights={weights}"] if weights else [])
+            )
+        )
     assert "vit_b_16-c867db91.pth" in caught.value.expected
     assert "vit_base_patch16_224.orig_in21k_ft_in1k" in caught.value.expected
-    for way in ("method.teacher_weights=FILE", "method.teacher=backbone", "method.teacher_weights=none"):
+    for way in (
+        "method.teacher_weights=FILE",
+        "method.teacher=backbone",
+        "method.teacher_weights=none",
+    ):
         assert way in caught.value.hint
     assert not (tmp_path / "run").exists()
 
@@ -182,7 +228,10 @@ def test_a_small_vit_file_is_a_teacher(data, finished, vit_file):
     assert {name: stage["status"] for name, stage in stages(finished).items()} == dict.fromkeys(
         ("teacher", "subcategories", "classify"), "done"
     )
-    assert sorted(p.name for p in (finished / "teacher").iterdir()) == ["embeddings.npz", "model.pt"]
+    assert sorted(p.name for p in (finished / "teacher").iterdir()) == [
+        "embeddings.npz",
+        "model.pt",
+    ]
     features = Embeddings.read(finished / "teacher" / "embeddings.npz")
     stored = Subcategories.read(finished / "subcategories" / "subcategories.npz")
     assert features.values.shape == (12, 128)
@@ -195,17 +244,27 @@ def test_a_small_vit_file_is_a_teacher(data, finished, vit_file):
     assert list(stages(finished)["subcategories"]["metrics"].values())[:3] == counts.tolist()
     state = torch.load(finished / "classify" / "model.pt", weights_only=True)["state"]
     assert state["subcategory_classifier.weight"].shape == (counts.sum(), 6, 1, 1)
-    start, end = (torch.load(path, weights_only=True) for path in (vit_file, finished / "teacher" / "model.pt"))
-    moved = {name for name, tensor in start.items() if not torch.equal(tensor, end["state"]["vit." + name])}
+    start, end = (
+        torch.load(path, weights_only=True)
+        for path in (vit_file, finished / "teacher" / "model.pt")
+    )
+    moved = {
+        name
+        for name, tensor in start.items()
+        if not torch.equal(tensor, end["state"]["vit." + name])
+    }
     assert {"class_token", "conv_proj.weight", "encoder.ln.weight"} <= moved
 
 
 def test_the_teachers_maps_and_training_survive_the_same_command(data, copied, vit_file):
-    assert set(fit(options(data, copied, f"method.teacher_weights={vit_file}")).values()) == {"done"}
+    assert set(fit(options(data, copied, f"method.teacher_weights={vit_file}")).values()) == {
+        "done"
+    }
 
 
 @pytest.mark.parametrize(
-    "setting", ["method.weight=2", "method.pooling=gmp", "method.maps=subcategory", "classify.lr=1e-4"]
+    "setting",
+    ["method.weight=2", "method.pooling=gmp", "method.maps=subcategory", "classify.lr=1e-4"],
 )
 def test_a_knob_of_the_student_does_not_train_the_teacher_again(data, copied, vit_file, setting):
     found = fit(options(data, copied, f"method.teacher_weights={vit_file}", setting))
@@ -213,7 +272,9 @@ def test_a_knob_of_the_student_does_not_train_the_teacher_again(data, copied, vi
 
 
 def test_a_knob_of_the_clusters_keeps_the_embeddings(data, copied, vit_file):
-    found = fit(options(data, copied, f"method.teacher_weights={vit_file}", "method.early_exit=off"))
+    found = fit(
+        options(data, copied, f"method.teacher_weights={vit_file}", "method.early_exit=off")
+    )
     assert found == {"teacher": "done", "subcategories": "settings", "classify": "settings"}
 
 
@@ -234,9 +295,13 @@ def test_other_weights_under_the_same_name_are_noticed(data, copied, vit_file, t
 
 
 def test_clusters_of_validation_images_too(data, copied, vit_file):
-    found = fit(options(data, copied, f"method.teacher_weights={vit_file}", "method.cluster=train+val"))
+    found = fit(
+        options(data, copied, f"method.teacher_weights={vit_file}", "method.cluster=train+val")
+    )
     assert set(found.values()) == {"settings"}
-    pipeline = Pipeline(options(data, copied, f"method.teacher_weights={vit_file}", "method.cluster=train+val"))
+    pipeline = Pipeline(
+        options(data, copied, f"method.teacher_weights={vit_file}", "method.cluster=train+val")
+    )
     everyone = [*pipeline.tagged, *pipeline.validation]
     stored = Subcategories.read(copied / "subcategories" / "subcategories.npz")
     assert stored.ids == [record.id for record in everyone]
@@ -268,7 +333,10 @@ def test_missing_embeddings_are_made_without_training_the_teacher(
     assert set(fit(given).values()) == {"to do"}
     assert (run / "teacher" / "model.pt").stat().st_mtime_ns == before
     for name in ("teacher", "classify"):
-        one, other = (torch.load(root / name / "model.pt", weights_only=True)["state"] for root in (run, finished))
+        one, other = (
+            torch.load(root / name / "model.pt", weights_only=True)["state"]
+            for root in (run, finished)
+        )
         assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
 
 
@@ -280,11 +348,17 @@ def test_the_backbone_as_teacher(data, tmp_path, tiny):
     assert "classifier.weight" in state
     assert "subcategory_classifier.weight" not in state
     assert fit(options(data, run, "method.teacher=backbone", "method.weight=3")) == {
-        "teacher": "done", "subcategories": "done", "classify": "settings",
-    }  # fmt: skip
+        "teacher": "done",
+        "subcategories": "done",
+        "classify": "settings",
+    }
     # This teacher is made by the student's recipe and pooling.
-    assert set(fit(options(data, run, "method.teacher=backbone", "method.pooling=gmp")).values()) == {"settings"}
-    assert set(fit(options(data, run, "method.teacher=backbone", "classify.lr=1e-4")).values()) == {"settings"}
+    assert set(
+        fit(options(data, run, "method.teacher=backbone", "method.pooling=gmp")).values()
+    ) == {"settings"}
+    assert set(fit(options(data, run, "method.teacher=backbone", "classify.lr=1e-4")).values()) == {
+        "settings"
+    }
     # No file is looked for.
     Pipeline(options(data, run, "method.teacher=backbone", "method.teacher_weights=nothing.pth"))
 

@@ -63,7 +63,11 @@ def test_ids_follow_the_image(size):
         assert not view.numpy()[:, ~inside].any()
         assert inside.sum() == min(32, size[0]) * 32
         rows = cut[inside.any(1)]
-        flipped.add(any(np.array_equal(rows[0], row[x : x + 32]) for row in ids for x in range(size[1] - 31)))
+        flipped.add(
+            any(
+                np.array_equal(rows[0], row[x : x + 32]) for row in ids for x in range(size[1] - 31)
+            )
+        )
     assert flipped == {True, False}
 
 
@@ -79,8 +83,12 @@ def test_ids_follow_a_resized_image():
 def test_the_image_is_that_of_samples_without_ids():
     image = smooth(40, 50)
     for n in range(4):
-        with_ids = classify_planes(image, [slic_segments(image, 9)], sample_rng(3, 0, n), (32, 64), 32, True)[0]
-        assert np.array_equal(with_ids, classify_planes(image, [], sample_rng(3, 0, n), (32, 64), 32, True)[0])
+        with_ids = classify_planes(
+            image, [slic_segments(image, 9)], sample_rng(3, 0, n), (32, 64), 32, True
+        )[0]
+        assert np.array_equal(
+            with_ids, classify_planes(image, [], sample_rng(3, 0, n), (32, 64), 32, True)[0]
+        )
 
 
 @pytest.fixture
@@ -105,7 +113,9 @@ def test_segments_are_made_once(records, tmp_path, workers):
     assert times(folder) == first
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "empty", "eight bits", "zero", "other size", "older"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "cut", "empty", "eight bits", "zero", "other size", "older"]
+)
 def test_missing_and_damaged_files_are_made_again(records, tmp_path, damage):
     folder = tmp_path / "superpixels"
     make_segments(records, folder, 12, 0)
@@ -129,7 +139,9 @@ def test_missing_and_damaged_files_are_made_again(records, tmp_path, damage):
         assert "run the same command again" in caught.value.hint
     make_segments(records, folder, 12, 0)
     assert path.read_bytes() == whole
-    assert {k: v for k, v in times(folder).items() if k != "p1.png"} == {k: v for k, v in kept.items() if k != "p1.png"}
+    assert {k: v for k, v in times(folder).items() if k != "p1.png"} == {
+        k: v for k, v in kept.items() if k != "p1.png"
+    }
 
 
 def test_one_bad_image_does_not_lose_the_others(records, tmp_path):

@@ -10,13 +10,17 @@ from trainer.weights.checkpoints import read_checkpoint
 from trainer.weights.supervision import chained, initial_weights, is_extra, named
 
 
-@pytest.mark.parametrize("text", ["COCO masks", "masks", "pixel labels", "bounding boxes", "Points of 3 classes"])
+@pytest.mark.parametrize(
+    "text", ["COCO masks", "masks", "pixel labels", "bounding boxes", "Points of 3 classes"]
+)
 def test_labels_that_say_where(text):
     assert is_extra(text)
     assert named(text) == f"{text} (EXTRA SUPERVISION: more than image tags)"
 
 
-@pytest.mark.parametrize("text", ["ImageNet tags", "image tags", "none (from scratch)", "pointed hats"])
+@pytest.mark.parametrize(
+    "text", ["ImageNet tags", "image tags", "none (from scratch)", "pointed hats"]
+)
 def test_labels_that_do_not(text):
     assert not is_extra(text)
     assert named(text) == text
@@ -37,8 +41,13 @@ def test_a_training_on_tags_does_not_wash_masks_away():
 
 def test_a_stage_answers_for_its_own_weights():
     manifest = {"supervision": "ImageNet tags", "segmenter_supervision": "COCO masks"}
-    assert initial_weights(manifest, "cams") == initial_weights(manifest, "refine") == "ImageNet tags"
-    assert initial_weights(manifest, "segment") == f"ImageNet tags; of the segmenter: {named('COCO masks')}"
+    assert (
+        initial_weights(manifest, "cams") == initial_weights(manifest, "refine") == "ImageNet tags"
+    )
+    assert (
+        initial_weights(manifest, "segment")
+        == f"ImageNet tags; of the segmenter: {named('COCO masks')}"
+    )
     assert initial_weights(manifest, "segment_full") == named("COCO masks")
     assert "EXTRA" in initial_weights(manifest)
     assert initial_weights({"supervision": "masks"}, "segment") == named("masks")
@@ -46,9 +55,13 @@ def test_a_stage_answers_for_its_own_weights():
 
 def test_the_card_of_a_model_says_it():
     manifest = {
-        "supervision": "ImageNet tags", "segmenter_supervision": "COCO masks", "method": "cam", "backbone": "resnet38",
-        "seed": 0, "data": {"classes": ["cat"], "fingerprint": "f"},
-    }  # fmt: skip
+        "supervision": "ImageNet tags",
+        "segmenter_supervision": "COCO masks",
+        "method": "cam",
+        "backbone": "resnet38",
+        "seed": 0,
+        "data": {"classes": ["cat"], "fingerprint": "f"},
+    }
     assert "EXTRA SUPERVISION" in card_from_manifest(manifest, "segmenter", "run")["supervision"]
     assert card_from_manifest(manifest, "cam", "run")["supervision"] == "ImageNet tags"
 

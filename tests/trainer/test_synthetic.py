@@ -17,7 +17,9 @@ from trainer.errors import DataError
 
 def digests(root: Path) -> dict[str, str]:
     files = sorted(p for p in root.rglob("*") if p.is_file())
-    return {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    return {
+        p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files
+    }
 
 
 def test_written_data_set_is_whole_and_exact(tmp_path: Path) -> None:
@@ -85,7 +87,15 @@ def test_other_contents_are_never_touched(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"count": 0}, {"size": 8}, {"difficulty": 1.5}, {"classes": 1}, {"classes": 11}, {"difficulty": -0.1}]
+    "settings",
+    [
+        {"count": 0},
+        {"size": 8},
+        {"difficulty": 1.5},
+        {"classes": 1},
+        {"classes": 11},
+        {"difficulty": -0.1},
+    ],
 )
 def test_settings_out_of_range(tmp_path: Path, settings: dict[str, int]) -> None:
     (name,) = settings
@@ -101,14 +111,17 @@ def test_number_of_classes_and_difficulty(tmp_path: Path) -> None:
     assert {k for record in data.subset("all") for k in record.tags} == set(range(10))
     assert json.loads((tmp_path / "s" / "synthetic.json").read_text())["classes"] == 10
     easy, hard = (
-        np.mean([len(np.unique(render(n, 48, 0, difficulty, 6)[1])) for n in range(30)]) for difficulty in (0.0, 1.0)
+        np.mean([len(np.unique(render(n, 48, 0, difficulty, 6)[1])) for n in range(30)])
+        for difficulty in (0.0, 1.0)
     )
     assert easy < hard
     assert max(len(np.unique(render(n, 48, 0, 1.0, 6)[1])) - 1 for n in range(30)) <= 3
 
 
 def test_heads_tell_classes_apart_and_bodies_do_not() -> None:
-    """The same scene seed with another head changes head pixels only; the body is a small class-free majority."""
+    """The same scene seed with another head changes head pixels only; the body is a small
+    class-free majority.
+    """
     boxes, areas = {}, {}
     for label, (name, body_name, head) in enumerate(creatures.CLASSES):
         rng = np.random.default_rng(5)
@@ -130,7 +143,10 @@ def test_heads_tell_classes_apart_and_bodies_do_not() -> None:
 
 def test_coats_tell_the_class_in_easy_scenes_only() -> None:
     def coats(typical: float) -> set[tuple[int, ...]]:
-        poses = [creatures.draw_pose(label, np.random.default_rng(5), 0.0, typical) for label in (0, 1, 2)]
+        poses = [
+            creatures.draw_pose(label, np.random.default_rng(5), 0.0, typical)
+            for label in (0, 1, 2)
+        ]
         return {tuple(round(100 * float(v)) for v in pose.coat) for pose in poses}
 
     assert len(coats(0.0)) == 1
@@ -146,7 +162,12 @@ def test_head_colours_differ_within_a_body() -> None:
         layer = pen.layer()
         means[name, body] = layer.rgb.sum(axis=(0, 1)) / layer.alpha.sum()
     names = list(means)
-    gaps = [np.abs(means[a] - means[b]).max() for n, a in enumerate(names) for b in names[:n] if a[1] == b[1]]
+    gaps = [
+        np.abs(means[a] - means[b]).max()
+        for n, a in enumerate(names)
+        for b in names[:n]
+        if a[1] == b[1]
+    ]
     assert min(gaps) > 0.05
 
 

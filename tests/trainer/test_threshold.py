@@ -10,7 +10,9 @@ from trainer.refine.threshold import choose, label_free, otsu
 
 @pytest.fixture
 def discs(tmp_path):
-    """Six images of a disc whose maps are 0.7 inside and 0.1 outside, with noise; images 4 and 5 have no masks."""
+    """Six images of a disc whose maps are 0.7 inside and 0.1 outside, with noise; images 4 and 5
+    have no masks.
+    """
     rng = np.random.RandomState(0)
     records = {}
     y, x = np.mgrid[:48, :48]
@@ -65,7 +67,9 @@ def test_label_free_separates_without_masks(discs):
     records = discs.subset("bare")
     value = label_free(records, discs.root / "cams", workers=0)
     assert 0.25 < value < 0.55
-    chosen = choose("label_free", 0.2, discs, records, discs.root / "cams", for_masks=True, workers=0)
+    chosen = choose(
+        "label_free", 0.2, discs, records, discs.root / "cams", for_masks=True, workers=0
+    )
     assert (chosen.value, chosen.source) == (value, "label_free")
     assert "without masks" in chosen.detail
 
@@ -79,7 +83,10 @@ def test_label_free_weighs_images_equally_and_skips_those_without_tags(discs, tm
     large = np.full((1, 400, 400), 0.0)
     large[0, :200] = 0.2
     write_cam(cam_path(folder, "large"), [0], large, (1600, 1600))
-    assert label_free([*records, Record("large", tmp_path / "l.jpg", (0,), None)], folder, workers=0) > 0.2
+    assert (
+        label_free([*records, Record("large", tmp_path / "l.jpg", (0,), None)], folder, workers=0)
+        > 0.2
+    )
 
 
 def test_choice_on_masks_is_the_best_of_the_sweep_on_that_list(discs):

@@ -24,14 +24,21 @@ def noise(height: int, width: int) -> np.ndarray:
 
 
 def test_the_generator_of_a_sample_is_a_function_of_seed_epoch_and_index():
-    draws = {(s, e, i): sample_rng(s, e, i).random() for s in (0, 1) for e in (0, 1) for i in (0, 1, 2)}
+    draws = {
+        (s, e, i): sample_rng(s, e, i).random() for s in (0, 1) for e in (0, 1) for i in (0, 1, 2)
+    }
     assert len(set(draws.values())) == len(draws)
     assert all(sample_rng(*key).random() == value for key, value in draws.items())
 
 
 @pytest.mark.parametrize(
     ("size", "long_side", "expected"),
-    [((500, 333), 256, (256, 170)), ((333, 500), 256, (170, 256)), ((60, 60), 32, (32, 32)), ((900, 1), 32, (32, 1))],
+    [
+        ((500, 333), 256, (256, 170)),
+        ((333, 500), 256, (170, 256)),
+        ((60, 60), 32, (32, 32)),
+        ((900, 1), 32, (32, 1)),
+    ],
 )
 def test_resize_long_keeps_the_aspect(size, long_side, expected):
     assert resize_long(Image.new("RGB", size), long_side).size == expected
@@ -73,7 +80,9 @@ def test_a_small_image_is_kept_whole_on_zeros_and_a_large_one_is_cut():
 
 def test_planes_are_cut_alike_with_their_own_ground():
     index = np.arange(30, dtype=np.float32).reshape(5, 6)
-    first, second = random_crops([(index + 1, 0.0), (index.astype(np.uint8), 255)], 8, sample_rng(1, 0, 0))
+    first, second = random_crops(
+        [(index + 1, 0.0), (index.astype(np.uint8), 255)], 8, sample_rng(1, 0, 0)
+    )
     assert second.dtype == np.uint8
     assert ((first == 0) == (second == 255)).all()
     assert (first == 0).sum() == 64 - 30
@@ -93,7 +102,10 @@ def test_jitter_follows_the_generator_only_and_keeps_size():
 @pytest.mark.parametrize("size", [(40, 60), (60, 40), (9, 200)])
 @pytest.mark.parametrize("jitter", [False, True])
 def test_views_of_the_classifier(size, jitter):
-    views = [classify_planes(noise(*size), [], sample_rng(0, 0, i), (24, 48), 32, jitter)[0] for i in (0, 0, 1)]
+    views = [
+        classify_planes(noise(*size), [], sample_rng(0, 0, i), (24, 48), 32, jitter)[0]
+        for i in (0, 0, 1)
+    ]
     assert views[0].shape == (3, 32, 32)
     assert views[0].dtype == torch.float32
     assert torch.equal(views[0], views[1])
@@ -103,7 +115,9 @@ def test_views_of_the_classifier(size, jitter):
 def test_both_orientations_are_seen():
     pixels = noise(32, 32)
     straight = to_tensor(normalise(pixels))
-    views = [classify_planes(pixels, [], sample_rng(0, 0, i), (32, 32), 32, False)[0] for i in range(20)]
+    views = [
+        classify_planes(pixels, [], sample_rng(0, 0, i), (32, 32), 32, False)[0] for i in range(20)
+    ]
     kinds = {torch.equal(v, straight) for v in views}
     assert kinds == {True, False}
     assert all(torch.equal(v, straight) or torch.equal(v.flip(2), straight) for v in views)
@@ -129,7 +143,9 @@ def test_image_and_mask_go_together():
 def test_segment_sample_scales_within_its_range():
     mask = np.ones((40, 40), np.uint8)
     shares = [
-        (segment_sample(noise(40, 40), mask, sample_rng(0, 0, i), (0.5, 1.0), 64, True)[1] == 1).sum().item()
+        (segment_sample(noise(40, 40), mask, sample_rng(0, 0, i), (0.5, 1.0), 64, True)[1] == 1)
+        .sum()
+        .item()
         for i in range(20)
     ]
     assert 20**2 <= min(shares) < 28**2 < max(shares) <= 40**2

@@ -16,7 +16,15 @@ from torchvision.models import resnet18
 from torchvision.models.vision_transformer import VisionTransformer
 
 from trainer.errors import ConfigError, WeightsError
-from trainer.nets.vit import SIZES, TORCHVISION, Vit, VitShape, build_vit, load_vit, torchvision_name
+from trainer.nets.vit import (
+    SIZES,
+    TORCHVISION,
+    Vit,
+    VitShape,
+    build_vit,
+    load_vit,
+    torchvision_name,
+)
 
 TINY = VitShape(layers=2, heads=2, width=128, mlp=160, patch=4, image_size=12)
 IMAGES = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(5)) * 4 - 2
@@ -47,8 +55,13 @@ def timm_tensors(shape: VitShape = TINY, classes: int | None = 1000) -> dict[str
         sizes |= {"head.weight": (classes, width), "head.bias": (classes,)}
     rng = torch.Generator().manual_seed(1)
     scale = {1: 0.3, 2: 2 / math.sqrt(width), 3: 0.5, 4: 0.2}
-    tensors = {name: torch.randn(size, generator=rng) * scale[len(size)] for name, size in sizes.items()}
-    return {name: tensor + (1 if "norm" in name and "weight" in name else 0) for name, tensor in tensors.items()}
+    tensors = {
+        name: torch.randn(size, generator=rng) * scale[len(size)] for name, size in sizes.items()
+    }
+    return {
+        name: tensor + (1 if "norm" in name and "weight" in name else 0)
+        for name, tensor in tensors.items()
+    }
 
 
 def timm_name(name: str) -> str:
@@ -58,9 +71,14 @@ def timm_name(name: str) -> str:
         return fixed[name]
     name = name.replace("conv_proj", "patch_embed.proj").replace("encoder.ln.", "norm.")
     name = re.sub(r"encoder\.layers\.encoder_layer_", "blocks.", name)
-    name = name.replace("self_attention.in_proj_", "attn.qkv.").replace("self_attention.out_proj", "attn.proj")
+    name = name.replace("self_attention.in_proj_", "attn.qkv.").replace(
+        "self_attention.out_proj", "attn.proj"
+    )
     return (
-        name.replace("ln_1", "norm1").replace("ln_2", "norm2").replace("mlp.0", "mlp.fc1").replace("mlp.3", "mlp.fc2")
+        name.replace("ln_1", "norm1")
+        .replace("ln_2", "norm2")
+        .replace("mlp.0", "mlp.fc1")
+        .replace("mlp.3", "mlp.fc2")
     )
 
 
@@ -72,7 +90,8 @@ def by_hand(tensors: dict[str, Tensor], images: Tensor, shape: VitShape = TINY) 
     def norm(x: Tensor, name: str) -> Tensor:
         centred = x - x.mean(-1, keepdim=True)
         return (
-            centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt() * w[name + ".weight"] + w[name + ".bias"]
+            centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt() * w[name + ".weight"]
+            + w[name + ".bias"]
         )
 
     def linear(x: Tensor, name: str) -> Tensor:
@@ -85,7 +104,10 @@ def by_hand(tensors: dict[str, Tensor], images: Tensor, shape: VitShape = TINY) 
             for r in range(side)
             for c in range(side)
         ]
-        patches = torch.stack(rows) @ w["patch_embed.proj.weight"].flatten(1).T + w["patch_embed.proj.bias"]
+        patches = (
+            torch.stack(rows) @ w["patch_embed.proj.weight"].flatten(1).T
+            + w["patch_embed.proj.bias"]
+        )
         x = torch.cat([w["cls_token"][0], patches]) + w["pos_embed"][0]
         for i in range(shape.layers):
             q, k, v = linear(norm(x, f"blocks.{i}.norm1"), f"blocks.{i}.attn.qkv").chunk(3, dim=-1)
@@ -95,7 +117,9 @@ def by_hand(tensors: dict[str, Tensor], images: Tensor, shape: VitShape = TINY) 
                 heads.append((q[:, cut] @ k[:, cut].T / 8).softmax(-1) @ v[:, cut])
             x = x + linear(torch.cat(heads, -1), f"blocks.{i}.attn.proj")
             hidden = linear(norm(x, f"blocks.{i}.norm2"), f"blocks.{i}.mlp.fc1")
-            x = x + linear(hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2, f"blocks.{i}.mlp.fc2")
+            x = x + linear(
+                hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2, f"blocks.{i}.mlp.fc2"
+            )
         result.append(norm(x, "norm")[0])
     return torch.stack(result)
 
@@ -103,7 +127,13 @@ def by_hand(tensors: dict[str, Tensor], images: Tensor, shape: VitShape = TINY) 
 def torchvision_net(classes: int = 1000) -> VisionTransformer:
     torch.manual_seed(3)
     net = VisionTransformer(
-        TINY.image_size, TINY.patch, TINY.layers, TINY.heads, TINY.width, TINY.mlp, num_classes=classes
+        TINY.image_size,
+        TINY.patch,
+        TINY.layers,
+        TINY.heads,
+        TINY.width,
+        TINY.mlp,
+        num_classes=classes,
     )
     with torch.no_grad():
         for parameter in net.parameters():
@@ -132,7 +162,9 @@ def test_a_timm_file_computes_the_paper_s_equations(tmp_path: Path) -> None:
     assert (net.embedding, net.image_size) == (128, 12)
     expected = by_hand(tensors, IMAGES)
     with torch.inference_mode():
-        torch.testing.assert_close(net.double().eval()(IMAGES.double()), expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            net.double().eval()(IMAGES.double()), expected, rtol=1e-9, atol=1e-9
+        )
     assert (report.kind, report.supervision) == ("timm", "ImageNet tags")
     assert report.mean == report.std == (0.5, 0.5, 0.5)
     assert report.missing == ()
@@ -156,7 +188,9 @@ def test_a_torchvision_file_computes_what_torchvision_does(tmp_path: Path) -> No
 
 def test_names_are_torchvision_s_without_its_head() -> None:
     ours = list(Vit(TINY).state_dict())
-    assert ours == [name for name in torchvision_net().state_dict() if not name.startswith("heads.")]
+    assert ours == [
+        name for name in torchvision_net().state_dict() if not name.startswith("heads.")
+    ]
 
 
 def test_names_go_round_both_ways() -> None:
@@ -170,7 +204,10 @@ def test_names_go_round_both_ways() -> None:
 def test_names_of_torchvision_s_released_files(tmp_path: Path) -> None:
     """vit_b_16-c867db91.pth was written before the perceptron's layers were numbered."""
     tensors = torchvision_net().state_dict()
-    old = {n.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): t for n, t in tensors.items()}
+    old = {
+        n.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): t
+        for n, t in tensors.items()
+    }
     assert "encoder.layers.encoder_layer_1.mlp.linear_2.bias" in old
     net, _ = load_vit(saved(tmp_path / "vit.pth", old))
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in net.state_dict().items())
@@ -195,7 +232,10 @@ def test_the_size_follows_from_the_file(tmp_path: Path, shape: VitShape) -> None
 @pytest.mark.parametrize("prefix", ["module.", "model.", "vit.backbone."])
 def test_prefix_and_wrapper(tmp_path: Path, prefix: str) -> None:
     tensors = timm_tensors(classes=None)
-    content = {"state_dict": {prefix + n: t for n, t in tensors.items()} | {"classifier.weight": torch.zeros(20, 128)}}
+    content = {
+        "state_dict": {prefix + n: t for n, t in tensors.items()}
+        | {"classifier.weight": torch.zeros(20, 128)}
+    }
     net, report = load_vit(saved(tmp_path / "vit.pth", content))
     assert torch.equal(net.encoder.layers[1].mlp[3].bias, tensors["blocks.1.mlp.fc2.bias"])
     assert report.unexpected == ("classifier.weight",)
@@ -211,8 +251,12 @@ def test_half_precision_files_fill_a_float_net(tmp_path: Path) -> None:
 
 def test_a_file_of_our_own_is_read_again(tmp_path: Path) -> None:
     first = Vit(TINY)
-    second, report = load_vit(saved(tmp_path / "vit.pth", first.state_dict()), dropout=0.25, attention_dropout=0.5)
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    second, report = load_vit(
+        saved(tmp_path / "vit.pth", first.state_dict()), dropout=0.25, attention_dropout=0.5
+    )
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )
     assert second.encoder.dropout.p == 0.25
     assert second.encoder.layers[0].self_attention.dropout == 0.5
     assert report.unexpected == ()
@@ -229,8 +273,12 @@ def test_a_truncated_file(tmp_path: Path) -> None:
 
 
 def test_files_of_other_networks(tmp_path: Path) -> None:
-    assert "looks like a torchvision resnet18" in refused(saved(tmp_path / "a.pth", resnet18().state_dict()))
-    assert "it holds weight" in refused(saved(tmp_path / "b.pth", torch.nn.Linear(2, 2).state_dict()))
+    assert "looks like a torchvision resnet18" in refused(
+        saved(tmp_path / "a.pth", resnet18().state_dict())
+    )
+    assert "it holds weight" in refused(
+        saved(tmp_path / "b.pth", torch.nn.Linear(2, 2).state_dict())
+    )
 
 
 @pytest.mark.parametrize(
@@ -243,7 +291,9 @@ def test_files_of_other_networks(tmp_path: Path) -> None:
         ("mask_token", (1, 128), "a plain one has no mask_token"),
     ],
 )
-def test_relatives_are_refused_by_name(tmp_path: Path, name: str, size: tuple[int, ...], words: str) -> None:
+def test_relatives_are_refused_by_name(
+    tmp_path: Path, name: str, size: tuple[int, ...], words: str
+) -> None:
     found = refused(saved(tmp_path / "vit.pth", timm_tensors() | {name: torch.zeros(size)}))
     assert "looks like a vision transformer" in found
     assert words in found
@@ -261,8 +311,12 @@ def test_relatives_are_refused_by_name(tmp_path: Path, name: str, size: tuple[in
         ({"patch_embed.proj.weight": torch.zeros(128, 1, 4, 4)}, "conv_proj.weight has shape"),
     ],
 )
-def test_damaged_content_is_named(tmp_path: Path, changes: dict[str, Tensor | None], words: str) -> None:
-    tensors = {name: tensor for name, tensor in (timm_tensors() | changes).items() if tensor is not None}
+def test_damaged_content_is_named(
+    tmp_path: Path, changes: dict[str, Tensor | None], words: str
+) -> None:
+    tensors = {
+        name: tensor for name, tensor in (timm_tensors() | changes).items() if tensor is not None
+    }
     assert words in refused(saved(tmp_path / "vit.pth", tensors))
 
 
@@ -279,7 +333,9 @@ def test_safetensors_need_their_package(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setitem(sys.modules, "safetensors.torch", SimpleNamespace(load_file=broken))
     assert "damaged safetensors file" in refused(path)
-    monkeypatch.setitem(sys.modules, "safetensors.torch", SimpleNamespace(load_file=lambda _: timm_tensors()))
+    monkeypatch.setitem(
+        sys.modules, "safetensors.torch", SimpleNamespace(load_file=lambda _: timm_tensors())
+    )
     assert load_vit(path)[0].shape == TINY
 
 
@@ -299,7 +355,12 @@ def test_gradients_reach_every_weight() -> None:
 
 def test_named_sizes(tmp_path: Path) -> None:
     net = build_vit("vit_tiny", dropout=0.1)
-    assert (net.embedding, net.image_size, len(net.encoder.layers), net.shape.heads) == (192, 224, 12, 3)
+    assert (net.embedding, net.image_size, len(net.encoder.layers), net.shape.heads) == (
+        192,
+        224,
+        12,
+        3,
+    )
     # timm's count for vit_tiny_patch16_224 without its head.
     assert sum(parameter.numel() for parameter in net.parameters()) == 5_524_416
     assert all(64 * shape.heads == shape.width for shape in SIZES.values())

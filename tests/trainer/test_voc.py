@@ -27,7 +27,8 @@ def make_mask(path: Path, rows: list[list[int]]) -> None:
 
 def make_xml(root: Path, name: str, objects: list[tuple[str, int]]) -> None:
     entries = "".join(
-        f"<object><name>{c}</name><difficult>{d}</difficult><part><name>cat</name></part></object>" for c, d in objects
+        f"<object><name>{c}</name><difficult>{d}</difficult><part><name>cat</name></part></object>"
+        for c, d in objects
     )
     path = root / "Annotations" / f"{name}.xml"
     path.parent.mkdir(exist_ok=True)
@@ -35,7 +36,9 @@ def make_xml(root: Path, name: str, objects: list[tuple[str, int]]) -> None:
 
 
 def make_tree(
-    root: Path, lists: dict[str, str], names: tuple[str, ...] = ("2007_000032", "2007_000033", "b 1")
+    root: Path,
+    lists: dict[str, str],
+    names: tuple[str, ...] = ("2007_000032", "2007_000033", "b 1"),
 ) -> Path:
     for name in names:
         make_image(root / "JPEGImages" / f"{name}.jpg")
@@ -46,7 +49,9 @@ def make_tree(
     return root
 
 
-def write_labels(root: Path, text: str, classes: tuple[tuple[str, int], ...] = (("cat", 8), ("dog", 12))) -> None:
+def write_labels(
+    root: Path, text: str, classes: tuple[tuple[str, int], ...] = (("cat", 8), ("dog", 12))
+) -> None:
     table = {"classes": [{"name": n, "voc_index": v} for n, v in classes], "ignore": 255}
     (root / "classes.json").write_text(json.dumps(table))
     (root / "image_labels.csv").write_text(text)
@@ -78,7 +83,10 @@ def test_csv_tags_classes_and_lists(tmp_path: Path) -> None:
 
 
 def test_two_column_lists_and_sbd_name(tmp_path: Path) -> None:
-    lines = "/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png\n/JPEGImages/b 1.jpg /Seg/b 1.png\n"
+    lines = (
+        "/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png\n/JPEGImages/b 1.jpg"
+        " /Seg/b 1.png\n"
+    )
     root = make_tree(tmp_path, {"trainaug": lines, "train": "2007_000032 1\n"})
     write_labels(root, "image_id,cat,dog\n2007_000032,1,0\n")
     data = open_dataset(root)
@@ -123,8 +131,16 @@ def test_labels_from_is_obeyed_and_part_of_the_fingerprint(tmp_path: Path) -> No
     def tags(source: Any) -> tuple[int, ...]:
         return open_dataset(root, config=DataConfig(labels_from=source)).records["2007_000032"].tags
 
-    assert [tags(source) for source in ("auto", "csv", "xml", "masks")] == [(0,), (0,), (1,), (0, 1)]
-    prints = {open_dataset(root, config=DataConfig(labels_from=s)).fingerprint() for s in ("auto", "xml", "masks")}
+    assert [tags(source) for source in ("auto", "csv", "xml", "masks")] == [
+        (0,),
+        (0,),
+        (1,),
+        (0, 1),
+    ]
+    prints = {
+        open_dataset(root, config=DataConfig(labels_from=s)).fingerprint()
+        for s in ("auto", "xml", "masks")
+    }
     assert len(prints) == 3
     data = open_dataset(root, config=DataConfig(labels_from="masks"))
     assert data.tags_from == "classes in the masks"
@@ -139,16 +155,26 @@ def test_labels_from_is_obeyed_and_part_of_the_fingerprint(tmp_path: Path) -> No
 def test_masks_in_colours(tmp_path: Path) -> None:
     root = make_tree(tmp_path, {"train": "2007_000032\n2007_000033\n"})
     write_labels(root, "image_id,cat,dog\n2007_000032,1,0\n2007_000033,1,0\n")
-    coloured, plain = (root / "SegmentationClass" / f"{name}.png" for name in ("2007_000032", "2007_000033"))
+    coloured, plain = (
+        root / "SegmentationClass" / f"{name}.png" for name in ("2007_000032", "2007_000033")
+    )
     make_mask(plain, [[8, 255]])
     Image.fromarray(voc_palette()[[[0, 8], [12, 255]]]).save(coloured)
     data = open_dataset(root, config=DataConfig(masks="colours"))
-    assert [data.read_mask(record).tolist() for record in data.subset("train")] == [[[0, 1], [2, 255]], [[1, 255]]]
+    assert [data.read_mask(record).tolist() for record in data.subset("train")] == [
+        [[0, 1], [2, 255]],
+        [[1, 255]],
+    ]
     with pytest.raises(DataError, match="is a RGB picture") as error:
         open_dataset(root).read_mask(data.records["2007_000032"])
-    assert f"wsss-trainer convert {coloured.parent} NEW --to masks --set data.masks=colours" in error.value.hint
+    assert (
+        f"wsss-trainer convert {coloured.parent} NEW --to masks --set data.masks=colours"
+        in error.value.hint
+    )
     Image.fromarray(np.full((2, 2, 3), 7, np.uint8)).save(coloured)
-    with pytest.raises(DataError, match=r"palette lacks, at 100\.0% of its pixels: first \(7, 7, 7\)"):
+    with pytest.raises(
+        DataError, match=r"palette lacks, at 100\.0% of its pixels: first \(7, 7, 7\)"
+    ):
         data.read_mask(data.records["2007_000032"])
 
 
@@ -175,14 +201,19 @@ def test_without_lists_every_image_is_a_record(tmp_path: Path) -> None:
 def test_unlisted_images_are_counted(tmp_path: Path) -> None:
     root = make_tree(tmp_path, {"train": "2007_000032\n"})
     write_labels(root, "image_id,cat,dog\n2007_000032,1,0\n")
-    assert any(note.startswith("2 images in JPEGImages are in no list") for note in open_dataset(root).notes)
+    assert any(
+        note.startswith("2 images in JPEGImages are in no list")
+        for note in open_dataset(root).notes
+    )
 
 
 def test_list_with_absent_images(tmp_path: Path) -> None:
     listing = "".join(f"gone_{n}\n" for n in range(9)) + "2007_000032\n"
     root = make_tree(tmp_path, {"train": listing})
     write_labels(root, "image_id,cat,dog\n2007_000032,1,0\n")
-    with pytest.raises(DataError, match=r"names 9 images that are not there: gone_0, .* and 4 more"):
+    with pytest.raises(
+        DataError, match=r"names 9 images that are not there: gone_0, .* and 4 more"
+    ):
         open_dataset(root)
     problems: list[DataError] = []
     assert open_dataset(root, problems).lists["train"] == ("2007_000032",)
@@ -193,9 +224,17 @@ def test_list_with_absent_images(tmp_path: Path) -> None:
     ("lists", "labels", "message"),
     [
         ("2007_000032\n2007_000032\n", "image_id,cat,dog\n", "twice: 2007_000032"),
-        ("2007_000032\n", "picture,cat,dog\n", "columns 'picture', 'cat', 'dog': no column of image names"),
+        (
+            "2007_000032\n",
+            "picture,cat,dog\n",
+            "columns 'picture', 'cat', 'dog': no column of image names",
+        ),
         ("2007_000032\n", "image_id,cat\n", "no column for dog"),
-        ("2007_000032\n", "image_id,cat,dog\n2007_000032,1,maybe\n", "line 2, column 'dog': 'maybe'"),
+        (
+            "2007_000032\n",
+            "image_id,cat,dog\n2007_000032,1,maybe\n",
+            "line 2, column 'dog': 'maybe'",
+        ),
         ("2007_000032\n", "image_id,cat,dog\n2007_000032,1\n", "line 2 has 2 cells"),
         ("2007_000032\n", "image_id,cat,dog\n2007_000032,1,0\n2007_000032,0,1\n", "different tags"),
         ("2007_000032\n", "image_id,cat,cat\n", "repeats a column"),

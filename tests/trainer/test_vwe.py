@@ -9,7 +9,15 @@ from tiny_nets import TinyBackbone
 
 from trainer import config as knobs
 from trainer.errors import ConfigError
-from trainer.methods.vwe import PRESETS, Config, Vwe, by_own_maximum, encode, frequencies, word_labels
+from trainer.methods.vwe import (
+    PRESETS,
+    Config,
+    Vwe,
+    by_own_maximum,
+    encode,
+    frequencies,
+    word_labels,
+)
 from trainer.options import method_preset
 
 HEADS = ("classifier", "word", "w2i", "codebook")
@@ -34,7 +42,9 @@ def reached(method: Vwe, term: str) -> set[str]:
     """The parts of the method whose parameters get a gradient from one term of the loss."""
     method.zero_grad()
     terms(method)[term].backward()
-    return {n.split(".")[0] for n, p in method.named_parameters() if p.grad is not None and p.grad.any()}
+    return {
+        n.split(".")[0] for n, p in method.named_parameters() if p.grad is not None and p.grad.any()
+    }
 
 
 def test_golden_g11():
@@ -149,7 +159,9 @@ def test_noise_is_not_blown_up():
     assert by_own_maximum(torch.zeros(1, 2, 3, 3)).max() == 0
 
 
-@pytest.mark.parametrize("changes", [{}, {"word_branch": True}, {"pooling": "gmp"}, {"pooling": "hspp"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"word_branch": True}, {"pooling": "gmp"}, {"pooling": "hspp"}], ids=str
+)
 def test_the_exported_graph_computes_the_same_at_any_size(changes):
     method = tiny(**changes).eval()
     free = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
@@ -175,7 +187,12 @@ def test_new_layers_learn_ten_times_faster_and_decay():
     assert set(groups) == {"backbone", "new"}
     assert groups["new"]["lr"] == pytest.approx(0.1)
     assert groups["new"]["weight_decay"] == 1e-4
-    new = {n.split(".")[0] for n, p in method.named_parameters() for q in groups["new"]["params"] if p is q}
+    new = {
+        n.split(".")[0]
+        for n, p in method.named_parameters()
+        for q in groups["new"]["params"]
+        if p is q
+    }
     assert new == set(HEADS)
 
 
@@ -189,7 +206,9 @@ def test_shapes_and_start_of_the_new_layers():
     assert method.classifier.weight.shape == (20, 2048, 1, 1)
     assert method.word.weight.shape == (256, 2048, 1, 1)
     assert method.w2i.weight.shape == (20, 256, 1, 1)
-    assert not [n for n, _ in method.named_parameters() if "backbone" not in n and n.endswith("bias")]
+    assert not [
+        n for n, _ in method.named_parameters() if "backbone" not in n and n.endswith("bias")
+    ]
 
 
 @pytest.mark.parametrize("words", [1, 0, -3])

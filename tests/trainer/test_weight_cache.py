@@ -42,7 +42,9 @@ def test_import_then_find(cache, resnet18_file):
     assert stored.path == find_weights("resnet18") == cache / "resnet18.weights"
     assert stored.path.read_bytes() == resnet18_file.read_bytes()
     noted = json.loads((cache / "resnet18.json").read_text())
-    assert noted["sha256"] == stored.sha256 == hashlib.sha256(resnet18_file.read_bytes()).hexdigest()
+    assert (
+        noted["sha256"] == stored.sha256 == hashlib.sha256(resnet18_file.read_bytes()).hexdigest()
+    )
     assert noted["source"] == stored.source == str(resnet18_file)
     assert noted["supervision"] == stored.supervision == "ImageNet tags"
     assert not noted["converted"]
@@ -84,7 +86,9 @@ def test_list_names_every_backbone_and_its_file(cache):
         assert re.fullmatch(rf"{name}-[0-9a-f]{{8}}\.pth", entries[name].file_name)
 
 
-@pytest.mark.parametrize("function", [find_weights, fetch_weights, lambda name: import_weights("x", name)])
+@pytest.mark.parametrize(
+    "function", [find_weights, fetch_weights, lambda name: import_weights("x", name)]
+)
 def test_unknown_backbone(cache, function):
     with pytest.raises(ConfigError) as error:
         function("mobilenetv2")
@@ -172,24 +176,38 @@ def noted(cache: Path, name: str) -> dict[str, object]:
 
 
 def test_mxnet_becomes_names_of_ours_and_keeps_its_head(cache, tmp_path):
-    arrays = {mxnet_name(n): np.broadcast_to(np.float32(0.5), s).astype("<f4") for n, s in shapes("resnet38").items()}
+    arrays = {
+        mxnet_name(n): np.broadcast_to(np.float32(0.5), s).astype("<f4")
+        for n, s in shapes("resnet38").items()
+    }
     arrays["arg:linear1000_weight"] = np.zeros((1000, 1), "<f4")
     write_params(tmp_path / "imagenet.params", arrays, "storage")
     stored = import_weights(tmp_path / "imagenet.params", "resnet38")
     assert stored.supervision == "ImageNet tags"
-    assert set(torch.load(stored.path, weights_only=True)) == {*shapes("resnet38"), "linear1000_weight"}
+    assert set(torch.load(stored.path, weights_only=True)) == {
+        *shapes("resnet38"),
+        "linear1000_weight",
+    }
     said = noted(cache, "resnet38")
     assert (said["converted"], said["kind"]) == (True, "MXNet")
-    assert said["source_sha256"] == hashlib.sha256((tmp_path / "imagenet.params").read_bytes()).hexdigest()
+    assert (
+        said["source_sha256"]
+        == hashlib.sha256((tmp_path / "imagenet.params").read_bytes()).hexdigest()
+    )
     report = load_backbone(build_backbone("resnet38"), stored.path)
     assert (report.kind, report.supervision, report.missing) == ("MXNet", "ImageNet tags", ())
 
 
 def test_a_prefix_goes_and_a_head_stays(cache, tmp_path):
     head = {"model.module.fc8.weight": torch.zeros(20, 512, 1, 1)}
-    torch.save({"state_dict": fake("resnet18", "model.module.") | head}, tmp_path / "lightning.ckpt")
+    torch.save(
+        {"state_dict": fake("resnet18", "model.module.") | head}, tmp_path / "lightning.ckpt"
+    )
     stored = import_weights(tmp_path / "lightning.ckpt", "resnet18")
-    assert set(torch.load(stored.path, weights_only=True)) == {*shapes("resnet18"), "model.module.fc8.weight"}
+    assert set(torch.load(stored.path, weights_only=True)) == {
+        *shapes("resnet18"),
+        "model.module.fc8.weight",
+    }
     net = build_backbone("resnet18")
     assert load_backbone(net, stored.path).supervision == "image tags"
     assert_loaded(net, "resnet18")
@@ -199,7 +217,11 @@ def test_torchvision_becomes_a_deeplab_that_knows_its_layout(cache, tmp_path):
     torch.save(flat(sketch(resnet101)), tmp_path / "resnet101.pth")
     stored = import_weights(tmp_path / "resnet101.pth", "deeplab-v2-r101")
     names = set(torch.load(stored.path, weights_only=True))
-    assert {"layer1.conv1.conv.weight", "layer5.block3.increase.bn.running_var", "fc.weight"} <= names
+    assert {
+        "layer1.conv1.conv.weight",
+        "layer5.block3.increase.bn.running_var",
+        "fc.weight",
+    } <= names
     assert not any("aspp" in n for n in names)
     assert layout_of(stored.path) == TORCHVISION
     network = DeepLabV2ResNet101(2, stride_on="3x3", input="torchvision_rgb")
@@ -211,13 +233,23 @@ def test_torchvision_becomes_a_deeplab_that_knows_its_layout(cache, tmp_path):
 
 def test_coco_masks_are_noted(cache, tmp_path):
     body = {
-        k: v for k, v in flat(sketch(DeepLabV2ResNet101, 21).base).items() if "aspp" not in k and "num_batches" not in k
+        k: v
+        for k, v in flat(sketch(DeepLabV2ResNet101, 21).base).items()
+        if "aspp" not in k and "num_batches" not in k
     }
-    torch.save(body | {"fc.weight": torch.zeros(91, 2048), "fc.bias": torch.zeros(91)}, tmp_path / "deeplabv1.pth")
+    torch.save(
+        body | {"fc.weight": torch.zeros(91, 2048), "fc.bias": torch.zeros(91)},
+        tmp_path / "deeplabv1.pth",
+    )
     stored = import_weights(tmp_path / "deeplabv1.pth", "deeplab-v2-r101")
-    assert (stored.supervision, noted(cache, "deeplab-v2-r101")["converted"]) == ("COCO masks", False)
+    assert (stored.supervision, noted(cache, "deeplab-v2-r101")["converted"]) == (
+        "COCO masks",
+        False,
+    )
     assert layout_of(stored.path) == CAFFE
-    assert {entry.backbone: entry for entry in list_weights()}["deeplab-v2-r101"].supervision == "COCO masks"
+    assert {entry.backbone: entry for entry in list_weights()}[
+        "deeplab-v2-r101"
+    ].supervision == "COCO masks"
     assert "EXTRA SUPERVISION" in str(
         load_deeplab_v2(sketch(DeepLabV2ResNet101, 2).to_empty(device="cpu"), stored.path)
     )
@@ -228,13 +260,19 @@ def test_supervision_that_is_said_wins(cache, tmp_path):
     torch.save(body, tmp_path / "init.pth")
     assert import_weights(tmp_path / "init.pth", "deeplab-v2-r101").supervision == "unknown"
     assert (
-        import_weights(tmp_path / "init.pth", "deeplab-v2-r101", supervision="COCO masks").supervision == "COCO masks"
+        import_weights(
+            tmp_path / "init.pth", "deeplab-v2-r101", supervision="COCO masks"
+        ).supervision
+        == "COCO masks"
     )
 
 
 @pytest.mark.parametrize("classes", [3, 21])
 def test_trained_segmenters_of_any_class_count(cache, tmp_path, classes):
-    torch.save({f"module.{k}": v for k, v in flat(sketch(LargeFOVResNet38, classes)).items()}, tmp_path / "fov.pth")
+    torch.save(
+        {f"module.{k}": v for k, v in flat(sketch(LargeFOVResNet38, classes)).items()},
+        tmp_path / "fov.pth",
+    )
     stored = import_weights(tmp_path / "fov.pth", "largefov-r38")
     assert "masks" in stored.supervision
     report = load_largefov(sketch(LargeFOVResNet38, classes).to_empty(device="cpu"), stored.path)
@@ -242,10 +280,15 @@ def test_trained_segmenters_of_any_class_count(cache, tmp_path, classes):
 
 
 def test_a_classifier_is_a_start_for_largefov(cache, tmp_path):
-    torch.save({**fake("resnet38"), "fc8.weight": torch.zeros(20, 4096, 1, 1)}, tmp_path / "res38_cls.pth")
+    torch.save(
+        {**fake("resnet38"), "fc8.weight": torch.zeros(20, 4096, 1, 1)}, tmp_path / "res38_cls.pth"
+    )
     stored = import_weights(tmp_path / "res38_cls.pth", "largefov-r38")
     assert stored.supervision == "image tags"
-    assert load_largefov(sketch(LargeFOVResNet38, 4).to_empty(device="cpu"), stored.path).supervision == "image tags"
+    assert (
+        load_largefov(sketch(LargeFOVResNet38, 4).to_empty(device="cpu"), stored.path).supervision
+        == "image tags"
+    )
 
 
 def test_a_torn_resnet_is_not_converted(cache, tmp_path):
@@ -258,7 +301,8 @@ def test_a_torn_resnet_is_not_converted(cache, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "looks"), [("deeplab-v2-r101", "a ResNet-38"), ("largefov-r38", "a torchvision resnet18")]
+    ("name", "looks"),
+    [("deeplab-v2-r101", "a ResNet-38"), ("largefov-r38", "a torchvision resnet18")],
 )
 def test_files_of_other_networks(cache, tmp_path, resnet18_file, name, looks):
     torch.save({"b5_2.conv_branch2a.weight": torch.zeros(1)}, tmp_path / "38.pth")

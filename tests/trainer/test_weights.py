@@ -40,8 +40,9 @@ def test_torchvision_file(resnet18_file):
     assert report.sha256 == hashlib.sha256(resnet18_file.read_bytes()).hexdigest()
     first, second = str(report).splitlines()
     sha256 = report.sha256[:12]
-    assert first == (
-        f"resnet18.pth: loaded 100 of 100 tensors (torchvision, supervision: ImageNet tags, sha256 {sha256})"
+    assert (
+        first == "resnet18.pth: loaded 100 of 100 tensors (torchvision, supervision: ImageNet tags,"
+        f" sha256 {sha256})"
     )
     assert second == "  not used: fc.weight, fc.bias"
 
@@ -55,7 +56,9 @@ def test_freezing_and_counters_survive_loading(resnet18_file):
 
 
 def test_half_precision_becomes_single(tmp_path):
-    torch.save({key: tensor.half() for key, tensor in fake("resnet18").items()}, tmp_path / "half.pth")
+    torch.save(
+        {key: tensor.half() for key, tensor in fake("resnet18").items()}, tmp_path / "half.pth"
+    )
     net = build_backbone("resnet18")
     load_backbone(net, tmp_path / "half.pth")
     assert net.conv1.weight.dtype == torch.float32
@@ -64,9 +67,15 @@ def test_half_precision_becomes_single(tmp_path):
 
 def test_irn_checkpoint_holds_the_network_three_times(tmp_path):
     state = fake("resnet50", "module.resnet.")
-    state |= {f"module.stage2.0.{k.removeprefix('layer2.')}": torch.full((1,), 9.0) for k in shapes("resnet50")}
+    state |= {
+        f"module.stage2.0.{k.removeprefix('layer2.')}": torch.full((1,), 9.0)
+        for k in shapes("resnet50")
+    }
     state |= {f"module.backbone.{i}.weight": torch.full((1,), 9.0) for i in range(40)}
-    state |= {"module.classifier.weight": torch.zeros(20, 2048, 1, 1), "module.fc_a.weight": torch.zeros(20, 256, 1, 1)}
+    state |= {
+        "module.classifier.weight": torch.zeros(20, 2048, 1, 1),
+        "module.fc_a.weight": torch.zeros(20, 256, 1, 1),
+    }
     torch.save(state, tmp_path / "vwe.pth")
     net = build_backbone("resnet50", bn="stats", detach_after="stage2")
     report = load_backbone(net, tmp_path / "vwe.pth")
@@ -77,12 +86,16 @@ def test_irn_checkpoint_holds_the_network_three_times(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("prefix", "wrapper"), [("", None), ("module.", None), ("model.", "state_dict"), ("model.module.", "model")]
+    ("prefix", "wrapper"),
+    [("", None), ("module.", None), ("model.", "state_dict"), ("model.module.", "model")],
 )
 def test_released_resnet38_checkpoints(tmp_path, prefix, wrapper):
     state = {**fake("resnet38", prefix), f"{prefix}fc8.weight": torch.zeros(20, 4096, 1, 1)}
     counter = {f"{prefix}bn7.num_batches_tracked": torch.tensor(7)}
-    torch.save({wrapper: {**state, **counter}, "epoch": 3} if wrapper else state, tmp_path / "res38_cls.pth")
+    torch.save(
+        {wrapper: {**state, **counter}, "epoch": 3} if wrapper else state,
+        tmp_path / "res38_cls.pth",
+    )
     with torch.device("meta"):
         net = build_backbone("resnet38")
     net.to_empty(device="cpu")
@@ -94,9 +107,14 @@ def test_released_resnet38_checkpoints(tmp_path, prefix, wrapper):
 
 
 def test_segmentation_weights_are_named_as_masks(tmp_path):
-    heads = {"classifier.4.weight": torch.zeros(21, 256, 1, 1), "aux_classifier.4.weight": torch.zeros(21, 256, 1, 1)}
+    heads = {
+        "classifier.4.weight": torch.zeros(21, 256, 1, 1),
+        "aux_classifier.4.weight": torch.zeros(21, 256, 1, 1),
+    }
     torch.save(fake("resnet18", "backbone.") | heads, tmp_path / "coco.pth")
-    assert load_backbone(build_backbone("resnet18"), tmp_path / "coco.pth").supervision == "COCO masks"
+    assert (
+        load_backbone(build_backbone("resnet18"), tmp_path / "coco.pth").supervision == "COCO masks"
+    )
 
 
 def test_no_head_means_unknown_supervision(tmp_path):
@@ -136,7 +154,12 @@ def refused(net: nn.Module, path: Path) -> WeightsError:
 
 @pytest.mark.parametrize(
     ("file_of", "into"),
-    [("resnet50", "mobilenet_v2"), ("mobilenet_v2", "resnet18"), ("resnet18", "resnet34"), ("resnet34", "resnet18")],
+    [
+        ("resnet50", "mobilenet_v2"),
+        ("mobilenet_v2", "resnet18"),
+        ("resnet18", "resnet34"),
+        ("resnet34", "resnet18"),
+    ],
 )
 def test_another_network_is_recognised(tmp_path, file_of, into):
     error = refused(build_backbone(into), torchvision_file(tmp_path, file_of))
@@ -150,19 +173,33 @@ def test_another_network_is_recognised(tmp_path, file_of, into):
         (lambda: fake("resnet38"), "a ResNet-38"),
         (lambda: fake("resnet101"), "a torchvision resnet101"),
         (lambda: {"blocks.0.attn.qkv.weight": torch.zeros(3, 1)}, "a vision transformer"),
-        (lambda: {"base.layer2.block1.reduce.conv.weight": torch.zeros(1)}, "a DeepLab-v2 ResNet-101"),
-        (lambda: {**fake("resnet18"), "layer1.0.conv2.weight": torch.zeros(128, 4, 3, 3)}, "a wide or grouped"),
+        (
+            lambda: {"base.layer2.block1.reduce.conv.weight": torch.zeros(1)},
+            "a DeepLab-v2 ResNet-101",
+        ),
+        (
+            lambda: {**fake("resnet18"), "layer1.0.conv2.weight": torch.zeros(128, 4, 3, 3)},
+            "a wide or grouped",
+        ),
     ],
 )
 def test_other_networks_have_names(tmp_path, state, label):
     torch.save(state(), tmp_path / "other.pth")
-    assert f"this looks like {label}" in refused(build_backbone("resnet18"), tmp_path / "other.pth").found
+    assert (
+        f"this looks like {label}"
+        in refused(build_backbone("resnet18"), tmp_path / "other.pth").found
+    )
 
 
 def test_wrong_shape_and_foreign_names(tmp_path):
     net = build_backbone("resnet18")
-    torch.save({**fake("resnet18"), "conv1.weight": torch.zeros(64, 1, 7, 7)}, tmp_path / "grey.pth")
-    assert "conv1.weight has shape (64, 1, 7, 7) instead of (64, 3, 7, 7)" in refused(net, tmp_path / "grey.pth").found
+    torch.save(
+        {**fake("resnet18"), "conv1.weight": torch.zeros(64, 1, 7, 7)}, tmp_path / "grey.pth"
+    )
+    assert (
+        "conv1.weight has shape (64, 1, 7, 7) instead of (64, 3, 7, 7)"
+        in refused(net, tmp_path / "grey.pth").found
+    )
     torch.save({"encoder.weight": torch.zeros(3)}, tmp_path / "foreign.pth")
     assert "100 of 100 tensors are missing" in refused(net, tmp_path / "foreign.pth").found
 
@@ -180,7 +217,11 @@ class Bomb:
 @pytest.mark.parametrize("new_format", [True, False])
 def test_code_in_a_pickle_is_never_run(tmp_path, new_format):
     bomb = Bomb(tmp_path / "ran")
-    torch.save({**fake("resnet18"), "x": bomb}, tmp_path / "bomb.pth", _use_new_zipfile_serialization=new_format)
+    torch.save(
+        {**fake("resnet18"), "x": bomb},
+        tmp_path / "bomb.pth",
+        _use_new_zipfile_serialization=new_format,
+    )
     error = refused(build_backbone("resnet18"), tmp_path / "bomb.pth")
     assert "mkdir" in error.found
     assert "nothing of it was run" in error.found
@@ -216,7 +257,9 @@ def test_not_a_weight_file(tmp_path, content, found):
 @pytest.mark.parametrize("content", [torch.zeros(3), [1, 2], {}, {"state_dict": {"epoch": 3}}])
 def test_no_named_tensors(tmp_path, content):
     torch.save(content, tmp_path / "file.pth")
-    assert "without named tensors" in refused(build_backbone("resnet18"), tmp_path / "file.pth").found
+    assert (
+        "without named tensors" in refused(build_backbone("resnet18"), tmp_path / "file.pth").found
+    )
 
 
 def test_no_file_or_a_folder(tmp_path):
@@ -247,7 +290,9 @@ def test_three_array_layouts(tmp_path, layout):
 
 @pytest.mark.parametrize("layout", ["storage", "shape64", "first"])
 def test_every_truncation_is_an_error(tmp_path, layout):
-    write_params(tmp_path / "x.params", {"arg:a": np.ones((2, 3), "<f4"), "aux:b": np.ones(2, "<f4")}, layout)
+    write_params(
+        tmp_path / "x.params", {"arg:a": np.ones((2, 3), "<f4"), "aux:b": np.ones(2, "<f4")}, layout
+    )
     content = (tmp_path / "x.params").read_bytes()
     for size in range(8, len(content)):
         (tmp_path / "x.params").write_bytes(content[:size])

@@ -32,8 +32,12 @@ class TinyBackbone(Backbone):
         self.first.requires_grad_(False)
 
 
-def pictures(folder: Path, count: int = 6, size: tuple[int, int] = (36, 44), classes: int = 3) -> Dataset:
-    """Noise with a bright square whose colour is its class; masks are exact; every image has one tag."""
+def pictures(
+    folder: Path, count: int = 6, size: tuple[int, int] = (36, 44), classes: int = 3
+) -> Dataset:
+    """Noise with a bright square whose colour is its class; masks are exact; every image has one
+    tag.
+    """
     records = {}
     for n in range(count):
         rng = np.random.default_rng(n)
@@ -50,4 +54,6 @@ def pictures(folder: Path, count: int = 6, size: tuple[int, int] = (36, 44), cla
         write_index_png(truth, mask)
         records[f"p{n}"] = Record(f"p{n}", image, (k,), truth)
     names = tuple(f"c{k}" for k in range(classes))
-    return Dataset(folder, "voc", names, tuple(range(1, classes + 1)), records, {"all": tuple(records)}, "test")
+    return Dataset(
+        folder, "voc", names, tuple(range(1, classes + 1)), records, {"all": tuple(records)}, "test"
+    )

@@ -17,23 +17,34 @@ def shapes(name: str) -> dict[str, torch.Size]:
     """Names and shapes of a backbone without counters, as old files have them."""
     with torch.device("meta"):
         state = build_backbone(name).state_dict()
-    return {key: tensor.shape for key, tensor in state.items() if not key.endswith("num_batches_tracked")}
+    return {
+        key: tensor.shape
+        for key, tensor in state.items()
+        if not key.endswith("num_batches_tracked")
+    }
 
 
 def fake(name: str, prefix: str = "") -> dict[str, Tensor]:
     """Constant tensors, a different one for each name; expanded, so that files stay small."""
     return {
-        prefix + key: torch.tensor(1 + i / 1000).expand(shape) for i, (key, shape) in enumerate(shapes(name).items())
+        prefix + key: torch.tensor(1 + i / 1000).expand(shape)
+        for i, (key, shape) in enumerate(shapes(name).items())
     }
 
 
 def torchvision_file(folder: Path, name: str, classes: int = 1000) -> Path:
     state = fake(name)
     if name == "mobilenet_v2":
-        state |= {"classifier.1.weight": torch.zeros(classes, 1280), "classifier.1.bias": torch.zeros(classes)}
+        state |= {
+            "classifier.1.weight": torch.zeros(classes, 1280),
+            "classifier.1.bias": torch.zeros(classes),
+        }
     else:
         width = 512 if name in ("resnet18", "resnet34") else 2048
-        state |= {"fc.weight": torch.zeros(()).expand(classes, width), "fc.bias": torch.zeros(classes)}
+        state |= {
+            "fc.weight": torch.zeros(()).expand(classes, width),
+            "fc.bias": torch.zeros(classes),
+        }
     path = folder / f"{name}.pth"
     torch.save(state, path)
     return path
@@ -68,7 +79,9 @@ def write_params(path: Path, arrays: dict[str, np.ndarray], layout: str) -> None
 def mxnet_name(name: str) -> str:
     """The MXNet name of a state-dict name."""
     *layers, part = name.split(".")
-    part = {"bias": "beta", "running_mean": "moving_mean", "running_var": "moving_var"}.get(part, part)
+    part = {"bias": "beta", "running_mean": "moving_mean", "running_var": "moving_var"}.get(
+        part, part
+    )
     kind = "aux" if part.startswith("moving") else "arg"
     if part == "weight" and "bn" in layers[-1]:
         part = "gamma"

@@ -1,1 +1,3 @@
-"""What ``trainer.cli`` puts together: commands about data, figures and weight files, the demo, tables of what there is."""
+"""What ``trainer.cli`` puts together: commands about data, figures and weight files, the demo,
+tables of what there is.
+"""

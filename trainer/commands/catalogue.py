@@ -21,30 +21,46 @@ from trainer.weights.cache import StoredWeights
 def list_methods() -> list[dict[str, str]]:
     """Name and first line of the documentation of every method."""
     documents = {name: inspect.getdoc(method_module(name)) or "" for name in method_names()}
-    return [{"method": name, "about": text.splitlines()[0], "paper": _paper(text)} for name, text in documents.items()]
+    return [
+        {"method": name, "about": text.splitlines()[0], "paper": _paper(text)}
+        for name, text in documents.items()
+    ]
 
 
 def describe_method(name: str) -> dict[str, Any]:
-    """Documentation of a method; its knobs with default, what each preset says, and meaning; presets; published training.
+    """Documentation of a method; its knobs with default, what each preset says, and meaning;
+    presets; published training.
 
     Raises:
         ConfigError: no such method.
     """
     module, (_, config) = method_module(name), method_classes(name)
-    presets = {key: {k: _text(v) for k, v in made.items()} for key, made in getattr(module, "PRESETS", {}).items()}
-    training = {key: {k: _text(v) for k, v in made.items()} for key, made in getattr(module, "TRAINING", {}).items()}
+    presets = {
+        key: {k: _text(v) for k, v in made.items()}
+        for key, made in getattr(module, "PRESETS", {}).items()
+    }
+    training = {
+        key: {k: _text(v) for k, v in made.items()}
+        for key, made in getattr(module, "TRAINING", {}).items()
+    }
     meanings: dict[str, str] = {}
     for described in reversed(config.__mro__):
         meanings |= _attributes(described.__doc__ or "")
     knobs, hints = [], typing.get_type_hints(config)
     for f in dataclasses.fields(config):
         default = _text(f.default)
-        said = {preset: changes.get(f"method.{f.name}", default) for preset, changes in presets.items()}
+        said = {
+            preset: changes.get(f"method.{f.name}", default) for preset, changes in presets.items()
+        }
         about = {"values": _values(hints[f.name]), "meaning": meanings.get(f.name, "")}
         knobs.append({"knob": f.name, "default": default, **said, **about})
     return {
-        "method": name, "about": inspect.getdoc(module) or "", "knobs": knobs, "presets": presets, "training": training,
-    }  # fmt: skip
+        "method": name,
+        "about": inspect.getdoc(module) or "",
+        "knobs": knobs,
+        "presets": presets,
+        "training": training,
+    }
 
 
 def print_catalogue(value: Any) -> None:
@@ -59,9 +75,14 @@ def print_catalogue(value: Any) -> None:
     console.print(value["about"], markup=False, highlight=False)
     for row in value["knobs"]:
         # What a preset says otherwise than the default is what one looks for.
-        said = [f"{preset}: {row[preset]}" for preset in value["presets"] if row[preset] != row["default"]]
+        said = [
+            f"{preset}: {row[preset]}"
+            for preset in value["presets"]
+            if row[preset] != row["default"]
+        ]
         console.print(
-            f"\nmethod.{row['knob']}={row['default']}   {row['values']}   {'   '.join(said)}".rstrip(), markup=False
+            "   ".join([f"\nmethod.{row['knob']}={row['default']}", row["values"], *said]).rstrip(),
+            markup=False,
         )
         console.print(Padding(Text(row["meaning"].replace("``", "`")), (0, 0, 0, 4)))
     console.print()
@@ -77,13 +98,17 @@ def print_catalogue(value: Any) -> None:
 
 def print_weights(stored: list[StoredWeights], as_json: bool) -> None:
     """Print the weight cache."""
-    rows = [{k: None if v is None else str(v) for k, v in dataclasses.asdict(s).items()} for s in stored]
+    rows = [
+        {k: None if v is None else str(v) for k, v in dataclasses.asdict(s).items()} for s in stored
+    ]
     if as_json:
         print(json.dumps(rows, indent=1))
         return
     table = Table("backbone", "in the cache", "file to bring", "supervision")
     for row in rows:
-        table.add_row(row["backbone"], row["path"] or "no", row["file_name"] or "-", row["supervision"] or "-")
+        table.add_row(
+            row["backbone"], row["path"] or "no", row["file_name"] or "-", row["supervision"] or "-"
+        )
     Console().print(table)
 
 

@@ -12,14 +12,19 @@ import typer
 from trainer.data.knobs import DataConfig
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, as given to fit --run.")]
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Run folder, as given to fit --run.")
+]
 LabelsFrom = Annotated[
-    str | None, typer.Option(help="Where tags come from: xml, masks or csv. Default: the best that is there.")
+    str | None,
+    typer.Option(help="Where tags come from: xml, masks or csv. Default: the best that is there."),
 ]
 DataSettings = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="data.KEY=VALUE", help="How to read it: data.masks, data.crowd, data.keep_empty, ..."
+        "--set",
+        metavar="data.KEY=VALUE",
+        help="How to read it: data.masks, data.crowd, data.keep_empty, ...",
     ),
 ]
 
@@ -35,23 +40,28 @@ class Images(StrEnum):
 
 def check(
     data: Annotated[Path, typer.Argument(help="Data folder.")],
-    lists: Annotated[list[str] | None, typer.Option("--list", help="Only these image lists.")] = None,
+    lists: Annotated[
+        list[str] | None, typer.Option("--list", help="Only these image lists.")
+    ] = None,
     labels_from: LabelsFrom = None,
     settings: DataSettings = None,
     json_: Json = False,
 ) -> None:
     """Find everything that is wrong with a data set in one pass: images, tags, masks, lists.
 
-    Formats: VOC (JPEGImages/, ImageSets/Segmentation/), COCO (annotations/*.json), or images anywhere with a labels.csv
-    of `image,tag` rows, of one 0/1 column a class, or of `image,"tag1;tag2"` rows; MVA's data_*.csv, or one folder a
-    class. What claims to be VOC 2012 or COCO 2014 is compared with it. Exit code 2 where there are errors.
+    Formats: VOC (JPEGImages/, ImageSets/Segmentation/), COCO (annotations/*.json), or images
+    anywhere with a labels.csv of `image,tag` rows, of one 0/1 column a class, or of
+    `image,"tag1;tag2"` rows; MVA's data_*.csv, or one folder a class. What claims to be VOC 2012 or
+    COCO 2014 is compared with it. Exit code 2 where there are errors.
 
     Example: wsss-trainer check photos/ --json
     """
     from trainer.data.check import check as run_check
     from trainer.data.check import print_report
 
-    result = run_check(data, lists or None, progress=True, config=data_config(labels_from, settings))
+    result = run_check(
+        data, lists or None, progress=True, config=data_config(labels_from, settings)
+    )
     if json_:
         print(json.dumps(result.to_json(), indent=1))
     else:
@@ -62,21 +72,33 @@ def check(
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="Data set, cls_labels.npy, CSV file, or folder of masks.")
+        Path,
+        typer.Argument(
+            metavar="SRC", help="Data set, cls_labels.npy, CSV file, or folder of masks."
+        ),
     ],
     target: Annotated[
-        Path, typer.Argument(metavar="DST", help="New folder; a file that ends with .csv gets the tags only.")
+        Path,
+        typer.Argument(
+            metavar="DST", help="New folder; a file that ends with .csv gets the tags only."
+        ),
     ],
     to: Annotated[
-        str | None, typer.Option(help="voc, coco, csv, folders, psa, mva; labels (the tags), masks (a folder of them).")
+        str | None,
+        typer.Option(
+            help="voc, coco, csv, folders, psa, mva; labels (the tags), masks (a folder of them)."
+        ),
     ] = None,
     images: Annotated[Images, typer.Option(help="How images get there.")] = Images.copy,
     labels_from: LabelsFrom = None,
     settings: DataSettings = None,
-    force: Annotated[bool, typer.Option(help="Write into a folder that holds something else.")] = False,
+    force: Annotated[
+        bool, typer.Option(help="Write into a folder that holds something else.")
+    ] = False,
     json_: Json = False,
 ) -> None:
-    """Write a data set in another format: images, tags, masks, lists. Run again, an interrupted one goes on.
+    """Write a data set in another format: images, tags, masks, lists. Run again, an interrupted one
+    goes on.
 
     \b
     Examples:
@@ -102,7 +124,9 @@ def synth(
     count: Annotated[int, typer.Option(help="Images.")] = 240,
     size: Annotated[int, typer.Option(help="Side in pixels.")] = 128,
     seed: Annotated[int, typer.Option(help="The same seed writes the same bytes.")] = 0,
-    difficulty: Annotated[float, typer.Option(help="0 easy .. 1 hard: clutter, occlusion, noise.")] = 0.5,
+    difficulty: Annotated[
+        float, typer.Option(help="0 easy .. 1 hard: clutter, occlusion, noise.")
+    ] = 0.5,
 ) -> None:
     """Write a synthetic data set with exact masks, to try everything without any data.
 
@@ -123,4 +147,6 @@ def data_config(labels_from: str | None, settings: list[str] | None) -> DataConf
     from trainer.config import parse_settings, replace
 
     labels = {"labels_from": labels_from} if labels_from else {}
-    return replace(DataConfig(), {**labels, **parse_settings(settings or (), ("data",))["data"]}, "data")
+    return replace(
+        DataConfig(), {**labels, **parse_settings(settings or (), ("data",))["data"]}, "data"
+    )

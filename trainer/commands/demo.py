@@ -21,7 +21,8 @@ MODEL = "scenes"
 
 
 def run_demo(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Synth, fit, export, serve, segment, label, report, all below ``folder``; run again, it goes on.
+    """Synth, fit, export, serve, segment, label, report, all below ``folder``; run again, it goes
+    on.
 
     Returns:
         Mean IoU by stage on the validation list, seconds, and where to look.
@@ -34,12 +35,35 @@ def run_demo(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     trainer = ["-m", "trainer"]
     _step(
         say,
-        [*trainer, "synth", str(data), "--count", str(IMAGES), "--size", str(SIZE), "--difficulty", str(DIFFICULTY)],
+        [
+            *trainer,
+            "synth",
+            str(data),
+            "--count",
+            str(IMAGES),
+            "--size",
+            str(SIZE),
+            "--difficulty",
+            str(DIFFICULTY),
+        ],
     )
-    fit = ["--run", str(run), "--backbone", "resnet18", "--weights", "none", "--set", "cams.precision=auto"]
+    fit = [
+        "--run",
+        str(run),
+        "--backbone",
+        "resnet18",
+        "--weights",
+        "none",
+        "--set",
+        "cams.precision=auto",
+    ]
     _step(say, [*trainer, "fit", str(data), *fit])
     _step(say, [*trainer, "export", str(run), "--name", MODEL, "--repository", str(exported)])
-    photo = data / "JPEGImages" / f"{(data / 'ImageSets' / 'Segmentation' / 'val.txt').read_text().split()[0]}.jpg"
+    photo = (
+        data
+        / "JPEGImages"
+        / f"{(data / 'ImageSets' / 'Segmentation' / 'val.txt').read_text().split()[0]}.jpg"
+    )
     _serve_and_segment(say, exported, photo, folder / "segmented.png")
     serving = ["-m", "serving.cli", "label", str(data / "JPEGImages"), str(masks)]
     _step(say, [*serving, "--model", MODEL, "--repository", str(exported)])
@@ -57,11 +81,17 @@ def run_demo(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     say(f"\nmIoU on val: {shown}\ndone in {seconds:.0f} s; look at:")
     for name, path in places.items():
         say(f"  {name}: {path}")
-    return {"miou": miou, "seconds": round(seconds, 1), "look_at": {k: str(v) for k, v in places.items()}}
+    return {
+        "miou": miou,
+        "seconds": round(seconds, 1),
+        "look_at": {k: str(v) for k, v in places.items()},
+    }
 
 
 def _serve_and_segment(say: Callable[[str], None], exported: Path, photo: Path, out: Path) -> None:
-    """Start the server on a free port, segment one image through it, stop it as a supervisor would."""
+    """Start the server on a free port, segment one image through it, stop it as a supervisor
+    would.
+    """
     command = ["-m", "serving.cli", "serve", "--repository", str(exported), "--port", "0"]
     say(f"\n$ wsss-serving {shlex.join(command[2:])} &")
     with subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True) as server:
@@ -69,10 +99,25 @@ def _serve_and_segment(say: Callable[[str], None], exported: Path, photo: Path, 
             assert server.stdout is not None
             ready = server.stdout.readline().strip()
             if not ready:
-                raise RunError("the server did not start", "the serving half", "pip install 'wsss[serve]'")
+                raise RunError(
+                    "the server did not start", "the serving half", "pip install 'wsss[serve]'"
+                )
             say(ready)
             address = ready.rpartition(" ")[2]
-            _step(say, ["-m", "serving.cli", "segment", str(photo), str(out), "--model", MODEL, "--address", address])
+            _step(
+                say,
+                [
+                    "-m",
+                    "serving.cli",
+                    "segment",
+                    str(photo),
+                    str(out),
+                    "--model",
+                    MODEL,
+                    "--address",
+                    address,
+                ],
+            )
         finally:
             server.send_signal(signal.SIGTERM)
             server.wait(timeout=60)
@@ -92,4 +137,6 @@ def _step(say: Callable[[str], None], arguments: Sequence[str]) -> None:
 
 
 def _read(arguments: Sequence[str]) -> str:
-    return subprocess.run([sys.executable, *arguments], check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        [sys.executable, *arguments], check=True, capture_output=True, text=True
+    ).stdout

@@ -11,12 +11,15 @@ import typer
 
 from trainer.commands.data import Json, RunArgument
 
-app = typer.Typer(help="Weights to start from, and to hand on: list, fetch, import, export.", no_args_is_help=True)
+app = typer.Typer(
+    help="Weights to start from, and to hand on: list, fetch, import, export.", no_args_is_help=True
+)
 
 
 @app.command("list")
 def weights_list(json_: Json = False) -> None:
-    """Which networks have weights in the cache, which labels made them, and which files the others need.
+    """Which networks have weights in the cache, which labels made them, and which files the others
+    need.
 
     Example: wsss-trainer weights list --json
     """
@@ -42,20 +45,33 @@ def weights_import(
     file: Annotated[
         Path,
         typer.Argument(
-            help="torchvision .pth, Caffe layout of deeplab-pytorch, released WSSS checkpoint, MXNet .params."
+            help=(
+                "torchvision .pth, Caffe layout of deeplab-pytorch, released WSSS checkpoint, MXNet"
+                " .params."
+            )
         ),
     ],
     name: Annotated[
-        str, typer.Option("--as", help="Backbone, or deeplab-v2-r101 or largefov-r38, that it belongs to.")
+        str,
+        typer.Option(
+            "--as", help="Backbone, or deeplab-v2-r101 or largefov-r38, that it belongs to."
+        ),
     ],
     supervision: Annotated[
         str | None,
-        typer.Option(help="Which labels made it, where the file does not tell: 'ImageNet tags', 'COCO masks', ..."),
+        typer.Option(
+            help=(
+                "Which labels made it, where the file does not tell: 'ImageNet tags', 'COCO"
+                " masks', ..."
+            )
+        ),
     ] = None,
 ) -> None:
-    """Check a weight file, convert it to the network's names where it has others, and put it into the cache.
+    """Check a weight file, convert it to the network's names where it has others, and put it into
+    the cache.
 
-    A JSON file beside it notes where it came from and which labels made it; runs that start from masks are labelled.
+    A JSON file beside it notes where it came from and which labels made it; runs that start from
+    masks are labelled.
 
     \b
     Examples:
@@ -73,11 +89,16 @@ def weights_import(
 @app.command("export")
 def weights_export(
     run: RunArgument,
-    out: Annotated[Path, typer.Option(help="File to write; what made it goes into the .json beside it.")],
-    full: Annotated[bool, typer.Option("--full", help="The segmenter that learnt from true masks.")] = False,
+    out: Annotated[
+        Path, typer.Option(help="File to write; what made it goes into the .json beside it.")
+    ],
+    full: Annotated[
+        bool, typer.Option("--full", help="The segmenter that learnt from true masks.")
+    ] = False,
     json_: Json = False,
 ) -> None:
-    """Write the segmenter of RUN as a state dict, under the names of the released ones where there are some.
+    """Write the segmenter of RUN as a state dict, under the names of the released ones where there
+    are some.
 
     Example: wsss-trainer weights export runs/photos --out segmenter.pth
     """

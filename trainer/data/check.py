@@ -1,4 +1,6 @@
-"""``wsss-trainer check``: everything that is wrong with a data set, in one pass over all of its files."""
+"""``wsss-trainer check``: everything that is wrong with a data set, in one pass over all of its
+files.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Everything as a plain dictionary for ``json.dumps``; every problem carries its count."""
-        problems = [{**asdict(p), "names": list(p.names), "count": len(p.names)} for p in self.problems]
+        problems = [
+            {**asdict(p), "names": list(p.names), "count": len(p.names)} for p in self.problems
+        ]
         return {**asdict(self), "ok": self.ok, "problems": problems}
 
 
@@ -86,7 +90,9 @@ def check(
         known = nearest(name, sorted(dataset.lists))
         problems.append(Problem("error", "list", f"there is no list {name!r}", (name,), known))
     chosen = [name for name in lists or ("all",) if name not in unknown]
-    records = [dataset.records[i] for i in dict.fromkeys(i for name in chosen for i in dataset.lists[name])]
+    records = [
+        dataset.records[i] for i in dict.fromkeys(i for name in chosen for i in dataset.lists[name])
+    ]
     found = _inspect_all(dataset, records, progress)
     problems += _from_traits(dataset, found)
     problems += _duplicates(dataset, found)
@@ -94,7 +100,9 @@ def check(
     problems += _about_lists(dataset, chosen)
     problems += compare(dataset)
     if records and not any(dataset.has_mask(record) for record in records):
-        problems.append(Problem("info", "no-masks", "there are no masks: training works, evaluation does not"))
+        problems.append(
+            Problem("info", "no-masks", "there are no masks: training works, evaluation does not")
+        )
     problems += [Problem("info", "note", note) for note in dataset.notes]
     counts = dataset.tag_matrix(records).sum(axis=0)
     return Report(
@@ -111,14 +119,25 @@ def check(
 
 def _from_errors(errors: Iterable[DataError]) -> tuple[Problem, ...]:
     def advice(error: DataError) -> str:
-        return "; ".join(part for part in (error.expected and f"expected {error.expected}", error.hint) if part)
+        return "; ".join(
+            part for part in (error.expected and f"expected {error.expected}", error.hint) if part
+        )
 
     return tuple(Problem("error", "data", error.found, (), advice(error)) for error in errors)
 
 
-def _inspect_all(dataset: Dataset, records: list[Record], progress: bool) -> list[tuple[Record, Finding]]:
+def _inspect_all(
+    dataset: Dataset, records: list[Record], progress: bool
+) -> list[tuple[Record, Finding]]:
     workers = None if len(records) >= POOL_FROM else 0
-    work = over_images(partial(inspect, dataset), records, workers, "checking", progress, name=lambda record: record.id)
+    work = over_images(
+        partial(inspect, dataset),
+        records,
+        workers,
+        "checking",
+        progress,
+        name=lambda record: record.id,
+    )
     found = []
     for record, finding in work:
         if isinstance(finding, Exception):
@@ -157,9 +176,15 @@ def _duplicates(dataset: Dataset, found: list[tuple[Record, Finding]]) -> Iterat
             groups[finding.digest].append(record)
     same = [group for group in groups.values() if len(group) > 1]
     if same:
-        names = tuple(" = ".join(_inside(record.image, dataset.root) for record in group) for group in same)
+        names = tuple(
+            " = ".join(_inside(record.image, dataset.root) for record in group) for group in same
+        )
         yield Problem(
-            "warning", "duplicate", f"images that are there more than once: {len(same)}", names, "keep one of each"
+            "warning",
+            "duplicate",
+            f"images that are there more than once: {len(same)}",
+            names,
+            "keep one of each",
         )
     train, test = _trains_and_tests(dataset)
     leaks = tuple(
@@ -169,12 +194,21 @@ def _duplicates(dataset: Dataset, found: list[tuple[Record, Finding]]) -> Iterat
     )
     if leaks:
         message = f"images in a training list of which a copy is in a test list: {len(leaks)}"
-        yield Problem("warning", "leak", message, leaks, "test figures will be too good: take one copy out")
+        yield Problem(
+            "warning", "leak", message, leaks, "test figures will be too good: take one copy out"
+        )
 
 
 def _trains_and_tests(dataset: Dataset) -> tuple[set[str], set[str]]:
-    train = {i for name, ids in dataset.lists.items() if name.startswith("train") and "val" not in name for i in ids}
-    test = {i for name, ids in dataset.lists.items() if name.startswith(("val", "test")) for i in ids}
+    train = {
+        i
+        for name, ids in dataset.lists.items()
+        if name.startswith("train") and "val" not in name
+        for i in ids
+    }
+    test = {
+        i for name, ids in dataset.lists.items() if name.startswith(("val", "test")) for i in ids
+    }
     return train, test
 
 
@@ -185,15 +219,40 @@ def _about_classes(dataset: Dataset, records: list[Record], chosen: list[str]) -
     single = tuple(name for name, count in zip(dataset.classes, counts, strict=True) if count == 1)
     if none:
         message = f"classes without any image in {where}: {len(none)}"
-        yield Problem("error", "class-empty", message, none, "take them out of the class table, or add images of them")
+        yield Problem(
+            "error",
+            "class-empty",
+            message,
+            none,
+            "take them out of the class table, or add images of them",
+        )
     if single:
         message = f"classes with one image only in {where}: {len(single)}"
-        yield Problem("warning", "class-single", message, single, "add images: nothing general can be learnt from one")
+        yield Problem(
+            "warning",
+            "class-single",
+            message,
+            single,
+            "add images: nothing general can be learnt from one",
+        )
     for name in ("train", "train_aug"):
-        listed = dataset.tag_matrix(dataset.subset(name)).sum(axis=0) if dataset.lists.get(name) else counts
-        lost = tuple(c for c, total, here in zip(dataset.classes, counts, listed, strict=True) if total and not here)
+        listed = (
+            dataset.tag_matrix(dataset.subset(name)).sum(axis=0)
+            if dataset.lists.get(name)
+            else counts
+        )
+        lost = tuple(
+            c
+            for c, total, here in zip(dataset.classes, counts, listed, strict=True)
+            if total and not here
+        )
         if lost:
-            yield Problem("warning", "class-unlisted", f"classes without any image in list {name!r}: {len(lost)}", lost)
+            yield Problem(
+                "warning",
+                "class-unlisted",
+                f"classes without any image in list {name!r}: {len(lost)}",
+                lost,
+            )
 
 
 def _about_lists(dataset: Dataset, chosen: list[str]) -> Iterator[Problem]:
@@ -208,11 +267,13 @@ def _about_lists(dataset: Dataset, chosen: list[str]) -> Iterator[Problem]:
 
 
 def estimate(found: Sequence[Finding], workers: int | None = None) -> dict[str, Any]:
-    """Rough disk, memory and time of one run of ``fit`` over these images, and what the figures assume.
+    """Rough disk, memory and time of one run of ``fit`` over these images, and what the figures
+    assume.
 
-    The rates are for MobileNetV2 in fp32 on one core of a 2024 server: 11 images/s of training at 224x224, 42 of
-    inference, 0.34 s of dense CRF for 187,500 pixels; peak memory 2.3 GB for training with 16 images, or 1.5 kB a
-    pixel for the CAMs of the largest image at scale 2 with its mirror image.
+    The rates are for MobileNetV2 in fp32 on one core of a 2024 server: 11 images/s of training at
+    224x224, 42 of inference, 0.34 s of dense CRF for 187,500 pixels; peak memory 2.3 GB for
+    training with 16 images, or 1.5 kB a pixel for the CAMs of the largest image at scale 2 with its
+    mirror image.
     """
     count, speed = workers or cores(), 224 * 224
     pixels = sum(finding.pixels for finding in found)
@@ -232,21 +293,30 @@ def estimate(found: Sequence[Finding], workers: int | None = None) -> dict[str, 
         },
         "memory_mb": round(max(2300, 700 + largest * 1.5e-3)),
         "minutes": {stage: round(seconds / 60 / count, 1) for stage, seconds in minutes.items()},
-        "assumes": f"MobileNetV2 on {count} CPU cores, every image here, 5 and 8 epochs, 4 scales and flip; "
-        "good to a factor of two",
+        "assumes": (
+            f"MobileNetV2 on {count} CPU cores, every image here, 5 and 8 epochs, 4 scales and"
+            " flip; good to a factor of two"
+        ),
     }
 
 
 def print_report(report: Report, console: Console | None = None, shown: int = 4) -> None:
-    """Print a report as tables: classes, problems with the first ``shown`` names each, estimates."""
+    """Print a report as tables: classes, problems with the first ``shown`` names each,
+    estimates.
+    """
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     console = console or Console()
-    console.print(f"[bold]{escape(report.path)}[/bold]: {report.format or 'not a data set'}, {report.images} images")
+    console.print(
+        f"[bold]{escape(report.path)}[/bold]: {report.format or 'not a data set'}, {report.images}"
+        " images"
+    )
     if report.lists:
-        console.print("lists: " + escape(", ".join(f"{name} {count}" for name, count in report.lists.items())))
+        console.print(
+            "lists: " + escape(", ".join(f"{name} {count}" for name, count in report.lists.items()))
+        )
         console.print(f"tags from {escape(report.tags_from)}")
         classes = Table("class", "images", title="classes", title_justify="left")
         for name, count in report.classes.items():
@@ -256,12 +326,23 @@ def print_report(report: Report, console: Console | None = None, shown: int = 4)
     colours = {"error": "red", "warning": "yellow", "info": "cyan"}
     for problem in report.problems:
         severity = f"[{colours[problem.severity]}]{problem.severity}[/]"
-        table.add_row(severity, escape(problem.message), escape(some(problem.names, shown)), escape(problem.hint))
+        table.add_row(
+            severity,
+            escape(problem.message),
+            escape(some(problem.names, shown)),
+            escape(problem.hint),
+        )
     console.print(table if report.problems else "no problems")
     if report.estimates:
-        disk, minutes = sum(report.estimates["disk_mb"].values()), sum(report.estimates["minutes"].values())
+        disk, minutes = (
+            sum(report.estimates["disk_mb"].values()),
+            sum(report.estimates["minutes"].values()),
+        )
         memory, assumes = report.estimates["memory_mb"] / 1000, escape(report.estimates["assumes"])
         duration = f"{minutes:.0f} minutes" if minutes >= 1 else "under a minute"
-        console.print(f"a run needs about {disk:.0f} MB of disk, {memory:.1f} GB of memory, {duration} ({assumes})")
+        console.print(
+            f"a run needs about {disk:.0f} MB of disk, {memory:.1f} GB of memory, {duration}"
+            f" ({assumes})"
+        )
     verdict = "[green]ready to use[/]" if report.ok else "[red]errors must be put right first[/]"
     console.print(verdict)

@@ -1,4 +1,6 @@
-"""COCO instances JSON (spec refine-segment 10). Masks are drawn from the annotations when they are asked for."""
+"""COCO instances JSON (spec refine-segment 10). Masks are drawn from the annotations when they are
+asked for.
+"""
 
 from __future__ import annotations
 
@@ -25,20 +27,96 @@ Note = tuple[int, str, Any]
 Notes = dict[Any, list[Note]]
 Entries = dict[Any, tuple[str, int, int]]
 COCO_CLASSES = (
-    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
-    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant",
-    "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard",
-    "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
-    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli",
-    "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed", "dining table", "toilet",
-    "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink",
-    "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
-)  # fmt: skip
+    "person",
+    "bicycle",
+    "car",
+    "motorcycle",
+    "airplane",
+    "bus",
+    "train",
+    "truck",
+    "boat",
+    "traffic light",
+    "fire hydrant",
+    "stop sign",
+    "parking meter",
+    "bench",
+    "bird",
+    "cat",
+    "dog",
+    "horse",
+    "sheep",
+    "cow",
+    "elephant",
+    "bear",
+    "zebra",
+    "giraffe",
+    "backpack",
+    "umbrella",
+    "handbag",
+    "tie",
+    "suitcase",
+    "frisbee",
+    "skis",
+    "snowboard",
+    "sports ball",
+    "kite",
+    "baseball bat",
+    "baseball glove",
+    "skateboard",
+    "surfboard",
+    "tennis racket",
+    "bottle",
+    "wine glass",
+    "cup",
+    "fork",
+    "knife",
+    "spoon",
+    "bowl",
+    "banana",
+    "apple",
+    "sandwich",
+    "orange",
+    "broccoli",
+    "carrot",
+    "hot dog",
+    "pizza",
+    "donut",
+    "cake",
+    "chair",
+    "couch",
+    "potted plant",
+    "bed",
+    "dining table",
+    "toilet",
+    "tv",
+    "laptop",
+    "mouse",
+    "remote",
+    "keyboard",
+    "cell phone",
+    "microwave",
+    "oven",
+    "toaster",
+    "sink",
+    "refrigerator",
+    "book",
+    "clock",
+    "vase",
+    "scissors",
+    "teddy bear",
+    "hair drier",
+    "toothbrush",
+)
 """The 80 things in the order of their ids 1 to 90."""
 COCO_UNUSED = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
 PREFIX = re.compile(r"^COCO_[a-z]+\d{4}_")
 TAGS = {False: "COCO annotations, crowds left out", True: "COCO annotations, crowds included"}
-CROWDS = {"drop": "crowds left out", "ignore": "crowds ignored (255)", "keep": "crowds painted like objects"}
+CROWDS = {
+    "drop": "crowds left out",
+    "ignore": "crowds ignored (255)",
+    "keep": "crowds painted like objects",
+}
 
 
 @dataclass(frozen=True)
@@ -46,8 +124,9 @@ class CocoDataset(Dataset):
     """A data set whose masks are drawn from annotations.
 
     Attributes:
-        shapes: by id, compressed JSON ``[height, width, [[value, segmentation], ...]]`` in painting order;
-            compressed because the 600,000 outlines of COCO as Python lists would take gigabytes in every worker.
+        shapes: by id, compressed JSON ``[height, width, [[value, segmentation], ...]]`` in painting
+            order; compressed because the 600,000 outlines of COCO as Python lists would take
+            gigabytes in every worker.
         empty: by list, how many images of the file have no annotation at all.
     """
 
@@ -55,18 +134,22 @@ class CocoDataset(Dataset):
     empty: dict[str, int] = field(default_factory=dict)
 
     def has_mask(self, record: Record) -> bool:
-        """Whether every object of the image has an outline (an image without objects is all background)."""
+        """Whether every object of the image has an outline (an image without objects is all
+        background).
+        """
         return record.id in self.shapes
 
     def read_mask(self, record: Record) -> npt.NDArray[np.uint8]:
-        """Label map ``uint8 [H,W]``: annotations painted in file order, later ones on top; crowds as ``config`` says.
+        """Label map ``uint8 [H,W]``: annotations painted in file order, later ones on top; crowds
+        as ``config`` says.
 
         Raises:
             DataError: an object of the image has no outline, or one that cannot be drawn.
         """
         if record.id not in self.shapes:
             raise DataError(
-                f"image {record.id!r} has objects without an outline", "a segmentation for every annotation"
+                f"image {record.id!r} has objects without an outline",
+                "a segmentation for every annotation",
             )
         height, width, painted = json.loads(zlib.decompress(self.shapes[record.id]))
         label = np.zeros((height, width), np.uint8)
@@ -81,25 +164,31 @@ def recognises(root: Path) -> bool:
 
 
 def read(root: Path, problems: Problems, config: DataConfig) -> CocoDataset:
-    """Read every ``annotations/instances_*.json`` (without such names: every ``annotations/*.json``).
+    """Read every ``annotations/instances_*.json`` (without such names: every
+    ``annotations/*.json``).
 
-    Each file is a list called after it (``instances_train2014.json``: ``train2014``). Images are looked for in the
-    folder of that name, in ``images/``, in both together, beside ``annotations/`` and in ``JPEGImages/``, with and
-    without the prefix ``COCO_train2014_``. Classes are the categories in order of their COCO id, whatever gaps the ids
-    have; files are matched by name. Tags are the categories of the annotations, of crowds too with ``crowd_tags``.
+    Each file is a list called after it (``instances_train2014.json``: ``train2014``). Images are
+    looked for in the folder of that name, in ``images/``, in both together, beside ``annotations/``
+    and in ``JPEGImages/``, with and without the prefix ``COCO_train2014_``. Classes are the
+    categories in order of their COCO id, whatever gaps the ids have; files are matched by name.
+    Tags are the categories of the annotations, of crowds too with ``crowd_tags``.
 
-    An annotation with ``"ignore": 1`` (as ``wsss-trainer convert`` writes the borders of VOC) is 255 and no tag.
+    An annotation with ``"ignore": 1`` (as ``wsss-trainer convert`` writes the borders of VOC) is
+    255 and no tag.
 
     Args:
         problems: collects what is wrong instead of raising it; the entries concerned are left out.
-        config: how to read it. Where ``tags_from`` is the masks, the tags are those of the annotations still.
+        config: how to read it. Where ``tags_from`` is the masks, the tags are those of the
+        annotations still.
 
     Raises:
-        DataError: damaged JSON, files that disagree about the categories, unknown categories, images not found.
+        DataError: damaged JSON, files that disagree about the categories, unknown categories,
+        images not found.
     """
     if config.labels_from in ("xml", "csv"):
         raise DataError(
-            f"{root} is COCO: tags are in its JSON, not in {config.labels_from}", "--labels-from masks or auto"
+            f"{root} is COCO: tags are in its JSON, not in {config.labels_from}",
+            "--labels-from masks or auto",
         )
     reader = _Reader(root, config, problems)
     for path in _files(root):
@@ -107,10 +196,13 @@ def read(root: Path, problems: Problems, config: DataConfig) -> CocoDataset:
     records, shapes = reader.records, reader.shapes
     if not records:
         raise DataError(
-            f"{root / 'annotations'} describes no image that is there", "COCO instances JSON and its images"
+            f"{root / 'annotations'} describes no image that is there",
+            "COCO instances JSON and its images",
         )
     if len(shapes) < len(records):
-        reader.notes.append(f"{len(records) - len(shapes)} images have objects without outline and so no mask")
+        reader.notes.append(
+            f"{len(records) - len(shapes)} images have objects without outline and so no mask"
+        )
     return CocoDataset(
         root=root,
         format="coco",
@@ -137,9 +229,15 @@ def _load(path: Path) -> dict[str, Any]:
         table = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}", "COCO instances JSON") from error
-    absent = [key for key in ("images", "annotations", "categories") if not isinstance(table, dict) or key not in table]
+    absent = [
+        key
+        for key in ("images", "annotations", "categories")
+        if not isinstance(table, dict) or key not in table
+    ]
     if absent:
-        raise DataError(f"{path} has no {some(absent)}", "COCO instances JSON: images, annotations, categories")
+        raise DataError(
+            f"{path} has no {some(absent)}", "COCO instances JSON: images, annotations, categories"
+        )
     return dict(table)
 
 
@@ -147,7 +245,9 @@ def _categories(table: dict[str, Any], path: Path) -> dict[int, str]:
     try:
         ranked = sorted((int(entry["id"]), str(entry["name"])) for entry in table["categories"])
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} has a damaged category: {error!r}", 'entries {"id": 1, "name": "person"}') from error
+        raise DataError(
+            f"{path} has a damaged category: {error!r}", 'entries {"id": 1, "name": "person"}'
+        ) from error
     check_classes([name for _, name in ranked], path)
     if len(dict(ranked)) < len(ranked):
         raise DataError(f"{path} gives two categories the same id", "one id a category")
@@ -175,7 +275,10 @@ class _Reader:
             self._note_gaps(sorted(categories))
         elif set(categories.values()) != set(self.classes):
             complain(
-                DataError(f"{path} has other categories than the files before it", "one class table"), self.problems
+                DataError(
+                    f"{path} has other categories than the files before it", "one class table"
+                ),
+                self.problems,
             )
             return
         name = path.stem.removeprefix("instances_")
@@ -192,13 +295,21 @@ class _Reader:
             else:
                 ids.append(self._add(path, name, image, (file_name, height, width), notes[key]))
         if self.empty[name]:
-            done = "have no tag" if self.config.keep_empty else "are left out (--set data.keep_empty=on keeps them)"
-            self.notes.append(f"{self.empty[name]} of {len(entries)} images of {name} have no annotation and {done}")
+            done = (
+                "have no tag"
+                if self.config.keep_empty
+                else "are left out (--set data.keep_empty=on keeps them)"
+            )
+            self.notes.append(
+                f"{self.empty[name]} of {len(entries)} images of {name} have no annotation and"
+                f" {done}"
+            )
         if missing:
             complain(
                 DataError(
                     f"{path} names {len(missing)} images that are not there: {some(missing)}",
-                    f"them in {self.root / name}, {self.root / 'images'}, {self.root / 'images' / name} or {self.root}",
+                    f"them in {self.root / name}, {self.root / 'images'},"
+                    f" {self.root / 'images' / name} or {self.root}",
                     "bring the images, or take the entries out of the JSON",
                 ),
                 self.problems,
@@ -207,14 +318,20 @@ class _Reader:
 
     def _note_gaps(self, ids: list[int]) -> None:
         if ids != list(range(1, len(ids) + 1)):
-            text = f"category ids run from {ids[0]} to {ids[-1]} with gaps: masks hold 1 to {len(ids)}, in their order"
+            text = (
+                f"category ids run from {ids[0]} to {ids[-1]} with gaps: masks hold 1 to"
+                f" {len(ids)}, in their order"
+            )
             self.notes.append(text)
 
-    def _entries(self, table: dict[str, Any], path: Path, index: dict[int, int]) -> tuple[Entries, Notes]:
+    def _entries(
+        self, table: dict[str, Any], path: Path, index: dict[int, int]
+    ) -> tuple[Entries, Notes]:
         """Images of a file and the annotations of each, in file order."""
         try:
             entries: Entries = {
-                image["id"]: (str(image["file_name"]), image["height"], image["width"]) for image in table["images"]
+                image["id"]: (str(image["file_name"]), image["height"], image["width"])
+                for image in table["images"]
             }
             notes: Notes = {key: [] for key in entries}
             strange, stray = set(), 0
@@ -224,18 +341,39 @@ class _Reader:
                 elif note["image_id"] not in notes:
                     stray += 1
                 else:
-                    kind = "void" if note.get("ignore") else "crowd" if note.get("iscrowd") else "object"
-                    notes[note["image_id"]].append((index[note["category_id"]], kind, note.get("segmentation")))
+                    kind = (
+                        "void"
+                        if note.get("ignore")
+                        else "crowd"
+                        if note.get("iscrowd")
+                        else "object"
+                    )
+                    notes[note["image_id"]].append(
+                        (index[note["category_id"]], kind, note.get("segmentation"))
+                    )
         except (KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path} has a damaged entry: {error!r}", "COCO instances JSON") from error
+            raise DataError(
+                f"{path} has a damaged entry: {error!r}", "COCO instances JSON"
+            ) from error
         if len(entries) < len(table["images"]):
-            complain(DataError(f"{path} gives several images the same id", "one id an image"), self.problems)
+            complain(
+                DataError(f"{path} gives several images the same id", "one id an image"),
+                self.problems,
+            )
         if strange or stray:
-            found = f"annotations of unknown categories ({some(sorted(strange, key=str))}) or unknown images ({stray})"
-            complain(DataError(f"{path} has {found}", "every category_id and image_id in its tables"), self.problems)
+            found = (
+                f"annotations of unknown categories ({some(sorted(strange, key=str))}) or unknown"
+                f" images ({stray})"
+            )
+            complain(
+                DataError(f"{path} has {found}", "every category_id and image_id in its tables"),
+                self.problems,
+            )
         return entries, notes
 
-    def _add(self, path: Path, name: str, image: Path, entry: tuple[str, int, int], notes: list[Note]) -> str:
+    def _add(
+        self, path: Path, name: str, image: Path, entry: tuple[str, int, int], notes: list[Note]
+    ) -> str:
         file_name, height, width = entry
         config, records = self.config, self.records
         record_id = _free_id(file_name, name, image, records)
@@ -246,7 +384,14 @@ class _Reader:
             complain(DataError(found, "the same annotations"), self.problems)
         records.setdefault(record_id, Record(record_id, image, tags))
         painted = [
-            (IGNORE if kind == "void" or (kind == "crowd" and config.crowd == "ignore") else k + 1, outline)
+            (
+                (
+                    IGNORE
+                    if kind == "void" or (kind == "crowd" and config.crowd == "ignore")
+                    else k + 1
+                ),
+                outline,
+            )
             for k, kind, outline in notes
             if kind != "crowd" or config.crowd != "drop"
         ]
@@ -257,17 +402,27 @@ class _Reader:
 
 
 def _find(root: Path, name: str, file_name: str) -> Path | None:
-    """The image of an entry; COCO 2014 writes ``COCO_train2014_000000000009.jpg`` what 2017 writes ``000000000009.jpg``."""
+    """The image of an entry; COCO 2014 writes ``COCO_train2014_000000000009.jpg`` what 2017 writes
+    ``000000000009.jpg``.
+    """
     folders = (root / name, root / "images" / name, root / "images", root, root / "JPEGImages")
     base = Path(file_name).name
     bare = PREFIX.sub("", base)
-    others = (bare,) if bare != base else (f"COCO_{name}_{base}", f"COCO_train2014_{base}", f"COCO_val2014_{base}")
+    others = (
+        (bare,)
+        if bare != base
+        else (f"COCO_{name}_{base}", f"COCO_train2014_{base}", f"COCO_val2014_{base}")
+    )
     names = (file_name, *(str(Path(file_name).with_name(other)) for other in others))
-    return next((folder / each for each in names for folder in folders if (folder / each).is_file()), None)
+    return next(
+        (folder / each for each in names for folder in folders if (folder / each).is_file()), None
+    )
 
 
 def _free_id(file_name: str, name: str, image: Path, records: dict[str, Record]) -> str:
-    """File name without suffix; with the list's name before it where another file has the id already."""
+    """File name without suffix; with the list's name before it where another file has the id
+    already.
+    """
     path = Path(file_name).with_suffix("")
     plain = "__".join(path.relative_to(path.anchor).parts)
     taken = plain in records and records[plain].image != image
@@ -277,7 +432,9 @@ def _free_id(file_name: str, name: str, image: Path, records: dict[str, Record])
 def _drawable(segmentation: object) -> bool:
     if isinstance(segmentation, dict):
         return {"size", "counts"} <= segmentation.keys()
-    return isinstance(segmentation, list) and any(isinstance(ring, list) and len(ring) >= 6 for ring in segmentation)
+    return isinstance(segmentation, list) and any(
+        isinstance(ring, list) and len(ring) >= 6 for ring in segmentation
+    )
 
 
 def _draw(segmentation: Any, height: int, width: int, where: str) -> npt.NDArray[np.bool_]:
@@ -288,7 +445,9 @@ def _draw(segmentation: Any, height: int, width: int, where: str) -> npt.NDArray
         if isinstance(segmentation, dict):
             runs = segmentation
             if list(runs["size"]) != [height, width]:
-                raise ValueError(f"run lengths of a {runs['size']} picture in one of {[height, width]}")
+                raise ValueError(
+                    f"run lengths of a {runs['size']} picture in one of {[height, width]}"
+                )
             if isinstance(runs["counts"], list):
                 runs = rle.frPyObjects(runs, height, width)
         else:
@@ -299,7 +458,8 @@ def _draw(segmentation: Any, height: int, width: int, where: str) -> npt.NDArray
             return np.asarray(rle.decode(runs), dtype=np.bool_)
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise DataError(
-            f"an outline of image {where!r} cannot be drawn: {error}", "COCO polygons or run lengths"
+            f"an outline of image {where!r} cannot be drawn: {error}",
+            "COCO polygons or run lengths",
         ) from error
 
 

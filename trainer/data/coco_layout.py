@@ -1,4 +1,6 @@
-"""COCO as ``wsss-trainer convert`` writes it: one annotation a class and image, as run lengths, so that masks stay exact."""
+"""COCO as ``wsss-trainer convert`` writes it: one annotation a class and image, as run lengths, so
+that masks stay exact.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,10 @@ from trainer.files import write_atomic
 class CocoLayout(Layout):
     """``images/`` and ``annotations/instances_<list>.json``.
 
-    Pixels of 255 (borders of VOC) are an annotation with ``"iscrowd": 1, "ignore": 1``: readers that know crowds ignore
-    them, and this package makes them 255 again. A tag that the mask does not show is an annotation of area 0. A tag of
-    an image without a mask is a box as large as the image, without an outline.
+    Pixels of 255 (borders of VOC) are an annotation with ``"iscrowd": 1, "ignore": 1``: readers
+    that know crowds ignore them, and this package makes them 255 again. A tag that the mask does
+    not show is an annotation of area 0. A tag of an image without a mask is a box as large as the
+    image, without an outline.
     """
 
     describes = True
@@ -37,7 +40,9 @@ class CocoLayout(Layout):
         """In ``images``."""
         return Path("images", f"{record.id}{record.image.suffix}")
 
-    def describe(self, record: Record, size: tuple[int, int], label_HW: npt.NDArray[np.uint8] | None) -> Any:
+    def describe(
+        self, record: Record, size: tuple[int, int], label_HW: npt.NDArray[np.uint8] | None
+    ) -> Any:
         """Height, width, and annotations without ids."""
         ids, height, width = self.category_ids, *size
         if label_HW is None:
@@ -45,26 +50,45 @@ class CocoLayout(Layout):
             return height, width, [{"category_id": ids[k], **whole} for k in record.tags]
         shown = set(np.flatnonzero(np.bincount(label_HW.ravel(), minlength=IGNORE + 1)).tolist())
         classes = sorted({k - 1 for k in shown - {0, IGNORE}} | set(record.tags))
-        notes = [{"category_id": ids[k], **_outline(label_HW == k + 1), "iscrowd": 0} for k in classes]
+        notes = [
+            {"category_id": ids[k], **_outline(label_HW == k + 1), "iscrowd": 0} for k in classes
+        ]
         if IGNORE in shown:
             void = _outline(label_HW == IGNORE)
-            notes.append({"category_id": ids[classes[0] if classes else 0], **void, "iscrowd": 1, "ignore": 1})
+            notes.append(
+                {
+                    "category_id": ids[classes[0] if classes else 0],
+                    **void,
+                    "iscrowd": 1,
+                    "ignore": 1,
+                }
+            )
         return height, width, notes
 
     def write(self, target: Path, described: dict[str, Any]) -> None:
         """One JSON file a list."""
         records = self.dataset.records
         numbers = {key: n for n, key in enumerate(records, 1)}
-        categories = [{"id": i, "name": name} for i, name in zip(self.category_ids, self.dataset.classes, strict=True)]
+        categories = [
+            {"id": i, "name": name}
+            for i, name in zip(self.category_ids, self.dataset.classes, strict=True)
+        ]
         for name, ids in self.lists().items():
             images, annotations = [], []
             for key in ids:
                 height, width, notes = described[key]
                 number, file_name = numbers[key], self.image(records[key]).name
-                images.append({"id": number, "file_name": file_name, "height": height, "width": width})
-                annotations += [{"id": number * 1000 + n, "image_id": number, **note} for n, note in enumerate(notes)]
+                images.append(
+                    {"id": number, "file_name": file_name, "height": height, "width": width}
+                )
+                annotations += [
+                    {"id": number * 1000 + n, "image_id": number, **note}
+                    for n, note in enumerate(notes)
+                ]
             table = {"images": images, "annotations": annotations, "categories": categories}
-            write_atomic(target / "annotations" / f"instances_{name}.json", json.dumps(table).encode())
+            write_atomic(
+                target / "annotations" / f"instances_{name}.json", json.dumps(table).encode()
+            )
 
     def lost(self, described: dict[str, Any]) -> list[str]:
         """Tags that differ from the masks, and images without any annotation."""
@@ -73,12 +97,17 @@ class CocoLayout(Layout):
         gained = bare = 0
         for key, (_, _, notes) in described.items():
             tags = self.dataset.records[key].tags
-            gained += any(index[note["category_id"]] not in tags and not note.get("ignore") for note in notes)
+            gained += any(
+                index[note["category_id"]] not in tags and not note.get("ignore") for note in notes
+            )
             bare += not notes
         if gained:
             lost.append(f"{gained} images get tags that only their mask has")
         if bare:
-            lost.append(f"{bare} images have neither tag nor mask pixel: they need --set data.keep_empty=on when read")
+            lost.append(
+                f"{bare} images have neither tag nor mask pixel: they need --set data.keep_empty=on"
+                " when read"
+            )
         return lost
 
 
@@ -91,4 +120,8 @@ def _outline(mask_HW: npt.NDArray[np.bool_]) -> dict[str, Any]:
         # pycocotools hands numpy 2 an array in a way that numpy deprecates.
         warnings.simplefilter("ignore", DeprecationWarning)
         area, box = int(rle.area(runs)), [float(v) for v in rle.toBbox(runs)]
-    return {"segmentation": {"size": runs["size"], "counts": runs["counts"].decode("ascii")}, "area": area, "bbox": box}
+    return {
+        "segmentation": {"size": runs["size"], "counts": runs["counts"].decode("ascii")},
+        "area": area,
+        "bbox": box,
+    }

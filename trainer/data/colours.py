@@ -1,4 +1,6 @@
-"""Masks saved as colours of the VOC palette instead of class indices: recognised, and turned back where that is possible."""
+"""Masks saved as colours of the VOC palette instead of class indices: recognised, and turned back
+where that is possible.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,15 @@ from PIL import Image
 from trainer.data.palette import voc_palette
 from trainer.errors import DataError
 
-GREY_HINT = "unpack the original masks again: aeroplane and pottedplant have the same grey, so this cannot be undone"
+GREY_HINT = (
+    "unpack the original masks again: aeroplane and pottedplant have the same grey, so this cannot"
+    " be undone"
+)
 
 
 def indices_of(image: Image.Image, where: Path | str) -> npt.NDArray[np.uint8]:
-    """``uint8 [H,W]`` indices of a mask that holds colours of the VOC palette; grey masks hold indices already.
+    """``uint8 [H,W]`` indices of a mask that holds colours of the VOC palette; grey masks hold
+    indices already.
 
     Raises:
         DataError: a colour that the palette lacks.
@@ -33,14 +39,17 @@ def indices_of(image: Image.Image, where: Path | str) -> npt.NDArray[np.uint8]:
         first = int(colours[strange][0])
         colour = (first >> 16, first >> 8 & 255, first & 255)
         raise DataError(
-            f"mask {where} holds colours that the VOC palette lacks, at {strange.mean():.1%} of its pixels: first {colour}",
+            f"mask {where} holds colours that the VOC palette lacks, at {strange.mean():.1%} of its"
+            f" pixels: first {colour}",
             "the exact colours of the palette: resizing and JPEG blur them",
         )
     return indices.astype(np.uint8)
 
 
 def reindexed(image: Image.Image) -> bool:
-    """Whether a palette image shows colours of the VOC palette under other indices, as after an "optimising" tool."""
+    """Whether a palette image shows colours of the VOC palette under other indices, as after an
+    "optimising" tool.
+    """
     if image.mode != "P":
         return False
     palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
@@ -51,9 +60,13 @@ def reindexed(image: Image.Image) -> bool:
 
 
 def grey_levels(values: Iterable[int]) -> set[int]:
-    """What a tool that turns colours into grey makes of the VOC colours of ``values`` (ITU-R 601 weights, rounded)."""
+    """What a tool that turns colours into grey makes of the VOC colours of ``values`` (ITU-R 601
+    weights, rounded).
+    """
     picked = sorted(values)
-    return set(np.asarray(Image.fromarray(voc_palette()[picked][None]).convert("L")).ravel().tolist())
+    return set(
+        np.asarray(Image.fromarray(voc_palette()[picked][None]).convert("L")).ravel().tolist()
+    )
 
 
 def _packed(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:

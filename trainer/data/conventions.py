@@ -1,4 +1,6 @@
-"""What PASCAL VOC 2012 and COCO 2014 hold (spec refine-segment 9, 10), compared with a copy that claims to be one of them."""
+"""What PASCAL VOC 2012 and COCO 2014 hold (spec refine-segment 9, 10), compared with a copy that
+claims to be one of them.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +24,25 @@ VOC_TAGS = {
         *(613, 1188, 445, 492, 4155, 522, 300, 649, 503, 567),
     ),
 }
-"""Images of each class, in VOC's order; by the objects of the XML files, difficult ones included."""
+"""Images of each class, in VOC's order; by the objects of the XML files, difficult ones
+included.
+"""
 COCO_SIZES = {"train2014": (82783, 82081), "val2014": (40504, 40137)}
 """Images of each list, and how many of them have an annotation."""
 
 
 def compare(dataset: Dataset) -> Iterator[Problem]:
-    """What differs from VOC 2012 or COCO 2014, where the data claim to be one of them; nothing for other data.
+    """What differs from VOC 2012 or COCO 2014, where the data claim to be one of them; nothing for
+    other data.
 
-    VOC 2012 is claimed by VOC's 20 classes and mostly VOC's ids; COCO 2014 by its list names and most of its categories.
+    VOC 2012 is claimed by VOC's 20 classes and mostly VOC's ids; COCO 2014 by its list names and
+    most of its categories.
     """
-    if dataset.format == "voc" and dataset.classes == VOC_CLASSES and dataset.mask_values == tuple(range(1, 21)):
+    if (
+        dataset.format == "voc"
+        and dataset.classes == VOC_CLASSES
+        and dataset.mask_values == tuple(range(1, 21))
+    ):
         strange = tuple(i for i in dataset.records if not VOC_ID.fullmatch(i))
         if 2 * len(strange) < len(dataset.records):
             yield from _voc_ids(strange)
@@ -45,9 +55,16 @@ def compare(dataset: Dataset) -> Iterator[Problem]:
 
 def _voc_ids(strange: tuple[str, ...]) -> Iterator[Problem]:
     if strange:
-        message = f"ids that are not VOC 2012's, which have 11 characters such as 2007_000032: {len(strange)}"
+        message = (
+            "ids that are not VOC 2012's, which have 11 characters such as 2007_000032:"
+            f" {len(strange)}"
+        )
         yield Problem(
-            "warning", "voc-ids", message, strange, "psa and its descendants cut 11 characters out of list lines"
+            "warning",
+            "voc-ids",
+            message,
+            strange,
+            "psa and its descendants cut 11 characters out of list lines",
         )
 
 
@@ -59,29 +76,54 @@ def _voc_lists(dataset: Dataset) -> Iterator[Problem]:
         if listed is None or len(listed) == size:
             continue
         surplus = len(listed) - size
-        difference = f"{abs(surplus):,} {'more' if surplus > 0 else 'fewer'} than VOC 2012's {size:,}"
+        difference = (
+            f"{abs(surplus):,} {'more' if surplus > 0 else 'fewer'} than VOC 2012's {size:,}"
+        )
         message = f"list {name!r} has {len(listed):,} images, {difference}"
         names: set[str] = set()
         if known[name]:
             names = listed - known[name] if surplus > 0 else known[name] - listed
-            message += f"; {len(names):,} are known {'not to belong' if surplus > 0 else 'to belong'} to it"
-        yield Problem("warning", "voc-list", message, tuple(sorted(names)), _original(name, len(listed)))
+            message += (
+                f"; {len(names):,} are known {'not to belong' if surplus > 0 else 'to belong'}"
+                " to it"
+            )
+        yield Problem(
+            "warning", "voc-list", message, tuple(sorted(names)), _original(name, len(listed))
+        )
     train, train_aug = lists.get("train", set()), lists.get("train_aug", set())
     if train_aug and not train <= train_aug:
         stray = tuple(sorted(train - train_aug))
-        message = f"images of 'train' that 'train_aug' lacks, which holds all of them: {len(stray):,}"
-        yield Problem("warning", "voc-subset", message, stray, _original("train_aug", len(train_aug)))
+        message = (
+            f"images of 'train' that 'train_aug' lacks, which holds all of them: {len(stray):,}"
+        )
+        yield Problem(
+            "warning", "voc-subset", message, stray, _original("train_aug", len(train_aug))
+        )
 
 
 def _known_members(dataset: Dataset, lists: dict[str, set[str]]) -> dict[str, set[str]]:
-    """Ids that other lists and complete mask folders put into a list: VOC segmented train and val, SBD train_aug and val."""
-    segmented, augmented = _stems(dataset, "SegmentationClass"), _stems(dataset, "SegmentationClassAug")
+    """Ids that other lists and complete mask folders put into a list: VOC segmented train and val,
+    SBD train_aug and val.
+    """
+    segmented, augmented = (
+        _stems(dataset, "SegmentationClass"),
+        _stems(dataset, "SegmentationClassAug"),
+    )
     train, val, train_aug = (lists.get(name, set()) for name in ("train", "val", "train_aug"))
-    known = {"train": segmented - val, "val": segmented - train, "trainval": train | val, "test": set()}
+    known = {
+        "train": segmented - val,
+        "val": segmented - train,
+        "trainval": train | val,
+        "test": set(),
+    }
     if len(segmented) != VOC_SIZES["trainval"]:
         known |= {"train": set(), "val": set()}
     elif len(train_aug) == VOC_SIZES["train_aug"]:
-        known |= {"train": segmented & train_aug, "val": segmented - train_aug, "trainval": segmented}
+        known |= {
+            "train": segmented & train_aug,
+            "val": segmented - train_aug,
+            "trainval": segmented,
+        }
     complete = len(augmented) in (VOC_SIZES["train_aug"], VOC_SIZES["train_aug"] + VOC_SIZES["val"])
     return {**known, "train_aug": train | augmented - val if complete else train}
 
@@ -112,10 +154,16 @@ def _voc_tags(dataset: Dataset) -> Iterator[Problem]:
         message = f"list {name!r} has {sum(counts):,} tags instead of {sum(expected):,}: {figures}"
         names = tuple(c for c, _, _ in wrong)
         if dataset.tags_from == FROM_MASKS:
-            hint = "masks hide difficult objects, and SBD's miss some: --labels-from xml gives the published tags"
+            hint = (
+                "masks hide difficult objects, and SBD's miss some: --labels-from xml gives the"
+                " published tags"
+            )
             yield Problem("info", "voc-tags", message, names, hint)
         else:
-            hint = "published tags are the objects of Annotations/*.xml, difficult ones included: --labels-from xml"
+            hint = (
+                "published tags are the objects of Annotations/*.xml, difficult ones included:"
+                " --labels-from xml"
+            )
             yield Problem("warning", "voc-tags", message, names, hint)
 
 
@@ -125,17 +173,26 @@ def _sbd(dataset: Dataset) -> Iterator[Problem]:
         yield Problem(
             "warning",
             "voc-sbd",
-            f"no SBD list (train_aug.txt or trainaug.txt in {LISTS.as_posix()}): training has the {count:,} images of "
-            "'train' instead of 10,582. MVA's FMix fell from 61.2 to 54.0 mIoU on val without it",
+            f"no SBD list (train_aug.txt or trainaug.txt in {LISTS.as_posix()}): training has the"
+            f" {count:,} images of 'train' instead of 10,582. MVA's FMix fell from 61.2 to 54.0"
+            " mIoU on val without it",
             (),
-            "bring the list of ids as psa, IRN or SEAM release it: its photographs and their XML are in VOC 2012 already, "
-            "and SBD's masks are needed for --supervision full only",
+            "bring the list of ids as psa, IRN or SEAM release it: its photographs and their XML"
+            " are in VOC 2012 already, and SBD's masks are needed for --supervision full only",
         )
         return
-    bare = tuple(record.id for record in dataset.subset("train_aug") if not dataset.has_mask(record))
+    bare = tuple(
+        record.id for record in dataset.subset("train_aug") if not dataset.has_mask(record)
+    )
     if bare:
-        message = f"images of 'train_aug' without a mask: {len(bare):,}. SBD's masks are not in SegmentationClassAug"
-        hint = "training from tags does not need them; --supervision full has that many images less without them"
+        message = (
+            f"images of 'train_aug' without a mask: {len(bare):,}. SBD's masks are not in"
+            " SegmentationClassAug"
+        )
+        hint = (
+            "training from tags does not need them; --supervision full has that many images less"
+            " without them"
+        )
         yield Problem("info", "voc-sbd-masks", message, bare, hint)
 
 
@@ -146,14 +203,21 @@ def _coco(dataset: CocoDataset) -> Iterator[Problem]:
         return
     if lacking or foreign:
         message = (
-            f"{len(classes)} categories instead of COCO's 80: {len(lacking)} are missing, {len(foreign)} are others"
+            f"{len(classes)} categories instead of COCO's 80: {len(lacking)} are missing,"
+            f" {len(foreign)} are others"
         )
         hint = "take instances_*.json of annotations_trainval2014.zip"
         yield Problem("warning", "coco-classes", message, lacking + foreign, hint)
     elif classes != COCO_CLASSES:
         moved = tuple(a for a, b in zip(classes, COCO_CLASSES, strict=True) if a != b)
         message = f"categories in another order than COCO's: {len(moved)}"
-        yield Problem("warning", "coco-classes", message, moved, "label maps made by others would show other classes")
+        yield Problem(
+            "warning",
+            "coco-classes",
+            message,
+            moved,
+            "label maps made by others would show other classes",
+        )
     yield from _coco_lists(dataset)
 
 
@@ -170,7 +234,10 @@ def _coco_lists(dataset: CocoDataset) -> Iterator[Problem]:
         with_tags = len(dataset.lists[name]) - (empty if dataset.config.keep_empty else 0)
         if with_tags == annotated and empty in (0, everything - annotated):
             if dataset.config.keep_empty and not empty:
-                message = f"the JSON of {name!r} has lost its {everything - annotated} images without annotation"
+                message = (
+                    f"the JSON of {name!r} has lost its {everything - annotated} images without"
+                    " annotation"
+                )
                 hint = "data.keep_empty=on cannot bring them back: take the original JSON"
                 yield Problem("warning", "coco-list", message, (), hint)
             continue
@@ -179,5 +246,9 @@ def _coco_lists(dataset: CocoDataset) -> Iterator[Problem]:
             f"instead of COCO 2014's {annotated:,} and {everything - annotated:,}"
         )
         yield Problem(
-            "warning", "coco-list", message, (), f"take instances_{name}.json of annotations_trainval2014.zip"
+            "warning",
+            "coco-list",
+            message,
+            (),
+            f"take instances_{name}.json of annotations_trainval2014.zip",
         )

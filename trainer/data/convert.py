@@ -1,4 +1,6 @@
-"""``wsss-trainer convert``: the same images, tags, masks and lists in another format; an interrupted one goes on."""
+"""``wsss-trainer convert``: the same images, tags, masks and lists in another format; an
+interrupted one goes on.
+"""
 
 from __future__ import annotations
 
@@ -51,11 +53,12 @@ def convert(
     force: bool = False,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Write the data set ``source`` into the folder ``target``, its tags into the file ``target``, or masks anew.
+    """Write the data set ``source`` into the folder ``target``, its tags into the file ``target``,
+    or masks anew.
 
     Args:
-        source: a data set of any format; for ``labels`` also ``cls_labels.npy`` or a CSV file, for ``masks`` a folder of
-            PNG files.
+        source: a data set of any format; for ``labels`` also ``cls_labels.npy`` or a CSV file, for
+            ``masks`` a folder of PNG files.
         target: a new folder, or that of the same conversion, interrupted: what is there is kept.
         to: one of ``FORMATS``; default ``labels`` where ``target`` ends with ``.csv``.
         images: how they get there.
@@ -68,8 +71,8 @@ def convert(
 
     Raises:
         ConfigError: an unknown format.
-        DataError: ``source`` cannot be read, ``target`` holds other things, or images and masks that are damaged; they
-            are listed after the others are written.
+        DataError: ``source`` cannot be read, ``target`` holds other things, or images and masks
+            that are damaged; they are listed after the others are written.
         RunError: no space, or no links there.
     """
     config, to = config or DataConfig(), to or ("labels" if target.suffix == ".csv" else "")
@@ -79,10 +82,14 @@ def convert(
         return convert_labels(source, target, config, force)
     if to == "masks":
         return convert_masks(source, target, config, force, progress)
-    return convert_dataset(LAYOUTS[to](open_dataset(source, config=config)), target, to, images, force, progress)
+    return convert_dataset(
+        LAYOUTS[to](open_dataset(source, config=config)), target, to, images, force, progress
+    )
 
 
-def convert_dataset(layout: Layout, target: Path, to: str, images: How, force: bool, progress: bool) -> dict[str, Any]:
+def convert_dataset(
+    layout: Layout, target: Path, to: str, images: How, force: bool, progress: bool
+) -> dict[str, Any]:
     """See ``convert``."""
     dataset = layout.dataset
     layout.lists()
@@ -100,7 +107,11 @@ def convert_dataset(layout: Layout, target: Path, to: str, images: How, force: b
         described = {record.id: each.described for record, each in zip(records, done, strict=True)}
         layout.write(target, described)
         summary = {
-            "from": {"path": str(dataset.root), "format": dataset.format, "tags_from": dataset.tags_from},
+            "from": {
+                "path": str(dataset.root),
+                "format": dataset.format,
+                "tags_from": dataset.tags_from,
+            },
             "to": {"path": str(target), "format": to},
             "classes": len(dataset.classes),
             "lists": {name: len(ids) for name, ids in dataset.lists.items()},
@@ -114,19 +125,34 @@ def convert_dataset(layout: Layout, target: Path, to: str, images: How, force: b
     return summary
 
 
-def convert_masks(source: Path, target: Path, config: DataConfig, force: bool, progress: bool) -> dict[str, Any]:
-    """Every PNG below ``source``, read as ``config.masks`` says, as a palette PNG of the same indices. See ``convert``."""
-    files = sorted(path for path in source.rglob("*.png") if not path.name.startswith(".")) if source.is_dir() else []
+def convert_masks(
+    source: Path, target: Path, config: DataConfig, force: bool, progress: bool
+) -> dict[str, Any]:
+    """Every PNG below ``source``, read as ``config.masks`` says, as a palette PNG of the same
+    indices. See ``convert``.
+    """
+    files = (
+        sorted(path for path in source.rglob("*.png") if not path.name.startswith("."))
+        if source.is_dir()
+        else []
+    )
     if not files:
         raise DataError(f"{source} holds no PNG", "a folder of masks")
-    key = ["masks", str(source.resolve()), config.masks, [[str(p), p.stat().st_size] for p in files]]
+    key = [
+        "masks",
+        str(source.resolve()),
+        config.masks,
+        [[str(p), p.stat().st_size] for p in files],
+    ]
     destination = Destination(source, target, key, force)
     with terminated():
         check_space(target, sum(path.stat().st_size for path in files), "masks")
         destination.begin()
         work = partial(_convert_mask, source, target, config, destination.keep)
         workers = None if len(files) >= POOL_FROM else 0
-        kept = each_image(work, files, "masks could not be converted", workers, "converting masks", progress)
+        kept = each_image(
+            work, files, "masks could not be converted", workers, "converting masks", progress
+        )
         summary = {
             "from": {"path": str(source), "format": f"masks ({config.masks})"},
             "to": {"path": str(target), "format": "masks"},
@@ -148,9 +174,16 @@ def _convert_mask(source: Path, target: Path, config: DataConfig, keep: bool, pa
 def print_summary(summary: dict[str, Any]) -> None:
     """What was written and what could not be, for people."""
     source, target = summary["from"], summary["to"]
-    counts = [f"{summary[name]} {name}" for name in ("images", "masks", "rows", "classes") if name in summary]
+    counts = [
+        f"{summary[name]} {name}"
+        for name in ("images", "masks", "rows", "classes")
+        if name in summary
+    ]
     kept = f" ({summary['kept']} were there already)" if summary.get("kept") else ""
-    print(f"{source['path']} ({source['format']}) -> {target['path']} ({target['format']}): {', '.join(counts)}{kept}")
+    print(
+        f"{source['path']} ({source['format']}) -> {target['path']} ({target['format']}):"
+        f" {', '.join(counts)}{kept}"
+    )
     if summary.get("lists"):
         print("lists: " + ", ".join(f"{name} {count}" for name, count in summary["lists"].items()))
     for text in summary.get("lost", ()):
@@ -158,7 +191,8 @@ def print_summary(summary: dict[str, Any]) -> None:
 
 
 class Destination:
-    """The new folder: empty, or that of the same conversion; ``convert.json`` in it says which, and what it came to.
+    """The new folder: empty, or that of the same conversion; ``convert.json`` in it says which, and
+    what it came to.
 
     Attributes:
         keep: files that are there are whole and of this conversion.
@@ -170,12 +204,19 @@ class Destination:
     def __init__(self, source: Path, target: Path, key: Sequence[Any], force: bool) -> None:
         old, new = source.resolve(), target.resolve()
         if new.is_relative_to(old) or old.is_relative_to(new):
-            raise DataError(f"one of {target} and {source} is inside the other", "a new folder elsewhere")
+            raise DataError(
+                f"one of {target} and {source} is inside the other", "a new folder elsewhere"
+            )
         self.marker = target / MARKER
         self.key = hashlib.sha256(json.dumps(list(key)).encode()).hexdigest()[:16]
         there = self._there()
         same = there.get("key") == self.key
-        if target.exists() and (not target.is_dir() or any(target.iterdir())) and not same and not force:
+        if (
+            target.exists()
+            and (not target.is_dir() or any(target.iterdir()))
+            and not same
+            and not force
+        ):
             raise DataError(
                 f"{target} is there already, and not of this conversion",
                 "a new or empty folder",
@@ -206,7 +247,9 @@ class Destination:
 
 @dataclass(frozen=True)
 class _Done:
-    """What became of one image: whether it and its mask have a place, whether all was there, and for the tables."""
+    """What became of one image: whether it and its mask have a place, whether all was there, and
+    for the tables.
+    """
 
     image: bool
     mask: bool
@@ -234,7 +277,9 @@ class _Work:
         size = image_size(record.image) if drawn or layout.describes else (0, 0)
         if label is not None and label.shape != size:
             found = f"the mask of {record.id} has {label.shape[1]}x{label.shape[0]} pixels"
-            raise DataError(found, f"{size[1]}x{size[0]}, as its image", f"wsss-trainer check {dataset.root}")
+            raise DataError(
+                found, f"{size[1]}x{size[0]}, as its image", f"wsss-trainer check {dataset.root}"
+            )
         if label is not None and mask:
             values = np.zeros(256, np.uint8)
             values[: len(layout.values) + 1] = (0, *layout.values)
@@ -258,7 +303,9 @@ class _Work:
             image, mask = self._places(record)
             if self.images == "copy" and self._is_new(image) and record.image.exists():
                 total += record.image.stat().st_size
-            if self._is_new(mask) or (self.layout.describes and self.layout.dataset.has_mask(record)):
+            if self._is_new(mask) or (
+                self.layout.describes and self.layout.dataset.has_mask(record)
+            ):
                 total += record.mask.stat().st_size if record.mask else MASK_BYTES
         return total
 
@@ -287,5 +334,9 @@ def place_image(source: Path, target: Path, how: How) -> None:
             part.unlink(missing_ok=True)
         found = f"{target} cannot be made from {source}: {error.strerror}"
         if error.errno in NO_SPACE:
-            raise RunError(found, "room on that disk", "--images hardlink or symlink needs none") from error
-        raise RunError(found, f"a folder where a {how} can be made", "--images copy, or another folder") from error
+            raise RunError(
+                found, "room on that disk", "--images hardlink or symlink needs none"
+            ) from error
+        raise RunError(
+            found, f"a folder where a {how} can be made", "--images copy, or another folder"
+        ) from error

@@ -1,8 +1,9 @@
-"""Creatures of the synthetic scenes: the head says which class it is, the body is shared between classes.
+"""Creatures of the synthetic scenes: the head says which class it is, the body is shared between
+classes.
 
-A classifier can only tell fox from deer by the head, so its CAM peaks there and misses the body: the same
-under-coverage that CAMs have on photographs. In easy scenes the coat helps. Local units: the body is about one unit
-long, the head looks to +x.
+A classifier can only tell fox from deer by the head, so its CAM peaks there and misses the body:
+the same under-coverage that CAMs have on photographs. In easy scenes the coat helps. Local units:
+the body is about one unit long, the head looks to +x.
 """
 
 from __future__ import annotations
@@ -15,7 +16,13 @@ import numpy as np
 from trainer.data.drawing import BLACK, WHITE, Colour, Pen, Point, mix, vary
 
 COATS: dict[str, tuple[Colour, ...]] = {
-    "quadruped": ((0.55, 0.38, 0.22), (0.36, 0.26, 0.19), (0.68, 0.58, 0.44), (0.45, 0.43, 0.42), (0.82, 0.77, 0.68)),
+    "quadruped": (
+        (0.55, 0.38, 0.22),
+        (0.36, 0.26, 0.19),
+        (0.68, 0.58, 0.44),
+        (0.45, 0.43, 0.42),
+        (0.82, 0.77, 0.68),
+    ),
     "bird": ((0.42, 0.34, 0.27), (0.35, 0.40, 0.48), (0.62, 0.56, 0.47), (0.28, 0.30, 0.29)),
     "upright": ((0.52, 0.55, 0.60), (0.36, 0.40, 0.50), (0.62, 0.50, 0.38), (0.44, 0.50, 0.42)),
 }
@@ -51,7 +58,8 @@ class Pose:
 def draw_pose(label: int, rng: np.random.Generator, variety: float, typical: float) -> Pose:
     """A random stance of class ``label``; ``variety`` in 0..1 widens every range.
 
-    ``typical`` is the chance of a coat that only this class wears; other coats are shared by all of one body.
+    ``typical`` is the chance of a coat that only this class wears; other coats are shared by all of
+    one body.
     """
     body = CLASSES[label][1]
     coats = (TYPICAL[CLASSES[label][0]],) if rng.random() < typical else COATS[body]
@@ -109,10 +117,21 @@ def _leg(pen: Pen, hip: float, swing: float, pose: Pose, colour: Colour) -> None
 def bird_back(pen: Pen, pose: Pose) -> None:
     """Legs and tail feathers."""
     for hip in (-0.08, 0.1):
-        pen.limb((hip, 0.3), (hip + 0.4 * pose.stride, 0.36 + 0.22 * pose.leg), 0.03, 0.022, (0.66, 0.48, 0.2))
-        pen.ellipse(hip + 0.4 * pose.stride + 0.04, 0.37 + 0.22 * pose.leg, 0.09, 0.025, (0.55, 0.38, 0.16))
+        pen.limb(
+            (hip, 0.3),
+            (hip + 0.4 * pose.stride, 0.36 + 0.22 * pose.leg),
+            0.03,
+            0.022,
+            (0.66, 0.48, 0.2),
+        )
+        pen.ellipse(
+            hip + 0.4 * pose.stride + 0.04, 0.37 + 0.22 * pose.leg, 0.09, 0.025, (0.55, 0.38, 0.16)
+        )
     drop = 0.25 * pose.tail
-    pen.polygon([(-0.16, 0.05), (-0.10, 0.32), (-0.62, 0.52 + drop), (-0.70, 0.36 + drop)], mix(pose.coat, BLACK, 0.3))
+    pen.polygon(
+        [(-0.16, 0.05), (-0.10, 0.32), (-0.62, 0.52 + drop), (-0.70, 0.36 + drop)],
+        mix(pose.coat, BLACK, 0.3),
+    )
 
 
 def bird_body(pen: Pen, pose: Pose) -> None:
@@ -123,7 +142,13 @@ def bird_body(pen: Pen, pose: Pose) -> None:
     wing = mix(pose.coat, BLACK, 0.28)
     pen.ellipse(-0.1, 0.02, 0.18, 0.36, wing, turn=0.5)
     for row in range(3):
-        pen.limb((-0.06 - 0.05 * row, 0.0 + 0.1 * row), (-0.27 - 0.03 * row, 0.22 + 0.1 * row), 0.025, 0.015, pose.coat)
+        pen.limb(
+            (-0.06 - 0.05 * row, 0.0 + 0.1 * row),
+            (-0.27 - 0.03 * row, 0.22 + 0.1 * row),
+            0.025,
+            0.015,
+            pose.coat,
+        )
 
 
 def bird_head(pose: Pose) -> Point:
@@ -159,7 +184,9 @@ def upright_head(pose: Pose) -> Point:
     return 0.04 * pose.neck, -0.46
 
 
-def _eyes(pen: Pen, gaze: float, y: float, apart: float, radius: float, white: Colour = WHITE) -> None:
+def _eyes(
+    pen: Pen, gaze: float, y: float, apart: float, radius: float, white: Colour = WHITE
+) -> None:
     for side in (-apart, apart):
         pen.ellipse(side + gaze, y, radius, radius, white)
         pen.ellipse(side + gaze * 1.3, y, radius * 0.6, radius * 0.65, BLACK)
@@ -171,9 +198,21 @@ def fox(pen: Pen, gaze: float) -> None:
     for side in (-1, 1):
         pen.polygon([(side * 0.25, -0.6), (side * 0.95, -0.35), (side * 0.85, -1.45)], orange)
         pen.polygon([(side * 0.45, -0.65), (side * 0.8, -0.5), (side * 0.78, -1.15)], BLACK)
-    pen.polygon([(-1.05, -0.2), (-0.6, -0.8), (0.6, -0.8), (1.05, -0.2), (0.3 + gaze, 0.8), (-0.3 + gaze, 0.8)], orange)
+    pen.polygon(
+        [
+            (-1.05, -0.2),
+            (-0.6, -0.8),
+            (0.6, -0.8),
+            (1.05, -0.2),
+            (0.3 + gaze, 0.8),
+            (-0.3 + gaze, 0.8),
+        ],
+        orange,
+    )
     for side in (-1, 1):
-        pen.polygon([(side * 1.1, -0.1), (side * 0.35 + gaze * 0.5, 0.1), (side * 0.1 + gaze, 0.85)], WHITE)
+        pen.polygon(
+            [(side * 1.1, -0.1), (side * 0.35 + gaze * 0.5, 0.1), (side * 0.1 + gaze, 0.85)], WHITE
+        )
     _eyes(pen, gaze * 0.7, -0.2, 0.42, 0.17, (0.95, 0.8, 0.3))
     pen.ellipse(gaze, 0.82, 0.2, 0.16, BLACK)
 
@@ -225,7 +264,10 @@ def parrot(pen: Pen, gaze: float) -> None:
     for lean in (-0.5, -0.2, 0.1):
         pen.limb((-0.2, -0.7), (lean - 0.4, -1.35), 0.14, 0.06, (0.95, 0.75, 0.12))
     pen.ellipse(0, 0, 1.0, 0.98, red)
-    pen.polygon([(0.45, -0.55), (1.25, -0.4), (1.55, 0.1), (1.3, 0.75), (1.05, 0.3), (0.45, 0.35)], (0.93, 0.86, 0.66))
+    pen.polygon(
+        [(0.45, -0.55), (1.25, -0.4), (1.55, 0.1), (1.3, 0.75), (1.05, 0.3), (0.45, 0.35)],
+        (0.93, 0.86, 0.66),
+    )
     pen.polygon([(0.5, 0.3), (1.0, 0.3), (0.95, 0.62), (0.5, 0.6)], BLACK)
     pen.ellipse(0.25 + gaze * 0.2, -0.15, 0.36, 0.34, WHITE)
     pen.ellipse(0.3 + gaze * 0.2, -0.15, 0.15, 0.15, BLACK)
@@ -238,10 +280,15 @@ def robot(pen: Pen, gaze: float) -> None:
     pen.ellipse(0, -1.42, 0.2, 0.2, (0.92, 0.15, 0.12))
     for side in (-1, 1):
         pen.ellipse(side * 1.05, 0, 0.2, 0.32, (0.35, 0.38, 0.4))
-    pen.polygon([(-1, -0.75), (-0.88, -0.88), (0.88, -0.88), (1, -0.75), (1, 0.85), (-1, 0.85)], teal)
+    pen.polygon(
+        [(-1, -0.75), (-0.88, -0.88), (0.88, -0.88), (1, -0.75), (1, 0.85), (-1, 0.85)], teal
+    )
     for side in (-1, 1):
         x = side * 0.45 + gaze * 0.5
-        pen.polygon([(x - 0.27, -0.45), (x + 0.27, -0.45), (x + 0.27, 0.05), (x - 0.27, 0.05)], (1.0, 0.93, 0.45))
+        pen.polygon(
+            [(x - 0.27, -0.45), (x + 0.27, -0.45), (x + 0.27, 0.05), (x - 0.27, 0.05)],
+            (1.0, 0.93, 0.45),
+        )
     for slot in range(4):
         x = gaze * 0.5 - 0.42 + slot * 0.28
         pen.polygon([(x - 0.08, 0.3), (x + 0.08, 0.3), (x + 0.08, 0.65), (x - 0.08, 0.65)], BLACK)
@@ -263,7 +310,10 @@ def toucan(pen: Pen, gaze: float) -> None:
     """Black head, yellow throat, enormous orange beak."""
     pen.ellipse(0, 0, 0.95, 0.95, BLACK)
     pen.ellipse(0.3, 0.4, 0.6, 0.5, (0.95, 0.85, 0.2))
-    pen.polygon([(0.5, -0.55), (1.4, -0.6), (2.0, -0.2), (2.1, 0.35), (1.5, 0.3), (0.5, 0.4)], (0.96, 0.48, 0.05))
+    pen.polygon(
+        [(0.5, -0.55), (1.4, -0.6), (2.0, -0.2), (2.1, 0.35), (1.5, 0.3), (0.5, 0.4)],
+        (0.96, 0.48, 0.05),
+    )
     pen.polygon([(1.85, -0.3), (2.05, -0.1), (2.1, 0.35), (1.8, 0.3)], BLACK)
     pen.ellipse(0.3 + gaze * 0.2, -0.25, 0.28, 0.28, (0.25, 0.5, 0.85))
     pen.ellipse(0.32 + gaze * 0.2, -0.25, 0.14, 0.14, BLACK)
@@ -282,7 +332,9 @@ def pig(pen: Pen, gaze: float) -> None:
     pink = (0.93, 0.58, 0.60)
     pen.ellipse(0, 0, 1.05, 0.95, pink)
     for side in (-1, 1):
-        pen.polygon([(side * 0.35, -0.8), (side * 1.0, -0.45), (side * 0.85, -1.2)], (0.82, 0.42, 0.46))
+        pen.polygon(
+            [(side * 0.35, -0.8), (side * 1.0, -0.45), (side * 0.85, -1.2)], (0.82, 0.42, 0.46)
+        )
     pen.ellipse(gaze, 0.3, 0.48, 0.38, (0.84, 0.42, 0.48))
     for side in (-1, 1):
         pen.ellipse(gaze + side * 0.18, 0.3, 0.1, 0.15, (0.4, 0.15, 0.2))
@@ -291,7 +343,9 @@ def pig(pen: Pen, gaze: float) -> None:
 
 @dataclass(frozen=True)
 class Body:
-    """A body shared by classes: two layers, the place of the head, its radius, and how low the feet are."""
+    """A body shared by classes: two layers, the place of the head, its radius, and how low the feet
+    are.
+    """
 
     back: Callable[[Pen, Pose], None]
     front: Callable[[Pen, Pose], None]
@@ -301,9 +355,13 @@ class Body:
 
 
 BODIES = {
-    "quadruped": Body(quadruped_back, quadruped_body, quadruped_head, 0.21, lambda pose: 0.12 + 0.42 * pose.leg),
+    "quadruped": Body(
+        quadruped_back, quadruped_body, quadruped_head, 0.21, lambda pose: 0.12 + 0.42 * pose.leg
+    ),
     "bird": Body(bird_back, bird_body, bird_head, 0.22, lambda pose: 0.37 + 0.22 * pose.leg),
-    "upright": Body(upright_back, upright_body, upright_head, 0.2, lambda pose: 0.33 + 0.36 * pose.leg),
+    "upright": Body(
+        upright_back, upright_body, upright_head, 0.2, lambda pose: 0.33 + 0.36 * pose.leg
+    ),
 }
 
 # Order matters: the first six are the default, and three of them share one body, two another.

@@ -51,7 +51,8 @@ class Record:
         id: unique name inside the data set; outputs are called after it.
         image: the image file.
         tags: class indices 0..K-1 present in the image, ascending.
-        mask: the mask file, or None. Masks drawn from annotations have no file: see ``Dataset.read_mask``.
+        mask: the mask file, or None. Masks drawn from annotations have no file: see
+        ``Dataset.read_mask``.
     """
 
     id: str
@@ -67,14 +68,15 @@ class Dataset:
     Attributes:
         root: folder that was opened.
         format: ``voc``, ``coco``, ``folder``, ``synthetic``, ``mva`` or ``folders``.
-        classes: K foreground class names. In every label map of this package 0 is background, k+1 is
-            ``classes[k]`` and 255 is "ignore".
+        classes: K foreground class names. In every label map of this package 0 is background, k+1
+            is ``classes[k]`` and 255 is "ignore".
         mask_values: the value of each class in this data set's own mask files.
         records: every record by id.
         lists: named lists of ids (``train``, ``val``, ...). ``all`` always exists.
         tags_from: where the tags come from, in words, for the protocol line.
         notes: remarks for the user, for example about a missing list.
-        masks_from: where the masks come from, in words, for the protocol line; empty where there are none.
+        masks_from: where the masks come from, in words, for the protocol line; empty where there
+            are none.
         config: how it was read.
     """
 
@@ -97,12 +99,16 @@ class Dataset:
         """
         if name not in self.lists:
             raise DataError(
-                f"{self.root} has no list {name!r}", nearest(name, sorted(self.lists)), "pass one of these lists"
+                f"{self.root} has no list {name!r}",
+                nearest(name, sorted(self.lists)),
+                "pass one of these lists",
             )
         return [self.records[i] for i in self.lists[name]]
 
     def default_list(self, use: str) -> str | None:
-        """``train_aug`` or ``train``, ``val``, or the first list called like it (COCO's ``train2017``); None if there is none."""
+        """``train_aug`` or ``train``, ``val``, or the first list called like it (COCO's
+        ``train2017``); None if there is none.
+        """
         alike = sorted(name for name in self.lists if name.startswith(use))
         return next((name for name in (f"{use}_aug", use, *alike) if name in self.lists), None)
 
@@ -117,12 +123,20 @@ class Dataset:
             DataError: no mask, an unreadable file, or a value that no class of this data set has.
         """
         if record.mask is None:
-            raise DataError(f"image {record.id!r} has no mask", "a mask file for every image of this list")
-        return map_mask_values(read_mask_file(record.mask, self.config), self.mask_values, record.mask)
+            raise DataError(
+                f"image {record.id!r} has no mask", "a mask file for every image of this list"
+            )
+        return map_mask_values(
+            read_mask_file(record.mask, self.config), self.mask_values, record.mask
+        )
 
     def fingerprint(self) -> str:
-        """Hash of classes, ids, tags, lists, file sizes and knobs: what a run depends on, without reading pixels."""
-        digest = hashlib.sha256(repr((self.classes, self.mask_values, sorted(self.lists.items()))).encode())
+        """Hash of classes, ids, tags, lists, file sizes and knobs: what a run depends on, without
+        reading pixels.
+        """
+        digest = hashlib.sha256(
+            repr((self.classes, self.mask_values, sorted(self.lists.items()))).encode()
+        )
         for record in self.records.values():
             size = record.image.stat().st_size if record.image.exists() else -1
             digest.update(repr((record.id, record.tags, size, record.mask is not None)).encode())
@@ -141,30 +155,38 @@ class Dataset:
 def open_dataset(
     path: str | Path, problems: list[DataError] | None = None, config: DataConfig | None = None
 ) -> Dataset:
-    """Open a data set, whatever its format (VOC, COCO, folder + CSV, synthetic, MVA's lists, one folder a class).
+    """Open a data set, whatever its format (VOC, COCO, folder + CSV, synthetic, MVA's lists, one
+    folder a class).
 
     Args:
-        problems: where to put what contradicts itself, leaving out the entries concerned; without it, the first
-            problem is raised.
+        problems: where to put what contradicts itself, leaving out the entries concerned; without
+            it, the first problem is raised.
         config: how to read it where there is a choice.
 
     Raises:
-        DataError: nothing is there, nothing is recognised, the files contradict each other, or ``labels_from`` asks for
-            tags that are not there.
+        DataError: nothing is there, nothing is recognised, the files contradict each other, or
+            ``labels_from`` asks for tags that are not there.
     """
     from trainer.data import class_folders, coco, folder, mva, voc
     from trainer.data.tags import FROM_MASKS, with_mask_tags
 
     root, config = Path(path), config or DataConfig()
     if not root.is_dir():
-        raise DataError(f"{root} is not a folder", "a data folder", "wsss-trainer synth data/ makes one to play with")
-    reader = next((module for module in (voc, coco, folder, mva, class_folders) if module.recognises(root)), None)
+        raise DataError(
+            f"{root} is not a folder",
+            "a data folder",
+            "wsss-trainer synth data/ makes one to play with",
+        )
+    reader = next(
+        (module for module in (voc, coco, folder, mva, class_folders) if module.recognises(root)),
+        None,
+    )
     if reader is None:
         found = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
         raise DataError(
             f"{root} holds no data set that can be recognised (found: {found})",
-            "VOC (JPEGImages/ and ImageSets/Segmentation/), COCO (annotations/*.json), images with a labels.csv, "
-            "or one folder a class",
+            "VOC (JPEGImages/ and ImageSets/Segmentation/), COCO (annotations/*.json), images with"
+            " a labels.csv, or one folder a class",
             "wsss-trainer check --help shows the formats",
         )
     dataset: Dataset = reader.read(root, problems, config)
@@ -199,12 +221,20 @@ def check_classes(names: Sequence[str], where: Path) -> None:
     """
     repeated = sorted({name for name in names if list(names).count(name) > 1})
     if repeated or not names or len(names) > MAX_CLASSES or "" in names:
-        found = f"repeats {some(repeated)}" if repeated else f"has {len(names)} classes or an empty name"
-        raise DataError(f"the class table of {where} {found}", f"1 to {MAX_CLASSES} different class names")
+        found = (
+            f"repeats {some(repeated)}"
+            if repeated
+            else f"has {len(names)} classes or an empty name"
+        )
+        raise DataError(
+            f"the class table of {where} {found}", f"1 to {MAX_CLASSES} different class names"
+        )
 
 
 def list_images(root: Path) -> list[Path]:
-    """Every image file below ``root`` by its suffix, sorted; hidden files and folders are left out."""
+    """Every image file below ``root`` by its suffix, sorted; hidden files and folders are left
+    out.
+    """
     return sorted(
         path
         for path in root.rglob("*")
@@ -215,10 +245,12 @@ def list_images(root: Path) -> list[Path]:
 
 
 def read_image(path: Path) -> npt.NDArray[np.uint8]:
-    """``uint8 [H,W,3]`` RGB, EXIF orientation applied; grey, palette, alpha, CMYK and 16-bit are converted.
+    """``uint8 [H,W,3]`` RGB, EXIF orientation applied; grey, palette, alpha, CMYK and 16-bit are
+    converted.
 
     Raises:
-        DataError: not an image, truncated, or above 100 megapixels (checked before anything is decoded).
+        DataError: not an image, truncated, or above 100 megapixels (checked before anything is
+        decoded).
     """
     with open_image(path) as image:
         return to_rgb(image)
@@ -226,10 +258,12 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
 
 @contextmanager
 def open_image(path: Path, formats: tuple[str, ...] = IMAGE_FORMATS) -> Iterator[Image.Image]:
-    """An image whose pixels are not decoded yet; what goes wrong while it is open becomes a ``DataError``.
+    """An image whose pixels are not decoded yet; what goes wrong while it is open becomes a
+    ``DataError``.
 
     Raises:
-        DataError: unreadable; or ``expected`` is ``SIZE_LIMIT``, where the header says that it has too many pixels.
+        DataError: unreadable; or ``expected`` is ``SIZE_LIMIT``, where the header says that it has
+        too many pixels.
     """
     try:
         with warnings.catch_warnings():
@@ -239,7 +273,9 @@ def open_image(path: Path, formats: tuple[str, ...] = IMAGE_FORMATS) -> Iterator
                     raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels")
                 yield image
     except Image.DecompressionBombError as error:
-        raise DataError(f"{path} is too large: {error}", SIZE_LIMIT, "scale it down or leave it out") from error
+        raise DataError(
+            f"{path} is too large: {error}", SIZE_LIMIT, "scale it down or leave it out"
+        ) from error
     except UNREADABLE as error:
         raise DataError(
             f"{path} cannot be read: {error}",
@@ -260,7 +296,9 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """Pixels of an opened image as ``uint8 [H,W,3]`` RGB; alpha is laid on white, 16 bit is scaled to 8."""
+    """Pixels of an opened image as ``uint8 [H,W,3]`` RGB; alpha is laid on white, 16 bit is scaled
+    to 8.
+    """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         deep = np.asarray(image, dtype=np.float64)
@@ -285,14 +323,16 @@ def read_index_png(path: Path) -> npt.NDArray[np.uint8]:
             raise DataError(
                 f"mask {path} is a {image.mode} picture",
                 INDEX_PNG,
-                "for colours of the VOC palette, --set data.masks=colours; to make indices of them, "
-                f"wsss-trainer convert {path.parent} NEW --to masks --set data.masks=colours",
+                "for colours of the VOC palette, --set data.masks=colours; to make indices of"
+                f" them, wsss-trainer convert {path.parent} NEW --to masks --set"
+                " data.masks=colours",
             )
         return np.array(image, dtype=np.uint8)
 
 
 def read_mask_file(path: Path, config: DataConfig) -> npt.NDArray[np.uint8]:
-    """``uint8 [H,W]`` values of a mask file, which holds indices or colours as ``config.masks`` says.
+    """``uint8 [H,W]`` values of a mask file, which holds indices or colours as ``config.masks``
+    says.
 
     Raises:
         DataError: unreadable, or neither.
@@ -303,7 +343,9 @@ def read_mask_file(path: Path, config: DataConfig) -> npt.NDArray[np.uint8]:
         return indices_of(image, path)
 
 
-def map_mask_values(raw: npt.NDArray[np.uint8], values: Sequence[int], where: Path | str) -> npt.NDArray[np.uint8]:
+def map_mask_values(
+    raw: npt.NDArray[np.uint8], values: Sequence[int], where: Path | str
+) -> npt.NDArray[np.uint8]:
     """Translate a file's own mask values to 0, 1..K, 255.
 
     Raises:
@@ -317,12 +359,16 @@ def map_mask_values(raw: npt.NDArray[np.uint8], values: Sequence[int], where: Pa
     unknown = sorted(found - known)
     if unknown and found <= grey_levels(known):
         raise DataError(
-            f"mask {where} holds {unknown}: grey levels of the VOC colours instead of class indices",
+            f"mask {where} holds {unknown}: grey levels of the VOC colours instead of class"
+            " indices",
             f"0, {IGNORE} and the classes {sorted(values)}",
             GREY_HINT,
         )
     if unknown:
-        raise DataError(f"mask {where} holds the values {unknown}", f"0, {IGNORE} and the classes {sorted(values)}")
+        raise DataError(
+            f"mask {where} holds the values {unknown}",
+            f"0, {IGNORE} and the classes {sorted(values)}",
+        )
     return table[raw]
 
 

@@ -34,24 +34,30 @@ def recognises(root: Path) -> bool:
 def read(root: Path, problems: Problems, config: DataConfig) -> Dataset:
     """Read a folder of images with ``labels.csv``.
 
-    The table has a column of image names (``image``, ``filename``, ``file``, ``path``, ``image_id``), with or without
-    suffix, relative to ``root`` or just the name of an image anywhere below, and the tags in one of three shapes: a
-    column ``tag`` with one row a tag, the same column with ``tag1;tag2``, or one 0/1 column a class. A column
-    ``split`` (``train``, or ``train;train_aug``) makes lists. Ids are relative paths without suffix, ``/`` written as ``__``.
+    The table has a column of image names (``image``, ``filename``, ``file``, ``path``,
+    ``image_id``), with or without suffix, relative to ``root`` or just the name of an image
+    anywhere below, and the tags in one of three shapes: a column ``tag`` with one row a tag, the
+    same column with ``tag1;tag2``, or one 0/1 column a class. A column ``split`` (``train``, or
+    ``train;train_aug``) makes lists. Ids are relative paths without suffix, ``/`` written as
+    ``__``.
 
-    ``masks/`` may hold one PNG an image (same relative path, same id or same name) with the values 1..K in class
-    order: the lines of ``classes.txt`` where there is one, else the names sorted.
+    ``masks/`` may hold one PNG an image (same relative path, same id or same name) with the values
+    1..K in class order: the lines of ``classes.txt`` where there is one, else the names sorted.
 
     Args:
         problems: collects what is wrong instead of raising it; the entries concerned are left out.
-        config: how to read it. Where ``tags_from`` is the masks, the tags are those of the table still.
+        config: how to read it. Where ``tags_from`` is the masks, the tags are those of the table
+        still.
 
     Raises:
-        DataError: columns that do not fit, images that are not there or are ambiguous, unknown classes,
-            rows that contradict each other.
+        DataError: columns that do not fit, images that are not there or are ambiguous, unknown
+            classes, rows that contradict each other.
     """
     if config.labels_from == "xml":
-        raise DataError(f"{root} is a folder with labels.csv and has no Annotations", "--labels-from csv or masks")
+        raise DataError(
+            f"{root} is a folder with labels.csv and has no Annotations",
+            "--labels-from csv or masks",
+        )
     files = [p for p in list_images(root) if p.relative_to(root).parts[0] != "masks"]
     if not files:
         raise DataError(f"{root} holds labels.csv but no image", "image files anywhere below it")
@@ -62,7 +68,9 @@ def read(root: Path, problems: Problems, config: DataConfig) -> Dataset:
     index = {name: k for k, name in enumerate(classes)}
     masks = _masks(root, by_id)
     records = {
-        i: Record(i, by_id[i], tuple(sorted(index[t] for t in row.tags if t in index)), masks.get(i))
+        i: Record(
+            i, by_id[i], tuple(sorted(index[t] for t in row.tags if t in index)), masks.get(i)
+        )
         for i, row in sorted(rows.items())
     }
     lists: dict[str, list[str]] = defaultdict(list)
@@ -129,7 +137,9 @@ class _Finder:
         return self.loose.get(name, []) if "/" not in name else []
 
 
-def _read_rows(table: Table, finder: _Finder, problems: Problems) -> tuple[dict[str, _Row], list[str]]:
+def _read_rows(
+    table: Table, finder: _Finder, problems: Problems
+) -> tuple[dict[str, _Row], list[str]]:
     """What the table says by image id, and the class names in it."""
     image, tag, split, columns = _columns(table)
     rows: dict[str, _Row] = {}
@@ -159,7 +169,12 @@ def _read_rows(table: Table, finder: _Finder, problems: Problems) -> tuple[dict[
             "paths relative to the folder",
             "correct them or bring the images",
         ),
-        (ambiguous, "uses names that several folders have", "paths such as folder/name.jpg", "write the folder too"),
+        (
+            ambiguous,
+            "uses names that several folders have",
+            "paths such as folder/name.jpg",
+            "write the folder too",
+        ),
         (
             clashes,
             "contradicts itself about",
@@ -170,7 +185,10 @@ def _read_rows(table: Table, finder: _Finder, problems: Problems) -> tuple[dict[
         if names:
             count = len(set(names))
             complain(
-                DataError(f"{where} {found_words} ({count}): {some(dict.fromkeys(names))}", expected, hint), problems
+                DataError(
+                    f"{where} {found_words} ({count}): {some(dict.fromkeys(names))}", expected, hint
+                ),
+                problems,
             )
     if tag is None:
         return rows, [table.columns[c] for c in columns]
@@ -178,10 +196,15 @@ def _read_rows(table: Table, finder: _Finder, problems: Problems) -> tuple[dict[
 
 
 def _columns(table: Table) -> tuple[int, int | None, int | None, list[int]]:
-    """Columns of image, tag (or None), split (or None), and those of the classes where there is no tag column."""
+    """Columns of image, tag (or None), split (or None), and those of the classes where there is no
+    tag column.
+    """
     image, tag, split = table.find(IMAGE_COLUMNS), table.find(TAG_COLUMNS), table.find(("split",))
     if image is None:
-        raise DataError(f"{table.found()}, none of them for the image", f"one of {some(IMAGE_COLUMNS, 20)}; {SHAPES}")
+        raise DataError(
+            f"{table.found()}, none of them for the image",
+            f"one of {some(IMAGE_COLUMNS, 20)}; {SHAPES}",
+        )
     if tag is not None:
         return image, tag, split, []
     columns = [c for c in range(len(table.columns)) if c not in (image, split)]
@@ -215,20 +238,33 @@ def _class_order(root: Path, names: list[str], problems: Problems) -> tuple[str,
         check_classes(sorted(names), root / "labels.csv")
         return tuple(sorted(names))
     try:
-        order = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        order = [
+            line.strip()
+            for line in path.read_text(encoding="utf-8-sig").splitlines()
+            if line.strip()
+        ]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}", "one class name a line, UTF-8") from error
+        raise DataError(
+            f"{path} cannot be read: {error}", "one class name a line, UTF-8"
+        ) from error
     check_classes(order, path)
     unknown = [name for name in names if name not in order]
     if unknown:
         found = f"labels.csv has tags that classes.txt lacks: {some(map(repr, unknown))}"
-        complain(DataError(found, nearest(unknown[0], order), f"correct them, or add them to {path}"), problems)
+        complain(
+            DataError(found, nearest(unknown[0], order), f"correct them, or add them to {path}"),
+            problems,
+        )
     return tuple(order)
 
 
 def _masks(root: Path, by_id: dict[str, Path]) -> dict[str, Path]:
     folder = root / "masks"
-    there = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*.png")} if folder.is_dir() else {}
+    there = (
+        {p.relative_to(folder).as_posix(): p for p in folder.rglob("*.png")}
+        if folder.is_dir()
+        else {}
+    )
     stems = Counter(path.stem for path in by_id.values())
     masks = {}
     for key, path in by_id.items():
@@ -242,13 +278,16 @@ def _masks(root: Path, by_id: dict[str, Path]) -> dict[str, Path]:
     return masks
 
 
-def _notes(root: Path, unlabelled: int, masks: dict[str, Path], classes: tuple[str, ...]) -> list[str]:
+def _notes(
+    root: Path, unlabelled: int, masks: dict[str, Path], classes: tuple[str, ...]
+) -> list[str]:
     notes = []
     if unlabelled:
         notes.append(f"{unlabelled} images have no row in labels.csv and are left out")
     if masks and not (root / "classes.txt").is_file():
         order = some((f"{k + 1}={name}" for k, name in enumerate(classes)), 8)
         notes.append(
-            f"mask values are taken in the order of the sorted names ({order}); classes.txt fixes another order"
+            f"mask values are taken in the order of the sorted names ({order}); classes.txt fixes"
+            " another order"
         )
     return notes

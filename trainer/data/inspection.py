@@ -32,33 +32,66 @@ TINY_SIDE = 32
 
 # What an image or a mask may be: severity, in words, what to do about it.
 KINDS: dict[str, tuple[str, str, str]] = {
-    "unreadable": ("error", "images that cannot be read", "replace them or take them out of the lists"),
+    "unreadable": (
+        "error",
+        "images that cannot be read",
+        "replace them or take them out of the lists",
+    ),
     "truncated": ("error", "images that are cut off (truncated)", "download or copy them again"),
     "huge": ("error", f"images of more than {MAX_PIXELS:,} pixels", "scale them down"),
-    "mask-unreadable": ("error", "masks that cannot be read", "save masks as palette or grey PNG with class indices"),
+    "mask-unreadable": (
+        "error",
+        "masks that cannot be read",
+        "save masks as palette or grey PNG with class indices",
+    ),
     "mask-colour": (
         "error",
         "masks that are pictures in colours instead of class indices",
-        "colours of the VOC palette are read with --set data.masks=colours, and turned into indices by "
-        "wsss-trainer convert DATA NEW --to voc --set data.masks=colours",
+        (
+            "colours of the VOC palette are read with --set data.masks=colours, and turned into"
+            " indices by wsss-trainer convert DATA NEW --to voc --set data.masks=colours"
+        ),
     ),
-    "mask-grey": ("error", "masks that hold grey levels of the VOC colours instead of class indices", GREY_HINT),
+    "mask-grey": (
+        "error",
+        "masks that hold grey levels of the VOC colours instead of class indices",
+        GREY_HINT,
+    ),
     "mask-reindexed": (
         "error",
         "palette masks whose colours are VOC's but whose indices a tool has renumbered",
-        "--set data.masks=colours reads the colours; wsss-trainer convert DATA NEW --to voc --set data.masks=colours",
+        (
+            "--set data.masks=colours reads the colours; wsss-trainer convert DATA NEW --to voc"
+            " --set data.masks=colours"
+        ),
     ),
     "mask-size": (
         "error",
         "masks of another size than their image",
         "EXIF-rotated images are compared after turning",
     ),
-    "mask-value": ("error", "masks with values that no class has", "0 is background, 255 is ignored, classes between"),
-    "mask-missing": ("warning", "images without a mask, while others have one", "these cannot be evaluated"),
+    "mask-value": (
+        "error",
+        "masks with values that no class has",
+        "0 is background, 255 is ignored, classes between",
+    ),
+    "mask-missing": (
+        "warning",
+        "images without a mask, while others have one",
+        "these cannot be evaluated",
+    ),
     "mask-untagged": ("warning", "masks that show a class which the tags lack", "correct the tags"),
-    "untagged": ("warning", "images without a tag", "tag them, or leave them out of the training list"),
+    "untagged": (
+        "warning",
+        "images without a tag",
+        "tag them, or leave them out of the training list",
+    ),
     "cmyk": ("warning", "CMYK images, whose colours are converted roughly", "save them as RGB"),
-    "16-bit": ("warning", "images of more than 8 bits a channel, scaled to 8", "save them with 8 bits"),
+    "16-bit": (
+        "warning",
+        "images of more than 8 bits a channel, scaled to 8",
+        "save them with 8 bits",
+    ),
     "large": (
         "warning",
         f"images of more than {LARGE_PIXELS:,} pixels",
@@ -150,7 +183,11 @@ def _damage(error: DataError) -> str:
     if error.expected == SIZE_LIMIT:
         return "huge"
     text = str(error.__cause__).lower()
-    return "truncated" if "truncated" in text or "unexpected end" in text or "broken data" in text else "unreadable"
+    return (
+        "truncated"
+        if "truncated" in text or "unexpected end" in text or "broken data" in text
+        else "unreadable"
+    )
 
 
 def _broken(traits: list[tuple[str, str]]) -> bool:
@@ -165,9 +202,15 @@ def _has_voc_values(dataset: Dataset) -> bool:
     )
 
 
-def _inspect_mask(dataset: Dataset, record: Record, size: tuple[int, int] | None) -> Iterator[tuple[str, str]]:
+def _inspect_mask(
+    dataset: Dataset, record: Record, size: tuple[int, int] | None
+) -> Iterator[tuple[str, str]]:
     try:
-        raw = read_mask_file(record.mask, dataset.config) if record.mask else dataset.read_mask(record)
+        raw = (
+            read_mask_file(record.mask, dataset.config)
+            if record.mask
+            else dataset.read_mask(record)
+        )
     except DataError as error:
         yield "mask-colour" if error.expected == INDEX_PNG else "mask-unreadable", error.found
         return

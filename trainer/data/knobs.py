@@ -11,15 +11,16 @@ class DataConfig:
     """Knobs of reading data.
 
     Attributes:
-        labels_from: where image tags come from: ``xml`` (VOC's ``Annotations``), ``csv`` (``image_labels.csv``,
-            ``labels.csv``), ``masks`` (the classes that the masks show), or ``auto``, the best that is there.
-        masks: what mask files hold: ``index``, class indices as palette or grey PNG, or ``colours``, those of the VOC
-            palette in RGB.
-        crowd: COCO's crowd regions in masks: ``drop`` leaves them out (ReCAM), ``ignore`` makes them 255, ``keep`` paints
-            them like objects.
+        labels_from: where image tags come from: ``xml`` (VOC's ``Annotations``), ``csv``
+            (``image_labels.csv``, ``labels.csv``), ``masks`` (the classes that the masks show), or
+            ``auto``, the best that is there.
+        masks: what mask files hold: ``index``, class indices as palette or grey PNG, or
+            ``colours``, those of the VOC palette in RGB.
+        crowd: COCO's crowd regions in masks: ``drop`` leaves them out (ReCAM), ``ignore`` makes
+            them 255, ``keep`` paints them like objects.
         crowd_tags: whether crowds give tags (ReCAM) or not.
-        keep_empty: whether COCO images without any annotation stay, as background (MCTformer, RIB, ReCAM), or not
-            (AFA, ToCo).
+        keep_empty: whether COCO images without any annotation stay, as background (MCTformer, RIB,
+            ReCAM), or not (AFA, ToCo).
     """
 
     labels_from: Literal["auto", "xml", "masks", "csv"] = "auto"

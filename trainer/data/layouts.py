@@ -1,4 +1,6 @@
-"""Where each format keeps images and masks, and its tables: what ``wsss-trainer convert`` writes (spec refine-segment 11)."""
+"""Where each format keeps images and masks, and its tables: what ``wsss-trainer convert`` writes
+(spec refine-segment 11).
+"""
 
 from __future__ import annotations
 
@@ -48,8 +50,12 @@ class Layout:
         """Where the mask file goes; None where the format has none."""
         return None
 
-    def describe(self, record: Record, size: tuple[int, int], label_HW: npt.NDArray[np.uint8] | None) -> Any:
-        """What the tables hold about one image; ``size`` is (height, width), ``label_HW`` its label map or None."""
+    def describe(
+        self, record: Record, size: tuple[int, int], label_HW: npt.NDArray[np.uint8] | None
+    ) -> Any:
+        """What the tables hold about one image; ``size`` is (height, width), ``label_HW`` its label
+        map or None.
+        """
         raise NotImplementedError
 
     def write(self, target: Path, described: dict[str, Any]) -> None:
@@ -61,7 +67,8 @@ class Layout:
         return []
 
     def lists(self) -> dict[str, tuple[str, ...]]:
-        """The lists without ``all``, so that every image is in one: ``all`` where there is no other, ``unlisted``.
+        """The lists without ``all``, so that every image is in one: ``all`` where there is no
+        other, ``unlisted``.
 
         Raises:
             DataError: a list whose name cannot be that of a file.
@@ -70,7 +77,11 @@ class Layout:
         lists = {name: ids for name, ids in data.lists.items() if name != "all"}
         bad = next((name for name in lists if not LIST_NAME.fullmatch(name)), None)
         if bad is not None:
-            raise DataError(f"list {bad!r} cannot be the name of a file", "letters, digits and ._+-", "rename the list")
+            raise DataError(
+                f"list {bad!r} cannot be the name of a file",
+                "letters, digits and ._+-",
+                "rename the list",
+            )
         if not lists:
             return {"all": data.lists["all"]}
         listed = {i for ids in lists.values() for i in ids}
@@ -79,7 +90,9 @@ class Layout:
 
 
 class VocLayout(Layout):
-    """``JPEGImages/``, ``SegmentationClass/``, ``ImageSets/Segmentation/``, ``image_labels.csv``, ``classes.json``."""
+    """``JPEGImages/``, ``SegmentationClass/``, ``ImageSets/Segmentation/``, ``image_labels.csv``,
+    ``classes.json``.
+    """
 
     @property
     def values(self) -> tuple[int, ...]:
@@ -96,7 +109,9 @@ class VocLayout(Layout):
     def mask(self, record: Record) -> Path:
         """In ``SegmentationClass``, or ``SegmentationClassAug`` where the source has it there."""
         folder = record.mask.parent.name if record.mask else ""
-        return Path(folder if folder == "SegmentationClassAug" else "SegmentationClass", f"{record.id}.png")
+        return Path(
+            folder if folder == "SegmentationClassAug" else "SegmentationClass", f"{record.id}.png"
+        )
 
     def write(self, target: Path, described: dict[str, Any]) -> None:
         """Lists, tags, and the class table where it is not VOC's."""
@@ -137,13 +152,20 @@ class CsvLayout(Layout):
         data = self.dataset
         bad = [name for name in data.classes if set(name) & set(";|\n") or name != name.strip()]
         if bad:
-            raise DataError(f"the class name {bad[0]!r} cannot stand in a cell of labels.csv", "names without ; and |")
+            raise DataError(
+                f"the class name {bad[0]!r} cannot stand in a cell of labels.csv",
+                "names without ; and |",
+            )
         splits: dict[str, list[str]] = {i: [] for i in data.records}
         for name, ids in self.lists().items():
             for i in ids if name not in ("all", "unlisted") else ():
                 splits[i].append(name)
         rows = [
-            [str(self.image(record)), ";".join(data.classes[k] for k in record.tags), ";".join(splits[record.id])]
+            [
+                str(self.image(record)),
+                ";".join(data.classes[k] for k in record.tags),
+                ";".join(splits[record.id]),
+            ]
             for record in data.records.values()
         ]
         write_lines(target / "classes.txt", data.classes)
@@ -165,7 +187,9 @@ class FoldersLayout(Layout):
         if name is None:
             return None
         return Path(
-            name if name != "all" else "", self.dataset.classes[record.tags[0]], f"{record.id}{record.image.suffix}"
+            name if name != "all" else "",
+            self.dataset.classes[record.tags[0]],
+            f"{record.id}{record.image.suffix}",
         )
 
     @cached_property
@@ -191,7 +215,9 @@ class FoldersLayout(Layout):
 
 
 class PsaLayout(Layout):
-    """List files of two columns, and ``cls_labels.npy``: for psa, IRN, SEAM, SC-CAM. They name images of a VOC folder."""
+    """List files of two columns, and ``cls_labels.npy``: for psa, IRN, SEAM, SC-CAM. They name
+    images of a VOC folder.
+    """
 
     def image(self, record: Record) -> None:
         """Images stay where they are."""
@@ -202,7 +228,9 @@ class PsaLayout(Layout):
         voc = VocLayout(data)
         for name, ids in self.lists().items():
             records = [data.records[i] for i in ids]
-            lines = (f"/{voc.image(r).as_posix()} /SegmentationClassAug/{r.id}.png" for r in records)
+            lines = (
+                f"/{voc.image(r).as_posix()} /SegmentationClassAug/{r.id}.png" for r in records
+            )
             write_lines(target / f"{name}.txt", lines)
         # Their code expects VOC's twenty numbers.
         names = VOC_CLASSES if set(data.classes) <= set(VOC_CLASSES) else data.classes
@@ -215,13 +243,22 @@ class PsaLayout(Layout):
 
     def lost(self, described: dict[str, Any]) -> list[str]:
         """Masks, and ids that psa cannot read."""
-        odd = [r.id for r in self.dataset.records.values() if len(r.id) != 11 or len(r.image.suffix) != 4]
-        text = f"{len(odd)} ids are not of 11 characters with a suffix of 4, as psa cuts them out of list lines"
+        odd = [
+            r.id
+            for r in self.dataset.records.values()
+            if len(r.id) != 11 or len(r.image.suffix) != 4
+        ]
+        text = (
+            f"{len(odd)} ids are not of 11 characters with a suffix of 4, as psa cuts them out of"
+            " list lines"
+        )
         return ["class names", "masks", *([text] if odd else [])]
 
 
 class MvaLayout(Layout):
-    """``data_<list>.csv`` of absolute paths and 0/1 columns. MVA calls ``val`` ``data_test.csv``."""
+    """``data_<list>.csv`` of absolute paths and 0/1 columns. MVA calls ``val``
+    ``data_test.csv``.
+    """
 
     def image(self, record: Record) -> None:
         """Images stay where they are."""
@@ -231,7 +268,11 @@ class MvaLayout(Layout):
         data = self.dataset
         for name, ids in self._named().items():
             rows = [
-                [str(data.records[i].image.resolve()), *flags(len(data.classes), data.records[i].tags)] for i in ids
+                [
+                    str(data.records[i].image.resolve()),
+                    *flags(len(data.classes), data.records[i].tags),
+                ]
+                for i in ids
             ]
             write_table(target / f"data_{name}.csv", ["filename", *data.classes], rows)
 
@@ -249,7 +290,11 @@ class MvaLayout(Layout):
 
 def lost_objects(dataset: Dataset) -> list[str]:
     """What label maps and tags do not hold of COCO's annotations or VOC's XML."""
-    lost = ["objects of a class become one region: instances, boxes and crowds"] if dataset.format == "coco" else []
+    lost = (
+        ["objects of a class become one region: instances, boxes and crowds"]
+        if dataset.format == "coco"
+        else []
+    )
     if dataset.format == "voc" and (dataset.root / "Annotations").is_dir():
         lost.append("boxes, parts and difficult flags of Annotations/*.xml")
     return lost

@@ -1,4 +1,6 @@
-"""From records to batches. What a batch holds depends on (seed, epoch, index) only, never on workers or on resuming."""
+"""From records to batches. What a batch holds depends on (seed, epoch, index) only, never on
+workers or on resuming.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +82,8 @@ class Batches:
 
 
 class Guarded(TorchDataset[Any]):
-    """Items of ``dataset``, a ``UserError`` returned in place of the item: a worker process would make it a traceback.
+    """Items of ``dataset``, a ``UserError`` returned in place of the item: a worker process would
+    make it a traceback.
 
     Read it through ``unguarded``.
     """
@@ -106,8 +109,11 @@ def unguarded(loader: Iterable[Any]) -> Generator[Any, None, None]:
         yield item
 
 
-def training_loader(samples: Samples, batches: Batches, workers: int, pin: bool) -> Generator[Any, None, None]:
-    """Yield ``(ids, tensors...)``, images channels-last. One loader for all epochs, so that workers start once.
+def training_loader(
+    samples: Samples, batches: Batches, workers: int, pin: bool
+) -> Generator[Any, None, None]:
+    """Yield ``(ids, tensors...)``, images channels-last. One loader for all epochs, so that workers
+    start once.
 
     Raises:
         UserError: what a sample raised.
@@ -143,9 +149,11 @@ def _stack(column: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def start_worker(_: int = 0) -> None:
-    """Keep a loader worker to one thread, since the processes are the parallelism, and alive while its parent saves.
+    """Keep a loader worker to one thread, since the processes are the parallelism, and alive while
+    its parent saves.
 
-    Ctrl-C and some schedulers signal every process of a job at once; the step in progress still needs its batch.
+    Ctrl-C and some schedulers signal every process of a job at once; the step in progress still
+    needs its batch.
     """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

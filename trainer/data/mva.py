@@ -1,4 +1,6 @@
-"""The lists of the MVA report: ``data_train.csv``, ``data_train_aug.csv``, ``data_test.csv`` (spec refine-segment 11)."""
+"""The lists of the MVA report: ``data_train.csv``, ``data_train_aug.csv``, ``data_test.csv`` (spec
+refine-segment 11).
+"""
 
 from __future__ import annotations
 
@@ -22,20 +24,24 @@ def recognises(root: Path) -> bool:
 
 
 def read(root: Path, problems: Problems, config: DataConfig) -> Dataset:
-    """Read every ``data_<list>.csv``: ``filename`` (absolute, or relative to the file) and one 0/1 column a class.
+    """Read every ``data_<list>.csv``: ``filename`` (absolute, or relative to the file) and one 0/1
+    column a class.
 
-    Columns ``cluster_<class>_<k>`` are left out. Ids are file names without suffix. There are no masks.
+    Columns ``cluster_<class>_<k>`` are left out. Ids are file names without suffix. There are no
+    masks.
 
     Args:
         problems: collects what is wrong instead of raising it; the entries concerned are left out.
         config: how to read it.
 
     Raises:
-        DataError: files that disagree about the classes or the tags of an image, images that are not there, or tags
-            asked for from elsewhere.
+        DataError: files that disagree about the classes or the tags of an image, images that are
+            not there, or tags asked for from elsewhere.
     """
     if config.labels_from in ("xml", "masks"):
-        raise DataError(f"{root} has lists of tags only, no {config.labels_from}", "--labels-from csv or auto")
+        raise DataError(
+            f"{root} has lists of tags only, no {config.labels_from}", "--labels-from csv or auto"
+        )
     classes: tuple[str, ...] = ()
     records: dict[str, Record] = {}
     lists: dict[str, tuple[str, ...]] = {}
@@ -43,7 +49,10 @@ def read(root: Path, problems: Problems, config: DataConfig) -> Dataset:
         table = read_table(path)
         names, image, columns = class_columns(table)
         if classes and names != classes:
-            complain(DataError(f"{path} has other classes than the files before it", some(classes, 20)), problems)
+            complain(
+                DataError(f"{path} has other classes than the files before it", some(classes, 20)),
+                problems,
+            )
             continue
         classes = names
         ids, missing, clashes = [], [], []
@@ -70,9 +79,13 @@ def class_columns(table: Table) -> tuple[tuple[str, ...], int, list[int]]:
         DataError: no column of images, or no class.
     """
     image = table.find(IMAGE_COLUMNS)
-    columns = [c for c, name in enumerate(table.columns) if c != image and not CLUSTER.fullmatch(name)]
+    columns = [
+        c for c, name in enumerate(table.columns) if c != image and not CLUSTER.fullmatch(name)
+    ]
     if image is None:
-        raise DataError(f"{table.found()}, none of them for the image", "filename and one 0/1 column a class")
+        raise DataError(
+            f"{table.found()}, none of them for the image", "filename and one 0/1 column a class"
+        )
     names = tuple(table.columns[c] for c in columns)
     check_classes(names, table.path)
     return names, image, columns
@@ -84,7 +97,8 @@ def _complain(path: Path, missing: list[str], clashes: list[str], problems: Prob
             DataError(
                 f"{path} names {len(missing)} images that are not there: {some(missing)}",
                 f"absolute paths, or paths relative to {path.parent}",
-                f"wsss-trainer convert {path} image_labels.csv keeps the tags, for use in a VOC folder",
+                f"wsss-trainer convert {path} image_labels.csv keeps the tags, for use in a VOC"
+                " folder",
             ),
             problems,
         )

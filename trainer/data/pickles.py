@@ -1,4 +1,6 @@
-"""Pickled ``.npy`` files of the released repositories, read without running anything that is in them."""
+"""Pickled ``.npy`` files of the released repositories, read without running anything that is in
+them.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,19 @@ from typing import Any
 import numpy as np
 
 SAFE = {
-    ("collections", "OrderedDict"), ("numpy", "ndarray"), ("numpy", "dtype"), ("numpy.core.multiarray", "scalar"),
-    ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"), ("torch._utils", "_rebuild_tensor_v2"), ("_codecs", "encode"),
-}  # fmt: skip
-"""What a pickle may be made of. Anything else is refused, so that no code of the file is run. ``_codecs.encode`` stands in
-every array that NumPy before 1.17 saved: it turns text into bytes."""
+    ("collections", "OrderedDict"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("_codecs", "encode"),
+}
+"""What a pickle may be made of. Anything else is refused, so that no code of the file is run.
+``_codecs.encode`` stands in every array that NumPy before 1.17 saved: it turns text into bytes.
+"""
 
 
 def read_pickled_dict(path: Path) -> dict[Any, Any]:
@@ -28,7 +37,11 @@ def read_pickled_dict(path: Path) -> dict[Any, Any]:
     """
     with path.open("rb") as file:
         version = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        read_header = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
         _, _, dtype = read_header(file)
         if not dtype.hasobject:
             raise ValueError("an array without class names")

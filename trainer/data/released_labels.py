@@ -1,4 +1,6 @@
-"""Image tags as the released code keeps them, ``cls_labels.npy`` and CSV files, made into ``image_labels.csv``."""
+"""Image tags as the released code keeps them, ``cls_labels.npy`` and CSV files, made into
+``image_labels.csv``.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,12 @@ CLASSES = {len(names): names for names in (VOC_CLASSES, COCO_CLASSES)}
 
 
 def convert_labels(source: Path, target: Path, config: DataConfig, force: bool) -> dict[str, Any]:
-    """Write the tags of ``source`` as the table ``target``, which a VOC folder takes as ``image_labels.csv``.
+    """Write the tags of ``source`` as the table ``target``, which a VOC folder takes as
+    ``image_labels.csv``.
 
     Args:
-        source: ``cls_labels.npy``, a CSV file of ``filename`` and one 0/1 column a class, or a data set.
+        source: ``cls_labels.npy``, a CSV file of ``filename`` and one 0/1 column a class, or a data
+            set.
         target: the file.
         config: how to read a data set.
         force: write over ``target``.
@@ -35,7 +39,9 @@ def convert_labels(source: Path, target: Path, config: DataConfig, force: bool) 
         DataError: ``source`` cannot be read, or ``target`` is there.
     """
     if target.is_dir() or (target.exists() and not force):
-        raise DataError(f"{target} is there already", "a new file", "another name, or --force to write over it")
+        raise DataError(
+            f"{target} is there already", "a new file", "another name, or --force to write over it"
+        )
     if source.suffix == ".npy":
         form, (classes, tags) = "cls_labels.npy", read_cls_labels(source)
     elif source.suffix == ".csv":
@@ -54,7 +60,8 @@ def convert_labels(source: Path, target: Path, config: DataConfig, force: bool) 
 
 
 def read_cls_labels(path: Path) -> Labels:
-    """The pickled dictionary of psa, IRN, SEAM and their descendants: image id to 20 (VOC) or 80 (COCO) numbers 0 or 1.
+    """The pickled dictionary of psa, IRN, SEAM and their descendants: image id to 20 (VOC) or 80
+    (COCO) numbers 0 or 1.
 
     Ids are texts, or VOC's as numbers without ``_`` (IRN). Nothing in the pickle is run.
 
@@ -63,7 +70,9 @@ def read_cls_labels(path: Path) -> Labels:
     """
     tags: dict[str, tuple[int, ...]] = {}
     try:
-        rows = {key: np.asarray(row, np.float64).ravel() for key, row in read_pickled_dict(path).items()}
+        rows = {
+            key: np.asarray(row, np.float64).ravel() for key, row in read_pickled_dict(path).items()
+        }
         sizes = {row.size for row in rows.values()}
         if len(sizes) != 1 or not sizes <= CLASSES.keys():
             raise ValueError(f"rows of {some(sorted(sizes)) or 'no'} numbers")
@@ -74,16 +83,19 @@ def read_cls_labels(path: Path) -> Labels:
             tags[_id_of(key, count)] = tuple(np.flatnonzero(row).tolist())
     except Exception as error:
         raise DataError(
-            f"{path} cannot be read: {error}", "a pickled dict of image ids and 20 (VOC) or 80 (COCO) numbers 0 or 1"
+            f"{path} cannot be read: {error}",
+            "a pickled dict of image ids and 20 (VOC) or 80 (COCO) numbers 0 or 1",
         ) from error
     return CLASSES[count], tags
 
 
 def read_label_csv(path: Path) -> Labels:
-    """A table of image names or paths, which need not be there, and one 0/1 column a class (MVA's lists).
+    """A table of image names or paths, which need not be there, and one 0/1 column a class (MVA's
+    lists).
 
     Raises:
-        DataError: columns that do not fit, cells that are neither 0 nor 1, or rows that contradict each other.
+        DataError: columns that do not fit, cells that are neither 0 nor 1, or rows that contradict
+        each other.
     """
     table = read_table(path)
     classes, image, columns = class_columns(table)
@@ -91,7 +103,10 @@ def read_label_csv(path: Path) -> Labels:
     for n, cells in enumerate(table.rows):
         key, found = _id_of(cells[image], 0), flagged(table, n, columns)
         if tags.setdefault(key, found) != found:
-            raise DataError(f"{path} line {table.lines[n]}: other tags than before for {key!r}", "one row an image")
+            raise DataError(
+                f"{path} line {table.lines[n]}: other tags than before for {key!r}",
+                "one row an image",
+            )
     return classes, tags
 
 

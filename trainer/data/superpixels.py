@@ -1,7 +1,8 @@
 """Super-pixels of the training images, made once by SLIC and kept as 16-bit PNG files.
 
-Deviation from CPN (spec methods 16.1), which runs SLIC on every augmented crop, a second of work each: here SLIC runs once on
-the photograph, in RGB from 0 to 1, and the ids follow the image through resize, flip and crop.
+Deviation from CPN (spec methods 16.1), which runs SLIC on every augmented crop, a second of work
+each: here SLIC runs once on the photograph, in RGB from 0 to 1, and the ids follow the image
+through resize, flip and crop.
 """
 
 from __future__ import annotations
@@ -30,9 +31,14 @@ Ids = npt.NDArray[np.uint16]
 
 
 def make_segments(
-    records: Sequence[Record], folder: Path, count: int, workers: int | None = None, progress: bool = False
+    records: Sequence[Record],
+    folder: Path,
+    count: int,
+    workers: int | None = None,
+    progress: bool = False,
 ) -> None:
-    """Write ``<id>.png`` of every record, in a process pool; whole files newer than the image are kept.
+    """Write ``<id>.png`` of every record, in a process pool; whole files newer than the image are
+    kept.
 
     Args:
         records: images.
@@ -68,10 +74,16 @@ def read_segments(record: Record, folder: Path) -> Ids:
             ids = np.array(image)
     except UNREADABLE as error:
         raise DataError(
-            f"{path} cannot be read: {error}", "super-pixels of this image", "run the same command again"
+            f"{path} cannot be read: {error}",
+            "super-pixels of this image",
+            "run the same command again",
         ) from error
     if ids.dtype != np.uint16 or ids.ndim != 2 or not ids.all():
-        raise DataError(f"{path} holds no super-pixels", "ids from 1 on in 16 bits", "run the same command again")
+        raise DataError(
+            f"{path} holds no super-pixels",
+            "ids from 1 on in 16 bits",
+            "run the same command again",
+        )
     return ids
 
 

@@ -35,10 +35,12 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """Read a CSV file with a header; comma, tab or semicolon, UTF-8 with or without a byte order mark.
+    """Read a CSV file with a header; comma, tab or semicolon, UTF-8 with or without a byte order
+    mark.
 
     Raises:
-        DataError: unreadable, not UTF-8, empty, a column name twice, or a row of another length (with its line).
+        DataError: unreadable, not UTF-8, empty, a column name twice, or a row of another length
+        (with its line).
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -64,7 +66,9 @@ def read_table(path: Path) -> Table:
     for row, line in zip(rows[1:], lines[1:]):
         if len(row) != width:
             raise DataError(
-                f"{path} line {line} has {len(row)} cells", f"{width}, as the header", "quote cells that hold a comma"
+                f"{path} line {line} has {len(row)} cells",
+                f"{width}, as the header",
+                "quote cells that hold a comma",
             )
     return Table(path, tuple(columns), rows[1:], lines[1:])
 
@@ -85,8 +89,8 @@ def flagged(table: Table, row: int, columns: Sequence[int]) -> tuple[int, ...]:
     if None in answers:
         column = columns[answers.index(None)]
         raise DataError(
-            f"{table.path} line {table.lines[row]}, column {table.columns[column]!r}: {table.rows[row][column]!r}; "
-            + table.found(),
+            f"{table.path} line {table.lines[row]}, column {table.columns[column]!r}:"
+            f" {table.rows[row][column]!r}; " + table.found(),
             "0 or 1 in every class column",
         )
     return tuple(k for k, answer in enumerate(answers) if answer)

@@ -27,10 +27,21 @@ def with_mask_tags(dataset: Dataset, problems: list[DataError] | None = None) ->
     """
     masked = [record for record in dataset.records.values() if dataset.has_mask(record)]
     if not masked:
-        raise DataError(f"{dataset.root} has no masks to take tags from", "a mask for every image", "--labels-from csv")
+        raise DataError(
+            f"{dataset.root} has no masks to take tags from",
+            "a mask for every image",
+            "--labels-from csv",
+        )
     many = len(masked) >= POOL_FROM
     records = {key: dataclasses.replace(record, tags=()) for key, record in dataset.records.items()}
-    work = over_images(partial(_shown, dataset), masked, None if many else 0, "tags from masks", many, lambda r: r.id)
+    work = over_images(
+        partial(_shown, dataset),
+        masked,
+        None if many else 0,
+        "tags from masks",
+        many,
+        lambda r: r.id,
+    )
     for record, outcome in work:
         if isinstance(outcome, tuple):
             records[record.id] = dataclasses.replace(record, tags=outcome)

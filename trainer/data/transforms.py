@@ -1,4 +1,6 @@
-"""Augmentations (spec methods 6.3). Each is a function of its input and a generator: no hidden randomness."""
+"""Augmentations (spec methods 6.3). Each is a function of its input and a generator: no hidden
+randomness.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ STD = (0.229, 0.224, 0.225)
 
 
 class PixelScale(NamedTuple):
-    """What becomes of RGB values in 0..255 before a network sees them: minus ``mean``, over ``std``, both RGB.
+    """What becomes of RGB values in 0..255 before a network sees them: minus ``mean``, over
+    ``std``, both RGB.
 
     With ``bgr`` the channels are then reversed.
     """
@@ -25,7 +28,9 @@ class PixelScale(NamedTuple):
     bgr: bool = False
 
 
-IMAGENET_PIXELS = PixelScale((255 * MEAN[0], 255 * MEAN[1], 255 * MEAN[2]), (255 * STD[0], 255 * STD[1], 255 * STD[2]))
+IMAGENET_PIXELS = PixelScale(
+    (255 * MEAN[0], 255 * MEAN[1], 255 * MEAN[2]), (255 * STD[0], 255 * STD[1], 255 * STD[2])
+)
 CAFFE_PIXELS = PixelScale((122.675, 116.669, 104.008), (1.0, 1.0, 1.0), bgr=True)
 
 Rng = np.random.Generator
@@ -33,7 +38,9 @@ Array = npt.NDArray[np.float32]
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> Rng:
-    """The generator of one sample: a pure function of its arguments, so a resumed run equals an unbroken one."""
+    """The generator of one sample: a pure function of its arguments, so a resumed run equals an
+    unbroken one.
+    """
     return np.random.default_rng((seed, epoch, index))
 
 
@@ -47,8 +54,12 @@ def resize_long(image: Image.Image, long_side: int) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
-def color_jitter(image: Image.Image, rng: Rng, strength: float = 0.3, hue: float = 0.1) -> Image.Image:
-    """Brightness, contrast, saturation by 1 +- ``strength`` and hue by +- ``hue``, in random order."""
+def color_jitter(
+    image: Image.Image, rng: Rng, strength: float = 0.3, hue: float = 0.1
+) -> Image.Image:
+    """Brightness, contrast, saturation by 1 +- ``strength`` and hue by +- ``hue``, in random
+    order.
+    """
     factors = rng.uniform(1 - strength, 1 + strength, 3)
     shift = float(rng.uniform(-hue, hue))
     for step in rng.permutation(4):
@@ -64,7 +75,8 @@ def color_jitter(image: Image.Image, rng: Rng, strength: float = 0.3, hue: float
 
 
 def shift_hsv(image: Image.Image, rng: Rng, reach: int) -> Image.Image:
-    """Hue (of 180, round the circle), saturation and value (of 255, clipped), each shifted by a whole number up to ``reach``.
+    """Hue (of 180, round the circle), saturation and value (of 255, clipped), each shifted by a
+    whole number up to ``reach``.
 
     Spec refine-segment 7. Hue is kept in 255 steps, as Pillow has it, not in OpenCV's 180.
     """
@@ -76,7 +88,8 @@ def shift_hsv(image: Image.Image, rng: Rng, reach: int) -> Image.Image:
 
 
 def normalise(
-    image: Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.float32], pixels: PixelScale = IMAGENET_PIXELS
+    image: Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.float32],
+    pixels: PixelScale = IMAGENET_PIXELS,
 ) -> Array:
     """RGB in 0..255 to ``float32 [H,W,3]``, by default with ImageNet mean and deviation."""
     scale = np.array([1 / s for s in pixels.std], np.float32)
@@ -96,7 +109,9 @@ def crop_window(size: int, crop: int, rng: Rng) -> tuple[int, int, int]:
 
 
 def random_crop(image: Array, crop: int, rng: Rng) -> Array:
-    """``[H,W,3] -> [crop,crop,3]``; the ground is zero, which is the mean colour after ``normalise``."""
+    """``[H,W,3] -> [crop,crop,3]``; the ground is zero, which is the mean colour after
+    ``normalise``.
+    """
     (cropped,) = random_crops([(image, 0.0)], crop, rng)
     return cropped.astype(np.float32, copy=False)
 
@@ -117,7 +132,9 @@ def random_crops(
 
 
 def to_tensor(image: Array) -> torch.Tensor:
-    """``[H,W,3]`` to ``[3,H,W]`` without a copy: the memory stays channels-last, as the networks want it."""
+    """``[H,W,3]`` to ``[3,H,W]`` without a copy: the memory stays channels-last, as the networks
+    want it.
+    """
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
 
 
@@ -129,7 +146,8 @@ def classify_planes(
     crop: int,
     jitter: bool,
 ) -> tuple[torch.Tensor, list[npt.NDArray[np.generic]]]:
-    """Training view of one image: resize-long, flip, jitter, normalise, crop -> ``float32 [3,crop,crop]``.
+    """Training view of one image: resize-long, flip, jitter, normalise, crop -> ``float32
+    [3,crop,crop]``.
 
     With it the planes of ids that follow the image (nearest), ``[crop,crop]``, 0 outside of it.
     """
@@ -139,7 +157,9 @@ def classify_planes(
         image, *planes = (i.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for i in (image, *planes))
     if jitter:
         image = color_jitter(image, rng)
-    view, *cut = random_crops([(normalise(image), 0.0), *((np.asarray(plane), 0) for plane in planes)], crop, rng)
+    view, *cut = random_crops(
+        [(normalise(image), 0.0), *((np.asarray(plane), 0) for plane in planes)], crop, rng
+    )
     return to_tensor(view.astype(np.float32, copy=False)), cut
 
 
@@ -151,7 +171,8 @@ def segment_sample(
     crop: int,
     jitter: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Training view of an image and its mask: flip, scale (bicubic, nearest), jitter, normalise, crop (0, 255).
+    """Training view of an image and its mask: flip, scale (bicubic, nearest), jitter, normalise,
+    crop (0, 255).
 
     Returns:
         image ``float32 [3,crop,crop]`` and label ``uint8 [crop,crop]``.
@@ -165,6 +186,11 @@ def segment_sample(
         label = label.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if jitter:
         image = color_jitter(image, rng)
-    planes: list[tuple[npt.NDArray[np.generic], float]] = [(normalise(image), 0.0), (np.asarray(label), 255)]
+    planes: list[tuple[npt.NDArray[np.generic], float]] = [
+        (normalise(image), 0.0),
+        (np.asarray(label), 255),
+    ]
     cut_image, cut_label = random_crops(planes, crop, rng)
-    return to_tensor(cut_image.astype(np.float32, copy=False)), torch.from_numpy(cut_label.astype(np.uint8, copy=False))
+    return to_tensor(cut_image.astype(np.float32, copy=False)), torch.from_numpy(
+        cut_label.astype(np.uint8, copy=False)
+    )

@@ -61,18 +61,19 @@ def recognises(root: Path) -> bool:
 def read(root: Path, problems: Problems, config: DataConfig) -> Dataset:
     """Read a VOC tree.
 
-    Records are the images that some list names (without lists: every image). Masks come from ``SegmentationClass/``,
-    else ``SegmentationClassAug/``. Classes come from ``classes.json``
-    (``{"classes": [{"voc_index": 8, "name": "cat"}, ...], "ignore": 255}``), else they are the 20 of VOC. Tags come
-    from ``image_labels.csv``, else from the objects of ``Annotations/*.xml`` (difficult ones included, parts not),
-    else from the masks, or from what ``labels_from`` says.
+    Records are the images that some list names (without lists: every image). Masks come from
+    ``SegmentationClass/``, else ``SegmentationClassAug/``. Classes come from ``classes.json``
+    (``{"classes": [{"voc_index": 8, "name": "cat"}, ...], "ignore": 255}``), else they are the 20
+    of VOC. Tags come from ``image_labels.csv``, else from the objects of ``Annotations/*.xml``
+    (difficult ones included, parts not), else from the masks, or from what ``labels_from`` says.
 
     Args:
         problems: collects what is wrong instead of raising it; the entries concerned are left out.
         config: how to read it. Where ``tags_from`` is the masks, the tags are still missing.
 
     Raises:
-        DataError: no image, a list that names an image which is not there, duplicate ids, a damaged table, no tags.
+        DataError: no image, a list that names an image which is not there, duplicate ids, a damaged
+        table, no tags.
     """
     images = _by_stem(root / "JPEGImages", IMAGE_SUFFIXES, problems)
     if not images:
@@ -139,9 +140,14 @@ def _classes(root: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
         raise DataError(f"{path} cannot be read: {type(error).__name__}: {error}", shape) from error
     names, values = [name for name, _ in entries], [value for _, value in entries]
     check_classes(names, path)
-    if ignore != IGNORE or len(set(values)) < len(values) or not all(0 < value < IGNORE for value in values):
+    if (
+        ignore != IGNORE
+        or len(set(values)) < len(values)
+        or not all(0 < value < IGNORE for value in values)
+    ):
         raise DataError(
-            f"{path} has the mask values {values} and ignores {ignore}", "different values 1 to 254; ignore 255"
+            f"{path} has the mask values {values} and ignores {ignore}",
+            "different values 1 to 254; ignore 255",
         )
     return tuple(names), tuple(values)
 
@@ -152,13 +158,20 @@ def _lists(root: Path, images: dict[str, Path], problems: Problems) -> dict[str,
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            complain(DataError(f"{path} cannot be read: {error}", "one image id a line, UTF-8"), problems)
+            complain(
+                DataError(f"{path} cannot be read: {error}", "one image id a line, UTF-8"), problems
+            )
             continue
         ids = [list_id(line.strip(), images) for line in lines if line.strip()]
         once = dict.fromkeys(ids)
         if len(once) < len(ids):
             twice = [i for i, count in Counter(ids).items() if count > 1]
-            complain(DataError(f"{path} names {len(twice)} images twice: {some(twice)}", "every image once"), problems)
+            complain(
+                DataError(
+                    f"{path} names {len(twice)} images twice: {some(twice)}", "every image once"
+                ),
+                problems,
+            )
         absent = [i for i in once if i not in images]
         if absent:
             complain(
@@ -169,7 +182,9 @@ def _lists(root: Path, images: dict[str, Path], problems: Problems) -> dict[str,
                 ),
                 problems,
             )
-        lists["train_aug" if path.stem in SBD_NAMES else path.stem] = tuple(i for i in once if i in images)
+        lists["train_aug" if path.stem in SBD_NAMES else path.stem] = tuple(
+            i for i in once if i in images
+        )
     return lists
 
 
@@ -192,7 +207,9 @@ def _list_notes(root: Path, lists: dict[str, tuple[str, ...]], unlisted: int) ->
     return notes
 
 
-def _tag_source(root: Path, ids: list[str], masks: dict[str, Path], labels_from: str, notes: list[str]) -> str:
+def _tag_source(
+    root: Path, ids: list[str], masks: dict[str, Path], labels_from: str, notes: list[str]
+) -> str:
     """Where the tags come from: what ``labels_from`` says if it is there, else the best that is."""
     listed = set(ids)
     there = {
@@ -200,23 +217,39 @@ def _tag_source(root: Path, ids: list[str], masks: dict[str, Path], labels_from:
         "xml": any((root / "Annotations" / f"{i}.xml").is_file() for i in ids),
         "masks": bool(masks.keys() & listed),
     }
-    chosen = labels_from if labels_from != "auto" else next((name for name, has in there.items() if has), "any")
+    chosen = (
+        labels_from
+        if labels_from != "auto"
+        else next((name for name, has in there.items() if has), "any")
+    )
     if not there.get(chosen):
-        names = {"csv": "image_labels.csv", "xml": "Annotations/*.xml", "masks": "masks for the listed images"}
+        names = {
+            "csv": "image_labels.csv",
+            "xml": "Annotations/*.xml",
+            "masks": "masks for the listed images",
+        }
         if chosen in names:
             others = some((name for name, has in there.items() if has), 3) or "none of the others"
-            raise DataError(f"{root} has no {names[chosen]}", f"--labels-from for what is there: {others}")
+            raise DataError(
+                f"{root} has no {names[chosen]}", f"--labels-from for what is there: {others}"
+            )
         raise DataError(
             f"{root} has no tags: neither " + ", nor ".join(names.values()),
             "image_labels.csv with the columns image_id and one 0/1 column a class",
-            "wsss-trainer convert cls_labels.npy image_labels.csv makes one from the released labels",
+            "wsss-trainer convert cls_labels.npy image_labels.csv makes one from the released"
+            " labels",
         )
     if labels_from == "auto" and chosen == "masks":
-        notes.append("no image_labels.csv and no Annotations/*.xml: the tags are the classes seen in the masks")
+        notes.append(
+            "no image_labels.csv and no Annotations/*.xml: the tags are the classes seen in the"
+            " masks"
+        )
     return {"csv": CSV, "xml": XML, "masks": FROM_MASKS}[chosen]
 
 
-def _csv_tags(path: Path, ids: list[str], classes: tuple[str, ...], notes: list[str], problems: Problems) -> Tags:
+def _csv_tags(
+    path: Path, ids: list[str], classes: tuple[str, ...], notes: list[str], problems: Problems
+) -> Tags:
     table = read_table(path)
     name = table.find(IMAGE_COLUMNS)
     absent = [c for c in classes if c not in table.columns]
@@ -241,7 +274,10 @@ def _csv_tags(path: Path, ids: list[str], classes: tuple[str, ...], notes: list[
             clashes.append(key)
     if clashes:
         complain(
-            DataError(f"{path} has different tags for the same image: {some(clashes)}", "one row an image"), problems
+            DataError(
+                f"{path} has different tags for the same image: {some(clashes)}", "one row an image"
+            ),
+            problems,
         )
     without = len(listed - tags.keys())
     if without:
@@ -249,7 +285,9 @@ def _csv_tags(path: Path, ids: list[str], classes: tuple[str, ...], notes: list[
     return tags
 
 
-def _xml_tags(root: Path, ids: list[str], classes: tuple[str, ...], notes: list[str], problems: Problems) -> Tags:
+def _xml_tags(
+    root: Path, ids: list[str], classes: tuple[str, ...], notes: list[str], problems: Problems
+) -> Tags:
     annotations = _by_stem(root / "Annotations", (".xml",), problems)
     index = {name: k for k, name in enumerate(classes)}
     tags: Tags = {}
@@ -260,7 +298,10 @@ def _xml_tags(root: Path, ids: list[str], classes: tuple[str, ...], notes: list[
         try:
             objects = ElementTree.parse(annotations[i]).getroot().findall("object")
         except (OSError, ElementTree.ParseError) as error:
-            complain(DataError(f"{annotations[i]} cannot be read: {error}", "a VOC annotation in XML"), problems)
+            complain(
+                DataError(f"{annotations[i]} cannot be read: {error}", "a VOC annotation in XML"),
+                problems,
+            )
             continue
         names = {(entry.findtext("name") or "").strip() for entry in objects}
         tags[i] = tuple(sorted(index[name] for name in names if name in index))

@@ -1,9 +1,9 @@
 """Is A better than B, or is it the choice of images? The paired bootstrap over images.
 
-Efron, "Bootstrap methods: another look at the jackknife", 1979; percentile interval. Images are drawn with replacement,
-the same ones for A and B, and the mean IoU of the drawn list is taken from the summed confusions of its images: the
-figure itself is resampled, not a mean over images. Only the images vary: the seed of the training is another source of
-chance, that several runs show.
+Efron, "Bootstrap methods: another look at the jackknife", 1979; percentile interval. Images are
+drawn with replacement, the same ones for A and B, and the mean IoU of the drawn list is taken from
+the summed confusions of its images: the figure itself is resampled, not a mean over images. Only
+the images vary: the seed of the training is another source of chance, that several runs show.
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ class Paired:
     Attributes:
         difference: mean IoU of B less that of A.
         ratio: mean IoU of B over that of A.
-        p: two-sided: twice the smaller of the shares of resampled differences <= 0 and >= 0, at most 1. Below 0.05 just
-            where the 95 % interval of the difference leaves 0 out, rounding aside. nan where the difference is undefined.
+        p: two-sided: twice the smaller of the shares of resampled differences <= 0 and >= 0, at
+            most 1. Below 0.05 just where the 95 % interval of the difference leaves 0 out, rounding
+            aside. nan where the difference is undefined.
         images: how many were compared.
         classes: difference of the IoU of each class, by name, background first.
     """
@@ -84,7 +85,12 @@ class Paired:
 
 
 def miou_interval(
-    images: ImageCounts, convention: str = DEFAULT, *, samples: int = SAMPLES, seed: int = 0, level: float = LEVEL
+    images: ImageCounts,
+    convention: str = DEFAULT,
+    *,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    level: float = LEVEL,
 ) -> Interval:
     """Mean IoU of a list with its percentile interval.
 
@@ -96,8 +102,14 @@ def miou_interval(
 
 
 def compare_paired(
-    a: ImageCounts, b: ImageCounts, convention: str = DEFAULT, *, samples: int = SAMPLES, seed: int = 0, level: float = LEVEL
-) -> Paired:  # fmt: skip
+    a: ImageCounts,
+    b: ImageCounts,
+    convention: str = DEFAULT,
+    *,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> Paired:
     """Resampled difference and ratio of B against A.
 
     Args:
@@ -112,7 +124,10 @@ def compare_paired(
         DataError: other images, other classes or none; or see ``metrics.margins``.
     """
     if a.ids != b.ids or a.class_names != b.class_names:
-        raise DataError("a paired comparison of other images or classes", "the same images and classes on both sides")
+        raise DataError(
+            "a paired comparison of other images or classes",
+            "the same images and classes on both sides",
+        )
     value, drawn = _resample([a, b], convention, samples, seed)
     gains, gain = drawn[:, 1] - drawn[:, 0], value[1] - value[0]
     known = gains[:, -1][np.isfinite(gains[:, -1])]
@@ -140,10 +155,14 @@ def _interval(value: float, drawn: npt.NDArray[np.float64], seed: int, level: fl
 def _resample(
     systems: Sequence[ImageCounts], convention: str, samples: int, seed: int
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """IoU of every class, and the mean last, of S systems: of the list ``[S,C+1]`` and of drawn ones ``[samples,S,C+1]``."""
+    """IoU of every class, and the mean last, of S systems: of the list ``[S,C+1]`` and of drawn
+    ones ``[samples,S,C+1]``.
+    """
     counted = [system.margins(convention) for system in systems]
     # Columns are hit, truth and found of each class, one system after the other: [N, S*3*C].
-    table = np.concatenate([np.concatenate([m.hit, m.truth, m.found], 1) for m in counted], 1).astype(np.float64)
+    table = np.concatenate(
+        [np.concatenate([m.hit, m.truth, m.found], 1) for m in counted], 1
+    ).astype(np.float64)
     images = len(table)
     if not images:
         raise DataError("no image to resample", "a list with true masks")
@@ -154,7 +173,9 @@ def _resample(
         count = min(step, samples - first)
         picks = rng.integers(images, size=(count, images)) + images * np.arange(count)[:, None]
         times = np.bincount(picks.reshape(-1), minlength=count * images).reshape(count, images)
-        drawn[first : first + count] = _ious(times.astype(np.float64) @ table, len(systems), convention)
+        drawn[first : first + count] = _ious(
+            times.astype(np.float64) @ table, len(systems), convention
+        )
     return _ious(table.sum(0)[None], len(systems), convention)[0], drawn
 
 

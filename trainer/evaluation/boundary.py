@@ -1,9 +1,10 @@
 """How well the outlines of a mask follow the true ones: the boundary F-score (BF).
 
-Csurka, Larlus and Perronnin, "What is a good evaluation measure for semantic segmentation?", BMVC 2013, section 2.2:
-of every class, the share of its predicted boundary that has true boundary of that class within a tolerance (precision),
-the share of its true boundary that has predicted boundary within it (recall), and their harmonic mean. An image has the
-mean over the classes that its truth or its prediction outlines, a list the mean over its images.
+Csurka, Larlus and Perronnin, "What is a good evaluation measure for semantic segmentation?", BMVC
+2013, section 2.2: of every class, the share of its predicted boundary that has true boundary of
+that class within a tolerance (precision), the share of its true boundary that has predicted
+boundary within it (recall), and their harmonic mean. An image has the mean over the classes that
+its truth or its prediction outlines, a list the mean over its images.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from trainer.report.overlays import contour
 Points = npt.NDArray[np.intp]
 
 CSURKA = 0.0075
-"""The paper's tolerance: 0.75 % of the diagonal, 4.7 pixels at 375x500. DAVIS (Perazzi et al. 2016) has 0.8 %."""
+"""The paper's tolerance: 0.75 % of the diagonal, 4.7 pixels at 375x500. DAVIS (Perazzi et al. 2016)
+has 0.8 %.
+"""
 
 
 def tolerance_pixels(tolerance: float, size: tuple[int, int]) -> float:
@@ -29,20 +32,25 @@ def tolerance_pixels(tolerance: float, size: tuple[int, int]) -> float:
     """
     if not 0 < tolerance < np.inf:
         raise ConfigError(
-            f"a boundary tolerance of {tolerance}", "pixels (1 or more) or a fraction of the diagonal (below 1)"
+            f"a boundary tolerance of {tolerance}",
+            "pixels (1 or more) or a fraction of the diagonal (below 1)",
         )
     return tolerance if tolerance >= 1 else tolerance * float(np.hypot(*size))
 
 
 def boundary_f(
-    pred_HW: npt.NDArray[np.uint8], truth_HW: npt.NDArray[np.uint8], num_classes: int, tolerance: float = CSURKA
+    pred_HW: npt.NDArray[np.uint8],
+    truth_HW: npt.NDArray[np.uint8],
+    num_classes: int,
+    tolerance: float = CSURKA,
 ) -> npt.NDArray[np.float32]:
     """BF of every class of one image.
 
-    The boundary of a class are its pixels with another label to the left, right, above or below; the frame of the image
-    is none. Two boundary pixels match within ``tolerance`` between their centres. VOC draws a band of unknown pixels
-    over every outline: it is first filled with the nearest known label, so that the true outline runs in its middle;
-    boundary that lies deeper than the tolerance in the unknown is not judged, neither way.
+    The boundary of a class are its pixels with another label to the left, right, above or below;
+    the frame of the image is none. Two boundary pixels match within ``tolerance`` between their
+    centres. VOC draws a band of unknown pixels over every outline: it is first filled with the
+    nearest known label, so that the true outline runs in its middle; boundary that lies deeper than
+    the tolerance in the unknown is not judged, neither way.
 
     Args:
         pred_HW: labels 0..C-1; 255 counts as background.
@@ -70,7 +78,9 @@ def boundary_f(
 def _filled(
     truth: npt.NDArray[np.uint8], num_classes: int, reach: float
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """Labels with the unknown ones replaced by the nearest known, and the pixels within ``reach`` of the known."""
+    """Labels with the unknown ones replaced by the nearest known, and the pixels within ``reach``
+    of the known.
+    """
     unknown = truth >= num_classes
     if unknown.all() or not unknown.any():
         return np.where(unknown, np.uint8(0), truth), ~unknown
@@ -81,12 +91,15 @@ def _filled(
 
 
 def _near(points: Points, others: Points, reach: float) -> float:
-    """The share of ``points [n,2]`` with one of ``others`` within ``reach``; 0 where one of them is empty."""
+    """The share of ``points [n,2]`` with one of ``others`` within ``reach``; 0 where one of them is
+    empty.
+    """
     if not len(points) or not len(others):
         return 0.0
     from scipy.spatial import cKDTree
 
-    # The tree's own bound is exclusive. bench/evaluation.py has it beside distance transforms of the image.
+    # The tree's own bound is exclusive. bench/evaluation.py has it beside distance transforms of
+    # the image.
     distance, _ = cKDTree(others).query(points, distance_upper_bound=np.nextafter(reach, np.inf))
     return float((distance <= reach).mean())
 

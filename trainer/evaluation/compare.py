@@ -1,4 +1,6 @@
-"""Two or more runs on the same images: is the one better, by how much, on which classes and images, and is it fair?"""
+"""Two or more runs on the same images: is the one better, by how much, on which classes and images,
+and is it fair?
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,8 @@ class Match:
     Attributes:
         name: of the run.
         entry: its figures, in the convention asked for.
-        paired: the difference from the first on the images that both have; None for the first itself.
+        paired: the difference from the first on the images that both have; None for the first
+            itself.
         flags: what was not the same, in sentences.
         changes: images of the largest change, ``{"id", "before", "after"}``, gains and losses.
     """
@@ -75,10 +78,25 @@ class Match:
 
     def report(self) -> dict[str, Any]:
         """Plain JSON values."""
-        kept = ("miou", "miou_interval", "iou", "boundary_f", "images", "threshold", "threshold_from", "protocol")
+        kept = (
+            "miou",
+            "miou_interval",
+            "iou",
+            "boundary_f",
+            "images",
+            "threshold",
+            "threshold_from",
+            "protocol",
+        )
         compared = None if self.paired is None else self.paired.report()
         figures = {key: self.entry.get(key) for key in kept}
-        return {"run": self.name, **figures, "against_first": compared, "flags": self.flags, "changes": self.changes}
+        return {
+            "run": self.name,
+            **figures,
+            "against_first": compared,
+            "flags": self.flags,
+            "changes": self.changes,
+        }
 
 
 @dataclass(frozen=True)
@@ -98,8 +116,12 @@ def open_sides(paths: Sequence[Path]) -> list[Side]:
         RunError: something else.
     """
     if len({path.resolve() for path in paths}) < 2:
-        raise ConfigError("one run alone cannot be compared", "two or more", "wsss-trainer compare runs/a runs/b")
-    return [Side(name, path, _evaluation(path)) for name, path in zip(_names(paths), paths, strict=True)]
+        raise ConfigError(
+            "one run alone cannot be compared", "two or more", "wsss-trainer compare runs/a runs/b"
+        )
+    return [
+        Side(name, path, _evaluation(path)) for name, path in zip(_names(paths), paths, strict=True)
+    ]
 
 
 def _evaluation(path: Path) -> dict[str, dict[str, Any]]:
@@ -132,7 +154,11 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def compare(
-    sides: Sequence[Side], convention: str = DEFAULT, samples: int = SAMPLES, seed: int = 0, changes: int = CHANGES
+    sides: Sequence[Side],
+    convention: str = DEFAULT,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    changes: int = CHANGES,
 ) -> list[Line]:
     """Every stage and list that the first run and another one have.
 
@@ -155,31 +181,48 @@ def compare(
             counts = first.counts(stage, name)
             matches = [Match(first.name, restated(entry, counts, convention), None, (), ())]
             resample = partial(compare_paired, convention=convention, samples=samples, seed=seed)
-            matches += [_match(side, stage, name, entry, counts, resample, changes) for side in others]
+            matches += [
+                _match(side, stage, name, entry, counts, resample, changes) for side in others
+            ]
             lines.append(Line(stage, name, tuple(matches)))
     if not lines:
         have = "; ".join(f"{side.name}: {_stages(side)}" for side in sides)
-        raise DataError(f"the first run has no stage and list in common with another ({have})", "the same lists")
+        raise DataError(
+            f"the first run has no stage and list in common with another ({have})", "the same lists"
+        )
     return lines
 
 
 def _stages(side: Side) -> str:
-    return ", ".join(f"{stage} {name}" for stage, lines in side.evaluation.items() for name in lines) or "nothing"
+    return (
+        ", ".join(f"{stage} {name}" for stage, lines in side.evaluation.items() for name in lines)
+        or "nothing"
+    )
 
 
 def _match(
-    side: Side, stage: str, name: str, before: dict[str, Any], first: ImageCounts, resample: partial[Paired], changes: int
-) -> Match:  # fmt: skip
+    side: Side,
+    stage: str,
+    name: str,
+    before: dict[str, Any],
+    first: ImageCounts,
+    resample: partial[Paired],
+    changes: int,
+) -> Match:
     entry, counts = side.evaluation[stage][name], side.counts(stage, name)
     if counts.class_names != first.class_names:
         raise DataError(
-            f"{side.name} has the classes {', '.join(counts.class_names)}, the first run {', '.join(first.class_names)}",
+            f"{side.name} has the classes {', '.join(counts.class_names)}, the first run"
+            f" {', '.join(first.class_names)}",
             "runs on the same classes",
         )
     there = set(counts.ids)
     both = [i for i in first.ids if i in there]
     if not both:
-        raise DataError(f"{stage} {name} of {side.name} has no image in common with the first run", "the same list")
+        raise DataError(
+            f"{stage} {name} of {side.name} has no image in common with the first run",
+            "the same list",
+        )
     a, b = first.select(both), counts.select(both)
     flags = [*_images(first, counts, a, b), *_differences(before, entry)]
     entry = restated(entry, counts, resample.keywords["convention"])
@@ -187,7 +230,9 @@ def _match(
 
 
 def _images(first: ImageCounts, other: ImageCounts, a: ImageCounts, b: ImageCounts) -> list[str]:
-    """Whether the lists are the same, and whether the true masks of the images that both have are."""
+    """Whether the lists are the same, and whether the true masks of the images that both have
+    are.
+    """
     flags = []
     if not len(a.ids) == len(first.ids) == len(other.ids):
         both = f"compared on the {len(a.ids)} that both have"
@@ -195,7 +240,8 @@ def _images(first: ImageCounts, other: ImageCounts, a: ImageCounts, b: ImageCoun
     otherwise = int((a.margins().truth != b.margins().truth).any(1).sum())
     if otherwise:
         flags.append(
-            f"other true masks: {otherwise} of {len(a.ids)} images have not the same true pixels on both sides"
+            f"other true masks: {otherwise} of {len(a.ids)} images have not the same true pixels on"
+            " both sides"
         )
     return flags
 
@@ -203,12 +249,22 @@ def _images(first: ImageCounts, other: ImageCounts, a: ImageCounts, b: ImageCoun
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     old, new = before.get("conditions", {}), after.get("conditions", {})
     both = {words: (old.get(key), new.get(key)) for key, words in PROTOCOL.items()}
-    flags = [f"other {words}: {a} | {b}" for words, (a, b) in both.items() if a != b and None not in (a, b)]
-    unknown = [words for words, values in both.items() if None in values and words != PROTOCOL["threshold_from"]]
+    flags = [
+        f"other {words}: {a} | {b}"
+        for words, (a, b) in both.items()
+        if a != b and None not in (a, b)
+    ]
+    unknown = [
+        words
+        for words, values in both.items()
+        if None in values and words != PROTOCOL["threshold_from"]
+    ]
     sources = both[PROTOCOL["threshold_from"]]
     if sources[0] != sources[1] and None in sources:
         unknown.append(PROTOCOL["threshold_from"])
-    return flags + ([f"not recorded, so perhaps not the same: {', '.join(unknown)}"] if unknown else [])
+    return flags + (
+        [f"not recorded, so perhaps not the same: {', '.join(unknown)}"] if unknown else []
+    )
 
 
 def _changes(a: ImageCounts, b: ImageCounts, count: int) -> list[dict[str, Any]]:

@@ -1,4 +1,6 @@
-"""What was measured on a list of images, and its entry in ``evaluation.json`` (design section 11)."""
+"""What was measured on a list of images, and its entry in ``evaluation.json`` (design section
+11).
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,11 @@ class MaskEvaluation:
         return self.images.miou()
 
     def report(
-        self, protocol: str, threshold: float | None = None, threshold_from: str | None = None, worst: int = WORST
+        self,
+        protocol: str,
+        threshold: float | None = None,
+        threshold_from: str | None = None,
+        worst: int = WORST,
     ) -> dict[str, Any]:
         """The entry of ``evaluation.json``; see ``CamEvaluation.report``."""
         names = ("background", *self.images.class_names)
@@ -89,7 +95,9 @@ class CamEvaluation:
         """The threshold with the highest mean IoU; the lowest of equals."""
         return float(self.thresholds[int(np.nanargmax(self.miou))])
 
-    def report(self, threshold: float, threshold_from: str, protocol: str, worst: int = WORST) -> dict[str, Any]:
+    def report(
+        self, threshold: float, threshold_from: str, protocol: str, worst: int = WORST
+    ) -> dict[str, Any]:
         """The entry of ``evaluation.json`` at one of the thresholds that were measured.
 
         Args:
@@ -102,7 +110,10 @@ class CamEvaluation:
         sweep = {
             "thresholds": [round(float(t), 6) for t in self.thresholds],
             "miou": [finite_or_none(v) for v in self.miou],
-            "best": {"threshold": round(self.best, 6), "miou": finite_or_none(float(np.nanmax(self.miou)))},
+            "best": {
+                "threshold": round(self.best, 6),
+                "miou": finite_or_none(float(np.nanmax(self.miou))),
+            },
         }
         at = round(float(threshold), 6)
         if self.chosen is not None and row == self.at:
@@ -126,7 +137,12 @@ def row_of(thresholds: Thresholds, threshold: float) -> int:
 
 
 def _rest(
-    ids: Sequence[str], protocol: str, threshold: float | None, source: str | None, image_miou: Any, worst: int
+    ids: Sequence[str],
+    protocol: str,
+    threshold: float | None,
+    source: str | None,
+    image_miou: Any,
+    worst: int,
 ) -> dict[str, Any]:
     order = np.argsort(image_miou, kind="stable")[:worst]
     return {
@@ -147,7 +163,8 @@ class Conditions:
         labels: classes and background.
         truth: where the true masks come from.
         method: or, of masks and maps of others, where they are.
-        backbone, train_list, tags_from, initial_weights, seed: of the run; None where they are not known, as below.
+        backbone, train_list, tags_from, initial_weights, seed: of the run; None where they are not
+        known, as below.
         tags: whether the images' true tags were given.
         views: protocol, scales and mirror image.
         crf: dense CRF.
@@ -194,7 +211,8 @@ class Conditions:
 
 
 def restated(entry: dict[str, Any], images: ImageCounts, convention: str) -> dict[str, Any]:
-    """An entry of ``evaluation.json`` in another convention, from the same counts. A sweep stays in the default one.
+    """An entry of ``evaluation.json`` in another convention, from the same counts. A sweep stays in
+    the default one.
 
     Raises:
         DataError: see ``metrics.margins``.

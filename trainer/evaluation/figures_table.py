@@ -24,8 +24,12 @@ OPEN = {"background": "as background", "missed": "as missed", "refused": "not at
 
 
 def print_evaluation(evaluation: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print mean IoU with its interval, class IoU and the other means, and the protocol of each figure below."""
-    entries = [(stage, name, entry) for stage, lines in evaluation.items() for name, entry in lines.items()]
+    """Print mean IoU with its interval, class IoU and the other means, and the protocol of each
+    figure below.
+    """
+    entries = [
+        (stage, name, entry) for stage, lines in evaluation.items() for name, entry in lines.items()
+    ]
     if not entries:
         print("nothing was measured: no list of this data set has true masks")
         return
@@ -40,7 +44,9 @@ def _table(name: str, entries: Sequence[tuple[str, Any]]) -> Table:
     """The figures of one list, a column a stage."""
     table = Table(name, *(stage for stage, _ in entries))
     table.add_row("mIoU", *(percent(entry["miou"]) for _, entry in entries), style="bold")
-    table.add_row("95 %", *(_interval(entry.get("miou_interval")) for _, entry in entries), end_section=True)
+    table.add_row(
+        "95 %", *(_interval(entry.get("miou_interval")) for _, entry in entries), end_section=True
+    )
     for label in entries[0][1]["iou"]:
         table.add_row(label, *(percent(entry["iou"][label]) for _, entry in entries))
     table.add_section()
@@ -58,9 +64,14 @@ def _remarks(entries: list[tuple[str, str, Any]]) -> list[str]:
     for _, name, entry in entries:
         if "weak_full" in entry:
             ratio = entry["weak_full"]["ratio"]
-            value, low, high = ("-" if ratio[key] is None else f"{ratio[key]:.3f}" for key in ("value", "low", "high"))
+            value, low, high = (
+                "-" if ratio[key] is None else f"{ratio[key]:.3f}"
+                for key in ("value", "low", "high")
+            )
             ends = f"{100 * ratio['level']:g} % interval {low} to {high}"
-            lines.append(f"weak / full on {name}: {value} ({ends}, {entry['weak_full']['images']} images)")
+            lines.append(
+                f"weak / full on {name}: {value} ({ends}, {entry['weak_full']['images']} images)"
+            )
     first = entries[0][2]
     rule = CONVENTIONS[first["convention"]]
     open_ = sum(entry["predicted_ignore"] for *_, entry in entries)
@@ -68,19 +79,28 @@ def _remarks(entries: list[tuple[str, str, Any]]) -> list[str]:
     lines.append(f"mIoU by convention {first['convention']}: {rule.about}{counted}")
     interval = first.get("miou_interval")
     if interval:
-        lines.append(f"intervals: {interval['samples']} bootstrap samples of the images, seed {interval['seed']}")
+        lines.append(
+            f"intervals: {interval['samples']} bootstrap samples of the images, seed"
+            f" {interval['seed']}"
+        )
     if first.get("boundary_tolerance"):
         lines.append(f"boundary F within {describe_tolerance(first['boundary_tolerance'])}")
     return lines
 
 
 def print_comparison(lines: Sequence[Line]) -> None:
-    """Print mean IoU of every run, its difference from the first with its interval, and what was not the same."""
+    """Print mean IoU of every run, its difference from the first with its interval, and what was
+    not the same.
+    """
     console = Console()
-    drawn = next(match.paired.difference for line in lines for match in line.matches if match.paired)
+    drawn = next(
+        match.paired.difference for line in lines for match in line.matches if match.paired
+    )
     level = f"{100 * drawn.level:g} %"
     table = Table(
-        "", Column("run", overflow="fold"), *(Column(h, no_wrap=True) for h in ("mIoU", "points", level, "ratio", "p"))
+        "",
+        Column("run", overflow="fold"),
+        *(Column(h, no_wrap=True) for h in ("mIoU", "points", level, "ratio", "p")),
     )
     for line in lines:
         for match in line.matches:
@@ -89,8 +109,8 @@ def print_comparison(lines: Sequence[Line]) -> None:
         table.add_section()
     console.print(table)
     console.print(
-        f"points: difference from the first run, with its {level} interval: paired bootstrap over images, "
-        f"{drawn.samples} samples, seed {drawn.seed}; p is two-sided",
+        f"points: difference from the first run, with its {level} interval: paired bootstrap over"
+        f" images, {drawn.samples} samples, seed {drawn.seed}; p is two-sided",
         highlight=False,
         soft_wrap=True,
     )
@@ -108,7 +128,12 @@ def _against(match: Match) -> list[str]:
     if np.isnan(gain.value):
         return ["-", "-", "-", "-"]
     interval = f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
-    return [f"{100 * gain.value:+.1f}", interval, f"{ratio.value:.3f}", "< 0.001" if p < 0.001 else f"{p:.3f}"]
+    return [
+        f"{100 * gain.value:+.1f}",
+        interval,
+        f"{ratio.value:.3f}",
+        "< 0.001" if p < 0.001 else f"{p:.3f}",
+    ]
 
 
 def percent(value: float | None) -> str:

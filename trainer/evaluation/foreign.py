@@ -1,7 +1,9 @@
-"""Masks and maps that others made, read into this package's labels: by image id, never by the order of files.
+"""Masks and maps that others made, read into this package's labels: by image id, never by the order
+of files.
 
-The released evaluation of one repository pairs predictions in sorted order with the data set's, so that one missing file
-shifts every pair after it (spec refine-segment 11). Here a file belongs to the image that it is called after, or to none.
+The released evaluation of one repository pairs predictions in sorted order with the data set's, so
+that one missing file shifts every pair after it (spec refine-segment 11). Here a file belongs to
+the image that it is called after, or to none.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ class BadFile(DataError):
 
     @classmethod
     def of(cls, kind: str, found: str, hint: str = "") -> BadFile:
-        """With what is wrong with the one file in ``found``, and what would help all like it in ``hint``."""
+        """With what is wrong with the one file in ``found``, and what would help all like it in
+        ``hint``.
+        """
         error = cls(found, "", hint)
         error.kind = kind
         return error
@@ -87,7 +91,9 @@ class ForeignMasks:
         raw = self._pixels(path, record.id)
         height, width = image_size(record.image)
         if raw.shape != (height, width):
-            raise BadFile.of("size", f"{record.id} is {raw.shape[1]}x{raw.shape[0]}, its image {width}x{height}")
+            raise BadFile.of(
+                "size", f"{record.id} is {raw.shape[1]}x{raw.shape[0]}, its image {width}x{height}"
+            )
         table = np.full(256, 254, np.uint8)
         table[0], table[IGNORE] = 0, IGNORE
         for k, value in enumerate(self.values):
@@ -95,7 +101,9 @@ class ForeignMasks:
         found = np.unique(raw).tolist()
         unknown = [v for v in found if v not in {0, IGNORE, *self.values}]
         if unknown:
-            raise BadFile.of("labels", f"{record.id} holds {some(unknown)}", self._meaning(set(found)))
+            raise BadFile.of(
+                "labels", f"{record.id} holds {some(unknown)}", self._meaning(set(found))
+            )
         return table[raw]
 
     def _absent(self, record: Record) -> BadFile:
@@ -129,19 +137,29 @@ class ForeignMasks:
         pixels = np.asarray(image.convert("RGB"))
         found = set(np.unique(pixels).tolist())
         if (pixels == pixels[..., :1]).all() and found <= {0, IGNORE, *self.values} and found > {0}:
-            keep = f"[I.open(p).getchannel(0).save(p) for p in pathlib.Path({str(self.folder)!r}).rglob('*.png')]"
-            hint = f'keep one of the equal channels: python -c "import pathlib, PIL.Image as I; {keep}"'
+            keep = (
+                "[I.open(p).getchannel(0).save(p) for p in"
+                f" pathlib.Path({str(self.folder)!r}).rglob('*.png')]"
+            )
+            hint = (
+                'keep one of the equal channels: python -c "import pathlib, PIL.Image as I;'
+                f' {keep}"'
+            )
             return BadFile.of("colours", f"{name} is {image.mode} with equal channels", hint)
         mode = "a palette picture with indices of its own" if image.mode == "P" else image.mode
         return BadFile.of(
-            "colours", f"{name} is {mode}",
+            "colours",
+            f"{name} is {mode}",
             "--masks colours reads colours of the VOC palette; or make indices of them: "
             f"wsss-trainer convert {self.folder} NEW --to masks --set data.masks=colours",
-        )  # fmt: skip
+        )
 
     def _meaning(self, found: set[int]) -> str:
         if found <= grey_levels({0, IGNORE, *range(21)}):
-            return "these are grey levels of VOC colours, in which classes coincide: unpack the original masks again"
+            return (
+                "these are grey levels of VOC colours, in which classes coincide: unpack the"
+                " original masks again"
+            )
         return self.numbers
 
 
@@ -157,11 +175,13 @@ def _has_fractions(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class ForeignCams:
-    """Reads ``<id>.npz`` (ours) or ``<id>.npy`` (PSA, SEAM, CPN, IRN, VWE, MVA) of a folder, without running code in it.
+    """Reads ``<id>.npz`` (ours) or ``<id>.npy`` (PSA, SEAM, CPN, IRN, VWE, MVA) of a folder,
+    without running code in it.
 
     Attributes:
         folder: the maps.
-        values: the mask value of each class in their numbering: a map of key k is of the class with the value k + 1.
+        values: the mask value of each class in their numbering: a map of key k is of the class with
+            the value k + 1.
         numbers: see ``ForeignMasks``.
     """
 
@@ -175,7 +195,11 @@ class ForeignCams:
         Raises:
             BadFile: what is wrong.
         """
-        own, theirs, size = cam_path(self.folder, record.id), self.folder / f"{record.id}.npy", image_size(record.image)
+        own, theirs, size = (
+            cam_path(self.folder, record.id),
+            self.folder / f"{record.id}.npy",
+            image_size(record.image),
+        )
         if not own.exists() and not theirs.exists():
             raise BadFile.of("missing", record.id)
         try:
@@ -183,15 +207,22 @@ class ForeignCams:
         except DataError as error:
             raise BadFile.of("unreadable", error.found) from error
         if cam.size != size:
-            raise BadFile.of("size", f"{record.id} is for {cam.size[1]}x{cam.size[0]}, its image {size[1]}x{size[0]}")
+            raise BadFile.of(
+                "size",
+                f"{record.id} is for {cam.size[1]}x{cam.size[0]}, its image {size[1]}x{size[0]}",
+            )
         index = {value - 1: k for k, value in enumerate(self.values)}
         unknown = [k for k in cam.classes.tolist() if k not in index]
         if unknown:
-            raise BadFile.of("labels", f"{record.id} has maps of the classes {some(unknown)}", self.numbers)
+            raise BadFile.of(
+                "labels", f"{record.id} has maps of the classes {some(unknown)}", self.numbers
+            )
         return cam._replace(classes=np.array([index[k] for k in cam.classes.tolist()], np.int16))
 
 
-def foreign_masks(folder: Path, dataset: Dataset, numbering: Numbering, pixels: Pixels = "index") -> ForeignMasks:
+def foreign_masks(
+    folder: Path, dataset: Dataset, numbering: Numbering, pixels: Pixels = "index"
+) -> ForeignMasks:
     """What reads the masks of a folder.
 
     Args:
@@ -209,8 +240,8 @@ def foreign_cams(folder: Path, dataset: Dataset, numbering: Numbering) -> Foreig
     Args:
         folder: ``<id>.npz`` or ``<id>.npy``.
         dataset: whose images they are of.
-        numbering: ``ours``: 0 to K-1; ``data``: one less than in the data set's own masks, so that PSA's key 14 is VOC's
-            15, person.
+        numbering: ``ours``: 0 to K-1; ``data``: one less than in the data set's own masks, so that
+            PSA's key 14 is VOC's 15, person.
     """
     return ForeignCams(folder, _values(dataset, numbering), _numbers(dataset))
 
@@ -221,7 +252,10 @@ def _values(dataset: Dataset, numbering: Numbering) -> tuple[int, ...]:
 
 def _numbers(dataset: Dataset) -> str:
     own = some(dataset.mask_values, 21)
-    return f"--labels ours numbers the classes 1 to {len(dataset.classes)}, --labels data as the data set does: {own}"
+    return (
+        f"--labels ours numbers the classes 1 to {len(dataset.classes)}, --labels data as the data"
+        f" set does: {own}"
+    )
 
 
 def kind_of(folder: Path) -> Kind:
@@ -232,15 +266,22 @@ def kind_of(folder: Path) -> Kind:
         ConfigError: it holds both.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder", "a folder of <id>.png masks, or of <id>.npz or <id>.npy maps")
+        raise DataError(
+            f"{folder} is not a folder",
+            "a folder of <id>.png masks, or of <id>.npz or <id>.npy maps",
+        )
     suffixes = {path.suffix.lower() for path in folder.rglob("*")}
     masks, cams = suffixes & {*MASK_SUFFIXES, *OTHER_PICTURES}, suffixes & {*CAM_SUFFIXES}
     if masks and cams:
         raise ConfigError(
-            f"{folder} holds {some(sorted(masks | cams))} files", "one kind", "--kind masks or --kind cams"
+            f"{folder} holds {some(sorted(masks | cams))} files",
+            "one kind",
+            "--kind masks or --kind cams",
         )
     if not masks and not cams:
-        raise DataError(f"{folder} holds neither masks nor maps", "<id>.png masks, or <id>.npz or <id>.npy maps")
+        raise DataError(
+            f"{folder} holds neither masks nor maps", "<id>.png masks, or <id>.npz or <id>.npy maps"
+        )
     return "masks" if masks else "cams"
 
 
@@ -253,7 +294,11 @@ def strangers(folder: Path, kind: Kind, ids: Collection[str]) -> list[str]:
 
 
 def describe(
-    problems: Mapping[str, UserError], total: int, what: str, extra: Sequence[str] = (), ids: Collection[str] = ()
+    problems: Mapping[str, UserError],
+    total: int,
+    what: str,
+    extra: Sequence[str] = (),
+    ids: Collection[str] = (),
 ) -> DataError:
     """One error that says everything that is wrong with a folder, by kind and with counts.
 
@@ -267,16 +312,22 @@ def describe(
     lines = [f"{len(problems)} of {total} {what} cannot be used:"]
     hints = []
     for kind, words in KINDS.items():
-        alike = [error for error in problems.values() if getattr(error, "kind", "unreadable") == kind]
+        alike = [
+            error for error in problems.values() if getattr(error, "kind", "unreadable") == kind
+        ]
         if alike:
             lines.append(f"  {len(alike)} {words}: {some((error.found for error in alike), 4)}")
             hints += [error.hint for error in alike if error.hint][:1]
     if extra:
-        lines.append(f"  and {len(extra)} files belong to no image of the data set: {some(extra, 4)}")
+        lines.append(
+            f"  and {len(extra)} files belong to no image of the data set: {some(extra, 4)}"
+        )
         hints += _misnamed(extra, ids)
     if len(problems) < total:
         hints.append("--bad skip measures without them, and says so")
-    return DataError("\n".join(lines), "one file an image, called after its id", "\n     ".join(hints))
+    return DataError(
+        "\n".join(lines), "one file an image, called after its id", "\n     ".join(hints)
+    )
 
 
 def _misnamed(extra: Sequence[str], ids: Collection[str]) -> list[str]:

@@ -1,6 +1,8 @@
-"""Confusions of single images, kept beside every figure: what resampling, comparing and the worst list are made of.
+"""Confusions of single images, kept beside every figure: what resampling, comparing and the worst
+list are made of.
 
-``evaluation/<stage>-<list>.npz`` of a run holds them sparsely, since an image has few labels: about 100 bytes an image.
+``evaluation/<stage>-<list>.npz`` of a run holds them sparsely, since an image has few labels: about
+100 bytes an image.
 """
 
 from __future__ import annotations
@@ -38,8 +40,9 @@ class ImageCounts:
         starts: int64 ``[N+1]``; image n has the entries ``starts[n]:starts[n+1]``.
         cells: int32 ``[M]``, ``truth * (C+1) + prediction``.
         pixels: int64 ``[M]``.
-        boundary: float32 ``[N,C]``, the boundary F-score of every class (``trainer.evaluation.boundary``); nan where an image has
-            no boundary of it, and everywhere if it was not measured.
+        boundary: float32 ``[N,C]``, the boundary F-score of every class
+            (``trainer.evaluation.boundary``); nan where an image has no boundary of it, and
+            everywhere if it was not measured.
     """
 
     ids: tuple[str, ...]
@@ -66,7 +69,9 @@ class ImageCounts:
             np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64),
             np.concatenate([np.zeros(0, np.int32), *(cells for cells, _ in images)]),
             np.concatenate([np.zeros(0, np.int64), *(pixels for _, pixels in images)]),
-            np.stack(boundary) if len(boundary) else np.full((len(ids), labels), np.nan, np.float32),
+            np.stack(boundary)
+            if len(boundary)
+            else np.full((len(ids), labels), np.nan, np.float32),
         )
 
     @property
@@ -95,19 +100,27 @@ class ImageCounts:
             return counts
 
         everywhere, open_ = np.ones(len(row), bool), column == self.labels
-        counted = Margins(summed(row, row == column), summed(row, everywhere), summed(column, ~open_))
+        counted = Margins(
+            summed(row, row == column), summed(row, everywhere), summed(column, ~open_)
+        )
         return count_open(counted, summed(row, open_), convention)
 
     def miou(self, convention: str = DEFAULT) -> npt.NDArray[np.float32]:
         """Mean IoU of each image by itself, float32 ``[N]``; 1 for one without known pixels."""
-        return np.nan_to_num(margins_miou(self.margins(convention), convention), nan=1.0).astype(np.float32)
+        return np.nan_to_num(margins_miou(self.margins(convention), convention), nan=1.0).astype(
+            np.float32
+        )
 
     def image_boundary_f(self) -> npt.NDArray[np.float64]:
-        """Boundary F-score of each image, float64 ``[N]``: the mean over the classes that it outlines; nan without one."""
+        """Boundary F-score of each image, float64 ``[N]``: the mean over the classes that it
+        outlines; nan without one.
+        """
         return _mean_of_known(self.boundary, 1)
 
     def class_boundary_f(self) -> npt.NDArray[np.float64]:
-        """Boundary F-score of each class, float64 ``[C]``: the mean over the images that outline it."""
+        """Boundary F-score of each class, float64 ``[C]``: the mean over the images that outline
+        it.
+        """
         return _mean_of_known(self.boundary, 0)
 
     def boundary_f(self) -> float:
@@ -130,9 +143,14 @@ class ImageCounts:
         """
         buffer = io.BytesIO()
         np.savez_compressed(
-            buffer, ids=np.asarray(self.ids, np.str_), class_names=np.asarray(self.class_names, np.str_),
-            starts=self.starts, cells=self.cells, pixels=self.pixels, boundary=self.boundary,
-        )  # fmt: skip
+            buffer,
+            ids=np.asarray(self.ids, np.str_),
+            class_names=np.asarray(self.class_names, np.str_),
+            starts=self.starts,
+            cells=self.cells,
+            pixels=self.pixels,
+            boundary=self.boundary,
+        )
         write_atomic(path, buffer.getvalue())
 
     @classmethod
@@ -145,9 +163,13 @@ class ImageCounts:
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 return cls(
-                    tuple(map(str, stored["ids"])), tuple(map(str, stored["class_names"])), stored["starts"],
-                    stored["cells"], stored["pixels"], stored["boundary"],
-                )  # fmt: skip
+                    tuple(map(str, stored["ids"])),
+                    tuple(map(str, stored["class_names"])),
+                    stored["starts"],
+                    stored["cells"],
+                    stored["pixels"],
+                    stored["boundary"],
+                )
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(
                 f"counts {path} cannot be read: {error}",
@@ -157,7 +179,9 @@ class ImageCounts:
 
 
 def counts_path(folder: Path, stage: str, list_name: str) -> Path:
-    """Where the counts of a stage of ``evaluation.json`` on a list are kept, in the folder of that file."""
+    """Where the counts of a stage of ``evaluation.json`` on a list are kept, in the folder of that
+    file.
+    """
     return folder / "evaluation" / f"{stage}-{list_name}.npz"
 
 
@@ -165,6 +189,9 @@ def _mean_of_known(values: npt.NDArray[np.floating], axis: int) -> npt.NDArray[n
     known = np.isfinite(values)
     count = known.sum(axis)
     mean: npt.NDArray[np.float64] = np.divide(
-        np.where(known, values, 0).sum(axis, dtype=np.float64), count, out=np.full(count.shape, np.nan), where=count > 0
+        np.where(known, values, 0).sum(axis, dtype=np.float64),
+        count,
+        out=np.full(count.shape, np.nan),
+        where=count > 0,
     )
     return mean

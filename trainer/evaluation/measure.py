@@ -1,4 +1,6 @@
-"""Stage ``evaluate``: measure every stage of a run on every list with true masks, each figure with its protocol."""
+"""Stage ``evaluate``: measure every stage of a run on every list with true masks, each figure with
+its protocol.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +31,12 @@ class EvaluateConfig:
     """Knobs of the evaluation.
 
     Attributes:
-        threshold_from: of the maps' figures: ``fixed``, ``label_free``, ``oracle``, the name of a list with true masks,
-            or ``auto``: chosen on ``train`` where another list is reported, label-free on ``train`` itself.
+        threshold_from: of the maps' figures: ``fixed``, ``label_free``, ``oracle``, the name of a
+            list with true masks, or ``auto``: chosen on ``train`` where another list is reported,
+            label-free on ``train`` itself.
         threshold: the value for ``fixed``.
-        boundary_tolerance: of the boundary F-score: below 1 a fraction of the image's diagonal, else pixels.
+        boundary_tolerance: of the boundary F-score: below 1 a fraction of the image's diagonal,
+        else pixels.
     """
 
     threshold_from: str = "auto"
@@ -47,8 +51,12 @@ Measured = tuple[ImageCounts, dict[str, Any]]
 """Counts of single images, and the entry of ``evaluation.json``."""
 
 
-def measure(run: Run, dataset: Dataset, lists: Sequence[str], config: EvaluateConfig) -> dict[str, Any]:
-    """Write ``evaluation.json``, and the counts of single images beside it; return ``{"<stage> <list>": mean IoU}``."""
+def measure(
+    run: Run, dataset: Dataset, lists: Sequence[str], config: EvaluateConfig
+) -> dict[str, Any]:
+    """Write ``evaluation.json``, and the counts of single images beside it; return ``{"<stage>
+    <list>": mean IoU}``.
+    """
     stages = {n: s for n, s in run.manifest["stages"].items() if s["status"] == "done"}
     result: dict[str, dict[str, Any]] = {}
     for name in lists:
@@ -68,7 +76,11 @@ def measure(run: Run, dataset: Dataset, lists: Sequence[str], config: EvaluateCo
             compared = compare_paired(measured["segment_full"][0], measured["segment"][0])
             result["segment"][name]["weak_full"] = compared.report()
     write_json(run.path / "evaluation.json", result)
-    return {f"{stage} {name}": entry["miou"] for stage, lines in result.items() for name, entry in lines.items()}
+    return {
+        f"{stage} {name}": entry["miou"]
+        for stage, lines in result.items()
+        for name, entry in lines.items()
+    }
 
 
 def current_evaluation(run_dir: Path) -> dict[str, dict[str, Any]]:
@@ -98,16 +110,27 @@ def _is_whole(path: Path) -> bool:
         evaluation = json.loads(path.read_text())
     except (OSError, ValueError):
         return False
-    return all(counts_path(path.parent, stage, name).exists() for stage, lines in evaluation.items() for name in lines)
+    return all(
+        counts_path(path.parent, stage, name).exists()
+        for stage, lines in evaluation.items()
+        for name in lines
+    )
 
 
-def in_convention(run_dir: Path, evaluation: dict[str, dict[str, Any]], convention: str) -> dict[str, dict[str, Any]]:
-    """The figures of a run in another convention than the default, from the counts that are kept beside them.
+def in_convention(
+    run_dir: Path, evaluation: dict[str, dict[str, Any]], convention: str
+) -> dict[str, dict[str, Any]]:
+    """The figures of a run in another convention than the default, from the counts that are kept
+    beside them.
 
     Raises:
         DataError: counts are missing; or see ``metrics.margins``.
     """
-    counts = {(s, n): ImageCounts.read(counts_path(run_dir, s, n)) for s, lines in evaluation.items() for n in lines}
+    counts = {
+        (s, n): ImageCounts.read(counts_path(run_dir, s, n))
+        for s, lines in evaluation.items()
+        for n in lines
+    }
     result = {
         s: {n: restated(entry, counts[s, n], convention) for n, entry in lines.items()}
         for s, lines in evaluation.items()
@@ -120,7 +143,9 @@ def in_convention(run_dir: Path, evaluation: dict[str, dict[str, Any]], conventi
 
 
 def measured_lists(dataset: Dataset, train_list: str, val_list: str | None) -> list[str]:
-    """Lists that figures are given for: ``train`` (or the training list) and the validation list, if all have masks."""
+    """Lists that figures are given for: ``train`` (or the training list) and the validation list,
+    if all have masks.
+    """
     names = ["train" if "train" in dataset.lists else train_list]
     if val_list and val_list not in names:
         names.append(val_list)
@@ -133,25 +158,37 @@ def evaluation_key(stages: dict[str, Any], config: EvaluateConfig, lists: Sequen
     return stage_key("evaluate", [FORMAT, as_dict(config), list(lists)], done)
 
 
-def _cams(run: Run, dataset: Dataset, name: str, lists: Sequence[str], config: EvaluateConfig) -> Measured:
+def _cams(
+    run: Run, dataset: Dataset, name: str, lists: Sequence[str], config: EvaluateConfig
+) -> Measured:
     records, folder = _with_maps(run, dataset, name), run.path / "cams"
     source = config.threshold_from
     if source == "auto":
         source = "train" if name != "train" and "train" in lists else "label_free"
-    threshold = choose(source, config.threshold, dataset, records, folder, without=run.left_out, progress=True)
+    threshold = choose(
+        source, config.threshold, dataset, records, folder, without=run.left_out, progress=True
+    )
     measured = evaluate_cams(
-        dataset, records, folder, sweep_thresholds(threshold.value), at=threshold.value, tolerance=config.boundary_tolerance,
+        dataset,
+        records,
+        folder,
+        sweep_thresholds(threshold.value),
+        at=threshold.value,
+        tolerance=config.boundary_tolerance,
         progress=True,
-    )  # fmt: skip
+    )
     assert measured.chosen is not None
     metrics = run.manifest["stages"]["cams"]["metrics"]
     said = _said(threshold.source, name)
     scales = f", scales {_numbers(metrics['scales'])} and mirror" if metrics["scales"] else ""
     views = f"protocol {metrics['protocol']}{scales}"
     conditions = Conditions(
-        **_common(run, dataset, name, "cams", len(records)), tags="true tags", crf="no CRF", threshold_from=said,
+        **_common(run, dataset, name, "cams", len(records)),
+        tags="true tags",
+        crf="no CRF",
+        threshold_from=said,
         views=views if scales else None,
-    )  # fmt: skip
+    )
     line = f"{conditions.line()}; maps of {conditions.tags}, {views}, no CRF, {threshold.detail}"
     entry = measured.report(threshold.value, said, line)
     return measured.chosen.images, entry | {"conditions": conditions.report()}
@@ -159,26 +196,47 @@ def _cams(run: Run, dataset: Dataset, name: str, lists: Sequence[str], config: E
 
 def _refined(run: Run, dataset: Dataset, name: str, config: EvaluateConfig) -> Measured:
     refined, records = run.manifest["stages"]["refine"]["metrics"], _with_maps(run, dataset, name)
-    measured = evaluate_folder(dataset, records, run.path / "masks", tolerance=config.boundary_tolerance, progress=True)
+    measured = evaluate_folder(
+        dataset, records, run.path / "masks", tolerance=config.boundary_tolerance, progress=True
+    )
     said = _said(refined["threshold_from"], name)
     common = _common(run, dataset, name, "refine", len(records))
-    conditions = Conditions(**common, tags="true tags", views="", crf=_crf(run), threshold_from=said)
-    line = f"{conditions.line()}; pseudo masks from {conditions.tags}, {conditions.crf}, {refined['threshold_detail']}"
+    conditions = Conditions(
+        **common, tags="true tags", views="", crf=_crf(run), threshold_from=said
+    )
+    line = (
+        f"{conditions.line()}; pseudo masks from {conditions.tags}, {conditions.crf},"
+        f" {refined['threshold_detail']}"
+    )
     entry = measured.report(line, refined["threshold"], said)
     return measured.images, entry | {"conditions": conditions.report()}
 
 
-def _segmented(run: Run, dataset: Dataset, name: str, stage: str, config: EvaluateConfig) -> Measured:
+def _segmented(
+    run: Run, dataset: Dataset, name: str, stage: str, config: EvaluateConfig
+) -> Measured:
     settings, folder = run.manifest["config"]["segment"], run.path / stage / "predictions" / name
     records = dataset.subset(name)
-    measured = evaluate_folder(dataset, records, folder, tolerance=config.boundary_tolerance, progress=True)
+    measured = evaluate_folder(
+        dataset, records, folder, tolerance=config.boundary_tolerance, progress=True
+    )
     labels = "pseudo masks" if stage == "segment" else "TRUE masks (upper bound)"
     views = f"scales {_numbers(settings['scales'])}{' and mirror' if settings['flip'] else ''}"
-    common, crf = _common(run, dataset, name, stage, len(records)), _named_crf(settings.get("crf", "none"))
-    conditions = Conditions(
-        **common, tags="no tags", views=views, crf=crf, threshold_from=None, segmenter=segmenter_name(settings)
+    common, crf = (
+        _common(run, dataset, name, stage, len(records)),
+        _named_crf(settings.get("crf", "none")),
     )
-    trained = f"segmenter {segmenter_name(settings)} trained on {labels} of {run.manifest['train_list']}"
+    conditions = Conditions(
+        **common,
+        tags="no tags",
+        views=views,
+        crf=crf,
+        threshold_from=None,
+        segmenter=segmenter_name(settings),
+    )
+    trained = (
+        f"segmenter {segmenter_name(settings)} trained on {labels} of {run.manifest['train_list']}"
+    )
     entry = measured.report(f"{conditions.line()}; {trained}, {views}, {conditions.tags}, {crf}")
     return measured.images, entry | {"conditions": conditions.report()}
 
@@ -200,7 +258,9 @@ def _with_maps(run: Run, dataset: Dataset, name: str) -> list[Record]:
 
 
 def _said(source: str, name: str) -> str:
-    """A threshold chosen on the very list that is reported is an oracle, whatever the list is called."""
+    """A threshold chosen on the very list that is reported is an oracle, whatever the list is
+    called.
+    """
     return "oracle" if source == name else source
 
 
@@ -222,11 +282,18 @@ def _named_crf(preset: str) -> str:
 def _common(run: Run, dataset: Dataset, name: str, stage: str, measured: int) -> dict[str, Any]:
     manifest, listed = run.manifest, len(dataset.lists[name])
     return {
-        "list": name, "listed": listed, "measured": measured, "labels": len(dataset.classes) + 1,
-        "truth": dataset.masks_from, "method": manifest["method"],
-        "backbone": manifest["backbone"], "train_list": manifest["train_list"],
-        "tags_from": dataset.tags_from, "initial_weights": initial_weights(manifest, stage), "seed": manifest["seed"],
-    }  # fmt: skip
+        "list": name,
+        "listed": listed,
+        "measured": measured,
+        "labels": len(dataset.classes) + 1,
+        "truth": dataset.masks_from,
+        "method": manifest["method"],
+        "backbone": manifest["backbone"],
+        "train_list": manifest["train_list"],
+        "tags_from": dataset.tags_from,
+        "initial_weights": initial_weights(manifest, stage),
+        "seed": manifest["seed"],
+    }
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -1,4 +1,6 @@
-"""Figures of masks or maps that others made, in the same words and with the same counts as those of a run."""
+"""Figures of masks or maps that others made, in the same words and with the same counts as those of
+a run.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +31,21 @@ from trainer.evaluation.foreign import (
     strangers,
 )
 from trainer.evaluation.image_counts import ImageCounts, counts_path
-from trainer.evaluation.over_lists import MaskSource, evaluate_cams, evaluate_folder, sweep_thresholds
+from trainer.evaluation.over_lists import (
+    MaskSource,
+    evaluate_cams,
+    evaluate_folder,
+    sweep_thresholds,
+)
 from trainer.evaluation.predictions import thresholded
 from trainer.pool import over_images
 from trainer.refine.threshold import Threshold, choose
 from trainer.run import write_json
 
 STAGES: dict[Kind, str] = {"masks": "segment", "cams": "cam"}
-"""Under which stage of ``evaluation.json`` a folder stands, so that it can be compared with that of a run."""
+"""Under which stage of ``evaluation.json`` a folder stands, so that it can be compared with that of
+a run.
+"""
 
 
 @dataclass(frozen=True)
@@ -95,18 +104,24 @@ class FolderFigures:
     dataset: Dataset
 
 
-def measure_folder(folder: Folder, workers: int | None = None, progress: bool = False) -> FolderFigures:
+def measure_folder(
+    folder: Folder, workers: int | None = None, progress: bool = False
+) -> FolderFigures:
     """Check every file of the list, then measure.
 
     Raises:
-        DataError: a list without true masks; or files that are missing, misnamed, of another size or with other labels, all
-            listed at once.
+        DataError: a list without true masks; or files that are missing, misnamed, of another size
+            or with other labels, all listed at once.
         ConfigError: options that contradict each other.
     """
     dataset = open_dataset(folder.data, config=folder.config)
     records, kind = _listed(dataset, folder.list), folder.kind or kind_of(folder.path)
-    if kind == "masks" and (folder.threshold is not None or folder.threshold_from or folder.threshold_cams):
-        raise ConfigError(f"{folder.path} holds masks, and masks have no threshold", "--threshold for maps only")
+    if kind == "masks" and (
+        folder.threshold is not None or folder.threshold_from or folder.threshold_cams
+    ):
+        raise ConfigError(
+            f"{folder.path} holds masks, and masks have no threshold", "--threshold for maps only"
+        )
     check = _Check(folder, dataset, workers, progress)
     usable, left_out = check.usable(folder.path, kind, records)
     measured, entry, masks = (_masks if kind == "masks" else _cams)(check, usable)
@@ -115,15 +130,20 @@ def measure_folder(folder: Folder, workers: int | None = None, progress: bool = 
         "left_out": left_out,
         "extra": strangers(folder.path, kind, dataset.records),
         "source": {
-            "kind": kind, "folder": str(folder.path.resolve()), "labels": folder.labels, "masks": folder.masks,
-            "data": str(folder.data.resolve()), "config": as_dict(folder.config),
+            "kind": kind,
+            "folder": str(folder.path.resolve()),
+            "labels": folder.labels,
+            "masks": folder.masks,
+            "data": str(folder.data.resolve()),
+            "config": as_dict(folder.config),
         },
-    }  # fmt: skip
+    }
     return FolderFigures(folder.stage or STAGES[kind], entry, measured.images, masks, dataset)
 
 
 def keep(figures: FolderFigures, list_name: str, out: Path) -> None:
-    """Write ``evaluation.json`` and the counts to ``out``, beside figures of other stages and lists that are there.
+    """Write ``evaluation.json`` and the counts to ``out``, beside figures of other stages and lists
+    that are there.
 
     Raises:
         RunError: ``out`` is a run, whose figures are its own; or it cannot be written.
@@ -142,7 +162,8 @@ def _listed(dataset: Dataset, name: str) -> list[Record]:
     bare = [record.id for record in records if not dataset.has_mask(record)]
     if bare or not records:
         raise DataError(
-            f"{len(bare)} of {len(records)} images of list {name!r} have no true mask: {some(bare)}",
+            f"{len(bare)} of {len(records)} images of list {name!r} have no true mask:"
+            f" {some(bare)}",
             "a list whose images all have one",
             f"one of the lists of {dataset.root}: {', '.join(sorted(dataset.lists))}",
         )
@@ -158,12 +179,16 @@ class _Check:
     workers: int | None
     progress: bool
 
-    def usable(self, path: Path, kind: Kind, records: Sequence[Record]) -> tuple[list[Record], dict[str, str]]:
+    def usable(
+        self, path: Path, kind: Kind, records: Sequence[Record]
+    ) -> tuple[list[Record], dict[str, str]]:
         """Images whose file can be used, and what is wrong with those of the others."""
         reader = self.cams(path) if kind == "cams" else self.masks(path)
         problems: dict[str, UserError] = {}
         found, title = [], f"check {path.name}"
-        outcomes = over_images(partial(_try, reader), records, self.workers, title, self.progress, lambda r: r.id)
+        outcomes = over_images(
+            partial(_try, reader), records, self.workers, title, self.progress, lambda r: r.id
+        )
         for record, problem in outcomes:
             if isinstance(problem, UserError):
                 problems[record.id] = problem
@@ -184,11 +209,24 @@ class _Check:
     def conditions(self, what: str, measured: int, threshold_from: str | None = None) -> Conditions:
         folder, dataset = self.folder, self.dataset
         return Conditions(
-            list=folder.list, listed=len(dataset.lists[folder.list]), measured=measured, labels=len(dataset.classes) + 1,
-            truth=dataset.masks_from, method=f"{what} of {folder.path.resolve()}",
-            backbone=None, train_list=None, tags_from=None, initial_weights=None, segmenter=None,
-            seed=None, tags=None, views=None, crf=None, threshold_from=threshold_from, note=folder.protocol,
-        )  # fmt: skip
+            list=folder.list,
+            listed=len(dataset.lists[folder.list]),
+            measured=measured,
+            labels=len(dataset.classes) + 1,
+            truth=dataset.masks_from,
+            method=f"{what} of {folder.path.resolve()}",
+            backbone=None,
+            train_list=None,
+            tags_from=None,
+            initial_weights=None,
+            segmenter=None,
+            seed=None,
+            tags=None,
+            views=None,
+            crf=None,
+            threshold_from=threshold_from,
+            note=folder.protocol,
+        )
 
 
 def _try(reader: ForeignMasks | ForeignCams, record: Record) -> None:
@@ -201,19 +239,34 @@ Figures = tuple[MaskEvaluation, dict[str, Any], MaskSource]
 def _masks(check: _Check, usable: Sequence[Record]) -> Figures:
     folder, reader = check.folder, check.masks(check.folder.path)
     measured = evaluate_folder(
-        check.dataset, usable, reader, tolerance=folder.tolerance, workers=check.workers, progress=check.progress
+        check.dataset,
+        usable,
+        reader,
+        tolerance=folder.tolerance,
+        workers=check.workers,
+        progress=check.progress,
     )
     conditions = check.conditions("masks", len(usable))
-    return measured, measured.report(conditions.line()) | {"conditions": conditions.report()}, reader
+    return (
+        measured,
+        measured.report(conditions.line()) | {"conditions": conditions.report()},
+        reader,
+    )
 
 
 def _cams(check: _Check, usable: Sequence[Record]) -> Figures:
     folder, reader = check.folder, check.cams(check.folder.path)
     threshold = _threshold(check, usable)
     swept = evaluate_cams(
-        check.dataset, usable, reader, sweep_thresholds(threshold.value), at=threshold.value, tolerance=folder.tolerance,
-        workers=check.workers, progress=check.progress,
-    )  # fmt: skip
+        check.dataset,
+        usable,
+        reader,
+        sweep_thresholds(threshold.value),
+        at=threshold.value,
+        tolerance=folder.tolerance,
+        workers=check.workers,
+        progress=check.progress,
+    )
     assert swept.chosen is not None
     said = "oracle" if threshold.source == folder.list else threshold.source
     conditions = check.conditions("maps", len(usable), said)
@@ -225,18 +278,28 @@ def _cams(check: _Check, usable: Sequence[Record]) -> Figures:
 def _threshold(check: _Check, usable: Sequence[Record]) -> Threshold:
     folder, dataset = check.folder, check.dataset
     if folder.threshold is not None and folder.threshold_from not in (None, "fixed"):
-        raise ConfigError("a --threshold, and a --threshold-from that would choose another", "one of them")
+        raise ConfigError(
+            "a --threshold, and a --threshold-from that would choose another", "one of them"
+        )
     if folder.threshold_from == "fixed" and folder.threshold is None:
         raise ConfigError("--threshold-from fixed without a value", "--threshold 0.3")
     source = folder.threshold_from or ("label_free" if folder.threshold is None else "fixed")
     if folder.threshold_cams and source not in dataset.lists:
-        raise ConfigError(f"--threshold-cams, and the threshold is {source}", "--threshold-from LIST")
+        raise ConfigError(
+            f"--threshold-cams, and the threshold is {source}", "--threshold-from LIST"
+        )
     path, without = folder.threshold_cams or folder.path, dict[str, str]()
     if source in dataset.lists and (source != folder.list or folder.threshold_cams):
         _, without = check.usable(path, "cams", _listed(dataset, source))
     elif source == folder.list:
         source = "oracle"
     return choose(
-        source, folder.threshold or 0.0, dataset, usable, check.cams(path), without=without, workers=check.workers,
+        source,
+        folder.threshold or 0.0,
+        dataset,
+        usable,
+        check.cams(path),
+        without=without,
+        workers=check.workers,
         progress=check.progress,
-    )  # fmt: skip
+    )

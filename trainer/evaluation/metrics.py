@@ -1,9 +1,9 @@
 """Ratios of confusion counts, in every convention that papers use (spec refine-segment 12).
 
-A confusion matrix is int64 ``[C,C]``, rows the truth, columns the prediction, C = K+1 labels with background first. It
-is summed over all images before any ratio is taken: the figures are those of the data set, not means over images. A
-matrix ``[C,C+1]`` has one more column: pixels that the prediction itself leaves open (255). What becomes of them is a
-matter of convention.
+A confusion matrix is int64 ``[C,C]``, rows the truth, columns the prediction, C = K+1 labels with
+background first. It is summed over all images before any ratio is taken: the figures are those of
+the data set, not means over images. A matrix ``[C,C+1]`` has one more column: pixels that the
+prediction itself leaves open (255). What becomes of them is a matter of convention.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ class Convention:
     """How a mean IoU is taken from a confusion matrix.
 
     Attributes:
-        mean_over: ``union``: classes that the truth or the prediction holds; ``truth``: classes that the truth holds;
-            ``all``: every class, an absent one counting 0; ``every``: every class, and none may be absent.
-        open: predicted 255 is ``background``; or ``missed``, a pixel of its true class that no class has found; or
-            ``refused``.
+        mean_over: ``union``: classes that the truth or the prediction holds; ``truth``: classes
+            that the truth holds; ``all``: every class, an absent one counting 0; ``every``: every
+            class, and none may be absent.
+        open: predicted 255 is ``background``; or ``missed``, a pixel of its true class that no
+            class has found; or ``refused``.
         about: whose it is, in words.
     """
 
@@ -41,12 +42,26 @@ class Convention:
 
 CONVENTIONS = {
     "default": Convention("union", "background", "mean over the classes in truth or prediction"),
-    "chainercv": Convention("union", "background", "chainercv, IRN: nan-mean; the same value as default"),
-    "deeplab-pytorch": Convention("truth", "refused", "deeplab-pytorch, SC-CAM, VWE: mean over the classes in the truth"),
-    "seam": Convention("all", "missed", "SEAM, CPN, LargeFOV: mean over all classes, an absent one counts 0"),
-    "voc-devkit": Convention("every", "refused", "PASCAL VOC devkit: mean over all classes, undefined if one is absent"),
-}  # fmt: skip
-ALIASES = {"irn": "chainercv", "sc-cam": "deeplab-pytorch", "vwe": "deeplab-pytorch", "cpn": "seam", "largefov": "seam"}
+    "chainercv": Convention(
+        "union", "background", "chainercv, IRN: nan-mean; the same value as default"
+    ),
+    "deeplab-pytorch": Convention(
+        "truth", "refused", "deeplab-pytorch, SC-CAM, VWE: mean over the classes in the truth"
+    ),
+    "seam": Convention(
+        "all", "missed", "SEAM, CPN, LargeFOV: mean over all classes, an absent one counts 0"
+    ),
+    "voc-devkit": Convention(
+        "every", "refused", "PASCAL VOC devkit: mean over all classes, undefined if one is absent"
+    ),
+}
+ALIASES = {
+    "irn": "chainercv",
+    "sc-cam": "deeplab-pytorch",
+    "vwe": "deeplab-pytorch",
+    "cpn": "seam",
+    "largefov": "seam",
+}
 DEFAULT = "default"
 
 
@@ -58,7 +73,9 @@ def convention_name(name: str) -> str:
     """
     found = ALIASES.get(name, name)
     if found not in CONVENTIONS:
-        raise ConfigError(f"there is no convention {name!r}", nearest(name, [*CONVENTIONS, *ALIASES]))
+        raise ConfigError(
+            f"there is no convention {name!r}", nearest(name, [*CONVENTIONS, *ALIASES])
+        )
     return found
 
 
@@ -77,8 +94,8 @@ def confusion(
         truth: the same shape; pixels equal to ``ignore`` or not below ``num_classes`` are left out.
         num_classes: C, background included.
         ignore: the label that stands for "not known".
-        predicted_ignore: where predicted ``ignore`` is counted: as background, as in IRN's evaluation, or in a column of
-            its own.
+        predicted_ignore: where predicted ``ignore`` is counted: as background, as in IRN's
+            evaluation, or in a column of its own.
 
     Returns:
         int64 ``[C,C]``, rows the truth; ``[C,C+1]`` with a column of its own.
@@ -88,13 +105,16 @@ def confusion(
     """
     guess, true = _flat(pred), _flat(truth)
     if np.shape(pred) != np.shape(truth):
-        raise DataError(f"prediction {tuple(np.shape(pred))} and truth {tuple(np.shape(truth))} differ in size")
+        raise DataError(
+            f"prediction {tuple(np.shape(pred))} and truth {tuple(np.shape(truth))} differ in size"
+        )
     known = (true != ignore) & (true >= 0) & (true < num_classes)
     guess, true = guess[known], true[known]
     open_ = guess == ignore
     if not open_.all() and not (guess[~open_].min() >= 0 and guess[~open_].max() < num_classes):
         raise DataError(
-            f"predicted labels run from {guess[~open_].min()} to {guess[~open_].max()}", f"0 to {num_classes - 1}"
+            f"predicted labels run from {guess[~open_].min()} to {guess[~open_].max()}",
+            f"0 to {num_classes - 1}",
         )
     columns = num_classes + (predicted_ignore == "own")
     guess = np.where(open_, columns - 1 if predicted_ignore == "own" else 0, guess)
@@ -109,7 +129,9 @@ def _flat(labels: Any) -> Counts:
 
 @dataclass(frozen=True)
 class Margins:
-    """What every ratio is made of: pixels ``[...,C]`` that are right, that the truth holds, and that were found."""
+    """What every ratio is made of: pixels ``[...,C]`` that are right, that the truth holds, and
+    that were found.
+    """
 
     hit: Any
     truth: Any
@@ -132,7 +154,8 @@ def margins(confusion: Any, convention: str = DEFAULT) -> Margins:
 
 
 def count_open(counted: Margins, open_: Any, convention: str) -> Margins:
-    """Margins in which pixels ``[...,C]`` with predicted 255, by true class, are counted as the convention has it.
+    """Margins in which pixels ``[...,C]`` with predicted 255, by true class, are counted as the
+    convention has it.
 
     Raises:
         DataError: see ``margins``.
@@ -140,7 +163,8 @@ def count_open(counted: Margins, open_: Any, convention: str) -> Margins:
     rule = CONVENTIONS[convention].open
     if rule == "refused" and open_.sum():
         raise DataError(
-            f"the predictions hold 255, and {convention} ({CONVENTIONS[convention].about}) stops at such masks",
+            f"the predictions hold 255, and {convention} ({CONVENTIONS[convention].about}) stops at"
+            " such masks",
             "labels 0 to the number of classes only",
             "--convention default counts 255 as background, --convention seam as missed",
         )
@@ -153,7 +177,9 @@ def count_open(counted: Margins, open_: Any, convention: str) -> Margins:
 
 
 def iou(confusion: Any) -> Ratios:
-    """``hit / (truth + predicted - hit)`` of every class, float64 ``[..., C]``; nan where both are empty."""
+    """``hit / (truth + predicted - hit)`` of every class, float64 ``[..., C]``; nan where both are
+    empty.
+    """
     return margins_iou(margins(confusion))
 
 
@@ -172,7 +198,9 @@ def margins_iou(m: Margins) -> Ratios:
 
 
 def margins_miou(m: Margins, convention: str = DEFAULT) -> Ratios:
-    """Mean IoU of margins ``[...,C]``, float64 ``[...]``; nan where there are no pixels, or where it is undefined."""
+    """Mean IoU of margins ``[...,C]``, float64 ``[...]``; nan where there are no pixels, or where
+    it is undefined.
+    """
     rule = CONVENTIONS[convention].mean_over
     union = m.truth + m.found - m.hit
     if rule == "all":
@@ -184,7 +212,9 @@ def margins_miou(m: Margins, convention: str = DEFAULT) -> Ratios:
 
 
 def _ratio(part: Any, whole: Any) -> Ratios:
-    result: Ratios = np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=np.asarray(whole) > 0)
+    result: Ratios = np.divide(
+        part, whole, out=np.full(np.shape(whole), np.nan), where=np.asarray(whole) > 0
+    )
     return result
 
 
@@ -197,8 +227,10 @@ class Metrics:
         miou: in the convention asked for.
         mean_precision, mean_recall: means over the entries that exist.
         mean_f: mean of the F-scores of the classes.
-        f_of_means: F-score of mean precision and mean recall, as SC-CAM's table reports it (spec D20).
-        over_activation, under_activation: mean over foreground classes of false positives (negatives) per union (SEAM).
+        f_of_means: F-score of mean precision and mean recall, as SC-CAM's table reports it (spec
+            D20).
+        over_activation, under_activation: mean over foreground classes of false positives
+        (negatives) per union (SEAM).
         accuracy: share of right pixels.
     """
 
@@ -224,7 +256,11 @@ def metrics(confusion: Counts, convention: str = DEFAULT) -> Metrics:
     """
     m = margins(confusion, convention)
     union = m.truth + m.found - m.hit
-    precision, recall, f = _ratio(m.hit, m.found), _ratio(m.hit, m.truth), _ratio(2 * m.hit, m.truth + m.found)
+    precision, recall, f = (
+        _ratio(m.hit, m.found),
+        _ratio(m.hit, m.truth),
+        _ratio(2 * m.hit, m.truth + m.found),
+    )
     mean_precision, mean_recall = _mean(precision), _mean(recall)
     return Metrics(
         iou=_ratio(m.hit, union),
@@ -247,13 +283,17 @@ def _mean(values: Ratios) -> float:
     return float(present.mean()) if present.size else float("nan")
 
 
-def summarise(confusion: Counts, class_names: Sequence[str], convention: str = DEFAULT) -> dict[str, Any]:
-    """The ratios of a confusion matrix as plain JSON values; None where a class occurs in neither truth nor prediction.
+def summarise(
+    confusion: Counts, class_names: Sequence[str], convention: str = DEFAULT
+) -> dict[str, Any]:
+    """The ratios of a confusion matrix as plain JSON values; None where a class occurs in neither
+    truth nor prediction.
 
     Args:
         confusion: int64 ``[K+1,K+1]`` or ``[K+1,K+2]``.
         class_names: the K foreground names.
-        convention: of ``CONVENTIONS``; ``miou_by_convention`` has all of them beside, None where one is undefined.
+        convention: of ``CONVENTIONS``; ``miou_by_convention`` has all of them beside, None where
+        one is undefined.
 
     Raises:
         DataError: see ``margins``.

@@ -55,10 +55,14 @@ Boundary = npt.NDArray[np.float32]
 CamSource = Path | Callable[[Record], Cam]
 """A folder of ``<id>.npz``, or what reads the maps of an image from somewhere else."""
 MaskSource = Path | Callable[[Record], Labels]
-"""A folder of ``<id>.png`` (labels 0..K, 255 open), or what reads the label map of an image from somewhere else."""
+"""A folder of ``<id>.png`` (labels 0..K, 255 open), or what reads the label map of an image from
+somewhere else.
+"""
 
 
-def evaluate_masks(pairs: Iterable[tuple[str, Labels, Labels]], class_names: Sequence[str]) -> MaskEvaluation:
+def evaluate_masks(
+    pairs: Iterable[tuple[str, Labels, Labels]], class_names: Sequence[str]
+) -> MaskEvaluation:
     """Measure ``(id, prediction [H,W], truth [H,W])`` of each image.
 
     Raises:
@@ -95,14 +99,17 @@ def evaluate_cams(
         progress: show a bar.
 
     Raises:
-        DataError: maps or true masks that are missing, unreadable or of another size, all of them named.
+        DataError: maps or true masks that are missing, unreadable or of another size, all of them
+        named.
     """
     levels, labels = ascending(thresholds), len(dataset.classes) + 1
     row = None if at is None else row_of(levels, at)
     work = partial(_sweep_record, dataset, cam_reader(cams), levels, row, tolerance)
     total = np.zeros((len(levels), labels, labels), np.int64)
     values, closely = [], []
-    for counts, columns, closer in _each(over_images(work, records, workers, "maps", progress, _name), len(records)):
+    for counts, columns, closer in _each(
+        over_images(work, records, workers, "maps", progress, _name), len(records)
+    ):
         total[:, :, columns] += counts
         values.append(image_mious(counts, columns))
         closely.append(closer)
@@ -131,19 +138,28 @@ def _sweep_record(
 ) -> tuple[Counts, Counts, tuple[Sparse, Boundary] | None]:
     cam, truth, labels = read(record), dataset.read_mask(record), len(dataset.classes) + 1
     if cam.size != truth.shape:
-        raise DataError(f"maps of {record.id!r} are for {cam.size} pixels and its mask has {truth.shape}", "one size")
+        raise DataError(
+            f"maps of {record.id!r} are for {cam.size} pixels and its mask has {truth.shape}",
+            "one size",
+        )
     maps = upsample_cam(cam.maps, cam.size)
     counts, columns = sweep_image(maps, cam.classes, truth, thresholds, labels)
     if row is None:
         return counts, columns, None
     at_row = np.zeros((labels, labels + 1), np.int64)
     at_row[:, columns] = counts[row]
-    outlines = _outlines(threshold_maps(maps, cam.classes, thresholds[row]), truth, labels, tolerance)
+    outlines = _outlines(
+        threshold_maps(maps, cam.classes, thresholds[row]), truth, labels, tolerance
+    )
     return counts, columns, (sparse(at_row), outlines)
 
 
-def threshold_maps(maps_kHW: npt.NDArray[np.float32], classes: npt.NDArray[np.int16], threshold: float) -> Labels:
-    """Label map ``uint8 [H,W]``: the strongest class where its map exceeds the threshold, else background."""
+def threshold_maps(
+    maps_kHW: npt.NDArray[np.float32], classes: npt.NDArray[np.int16], threshold: float
+) -> Labels:
+    """Label map ``uint8 [H,W]``: the strongest class where its map exceeds the threshold, else
+    background.
+    """
     if not len(classes):
         return np.zeros(maps_kHW.shape[1:], np.uint8)
     inside = maps_kHW.max(0) > np.float32(threshold)
@@ -159,7 +175,8 @@ def evaluate_folder(
     workers: int | None = None,
     progress: bool = False,
 ) -> MaskEvaluation:
-    """Measure masks (labels 0..K, 255 for pixels left open) against the true masks of a list; see ``evaluate_cams``.
+    """Measure masks (labels 0..K, 255 for pixels left open) against the true masks of a list; see
+    ``evaluate_cams``.
 
     Raises:
         DataError: masks that are missing, unreadable or of another size, all of them named.
@@ -185,10 +202,14 @@ def _read_png(folder: Path, record: Record) -> Labels:
 def _measure_record(
     dataset: Dataset, read: Callable[[Record], Labels], tolerance: float | None, record: Record
 ) -> tuple[Sparse, Boundary]:
-    return _measure(record.id, read(record), dataset.read_mask(record), len(dataset.classes) + 1, tolerance)
+    return _measure(
+        record.id, read(record), dataset.read_mask(record), len(dataset.classes) + 1, tolerance
+    )
 
 
-def _measure(name: str, pred: Labels, truth: Labels, labels: int, tolerance: float | None) -> tuple[Sparse, Boundary]:
+def _measure(
+    name: str, pred: Labels, truth: Labels, labels: int, tolerance: float | None
+) -> tuple[Sparse, Boundary]:
     try:
         counts = confusion(pred, truth, labels, predicted_ignore="own")
     except DataError as error:
@@ -197,11 +218,17 @@ def _measure(name: str, pred: Labels, truth: Labels, labels: int, tolerance: flo
 
 
 def _outlines(pred: Labels, truth: Labels, labels: int, tolerance: float | None) -> Boundary:
-    return np.full(labels, np.nan, np.float32) if tolerance is None else boundary_f(pred, truth, labels, tolerance)
+    return (
+        np.full(labels, np.nan, np.float32)
+        if tolerance is None
+        else boundary_f(pred, truth, labels, tolerance)
+    )
 
 
 def _each(outcomes: Iterable[tuple[Record, Any]], total: int) -> Iterator[Any]:
-    """The results of images; what was wrong with single ones is raised together, after all were tried."""
+    """The results of images; what was wrong with single ones is raised together, after all were
+    tried.
+    """
     problems = []
     for _, outcome in outcomes:
         if isinstance(outcome, UserError):
@@ -212,7 +239,10 @@ def _each(outcomes: Iterable[tuple[Record, Any]], total: int) -> Iterator[Any]:
 
 
 def _gathered(
-    ids: Sequence[str], class_names: Sequence[str], closely: Sequence[tuple[Sparse, Boundary]], tolerance: float | None
+    ids: Sequence[str],
+    class_names: Sequence[str],
+    closely: Sequence[tuple[Sparse, Boundary]],
+    tolerance: float | None,
 ) -> MaskEvaluation:
     counts, outlines = [c for c, _ in closely], [o for _, o in closely]
     return MaskEvaluation(ImageCounts.of(ids, class_names, counts, outlines), tolerance)

@@ -19,16 +19,22 @@ from trainer.evaluation.over_lists import MaskSource, cam_reader, threshold_maps
 from trainer.run import Run, reopen_data
 
 FOLDERS = {"cam": "cams", "refined": "masks"}
-"""Where the stages of ``evaluation.json`` have their files in a run; segmenters have a folder a list."""
+"""Where the stages of ``evaluation.json`` have their files in a run; segmenters have a folder a
+list.
+"""
 
 
-def thresholded(read: Callable[[Record], Cam], threshold: float, record: Record) -> npt.NDArray[np.uint8]:
+def thresholded(
+    read: Callable[[Record], Cam], threshold: float, record: Record
+) -> npt.NDArray[np.uint8]:
     """Label map ``uint8 [H,W]`` of an image's maps."""
     cam = read(record)
     return threshold_maps(upsample_cam(cam.maps, cam.size), cam.classes, threshold)
 
 
-def open_predictions(folder: Path, stage: str, list_name: str, entry: dict[str, Any]) -> tuple[Dataset, MaskSource]:
+def open_predictions(
+    folder: Path, stage: str, list_name: str, entry: dict[str, Any]
+) -> tuple[Dataset, MaskSource]:
     """The data set and the label maps that an entry of ``folder/evaluation.json`` was measured on.
 
     Raises:
@@ -37,12 +43,18 @@ def open_predictions(folder: Path, stage: str, list_name: str, entry: dict[str, 
     """
     source = entry.get("source")
     if source:
-        dataset = open_dataset(source["data"], config=replace(DataConfig(), source["config"], "data"))
+        dataset = open_dataset(
+            source["data"], config=replace(DataConfig(), source["config"], "data")
+        )
         theirs, labels = Path(source["folder"]), source["labels"]
         if source["kind"] == "cams":
-            return dataset, partial(thresholded, foreign_cams(theirs, dataset, labels), entry["threshold"])
+            return dataset, partial(
+                thresholded, foreign_cams(theirs, dataset, labels), entry["threshold"]
+            )
         return dataset, foreign_masks(theirs, dataset, labels, source["masks"])
     dataset = reopen_data(Run.existing(folder).manifest)
     if stage == "cam":
-        return dataset, partial(thresholded, cam_reader(folder / FOLDERS[stage]), entry["threshold"])
+        return dataset, partial(
+            thresholded, cam_reader(folder / FOLDERS[stage]), entry["threshold"]
+        )
     return dataset, folder / FOLDERS.get(stage, f"{stage}/predictions/{list_name}")

@@ -1,4 +1,6 @@
-"""The threshold sweep of class activation maps in one pass over the images (spec refine-segment 12)."""
+"""The threshold sweep of class activation maps in one pass over the images (spec refine-segment
+12).
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,9 @@ def threshold_sweep(
 ) -> Counts:
     """Confusions of ``argmax([t, maps])`` for every threshold, in one pass over the images.
 
-    A pixel is background at t iff ``t >= max(maps)``, so its label changes once over all thresholds: one histogram over
-    (threshold where it changes, truth, strongest class) and one cumulative sum give the same counts as T passes.
+    A pixel is background at t iff ``t >= max(maps)``, so its label changes once over all
+    thresholds: one histogram over (threshold where it changes, truth, strongest class) and one
+    cumulative sum give the same counts as T passes.
 
     Args:
         cams: ``(maps float32 [k,H,W], class indices [k] in 0..K-1, truth [H,W])`` of each image.
@@ -70,7 +73,9 @@ def sweep_image(
     thresholds: Thresholds,
     num_classes: int,
 ) -> tuple[Counts, Counts]:
-    """The sweep of one image: counts int64 ``[T,C,k+1]`` and the labels ``[k+1]`` of its columns, background first."""
+    """The sweep of one image: counts int64 ``[T,C,k+1]`` and the labels ``[k+1]`` of its columns,
+    background first.
+    """
     count, k = len(thresholds), len(classes)
     columns = np.concatenate([[0], np.asarray(classes, np.int64) + 1])
     if maps_kHW.shape[1:] != truth_HW.shape:
@@ -79,7 +84,9 @@ def sweep_image(
     truth = np.minimum(truth_HW, num_classes).astype(np.int64).reshape(-1)
     if not k:
         rows = np.bincount(truth, minlength=num_classes + 1)[:num_classes]
-        return np.broadcast_to(rows[None, :, None], (count, num_classes, 1)).astype(np.int64), columns
+        return np.broadcast_to(rows[None, :, None], (count, num_classes, 1)).astype(
+            np.int64
+        ), columns
     flat = maps_kHW.reshape(k, -1)
     best = flat.argmax(0)
     change = np.searchsorted(thresholds, flat.max(0), side="left")
@@ -93,7 +100,9 @@ def sweep_image(
 
 
 def image_mious(counts_TCk: Counts, columns: Counts) -> npt.NDArray[np.float32]:
-    """Mean IoU ``[T]`` of one image over the classes that its truth or its prediction holds; 1 without known pixels."""
+    """Mean IoU ``[T]`` of one image over the classes that its truth or its prediction holds; 1
+    without known pixels.
+    """
     truth = np.broadcast_to(counts_TCk.sum(2), counts_TCk.shape[:2]).copy()
     found = np.zeros_like(truth)
     hit = np.zeros_like(truth)

@@ -1,4 +1,6 @@
-"""What stands beside an exported graph: its card ``model.json``, and ``config.pbtxt`` for NVIDIA Triton (design 6)."""
+"""What stands beside an exported graph: its card ``model.json``, and ``config.pbtxt`` for NVIDIA
+Triton (design 6).
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ def finished_card(
     parities: Mapping[str, Mapping[str, Any]],
     golden: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The whole ``model.json``: the given fields, and what only the finished graph and its files can tell.
+    """The whole ``model.json``: the given fields, and what only the finished graph and its files
+    can tell.
 
     Args:
         graph: that was exported.
@@ -46,7 +49,13 @@ def finished_card(
         "classes": classes,
         "labels": ["background", *classes],
         "palette": [[int(c) for c in colour] for colour in fields["palette"]],
-        "input": {"name": "image", "dtype": "uint8", "layout": "NHWC", "color": "RGB", **fields["input"]},
+        "input": {
+            "name": "image",
+            "dtype": "uint8",
+            "layout": "NHWC",
+            "color": "RGB",
+            **fields["input"],
+        },
         "outputs": [
             {"name": key, "dtype": dtype, "shape": [len(classes) if d == "K" else d for d in shape]}
             for key, (dtype, shape) in graph.outputs.items()
@@ -66,14 +75,19 @@ def finished_card(
 
 
 def triton_config(graph: PixelGraph, name: str, classes: int) -> str:
-    """``config.pbtxt`` of NVIDIA Triton: the batch axis left out of ``dims``, free axes -1, the newest version served."""
+    """``config.pbtxt`` of NVIDIA Triton: the batch axis left out of ``dims``, free axes -1, the
+    newest version served.
+    """
 
     def tensor(key: str, dtype: str, dims: Sequence[int]) -> str:
         kind = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32"}[dtype]
         return f'  {{ name: "{key}" data_type: {kind} dims: [ {", ".join(map(str, dims))} ] }}'
 
     sizes = {"K": classes}
-    outputs = [tensor(k, dtype, [sizes.get(d, -1) for d in shape[1:]]) for k, (dtype, shape) in graph.outputs.items()]
+    outputs = [
+        tensor(k, dtype, [sizes.get(d, -1) for d in shape[1:]])
+        for k, (dtype, shape) in graph.outputs.items()
+    ]
     return "\n".join(
         [
             f'name: "{name}"',
@@ -106,17 +120,21 @@ def card_from_manifest(
         manifest: content of the run's ``manifest.json``.
         kind: of the graph to export.
         run: name of the run.
-        evaluation: content of its ``evaluation.json``, if there is one; its long tables are left out.
+        evaluation: content of its ``evaluation.json``, if there is one; its long tables are left
+            out.
         limits: ``min_side``, ``max_side`` and ``max_pixels`` of an input image.
 
     Returns:
-        ``card_fields`` of ``export_model``. ``thresholds.background`` of a CAM model is the one measured on ``val``,
-        else on another list; None where it was only chosen on the truth of the very list (``oracle``), or for a segmenter.
+        ``card_fields`` of ``export_model``. ``thresholds.background`` of a CAM model is the one
+        measured on ``val``, else on another list; None where it was only chosen on the truth of the
+        very list (``oracle``), or for a segmenter.
     """
     classes = list(manifest["data"]["classes"])
     measured = (evaluation or {}).get({"segmenter": "segment", "cam": "cam"}[kind], {})
     honest = [
-        name for name in sorted(measured, key=lambda n: n != "val") if measured[name].get("threshold_from") != "oracle"
+        name
+        for name in sorted(measured, key=lambda n: n != "val")
+        if measured[name].get("threshold_from") != "oracle"
     ]
     threshold = measured[honest[0]].get("threshold") if kind == "cam" and honest else None
     return {
@@ -136,7 +154,11 @@ def card_from_manifest(
             "data_fingerprint": manifest["data"]["fingerprint"],
         },
         "metrics": {
-            name: {k: v for k, v in entry.items() if k not in ("confusion", "sweep", "worst", "conditions")}
+            name: {
+                k: v
+                for k, v in entry.items()
+                if k not in ("confusion", "sweep", "worst", "conditions")
+            }
             for name, entry in measured.items()
         },
     }

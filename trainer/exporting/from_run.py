@@ -32,7 +32,8 @@ def export_run(
     flip: bool = False,
     precision: str = "fp32",
 ) -> list[dict[str, Any]]:
-    """Publish a run's segmenter as ``name`` and its CAM model as ``name-cam`` (as ``name`` where it is asked for alone).
+    """Publish a run's segmenter as ``name`` and its CAM model as ``name-cam`` (as ``name`` where it
+    is asked for alone).
 
     Args:
         run_dir: the run.
@@ -44,7 +45,8 @@ def export_run(
         precision: ``fp16`` also writes the graph with its network in float16, for TensorRT.
 
     Returns:
-        One plain dict a model: path, name, version, kind, megabytes, seconds, parity, half_parity (None without fp16).
+        One plain dict a model: path, name, version, kind, megabytes, seconds, parity, half_parity
+        (None without fp16).
 
     Raises:
         ConfigError: an unknown kind or precision.
@@ -58,7 +60,9 @@ def export_run(
     run = Run.existing(run_dir)
     done = {n for n, stage in run.manifest["stages"].items() if stage["status"] == "done"}
     needs = {"segmenter": "segment", "cam": "classify"}
-    wanted: list[Kind] = [k for k in get_args(Kind) if kind in (k, "all") and (needs[k] in done or kind == k)]
+    wanted: list[Kind] = [
+        k for k in get_args(Kind) if kind in (k, "all") and (needs[k] in done or kind == k)
+    ]
     missing = [needs[k] for k in wanted if needs[k] not in done]
     if missing or not wanted:
         raise RunError(
@@ -99,7 +103,8 @@ def _cam(run: Run) -> PixelGraph:
     if protocol.views.filter != "bicubic":
         raise ConfigError(
             f"maps of protocol {name!r} cannot be exported",
-            "a protocol that resizes by the bicubic filter, which the graph has: psa, irn, vwe or seam",
+            "a protocol that resizes by the bicubic filter, which the graph has: psa, irn, vwe or"
+            " seam",
             "wsss-trainer fit ... --set cams.protocol=psa, or --kind segmenter",
         )
     return CamGraph(

@@ -1,9 +1,10 @@
 """What an exported graph computes: pixels in, finished maps and masks out (design 6).
 
-Wrappers around a trained method or segmenter, separate from it. Constants are buffers, every size is symbolic, and only
-operators are used that onnxruntime, OpenVINO and TensorRT share: the bicubic resize is a pair of matrix products because
-antialiased ``Resize`` is ignored by OpenVINO, refused by TensorRT and, without antialiasing, slow in onnxruntime. So is the
-resize of a segmenter's logits, which is most of what a small network's mask costs (bench/export_head.py).
+Wrappers around a trained method or segmenter, separate from it. Constants are buffers, every size
+is symbolic, and only operators are used that onnxruntime, OpenVINO and TensorRT share: the bicubic
+resize is a pair of matrix products because antialiased ``Resize`` is ignored by OpenVINO, refused
+by TensorRT and, without antialiasing, slow in onnxruntime. So is the resize of a segmenter's
+logits, which is most of what a small network's mask costs (bench/export_head.py).
 
 Shapes: N images, B views (N or 2N), K classes, L = K + 1 labels, H W image, h w map.
 """
@@ -27,7 +28,8 @@ Results = list[tuple[torch.Tensor, ...]]
 
 
 class PixelGraph(nn.Module):
-    """Base of the two graphs: ``uint8 [N,H,W,3]`` RGB to normalised network inputs at several scales.
+    """Base of the two graphs: ``uint8 [N,H,W,3]`` RGB to normalised network inputs at several
+    scales.
 
     Args:
         net: the trained network, put into evaluation mode.
@@ -46,11 +48,17 @@ class PixelGraph(nn.Module):
     std: torch.Tensor
 
     def __init__(
-        self, net: nn.Module, scales: Sequence[float], flip: bool, pixels: PixelScale = IMAGENET_PIXELS
+        self,
+        net: nn.Module,
+        scales: Sequence[float],
+        flip: bool,
+        pixels: PixelScale = IMAGENET_PIXELS,
     ) -> None:
         super().__init__()
         if not scales or not all(0.1 <= s <= 4 for s in scales) or len(set(scales)) < len(scales):
-            raise ConfigError(f"scales {tuple(scales)} cannot be exported", "different factors between 0.1 and 4")
+            raise ConfigError(
+                f"scales {tuple(scales)} cannot be exported", "different factors between 0.1 and 4"
+            )
         self.net = net.eval()
         self.scales = tuple(float(s) for s in scales)
         self.flip = flip
@@ -59,7 +67,9 @@ class PixelGraph(nn.Module):
         self.register_buffer("std", torch.tensor(pixels.std).view(1, 3, 1, 1), persistent=False)
 
     def views(self, image_NHW3: torch.Tensor) -> list[torch.Tensor]:
-        """One ``float32 [B,3,h,w]`` a scale; with ``flip`` the mirrored images follow the plain ones."""
+        """One ``float32 [B,3,h,w]`` a scale; with ``flip`` the mirrored images follow the plain
+        ones.
+        """
         pixels = image_NHW3.permute(0, 3, 1, 2).float()
         views = []
         for scale in self.scales:
@@ -70,7 +80,9 @@ class PixelGraph(nn.Module):
         return views
 
     def forward(self, image_NHW3: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The whole graph: ``after(image, run(view) for every view)``. Outputs as in ``outputs``."""
+        """The whole graph: ``after(image, run(view) for every view)``. Outputs as in
+        ``outputs``.
+        """
         return self.after(image_NHW3, [self.run(view) for view in self.views(image_NHW3)])
 
     def run(self, view_B3hw: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -78,14 +90,17 @@ class PixelGraph(nn.Module):
         raise NotImplementedError
 
     def after(self, image_NHW3: torch.Tensor, results: Results) -> tuple[torch.Tensor, ...]:
-        """Finished outputs from the results of ``run``, one a scale; of the image only its size is read."""
+        """Finished outputs from the results of ``run``, one a scale; of the image only its size is
+        read.
+        """
         raise NotImplementedError
 
     def merge_flip(self, maps_BKhw: torch.Tensor, count: int) -> torch.Tensor:
         """Sum of a map and its un-mirrored twin, ``[N,K,h,w]``.
 
-        Done before any resize: a half-pixel bilinear resize commutes with mirroring and costs half this way. Slices
-        rather than ``chunk``, which on a free batch becomes a sequence op that OpenVINO cannot read.
+        Done before any resize: a half-pixel bilinear resize commutes with mirroring and costs half
+        this way. Slices rather than ``chunk``, which on a free batch becomes a sequence op that
+        OpenVINO cannot read.
         """
         if not self.flip:
             return maps_BKhw
@@ -98,22 +113,26 @@ class PixelGraph(nn.Module):
 
 
 class CamGraph(PixelGraph):
-    """Class activation maps with the multi-scale merge of spec methods 7 (IRN's, at its stride-4 output).
+    """Class activation maps with the multi-scale merge of spec methods 7 (IRN's, at its stride-4
+    output).
 
-    ``image uint8 [N,H,W,3]`` -> ``cam float32 [N,K,h,w]`` with h = (H-1)//4+1 and w = (W-1)//4+1, ``scores float32
-    [N,K]`` = sigmoid of the image logits of the plain image at scale 1. Every map is the sum over scales and mirrored
-    views of ReLU maps resized bilinearly, divided by its own maximum + 1e-5, so 0 <= cam < 1; VWE takes the maximum of
-    the two mirrored views, SEAM also subtracts the map's minimum. Which classes are present is for the caller to say
-    (``scores`` or known tags).
+    ``image uint8 [N,H,W,3]`` -> ``cam float32 [N,K,h,w]`` with h = (H-1)//4+1 and w = (W-1)//4+1,
+    ``scores float32 [N,K]`` = sigmoid of the image logits of the plain image at scale 1. Every map
+    is the sum over scales and mirrored views of ReLU maps resized bilinearly, divided by its own
+    maximum + 1e-5, so 0 <= cam < 1; VWE takes the maximum of the two mirrored views, SEAM also
+    subtracts the map's minimum. Which classes are present is for the caller to say (``scores`` or
+    known tags).
 
-    Deviation from the released IRN code: maps go straight to stride 4, without its padding to a multiple of 16.
+    Deviation from the released IRN code: maps go straight to stride 4, without its padding to a
+    multiple of 16.
 
     Args:
         method: ``cams_and_logits(images_B3hw) -> (cams_BKhw, logits_BK)``.
         scales: must hold 1, where the scores come from.
         flip: also run the mirrored image.
         mirror_max: the two mirrored views merge by their maximum (``vwe``) instead of by their sum.
-        minmax: maps lie between their own minimum and maximum (``seam``) instead of below their maximum.
+        minmax: maps lie between their own minimum and maximum (``seam``) instead of below their
+        maximum.
     """
 
     kind = "cam"
@@ -130,10 +149,15 @@ class CamGraph(PixelGraph):
         super().__init__(method, scales, flip)
         self.mirror_max, self.minmax = mirror_max, minmax
         twins = ", of mirrored views the maximum" if mirror_max else ""
-        range_ = "set between its minimum and maximum" if minmax else "divided by its maximum + 1e-5"
+        range_ = (
+            "set between its minimum and maximum" if minmax else "divided by its maximum + 1e-5"
+        )
         self.merging = f"sum of ReLU maps at stride 4{twins}, each {range_}; scores at scale 1"
         if 1.0 not in self.scales:
-            raise ConfigError(f"scales {self.scales} lack 1", "scale 1 among them: the image scores come from there")
+            raise ConfigError(
+                f"scales {self.scales} lack 1",
+                "scale 1 among them: the image scores come from there",
+            )
 
     def run(self, view_B3hw: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Map ``[B,K,h,w]`` and logits ``[B,K]``."""
@@ -166,20 +190,22 @@ class CamGraph(PixelGraph):
 class SegmenterGraph(PixelGraph):
     """Label map, image scores and confidence of a segmenter.
 
-    ``image uint8 [N,H,W,3]`` -> ``mask uint8 [N,H,W]`` in 0..K; ``scores float32 [N,K]``: the highest merged probability
-    of each foreground class, at the feature resolution of the largest scale; ``confidence uint8 [N,H,W]``: round(255 *
-    merged probability of the winning label).
+    ``image uint8 [N,H,W,3]`` -> ``mask uint8 [N,H,W]`` in 0..K; ``scores float32 [N,K]``: the
+    highest merged probability of each foreground class, at the feature resolution of the largest
+    scale; ``confidence uint8 [N,H,W]``: round(255 * merged probability of the winning label).
 
-    Every view's logits go bilinearly to (H, W) and through the soft-max (spec refine-segment 6.5); several views merge as
-    the **mean of their probabilities**, then arg-max: what ``trainer.segment.predict`` does. With one view the soft-max
-    is not needed for the arg-max, and only the winner's probability is computed.
+    Every view's logits go bilinearly to (H, W) and through the soft-max (spec refine-segment 6.5);
+    several views merge as the **mean of their probabilities**, then arg-max: what
+    ``trainer.segment.predict`` does. With one view the soft-max is not needed for the arg-max, and
+    only the winner's probability is computed.
 
     Args:
         segmenter: ``forward(images_B3hw) -> logits_BLhw`` at any stride.
         scales: factors of the image size.
         flip: also run the mirrored image.
         pixels: how values reach the network.
-        merge: ``logits`` takes the mean of the resized logits before the soft-max (spec refine-segment 7).
+        merge: ``logits`` takes the mean of the resized logits before the soft-max (spec
+            refine-segment 7).
         align_corners: how logits are resized to the image.
     """
 
@@ -201,7 +227,9 @@ class SegmenterGraph(PixelGraph):
     ) -> None:
         super().__init__(segmenter, scales, flip, pixels)
         self.merge, self.align_corners = merge, align_corners
-        mean = "soft-max of the mean logits" if merge == "logits" else "mean of soft-max probabilities"
+        mean = (
+            "soft-max of the mean logits" if merge == "logits" else "mean of soft-max probabilities"
+        )
         self.merging = f"bilinear to the image size, {mean}, arg-max"
 
     def run(self, view_B3hw: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -222,7 +250,8 @@ class SegmenterGraph(PixelGraph):
             views = []
             for x, scale in zip(logits, self.scales):
                 merged = self.merge_flip(x, count)
-                # The same value from all labels changes no soft-max, and no power can overflow then.
+                # The same value from all labels changes no soft-max, and no power can overflow
+                # then.
                 below = (merged - merged.amax(1, keepdim=True)) / count_views
                 views.append(self.to_image(planes_of(below), size, scale))
             planes = [add_up(list(same)) for same in zip(*views)]
@@ -235,8 +264,12 @@ class SegmenterGraph(PixelGraph):
             top_NHW = peak_NHW / count_views
         return mask_NHW, scores_NK, (top_NHW * 255).round().to(torch.uint8)
 
-    def to_image(self, logits: list[torch.Tensor], size: Sequence[int], scale: float) -> list[torch.Tensor]:
-        """Each of the logits ``[B,L,h,w]`` or ``[B,h,w]`` of one view at the size of the image; aligned ones have the view's."""
+    def to_image(
+        self, logits: list[torch.Tensor], size: Sequence[int], scale: float
+    ) -> list[torch.Tensor]:
+        """Each of the logits ``[B,L,h,w]`` or ``[B,h,w]`` of one view at the size of the image;
+        aligned ones have the view's.
+        """
         if self.align_corners:
             return logits if scale == 1 else [resize_aligned(x, size) for x in logits]
         height, width = logits[0].shape[-2:]
@@ -246,25 +279,32 @@ class SegmenterGraph(PixelGraph):
 
 
 def softmax(logits_BLhw: torch.Tensor) -> torch.Tensor:
-    """Soft-max over the labels, spelt out: onnxruntime's own transposes twice where the axis is not the last."""
+    """Soft-max over the labels, spelt out: onnxruntime's own transposes twice where the axis is not
+    the last.
+    """
     powers = (logits_BLhw - logits_BLhw.amax(1, keepdim=True)).exp()
     return powers / powers.sum(1, keepdim=True)
 
 
 def planes_of(maps_NLHW: torch.Tensor) -> list[torch.Tensor]:
-    """[N,H,W] of each label, each a Gather in the graph: OpenVINO takes ten times as long over a Split."""
+    """[N,H,W] of each label, each a Gather in the graph: OpenVINO takes ten times as long over a
+    Split.
+    """
     return [maps_NLHW[:, label] for label in range(maps_NLHW.shape[1])]
 
 
 def largest_of(planes: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Largest value of each pixel, and which plane has it (uint8; the first one of equals), of planes [N,H,W].
+    """Largest value of each pixel, and which plane has it (uint8; the first one of equals), of
+    planes [N,H,W].
 
-    One plane after another, each still in the cache: twice as fast in onnxruntime as reductions over an axis that is
-    not the last (bench/export_head.py).
+    One plane after another, each still in the cache: twice as fast in onnxruntime as reductions
+    over an axis that is not the last (bench/export_head.py).
     """
     peak_NHW, index_NHW = planes[0], torch.zeros_like(planes[0], dtype=torch.uint8)
     for number, plane in enumerate(planes[1:], 1):
-        index_NHW = torch.where(plane > peak_NHW, torch.tensor(number, dtype=torch.uint8), index_NHW)
+        index_NHW = torch.where(
+            plane > peak_NHW, torch.tensor(number, dtype=torch.uint8), index_NHW
+        )
         peak_NHW = torch.maximum(peak_NHW, plane)
     return peak_NHW, index_NHW
 
@@ -290,14 +330,18 @@ def resize_aligned(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 
 def bilinear_weights(old: int, new: int, like: torch.Tensor) -> torch.Tensor:
-    """Resampling matrix ``[new, old]`` of ``F.interpolate(mode="bilinear", align_corners=False)``."""
+    """Resampling matrix ``[new, old]`` of ``F.interpolate(mode="bilinear",
+    align_corners=False)``.
+    """
     weights = (1 - distances(old, new, 2 * new, like)).clamp_min(0)
     # Before the first and after the last of the old centres only the nearest one counts.
     return weights / weights.sum(1, keepdim=True)
 
 
 def resize_bicubic(pixels_N3HW: torch.Tensor, scale: float) -> torch.Tensor:
-    """Antialiased bicubic resize as Pillow's (a = -0.5), unrounded, of ``[N,3,H,W]`` to ``scaled_size`` of H and W."""
+    """Antialiased bicubic resize as Pillow's (a = -0.5), unrounded, of ``[N,3,H,W]`` to
+    ``scaled_size`` of H and W.
+    """
     height, width = pixels_N3HW.shape[2:]
     rows = bicubic_weights(height, scaled_size(height, scale), pixels_N3HW)
     columns = bicubic_weights(width, scaled_size(width, scale), pixels_N3HW)
@@ -305,14 +349,18 @@ def resize_bicubic(pixels_N3HW: torch.Tensor, scale: float) -> torch.Tensor:
 
 
 def scaled_size(size: int, scale: float) -> int:
-    """``round(size * scale)``, half to even as Python and NumPy do, in integer arithmetic that a graph can hold."""
+    """``round(size * scale)``, half to even as Python and NumPy do, in integer arithmetic that a
+    graph can hold.
+    """
     exact = Fraction(scale).limit_denominator(16)
     product, d = size * exact.numerator, exact.denominator
     return product if d == 1 else (2 * product + d - 1 + product // d % 2) // (2 * d)
 
 
 def bicubic_weights(old: int, new: int, like: torch.Tensor) -> torch.Tensor:
-    """Resampling matrix ``[new, old]`` of a cubic convolution filter (Keys 1981, a = -0.5) widened when it shrinks."""
+    """Resampling matrix ``[new, old]`` of a cubic convolution filter (Keys 1981, a = -0.5) widened
+    when it shrinks.
+    """
     d = distances(old, new, 2 * cast(int, torch.sym_max(old, new)), like)
     near = (1.5 * d - 2.5) * d * d + 1
     far = ((-0.5 * d + 2.5) * d - 4) * d + 2
@@ -322,10 +370,12 @@ def bicubic_weights(old: int, new: int, like: torch.Tensor) -> torch.Tensor:
 
 
 def distances(old: int, new: int, unit: int, like: torch.Tensor) -> torch.Tensor:
-    """``[new, old]``: how far the cells of two grids over one length are apart, from centre to centre.
+    """``[new, old]``: how far the cells of two grids over one length are apart, from centre to
+    centre.
 
-    The length has ``2 * old * new`` parts; the distance is counted in ``unit`` of them. It is a whole number of parts until the
-    last step: an engine that computes in bfloat16 would lose positions above 256, and with them the image.
+    The length has ``2 * old * new`` parts; the distance is counted in ``unit`` of them. It is a
+    whole number of parts until the last step: an engine that computes in bfloat16 would lose
+    positions above 256, and with them the image.
     """
     rows = 2 * torch.arange(new, dtype=torch.int32, device=like.device) + 1
     columns = 2 * torch.arange(old, dtype=torch.int32, device=like.device) + 1

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 class Part(nn.Module):
-    """One function as a module of its own, holding only the weights that it uses, so that it can be traced alone."""
+    """One function as a module of its own, holding only the weights that it uses, so that it can be
+    traced alone.
+    """
 
     def __init__(self, call: Callable[..., Any], net: nn.Module | None = None) -> None:
         super().__init__()
@@ -38,7 +40,8 @@ def to_onnx(graph: PixelGraph) -> onnx.ModelProto:
 
 
 def to_onnx_with_half(graph: PixelGraph) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """The graph, and the same with the network in float16: for engines that compute in the types of the graph.
+    """The graph, and the same with the network in float16: for engines that compute in the types of
+    the graph.
 
     Pixels, up-sampling, soft-max and arg-max stay in float32.
 
@@ -53,8 +56,9 @@ def to_onnx_with_half(graph: PixelGraph) -> tuple[onnx.ModelProto, onnx.ModelPro
 def traced_parts(graph: PixelGraph) -> tuple[onnx.ModelProto, onnx.ModelProto, onnx.ModelProto]:
     """What is done before the network, the network, and what is done after it, as ONNX.
 
-    The network is traced once, its batch norms folded by the exporter, and then wired in once a scale on shared weights.
-    Tracing the whole would take one network a scale (minutes), and shared weights would keep the batch norms unfolded.
+    The network is traced once, its batch norms folded by the exporter, and then wired in once a
+    scale on shared weights. Tracing the whole would take one network a scale (minutes), and shared
+    weights would keep the batch norms unfolded.
 
     Raises:
         ExportError: the network holds something that ONNX cannot say, or depends on the image size.
@@ -65,7 +69,10 @@ def traced_parts(graph: PixelGraph) -> tuple[onnx.ModelProto, onnx.ModelProto, o
     with torch.no_grad():
         views = graph.views(image)
         results = [graph.run(view) for view in views]
-        frees = [tuple({0: many, **dict.fromkeys(range(2, t.dim()), free)} for t in result) for result in results]
+        frees = [
+            tuple({0: many, **dict.fromkeys(range(2, t.dim()), free)} for t in result)
+            for result in results
+        ]
         image_free = dict.fromkeys(range(3), free)
         before = trace(Part(graph.views), (image,), (image_free,))
         net = trace(Part(graph.run, graph.net), (views[0],), ({0: free, 2: free, 3: free},))
@@ -95,7 +102,9 @@ def trace(part: Part, inputs: tuple[Any, ...], free: tuple[Any, ...]) -> onnx.Mo
 
     try:
         program = torch.export.export(part.eval(), inputs, dynamic_shapes=(free,))
-        traced = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, external_data=False)
+        traced = torch.onnx.export(
+            program, dynamo=True, opset_version=OPSET, verbose=False, external_data=False
+        )
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise ExportError(
@@ -120,7 +129,13 @@ def assembled(
     nodes = wired(before, "before", "", ["image"], [f"view{i}" for i in scales])
     for i in scales:
         nodes += wired(net, "net", str(i), [f"view{i}"], results[i])
-    nodes += wired(after, "after", "", ["image", *(r for result in results for r in result)], list(graph.outputs))
+    nodes += wired(
+        after,
+        "after",
+        "",
+        ["image", *(r for result in results for r in result)],
+        list(graph.outputs),
+    )
     types = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}
     value = helper.make_tensor_value_info
     outputs = [
@@ -152,11 +167,13 @@ def named(part: onnx.ModelProto, label: str) -> Iterable[onnx.TensorProto]:
         yield tensor
 
 
-def wired(part: onnx.ModelProto, label: str, copy: str, inputs: list[str], outputs: list[str]) -> list[onnx.NodeProto]:
+def wired(
+    part: onnx.ModelProto, label: str, copy: str, inputs: list[str], outputs: list[str]
+) -> list[onnx.NodeProto]:
     """The nodes of a part with its inputs and outputs on the given wires.
 
-    Weights are named after the part, everything else after the part and ``copy``. Traces of the source files that the
-    exporter notes beside every node are left out.
+    Weights are named after the part, everything else after the part and ``copy``. Traces of the
+    source files that the exporter notes beside every node are left out.
     """
     import onnx
 
@@ -170,8 +187,12 @@ def wired(part: onnx.ModelProto, label: str, copy: str, inputs: list[str], outpu
     nodes = []
     for node in part.graph.node:
         if any(a.HasField("g") or a.graphs for a in node.attribute):
-            raise ExportError(f"the network holds {node.op_type}, a branch or loop", "a plain chain of operators")
-        fresh = onnx.NodeProto(op_type=node.op_type, domain=node.domain, name=f"{label}{copy}/{node.name}")
+            raise ExportError(
+                f"the network holds {node.op_type}, a branch or loop", "a plain chain of operators"
+            )
+        fresh = onnx.NodeProto(
+            op_type=node.op_type, domain=node.domain, name=f"{label}{copy}/{node.name}"
+        )
         fresh.input.extend(map(rename, node.input))
         fresh.output.extend(map(rename, node.output))
         fresh.attribute.extend(node.attribute)

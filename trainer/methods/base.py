@@ -1,4 +1,6 @@
-"""What every method shares. A method is one file, found by its name: this file holds no list of them."""
+"""What every method shares. A method is one file, found by its name: this file holds no list of
+them.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +25,24 @@ SHARED = {"base", "mixing", "regularizers", "correlation", "pooling", "clusterin
 class Method(nn.Module):
     """Base of all methods: a classifier that yields class activation maps.
 
-    Shapes: B batch, K classes, C channels, H W image, h w map. Images are RGB, normalised with ImageNet statistics.
+    Shapes: B batch, K classes, C channels, H W image, h w map. Images are RGB, normalised with
+    ImageNet statistics.
     """
 
     segments: int = 0
-    """Super-pixels of each image that ``loss`` takes as a fourth argument, int64 ``[B,H,W]``; 0 where it takes none."""
+    """Super-pixels of each image that ``loss`` takes as a fourth argument, int64 ``[B,H,W]``; 0
+    where it takes none.
+    """
 
     subcategories: int = 0
-    """Width of the sub-category labels that ``loss`` takes as a fourth argument, 0/1 ``[B,S]``; 0 where it takes none."""
+    """Width of the sub-category labels that ``loss`` takes as a fourth argument, 0/1 ``[B,S]``; 0
+    where it takes none.
+    """
 
     released: Mapping[str, tuple[str, ...]] = {}
-    """Names that released checkpoints have for the heads; a head keeps its own name where none is given."""
+    """Names that released checkpoints have for the heads; a head keeps its own name where none is
+    given.
+    """
 
     unused: tuple[str, ...] = ()
     """Heads of released checkpoints that the maps do not need."""
@@ -47,8 +56,12 @@ class Method(nn.Module):
         """Maps ``[B,K,h,w] >= 0`` and image logits ``[B,K]`` of one pass. Traceable for export."""
         raise ConfigError(f"{type(self).__name__} yields no maps")
 
-    def loss(self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        """Weighted terms by name for images ``[B,3,H,W]`` and 0/1 tags ``[B,K]``; the loop sums them."""
+    def loss(
+        self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator
+    ) -> dict[str, torch.Tensor]:
+        """Weighted terms by name for images ``[B,3,H,W]`` and 0/1 tags ``[B,K]``; the loop sums
+        them.
+        """
         raise ConfigError(f"{type(self).__name__} has no loss")
 
     def cams(self, images: torch.Tensor) -> torch.Tensor:
@@ -59,10 +72,14 @@ class Method(nn.Module):
         """Image logits ``[B,K]``."""
         return self.cams_and_logits(images)[1]
 
-    def param_groups(self, lr: float, weight_decay: float, new_factor: float = 10.0) -> list[dict[str, Any]]:
-        """Optimiser groups (spec methods 4.3): backbone x1, new layers x10, biases twice that and undecayed.
+    def param_groups(
+        self, lr: float, weight_decay: float, new_factor: float = 10.0
+    ) -> list[dict[str, Any]]:
+        """Optimiser groups (spec methods 4.3): backbone x1, new layers x10, biases twice that and
+        undecayed.
 
-        Normalisation weights of the backbone that train (IRN's ResNet) decay as its other weights do.
+        Normalisation weights of the backbone that train (IRN's ResNet) decay as its other weights
+        do.
         """
         groups: list[dict[str, Any]] = []
         parts = {"backbone": (list(self.backbone.named_parameters()), 1.0)}
@@ -73,19 +90,37 @@ class Method(nn.Module):
             weights = [p for n, p in free if name == "backbone" or not n.endswith("bias")]
             biases = [p for n, p in free if name != "backbone" and n.endswith("bias")]
             if weights:
-                groups.append({"name": name, "params": weights, "lr": lr * factor, "weight_decay": weight_decay})
+                groups.append(
+                    {
+                        "name": name,
+                        "params": weights,
+                        "lr": lr * factor,
+                        "weight_decay": weight_decay,
+                    }
+                )
             if biases:
-                groups.append({"name": f"{name} bias", "params": biases, "lr": 2 * lr * factor, "weight_decay": 0.0})
+                groups.append(
+                    {
+                        "name": f"{name} bias",
+                        "params": biases,
+                        "lr": 2 * lr * factor,
+                        "weight_decay": 0.0,
+                    }
+                )
         return groups
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
-    """Half precision made float32, the rest as it is: losses of half-precision numbers would lose their last digits."""
+    """Half precision made float32, the rest as it is: losses of half-precision numbers would lose
+    their last digits.
+    """
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def full_precision(device: str) -> contextlib.AbstractContextManager[object]:
-    """Autocast off, where it is on: a context that does nothing leaves no trace in an exported graph."""
+    """Autocast off, where it is on: a context that does nothing leaves no trace in an exported
+    graph.
+    """
     if torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()
@@ -98,13 +133,16 @@ def method_names() -> list[str]:
 
 
 def method_module(name: str) -> ModuleType:
-    """The method's file: its class and ``Config``, and where it has them ``PROTOCOL``, ``PRESETS`` and ``TRAINING``.
+    """The method's file: its class and ``Config``, and where it has them ``PROTOCOL``, ``PRESETS``
+    and ``TRAINING``.
 
     Raises:
         ConfigError: no such method.
     """
     if name not in method_names():
-        raise ConfigError(f"there is no method {name!r}", nearest(name, method_names()), "wsss-trainer methods")
+        raise ConfigError(
+            f"there is no method {name!r}", nearest(name, method_names()), "wsss-trainer methods"
+        )
     return importlib.import_module(f"trainer.methods.{name}")
 
 

@@ -1,12 +1,14 @@
 """Class activation maps of a multi-label classifier: the baseline of every method.
 
-Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016, eq. 2, in the two forms that the
-weakly-supervised papers start from: ResNet-38 (Ahn and Kwak, CVPR 2018, "psa") and ResNet-50 (Ahn et al., CVPR 2019,
-"irn"); pooling heads of Ru et al., IJCAI 2021 ("VWE"). Spec methods 8 and 18.
+Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016, eq. 2, in the two
+forms that the weakly-supervised papers start from: ResNet-38 (Ahn and Kwak, CVPR 2018, "psa") and
+ResNet-50 (Ahn et al., CVPR 2019, "irn"); pooling heads of Ru et al., IJCAI 2021 ("VWE"). Spec
+methods 8 and 18.
 
 Training: f = backbone features, y = W pool(f), L = multi-label soft margin. Maps: M = ReLU(W f).
 
-Deviation: ``adapt_conv`` follows the text of the SC-CAM and Mixup-CAM papers; released code has no such layer.
+Deviation: ``adapt_conv`` follows the text of the SC-CAM and Mixup-CAM papers; released code has no
+such layer.
 """
 
 from __future__ import annotations
@@ -34,8 +36,10 @@ class Config:
     Attributes:
         pooling: ``gap`` average, ``gmp`` maximum, ``hspp`` hybrid spatial pyramid (spec 18).
         hspp_bins: ``floor`` as released, ``adaptive`` for maps of any size.
-        dropout: channel dropout before pooling; ``auto`` is 0.5 on ResNet-38 and 0 elsewhere, as published.
-        adapt_conv: channels of an extra 3x3 convolution + ReLU before pooling; 0 is none, as released.
+        dropout: channel dropout before pooling; ``auto`` is 0.5 on ResNet-38 and 0 elsewhere, as
+            published.
+        adapt_conv: channels of an extra 3x3 convolution + ReLU before pooling; 0 is none, as
+        released.
     """
 
     pooling: Pooling = "gap"
@@ -54,7 +58,11 @@ class Cam(Method):
         self.config = config
         channels = self.backbone.channels[self.backbone.top]
         resnet38 = self.backbone.top == "conv6"
-        self.adapt = nn.Conv2d(channels, config.adapt_conv, 3, padding=1, bias=False) if config.adapt_conv else None
+        self.adapt = (
+            nn.Conv2d(channels, config.adapt_conv, 3, padding=1, bias=False)
+            if config.adapt_conv
+            else None
+        )
         rate = (0.5 if resnet38 else 0.0) if config.dropout == "auto" else config.dropout
         self.dropout = nn.Dropout2d(rate)
         self.classifier = nn.Conv2d(config.adapt_conv or channels, num_classes, 1, bias=False)
@@ -73,7 +81,9 @@ class Cam(Method):
         return scores.flatten(1)
 
     def cams_and_logits(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See ``Method``. Scores of ``hspp`` come from average pooling here: its pyramid fails on maps under 4x4."""
+        """See ``Method``. Scores of ``hspp`` come from average pooling here: its pyramid fails on
+        maps under 4x4.
+        """
         f = self.features(images)
         maps: torch.Tensor = self.classifier(f)
         if self.config.pooling != "gmp":
@@ -85,6 +95,8 @@ class Cam(Method):
         """Image logits ``[B,K]``."""
         return self.logits(self.features(images))
 
-    def loss(self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    def loss(
+        self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator
+    ) -> dict[str, torch.Tensor]:
         """``cls``: multi-label soft margin loss (spec 6.1)."""
         return {"cls": F.multilabel_soft_margin_loss(at_least_float32(self(images)), tags)}

@@ -1,9 +1,12 @@
-"""Sub-categories of a class by clustering its images: k-means for SC-CAM, FINCH for Sub-category Teaching.
+"""Sub-categories of a class by clustering its images: k-means for SC-CAM, FINCH for Sub-category
+Teaching.
 
-SC-CAM: Chang et al., "Weakly-Supervised Semantic Segmentation via Sub-category Exploration", CVPR 2020 (spec methods
-12). FINCH: Sarfraz et al., "Efficient Parameter-free Clustering Using First Neighbor Relations", CVPR 2019 (spec 13).
+SC-CAM: Chang et al., "Weakly-Supervised Semantic Segmentation via Sub-category Exploration", CVPR
+2020 (spec methods 12). FINCH: Sarfraz et al., "Efficient Parameter-free Clustering Using First
+Neighbor Relations", CVPR 2019 (spec 13).
 
-Shapes: N images, D feature size, K classes, P partitions. Everything is numpy; CPU tensors are accepted.
+Shapes: N images, D feature size, K classes, P partitions. Everything is numpy; CPU tensors are
+accepted.
 """
 
 from __future__ import annotations
@@ -27,7 +30,10 @@ ROWS = 1024  # of a distance matrix at a time: 10,582 points need 43 MB, not 450
 
 
 def finch(
-    x_ND: npt.ArrayLike, metric: Metric = "cosine", early_exit: bool = True, required: int | None = None
+    x_ND: npt.ArrayLike,
+    metric: Metric = "cosine",
+    early_exit: bool = True,
+    required: int | None = None,
 ) -> tuple[Ints, Ints]:
     """Hierarchy of partitions by first neighbours, from fine to coarse.
 
@@ -35,44 +41,56 @@ def finch(
         x_ND: points ``[N,D]``, cast to float32.
         metric: ``cosine`` (1 - cos) or ``euclidean``.
         early_exit: after the first step, cut links longer than the longest of the first step.
-        required: number of clusters of the last partition: coarser ones are dropped, and the closest pair of cluster
-            means is merged, one pair at a time, until that many are left.
+        required: number of clusters of the last partition: coarser ones are dropped, and the
+            closest pair of cluster means is merged, one pair at a time, until that many are left.
 
     Returns:
         Cluster numbers ``int64 [N,P]`` and the number of clusters of each partition ``int64 [P]``.
 
     Raises:
-        ConfigError: for an unknown metric, no points, points that are not finite, or an impossible ``required``.
+        ConfigError: for an unknown metric, no points, points that are not finite, or an impossible
+        ``required``.
     """
     x = _matrix(x_ND, "points")
     if metric not in get_args(Metric):
         raise ConfigError(f"FINCH metric {metric!r}", "cosine or euclidean", 'metric="cosine"')
     if required is not None and not 1 <= required <= len(x):
         raise ConfigError(
-            f"{required} clusters of {len(x)} points", f"1 to {len(x)} clusters", "ask for fewer clusters"
+            f"{required} clusters of {len(x)} points",
+            f"1 to {len(x)} clusters",
+            "ask for fewer clusters",
         )
     if metric == "euclidean":
-        x = x - x.mean(axis=0, dtype=np.float64)  # and in float64: distances by products lose digits
+        x = x - x.mean(
+            axis=0, dtype=np.float64
+        )  # and in float64: distances by products lose digits
     partitions = _hierarchy(x, metric, early_exit)
     counts = [int(labels.max()) + 1 for labels in partitions]
     if required is not None:
         partitions = [labels for labels, count in zip(partitions, counts) if count >= required]
         counts = [count for count in counts if count >= required]
         if required not in counts:
-            partitions.append(_merge_closest(x, partitions[-1] if partitions else np.arange(len(x)), required, metric))
+            partitions.append(
+                _merge_closest(
+                    x, partitions[-1] if partitions else np.arange(len(x)), required, metric
+                )
+            )
             counts.append(required)
     return np.stack(partitions, axis=1), np.array(counts, np.int64)
 
 
-def finch_labels(features_ND: npt.ArrayLike, tags_NK: npt.ArrayLike, early_exit: bool = True) -> tuple[Labels, Ints]:
-    """Sub-category labels of Sub-category Teaching: the last FINCH partition of the images of each class.
+def finch_labels(
+    features_ND: npt.ArrayLike, tags_NK: npt.ArrayLike, early_exit: bool = True
+) -> tuple[Labels, Ints]:
+    """Sub-category labels of Sub-category Teaching: the last FINCH partition of the images of each
+    class.
 
-    A class with 1 or 2 images has one sub-category, a class without images none. Embeddings ``[N,D]``, 0/1 image labels
-    ``[N,K]``. ConfigError if they do not fit together.
+    A class with 1 or 2 images has one sub-category, a class without images none. Embeddings
+    ``[N,D]``, 0/1 image labels ``[N,K]``. ConfigError if they do not fit together.
 
     Returns:
-        0/1 labels ``float32 [N, sum K_c]``, one-hot within each class of the image and zero in the others, class after
-        class; and the number of sub-categories K_c of each class ``int64 [K]``.
+        0/1 labels ``float32 [N, sum K_c]``, one-hot within each class of the image and zero in the
+        others, class after class; and the number of sub-categories K_c of each class ``int64 [K]``.
     """
     features, tags = _features_and_tags(features_ND, tags_NK)
     blocks = []
@@ -84,11 +102,14 @@ def finch_labels(features_ND: npt.ArrayLike, tags_NK: npt.ArrayLike, early_exit:
     return np.concatenate(blocks, axis=1), np.array([block.shape[1] for block in blocks], np.int64)
 
 
-def subcategory_labels(features_ND: npt.ArrayLike, tags_NK: npt.ArrayLike, k: int, seed: int = 0) -> Labels:
+def subcategory_labels(
+    features_ND: npt.ArrayLike, tags_NK: npt.ArrayLike, k: int, seed: int = 0
+) -> Labels:
     """Sub-category labels of SC-CAM (spec methods 12.1): k-means on the images of each class.
 
-    An image of several classes takes part in several clusterings. A class with fewer than ``k`` images gives each its
-    own cluster and leaves the other columns zero; so does a class without images.
+    An image of several classes takes part in several clusterings. A class with fewer than ``k``
+    images gives each its own cluster and leaves the other columns zero; so does a class without
+    images.
 
     Args:
         features_ND: pooled features ``[N,D]``, not normalised.
@@ -110,10 +131,14 @@ def subcategory_labels(features_ND: npt.ArrayLike, tags_NK: npt.ArrayLike, k: in
     return np.concatenate(blocks, axis=1)
 
 
-def kmeans(x_ND: Floats, k: int, rng: np.random.Generator, starts: int = 10, max_iter: int = 300) -> Ints:
-    """Cluster numbers ``int64 [N]`` of the best of several Euclidean k-means runs; with N <= k, the point's own index.
+def kmeans(
+    x_ND: Floats, k: int, rng: np.random.Generator, starts: int = 10, max_iter: int = 300
+) -> Ints:
+    """Cluster numbers ``int64 [N]`` of the best of several Euclidean k-means runs; with N <= k, the
+    point's own index.
 
-    Runs until no point changes its cluster. An empty cluster gets the point farthest from its centre.
+    Runs until no point changes its cluster. An empty cluster gets the point farthest from its
+    centre.
 
     Args:
         x_ND: points ``float32 [N,D]``.
@@ -147,7 +172,9 @@ def kmeans(x_ND: Floats, k: int, rng: np.random.Generator, starts: int = 10, max
         active, nearest = active[changed], nearest[changed]
         if not len(active):
             break
-        members = (nearest[:, None, :] == np.arange(k)[:, None]).reshape(-1, count).astype(np.float32)
+        members = (
+            (nearest[:, None, :] == np.arange(k)[:, None]).reshape(-1, count).astype(np.float32)
+        )
         means = members @ x / members.sum(axis=1, keepdims=True)
         centres[active] = means.reshape(-1, k, x.shape[1])
     best: Ints = labels[inertia.argmin()]
@@ -155,7 +182,9 @@ def kmeans(x_ND: Floats, k: int, rng: np.random.Generator, starts: int = 10, max
 
 
 def _plus_plus(x: Floats, squares: Floats, k: int, starts: int, rng: np.random.Generator) -> Ints:
-    """Points ``[starts,k]`` to start from. Greedy k-means++ as in scikit-learn: the best of a few draws each time."""
+    """Points ``[starts,k]`` to start from. Greedy k-means++ as in scikit-learn: the best of a few
+    draws each time.
+    """
     trials = 2 + int(np.log(k))
     chosen = rng.integers(len(x), size=(starts, 1))
     closest = _squared_distances(x, squares, chosen[:, 0])
@@ -180,7 +209,9 @@ def _squared_distances(x: Floats, squares: Floats, indices: Ints) -> Floats:
 
 
 def _fill_empty(labels: Ints, distances: Floats, k: int) -> None:
-    """Give each empty cluster the farthest point of a cluster of two or more, in place. ``labels, distances [N]``."""
+    """Give each empty cluster the farthest point of a cluster of two or more, in place. ``labels,
+    distances [N]``.
+    """
     sizes = np.bincount(labels, minlength=k)
     for empty in np.flatnonzero(sizes == 0):
         farthest = np.where(sizes[labels] > 1, distances, -1).argmax()
@@ -215,7 +246,9 @@ def _hierarchy(x: Floats, metric: Metric, early_exit: bool) -> list[Ints]:
     return partitions
 
 
-def _short_links(points: Floats, nearest: Ints, metric: Metric, longest: float) -> tuple[Ints, Ints]:
+def _short_links(
+    points: Floats, nearest: Ints, metric: Metric, longest: float
+) -> tuple[Ints, Ints]:
     """Ends of the links that are no longer than ``longest``."""
     if longest == np.inf:
         return np.arange(len(points)), nearest
@@ -230,8 +263,8 @@ def _short_links(points: Floats, nearest: Ints, metric: Metric, longest: float) 
 def _links(points: Floats, nearest: Ints, metric: Metric) -> Iterator[tuple[Ints, Ints, Floats]]:
     """All linked pairs, as blocks (rows, columns, distance * multiplicity ``[rows,columns]``).
 
-    A point and all whose nearest neighbour it is are linked to each other, so the links are one clique a neighbour.
-    Mutual neighbours count twice.
+    A point and all whose nearest neighbour it is are linked to each other, so the links are one
+    clique a neighbour. Mutual neighbours count twice.
     """
     order = np.argsort(nearest, kind="stable")
     hubs, starts = np.unique(nearest[order], return_index=True)
@@ -276,7 +309,9 @@ def _distances(a: Floats, b: Floats, metric: Metric) -> Floats:
 
 
 def _neighbours(points: Floats, metric: Metric) -> tuple[Ints, Floats]:
-    """Nearest other point of each, ties to the lowest index, and its distance, both ``[N]``; itself if it is alone."""
+    """Nearest other point of each, ties to the lowest index, and its distance, both ``[N]``; itself
+    if it is alone.
+    """
     nearest = np.zeros(len(points), np.int64)
     distance = np.zeros(len(points))
     for start in range(0, len(points), ROWS):
@@ -296,7 +331,9 @@ def _means(x: Floats, labels: Ints, count: int) -> Floats:
 
 
 def _merge_closest(x: Floats, labels: Ints, required: int, metric: Metric) -> Ints:
-    """``labels [N]`` after merging the two clusters with the closest means until ``required`` are left."""
+    """``labels [N]`` after merging the two clusters with the closest means until ``required`` are
+    left.
+    """
     sizes = np.bincount(labels)
     means = _means(x, labels, len(sizes))
     points = _prepare(means, metric)
@@ -326,17 +363,25 @@ def _merge_closest(x: Floats, labels: Ints, required: int, metric: Metric) -> In
 def _matrix(x: npt.ArrayLike, what: str) -> Floats:
     matrix = np.asarray(x).astype(np.float32)
     if matrix.ndim != 2 or not len(matrix) or not np.isfinite(matrix).all():
-        found = f"{what} of shape {matrix.shape}" + ("" if np.isfinite(matrix).all() else " with NaN or infinity")
-        raise ConfigError(found, "finite numbers of shape [N,D], N >= 1", "check the model that made the features")
+        found = f"{what} of shape {matrix.shape}" + (
+            "" if np.isfinite(matrix).all() else " with NaN or infinity"
+        )
+        raise ConfigError(
+            found, "finite numbers of shape [N,D], N >= 1", "check the model that made the features"
+        )
     return matrix
 
 
-def _features_and_tags(features_ND: npt.ArrayLike, tags_NK: npt.ArrayLike) -> tuple[Floats, npt.NDArray[np.bool_]]:
+def _features_and_tags(
+    features_ND: npt.ArrayLike, tags_NK: npt.ArrayLike
+) -> tuple[Floats, npt.NDArray[np.bool_]]:
     features = _matrix(features_ND, "features")
     tags = np.asarray(tags_NK) != 0
     if tags.ndim != 2 or len(tags) != len(features) or not tags.shape[1]:
         raise ConfigError(
-            f"tags of shape {tags.shape}", f"[{len(features)},K], one row a feature", "pass both in order"
+            f"tags of shape {tags.shape}",
+            f"[{len(features)},K], one row a feature",
+            "pass both in order",
         )
     return features, tags
 

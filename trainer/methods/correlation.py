@@ -1,6 +1,8 @@
-"""Maps refined by how alike their cells are: PCM (Wang et al., "SEAM", CVPR 2020) and PRCM (Zhang et al., "CPN", ICCV 2021).
+"""Maps refined by how alike their cells are: PCM (Wang et al., "SEAM", CVPR 2020) and PRCM (Zhang
+et al., "CPN", ICCV 2021).
 
-Shapes: B images, K channels of the map with the background first, C feature channels, h w map, n = h w cells.
+Shapes: B images, K channels of the map with the background first, C feature channels, h w map, n =
+h w cells.
 """
 
 from __future__ import annotations
@@ -24,10 +26,14 @@ TAPS = (("conv4", "conv5"), ("stage2", "stage3"))
 
 
 def strongest_foreground(y_BKhw: torch.Tensor) -> torch.Tensor:
-    """At each pixel the largest foreground channels, ties kept, the others 0; background (channel 0) untouched."""
+    """At each pixel the largest foreground channels, ties kept, the others 0; background (channel
+    0) untouched.
+    """
     foreground = y_BKhw[:, 1:]
     strongest = foreground.amax(1, keepdim=True)
-    return torch.cat([y_BKhw[:, :1], foreground * (foreground == strongest).to(foreground.dtype)], 1)
+    return torch.cat(
+        [y_BKhw[:, :1], foreground * (foreground == strongest).to(foreground.dtype)], 1
+    )
 
 
 def with_background(y_BKhw: torch.Tensor) -> torch.Tensor:
@@ -37,10 +43,11 @@ def with_background(y_BKhw: torch.Tensor) -> torch.Tensor:
 
 
 def normalised_seed(cam_BKhw: torch.Tensor) -> torch.Tensor:
-    """Seed e of SEAM, ``[B,K,h,w]`` in 0..1 without gradient, of a class map before the ReLU (spec methods 14.1).
+    """Seed e of SEAM, ``[B,K,h,w]`` in 0..1 without gradient, of a class map before the ReLU (spec
+    methods 14.1).
 
-    With d = ReLU(cam): e = ReLU(d - 1e-5) / (max d + 1e-5), e_0 = 1 - max_c e_c; then each pixel keeps its largest
-    foreground channel only. Channel 0 of the map is not read.
+    With d = ReLU(cam): e = ReLU(d - 1e-5) / (max d + 1e-5), e_0 = 1 - max_c e_c; then each pixel
+    keeps its largest foreground channel only. Channel 0 of the map is not read.
     """
     d = F.relu(cam_BKhw.detach())
     e = F.relu(d - EPS) / (d.amax((2, 3), keepdim=True) + EPS)
@@ -48,12 +55,14 @@ def normalised_seed(cam_BKhw: torch.Tensor) -> torch.Tensor:
 
 
 def pixel_correlation(seed_BKhw: torch.Tensor, embedding_BChw: torch.Tensor) -> torch.Tensor:
-    """PCM: a map refined by the likeness of its cells, ``[B,K,h,w]`` (SEAM, eq. 6; spec methods 14.1).
+    """PCM: a map refined by the likeness of its cells, ``[B,K,h,w]`` (SEAM, eq. 6; spec methods
+    14.1).
 
     With theta the embedding over its norm at each cell and A = ReLU(theta^T theta), [n,n]:
     refined_j = sum_i e_i A_ij / (sum_i A_ij + 1e-5).
 
-    Deviation (D-PCM-1): the CPN paper prints a double sum as denominator; this is the released code of both papers.
+    Deviation (D-PCM-1): the CPN paper prints a double sum as denominator; this is the released code
+    of both papers.
 
     Args:
         seed_BKhw: e, see ``normalised_seed``.
@@ -83,21 +92,23 @@ def pixel_region_correlation(
     f10: Callable[[torch.Tensor], torch.Tensor],
     mode: RegionMode = "code",
 ) -> torch.Tensor:
-    """PRCM: weight P of each class at each cell, ``[B,K,h,w]``; the refined map is PCM + P e (spec methods 15.2).
+    """PRCM: weight P of each class at each cell, ``[B,K,h,w]``; the refined map is PCM + P e (spec
+    methods 15.2).
 
-    Z = class means of F, weighted by the spatial soft-max of e; key = ReLU(f10(Z)), query = ReLU(f9(F));
-    P = soft-max(scale key query).
+    Z = class means of F, weighted by the spatial soft-max of e; key = ReLU(f10(Z)), query =
+    ReLU(f9(F)); P = soft-max(scale key query).
 
-    Deviations of the released code from the paper: D-PRCM-1, the key ``[C',K]`` is read in memory order as ``[K,C']``;
-    D-PRCM-2, the soft-max runs over space, which the paper does not say.
+    Deviations of the released code from the paper: D-PRCM-1, the key ``[C',K]`` is read in memory
+    order as ``[K,C']``; D-PRCM-2, the soft-max runs over space, which the paper does not say.
 
     Args:
         seed_BKhw: e.
         features_BChw: F, what ``f9`` and ``f10`` take.
         f9: 1x1 convolution of the query, C to C' channels, the one of PCM.
         f10: 1x1 convolution of the key, C to C' channels.
-        mode: ``code`` as released, scale K^(-1/2); ``transposed`` the same with the key transposed, not re-read;
-            ``class_softmax`` transposed, scale C'^(-1/2), soft-max over classes at each cell.
+        mode: ``code`` as released, scale K^(-1/2); ``transposed`` the same with the key transposed,
+            not re-read; ``class_softmax`` transposed, scale C'^(-1/2), soft-max over classes at
+            each cell.
     """
     weights_BKn = seed_BKhw.flatten(2).softmax(2)
     z_BCK = torch.bmm(features_BChw.flatten(2), weights_BKn.transpose(1, 2))
@@ -116,13 +127,16 @@ class NetworkConfig:
     """Knobs that SEAM and CPN share.
 
     Attributes:
-        prcm: ``off`` is SEAM, ``on`` or ``code`` SEAM* as CPN's code has it; ``transposed`` and ``class_softmax`` are
-            readings of the paper.
-        min_pooling: adaptive min pooling of the refined maps, in the released code but not in the papers.
-        dropout: channel dropout before the head; ``auto`` is 0.5 on ResNet-38, as released, and 0 elsewhere.
+        prcm: ``off`` is SEAM, ``on`` or ``code`` SEAM* as CPN's code has it; ``transposed`` and
+            ``class_softmax`` are readings of the paper.
+        min_pooling: adaptive min pooling of the refined maps, in the released code but not in the
+            papers.
+        dropout: channel dropout before the head; ``auto`` is 0.5 on ResNet-38, as released, and 0
+            elsewhere.
         ohem: share of the hardest pixels that the cross regularisation counts.
-        loss_stride: the losses compare maps of one cell for so many pixels of the view; 1 is published. ``auto`` is 1 on
-            ResNet-38 and 4 elsewhere, where maps at full size cost more than a small network.
+        loss_stride: the losses compare maps of one cell for so many pixels of the view; 1 is
+            published. ``auto`` is 1 on ResNet-38 and 4 elsewhere, where maps at full size cost more
+            than a small network.
     """
 
     prcm: Literal["off", "on", "code", "transposed", "class_softmax"] = "off"
@@ -139,7 +153,9 @@ class NetworkConfig:
 
 
 class Correlated(Method):
-    """The network of SEAM and CPN: a classifier whose maps go through pixel correlation; heads are named as released."""
+    """The network of SEAM and CPN: a classifier whose maps go through pixel correlation; heads are
+    named as released.
+    """
 
     config: NetworkConfig
 
@@ -152,7 +168,9 @@ class Correlated(Method):
         resnet38 = backbone.top == "conv6"
         rate = (0.5 if resnet38 else 0.0) if config.dropout == "auto" else config.dropout
         self.dropout = nn.Dropout2d(rate)
-        self.loss_stride = (1 if resnet38 else 4) if config.loss_stride == "auto" else config.loss_stride
+        self.loss_stride = (
+            (1 if resnet38 else 4) if config.loss_stride == "auto" else config.loss_stride
+        )
         self.fc8 = nn.Conv2d(top, num_classes + 1, 1, bias=False)
         self.f8_3 = nn.Conv2d(low, 64, 1, bias=False)
         self.f8_4 = nn.Conv2d(high, 128, 1, bias=False)
@@ -166,18 +184,28 @@ class Correlated(Method):
             nn.init.xavier_uniform_(self.f10.weight, gain=4)
 
     def maps(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Class map before the ReLU, and refined map >= 0, both ``[B,K+1,h,w]`` with the background first."""
+        """Class map before the ReLU, and refined map >= 0, both ``[B,K+1,h,w]`` with the background
+        first.
+        """
         features = self.backbone(images)
         with full_precision(images.device.type):
             # Low precision ties pixels and classes that the seed and the loss compare for equality.
-            top, low, high = (at_least_float32(features[name]) for name in (self.backbone.top, *self.taps))
+            top, low, high = (
+                at_least_float32(features[name]) for name in (self.backbone.top, *self.taps)
+            )
             cam: torch.Tensor = self.fc8(self.dropout(top))
             return cam, self.refine(cam, at_least_float32(images), low.detach(), high.detach())
 
     def refine(
-        self, cam: torch.Tensor, images: torch.Tensor, low_BChw: torch.Tensor, high_BChw: torch.Tensor
+        self,
+        cam: torch.Tensor,
+        images: torch.Tensor,
+        low_BChw: torch.Tensor,
+        high_BChw: torch.Tensor,
     ) -> torch.Tensor:
-        """Refined map of a class map and the tapped features; its gradient reaches ``f8_3``, ``f8_4``, ``f9``, ``f10``."""
+        """Refined map of a class map and the tapped features; its gradient reaches ``f8_3``,
+        ``f8_4``, ``f9``, ``f10``.
+        """
         strides = self.backbone.strides
         size = (cam.shape[2], cam.shape[3])
         inputs = [resized(images, size)]
@@ -193,14 +221,17 @@ class Correlated(Method):
         return refined + pixel_region_correlation(seed, joined, self.f9, self.f10, mode) * seed
 
     def cams_and_logits(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See ``Method``: the refined maps without the background, and the average of the class map."""
+        """See ``Method``: the refined maps without the background, and the average of the class
+        map.
+        """
         cam, refined = self.maps(images)
         return refined[:, 1:], gap(cam[:, 1:])
 
     def compared(
         self, images: torch.Tensor, channels_BP: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits ``[B,K]`` of a view, and its class map and refined map as losses compare them, ``[B,P,H',W']``.
+        """Logits ``[B,K]`` of a view, and its class map and refined map as losses compare them,
+        ``[B,P,H',W']``.
 
         Only the channels of present classes are ever compared, so only they are made large.
         """
@@ -217,7 +248,9 @@ def classification(logits: Sequence[torch.Tensor], tags: torch.Tensor) -> torch.
 
 
 def present_channels(tags_BK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Channels of background and present classes, ``int64 [B,P+1]``, and 1 or, where an image has fewer, 0 for each."""
+    """Channels of background and present classes, ``int64 [B,P+1]``, and 1 or, where an image has
+    fewer, 0 for each.
+    """
     most = max(1, int(tags_BK.sum(1).max()))
     label, classes = tags_BK.topk(most, dim=1)
     return F.pad(classes + 1, (1, 0), value=0), F.pad(label, (1, 0), value=1.0)
@@ -228,7 +261,9 @@ def select(x_BChw: torch.Tensor, channels_BP: torch.Tensor) -> torch.Tensor:
     return x_BChw.gather(1, channels_BP[:, :, None, None].expand(-1, -1, *x_BChw.shape[2:]))
 
 
-def hardest(difference_BChw: torch.Tensor, share: float, channels: int | None = None) -> torch.Tensor:
+def hardest(
+    difference_BChw: torch.Tensor, share: float, channels: int | None = None
+) -> torch.Tensor:
     """Mean over the batch of the largest ``share`` of each image's absolute entries, at least one.
 
     ``channels`` is how many there would be with those left out, which are 0 throughout.
@@ -270,4 +305,7 @@ def taps_of(backbone: Backbone) -> tuple[str, str]:
         if all(tap in backbone.channels for tap in taps):
             return taps
     known = " or ".join(f"{low} and {high}" for low, high in TAPS)
-    raise ConfigError(f"seam finds no features to correlate in {type(backbone).__name__}", f"a backbone with {known}")
+    raise ConfigError(
+        f"seam finds no features to correlate in {type(backbone).__name__}",
+        f"a backbone with {known}",
+    )

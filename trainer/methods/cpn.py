@@ -1,13 +1,16 @@
 """Class activation maps whose two halves, seen through complementary masks, add up to the whole.
 
-Zhang et al., "Complementary Patch for Weakly Supervised Semantic Segmentation" ("CPN"), ICCV 2021. Spec methods 16.
+Zhang et al., "Complementary Patch for Weakly Supervised Semantic Segmentation" ("CPN"), ICCV 2021.
+Spec methods 16.
 
-An image I and a mask S make the pair I_h = I S and I_h' = I (1 - S); lam is the visible share of I_h. Three passes through
-the network of SEAM*, then L = L_cls + R + L_TCP + L_CPCR on maps scaled by their share, see ``cpn_loss``.
+An image I and a mask S make the pair I_h = I S and I_h' = I (1 - S); lam is the visible share of
+I_h. Three passes through the network of SEAM*, then L = L_cls + R + L_TCP + L_CPCR on maps scaled
+by their share, see ``cpn_loss``.
 
-Deviations: D-CPN-1 (R, in the released code only), 2 (gradient of the pair) and 3 (one-hot) are knobs that default to the
-code; 4 (sides of the grid) and 5 (super-pixels) default to the paper. Super-pixels are made once a photograph instead of once
-a crop, see ``trainer.data.superpixels``; padding is no super-pixel.
+Deviations: D-CPN-1 (R, in the released code only), 2 (gradient of the pair) and 3 (one-hot) are
+knobs that default to the code; 4 (sides of the grid) and 5 (super-pixels) default to the paper.
+Super-pixels are made once a photograph instead of once a crop, see ``trainer.data.superpixels``;
+padding is no super-pixel.
 """
 
 from __future__ import annotations
@@ -36,7 +39,9 @@ from trainer.methods.regularizers import adaptive_min_pooling, normalise_cam
 from trainer.nets.backbone import Backbone
 
 PROTOCOL = "seam"
-TRAINING: dict[str, dict[str, Any]] = {"psa": {"lr": 0.01, "batch": 4, "epochs": 8, "resize": (448, 768)}}
+TRAINING: dict[str, dict[str, Any]] = {
+    "psa": {"lr": 0.01, "batch": 4, "epochs": 8, "resize": (448, 768)}
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "code": {"method.grid": (224, 448), "method.segments": 300, "method.draw": "replacement"},
     "paper": {
@@ -58,10 +63,12 @@ class Config(NetworkConfig):
         patches: what is hidden as a whole: cells of a ``grid`` or ``superpixel``.
         grid: sides of the cells in pixels of the crop; each image draws one.
         segments: super-pixels asked for in each photograph, 2 to 10000.
-        draw: of hidden super-pixels: each with probability 0.5 (``independent``), or as released half as many draws as
-            there are, with ``replacement``, which hides 39 % of them.
-        detach_pair: no gradient through the pair's refined maps in ``tcp_refined``, as in the paper.
-        onehot: in ``cpcr`` keep the largest channel of each pixel of the difference, in the released code only.
+        draw: of hidden super-pixels: each with probability 0.5 (``independent``), or as released
+            half as many draws as there are, with ``replacement``, which hides 39 % of them.
+        detach_pair: no gradient through the pair's refined maps in ``tcp_refined``, as in the
+            paper.
+        onehot: in ``cpcr`` keep the largest channel of each pixel of the difference, in the
+        released code only.
     """
 
     patches: Literal["grid", "superpixel"] = "grid"
@@ -90,7 +97,11 @@ class Cpn(Correlated):
         self.segments = config.segments if config.patches == "superpixel" else 0
 
     def loss(
-        self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator, segments: torch.Tensor | None = None
+        self,
+        images: torch.Tensor,
+        tags: torch.Tensor,
+        rng: np.random.Generator,
+        segments: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Terms of ``cpn_loss``.
 
@@ -98,7 +109,8 @@ class Cpn(Correlated):
             images: ``[B,3,H,W]``.
             tags: 0/1 ``[B,K]``.
             rng: draws the masks.
-            segments: for super-pixels, their ids from 1 on, int64 ``[B,H,W]``, 0 where there is none.
+            segments: for super-pixels, their ids from 1 on, int64 ``[B,H,W]``, 0 where there is
+            none.
         """
         knobs, size = self.config, (images.shape[2], images.shape[3])
         if knobs.patches == "grid":
@@ -109,27 +121,43 @@ class Cpn(Correlated):
             raise ConfigError("no super-pixels", "segments of every image for patches=superpixel")
         else:
             counts = segments.amax((1, 2)).tolist()
-            mask, lam = segment_masks(segments, [hidden_segments(n, knobs.draw, rng) for n in counts])
+            mask, lam = segment_masks(
+                segments, [hidden_segments(n, knobs.draw, rng) for n in counts]
+            )
             mask, lam = mask.to(images), lam.to(images)
         mask = mask[:, None]
         channels, label = present_channels(tags)
-        views = [self.compared(view, channels) for view in (images, images * mask, images * (1 - mask))]
+        views = [
+            self.compared(view, channels) for view in (images, images * mask, images * (1 - mask))
+        ]
         maps = [(cam, refined) for _, cam, refined in views]
         terms = complement(
-            maps, lam, label, self.num_classes, knobs.min_pooling, knobs.detach_pair, knobs.onehot, knobs.ohem
+            maps,
+            lam,
+            label,
+            self.num_classes,
+            knobs.min_pooling,
+            knobs.detach_pair,
+            knobs.onehot,
+            knobs.ohem,
         )
         return {"cls": classification([logits for logits, _, _ in views], tags), **terms}
 
 
 def cpn_loss(
-    maps: list[tuple[torch.Tensor, torch.Tensor]], lam: torch.Tensor, tags: torch.Tensor,
-    min_pooling: bool = True, detach_pair: bool = False, onehot: bool = True, ohem: float = 0.2,
-) -> dict[str, torch.Tensor]:  # fmt: skip
+    maps: list[tuple[torch.Tensor, torch.Tensor]],
+    lam: torch.Tensor,
+    tags: torch.Tensor,
+    min_pooling: bool = True,
+    detach_pair: bool = False,
+    onehot: bool = True,
+    ohem: float = 0.2,
+) -> dict[str, torch.Tensor]:
     """Terms of CPN's loss (spec methods 16.3): their sum is L.
 
     Args:
-        maps: class map before the ReLU and refined map, ``[B,K+1,H,W]`` with the background first, of the image, of its
-            visible part I_h and of the rest.
+        maps: class map before the ReLU and refined map, ``[B,K+1,H,W]`` with the background first,
+            of the image, of its visible part I_h and of the rest.
         lam: visible share of I_h, ``[B]``.
         tags: 0/1 ``[B,K]``.
         min_pooling: with the term ``min``.
@@ -144,10 +172,17 @@ def cpn_loss(
 
 
 def complement(
-    maps: list[tuple[torch.Tensor, torch.Tensor]], lam: torch.Tensor, label: torch.Tensor, num_classes: int,
-    min_pooling: bool, detach_pair: bool, onehot: bool, ohem: float,
-) -> dict[str, torch.Tensor]:  # fmt: skip
-    """Terms but ``cls`` of ``cpn_loss`` from the channels ``[B,P+1,H,W]`` of present classes, see ``present_channels``.
+    maps: list[tuple[torch.Tensor, torch.Tensor]],
+    lam: torch.Tensor,
+    label: torch.Tensor,
+    num_classes: int,
+    min_pooling: bool,
+    detach_pair: bool,
+    onehot: bool,
+    ohem: float,
+) -> dict[str, torch.Tensor]:
+    """Terms but ``cls`` of ``cpn_loss`` from the channels ``[B,P+1,H,W]`` of present classes, see
+    ``present_channels``.
 
     Exact: those of absent classes are 0 throughout, but they count in the means.
     """
@@ -175,7 +210,8 @@ def complement(
 def strongest(y_BChw: torch.Tensor, absent: bool) -> torch.Tensor:
     """At each pixel the largest channel, the background too, ties kept; the others 0.
 
-    With ``absent`` there are more channels, left out since they are 0: none of the given is kept where all are below.
+    With ``absent`` there are more channels, left out since they are 0: none of the given is kept
+    where all are below.
     """
     highest = y_BChw.amax(1, keepdim=True)
     highest = highest.clamp(min=0) if absent else highest
@@ -223,8 +259,11 @@ def hidden_segments(count: int, draw: Draw, rng: np.random.Generator) -> npt.NDA
     return hidden
 
 
-def segment_masks(segments_BHW: torch.Tensor, hidden: list[npt.NDArray[np.bool_]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Masks ``[B,H,W]``, 1 where visible, and lam ``[B]``, the share of visible pixels among those of super-pixels.
+def segment_masks(
+    segments_BHW: torch.Tensor, hidden: list[npt.NDArray[np.bool_]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masks ``[B,H,W]``, 1 where visible, and lam ``[B]``, the share of visible pixels among those
+    of super-pixels.
 
     Args:
         segments_BHW: ids, int64.

@@ -1,12 +1,13 @@
 """FMix-CAM: Mixup-CAM with two images joined by a random mask of low frequency instead of blended.
 
-Valerio, Vincent and Audebert's study "mva-wsss" (MVA 2021) with the masks of Harris et al., "FMix: Enhancing Mixed
-Sample Data Augmentation", 2020. Spec methods 10.
+Valerio, Vincent and Audebert's study "mva-wsss" (MVA 2021) with the masks of Harris et al., "FMix:
+Enhancing Mixed Sample Data Augmentation", 2020. Spec methods 10.
 
-Training: I' = S I + (1-S) I[perm], Y' = lam Y + (1-lam) Y[perm], lam ~ Beta(1, 1), S in {0,1}^{HxW} of share lam, one
-mask, permutation and lam a batch; the loss of Mixup-CAM. Maps: those of ``cam``.
+Training: I' = S I + (1-S) I[perm], Y' = lam Y + (1-lam) Y[perm], lam ~ Beta(1, 1), S in {0,1}^{HxW}
+of share lam, one mask, permutation and lam a batch; the loss of Mixup-CAM. Maps: those of ``cam``.
 
-Deviation: random numbers come from the run's generator, not from numpy's global one; masks have the same distribution.
+Deviation: random numbers come from the run's generator, not from numpy's global one; masks have the
+same distribution.
 """
 
 from __future__ import annotations
@@ -43,10 +44,13 @@ class Config(MixingConfig):
     """Knobs of ``fmix_cam``, besides those of ``MixingConfig``; ``per_sample`` must stay off.
 
     Attributes:
-        mask: ``reference`` draws the masks that FMix's code draws, ``isotropic`` those of its paper (D-FMIX-1).
+        mask: ``reference`` draws the masks that FMix's code draws, ``isotropic`` those of its paper
+            (D-FMIX-1).
         decay: power by which the mask's spectrum falls.
-        softness: share of pixels on either side of the mask's border that are blended; 0 as published.
-        lam_from_mask: labels are mixed by the mask's own share of ones instead of by the lam that was drawn.
+        softness: share of pixels on either side of the mask's border that are blended; 0 as
+            published.
+        lam_from_mask: labels are mixed by the mask's own share of ones instead of by the lam that
+        was drawn.
     """
 
     alpha: float = 1.0
@@ -60,7 +64,10 @@ class Config(MixingConfig):
         if self.per_sample:
             raise ConfigError("per_sample=on with fmix_cam", "per_sample=off: one mask a batch")
         if not 0 <= self.softness < 0.5 or self.decay < 0:
-            raise ConfigError(f"softness={self.softness} decay={self.decay}", "softness in 0..0.5, decay of 0 or more")
+            raise ConfigError(
+                f"softness={self.softness} decay={self.decay}",
+                "softness in 0..0.5, decay of 0 or more",
+            )
 
 
 class FmixCam(MixedCam):
@@ -68,7 +75,9 @@ class FmixCam(MixedCam):
 
     config: Config
 
-    def loss(self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    def loss(
+        self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator
+    ) -> dict[str, torch.Tensor]:
         """``cls``, ``ent``, ``con`` of the mixed batch."""
         mixture = draw(images, self.config.alpha, False, rng)
         lam = float(mixture.lam[0])

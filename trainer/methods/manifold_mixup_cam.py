@@ -2,11 +2,12 @@
 
 The study "mva-wsss" (MVA 2021) after Verma et al., "Manifold Mixup", ICML 2019. Spec methods 11.
 
-Training: a depth is drawn for each batch; there f <- lam f + (1-lam) f[perm], labels likewise, lam ~ Beta(0.2, 0.2); the
-loss of Mixup-CAM on what comes out. Maps: those of ``cam``.
+Training: a depth is drawn for each batch; there f <- lam f + (1-lam) f[perm], labels likewise, lam
+~ Beta(0.2, 0.2); the loss of Mixup-CAM on what comes out. Maps: those of ``cam``.
 
-Depths: the image and the raw outputs of b2_2, b3_2, b4_5, b5_2, b6 of ResNet-38; the image and stages 1 to 3 of the other
-backbones. Deviation: none known; the study describes two batches and its code, like this, permutes one.
+Depths: the image and the raw outputs of b2_2, b3_2, b4_5, b5_2, b6 of ResNet-38; the image and
+stages 1 to 3 of the other backbones. Deviation: none known; the study describes two batches and its
+code, like this, permutes one.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class Config(MixingConfig):
     """Knobs of ``manifold_mixup_cam``, besides those of ``MixingConfig``.
 
     Attributes:
-        eligible: depths to draw from: ``all``, or the ``original`` three of manifold mixup: the image and the two
-            shallowest others (D-MAN-1).
+        eligible: depths to draw from: ``all``, or the ``original`` three of manifold mixup: the
+            image and the two shallowest others (D-MAN-1).
     """
 
     eligible: Literal["all", "original"] = "all"
@@ -53,7 +54,9 @@ class ManifoldMixupCam(MixedCam):
         names = depths(backbone)
         self.depths = names[:3] if config.eligible == "original" else names
 
-    def loss(self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    def loss(
+        self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator
+    ) -> dict[str, torch.Tensor]:
         """``cls``, ``ent``, ``con`` of the batch mixed at a random depth."""
         depth = self.depths[int(rng.integers(len(self.depths)))]
         mixture = draw(images, self.config.alpha, self.config.per_sample, rng)
@@ -63,11 +66,16 @@ class ManifoldMixupCam(MixedCam):
         """Deepest features ``[B,C,h,w]`` of a pass that mixes the batch at ``depth``."""
         if depth == "image":
             return self.features(mixture.maps(images))
-        # The output of b6 is only seen as the input of b7: the network calls the parts of b6 one by one.
+        # The output of b6 is only seen as the input of b7: the network calls the parts of b6 one by
+        # one.
         if depth == "b6":
-            handle = self.backbone.get_submodule("b7").register_forward_pre_hook(lambda _, x: (mixture.maps(x[0]),))
+            handle = self.backbone.get_submodule("b7").register_forward_pre_hook(
+                lambda _, x: (mixture.maps(x[0]),)
+            )
         else:
-            handle = last_module(self.backbone, depth).register_forward_hook(lambda _, x, y: mixture.maps(y))
+            handle = last_module(self.backbone, depth).register_forward_hook(
+                lambda _, x, y: mixture.maps(y)
+            )
         try:
             return self.features(images)
         finally:
@@ -84,9 +92,15 @@ def depths(backbone: Backbone) -> list[str]:
         return ["image", "b2_2", "b3_2", "b4_5", "b5_2", "b6"]
     if isinstance(backbone, StagedBackbone):
         return ["image", *list(backbone.channels)[:-1]]
-    raise ConfigError(f"{type(backbone).__name__} has no depths to mix at", "resnet38, or a backbone of stages")
+    raise ConfigError(
+        f"{type(backbone).__name__} has no depths to mix at", "resnet38, or a backbone of stages"
+    )
 
 
 def last_module(backbone: Backbone, depth: str) -> nn.Module:
     """The module whose output is the feature map at ``depth``."""
-    return backbone.stages()[depth][-1] if isinstance(backbone, StagedBackbone) else backbone.get_submodule(depth)
+    return (
+        backbone.stages()[depth][-1]
+        if isinstance(backbone, StagedBackbone)
+        else backbone.get_submodule(depth)
+    )

@@ -1,6 +1,7 @@
 """Mixing the images of a batch, and what the three mixing methods do with the result.
 
-mixup: Zhang et al., ICLR 2018. FMix masks: Harris et al., 2020. Losses: Chang et al., "Mixup-CAM", BMVC 2020.
+mixup: Zhang et al., ICLR 2018. FMix masks: Harris et al., 2020. Losses: Chang et al., "Mixup-CAM",
+BMVC 2020.
 """
 
 from __future__ import annotations
@@ -18,14 +19,22 @@ from trainer.errors import ConfigError
 from trainer.methods.base import at_least_float32
 from trainer.methods.cam import Cam
 from trainer.methods.cam import Config as CamConfig
-from trainer.methods.regularizers import CamMap, Coords, bernoulli_entropy, concentration, prediction_entropy
+from trainer.methods.regularizers import (
+    CamMap,
+    Coords,
+    bernoulli_entropy,
+    concentration,
+    prediction_entropy,
+)
 
 Field = npt.NDArray[np.float64]
 Mode = Literal["reference", "isotropic"]
 
 
 def mix(x: torch.Tensor, lam: torch.Tensor | float, perm: torch.Tensor) -> torch.Tensor:
-    """``lam * x + (1 - lam) * x[perm]`` along the batch; ``lam`` is a number, or broadcasts against ``x``."""
+    """``lam * x + (1 - lam) * x[perm]`` along the batch; ``lam`` is a number, or broadcasts against
+    ``x``.
+    """
     return lam * x + (1 - lam) * x[perm]
 
 
@@ -50,8 +59,12 @@ class Mixture:
         return mix(x_BChw, self.lam.to(x_BChw.dtype)[:, None, None, None], self.perm)
 
 
-def draw(images_B3HW: torch.Tensor, alpha: float, per_sample: bool, rng: np.random.Generator) -> Mixture:
-    """A random permutation of the batch, and lam ~ Beta(alpha, alpha), one a batch or one a sample."""
+def draw(
+    images_B3HW: torch.Tensor, alpha: float, per_sample: bool, rng: np.random.Generator
+) -> Mixture:
+    """A random permutation of the batch, and lam ~ Beta(alpha, alpha), one a batch or one a
+    sample.
+    """
     count = len(images_B3HW)
     lam = rng.beta(alpha, alpha, count if per_sample else None)
     shares = torch.as_tensor(np.broadcast_to(lam, count).copy(), dtype=images_B3HW.dtype)
@@ -66,13 +79,17 @@ class MixingConfig(CamConfig):
     Attributes:
         alpha: of Beta(alpha, alpha), from which the share lam is drawn.
         per_sample: one lam a sample instead of one a batch.
-        w_ent: weight of the entropy term. 0.02 in the paper's implementation section, 0.2 in another place.
+        w_ent: weight of the entropy term. 0.02 in the paper's implementation section, 0.2 in
+            another place.
         w_con: weight of the concentration term.
-        entropy: reading of the entropy term: ``per_image``, ``per_pixel_max``, ``image_level``, ``mva`` (of single
-            sigmoids), or ``mva_bug``, which is MVA's and a constant: it looks at the labels.
-        coords: of the concentration: ``cells`` as printed, or ``normalised`` to [-1, 1) as in SCOPS and MVA.
+        entropy: reading of the entropy term: ``per_image``, ``per_pixel_max``, ``image_level``,
+            ``mva`` (of single sigmoids), or ``mva_bug``, which is MVA's and a constant: it looks at
+            the labels.
+        coords: of the concentration: ``cells`` as printed, or ``normalised`` to [-1, 1) as in SCOPS
+            and MVA.
         cam_map: of the concentration: ``relu``, or ``class_softmax`` as in MVA.
-        con_weights: of the concentration: ``mixed`` weighs a class by its mixed label, ``present`` all alike.
+        con_weights: of the concentration: ``mixed`` weighs a class by its mixed label, ``present``
+        all alike.
     """
 
     alpha: float = 0.2
@@ -87,19 +104,27 @@ class MixingConfig(CamConfig):
     def __post_init__(self) -> None:
         if self.alpha <= 0 or self.w_ent < 0 or self.w_con < 0:
             raise ConfigError(
-                f"alpha={self.alpha} w_ent={self.w_ent} w_con={self.w_con}", "alpha above 0, weights of 0 or more"
+                f"alpha={self.alpha} w_ent={self.w_ent} w_con={self.w_con}",
+                "alpha above 0, weights of 0 or more",
             )
 
 
 class MixedCam(Cam):
-    """``cam`` with the loss of a mixed batch. A method mixes images or features and hands over what came out."""
+    """``cam`` with the loss of a mixed batch. A method mixes images or features and hands over what
+    came out.
+    """
 
     config: MixingConfig
 
     def mixed_loss(self, f_BChw: torch.Tensor, tags_BK: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Terms ``cls``, ``ent``, ``con`` for the features of a mixed batch and its mixed labels (spec methods 9.1)."""
+        """Terms ``cls``, ``ent``, ``con`` for the features of a mixed batch and its mixed labels
+        (spec methods 9.1).
+        """
         config = self.config
-        maps, logits = at_least_float32(self.classifier(f_BChw)), at_least_float32(self.logits(f_BChw))
+        maps, logits = (
+            at_least_float32(self.classifier(f_BChw)),
+            at_least_float32(self.logits(f_BChw)),
+        )
         terms = {"cls": F.multilabel_soft_margin_loss(logits, tags_BK)}
         if config.w_ent:
             if config.entropy == "mva":
@@ -111,12 +136,16 @@ class MixedCam(Cam):
             terms["ent"] = config.w_ent * entropy
         if config.w_con:
             weights = tags_BK if config.con_weights == "mixed" else (tags_BK > 0).to(tags_BK.dtype)
-            terms["con"] = config.w_con * concentration(maps, weights, config.coords, config.cam_map)
+            terms["con"] = config.w_con * concentration(
+                maps, weights, config.coords, config.cam_map
+            )
         return terms
 
 
 SC_CAM_TRAINING: dict[str, Any] = {"lr": 0.01, "crop": 224, "epochs": 61}
-"""The released training of SC-CAM on ResNet-38: same authors, same wording as Mixup-CAM's (D-MIX-7)."""
+"""The released training of SC-CAM on ResNet-38: same authors, same wording as Mixup-CAM's
+(D-MIX-7).
+"""
 MVA_KNOBS: dict[str, Any] = {
     "method.entropy": "mva",
     "method.coords": "normalised",
@@ -129,13 +158,15 @@ MVA_KNOBS: dict[str, Any] = {
 
 
 def low_frequency_field(shape: tuple[int, int], decay: float, mode: Mode, rng: Any) -> Field:
-    """Random field ``float64 [H,W]`` in 0..1 whose spectrum falls as 1 / f^decay (spec methods 10.2, 10.3).
+    """Random field ``float64 [H,W]`` in 0..1 whose spectrum falls as 1 / f^decay (spec methods
+    10.2, 10.3).
 
     Args:
         shape: (height, width), 2 or more each.
         decay: power.
-        mode: ``isotropic`` is the FMix paper's; ``reference`` what its code computes: it combines the first two rows of
-            the spectrum instead of real and imaginary part, so that across the width there is only one harmonic.
+        mode: ``isotropic`` is the FMix paper's; ``reference`` what its code computes: it combines
+            the first two rows of the spectrum instead of real and imaginary part, so that across
+            the width there is only one harmonic.
         rng: ``numpy.random.RandomState`` (for the published stream) or ``numpy.random.Generator``.
 
     Raises:
@@ -161,13 +192,16 @@ def low_frequency_field(shape: tuple[int, int], decay: float, mode: Mode, rng: A
 
 
 def binarise(field: Field, lam: float, softness: float = 0.0, rng: Any = None) -> Field:
-    """Mask ``float64 [H,W]`` of the ``lam`` largest share of ``field``; with ``softness`` a linear ramp (spec 10.2).
+    """Mask ``float64 [H,W]`` of the ``lam`` largest share of ``field``; with ``softness`` a linear
+    ramp (spec 10.2).
 
     Args:
         field: any real field.
         lam: share of ones.
-        softness: share of pixels on either side of the border that the ramp takes; at most min(lam, 1 - lam).
-        rng: decides between ceil and floor by its ``random()``; needed where ``lam`` times the size is no integer.
+        softness: share of pixels on either side of the border that the ramp takes; at most min(lam,
+            1 - lam).
+        rng: decides between ceil and floor by its ``random()``; needed where ``lam`` times the size
+        is no integer.
     """
     size = field.size
     share = lam * size

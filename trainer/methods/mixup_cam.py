@@ -1,12 +1,16 @@
-"""Mixup-CAM: a classifier of mixed images whose predictions are kept sharp and whose maps are kept compact.
+"""Mixup-CAM: a classifier of mixed images whose predictions are kept sharp and whose maps are kept
+compact.
 
-Chang et al., "Mixup-CAM: Weakly-supervised Semantic Segmentation via Uncertainty Regularization", BMVC 2020, eqs. 2 to
+Chang et al., "Mixup-CAM: Weakly-supervised Semantic Segmentation via Uncertainty Regularization",
+BMVC 2020, eqs. 2 to
 5. Spec methods 9.
 
-Training: I' = lam I + (1-lam) I[perm], Y' likewise, lam ~ Beta(0.2, 0.2), one permutation and one lam a batch;
-L = L_cls(f(I'), Y') + w_ent L_ent + w_con L_con. Maps: those of ``cam`` for the image as it is.
+Training: I' = lam I + (1-lam) I[perm], Y' likewise, lam ~ Beta(0.2, 0.2), one permutation and one
+lam a batch; L = L_cls(f(I'), Y') + w_ent L_ent + w_con L_con. Maps: those of ``cam`` for the image
+as it is.
 
-Deviations: what the paper leaves open follows the spec's reading; each is a knob (discrepancies D-MIX-1 to D-MIX-6).
+Deviations: what the paper leaves open follows the spec's reading; each is a knob (discrepancies
+D-MIX-1 to D-MIX-6).
 """
 
 from __future__ import annotations
@@ -39,7 +43,9 @@ class Config(MixingConfig):
 class MixupCam(MixedCam):
     """``cam`` on mixed images."""
 
-    def loss(self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    def loss(
+        self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator
+    ) -> dict[str, torch.Tensor]:
         """``cls``, ``ent``, ``con`` of the mixed batch."""
         mixture = draw(images, self.config.alpha, self.config.per_sample, rng)
         return self.mixed_loss(self.features(mixture.maps(images)), mixture.tags(tags))

@@ -20,15 +20,18 @@ def concentration(
     cam_map: CamMap = "relu",
     eps: float = 1e-3,
 ) -> torch.Tensor:
-    """Spatial variance of the maps of present classes, a scalar (Chang et al., "Mixup-CAM", BMVC 2020, eq. 4).
+    """Spatial variance of the maps of present classes, a scalar (Chang et al., "Mixup-CAM", BMVC
+    2020, eq. 4).
 
-    With p = (M + eps) / sum(M + eps) and mu its centre: v = sum p |(row, column) - mu|^2; the weighted sum over
-    classes, averaged over the batch (spec methods 9.1). SCOPS divides by the batch twice; here once.
+    With p = (M + eps) / sum(M + eps) and mu its centre: v = sum p |(row, column) - mu|^2; the
+    weighted sum over classes, averaged over the batch (spec methods 9.1). SCOPS divides by the
+    batch twice; here once.
 
     Args:
         cam_BKhw: maps, before or after the ReLU.
         weights_BK: weight of each class: its (mixed) label.
-        coords: ``cells`` counts rows and columns, as printed; ``normalised`` maps them to 2 i / size - 1 (SCOPS).
+        coords: ``cells`` counts rows and columns, as printed; ``normalised`` maps them to 2 i /
+            size - 1 (SCOPS).
         cam_map: ``relu`` takes ReLU(M); ``class_softmax`` the soft-max of that over classes (MVA).
         eps: keeps an empty map defined.
     """
@@ -48,39 +51,51 @@ def concentration(
     return (variance * weights_BK).sum() / len(maps)
 
 
-def prediction_entropy(logits_BKhw: torch.Tensor, normalise: Normalise = "per_image") -> torch.Tensor:
-    """Mean entropy over images and pixels of P = softmax_c(q / max q), q = sigmoid(logits): a scalar.
+def prediction_entropy(
+    logits_BKhw: torch.Tensor, normalise: Normalise = "per_image"
+) -> torch.Tensor:
+    """Mean entropy over images and pixels of P = softmax_c(q / max q), q = sigmoid(logits): a
+    scalar.
 
-    Chang et al., "Mixup-CAM", BMVC 2020, eq. 3; the paper leaves open which maximum (spec methods 9.1).
+    Chang et al., "Mixup-CAM", BMVC 2020, eq. 3; the paper leaves open which maximum (spec methods
+    9.1).
 
     Args:
         logits_BKhw: class map before the ReLU.
-        normalise: ``per_image`` divides by the image's maximum, ``per_pixel_max`` by each pixel's, ``image_level``
-            averages the map over space first.
+        normalise: ``per_image`` divides by the image's maximum, ``per_pixel_max`` by each pixel's,
+            ``image_level`` averages the map over space first.
     """
     if normalise == "image_level":
         logits_BKhw = logits_BKhw.mean((2, 3), keepdim=True)
     q = torch.sigmoid(logits_BKhw)
-    highest = q.amax(1, keepdim=True) if normalise == "per_pixel_max" else q.amax((1, 2, 3), keepdim=True)
+    highest = (
+        q.amax(1, keepdim=True) if normalise == "per_pixel_max" else q.amax((1, 2, 3), keepdim=True)
+    )
     log_p = (q / highest).log_softmax(1)
     return -(log_p.exp() * log_p).sum(1).mean()
 
 
 def bernoulli_entropy(logits_BK: torch.Tensor) -> torch.Tensor:
-    """Mean of -s log s - (1-s) log(1-s), s = sigmoid(logits): what MVA's mixing regulariser was meant to be (D-MIX-2)."""
+    """Mean of -s log s - (1-s) log(1-s), s = sigmoid(logits): what MVA's mixing regulariser was
+    meant to be (D-MIX-2).
+    """
     s = torch.sigmoid(logits_BK)
     return -(s * (s + EPS).log() + (1 - s) * (1 - s + EPS).log()).mean()
 
 
 def normalise_cam(x: torch.Tensor) -> torch.Tensor:
-    """N(.) of SEAM: ``[B,C,h,w]``, each map between its own minimum and maximum, in [0, 1) (spec methods 14.2)."""
+    """N(.) of SEAM: ``[B,C,h,w]``, each map between its own minimum and maximum, in [0, 1) (spec
+    methods 14.2).
+    """
     x = F.relu(x)
     high, low = x.amax((2, 3), keepdim=True), x.amin((2, 3), keepdim=True)
     return F.relu(x - low - EPS) / (high - low + EPS)
 
 
 def adaptive_min_pooling(x: torch.Tensor) -> torch.Tensor:
-    """R(.) of SEAM: the mean of the smallest quarter of pixels of the class maximum of ``[B,C,h,w]`` (spec 14.2)."""
+    """R(.) of SEAM: the mean of the smallest quarter of pixels of the class maximum of
+    ``[B,C,h,w]`` (spec 14.2).
+    """
     highest = x.amax(1).flatten(1)
     lowest = highest.topk(highest.shape[1] // 4, dim=1, largest=False).values
     return F.relu(lowest).mean()

@@ -1,17 +1,22 @@
-"""Class activation maps of a classifier that must also tell apart the clusters of each class, found in rounds.
+"""Class activation maps of a classifier that must also tell apart the clusters of each class, found
+in rounds.
 
-Chang et al., "Weakly-Supervised Semantic Segmentation via Sub-category Exploration", CVPR 2020 ("SC-CAM"). Spec methods 12.
+Chang et al., "Weakly-Supervised Semantic Segmentation via Sub-category Exploration", CVPR 2020
+("SC-CAM"). Spec methods 12.
 
-Round 0 trains ``cam``. Each round ends with the average features of every training image, clustered class by class by k-means
-into k sub-categories: Y_s. The next round starts from the initial weights again, with two heads on the pooled feature f:
+Round 0 trains ``cam``. Each round ends with the average features of every training image, clustered
+class by class by k-means into k sub-categories: Y_s. The next round starts from the initial weights
+again, with two heads on the pooled feature f:
 
-    L = soft margin(W_p f, Y_p) + weight * soft margin(W_s f, Y_s)            (SC-CAM, eq. 4; weight 5)
+    L = soft margin(W_p f, Y_p) + weight * soft margin(W_s f, Y_s)   (SC-CAM, eq. 4; weight 5)
 
-After ``rounds`` rounds the classifier that stays is trained; its maps are those of the parent head: M = ReLU(W_p f).
+After ``rounds`` rounds the classifier that stays is trained; its maps are those of the parent head:
+M = ReLU(W_p f).
 
-Deviations: defaults are those of the released code (D-SC-1 to 5). The code takes weights from the middle of rounds 1 to 3
-(epochs 31, 41 and 51 of 61), and a released classifier for round 0; ours trains every round to its end, and trains round 0
-unless ``round0`` names a file. A class with fewer images than k has as many sub-categories as images.
+Deviations: defaults are those of the released code (D-SC-1 to 5). The code takes weights from the
+middle of rounds 1 to 3 (epochs 31, 41 and 51 of 61), and a released classifier for round 0; ours
+trains every round to its end, and trains round 0 unless ``round0`` names a file. A class with fewer
+images than k has as many sub-categories as images.
 """
 
 from __future__ import annotations
@@ -26,7 +31,12 @@ from trainer.config import as_dict
 from trainer.errors import ConfigError
 from trainer.methods.clustering import subcategory_labels
 from trainer.methods.mixing import SC_CAM_TRAINING
-from trainer.methods.subcategories import Embeddings, Subcategories, SubcategoryCam, SubcategoryConfig
+from trainer.methods.subcategories import (
+    Embeddings,
+    Subcategories,
+    SubcategoryCam,
+    SubcategoryConfig,
+)
 from trainer.preparation import EMBEDDINGS, SUBCATEGORIES, Preparation, Workshop, embed
 from trainer.run import Stage
 from trainer.training.devices import rank
@@ -53,10 +63,10 @@ class Config(SubcategoryConfig):
     Attributes:
         k: sub-categories of each class; the paper tries 5, 10, 20 and 50.
         rounds: clusterings, each after a training of its own.
-        warm_start: a round goes on from the weights of the one before, as the paper's algorithm reads, instead of from the
-            initial weights, as released.
-        round0: a trained classifier to take as round 0 instead of training one: ``model.pt`` of a run of ``cam`` or a
-            released file such as ``res38_cls.pth``.
+        warm_start: a round goes on from the weights of the one before, as the paper's algorithm
+            reads, instead of from the initial weights, as released.
+        round0: a trained classifier to take as round 0 instead of training one: ``model.pt`` of a
+            run of ``cam`` or a released file such as ``res38_cls.pth``.
     """
 
     k: int = 10
@@ -72,7 +82,9 @@ class Config(SubcategoryConfig):
             )
         if self.round0 and not Path(self.round0).is_file():
             raise ConfigError(
-                f"round0={self.round0} is not a file", "weights of a classifier", "leave it out to train one"
+                f"round0={self.round0} is not a file",
+                "weights of a classifier",
+                "leave it out to train one",
             )
 
 
@@ -84,12 +96,18 @@ class ScCam(SubcategoryCam):
 
 def preparations(config: Config) -> list[Preparation]:
     """The rounds before the last training: each a training, its features and its clusters."""
-    shared = {key: value for key, value in as_dict(config).items() if key not in ("rounds", "maps", "subcategories")}
+    shared = {
+        key: value
+        for key, value in as_dict(config).items()
+        if key not in ("rounds", "maps", "subcategories")
+    }
     first = {key: value for key, value in shared.items() if key not in ("weight", "warm_start")}
     if config.round0:
         first["sha256"] = file_sha256(Path(config.round0))
     return [
-        Preparation(f"round{r}", shared if r else first, True, config.warm_start, partial(explore, r))
+        Preparation(
+            f"round{r}", shared if r else first, True, config.warm_start, partial(explore, r)
+        )
         for r in range(config.rounds)
     ]
 
@@ -100,7 +118,8 @@ def explore(r: int, shop: Workshop, stage: Stage) -> None:
     before = Subcategories.read(shop.run / f"round{r - 1}" / SUBCATEGORIES) if r else None
     counts = before.counts if before else ()
     method = shop.build(
-        dataclasses.replace(config, subcategories=counts), f"round{r - 1}" if r and config.warm_start else None
+        dataclasses.replace(config, subcategories=counts),
+        f"round{r - 1}" if r and config.warm_start else None,
     )
     given = Path(config.round0) if r == 0 and config.round0 else None
     method = shop.train(method, stage, before, given)
@@ -113,6 +132,8 @@ def explore(r: int, shop: Workshop, stage: Stage) -> None:
     stored = Embeddings.read(path)
     tags = shop.dataset.tag_matrix(shop.records)
     labels = subcategory_labels(stored.values, tags, config.k, shop.seed).astype("uint8")
-    Subcategories(stored.ids, labels, (config.k,) * tags.shape[1]).write(stage.folder / SUBCATEGORIES)
+    Subcategories(stored.ids, labels, (config.k,) * tags.shape[1]).write(
+        stage.folder / SUBCATEGORIES
+    )
     stage.outputs.update(count=len(stored.ids), embeddings=EMBEDDINGS, subcategories=SUBCATEGORIES)
     stage.metrics.update(subcategories=int(labels.any(0).sum()))

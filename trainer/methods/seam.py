@@ -1,15 +1,16 @@
-"""Class activation maps that agree between two sizes of an image, refined by the likeness of their pixels.
+"""Class activation maps that agree between two sizes of an image, refined by the likeness of their
+pixels.
 
-Wang et al., "Self-supervised Equivariant Attention Mechanism for Weakly Supervised Semantic Segmentation" ("SEAM"),
-CVPR 2020; with ``prcm`` SEAM* of Zhang et al., "Complementary Patch for Weakly Supervised Semantic Segmentation"
-("CPN"), ICCV 2021. Spec methods 14 and 15.
+Wang et al., "Self-supervised Equivariant Attention Mechanism for Weakly Supervised Semantic
+Segmentation" ("SEAM"), CVPR 2020; with ``prcm`` SEAM* of Zhang et al., "Complementary Patch for
+Weakly Supervised Semantic Segmentation" ("CPN"), ICCV 2021. Spec methods 14 and 15.
 
-Maps: refined = e A (PCM) [+ P e (PRCM)] of the class map's seed e. Training: view 1 is the image, view 2 the image at
-0.3 of its size; L = L_cls + R + L_ER + L_ECR (SEAM, eq. 7 to 10).
+Maps: refined = e A (PCM) [+ P e (PRCM)] of the class map's seed e. Training: view 1 is the image,
+view 2 the image at 0.3 of its size; L = L_cls + R + L_ER + L_ECR (SEAM, eq. 7 to 10).
 
-Deviations: D-SEAM-1, the term R (adaptive min pooling) is in the released code only; D-PRCM-1 and 2, see
-``correlation``; features of other backbones than ResNet-38, and the size of their second view, are ours. SEAM* has no
-released training code.
+Deviations: D-SEAM-1, the term R (adaptive min pooling) is in the released code only; D-PRCM-1 and
+2, see ``correlation``; features of other backbones than ResNet-38, and the size of their second
+view, are ours. SEAM* has no released training code.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ from trainer.methods.pooling import gap
 from trainer.methods.regularizers import adaptive_min_pooling, normalise_cam
 
 PROTOCOL = "seam"
-TRAINING: dict[str, dict[str, Any]] = {"psa": {"lr": 0.01, "batch": 8, "epochs": 8, "resize": (448, 768)}}
+TRAINING: dict[str, dict[str, Any]] = {
+    "psa": {"lr": 0.01, "batch": 8, "epochs": 8, "resize": (448, 768)}
+}
 PRESETS: dict[str, dict[str, Any]] = {"code": {}, "paper": {"method.min_pooling": False}}
 
 
@@ -47,8 +50,9 @@ class Config(NetworkConfig):
     """Knobs of ``seam``, besides those of ``NetworkConfig``.
 
     Attributes:
-        second_scale: size of the second view, as a share of the first. ``auto`` is 0.3 on ResNet-38, as published, and 0.6
-            elsewhere: at 0.3 a small crop leaves maps of 5 x 5 cells, and the refined maps learn to be as coarse.
+        second_scale: size of the second view, as a share of the first. ``auto`` is 0.3 on
+            ResNet-38, as published, and 0.6 elsewhere: at 0.3 a small crop leaves maps of 5 x 5
+            cells, and the refined maps learn to be as coarse.
     """
 
     second_scale: float | Literal["auto"] = "auto"
@@ -70,20 +74,31 @@ class Seam(Correlated):
         chosen = self.config.second_scale
         return (0.3 if self.backbone.top == "conv6" else 0.6) if chosen == "auto" else chosen
 
-    def loss(self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    def loss(
+        self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator
+    ) -> dict[str, torch.Tensor]:
         """Terms ``cls``, ``min`` (if on), ``er`` and ``ecr`` of ``seam_loss``."""
         size = tuple(max(1, int(side * self.second_scale)) for side in images.shape[2:])
         channels, label = present_channels(tags)
-        views = [self.compared(view, channels) for view in (images, resized(images, (size[0], size[1])))]
+        views = [
+            self.compared(view, channels) for view in (images, resized(images, (size[0], size[1])))
+        ]
         maps = [x for _, cam, refined in views for x in (cam, refined)]
-        terms = consistency(maps, label, self.num_classes, self.config.min_pooling, self.config.ohem)
+        terms = consistency(
+            maps, label, self.num_classes, self.config.min_pooling, self.config.ohem
+        )
         return {"cls": classification([logits for logits, _, _ in views], tags), **terms}
 
 
 def seam_loss(
-    cam1: torch.Tensor, rv1: torch.Tensor, cam2: torch.Tensor, rv2: torch.Tensor, tags: torch.Tensor,
-    min_pooling: bool = True, ohem: float = 0.2,
-) -> dict[str, torch.Tensor]:  # fmt: skip
+    cam1: torch.Tensor,
+    rv1: torch.Tensor,
+    cam2: torch.Tensor,
+    rv2: torch.Tensor,
+    tags: torch.Tensor,
+    min_pooling: bool = True,
+    ohem: float = 0.2,
+) -> dict[str, torch.Tensor]:
     """Terms of SEAM's loss (spec methods 14.2): their sum is L.
 
     Args:
@@ -105,11 +120,17 @@ def seam_loss(
 
 
 def consistency(
-    maps: Sequence[torch.Tensor], label: torch.Tensor, num_classes: int, min_pooling: bool, ohem: float
+    maps: Sequence[torch.Tensor],
+    label: torch.Tensor,
+    num_classes: int,
+    min_pooling: bool,
+    ohem: float,
 ) -> dict[str, torch.Tensor]:
-    """Terms ``min``, ``er`` and ``ecr`` of ``seam_loss`` from its four maps ``[B,P+1,...]`` of present classes.
+    """Terms ``min``, ``er`` and ``ecr`` of ``seam_loss`` from its four maps ``[B,P+1,...]`` of
+    present classes.
 
-    Exact: those of absent classes are multiplied by 0 wherever they occur, but they count in the means.
+    Exact: those of absent classes are multiplied by 0 wherever they occur, but they count in the
+    means.
     """
     cam1, rv1, cam2, rv2 = maps
     size = (cam2.shape[2], cam2.shape[3])
@@ -122,5 +143,7 @@ def consistency(
     pixels = len(cam2) * size[0] * size[1]
     terms["er"] = (c1[:, 1:] - c2[:, 1:]).abs().sum() / (num_classes * pixels)
     first, second = (strongest_foreground(with_background(c.detach())) for c in (c1, c2))
-    terms["ecr"] = hardest(second - q1, ohem, num_classes + 1) + hardest(first - q2, ohem, num_classes + 1)
+    terms["ecr"] = hardest(second - q1, ohem, num_classes + 1) + hardest(
+        first - q2, ohem, num_classes + 1
+    )
     return terms

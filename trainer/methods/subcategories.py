@@ -1,4 +1,5 @@
-"""Sub-categories of classes: a second head learns to tell the clusters of a class apart (spec methods 12 and 13).
+"""Sub-categories of classes: a second head learns to tell the clusters of a class apart (spec
+methods 12 and 13).
 
 Shapes: N images, K classes, S sub-categories of all classes together, D numbers of an embedding.
 """
@@ -34,8 +35,8 @@ class SubcategoryConfig(CamConfig):
 
     Attributes:
         weight: of the sub-category loss.
-        maps: ``parent`` takes the maps of the classes; ``subcategory`` the largest of the maps of a class's
-            sub-categories, which is for diagnosis: it is worse.
+        maps: ``parent`` takes the maps of the classes; ``subcategory`` the largest of the maps of a
+            class's sub-categories, which is for diagnosis: it is worse.
         subcategories: how many each class has; found by clustering and filled in by the run.
     """
 
@@ -45,11 +46,16 @@ class SubcategoryConfig(CamConfig):
 
 
 class SubcategoryCam(Cam):
-    """``Cam`` with a second head on the same pooled features; without sub-categories it is ``Cam``."""
+    """``Cam`` with a second head on the same pooled features; without sub-categories it is
+    ``Cam``.
+    """
 
     config: SubcategoryConfig
     released = MappingProxyType(
-        {"classifier.weight": ("fc8_20.weight", "fc8.weight"), "subcategory_classifier.weight": ("fc8_200.weight",)}
+        {
+            "classifier.weight": ("fc8_20.weight", "fc8.weight"),
+            "subcategory_classifier.weight": ("fc8_200.weight",),
+        }
     )
     unused = ("fc8_200.weight", "subcategory_classifier.weight")
 
@@ -57,11 +63,15 @@ class SubcategoryCam(Cam):
         super().__init__(config, backbone, num_classes)
         self.subcategories = sum(config.subcategories)
         if self.subcategories:
-            self.subcategory_classifier = nn.Conv2d(self.classifier.in_channels, self.subcategories, 1, bias=False)
+            self.subcategory_classifier = nn.Conv2d(
+                self.classifier.in_channels, self.subcategories, 1, bias=False
+            )
             nn.init.xavier_uniform_(self.subcategory_classifier.weight)
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """Average of the features below the heads, ``[B,D]``: what sub-categories are clusters of."""
+        """Average of the features below the heads, ``[B,D]``: what sub-categories are clusters
+        of.
+        """
         return gap(self.features(images))
 
     def cams_and_logits(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,9 +83,14 @@ class SubcategoryCam(Cam):
         return own, gap(self.classifier(f))
 
     def loss(
-        self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator, labels: torch.Tensor | None = None
+        self,
+        images: torch.Tensor,
+        tags: torch.Tensor,
+        rng: np.random.Generator,
+        labels: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Soft margin losses (spec 6.1) of the classes: ``cls``, and of the sub-categories: ``sub``.
+        """Soft margin losses (spec 6.1) of the classes: ``cls``, and of the sub-categories:
+        ``sub``.
 
         Args:
             images: ``[B,3,H,W]``.
@@ -83,7 +98,9 @@ class SubcategoryCam(Cam):
             rng: not used.
             labels: 0/1 of the sub-categories, ``[B,S]``; none where there are none.
         """
-        f = pool(self.dropout(self.features(images)), self.config.pooling, bins=self.config.hspp_bins)[:, :, None, None]
+        f = pool(
+            self.dropout(self.features(images)), self.config.pooling, bins=self.config.hspp_bins
+        )[:, :, None, None]
         terms = {"cls": soft_margin(self.classifier(f), tags)}
         if labels is not None:
             terms["sub"] = self.config.weight * soft_margin(self.subcategory_classifier(f), labels)
@@ -105,7 +122,8 @@ def over_joint_maximum(maps_BShw: torch.Tensor, counts: Sequence[int]) -> list[t
 
 
 def subcategory_maps(maps_BShw: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-    """The largest of each class's sub-category maps, ``[B,K,h,w]`` in 0..1; zeros for a class without any.
+    """The largest of each class's sub-category maps, ``[B,K,h,w]`` in 0..1; zeros for a class
+    without any.
 
     Deviation: SC-CAM's code sums the views first (spec methods 12.2).
     """
@@ -162,13 +180,19 @@ class Subcategories:
 
     def write(self, path: Path) -> None:
         """Write an ``.npz`` whole or not at all."""
-        _write(path, ids=np.array(self.ids), labels=self.labels, counts=np.array(self.counts, np.int64))
+        _write(
+            path, ids=np.array(self.ids), labels=self.labels, counts=np.array(self.counts, np.int64)
+        )
 
     @classmethod
     def read(cls, path: Path) -> Subcategories:
         """Raises DataError: missing or damaged."""
         stored = _read(path, ("ids", "labels", "counts"))
-        return cls([str(i) for i in stored["ids"]], stored["labels"], tuple(int(n) for n in stored["counts"]))
+        return cls(
+            [str(i) for i in stored["ids"]],
+            stored["labels"],
+            tuple(int(n) for n in stored["counts"]),
+        )
 
 
 def _write(path: Path, **arrays: Any) -> None:
@@ -183,5 +207,7 @@ def _read(path: Path, names: Sequence[str]) -> dict[str, Any]:
             return {name: stored[name] for name in names}
     except Exception as error:
         raise DataError(
-            f"{path} cannot be read: {error}", "a file of this run", "remove it and run the same command again"
+            f"{path} cannot be read: {error}",
+            "a file of this run",
+            "remove it and run the same command again",
         ) from error

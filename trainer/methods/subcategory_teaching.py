@@ -1,16 +1,21 @@
-"""Class activation maps of a classifier that learns sub-categories which a vision transformer tells apart.
+"""Class activation maps of a classifier that learns sub-categories which a vision transformer tells
+apart.
 
-The study "mva-wsss" (MVA 2021, "MVA"), with the clustering of Sarfraz et al., CVPR 2019 ("FINCH"). Spec methods 13.
+The study "mva-wsss" (MVA 2021, "MVA"), with the clustering of Sarfraz et al., CVPR 2019 ("FINCH").
+Spec methods 13.
 
-1. The teacher, a ViT with a linear head, learns the tags; its class token after the last layer norm embeds each image.
+1. The teacher, a ViT with a linear head, learns the tags; its class token after the last layer norm
+  embeds each image.
 2. FINCH clusters the embeddings of each class; its coarsest partition are the K_c sub-categories.
-3. The student is ``cam`` with a second head: L = soft margin(W_p f, Y_p) + weight * soft margin(W_s f, Y_s).
+3. The student is ``cam`` with a second head: L = soft margin(W_p f, Y_p) + weight * soft margin(W_s
+  f, Y_s).
 
 Maps: M = ReLU(W_p f).
 
-Deviations: D-SCT-1, the teacher's schedule counts updates; MVA's counts epochs by accident. D-SCT-2, images are normalised as the
-teacher's file expects. D-SCT-3, only training images are clustered; MVA's clusters have validation images in them. D-SCT-4,
-weight 1 as in the report, 2 in the code. No early stop: the teacher trains all its epochs. ``teacher=backbone`` is ours.
+Deviations: D-SCT-1, the teacher's schedule counts updates; MVA's counts epochs by accident.
+D-SCT-2, images are normalised as the teacher's file expects. D-SCT-3, only training images are
+clustered; MVA's clusters have validation images in them. D-SCT-4, weight 1 as in the report, 2 in
+the code. No early stop: the teacher trains all its epochs. ``teacher=backbone`` is ours.
 """
 
 from __future__ import annotations
@@ -34,7 +39,13 @@ from trainer.errors import ConfigError
 from trainer.inference import inference
 from trainer.methods.cam import Config as CamConfig
 from trainer.methods.clustering import finch_labels
-from trainer.methods.subcategories import Embeddings, Subcategories, SubcategoryCam, SubcategoryConfig, soft_margin
+from trainer.methods.subcategories import (
+    Embeddings,
+    Subcategories,
+    SubcategoryCam,
+    SubcategoryConfig,
+    soft_margin,
+)
 from trainer.nets.vit import Vit, build_vit, load_vit
 from trainer.preparation import EMBEDDINGS, SUBCATEGORIES, Preparation, Workshop, embed
 from trainer.progress import progress_bar
@@ -65,14 +76,16 @@ class Config(SubcategoryConfig):
 
     Attributes:
         weight: of the sub-category loss: 1 in the report, 2 in MVA's code.
-        teacher: ``vit_b_16`` as published, ``vit_small`` or ``vit_tiny``; ``backbone`` is a ``cam`` classifier on the
-            student's own network, for machines without a file of ViT weights.
+        teacher: ``vit_b_16`` as published, ``vit_small`` or ``vit_tiny``; ``backbone`` is a ``cam``
+            classifier on the student's own network, for machines without a file of ViT weights.
         teacher_weights: file of the ViT, torchvision's or timm's; ``none`` trains it from scratch.
         teacher_epochs: passes of the teacher over the training list.
         teacher_lr: peak rate of the teacher.
         teacher_batch: images per update of the teacher.
-        teacher_schedule: cosine after a linear warm-up, both in ``updates``, or in ``epochs`` as MVA's (D-SCT-1).
-        teacher_input: ``imagenet`` statistics, ``half`` (mean and deviation 0.5), or ``auto``: what the file was made with.
+        teacher_schedule: cosine after a linear warm-up, both in ``updates``, or in ``epochs`` as
+            MVA's (D-SCT-1).
+        teacher_input: ``imagenet`` statistics, ``half`` (mean and deviation 0.5), or ``auto``: what
+            the file was made with.
         early_exit: of FINCH; on as at MVA's time.
         cluster: ``train``, or ``train+val`` as MVA, which looks at the tags of validation images.
     """
@@ -89,10 +102,15 @@ class Config(SubcategoryConfig):
     cluster: Literal["train", "train+val"] = "train"
 
     def __post_init__(self) -> None:
-        if self.weight < 0 or self.teacher_epochs < 1 or self.teacher_batch < 1 or self.teacher_lr <= 0:
+        if (
+            self.weight < 0
+            or self.teacher_epochs < 1
+            or self.teacher_batch < 1
+            or self.teacher_lr <= 0
+        ):
             raise ConfigError(
-                f"weight={self.weight:g} teacher_epochs={self.teacher_epochs} teacher_batch={self.teacher_batch} "
-                f"teacher_lr={self.teacher_lr:g}",
+                f"weight={self.weight:g} teacher_epochs={self.teacher_epochs}"
+                f" teacher_batch={self.teacher_batch} teacher_lr={self.teacher_lr:g}",
                 "a weight of 0 or more, 1 or more epochs, 1 or more images, a rate above 0",
             )
 
@@ -102,7 +120,9 @@ class SubcategoryTeaching(SubcategoryCam):
 
     config: Config
 
-    def param_groups(self, lr: float, weight_decay: float, new_factor: float = 10.0) -> list[dict[str, Any]]:
+    def param_groups(
+        self, lr: float, weight_decay: float, new_factor: float = 10.0
+    ) -> list[dict[str, Any]]:
         """See ``Method``; the head of the sub-categories does not decay, as MVA's."""
         groups = super().param_groups(lr, weight_decay, new_factor)
         if not self.subcategories:
@@ -110,7 +130,10 @@ class SubcategoryTeaching(SubcategoryCam):
         own = self.subcategory_classifier.weight
         for group in groups:
             group["params"] = [p for p in group["params"] if p is not own]
-        return [*groups, {"name": "subcategories", "params": [own], "lr": lr * new_factor, "weight_decay": 0.0}]
+        return [
+            *groups,
+            {"name": "subcategories", "params": [own], "lr": lr * new_factor, "weight_decay": 0.0},
+        ]
 
 
 class Teacher(nn.Module):
@@ -135,7 +158,9 @@ class Teacher(nn.Module):
         tokens: torch.Tensor = self.vit(images)
         return tokens
 
-    def loss(self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    def loss(
+        self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator
+    ) -> dict[str, torch.Tensor]:
         """``cls``: multi-label soft margin loss."""
         return {"cls": soft_margin(self.head(self.embed(images))[:, :, None, None], tags)}
 
@@ -146,18 +171,27 @@ def preparations(config: Config) -> list[Preparation]:
     Raises:
         ConfigError: a ViT without a file of weights.
     """
-    if config.teacher != "backbone" and config.teacher_weights != "none" and not Path(config.teacher_weights).is_file():
+    if (
+        config.teacher != "backbone"
+        and config.teacher_weights != "none"
+        and not Path(config.teacher_weights).is_file()
+    ):
         raise ConfigError(
-            f"the teacher's weights, {config.teacher_weights}, are not there"
-            if config.teacher_weights
-            else "the teacher has no weights",
-            "a file for method.teacher_weights: torchvision's vit_b_16-c867db91.pth, or a state dict of timm's "
-            "vit_base_patch16_224.orig_in21k_ft_in1k; a smaller ViT of either does for a try",
+            (
+                f"the teacher's weights, {config.teacher_weights}, are not there"
+                if config.teacher_weights
+                else "the teacher has no weights"
+            ),
+            "a file for method.teacher_weights: torchvision's vit_b_16-c867db91.pth, or a state"
+            " dict of timm's vit_base_patch16_224.orig_in21k_ft_in1k; a smaller ViT of either does"
+            " for a try",
             "--set method.teacher_weights=FILE; without such a file --set method.teacher=backbone, "
             "or --set method.teacher_weights=none to train the ViT from scratch",
         )
     knobs = as_dict(config)
-    of_teacher = {key: knobs[key] for key in knobs if key.startswith("teacher")} | {"cluster": config.cluster}
+    of_teacher = {key: knobs[key] for key in knobs if key.startswith("teacher")} | {
+        "cluster": config.cluster
+    }
     if config.teacher == "backbone":
         of_teacher |= {key: knobs[key] for key in as_dict(CamConfig())}
     elif config.teacher_weights != "none":
@@ -202,15 +236,30 @@ def train_teacher(shop: Workshop, stage: Stage) -> Teacher:
     if not path.exists():
         updates = max(1, len(shop.records) // config.teacher_batch) * config.teacher_epochs
         training = Training(
-            epochs=config.teacher_epochs, batch=config.teacher_batch, lr=config.teacher_lr, momentum=0.9, weight_decay=0.0,
+            epochs=config.teacher_epochs,
+            batch=config.teacher_batch,
+            lr=config.teacher_lr,
+            momentum=0.9,
+            weight_decay=0.0,
             schedule="cosine" if config.teacher_schedule == "updates" else "cosine_epochs",
-            warmup=min(500, updates // 5), clip=1.0, workers=shop.classify.workers,
-        )  # fmt: skip
+            warmup=min(500, updates // 5),
+            clip=1.0,
+            workers=shop.classify.workers,
+        )
         views = replace(PSA, resize=(256, 512), crop=vit.image_size)
         samples = Samples(
-            shop.records, partial(make_sample, config=views, num_classes=len(shop.dataset.classes)), shop.seed
+            shop.records,
+            partial(make_sample, config=views, num_classes=len(shop.dataset.classes)),
+            shop.seed,
         )
-        groups = [{"name": "teacher", "params": list(teacher.parameters()), "lr": training.lr, "weight_decay": 0.0}]
+        groups = [
+            {
+                "name": "teacher",
+                "params": list(teacher.parameters()),
+                "lr": training.lr,
+                "weight_decay": 0.0,
+            }
+        ]
         metrics = Metrics(shop.run / "metrics.csv", "teacher")
         last = train(
             teacher,
@@ -231,16 +280,23 @@ def train_teacher(shop: Workshop, stage: Stage) -> Teacher:
     return teacher.eval()
 
 
-def embed_stretched(teacher: Teacher, records: list[Record], title: str, device: str, batch: int = 32) -> Embeddings:
+def embed_stretched(
+    teacher: Teacher, records: list[Record], title: str, device: str, batch: int = 32
+) -> Embeddings:
     """Class tokens of images stretched to the ViT's size, bilinear, one view."""
     size = (teacher.vit.image_size, teacher.vit.image_size)
     rows: list[torch.Tensor] = []
     precision: Precision = "fp32"
-    with inference(teacher, precision, device) as target, progress_bar(title, len(records)) as advance:
+    with (
+        inference(teacher, precision, device) as target,
+        progress_bar(title, len(records)) as advance,
+    ):
         for start in range(0, len(records), batch):
             views = []
             for record in records[start : start + batch]:
-                image = Image.fromarray(read_image(record.image)).resize(size, Image.Resampling.BILINEAR)
+                image = Image.fromarray(read_image(record.image)).resize(
+                    size, Image.Resampling.BILINEAR
+                )
                 views.append(to_tensor(normalise(image)))
                 advance()
             rows.append(teacher.embed(torch.stack(views).to(target)).float().cpu())
@@ -254,14 +310,20 @@ def cluster(shop: Workshop, stage: Stage) -> None:
     config: Config = shop.config
     records = clustered(shop)
     stored = Embeddings.read(shop.run / "teacher" / EMBEDDINGS)
-    labels, counts = finch_labels(stored.values, shop.dataset.tag_matrix(records), config.early_exit)
-    Subcategories(stored.ids, labels.astype("uint8"), tuple(counts.tolist())).write(stage.folder / SUBCATEGORIES)
+    labels, counts = finch_labels(
+        stored.values, shop.dataset.tag_matrix(records), config.early_exit
+    )
+    Subcategories(stored.ids, labels.astype("uint8"), tuple(counts.tolist())).write(
+        stage.folder / SUBCATEGORIES
+    )
     stage.outputs.update(count=len(records), subcategories=SUBCATEGORIES)
     stage.metrics.update(dict(zip(shop.dataset.classes, counts.tolist())))
 
 
 def clustered(shop: Workshop) -> list[Record]:
-    """The images to cluster: the training list, with MVA's option also those of ``val`` that have tags."""
+    """The images to cluster: the training list, with MVA's option also those of ``val`` that have
+    tags.
+    """
     chosen = {record.id: record for record in shop.records}
     if shop.config.cluster == "train+val" and shop.validation:
         chosen.update((record.id, record) for record in shop.validation if record.tags)

@@ -1,19 +1,25 @@
-"""Visual words: the classifier must also name the patterns of a learned codebook that an image shows.
+"""Visual words: the classifier must also name the patterns of a learned codebook that an image
+shows.
 
-Ru et al., "Learning Visual Words for Weakly-Supervised Semantic Segmentation", IJCAI 2021 ("VWE"). Spec methods 17, 18.
+Ru et al., "Learning Visual Words for Weakly-Supervised Semantic Segmentation", IJCAI 2021 ("VWE").
+Spec methods 17, 18.
 
-With f the deepest features [C,h,w], D the codebook (J words of C numbers), W three linear heads without bias, g and t:
+With f the deepest features [C,h,w], D the codebook (J words of C numbers), W three linear heads
+without bias, g and t:
 
-    cos_ji = <f_i / |f_i|, D_j / |D_j|>      P_ji = softmax over j of cos_ji      (i: cell, no temperature)
-    v_j = 1 if j is the argmax of P_i in at least one cell i, else 0              (word labels, no gradient)
-    L = soft margin(W_img pool(f), t) + word_weight * soft margin(W_word gap(f), v) + soft margin(W_w2i g(P), t)
+    cos_ji = <f_i / |f_i|, D_j / |D_j|>      P_ji = softmax over j of cos_ji   (i: cell)
+    v_j = 1 if j is the argmax of P_i in at least one cell i, else 0   (word labels, no gradient)
+    L = soft margin(W_img pool(f), t) + word_weight * soft margin(W_word gap(f), v) + soft
+    margin(W_w2i g(P), t)
     M = ReLU(W_img f);      with ``word_branch``: M = max(ReLU(W_img f), ReLU(W_w2i P))
 
-t are the tags, and g(P), the frequency of each word, is its sum over the cells (paper, eq. 4: its mean).
+t are the tags, and g(P), the frequency of each word, is its sum over the cells (paper, eq. 4: its
+mean).
 
-Deviations. Defaults are those of the released code: sum for mean (D-VWE-2), features cut off from the encoder's gradient
-(D-VWE-3), no maps of the words (D-VWE-1); ``PRESETS`` has both. Equation 8 lacks the leading minus of the loss (D-VWE-6,
-a misprint). Ours: each of the two maps is divided by its own maximum before they meet, as W_w2i follows the scale of g.
+Deviations. Defaults are those of the released code: sum for mean (D-VWE-2), features cut off from
+the encoder's gradient (D-VWE-3), no maps of the words (D-VWE-1); ``PRESETS`` has both. Equation 8
+lacks the leading minus of the loss (D-VWE-6, a misprint). Ours: each of the two maps is divided by
+its own maximum before they meet, as W_w2i follows the scale of g.
 """
 
 from __future__ import annotations
@@ -37,7 +43,11 @@ PROTOCOL = "vwe"
 TRAINING: dict[str, dict[str, Any]] = {"irn": {"lr": 0.01, "epochs": 6}}
 PRESETS: dict[str, dict[str, Any]] = {
     "code": {},
-    "paper": {"method.frequency": "mean", "method.detach_encoder": False, "method.word_branch": True},
+    "paper": {
+        "method.frequency": "mean",
+        "method.detach_encoder": False,
+        "method.word_branch": True,
+    },
 }
 
 
@@ -46,14 +56,18 @@ class Config:
     """Knobs of ``vwe``.
 
     Attributes:
-        pooling: of the image branch: ``gap`` average, ``gmp`` maximum, ``hspp`` hybrid spatial pyramid, the full method.
+        pooling: of the image branch: ``gap`` average, ``gmp`` maximum, ``hspp`` hybrid spatial
+            pyramid, the full method.
         hspp_bins: ``floor`` as released, ``adaptive`` for maps of any size.
         words: entries of the codebook, 2 or more.
-        frequency: of a word in an image: ``sum`` over the cells as released, ``mean`` as in the paper.
-        detach_encoder: keep the encoder's gradient from the backbone, as released; the paper does not say so.
-        word_weight: of the word loss. ``auto`` is 1 on ResNet-50 and -101, as published, and 0.1 elsewhere: in a short training
-            naming random words outweighs the classes.
-        word_branch: maps are the larger of image branch and words, as in the paper; off as released.
+        frequency: of a word in an image: ``sum`` over the cells as released, ``mean`` as in the
+            paper.
+        detach_encoder: keep the encoder's gradient from the backbone, as released; the paper does
+            not say so.
+        word_weight: of the word loss. ``auto`` is 1 on ResNet-50 and -101, as published, and 0.1
+            elsewhere: in a short training naming random words outweighs the classes.
+        word_branch: maps are the larger of image branch and words, as in the paper; off as
+        released.
     """
 
     pooling: Pooling = "gap"
@@ -72,13 +86,17 @@ class Config:
 
 
 def encode(f: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """Share of each word in each cell: features ``[B,C,h,w]``, codebook ``[J,C]`` -> P ``[B,J,h,w]``, 1 over the words."""
+    """Share of each word in each cell: features ``[B,C,h,w]``, codebook ``[J,C]`` -> P
+    ``[B,J,h,w]``, 1 over the words.
+    """
     cosines = torch.einsum("jc,bchw->bjhw", F.normalize(codebook, dim=1), F.normalize(f, dim=1))
     return cosines.softmax(dim=1)
 
 
 def word_labels(p: torch.Tensor) -> torch.Tensor:
-    """1 for each word that is the likeliest of at least one cell, else 0: ``[B,J,h,w] -> [B,J]``, without gradient."""
+    """1 for each word that is the likeliest of at least one cell, else 0: ``[B,J,h,w] -> [B,J]``,
+    without gradient.
+    """
     best = p.detach().argmax(dim=1).flatten(1)
     return torch.zeros_like(p[:, :, 0, 0]).scatter_(1, best, 1.0)
 
@@ -89,15 +107,23 @@ def frequencies(p: torch.Tensor, kind: Literal["sum", "mean"]) -> torch.Tensor:
 
 
 def by_own_maximum(maps: torch.Tensor) -> torch.Tensor:
-    """Maps ``[B,K,h,w] >= 0`` to 0..1, by image and class. Those that are nearly zero stay so: they are noise."""
+    """Maps ``[B,K,h,w] >= 0`` to 0..1, by image and class. Those that are nearly zero stay so: they
+    are noise.
+    """
     return maps / maps.amax(dim=(2, 3), keepdim=True).clamp_min(1e-5)
 
 
 class Vwe(Method):
-    """Classifier with a second task on word labels, and a third that reads the tags off the words."""
+    """Classifier with a second task on word labels, and a third that reads the tags off the
+    words.
+    """
 
     released = MappingProxyType(
-        {"word.weight": ("fc_b.weight",), "w2i.weight": ("fc_a.weight",), "codebook": ("VWE.centroid",)}
+        {
+            "word.weight": ("fc_b.weight",),
+            "w2i.weight": ("fc_a.weight",),
+            "codebook": ("VWE.centroid",),
+        }
     )
 
     def __init__(self, config: Config, backbone: Backbone, num_classes: int) -> None:
@@ -105,7 +131,9 @@ class Vwe(Method):
         self.config = config
         channels = self.backbone.channels[self.backbone.top]
         published = channels == 2048
-        self.word_weight = (1.0 if published else 0.1) if config.word_weight == "auto" else config.word_weight
+        self.word_weight = (
+            (1.0 if published else 0.1) if config.word_weight == "auto" else config.word_weight
+        )
         self.classifier = nn.Conv2d(channels, num_classes, 1, bias=False)
         self.word = nn.Conv2d(channels, config.words, 1, bias=False)
         self.w2i = nn.Conv2d(config.words, num_classes, 1, bias=False)
@@ -122,7 +150,9 @@ class Vwe(Method):
         return linear(self.classifier, pool(f, self.config.pooling, bins=self.config.hspp_bins))
 
     def cams_and_logits(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See ``Method``. Scores of ``hspp`` come from average pooling here: its pyramid fails on maps under 4x4."""
+        """See ``Method``. Scores of ``hspp`` come from average pooling here: its pyramid fails on
+        maps under 4x4.
+        """
         f = self.features(images)
         scores: torch.Tensor = self.classifier(f)
         logits = linear(self.classifier, gmp(f)) if self.config.pooling == "gmp" else gap(scores)
@@ -136,8 +166,12 @@ class Vwe(Method):
         """Image logits ``[B,K]``."""
         return self.logits(self.features(images))
 
-    def loss(self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        """Soft margin losses (spec 6.1) of the image: ``cls``, of its words: ``word``, of words to tags: ``w2i``."""
+    def loss(
+        self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator
+    ) -> dict[str, torch.Tensor]:
+        """Soft margin losses (spec 6.1) of the image: ``cls``, of its words: ``word``, of words to
+        tags: ``w2i``.
+        """
         f = at_least_float32(self.features(images))
         with full_precision(f.device.type):
             p = encode(f.detach() if self.config.detach_encoder else f, self.codebook)
@@ -146,7 +180,10 @@ class Vwe(Method):
                 "word": (linear(self.word, gap(f)), word_labels(p)),
                 "w2i": (linear(self.w2i, frequencies(p, self.config.frequency)), tags),
             }
-            terms = {name: F.multilabel_soft_margin_loss(y, target) for name, (y, target) in pairs.items()}
+            terms = {
+                name: F.multilabel_soft_margin_loss(y, target)
+                for name, (y, target) in pairs.items()
+            }
             return {**terms, "word": self.word_weight * terms["word"]}
 
 

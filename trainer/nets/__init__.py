@@ -1,7 +1,7 @@
 """Backbones and segmentation heads.
 
-``build_backbone`` is the one way in by name. Nothing here loads torch before a network is built, so that the command
-line can complete and check names at once.
+``build_backbone`` is the one way in by name. Nothing here loads torch before a network is built, so
+that the command line can complete and check names at once.
 """
 
 from __future__ import annotations
@@ -19,18 +19,25 @@ DEFAULT_OUTPUT_STRIDE = {"resnet38": 8}
 
 
 def build_backbone(name: str, output_stride: int | None = None, **knobs: Any) -> Backbone:
-    """The backbone ``name`` with random weights; see ``trainer.weights.loading.load_backbone`` for trained ones.
+    """The backbone ``name`` with random weights; see ``trainer.weights.loading.load_backbone`` for
+    trained ones.
 
     Args:
         name: one of ``BACKBONES``.
-        output_stride: 8, 16 or 32 (ResNet-38: 8 only). None is what the methods use: 8 for ResNet-38, else 16.
-        **knobs: keyword arguments of the class: ``bn``, ``detach_after``, and ``dilate`` for ResNet and MobileNetV2.
+        output_stride: 8, 16 or 32 (ResNet-38: 8 only). None is what the methods use: 8 for
+            ResNet-38, else 16.
+        **knobs: keyword arguments of the class: ``bn``, ``detach_after``, and ``dilate`` for ResNet
+        and MobileNetV2.
 
     Raises:
         ConfigError: unknown name or knob, or a value that this backbone cannot have.
     """
     if name not in BACKBONES:
-        raise ConfigError(f"unknown backbone {name!r}", nearest(name, BACKBONES), "--backbone with one of these names")
+        raise ConfigError(
+            f"unknown backbone {name!r}",
+            nearest(name, BACKBONES),
+            "--backbone with one of these names",
+        )
     stride = output_stride if output_stride is not None else DEFAULT_OUTPUT_STRIDE.get(name, 16)
     if name == "resnet38":
         from trainer.nets.resnet38 import ResNet38
@@ -42,7 +49,9 @@ def build_backbone(name: str, output_stride: int | None = None, **knobs: Any) ->
         return MobileNetV2(**_known(name, MobileNetV2, {"output_stride": stride, **knobs}))
     from trainer.nets.resnet import ResNet
 
-    return ResNet(int(name.removeprefix("resnet")), **_known(name, ResNet, {"output_stride": stride, **knobs}))
+    return ResNet(
+        int(name.removeprefix("resnet")), **_known(name, ResNet, {"output_stride": stride, **knobs})
+    )
 
 
 def _known(name: str, network: type[Backbone], knobs: dict[str, Any]) -> dict[str, Any]:

@@ -31,14 +31,17 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x_B3HW: Tensor) -> dict[str, Tensor]:
-        """Feature maps of RGB images normalised by the ImageNet mean and standard deviation, any size."""
+        """Feature maps of RGB images normalised by the ImageNet mean and standard deviation, any
+        size.
+        """
 
     @abstractmethod
     def freeze(self) -> None:
-        """Put every frozen batch norm in eval mode and take the gradient from every frozen parameter.
+        """Put every frozen batch norm in eval mode and take the gradient from every frozen
+        parameter.
 
-        Frozen parameters have ``requires_grad`` False: an optimiser that asks for trainable ones never sees them, so
-        weight decay cannot move them either. Only ever takes gradients away.
+        Frozen parameters have ``requires_grad`` False: an optimiser that asks for trainable ones
+        never sees them, so weight decay cannot move them either. Only ever takes gradients away.
         """
 
     def train(self, mode: bool = True) -> Backbone:
@@ -54,23 +57,28 @@ class StagedBackbone(Backbone):
     Args:
         channels: stage name -> channels of its output.
         output_stride: 8, 16 or 32; no stage gets coarser.
-        bn: ``frozen`` = running statistics and affine fixed; ``stats`` = statistics fixed, affine trained except in
-            the first batch norm (IRN, spec methods 5); ``train`` = ordinary batch norm.
-        detach_after: name of the stage after which the gradient is cut while training (IRN: ``stage2``). Everything
-            up to there is frozen, batch norms included.
+        bn: ``frozen`` = running statistics and affine fixed; ``stats`` = statistics fixed, affine
+            trained except in the first batch norm (IRN, spec methods 5); ``train`` = ordinary batch
+            norm.
+        detach_after: name of the stage after which the gradient is cut while training (IRN:
+            ``stage2``). Everything up to there is frozen, batch norms included.
 
     Raises:
         ConfigError: a value that is none of these.
     """
 
-    def __init__(self, channels: dict[str, int], output_stride: int, bn: str, detach_after: str | None) -> None:
+    def __init__(
+        self, channels: dict[str, int], output_stride: int, bn: str, detach_after: str | None
+    ) -> None:
         super().__init__()
         if output_stride not in OUTPUT_STRIDES:
             raise ConfigError(f"output stride {output_stride}", "8, 16 or 32")
         if bn not in BATCH_NORM_MODES:
             raise ConfigError(f"batch norm mode {bn!r}", nearest(bn, BATCH_NORM_MODES))
         if detach_after is not None and detach_after not in channels:
-            raise ConfigError(f"cannot detach after {detach_after!r}", nearest(detach_after, channels))
+            raise ConfigError(
+                f"cannot detach after {detach_after!r}", nearest(detach_after, channels)
+            )
         self.channels = channels
         self.strides = {name: min(4 << i, output_stride) for i, name in enumerate(channels)}
         self.top = list(channels)[-1]
@@ -82,7 +90,9 @@ class StagedBackbone(Backbone):
         """Stage name -> its modules in order, shallow to deep."""
 
     def forward(self, x_B3HW: Tensor) -> dict[str, Tensor]:
-        """Features ``stage1`` .. ``stage4``, each ``[B, channels, h, w]``, of normalised RGB images."""
+        """Features ``stage1`` .. ``stage4``, each ``[B, channels, h, w]``, of normalised RGB
+        images.
+        """
         features: dict[str, Tensor] = {}
         x = x_B3HW
         for name, modules in self.stages().items():
@@ -109,8 +119,8 @@ class StagedBackbone(Backbone):
     def keep_resolution(self, output_stride: int, dilate: bool) -> None:
         """Take the stride out of the stages that would be coarser than ``output_stride``.
 
-        With ``dilate`` the convolutions after each removed stride are dilated so that each output cell sees what it
-        saw before: the old output is the new one sub-sampled.
+        With ``dilate`` the convolutions after each removed stride are dilated so that each output
+        cell sees what it saw before: the old output is the new one sub-sampled.
         """
         dilation = 1
         for i, modules in enumerate(self.stages().values()):
@@ -132,7 +142,9 @@ def batch_norms(modules: Iterable[nn.Module]) -> list[nn.BatchNorm2d]:
 
 
 def fix_batch_norms(modules: Iterable[nn.Module], affine: bool = True) -> None:
-    """Make the batch norms use their running statistics; with ``affine`` their weight and bias are fixed too."""
+    """Make the batch norms use their running statistics; with ``affine`` their weight and bias are
+    fixed too.
+    """
     norms = batch_norms(modules)
     for norm in norms:
         norm.eval()
@@ -149,4 +161,7 @@ def _respace(conv: nn.Conv2d, dilation: int) -> None:
     conv.stride = (1, 1)
     if conv.kernel_size != (1, 1):
         conv.dilation = (dilation, dilation)
-        conv.padding = (dilation * (conv.kernel_size[0] // 2), dilation * (conv.kernel_size[1] // 2))
+        conv.padding = (
+            dilation * (conv.kernel_size[0] // 2),
+            dilation * (conv.kernel_size[1] // 2),
+        )

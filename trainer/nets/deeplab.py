@@ -16,8 +16,8 @@ __all__ = ["Aspp", "AsppSegmenter", "DeepLabV2ResNet101", "LargeFOVResNet38"]
 class Aspp(nn.Module):
     """Atrous spatial pyramid pooling of DeepLab-v2: parallel dilated 3x3 convolutions, summed.
 
-    Chen et al., TPAMI 2018; spec refine-segment 6.1. No batch norm, ReLU or concatenation. Weights N(0, 0.01), bias 0.
-    State-dict names ``c0`` .. ``c{n-1}``.
+    Chen et al., TPAMI 2018; spec refine-segment 6.1. No batch norm, ReLU or concatenation. Weights
+    N(0, 0.01), bias 0. State-dict names ``c0`` .. ``c{n-1}``.
 
     Args:
         channels: input channels.
@@ -52,14 +52,19 @@ class AsppSegmenter(nn.Module):
     """
 
     def __init__(
-        self, backbone: Backbone, num_classes_with_background: int, rates: Sequence[int] = (6, 12, 18, 24)
+        self,
+        backbone: Backbone,
+        num_classes_with_background: int,
+        rates: Sequence[int] = (6, 12, 18, 24),
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.aspp = Aspp(backbone.channels[backbone.top], num_classes_with_background, rates)
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
-        """Normalised RGB ``[B, 3, H, W]`` -> logits ``[B, K + 1, h, w]`` at the backbone's stride."""
+        """Normalised RGB ``[B, 3, H, W]`` -> logits ``[B, K + 1, h, w]`` at the backbone's
+        stride.
+        """
         features = self.backbone(images_B3HW)
         logits: Tensor = self.aspp(features[self.backbone.top])
         return logits

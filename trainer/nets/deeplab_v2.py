@@ -1,8 +1,9 @@
-"""DeepLab-v2 on the Caffe ResNet-101 at three scales, the segmenter of most papers here (spec refine-segment 6).
+"""DeepLab-v2 on the Caffe ResNet-101 at three scales, the segmenter of most papers here (spec
+refine-segment 6).
 
-Chen et al., "DeepLab: Semantic Image Segmentation with Deep Convolutional Nets, Atrous Convolution, and Fully Connected
-CRFs", TPAMI 2018; released state-dict names of deeplab-pytorch. Shapes: B images, K classes with the background, H W
-image, h w its logits of 8 pixels a cell.
+Chen et al., "DeepLab: Semantic Image Segmentation with Deep Convolutional Nets, Atrous Convolution,
+and Fully Connected CRFs", TPAMI 2018; released state-dict names of deeplab-pytorch. Shapes: B
+images, K classes with the background, H W image, h w its logits of 8 pixels a cell.
 """
 
 from __future__ import annotations
@@ -29,7 +30,12 @@ StrideOn = Literal["1x1", "3x3"]
 Input = Literal["caffe_bgr", "torchvision_rgb"]
 
 # Layer: blocks, channels out, stride, dilation.
-LAYERS = {"layer2": (3, 256, 1, 1), "layer3": (4, 512, 2, 1), "layer4": (23, 1024, 1, 2), "layer5": (3, 2048, 1, 4)}
+LAYERS = {
+    "layer2": (3, 256, 1, 1),
+    "layer3": (4, 512, 2, 1),
+    "layer4": (23, 1024, 1, 2),
+    "layer5": (3, 2048, 1, 4),
+}
 INPUTS: dict[Input, PixelScale] = {"caffe_bgr": CAFFE_PIXELS, "torchvision_rgb": IMAGENET_PIXELS}
 OURS = "a DeepLab-v2 ResNet-101"
 
@@ -45,14 +51,24 @@ CAFFE, TORCHVISION = Layout("1x1", "caffe_bgr"), Layout("3x3", "torchvision_rgb"
 
 
 class ConvBn(nn.Module):
-    """Convolution without bias, batch norm and, unless ``relu`` is off, ReLU. Padding keeps the size."""
+    """Convolution without bias, batch norm and, unless ``relu`` is off, ReLU. Padding keeps the
+    size.
+    """
 
     def __init__(
-        self, channels_in: int, channels_out: int, kernel: int, stride: int = 1, dilation: int = 1, relu: bool = True
+        self,
+        channels_in: int,
+        channels_out: int,
+        kernel: int,
+        stride: int = 1,
+        dilation: int = 1,
+        relu: bool = True,
     ) -> None:
         super().__init__()
         padding = dilation * (kernel // 2)
-        self.conv = nn.Conv2d(channels_in, channels_out, kernel, stride, padding, dilation, bias=False)
+        self.conv = nn.Conv2d(
+            channels_in, channels_out, kernel, stride, padding, dilation, bias=False
+        )
         self.bn = nn.BatchNorm2d(channels_out)
         self.relu = relu
 
@@ -64,7 +80,8 @@ class ConvBn(nn.Module):
 
 
 class CaffeBottleneck(nn.Module):
-    """1x1, dilated 3x3, 1x1 and the short cut, which is a convolution in the first block of a layer.
+    """1x1, dilated 3x3, 1x1 and the short cut, which is a convolution in the first block of a
+    layer.
 
     Args:
         channels_in: input channels.
@@ -72,11 +89,18 @@ class CaffeBottleneck(nn.Module):
         stride: of the block.
         dilation: of the 3x3 convolution.
         first: whether the short cut is a convolution.
-        stride_on: the convolution with the stride: ``1x1``, the first, as in Caffe; ``3x3`` as in torchvision.
+        stride_on: the convolution with the stride: ``1x1``, the first, as in Caffe; ``3x3`` as in
+        torchvision.
     """
 
     def __init__(
-        self, channels_in: int, channels_out: int, stride: int, dilation: int, first: bool, stride_on: StrideOn
+        self,
+        channels_in: int,
+        channels_out: int,
+        stride: int,
+        dilation: int,
+        first: bool,
+        stride_on: StrideOn,
     ) -> None:
         super().__init__()
         quarter = channels_out // 4
@@ -84,7 +108,9 @@ class CaffeBottleneck(nn.Module):
         self.reduce = ConvBn(channels_in, quarter, 1, on_1x1)
         self.conv3x3 = ConvBn(quarter, quarter, 3, on_3x3, dilation)
         self.increase = ConvBn(quarter, channels_out, 1, relu=False)
-        self.shortcut = ConvBn(channels_in, channels_out, 1, stride, relu=False) if first else nn.Identity()
+        self.shortcut = (
+            ConvBn(channels_in, channels_out, 1, stride, relu=False) if first else nn.Identity()
+        )
 
     def forward(self, x_BChw: Tensor) -> Tensor:
         """``[B, in, h, w]`` -> ``[B, out, ceil(h / stride), ceil(w / stride)]``."""
@@ -93,7 +119,8 @@ class CaffeBottleneck(nn.Module):
 
 
 class DeepLabV2(nn.Module):
-    """DeepLab-v2 at one scale: ``[B,3,H,W]`` -> logits ``[B,K,h,w]``, stride 8 (321 -> 41, 500 -> 63).
+    """DeepLab-v2 at one scale: ``[B,3,H,W]`` -> logits ``[B,K,h,w]``, stride 8 (321 -> 41, 500 ->
+    63).
 
     Args:
         num_classes: K, with the background.
@@ -102,7 +129,9 @@ class DeepLabV2(nn.Module):
         width: share of the published channels.
     """
 
-    def __init__(self, num_classes: int, rates: Sequence[int], stride_on: StrideOn, width: float = 1.0) -> None:
+    def __init__(
+        self, num_classes: int, rates: Sequence[int], stride_on: StrideOn, width: float = 1.0
+    ) -> None:
         # Not at the top: that module offers this one's network under its own name too.
         from trainer.nets.deeplab import Aspp
 
@@ -115,7 +144,9 @@ class DeepLabV2(nn.Module):
             wide = thinner(published, width)
             for i in range(blocks):
                 first = i == 0
-                block = CaffeBottleneck(channels, wide, stride if first else 1, dilation, first, stride_on)
+                block = CaffeBottleneck(
+                    channels, wide, stride if first else 1, dilation, first, stride_on
+                )
                 layer.add_module(f"block{i + 1}", block)
                 channels = wide
             self.add_module(name, layer)
@@ -133,9 +164,10 @@ class DeepLabV2(nn.Module):
 class DeepLabV2ResNet101(nn.Module):
     """DeepLab-v2 at scales 1, 0.5 and 0.75 of its input, merged by the largest logit.
 
-    Forward takes ``[B,3,H,W]`` in the scale of ``INPUTS[input]``. In train mode it returns four tensors: logits of scale
-    1, 0.5, 0.75 at their own sizes (321 -> 41, 21, 31) and the maximum at the first size; in eval mode the maximum only.
-    Batch norms are fixed with their affine in every mode.
+    Forward takes ``[B,3,H,W]`` in the scale of ``INPUTS[input]``. In train mode it returns four
+    tensors: logits of scale 1, 0.5, 0.75 at their own sizes (321 -> 41, 21, 31) and the maximum at
+    the first size; in eval mode the maximum only. Batch norms are fixed with their affine in every
+    mode.
 
     Args:
         num_classes: K, with the background.
@@ -175,10 +207,14 @@ class DeepLabV2ResNet101(nn.Module):
         if not self.scales:
             return logits if self.training else logits[0]
         for scale in self.scales:
-            view = F.interpolate(images_B3HW, scale_factor=scale, mode="bilinear", align_corners=False)
+            view = F.interpolate(
+                images_B3HW, scale_factor=scale, mode="bilinear", align_corners=False
+            )
             logits.append(self.base(view))
         size = logits[0].shape[2:]
-        resized = [F.interpolate(other, size, mode="bilinear", align_corners=False) for other in logits[1:]]
+        resized = [
+            F.interpolate(other, size, mode="bilinear", align_corners=False) for other in logits[1:]
+        ]
         largest = torch.stack([logits[0], *resized]).max(0).values
         return [*logits, largest] if self.training else largest
 
@@ -191,24 +227,41 @@ class DeepLabV2ResNet101(nn.Module):
     def param_groups(
         self, lr: float = 2.5e-4, weight_decay: float = 5e-4, new_factor: float = 10.0
     ) -> list[dict[str, Any]]:
-        """Optimiser groups (spec 6.4): backbone convolutions x1, ASPP weights x10, ASPP biases x20 without decay."""
+        """Optimiser groups (spec 6.4): backbone convolutions x1, ASPP weights x10, ASPP biases x20
+        without decay.
+        """
         named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
         head = [(name, p) for name, p in named if name.startswith("base.aspp.")]
         parts = (
-            ("backbone", [p for name, p in named if not name.startswith("base.aspp.")], 1, weight_decay),
-            ("aspp weights", [p for name, p in head if name.endswith(".weight")], new_factor, weight_decay),
+            (
+                "backbone",
+                [p for name, p in named if not name.startswith("base.aspp.")],
+                1,
+                weight_decay,
+            ),
+            (
+                "aspp weights",
+                [p for name, p in head if name.endswith(".weight")],
+                new_factor,
+                weight_decay,
+            ),
             ("aspp biases", [p for name, p in head if name.endswith(".bias")], 2 * new_factor, 0.0),
         )
-        return [{"name": n, "params": ps, "lr": lr * factor, "weight_decay": wd} for n, ps, factor, wd in parts]
+        return [
+            {"name": n, "params": ps, "lr": lr * factor, "weight_decay": wd}
+            for n, ps, factor, wd in parts
+        ]
 
 
 def load_deeplab_v2(network: DeepLabV2ResNet101, path: Path | str) -> LoadReport:
-    """Copy weights into ``network``: a trained DeepLab-v2, or what training starts from. Print the report.
+    """Copy weights into ``network``: a trained DeepLab-v2, or what training starts from. Print the
+    report.
 
-    Reads released names with or without ``base.``, ``scale.``, ``module.`` before them: segmenters, and ResNet-101 in the
-    Caffe layout, such as ``deeplabv1_resnet101-coco.pth`` (which has seen COCO's masks: extra supervision, D12). Their
-    classifier ``fc`` is not used, and the ASPP stays random where the file has none. Reads torchvision's ResNet-101 too,
-    but only into a network built for it: the same names hide another network (spec 6.2, trap 15).
+    Reads released names with or without ``base.``, ``scale.``, ``module.`` before them: segmenters,
+    and ResNet-101 in the Caffe layout, such as ``deeplabv1_resnet101-coco.pth`` (which has seen
+    COCO's masks: extra supervision, D12). Their classifier ``fc`` is not used, and the ASPP stays
+    random where the file has none. Reads torchvision's ResNet-101 too, but only into a network
+    built for it: the same names hide another network (spec 6.2, trap 15).
 
     Raises:
         WeightsError: another network, layout or number of classes; nothing is changed.
@@ -218,19 +271,23 @@ def load_deeplab_v2(network: DeepLabV2ResNet101, path: Path | str) -> LoadReport
     layout, own = layout_of(path), Layout(network.stride_on, network.input)
     if layout not in (None, own):
         raise WeightsError(
-            f"{path} holds a ResNet-101 in the {'Caffe' if layout == CAFFE else 'torchvision'} layout, for a network with "
-            f"{_said(layout)}; this one has {_said(own)}",
+            f"{path} holds a ResNet-101 in the {'Caffe' if layout == CAFFE else 'torchvision'}"
+            f" layout, for a network with {_said(layout)}; this one has {_said(own)}",
             "weights in the layout of the network",
-            f"--set segment.stride_on=auto --set segment.input=auto, or DeepLabV2ResNet101(num_classes, {_said(layout)})",
+            "--set segment.stride_on=auto --set segment.input=auto, or"
+            f" DeepLabV2ResNet101(num_classes, {_said(layout)})",
         )
     if architecture(tensors) == "a torchvision resnet101":
         return load_backbone(_by_torchvision_names(network.base), path)
     report = load_backbone(network.base, path)
-    return replace(report, kind="DeepLab-v2" if _is_trained(tensors) else "ResNet-101 in the Caffe layout")
+    return replace(
+        report, kind="DeepLab-v2" if _is_trained(tensors) else "ResNet-101 in the Caffe layout"
+    )
 
 
 def layout_of(path: Path) -> Layout | None:
-    """The layout of a weight file; None for a released segmenter or another network, which do not tell.
+    """The layout of a weight file; None for a released segmenter or another network, which do not
+    tell.
 
     Raises:
         WeightsError: no such file, or damaged.
@@ -259,7 +316,9 @@ def _said(layout: Layout | None) -> str:
 
 
 def _by_torchvision_names(base: DeepLabV2) -> nn.Module:
-    """The same layers under torchvision's names, without the ASPP; what is loaded into it is in ``base``."""
+    """The same layers under torchvision's names, without the ASPP; what is loaded into it is in
+    ``base``.
+    """
     view = nn.Module()
     stem = cast(ConvBn, base.layer1.get_submodule("conv1"))
     view.conv1, view.bn1 = stem.conv, stem.bn

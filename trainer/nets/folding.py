@@ -1,7 +1,8 @@
 """Batch norms with fixed statistics done inside the convolution before them.
 
-A frozen batch norm is a scale and a shift of each channel. Moved into the convolution's weight it costs nothing, saves
-one pass over memory forward and two backward, and one stored feature map a layer. Names in the state dict stay.
+A frozen batch norm is a scale and a shift of each channel. Moved into the convolution's weight it
+costs nothing, saves one pass over memory forward and two backward, and one stored feature map a
+layer. Names in the state dict stay.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from trainer.nets.depthwise import applies, depthwise_conv2d
 
 
 class FoldingConv2d(nn.Conv2d):
-    """A convolution that also does the batch norm after it whenever that one uses its running statistics.
+    """A convolution that also does the batch norm after it whenever that one uses its running
+    statistics.
 
     Gradients of weight and affine are those of the two layers one after the other.
     """
@@ -42,14 +44,20 @@ class FoldingConv2d(nn.Conv2d):
         weight, bias = self.ready or self.fold()
         if applies(x_BChw, self):
             return depthwise_conv2d(x_BChw, weight, bias, self)
-        return torch.conv2d(x_BChw, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return torch.conv2d(
+            x_BChw, weight, bias, self.stride, self.padding, self.dilation, self.groups
+        )
 
 
 class FoldedBatchNorm2d(nn.BatchNorm2d):
-    """A batch norm that has nothing left to do in eval mode, because a ``FoldingConv2d`` has done it."""
+    """A batch norm that has nothing left to do in eval mode, because a ``FoldingConv2d`` has done
+    it.
+    """
 
     def is_folded(self) -> bool:
-        """Whether the convolution does the work. Not while a graph is exported: engines fold for themselves."""
+        """Whether the convolution does the work. Not while a graph is exported: engines fold for
+        themselves.
+        """
         return not self.training and not torch.compiler.is_exporting()
 
     def forward(self, x_BChw: Tensor) -> Tensor:
@@ -60,7 +68,11 @@ class FoldedBatchNorm2d(nn.BatchNorm2d):
 @contextlib.contextmanager
 def folded_once(network: nn.Module) -> Iterator[None]:
     """Fold now instead of in every forward pass. Weights must not change while this lasts."""
-    convolutions = [m for m in network.modules() if isinstance(m, FoldingConv2d) and m.followed_by[0].is_folded()]
+    convolutions = [
+        m
+        for m in network.modules()
+        if isinstance(m, FoldingConv2d) and m.followed_by[0].is_folded()
+    ]
     try:
         for convolution in convolutions:
             convolution.ready = convolution.fold()
@@ -71,7 +83,9 @@ def folded_once(network: nn.Module) -> Iterator[None]:
 
 
 def fold_batch_norms(network: nn.Module) -> None:
-    """Join, in place, every bias-free convolution with the batch norm that directly follows it in the same module."""
+    """Join, in place, every bias-free convolution with the batch norm that directly follows it in
+    the same module.
+    """
     for parent in list(network.modules()):
         children = list(parent.children())
         for conv, norm in pairwise(children):

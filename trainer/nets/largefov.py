@@ -1,7 +1,8 @@
 """DeepLab-LargeFOV on ResNet-38, the segmenter of SEAM and CPN (spec refine-segment 7).
 
-Chen et al., "Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected CRFs", ICLR 2015, on the
-network of Wu et al. 2016, as in SEAM's segmentation code base. Shapes: B images, K classes with the background, H W image.
+Chen et al., "Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected CRFs",
+ICLR 2015, on the network of Wu et al. 2016, as in SEAM's segmentation code base. Shapes: B images,
+K classes with the background, H W image.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ BN_MOMENTUM = 3e-4
 
 
 class FreeResNet38(ResNet38):
-    """ResNet-38 whose convolutions all train and whose batch norms follow the mode; only their affine is fixed."""
+    """ResNet-38 whose convolutions all train and whose batch norms follow the mode; only their
+    affine is fixed.
+    """
 
     def freeze(self) -> None:
         """Take the gradient from the affine of every batch norm."""
@@ -37,17 +40,18 @@ class FreeResNet38(ResNet38):
 class LargeFOVResNet38(nn.Module):
     """Large field of view: one 3x3 convolution of dilation 12 on ResNet-38, and two 1x1 ones.
 
-    Forward takes ``[B,3,H,W]`` RGB normalised by ImageNet's mean and deviation and returns logits ``[B,K,H,W]`` at the
-    size of the input (bilinear, corners aligned), in both modes.
+    Forward takes ``[B,3,H,W]`` RGB normalised by ImageNet's mean and deviation and returns logits
+    ``[B,K,H,W]`` at the size of the input (bilinear, corners aligned), in both modes.
 
-    Deviation D16: the released trainer never calls ``train()``, where its batch norms would have been frozen, and so
-    trained with batch statistics by accident, nothing frozen but the affine of batch norm, which no optimiser had. That is
-    ``bn="batch"``; the papers do not say.
+    Deviation D16: the released trainer never calls ``train()``, where its batch norms would have
+    been frozen, and so trained with batch statistics by accident, nothing frozen but the affine of
+    batch norm, which no optimiser had. That is ``bn="batch"``; the papers do not say.
 
     Args:
         num_classes: K, with the background.
-        bn: batch norms of the backbone in train mode: ``batch`` statistics as released (running ones move by 3e-4 an
-            update), or ``frozen``. Those of the head are new and use batch statistics either way.
+        bn: batch norms of the backbone in train mode: ``batch`` statistics as released (running
+            ones move by 3e-4 an update), or ``frozen``. Those of the head are new and use batch
+            statistics either way.
 
         width: share of the published channels.
 
@@ -58,7 +62,9 @@ class LargeFOVResNet38(nn.Module):
     def __init__(self, num_classes: int, bn: BatchNormMode = "batch", width: float = 1.0) -> None:
         super().__init__()
         if bn not in get_args(BatchNormMode):
-            raise ConfigError(f"batch norm mode {bn!r} for LargeFOV", nearest(bn, get_args(BatchNormMode)))
+            raise ConfigError(
+                f"batch norm mode {bn!r} for LargeFOV", nearest(bn, get_args(BatchNormMode))
+            )
         self.bn = bn
         self.backbone = FreeResNet38(width=width)
         channels = self.backbone.channels[self.backbone.top]
@@ -96,25 +102,39 @@ class LargeFOVResNet38(nn.Module):
     def param_groups(
         self, lr: float = 1e-3, weight_decay: float = 5e-4, new_factor: float = 10.0
     ) -> list[dict[str, Any]]:
-        """Optimiser groups (spec 7): backbone x1, weights of the head x10, the classifier's bias x20 without decay."""
+        """Optimiser groups (spec 7): backbone x1, weights of the head x10, the classifier's bias
+        x20 without decay.
+        """
         head = [self.conv_fov.weight, self.conv_fov2.weight, self.cls_conv.weight]
         parts = (
-            ("backbone", [p for p in self.backbone.parameters() if p.requires_grad], 1, weight_decay),
+            (
+                "backbone",
+                [p for p in self.backbone.parameters() if p.requires_grad],
+                1,
+                weight_decay,
+            ),
             ("head weights", head, new_factor, weight_decay),
             ("head bias", [self.cls_conv.bias], 2 * new_factor, 0.0),
         )
-        return [{"name": n, "params": ps, "lr": lr * factor, "weight_decay": wd} for n, ps, factor, wd in parts]
+        return [
+            {"name": n, "params": ps, "lr": lr * factor, "weight_decay": wd}
+            for n, ps, factor, wd in parts
+        ]
 
 
 def load_largefov(network: LargeFOVResNet38, path: Path | str) -> LoadReport:
-    """Copy weights into ``network``: a trained LargeFOV, or a ResNet-38 to start from. Print the report.
+    """Copy weights into ``network``: a trained LargeFOV, or a ResNet-38 to start from. Print the
+    report.
 
-    Reads released names with or without ``module.`` and the like before them, and for the backbone alone all that
-    ``load_backbone`` reads: the ImageNet ``.params`` of the papers and classifiers of this family.
+    Reads released names with or without ``module.`` and the like before them, and for the backbone
+    alone all that ``load_backbone`` reads: the ImageNet ``.params`` of the papers and classifiers
+    of this family.
 
     Raises:
         WeightsError: another network or number of classes; nothing is changed.
     """
     path = Path(path)
-    trained = any(("." + name).endswith(".conv_fov.weight") for name in read_checkpoint(path).tensors)
+    trained = any(
+        ("." + name).endswith(".conv_fov.weight") for name in read_checkpoint(path).tensors
+    )
     return load_backbone(network if trained else network.backbone, path)

@@ -13,9 +13,10 @@ from trainer.nets.folding import fold_batch_norms
 class MobileNetV2(StagedBackbone):
     """MobileNetV2 (Sandler et al., CVPR 2018), width 1.
 
-    ``forward`` takes ``[B, 3, H, W]`` normalised RGB and returns ``stage1`` (after ``features.3``, 24 channels),
-    ``stage2`` (``features.6``, 32), ``stage3`` (``features.13``, 96) and ``stage4`` (``features.18``, 1280) at strides
-    4, 8, 16, 32 or what ``output_stride`` allows, each side rounded up.
+    ``forward`` takes ``[B, 3, H, W]`` normalised RGB and returns ``stage1`` (after ``features.3``,
+    24 channels), ``stage2`` (``features.6``, 32), ``stage3`` (``features.13``, 96) and ``stage4``
+    (``features.18``, 1280) at strides 4, 8, 16, 32 or what ``output_stride`` allows, each side
+    rounded up.
 
     Args:
         output_stride: 8, 16 or 32. At 16 ``features.14`` has stride 1 and 15 to 17 dilation 2.
@@ -28,9 +29,18 @@ class MobileNetV2(StagedBackbone):
     """
 
     def __init__(
-        self, output_stride: int = 16, dilate: bool = True, bn: str = "frozen", detach_after: str | None = None
+        self,
+        output_stride: int = 16,
+        dilate: bool = True,
+        bn: str = "frozen",
+        detach_after: str | None = None,
     ) -> None:
-        super().__init__({"stage1": 24, "stage2": 32, "stage3": 96, "stage4": 1280}, output_stride, bn, detach_after)
+        super().__init__(
+            {"stage1": 24, "stage2": 32, "stage3": 96, "stage4": 1280},
+            output_stride,
+            bn,
+            detach_after,
+        )
         from torchvision.models import mobilenet_v2
 
         self.features: nn.Sequential = mobilenet_v2(weights=None).features
@@ -41,4 +51,9 @@ class MobileNetV2(StagedBackbone):
     def stages(self) -> dict[str, Sequence[nn.Module]]:
         """The four stages; stage 1 holds the stem."""
         blocks = list(self.features)
-        return {"stage1": blocks[:4], "stage2": blocks[4:7], "stage3": blocks[7:14], "stage4": blocks[14:]}
+        return {
+            "stage1": blocks[:4],
+            "stage2": blocks[4:7],
+            "stage3": blocks[7:14],
+            "stage4": blocks[14:],
+        }

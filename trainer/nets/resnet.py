@@ -1,4 +1,6 @@
-"""ResNet 18 to 101 on torchvision's modules and state-dict names, without the classifier (spec methods 5)."""
+"""ResNet 18 to 101 on torchvision's modules and state-dict names, without the classifier (spec
+methods 5).
+"""
 
 from __future__ import annotations
 
@@ -14,18 +16,21 @@ DEPTHS = (18, 34, 50, 101)
 
 
 class ResNet(StagedBackbone):
-    """ResNet (He et al., CVPR 2016) in torchvision's layout: the stride sits on the 3x3 convolution.
+    """ResNet (He et al., CVPR 2016) in torchvision's layout: the stride sits on the 3x3
+    convolution.
 
-    ``forward`` takes ``[B, 3, H, W]`` normalised RGB and returns ``stage1`` .. ``stage4`` at strides 4, 8, 16, 32 or
-    what ``output_stride`` allows, each side rounded up. The stages are those of IRN: stage 1 = stem and layer1.
+    ``forward`` takes ``[B, 3, H, W]`` normalised RGB and returns ``stage1`` .. ``stage4`` at
+    strides 4, 8, 16, 32 or what ``output_stride`` allows, each side rounded up. The stages are
+    those of IRN: stage 1 = stem and layer1.
 
     Args:
         depth: 18, 34, 50 or 101.
         output_stride: 8, 16 or 32.
-        dilate: dilate where a stride was removed. False with ``output_stride=16`` is IRN's network: last stage with
-            stride 1 and no dilation.
-        bn: ``frozen``, ``stats`` or ``train``; see ``StagedBackbone``. IRN: ``stats``, and then ``conv1`` is frozen
-            together with the first batch norm because ``detach_after="stage2"`` covers both.
+        dilate: dilate where a stride was removed. False with ``output_stride=16`` is IRN's network:
+            last stage with stride 1 and no dilation.
+        bn: ``frozen``, ``stats`` or ``train``; see ``StagedBackbone``. IRN: ``stats``, and then
+            ``conv1`` is frozen together with the first batch norm because ``detach_after="stage2"``
+            covers both.
         detach_after: None or a stage name. IRN: ``stage2``.
 
     Raises:
@@ -43,7 +48,12 @@ class ResNet(StagedBackbone):
         if depth not in DEPTHS:
             raise ConfigError(f"ResNet depth {depth}", "18, 34, 50 or 101")
         widths = (64, 128, 256, 512) if depth < 50 else (256, 512, 1024, 2048)
-        super().__init__({f"stage{i}": width for i, width in enumerate(widths, 1)}, output_stride, bn, detach_after)
+        super().__init__(
+            {f"stage{i}": width for i, width in enumerate(widths, 1)},
+            output_stride,
+            bn,
+            detach_after,
+        )
         from torchvision import models
 
         body: nn.Module = getattr(models, f"resnet{depth}")(weights=None)

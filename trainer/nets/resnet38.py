@@ -67,7 +67,9 @@ class Bottleneck(nn.Module):
         dropout: share of whole feature maps that is dropped, twice, in train mode.
     """
 
-    def __init__(self, channels_in: int, channels_out: int, dilation: int = 1, dropout: float = 0.0) -> None:
+    def __init__(
+        self, channels_in: int, channels_out: int, dilation: int = 1, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         quarter, half = channels_out // 4, channels_out // 2
         self.bn_branch2a = nn.BatchNorm2d(channels_in)
@@ -98,11 +100,13 @@ class Bottleneck(nn.Module):
 class ResNet38(Backbone):
     """The 38-layer wide residual network, output stride 8, bias-free, without its head.
 
-    ``forward`` takes ``[B, 3, H, W]`` normalised RGB and returns ``conv4`` (512 channels: activated input of ``b5``),
-    ``conv5`` (1024: of ``b6``) and ``conv6`` (4096: ReLU(``bn7``)), each ``[ceil(H / 8), ceil(W / 8)]``.
+    ``forward`` takes ``[B, 3, H, W]`` normalised RGB and returns ``conv4`` (512 channels: activated
+    input of ``b5``), ``conv5`` (1024: of ``b6``) and ``conv6`` (4096: ReLU(``bn7``)), each
+    ``[ceil(H / 8), ceil(W / 8)]``.
 
-    In every mode all batch norms are fixed with their affine, and ``conv1a``, ``b2``, ``b2_1``, ``b2_2`` are frozen
-    (spec methods 4.3). Channel dropout 0.3 and 0.5 in ``b6`` and ``b7`` works in train mode.
+    In every mode all batch norms are fixed with their affine, and ``conv1a``, ``b2``, ``b2_1``,
+    ``b2_2`` are frozen (spec methods 4.3). Channel dropout 0.3 and 0.5 in ``b6`` and ``b7`` works
+    in train mode.
 
     Args:
         output_stride: 8.
@@ -116,9 +120,13 @@ class ResNet38(Backbone):
     def __init__(self, output_stride: int = 8, bn: str = "frozen", width: float = 1.0) -> None:
         super().__init__()
         if output_stride != 8:
-            raise ConfigError(f"output stride {output_stride} for resnet38", "8, the only one that it has")
+            raise ConfigError(
+                f"output stride {output_stride} for resnet38", "8, the only one that it has"
+            )
         if bn != "frozen":
-            raise ConfigError(f"batch norm mode {bn!r} for resnet38", "'frozen', the only one that it has")
+            raise ConfigError(
+                f"batch norm mode {bn!r} for resnet38", "'frozen', the only one that it has"
+            )
         c64, c128, c256, c512, c1024, c2048, c4096 = (thinner(64 << i, width) for i in range(7))
         self.channels = {"conv4": c512, "conv5": c1024, "conv6": c4096}
         self.strides = dict.fromkeys(self.channels, 8)
@@ -129,9 +137,13 @@ class ResNet38(Backbone):
         self.b3 = BasicBlock(c128, c256, c256, stride=2)
         self.b3_1, self.b3_2 = (BasicBlock(c256, c256, c256) for _ in range(2))
         self.b4 = BasicBlock(c256, c512, c512, stride=2)
-        self.b4_1, self.b4_2, self.b4_3, self.b4_4, self.b4_5 = (BasicBlock(c512, c512, c512) for _ in range(5))
+        self.b4_1, self.b4_2, self.b4_3, self.b4_4, self.b4_5 = (
+            BasicBlock(c512, c512, c512) for _ in range(5)
+        )
         self.b5 = BasicBlock(c512, c512, c1024, first_dilation=1, dilation=2)
-        self.b5_1, self.b5_2 = (BasicBlock(c1024, c512, c1024, first_dilation=2, dilation=2) for _ in range(2))
+        self.b5_1, self.b5_2 = (
+            BasicBlock(c1024, c512, c1024, first_dilation=2, dilation=2) for _ in range(2)
+        )
         self.b6 = Bottleneck(c1024, c2048, dilation=4, dropout=0.3)
         self.b7 = Bottleneck(c2048, c4096, dilation=4, dropout=0.5)
         self.bn7 = nn.BatchNorm2d(c4096)
@@ -159,14 +171,16 @@ class ResNet38(Backbone):
 def thinner(channels: int, width: float) -> int:
     """The share ``width`` of a number of channels, a multiple of 16.
 
-    Not fewer: the backward pass of a channels-last 1x1 convolution of stride 2 with less than 16 inputs writes over foreign
-    memory (torch 2.15, oneDNN, CPU).
+    Not fewer: the backward pass of a channels-last 1x1 convolution of stride 2 with less than 16
+    inputs writes over foreign memory (torch 2.15, oneDNN, CPU).
     """
     return max(16, int(channels * width) // 16 * 16)
 
 
 def _conv3x3(channels_in: int, channels_out: int, dilation: int = 1, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(channels_in, channels_out, 3, stride, padding=dilation, dilation=dilation, bias=False)
+    return nn.Conv2d(
+        channels_in, channels_out, 3, stride, padding=dilation, dilation=dilation, bias=False
+    )
 
 
 def _bn_relu(bn: nn.BatchNorm2d, x_BChw: Tensor) -> Tensor:

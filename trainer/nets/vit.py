@@ -1,4 +1,6 @@
-"""Vision transformer on torchvision's modules and state-dict names, without the head: one vector an image."""
+"""Vision transformer on torchvision's modules and state-dict names, without the head: one vector an
+image.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,18 @@ from trainer.errors import ConfigError, WeightsError, nearest
 from trainer.weights.checkpoints import architecture, best_prefix, read_checkpoint
 from trainer.weights.loading import LoadReport
 
-EXPECTED = "weights of a plain vision transformer with a class token, under torchvision's or timm's names"
-HOW_TO_GET = (
-    "bring torchvision's vit_b_16-c867db91.pth (ViT_B_16_Weights.IMAGENET1K_V1), or where timm is installed: "
-    "torch.save(timm.create_model('vit_base_patch16_224.orig_in21k_ft_in1k', pretrained=True).state_dict(), FILE)"
+EXPECTED = (
+    "weights of a plain vision transformer with a class token, under torchvision's or timm's names"
 )
-CONVERT = "pip install safetensors, or convert it elsewhere: torch.save(safetensors.torch.load_file(FILE), NEW_FILE)"
+HOW_TO_GET = (
+    "bring torchvision's vit_b_16-c867db91.pth (ViT_B_16_Weights.IMAGENET1K_V1), or where timm is"
+    " installed: torch.save(timm.create_model('vit_base_patch16_224.orig_in21k_ft_in1k',"
+    " pretrained=True).state_dict(), FILE)"
+)
+CONVERT = (
+    "pip install safetensors, or convert it elsewhere:"
+    " torch.save(safetensors.torch.load_file(FILE), NEW_FILE)"
+)
 HEADS = re.compile(r"(heads?|pre_logits|classifier|fc)\.")
 # ImageNet-1k, and the two counts in use for ImageNet-21k.
 IMAGENET_CLASSES = (1000, 21841, 21843)
@@ -132,8 +140,8 @@ class VitReport(LoadReport):
 class Vit(nn.Module):
     """Vision transformer (Dosovitskiy et al., ICLR 2021, equations 1 to 4) up to its class token.
 
-    ``forward`` takes ``[B, 3, image_size, image_size]`` normalised RGB and returns the class token after the last layer
-    norm, ``[B, embedding]``. The state dict has torchvision's names.
+    ``forward`` takes ``[B, 3, image_size, image_size]`` normalised RGB and returns the class token
+    after the last layer norm, ``[B, embedding]``. The state dict has torchvision's names.
 
     Args:
         shape: size of the net.
@@ -141,7 +149,9 @@ class Vit(nn.Module):
         attention_dropout: on attention weights, 0..1.
     """
 
-    def __init__(self, shape: VitShape, dropout: float = 0.0, attention_dropout: float = 0.0) -> None:
+    def __init__(
+        self, shape: VitShape, dropout: float = 0.0, attention_dropout: float = 0.0
+    ) -> None:
         super().__init__()
         from torchvision.models.vision_transformer import VisionTransformer
 
@@ -183,13 +193,17 @@ class Vit(nn.Module):
 
 
 def build_vit(
-    name: str = "vit_b_16", weights: Path | None = None, dropout: float = 0.0, attention_dropout: float = 0.0
+    name: str = "vit_b_16",
+    weights: Path | None = None,
+    dropout: float = 0.0,
+    attention_dropout: float = 0.0,
 ) -> Vit:
     """The net ``name`` of ``SIZES``, random or with the weights of a file.
 
     Args:
         name: key of ``SIZES``.
-        weights: anything that ``load_vit`` reads; it may be for another image size, which is then the net's.
+        weights: anything that ``load_vit`` reads; it may be for another image size, which is then
+            the net's.
         dropout: see ``Vit``.
         attention_dropout: see ``Vit``.
 
@@ -198,29 +212,40 @@ def build_vit(
         WeightsError: the file does not fit.
     """
     if name not in SIZES:
-        raise ConfigError(f"unknown vision transformer {name!r}", nearest(name, SIZES), "use one of these names")
+        raise ConfigError(
+            f"unknown vision transformer {name!r}", nearest(name, SIZES), "use one of these names"
+        )
     if weights is None:
         return Vit(SIZES[name], dropout, attention_dropout)
     net, _ = load_vit(weights, dropout, attention_dropout)
     if net.shape != replace(SIZES[name], image_size=net.image_size):
-        raise WeightsError(f"{weights} is for another net than {name}: {net.shape}", str(SIZES[name]), HOW_TO_GET)
+        raise WeightsError(
+            f"{weights} is for another net than {name}: {net.shape}", str(SIZES[name]), HOW_TO_GET
+        )
     return net
 
 
-def load_vit(path: Path | str, dropout: float = 0.0, attention_dropout: float = 0.0) -> tuple[Vit, VitReport]:
-    """The net that a weight file is for, with its weights; size and image size follow from the file.
+def load_vit(
+    path: Path | str, dropout: float = 0.0, attention_dropout: float = 0.0
+) -> tuple[Vit, VitReport]:
+    """The net that a weight file is for, with its weights; size and image size follow from the
+    file.
 
-    Reads state dicts with torchvision's or timm's names under any prefix, offline and without running code from them,
-    and safetensors files where that package is installed. Heads are left out. Statistics and supervision are those of
-    the library's published classifiers: nets that only borrow timm's names (DeiT, DINO) may expect ImageNet statistics.
+    Reads state dicts with torchvision's or timm's names under any prefix, offline and without
+    running code from them, and safetensors files where that package is installed. Heads are left
+    out. Statistics and supervision are those of the library's published classifiers: nets that only
+    borrow timm's names (DeiT, DINO) may expect ImageNet statistics.
 
     Raises:
-        WeightsError: no such file, damaged, or not of a plain vision transformer with a class token.
+        WeightsError: no such file, damaged, or not of a plain vision transformer with a class
+        token.
     """
     path = Path(path)
     tensors = _read(path)
     naming, prefix = _naming(path, tensors)
-    names = {torchvision_name(n.removeprefix(prefix), naming): n for n in tensors if n.startswith(prefix)}
+    names = {
+        torchvision_name(n.removeprefix(prefix), naming): n for n in tensors if n.startswith(prefix)
+    }
     given = {name: tensors[original] for name, original in names.items() if not HEADS.match(name)}
     net = Vit(_shape(path, tensors, given), dropout, attention_dropout)
     _check_fit(path, tensors, given, net.state_dict())
@@ -242,7 +267,9 @@ def load_vit(path: Path | str, dropout: float = 0.0, attention_dropout: float = 
 
 
 def torchvision_name(name: str, naming: Naming = TIMM) -> str:
-    """torchvision's name of today for a tensor that ``naming`` calls ``name``; other names stay as they are."""
+    """torchvision's name of today for a tensor that ``naming`` calls ``name``; other names stay as
+    they are.
+    """
     for pattern, replacement in naming.renames:
         name = re.sub(pattern, replacement, name)
     return name
@@ -266,12 +293,17 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         library = importlib.import_module("safetensors.torch")
     except ImportError as error:
-        raise WeightsError(f"{path} is a safetensors file", "a file written by torch.save", CONVERT) from error
+        raise WeightsError(
+            f"{path} is a safetensors file", "a file written by torch.save", CONVERT
+        ) from error
     try:
         return dict(library.load_file(path))
-    # The package has an error class of its own, and the file may be cut off in the header or in the data.
+    # The package has an error class of its own, and the file may be cut off in the header or in the
+    # data.
     except Exception as error:
-        raise WeightsError(f"{path} is a truncated or damaged safetensors file", EXPECTED, HOW_TO_GET) from error
+        raise WeightsError(
+            f"{path} is a truncated or damaged safetensors file", EXPECTED, HOW_TO_GET
+        ) from error
 
 
 def _naming(path: Path, tensors: Mapping[str, Tensor]) -> tuple[Naming, str]:
@@ -302,27 +334,41 @@ def _shape(path: Path, tensors: Mapping[str, Tensor], given: Mapping[str, Tensor
     layers = 0
     while block.format(layers) + "ln_1.weight" in given:
         layers += 1
-    # Heads leave no trace in the shapes. They are 64 wide, except that the published plain nets stop at 16 of them.
+    # Heads leave no trace in the shapes. They are 64 wide, except that the published plain nets
+    # stop at 16 of them.
     heads = width // 64 if width <= 1024 else 16
     return VitShape(layers, heads, width, mlp, patch, side * patch)
 
 
 def _check_fit(
-    path: Path, tensors: Mapping[str, Tensor], given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
 ) -> None:
-    """Every tensor of the net must be there and nothing else: a relative's leftovers would change what it computes."""
+    """Every tensor of the net must be there and nothing else: a relative's leftovers would change
+    what it computes.
+    """
     for name, tensor in wanted.items():
         if name not in given:
             raise _misfit(path, tensors, f"{name} is missing")
         if given[name].shape != tensor.shape:
-            raise _misfit(path, tensors, f"{name} has shape {tuple(given[name].shape)}, not {tuple(tensor.shape)}")
+            raise _misfit(
+                path,
+                tensors,
+                f"{name} has shape {tuple(given[name].shape)}, not {tuple(tensor.shape)}",
+            )
     extra = [name for name in given if name not in wanted]
     if extra:
         raise _misfit(path, tensors, f"a plain one has no {extra[0]}")
 
 
 def _misfit(path: Path, tensors: Mapping[str, Tensor], reason: str) -> WeightsError:
-    relatives = (f"{kind} ({word})" for word, kind in RELATIVES.items() if any(word in name for name in tensors))
+    relatives = (
+        f"{kind} ({word})"
+        for word, kind in RELATIVES.items()
+        if any(word in name for name in tensors)
+    )
     seen = architecture(tensors)
     if seen is None:
         found = reason
@@ -334,6 +380,8 @@ def _misfit(path: Path, tensors: Mapping[str, Tensor], reason: str) -> WeightsEr
 
 
 def _supervision(named: Mapping[str, Tensor]) -> str:
-    """``ImageNet tags`` where the head has as many classes. Without a head the net may have been trained in any way."""
+    """``ImageNet tags`` where the head has as many classes. Without a head the net may have been
+    trained in any way.
+    """
     heads = [named[name] for name in ("heads.head.weight", "head.weight") if name in named]
     return "ImageNet tags" if heads and len(heads[0]) in IMAGENET_CLASSES else "unknown"

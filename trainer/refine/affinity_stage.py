@@ -1,4 +1,6 @@
-"""AffinityNet as stages of a run: labels from class maps, training, the walk of every map (spec refine-segment 3)."""
+"""AffinityNet as stages of a run: labels from class maps, training, the walk of every map (spec
+refine-segment 3).
+"""
 
 from __future__ import annotations
 
@@ -40,13 +42,23 @@ from trainer.training.devices import shard
 from trainer.training.loop import train
 
 LABEL_BYTES = 0.2
-"""Of a compressed label, for each pixel: CRF scores of two or three labels, low and high (spec refine-segment 14.1)."""
+"""Of a compressed label, for each pixel: CRF scores of two or three labels, low and high (spec
+refine-segment 14.1).
+"""
 SMALL: dict[str, Any] = {
-    "epochs": 3, "batch": 8, "lr": 1e-3, "momentum": 0.9, "weight_decay": 1e-4, "crop": 256, "borders": "full",
-    "beta": 16, "steps": 16,
-}  # fmt: skip
-"""Changes for small networks and short trainings; ours. Their affinities tell less, and a walk as long as published mixes all
-that there is (docs/refinement.md)."""
+    "epochs": 3,
+    "batch": 8,
+    "lr": 1e-3,
+    "momentum": 0.9,
+    "weight_decay": 1e-4,
+    "crop": 256,
+    "borders": "full",
+    "beta": 16,
+    "steps": 16,
+}
+"""Changes for small networks and short trainings; ours. Their affinities tell less, and a walk as
+long as published mixes all that there is (docs/refinement.md).
+"""
 
 Scores = npt.NDArray[np.uint8]
 
@@ -61,7 +73,8 @@ def make_labels(
     workers: int | None = None,
     progress: bool = False,
 ) -> None:
-    """Write ``<id>.npz`` with the CRF's scores for a strong and a weak background; files that load are kept.
+    """Write ``<id>.npz`` with the CRF's scores for a strong and a weak background; files that load
+    are kept.
 
     Args:
         dataset: the data set of ``records``.
@@ -74,7 +87,8 @@ def make_labels(
         progress: show a bar.
 
     Raises:
-        DataError: maps or images that are missing, damaged or of another size; every other label is there nevertheless.
+        DataError: maps or images that are missing, damaged or of another size; every other label is
+            there nevertheless.
         RunError: no space left, already or soon.
     """
     check_cams(records, cam_folder)
@@ -92,7 +106,8 @@ def label_images(
     workers: int | None,
     progress: bool,
 ) -> None:
-    """``work`` on every image in a process pool, if the labels of ``network`` will fit into ``folder``.
+    """``work`` on every image in a process pool, if the labels of ``network`` will fit into
+    ``folder``.
 
     Raises:
         DataError: of single images, listed; the others are done.
@@ -101,7 +116,9 @@ def label_images(
     pixels = sum(int(np.prod(image_size(record.image))) for record in records)
     check_space(folder, int(pixel_bytes * pixels), f"labels of {network}")
     what = "labels could not be made, all others are kept"
-    each_image(work, records, what, workers, f"labels of {network}", progress, lambda record: record.id)
+    each_image(
+        work, records, what, workers, f"labels of {network}", progress, lambda record: record.id
+    )
 
 
 def read_labels(folder: Path, record: Record) -> tuple[Scores, Scores]:
@@ -115,31 +132,48 @@ def read_labels(folder: Path, record: Record) -> tuple[Scores, Scores]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return stored["low"], stored["high"]
     except Exception as error:
-        raise DataError(f"{path} cannot be read: {error}", "labels", "run the same command again") from error
+        raise DataError(
+            f"{path} cannot be read: {error}", "labels", "run the same command again"
+        ) from error
 
 
 def train_affinity(
-    net: AffinityNet, records: Sequence[Record], labels: Path, config: AffinityConfig, stage: Stage, metrics: Metrics,
-    seed: int, identity: dict[str, Any], device: str = "auto",
-) -> None:  # fmt: skip
+    net: AffinityNet,
+    records: Sequence[Record],
+    labels: Path,
+    config: AffinityConfig,
+    stage: Stage,
+    metrics: Metrics,
+    seed: int,
+    identity: dict[str, Any],
+    device: str = "auto",
+) -> None:
     """Train ``net`` on the labels and write ``model.pt``."""
     samples = Samples(records, partial(_sample, labels=labels, config=config), seed)
     groups = net.param_groups(config.lr, config.weight_decay, config.new_factor)
     loss = partial(_loss, radius=config.radius)
-    last = train(net, loss, groups, samples, config, stage.folder, metrics, seed, metrics.stage, None, device)
+    last = train(
+        net, loss, groups, samples, config, stage.folder, metrics, seed, metrics.stage, None, device
+    )
     save(stage.folder, net, identity)
     stage.metrics.update({k: float(f"{v:.6g}") for k, v in last.items()})
     stage.outputs.update(count=1, weights="model.pt", images=len(records))
 
 
 def walk(
-    net: AffinityNet, records: Sequence[Record], cam_folder: Path, out_folder: Path, config: AffinityConfig,
-    power: float = 1.0, device: str = "auto",
-) -> None:  # fmt: skip
+    net: AffinityNet,
+    records: Sequence[Record],
+    cam_folder: Path,
+    out_folder: Path,
+    config: AffinityConfig,
+    power: float = 1.0,
+    device: str = "auto",
+) -> None:
     """Write the maps of every record after the walk; files that load are kept.
 
-    A map is the share of its class in the walked scores of background and classes, so that 1 - their sum is the
-    background, and arg-max and CRF are those of the scores themselves. Deviation: shares are stored at stride 4.
+    A map is the share of its class in the walked scores of background and classes, so that 1 -
+    their sum is the background, and arg-max and CRF are those of the scores themselves. Deviation:
+    shares are stored at stride 4.
 
     Raises:
         DataError: maps that are missing or do not fit.
@@ -158,13 +192,20 @@ def walk(
                     maps = torch.from_numpy(upsample_cam(cam.maps, batch.size) ** np.float32(power))
                     scores = walk_scores(own, maps.to(target), config)
                     shares = (scores[1:] / scores.sum(0).clamp_min(1e-12)).cpu()
-                    shares = F.interpolate(shares[None], stride4(batch.size), mode="bilinear")[0].clamp(0, 1)
+                    shares = F.interpolate(shares[None], stride4(batch.size), mode="bilinear")[
+                        0
+                    ].clamp(0, 1)
                 write_cam(cam_path(out_folder, record.id), record.tags, shares.numpy(), batch.size)
                 advance()
 
 
 def _label(
-    num_classes: int, cam_folder: Path, out_folder: Path, config: AffinityConfig, power: float, record: Record
+    num_classes: int,
+    cam_folder: Path,
+    out_folder: Path,
+    config: AffinityConfig,
+    power: float,
+    record: Record,
 ) -> None:
     image, cam = image_and_cam(record, cam_folder, num_classes)
     maps = upsample_cam(cam.maps, cam.size) ** np.float32(power)
@@ -188,15 +229,26 @@ def _readable(folder: Path, record: Record) -> bool:
         return False
 
 
-def _sample(record: Record, rng: Rng, labels: Path, config: AffinityConfig) -> tuple[torch.Tensor, torch.Tensor]:
+def _sample(
+    record: Record, rng: Rng, labels: Path, config: AffinityConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
     low, high = read_labels(labels, record)
     return affinity_sample(
-        read_image(record.image), low / np.float32(255), high / np.float32(255), rng, config.crop, config.jitter
+        read_image(record.image),
+        low / np.float32(255),
+        high / np.float32(255),
+        rng,
+        config.crop,
+        config.jitter,
     )
 
 
 def _loss(
-    net: AffinityNet, images: torch.Tensor, label: torch.Tensor, rng: np.random.Generator, radius: int
+    net: AffinityNet,
+    images: torch.Tensor,
+    label: torch.Tensor,
+    rng: np.random.Generator,
+    radius: int,
 ) -> dict[str, torch.Tensor]:
     terms = affinity_loss(affinities(net(images), radius), pair_labels(label, radius))
     return {"bg": terms["bg"] / 4, "fg": terms["fg"] / 4, "neg": terms["neg"] / 2}

@@ -1,8 +1,10 @@
-"""Fully connected CRF (Krähenbühl & Koltun, NIPS 2011) over one image, in two back ends with the same numbers.
+"""Fully connected CRF (Krähenbühl & Koltun, NIPS 2011) over one image, in two back ends with the
+same numbers.
 
-``pydensecrf`` is the authors' C++ behind its usual wrapper. ``torch`` is the permutohedral lattice (Adams, Baek &
-Davis, Eurographics 2010) written with tensor operations, so that it also runs on a GPU and where no C++ wheel exists.
-Spec refine-segment 2: the lattice is part of the definition, exact Gaussians give other masks (2.5).
+``pydensecrf`` is the authors' C++ behind its usual wrapper. ``torch`` is the permutohedral lattice
+(Adams, Baek & Davis, Eurographics 2010) written with tensor operations, so that it also runs on a
+GPU and where no C++ wheel exists. Spec refine-segment 2: the lattice is part of the definition,
+exact Gaussians give other masks (2.5).
 """
 
 from __future__ import annotations
@@ -30,9 +32,11 @@ class CrfParameters:
 
     Attributes:
         gaussian: weight and pixel deviation of the smoothness kernel, ``(w, sxy)``.
-        bilateral: weight, pixel deviation and colour deviation of the appearance kernel, ``(w, sxy, srgb)``.
+        bilateral: weight, pixel deviation and colour deviation of the appearance kernel, ``(w, sxy,
+            srgb)``.
         iterations: mean-field updates.
-        gt_prob: None where the unary comes from scores; else the trust in hard labels (``unary_from_labels``).
+        gt_prob: None where the unary comes from scores; else the trust in hard labels
+            (``unary_from_labels``).
         used_by: who publishes or uses these numbers.
     """
 
@@ -44,11 +48,17 @@ class CrfParameters:
 
 
 PRESETS: dict[str, CrfParameters] = {
-    "P1": CrfParameters((3, 3), (10, 80, 13), 10, None, "AffinityNet labels and final masks: psa, SEAM, SC-CAM, MVA"),
-    "P1-seam": CrfParameters((3, 3), (10, 80, 13), 1, None, "SEAM after the random walk (P1' in the spec)"),
+    "P1": CrfParameters(
+        (3, 3), (10, 80, 13), 10, None, "AffinityNet labels and final masks: psa, SEAM, SC-CAM, MVA"
+    ),
+    "P1-seam": CrfParameters(
+        (3, 3), (10, 80, 13), 1, None, "SEAM after the random walk (P1' in the spec)"
+    ),
     "P2": CrfParameters((3, 3), (10, 50, 5), 10, 0.7, "IR labels: IRN, VWE, CPN"),
     "P3": CrfParameters((3, 1), (4, 67, 3), 10, None, "DeepLab-v2 ResNet-101, after the softmax"),
-    "P4": CrfParameters((3, 3), (10, 32, 13), 1, None, "DeepLab-LargeFOV ResNet-38, after the softmax"),
+    "P4": CrfParameters(
+        (3, 3), (10, 32, 13), 1, None, "DeepLab-LargeFOV ResNet-38, after the softmax"
+    ),
     "P5": CrfParameters((3, 3), (10, 50, 13), 5, None, "CPN's copy of psa's function"),
     "P6": CrfParameters((3, 1), (4, 64, 3), 10, None, "VWE v2 seeds"),
     "P7": CrfParameters((3, 3), (4, 64, 5), 10, None, "AFA-type, after the softmax"),
@@ -85,13 +95,18 @@ def choose_backend(name: str) -> str:
 
 
 def unary_from_softmax(scores: npt.ArrayLike) -> Float:
-    """``-log(clip(p, 1e-5, 1))`` as float32, for scores ``[C,H,W]`` that need not sum to one (spec 2.2)."""
-    energies: Float = -np.log(np.clip(np.asarray(scores, np.float32), np.float32(1e-5), np.float32(1)))
+    """``-log(clip(p, 1e-5, 1))`` as float32, for scores ``[C,H,W]`` that need not sum to one (spec
+    2.2).
+    """
+    energies: Float = -np.log(
+        np.clip(np.asarray(scores, np.float32), np.float32(1e-5), np.float32(1))
+    )
     return energies
 
 
 def unary_from_labels(labels_HW: npt.ArrayLike, num_labels: int, gt_prob: float) -> Float:
-    """Energies ``float32 [C,H,W]`` of hard labels ``0..C-1`` that are right with probability ``gt_prob`` (spec 2.2).
+    """Energies ``float32 [C,H,W]`` of hard labels ``0..C-1`` that are right with probability
+    ``gt_prob`` (spec 2.2).
 
     Raises:
         ConfigError: ``gt_prob`` outside (0, 1), or a label outside 0..C-1.
@@ -101,7 +116,8 @@ def unary_from_labels(labels_HW: npt.ArrayLike, num_labels: int, gt_prob: float)
         raise ConfigError(f"gt_prob is {gt_prob}", "a probability between 0 and 1")
     if labels.min(initial=0) < 0 or labels.max(initial=0) >= num_labels:
         raise ConfigError(
-            f"labels run from {labels.min()} to {labels.max()}", f"0 to {num_labels - 1}, without ignored pixels"
+            f"labels run from {labels.min()} to {labels.max()}",
+            f"0 to {num_labels - 1}, without ignored pixels",
         )
     other = (1 - gt_prob) / max(num_labels - 1, 1)
     given = np.arange(num_labels).reshape(-1, 1, 1) == labels
@@ -111,7 +127,8 @@ def unary_from_labels(labels_HW: npt.ArrayLike, num_labels: int, gt_prob: float)
 
 
 class DenseCrf:
-    """The kernels of one image, built once and used for any number of unaries (spec 2.8: bit-identical).
+    """The kernels of one image, built once and used for any number of unaries (spec 2.8:
+    bit-identical).
 
     Args:
         image_HW3: ``uint8 [H,W,3]``; the order of the channels does not matter.
@@ -135,10 +152,13 @@ class DenseCrf:
         # The wrapper refuses read-only memory, which is what Pillow hands out.
         image = np.require(image_HW3, requirements=["C", "W"])
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-            raise ConfigError(f"the CRF got a {image.dtype} image of shape {image.shape}", "uint8 [H,W,3] RGB")
+            raise ConfigError(
+                f"the CRF got a {image.dtype} image of shape {image.shape}", "uint8 [H,W,3] RGB"
+            )
         if min(gaussian[0], bilateral[0]) < 0 or min(*gaussian[1:], *bilateral[1:]) <= 0:
             raise ConfigError(
-                f"CRF kernels gaussian={gaussian} bilateral={bilateral}", "weights >= 0 and deviations > 0"
+                f"CRF kernels gaussian={gaussian} bilateral={bilateral}",
+                "weights >= 0 and deviations > 0",
             )
         self.image, self.gaussian, self.bilateral = image, gaussian, bilateral
         self.backend, self.device = choose_backend(backend), device
@@ -146,7 +166,8 @@ class DenseCrf:
         self._lattices: list[tuple[float, Lattice]] | None = None
 
     def infer(self, unary_CHW: npt.ArrayLike, iterations: int) -> Float:
-        """Probabilities ``Q`` ``float32 [C,H,W]`` after ``iterations`` parallel updates; each pixel sums to one.
+        """Probabilities ``Q`` ``float32 [C,H,W]`` after ``iterations`` parallel updates; each pixel
+        sums to one.
 
         Raises:
             ConfigError: the unary does not fit the image, or is not finite.
@@ -154,9 +175,15 @@ class DenseCrf:
         unary = np.require(unary_CHW, np.float32, ["C", "W"])
         size = self.image.shape[:2]
         if unary.ndim != 3 or unary.shape[1:] != size or unary.shape[0] == 0:
-            raise ConfigError(f"the CRF got a unary of shape {unary.shape}", f"[C,{size[0]},{size[1]}] as the image")
+            raise ConfigError(
+                f"the CRF got a unary of shape {unary.shape}",
+                f"[C,{size[0]},{size[1]}] as the image",
+            )
         if not np.isfinite(unary).all() or iterations < 0:
-            raise ConfigError(f"unary not finite, or iterations = {iterations}", "finite energies and iterations >= 0")
+            raise ConfigError(
+                f"unary not finite, or iterations = {iterations}",
+                "finite energies and iterations >= 0",
+            )
         if unary.shape[0] == 1:
             return np.ones_like(unary)
         infer = self._infer_wrapper if self.backend == "pydensecrf" else self._infer_torch
@@ -184,7 +211,9 @@ class DenseCrf:
 
         with torch.inference_mode():
             if self._lattices is None:
-                self._lattices = image_lattices(self.image, self.gaussian, self.bilateral, self.device)
+                self._lattices = image_lattices(
+                    self.image, self.gaussian, self.bilateral, self.device
+                )
             unary_NC = torch.from_numpy(unary_CN).to(self.device).T.contiguous()
             q_NC = mean_field(unary_NC, self._lattices, iterations)
             q: Float = q_NC.T.contiguous().cpu().numpy()
@@ -200,10 +229,12 @@ def dense_crf(
     backend: str = "pydensecrf",
     device: str = "cpu",
 ) -> Float:
-    """Mean-field probabilities ``float32 [C,H,W]`` of one image and one unary; see ``DenseCrf`` for the arguments.
+    """Mean-field probabilities ``float32 [C,H,W]`` of one image and one unary; see ``DenseCrf`` for
+    the arguments.
 
     With pairwise weights ``w_m`` and kernels ``K_m`` normalised on both sides, one update is
-    ``Q(l,i) <- softmax_l(-U(l,i) + sum_m w_m n_m(i) sum_j K_m(i,j) n_m(j) Q(l,j))`` (spec refine-segment 2.1).
+    ``Q(l,i) <- softmax_l(-U(l,i) + sum_m w_m n_m(i) sum_j K_m(i,j) n_m(j) Q(l,j))`` (spec
+    refine-segment 2.1).
 
     Raises:
         ConfigError: shapes, types, parameters or back end are not usable.

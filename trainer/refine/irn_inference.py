@@ -1,4 +1,5 @@
-"""From a trained IRNet to masks and instances (Ahn, Cho & Kwak, CVPR 2019; spec refine-segment 4.5, 4.6).
+"""From a trained IRNet to masks and instances (Ahn, Cho & Kwak, CVPR 2019; spec refine-segment 4.5,
+4.6).
 
 Shapes: B images, k classes of the image, n instances, H W image, h w map at stride 4.
 """
@@ -25,15 +26,18 @@ LEAST_AREA = 0.01
 
 
 def on_canvas(images: torch.Tensor, side: int) -> torch.Tensor:
-    """``[...,H,W]`` at the top left of a square of zeros, ``[...,side,side]``; what does not fit is cut off."""
+    """``[...,H,W]`` at the top left of a square of zeros, ``[...,side,side]``; what does not fit is
+    cut off.
+    """
     return F.pad(images, (0, side - images.shape[-1], 0, side - images.shape[-2]))
 
 
 def mean_displacement(batches: Iterable[torch.Tensor]) -> torch.Tensor:
-    """``[2]`` for ``IrNet.mean_shift``: mean over batches ``[B,2,h,w]`` of each batch's mean (spec 4.4).
+    """``[2]`` for ``IrNet.mean_shift``: mean over batches ``[B,2,h,w]`` of each batch's mean (spec
+    4.4).
 
-    The outputs are those in evaluation mode, with a mean shift of 0, of images ``on_canvas``. Batches count alike, so
-    leave out a last one that is not full, unless it is the only one.
+    The outputs are those in evaluation mode, with a mean shift of 0, of images ``on_canvas``.
+    Batches count alike, so leave out a last one that is not full, unless it is the only one.
     """
     return torch.stack([at_least_float32(batch).mean((0, 2, 3)) for batch in batches]).mean(0)
 
@@ -42,7 +46,8 @@ def mean_displacement(batches: Iterable[torch.Tensor]) -> torch.Tensor:
 def edge_and_displacement(
     net: IrNet, image_3HW: torch.Tensor, canvas: int = 512
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Edge in 0..1 ``[h,w]`` and displacement ``[2,h,w]`` or None of a normalised image, h = ceil(H/4), w = ceil(W/4).
+    """Edge in 0..1 ``[h,w]`` and displacement ``[2,h,w]`` or None of a normalised image, h =
+    ceil(H/4), w = ceil(W/4).
 
     The edge logits of image and mirror are averaged (spec 4.5).
 
@@ -61,7 +66,11 @@ def edge_and_displacement(
 
 
 def walked_maps(
-    cams_khw: torch.Tensor, edge_hw: torch.Tensor, size: tuple[int, int], config: IrnConfig, enlarge: bool = True
+    cams_khw: torch.Tensor,
+    edge_hw: torch.Tensor,
+    size: tuple[int, int],
+    config: IrnConfig,
+    enlarge: bool = True,
 ) -> torch.Tensor:
     """The maps after the random walk, over their largest value (spec 4.5).
 
@@ -75,10 +84,17 @@ def walked_maps(
     if not len(cams_khw):
         return cams_khw.new_zeros(0, *size)
     walked = boundary_walk(
-        cams_khw, edge_hw, config.beta, config.steps, radius=config.walk_radius, solver=config.solver
+        cams_khw,
+        edge_hw,
+        config.beta,
+        config.steps,
+        radius=config.walk_radius,
+        solver=config.solver,
     )
     if enlarge:
-        walked = F.interpolate(walked[None], scale_factor=STRIDE, mode="bilinear", align_corners=False)[0]
+        walked = F.interpolate(
+            walked[None], scale_factor=STRIDE, mode="bilinear", align_corners=False
+        )[0]
     maps = walked[:, : size[0], : size[1]]
     # One maximum for all classes: a class that is weak in the image stays weak.
     return maps / maps.amax().clamp_min(torch.finfo(maps.dtype).tiny)
@@ -96,7 +112,8 @@ class Instances:
     Attributes:
         labels: ``int32 [H,W]``, 0 background, i+1 the i-th instance.
         classes: ``int64 [n]``, index of the map that each comes from.
-        scores: ``float32 [n]`` in 0..1, the largest walked score inside; 0 if smaller than 1 % of the image.
+        scores: ``float32 [n]`` in 0..1, the largest walked score inside; 0 if smaller than 1 % of
+        the image.
     """
 
     labels: npt.NDArray[np.int32]
@@ -111,7 +128,8 @@ def instances(
     size: tuple[int, int],
     config: IrnConfig,
 ) -> Instances:
-    """Each class map is cut into clusters of cells with one centre; each piece walks for itself (spec 4.6).
+    """Each class map is cut into clusters of cells with one centre; each piece walks for itself
+    (spec 4.6).
 
     Args:
         cams_khw: maps >= 0 of the classes of the image; each is divided by its maximum.
@@ -134,7 +152,9 @@ def instances(
 
 
 def centroids(displacement_2hw: torch.Tensor, moves: int = MOVES) -> torch.Tensor:
-    """Cell (y, x) that each cell ends in when it follows the displacement, ``int64 [2,h,w]``, within the map."""
+    """Cell (y, x) that each cell ends in when it follows the displacement, ``int64 [2,h,w]``,
+    within the map.
+    """
     height, width = displacement_2hw.shape[1:]
     field_2N, device = displacement_2hw.flatten(1), displacement_2hw.device
     rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
@@ -149,11 +169,13 @@ def centroids(displacement_2hw: torch.Tensor, moves: int = MOVES) -> torch.Tenso
     return at.round().long().view(2, height, width)
 
 
-def clusters(centroids_2hw: torch.Tensor, displacement_2hw: torch.Tensor, weak: float = WEAK) -> torch.Tensor:
+def clusters(
+    centroids_2hw: torch.Tensor, displacement_2hw: torch.Tensor, weak: float = WEAK
+) -> torch.Tensor:
     """Cluster 0, 1, ... of each cell, ``int64 [h,w]`` on the CPU.
 
-    Clusters are the 4-connected regions where the displacement is shorter than ``weak``; a cell belongs to the one that
-    its centroid lies in. Cells whose centroid lies in none are one more.
+    Clusters are the 4-connected regions where the displacement is shorter than ``weak``; a cell
+    belongs to the one that its centroid lies in. Cells whose centroid lies in none are one more.
     """
     regions, _ = ndimage.label((displacement_2hw.norm(dim=0) < weak).cpu().numpy())
     y, x = centroids_2hw.cpu().numpy()
@@ -162,9 +184,13 @@ def clusters(centroids_2hw: torch.Tensor, displacement_2hw: torch.Tensor, weak: 
 
 
 def connected(
-    winner_HW: npt.NDArray[np.int64], maps_nHW: npt.NDArray[np.floating[Any]], classes_n: npt.NDArray[np.int64]
+    winner_HW: npt.NDArray[np.int64],
+    maps_nHW: npt.NDArray[np.floating[Any]],
+    classes_n: npt.NDArray[np.int64],
 ) -> Instances:
-    """4-connected parts of a map of winners (0 background, i+1 the i-th of ``maps``), each an instance."""
+    """4-connected parts of a map of winners (0 background, i+1 the i-th of ``maps``), each an
+    instance.
+    """
     labels = np.zeros(winner_HW.shape, np.int32)
     classes: list[int] = []
     scores: list[float] = []
@@ -172,7 +198,10 @@ def connected(
         parts, count = ndimage.label(winner_HW == index + 1)
         inside, each = parts > 0, range(1, count + 1)
         labels[inside] = parts[inside] + len(classes)
-        areas, best = ndimage.sum_labels(inside, parts, each), ndimage.maximum(maps_nHW[index], parts, each)
+        areas, best = (
+            ndimage.sum_labels(inside, parts, each),
+            ndimage.maximum(maps_nHW[index], parts, each),
+        )
         classes += [int(classes_n[index])] * count
         scores += np.where(areas < LEAST_AREA * labels.size, 0, best).tolist()
     return Instances(labels, np.array(classes, np.int64), np.array(scores, np.float32))

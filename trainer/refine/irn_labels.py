@@ -1,4 +1,5 @@
-"""What IRNet learns from: label maps with open pixels, and training views of them (Ahn, Cho & Kwak, CVPR 2019; spec 4.3, 4.4).
+"""What IRNet learns from: label maps with open pixels, and training views of them (Ahn, Cho & Kwak,
+CVPR 2019; spec 4.3, 4.4).
 
 Shapes: k classes of the image, H W image.
 """
@@ -24,7 +25,8 @@ def ir_label(cams_kHW: Float, image_HW3: Labels, config: IrnConfig) -> Labels:
     """What IRNet learns from: ``uint8 [H,W]``, 0 background, i+1 the i-th map, 255 open (spec 4.3).
 
     Args:
-        cams_kHW: maps >= 0 of the classes of the image, at its size; none gives background everywhere.
+        cams_kHW: maps >= 0 of the classes of the image, at its size; none gives background
+            everywhere.
         image_HW3: RGB, for the two CRFs, which share their kernels.
         config: its two thresholds and its CRF.
     """
@@ -43,20 +45,31 @@ def ir_label(cams_kHW: Float, image_HW3: Labels, config: IrnConfig) -> Labels:
 
 
 def winners(cams_kHW: Float, threshold: float) -> npt.NDArray[np.int64]:
-    """Arg-max of a constant background and the maps, each over its maximum + 1e-5; ties are background."""
+    """Arg-max of a constant background and the maps, each over its maximum + 1e-5; ties are
+    background.
+    """
     maps = cams_kHW / (cams_kHW.max((1, 2), keepdims=True) + EPS)
-    best: npt.NDArray[np.int64] = np.concatenate([np.full_like(maps[:1], threshold), maps]).argmax(0)
+    best: npt.NDArray[np.int64] = np.concatenate([np.full_like(maps[:1], threshold), maps]).argmax(
+        0
+    )
     return best
 
 
-def sure_labels(foreground_HW: npt.NDArray[np.int64], background_HW: npt.NDArray[np.int64]) -> Labels:
-    """The label under the strong threshold; where that is background, 0 if the weak one agrees and 255 if not."""
+def sure_labels(
+    foreground_HW: npt.NDArray[np.int64], background_HW: npt.NDArray[np.int64]
+) -> Labels:
+    """The label under the strong threshold; where that is background, 0 if the weak one agrees and
+    255 if not.
+    """
     ground = np.where(background_HW == 0, 0, IGNORE)
     return np.where(foreground_HW == 0, ground, foreground_HW).astype(np.uint8)
 
 
-def irn_sample(pixels: Labels, label: Labels, rng: Rng, config: IrnConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Training view: image ``float32 [3,crop,crop]`` and label ``uint8 [crop/4,crop/4]``, every fourth pixel from 2.
+def irn_sample(
+    pixels: Labels, label: Labels, rng: Rng, config: IrnConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Training view: image ``float32 [3,crop,crop]`` and label ``uint8 [crop/4,crop/4]``, every
+    fourth pixel from 2.
 
     Scale, flip, normalise, crop as in spec 4.4; outside of the image it is mean colour and 255.
     """

@@ -1,4 +1,6 @@
-"""IRNet as stages of a run: labels from class maps, training, the walk of every map (spec refine-segment 4)."""
+"""IRNet as stages of a run: labels from class maps, training, the walk of every map (spec
+refine-segment 4).
+"""
 
 from __future__ import annotations
 
@@ -39,9 +41,18 @@ from trainer.training.loop import train
 LABEL_BYTES, INSTANCE_BYTES = 0.05, 0.1
 """Of a label and of the instances of an image, for each pixel."""
 SMALL: dict[str, Any] = {
-    "epochs": 3, "batch": 16, "lr": 0.05, "momentum": 0.9, "new_factor": 1.0, "crop": 256, "rescale": (0.75, 1.25),
-    "radius": 5, "displacement": False, "canvas": 320, "steps": 64,
-}  # fmt: skip
+    "epochs": 3,
+    "batch": 16,
+    "lr": 0.05,
+    "momentum": 0.9,
+    "new_factor": 1.0,
+    "crop": 256,
+    "rescale": (0.75, 1.25),
+    "radius": 5,
+    "displacement": False,
+    "canvas": 320,
+    "steps": 64,
+}
 """Changes for small networks and short trainings; ours."""
 
 
@@ -66,14 +77,25 @@ def make_labels(
 
 
 def train_irn(
-    net: IrNet, records: Sequence[Record], labels: Path, config: IrnConfig, stage: Stage, metrics: Metrics,
-    seed: int, identity: dict[str, Any], device: str = "auto",
-) -> None:  # fmt: skip
-    """Train the branches of ``net`` on the labels, measure its mean shift, and write ``model.pt``."""
+    net: IrNet,
+    records: Sequence[Record],
+    labels: Path,
+    config: IrnConfig,
+    stage: Stage,
+    metrics: Metrics,
+    seed: int,
+    identity: dict[str, Any],
+    device: str = "auto",
+) -> None:
+    """Train the branches of ``net`` on the labels, measure its mean shift, and write
+    ``model.pt``.
+    """
     samples = Samples(records, partial(_sample, labels=labels, config=config), seed)
     groups = net.param_groups(config.lr, config.weight_decay, config.new_factor)
     loss = partial(_loss, radius=config.radius)
-    last = train(net, loss, groups, samples, config, stage.folder, metrics, seed, metrics.stage, None, device)
+    last = train(
+        net, loss, groups, samples, config, stage.folder, metrics, seed, metrics.stage, None, device
+    )
     if config.displacement:
         net.mean_shift.copy_(mean_displacement(_displacements(net, records, config, device)))
     save(stage.folder, net, identity)
@@ -82,13 +104,21 @@ def train_irn(
 
 
 def walk(
-    net: IrNet, records: Sequence[Record], cam_folder: Path, out_folder: Path, config: IrnConfig,
-    power: float = 1.0, device: str = "auto", instance_folder: Path | None = None,
-) -> None:  # fmt: skip
-    """Write the maps of every record after the walk, over their largest value; files that load are kept.
+    net: IrNet,
+    records: Sequence[Record],
+    cam_folder: Path,
+    out_folder: Path,
+    config: IrnConfig,
+    power: float = 1.0,
+    device: str = "auto",
+    instance_folder: Path | None = None,
+) -> None:
+    """Write the maps of every record after the walk, over their largest value; files that load are
+    kept.
 
-    With ``instance_folder`` also ``<id>.npz`` there: ``labels int32 [H,W]``, ``classes int64 [n]``, ``scores float32 [n]``.
-    Deviation: maps are stretched from stride 4 to the image when they are read, instead of enlarged fourfold and cut.
+    With ``instance_folder`` also ``<id>.npz`` there: ``labels int32 [H,W]``, ``classes int64 [n]``,
+    ``scores float32 [n]``. Deviation: maps are stretched from stride 4 to the image when they are
+    read, instead of enlarged fourfold and cut.
 
     Raises:
         DataError: maps that are missing or do not fit.
@@ -109,15 +139,22 @@ def walk(
             cam = read_cam(cam_path(cam_folder, record.id)) if record.tags else None
             maps = torch.zeros(0, *small)
             if cam is not None:
-                edge, displacement = edge_and_displacement(net, batch.images[0][0].to(target), config.canvas)
-                cams = torch.from_numpy(upsample_cam(cam.maps, small) ** np.float32(power)).to(target)
+                edge, displacement = edge_and_displacement(
+                    net, batch.images[0][0].to(target), config.canvas
+                )
+                cams = torch.from_numpy(upsample_cam(cam.maps, small) ** np.float32(power)).to(
+                    target
+                )
                 cams = cams / (cams.amax((1, 2), keepdim=True) + EPS)
                 maps = walked_maps(cams, edge, small, config, enlarge=False).cpu().clamp(0, 1)
                 if instance_folder and displacement is not None:
                     found = instances(cams, edge, displacement, size, config)
                     buffer = io.BytesIO()
                     np.savez_compressed(
-                        buffer, labels=found.labels, classes=cam.classes[found.classes], scores=found.scores
+                        buffer,
+                        labels=found.labels,
+                        classes=cam.classes[found.classes],
+                        scores=found.scores,
                     )
                     write_atomic(cam_path(instance_folder, record.id), buffer.getvalue())
             write_cam(cam_path(out_folder, record.id), record.tags, maps.numpy(), size)
@@ -125,7 +162,12 @@ def walk(
 
 
 def _label(
-    num_classes: int, cam_folder: Path, out_folder: Path, config: IrnConfig, power: float, record: Record
+    num_classes: int,
+    cam_folder: Path,
+    out_folder: Path,
+    config: IrnConfig,
+    power: float,
+    record: Record,
 ) -> None:
     image, cam = image_and_cam(record, cam_folder, num_classes)
     local = ir_label(upsample_cam(cam.maps, cam.size) ** np.float32(power), image, config)
@@ -142,8 +184,12 @@ def _readable(folder: Path, record: Record) -> bool:
         return False
 
 
-def _sample(record: Record, rng: Rng, labels: Path, config: IrnConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    return irn_sample(read_image(record.image), read_index_png(labels / f"{record.id}.png"), rng, config)
+def _sample(
+    record: Record, rng: Rng, labels: Path, config: IrnConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return irn_sample(
+        read_image(record.image), read_index_png(labels / f"{record.id}.png"), rng, config
+    )
 
 
 def _loss(
@@ -154,11 +200,18 @@ def _loss(
     return {name: term / 2 for name, term in terms.items() if name != "total"}
 
 
-def _displacements(net: IrNet, records: Sequence[Record], config: IrnConfig, device: str) -> Iterator[torch.Tensor]:
-    """Displacements of the training images on the canvas, a batch at a time, the last one if it is full."""
+def _displacements(
+    net: IrNet, records: Sequence[Record], config: IrnConfig, device: str
+) -> Iterator[torch.Tensor]:
+    """Displacements of the training images on the canvas, a batch at a time, the last one if it is
+    full.
+    """
     waiting: list[torch.Tensor] = []
     full = min(config.batch, len(records))
-    with inference(net, "fp32", device) as target, progress_bar("mean shift", len(records)) as advance:
+    with (
+        inference(net, "fp32", device) as target,
+        progress_bar("mean shift", len(records)) as advance,
+    ):
         for batch in iterate_views(records, Views(scales=(1.0,)), batch=1):
             waiting.append(on_canvas(batch.images[0][0], config.canvas))
             advance()

@@ -1,8 +1,9 @@
-"""IRNet: where one region ends, and where its centre lies, learnt from class maps (Ahn, Cho & Kwak, CVPR 2019).
+"""IRNet: where one region ends, and where its centre lies, learnt from class maps (Ahn, Cho & Kwak,
+CVPR 2019).
 
-Shapes: B images, k classes of the image, H W image, h w map at stride 4, P pairs from a cell, n source cells. Spec
-refine-segment 4.1, 4.2, 4.4. What it learns from is in ``irn_labels.py``, what follows, maps and instances, in
-``irn_inference.py``.
+Shapes: B images, k classes of the image, H W image, h w map at stride 4, P pairs from a cell, n
+source cells. Spec refine-segment 4.1, 4.2, 4.4. What it learns from is in ``irn_labels.py``, what
+follows, maps and instances, in ``irn_inference.py``.
 """
 
 from __future__ import annotations
@@ -30,23 +31,27 @@ class IrnConfig(Training):
     """Knobs of IRNet's labels, training and inference, besides those of ``Training``.
 
     Attributes:
-        foreground: score of the background when sure foreground is looked for; cells above it keep their class.
+        foreground: score of the background when sure foreground is looked for; cells above it keep
+            their class.
         background: the same for sure background; between the two a pixel is left open.
         crf: preset that refines both label maps (spec 2.3), from labels.
         crf_backend: ``auto``, ``pydensecrf`` or ``torch``: the same labels.
         crop: side of the training crop in pixels, a multiple of 4.
         rescale: range of the random scale of image and label.
         radius: pairs of cells nearer than this are compared in training; published figures use 10.
-        displacement: also learn where each cell's instance has its centre. Semantic masks do not need it, instances do.
-        canvas: side of the square, in pixels, on which an image is laid for inference, a multiple of 16. Group norm
-            sees its empty part, so another side gives other maps. A larger image has the next multiple of 16.
+        displacement: also learn where each cell's instance has its centre. Semantic masks do not
+            need it, instances do.
+        canvas: side of the square, in pixels, on which an image is laid for inference, a multiple
+            of 16. Group norm sees its empty part, so another side gives other maps. A larger image
+            has the next multiple of 16.
         walk_radius: pairs of cells nearer than this are joined in the random walk.
         beta: exponent of the affinities; larger makes boundaries harder to cross.
         steps: of the walk.
-        threshold: score of the background after the walk when instances are cut; masks have ``refine.threshold``.
+        threshold: score of the background after the walk when instances are cut; masks have
+            ``refine.threshold``.
         solver: ``chebyshev``, or ``power``, the plain product chain: the same scores.
-        checkpoint: file of a trained IRNet, ours (``model.pt``) or released (``res50_irn.pth``): nothing is
-            trained. ``none`` to train one.
+        checkpoint: file of a trained IRNet, ours (``model.pt``) or released (``res50_irn.pth``):
+            nothing is trained. ``none`` to train one.
         instances: also cut the walked maps into instances; needs ``displacement``.
     """
 
@@ -76,39 +81,55 @@ class IrnConfig(Training):
         super().__post_init__()
         if not 0 <= self.background <= self.foreground < 1 or not 0 <= self.threshold < 1:
             raise ConfigError(
-                f"irn.background={self.background} foreground={self.foreground} threshold={self.threshold}",
+                f"irn.background={self.background} foreground={self.foreground}"
+                f" threshold={self.threshold}",
                 "0 <= background <= foreground < 1 and a threshold from 0 to below 1",
             )
         least = STRIDE * (2 * self.radius - 1)
         if self.radius < 2 or self.crop < least or self.crop % STRIDE:
             raise ConfigError(
                 f"irn.crop={self.crop} radius={self.radius}",
-                f"radius at least 2, and crop a multiple of {STRIDE}, at least {least} for this radius",
+                f"radius at least 2, and crop a multiple of {STRIDE}, at least {least} for this"
+                " radius",
             )
         if self.canvas < 16 or self.canvas % 16:
             raise ConfigError(f"irn.canvas={self.canvas}", "a multiple of 16")
         if not 0 < self.rescale[0] <= self.rescale[1]:
-            raise ConfigError(f"irn.rescale={self.rescale}", "two factors above 0, the smaller first")
+            raise ConfigError(
+                f"irn.rescale={self.rescale}", "two factors above 0, the smaller first"
+            )
         if self.instances and not self.displacement:
             raise ConfigError("irn.instances=on without displacements", "irn.displacement=on")
         preset(self.crf)
 
 
-PRESETS: dict[str, dict[str, Any]] = {"irn": {}, "irn-coco": {"foreground": 0.35, "background": 0.10}}
+PRESETS: dict[str, dict[str, Any]] = {
+    "irn": {},
+    "irn-coco": {"foreground": 0.35, "background": 0.10},
+}
 """Changes to the defaults: PASCAL VOC as released, and ReCAM's thresholds for COCO."""
 
 
 def _released_names() -> dict[str, tuple[str, ...]]:
     """Names that the heads have in IRN's files, by ours (spec 4.1)."""
-    names = {"edge.head": "fc_edge6", "displacement.deep": "fc_dp6", "displacement.head.0": "fc_dp7"}
+    names = {
+        "edge.head": "fc_edge6",
+        "displacement.deep": "fc_dp6",
+        "displacement.head.0": "fc_dp7",
+    }
     for branch, theirs in (("edge", "fc_edge"), ("displacement", "fc_dp")):
         names |= {f"{branch}.lifts.{i}": f"{theirs}{i + 1}" for i in range(5)}
     tensors = {
         f"{ours}.{rest}": f"{theirs}.{rest}"
         for ours, theirs in names.items()
-        for rest in (("weight", "bias") if ours == "edge.head" else ("0.weight", "1.weight", "1.bias"))
+        for rest in (
+            ("weight", "bias") if ours == "edge.head" else ("0.weight", "1.weight", "1.bias")
+        )
     }
-    tensors |= {"displacement.head.1.weight": "fc_dp7.3.weight", "mean_shift": "fc_dp7.4.running_mean"}
+    tensors |= {
+        "displacement.head.1.weight": "fc_dp7.3.weight",
+        "mean_shift": "fc_dp7.4.running_mean",
+    }
     return {ours: (theirs,) for ours, theirs in tensors.items()}
 
 
@@ -118,8 +139,9 @@ RELEASED = _released_names()
 class IrNet(nn.Module):
     """Two branches of 1x1 convolutions on the stages of a fixed backbone.
 
-    Besides ``stage1`` .. ``stage4`` they see what enters the last module of stage 1: ResNet's stem after its max pool
-    (64 channels, as published), MobileNetV2's ``features.2`` (24 channels); both at stride 4.
+    Besides ``stage1`` .. ``stage4`` they see what enters the last module of stage 1: ResNet's stem
+    after its max pool (64 channels, as published), MobileNetV2's ``features.2`` (24 channels); both
+    at stride 4.
 
     Published: ``ResNet(50, output_stride=16)`` without dilation.
 
@@ -139,7 +161,9 @@ class IrNet(nn.Module):
         super().__init__()
         if not isinstance(backbone, StagedBackbone):
             raise ConfigError(
-                f"IRNet cannot use {type(backbone).__name__}", "ResNet 18 to 101 or MobileNetV2", "--backbone resnet50"
+                f"IRNet cannot use {type(backbone).__name__}",
+                "ResNet 18 to 101 or MobileNetV2",
+                "--backbone resnet50",
             )
         self.backbone = backbone.eval().requires_grad_(False)
         side = 64
@@ -161,17 +185,20 @@ class IrNet(nn.Module):
         return found
 
     def forward(self, images_B3HW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Edge logits ``[B,1,h,w]`` and displacement (dy, dx) in cells ``[B,2,h,w]`` of normalised RGB images.
+        """Edge logits ``[B,1,h,w]`` and displacement (dy, dx) in cells ``[B,2,h,w]`` of normalised
+        RGB images.
 
-        h = ceil(H/4), w = ceil(W/4). The displacement is None without its branch; in evaluation mode ``mean_shift``
-        is taken off it.
+        h = ceil(H/4), w = ceil(W/4). The displacement is None without its branch; in evaluation
+        mode ``mean_shift`` is taken off it.
         """
         features = self.features(images_B3HW)
         edge: torch.Tensor = self.edge(features)
         if self.displacement is None:
             return edge, None
         displacement: torch.Tensor = self.displacement(features)
-        return edge, displacement if self.training else displacement - self.mean_shift[:, None, None]
+        return edge, (
+            displacement if self.training else displacement - self.mean_shift[:, None, None]
+        )
 
     def train(self, mode: bool = True) -> IrNet:
         """As ``nn.Module.train``, but the backbone stays in evaluation mode."""
@@ -179,11 +206,20 @@ class IrNet(nn.Module):
         self.backbone.eval()
         return self
 
-    def param_groups(self, lr: float, weight_decay: float, new_factor: float = 10.0) -> list[dict[str, Any]]:
-        """Optimiser groups: edge branch x1, displacement branch x ``new_factor``; everything decays."""
+    def param_groups(
+        self, lr: float, weight_decay: float, new_factor: float = 10.0
+    ) -> list[dict[str, Any]]:
+        """Optimiser groups: edge branch x1, displacement branch x ``new_factor``; everything
+        decays.
+        """
         parts = {"edge": (self.edge, lr), "displacement": (self.displacement, lr * new_factor)}
         return [
-            {"name": name, "params": list(branch.parameters()), "lr": rate, "weight_decay": weight_decay}
+            {
+                "name": name,
+                "params": list(branch.parameters()),
+                "lr": rate,
+                "weight_decay": weight_decay,
+            }
             for name, (branch, rate) in parts.items()
             if branch is not None
         ]
@@ -205,7 +241,9 @@ class EdgeBranch(nn.Module):
 
 
 class DisplacementBranch(nn.Module):
-    """Way from each cell of stride 4 to its instance's centre, from five features, before the mean shift."""
+    """Way from each cell of stride 4 to its instance's centre, from five features, before the mean
+    shift.
+    """
 
     def __init__(self, channels: list[int], strides: list[int]) -> None:
         super().__init__()
@@ -225,26 +263,36 @@ class DisplacementBranch(nn.Module):
 
 def lift(inputs: int, outputs: int, groups: int, factor: int = 1) -> nn.Sequential:
     """1x1 convolution, group norm, up-sampling, ReLU; the ReLU comes last, as released."""
-    layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, 1, bias=False), nn.GroupNorm(groups, outputs)]
+    layers: list[nn.Module] = [
+        nn.Conv2d(inputs, outputs, 1, bias=False),
+        nn.GroupNorm(groups, outputs),
+    ]
     if factor > 1:
         layers.append(nn.Upsample(scale_factor=factor, mode="bilinear", align_corners=False))
     return nn.Sequential(*layers, nn.ReLU())
 
 
 def cropped(x_BChw: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The top left of ``x`` that has the size of ``like``: odd sizes come back one cell too large."""
+    """The top left of ``x`` that has the size of ``like``: odd sizes come back one cell too
+    large.
+    """
     return x_BChw[..., : like.shape[2], : like.shape[3]]
 
 
 def boundary_losses(
-    edge_logits_B1hw: torch.Tensor, displacement_B2hw: torch.Tensor | None, label_Bhw: torch.Tensor, radius: int = 5
+    edge_logits_B1hw: torch.Tensor,
+    displacement_B2hw: torch.Tensor | None,
+    label_Bhw: torch.Tensor,
+    radius: int = 5,
 ) -> dict[str, torch.Tensor]:
-    """Terms ``pos``, ``neg``, ``dp_fg``, ``dp_bg`` and their ``total`` (Ahn et al., section 4; spec 4.4).
+    """Terms ``pos``, ``neg``, ``dp_fg``, ``dp_bg`` and their ``total`` (Ahn et al., section 4; spec
+    4.4).
 
-    With a = 1 - the largest edge between two cells: pos is -log a over pairs of one kind, background and foreground in
-    equal parts, neg is -log(1 - a) over pairs of two kinds. With D the difference of the displacements of two cells
-    and o the way from one to the other: dp_fg is |D - o| over foreground pairs, dp_bg is |D| over background pairs.
-    total = (pos + neg)/2 + (dp_fg + dp_bg)/2, every mean over the whole batch.
+    With a = 1 - the largest edge between two cells: pos is -log a over pairs of one kind,
+    background and foreground in equal parts, neg is -log(1 - a) over pairs of two kinds. With D the
+    difference of the displacements of two cells and o the way from one to the other: dp_fg is |D -
+    o| over foreground pairs, dp_bg is |D| over background pairs. total = (pos + neg)/2 + (dp_fg +
+    dp_bg)/2, every mean over the whole batch.
 
     Args:
         edge_logits_B1hw: before the sigmoid.
@@ -257,18 +305,23 @@ def boundary_losses(
     """
     masks = torch.stack(pair_labels(label_Bhw, [offset for offset, _ in paths(radius)], radius))
     with full_precision(edge_logits_B1hw.device.type):
-        background, foreground, neg = _EdgeMeans.apply(edge_logits_B1hw[:, 0].float().sigmoid(), masks, radius)
+        background, foreground, neg = _EdgeMeans.apply(
+            edge_logits_B1hw[:, 0].float().sigmoid(), masks, radius
+        )
         pos = (background + foreground) / 2
         losses, total = {"pos": pos, "neg": neg}, (pos + neg) / 2
         if displacement_B2hw is not None:
-            losses["dp_bg"], losses["dp_fg"] = _WayMeans.apply(displacement_B2hw.float(), masks[:2], radius)
+            losses["dp_bg"], losses["dp_fg"] = _WayMeans.apply(
+                displacement_B2hw.float(), masks[:2], radius
+            )
             total = total + (losses["dp_fg"] + losses["dp_bg"]) / 2
     return {**losses, "total": total}
 
 
 class _PairMeans(torch.autograd.Function):
-    """Means over kinds of pairs whose gradients were formed on the way forward, an offset at a time: autograd would keep
-    several maps of all pairs."""
+    """Means over kinds of pairs whose gradients were formed on the way forward, an offset at a
+    time: autograd would keep several maps of all pairs.
+    """
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
@@ -277,10 +330,14 @@ class _PairMeans(torch.autograd.Function):
 
 
 class _EdgeMeans(_PairMeans):
-    """Mean -log a of background and of foreground pairs, and mean -log(1 - a) of different ones, a = 1 - largest edge."""
+    """Mean -log a of background and of foreground pairs, and mean -log(1 - a) of different ones, a
+    = 1 - largest edge.
+    """
 
     @staticmethod
-    def forward(ctx: Any, edge_Bhw: torch.Tensor, masks_3BPn: torch.Tensor, radius: int) -> tuple[torch.Tensor, ...]:
+    def forward(
+        ctx: Any, edge_Bhw: torch.Tensor, masks_3BPn: torch.Tensor, radius: int
+    ) -> tuple[torch.Tensor, ...]:
         ones = masks_3BPn.view(torch.uint8)
         kinds_BPn = 3 - 3 * ones[0] - 2 * ones[1] - ones[2]
         sums, counts = torch.zeros(2, 3, device=edge_Bhw.device)
@@ -300,7 +357,9 @@ class _EdgeMeans(_PairMeans):
 
 
 class _WayMeans(_PairMeans):
-    """Mean |D| of background and |D - o| of foreground pairs, D a pair's displacement at its start - that at its end."""
+    """Mean |D| of background and |D - o| of foreground pairs, D a pair's displacement at its start
+    - that at its end.
+    """
 
     @staticmethod
     def forward(
@@ -311,7 +370,10 @@ class _WayMeans(_PairMeans):
         slopes_2B2hw = displacement_B2hw.new_zeros(2, *displacement_B2hw.shape)
         for k, (offset, _) in enumerate(paths(radius)):
             masks_2Bhw = masks_2BPn[:, :, k].reshape(2, -1, *start.shape[2:]).float()
-            end, way = shifted(displacement_B2hw, offset, radius), start.new_tensor(offset)[:, None, None]
+            end, way = (
+                shifted(displacement_B2hw, offset, radius),
+                start.new_tensor(offset)[:, None, None],
+            )
             gap_B2hw = (start - end).sub_(masks_2Bhw[1, :, None] * way)
             sums += masks_2Bhw.flatten(1) @ gap_B2hw.abs().sum(1).flatten()
             counts += 2 * masks_2Bhw.flatten(1).sum(1)
@@ -324,7 +386,8 @@ class _WayMeans(_PairMeans):
 
 
 def line_maxima(edge_Bhw: torch.Tensor, radius: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Largest edge on the thick line from each source cell to its partner, and its index in the flat ``edge``.
+    """Largest edge on the thick line from each source cell to its partner, and its index in the
+    flat ``edge``.
 
     ``[B,h-r+1,w-2r+2]`` each, for the offsets of ``paths``. Of equal ones the last.
 
@@ -332,7 +395,8 @@ def line_maxima(edge_Bhw: torch.Tensor, radius: int) -> Iterator[tuple[torch.Ten
         edge_Bhw: float32, none below 0.
         radius: see ``IrnConfig``.
     """
-    # The bits of floats above 0 are ordered as they are: value and place in one integer go through one chain of maxima.
+    # The bits of floats above 0 are ordered as they are: value and place in one integer go through
+    # one chain of maxima.
     places = torch.arange(edge_Bhw.numel(), device=edge_Bhw.device).view_as(edge_Bhw)
     keys_Bhw = edge_Bhw.contiguous().view(torch.int32).long() << 32 | places
     for _, (first, second, *rest) in paths(radius):

@@ -1,7 +1,9 @@
-"""High-dimensional Gaussian filter on the permutohedral lattice, and the mean-field update on top of it, in torch.
+"""High-dimensional Gaussian filter on the permutohedral lattice, and the mean-field update on top
+of it, in torch.
 
-Adams, Baek & Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice", Eurographics 2010, as spec
-refine-segment 2.5 lays down. N pixels, d feature dimensions, C labels, M lattice points.
+Adams, Baek & Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice", Eurographics
+2010, as spec refine-segment 2.5 lays down. N pixels, d feature dimensions, C labels, M lattice
+points.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ from trainer.errors import ConfigError
 
 
 class Lattice:
-    """The lattice that features ``float32 [N,d]`` touch, with the symmetric normalisation of spec 2.1.
+    """The lattice that features ``float32 [N,d]`` touch, with the symmetric normalisation of spec
+    2.1.
 
-    Splatting and slicing are weighted sums over index lists, hence ``embedding_bag``: parallel, the same order of
-    summation on every call, and present on CPU and GPU alike.
+    Splatting and slicing are weighted sums over index lists, hence ``embedding_bag``: parallel, the
+    same order of summation on every call, and present on CPU and GPU alike.
     """
 
     def __init__(self, features_Nd: Tensor) -> None:
@@ -42,14 +45,22 @@ class Lattice:
         self.norm_N1 = torch.rsqrt(self.raw_filter(ones) + 1e-20)
 
     def raw_filter(self, x_NC: Tensor) -> Tensor:
-        """Splat, blur along every lattice axis, slice: about ``sum_j exp(-|f_i - f_j|^2 / 2) x_j``, ``[N,C]``."""
+        """Splat, blur along every lattice axis, slice: about ``sum_j exp(-|f_i - f_j|^2 / 2) x_j``,
+        ``[N,C]``.
+        """
         v_MC = F.embedding_bag(
-            self.pixel, x_NC, self.offsets, mode="sum", per_sample_weights=self.pixel_weight.to(x_NC.dtype)
+            self.pixel,
+            x_NC,
+            self.offsets,
+            mode="sum",
+            per_sample_weights=self.pixel_weight.to(x_NC.dtype),
         )
         for before, after in self.neighbours:
             padded = F.pad(v_MC, (0, 0, 0, 1))
             v_MC = v_MC + 0.5 * (padded.index_select(0, before) + padded.index_select(0, after))
-        sliced = F.embedding_bag(self.vertex, v_MC, mode="sum", per_sample_weights=self.weight.to(x_NC.dtype))
+        sliced = F.embedding_bag(
+            self.vertex, v_MC, mode="sum", per_sample_weights=self.weight.to(x_NC.dtype)
+        )
         return sliced * self.gain
 
     def filter(self, x_NC: Tensor) -> Tensor:
@@ -58,7 +69,9 @@ class Lattice:
 
 
 def _simplices(features_Nd: Tensor) -> tuple[Tensor, Tensor]:
-    """The d+1 corners around each feature: keys ``int64 [N,d+1,d]`` and barycentric weights ``float32 [N,d+1]``."""
+    """The d+1 corners around each feature: keys ``int64 [N,d+1,d]`` and barycentric weights
+    ``float32 [N,d+1]``.
+    """
     count, d = features_Nd.shape
     device = features_Nd.device
     k = np.arange(d, dtype=np.float64)
@@ -94,7 +107,9 @@ def _simplices(features_Nd: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ranks(rest_Nd1: Tensor) -> Tensor:
-    """How many coordinates are larger than each one; among equals the later one ranks as the larger index does."""
+    """How many coordinates are larger than each one; among equals the later one ranks as the larger
+    index does.
+    """
     rank = torch.zeros(rest_Nd1.shape, dtype=torch.int64, device=rest_Nd1.device)
     for i in range(rest_Nd1.shape[1]):
         for j in range(i + 1, rest_Nd1.shape[1]):
@@ -105,21 +120,26 @@ def _ranks(rest_Nd1: Tensor) -> Tensor:
 
 
 def _pack(keys_NVd: Tensor) -> tuple[Tensor, list[int]]:
-    """One int64 a key, in mixed radix with room for the neighbours of every key, and the stride of each digit."""
+    """One int64 a key, in mixed radix with room for the neighbours of every key, and the stride of
+    each digit.
+    """
     d = keys_NVd.shape[2]
     flat = keys_NVd.reshape(-1, d)
     low = flat.amin(0) - (d + 2)
     radix = [int(r) for r in flat.amax(0) + (d + 3) - low]
     if math.prod(radix) >= 2**62:
         raise ConfigError(
-            "the image is too large for kernels this narrow", "larger deviations (sxy, srgb) or a smaller image"
+            "the image is too large for kernels this narrow",
+            "larger deviations (sxy, srgb) or a smaller image",
         )
     strides = [math.prod(radix[i + 1 :]) for i in range(d)]
     return ((flat - low) * torch.tensor(strides, device=flat.device)).sum(1), strides
 
 
 def _neighbours(points_M: Tensor, strides: list[int]) -> list[tuple[Tensor, Tensor]]:
-    """For each of the d+1 axes the index of the point before and after every point; M where there is none."""
+    """For each of the d+1 axes the index of the point before and after every point; M where there
+    is none.
+    """
     d = len(strides)
     found = []
     for axis in range(d + 1):
@@ -139,7 +159,9 @@ def image_lattices(
     bilateral: tuple[float, float, float],
     device: str = "cpu",
 ) -> list[tuple[float, Lattice]]:
-    """Weight and lattice of the smoothness and the appearance kernel of an image ``uint8 [H,W,3]``."""
+    """Weight and lattice of the smoothness and the appearance kernel of an image ``uint8
+    [H,W,3]``.
+    """
     height, width = image_HW3.shape[:2]
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     place = torch.stack([x, y], 2).reshape(-1, 2).to(device, torch.float32)

@@ -1,4 +1,6 @@
-"""From class activation maps to pseudo masks: background score, dense CRF, arg-max (spec methods 3.3)."""
+"""From class activation maps to pseudo masks: background score, dense CRF, arg-max (spec methods
+3.3).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,14 @@ from trainer.data.palette import write_index_png
 from trainer.errors import ConfigError, DataError
 from trainer.files import check_space
 from trainer.pool import each_image
-from trainer.refine.crf import CrfParameters, DenseCrf, choose_backend, preset, unary_from_labels, unary_from_softmax
+from trainer.refine.crf import (
+    CrfParameters,
+    DenseCrf,
+    choose_backend,
+    preset,
+    unary_from_labels,
+    unary_from_softmax,
+)
 
 Float = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.uint8]
@@ -28,24 +37,30 @@ class RefineConfig:
     """Knobs of the stage ``refine``.
 
     Attributes:
-        refine: ``none`` for thresholded maps as they are, ``crf``; ``affinity`` and ``irn`` first spread the maps by a random
-            walk (their knobs: sections ``affinity`` and ``irn``).
-        crf_after_walk: dense CRF also after a walk; off as released, on in the papers of psa and SC-CAM.
-        calibrate: raise maps to the power that puts their own threshold at 0.15, for which the constants of AffinityNet and
-            IRNet are made. Off on ResNet-38, 50 and 101, as released; on elsewhere.
-        threshold_from: where the background threshold comes from: ``label_free``, ``fixed``, or a list with masks.
+        refine: ``none`` for thresholded maps as they are, ``crf``; ``affinity`` and ``irn`` first
+            spread the maps by a random walk (their knobs: sections ``affinity`` and ``irn``).
+        crf_after_walk: dense CRF also after a walk; off as released, on in the papers of psa and
+            SC-CAM.
+        calibrate: raise maps to the power that puts their own threshold at 0.15, for which the
+            constants of AffinityNet and IRNet are made. Off on ResNet-38, 50 and 101, as released;
+            on elsewhere.
+        threshold_from: where the background threshold comes from: ``label_free``, ``fixed``, or a
+            list with masks.
         threshold: the value for ``fixed``; 0.15 to 0.26 are published, spec methods 3.3.
-        background: ``threshold`` scores background as a constant; ``soft`` as (1 - max)^alpha (psa, SC-CAM, SEAM); ``rest``
-            as 1 - the sum of the maps, for those of AffinityNet's walk, in which the background walked along. ``auto`` is
-            ``rest`` after AffinityNet and ``threshold`` elsewhere.
+        background: ``threshold`` scores background as a constant; ``soft`` as (1 - max)^alpha (psa,
+            SC-CAM, SEAM); ``rest`` as 1 - the sum of the maps, for those of AffinityNet's walk, in
+            which the background walked along. ``auto`` is ``rest`` after AffinityNet and
+            ``threshold`` elsewhere.
         alpha: exponent of the soft background: 4 makes it strong, 32 weak.
-        unary: what the CRF starts from: ``scores``, ``labels`` (arg-max trusted with the preset's gt_prob, or 0.7), or
-            ``preset``, which is labels where the preset has a gt_prob.
-        crf: preset of spec refine-segment 2.3. ``P7`` keeps objects best on photographs of 320 pixels; ``P1``, psa's,
-            is made for 500 pixels and the soft background, and erases much of an object at thresholds above 0.3.
+        unary: what the CRF starts from: ``scores``, ``labels`` (arg-max trusted with the preset's
+            gt_prob, or 0.7), or ``preset``, which is labels where the preset has a gt_prob.
+        crf: preset of spec refine-segment 2.3. ``P7`` keeps objects best on photographs of 320
+            pixels; ``P1``, psa's, is made for 500 pixels and the soft background, and erases much
+            of an object at thresholds above 0.3.
         crf_backend: ``auto``, ``pydensecrf`` or ``torch``: the same masks.
         confidence: pixels whose winning probability is below become 255; 0 for none.
-        band: pixels whose label differs between threshold - band and threshold + band become 255; 0 for none.
+        band: pixels whose label differs between threshold - band and threshold + band become 255; 0
+        for none.
     """
 
     refine: Literal["none", "crf", "affinity", "irn"] = "crf"
@@ -62,13 +77,23 @@ class RefineConfig:
     band: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1 or not 0 <= self.confidence < 1 or not 0 <= self.band < 1 or self.alpha <= 0:
+        if (
+            not 0 <= self.threshold <= 1
+            or not 0 <= self.confidence < 1
+            or not 0 <= self.band < 1
+            or self.alpha <= 0
+        ):
             raise ConfigError(
-                f"refine.threshold={self.threshold} confidence={self.confidence} band={self.band} alpha={self.alpha}",
+                f"refine.threshold={self.threshold} confidence={self.confidence} band={self.band}"
+                f" alpha={self.alpha}",
                 "threshold, confidence and band within 0..1, alpha above 0",
             )
         if self.band and self.score != "threshold":
-            raise ConfigError("refine.band needs a threshold", "background=threshold", "drop band, or use confidence")
+            raise ConfigError(
+                "refine.band needs a threshold",
+                "background=threshold",
+                "drop band, or use confidence",
+            )
         preset(self.crf)
 
     @property
@@ -95,13 +120,20 @@ def background_scores(maps_kHW: Float, config: RefineConfig, threshold: float) -
     return np.concatenate([ground, maps_kHW]).astype(np.float32)
 
 
-def refine_scores(image_HW3: Labels, scores_CHW: Sequence[Float], config: RefineConfig) -> list[Float]:
-    """Probabilities ``float32 [C,H,W]`` of one image for each array of scores; the CRF's kernels are shared."""
+def refine_scores(
+    image_HW3: Labels, scores_CHW: Sequence[Float], config: RefineConfig
+) -> list[Float]:
+    """Probabilities ``float32 [C,H,W]`` of one image for each array of scores; the CRF's kernels
+    are shared.
+    """
     if not config.with_crf or len(scores_CHW[0]) == 1:
         return [s / np.maximum(s.sum(0), np.float32(1e-5)) for s in scores_CHW]
     parameters = preset(config.crf)
     crf = DenseCrf(image_HW3, parameters.gaussian, parameters.bilateral, config.crf_backend)
-    return [crf.infer(_unary(scores, parameters, config.unary), parameters.iterations) for scores in scores_CHW]
+    return [
+        crf.infer(_unary(scores, parameters, config.unary), parameters.iterations)
+        for scores in scores_CHW
+    ]
 
 
 def _unary(scores_CHW: Float, parameters: CrfParameters, kind: str) -> Float:
@@ -111,10 +143,16 @@ def _unary(scores_CHW: Float, parameters: CrfParameters, kind: str) -> Float:
 
 
 def pseudo_mask(image_HW3: Labels, cam: Cam, config: RefineConfig, threshold: float) -> Labels:
-    """The mask of one image, ``uint8 [H,W]``: 0 background, k+1 class k, 255 where ``config`` asks to leave it open."""
+    """The mask of one image, ``uint8 [H,W]``: 0 background, k+1 class k, 255 where ``config`` asks
+    to leave it open.
+    """
     maps = upsample_cam(cam.maps, cam.size)
     labels = np.concatenate([[0], cam.classes + 1]).astype(np.uint8)
-    levels = [threshold, threshold - config.band, threshold + config.band] if config.band else [threshold]
+    levels = (
+        [threshold, threshold - config.band, threshold + config.band]
+        if config.band
+        else [threshold]
+    )
     scores = [background_scores(maps, config, min(max(level, 0.0), 1.0)) for level in levels]
     q, *others = refine_scores(image_HW3, scores, config)
     winner = q.argmax(0)
@@ -137,7 +175,8 @@ def make_pseudo_masks(
     workers: int | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Write ``out_folder/<id>.png`` for every record, in a process pool; masks that exist and load are kept.
+    """Write ``out_folder/<id>.png`` for every record, in a process pool; masks that exist and load
+    are kept.
 
     Args:
         dataset: the data set of ``records``.
@@ -150,11 +189,12 @@ def make_pseudo_masks(
         progress: show a bar with time left.
 
     Returns:
-        ``{"count", "made", "kept", "background", "ignore", "threshold", "backend"}``: numbers of files, shares of
-        pixels of the masks made now, and what was used.
+        ``{"count", "made", "kept", "background", "ignore", "threshold", "backend"}``: numbers of
+        files, shares of pixels of the masks made now, and what was used.
 
     Raises:
-        DataError: maps or images that are missing, damaged or of another size; every other mask is there nevertheless.
+        DataError: maps or images that are missing, damaged or of another size; every other mask is
+            there nevertheless.
         RunError: no space left or a killed worker; what was written stays.
     """
     backend = choose_backend(config.crf_backend) if config.with_crf else None
@@ -177,7 +217,12 @@ def make_pseudo_masks(
 
 
 def _make_one(
-    num_classes: int, cam_folder: Path, out_folder: Path, config: RefineConfig, threshold: float, record: Record
+    num_classes: int,
+    cam_folder: Path,
+    out_folder: Path,
+    config: RefineConfig,
+    threshold: float,
+    record: Record,
 ) -> tuple[int, int, int] | None:
     """Pixels, background pixels and ignored pixels of a mask made now; None if it was there."""
     path = out_folder / f"{record.id}.png"
@@ -199,7 +244,9 @@ def image_and_cam(record: Record, cam_folder: Path, num_classes: int) -> tuple[L
         image = read_image(record.image)
         return image, _cam_of(record, cam_folder, image, num_classes)
     except DataError as error:
-        raise DataError(f"image {record.id!r}: {error.found}", error.expected, error.hint) from error
+        raise DataError(
+            f"image {record.id!r}: {error.found}", error.expected, error.hint
+        ) from error
 
 
 def _cam_of(record: Record, cam_folder: Path, image_HW3: Labels, num_classes: int) -> Cam:
@@ -208,9 +255,14 @@ def _cam_of(record: Record, cam_folder: Path, image_HW3: Labels, num_classes: in
         return Cam(np.zeros(0, np.int16), np.zeros((0, 1, 1), np.float32), size)
     cam = read_cam(cam_path(cam_folder, record.id))
     if cam.size != size:
-        raise DataError(f"its maps are for {cam.size} pixels and the image has {size}", "maps of this very image")
+        raise DataError(
+            f"its maps are for {cam.size} pixels and the image has {size}",
+            "maps of this very image",
+        )
     if len(cam.classes) and not (cam.classes.min() >= 0 and cam.classes.max() < num_classes):
-        raise DataError(f"its maps are of the classes {cam.classes.tolist()}", f"0 to {num_classes - 1}")
+        raise DataError(
+            f"its maps are of the classes {cam.classes.tolist()}", f"0 to {num_classes - 1}"
+        )
     return cam
 
 
@@ -230,7 +282,8 @@ def has_maps(folder: Path, record: Record) -> bool:
 
 
 def check_maps_space(records: Sequence[Record], folder: Path, pixel_bytes: float = 0.0) -> None:
-    """Compare the space that maps at stride 4 need, and ``pixel_bytes`` a pixel beside them, with what is free.
+    """Compare the space that maps at stride 4 need, and ``pixel_bytes`` a pixel beside them, with
+    what is free.
 
     Raises:
         RunError: there is too little.
@@ -248,8 +301,8 @@ def check_cams(records: Sequence[Record], cam_folder: Path) -> None:
     missing = [r.id for r in records if r.tags and not cam_path(cam_folder, r.id).exists()]
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(records)} images have no maps in {cam_folder}: {', '.join(missing[:5])}"
-            + (", ..." if len(missing) > 5 else ""),
+            f"{len(missing)} of {len(records)} images have no maps in {cam_folder}:"
+            f" {', '.join(missing[:5])}" + (", ..." if len(missing) > 5 else ""),
             "one <id>.npz for every tagged image",
             "run wsss-trainer fit with --until cams first",
         )

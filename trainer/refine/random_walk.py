@@ -1,11 +1,14 @@
-"""Random walks of class maps over a sparse graph of neighbouring cells, as AffinityNet and IRNet refine theirs.
+"""Random walks of class maps over a sparse graph of neighbouring cells, as AffinityNet and IRNet
+refine theirs.
 
-Ahn & Kwak, "Learning Pixel-level Semantic Affinity", CVPR 2018 (psa), and Ahn, Cho & Kwak, "Weakly Supervised Learning
-of Instance Segmentation with Inter-pixel Relations", CVPR 2019 (IRN). With A the affinities, 1 on the diagonal, and D
-the row sums of A^beta (element-wise), a walk of n steps is ``y = S^n x``, ``S = D^-1 A^beta``. The released codes square
-the dense ``[N,N]`` matrix; a cell has at most 69 neighbours, so here S stays sparse (spec refine-segment 5).
+Ahn & Kwak, "Learning Pixel-level Semantic Affinity", CVPR 2018 (psa), and Ahn, Cho & Kwak, "Weakly
+Supervised Learning of Instance Segmentation with Inter-pixel Relations", CVPR 2019 (IRN). With A
+the affinities, 1 on the diagonal, and D the row sums of A^beta (element-wise), a walk of n steps is
+``y = S^n x``, ``S = D^-1 A^beta``. The released codes square the dense ``[N,N]`` matrix; a cell has
+at most 69 neighbours, so here S stays sparse (spec refine-segment 5).
 
-Shapes: K maps, C feature channels, P pairs of a cell (``half_plane(radius)``), h w map, n = h w cells.
+Shapes: K maps, C feature channels, P pairs of a cell (``half_plane(radius)``), h w map, n = h w
+cells.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ Solver = Literal["chebyshev", "power"]
 BORDERS: tuple[Borders, ...] = ("psa", "full")
 SOLVERS: tuple[Solver, ...] = ("chebyshev", "power")
 
-# Float32 loses 1e-6 (psa) to 5e-5 (IRN) in 256 steps, float64 1e-15; on a CPU both take about the same time.
+# Float32 loses 1e-6 (psa) to 5e-5 (IRN) in 256 steps, float64 1e-15; on a CPU both take about the
+# same time.
 CPU_DTYPE, GPU_DTYPE = torch.float64, torch.float32
 TAIL = {torch.float64: 1e-12, torch.float32: 1e-7}
 
@@ -41,10 +45,12 @@ def affinity_walk(
     borders: Borders = "psa",
     solver: Solver = "chebyshev",
 ) -> Tensor:
-    """Maps after psa's walk, ``[K,h,w]`` in the dtype and on the device of ``maps_Khw`` (spec refine-segment 3.6).
+    """Maps after psa's walk, ``[K,h,w]`` in the dtype and on the device of ``maps_Khw`` (spec
+    refine-segment 3.6).
 
-    Every result is a mean of the map's values with weights that sum to one, so its range does not grow. Computes in
-    float64 on a CPU and in float32 elsewhere; for the error of ``solver`` see ``walk``.
+    Every result is a mean of the map's values with weights that sum to one, so its range does not
+    grow. Computes in float64 on a CPU and in float32 elsewhere; for the error of ``solver`` see
+    ``walk``.
 
     Args:
         maps_Khw: any float maps, the background among them.
@@ -71,9 +77,11 @@ def boundary_walk(
     radius: int = 5,
     solver: Solver = "chebyshev",
 ) -> Tensor:
-    """Maps after IRN's walk of ``cams * (1 - edge)``, ``[K,h,w]``, dtype and device as given (spec refine-segment 4.5).
+    """Maps after IRN's walk of ``cams * (1 - edge)``, ``[K,h,w]``, dtype and device as given (spec
+    refine-segment 4.5).
 
-    The maps are neither divided by their maximum nor given a background; IRN does both after the up-sampling.
+    The maps are neither divided by their maximum nor given a background; IRN does both after the
+    up-sampling.
 
     Args:
         cams_Khw: float maps of the present classes, each in 0..1 as IRN has them.
@@ -84,7 +92,8 @@ def boundary_walk(
         solver: ``chebyshev`` or ``power``, see ``walk``.
 
     Raises:
-        ConfigError: shapes that do not fit, maps that are not float, an edge outside 0..1, or an impossible knob.
+        ConfigError: shapes that do not fit, maps that are not float, an edge outside 0..1, or an
+        impossible knob.
     """
     _check(cams_Khw, edge_hw, "edge", 2)
     edge = edge_hw.detach().to(_working_dtype(cams_Khw))
@@ -93,11 +102,13 @@ def boundary_walk(
 
 
 def feature_affinity(features_Chw: Tensor, radius: int = 5, borders: Borders = "psa") -> Tensor:
-    """``exp(-mean_c |f(p) - f(p+o)|)`` in 0..1 for each offset o of ``half_plane(radius)``, ``[P,h,w]``; 0 is no pair.
+    """``exp(-mean_c |f(p) - f(p+o)|)`` in 0..1 for each offset o of ``half_plane(radius)``,
+    ``[P,h,w]``; 0 is no pair.
 
-    psa's pairs start only in the cells at least ``radius - 1`` away from the left, right and bottom border (spec 3.2),
-    hence the first four cells of the first row and three in each lower corner are alone. A map lower than 5 or narrower
-    than 9 has no such cell; there pairs are nearer than ``(min(h, w) - 1) // 2``, SEAM's rule for tiny maps.
+    psa's pairs start only in the cells at least ``radius - 1`` away from the left, right and bottom
+    border (spec 3.2), hence the first four cells of the first row and three in each lower corner
+    are alone. A map lower than 5 or narrower than 9 has no such cell; there pairs are nearer than
+    ``(min(h, w) - 1) // 2``, SEAM's rule for tiny maps.
 
     Raises:
         ConfigError: radius below 1 or an unknown kind of borders.
@@ -112,16 +123,22 @@ def feature_affinity(features_Chw: Tensor, radius: int = 5, borders: Borders = "
     affinity_Phw = f.new_zeros((len(offsets), h, w))
     for affinity_hw, offset in zip(affinity_Phw, offsets):
         if offset in usable:
-            sources = _sources(h, w, offset) if borders == "full" else (0, h - margin + 1, margin - 1, w - margin + 1)
+            sources = (
+                _sources(h, w, offset)
+                if borders == "full"
+                else (0, h - margin + 1, margin - 1, w - margin + 1)
+            )
             near, far = _moved(f, sources, (0, 0)), _moved(f, sources, offset)
             _moved(affinity_hw, sources, (0, 0)).copy_((near - far).abs_().mean(0).neg_().exp_())
     return affinity_Phw
 
 
 def boundary_affinity(edge_hw: Tensor, radius: int = 5) -> Tensor:
-    """1 - the largest edge on the line from p to p+o, for each offset o of ``half_plane(radius)``, ``[P,h,w]`` in 0..1.
+    """1 - the largest edge on the line from p to p+o, for each offset o of ``half_plane(radius)``,
+    ``[P,h,w]`` in 0..1.
 
-    The lines are those of ``paths`` (spec 4.2). Pairs that leave the map are 0, as IRN gets by padding the edge with 1.
+    The lines are those of ``paths`` (spec 4.2). Pairs that leave the map are 0, as IRN gets by
+    padding the edge with 1.
 
     Raises:
         ConfigError: radius below 1, or an edge outside 0..1.
@@ -130,7 +147,9 @@ def boundary_affinity(edge_hw: Tensor, radius: int = 5) -> Tensor:
     offsets, lines = _offsets(radius), dict(paths(radius))
     if edge_hw.numel() and not (edge_hw.min() >= 0 and edge_hw.max() <= 1):
         raise ConfigError(
-            f"edge from {edge_hw.min():g} to {edge_hw.max():g}", "probabilities, 0 to 1", "take the sigmoid of logits"
+            f"edge from {edge_hw.min():g} to {edge_hw.max():g}",
+            "probabilities, 0 to 1",
+            "take the sigmoid of logits",
         )
     affinity_Phw = edge_hw.new_zeros((len(offsets), h, w))
     for affinity_hw, offset in zip(affinity_Phw, offsets):
@@ -141,10 +160,12 @@ def boundary_affinity(edge_hw: Tensor, radius: int = 5) -> Tensor:
 
 
 def transition(affinity_Phw: Tensor, radius: int = 5, beta: float = 8) -> Tensor:
-    """S = D^-1 A^beta as a sparse CSR matrix ``[n,n]`` whose rows sum to one; float64 on a CPU, float32 elsewhere.
+    """S = D^-1 A^beta as a sparse CSR matrix ``[n,n]`` whose rows sum to one; float64 on a CPU,
+    float32 elsewhere.
 
     Args:
-        affinity_Phw: affinities in 0..1 in the order of ``half_plane(radius)``, 0 where there is no pair.
+        affinity_Phw: affinities in 0..1 in the order of ``half_plane(radius)``, 0 where there is no
+            pair.
         radius: cells nearer than this are neighbours.
         beta: power of the affinities, above 0.
 
@@ -160,7 +181,9 @@ def transition(affinity_Phw: Tensor, radius: int = 5, beta: float = 8) -> Tensor
     # No pair leaves the map, so what rolls over the end is 0.
     behind = [weight.roll(step) for weight, step in zip(ahead_Pn, steps)]
     weight_nQ = torch.stack([*reversed(behind), ahead_Pn.new_ones(h * w), *ahead_Pn], 1)
-    step_Q = torch.tensor([*(-step for step in reversed(steps)), 0, *steps], dtype=torch.int32, device=device)
+    step_Q = torch.tensor(
+        [*(-step for step in reversed(steps)), 0, *steps], dtype=torch.int32, device=device
+    )
     # Float32 sums would cost a third of the accuracy that the walk has in float32.
     degree_n1 = weight_nQ.sum(1, keepdim=True, dtype=torch.float64)
     present = weight_nQ != 0
@@ -169,16 +192,21 @@ def transition(affinity_Phw: Tensor, radius: int = 5, beta: float = 8) -> Tensor
     values = (weight_nQ / degree_n1).to(dtype)[present]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(starts, columns, values, (h * w, h * w), check_invariants=False)
+        return torch.sparse_csr_tensor(
+            starts, columns, values, (h * w, h * w), check_invariants=False
+        )
 
 
 @torch.no_grad()
-def walk(maps_Khw: Tensor, transition_nn: Tensor, steps: int, solver: Solver = "chebyshev") -> Tensor:
+def walk(
+    maps_Khw: Tensor, transition_nn: Tensor, steps: int, solver: Solver = "chebyshev"
+) -> Tensor:
     """``S^steps`` applied to each map, ``[K,h,w]`` in the dtype of the maps, without gradient.
 
-    ``chebyshev`` takes 112 products for 256 steps (84 in float32). Its truncation error e of a map x obeys
-    ``sum_i d_i e_i^2 <= TAIL^2 sum_i d_i x_i^2`` with d the row sums of A^beta, 1 at least and 69 at most at radius 5;
-    TAIL is 1e-12 in float64 and 1e-7 in float32. Rounding comes on top: 1e-15 and, in float32, 1e-6 to 5e-5.
+    ``chebyshev`` takes 112 products for 256 steps (84 in float32). Its truncation error e of a map
+    x obeys ``sum_i d_i e_i^2 <= TAIL^2 sum_i d_i x_i^2`` with d the row sums of A^beta, 1 at least
+    and 69 at most at radius 5; TAIL is 1e-12 in float64 and 1e-7 in float32. Rounding comes on top:
+    1e-15 and, in float32, 1e-6 to 5e-5.
 
     Raises:
         ConfigError: maps that are not float, steps below 0, or an unknown solver.
@@ -189,10 +217,16 @@ def walk(maps_Khw: Tensor, transition_nn: Tensor, steps: int, solver: Solver = "
         raise ConfigError(f"a walk of {steps} steps", "0 or more")
     if not maps_Khw.is_floating_point():
         raise ConfigError(f"{maps_Khw.dtype} maps", "float maps")
-    x_nK = maps_Khw.flatten(1).T.to(transition_nn.dtype).clone(memory_format=torch.contiguous_format)
+    x_nK = (
+        maps_Khw.flatten(1).T.to(transition_nn.dtype).clone(memory_format=torch.contiguous_format)
+    )
     # Autocast would round the products to 16 bits.
     with torch.autocast(x_nK.device.type, enabled=False):
-        y_nK = _power(x_nK, transition_nn, steps) if solver == "power" else _chebyshev(x_nK, transition_nn, steps)
+        y_nK = (
+            _power(x_nK, transition_nn, steps)
+            if solver == "power"
+            else _chebyshev(x_nK, transition_nn, steps)
+        )
     return y_nK.T.reshape(maps_Khw.shape).to(maps_Khw.dtype)
 
 
@@ -216,10 +250,12 @@ def _chebyshev(x_nK: Tensor, s_nn: Tensor, steps: int) -> Tensor:
 
 @cache
 def chebyshev_coefficients(steps: int, tail: float) -> tuple[float, ...]:
-    """c_0.. of ``x^steps = sum_k c_k T_k(x)``, cut where those left out sum to less than ``tail`` (spec 5.3).
+    """c_0.. of ``x^steps = sum_k c_k T_k(x)``, cut where those left out sum to less than ``tail``
+    (spec 5.3).
 
-    ``c_k = 2^(1-n) C(n, (n-k)/2)`` where n - k is even, half of it for k = 0, else 0. All are >= 0 and |T_k| <= 1 on
-    the spectrum of S, so ``tail`` bounds the error. Quotients of whole numbers, since logarithms would cost digits.
+    ``c_k = 2^(1-n) C(n, (n-k)/2)`` where n - k is even, half of it for k = 0, else 0. All are >= 0
+    and |T_k| <= 1 on the spectrum of S, so ``tail`` bounds the error. Quotients of whole numbers,
+    since logarithms would cost digits.
     """
     total = left = 2**steps
     coefficients = []
@@ -239,7 +275,9 @@ def _offsets(radius: int) -> tuple[Offset, ...]:
 
 
 def _sources(h: int, w: int, offset: Offset) -> tuple[int, int, int, int]:
-    """Top, bottom, left and right (both ends exclusive) of the cells whose ``offset`` stays inside the map."""
+    """Top, bottom, left and right (both ends exclusive) of the cells whose ``offset`` stays inside
+    the map.
+    """
     dy, dx = offset
     left = max(0, -dx)
     return 0, max(0, h - dy), left, max(left, w - max(0, dx))
@@ -257,9 +295,12 @@ def _working_dtype(x: Tensor) -> torch.dtype:
 
 def _check(maps_Khw: Tensor, other: Tensor, name: str, dimensions: int) -> None:
     if maps_Khw.ndim != 3 or not maps_Khw.is_floating_point():
-        raise ConfigError(f"{maps_Khw.dtype} maps of shape {list(maps_Khw.shape)}", "float maps [K,h,w]")
+        raise ConfigError(
+            f"{maps_Khw.dtype} maps of shape {list(maps_Khw.shape)}", "float maps [K,h,w]"
+        )
     size = list(maps_Khw.shape[1:])
     if other.ndim != dimensions or list(other.shape[-2:]) != size:
         raise ConfigError(
-            f"{name} of shape {list(other.shape)} for maps of {size[0]}x{size[1]}", f"{name} of the maps' height, width"
+            f"{name} of shape {list(other.shape)} for maps of {size[0]}x{size[1]}",
+            f"{name} of the maps' height, width",
         )

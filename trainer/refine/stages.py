@@ -1,4 +1,6 @@
-"""The stages between class maps and pseudo masks: labels, training and walk of AffinityNet or IRNet, then the masks."""
+"""The stages between class maps and pseudo masks: labels, training and walk of AffinityNet or
+IRNet, then the masks.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,17 @@ from trainer.weights.loading import file_sha256
 from trainer.weights.released import load_refiner
 
 LABEL_KNOBS = {"low_alpha", "high_alpha", "crf", "crf_backend", "foreground", "background"}
-WALK_KNOBS = {"beta", "steps", "walk_alpha", "walk_radius", "borders", "solver", "canvas", "threshold", "instances"}
+WALK_KNOBS = {
+    "beta",
+    "steps",
+    "walk_alpha",
+    "walk_radius",
+    "borders",
+    "solver",
+    "canvas",
+    "threshold",
+    "instances",
+}
 
 
 @dataclass
@@ -40,7 +52,8 @@ class Refinement:
         affinity: knobs of AffinityNet.
         irn: knobs of IRNet.
         network: what the backbone and its initial weights are, for keys.
-        backbone: knobs of a backbone -> one with initial weights, and whether they are the classifier's by ``init``.
+        backbone: knobs of a backbone -> one with initial weights, and whether they are the
+            classifier's by ``init``.
         identity: what ``model.pt`` says of itself.
         seed: of everything random.
         device: ``auto`` or ``cpu``.
@@ -74,7 +87,9 @@ class Refinement:
     def steps(
         self, cams_key: str, result: Callable[[Any], dict[str, Any]]
     ) -> list[tuple[str, str, Callable[[str], None]]]:
-        """Name, key and work of each stage; the last one is ``refine``. ``result`` picks the knobs that results depend on."""
+        """Name, key and work of each stage; the last one is ``refine``. ``result`` picks the knobs
+        that results depend on.
+        """
         steps: list[tuple[str, str, Callable[[str], None]]] = []
         key = cams_key
         if self.walks:
@@ -84,7 +99,12 @@ class Refinement:
             images = [record.id for record in self.images]
             stages: list[tuple[str, set[str], list[Any], Callable[[str], None]]] = [
                 (f"{name}_labels", every.keys() & LABEL_KNOBS, power, self.labels),
-                (name, every.keys() - LABEL_KNOBS - WALK_KNOBS - {"checkpoint"}, self.network, self.train),
+                (
+                    name,
+                    every.keys() - LABEL_KNOBS - WALK_KNOBS - {"checkpoint"},
+                    self.network,
+                    self.train,
+                ),
                 ("walk", every.keys() & (WALK_KNOBS | {"radius"}), images, self.walk),
             ]
             if self.given:
@@ -104,14 +124,18 @@ class Refinement:
 
     @property
     def calibrated_by(self) -> str:
-        """Where the maps' own threshold comes from. A fixed one is of the maps after the walk and says nothing of these."""
+        """Where the maps' own threshold comes from. A fixed one is of the maps after the walk and
+        says nothing of these.
+        """
         source = self.config.threshold_from
         return "label_free" if source == "fixed" else source
 
     @property
     def tagged(self) -> list[Record]:
         """The images that labels are made of."""
-        return [record for record in self.training if record.tags and record.id not in self.run.left_out]
+        return [
+            record for record in self.training if record.tags and record.id not in self.run.left_out
+        ]
 
     @property
     def usable(self) -> list[Record]:
@@ -153,7 +177,10 @@ class Refinement:
         if name == "affinity":
             stride = {"output_stride": self.affinity.output_stride, "bn": self.affinity.bn}
             return AffinityNet(self.backbone(stride, init or self.affinity.init))
-        return IrNet(self.backbone({"output_stride": 16, "dilate": False}, init or "auto"), self.irn.displacement)
+        return IrNet(
+            self.backbone({"output_stride": 16, "dilate": False}, init or "auto"),
+            self.irn.displacement,
+        )
 
     def trained(self) -> AffinityNet | IrNet:
         """The network that the walk needs: the given one, or what this run trained.
@@ -175,12 +202,18 @@ class Refinement:
         net, cams = self.trained(), self.run.path / "cams"
         with self.run.stage("walk", key) as stage:
             if isinstance(net, AffinityNet):
-                affinity_stage.walk(net, self.usable, cams, stage.folder, self.affinity, self.power, self.device)
+                affinity_stage.walk(
+                    net, self.usable, cams, stage.folder, self.affinity, self.power, self.device
+                )
             else:
                 folder = self.run.path / "instances" if self.irn.instances else None
                 stage.folders += [folder] if folder else []
-                irn_stage.walk(net, self.usable, cams, stage.folder, self.irn, self.power, self.device, folder)
-            stage.outputs.update(count=len(self.usable), **({"taken_from": self.given} if self.given else {}))
+                irn_stage.walk(
+                    net, self.usable, cams, stage.folder, self.irn, self.power, self.device, folder
+                )
+            stage.outputs.update(
+                count=len(self.usable), **({"taken_from": self.given} if self.given else {})
+            )
             stage.metrics.update(power=round(self.power, 4))
 
     def masks(self, key: str) -> None:
@@ -190,22 +223,38 @@ class Refinement:
                 return
             threshold = self._threshold(self.maps, self.config.threshold_from)
             summary = make_pseudo_masks(
-                self.dataset, self.usable, self.maps, stage.folder, self.config, threshold.value, progress=True
+                self.dataset,
+                self.usable,
+                self.maps,
+                stage.folder,
+                self.config,
+                threshold.value,
+                progress=True,
             )
             stage.outputs.update(count=summary.pop("count"))
-            stage.metrics.update(summary, threshold_from=threshold.source, threshold_detail=threshold.detail)
+            stage.metrics.update(
+                summary, threshold_from=threshold.source, threshold_detail=threshold.detail
+            )
 
     def _threshold(self, folder: Path, source: str) -> Threshold:
         """Of the maps in a folder."""
         config = self.config
         if config.score == "rest" and folder == self.maps:
             return Threshold(
-                0.0, "fixed", f"no threshold: (1 - max)^{self.affinity.walk_alpha:g} walks along as background"
+                0.0,
+                "fixed",
+                f"no threshold: (1 - max)^{self.affinity.walk_alpha:g} walks along as background",
             )
         return choose(
-            source, config.threshold, self.dataset, self.tagged, folder,
-            for_masks=True, without=self.run.left_out, progress=True,
-        )  # fmt: skip
+            source,
+            config.threshold,
+            self.dataset,
+            self.tagged,
+            folder,
+            for_masks=True,
+            without=self.run.left_out,
+            progress=True,
+        )
 
 
 def named_refinement(name: str) -> dict[str, dict[str, Any]]:

@@ -1,7 +1,8 @@
-"""The background threshold: where a pixel stops being background (spec methods 3.3, refine-segment 12).
+"""The background threshold: where a pixel stops being background (spec methods 3.3, refine-segment
+12).
 
-Published figures take the best value of a sweep on true masks. That is a look at the answer: here it is said by name
-(``train``, ``val``, ``oracle``), and there is a choice that needs no mask.
+Published figures take the best value of a sweep on true masks. That is a look at the answer: here
+it is said by name (``train``, ``val``, ``oracle``), and there is a choice that needs no mask.
 """
 
 from __future__ import annotations
@@ -52,8 +53,9 @@ def choose(
     """Choose the background threshold for the maps of ``records``.
 
     Args:
-        source: ``fixed``, ``label_free`` (from the maps of ``records`` alone), ``oracle`` (best mean IoU on ``records``
-            themselves, an upper bound and never a result), or a list of ``dataset`` with masks and maps: best there.
+        source: ``fixed``, ``label_free`` (from the maps of ``records`` alone), ``oracle`` (best
+            mean IoU on ``records`` themselves, an upper bound and never a result), or a list of
+            ``dataset`` with masks and maps: best there.
         fixed: the value for ``fixed``.
         dataset: the data set of ``records``.
         records: what is measured or refined.
@@ -71,29 +73,48 @@ def choose(
         return Threshold(fixed, source, f"background threshold {fixed:.3f}, fixed")
     if source == "label_free":
         value = label_free(records, cams, workers=workers, progress=progress)
-        return Threshold(value, source, f"background threshold {value:.3f}, chosen without masks (Otsu on the maps)")
+        return Threshold(
+            value,
+            source,
+            f"background threshold {value:.3f}, chosen without masks (Otsu on the maps)",
+        )
     if source == "oracle" and for_masks:
         raise ConfigError(
-            "the threshold of masks cannot come from 'oracle'", "label_free, fixed, or a list with masks such as train"
+            "the threshold of masks cannot come from 'oracle'",
+            "label_free, fixed, or a list with masks such as train",
         )
     if source == "oracle":
         value = _best(dataset, records, cams, source, workers, progress)
-        return Threshold(value, source, f"background threshold {value:.2f}, ORACLE: the best on the very list reported")
+        return Threshold(
+            value,
+            source,
+            f"background threshold {value:.2f}, ORACLE: the best on the very list reported",
+        )
     if source not in dataset.lists:
         known = ["label_free", "fixed", "oracle", *sorted(dataset.lists)]
         raise ConfigError(f"a threshold cannot come from {source!r}", nearest(source, known))
     listed = [record for record in dataset.subset(source) if record.id not in without]
     value = _best(dataset, listed, cams, source, workers, progress)
-    return Threshold(value, source, f"background threshold {value:.2f}, the best on the true masks of list {source!r}")
+    return Threshold(
+        value,
+        source,
+        f"background threshold {value:.2f}, the best on the true masks of list {source!r}",
+    )
 
 
 def _best(
-    dataset: Dataset, records: Sequence[Record], cams: CamSource, source: str, workers: int | None, progress: bool
+    dataset: Dataset,
+    records: Sequence[Record],
+    cams: CamSource,
+    source: str,
+    workers: int | None,
+    progress: bool,
 ) -> float:
     bare = [r.id for r in records if not dataset.has_mask(r)]
     if bare or not records:
         raise DataError(
-            f"a threshold from {source!r} needs true masks, and {len(bare)} of {len(records)} images have none",
+            f"a threshold from {source!r} needs true masks, and {len(bare)} of {len(records)}"
+            " images have none",
             "a mask for every image of that list",
             "threshold_from=label_free needs no mask",
         )
@@ -101,14 +122,19 @@ def _best(
 
 
 def label_free(
-    records: Sequence[Record], cams: CamSource, *, workers: int | None = None, progress: bool = False
+    records: Sequence[Record],
+    cams: CamSource,
+    *,
+    workers: int | None = None,
+    progress: bool = False,
 ) -> float:
-    """A threshold from the maps alone: Otsu's on the strongest map of every pixel, each tagged image with equal weight.
+    """A threshold from the maps alone: Otsu's on the strongest map of every pixel, each tagged
+    image with equal weight.
 
-    Each map reaches 1 somewhere, so the values fall into a heap of background near 0 and a flat tail of objects, and
-    one threshold for all images is steadier than one an image. It depends on the scale of the maps: a method whose maps
-    are pushed far to 0 or 1 needs another choice. Agreement with the CRF does not serve: it only falls with the
-    threshold.
+    Each map reaches 1 somewhere, so the values fall into a heap of background near 0 and a flat
+    tail of objects, and one threshold for all images is steadier than one an image. It depends on
+    the scale of the maps: a method whose maps are pushed far to 0 or 1 needs another choice.
+    Agreement with the CRF does not serve: it only falls with the threshold.
 
     Raises:
         DataError: no tagged image, or maps that are missing or damaged.
@@ -116,14 +142,18 @@ def label_free(
     tagged = [r for r in records if r.tags]
     total = np.zeros(BINS)
     problems = []
-    for _, outcome in over_images(partial(_histogram, cam_reader(cams)), tagged, workers, "threshold", progress, _name):
+    for _, outcome in over_images(
+        partial(_histogram, cam_reader(cams)), tagged, workers, "threshold", progress, _name
+    ):
         if isinstance(outcome, UserError):
             problems.append(outcome)
         else:
             total += outcome
     raise_together(problems, len(tagged), "images have no usable maps")
     if not total.any():
-        raise DataError("no tagged image to choose a threshold from", "at least one image with tags and maps")
+        raise DataError(
+            "no tagged image to choose a threshold from", "at least one image with tags and maps"
+        )
     return otsu(total)
 
 
@@ -137,7 +167,8 @@ def _histogram(read: Callable[[Record], Cam], record: Record) -> npt.NDArray[np.
 
 
 def otsu(histogram: npt.ArrayLike) -> float:
-    """Otsu's threshold (1979) of a histogram over 0..1: the bin edge with the largest variance between its two sides.
+    """Otsu's threshold (1979) of a histogram over 0..1: the bin edge with the largest variance
+    between its two sides.
 
     Where several edges are equally good (an empty gap), the middle of them is taken.
     """
@@ -157,13 +188,17 @@ def _name(record: Record) -> str:
 
 
 PUBLISHED = 0.15
-"""Where maps of the published networks turn from background to object; AffinityNet's and IRNet's constants are made for it."""
+"""Where maps of the published networks turn from background to object; AffinityNet's and IRNet's
+constants are made for it.
+"""
 
 
 def calibration(threshold: float) -> float:
-    """The power that maps with their own ``threshold`` are raised to, so that it becomes the published one.
+    """The power that maps with their own ``threshold`` are raised to, so that it becomes the
+    published one.
 
-    Maps of small networks are broader: constants such as IRNet's 0.30 for sure foreground would call half the picture sure.
+    Maps of small networks are broader: constants such as IRNet's 0.30 for sure foreground would
+    call half the picture sure.
     """
     inside = min(max(threshold, 0.01), 0.9)
     return float(np.log(PUBLISHED) / np.log(inside))

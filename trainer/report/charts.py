@@ -1,7 +1,8 @@
-"""Charts as inline SVG, drawn by plain functions: bars and lines, in the colours of the page around them.
+"""Charts as inline SVG, drawn by plain functions: bars and lines, in the colours of the page around
+them.
 
-Colours are CSS values (``var(--cam)``), so one drawing serves the light and the dark page. Nothing here knows what
-the numbers mean.
+Colours are CSS values (``var(--cam)``), so one drawing serves the light and the dark page. Nothing
+here knows what the numbers mean.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 34
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: its name, CSS colour, points with ascending x, and whether it is the main one of its chart."""
+    """One curve: its name, CSS colour, points with ascending x, and whether it is the main one of
+    its chart.
+    """
 
     name: str
     colour: str
@@ -35,7 +38,9 @@ class Mark:
     row: int = 0
 
 
-def bars(rows: Sequence[tuple[str, float | None]], label: str, height: int = 7, gap: int = 2) -> str:
+def bars(
+    rows: Sequence[tuple[str, float | None]], label: str, height: int = 7, gap: int = 2
+) -> str:
     """Horizontal bars of full-width scale 0..1, one below the other.
 
     Args:
@@ -52,9 +57,14 @@ def bars(rows: Sequence[tuple[str, float | None]], label: str, height: int = 7, 
         if value is not None and math.isfinite(value):
             width = 100 * min(max(value, 0.0), 1.0)
             top = i * (height + gap)
-            drawn.append(f'<rect x="0" y="{top}" width="{width:.2f}%" height="{height}" rx="1" fill="{colour}"/>')
+            drawn.append(
+                f'<rect x="0" y="{top}" width="{width:.2f}%" height="{height}" rx="1"'
+                f' fill="{colour}"/>'
+            )
     total = max(1, len(rows) * (height + gap) - gap)
-    head = f'<svg class="bars" width="100%" height="{total}" role="img" aria-label="{escape(label)}">'
+    head = (
+        f'<svg class="bars" width="100%" height="{total}" role="img" aria-label="{escape(label)}">'
+    )
     return head + "".join(drawn) + "</svg>"
 
 
@@ -69,7 +79,8 @@ def line_chart(
     """Curves over one pair of axes that begin at 0, or below where values are negative.
 
     Args:
-        lines: the curves; points that are not finite are left out, long curves are averaged to 240 points.
+        lines: the curves; points that are not finite are left out, long curves are averaged to 240
+            points.
         label: the chart in words, for those who cannot see it.
         x_name: under the x axis.
         y_name: above the y axis.
@@ -79,7 +90,9 @@ def line_chart(
     Returns:
         An ``<svg>``, or a paragraph when no point is finite.
     """
-    curves = [(line, thin([p for p in line.points if all(map(math.isfinite, p))])) for line in lines]
+    curves = [
+        (line, thin([p for p in line.points if all(map(math.isfinite, p))])) for line in lines
+    ]
     points = [p for _, curve in curves for p in curve]
     if not points:
         return '<p class="note">No finite value was logged.</p>'
@@ -90,16 +103,26 @@ def line_chart(
     frame = _Frame(x_ends, (y_ticks[0], y_ticks[-1]), size)
     body = [_grid(frame, x_ticks, y_ticks, x_name, y_name)]
     body += [_mark(frame, mark) for mark in marks]
-    body += [_curve(frame, line, curve) for line, curve in sorted(curves, key=lambda pair: pair[0].main)]
+    body += [
+        _curve(frame, line, curve) for line, curve in sorted(curves, key=lambda pair: pair[0].main)
+    ]
     body += [_dot(frame, dot) for mark in marks for dot in mark.dots]
-    head = f'<svg class="chart" viewBox="0 0 {size[0]} {size[1]}" role="img" aria-label="{escape(label)}">'
+    head = (
+        f'<svg class="chart" viewBox="0 0 {size[0]} {size[1]}" role="img"'
+        f' aria-label="{escape(label)}">'
+    )
     return head + "".join(body) + "</svg>"
 
 
 def histogram(
-    values: Sequence[float], colour: str, label: str, bins: int = 20, size: tuple[int, int] = (360, 120)
+    values: Sequence[float],
+    colour: str,
+    label: str,
+    bins: int = 20,
+    size: tuple[int, int] = (360, 120),
 ) -> str:
-    """How many of the values 0..1 fall into each of ``bins`` equal steps, with a rule at their median.
+    """How many of the values 0..1 fall into each of ``bins`` equal steps, with a rule at their
+    median.
 
     Args:
         values: at least one; clipped to 0..1.
@@ -118,24 +141,43 @@ def histogram(
     body = ""
     for i, count in enumerate(counts):
         height = (floor - 4) * count / max(counts)
-        place = f'x="{i * width:.1f}" y="{floor - height:.1f}" width="{width - 1:.1f}" height="{height:.1f}"'
-        body += f'<rect {place} fill="{colour}"><title>{100 * i / bins:g} to {100 * (i + 1) / bins:g}: {count}</title></rect>'
+        place = (
+            f'x="{i * width:.1f}" y="{floor - height:.1f}" width="{width - 1:.1f}"'
+            f' height="{height:.1f}"'
+        )
+        body += (
+            f'<rect {place} fill="{colour}"><title>{100 * i / bins:g} to {100 * (i + 1) / bins:g}:'
+            f" {count}</title></rect>"
+        )
     for share, anchor in ((0, "start"), (0.5, "middle"), (1, "end")):
-        body += f'<text x="{share * size[0]}" y="{size[1] - 4}" text-anchor="{anchor}">{100 * share:g}</text>'
-    rule = f'<line class="rule" x1="{median * size[0]:.1f}" x2="{median * size[0]:.1f}" y1="0" y2="{floor}"/>'
+        body += (
+            f'<text x="{share * size[0]}" y="{size[1] - 4}"'
+            f' text-anchor="{anchor}">{100 * share:g}</text>'
+        )
+    rule = (
+        f'<line class="rule" x1="{median * size[0]:.1f}" x2="{median * size[0]:.1f}" y1="0"'
+        f' y2="{floor}"/>'
+    )
     axis = f'<line class="grid" x1="0" x2="{size[0]}" y1="{floor}" y2="{floor}"/>'
-    head = f'<svg class="chart" viewBox="0 0 {size[0]} {size[1]}" role="img" aria-label="{escape(label)}">'
+    head = (
+        f'<svg class="chart" viewBox="0 0 {size[0]} {size[1]}" role="img"'
+        f' aria-label="{escape(label)}">'
+    )
     return f"{head}{axis}{body}{rule}</svg>"
 
 
 def key(lines: Sequence[Line]) -> str:
     """Swatch and name of each curve."""
-    items = "".join(f'<li><i style="background:{line.colour}"></i>{escape(line.name)}</li>' for line in lines)
+    items = "".join(
+        f'<li><i style="background:{line.colour}"></i>{escape(line.name)}</li>' for line in lines
+    )
     return f'<ul class="key">{items}</ul>'
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """About ``count`` round numbers (steps 1, 2, 2.5, 5 x 10^n) whose range covers ``low..high``."""
+    """About ``count`` round numbers (steps 1, 2, 2.5, 5 x 10^n) whose range covers
+    ``low..high``.
+    """
     if high <= low:
         pad = abs(low) * 0.5 or 0.5
         low, high = low - pad if low else 0.0, high + pad
@@ -186,18 +228,30 @@ class _Frame:
         return self.bottom - (self.bottom - self.top) * (value - low) / (high - low)
 
 
-def _grid(frame: _Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], x_name: str, y_name: str) -> str:
+def _grid(
+    frame: _Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], x_name: str, y_name: str
+) -> str:
     parts = []
     for value in y_ticks:
         y = frame.y(value)
-        parts.append(f'<line class="grid" x1="{frame.left}" x2="{frame.right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{frame.left - 7}" y="{y + 4:.1f}" text-anchor="end">{short(value)}</text>')
+        parts.append(
+            f'<line class="grid" x1="{frame.left}" x2="{frame.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        )
+        parts.append(
+            f'<text x="{frame.left - 7}" y="{y + 4:.1f}" text-anchor="end">{short(value)}</text>'
+        )
     for value in x_ticks:
         if frame.x_ends[0] - 1e-9 <= value <= frame.x_ends[1] + 1e-9:
             x = frame.x(value)
-            parts.append(f'<text x="{x:.1f}" y="{frame.bottom + 15}" text-anchor="middle">{short(value)}</text>')
+            parts.append(
+                f'<text x="{x:.1f}" y="{frame.bottom + 15}"'
+                f' text-anchor="middle">{short(value)}</text>'
+            )
     middle = (frame.left + frame.right) / 2
-    parts.append(f'<text x="{middle:.1f}" y="{frame.bottom + 30}" text-anchor="middle">{escape(x_name)}</text>')
+    parts.append(
+        f'<text x="{middle:.1f}" y="{frame.bottom + 30}"'
+        f' text-anchor="middle">{escape(x_name)}</text>'
+    )
     if y_name:
         parts.append(f'<text x="{frame.left}" y="{frame.top - 3}">{escape(y_name)}</text>')
     return "".join(parts)
@@ -209,7 +263,10 @@ def _curve(frame: _Frame, line: Line, points: Sequence[Point]) -> str:
         x, y = frame.x(points[0][0]), frame.y(points[0][1])
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{line.colour}">{title}</circle>'
     path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in points)
-    style = f'fill="none" stroke="{line.colour}" stroke-width="{1.8 if line.main else 1.2}" stroke-linejoin="round"'
+    style = (
+        f'fill="none" stroke="{line.colour}" stroke-width="{1.8 if line.main else 1.2}"'
+        ' stroke-linejoin="round"'
+    )
     return f'<polyline points="{path}" {style}>{title}</polyline>'
 
 

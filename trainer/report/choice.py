@@ -36,19 +36,29 @@ class Worst:
 
 def worst_lists(facts: Facts) -> list[Worst]:
     """The worst images of every evaluated stage and list."""
-    found = [(stage, name, facts.evaluation.get(stage, {}).get(name, {})) for stage in _WORST for name in facts.lists]
-    entries = [(s, n, tuple(e for e in f.get("worst") or () if isinstance(e, Mapping))) for s, n, f in found]
+    found = [
+        (stage, name, facts.evaluation.get(stage, {}).get(name, {}))
+        for stage in _WORST
+        for name in facts.lists
+    ]
+    entries = [
+        (s, n, tuple(e for e in f.get("worst") or () if isinstance(e, Mapping)))
+        for s, n, f in found
+    ]
     return [Worst(stage, name, worst) for stage, name, worst in entries if worst]
 
 
 def choose_sheets(facts: Facts, dataset: Dataset, max_images: int) -> list[Sheet]:
     """At most ``max_images`` images, each once, list after list, val first.
 
-    A third are the first images of the first list; a third those of another list where only that has refined masks; the
-    rest are the worst images, the stages and lists taking turns, then more of the first ones. Lists without any output
-    are passed over: a run without val still shows what it has.
+    A third are the first images of the first list; a third those of another list where only that
+    has refined masks; the rest are the worst images, the stages and lists taking turns, then more
+    of the first ones. Lists without any output are passed over: a run without val still shows what
+    it has.
     """
-    names = [n for n in _names(facts, dataset) if next(_outputs(facts.run, dataset, n), None) is not None]
+    names = [
+        n for n in _names(facts, dataset) if next(_outputs(facts.run, dataset, n), None) is not None
+    ]
     if max_images < 1 or not names:
         return []
     main, third = names[0], max_images // 3
@@ -69,7 +79,9 @@ def choose_sheets(facts: Facts, dataset: Dataset, max_images: int) -> list[Sheet
     for name in names:
         begin = first if name == main else elsewhere if name == other else []
         sheets += [Sheet(f"First images of {name}", name, tuple(begin))] if begin else []
-        sheets += [Sheet(f"Worst images of {name}", name, tuple(worst[name]))] if name in worst else []
+        sheets += (
+            [Sheet(f"Worst images of {name}", name, tuple(worst[name]))] if name in worst else []
+        )
     return sheets
 
 
@@ -87,7 +99,13 @@ def _names(facts: Facts, dataset: Dataset) -> list[str]:
     """Lists, measured ones first, then those like val and train."""
     names = [n for n in dataset.lists if n != "all"] or ["all"]
     return sorted(
-        names, key=lambda n: (n not in facts.lists, n != "val", not n.startswith("val"), not n.startswith("train"))
+        names,
+        key=lambda n: (
+            n not in facts.lists,
+            n != "val",
+            not n.startswith("val"),
+            not n.startswith("train"),
+        ),
     )
 
 
@@ -102,7 +120,9 @@ def _refined(run: Path, dataset: Dataset, list_name: str) -> Iterator[str]:
 
 
 def _has_output(run: Path, list_name: str, record_id: str) -> bool:
-    predictions = (prediction_path(run, stage, list_name, record_id) for stage in ("segment", "segment_full"))
+    predictions = (
+        prediction_path(run, stage, list_name, record_id) for stage in ("segment", "segment_full")
+    )
     paths = (cam_path(run / "cams", record_id), mask_path(run, record_id), *predictions)
     return any(path.exists() for path in paths)
 
@@ -114,6 +134,10 @@ def _refined_elsewhere(run: Path, dataset: Dataset, names: Sequence[str]) -> str
 
 
 def _turns(facts: Facts) -> Iterator[tuple[str, str]]:
-    """``(list, id)`` of the worst image of every stage and list, then of the second worst, and so on."""
-    for rank in zip_longest(*([(w.list, str(e.get("id"))) for e in w.entries] for w in worst_lists(facts))):
+    """``(list, id)`` of the worst image of every stage and list, then of the second worst, and so
+    on.
+    """
+    for rank in zip_longest(
+        *([(w.list, str(e.get("id"))) for e in w.entries] for w in worst_lists(facts))
+    ):
         yield from (entry for entry in rank if entry is not None)

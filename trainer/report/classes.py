@@ -23,13 +23,26 @@ _PER_CLASS = (
 def classes(facts: Facts) -> str:
     """Grouped bars and figures of every class, one table a list."""
     if not facts.lists:
-        return note("Not there yet: nothing was evaluated. The command wsss-trainer eval measures what the run has.")
-    lines = [Line(name, COLOURS[stage], ()) for stage, name in STAGES.items() if facts.figures(stage)]
+        return note(
+            "Not there yet: nothing was evaluated. The command wsss-trainer eval measures what the"
+            " run has."
+        )
+    lines = [
+        Line(name, COLOURS[stage], ()) for stage, name in STAGES.items() if facts.figures(stage)
+    ]
     parts = [key(lines)]
     for name in facts.lists:
-        shown = {stage: facts.evaluation[stage][name] for stage in STAGES if name in facts.evaluation.get(stage, {})}
+        shown = {
+            stage: facts.evaluation[stage][name]
+            for stage in STAGES
+            if name in facts.evaluation.get(stage, {})
+        }
         parts.append(_iou_table(facts, name, shown))
-        parts.append(details(f"Precision, recall and F-scores on {name}", _precision_table(facts, name, shown)))
+        parts.append(
+            details(
+                f"Precision, recall and F-scores on {name}", _precision_table(facts, name, shown)
+            )
+        )
     return "".join(parts)
 
 
@@ -38,10 +51,16 @@ def _iou_table(facts: Facts, name: str, shown: Mapping[str, Mapping[str, Any]]) 
     rows = []
     for i, label in enumerate(label_names(facts)):
         values = [finite((f.get("iou") or {}).get(label)) for f in shown.values()]
-        drawn = bars([(COLOURS[s], v) for s, v in zip(shown, values, strict=True)], f"IoU of {label} on {name}", height)
+        drawn = bars(
+            [(COLOURS[s], v) for s, v in zip(shown, values, strict=True)],
+            f"IoU of {label} on {name}",
+            height,
+        )
         rows.append([label_cell(facts, i), drawn, *(percent(v) for v in values)])
     means = [finite(f.get("miou")) for f in shown.values()]
-    drawn = bars([(COLOURS[s], v) for s, v in zip(shown, means, strict=True)], f"mIoU on {name}", height)
+    drawn = bars(
+        [(COLOURS[s], v) for s, v in zip(shown, means, strict=True)], f"mIoU on {name}", height
+    )
     mean = ["<b>mean</b>", drawn, *(f"<b>{percent(v)}</b>" for v in means)]
     head = ("Class", "0 to 100", *(f"#{STAGES[s]}" for s in shown))
     protocols = details("Protocols", "".join(proto(f, STAGES[s]) for s, f in shown.items()))
@@ -54,8 +73,12 @@ def _precision_table(facts: Facts, name: str, shown: Mapping[str, Mapping[str, A
     head = ["Class", *(f"#{STAGES[s]} {title}" for s in shown for _, _, title in parts)]
     rows = []
     for i, label in enumerate(label_names(facts)):
-        cells = [percent((f.get(part) or {}).get(label)) for f in shown.values() for part, _, _ in parts]
+        cells = [
+            percent((f.get(part) or {}).get(label)) for f in shown.values() for part, _, _ in parts
+        ]
         rows.append([label_cell(facts, i), *cells])
     means = [percent(f.get(mean)) for f in shown.values() for _, mean, _ in parts]
     mean = ["<b>mean</b>", *(f"<b>{m}</b>" for m in means)]
-    return table(head, rows, f"Precision, recall and F-scores of each class on {name}, %", "sortable", mean)
+    return table(
+        head, rows, f"Precision, recall and F-scores of each class on {name}, %", "sortable", mean
+    )

@@ -1,4 +1,6 @@
-"""The confusion matrices of a report, drawn as one SVG each; the script shows any cell's value on hover, tap or arrow keys."""
+"""The confusion matrices of a report, drawn as one SVG each; the script shows any cell's value on
+hover, tap or arrow keys.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,16 @@ _LONGEST = 20
 
 
 def confusion(facts: Facts) -> str:
-    """Row-normalised confusion of every evaluated stage and list; the last stage of the weak path is open."""
+    """Row-normalised confusion of every evaluated stage and list; the last stage of the weak path
+    is open.
+    """
     stages = ("segment", "refined", "cam", "segment_full")
-    shown = [(stage, name) for stage in stages for name in facts.lists if _counts(facts, stage, name) is not None]
+    shown = [
+        (stage, name)
+        for stage in stages
+        for name in facts.lists
+        if _counts(facts, stage, name) is not None
+    ]
     if not shown:
         return note("Not there yet: no confusion matrix was recorded. wsss-trainer eval writes it.")
     lead = (
@@ -40,7 +49,11 @@ def _counts(facts: Facts, stage: str, name: str) -> Counts | None:
     """Pixels ``int64 [K+1,K+1]``, rows the truth; None where there is no such matrix."""
     found, labels = facts.figures(stage, name), len(facts.classes) + 1
     try:
-        counts = np.asarray(found[1].get("confusion") or [], np.int64) if found else np.zeros(0, np.int64)
+        counts = (
+            np.asarray(found[1].get("confusion") or [], np.int64)
+            if found
+            else np.zeros(0, np.int64)
+        )
     except (TypeError, ValueError):
         return None
     return counts if counts.shape == (labels, labels) else None
@@ -57,8 +70,11 @@ def _confusion(facts: Facts, stage: str, name: str) -> str:
     return f'<div class="side wide">{drawn}{mistakes}</div>{proto(found[1])}'
 
 
-def matrix(counts: Counts, shares: npt.NDArray[np.float64], names: Sequence[str], words: str) -> str:
-    """The picture of one matrix with labels on both sides, and the line that says what is pointed at.
+def matrix(
+    counts: Counts, shares: npt.NDArray[np.float64], names: Sequence[str], words: str
+) -> str:
+    """The picture of one matrix with labels on both sides, and the line that says what is pointed
+    at.
 
     Args:
         counts: pixels ``int64 [C,C]``, rows the truth.
@@ -75,22 +91,29 @@ def matrix(counts: Counts, shares: npt.NDArray[np.float64], names: Sequence[str]
     body = _labels(names, margin, top, cell, font)
     for i, j in np.argwhere(shares >= 0.005).tolist():
         share = shares[i, j]
-        place = f'x="{margin + j * cell}" y="{top + i * cell}" width="{cell - 1}" height="{cell - 1}"'
+        place = (
+            f'x="{margin + j * cell}" y="{top + i * cell}" width="{cell - 1}" height="{cell - 1}"'
+        )
         body += f'<rect {place} fill-opacity="{0.04 + 0.96 * share:.2f}"/>'
         if size <= NUMBERED:
             at = f'x="{margin + j * cell + cell / 2 - 0.5}" y="{top + i * cell + cell / 2 + 4}"'
             tone = ' class="hi"' if share > 0.5 else ""
             body += f"<text {at}{tone}>{100 * share:.0f}</text>"
-    frame = f'<rect class="frame" x="{margin - 1}" y="{top - 1}" width="{side + 1}" height="{side + 1}"/>'
+    frame = (
+        f'<rect class="frame" x="{margin - 1}" y="{top - 1}" width="{side + 1}"'
+        f' height="{side + 1}"/>'
+    )
     facts = (
-        f'data-counts="{data(counts.tolist())}" data-labels="{data(list(names))}" data-place="{margin} {top} {cell}"'
+        f'data-counts="{data(counts.tolist())}" data-labels="{data(list(names))}"'
+        f' data-place="{margin} {top} {cell}"'
     )
     label = f"{words}: confusion matrix of {size} labels, true class down, predicted class across"
     return (
-        f'<figure class="confusion"><div class="scroll"><svg tabindex="0" role="img" aria-label="{esc(label)}" '
-        f'viewBox="0 0 {width} {height}" style="width:{width}px;font-size:{font}px" {facts}>{frame}{body}'
-        f'<rect class="cursor" width="{cell - 1}" height="{cell - 1}"/></svg></div>'
-        '<figcaption aria-live="polite">True class down, predicted class across.</figcaption></figure>'
+        '<figure class="confusion"><div class="scroll"><svg tabindex="0" role="img"'
+        f' aria-label="{esc(label)}" viewBox="0 0 {width} {height}"'
+        f' style="width:{width}px;font-size:{font}px" {facts}>{frame}{body}<rect class="cursor"'
+        f' width="{cell - 1}" height="{cell - 1}"/></svg></div><figcaption aria-live="polite">True'
+        " class down, predicted class across.</figcaption></figure>"
     )
 
 
@@ -102,8 +125,13 @@ def _labels(names: Sequence[str], margin: int, top: int, cell: int, font: int) -
         x, y = margin + middle, top + middle + font / 3
         colour = "rgb({} {} {})".format(*palette[i].tolist())
         parts.append(f'<text class="left" x="{margin - 14}" y="{y:.1f}">{cut}</text>')
-        parts.append(f'<rect x="{margin - 10}" y="{top + middle - 4:.1f}" width="7" height="8" style="fill:{colour}"/>')
-        parts.append(f'<text class="above" transform="translate({x:.1f} {top - 6}) rotate(-45)">{cut}</text>')
+        parts.append(
+            f'<rect x="{margin - 10}" y="{top + middle - 4:.1f}" width="7" height="8"'
+            f' style="fill:{colour}"/>'
+        )
+        parts.append(
+            f'<text class="above" transform="translate({x:.1f} {top - 6}) rotate(-45)">{cut}</text>'
+        )
     return "".join(parts)
 
 
@@ -111,5 +139,11 @@ def _mistakes(facts: Facts, shares: npt.NDArray[np.float64], words: str, count: 
     wrong = shares * (1 - np.eye(len(shares)))
     order = np.argsort(-wrong, axis=None, kind="stable")[:count]
     pairs = [divmod(int(flat), len(shares)) for flat in order]
-    rows = [[label_cell(facts, i), label_cell(facts, j), percent(wrong[i, j])] for i, j in pairs if wrong[i, j] > 0]
-    return table(("True class", "Predicted", "#Share, %"), rows, f"Largest confusions, {words}", "mistakes")
+    rows = [
+        [label_cell(facts, i), label_cell(facts, j), percent(wrong[i, j])]
+        for i, j in pairs
+        if wrong[i, j] > 0
+    ]
+    return table(
+        ("True class", "Predicted", "#Share, %"), rows, f"Largest confusions, {words}", "mistakes"
+    )

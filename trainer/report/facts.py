@@ -1,4 +1,6 @@
-"""What a run directory says about itself, read for the report. Every part but the manifest may be missing."""
+"""What a run directory says about itself, read for the report. Every part but the manifest may be
+missing.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,30 @@ from trainer.errors import DataError, RunError
 from trainer.run import reopen_data
 
 #: Evaluated stages in the order of the path: key of evaluation.json, name on the page.
-STAGES = {"cam": "CAM", "refined": "Refined masks", "segment": "Segmenter", "segment_full": "Full supervision"}
+STAGES = {
+    "cam": "CAM",
+    "refined": "Refined masks",
+    "segment": "Segmenter",
+    "segment_full": "Full supervision",
+}
 #: Stages of the manifest that every complete run has.
 PIPELINE = ("classify", "cams", "refine", "segment", "evaluate")
 #: Every stage between the preparations of a method and the last figures, in the order of work.
 _ORDER = (
-    "classify", "cams", "affinity_labels", "affinity", "irn_labels", "irn", "walk", "refine", "segment_train", "segment",
-    "segment_full_train", "segment_full", "evaluate",
-)  # fmt: skip
+    "classify",
+    "cams",
+    "affinity_labels",
+    "affinity",
+    "irn_labels",
+    "irn",
+    "walk",
+    "refine",
+    "segment_train",
+    "segment",
+    "segment_full_train",
+    "segment_full",
+    "evaluate",
+)
 _CHOSEN = {
     "fixed": "set beforehand",
     "oracle": "oracle: best on this very list",
@@ -56,7 +74,11 @@ class Facts:
     @property
     def classes(self) -> tuple[str, ...]:
         """Foreground class names, from the data set or else from the manifest."""
-        return self.dataset.classes if self.dataset else tuple(self.manifest.get("data", {}).get("classes", ()))
+        return (
+            self.dataset.classes
+            if self.dataset
+            else tuple(self.manifest.get("data", {}).get("classes", ()))
+        )
 
     @property
     def lists(self) -> list[str]:
@@ -66,15 +88,21 @@ class Facts:
 
     @property
     def stages(self) -> list[str]:
-        """Stages of the manifest and those that every run has, in the order of work; preparations of a method first."""
+        """Stages of the manifest and those that every run has, in the order of work; preparations
+        of a method first.
+        """
         recorded = list(self.manifest.get("stages", {}))
         wanted = {*recorded, *PIPELINE}
         if "cams" in recorded and "classify" not in recorded:
             wanted -= {"classify"}  # The maps were imported.
-        return [name for name in recorded if name not in _ORDER] + [name for name in _ORDER if name in wanted]
+        return [name for name in recorded if name not in _ORDER] + [
+            name for name in _ORDER if name in wanted
+        ]
 
     def figures(self, stage: str, name: str | None = None) -> tuple[str, Mapping[str, Any]] | None:
-        """``(list, figures)`` of an evaluated stage: on list ``name``, or on the first that it has, val first."""
+        """``(list, figures)`` of an evaluated stage: on list ``name``, or on the first that it has,
+        val first.
+        """
         found = self.evaluation.get(stage, {})
         names = [name] if name is not None else self.lists
         return next(((n, found[n]) for n in names if n in found), None)
@@ -95,7 +123,8 @@ def read_facts(run_dir: Path) -> Facts:
         dataset = reopen_data(manifest)
     except (DataError, OSError) as error:
         notes.append(
-            f"The data set of this run cannot be opened here, so there are no images: {str(error).splitlines()[0]}"
+            "The data set of this run cannot be opened here, so there are no images:"
+            f" {str(error).splitlines()[0]}"
         )
     return Facts(run_dir, manifest, evaluation, curves, dataset, tuple(notes))
 
@@ -112,9 +141,15 @@ def percent(value: object) -> str:
 
 
 def interval(figures: Mapping[str, Any]) -> str:
-    """``46.0 to 50.0``, what chance in the choice of images leaves of a mean IoU in percent, or an empty text."""
+    """``46.0 to 50.0``, what chance in the choice of images leaves of a mean IoU in percent, or an
+    empty text.
+    """
     found = figures.get("miou_interval")
-    ends = (finite(found.get("low")), finite(found.get("high"))) if isinstance(found, Mapping) else (None, None)
+    ends = (
+        (finite(found.get("low")), finite(found.get("high")))
+        if isinstance(found, Mapping)
+        else (None, None)
+    )
     return "" if None in ends else f"{percent(ends[0])} to {percent(ends[1])}"
 
 
@@ -126,7 +161,11 @@ def duration(seconds: object) -> str:
     if number < 60:
         return f"{number:.1f} s"
     minutes, rest = divmod(round(number), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    return (
+        f"{minutes} min {rest:02d} s"
+        if minutes < 60
+        else f"{minutes // 60} h {minutes % 60:02d} min"
+    )
 
 
 def moment(iso: object) -> str:
@@ -149,7 +188,9 @@ def memory(megabytes: object) -> str:
 def chosen(figures: Mapping[str, Any]) -> str:
     """Who chose the background threshold, in words: a list is named when its masks did."""
     source = figures.get("threshold_from")
-    return _CHOSEN.get(str(source), f"chosen on {source} masks") if source else "source not recorded"
+    return (
+        _CHOSEN.get(str(source), f"chosen on {source} masks") if source else "source not recorded"
+    )
 
 
 def threshold(figures: Mapping[str, Any]) -> str:
@@ -164,10 +205,14 @@ def _manifest(run_dir: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RunError(
-            f"{run_dir} has no manifest.json", "a run directory", "pass the folder given to fit --run"
+            f"{run_dir} has no manifest.json",
+            "a run directory",
+            "pass the folder given to fit --run",
         ) from error
     except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read: {error}", "the JSON that wsss-trainer wrote") from error
+        raise RunError(
+            f"{path} cannot be read: {error}", "the JSON that wsss-trainer wrote"
+        ) from error
     if not isinstance(manifest, dict):
         raise RunError(f"{path} holds no JSON object", "the JSON that wsss-trainer wrote")
     return manifest
@@ -193,7 +238,9 @@ def _curves(path: Path, notes: list[str]) -> Curves:
         for row in csv.DictReader(file):
             try:
                 point = (float(row["step"]), float(row["value"]))
-                curves.setdefault(str(row["stage"]), {}).setdefault(str(row["name"]), []).append(point)
+                curves.setdefault(str(row["stage"]), {}).setdefault(str(row["name"]), []).append(
+                    point
+                )
             except (KeyError, TypeError, ValueError):
                 damaged += 1
     if damaged:

@@ -1,6 +1,7 @@
 """Pictures of masks and class activation maps: colours, overlays, legends and contact sheets.
 
-Needs numpy and Pillow only. Label maps follow the package's convention: 0 background, k+1 class k, 255 ignore.
+Needs numpy and Pillow only. Label maps follow the package's convention: 0 background, k+1 class k,
+255 ignore.
 """
 
 from __future__ import annotations
@@ -18,15 +19,24 @@ Pixels = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
-# Anchors of the inferno map (Smith and van der Walt, public domain): lightness rises evenly, so that equal steps
-# of activation look equal, also in grey print and to colour-blind readers.
+# Anchors of the inferno map (Smith and van der Walt, public domain): lightness rises evenly, so
+# that equal steps of activation look equal, also in grey print and to colour-blind readers.
 HEAT = np.array(
     [
-        (0, 0, 4), (22, 11, 57), (66, 10, 104), (106, 23, 110), (147, 38, 103), (188, 55, 84),
-        (221, 81, 58), (243, 120, 25), (252, 165, 10), (246, 215, 70), (252, 255, 164),
+        (0, 0, 4),
+        (22, 11, 57),
+        (66, 10, 104),
+        (106, 23, 110),
+        (147, 38, 103),
+        (188, 55, 84),
+        (221, 81, 58),
+        (243, 120, 25),
+        (252, 165, 10),
+        (246, 215, 70),
+        (252, 255, 164),
     ],
     np.float32,
-)  # fmt: skip
+)
 NO_MARKS: Mapping[str, Colour] = {}
 ERRORS: Mapping[str, Colour] = {
     "object found": (86, 180, 233),
@@ -34,7 +44,9 @@ ERRORS: Mapping[str, Colour] = {
     "invented": (213, 94, 0),
     "wrong class": (204, 121, 167),
 }
-"""What a pixel of an error map can be, in colours that colour-blind readers tell apart (Okabe and Ito 2008)."""
+"""What a pixel of an error map can be, in colours that colour-blind readers tell apart (Okabe and
+Ito 2008).
+"""
 _INK, _PAPER, _FAINT = (28, 30, 33), (255, 255, 255), (110, 114, 120)
 
 
@@ -54,8 +66,8 @@ def colourise(mask: npt.ArrayLike) -> Pixels:
 def overlay_mask(image: npt.ArrayLike, mask: npt.ArrayLike, alpha: float = 0.6) -> Pixels:
     """A label map laid over its photograph, each region with a thin contour.
 
-    The photograph keeps its light but half of its colour, so that class colours are not mistaken for content.
-    Ignored pixels are hatched: no class has that look.
+    The photograph keeps its light but half of its colour, so that class colours are not mistaken
+    for content. Ignored pixels are hatched: no class has that look.
 
     Args:
         image: uint8 ``[H,W,3]`` RGB.
@@ -76,7 +88,8 @@ def overlay_mask(image: npt.ArrayLike, mask: npt.ArrayLike, alpha: float = 0.6) 
     edge = contour(labels) & (labels > 0) & (labels != IGNORE)
     colours = colourise(labels)
     blended = _mix(_muted(photo), colours, np.where(edge, 1.0, opacity))
-    # A contour in the region's own colour vanishes on a photograph of that colour: lighten it half-way to white.
+    # A contour in the region's own colour vanishes on a photograph of that colour: lighten it
+    # half-way to white.
     blended[edge] = 0.5 * colours[edge] + 127.5
     return _pixels(blended)
 
@@ -115,10 +128,12 @@ def error_map(image: npt.ArrayLike, pred: npt.ArrayLike, truth: npt.ArrayLike) -
     Args:
         image: uint8 ``[H,W,3]`` RGB.
         pred: uint8 ``[H,W]`` label map; ignore counts as background.
-        truth: uint8 ``[H,W]`` label map; what it ignores is hatched in the ink of the page, and not judged.
+        truth: uint8 ``[H,W]`` label map; what it ignores is hatched in the ink of the page, and not
+        judged.
 
     Returns:
-        uint8 ``[H,W,3]`` RGB, in the colours of ``ERRORS`` where the truth or the prediction has an object.
+        uint8 ``[H,W,3]`` RGB, in the colours of ``ERRORS`` where the truth or the prediction has an
+        object.
 
     Raises:
         ValueError: sizes differ.
@@ -127,7 +142,12 @@ def error_map(image: npt.ArrayLike, pred: npt.ArrayLike, truth: npt.ArrayLike) -
     _check(photo, true.shape, 1)
     _check(photo, found.shape, 1)
     found = np.where(found == IGNORE, 0, found)
-    kinds = [(found == true) & (found > 0), (found == 0) & (true > 0), (found > 0) & (true == 0), found != true]
+    kinds = [
+        (found == true) & (found > 0),
+        (found == 0) & (true > 0),
+        (found > 0) & (true == 0),
+        found != true,
+    ]
     kind = np.select(kinds, range(len(kinds)), -1)
     rows, columns = np.indices(true.shape)
     unknown = true == IGNORE
@@ -153,7 +173,9 @@ def heat(values: npt.ArrayLike) -> Pixels:
 
 
 def contour(labels: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
-    """Pixels of a ``[H,W]`` map with another value to the left, right, above or below: bool ``[H,W]``."""
+    """Pixels of a ``[H,W]`` map with another value to the left, right, above or below: bool
+    ``[H,W]``.
+    """
     edge = np.zeros(labels.shape, bool)
     down, across = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
     edge[1:] |= down
@@ -163,7 +185,9 @@ def contour(labels: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
     return edge
 
 
-def legend(names: Sequence[str], width: int = 640, marks: Mapping[str, Colour] = NO_MARKS) -> Image.Image:
+def legend(
+    names: Sequence[str], width: int = 640, marks: Mapping[str, Colour] = NO_MARKS
+) -> Image.Image:
     """Swatch and name of every class, in VOC colours, wrapped to ``width``.
 
     Args:
@@ -198,7 +222,8 @@ def contact_sheet(
     """Rows of captioned pictures on one white sheet; columns are aligned.
 
     Args:
-        rows: every row a sequence of ``(picture, caption)``; pictures are uint8 ``[H,W,3]`` arrays or PIL images.
+        rows: every row a sequence of ``(picture, caption)``; pictures are uint8 ``[H,W,3]`` arrays
+            or PIL images.
         height: every picture is scaled to this height.
         classes: when given, their legend closes the sheet.
         marks: further names and colours of the legend.
@@ -226,7 +251,9 @@ def contact_sheet(
             left = gap + sum(widths[:i]) + gap * i
             sheet.paste(picture, (left, top))
             line = _cut(text, font, widths[i])
-            draw.text((left, top + height + caption // 2), line, fill=_FAINT, font=font, anchor="lm")
+            draw.text(
+                (left, top + height + caption // 2), line, fill=_FAINT, font=font, anchor="lm"
+            )
     if key:
         sheet.paste(key, (gap, total - gap - key.height))
     return sheet
@@ -235,14 +262,18 @@ def contact_sheet(
 def _labels(mask: npt.ArrayLike) -> Pixels:
     labels = np.asarray(mask)
     if labels.ndim != 2 or not (np.issubdtype(labels.dtype, np.integer) or labels.dtype == bool):
-        raise ValueError(f"a label map is an integer [H,W] array, not {labels.dtype} {list(labels.shape)}")
+        raise ValueError(
+            f"a label map is an integer [H,W] array, not {labels.dtype} {list(labels.shape)}"
+        )
     return labels.astype(np.uint8)
 
 
 def _photo(image: npt.ArrayLike) -> Pixels:
     photo = np.asarray(image)
     if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8:
-        raise ValueError(f"an image is a uint8 [H,W,3] array, not {photo.dtype} {list(photo.shape)}")
+        raise ValueError(
+            f"an image is a uint8 [H,W,3] array, not {photo.dtype} {list(photo.shape)}"
+        )
     return photo
 
 

@@ -1,4 +1,6 @@
-"""The page around the figures of a report: style, script and the few HTML pieces that every section uses."""
+"""The page around the figures of a report: style, script and the few HTML pieces that every section
+uses.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ COLOURS = {
 
 
 def page(title: str, header: str, sections: Sequence[tuple[str, str, str]], footer: str) -> str:
-    """The whole document. It can load nothing, and runs no script but its own, whatever the run's names hold.
+    """The whole document. It can load nothing, and runs no script but its own, whatever the run's
+    names hold.
 
     Args:
         title: plain text.
@@ -28,25 +31,31 @@ def page(title: str, header: str, sections: Sequence[tuple[str, str, str]], foot
         sections: ``(anchor, heading, HTML)`` each.
         footer: HTML below.
     """
-    style, script = (Path(__file__).with_name(f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    style, script = (
+        Path(__file__).with_name(f"report.{kind}").read_text(encoding="utf-8")
+        for kind in ("css", "js")
+    )
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
-        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src"
+        f" 'sha256-{digest}'; base-uri 'none'"
     )
     links = "".join(f'<a href="#{anchor}">{esc(heading)}</a>' for anchor, heading, _ in sections)
     body = "".join(
-        f'<section id="{anchor}" aria-labelledby="{anchor}-h"><h2 id="{anchor}-h">{esc(heading)}</h2>{html}</section>'
+        f'<section id="{anchor}" aria-labelledby="{anchor}-h"><h2'
+        f' id="{anchor}-h">{esc(heading)}</h2>{html}</section>'
         for anchor, heading, html in sections
     )
     return (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f'<title>{esc(title)}</title><link rel="icon" href="data:,"><style>{style}</style></head><body>'
-        f'<nav aria-label="Sections"><div>{links}</div></nav>'
-        f"<header>{header}</header><main>{body}</main><footer>{footer}</footer>"
-        f'<dialog id="zoom" aria-label="Enlarged images"></dialog><script>{script}</script></body></html>\n'
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta'
+        f' http-equiv="Content-Security-Policy" content="{policy}"><meta name="viewport"'
+        ' content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light'
+        f' dark"><title>{esc(title)}</title><link rel="icon"'
+        f' href="data:,"><style>{style}</style></head><body><nav'
+        f' aria-label="Sections"><div>{links}</div></nav><header>{header}</header>'
+        f"<main>{body}</main><footer>{footer}</footer><dialog"
+        ' id="zoom" aria-label="Enlarged'
+        f' images"></dialog><script>{script}</script></body></html>\n'
     )
 
 
@@ -56,7 +65,11 @@ def note(text: str) -> str:
 
 
 def table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], caption: str, kind: str = "", foot: Sequence[str] = ()
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    caption: str,
+    kind: str = "",
+    foot: Sequence[str] = (),
 ) -> str:
     """A table whose first column heads the rows.
 
@@ -64,7 +77,8 @@ def table(
         head: plain texts; one that begins with ``#`` heads a column of numbers, without the sign.
         rows: HTML cells.
         caption: plain text, read aloud and shown above.
-        kind: CSS classes; the rows of a ``sortable`` table can be sorted by every column that has a heading.
+        kind: CSS classes; the rows of a ``sortable`` table can be sorted by every column that has a
+            heading.
         foot: HTML cells of a row that stays below.
     """
     numeric = [name.startswith("#") for name in head]
@@ -73,11 +87,15 @@ def table(
         cells = "".join(f"<td{_number(n)}>{cell}</td>" for cell, n in zip(row[1:], numeric[1:]))
         return f'<tr><th scope="row">{row[0]}</th>{cells}</tr>'
 
-    cells = "".join(f'<th scope="col"{_number(n)}>{esc(h.removeprefix("#"))}</th>' for h, n in zip(head, numeric))
+    cells = "".join(
+        f'<th scope="col"{_number(n)}>{esc(h.removeprefix("#"))}</th>'
+        for h, n in zip(head, numeric)
+    )
     below = f"<tfoot>{line(foot)}</tfoot>" if foot else ""
     return (
         f'<div class="scroll"><table class="{kind}"><caption>{esc(caption)}</caption>'
-        f"<thead><tr>{cells}</tr></thead><tbody>{''.join(map(line, rows))}</tbody>{below}</table></div>"
+        f"<thead><tr>{cells}</tr></thead>"
+        f"<tbody>{''.join(map(line, rows))}</tbody>{below}</table></div>"
     )
 
 

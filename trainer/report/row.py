@@ -1,7 +1,8 @@
 """One image in a report: the photograph once, and the maps and masks that lie over it.
 
-Everything but the photograph is a small PNG of values: a mask has one palette colour a label, its background transparent; a
-map grey levels of 1/200. The script draws from these values; on paper and without it, style lays them over the photograph.
+Everything but the photograph is a small PNG of values: a mask has one palette colour a label, its
+background transparent; a map grey levels of 1/200. The script draws from these values; on paper and
+without it, style lays them over the photograph.
 """
 
 from __future__ import annotations
@@ -72,7 +73,11 @@ def row(lists: Mapping[str, Sources], job: tuple[str, Record]) -> str:
     except DataError as error:
         return _article(sources.dataset, record, note(error.found))
     size = thumb_size(photo)
-    truth = _try(partial(sources.dataset.read_mask, record)) if sources.dataset.has_mask(record) else None
+    truth = (
+        _try(partial(sources.dataset.read_mask, record))
+        if sources.dataset.has_mask(record)
+        else None
+    )
     tiles = [_photo(sources.dataset, record)]
     if truth is not None:
         tiles.append(_mask(sources, record, truth, size, "True mask", None, kind="truth"))
@@ -81,7 +86,9 @@ def row(lists: Mapping[str, Sources], job: tuple[str, Record]) -> str:
     for title, mask in _masks(sources, record):
         # Labels of AffinityNet and IRNet leave most pixels open: an IoU of them would mean nothing.
         kind = "labels" if "labels" in title else "mask"
-        tiles.append(_mask(sources, record, mask, size, title, truth if kind == "mask" else None, kind))
+        tiles.append(
+            _mask(sources, record, mask, size, title, truth if kind == "mask" else None, kind)
+        )
     style = f' style="--r:{size[0]}/{size[1]};--photo:url({thumbnail(photo, size)})"'
     return _article(sources.dataset, record, f'<div class="tiles">{"".join(tiles)}</div>', style)
 
@@ -99,11 +106,16 @@ def thumbnail(photo: Labels, size: tuple[int, int], quality: int = 78) -> str:
 
 def _article(dataset: Dataset, record: Record, content: str, style: str = "") -> str:
     palette = voc_palette(len(dataset.classes) + 1)
-    tags = "".join(f"<li>{swatch(palette[k + 1])}{esc(dataset.classes[k])}</li>" for k in record.tags)
+    tags = "".join(
+        f"<li>{swatch(palette[k + 1])}{esc(dataset.classes[k])}</li>" for k in record.tags
+    )
     marks = " ".join(str(k) for k in record.tags)
     return (
-        f'<article class="row" id="{esc(anchor(record.id))}" data-tags="{marks}"{style}><div class="about">'
-        f'<button type="button">{esc(record.id)}</button><ul>{tags or "<li>no tag</li>"}</ul></div>{content}</article>'
+        f'<article class="row" id="{esc(anchor(record.id))}" data-tags="{marks}"{style}><div'
+        ' class="about">'
+        "<button"
+        f' type="button">{esc(record.id)}</button>'
+        f"<ul>{tags or '<li>no tag</li>'}</ul></div>{content}</article>"
     )
 
 
@@ -115,11 +127,20 @@ def _photo(dataset: Dataset, record: Record) -> str:
 
 
 def _mask(
-    sources: Sources, record: Record, mask: Labels, size: tuple[int, int], title: str, truth: Labels | None, kind: str = "mask"
-) -> str:  # fmt: skip
+    sources: Sources,
+    record: Record,
+    mask: Labels,
+    size: tuple[int, int],
+    title: str,
+    truth: Labels | None,
+    kind: str = "mask",
+) -> str:
     labels = len(sources.dataset.classes) + 1
-    # Ignored, and whatever is no label here, is one more label: the palette stays short and the file small.
-    small = Image.fromarray(np.minimum(mask, labels).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+    # Ignored, and whatever is no label here, is one more label: the palette stays short and the
+    # file small.
+    small = Image.fromarray(np.minimum(mask, labels).astype(np.uint8)).resize(
+        size, Image.Resampling.NEAREST
+    )
     small.putpalette(np.concatenate([voc_palette(labels), voc_palette()[IGNORE:]]).tobytes())
     value = _image_iou(mask, truth, labels)
     figure = f"<b>{percent(value)}</b>" if value is not None else ""
@@ -127,7 +148,9 @@ def _mask(
     return _figure(source, size, f"{record.id}: {title}", f"{title} {figure}", kind)
 
 
-def _cams(sources: Sources, record: Record, size: tuple[int, int], truth: Labels | None) -> list[str]:
+def _cams(
+    sources: Sources, record: Record, size: tuple[int, int], truth: Labels | None
+) -> list[str]:
     """Every map, then the mask that they make at the threshold of the slider."""
     cam = _try(partial(read_cam, cam_path(sources.run / "cams", record.id)))
     if cam is None or not len(cam.classes):
@@ -145,10 +168,16 @@ def _cams(sources: Sources, record: Record, size: tuple[int, int], truth: Labels
 def _walked(sources: Sources, record: Record, size: tuple[int, int]) -> list[str]:
     cam = _try(partial(read_cam, cam_path(sources.run / "walk", record.id)))
     at = "" if sources.walk_threshold is None else f' data-at="{sources.walk_threshold:.4f}"'
-    return [] if cam is None else _maps(sources.dataset, record, cam, size, "Walk", f'data-draw="walk"{at}')
+    return (
+        []
+        if cam is None
+        else _maps(sources.dataset, record, cam, size, "Walk", f'data-draw="walk"{at}')
+    )
 
 
-def _maps(dataset: Dataset, record: Record, cam: Cam, size: tuple[int, int], title: str, facts: str) -> list[str]:
+def _maps(
+    dataset: Dataset, record: Record, cam: Cam, size: tuple[int, int], title: str, facts: str
+) -> list[str]:
     tiles = []
     for k, values in zip(cam.classes.tolist(), cam.maps):
         known = 0 <= k < len(dataset.classes)
@@ -158,18 +187,25 @@ def _maps(dataset: Dataset, record: Record, cam: Cam, size: tuple[int, int], tit
         if factor < 1:
             small = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
             image = image.resize(small, Image.Resampling.BILINEAR)
-        # Rounded up, so that a value is above a threshold of whole levels exactly when its level is.
+        # Rounded up, so that a value is above a threshold of whole levels exactly when its level
+        # is.
         levels = np.ceil(np.clip(np.asarray(image), 0, 1) * LEVELS - 1e-4).astype(np.uint8)
         source = _address(Image.fromarray(levels), "PNG", optimize=True)
         alt = f"{record.id}: {title} of {name}"
-        tiles.append(_figure(source, size, alt, f"{title}, {esc(name)}", "map", f'{facts} data-class="{drawn}"'))
+        tiles.append(
+            _figure(
+                source, size, alt, f"{title}, {esc(name)}", "map", f'{facts} data-class="{drawn}"'
+            )
+        )
     return tiles
 
 
 def _masks(sources: Sources, record: Record) -> list[tuple[str, Labels]]:
     """What refinement and segmenters made of the image."""
     run, files = sources.run, []
-    if (label := _affinity_labels(run / "affinity_labels" / f"{record.id}.npz", record.tags)) is not None:
+    if (
+        label := _affinity_labels(run / "affinity_labels" / f"{record.id}.npz", record.tags)
+    ) is not None:
         files.append(("AffinityNet labels", label))
     for title, path in (
         ("IRNet labels", run / "irn_labels" / f"{record.id}.png"),
@@ -183,7 +219,9 @@ def _masks(sources: Sources, record: Record) -> list[tuple[str, Labels]]:
 
 
 def _affinity_labels(path: Path, tags: Sequence[int]) -> Labels | None:
-    """What AffinityNet learns from, pixel by pixel: sure where weak and strong background agree, else ignored."""
+    """What AffinityNet learns from, pixel by pixel: sure where weak and strong background agree,
+    else ignored.
+    """
     try:
         with np.load(path, allow_pickle=False) as stored:
             low, high = stored["low"].argmax(0), stored["high"].argmax(0)
@@ -197,24 +235,32 @@ def _affinity_labels(path: Path, tags: Sequence[int]) -> Labels | None:
 
 
 def _sweep(cam: Cam, truth: Labels, sources: Sources) -> list[float] | None:
-    """Mean IoU of the image in percent at every threshold; None where maps and mask do not fit together."""
+    """Mean IoU of the image in percent at every threshold; None where maps and mask do not fit
+    together.
+    """
     labels = len(sources.dataset.classes) + 1
     if cam.size != truth.shape or not (cam.classes.min() >= 0 and cam.classes.max() < labels - 1):
         return None
     levels = np.asarray(sources.thresholds, np.float32)
-    counts, columns = sweep_image(upsample_cam(cam.maps, cam.size), cam.classes, truth, levels, labels)
+    counts, columns = sweep_image(
+        upsample_cam(cam.maps, cam.size), cam.classes, truth, levels, labels
+    )
     return [round(100 * float(value), 1) for value in image_mious(counts, columns)]
 
 
 def _image_iou(mask: Labels, truth: Labels | None, labels: int) -> float | None:
-    """Mean IoU over the labels that one image or its mask holds; None where they cannot be compared."""
+    """Mean IoU over the labels that one image or its mask holds; None where they cannot be
+    compared.
+    """
     if truth is None:
         return None
     counts = _try(partial(confusion, mask, truth, labels))
     return None if counts is None else finite(float(mean_iou(counts)))
 
 
-def _figure(source: str, size: tuple[int, int], alt: str, caption: str, kind: str, facts: str = "") -> str:
+def _figure(
+    source: str, size: tuple[int, int], alt: str, caption: str, kind: str, facts: str = ""
+) -> str:
     draw = facts or f'data-draw="{kind}"'
     return (
         f'<figure {draw}><span class="pic"><img class="{kind}" src="{source}" alt="{esc(alt)}" '
@@ -224,7 +270,9 @@ def _figure(source: str, size: tuple[int, int], alt: str, caption: str, kind: st
 
 
 def thumb_size(photo: Labels, side: int = THUMB) -> tuple[int, int]:
-    """``(width, height)`` of pixels ``[H,W,3]`` shrunk to ``side``; smaller ones stay as they are."""
+    """``(width, height)`` of pixels ``[H,W,3]`` shrunk to ``side``; smaller ones stay as they
+    are.
+    """
     factor = min(1.0, side / max(photo.shape[:2]))
     return max(1, round(photo.shape[1] * factor)), max(1, round(photo.shape[0] * factor))
 

@@ -1,7 +1,7 @@
 """``report.html``: one self-contained page about a run, for people.
 
-Style, drawings and thumbnails are inside the file; opening it makes no request. Every section says what is not there
-yet, so a run that stopped half-way has a report too.
+Style, drawings and thumbnails are inside the file; opening it makes no request. Every section says
+what is not there yet, so a run that stopped half-way has a report too.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def write_report(run_dir: Path, max_images: int = 24, progress: bool = False) ->
 
     Args:
         run_dir: a run directory; of its files only manifest.json must be there.
-        max_images: rows of the image sheets in all: first and worst images of val, and of train where only that has
-            refined masks. 0 leaves the images out.
+        max_images: rows of the image sheets in all: first and worst images of val, and of train
+            where only that has refined masks. 0 leaves the images out.
         progress: show a bar while rows are made.
 
     Raises:
@@ -45,7 +45,12 @@ def write_report(run_dir: Path, max_images: int = 24, progress: bool = False) ->
         ("provenance", "Provenance", provenance(facts)),
     ]
     sections = [section for section in sections if section[2]]
-    footer = f"<p>Written by wsss-trainer from <code>{esc(facts.run.name)}</code>. Makes no network request.</p>"
+    footer = (
+        f"<p>Written by wsss-trainer from <code>{esc(facts.run.name)}</code>. Makes no network"
+        " request.</p>"
+    )
     path = facts.run / "report.html"
-    write_atomic(path, page(f"{facts.run.name}: wsss report", header(facts), sections, footer).encode())
+    write_atomic(
+        path, page(f"{facts.run.name}: wsss report", header(facts), sections, footer).encode()
+    )
     return path

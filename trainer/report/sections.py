@@ -1,4 +1,6 @@
-"""The sections of a report that are tables and bars: results, stages, provenance; and what several sections use."""
+"""The sections of a report that are tables and bars: results, stages, provenance; and what several
+sections use.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,17 @@ from typing import Any
 
 from trainer.data.palette import voc_palette
 from trainer.report.charts import bars
-from trainer.report.facts import STAGES, Facts, duration, finite, interval, memory, moment, percent, threshold
+from trainer.report.facts import (
+    STAGES,
+    Facts,
+    duration,
+    finite,
+    interval,
+    memory,
+    moment,
+    percent,
+    threshold,
+)
 from trainer.report.page import COLOURS, details, note, swatch, table
 from trainer.weights.supervision import initial_weights, is_extra
 
@@ -35,26 +47,41 @@ _WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
 def header(facts: Facts) -> str:
     """Name of the run, what it is in one line, its most important figure, and how far it came."""
     m, data = facts.manifest, facts.manifest.get("data", {})
-    what = [m.get("method"), m.get("backbone"), f"{len(facts.classes)} classes" if facts.classes else None]
-    counts = [f"{name} {count:,}" for name, count in data.get("lists", {}).items() if isinstance(count, int)]
+    what = [
+        m.get("method"),
+        m.get("backbone"),
+        f"{len(facts.classes)} classes" if facts.classes else None,
+    ]
+    counts = [
+        f"{name} {count:,}"
+        for name, count in data.get("lists", {}).items()
+        if isinstance(count, int)
+    ]
     words = [str(w) for w in [*what, *counts] if w]
     tags = f"Tags: {data['tags_from']}. " if data.get("tags_from") else ""
     init = f"Initial weights: {initial_weights(m)}." if m.get("supervision") else ""
     steps = "".join(_step(facts, name) for name in facts.stages)
     notes = "".join(note(text) for text in facts.notes)
     when = moment(m.get("updated", m.get("created", "")))
+    title = ", ".join(filter(None, ("Weakly-supervised segmentation run", when)))
     return (
-        f'<p class="over">{esc(", ".join(filter(None, ("Weakly-supervised segmentation run", when))))}</p>'
-        f'<div class="top"><div><h1>{esc(facts.run.name)}</h1>'
-        f'<p class="lead">{esc(" · ".join(words))}<br>{esc(tags + init)}</p></div>{_headline(facts)}</div>'
-        f'<ol class="path">{steps}</ol>{notes}'
+        f'<p class="over">{esc(title)}</p><div'
+        f' class="top"><div><h1>{esc(facts.run.name)}</h1><p'
+        f' class="lead">{esc(" · ".join(words))}<br>{esc(tags + init)}</p></div>'
+        f"{_headline(facts)}</div><ol"
+        f' class="path">{steps}</ol>{notes}'
     )
 
 
 def results(facts: Facts) -> str:
-    """One card a stage with its mIoU and protocol, the ratio weak / full, and every other figure in a table."""
+    """One card a stage with its mIoU and protocol, the ratio weak / full, and every other figure in
+    a table.
+    """
     cards = "".join(_card(facts, stage) for stage in STAGES) + _ratio_card(facts)
-    lead = "Mean intersection over union (mIoU), background included, over all pixels of a list but the ignored ones."
+    lead = (
+        "Mean intersection over union (mIoU), background included, over all pixels of a list but"
+        " the ignored ones."
+    )
     return f'<p>{lead}</p><div class="cards">{cards}</div>{_figures_table(facts)}'
 
 
@@ -75,9 +102,17 @@ def stages(facts: Facts) -> str:
                 esc(name),
                 f'<span class="{status}">{status}</span>',
                 duration(seconds),
-                bars([("var(--segment)", seconds / longest if seconds else None)], f"{name}: {duration(seconds)}", 8),
+                bars(
+                    [("var(--segment)", seconds / longest if seconds else None)],
+                    f"{name}: {duration(seconds)}",
+                    8,
+                ),
                 memory(peak),
-                bars([("var(--full)", peak / largest if peak else None)], f"{name}: {memory(peak)}", 8),
+                bars(
+                    [("var(--full)", peak / largest if peak else None)],
+                    f"{name}: {memory(peak)}",
+                    8,
+                ),
                 esc(_pairs(s.get("outputs", {}))),
                 f"<code>{esc(str(s.get('key', ''))[:8])}</code>",
             ]
@@ -92,19 +127,29 @@ def provenance(facts: Facts) -> str:
     """What it takes to make this run again."""
     m, data = facts.manifest, facts.manifest.get("data", {})
     command = m.get("command", [])
+    typed = " ".join(map(str, command)) if isinstance(command, list) else str(command)
     entries = {
-        "Command": f"<code>{esc(' '.join(map(str, command)) if isinstance(command, list) else str(command))}</code>",
+        "Command": (f"<code>{esc(typed)}</code>"),
         "Commit": f"<code>{esc(str(m.get('commit') or 'not recorded'))}</code>",
         "Versions": esc(_pairs(m.get("versions", {}))),
         "Host": esc(_pairs(m.get("host", {}))),
         "Seed": esc(str(m.get("seed", "–"))),
-        "Created": esc(f"{moment(m.get('created', '–'))}; last written {moment(m.get('updated', '–'))}"),
-        "Data": f"<code>{esc(str(data.get('path', '–')))}</code> ({esc(str(data.get('format', '–')))})",
+        "Created": esc(
+            f"{moment(m.get('created', '–'))}; last written {moment(m.get('updated', '–'))}"
+        ),
+        "Data": (
+            f"<code>{esc(str(data.get('path', '–')))}</code> ({esc(str(data.get('format', '–')))})"
+        ),
         "Data fingerprint": f"<code>{esc(str(data.get('fingerprint', '–')))}</code>",
         "Tags": esc(str(data.get("tags_from", "–"))),
         "Weights and supervision": esc(f"{m.get('backbone', '–')}, {initial_weights(m)}"),
     }
-    facts_table = table(("Entry", "Value"), [[k, v] for k, v in entries.items()], "Recorded in manifest.json", "facts")
+    facts_table = table(
+        ("Entry", "Value"),
+        [[k, v] for k, v in entries.items()],
+        "Recorded in manifest.json",
+        "facts",
+    )
     knobs = [
         [esc(stage), f"<code>{esc(str(name))}</code>", f"<code>{esc(str(value))}</code>"]
         for stage, config in m.get("config", {}).items()
@@ -132,8 +177,15 @@ def _headline(facts: Facts) -> str:
         if found := facts.figures(stage):
             name, figures = found
             ratio = _ratio(facts) if stage == "segment" else None
-            full = f", {100 * ratio[1] / ratio[2]:.0f} % of full supervision" if ratio and ratio[0] == name else ""
-            text = f"mIoU of the {STAGES[stage].lower().replace('cam', 'CAMs')} on <b>{esc(name)}</b>{full}"
+            full = (
+                f", {100 * ratio[1] / ratio[2]:.0f} % of full supervision"
+                if ratio and ratio[0] == name
+                else ""
+            )
+            text = (
+                f"mIoU of the {STAGES[stage].lower().replace('cam', 'CAMs')} on"
+                f" <b>{esc(name)}</b>{full}"
+            )
             text += f"<br>{_chance(figures)}" if interval(figures) else ""
             return (
                 f'<div class="headline" style="--stage:{COLOURS[stage]}">'
@@ -147,7 +199,10 @@ def _card(facts: Facts, stage: str) -> str:
     title = f'<h3><i style="background:{COLOURS[stage]}"></i>{STAGES[stage]}</h3>'
     found = facts.figures(stage)
     if found is None:
-        return f'<article class="card empty">{title}<p class="big">–</p><p class="proto">Not there yet.</p></article>'
+        return (
+            f'<article class="card empty">{title}<p class="big">–</p><p class="proto">Not there'
+            " yet.</p></article>"
+        )
     name, figures = found
     miou = finite(figures.get("miou"))
     bar = bars([(COLOURS[stage], miou)], f"{STAGES[stage]}: {percent(miou)} percent", 4)
@@ -165,7 +220,12 @@ def _ratio(facts: Facts) -> tuple[str, float, float] | None:
     """List, weak and full mIoU, of the first list that both segmenters were measured on."""
     for name in facts.lists:
         weak, full = facts.figures("segment", name), facts.figures("segment_full", name)
-        if weak and full and finite(weak[1].get("miou")) is not None and finite(full[1].get("miou")):
+        if (
+            weak
+            and full
+            and finite(weak[1].get("miou")) is not None
+            and finite(full[1].get("miou"))
+        ):
             return name, float(weak[1]["miou"]), float(full[1]["miou"])
     return None
 
@@ -177,19 +237,33 @@ def _ratio_card(facts: Facts) -> str:
         bar = bars([("var(--segment)", weak / full)], f"ratio {weak / full:.2f}", 4)
         text = f"<p>on <b>{esc(name)}</b></p><p>{percent(weak)} against {percent(full)}</p>"
         start = esc(initial_weights(facts.manifest, "segment"))
-        said = f"Same net, images and budget; tags only against true masks; initial weights {start}."
+        said = (
+            f"Same net, images and budget; tags only against true masks; initial weights {start}."
+        )
         same = f'<p class="proto">{said}</p>'
-        return f'<article class="card">{title}<p class="big">{weak / full:.2f}</p>{bar}{text}{same}</article>'
+        return (
+            f'<article class="card">{title}<p'
+            f' class="big">{weak / full:.2f}</p>{bar}{text}{same}</article>'
+        )
     why = "Not there yet: it needs the segmenter and fit --supervision full, measured on one list."
-    return f'<article class="card empty">{title}<p class="big">–</p><p class="proto">{why}</p></article>'
+    return (
+        f'<article class="card empty">{title}<p class="big">–</p><p'
+        f' class="proto">{why}</p></article>'
+    )
 
 
 def _figures_table(facts: Facts) -> str:
     """A row for each stage and list, a column for each figure that any of them has."""
     rows = [
-        (stage, name, facts.evaluation[stage][name]) for stage in STAGES for name in facts.evaluation.get(stage, {})
+        (stage, name, facts.evaluation[stage][name])
+        for stage in STAGES
+        for name in facts.evaluation.get(stage, {})
     ]
-    shown = [(key, title) for key, title in _FIGURES.items() if any(finite(f.get(key)) is not None for *_, f in rows)]
+    shown = [
+        (key, title)
+        for key, title in _FIGURES.items()
+        if any(finite(f.get(key)) is not None for *_, f in rows)
+    ]
     if not shown:
         return ""
     extra = [(title, read) for title, read in _WORDS.items() if any(read(f) for *_, f in rows)]
@@ -204,20 +278,29 @@ def _figures_table(facts: Facts) -> str:
         for stage, name, figures in rows
     ]
     caption = (
-        "Every figure in percent. Over- and under-activation: false positives and misses per union, lower is better."
+        "Every figure in percent. Over- and under-activation: false positives and misses per union,"
+        " lower is better."
     )
-    return details("All figures", table(head, cells, caption, "sortable figures") + _conventions(rows))
+    return details(
+        "All figures", table(head, cells, caption, "sortable figures") + _conventions(rows)
+    )
 
 
 def _conventions(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:
     """Mean IoU in the conventions of other code, where any of them gives another value."""
-    entries = [(f"{STAGES[stage]} on {name}", f.get("miou_by_convention") or {}) for stage, name, f in rows]
+    entries = [
+        (f"{STAGES[stage]} on {name}", f.get("miou_by_convention") or {}) for stage, name, f in rows
+    ]
     if not any(len(set(map(percent, values.values()))) > 1 for _, values in entries):
         return ""
     names = list(dict.fromkeys(name for _, values in entries for name in values))
-    cells = [[esc(what), *(percent(values.get(name)) for name in names)] for what, values in entries]
+    cells = [
+        [esc(what), *(percent(values.get(name)) for name in names)] for what, values in entries
+    ]
     head = ("Figure", *(f"#{name}" for name in names))
-    return table(head, cells, "mIoU by convention; a dash where a convention has no value", "sortable")
+    return table(
+        head, cells, "mIoU by convention; a dash where a convention has no value", "sortable"
+    )
 
 
 def _gain(facts: Facts, stage: str) -> list[str]:
@@ -227,7 +310,11 @@ def _gain(facts: Facts, stage: str) -> list[str]:
         return []
     for name in facts.lists:
         now, then = facts.figures(stage, name), facts.figures(before, name)
-        if now and then and None not in (values := (finite(now[1].get("miou")), finite(then[1].get("miou")))):
+        if (
+            now
+            and then
+            and None not in (values := (finite(now[1].get("miou")), finite(then[1].get("miou"))))
+        ):
             gain = 100 * (float(values[0] or 0) - float(values[1] or 0))
             return [f"{gain:+.1f} points over {esc(STAGES[before])} on {esc(name)}"]
     return []
@@ -237,7 +324,9 @@ def _chance(figures: Mapping[str, Any]) -> str:
     """The interval of a mean IoU, in words."""
     level = finite((figures.get("miou_interval") or {}).get("level"))
     return (
-        f"{interval(figures)}, {percent(level).removesuffix('.0')} % interval over images" if interval(figures) else ""
+        f"{interval(figures)}, {percent(level).removesuffix('.0')} % interval over images"
+        if interval(figures)
+        else ""
     )
 
 
@@ -246,9 +335,13 @@ def _images(figures: Mapping[str, Any]) -> str:
 
 
 def badges(facts: Facts, stage: str, figures: Mapping[str, Any]) -> str:
-    """What a figure rests on besides image tags, as marks: nothing, masks that chose a threshold, or masks throughout."""
+    """What a figure rests on besides image tags, as marks: nothing, masks that chose a threshold,
+    or masks throughout.
+    """
     refined = facts.manifest.get("stages", {}).get("refine", {}).get("metrics") or {}
-    source = figures.get("threshold_from") or (refined.get("threshold_from") if stage == "segment" else None)
+    source = figures.get("threshold_from") or (
+        refined.get("threshold_from") if stage == "segment" else None
+    )
     initial = initial_weights(facts.manifest, stage)
     marks = [("warn", "initial weights saw more than tags")] if is_extra(initial) else []
     if stage == "segment_full":
@@ -265,7 +358,9 @@ def badges(facts: Facts, stage: str, figures: Mapping[str, Any]) -> str:
 def proto(figures: Mapping[str, Any], lead: str = "") -> str:
     """The protocol line that stands under a figure; ``lead`` is plain and comes first."""
     words = [w for w in (threshold(figures), str(figures.get("protocol") or "")) if w]
-    warn = '<span class="tag warn">oracle</span> ' if figures.get("threshold_from") == "oracle" else ""
+    warn = (
+        '<span class="tag warn">oracle</span> ' if figures.get("threshold_from") == "oracle" else ""
+    )
     name = f"<b>{esc(lead)}</b> " if lead else ""
     return f'<p class="proto">{name}{warn}{esc("; ".join(words) or "protocol not recorded")}</p>'
 

@@ -47,16 +47,20 @@ class Slider:
 def images(facts: Facts, max_images: int, progress: bool = False) -> str:
     """Legend, worst lists and sheets."""
     if facts.dataset is None:
-        return note("Not there: the data set of this run cannot be opened here.") + _worst(facts, ())
+        return note("Not there: the data set of this run cannot be opened here.") + _worst(
+            facts, ()
+        )
     sheets = choose_sheets(facts, facts.dataset, max_images)
     if not sheets:
-        return note("Not there yet: no maps, masks or predictions have been written.") + _worst(facts, ())
+        return note("Not there yet: no maps, masks or predictions have been written.") + _worst(
+            facts, ()
+        )
     sliders = {sheet.list: slider(facts, sheet.list) for sheet in sheets}
     rows = _rows(facts, facts.dataset, sheets, sliders, progress)
     lead = (
-        "Each map is of a class that the image is tagged with; inside its white line it exceeds the threshold. Figures are "
-        "mean IoU over the classes that the truth or the mask holds, background included, in percent. Click an image to "
-        "enlarge its row."
+        "Each map is of a class that the image is tagged with; inside its white line it exceeds the"
+        " threshold. Figures are mean IoU over the classes that the truth or the mask holds,"
+        " background included, in percent. Click an image to enlarge its row."
     )
     parts = [f"<p>{lead}</p>", legend(facts.classes), spread(facts), _worst(facts, rows)]
     widest = max(html.count("<figure") for html in rows.values())
@@ -75,12 +79,16 @@ def images(facts: Facts, max_images: int, progress: bool = False) -> str:
 def legend(classes: Sequence[str]) -> str:
     """Swatch and name of every class, and what hatching means."""
     palette = voc_palette(len(classes) + 1)
-    items = "".join(f"<li>{swatch(palette[k + 1])}{esc(name)}</li>" for k, name in enumerate(classes))
+    items = "".join(
+        f"<li>{swatch(palette[k + 1])}{esc(name)}</li>" for k, name in enumerate(classes)
+    )
     return f'<ul class="key classes">{items}<li><i class="swatch hatch"></i>ignored</li></ul>'
 
 
 def slider(facts: Facts, name: str) -> Slider:
-    """The slider of a list: over its sweep where it was measured, from the threshold of its figure."""
+    """The slider of a list: over its sweep where it was measured, from the threshold of its
+    figure.
+    """
     figures = facts.evaluation.get("cam", {}).get(name, {})
     curve = swept(figures)
     thresholds = tuple(t for t, _ in curve) or tuple(round(float(t), 2) for t in SWEEP)
@@ -88,18 +96,29 @@ def slider(facts: Facts, name: str) -> Slider:
     known = [f for f in (figures, refined) if finite(f.get("threshold")) is not None]
     at = float(known[0]["threshold"]) if known else 0.2
     start = min(range(len(thresholds)), key=lambda i: abs(thresholds[i] - at))
-    return Slider(thresholds, tuple(round(100 * v, 2) for _, v in curve), start, chosen(known[0]) if known else "")
+    return Slider(
+        thresholds,
+        tuple(round(100 * v, 2) for _, v in curve),
+        start,
+        chosen(known[0]) if known else "",
+    )
 
 
 def _rows(
-    facts: Facts, dataset: Dataset, sheets: Sequence[Sheet], sliders: dict[str, Slider], progress: bool
+    facts: Facts,
+    dataset: Dataset,
+    sheets: Sequence[Sheet],
+    sliders: dict[str, Slider],
+    progress: bool,
 ) -> dict[str, str]:
     walk = _walk_threshold(facts)
     sources = {n: Sources(facts.run, dataset, n, s.thresholds, walk) for n, s in sliders.items()}
     jobs = [(s.list, dataset.records[i]) for s in sheets for i in s.ids]
     workers = None if len(jobs) >= FEW else 0
     made: dict[str, str] = {}
-    for (_, record), html in over_images(partial(row, sources), jobs, workers, "report", progress, _name):
+    for (_, record), html in over_images(
+        partial(row, sources), jobs, workers, "report", progress, _name
+    ):
         made[record.id] = note(f"{record.id}: {html}") if isinstance(html, UserError) else html
     return made
 
@@ -118,24 +137,28 @@ def _walk_threshold(facts: Facts) -> float | None:
 
 
 def _bar(facts: Facts, name: str, steps: Slider) -> str:
-    """Slider over the threshold with the curve of the sweep above it, what the masks show, and which rows are shown."""
+    """Slider over the threshold with the curve of the sweep above it, what the masks show, and
+    which rows are shown.
+    """
     last = len(steps.thresholds) - 1
     at = steps.thresholds[steps.start]
-    mark = f'<i class="mark" style="--x:{steps.start / max(last, 1):.4f}"></i>' if steps.source else ""
+    mark = (
+        f'<i class="mark" style="--x:{steps.start / max(last, 1):.4f}"></i>' if steps.source else ""
+    )
     options = "".join(f'<option value="{k}">{esc(c)}</option>' for k, c in enumerate(facts.classes))
     wrong = "".join(f"<li>{swatch(colour)}{text}</li>" for text, colour in ERRORS.items())
     values = (
-        f'data-thresholds="{data(steps.thresholds)}" data-miou="{data(steps.miou)}" data-start="{steps.start}" '
-        f'data-source="{esc(steps.source)}" data-list="{esc(name)}"'
+        f'data-thresholds="{data(steps.thresholds)}" data-miou="{data(steps.miou)}"'
+        f' data-start="{steps.start}" data-source="{esc(steps.source)}" data-list="{esc(name)}"'
     )
     return (
-        f'<div class="bar" {values}><label class="steps"><span>Threshold of the maps</span><span class="track">'
-        f'{_curve(steps.miou)}{mark}<input type="range" min="0" max="{last}" step="1" value="{steps.start}" '
-        f'aria-label="Threshold of the maps of {esc(name)}"></span></label><output>{at:.2f}</output>'
-        '<button type="button" class="back" hidden>Back to the reported one</button>'
-        f'<label class="view"><input type="checkbox"> Show errors</label>'
-        f'<label class="filter">Show <select><option value="">all classes</option>{options}</select></label>'
-        f'<ul class="key wrong">{wrong}</ul></div>'
+        f'<div class="bar" {values}><label class="steps"><span>Threshold of the maps</span><span'
+        f' class="track">{_curve(steps.miou)}{mark}<input type="range" min="0" max="{last}"'
+        f' step="1" value="{steps.start}" aria-label="Threshold of the maps of'
+        f' {esc(name)}"></span></label><output>{at:.2f}</output><button type="button" class="back"'
+        ' hidden>Back to the reported one</button><label class="view"><input type="checkbox"> Show'
+        ' errors</label><label class="filter">Show <select><option value="">all'
+        f' classes</option>{options}</select></label><ul class="key wrong">{wrong}</ul></div>'
     )
 
 
@@ -143,9 +166,12 @@ def _curve(miou: Sequence[float]) -> str:
     if len(miou) < 2:
         return ""
     top = max(*miou, 1e-9)
-    points = " ".join(f"{100 * i / (len(miou) - 1):.1f},{23 - 21 * v / top:.1f}" for i, v in enumerate(miou))
+    points = " ".join(
+        f"{100 * i / (len(miou) - 1):.1f},{23 - 21 * v / top:.1f}" for i, v in enumerate(miou)
+    )
     return (
-        f'<svg viewBox="0 0 100 24" preserveAspectRatio="none" aria-hidden="true"><polyline points="{points}"/></svg>'
+        '<svg viewBox="0 0 100 24" preserveAspectRatio="none" aria-hidden="true"><polyline'
+        f' points="{points}"/></svg>'
     )
 
 
@@ -162,7 +188,11 @@ def _worst(facts: Facts, shown: Iterable[str]) -> str:
                 text = f'<a href="#{esc(anchor(name))}">{text}</a>'
             items += f"<li>{text}<span>{percent(entry.get('miou'))}</span></li>"
         figures = facts.evaluation[worst.stage][worst.list]
-        body = f'<ol class="worst">{items}</ol><p>{badges(facts, worst.stage, figures)}</p>{proto(figures)}'
-        title = f"{STAGES[worst.stage]} on {worst.list}: the {len(worst.entries)} images with the lowest mean IoU"
+        marks = badges(facts, worst.stage, figures)
+        body = f'<ol class="worst">{items}</ol><p>{marks}</p>{proto(figures)}'
+        title = (
+            f"{STAGES[worst.stage]} on {worst.list}: the {len(worst.entries)} images with the"
+            " lowest mean IoU"
+        )
         parts.append(details(title, body, is_open=not parts))
     return f"<h3>Worst images</h3>{''.join(parts)}" if parts else ""

@@ -1,4 +1,6 @@
-"""What the preparations of a method found: the sub-categories of each class, their sizes, and images of them."""
+"""What the preparations of a method found: the sub-categories of each class, their sizes, and
+images of them.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ SIDE = 112
 
 @dataclass(frozen=True)
 class Clusters:
-    """The sub-categories that a stage left: images, ``bool [N,S]`` who is in which, and how many each class has."""
+    """The sub-categories that a stage left: images, ``bool [N,S]`` who is in which, and how many
+    each class has.
+    """
 
     stage: str
     ids: tuple[str, ...]
@@ -41,12 +45,15 @@ class Clusters:
 
 
 def subcategories(facts: Facts, max_images: int) -> str:
-    """Sizes after every stage that clustered, and images of the last one's; empty for methods without sub-categories."""
+    """Sizes after every stage that clustered, and images of the last one's; empty for methods
+    without sub-categories.
+    """
     found = [c for stage in facts.stages if (c := _read(facts, stage)) is not None]
     if not found:
         return ""
     lead = (
-        "The clusters of training images that the second head of the classifier learns to tell apart, class by class."
+        "The clusters of training images that the second head of the classifier learns to tell"
+        " apart, class by class."
     )
     last = found[-1]
     parts = [f"<p>{lead}</p>", _sizes(facts, last)]
@@ -83,7 +90,14 @@ def _sizes(facts: Facts, clusters: Clusters) -> str:
                 str(sum(sizes)),
             ]
         )
-    head = ("Class", "#Sub-categories", "Share of images, largest first", "#Largest", "#Smallest", "#Images")
+    head = (
+        "Class",
+        "#Sub-categories",
+        "Share of images, largest first",
+        "#Largest",
+        "#Smallest",
+        "#Images",
+    )
     return table(head, rows, f"After {clusters.stage}", "sortable strips")
 
 
@@ -91,18 +105,30 @@ def _strip(sizes: Sequence[int], label: str) -> str:
     total, left, drawn = max(sum(sizes), 1), 0, ""
     for i, size in enumerate(sizes):
         place = f'x="{100 * left / total:.2f}%" width="{100 * size / total:.2f}%"'
-        drawn += f'<rect {place} height="10" fill="var(--cam)" fill-opacity="{1 if i % 2 == 0 else 0.55}"/>'
+        drawn += (
+            f'<rect {place} height="10" fill="var(--cam)"'
+            f' fill-opacity="{1 if i % 2 == 0 else 0.55}"/>'
+        )
         left += size
-    return f'<svg class="bars" width="100%" height="10" role="img" aria-label="{esc(label)}">{drawn}</svg>'
+    return (
+        '<svg class="bars" width="100%" height="10" role="img"'
+        f' aria-label="{esc(label)}">{drawn}</svg>'
+    )
 
 
 def _pictures(facts: Facts, dataset: Dataset, clusters: Clusters) -> str:
-    """The first images of each sub-category; with very many of them, of the largest of each class."""
+    """The first images of each sub-category; with very many of them, of the largest of each
+    class.
+    """
     own = {k: clusters.of(k) for k in range(len(facts.classes))}
     groups = max(sum(o.shape[1] for o in own.values()), 1)
     each = min(EACH, max(1, PICTURES // groups))
     kept = max(1, PICTURES // (each * max(len(own), 1)))
-    chosen = {(k, s): np.flatnonzero(o[:, s])[:each] for k, o in own.items() for s in range(min(o.shape[1], kept))}
+    chosen = {
+        (k, s): np.flatnonzero(o[:, s])[:each]
+        for k, o in own.items()
+        for s in range(min(o.shape[1], kept))
+    }
     ids = dict.fromkeys(clusters.ids[n] for rows in chosen.values() for n in rows)
     records = [dataset.records[i] for i in ids if i in dataset.records]
     results = over_images(_small, records, None if len(records) > 2 * EACH else 0, "sub-categories")
@@ -110,7 +136,8 @@ def _pictures(facts: Facts, dataset: Dataset, clusters: Clusters) -> str:
     body = ""
     for k in own:
         strips = "".join(
-            f"<li><small>{int(own[k][:, s].sum())}</small>{''.join(made.get(clusters.ids[n], '') for n in rows)}</li>"
+            f"<li><small>{int(own[k][:, s].sum())}</small>"
+            f"{''.join(made.get(clusters.ids[n], '') for n in rows)}</li>"
             for (c, s), rows in chosen.items()
             if c == k
         )

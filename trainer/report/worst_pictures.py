@@ -1,4 +1,6 @@
-"""Contact sheets of the worst images of a figure: photograph, truth, prediction, and where the two differ."""
+"""Contact sheets of the worst images of a figure: photograph, truth, prediction, and where the two
+differ.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ def write_worst(
     workers: int | None = None,
     progress: bool = False,
 ) -> list[Path]:
-    """Write ``<name>-1.png``, ... with ``ROWS`` images each, the worst first, and return their paths.
+    """Write ``<name>-1.png``, ... with ``ROWS`` images each, the worst first, and return their
+    paths.
 
     Args:
         dataset: of the images.
@@ -51,7 +54,15 @@ def write_worst(
     mious = {entry["id"]: entry["miou"] for entry in worst}
     work = partial(_row, dataset, mask_reader(masks), mious)
     records = [dataset.records[name] for name in mious]
-    rows = each_image(work, records, "images cannot be shown", workers, f"pictures {name}", progress, lambda r: r.id)
+    rows = each_image(
+        work,
+        records,
+        "images cannot be shown",
+        workers,
+        f"pictures {name}",
+        progress,
+        lambda r: r.id,
+    )
     paths = []
     for first in range(0, len(rows), ROWS):
         sheet = contact_sheet(rows[first : first + ROWS], HEIGHT, dataset.classes, ERRORS)
@@ -77,7 +88,13 @@ def write_worst_of_run(
         for name, entry in lines.items():
             dataset, masks = open_predictions(run_dir, stage, name, entry)
             sheets = write_worst(
-                dataset, entry["worst"], masks, folder, f"{stage}-{name}", workers=workers, progress=progress
+                dataset,
+                entry["worst"],
+                masks,
+                folder,
+                f"{stage}-{name}",
+                workers=workers,
+                progress=progress,
             )
             paths += sheets
     return paths

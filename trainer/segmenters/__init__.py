@@ -10,7 +10,9 @@ if TYPE_CHECKING:
 
 
 def make_segmenter(config: SegmentConfig, backbone: str, num_classes: int) -> Segmenter:
-    """The segmenter that ``config.network`` names, for a run on ``backbone`` with ``num_classes`` classes."""
+    """The segmenter that ``config.network`` names, for a run on ``backbone`` with ``num_classes``
+    classes.
+    """
     return segmenter_class(config.network)(config, backbone, num_classes)
 
 

@@ -1,8 +1,8 @@
 """``aspp``: DeepLab-v2's head on the backbone of the run, the generic segmenter.
 
-Chen et al., "DeepLab: Semantic Image Segmentation with Deep Convolutional Nets, Atrous Convolution, and Fully Connected
-CRFs", TPAMI 2018, with the training of this repository: scales from a range, the loss on a coarse grid, views of the test merged
-by the mean of their probabilities.
+Chen et al., "DeepLab: Semantic Image Segmentation with Deep Convolutional Nets, Atrous Convolution,
+and Fully Connected CRFs", TPAMI 2018, with the training of this repository: scales from a range,
+the loss on a coarse grid, views of the test merged by the mean of their probabilities.
 """
 
 from __future__ import annotations
@@ -51,19 +51,35 @@ class Aspp(Segmenter):
         cast(AsppSegmenter, network).backbone.load_state_dict(backbone.state_dict())
 
     def groups(self, network: nn.Module) -> list[dict[str, Any]]:
-        """DeepLab's (spec refine-segment 6.4): backbone x1, head weights x10, head biases x20 without decay."""
+        """DeepLab's (spec refine-segment 6.4): backbone x1, head weights x10, head biases x20
+        without decay.
+        """
         config = self.config
         head = [(n, p) for n, p in network.named_parameters() if not n.startswith("backbone.")]
-        backbone = [p for n, p in network.named_parameters() if n.startswith("backbone.") and p.requires_grad]
+        backbone = [
+            p
+            for n, p in network.named_parameters()
+            if n.startswith("backbone.") and p.requires_grad
+        ]
         wanted = [
             (backbone, 1.0, config.weight_decay),
-            ([p for n, p in head if not n.endswith("bias")], config.new_factor, config.weight_decay),
+            (
+                [p for n, p in head if not n.endswith("bias")],
+                config.new_factor,
+                config.weight_decay,
+            ),
             ([p for n, p in head if n.endswith("bias")], 2 * config.new_factor, 0.0),
         ]
-        return [{"params": p, "lr": config.lr * factor, "weight_decay": decay} for p, factor, decay in wanted if p]
+        return [
+            {"params": p, "lr": config.lr * factor, "weight_decay": decay}
+            for p, factor, decay in wanted
+            if p
+        ]
 
     def sample(self, image_HW3: Pixels, mask_HW: Pixels, rng: Rng) -> tuple[Tensor, Tensor]:
-        """Shift colours, scale (bicubic, nearest), flip, jitter, normalise, crop or pad with 0 and 255 at a random place."""
+        """Shift colours, scale (bicubic, nearest), flip, jitter, normalise, crop or pad with 0 and
+        255 at a random place.
+        """
         config = self.config
         if config.hsv:
             image_HW3 = np.asarray(shift_hsv(Image.fromarray(image_HW3), rng, config.hsv))
@@ -73,14 +89,20 @@ class Aspp(Segmenter):
     def targets(self, labels_BHW: Tensor) -> Tensor:
         """The pixel in the middle of each cell of ``label_stride``."""
         height, width = labels_BHW.shape[1:]
-        return resize_labels(labels_BHW, (height // self.config.label_stride, width // self.config.label_stride))
+        return resize_labels(
+            labels_BHW, (height // self.config.label_stride, width // self.config.label_stride)
+        )
 
     def criterion(self, outputs: Any, labels_BHW: Tensor, weights_BHW: Tensor | None) -> Tensor:
         """Cross-entropy of logits stretched to the labels."""
-        logits = F.interpolate(outputs.float(), labels_BHW.shape[1:], mode="bilinear", align_corners=False)
+        logits = F.interpolate(
+            outputs.float(), labels_BHW.shape[1:], mode="bilinear", align_corners=False
+        )
         return label_loss(logits, labels_BHW, self.config.balanced, weights_BHW)
 
-    def probabilities(self, network: nn.Module, views: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    def probabilities(
+        self, network: nn.Module, views: Sequence[Tensor], size: tuple[int, int]
+    ) -> Tensor:
         """Mean of the probabilities of all views."""
         return mean_probabilities(network, views, size, self.config.flip)
 

@@ -1,4 +1,5 @@
-"""What tells one segmenter from another. ``trainer.segment`` does what they share, and calls these members.
+"""What tells one segmenter from another. ``trainer.segment`` does what they share, and calls these
+members.
 
 Shapes: B images, L = K + 1 labels with the background, H W pixels, h w logits.
 """
@@ -54,12 +55,16 @@ class Segmenter(ABC):
 
     @classmethod
     def decided_by(cls, path: Path | None, config: SegmentConfig) -> dict[str, Any]:
-        """Knobs of ``config`` left at ``auto`` that a weight file decides, or None for the run's classifier."""
+        """Knobs of ``config`` left at ``auto`` that a weight file decides, or None for the run's
+        classifier.
+        """
         return {}
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """The network with random weights. Its state dict has the released names where there are some."""
+        """The network with random weights. Its state dict has the released names where there are
+        some.
+        """
 
     @abstractmethod
     def load(self, network: nn.Module, path: Path) -> LoadReport:
@@ -79,15 +84,21 @@ class Segmenter(ABC):
 
     @abstractmethod
     def sample(self, image_HW3: Pixels, mask_HW: Pixels, rng: Rng) -> tuple[Tensor, Tensor]:
-        """Training view ``float32 [3,crop,crop]`` and label ``uint8 [crop,crop]``, 255 outside of the image."""
+        """Training view ``float32 [3,crop,crop]`` and label ``uint8 [crop,crop]``, 255 outside of
+        the image.
+        """
 
     @abstractmethod
     def criterion(self, outputs: Any, labels_BHW: Tensor, weights_BHW: Tensor | None) -> Tensor:
         """The loss of what the network returns in train mode."""
 
     @abstractmethod
-    def probabilities(self, network: nn.Module, views: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        """The test: soft-max probabilities ``[B,L,*size]`` from one ``[B,3,h,w]`` a view, in eval mode."""
+    def probabilities(
+        self, network: nn.Module, views: Sequence[Tensor], size: tuple[int, int]
+    ) -> Tensor:
+        """The test: soft-max probabilities ``[B,L,*size]`` from one ``[B,3,h,w]`` a view, in eval
+        mode.
+        """
 
     @abstractmethod
     def graph(self, network: nn.Module, scales: Sequence[float], flip: bool) -> SegmenterGraph:
@@ -102,9 +113,16 @@ class Segmenter(ABC):
         return labels_BHW
 
     def loss(
-        self, network: nn.Module, images_B3HW: Tensor, labels_BHW: Tensor, *more: Any, teacher: Teacher | None = None
+        self,
+        network: nn.Module,
+        images_B3HW: Tensor,
+        labels_BHW: Tensor,
+        *more: Any,
+        teacher: Teacher | None = None,
     ) -> dict[str, Tensor]:
-        """``ce``, as the loop wants it. ``more`` is the generator, after the possible labels where a teacher is to be heard."""
+        """``ce``, as the loop wants it. ``more`` is the generator, after the possible labels where
+        a teacher is to be heard.
+        """
         labels, weights = self.targets(labels_BHW), None
         if teacher is not None and teacher.progress >= self.config.teacher_after:
             labels, weights = heard(labels, teacher(images_B3HW), more[0], self.config)
@@ -124,13 +142,18 @@ class Segmenter(ABC):
         return color_jitter(image, rng) if self.config.jitter else image
 
 
-def mean_probabilities(network: nn.Module, views: Sequence[Tensor], size: tuple[int, int], flip: bool) -> Tensor:
-    """Mean over views, and their mirror images with ``flip``, of the soft-max of logits resized to ``size``."""
+def mean_probabilities(
+    network: nn.Module, views: Sequence[Tensor], size: tuple[int, int], flip: bool
+) -> Tensor:
+    """Mean over views, and their mirror images with ``flip``, of the soft-max of logits resized to
+    ``size``.
+    """
     total = torch.zeros(())
     for images in views:
         logits = network(torch.cat([images, images.flip(3)]) if flip else images).float()
         logits = nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)
-        # Logits are channels-last, and the soft-max over another than the last axis would copy them.
+        # Logits are channels-last, and the soft-max over another than the last axis would copy
+        # them.
         chance = logits.permute(0, 2, 3, 1).softmax(-1).permute(0, 3, 1, 2)
         count = len(images)
         total = total + chance[:count] + (chance[count:].flip(3) if flip else 0)

@@ -21,42 +21,48 @@ NETWORK_KNOBS = ("network", "output_stride", "bn", "rates", "msc", "stride_on", 
 
 @dataclass(frozen=True)
 class SegmentConfig(Training):
-    """Knobs of the segmenter, besides those of ``Training``. Each segmenter refuses those that it does not have.
+    """Knobs of the segmenter, besides those of ``Training``. Each segmenter refuses those that it
+    does not have.
 
     Attributes:
-        network: ``aspp``, DeepLab-v2's head on the run's backbone; ``deeplab-v2-r101``; ``largefov-r38``. ``--segmenter`` sets
-            it together with the column of that name.
-        init: what the backbone starts from: ``weights`` (the file given as ``--segmenter-weights`` or ``--weights``),
-            ``classifier`` (this run's own, where it is the same network), ``random``, or ``auto``: ``weights`` where there
-            are some.
+        network: ``aspp``, DeepLab-v2's head on the run's backbone; ``deeplab-v2-r101``;
+            ``largefov-r38``. ``--segmenter`` sets it together with the column of that name.
+        init: what the backbone starts from: ``weights`` (the file given as ``--segmenter-weights``
+            or ``--weights``), ``classifier`` (this run's own, where it is the same network),
+            ``random``, or ``auto``: ``weights`` where there are some.
         scale: of the random resize: the ends of a range, or a set to draw from.
         scale_draw: ``range`` or ``set``.
         crop: side of the training crop.
         jitter: colour jitter.
-        hsv: largest shift of hue (of 180), saturation and value (of 255), each by a whole number; 0 is off.
+        hsv: largest shift of hue (of 180), saturation and value (of 255), each by a whole number; 0
+            is off.
         output_stride: of the backbone.
-        bn: batch norm: of the backbone under ``aspp`` ``frozen``, ``stats`` or ``train``; of ``largefov-r38`` ``batch`` as
-            released by accident, or ``frozen`` (D16).
+        bn: batch norm: of the backbone under ``aspp`` ``frozen``, ``stats`` or ``train``; of
+            ``largefov-r38`` ``batch`` as released by accident, or ``frozen`` (D16).
         rates: dilation rates of the ASPP head; 3, 6, 9, 12 is DeepLab-v2's small variant.
-        msc: further scales that DeepLab-v2 looks at in training and test, merged by the largest logit; empty for none (D14).
-        stride_on: the convolution of a ResNet-101 block that has the stride: ``1x1`` in Caffe's weights, ``3x3`` in
-            torchvision's; ``auto`` is what the weights want.
+        msc: further scales that DeepLab-v2 looks at in training and test, merged by the largest
+            logit; empty for none (D14).
+        stride_on: the convolution of a ResNet-101 block that has the stride: ``1x1`` in Caffe's
+            weights, ``3x3`` in torchvision's; ``auto`` is what the weights want.
         input: ``caffe_bgr`` or ``torchvision_rgb`` pixels; ``auto`` is what the weights want.
-        width: share of the published channels; below 1 to try things out, and no published weights fit.
+        width: share of the published channels; below 1 to try things out, and no published weights
+            fit.
         label_stride: the loss is taken on a grid of this many pixels a cell.
-        balanced: the mean loss over background plus the mean over the rest, as RIB trains, instead of one mean.
-        teacher: what happens to pixels whose label the averaged network (``ema``) contradicts with confidence: ``none``,
-            ``weigh`` them by ``teacher_weight``, or ``replace`` their label by its own. Classes that are not among the
-            image's tags are impossible for it.
+        balanced: the mean loss over background plus the mean over the rest, as RIB trains, instead
+            of one mean.
+        teacher: what happens to pixels whose label the averaged network (``ema``) contradicts with
+            confidence: ``none``, ``weigh`` them by ``teacher_weight``, or ``replace`` their label
+            by its own. Classes that are not among the image's tags are impossible for it.
         teacher_confidence: from which probability on it is heard.
         teacher_after: share of the training before it is heard.
         teacher_weight: of contradicted pixels under ``weigh``; 0 ignores them.
         scales: of the test.
         flip: whether the test also sees the mirror image.
-        crf: dense CRF after the test's soft-max: a preset of spec refine-segment 2.3 (DeepLab-v2's is ``P3``, LargeFOV's
-            ``P4``), or ``none``.
-        crf_image: what the CRF sees: ``raw``, the image; ``meansub_wrap``, the image minus Caffe's mean cast to 8 bits
-            modulo 256, as deeplab-pytorch has it (D11); ``denormalised``, up to one grey level darker, as LargeFOV has it.
+        crf: dense CRF after the test's soft-max: a preset of spec refine-segment 2.3 (DeepLab-v2's
+            is ``P3``, LargeFOV's ``P4``), or ``none``.
+        crf_image: what the CRF sees: ``raw``, the image; ``meansub_wrap``, the image minus Caffe's
+            mean cast to 8 bits modulo 256, as deeplab-pytorch has it (D11); ``denormalised``, up to
+            one grey level darker, as LargeFOV has it.
         test_precision: of the test.
     """
 
@@ -100,38 +106,88 @@ class SegmentConfig(Training):
                 raise ConfigError(f"segment.{knob}={_text(values)}", "numbers above 0")
         if self.scale_draw == "range" and (len(self.scale) != 2 or self.scale[0] > self.scale[1]):
             raise ConfigError(
-                f"segment.scale={_text(self.scale)}", "the two ends of a range", "or segment.scale_draw=set"
+                f"segment.scale={_text(self.scale)}",
+                "the two ends of a range",
+                "or segment.scale_draw=set",
             )
         if not 0 < self.width <= 1 or self.crop < 8 or self.hsv < 0 or self.label_stride < 1:
-            found = f"segment.width={self.width} crop={self.crop} hsv={self.hsv} label_stride={self.label_stride}"
-            raise ConfigError(found, "width above 0 and at most 1, crop from 8, hsv from 0, label_stride from 1")
+            found = (
+                f"segment.width={self.width} crop={self.crop} hsv={self.hsv}"
+                f" label_stride={self.label_stride}"
+            )
+            raise ConfigError(
+                found, "width above 0 and at most 1, crop from 8, hsv from 0, label_stride from 1"
+            )
         shares = (self.teacher_confidence, self.teacher_after, self.teacher_weight)
         if not all(0 <= share <= 1 for share in shares):
-            raise ConfigError(f"segment.teacher_confidence, teacher_after, teacher_weight = {_text(shares)}", "0 to 1")
+            raise ConfigError(
+                f"segment.teacher_confidence, teacher_after, teacher_weight = {_text(shares)}",
+                "0 to 1",
+            )
         if self.teacher != "none" and not self.ema:
             found = f"segment.teacher={self.teacher} without averaged weights"
             raise ConfigError(found, "a decay", "--set segment.ema=0.99")
 
 
 SCRATCH = SegmentConfig(
-    epochs=24, lr=1.5e-3, ema=0.97, new_factor=1.0, optimizer="adam", weight_decay=1e-4, crop=112, bn="train", scale=(0.8, 1.3),
-    output_stride=8, rates=(1, 2, 4, 6), label_stride=1, crf="P3",
-)  # fmt: skip
+    epochs=24,
+    lr=1.5e-3,
+    ema=0.97,
+    new_factor=1.0,
+    optimizer="adam",
+    weight_decay=1e-4,
+    crop=112,
+    bn="train",
+    scale=(0.8, 1.3),
+    output_stride=8,
+    rates=(1, 2, 4, 6),
+    label_stride=1,
+    crf="P3",
+)
 """``aspp`` for a backbone that only this run's classifier has trained, on small images."""
 
 DEEPLAB_V2_R101 = SegmentConfig(
-    network="deeplab-v2-r101", updates=20_000, batch=10, accumulate=2, lr=2.5e-4, schedule="poly_held",
-    scale=(0.5, 0.75, 1.0, 1.25, 1.5), scale_draw="set", crop=321, output_stride=8, scales=(1.0,), flip=False, crf="P3",
-)  # fmt: skip
+    network="deeplab-v2-r101",
+    updates=20_000,
+    batch=10,
+    accumulate=2,
+    lr=2.5e-4,
+    schedule="poly_held",
+    scale=(0.5, 0.75, 1.0, 1.25, 1.5),
+    scale_draw="set",
+    crop=321,
+    output_stride=8,
+    scales=(1.0,),
+    flip=False,
+    crf="P3",
+)
 """Spec refine-segment 6.3 to 6.5."""
 
 LARGEFOV_R38 = SegmentConfig(
-    network="largefov-r38", updates=20_000, batch=10, accumulate=2, lr=1e-3, schedule="poly_open", scale=(0.5, 1.5), crop=448,
-    hsv=10, output_stride=8, bn="batch", label_stride=1, scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75), crf="P4",
-)  # fmt: skip
-"""Spec refine-segment 7. Two parts of five images, because the released trainer's batch norms saw five on each of two GPUs."""
+    network="largefov-r38",
+    updates=20_000,
+    batch=10,
+    accumulate=2,
+    lr=1e-3,
+    schedule="poly_open",
+    scale=(0.5, 1.5),
+    crop=448,
+    hsv=10,
+    output_stride=8,
+    bn="batch",
+    label_stride=1,
+    scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
+    crf="P4",
+)
+"""Spec refine-segment 7. Two parts of five images, because the released trainer's batch norms saw
+five on each of two GPUs.
+"""
 
-PRESETS = {"aspp": SegmentConfig(), "deeplab-v2-r101": DEEPLAB_V2_R101, "largefov-r38": LARGEFOV_R38}
+PRESETS = {
+    "aspp": SegmentConfig(),
+    "deeplab-v2-r101": DEEPLAB_V2_R101,
+    "largefov-r38": LARGEFOV_R38,
+}
 
 
 def _text(values: tuple[Any, ...]) -> str:

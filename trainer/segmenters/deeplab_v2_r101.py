@@ -1,6 +1,8 @@
-"""``deeplab-v2-r101``: the segmenter of Mixup-CAM, MVA, SC-CAM and VWE, as deeplab-pytorch trains and tests it.
+"""``deeplab-v2-r101``: the segmenter of Mixup-CAM, MVA, SC-CAM and VWE, as deeplab-pytorch trains
+and tests it.
 
-Chen et al., TPAMI 2018; spec refine-segment 6. The network looks at three scales and takes the largest logit of each pixel.
+Chen et al., TPAMI 2018; spec refine-segment 6. The network looks at three scales and takes the
+largest logit of each pixel.
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ class DeepLabV2(Segmenter):
         config = self.config
         stride_on = CAFFE.stride_on if config.stride_on == "auto" else config.stride_on
         input = CAFFE.input if config.input == "auto" else config.input
-        return DeepLabV2ResNet101(self.num_classes + 1, config.rates, config.msc, stride_on, input, config.width)
+        return DeepLabV2ResNet101(
+            self.num_classes + 1, config.rates, config.msc, stride_on, input, config.width
+        )
 
     def load(self, network: nn.Module, path: Path) -> LoadReport:
         """See ``Segmenter``."""
@@ -71,26 +75,36 @@ class DeepLabV2(Segmenter):
     def groups(self, network: nn.Module) -> list[dict[str, Any]]:
         """See ``DeepLabV2ResNet101.param_groups``."""
         config = self.config
-        return cast(DeepLabV2ResNet101, network).param_groups(config.lr, config.weight_decay, config.new_factor)
+        return cast(DeepLabV2ResNet101, network).param_groups(
+            config.lr, config.weight_decay, config.new_factor
+        )
 
     def sample(self, image_HW3: Pixels, mask_HW: Pixels, rng: Rng) -> tuple[Tensor, Tensor]:
-        """Spec 6.3: scale, pad below and right by the mean colour and 255, crop, flip, subtract the mean.
+        """Spec 6.3: scale, pad below and right by the mean colour and 255, crop, flip, subtract the
+        mean.
 
-        The image is resized as OpenCV does it, bilinear between pixel centres without a wider filter where it shrinks; the
-        label as Pillow's nearest. Sides are cut to whole pixels.
+        The image is resized as OpenCV does it, bilinear between pixel centres without a wider
+        filter where it shrinks; the label as Pillow's nearest. Sides are cut to whole pixels.
         """
         crop, factor = self.config.crop, self.draw_scale(rng)
         height, width = (max(1, int(side * factor)) for side in mask_HW.shape)
-        label = np.asarray(Image.fromarray(mask_HW).resize((width, height), Image.Resampling.NEAREST))
+        label = np.asarray(
+            Image.fromarray(mask_HW).resize((width, height), Image.Resampling.NEAREST)
+        )
         top, left = (int(rng.integers(0, max(side - crop, 0) + 1)) for side in (height, width))
         mirrored = rng.random() < 0.5
         pixels = np.asarray(self.recolour(Image.fromarray(image_HW3), rng))
         planes = to_tensor(pixels.astype(np.float32))[None]
         planes = F.interpolate(planes, (height, width), mode="bilinear", align_corners=False)[0]
-        view = normalise(planes[:, top : top + crop, left : left + crop].permute(1, 2, 0).numpy(), self.pixels)
+        view = normalise(
+            planes[:, top : top + crop, left : left + crop].permute(1, 2, 0).numpy(), self.pixels
+        )
         cut = label[top : top + crop, left : left + crop]
         # The mean colour is zero once it is subtracted.
-        canvas, target = np.zeros((crop, crop, 3), np.float32), np.full((crop, crop), IGNORE, np.uint8)
+        canvas, target = (
+            np.zeros((crop, crop, 3), np.float32),
+            np.full((crop, crop), IGNORE, np.uint8),
+        )
         canvas[: len(view), : view.shape[1]], target[: len(cut), : cut.shape[1]] = view, cut
         if mirrored:
             canvas, target = canvas[:, ::-1], target[:, ::-1]
@@ -100,7 +114,9 @@ class DeepLabV2(Segmenter):
         """Sum over the scales and their maximum, each at its own size."""
         return multi_scale_loss(outputs, labels_BHW, self.config.balanced, weights_BHW)
 
-    def probabilities(self, network: nn.Module, views: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    def probabilities(
+        self, network: nn.Module, views: Sequence[Tensor], size: tuple[int, int]
+    ) -> Tensor:
         """Spec 6.5; the mean over views where more than the image itself were asked for (D14)."""
         return mean_probabilities(network, views, size, self.config.flip)
 

@@ -1,6 +1,8 @@
-"""``largefov-r38``: the segmenter of SEAM and CPN, as SEAM's segmentation code base trains and tests it.
+"""``largefov-r38``: the segmenter of SEAM and CPN, as SEAM's segmentation code base trains and
+tests it.
 
-Chen et al., ICLR 2015, on ResNet-38; spec refine-segment 7. Views of the test are merged by the mean of their logits.
+Chen et al., ICLR 2015, on ResNet-38; spec refine-segment 7. Views of the test are merged by the
+mean of their logits.
 """
 
 from __future__ import annotations
@@ -50,10 +52,14 @@ class LargeFOV(Segmenter):
     def groups(self, network: nn.Module) -> list[dict[str, Any]]:
         """See ``LargeFOVResNet38.param_groups``."""
         config = self.config
-        return cast(LargeFOVResNet38, network).param_groups(config.lr, config.weight_decay, config.new_factor)
+        return cast(LargeFOVResNet38, network).param_groups(
+            config.lr, config.weight_decay, config.new_factor
+        )
 
     def sample(self, image_HW3: Pixels, mask_HW: Pixels, rng: Rng) -> tuple[Tensor, Tensor]:
-        """Spec 7: shift colours, flip, scale (bicubic, nearest), normalise, crop or pad with 0 and 255 at a random place."""
+        """Spec 7: shift colours, flip, scale (bicubic, nearest), normalise, crop or pad with 0 and
+        255 at a random place.
+        """
         image = np.asarray(self.recolour(Image.fromarray(image_HW3), rng))
         if rng.random() < 0.5:
             image, mask_HW = image[:, ::-1], mask_HW[:, ::-1]
@@ -61,12 +67,20 @@ class LargeFOV(Segmenter):
         size = tuple(max(1, round(side * factor)) for side in mask_HW.shape)
         planes = to_tensor(image.astype(np.float32))[None]
         # OpenCV's cubic, which does not widen where it shrinks, and its 8 bits.
-        planes = F.interpolate(planes, size, mode="bicubic", align_corners=False)[0].round().clamp(0, 255)
-        label = F.interpolate(torch.from_numpy(mask_HW.copy())[None, None], size, mode="nearest")[0, 0].numpy()
+        planes = (
+            F.interpolate(planes, size, mode="bicubic", align_corners=False)[0]
+            .round()
+            .clamp(0, 255)
+        )
+        label = F.interpolate(torch.from_numpy(mask_HW.copy())[None, None], size, mode="nearest")[
+            0, 0
+        ].numpy()
         view = normalise(planes.permute(1, 2, 0).numpy(), self.pixels)
         parts: list[tuple[npt.NDArray[np.generic], float]] = [(view, 0.0), (label, IGNORE)]
         cut, target = random_crops(parts, self.config.crop, rng)
-        return to_tensor(cut.astype(np.float32, copy=False)), torch.from_numpy(target.astype(np.uint8, copy=False))
+        return to_tensor(cut.astype(np.float32, copy=False)), torch.from_numpy(
+            target.astype(np.uint8, copy=False)
+        )
 
     def criterion(self, outputs: Any, labels_BHW: Tensor, weights_BHW: Tensor | None) -> Tensor:
         """Cross-entropy at the size of the crop."""
@@ -76,7 +90,9 @@ class LargeFOV(Segmenter):
         """The image itself: its views are made of its normalised pixels, on the device."""
         return Views((1.0,))
 
-    def probabilities(self, network: nn.Module, views: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    def probabilities(
+        self, network: nn.Module, views: Sequence[Tensor], size: tuple[int, int]
+    ) -> Tensor:
         """See ``multi_scale_probabilities``."""
         return multi_scale_probabilities(network, views[0], self.config.scales, self.config.flip)
 
@@ -88,11 +104,14 @@ class LargeFOV(Segmenter):
 
 
 @torch.no_grad()
-def multi_scale_probabilities(network: nn.Module, images_B3HW: Tensor, scales: Sequence[float], flip: bool) -> Tensor:
+def multi_scale_probabilities(
+    network: nn.Module, images_B3HW: Tensor, scales: Sequence[float], flip: bool
+) -> Tensor:
     """Soft-max of the mean logits over scales and mirror images, ``[B,L,H,W]`` (spec 7, test).
 
-    Views are bicubic resizes of the normalised image; logits of each are resized to the image (bilinear, corners aligned)
-    and mirrored back before the mean. A view and its mirror image are one batch.
+    Views are bicubic resizes of the normalised image; logits of each are resized to the image
+    (bilinear, corners aligned) and mirrored back before the mean. A view and its mirror image are
+    one batch.
 
     Args:
         network: images ``[B,3,h,w]`` to logits ``[B,L,h,w]``, in eval mode.

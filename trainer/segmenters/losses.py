@@ -15,11 +15,12 @@ from trainer.data.dataset import IGNORE
 
 
 def resize_labels(labels_BHW: Tensor, size: Sequence[int]) -> Tensor:
-    """Labels ``[...,H,W]`` of any type -> ``[...,h,w]``: the pixel under the middle of each new one, on its device.
+    """Labels ``[...,H,W]`` of any type -> ``[...,h,w]``: the pixel under the middle of each new
+    one, on its device.
 
-    torch's ``nearest-exact`` in whole numbers, so that there is nothing to round; ``nearest`` takes others (spec 6.4, trap
-    13). Pillow's ``NEAREST`` is the same but for middles that lie on the edge of two pixels, where its rounding error
-    decides; the published crop of 321 has none.
+    torch's ``nearest-exact`` in whole numbers, so that there is nothing to round; ``nearest`` takes
+    others (spec 6.4, trap 13). Pillow's ``NEAREST`` is the same but for middles that lie on the
+    edge of two pixels, where its rounding error decides; the published crop of 321 has none.
     """
     if tuple(labels_BHW.shape[-2:]) == tuple(size):
         return labels_BHW
@@ -31,9 +32,13 @@ def resize_labels(labels_BHW: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def label_loss(
-    logits_BLhw: Tensor, labels_Bhw: Tensor, balanced: bool = False, weights_Bhw: Tensor | None = None
+    logits_BLhw: Tensor,
+    labels_Bhw: Tensor,
+    balanced: bool = False,
+    weights_Bhw: Tensor | None = None,
 ) -> Tensor:
-    """Mean cross-entropy over the pixels whose label is not 255; 0 where there are none. At least float32.
+    """Mean cross-entropy over the pixels whose label is not 255; 0 where there are none. At least
+    float32.
 
     Args:
         logits_BLhw: ``[B,L,h,w]``.
@@ -49,14 +54,19 @@ def label_loss(
     losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
     ground = (labels == 0).to(logits.dtype)
     parts = (known * ground, known * (1 - ground)) if balanced else (known,)
-    # Where nothing is known the mean would be 0/0; weights may be small, so the floor is smaller than one pixel's.
+    # Where nothing is known the mean would be 0/0; weights may be small, so the floor is smaller
+    # than one pixel's.
     return torch.stack([(losses * part).sum() / part.sum().clamp_min(1e-6) for part in parts]).sum()
 
 
 def multi_scale_loss(
-    logits: Sequence[Tensor], labels_BHW: Tensor, balanced: bool = False, weights_BHW: Tensor | None = None
+    logits: Sequence[Tensor],
+    labels_BHW: Tensor,
+    balanced: bool = False,
+    weights_BHW: Tensor | None = None,
 ) -> Tensor:
-    """Sum over the outputs of train mode of ``label_loss`` against the labels at each one's size (spec 6.4, D13).
+    """Sum over the outputs of train mode of ``label_loss`` against the labels at each one's size
+    (spec 6.4, D13).
 
     Labels are resized once for each distinct size, on their device.
 
@@ -68,5 +78,9 @@ def multi_scale_loss(
     """
     sizes = {level.shape[2:] for level in logits}
     labels = {size: resize_labels(labels_BHW, size) for size in sizes}
-    weights = {size: None if weights_BHW is None else resize_labels(weights_BHW, size) for size in sizes}
-    return torch.stack([label_loss(x, labels[x.shape[2:]], balanced, weights[x.shape[2:]]) for x in logits]).sum()
+    weights = {
+        size: None if weights_BHW is None else resize_labels(weights_BHW, size) for size in sizes
+    }
+    return torch.stack(
+        [label_loss(x, labels[x.shape[2:]], balanced, weights[x.shape[2:]]) for x in logits]
+    ).sum()

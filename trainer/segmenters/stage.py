@@ -1,6 +1,8 @@
-"""The stages ``segment`` and ``segment_full`` of a run: training on pseudo or on true masks, and the test.
+"""The stages ``segment`` and ``segment_full`` of a run: training on pseudo or on true masks, and
+the test.
 
-Each is a stage of its own, so that predictions can be made again, with other scales or another CRF, without another training.
+Each is a stage of its own, so that predictions can be made again, with other scales or another CRF,
+without another training.
 """
 
 from __future__ import annotations
@@ -79,16 +81,21 @@ def find_start(
         return Start("random")
     if config.init == "classifier" and own != backbone:
         raise ConfigError(
-            f"segment.init=classifier: the classifier is a {backbone}, and {config.network} is a {own}",
+            f"segment.init=classifier: the classifier is a {backbone}, and {config.network} is a"
+            f" {own}",
             f"--backbone {own}, or weights for a {own}",
             "--segmenter-weights FILE",
         )
-    if config.init == "classifier" or (config.init == "auto" and given is None and own == backbone and weights is None):
+    if config.init == "classifier" or (
+        config.init == "auto" and given is None and own == backbone and weights is None
+    ):
         return Start("classifier", knobs=tuple(kind.decided_by(None, config).items()))
     path = weights if given is None and own == backbone else _find(own, given, config.network)
     if path is None:
         raise ConfigError(
-            "segment.init=weights, and there are none", "weights", "--segmenter-weights FILE, or --weights FILE"
+            "segment.init=weights, and there are none",
+            "weights",
+            "--segmenter-weights FILE, or --weights FILE",
         )
     decided = kind.decided_by(path, config)
     segmenter = make_segmenter(replace(config, **decided), backbone, num_classes)
@@ -137,7 +144,9 @@ class Segmentation:
     seed: int
     device: str
 
-    def steps(self, name: str, inputs: Sequence[str], result: Callable[[Any], dict[str, Any]]) -> Steps:
+    def steps(
+        self, name: str, inputs: Sequence[str], result: Callable[[Any], dict[str, Any]]
+    ) -> Steps:
         """Name, key and work of the training and the test of ``segment`` or ``segment_full``.
 
         Args:
@@ -148,39 +157,72 @@ class Segmentation:
         every = result(self.config)
         sha = self.start.report.sha256 if self.start.report else self.start.source
         chosen = {k: v for k, v in every.items() if k not in TEST_KNOBS}
-        trained = stage_key(f"{name}_train", [self.backbone, sha, self.train_list, self.seed, chosen], inputs)
+        trained = stage_key(
+            f"{name}_train", [self.backbone, sha, self.train_list, self.seed, chosen], inputs
+        )
         asked = {k: v for k, v in every.items() if k in TEST_KNOBS}
         tested = stage_key(name, [asked, list(self.measured)], [trained])
-        return [(f"{name}_train", trained, partial(self.train, name)), (name, tested, partial(self.test, name))]
+        return [
+            (f"{name}_train", trained, partial(self.train, name)),
+            (name, tested, partial(self.test, name)),
+        ]
 
     def train(self, name: str, key: str) -> None:
         """Train on pseudo masks (``segment``) or on true masks (``segment_full``)."""
         true = name == "segment_full"
         masks = partial(segment.read_pseudo_mask, folder=self.run.path / "masks")
         left_out = set() if true else self.run.left_out
-        records = [r for r in self.training if r.id not in left_out and (not true or self.dataset.has_mask(r))]
+        records = [
+            r
+            for r in self.training
+            if r.id not in left_out and (not true or self.dataset.has_mask(r))
+        ]
         if not records:
-            raise DataError(f"no image of list {self.train_list!r} has a true mask", "masks for --supervision full")
+            raise DataError(
+                f"no image of list {self.train_list!r} has a true mask",
+                "masks for --supervision full",
+            )
         if not true:
             segment.check_masks(records, self.run.path / "masks")
         first = self.start.supervision(self.identity["initial"])
-        identity = {**self.identity, "initial": first, "supervision": "true masks" if true else "tags", "key": key}
+        identity = {
+            **self.identity,
+            "initial": first,
+            "supervision": "true masks" if true else "tags",
+            "key": key,
+        }
         with self.run.stage(f"{name}_train", key, folder=name) as stage:
             if not self._is_trained(stage.folder / "model.pt", key):
                 segmenter = make_segmenter(self.config, self.backbone, len(self.dataset.classes))
                 segment.train_segmenter(
-                    segmenter, self.fresh(), records, self.dataset.read_mask if true else masks, stage,
-                    Metrics(self.run.path / "metrics.csv", name), self.seed, identity, self.device,
-                )  # fmt: skip
+                    segmenter,
+                    self.fresh(),
+                    records,
+                    self.dataset.read_mask if true else masks,
+                    stage,
+                    Metrics(self.run.path / "metrics.csv", name),
+                    self.seed,
+                    identity,
+                    self.device,
+                )
 
     def test(self, name: str, key: str) -> None:
         """Predict every measured list."""
         with self.run.stage(name, key, folder=f"{name}/predictions") as stage:
             path = self.run.path / name / "model.pt"
-            segmenter, network, _ = segment.load(path, {"classes": self.identity["classes"]}, self.config)
+            segmenter, network, _ = segment.load(
+                path, {"classes": self.identity["classes"]}, self.config
+            )
             for measured in self.measured:
                 records = self.dataset.subset(measured)
-                segment.predict(segmenter, network, records, stage.folder / measured, f"{name} {measured}", self.device)
+                segment.predict(
+                    segmenter,
+                    network,
+                    records,
+                    stage.folder / measured,
+                    f"{name} {measured}",
+                    self.device,
+                )
                 stage.outputs[measured] = len(records)
 
     def fresh(self) -> nn.Module:

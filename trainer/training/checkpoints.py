@@ -43,7 +43,9 @@ class Checkpoints:
         return None
 
     def clear(self) -> None:
-        """Remove all, damaged and unfinished ones too: the training is over and its final weights are written."""
+        """Remove all, damaged and unfinished ones too: the training is over and its final weights
+        are written.
+        """
         for path in self.folder.glob("checkpoint-*"):
             path.unlink()
 

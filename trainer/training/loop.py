@@ -1,4 +1,5 @@
-"""The one training loop: poly SGD, mixed precision, checkpoints. Everything random is a function of (seed, step).
+"""The one training loop: poly SGD, mixed precision, checkpoints. Everything random is a function of
+(seed, step).
 
 A run that was killed and started again gives, on CPU, the same final weights to the last bit.
 """
@@ -33,7 +34,9 @@ LOG_EVERY = 10
 
 
 def step_rng(seed: int, step: int) -> np.random.Generator:
-    """Seed every generator for one step (dropout draws from torch's) and return the method's own."""
+    """Seed every generator for one step (dropout draws from torch's) and return the method's
+    own.
+    """
     mixed = int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
     torch.manual_seed(mixed)
     random.seed(mixed)
@@ -59,7 +62,9 @@ class Teacher:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and Ctrl-C set, instead of killing the process in the middle of a step."""
+    """An event that SIGTERM and Ctrl-C set, instead of killing the process in the middle of a
+    step.
+    """
     stop = threading.Event()
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -115,7 +120,9 @@ def train(
         TrainingError: a loss that is not finite, with the images of that batch.
         Interrupted: SIGTERM or Ctrl-C, after a checkpoint was written.
     """
-    trainer = _Trainer(module, loss, groups, samples, config, folder, metrics, seed, device, teacher)
+    trainer = _Trainer(
+        module, loss, groups, samples, config, folder, metrics, seed, device, teacher
+    )
     return trainer.run(title, after_epoch)
 
 
@@ -123,9 +130,18 @@ class _Trainer:
     """State of one training; ``run`` is the loop."""
 
     def __init__(
-        self, module: nn.Module, loss: LossFunction, groups: list[dict[str, Any]], samples: Samples, config: Training,
-        folder: Path, metrics: Metrics, seed: int, device: str, teacher: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        module: nn.Module,
+        loss: LossFunction,
+        groups: list[dict[str, Any]],
+        samples: Samples,
+        config: Training,
+        folder: Path,
+        metrics: Metrics,
+        seed: int,
+        device: str,
+        teacher: bool = False,
+    ) -> None:
         self.module, self.loss, self.samples, self.config = module, loss, samples, config
         self.metrics, self.seed = metrics, seed
         self.fabric = make_fabric(config.precision, device)
@@ -135,7 +151,9 @@ class _Trainer:
         optimizer = make_optimizer(groups, config)
         self.ema = _averaged(module, config.ema)
         self.last: dict[str, float] = {}
-        self.events = _tensorboard(folder) if config.tensorboard and self.fabric.is_global_zero else None
+        self.events = (
+            _tensorboard(folder) if config.tensorboard and self.fabric.is_global_zero else None
+        )
         self._restore(optimizer)
         if self.fabric.is_global_zero:
             metrics.rewind(self.step)
@@ -145,9 +163,15 @@ class _Trainer:
             self.ema.to(fabric.device).module.eval()
         self.teacher = Teacher(self.ema.module) if teacher and self.ema is not None else None
         self.batches = Batches(
-            len(samples.records), config.batch, config.epochs, seed, self.step, fabric.global_rank, fabric.world_size,
+            len(samples.records),
+            config.batch,
+            config.epochs,
+            seed,
+            self.step,
+            fabric.global_rank,
+            fabric.world_size,
             config.updates,
-        )  # fmt: skip
+        )
         if not self.batches.per_epoch:
             raise ConfigError("there is no image to train on", "a training list with images")
         self.total = self.batches.total
@@ -163,7 +187,8 @@ class _Trainer:
             optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise WeightsError(
-                f"the checkpoint in {self.checkpoints.folder} belongs to another model: {str(error).splitlines()[0]}",
+                f"the checkpoint in {self.checkpoints.folder} belongs to another model:"
+                f" {str(error).splitlines()[0]}",
                 "a checkpoint of the same method, backbone and classes",
                 "choose another --run, or remove the checkpoint",
             ) from error
@@ -172,13 +197,21 @@ class _Trainer:
             self.ema.load_state_dict(state["ema"])
         self.step, self.last = int(state["step"]), state.get("last", {})
 
-    def run(self, title: str, after_epoch: Callable[[int], dict[str, float]] | None) -> dict[str, float]:
+    def run(
+        self, title: str, after_epoch: Callable[[int], dict[str, float]] | None
+    ) -> dict[str, float]:
         fabric, config = self.fabric, self.config
         workers = default_workers() if config.workers < 0 else config.workers
-        loader = training_loader(self.samples, self.batches, workers, pin=fabric.device.type == "cuda")
+        loader = training_loader(
+            self.samples, self.batches, workers, pin=fabric.device.type == "cuda"
+        )
         saved = time.monotonic()
         self.module.train()
-        with make_progress(fabric.is_global_zero) as bar, stop_signals() as stop, contextlib.closing(loader):
+        with (
+            make_progress(fabric.is_global_zero) as bar,
+            stop_signals() as stop,
+            contextlib.closing(loader),
+        ):
             task = bar.add_task(title, total=self.total, completed=self.step, status="")
             asked = time.monotonic()
             for names, *tensors in loader:
@@ -198,7 +231,8 @@ class _Trainer:
                     saved = time.monotonic()
                 if stop.is_set():
                     raise Interrupted(
-                        f"{title}: stopped after step {self.step} of {self.total}; run the same command to go on"
+                        f"{title}: stopped after step {self.step} of {self.total}; run the same"
+                        " command to go on"
                     )
                 asked = time.monotonic()
         if self.ema is not None:
@@ -218,7 +252,9 @@ class _Trainer:
         sums: dict[str, torch.Tensor] = {}
         for i, part in enumerate(parts):
             share = len(part[0]) / len(tensors[0])
-            with self.fabric.no_backward_sync(self.wrapped, enabled=i < len(parts) - 1 and self.fabric.world_size > 1):
+            with self.fabric.no_backward_sync(
+                self.wrapped, enabled=i < len(parts) - 1 and self.fabric.world_size > 1
+            ):
                 terms = self.wrapped(*part, rng, **asked)
                 self.fabric.backward(torch.stack([t.float() for t in terms.values()]).sum() * share)
             for name, term in terms.items():
@@ -240,7 +276,8 @@ class _Trainer:
             if not np.isfinite(values["loss"]):
                 shown = ", ".join(f"{k} {v}" for k, v in values.items())
                 raise TrainingError(
-                    f"the loss is not finite at step {step}: {shown}; images of that batch: {', '.join(names)}",
+                    f"the loss is not finite at step {step}: {shown}; images of that batch:"
+                    f" {', '.join(names)}",
                     "a finite loss",
                     "a lower rate (--set classify.lr=...), or --set classify.precision=fp32",
                 )
@@ -275,9 +312,11 @@ class _Trainer:
         if self.pending:
             self._flush()
         state = {
-            "model": self.module.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step,
+            "model": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
             "last": self.last,
-        }  # fmt: skip
+        }
         state["precision"] = self.fabric.strategy.precision.state_dict()
         if self.ema is not None:
             state["ema"] = self.ema.state_dict()
@@ -308,6 +347,8 @@ def _tensorboard(folder: Path) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ConfigError(
-            "tensorboard is not installed", "tensorboard=off, or the package", "pip install 'wsss[tensorboard]'"
+            "tensorboard is not installed",
+            "tensorboard=off, or the package",
+            "pip install 'wsss[tensorboard]'",
         ) from error
     return SummaryWriter(folder / "tensorboard")

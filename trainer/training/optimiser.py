@@ -18,22 +18,26 @@ class Training:
 
     Attributes:
         epochs: passes over the training list.
-        updates: number of updates in all, whatever the length of the list; 0 is what ``epochs`` make.
+        updates: number of updates in all, whatever the length of the list; 0 is what ``epochs``
+            make.
         batch: images per update, over all devices and accumulated parts.
         accumulate: parts that a batch is cut into, each a forward and backward of its own.
         optimizer: ``sgd`` with the poly schedule, or ``adam`` with the same schedule.
         lr: learning rate of the backbone.
         new_factor: learning rate of new layers, as a multiple of ``lr``.
         weight_decay: L2 penalty.
-        momentum: a number, or ``code``: the released trainers hand the weight decay to SGD's momentum by accident, so
-            their momentum is ~0 (discrepancy D-GEN-1, spec trap 1); published figures were made that way.
-        schedule: ``poly``; ``poly_held``: changes every 10 updates only (deeplab-pytorch); ``poly_open``: T is one more than
-            there are updates (SEAM's segmentation); ``cosine`` to 0 after the warm-up; ``cosine_epochs``: the same, but a
-            unit is an epoch: warm-up over 500 of them, 0 at 1000, as MVA's teacher was trained by accident.
+        momentum: a number, or ``code``: the released trainers hand the weight decay to SGD's
+            momentum by accident, so their momentum is ~0 (discrepancy D-GEN-1, spec trap 1);
+            published figures were made that way.
+        schedule: ``poly``; ``poly_held``: changes every 10 updates only (deeplab-pytorch);
+            ``poly_open``: T is one more than there are updates (SEAM's segmentation); ``cosine`` to
+            0 after the warm-up; ``cosine_epochs``: the same, but a unit is an epoch: warm-up over
+            500 of them, 0 at 1000, as MVA's teacher was trained by accident.
         poly_power: exponent of the schedule lr * (1 - t/T)^power.
         warmup: updates over which the rate rises linearly at first; 0 as published.
         ema: decay of the averaged weights that are kept at the end; 0 is off.
-        precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: bf16 where the processor has units for it.
+        precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: bf16 where the processor has units for
+            it.
         clip: largest gradient norm; 0 is off, as published.
         workers: loader processes; -1 chooses by cores.
         checkpoint_minutes: time between checkpoints.
@@ -64,11 +68,15 @@ class Training:
             if getattr(self, knob) < 1:
                 raise ConfigError(f"{knob}={getattr(self, knob)}", "at least 1")
         if self.updates < 0:
-            raise ConfigError(f"updates={self.updates}", "a number of updates, or 0 for what the epochs make")
+            raise ConfigError(
+                f"updates={self.updates}", "a number of updates, or 0 for what the epochs make"
+            )
 
 
 def poly(step: int, total: int, power: float = 0.9) -> float:
-    """Factor of the learning rate at update ``step`` (from 0): (1 - t/T)^power, held at its last value after T."""
+    """Factor of the learning rate at update ``step`` (from 0): (1 - t/T)^power, held at its last
+    value after T.
+    """
     return float((1 - min(step, total - 1) / total) ** power)
 
 
@@ -83,7 +91,9 @@ def open_poly(step: int, total: int, power: float = 0.9) -> float:
 
 
 def make_optimizer(groups: list[dict[str, Any]], config: Training) -> torch.optim.Optimizer:
-    """SGD (no Nesterov, no dampening) or Adam over groups that carry their own ``lr`` and ``weight_decay``."""
+    """SGD (no Nesterov, no dampening) or Adam over groups that carry their own ``lr`` and
+    ``weight_decay``.
+    """
     if config.optimizer == "adam":
         optimizer: torch.optim.Optimizer = torch.optim.Adam(groups, lr=config.lr)
     else:
@@ -95,7 +105,9 @@ def make_optimizer(groups: list[dict[str, Any]], config: Training) -> torch.opti
 
 
 def cosine(step: int, total: int, warmup: int) -> float:
-    """Factor at update ``step``: linear from 0 over ``warmup`` updates, then half a cosine to 0 at ``total``."""
+    """Factor at update ``step``: linear from 0 over ``warmup`` updates, then half a cosine to 0 at
+    ``total``.
+    """
     if step < warmup:
         return step / warmup
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))

@@ -1,4 +1,6 @@
-"""The cache of pretrained weights: find, list, fetch and import files, each with a note of where it came from."""
+"""The cache of pretrained weights: find, list, fetch and import files, each with a note of where it
+came from.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,8 @@ class StoredWeights:
 
 
 def find_weights(name: str, path: Path | str | None = None, cache_dir: Path | None = None) -> Path:
-    """The weight file to use: ``path`` when given, else the cached one, else torchvision's, fetched once.
+    """The weight file to use: ``path`` when given, else the cached one, else torchvision's, fetched
+    once.
 
     Args:
         name: one of ``NAMES``.
@@ -65,12 +68,15 @@ def find_weights(name: str, path: Path | str | None = None, cache_dir: Path | No
 
     Raises:
         ConfigError: unknown network.
-        WeightsError: no such file, or nothing cached and no way to fetch it; says which file to bring and how.
+        WeightsError: no such file, or nothing cached and no way to fetch it; says which file to
+        bring and how.
     """
     _check_name(name)
     if path is not None:
         if not Path(path).is_file():
-            raise WeightsError(f"{path} is not a file", f"a weight file for {name}", "wsss-trainer weights list")
+            raise WeightsError(
+                f"{path} is not a file", f"a weight file for {name}", "wsss-trainer weights list"
+            )
         return Path(path)
     folder = cache_dir or cache_folder()
     cached = folder / f"{name}.weights"
@@ -85,11 +91,13 @@ def list_weights(cache_dir: Path | None = None) -> list[StoredWeights]:
 
 
 def fetch_weights(name: str, cache_dir: Path | None = None) -> StoredWeights:
-    """Bring torchvision's ImageNet file (V1) of network ``name`` into the cache, if need be from torch's own cache.
+    """Bring torchvision's ImageNet file (V1) of network ``name`` into the cache, if need be from
+    torch's own cache.
 
     Raises:
         ConfigError: unknown network.
-        WeightsError: there is no public file, no network, or another file came; says which file to bring and how.
+        WeightsError: there is no public file, no network, or another file came; says which file to
+        bring and how.
     """
     _check_name(name)
     folder = cache_dir or cache_folder()
@@ -97,7 +105,8 @@ def fetch_weights(name: str, cache_dir: Path | None = None) -> StoredWeights:
     if url is None:
         raise WeightsError(
             f"there are no weights for {name} in {folder}, and none that can be fetched",
-            f"{RESNET38_FILE} (ImageNet, MXNet) or a released WSSS checkpoint such as res38_cls.pth",
+            f"{RESNET38_FILE} (ImageNet, MXNet) or a released WSSS checkpoint such as"
+            " res38_cls.pth",
             f"bring one of them, then: wsss-trainer weights import FILE --as {name}",
         )
     from torch import hub
@@ -118,10 +127,12 @@ def import_weights(
     supervision: str | None = None,
     source: str | None = None,
 ) -> StoredWeights:
-    """Check that ``file`` fits network ``name``, and put it into the cache under its names, with a JSON file beside it.
+    """Check that ``file`` fits network ``name``, and put it into the cache under its names, with a
+    JSON file beside it.
 
-    Reads torchvision's files, the Caffe layout of deeplab-pytorch, MXNet's ``.params`` and released WSSS checkpoints. A file
-    whose names are the network's already is copied as it is; others are converted, and heads that have no place kept.
+    Reads torchvision's files, the Caffe layout of deeplab-pytorch, MXNet's ``.params`` and released
+    WSSS checkpoints. A file whose names are the network's already is copied as it is; others are
+    converted, and heads that have no place kept.
 
     Args:
         file: anything that the network's loader reads.
@@ -165,13 +176,21 @@ def import_weights(
     return _stored(name, folder)
 
 
-def _read_into(name: str, file: Path, checkpoint: Checkpoint) -> tuple[LoadReport, dict[str, Tensor], dict[str, str]]:
-    """What was loaded, the tensors by the network's own names with unused heads beside them, and the layout where it matters."""
+def _read_into(
+    name: str, file: Path, checkpoint: Checkpoint
+) -> tuple[LoadReport, dict[str, Tensor], dict[str, str]]:
+    """What was loaded, the tensors by the network's own names with unused heads beside them, and
+    the layout where it matters.
+    """
     from trainer.nets.deeplab_v2 import CAFFE, DeepLabV2ResNet101, layout_of, load_deeplab_v2
     from trainer.nets.largefov import LargeFOVResNet38, load_largefov
 
     layout: dict[str, str] = {}
-    heads = [t for n, t in checkpoint.tensors.items() if n.endswith(("aspp.c0.weight", "cls_conv.weight"))]
+    heads = [
+        t
+        for n, t in checkpoint.tensors.items()
+        if n.endswith(("aspp.c0.weight", "cls_conv.weight"))
+    ]
     classes = len(heads[0]) if heads else 21
     if name == "deeplab-v2-r101":
         made_for = layout_of(file) or CAFFE
@@ -179,7 +198,9 @@ def _read_into(name: str, file: Path, checkpoint: Checkpoint) -> tuple[LoadRepor
         deeplab = DeepLabV2ResNet101(classes, stride_on=made_for.stride_on, input=made_for.input)
         report = load_deeplab_v2(deeplab, file)
         if lost := [n for n in report.missing if not n.startswith("aspp.")]:
-            raise WeightsError(f"{file} lacks {', '.join(lost[:3])}", "every tensor of the network before its head")
+            raise WeightsError(
+                f"{file} lacks {', '.join(lost[:3])}", "every tensor of the network before its head"
+            )
         state = deeplab.state_dict() if heads else _without(deeplab.base.state_dict(), "aspp.")
     elif name == "largefov-r38":
         largefov = LargeFOVResNet38(classes)
@@ -214,7 +235,9 @@ def cache_folder() -> Path:
 
 def _check_name(name: str) -> None:
     if name not in NAMES:
-        raise ConfigError(f"unknown backbone {name!r}", nearest(name, NAMES), "use one of these names")
+        raise ConfigError(
+            f"unknown backbone {name!r}", nearest(name, NAMES), "use one of these names"
+        )
 
 
 def _stored(name: str, folder: Path) -> StoredWeights:
@@ -234,12 +257,16 @@ def _stored(name: str, folder: Path) -> StoredWeights:
 
 
 def _url(name: str) -> str | None:
-    """Where torchvision keeps its first ImageNet weights; the second ones were trained with other recipes."""
+    """Where torchvision keeps its first ImageNet weights; the second ones were trained with other
+    recipes.
+    """
     if name in ("resnet38", "largefov-r38"):
         return None
     from torchvision.models import get_model_weights
 
-    return str(get_model_weights("resnet101" if name == "deeplab-v2-r101" else name).IMAGENET1K_V1.url)
+    return str(
+        get_model_weights("resnet101" if name == "deeplab-v2-r101" else name).IMAGENET1K_V1.url
+    )
 
 
 def _sha_prefix(url: str) -> str:
@@ -256,19 +283,29 @@ def _download(url: str, target: Path, backbone: str) -> None:
 
     file_name = url.rsplit("/", 1)[-1]
     bring = (
-        f"{file_name} (torchvision's ImageNet weights of {backbone}, from {url}), or another file for this network",
+        (
+            f"{file_name} (torchvision's ImageNet weights of {backbone}, from {url}), or another"
+            " file for this network"
+        ),
         f"bring it by other means, then: wsss-trainer weights import FILE --as {backbone}",
     )
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, target.open("wb") as file:
+        with (
+            urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response,
+            target.open("wb") as file,
+        ):
             size = int(response.headers.get("Content-Length") or 0)
             with wrap_file(response, size, description=file_name, transient=True) as reader:
                 shutil.copyfileobj(reader, file)
     except (OSError, http.client.HTTPException) as error:
-        raise WeightsError(f"no network? {file_name} could not be fetched: {error}", *bring) from error
+        raise WeightsError(
+            f"no network? {file_name} could not be fetched: {error}", *bring
+        ) from error
     sha256, prefix = file_sha256(target), _sha_prefix(url)
     if not sha256.startswith(prefix):
-        raise WeightsError(f"{url} gave another file: its sha256 is {sha256}, not {prefix}...", *bring)
+        raise WeightsError(
+            f"{url} gave another file: its sha256 is {sha256}, not {prefix}...", *bring
+        )
 
 
 @contextmanager

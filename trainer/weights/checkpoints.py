@@ -1,4 +1,6 @@
-"""Read any weight file into named tensors without running code from it, and say what it seems to be."""
+"""Read any weight file into named tensors without running code from it, and say what it seems to
+be.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,14 @@ from trainer.weights.supervision import UNKNOWN, chained
 
 # Where training scripts put the state dict when a checkpoint holds more than that.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "state")
-WSSS_HEADS = ("fc8.weight", "fc8_20.weight", "f8_3.weight", "newly_added.0.weight", "VWE.centroid", "fc_a.weight")
+WSSS_HEADS = (
+    "fc8.weight",
+    "fc8_20.weight",
+    "f8_3.weight",
+    "newly_added.0.weight",
+    "VWE.centroid",
+    "fc_a.weight",
+)
 CAFFE_STEM = "layer1.conv1.conv.weight"
 IMAGENET_HEADS = ("fc.weight", "classifier.1.weight", "linear1000_weight")
 RESNET_DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
@@ -38,9 +47,10 @@ class Checkpoint:
 
     Attributes:
         tensors: by name; MXNet names already translated to those of ResNet-38.
-        kind: ``torchvision``, ``released WSSS checkpoint``, ``wsss run``, ``MXNet`` or ``state dict``.
-        supervision: what trained it, as far as the file tells: ``ImageNet tags``, ``image tags``, ``COCO masks`` or
-            ``unknown``.
+        kind: ``torchvision``, ``released WSSS checkpoint``, ``wsss run``, ``MXNet`` or ``state
+            dict``.
+        supervision: what trained it, as far as the file tells: ``ImageNet tags``, ``image tags``,
+            ``COCO masks`` or ``unknown``.
         classes: of a run's own classifier; other files do not say theirs.
         identity: what a run's own file says of itself; empty for other files.
     """
@@ -56,12 +66,18 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a PyTorch or MXNet weight file.
 
     Raises:
-        WeightsError: no such file, damaged, not a weight file, or a pickle that would run code (it is not run).
+        WeightsError: no such file, damaged, not a weight file, or a pickle that would run code (it
+        is not run).
     """
     if not path.is_file():
-        raise WeightsError(f"{path} is not a file", "a weight file (.pth or .params)", "wsss-trainer weights list")
+        raise WeightsError(
+            f"{path} is not a file", "a weight file (.pth or .params)", "wsss-trainer weights list"
+        )
     if is_mxnet(path):
-        arrays = {resnet38_name(name): torch.from_numpy(array) for name, array in read_params(path).items()}
+        arrays = {
+            resnet38_name(name): torch.from_numpy(array)
+            for name, array in read_params(path).items()
+        }
         return Checkpoint(arrays, "MXNet", _supervision(arrays, "MXNet", path.name))
     content = _unpickle(path)
     tensors = _state_dict(path, content)
@@ -84,8 +100,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def best_prefix(names: Iterable[str], wanted: Iterable[str]) -> str:
     """The prefix under which most of ``wanted`` are found among ``names``, the shortest of equals.
 
-    Released checkpoints carry ``module.``, ``model.``, ``resnet50.``, ``backbone.`` and combinations, some of them a
-    network more than once (spec methods 4.2 and 5).
+    Released checkpoints carry ``module.``, ``model.``, ``resnet50.``, ``backbone.`` and
+    combinations, some of them a network more than once (spec methods 4.2 and 5).
     """
     targets = set(wanted)
     counts: Counter[str] = Counter()
@@ -112,11 +128,16 @@ def architecture(tensors: Mapping[str, Tensor]) -> str | None:
 
 def _resnet(tensors: Mapping[str, Tensor]) -> str | None:
     """Which torchvision ResNet, or None."""
-    first = next((name for name in tensors if ("." + name).endswith(".layer1.0.conv2.weight")), None)
+    first = next(
+        (name for name in tensors if ("." + name).endswith(".layer1.0.conv2.weight")), None
+    )
     if first is None:
         return None
     prefix = first.removesuffix("layer1.0.conv2.weight")
-    blocks = tuple(sum(f"{prefix}layer{i}.{j}.conv1.weight" in tensors for j in range(64)) for i in (1, 2, 3, 4))
+    blocks = tuple(
+        sum(f"{prefix}layer{i}.{j}.conv1.weight" in tensors for j in range(64))
+        for i in (1, 2, 3, 4)
+    )
     depth = RESNET_DEPTHS.get((f"{prefix}layer1.0.conv3.weight" in tensors, blocks))
     if depth is None:
         return None
@@ -133,7 +154,10 @@ def _ends(tensors: Mapping[str, Tensor], endings: tuple[str, ...]) -> bool:
 
 def _head_size(tensors: Mapping[str, Tensor]) -> int | None:
     """Classes of the classification head of an ImageNet file, or None."""
-    return next((len(tensors[head]) for head in IMAGENET_HEADS if head in tensors and tensors[head].ndim), None)
+    return next(
+        (len(tensors[head]) for head in IMAGENET_HEADS if head in tensors and tensors[head].ndim),
+        None,
+    )
 
 
 def _supervision(tensors: Mapping[str, Tensor], kind: str, file_name: str) -> str:
@@ -143,8 +167,11 @@ def _supervision(tensors: Mapping[str, Tensor], kind: str, file_name: str) -> st
         return "masks, true or pseudo ones (it is a segmenter)"
     if kind == "released WSSS checkpoint":
         return "image tags"
-    # deeplab-pytorch's file has COCO's 91 labels; copies of it without that head are known by their name only.
-    coco = _head_size(tensors) == 91 or (_ends(tensors, (CAFFE_STEM,)) and "coco" in file_name.lower())
+    # deeplab-pytorch's file has COCO's 91 labels; copies of it without that head are known by their
+    # name only.
+    coco = _head_size(tensors) == 91 or (
+        _ends(tensors, (CAFFE_STEM,)) and "coco" in file_name.lower()
+    )
     if coco or _ends(tensors, ("aux_classifier.4.weight",)):
         return "COCO masks"
     return UNKNOWN
@@ -156,7 +183,8 @@ def _unpickle(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    # Arbitrary bytes make the unpickler fail in arbitrary ways, and each of them means the same to the user.
+    # Arbitrary bytes make the unpickler fail in arbitrary ways, and each of them means the same to
+    # the user.
     except Exception as error:
         raise _unreadable(path, str(error)) from error
 
@@ -164,19 +192,29 @@ def _unpickle(path: Path) -> Any:
 def _unreadable(path: Path, reason: str) -> WeightsError:
     with path.open("rb") as file:
         start = file.read(64).lstrip().lower()
-    expected, hint = "a PyTorch (.pth) or MXNet (.params) weight file", "download or copy the file again"
+    expected, hint = (
+        "a PyTorch (.pth) or MXNet (.params) weight file",
+        "download or copy the file again",
+    )
     if start.startswith(b"<"):
-        return WeightsError(f"{path} is a web page: the download went to a page instead of the file", expected, hint)
+        return WeightsError(
+            f"{path} is a web page: the download went to a page instead of the file", expected, hint
+        )
     if start.startswith(b"version https://git-lfs"):
-        return WeightsError(f"{path} is a Git LFS pointer, not the file itself", expected, "git lfs pull")
+        return WeightsError(
+            f"{path} is a Git LFS pointer, not the file itself", expected, "git lfs pull"
+        )
     if "TorchScript" in reason:
-        return WeightsError(f"{path} is a TorchScript program", expected, "torch.save(model.state_dict(), FILE)")
+        return WeightsError(
+            f"{path} is a TorchScript program", expected, "torch.save(model.state_dict(), FILE)"
+        )
     named = re.search(r"GLOBAL (\S+)", reason)
     if named:
         return WeightsError(
             f"{path} holds objects or code ({named[1]}), not only tensors; nothing of it was run",
             expected,
-            "where you trust the file, save only its state dict: torch.save(checkpoint['state_dict'], NEW_FILE)",
+            "where you trust the file, save only its state dict:"
+            " torch.save(checkpoint['state_dict'], NEW_FILE)",
         )
     return WeightsError(f"{path} is truncated, damaged or not a weight file", expected, hint)
 

@@ -1,4 +1,6 @@
-"""``wsss-trainer weights export``: a trained segmenter as a plain state dict, and a note of what made it beside it."""
+"""``wsss-trainer weights export``: a trained segmenter as a plain state dict, and a note of what
+made it beside it.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,9 @@ from trainer.weights.loading import file_sha256
 def export_weights(run_dir: Path, out: Path, stage: str = "segment") -> dict[str, Any]:
     """Write the segmenter of a run to ``out``, under the released names where its network has some.
 
-    ``deeplab-v2-r101`` has those of deeplab-pytorch with its wrapper (``base.``), ``largefov-r38`` those of SEAM's segmentation
-    code base, ``aspp`` torchvision's after ``backbone.``. The JSON beside ``out`` is what reading it again goes by.
+    ``deeplab-v2-r101`` has those of deeplab-pytorch with its wrapper (``base.``), ``largefov-r38``
+    those of SEAM's segmentation code base, ``aspp`` torchvision's after ``backbone.``. The JSON
+    beside ``out`` is what reading it again goes by.
 
     Args:
         run_dir: the run.
@@ -37,11 +40,17 @@ def export_weights(run_dir: Path, out: Path, stage: str = "segment") -> dict[str
         ConfigError: ``out`` is its own note.
     """
     if out.suffix in ("", ".json"):
-        raise ConfigError(f"--out {out}", "a file for weights, whose note gets the ending .json", "--out segmenter.pth")
+        raise ConfigError(
+            f"--out {out}",
+            "a file for weights, whose note gets the ending .json",
+            "--out segmenter.pth",
+        )
     run = Run.existing(run_dir)
     path = run.path / stage / "model.pt"
     if run.manifest["stages"].get(stage, {}).get("status") != "done" or not path.exists():
-        raise RunError(f"{run_dir} has no finished stage {stage!r}", "a trained segmenter", "wsss-trainer fit")
+        raise RunError(
+            f"{run_dir} has no finished stage {stage!r}", "a trained segmenter", "wsss-trainer fit"
+        )
     segmenter, network, _ = segment.load(path, {})
     checkpoint = read_checkpoint(path)
     buffer = io.BytesIO()
@@ -56,7 +65,11 @@ def export_weights(run_dir: Path, out: Path, stage: str = "segment") -> dict[str
         "kind": "exported wsss run",
         "exported": datetime.now(UTC).isoformat(timespec="seconds"),
         "tensors": len(network.state_dict()),
-        **({"stride_on": network.stride_on, "input": network.input} if hasattr(network, "stride_on") else {}),
+        **(
+            {"stride_on": network.stride_on, "input": network.input}
+            if hasattr(network, "stride_on")
+            else {}
+        ),
     }
     write_atomic(out.with_suffix(".json"), (json.dumps(note, indent=1) + "\n").encode())
     return note

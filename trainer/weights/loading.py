@@ -23,13 +23,16 @@ SEGMENTER_HEADS = ("aspp.c0.weight", "cls_conv.weight")
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What ``load_backbone`` did. ``print`` it: one line, two when something was missing or left over.
+    """What ``load_backbone`` did. ``print`` it: one line, two when something was missing or left
+    over.
 
     Attributes:
         path: the file.
         sha256: of the file, hexadecimal.
-        kind: ``torchvision``, ``released WSSS checkpoint``, ``wsss run``, ``MXNet`` or ``state dict``.
-        supervision: ``ImageNet tags``, ``image tags``, ``masks``, ``COCO masks``, ``unknown``, or as said at import.
+        kind: ``torchvision``, ``released WSSS checkpoint``, ``wsss run``, ``MXNet`` or ``state
+            dict``.
+        supervision: ``ImageNet tags``, ``image tags``, ``masks``, ``COCO masks``, ``unknown``, or
+            as said at import.
         loaded: names of the module that got a value.
         missing: names of the module that the file does not have; they keep the values they had.
         unexpected: names of the file that the module does not have, such as its old head.
@@ -55,11 +58,15 @@ class LoadReport:
         return "\n".join([line, "  " + "; ".join(rest)]) if rest else line
 
 
-def load_backbone(module: nn.Module, path: Path | str, content: Checkpoint | None = None) -> LoadReport:
-    """Copy the weights of a file, or its ``content`` where that is read already, into ``module``, offline.
+def load_backbone(
+    module: nn.Module, path: Path | str, content: Checkpoint | None = None
+) -> LoadReport:
+    """Copy the weights of a file, or its ``content`` where that is read already, into ``module``,
+    offline.
 
-    Reads torchvision ``.pth`` files, released WSSS checkpoints (spec methods 4.2 and 5, whatever prefix their names
-    carry) and MXNet ``.params`` (4.4). Heads and counters of batch norm are left out. Nothing is changed on error.
+    Reads torchvision ``.pth`` files, released WSSS checkpoints (spec methods 4.2 and 5, whatever
+    prefix their names carry) and MXNet ``.params`` (4.4). Heads and counters of batch norm are left
+    out. Nothing is changed on error.
 
     Raises:
         WeightsError: not a weight file, or of another network; says which one it looks like.
@@ -68,9 +75,13 @@ def load_backbone(module: nn.Module, path: Path | str, content: Checkpoint | Non
 
     path = Path(path)
     checkpoint = content or read_checkpoint(path)
-    wanted = {name: tensor for name, tensor in module.state_dict().items() if not name.endswith(COUNTER)}
+    wanted = {
+        name: tensor for name, tensor in module.state_dict().items() if not name.endswith(COUNTER)
+    }
     prefix = best_prefix(checkpoint.tensors, wanted)
-    given = {n.removeprefix(prefix): t for n, t in checkpoint.tensors.items() if n.startswith(prefix)}
+    given = {
+        n.removeprefix(prefix): t for n, t in checkpoint.tensors.items() if n.startswith(prefix)
+    }
     loaded = {name: given[name] for name in wanted if name in given}
     missing = tuple(name for name in wanted if name not in given)
     _check_fit(path, checkpoint, wanted, loaded, missing)
@@ -87,7 +98,8 @@ def load_backbone(module: nn.Module, path: Path | str, content: Checkpoint | Non
         unexpected=tuple(
             name
             for name in checkpoint.tensors
-            if not name.endswith(COUNTER) and not (name.startswith(prefix) and name.removeprefix(prefix) in wanted)
+            if not name.endswith(COUNTER)
+            and not (name.startswith(prefix) and name.removeprefix(prefix) in wanted)
         ),
     )
 
@@ -99,7 +111,9 @@ def _check_fit(
     loaded: dict[str, Tensor],
     missing: tuple[str, ...],
 ) -> None:
-    """Refuse a file of another network: small ones can be contained in large ones, so names alone do not tell."""
+    """Refuse a file of another network: small ones can be contained in large ones, so names alone
+    do not tell.
+    """
     from trainer.weights.checkpoints import architecture
 
     seen, own = architecture(checkpoint.tensors), architecture(wanted)
@@ -111,17 +125,24 @@ def _check_fit(
         reason = f"this looks like {seen}"
     elif reshaped:
         name = reshaped[0]
-        reason = f"{name} has shape {tuple(loaded[name].shape)} instead of {tuple(wanted[name].shape)}"
+        reason = (
+            f"{name} has shape {tuple(loaded[name].shape)} instead of {tuple(wanted[name].shape)}"
+        )
         if name.endswith(SEGMENTER_HEADS):
             counts = (len(tensors[name]) - 1 for tensors in (loaded, wanted))
-            reason += ": it is a segmenter of {} classes and background, and this one has {}".format(*counts)
+            reason += (
+                ": it is a segmenter of {} classes and background, and this one has {}".format(
+                    *counts
+                )
+            )
     else:
         reason = f"{len(missing)} of {len(wanted)} tensors are missing, such as {missing[0]}"
         reason += f"; it holds {_some(tuple(checkpoint.tensors))}"
     first = next(iter(wanted))
     raise WeightsError(
         f"{path} does not fit: {reason}",
-        f"weights of {own or 'the network'}: {len(wanted)} tensors such as {first} {tuple(wanted[first].shape)}",
+        f"weights of {own or 'the network'}: {len(wanted)} tensors such as {first}"
+        f" {tuple(wanted[first].shape)}",
         "choose the backbone that the file is for, or see wsss-trainer weights list",
     )
 
@@ -138,7 +159,8 @@ def file_sha256(path: Path) -> str:
 
 
 def noted_beside(path: Path, sha256: str | None = None) -> dict[str, Any]:
-    """What was noted in the JSON beside ``path`` when it was written, or nothing when it is another file by now.
+    """What was noted in the JSON beside ``path`` when it was written, or nothing when it is another
+    file by now.
 
     Args:
         path: a weight file.

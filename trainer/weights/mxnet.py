@@ -19,7 +19,9 @@ SHAPE64_MAGIC = 0xF993FAC8
 MAX_DIMENSIONS = 8
 DTYPES = {0: "<f4", 1: "<f8", 2: "<f2", 3: "u1", 4: "<i4", 6: "<i8"}
 
-_BLOCK_NAME = re.compile(r"(res|bn)(\d)(?:a|b(\d+))_(branch\w+?)_(weight|gamma|beta|moving_mean|moving_var)")
+_BLOCK_NAME = re.compile(
+    r"(res|bn)(\d)(?:a|b(\d+))_(branch\w+?)_(weight|gamma|beta|moving_mean|moving_var)"
+)
 _STATISTIC = {
     "gamma": "weight",
     "beta": "bias",
@@ -60,7 +62,8 @@ def is_mxnet(path: Path) -> bool:
 def read_params(path: Path) -> dict[str, npt.NDArray[Any]]:
     """Every array of a ``.params`` file by its name in the file (``arg:...``, ``aux:...``).
 
-    Reads the three array layouts that MXNet has used: with storage type, with 64-bit shape, and the first one.
+    Reads the three array layouts that MXNet has used: with storage type, with 64-bit shape, and the
+    first one.
 
     Raises:
         WeightsError: truncated or damaged, or with sparse arrays or an unknown number type.
@@ -75,7 +78,9 @@ def read_params(path: Path) -> dict[str, npt.NDArray[Any]]:
         return dict(zip(names, arrays, strict=True))
     except (ValueError, struct.error) as error:
         raise WeightsError(
-            f"{path} is a damaged or truncated MXNet file: {error}", "a complete .params file", "copy the file again"
+            f"{path} is a damaged or truncated MXNet file: {error}",
+            "a complete .params file",
+            "copy the file again",
         ) from error
 
 
@@ -83,7 +88,9 @@ def _array(cursor: _Cursor) -> npt.NDArray[Any]:
     """The next array, copied out of the buffer."""
     magic = cursor.number("I")
     if magic == DENSE_MAGIC and (storage := cursor.number("i")) != 0:
-        raise ValueError(f"storage type {storage} at byte {cursor.at}; only dense arrays (0) are known")
+        raise ValueError(
+            f"storage type {storage} at byte {cursor.at}; only dense arrays (0) are known"
+        )
     wide = magic in (DENSE_MAGIC, SHAPE64_MAGIC)
     ndim = cursor.number("i") if wide else magic
     if not 0 <= ndim <= MAX_DIMENSIONS:

@@ -1,4 +1,6 @@
-"""Trained networks, ours and the released ones of the papers, loaded by name (spec methods 4.2, 5; refine-segment 3.1, 4.1)."""
+"""Trained networks, ours and the released ones of the papers, loaded by name (spec methods 4.2, 5;
+refine-segment 3.1, 4.1).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
     from trainer.refine.affinitynet import AffinityNet
     from trainer.refine.irnet import IrNet
 
-# Told apart by what only they have, the most special first. Each is a (method, tensor whose name ends so).
+# Told apart by what only they have, the most special first. Each is a (method, tensor whose name
+# ends so).
 TELLTALES = (
     ("a classifier with adapt_conv", "adapt.weight"),
     ("vwe", "VWE.centroid"),
@@ -39,35 +42,48 @@ TELLTALES = (
 def load_classifier(method: Method, path: Path, classes: Sequence[str] = ()) -> LoadReport:
     """Copy a whole trained classifier, backbone and heads, into ``method``.
 
-    Reads ``model.pt`` of a run, and the released files of PSA, IRN, MVA, SC-CAM, SEAM, CPN and VWE, whatever prefix their
-    names carry.
+    Reads ``model.pt`` of a run, and the released files of PSA, IRN, MVA, SC-CAM, SEAM, CPN and VWE,
+    whatever prefix their names carry.
 
     Args:
         method: on the backbone that the file is for.
         path: the file.
-        classes: of the data set; a run's own file must have the same. Released files have VOC's, in VOC's order.
+        classes: of the data set; a run's own file must have the same. Released files have VOC's, in
+        VOC's order.
 
     Raises:
-        WeightsError: another network, method (it is named), preset or class table, or a backbone that is not whole.
+        WeightsError: another network, method (it is named), preset or class table, or a backbone
+        that is not whole.
     """
-    hint = "choose the --method, --preset and data that the file was made with; wsss-trainer methods lists them"
-    return _load_whole(method, path, classes, f"a {type(method).__name__} of {method.num_classes} classes", hint)
+    hint = (
+        "choose the --method, --preset and data that the file was made with; wsss-trainer methods"
+        " lists them"
+    )
+    return _load_whole(
+        method, path, classes, f"a {type(method).__name__} of {method.num_classes} classes", hint
+    )
 
 
 def load_refiner(net: AffinityNet | IrNet, path: Path, classes: Sequence[str] = ()) -> LoadReport:
     """Copy a whole trained AffinityNet or IRNet, backbone and heads, into ``net``.
 
-    Reads ``model.pt`` of a run, and the released files of PSA, SEAM (``res38_aff.pth``) and IRN (``res50_irn.pth``).
+    Reads ``model.pt`` of a run, and the released files of PSA, SEAM (``res38_aff.pth``) and IRN
+    (``res50_irn.pth``).
 
     Args:
         net: on the backbone that the file is for.
         path: the file.
-        classes: of the data set; a run's own file must have the same. Released files do not depend on them.
+        classes: of the data set; a run's own file must have the same. Released files do not depend
+        on them.
 
     Raises:
-        WeightsError: another network (it is named), backbone or class table, or a file that is not whole.
+        WeightsError: another network (it is named), backbone or class table, or a file that is not
+        whole.
     """
-    hint = "choose the --refine and --backbone that the file was made with, or train one: leave the checkpoint out"
+    hint = (
+        "choose the --refine and --backbone that the file was made with, or train one: leave the"
+        " checkpoint out"
+    )
     return _load_whole(net, path, classes, f"an {type(net).__name__}", hint)
 
 
@@ -77,7 +93,8 @@ def _load_whole(
     checkpoint = read_checkpoint(path)
     if classes and checkpoint.classes and list(classes) != checkpoint.classes:
         raise WeightsError(
-            f"{path} was trained for the {len(checkpoint.classes)} classes {', '.join(checkpoint.classes)}",
+            f"{path} was trained for the {len(checkpoint.classes)} classes"
+            f" {', '.join(checkpoint.classes)}",
             f"the {len(classes)} classes {', '.join(classes)}",
             hint,
         )
@@ -88,21 +105,28 @@ def _load_whole(
     found, telltale = looks_like(checkpoint.tensors)
     missing = [name for name in wanted if name not in heads]
     if missing or (telltale and telltale not in (*sources, *net.unused)):
-        lacking = f"it has no {', '.join(missing[:8])}" if missing else f"its {telltale} has no place"
+        lacking = (
+            f"it has no {', '.join(missing[:8])}" if missing else f"its {telltale} has no place"
+        )
         raise WeightsError(f"{path} does not fit: {lacking}; it looks like {found}", expected, hint)
     for name, tensor in heads.items():
         if tensor.shape != wanted[name]:
             other = f"{name} has shape {tuple(tensor.shape)}"
-            raise WeightsError(f"{path} does not fit: {other}; it looks like {found}", expected, hint)
+            raise WeightsError(
+                f"{path} does not fit: {other}; it looks like {found}", expected, hint
+            )
     report = load_backbone(net.backbone, path, checkpoint)
     if report.missing:
-        raise WeightsError(f"{path} lacks {', '.join(report.missing[:3])} of {kind}", expected, hint)
+        raise WeightsError(
+            f"{path} lacks {', '.join(report.missing[:3])} of {kind}", expected, hint
+        )
     net.load_state_dict(heads, strict=False)
     return with_heads(report, heads, sources)
 
 
 def load_start(method: Method, path: Path) -> LoadReport:
-    """Copy what a file has for ``method``: the backbone, and the heads where they are of this method and class count.
+    """Copy what a file has for ``method``: the backbone, and the heads where they are of this
+    method and class count.
 
     Raises:
         WeightsError: another network.
@@ -116,8 +140,12 @@ def load_start(method: Method, path: Path) -> LoadReport:
     return report
 
 
-def find_heads(net: Method | AffinityNet | IrNet, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors of a file by the names of the network's heads, and the names that they have in the repository's code."""
+def find_heads(
+    net: Method | AffinityNet | IrNet, tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors of a file by the names of the network's heads, and the names that they have in the
+    repository's code.
+    """
     found: dict[str, Tensor] = {}
     sources = []
     for name, shape in head_shapes(net).items():
@@ -135,11 +163,15 @@ def find_heads(net: Method | AffinityNet | IrNet, tensors: Mapping[str, Tensor])
 def head_shapes(net: Method | AffinityNet | IrNet) -> dict[str, torch.Size]:
     """Everything of a network but its backbone."""
     state = net.state_dict()
-    return {name: tensor.shape for name, tensor in state.items() if not name.startswith("backbone.")}
+    return {
+        name: tensor.shape for name, tensor in state.items() if not name.startswith("backbone.")
+    }
 
 
 def looks_like(tensors: Mapping[str, Tensor]) -> tuple[str, str]:
-    """What a file seems to be, in words, and the name of the tensor that tells; empty when none does."""
+    """What a file seems to be, in words, and the name of the tensor that tells; empty when none
+    does.
+    """
     for kind, telltale in TELLTALES:
         key = named(tensors, telltale)
         if key is not None:
@@ -152,7 +184,15 @@ def named(tensors: Mapping[str, Tensor], name: str) -> str | None:
     return min((key for key in tensors if ("." + key).endswith("." + name)), key=len, default=None)
 
 
-def with_heads(report: LoadReport, heads: Mapping[str, Tensor], sources: Sequence[str]) -> LoadReport:
-    """The report of the backbone, with the heads, which the file calls ``sources`` after some prefix."""
-    unused = tuple(n for n in report.unexpected if not any(("." + n).endswith("." + source) for source in sources))
+def with_heads(
+    report: LoadReport, heads: Mapping[str, Tensor], sources: Sequence[str]
+) -> LoadReport:
+    """The report of the backbone, with the heads, which the file calls ``sources`` after some
+    prefix.
+    """
+    unused = tuple(
+        n
+        for n in report.unexpected
+        if not any(("." + n).endswith("." + source) for source in sources)
+    )
     return replace(report, loaded=(*report.loaded, *heads), unexpected=unused)

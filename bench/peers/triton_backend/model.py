@@ -1,8 +1,10 @@
-"""Triton's name ``onnxruntime`` for those who have no build of its C++ backend: ONNX Runtime below its Python backend.
+"""Triton's name ``onnxruntime`` for those who have no build of its C++ backend: ONNX Runtime below
+its Python backend.
 
-The wheel that Triton comes in ships the Python backend alone. Laid into ``backends/onnxruntime/model.py`` this file makes
-Triton load repositories whose ``config.pbtxt`` says ``backend: "onnxruntime"``, exported ones too, as they are. The session is
-set as ours: one thread, no spinning.
+The wheel that Triton comes in ships the Python backend alone. Laid into
+``backends/onnxruntime/model.py`` this file makes Triton load repositories whose ``config.pbtxt``
+says ``backend: "onnxruntime"``, exported ones too, as they are. The session is set as ours: one
+thread, no spinning.
 """
 
 from __future__ import annotations
@@ -25,21 +27,29 @@ class TritonPythonModel:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         file = config["default_model_filename"] or "model.onnx"
         path = Path(arguments["model_repository"], arguments["model_version"], file)
-        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.outputs = [tensor["name"] for tensor in config["output"]]
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        inputs = [[triton.get_input_tensor_by_name(r, name).as_numpy() for r in requests] for name in self.inputs]
+        inputs = [
+            [triton.get_input_tensor_by_name(r, name).as_numpy() for r in requests]
+            for name in self.inputs
+        ]
         # Triton gives requests of equal shapes in one call; the batch is formed here.
         together = {
-            name: parts[0] if len(parts) == 1 else np.concatenate(parts) for name, parts in zip(self.inputs, inputs)
+            name: parts[0] if len(parts) == 1 else np.concatenate(parts)
+            for name, parts in zip(self.inputs, inputs)
         }
         values = self.session.run(self.outputs, together)
         responses, first = [], 0
         for part in inputs[0]:
             last = first + len(part)
-            tensors = [triton.Tensor(name, value[first:last]) for name, value in zip(self.outputs, values)]
+            tensors = [
+                triton.Tensor(name, value[first:last]) for name, value in zip(self.outputs, values)
+            ]
             responses.append(triton.InferenceResponse(tensors))
             first = last
         return responses
