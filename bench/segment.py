@@ -36,8 +36,9 @@ from PIL import Image
 from torch import nn
 
 from trainer import segment
-from trainer.data.dataset import Record, read_image
+from trainer.data.dataset import Record
 from trainer.data.loader import Samples, collate
+from trainer.data.pixels import read_image
 from trainer.data.transforms import sample_rng
 from trainer.inference import inference
 from trainer.nets.folding import FoldedBatchNorm2d, FoldingConv2d

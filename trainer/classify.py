@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from trainer import config as knobs
-from trainer.data.dataset import Dataset, Record, read_image
+from trainer.data.dataset import Dataset, Record
 from trainer.data.loader import Samples
+from trainer.data.pixels import read_image
 from trainer.data.superpixels import make_segments, read_segments, renumbered
 from trainer.data.transforms import Rng, classify_planes
 from trainer.errors import ConfigError, WeightsError, nearest

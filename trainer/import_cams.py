@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.camfile import Cam, cam_path, read_cam, stride4, write_cam
-from trainer.data.dataset import Dataset, Record, image_size
+from trainer.data.dataset import Dataset, Record
 from trainer.data.pickles import read_pickled_dict
+from trainer.data.pixels import image_size
 from trainer.errors import DataError, RunError
 from trainer.pool import over_images, raise_together
 from trainer.run import Stage

@@ -19,8 +19,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from trainer.data.dataset import Record, image_size, read_image
+from trainer.data.dataset import Record
 from trainer.data.loader import Guarded, default_workers, start_worker, unguarded
+from trainer.data.pixels import image_size, read_image
 from trainer.data.transforms import IMAGENET_PIXELS, PixelScale, normalise, to_tensor
 from trainer.nets.folding import folded_once
 from trainer.pool import cores

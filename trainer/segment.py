@@ -15,9 +15,10 @@ from torch import nn
 
 from trainer import config as knobs
 from trainer.classify import read_weights, save, tuples
-from trainer.data.dataset import Record, image_size, read_image, read_index_png
+from trainer.data.dataset import Record, read_index_png
 from trainer.data.loader import Samples
 from trainer.data.palette import write_index_png
+from trainer.data.pixels import image_size, read_image
 from trainer.data.transforms import CAFFE_PIXELS, MEAN, STD, Rng, normalise
 from trainer.errors import DataError, UserError
 from trainer.inference import inference, iterate_views

@@ -11,7 +11,8 @@ from tiny_nets import TinyBackbone, pictures
 from trainer import cams
 from trainer.camfile import cam_path, read_cam, stride4
 from trainer.cams import PROTOCOLS, CamsConfig, Protocol, make_cams, merge, protocol_of
-from trainer.data.dataset import Record, read_image
+from trainer.data.dataset import Record
+from trainer.data.pixels import read_image
 from trainer.data.transforms import MEAN, STD
 from trainer.errors import DataError
 from trainer.inference import Views, equal_size_batches

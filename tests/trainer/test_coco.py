@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from trainer.data.dataset import open_dataset, read_image
+from trainer.data.dataset import open_dataset
 from trainer.data.knobs import DataConfig
+from trainer.data.pixels import read_image
 from trainer.errors import DataError
 
 CATEGORIES = [

@@ -12,14 +12,13 @@ from trainer.data.dataset import (
     Dataset,
     Record,
     check_classes,
-    image_size,
     list_images,
     map_mask_values,
     open_dataset,
-    read_image,
     read_index_png,
     some,
 )
+from trainer.data.pixels import image_size, read_image
 from trainer.errors import DataError
 
 RED_GREEN = np.array([[[200, 0, 0], [0, 200, 0], [0, 200, 0]]], np.uint8).repeat(2, axis=0)

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from tiny_nets import TinyBackbone, pictures
 
 from trainer import segment
-from trainer.data.dataset import read_image, read_index_png
+from trainer.data.dataset import read_index_png
 from trainer.data.palette import write_index_png
+from trainer.data.pixels import read_image
 from trainer.errors import ConfigError, DataError, WeightsError
 from trainer.inference import Views
 from trainer.nets.deeplab import AsppSegmenter

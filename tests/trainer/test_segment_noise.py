@@ -15,7 +15,8 @@ from tiny_nets import TinyBackbone, pictures
 from torch import nn
 
 from trainer import segment
-from trainer.data.dataset import Record, read_image
+from trainer.data.dataset import Record
+from trainer.data.pixels import read_image
 from trainer.inference import Views
 from trainer.nets.deeplab import AsppSegmenter
 from trainer.run import Metrics, Stage

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.data.dataset import (
-    IMAGE_SUFFIXES,
-    Dataset,
-    Record,
-    check_classes,
-    complain,
-    list_images,
-    some,
-)
+from trainer.data.dataset import Dataset, Record, check_classes, complain, list_images, some
 from trainer.data.knobs import DataConfig
+from trainer.data.pixels import IMAGE_SUFFIXES
 from trainer.errors import DataError
 
 Problems = list[DataError] | None

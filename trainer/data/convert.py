@@ -18,10 +18,11 @@ from typing import Any, Literal
 import numpy as np
 
 from trainer.data.coco_layout import CocoLayout
-from trainer.data.dataset import IGNORE, Record, image_size, open_dataset, read_mask_file
+from trainer.data.dataset import IGNORE, Record, open_dataset, read_mask_file
 from trainer.data.knobs import DataConfig
 from trainer.data.layouts import CsvLayout, FoldersLayout, Layout, MvaLayout, PsaLayout, VocLayout
 from trainer.data.palette import write_index_png
+from trainer.data.pixels import image_size
 from trainer.data.released_labels import convert_labels
 from trainer.errors import ConfigError, DataError, RunError, nearest
 from trainer.files import NO_SPACE, check_space, write_atomic

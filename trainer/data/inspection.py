@@ -13,17 +13,13 @@ from trainer.data.colours import GREY_HINT, reindexed
 from trainer.data.dataset import (
     IGNORE,
     INDEX_PNG,
-    MAX_PIXELS,
-    ORIENTATION_TAG,
-    SIZE_LIMIT,
     Dataset,
     Record,
     map_mask_values,
-    open_image,
     read_mask_file,
     some,
-    to_rgb,
 )
+from trainer.data.pixels import MAX_PIXELS, ORIENTATION_TAG, SIZE_LIMIT, open_image, to_rgb
 from trainer.data.voc import VOC_CLASSES
 from trainer.errors import DataError
 

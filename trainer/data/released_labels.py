@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from trainer.data.coco import COCO_CLASSES
-from trainer.data.dataset import IMAGE_SUFFIXES, open_dataset, some
+from trainer.data.dataset import open_dataset, some
 from trainer.data.knobs import DataConfig
 from trainer.data.layouts import write_tag_table
 from trainer.data.mva import class_columns
 from trainer.data.pickles import read_pickled_dict
+from trainer.data.pixels import IMAGE_SUFFIXES
 from trainer.data.tables import flagged, read_table
 from trainer.data.voc import VOC_CLASSES
 from trainer.errors import DataError

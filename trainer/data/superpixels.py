@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from trainer.data.dataset import UNREADABLE, Record, image_size, read_image
+from trainer.data.dataset import Record
+from trainer.data.pixels import UNREADABLE, image_size, read_image
 from trainer.data.transforms import resize_long
 from trainer.errors import DataError
 from trainer.files import write_atomic

@@ -9,16 +9,9 @@ from collections import Counter
 from collections.abc import Container
 from pathlib import Path
 
-from trainer.data.dataset import (
-    IGNORE,
-    IMAGE_SUFFIXES,
-    Dataset,
-    Record,
-    check_classes,
-    complain,
-    some,
-)
+from trainer.data.dataset import IGNORE, Dataset, Record, check_classes, complain, some
 from trainer.data.knobs import DataConfig
+from trainer.data.pixels import IMAGE_SUFFIXES
 from trainer.data.tables import IMAGE_COLUMNS, flagged, read_table
 from trainer.data.tags import FROM_MASKS
 from trainer.errors import DataError

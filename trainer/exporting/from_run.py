@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 
 from trainer import cams, classify, segment
 from trainer.config import replace
-from trainer.data.dataset import Dataset, read_image
+from trainer.data.dataset import Dataset
+from trainer.data.pixels import read_image
 from trainer.errors import ConfigError, RunError, nearest
 from trainer.evaluation.measure import current_evaluation
 from trainer.exporting.card import card_from_manifest

@@ -32,8 +32,9 @@ from torch import nn
 
 from trainer.classify import PSA, make_sample, read_weights, save
 from trainer.config import as_dict
-from trainer.data.dataset import Record, read_image
+from trainer.data.dataset import Record
 from trainer.data.loader import Samples
+from trainer.data.pixels import read_image
 from trainer.data.transforms import MEAN, STD, normalise, to_tensor
 from trainer.errors import ConfigError
 from trainer.inference import inference

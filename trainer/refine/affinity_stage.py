@@ -17,8 +17,9 @@ import torch.nn.functional as F
 
 from trainer.camfile import cam_path, read_cam, stride4, upsample_cam, write_cam
 from trainer.classify import save
-from trainer.data.dataset import Dataset, Record, image_size, read_image
+from trainer.data.dataset import Dataset, Record
 from trainer.data.loader import Samples
+from trainer.data.pixels import image_size, read_image
 from trainer.data.transforms import Rng
 from trainer.errors import DataError
 from trainer.files import check_space, write_atomic

@@ -15,9 +15,10 @@ import torch
 
 from trainer.camfile import cam_path, read_cam, stride4, upsample_cam, write_cam
 from trainer.classify import save
-from trainer.data.dataset import Dataset, Record, image_size, read_image, read_index_png
+from trainer.data.dataset import Dataset, Record, read_index_png
 from trainer.data.loader import Samples
 from trainer.data.palette import write_index_png
+from trainer.data.pixels import image_size, read_image
 from trainer.data.transforms import Rng
 from trainer.errors import DataError
 from trainer.files import write_atomic

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.camfile import Cam, cam_path, read_cam, stride4, upsample_cam
-from trainer.data.dataset import IGNORE, Dataset, Record, image_size, read_image, read_index_png
+from trainer.data.dataset import IGNORE, Dataset, Record, read_index_png
 from trainer.data.palette import write_index_png
+from trainer.data.pixels import image_size, read_image
 from trainer.errors import ConfigError, DataError
 from trainer.files import check_space
 from trainer.pool import each_image

@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from trainer.data.dataset import Dataset, Record, read_image
+from trainer.data.dataset import Dataset, Record
 from trainer.data.palette import voc_palette
+from trainer.data.pixels import read_image
 from trainer.errors import UserError
 from trainer.evaluation.bootstrap import Interval
 from trainer.evaluation.compare import Line, Match, Side

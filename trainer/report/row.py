@@ -22,8 +22,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from trainer.camfile import Cam, cam_path, read_cam, upsample_cam
-from trainer.data.dataset import IGNORE, Dataset, Record, read_image, read_index_png
+from trainer.data.dataset import IGNORE, Dataset, Record, read_index_png
 from trainer.data.palette import voc_palette
+from trainer.data.pixels import read_image
 from trainer.errors import DataError
 from trainer.evaluation.metrics import confusion, mean_iou
 from trainer.evaluation.sweep import image_mious, sweep_image

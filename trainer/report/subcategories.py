@@ -11,7 +11,8 @@ from html import escape as esc
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.dataset import Dataset, Record, read_image
+from trainer.data.dataset import Dataset, Record
+from trainer.data.pixels import read_image
 from trainer.errors import DataError, UserError
 from trainer.pool import over_images
 from trainer.report.facts import Facts

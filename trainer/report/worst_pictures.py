@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.dataset import Dataset, Record, read_image
+from trainer.data.dataset import Dataset, Record
+from trainer.data.pixels import read_image
 from trainer.evaluation.over_lists import MaskSource, mask_reader
 from trainer.evaluation.predictions import open_predictions
 from trainer.files import write_atomic
