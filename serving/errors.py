@@ -62,6 +62,10 @@ class LabelError(ServingError):
     """A folder cannot be labelled as asked."""
 
 
+class TargetError(ServingError):
+    """An output would lie in, hold or replace something that is not ours."""
+
+
 class BenchError(ServingError):
     """Nothing can be measured as asked."""
 

@@ -50,6 +50,10 @@ class RunError(UserError):
     """The run directory is in use, incomplete or belongs to another run."""
 
 
+class TargetError(UserError):
+    """An output would lie in, hold or replace something that is not ours."""
+
+
 class TrainingError(UserError):
     """Training cannot go on, for example because the loss is not finite."""
 

@@ -1,0 +1,203 @@
+"""Where a command may write: into a folder of its own, or to a file that is new or its own.
+
+Places are compared by what they are on the disk, not by their spelling: links, ``..``, upper and
+lower case on a disk that knows no difference, and two mounts of one folder are the same place.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from trainer.errors import TargetError
+
+MARK = "made by wsss-trainer, which may write over it"
+"""Stands near the beginning of every single file that a command may write again."""
+HEAD = 4096
+LONGEST = 200
+"""Bytes of a name: file systems hold 255, and suffixes come to it."""
+RESERVED = {
+    "con",
+    "prn",
+    "aux",
+    "nul",
+    *(f"{port}{n}" for port in ("com", "lpt") for n in range(10)),
+}
+
+
+def check_folder(
+    folder: Path,
+    is_ours: Callable[[Path], bool],
+    inputs: Iterable[Path] = (),
+    option: str = "",
+    hint: str = "",
+) -> None:
+    """Refuse an output folder that would touch what is not ours.
+
+    Args:
+        folder: need not be there.
+        is_ours: whether a folder that holds something is an earlier output of the same kind.
+        inputs: files and folders that are read, or hold what is read. The output is none of them,
+            holds none and lies in none, and no link inside of it leads to one.
+        option: what the user typed before the folder, for the message.
+        hint: what to type instead.
+
+    Raises:
+        TargetError: as said; or a file is in the way, or the folder cannot be looked into.
+    """
+    said, inputs = f"{option} {folder}".strip(), list(inputs)
+    hint = hint or "another folder"
+    _check_relation(said, folder, inputs, hint)
+    _check_way(said, folder, "a folder", hint)
+    try:
+        entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise TargetError(f"{said}: {error.strerror}", "a folder that you may write to") from error
+    if entries and not is_ours(folder):
+        raise TargetError(
+            f"{said} holds other things (such as {min(entries).name})",
+            "a new or empty folder, or an earlier output of this command",
+            hint,
+        )
+    for link in _links(folder):
+        _check_relation(
+            f"{said} holds the link {link.name}, which", link, inputs, "remove the link"
+        )
+
+
+def check_file(
+    file: Path,
+    inputs: Iterable[Path] = (),
+    is_ours: Callable[[Path], bool] | None = None,
+    option: str = "",
+) -> None:
+    """Refuse an output file that is an input, or is there and not ours; an empty one is nobody's.
+
+    Args:
+        file: need not be there.
+        inputs: files that are read.
+        is_ours: whether a file that is there is an earlier output; by default, whether it bears
+            ``MARK``.
+        option: what the user typed before the file, for the message.
+
+    Raises:
+        TargetError: as said; or a folder, a device or a link to nowhere is in the way.
+    """
+    said = f"{option} {file}".strip()
+    there = _identity(file)
+    for entry in inputs:
+        if there is not None and there == _identity(entry):
+            raise TargetError(
+                f"{said} is the file {entry}, which is read", "a new file", "another name"
+            )
+    _check_way(said, file.parent, "a file in a folder", "another name")
+    if file.is_symlink() and not os.path.exists(file):
+        raise TargetError(f"{said} is a link to nowhere", "a new file", "another name")
+    if not os.path.exists(file):
+        return
+    if not file.is_file():
+        what = "a folder" if file.is_dir() else "no regular file"
+        raise TargetError(f"{said} is {what}", "a new file", "another name")
+    if file.stat().st_size and not (is_ours or is_marked)(file):
+        raise TargetError(
+            f"{said} is there already, and this command did not make it",
+            "a new file",
+            "another name, or remove it yourself",
+        )
+
+
+def is_marked(file: Path) -> bool:
+    """Whether a file bears ``MARK`` near its beginning; not if it cannot be read."""
+    try:
+        with open(file, "rb") as opened:
+            return MARK.encode() in opened.read(HEAD)
+    except OSError:
+        return False
+
+
+def check_inner(place: str, what: str) -> None:
+    """Refuse a relative place, made from names inside of files, that would lead elsewhere.
+
+    Args:
+        place: parts with ``/`` between.
+        what: what it is, for the message.
+
+    Raises:
+        TargetError: it is absolute, has ``..``, an empty or too long part, or a character that no
+            file name can hold.
+    """
+    parts = place.split("/")
+    bad = "\0" in place or any(
+        part in ("", ".", "..") or len(os.fsencode(part)) > LONGEST for part in parts
+    )
+    if bad:
+        raise TargetError(
+            f"{what} {_short(place)} cannot be the name of a file",
+            f"a name without '..' and '/' at its ends, of at most {LONGEST} bytes a part",
+            "rename it",
+        )
+
+
+def is_portable(name: str) -> bool:
+    """Whether a name can be that of one file or folder on Linux, macOS and Windows."""
+    return (
+        0 < len(os.fsencode(name)) <= LONGEST
+        and not any(ord(c) < 32 or c in '/\\:*?"<>|\x7f' for c in name)
+        and name[0] not in ". "
+        and name[-1] not in ". "
+        and name.split(".")[0].rstrip().lower() not in RESERVED
+    )
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:60]}...")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """The same for two names of one file or folder; None where nothing is."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _above(path: Path) -> Iterator[tuple[int, int]]:
+    """Identities of the folders around a place, from the inside out; it need not be there."""
+    for parent in Path(os.path.realpath(path)).parents:
+        if (identity := _identity(parent)) is not None:
+            yield identity
+
+
+def _check_relation(said: str, output: Path, inputs: Iterable[Path], hint: str) -> None:
+    there, around = _identity(output), set(_above(output))
+    for entry in inputs:
+        if (read := _identity(entry)) is None:
+            continue
+        relation = "is" if read == there else "lies in" if read in around else ""
+        if not relation and there is not None and there in _above(entry):
+            relation = "holds"
+        if relation:
+            raise TargetError(
+                f"{said} {relation} {entry}, which is read",
+                "an output apart from what is read",
+                hint,
+            )
+
+
+def _check_way(said: str, folder: Path, expected: str, hint: str) -> None:
+    """The folder, or the nearest one around it that is there, has to be a folder."""
+    for place in (folder, *folder.absolute().parents):
+        if os.path.lexists(place):
+            if not os.path.isdir(place):
+                raise TargetError(f"{said}: {place} is no folder", expected, hint)
+            return
+
+
+def _links(folder: Path) -> Iterator[Path]:
+    """Links to folders, at any depth."""
+    for here, names, _ in os.walk(folder):
+        yield from (Path(here, name) for name in names if os.path.islink(os.path.join(here, name)))
