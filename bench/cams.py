@@ -28,7 +28,8 @@ from train_step import build as build_trained
 from trainer import cams
 from trainer.camfile import stride4
 from trainer.cams import PROTOCOLS, CamsConfig, Protocol, make_cams, merge
-from trainer.data.dataset import Record, list_images
+from trainer.data.dataset import Record
+from trainer.data.image_files import list_images
 from trainer.data.pixels import image_size
 from trainer.data.transforms import MEAN, STD
 from trainer.methods.base import Method

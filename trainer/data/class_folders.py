@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.data.dataset import Dataset, Record, check_classes, complain, list_images, some
+from trainer.data.dataset import Dataset, Record, check_classes, complain, some
+from trainer.data.image_files import list_images
 from trainer.data.knobs import DataConfig
 from trainer.data.pixels import IMAGE_SUFFIXES
 from trainer.errors import DataError

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from trainer.data.colours import GREY_HINT, grey_levels, indices_of
 from trainer.data.knobs import DataConfig
-from trainer.data.pixels import IMAGE_SUFFIXES, image_size, open_image
+from trainer.data.pixels import image_size, open_image
 from trainer.errors import DataError, nearest
 from trainer.pool import raise_together
 
@@ -208,19 +208,6 @@ def check_classes(names: Sequence[str], where: Path) -> None:
         raise DataError(
             f"the class table of {where} {found}", f"1 to {MAX_CLASSES} different class names"
         )
-
-
-def list_images(root: Path) -> list[Path]:
-    """Every image file below ``root`` by its suffix, sorted; hidden files and folders are left
-    out.
-    """
-    return sorted(
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-        and path.is_file()
-    )
 
 
 def read_index_png(path: Path) -> npt.NDArray[np.uint8]:

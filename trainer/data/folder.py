@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from trainer.data.dataset import Dataset, Record, check_classes, complain, list_images, some
+from trainer.data.dataset import Dataset, Record, check_classes, complain, some
+from trainer.data.image_files import list_images
 from trainer.data.knobs import DataConfig
 from trainer.data.tables import IMAGE_COLUMNS, Table, flag, flagged, read_table
 from trainer.data.tags import FROM_MASKS

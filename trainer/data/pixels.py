@@ -17,7 +17,7 @@ from trainer.errors import DataError
 
 MAX_PIXELS = 100_000_000
 SIZE_LIMIT = f"at most {MAX_PIXELS:,} pixels"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff")
 ORIENTATION_TAG = 0x0112
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 # What Pillow raises on damaged files, by format and kind of damage.

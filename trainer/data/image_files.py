@@ -1,0 +1,210 @@
+"""Which files below a folder are images, what is left out, and which image a name in a table
+means.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import unicodedata
+from collections import defaultdict, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from urllib.parse import unquote
+
+from trainer.data.dataset import some
+from trainer.data.pixels import IMAGE_SUFFIXES
+
+# Files of cameras and of the Web that are pictures too, of kinds that are not read.
+OTHER_KINDS = re.compile(
+    r"\.(hei[cf]|hif|avif|gif|j2k|jp[2fmx]|jxl|jif|pjpe?g?|dib|psd|tga|pcx|p[bgnp]m|exr|hdr|dcm|dng"
+    r"|cr[23]|nef|arw|orf|rw2|raf|raw)",
+    re.IGNORECASE,
+)
+# Folders that systems and programs put beside photographs: thumbnails, previews, deleted files.
+SYSTEM_FOLDERS = re.compile(
+    r"@(eadir|tmp|recycle|recently-snapshot)|#(recycle|snapshot)|\$recycle\.bin|recycle[dr]"
+    r"|system volume information|lost\+found|__macosx|__pycache__",
+    re.IGNORECASE,
+)
+
+UNREAD = "files of kinds that are not read (save them as JPEG or PNG)"
+SYSTEM = "folders of the system or of a program"
+CLOSED = "folders that cannot be opened"
+BROKEN = "links that lead nowhere"
+REPEATED = "links to folders that are read already"
+SPECIAL = "pipes, sockets or devices called like images"
+STRANGE = "names with control characters or not in UTF-8"
+
+
+@dataclass
+class Walk:
+    """What lies below a folder.
+
+    Attributes:
+        root: the folder.
+        images: every image file, by its suffix, sorted.
+        left_out: other things that a user may miss, by why they are left out.
+    """
+
+    root: Path
+    images: list[Path] = field(default_factory=list)
+    left_out: dict[str, list[Path]] = field(default_factory=lambda: defaultdict(list))
+
+    def notes(self) -> list[str]:
+        """What is left out, counted and named, for the user."""
+        return [
+            f"{len(paths)} {reason} are left out: "
+            + some(ascii(str(p)) if reason == STRANGE else p for p in self._inside(paths))
+            for reason, paths in sorted(self.left_out.items())
+        ]
+
+    def _inside(self, paths: Iterable[Path]) -> list[str]:
+        return sorted(path.relative_to(self.root).as_posix() for path in paths)
+
+
+def walk(root: Path, skip: Iterable[Path] = ()) -> Walk:
+    """Look through ``root`` and every folder below it.
+
+    Hidden files and folders, and ``skip``, are passed over. Links are followed; a folder that is
+    reached twice is read once, so that links in a circle end.
+    """
+    found, skipped = Walk(root), set(skip)
+    seen: set[tuple[int, int]] = set()
+    folders, links = deque([root]), deque[Path]()
+    while folders or links:
+        linked = not folders
+        folder = links.popleft() if linked else folders.popleft()
+        if folder in skipped:
+            continue
+        try:
+            status = folder.stat()
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError:
+            found.left_out[CLOSED].append(folder)
+            continue
+        if (status.st_dev, status.st_ino) in seen:
+            found.left_out[REPEATED].append(folder)
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            path = folder / entry.name
+            if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in entry.name):
+                found.left_out[STRANGE].append(path)
+            elif os.path.isdir(path):
+                if SYSTEM_FOLDERS.fullmatch(entry.name):
+                    found.left_out[SYSTEM].append(path)
+                else:
+                    (links if entry.is_symlink() else folders).append(path)
+            else:
+                _file(path, found)
+    found.images.sort()
+    return found
+
+
+def _file(path: Path, found: Walk) -> None:
+    if not os.path.exists(path):
+        found.left_out[BROKEN].append(path)
+    elif OTHER_KINDS.fullmatch(path.suffix):
+        found.left_out[UNREAD].append(path)
+    elif path.suffix.lower() in IMAGE_SUFFIXES:
+        if os.path.isfile(path):
+            found.images.append(path)
+        else:
+            found.left_out[SPECIAL].append(path)
+
+
+def list_images(root: Path) -> list[Path]:
+    """Every image file below ``root``, sorted: see ``walk``."""
+    return walk(root).images
+
+
+def composed(text: str) -> str:
+    """``text`` in Unicode's composed form (NFC): macOS writes file names decomposed (NFD)."""
+    return unicodedata.normalize("NFC", text)
+
+
+def image_id(path: Path, root: Path) -> str:
+    """Relative path without suffix, ``/`` written as ``__``, in composed form."""
+    return composed("__".join(path.relative_to(root).with_suffix("").parts))
+
+
+class ImageNames:
+    """Finds the images that a table or list names.
+
+    A name is a path relative to the folder or a bare file name, with or without suffix. These make
+    no difference where the result is one image: letter case, Unicode form, backslashes, ``%20``,
+    and folders that every name begins with and that are not there, as in absolute paths of another
+    machine.
+
+    Args:
+        root: the folder.
+        images: its images.
+        names: all that the table names.
+    """
+
+    def __init__(self, root: Path, images: Sequence[Path], names: Iterable[str]) -> None:
+        self.root, self.images = root, images
+        self._tables: list[dict[str, list[Path]]] = [defaultdict(list) for _ in range(8)]
+        for path in images:
+            inside = _clean(path.relative_to(root).as_posix())
+            bare = posixpath.basename(inside)
+            keys = (inside, _stem(inside), bare, _stem(bare))
+            for n, key in enumerate((*keys, *(key.casefold() for key in keys))):
+                self._tables[n][key].append(path)
+        self._foreign = 0
+        self._foreign = self._count_foreign([self._inside(name) for name in names])
+
+    def find(self, name: str) -> list[Path]:
+        """Images that ``name`` may mean: none, one, or several when it is ambiguous."""
+        inside = self._inside(name)
+        found = self._find(inside) or self._find(unquote(inside))
+        if found or not os.path.isfile(self.root / inside):
+            return found
+        same = self._resolved.get((self.root / inside).resolve())
+        return [same] if same else []
+
+    @cached_property
+    def _resolved(self) -> dict[Path, Path]:
+        """Images by where they really are: a name may go through a link that was not followed."""
+        return {path.resolve(): path for path in self.images}
+
+    def _inside(self, name: str) -> str:
+        name = _clean(name)
+        for root in (self.root.absolute(), self.root.resolve()):
+            if name.startswith(f"{_clean(str(root))}/"):
+                return name[len(_clean(str(root))) + 1 :]
+        while name.startswith("../"):
+            name = name[3:]
+        return "/".join(name.split("/")[self._foreign :])
+
+    def _find(self, inside: str) -> list[Path]:
+        for table, key in zip(self._tables, [inside] * 4 + [inside.casefold()] * 4):
+            if key in table:
+                return table[key]
+        return []
+
+    def _count_foreign(self, names: list[str]) -> int:
+        """How many folders all ``names`` begin with that are none here; 0 where any name fits."""
+        if not names or any(map(self._find, names)):
+            return 0
+        for count, folders in enumerate(zip(*(name.split("/")[:-1] for name in names)), 1):
+            if len(set(folders)) > 1:
+                break
+            if any(self._find("/".join(name.split("/")[count:])) for name in names):
+                return count
+        return 0
+
+
+def _clean(name: str) -> str:
+    """``name`` composed, with ``/`` between its parts and without ``.`` and ``..`` where it can."""
+    return posixpath.normpath(composed(name.strip()).replace("\\", "/").removeprefix("file://"))
+
+
+def _stem(name: str) -> str:
+    return posixpath.splitext(name)[0]
