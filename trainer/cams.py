@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,9 +12,10 @@ import torch.nn.functional as F
 
 from trainer.camfile import cam_path, read_cam, stride4, write_cam
 from trainer.data.dataset import Record
-from trainer.errors import DataError
+from trainer.errors import ConfigError, DataError
 from trainer.inference import Views, inference, iterate_views, with_mirror
 from trainer.methods.base import Method, method_module
+from trainer.nets.backbone import Backbone
 from trainer.progress import progress_bar
 from trainer.run import Stage
 from trainer.training.devices import Precision, shard
@@ -55,6 +56,9 @@ class CamsConfig:
         protocol: ``psa``, ``irn``, ``vwe``, ``seam`` or ``mva``; ``auto`` is the method's own, or
             else ``irn`` on ResNet-50/101 and ``psa`` on the others.
         scales: other scales than the protocol's; empty for its own.
+        min_cells: views whose map has fewer cells on its longer side are left out: on so few cells
+            a map of an object covers everything around it. The largest view always stays; 0 keeps
+            all, as published.
         precision: ``fp32`` keeps maps equal to the released protocol within 1e-4.
         batch: images of equal size a forward pass.
         workers: loader processes; -1 chooses by cores.
@@ -63,10 +67,15 @@ class CamsConfig:
 
     protocol: Literal["auto", "psa", "irn", "vwe", "seam", "mva"] = "auto"
     scales: tuple[float, ...] = ()
+    min_cells: int = 16
     precision: Precision = "fp32"
     batch: int = 4
     workers: int = -1
     bad: Literal["stop", "skip"] = "stop"
+
+    def __post_init__(self) -> None:
+        if self.min_cells < 0:
+            raise ConfigError(f"cams.min_cells={self.min_cells}", "0 or more")
 
 
 def protocol_of(config: CamsConfig, backbone: str, method: str) -> tuple[str, Protocol]:
@@ -77,9 +86,16 @@ def protocol_of(config: CamsConfig, backbone: str, method: str) -> tuple[str, Pr
         name = getattr(method_module(method), "PROTOCOL", usual)
     protocol = PROTOCOLS[name]
     if config.scales:
-        views = Views(config.scales, protocol.views.rounding, protocol.views.filter)
-        protocol = Protocol(views, protocol.mirror, protocol.pad, protocol.normalise)
+        protocol = replace(protocol, views=replace(protocol.views, scales=config.scales))
     return name, protocol
+
+
+def usable_views(views: Views, min_cells: int, backbone: Backbone) -> Views:
+    """The same views without those whose map has fewer than ``min_cells`` cells on its longer
+    side.
+    """
+    stride = backbone.strides[backbone.top]
+    return replace(views, min_side=(min_cells - 1) * stride + 1)
 
 
 def merge(
@@ -142,11 +158,12 @@ def make_cams(
     kept.
     """
     missing = [r for r in records if not _readable(cam_path(stage.folder, r.id))]
+    looks = usable_views(protocol.views, config.min_cells, method.backbone)
     with (
         inference(method, config.precision, device) as target,
         progress_bar("cams", len(missing)) as advance,
     ):
-        for batch in iterate_views(shard(missing), protocol.views, config.batch, config.workers):
+        for batch in iterate_views(shard(missing), looks, config.batch, config.workers):
             views = [_float(method.cams(with_mirror(x.to(target)))) for x in batch.images]
             for i, record in enumerate(batch.records):
                 tags = list(record.tags)

@@ -40,12 +40,24 @@ class Views:
         rounding: of the scaled sides: ``round`` half to even, ``trunc`` towards zero.
         filter: ``bicubic`` or ``lanczos`` (Pillow).
         pixels: how values reach the network.
+        min_side: views whose longer side has fewer pixels are left out, but never the largest
+            view.
     """
 
     scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
     rounding: Literal["round", "trunc"] = "round"
     filter: Literal["bicubic", "lanczos"] = "bicubic"
     pixels: PixelScale = IMAGENET_PIXELS
+    min_side: int = 0
+
+    def usable(self, height: int, width: int) -> tuple[float, ...]:
+        """The scales at which an image of this size is looked at, in order."""
+        largest = max(self.scales)
+        return tuple(
+            scale
+            for scale in self.scales
+            if scale == largest or max(self.size(height, width, scale)) >= self.min_side
+        )
 
     def size(self, height: int, width: int, scale: float) -> tuple[int, int]:
         """(height, width) of one view."""
@@ -65,7 +77,7 @@ class Views:
 
 @dataclass(frozen=True)
 class ViewBatch:
-    """Images of one size: records, (H, W), and one ``[B,3,h,w]`` a scale."""
+    """Images of one size: records, (H, W), and one ``[B,3,h,w]`` for each of the usable scales."""
 
     records: list[Record]
     size: tuple[int, int]
@@ -83,7 +95,7 @@ class _Batches(TorchDataset[ViewBatch]):
         records = self.batches[index]
         pixels = [read_image(record.image) for record in records]
         images = []
-        for scale in self.views.scales:
+        for scale in self.views.usable(*pixels[0].shape[:2]):
             stack = torch.stack([self.views.make(p, scale).permute(1, 2, 0) for p in pixels])
             images.append(stack.permute(0, 3, 1, 2))
         return ViewBatch(records, pixels[0].shape[:2], images)

@@ -339,7 +339,11 @@ class Pipeline:
             cams.make_cams(
                 method, self.images(), stage, protocol, self.configs.cams, self.options.device
             )
-            stage.metrics.update(protocol=name, scales=list(protocol.views.scales))
+            stage.metrics.update(
+                protocol=name,
+                scales=list(protocol.views.scales),
+                min_cells=self.configs.cams.min_cells,
+            )
 
     def import_cams(self) -> None:
         """Take the maps from the given folder."""

@@ -10,18 +10,26 @@ from tiny_nets import TinyBackbone, pictures
 
 from trainer import cams
 from trainer.camfile import cam_path, read_cam, stride4
-from trainer.cams import PROTOCOLS, CamsConfig, Protocol, make_cams, merge, protocol_of
+from trainer.cams import (
+    PROTOCOLS,
+    CamsConfig,
+    Protocol,
+    make_cams,
+    merge,
+    protocol_of,
+    usable_views,
+)
 from trainer.data.dataset import Record
 from trainer.data.pixels import read_image
 from trainer.data.transforms import MEAN, STD
-from trainer.errors import DataError
+from trainer.errors import ConfigError, DataError
 from trainer.inference import Views, equal_size_batches
 from trainer.methods.cam import Cam, Config
 from trainer.run import Stage
 
 SIZE, PRESENT = (37, 53), [2, 14]
 SCALES = (1, 0.5, 1.5, 2)
-QUIET = CamsConfig(workers=0)
+QUIET = CamsConfig(workers=0, min_cells=0)
 
 
 def golden_maps(stride: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -120,6 +128,60 @@ def test_a_protocol_fits_the_backbone_and_scales_can_be_changed():
     assert protocol_of(CamsConfig(protocol="vwe"), "resnet38", "cam")[1].mirror == "max_small"
     _, own = protocol_of(CamsConfig(protocol="mva", scales=(1.0, 0.25)), "resnet38", "cam")
     assert own == Protocol(Views((1.0, 0.25), "trunc", "lanczos"), pad=True)
+
+
+class Strided:
+    """As much of a backbone as the choice of views reads."""
+
+    def __init__(self, stride: int) -> None:
+        self.top, self.strides = "top", {"top": stride}
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("stride", [8, 16])
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (333, 500), (500, 112), (482, 400)])
+def test_full_size_photographs_keep_every_published_view(name, stride, size):
+    published = PROTOCOLS[name].views
+    views = usable_views(published, CamsConfig().min_cells, Strided(stride))
+    assert views.usable(*size) == published.scales
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "min_cells", "kept"),
+    [
+        ((320, 240), 16, 16, (1.0, 1.5, 2.0)),
+        ((240, 320), 8, 16, (0.5, 1.0, 1.5, 2.0)),
+        ((224, 200), 16, 16, (1.5, 2.0)),
+        ((96, 96), 16, 16, (2.0,)),
+        ((9, 5), 16, 16, (2.0,)),
+        ((320, 240), 16, 10, (0.5, 1.0, 1.5, 2.0)),
+        ((320, 240), 16, 11, (1.0, 1.5, 2.0)),
+        ((9, 5), 16, 0, (0.5, 1.0, 1.5, 2.0)),
+    ],
+)
+def test_views_with_too_few_cells_are_left_out(size, stride, min_cells, kept):
+    views = usable_views(PROTOCOLS["seam"].views, min_cells, Strided(stride))
+    assert views.usable(*size) == kept
+    for scale in views.scales[:-1]:
+        cells = max(-(-side // stride) for side in views.size(*size, scale))
+        assert (scale in kept) == (cells >= min_cells)
+
+
+def test_a_number_of_cells_below_0_is_refused():
+    with pytest.raises(ConfigError, match="min_cells"):
+        CamsConfig(min_cells=-1)
+
+
+def test_maps_are_the_merge_of_the_views_that_stay(tmp_path):
+    # At stride 4 the half view of 44 pixels has 6 cells, the others 11, 17 and 22.
+    data, stage = pictures(tmp_path / "data"), Stage(tmp_path / "cams")
+    config = CamsConfig(workers=0, min_cells=12)
+    make_cams(tiny_cam(), data.subset("all"), stage, PROTOCOLS["seam"], config, "cpu")
+    stays = Protocol(Views((1.5, 2.0)), normalise="minmax")
+    for record in data.subset("all"):
+        maps = read_cam(cam_path(stage.folder, record.id)).maps
+        expected = one_by_one(tiny_cam().eval(), record, stays).numpy()
+        np.testing.assert_allclose(maps, expected, atol=2e-3)
 
 
 def tiny_cam() -> Cam:

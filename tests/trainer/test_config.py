@@ -112,6 +112,7 @@ def test_as_dict_is_plain_json():
     assert knobs.as_dict(CamsConfig(scales=(1.0, 2.0))) == {
         "protocol": "auto",
         "scales": [1.0, 2.0],
+        "min_cells": 16,
         "precision": "fp32",
         "batch": 4,
         "workers": -1,

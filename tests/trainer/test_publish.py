@@ -238,6 +238,29 @@ def test_cam_graph_is_the_protocol_of_the_cams_stage(name: str) -> None:
     assert cam.amin() >= 0
 
 
+def test_cam_graph_leaves_out_the_views_that_the_cams_stage_leaves_out() -> None:
+    scales = (0.5, 1.0, 2.0)
+    graph = CamGraph(TinyMethod(), scales, min_cells=14)
+    assert "without views of under 14 cells" in graph.protocol()
+    session = onnxruntime.InferenceSession(
+        onnx_graph.to_onnx(graph).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    for image, kept in (
+        (scene(37, 56), (1.0, 2.0)),
+        (scene(56, 37), (1.0, 2.0)),
+        (scene(37, 48), (2.0,)),
+        (scene(120, 60), scales),
+        (scene(28, 20), (2.0,)),
+    ):
+        views = dict(zip(scales, graph.views(torch.from_numpy(image)[None])))
+        size = (image.shape[0], image.shape[1])
+        with torch.inference_mode():
+            maps = [graph.net.cams_and_logits(views[scale])[0] for scale in kept]  # type: ignore[operator]
+        true = merge([(m[0], m[1]) for m in maps], stride4(size), PROTOCOLS["psa"])
+        (cam,) = session.run(["cam"], {"image": image[None]})
+        np.testing.assert_allclose(cam[0], true.numpy(), atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["segmenter", "segmenter multi"])
 def test_segmenter_graph_is_the_mean_of_probabilities(kind: str) -> None:
     graph, image = make(kind), torch.from_numpy(IMAGES[1])[None]

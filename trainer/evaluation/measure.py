@@ -181,7 +181,9 @@ def _cams(
     metrics = run.manifest["stages"]["cams"]["metrics"]
     said = _said(threshold.source, name)
     scales = f", scales {_numbers(metrics['scales'])} and mirror" if metrics["scales"] else ""
-    views = f"protocol {metrics['protocol']}{scales}"
+    cells = metrics.get("min_cells", 0)
+    fewer = f", views of {cells} cells or more" if scales and cells > 1 else ""
+    views = f"protocol {metrics['protocol']}{scales}{fewer}"
     conditions = Conditions(
         **_common(run, dataset, name, "cams", len(records)),
         tags="true tags",

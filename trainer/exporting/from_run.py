@@ -113,6 +113,7 @@ def _cam(run: Run) -> PixelGraph:
         protocol.views.scales,
         mirror_max=protocol.mirror == "max_small",
         minmax=protocol.normalise == "minmax",
+        min_cells=config.min_cells,
     )
 
 

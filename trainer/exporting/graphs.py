@@ -126,13 +126,18 @@ class CamGraph(PixelGraph):
     Deviation from the released IRN code: maps go straight to stride 4, without its padding to a
     multiple of 16.
 
+    Views with too few cells add nothing, as in ``trainer.cams``: they are computed, since the size
+    of the image is only known when the graph runs, and multiplied by 0.
+
     Args:
         method: ``cams_and_logits(images_B3hw) -> (cams_BKhw, logits_BK)``.
         scales: must hold 1, where the scores come from.
         flip: also run the mirrored image.
         mirror_max: the two mirrored views merge by their maximum (``vwe``) instead of by their sum.
         minmax: maps lie between their own minimum and maximum (``seam``) instead of below their
-        maximum.
+            maximum.
+        min_cells: views whose map has fewer cells on its longer side are left out, but never the
+            largest view.
     """
 
     kind = "cam"
@@ -145,14 +150,18 @@ class CamGraph(PixelGraph):
         flip: bool = True,
         mirror_max: bool = False,
         minmax: bool = False,
+        min_cells: int = 0,
     ) -> None:
         super().__init__(method, scales, flip)
-        self.mirror_max, self.minmax = mirror_max, minmax
+        self.mirror_max, self.minmax, self.min_cells = mirror_max, minmax, min_cells
         twins = ", of mirrored views the maximum" if mirror_max else ""
         range_ = (
             "set between its minimum and maximum" if minmax else "divided by its maximum + 1e-5"
         )
-        self.merging = f"sum of ReLU maps at stride 4{twins}, each {range_}; scores at scale 1"
+        fewer = f", without views of under {min_cells} cells" if min_cells > 1 else ""
+        self.merging = (
+            f"sum of ReLU maps at stride 4{twins}{fewer}, each {range_}; scores at scale 1"
+        )
         if 1.0 not in self.scales:
             raise ConfigError(
                 f"scales {self.scales} lack 1",
@@ -184,7 +193,19 @@ class CamGraph(PixelGraph):
         """Sum of the maps of all views ``[N,K,h,w]``, before each is divided by its maximum."""
         count, height, width = image_NHW3.shape[:3]
         size = ((height - 1) // CAM_STRIDE + 1, (width - 1) // CAM_STRIDE + 1)
-        return add_up([resize_bilinear(self.merge_flip(maps, count), size) for maps, _ in results])
+        merged = []
+        for scale, (maps_BKhw, _) in zip(self.scales, results):
+            maps_NKhw = self.merge_flip(maps_BKhw, count)
+            if self.min_cells > 1 and scale < max(self.scales):
+                maps_NKhw = maps_NKhw * self.counts(maps_NKhw)
+            merged.append(resize_bilinear(maps_NKhw, size))
+        return add_up(merged)
+
+    def counts(self, maps_NKhw: torch.Tensor) -> int:
+        """1, or 0 where the longer side of a map has fewer than ``min_cells`` cells."""
+        longer = torch.sym_max(maps_NKhw.shape[2], maps_NKhw.shape[3])
+        enough = torch.sym_min(torch.sym_max(longer - self.min_cells + 1, 0), 1)
+        return cast(int, enough)
 
 
 class SegmenterGraph(PixelGraph):
