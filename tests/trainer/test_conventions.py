@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from trainer.data.coco import COCO_CLASSES, CocoDataset
+from trainer.data.coco import CocoDataset
+from trainer.data.coco_classes import COCO_CLASSES
 from trainer.data.conventions import COCO_SIZES, VOC_SIZES, VOC_TAGS, compare
 from trainer.data.dataset import Dataset, Record
 from trainer.data.inspection import Problem

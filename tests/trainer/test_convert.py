@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from trainer.cli import app
 from trainer.data import convert as module
-from trainer.data.coco import COCO_CLASSES
+from trainer.data.coco_classes import COCO_CLASSES
 from trainer.data.convert import FORMATS, convert
 from trainer.data.dataset import Dataset, open_dataset, read_index_png
 from trainer.data.knobs import DataConfig

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.coco import COCO_CLASSES, COCO_UNUSED
+from trainer.data.coco_classes import COCO_CLASSES, COCO_UNUSED
 from trainer.data.dataset import IGNORE, Record
 from trainer.data.layouts import Layout, lost_objects
 from trainer.files import write_atomic

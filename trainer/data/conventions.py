@@ -7,7 +7,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from trainer.data.coco import COCO_CLASSES, CocoDataset
+from trainer.data.coco import CocoDataset
+from trainer.data.coco_classes import COCO_CLASSES
 from trainer.data.dataset import Dataset, some
 from trainer.data.inspection import Problem
 from trainer.data.tags import FROM_MASKS

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.data.coco import COCO_CLASSES
+from trainer.data.coco_classes import COCO_CLASSES
 from trainer.data.dataset import open_dataset, some
 from trainer.data.knobs import DataConfig
 from trainer.data.layouts import write_tag_table
