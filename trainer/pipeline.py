@@ -180,8 +180,9 @@ class Pipeline:
         elif from_classifier:
             steps += training
         if options.supervision in ("full", "both"):
+            truth = self.dataset.mask_fingerprint(self.training)
             steps += self._segmenting(
-                "segment_full", [data, classify_key if from_classifier else data]
+                "segment_full", [data, truth, classify_key if from_classifier else data]
             )
         names = [step.name for step in steps]
         if options.until in names:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from measured import write_run
+from refined import pipeline
 
 from trainer.data.dataset import open_dataset, read_index_png
 from trainer.data.palette import write_index_png
@@ -125,6 +127,59 @@ def test_a_convention_that_refuses_predicted_255_says_so(data, run):
     assert evaluation["segment"]["val"]["predicted_ignore"] > 0
     with pytest.raises(DataError, match="hold 255"):
         in_convention(run, evaluation, "deeplab-pytorch")
+
+
+def test_images_without_a_mask_are_left_out_and_counted(data, tmp_path):
+    folder = shutil.copytree(data, tmp_path / "data")
+    bare, *rest = open_dataset(folder).lists["val"]
+    run = write_run(tmp_path / "run", folder, 0.4, full=0.1)
+    (folder / "SegmentationClass" / f"{bare}.png").unlink()
+    evaluation = current_evaluation(run)
+    for stage in ("cam", "refined", "segment", "segment_full"):
+        entry = evaluation[stage]["val"]
+        assert entry["images"] == len(rest)
+        assert entry["conditions"]["unmasked"] == 1
+        assert entry["protocol"].startswith(
+            f"val ({len(rest)} of {len(rest) + 1} images, 1 without a true mask), true masks of"
+        )
+        assert entry["protocol"].count("images") == 1
+        assert ImageCounts.read(counts_path(run, stage, "val")).ids == tuple(rest)
+    assert "(9 images)" in evaluation["cam"]["train"]["protocol"]
+
+
+def test_figures_follow_a_mask_that_was_mended(data, run, tmp_path):
+    folder = shutil.copytree(data, tmp_path / "data")
+    run = write_run(tmp_path / "mended", folder, 0.4)
+    before = current_evaluation(run)
+    name = open_dataset(folder).lists["val"][0]
+    path = folder / "SegmentationClass" / f"{name}.png"
+    mask = read_index_png(path)
+    mask[:20] = 0
+    write_index_png(path, mask)
+    after = current_evaluation(run)
+    assert after["segment"]["val"]["miou"] != before["segment"]["val"]["miou"]
+    assert after["segment"]["train"] == before["segment"]["train"]
+
+
+def test_a_copy_is_the_same_data_and_a_mended_mask_trains_on_true_masks_again(data, tmp_path):
+    def keys(folder):
+        settings = ("refine.threshold_from=train",)
+        made = pipeline(
+            folder, tmp_path / "run", *settings, until="report", supervision="both"
+        ).steps()
+        return {step.name: step.key for step in made}
+
+    folder = shutil.copytree(data, tmp_path / "copy", copy_function=shutil.copyfile)
+    before = keys(folder)
+    assert before == keys(data)
+    train = open_dataset(folder).lists["train"]
+    path = folder / "SegmentationClass" / f"{train[0]}.png"
+    mask = read_index_png(path)
+    mask[0, 0] = 255 - mask[0, 0]
+    write_index_png(path, mask)
+    after = keys(folder)
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"refine", "segment_train", "segment", "segment_full_train", "segment_full"}
 
 
 def test_an_impossible_tolerance_is_refused():

@@ -55,6 +55,10 @@ class CocoDataset(Dataset):
         """
         return record.id in self.shapes
 
+    def mask_source(self, record: Record) -> bytes:
+        """The outlines that the mask is painted from; empty without one."""
+        return self.shapes.get(record.id, b"")
+
     def read_mask(self, record: Record) -> npt.NDArray[np.uint8]:
         """Label map ``uint8 [H,W]``: annotations painted in file order, later ones on top; crowds
         as ``config`` says.

@@ -160,6 +160,7 @@ class Conditions:
 
     Attributes:
         list, listed, measured: the list, its images, and how many of them were measured.
+        unmasked: images of the list without a true mask, which are not measured.
         labels: classes and background.
         truth: where the true masks come from.
         method: or, of masks and maps of others, where they are.
@@ -190,13 +191,18 @@ class Conditions:
     threshold_from: str | None
     note: str = ""
     segmenter: str | None = ""
+    unmasked: int = 0
 
     def line(self) -> str:
         """The first half of a protocol line."""
-        without = self.listed - self.measured
+        unusable = self.listed - self.unmasked - self.measured
         want = "maps" if self.backbone else "a usable file"
-        some = f", {without} of them left out for want of {want}" if without else ""
-        listed = f"{self.list} ({self.listed} images{some}), true masks of {self.truth}, "
+        some = f", {unusable} of them left out for want of {want}" if unusable else ""
+        count = str(self.listed)
+        if self.unmasked:
+            count = f"{self.measured} of {self.listed}"
+            some = f", {self.unmasked} without a true mask{some}"
+        listed = f"{self.list} ({count} images{some}), true masks of {self.truth}, "
         listed += f"{self.labels} classes with background; {self.method}"
         if self.backbone is None:
             return f"{listed}, {self.note or 'and how they were made is not recorded'}"

@@ -95,7 +95,7 @@ def current_evaluation(run_dir: Path) -> dict[str, dict[str, Any]]:
     dataset = reopen_data(run.manifest)
     lists = measured_lists(dataset, run.manifest["train_list"], run.manifest["val_list"])
     config = replace(EvaluateConfig(), run.manifest["config"]["evaluate"], "evaluate")
-    key = evaluation_key(stages, config, lists)
+    key = evaluation_key(stages, config, dataset, lists)
     path = run_dir / "evaluation.json"
     if lists and not (run.done("evaluate", key) and _is_whole(path)):
         with run.lock(), run.stage("evaluate", key) as stage:
@@ -144,18 +144,21 @@ def in_convention(
 
 def measured_lists(dataset: Dataset, train_list: str, val_list: str | None) -> list[str]:
     """Lists that figures are given for: ``train`` (or the training list) and the validation list,
-    if all have masks.
+    where some of their images have a true mask. Those without one are not measured.
     """
     names = ["train" if "train" in dataset.lists else train_list]
     if val_list and val_list not in names:
         names.append(val_list)
-    return [n for n in names if all(dataset.has_mask(r) for r in dataset.subset(n))]
+    return [name for name in names if dataset.masked(name)]
 
 
-def evaluation_key(stages: dict[str, Any], config: EvaluateConfig, lists: Sequence[str]) -> str:
-    """Hash of what the figures depend on."""
+def evaluation_key(
+    stages: dict[str, Any], config: EvaluateConfig, dataset: Dataset, lists: Sequence[str]
+) -> str:
+    """Hash of what the figures depend on: settings, the true masks, and the stages measured."""
     done = [stages[n]["key"] for n in MEASURED if stages.get(n, {}).get("status") == "done"]
-    return stage_key("evaluate", [FORMAT, as_dict(config), list(lists)], done)
+    truth = {name: dataset.mask_fingerprint(dataset.masked(name)) for name in lists}
+    return stage_key("evaluate", [FORMAT, as_dict(config), truth], done)
 
 
 def _cams(
@@ -218,7 +221,7 @@ def _segmented(
     run: Run, dataset: Dataset, name: str, stage: str, config: EvaluateConfig
 ) -> Measured:
     settings, folder = run.manifest["config"]["segment"], run.path / stage / "predictions" / name
-    records = dataset.subset(name)
+    records = dataset.masked(name)
     measured = evaluate_folder(
         dataset, records, folder, tolerance=config.boundary_tolerance, progress=True
     )
@@ -256,7 +259,7 @@ def segmenter_name(settings: Mapping[str, Any]) -> str:
 
 
 def _with_maps(run: Run, dataset: Dataset, name: str) -> list[Record]:
-    return [record for record in dataset.subset(name) if record.id not in run.left_out]
+    return [record for record in dataset.masked(name) if record.id not in run.left_out]
 
 
 def _said(source: str, name: str) -> str:
@@ -286,6 +289,7 @@ def _common(run: Run, dataset: Dataset, name: str, stage: str, measured: int) ->
     return {
         "list": name,
         "listed": listed,
+        "unmasked": listed - len(dataset.masked(name)),
         "measured": measured,
         "labels": len(dataset.classes) + 1,
         "truth": dataset.masks_from,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainer.config import as_dict
-from trainer.data.dataset import Dataset, Record, open_dataset, some
+from trainer.data.dataset import Dataset, Record, open_dataset
 from trainer.data.knobs import DataConfig
 from trainer.errors import ConfigError, DataError, RunError, UserError
 from trainer.evaluation.bootstrap import miou_interval
@@ -158,13 +158,11 @@ def keep(figures: FolderFigures, list_name: str, out: Path) -> None:
 
 
 def _listed(dataset: Dataset, name: str) -> list[Record]:
-    records = dataset.subset(name)
-    bare = [record.id for record in records if not dataset.has_mask(record)]
-    if bare or not records:
+    records = dataset.masked(name)
+    if not records:
         raise DataError(
-            f"{len(bare)} of {len(records)} images of list {name!r} have no true mask:"
-            f" {some(bare)}",
-            "a list whose images all have one",
+            f"all {len(dataset.lists[name])} images of list {name!r} have no true mask",
+            "a list whose images have true masks",
             f"one of the lists of {dataset.root}: {', '.join(sorted(dataset.lists))}",
         )
     return records
@@ -211,6 +209,7 @@ class _Check:
         return Conditions(
             list=folder.list,
             listed=len(dataset.lists[folder.list]),
+            unmasked=len(dataset.lists[folder.list]) - len(dataset.masked(folder.list)),
             measured=measured,
             labels=len(dataset.classes) + 1,
             truth=dataset.masks_from,

@@ -95,7 +95,11 @@ class Refinement:
         if self.walks:
             name = self.config.refine
             every = result(self.affinity if name == "affinity" else self.irn)
-            power = [self.calibrated_by] if self.config.calibrate else []
+            power = (
+                [self.calibrated_by, *self.truth(self.calibrated_by)]
+                if self.config.calibrate
+                else []
+            )
             images = [record.id for record in self.images]
             stages: list[tuple[str, set[str], list[Any], Callable[[str], None]]] = [
                 (f"{name}_labels", every.keys() & LABEL_KNOBS, power, self.labels),
@@ -113,7 +117,17 @@ class Refinement:
             for stage, chosen, more, work in stages:
                 key = stage_key(stage, [{k: every[k] for k in sorted(chosen)}, more], [key])
                 steps.append((stage, key, work))
-        return [*steps, ("refine", stage_key("refine", result(self.config), [key]), self.masks)]
+        truth = self.truth(self.config.threshold_from)
+        refined = stage_key("refine", result(self.config), [key, *truth])
+        return [*steps, ("refine", refined, self.masks)]
+
+    def truth(self, source: str) -> list[str]:
+        """Hash of the true masks that a threshold from ``source`` looks at; nothing where it looks
+        at none.
+        """
+        if source not in self.dataset.lists:
+            return []
+        return [self.dataset.mask_fingerprint(self.dataset.masked(source))]
 
     @cached_property
     def power(self) -> float:

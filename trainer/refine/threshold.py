@@ -95,10 +95,12 @@ def choose(
         raise ConfigError(f"a threshold cannot come from {source!r}", nearest(source, known))
     listed = [record for record in dataset.subset(source) if record.id not in without]
     value = _best(dataset, listed, cams, source, workers, progress)
+    masked = sum(dataset.has_mask(record) for record in listed)
+    some = f"{masked} of {len(listed)} images of " if masked < len(listed) else ""
     return Threshold(
         value,
         source,
-        f"background threshold {value:.2f}, the best on the true masks of list {source!r}",
+        f"background threshold {value:.2f}, the best on the true masks of {some}list {source!r}",
     )
 
 
@@ -110,15 +112,15 @@ def _best(
     workers: int | None,
     progress: bool,
 ) -> float:
-    bare = [r.id for r in records if not dataset.has_mask(r)]
-    if bare or not records:
+    masked = [record for record in records if dataset.has_mask(record)]
+    if not masked:
         raise DataError(
-            f"a threshold from {source!r} needs true masks, and {len(bare)} of {len(records)}"
+            f"a threshold from {source!r} needs true masks, and {len(records)} of {len(records)}"
             " images have none",
-            "a mask for every image of that list",
+            "a list with true masks",
             "threshold_from=label_free needs no mask",
         )
-    return evaluate_cams(dataset, records, cams, workers=workers, progress=progress).best
+    return evaluate_cams(dataset, masked, cams, workers=workers, progress=progress).best
 
 
 def label_free(
