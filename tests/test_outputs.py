@@ -147,13 +147,12 @@ def test_both_halves_decide_by_the_same_lines() -> None:
     "place", ["../x", "/abs", "a/../../x", "a//b", "", ".", "a/", "a\0b", "x" * 256]
 )
 def test_names_from_the_inside_of_files_that_would_lead_elsewhere(place: str) -> None:
-    with pytest.raises(TrainerTargetError, match="cannot be the name of a file"):
-        trainer.outputs.check_inner(place, "image")
+    assert not trainer.outputs.is_inner(place)
 
 
 def test_names_that_stay_inside() -> None:
     for place in ("a", "a/b", "..a", "a b", "Kühe/1", "a\\b", "x" * 200):
-        trainer.outputs.check_inner(place, "image")
+        assert trainer.outputs.is_inner(place)
 
 
 @pytest.mark.parametrize(

@@ -118,27 +118,16 @@ def is_marked(file: Path) -> bool:
         return False
 
 
-def check_inner(place: str, what: str) -> None:
-    """Refuse a relative place, made from names inside of files, that would lead elsewhere.
+def is_inner(place: str) -> bool:
+    """Whether a name from inside of a file is a place below the folder that it is put in.
 
-    Args:
-        place: parts with ``/`` between.
-        what: what it is, for the message.
-
-    Raises:
-        TargetError: it is absolute, has ``..``, an empty or too long part, or a character that no
-            file name can hold.
+    It is not where it is absolute, has ``..``, an empty or too long part, or a character that no
+    file name can hold.
     """
-    parts = place.split("/")
-    bad = "\0" in place or any(
-        part in ("", ".", "..") or len(os.fsencode(part)) > LONGEST for part in parts
+    return "\0" not in place and all(
+        part not in ("", ".", "..") and len(os.fsencode(part)) <= LONGEST
+        for part in place.split("/")
     )
-    if bad:
-        raise TargetError(
-            f"{what} {_short(place)} cannot be the name of a file",
-            f"a name without '..' and '/' at its ends, of at most {LONGEST} bytes a part",
-            "rename it",
-        )
 
 
 def is_portable(name: str) -> bool:
@@ -150,10 +139,6 @@ def is_portable(name: str) -> bool:
         and name[-1] not in ". "
         and name.split(".")[0].rstrip().lower() not in RESERVED
     )
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else f"{text[:60]}...")
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,10 +22,11 @@ from trainer.methods.subcategories import Subcategories
 from trainer.nets import build_backbone
 from trainer.nets.backbone import Backbone
 from trainer.options import STAGES, Options, make_configs
+from trainer.outputs import check_folder
 from trainer.preparation import SUBCATEGORIES, Preparation, Workshop, preparations
 from trainer.refine.stages import Refinement
 from trainer.report.run_page import write_report
-from trainer.run import Metrics, Run, Stage, stage_key
+from trainer.run import Metrics, Run, Stage, is_run, stage_key
 from trainer.segmenters.stage import Segmentation, Start, find_start
 from trainer.training.devices import launch, rank, wait_for_all
 from trainer.training.loop import step_rng
@@ -61,6 +63,7 @@ class Pipeline:
         self.options, self.configs = options, make_configs(options)
         self.dataset = open_dataset(options.data, config=self.configs.data)
         self.run = Run(options.run)
+        self._check_place()
         self.train_list = options.train_list or self.dataset.default_list("train") or "all"
         self.val_list = options.val_list or self.dataset.default_list("val")
         self.training = self.dataset.subset(self.train_list)
@@ -90,10 +93,6 @@ class Pipeline:
             len(self.dataset.classes),
         )
         self.classifier = options.classifier
-        if self.classifier and self.classifier.resolve().is_relative_to(self.run.path.resolve()):
-            raise ConfigError(
-                f"--classifier {self.classifier} is of this very run", "a new --run folder"
-            )
         self.given = (
             load_classifier(self.method, self.classifier, self.dataset.classes)
             if self.classifier
@@ -113,6 +112,22 @@ class Pipeline:
             if self.classifier
             else preparations(method_module(options.method), self.configs.method)
         )
+
+    def _check_place(self) -> None:
+        """Refuse a run folder that what is read lies in or around, or that holds something else.
+
+        Raises:
+            TargetError: as said.
+        """
+        if self.run.second:
+            return
+        options, data = self.options, self.options.data.resolve()
+        texts = (options.weights, options.segmenter_weights, self.configs.checkpoint)
+        given = [options.cams, options.classifier, *(Path(text) for text in texts if text)]
+        inputs = [*self.dataset.places(), *(path for path in given if path)]
+        beside = data.parent / "runs" / data.name
+        shortest = min(os.path.relpath(beside), str(beside), key=len)
+        check_folder(options.run, is_run, inputs, "--run", f"--run {shortest}")
 
     @property
     def made_by(self) -> str:

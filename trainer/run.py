@@ -41,6 +41,11 @@ def stage_key(name: str, config: Any, inputs: Sequence[str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run; ``Run`` says whether it can be read."""
+    return (folder / "manifest.json").is_file()
+
+
 def reopen_data(manifest: Mapping[str, Any]) -> Dataset:
     """The data set of a run, read as the run read it.
 
@@ -92,10 +97,10 @@ class Run:
                     f"{self.manifest_path} cannot be read: {error}", "a run's manifest"
                 ) from error
             found = content.get("format") if isinstance(content, dict) else None
-            if found != FORMAT:
+            if found != FORMAT or not isinstance(content.get("stages"), dict):
                 raise RunError(
-                    f"{self.manifest_path} has run format {found}",
-                    f"format {FORMAT}",
+                    f"{self.manifest_path} is no run of this version (format {found})",
+                    f"the manifest of a run of format {FORMAT}",
                     "use a new --run folder",
                 )
             self.manifest = content

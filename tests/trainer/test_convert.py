@@ -19,7 +19,7 @@ from trainer.data.convert import FORMATS, convert
 from trainer.data.dataset import Dataset, open_dataset, read_index_png
 from trainer.data.knobs import DataConfig
 from trainer.data.palette import voc_palette
-from trainer.errors import ConfigError, DataError, RunError
+from trainer.errors import ConfigError, DataError, RunError, TargetError
 
 SIZE = (12, 9)
 NAMES = ("2007_000032", "2007_000033", "2007_000039", "2007_000042", "2007_000061")
@@ -260,17 +260,17 @@ def test_nothing_is_overwritten_without_force(source: Path, tmp_path: Path) -> N
     (new / "JPEGImages").mkdir(parents=True)
     mine = new / "JPEGImages" / f"{NAMES[0]}.jpg"
     mine.write_text("mine")
-    with pytest.raises(DataError, match="not of this conversion") as error:
+    with pytest.raises(TargetError, match="holds other things") as error:
         convert(source, new, "voc")
     assert "--force" in error.value.hint
     assert [path.name for path in new.iterdir()] == ["JPEGImages"]
     convert(source, new, "voc", force=True)
     assert mine.read_text(errors="replace") != "mine"
     convert(source, tmp_path / "other", "voc")
-    with pytest.raises(DataError, match="not of this conversion"):
+    with pytest.raises(TargetError, match="holds other things"):
         convert(source, tmp_path / "other", "csv")
     for inside in (source / "new", source, tmp_path):
-        with pytest.raises(DataError, match="inside the other"):
+        with pytest.raises(TargetError, match="which is read"):
             convert(source, inside, "voc", force=True)
 
 
@@ -338,8 +338,11 @@ def test_images_in_no_list_and_lists_that_cannot_be_files(tmp_path: Path) -> Non
         "unlisted": ("b",),
         "all": ("a", "b"),
     }
+    (source / "labels.csv").write_text("image,tag,split\na,x,my list\nb,x,\n")
+    with pytest.raises(DataError, match="list 'my list' cannot be the name of a file"):
+        convert(source, tmp_path / "other", "voc")
     (source / "labels.csv").write_text("image,tag,split\na,x,../train\nb,x,\n")
-    with pytest.raises(DataError, match=r"list '\.\./train' cannot be the name of a file"):
+    with pytest.raises(DataError, match=r"lists whose names .* \(1\): \.\./train"):
         convert(source, tmp_path / "other", "voc")
 
 

@@ -27,6 +27,7 @@ from trainer.data.released_labels import convert_labels
 from trainer.errors import ConfigError, DataError, RunError, nearest
 from trainer.files import NO_SPACE, check_space, write_atomic
 from trainer.interrupt import terminated
+from trainer.outputs import check_folder
 from trainer.pool import each_image
 
 LAYOUTS: dict[str, type[Layout]] = {
@@ -95,7 +96,7 @@ def convert_dataset(
     dataset = layout.dataset
     layout.lists()
     key = [dataset.fingerprint(), str(dataset.root.resolve()), to, images]
-    destination = Destination(dataset.root, target, key, force)
+    destination = Destination(dataset.places(), target, key, force)
     work = _Work(layout, target, images, destination.keep)
     records = list(dataset.records.values())
     needed = work.bytes_needed(records)
@@ -145,7 +146,7 @@ def convert_masks(
         config.masks,
         [[str(p), p.stat().st_size] for p in files],
     ]
-    destination = Destination(source, target, key, force)
+    destination = Destination([source], target, key, force)
     with terminated():
         check_space(target, sum(path.stat().st_size for path in files), "masks")
         destination.begin()
@@ -198,31 +199,25 @@ class Destination:
     Attributes:
         keep: files that are there are whole and of this conversion.
 
+    Args:
+        inputs: what is read.
+        target: the folder.
+        key: what the conversion depends on.
+        force: write into a folder that holds something else.
+
     Raises:
-        DataError: the folder holds something else, or lies in the source, or the source in it.
+        TargetError: the folder holds something else, lies in what is read, or holds it.
     """
 
-    def __init__(self, source: Path, target: Path, key: Sequence[Any], force: bool) -> None:
-        old, new = source.resolve(), target.resolve()
-        if new.is_relative_to(old) or old.is_relative_to(new):
-            raise DataError(
-                f"one of {target} and {source} is inside the other", "a new folder elsewhere"
-            )
-        self.marker = target / MARKER
+    def __init__(
+        self, inputs: Sequence[Path], target: Path, key: Sequence[Any], force: bool
+    ) -> None:
+        self.target = target
         self.key = hashlib.sha256(json.dumps(list(key)).encode()).hexdigest()[:16]
         there = self._there()
         same = there.get("key") == self.key
-        if (
-            target.exists()
-            and (not target.is_dir() or any(target.iterdir()))
-            and not same
-            and not force
-        ):
-            raise DataError(
-                f"{target} is there already, and not of this conversion",
-                "a new or empty folder",
-                "another folder, or --force to write over files of the same name",
-            )
+        hint = "another folder, or --force to write over files of the same name"
+        check_folder(target, lambda _: same or force, inputs, hint=hint)
         # What was begun with --force may have older files among its own until it is done.
         self.forced = force or bool(same and there.get("forced") and not there.get("done"))
         self.keep = same and not self.forced
@@ -237,11 +232,11 @@ class Destination:
 
     def _write(self, content: dict[str, Any]) -> None:
         text = json.dumps({"key": self.key, "forced": self.forced, **content}, indent=1)
-        write_atomic(self.marker, text.encode())
+        write_atomic(self.target / MARKER, text.encode())
 
     def _there(self) -> dict[str, Any]:
         with contextlib.suppress(OSError, ValueError):
-            content = json.loads(self.marker.read_text(encoding="utf-8"))
+            content = json.loads((self.target / MARKER).read_text(encoding="utf-8"))
             return content if isinstance(content, dict) else {}
         return {}
 

@@ -15,6 +15,7 @@ from trainer.data.colours import GREY_HINT, grey_levels, indices_of
 from trainer.data.knobs import DataConfig
 from trainer.data.pixels import image_size, open_image
 from trainer.errors import DataError, nearest
+from trainer.outputs import is_inner
 from trainer.pool import raise_together
 
 IGNORE = 255
@@ -133,6 +134,13 @@ class Dataset:
             digest.update(repr((record.id, self.mask_source(record))).encode())
         return digest.hexdigest()[:16]
 
+    def places(self) -> list[Path]:
+        """The folders that it is read from: its root, and those of images and masks elsewhere."""
+        files = (file for r in self.records.values() for file in (r.image, r.mask) if file)
+        folders = {folder.resolve() for folder in {file.parent for file in files}}
+        root = self.root.resolve()
+        return [self.root, *sorted(f for f in folders if not f.is_relative_to(root))]
+
     def fingerprint(self) -> str:
         """Hash of classes, ids, tags, lists, file sizes and knobs: what a run depends on, without
         reading pixels. See ``mask_fingerprint`` for the true masks.
@@ -193,6 +201,7 @@ def open_dataset(
             "wsss-trainer check --help shows the formats",
         )
     dataset: Dataset = reader.read(root, problems, config)
+    _check_names(dataset, problems)
     if dataset.tags_from == FROM_MASKS:
         dataset = with_mask_tags(dataset, problems)
     untagged = [record.id for record in dataset.records.values() if not record.tags]
@@ -200,6 +209,21 @@ def open_dataset(
         note = f"{len(untagged)} images have no tag: {some(untagged)}"
         dataset = dataclasses.replace(dataset, notes=(*dataset.notes, note))
     return dataset
+
+
+def _check_names(dataset: Dataset, problems: list[DataError] | None) -> None:
+    """Outputs are called after images and lists, whose names may come from inside of files."""
+    for what, names in (("images", dataset.records), ("lists", dataset.lists)):
+        if outside := [name for name in names if not is_inner(name)]:
+            found = f"{dataset.root} has {what} whose names cannot be those of files"
+            complain(
+                DataError(
+                    f"{found} ({len(outside)}): {some(name[:60] for name in outside)}",
+                    "names without '..' and without '/' at their ends, of at most 200 bytes",
+                    "rename them",
+                ),
+                problems,
+            )
 
 
 def complain(error: DataError, problems: list[DataError] | None) -> None:
