@@ -1,1 +1,7 @@
 """Train weakly-supervised segmenters: image-level tags in, pixel masks and exported graphs out."""
+
+import os
+
+# onnxruntime reports on its users from the moment it is loaded, unless this says no. Worker
+# processes inherit it.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"

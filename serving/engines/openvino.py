@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -64,8 +65,7 @@ class OpenVinoEngine:
         self._compiled = None
 
     def _load(self, card: Card, plan: Plan, exact: bool) -> None:
-        import openvino
-
+        openvino = _library()
         core = openvino.Core()
         reduced = not exact and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self.precision = "bf16" if reduced else "fp32"
@@ -94,6 +94,16 @@ class OpenVinoEngine:
         yield request
         # One that failed is in no known state, and is not used again.
         self._idle.put(request)
+
+
+def _library() -> Any:
+    """OpenVINO, without the package by which it reports on its users when it is imported: it does
+    without where that package is not installed.
+    """
+    sys.modules.setdefault("openvino_telemetry", cast(Any, None))
+    import openvino
+
+    return openvino
 
 
 def _options(plan: Plan, reduced: bool) -> dict[str, Any]:
