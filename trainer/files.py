@@ -7,9 +7,11 @@ import errno
 import os
 import shutil
 from pathlib import Path
+from typing import Literal
 
 from trainer.errors import RunError
 
+How = Literal["copy", "hardlink", "symlink", "none"]
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -36,6 +38,38 @@ def write_atomic(path: Path, data: bytes) -> None:
             ) from error
         raise RunError(
             f"{path} cannot be written: {error.strerror or error}", "a folder that you may write to"
+        ) from error
+
+
+def place_image(source: Path, target: Path, how: How) -> None:
+    """Copy or link one image, whole or not at all.
+
+    Raises:
+        RunError: no space, or a link that cannot be made there.
+    """
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part.unlink(missing_ok=True)
+        if how == "copy":
+            shutil.copyfile(source, part)
+        elif how == "hardlink":
+            os.link(source.resolve(), part)
+        else:
+            part.symlink_to(source.resolve())
+        os.replace(part, target)
+        # Where target is the same file already, renaming does nothing.
+        part.unlink(missing_ok=True)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        found = f"{target} cannot be made from {source}: {error.strerror}"
+        if error.errno in NO_SPACE:
+            raise RunError(
+                found, "room on that disk", "--images hardlink or symlink needs none"
+            ) from error
+        raise RunError(
+            found, f"a folder where a {how} can be made", "--images copy, or another folder"
         ) from error
 
 

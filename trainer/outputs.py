@@ -73,6 +73,7 @@ def check_file(
     inputs: Iterable[Path] = (),
     is_ours: Callable[[Path], bool] | None = None,
     option: str = "",
+    hint: str = "another name, or remove it yourself",
 ) -> None:
     """Refuse an output file that is an input, or is there and not ours; an empty one is nobody's.
 
@@ -82,6 +83,7 @@ def check_file(
         is_ours: whether a file that is there is an earlier output; by default, whether it bears
             ``MARK``.
         option: what the user typed before the file, for the message.
+        hint: what to type instead.
 
     Raises:
         TargetError: as said; or a folder, a device or a link to nowhere is in the way.
@@ -105,7 +107,7 @@ def check_file(
         raise TargetError(
             f"{said} is there already, and this command did not make it",
             "a new file",
-            "another name, or remove it yourself",
+            hint,
         )
 
 
@@ -139,6 +141,11 @@ def is_portable(name: str) -> bool:
         and name[-1] not in ". "
         and name.split(".")[0].rstrip().lower() not in RESERVED
     )
+
+
+def folds_case(file: Path) -> bool:
+    """Whether the disk of a file that is there takes ``a`` and ``A`` for one name."""
+    return file.with_name(file.name.swapcase()).exists()
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

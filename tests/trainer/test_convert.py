@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from trainer.data.coco_classes import COCO_CLASSES
 from trainer.data.convert import FORMATS, convert
 from trainer.data.dataset import Dataset, open_dataset, read_index_png
 from trainer.data.knobs import DataConfig
+from trainer.data.layouts import FoldersLayout
 from trainer.data.palette import voc_palette
 from trainer.errors import ConfigError, DataError, RunError, TargetError
 
@@ -357,6 +359,80 @@ def test_class_names_that_a_table_cannot_hold(source: Path, tmp_path: Path) -> N
         convert(source, tmp_path / "csv", "csv")
     with pytest.raises(DataError, match="a class is called 'image'"):
         convert(source, tmp_path / "voc", "voc")
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "../../../escaped",
+        "/tmp/escaped",
+        "cow/calf",
+        "..",
+        "CON",
+        "a.",
+        ".hidden",
+        "x" * 300,
+        "masks",
+    ],
+)
+def test_classes_that_cannot_be_folders(tmp_path: Path, tag: str) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("a", "b"):
+        Image.new("RGB", (4, 4)).save(source / f"{name}.png")
+    (source / "labels.csv").write_text(f"image,tag\na,{tag}\nb,cat\n")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(DataError, match="1 class names cannot be those of folders") as error:
+        convert(source, tmp_path / "new", "folders")
+    assert "--to csv" in error.value.hint
+    assert sorted(tmp_path.rglob("*")) == before
+    assert convert(source, tmp_path / "csv", "csv")["images"] == 2
+
+
+def test_classes_that_are_one_folder_elsewhere(source: Path) -> None:
+    data = open_dataset(source)
+    records = {i: replace(r, tags=(n % 2,)) for n, (i, r) in enumerate(data.records.items())}
+    data = replace(data, classes=("Küh", "ku\u0308H"), records=records)
+    with pytest.raises(DataError, match="one folder on many systems"):
+        FoldersLayout(data).check()
+
+
+def test_images_that_are_one_file_on_a_disk_that_knows_no_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("a", "A"):
+        Image.new("RGB", (4, 4)).save(source / f"{name}.png")
+    (source / "labels.csv").write_text("image,tag\na,cow\nA,cat\n")
+    assert convert(source, tmp_path / "new", "voc")["images"] == 2
+    monkeypatch.setattr(module, "folds_case", lambda _: True)
+    with pytest.raises(DataError, match=r"A and a would both become JPEGImages.a\.png"):
+        convert(source, tmp_path / "other", "voc")
+
+
+def test_what_was_changed_in_a_finished_conversion_stays(source: Path, tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    convert(source, new, "csv")
+    (new / "labels.csv").write_text("image,tags,split\n")
+    (new / "classes.txt").unlink()
+    assert convert(source, new, "csv")["kept"] == 5
+    assert (new / "labels.csv").read_text() == "image,tags,split\n"
+    assert (new / "classes.txt").exists()
+    convert(source, new, "csv", force=True)
+    assert (new / "labels.csv").read_text() != "image,tags,split\n"
+
+
+def test_force_does_not_write_through_a_link_into_the_source(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "JPEGImages").symlink_to(source / "JPEGImages")
+    with pytest.raises(TargetError, match="holds the link JPEGImages"):
+        convert(source, tmp_path / "new", "voc", "symlink", force=True)
+    (tmp_path / "lists").mkdir()
+    rows = "".join(f"{path},1,0\n" for path in sorted((source / "JPEGImages").iterdir()))
+    (tmp_path / "lists" / "data_train.csv").write_text(f"filename,cat,dog\n{rows}")
+    with pytest.raises(TargetError, match="is read"):
+        convert(tmp_path / "lists", source / "JPEGImages", "csv", "symlink", force=True)
 
 
 def test_command_line(source: Path, tmp_path: Path) -> None:

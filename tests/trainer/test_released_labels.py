@@ -16,7 +16,7 @@ from trainer.data.knobs import DataConfig
 from trainer.data.released_labels import read_cls_labels
 from trainer.data.tables import read_table
 from trainer.data.voc import VOC_CLASSES
-from trainer.errors import DataError
+from trainer.errors import DataError, TargetError
 
 
 def one_hot(*tags: int, count: int = 20) -> np.ndarray[Any, Any]:
@@ -58,9 +58,15 @@ def test_cls_labels_become_the_table_of_a_voc_folder(tmp_path: Path, keys: tuple
         "2007_000032": ["aeroplane", "person"],
         "2008_000002": ["tvmonitor"],
     }
-    with pytest.raises(DataError, match="is there already"):
+    convert(path, root / "image_labels.csv")
+    (root / "image_labels.csv").write_text("corrected by hand")
+    with pytest.raises(TargetError, match="is there already") as error:
         convert(path, root / "image_labels.csv")
+    assert "--force" in error.value.hint
+    assert (root / "image_labels.csv").read_text() == "corrected by hand"
     convert(path, root / "image_labels.csv", force=True)
+    with pytest.raises(TargetError, match="which is read"):
+        convert(root / "image_labels.csv", root / "image_labels.csv", force=True)
 
 
 def test_cls_labels_of_coco(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import numpy.typing as npt
 from trainer.data.coco_classes import COCO_CLASSES, COCO_UNUSED
 from trainer.data.dataset import IGNORE, Record
 from trainer.data.layouts import Layout, lost_objects
-from trainer.files import write_atomic
 
 
 class CocoLayout(Layout):
@@ -65,7 +65,7 @@ class CocoLayout(Layout):
             )
         return height, width, notes
 
-    def write(self, target: Path, described: dict[str, Any]) -> None:
+    def tables(self, described: dict[str, Any]) -> Iterator[tuple[Path, bytes]]:
         """One JSON file a list."""
         records = self.dataset.records
         numbers = {key: n for n, key in enumerate(records, 1)}
@@ -86,9 +86,7 @@ class CocoLayout(Layout):
                     for n, note in enumerate(notes)
                 ]
             table = {"images": images, "annotations": annotations, "categories": categories}
-            write_atomic(
-                target / "annotations" / f"instances_{name}.json", json.dumps(table).encode()
-            )
+            yield Path("annotations", f"instances_{name}.json"), json.dumps(table).encode()
 
     def lost(self, described: dict[str, Any]) -> list[str]:
         """Tags that differ from the masks, and images without any annotation."""

@@ -7,27 +7,27 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 
 from trainer.data.coco_layout import CocoLayout
 from trainer.data.dataset import IGNORE, Record, open_dataset, read_mask_file
 from trainer.data.knobs import DataConfig
-from trainer.data.layouts import CsvLayout, FoldersLayout, Layout, MvaLayout, PsaLayout, VocLayout
+from trainer.data.layouts import CsvLayout, FoldersLayout, Layout, VocLayout
+from trainer.data.list_layouts import MvaLayout, PsaLayout
 from trainer.data.palette import write_index_png
 from trainer.data.pixels import image_size
 from trainer.data.released_labels import convert_labels
-from trainer.errors import ConfigError, DataError, RunError, nearest
-from trainer.files import NO_SPACE, check_space, write_atomic
+from trainer.errors import ConfigError, DataError, nearest
+from trainer.files import How, check_space, place_image, write_atomic
 from trainer.interrupt import terminated
-from trainer.outputs import check_folder
+from trainer.outputs import check_folder, folds_case
 from trainer.pool import each_image
 
 LAYOUTS: dict[str, type[Layout]] = {
@@ -43,7 +43,6 @@ MARKER = "convert.json"
 POOL_FROM = 300
 MASK_BYTES = 6000
 """Of a mask that is drawn, or of its run lengths in JSON."""
-How = Literal["copy", "hardlink", "symlink", "none"]
 
 
 def convert(
@@ -94,7 +93,7 @@ def convert_dataset(
 ) -> dict[str, Any]:
     """See ``convert``."""
     dataset = layout.dataset
-    layout.lists()
+    layout.check()
     key = [dataset.fingerprint(), str(dataset.root.resolve()), to, images]
     destination = Destination(dataset.places(), target, key, force)
     work = _Work(layout, target, images, destination.keep)
@@ -103,11 +102,15 @@ def convert_dataset(
     with terminated():
         check_space(target, needed, "converted images and masks")
         destination.begin()
+        work.check_names(records, folds_case(target / MARKER))
         workers = None if len(records) >= POOL_FROM else 0
         title, what = f"converting to {to}", "images could not be converted"
         done = each_image(work, records, what, workers, title, progress, lambda record: record.id)
         described = {record.id: each.described for record, each in zip(records, done, strict=True)}
-        layout.write(target, described)
+        for place, content in layout.tables(described):
+            # What the user changed in the tables of a finished conversion stays.
+            if not (destination.done and (target / place).exists()):
+                write_atomic(target / place, content)
         summary = {
             "from": {
                 "path": str(dataset.root),
@@ -198,6 +201,7 @@ class Destination:
 
     Attributes:
         keep: files that are there are whole and of this conversion.
+        done: it was finished before; the tables too are whole.
 
     Args:
         inputs: what is read.
@@ -221,6 +225,7 @@ class Destination:
         # What was begun with --force may have older files among its own until it is done.
         self.forced = force or bool(same and there.get("forced") and not there.get("done"))
         self.keep = same and not self.forced
+        self.done = self.keep and bool(there.get("done"))
 
     def begin(self) -> None:
         """Say that this conversion is being written here."""
@@ -289,6 +294,28 @@ class _Work:
         image = self.layout.image(record) if self.images != "none" else None
         return image, self.layout.mask(record) if self.layout.dataset.has_mask(record) else None
 
+    def check_names(self, records: Sequence[Record], folds: bool) -> None:
+        """Refuse two images or masks that would be one file.
+
+        Args:
+            records: of all images.
+            folds: whether the disk takes upper and lower case for one.
+
+        Raises:
+            DataError: as said.
+        """
+        first: dict[str, Record] = {}
+        for record in records:
+            for place in filter(None, self._places(record)):
+                name = normalize("NFC", str(place)).casefold() if folds else str(place)
+                other = first.setdefault(name, record)
+                if other.id != record.id:
+                    raise DataError(
+                        f"{other.id} and {record.id} would both become {place}",
+                        "names that stay apart",
+                        "rename one of them, or convert to another format",
+                    )
+
     def _is_new(self, place: Path | None) -> bool:
         return place is not None and not (self.keep and (self.target / place).exists())
 
@@ -304,35 +331,3 @@ class _Work:
             ):
                 total += record.mask.stat().st_size if record.mask else MASK_BYTES
         return total
-
-
-def place_image(source: Path, target: Path, how: How) -> None:
-    """Copy or link one image, whole or not at all.
-
-    Raises:
-        RunError: no space, or a link that cannot be made there.
-    """
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part.unlink(missing_ok=True)
-        if how == "copy":
-            shutil.copyfile(source, part)
-        elif how == "hardlink":
-            os.link(source.resolve(), part)
-        else:
-            part.symlink_to(source.resolve())
-        os.replace(part, target)
-        # Where target is the same file already, renaming does nothing.
-        part.unlink(missing_ok=True)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        found = f"{target} cannot be made from {source}: {error.strerror}"
-        if error.errno in NO_SPACE:
-            raise RunError(
-                found, "room on that disk", "--images hardlink or symlink needs none"
-            ) from error
-        raise RunError(
-            found, f"a folder where a {how} can be made", "--images copy, or another folder"
-        ) from error

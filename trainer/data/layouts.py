@@ -1,6 +1,4 @@
-"""Where each format keeps images and masks, and its tables: what ``wsss-trainer convert`` writes
-(spec refine-segment 11).
-"""
+"""Where each format keeps images and masks, and its tables, as ``wsss-trainer convert`` writes."""
 
 from __future__ import annotations
 
@@ -8,19 +6,21 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
+from unicodedata import normalize
 
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.dataset import IGNORE, Dataset, Record
+from trainer.data.class_folders import OTHERS
+from trainer.data.dataset import IGNORE, Dataset, Record, some
 from trainer.data.voc import VOC_CLASSES
 from trainer.errors import DataError
-from trainer.files import write_atomic
+from trainer.outputs import is_portable
 
 LIST_NAME = re.compile(r"\w[\w.+-]*")
 
@@ -58,8 +58,16 @@ class Layout:
         """
         raise NotImplementedError
 
-    def write(self, target: Path, described: dict[str, Any]) -> None:
-        """Write the tables; ``described`` has what ``describe`` said, by id."""
+    def check(self) -> None:
+        """Refuse names that the format cannot hold, before anything is written.
+
+        Raises:
+            DataError: as said.
+        """
+        self.lists()
+
+    def tables(self, described: dict[str, Any]) -> Iterator[tuple[Path, bytes]]:
+        """Place and content of each table; ``described`` has what ``describe`` said, by id."""
         raise NotImplementedError
 
     def lost(self, described: dict[str, Any]) -> list[str]:
@@ -113,19 +121,24 @@ class VocLayout(Layout):
             folder if folder == "SegmentationClassAug" else "SegmentationClass", f"{record.id}.png"
         )
 
-    def write(self, target: Path, described: dict[str, Any]) -> None:
+    def check(self) -> None:
+        """See ``Layout``; a table of tags is written too."""
+        super().check()
+        check_tag_classes(self.dataset.classes)
+
+    def tables(self, described: dict[str, Any]) -> Iterator[tuple[Path, bytes]]:
         """Lists, tags, and the class table where it is not VOC's."""
         for name, ids in self.lists().items():
-            write_lines(target / "ImageSets" / "Segmentation" / f"{name}.txt", ids)
+            yield Path("ImageSets", "Segmentation", f"{name}.txt"), lines(ids)
         if (self.dataset.classes, self.values) != (VOC_CLASSES, tuple(range(1, 21))):
             entries = [
                 {"voc_index": value, "name": name}
                 for name, value in zip(self.dataset.classes, self.values, strict=True)
             ]
             text = json.dumps({"classes": entries, "ignore": IGNORE}, indent=1)
-            write_atomic(target / "classes.json", text.encode())
+            yield Path("classes.json"), text.encode()
         tags = {record.id: record.tags for record in self.dataset.records.values()}
-        write_tag_table(target / "image_labels.csv", self.dataset.classes, tags)
+        yield Path("image_labels.csv"), tag_table(self.dataset.classes, tags)
 
     def lost(self, described: dict[str, Any]) -> list[str]:
         """Nothing of tags and masks."""
@@ -143,19 +156,20 @@ class CsvLayout(Layout):
         """In ``masks``."""
         return Path("masks", f"{record.id}.png")
 
-    def write(self, target: Path, described: dict[str, Any]) -> None:
-        """Classes and tags.
-
-        Raises:
-            DataError: class names that cannot stand in a cell.
-        """
-        data = self.dataset
-        bad = [name for name in data.classes if set(name) & set(";|\n") or name != name.strip()]
+    def check(self) -> None:
+        """See ``Layout``; tags stand in cells, with ``;`` between."""
+        super().check()
+        names = self.dataset.classes
+        bad = [name for name in names if set(name) & set(";|\n\r") or name != name.strip()]
         if bad:
             raise DataError(
                 f"the class name {bad[0]!r} cannot stand in a cell of labels.csv",
                 "names without ; and |",
             )
+
+    def tables(self, described: dict[str, Any]) -> Iterator[tuple[Path, bytes]]:
+        """Classes and tags."""
+        data = self.dataset
         splits: dict[str, list[str]] = {i: [] for i in data.records}
         for name, ids in self.lists().items():
             for i in ids if name not in ("all", "unlisted") else ():
@@ -168,8 +182,8 @@ class CsvLayout(Layout):
             ]
             for record in data.records.values()
         ]
-        write_lines(target / "classes.txt", data.classes)
-        write_table(target / "labels.csv", ["image", "tags", "split"], rows)
+        yield Path("classes.txt"), lines(data.classes)
+        yield Path("labels.csv"), table(["image", "tags", "split"], rows)
 
     def lost(self, described: dict[str, Any]) -> list[str]:
         """The order of lists."""
@@ -199,8 +213,29 @@ class FoldersLayout(Layout):
             "all": frozenset(self.dataset.records)
         }
 
-    def write(self, target: Path, described: dict[str, Any]) -> None:
+    def check(self) -> None:
+        """See ``Layout``; each class that is written is a folder of its own, on every system."""
+        super().check()
+        shown = {r.tags[0] for r in self.dataset.records.values() if len(r.tags) == 1}
+        names = [self.dataset.classes[k] for k in sorted(shown)]
+        bad = [n for n in names if not is_portable(n) or n.lower().startswith(OTHERS)]
+        if bad:
+            raise DataError(
+                f"{len(bad)} class names cannot be those of folders: {some(map(repr, bad))}",
+                'names without / \\ : * ? " < > |, without dots and spaces at their ends, and not'
+                f" those of other formats' folders ({', '.join(OTHERS)})",
+                "rename the classes, or --to csv",
+            )
+        if twins := alike(names):
+            raise DataError(
+                f"the classes {twins[0]!r} and {twins[1]!r} are one folder on many systems",
+                "names that differ in more than upper and lower case",
+                "rename one of them",
+            )
+
+    def tables(self, described: dict[str, Any]) -> Iterator[tuple[Path, bytes]]:
         """No table."""
+        return iter(())
 
     def lost(self, described: dict[str, Any]) -> list[str]:
         """Most, where images have several tags."""
@@ -212,80 +247,6 @@ class FoldersLayout(Layout):
             f"lists other than {lists}",
             "all masks",
         ]
-
-
-class PsaLayout(Layout):
-    """List files of two columns, and ``cls_labels.npy``: for psa, IRN, SEAM, SC-CAM. They name
-    images of a VOC folder.
-    """
-
-    def image(self, record: Record) -> None:
-        """Images stay where they are."""
-
-    def write(self, target: Path, described: dict[str, Any]) -> None:
-        """Lists and tags."""
-        data = self.dataset
-        voc = VocLayout(data)
-        for name, ids in self.lists().items():
-            records = [data.records[i] for i in ids]
-            lines = (
-                f"/{voc.image(r).as_posix()} /SegmentationClassAug/{r.id}.png" for r in records
-            )
-            write_lines(target / f"{name}.txt", lines)
-        # Their code expects VOC's twenty numbers.
-        names = VOC_CLASSES if set(data.classes) <= set(VOC_CLASSES) else data.classes
-        labels = {i: np.zeros(len(names), np.float32) for i in data.records}
-        for i, record in data.records.items():
-            labels[i][[names.index(data.classes[k]) for k in record.tags]] = 1
-        buffer = io.BytesIO()
-        np.save(buffer, np.array(labels, dtype=object), allow_pickle=True)
-        write_atomic(target / "cls_labels.npy", buffer.getvalue())
-
-    def lost(self, described: dict[str, Any]) -> list[str]:
-        """Masks, and ids that psa cannot read."""
-        odd = [
-            r.id
-            for r in self.dataset.records.values()
-            if len(r.id) != 11 or len(r.image.suffix) != 4
-        ]
-        text = (
-            f"{len(odd)} ids are not of 11 characters with a suffix of 4, as psa cuts them out of"
-            " list lines"
-        )
-        return ["class names", "masks", *([text] if odd else [])]
-
-
-class MvaLayout(Layout):
-    """``data_<list>.csv`` of absolute paths and 0/1 columns. MVA calls ``val``
-    ``data_test.csv``.
-    """
-
-    def image(self, record: Record) -> None:
-        """Images stay where they are."""
-
-    def write(self, target: Path, described: dict[str, Any]) -> None:
-        """One table a list."""
-        data = self.dataset
-        for name, ids in self._named().items():
-            rows = [
-                [
-                    str(data.records[i].image.resolve()),
-                    *flags(len(data.classes), data.records[i].tags),
-                ]
-                for i in ids
-            ]
-            write_table(target / f"data_{name}.csv", ["filename", *data.classes], rows)
-
-    def _named(self) -> dict[str, tuple[str, ...]]:
-        lists = self.lists()
-        if "val" in lists:
-            lists["test"] = lists.pop("val")
-        return lists
-
-    def lost(self, described: dict[str, Any]) -> list[str]:
-        """Masks, and ids that are not file names."""
-        both = {"val", "test"} <= self.dataset.lists.keys()
-        return ["masks", *(["list 'test', whose name MVA gives to 'val'"] if both else [])]
 
 
 def lost_objects(dataset: Dataset) -> list[str]:
@@ -300,15 +261,31 @@ def lost_objects(dataset: Dataset) -> list[str]:
     return lost
 
 
-def write_tag_table(path: Path, classes: Sequence[str], tags: Mapping[str, Iterable[int]]) -> None:
-    """A table of ``image`` (the id) and one 0/1 column a class.
+def alike(names: Iterable[str]) -> tuple[str, str] | None:
+    """The first two names that are one to a disk that knows no upper and lower case, or no two
+    ways to write an umlaut.
+    """
+    first: dict[str, str] = {}
+    for name in names:
+        other = first.setdefault(normalize("NFC", name).casefold(), name)
+        if other != name:
+            return other, name
+    return None
+
+
+def check_tag_classes(classes: Sequence[str]) -> None:
+    """Refuse a class whose column would be taken for that of the images.
 
     Raises:
         DataError: a class is called ``image`` too.
     """
     if "image" in (name.lower() for name in classes):
         raise DataError("a class is called 'image', like the column of image names", "another name")
-    write_table(path, ["image", *classes], ([i, *flags(len(classes), tags[i])] for i in tags))
+
+
+def tag_table(classes: Sequence[str], tags: Mapping[str, Iterable[int]]) -> bytes:
+    """A table of ``image`` (the id) and one 0/1 column a class."""
+    return table(["image", *classes], ([i, *flags(len(classes), tags[i])] for i in tags))
 
 
 def flags(count: int, tags: Iterable[int]) -> list[str]:
@@ -317,13 +294,13 @@ def flags(count: int, tags: Iterable[int]) -> list[str]:
     return ["1" if k in present else "0" for k in range(count)]
 
 
-def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A CSV file, whole or not at all."""
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
+    """A CSV file."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    write_atomic(path, text.getvalue().encode())
+    return text.getvalue().encode()
 
 
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """A text file, whole or not at all."""
-    write_atomic(path, "".join(f"{line}\n" for line in lines).encode())
+def lines(texts: Iterable[str]) -> bytes:
+    """A text file."""
+    return "".join(f"{text}\n" for text in texts).encode()

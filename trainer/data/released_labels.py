@@ -12,16 +12,19 @@ import numpy as np
 from trainer.data.coco_classes import COCO_CLASSES
 from trainer.data.dataset import open_dataset, some
 from trainer.data.knobs import DataConfig
-from trainer.data.layouts import write_tag_table
+from trainer.data.layouts import check_tag_classes, tag_table
 from trainer.data.mva import class_columns
 from trainer.data.pickles import read_pickled_dict
 from trainer.data.pixels import IMAGE_SUFFIXES
 from trainer.data.tables import flagged, read_table
 from trainer.data.voc import VOC_CLASSES
 from trainer.errors import DataError
+from trainer.files import write_atomic
+from trainer.outputs import check_file
 
 Labels = tuple[tuple[str, ...], dict[str, tuple[int, ...]]]
 """Class names, and tags by image id."""
+FORCE = "another name, or --force to write over it"
 CLASSES = {len(names): names for names in (VOC_CLASSES, COCO_CLASSES)}
 
 
@@ -37,12 +40,9 @@ def convert_labels(source: Path, target: Path, config: DataConfig, force: bool) 
         force: write over ``target``.
 
     Raises:
-        DataError: ``source`` cannot be read, or ``target`` is there.
+        DataError: ``source`` cannot be read.
+        TargetError: ``target`` is ``source``, or is there with other tags.
     """
-    if target.is_dir() or (target.exists() and not force):
-        raise DataError(
-            f"{target} is there already", "a new file", "another name, or --force to write over it"
-        )
     if source.suffix == ".npy":
         form, (classes, tags) = "cls_labels.npy", read_cls_labels(source)
     elif source.suffix == ".csv":
@@ -51,7 +51,10 @@ def convert_labels(source: Path, target: Path, config: DataConfig, force: bool) 
         dataset = open_dataset(source, config=config)
         form, classes = dataset.format, dataset.classes
         tags = {record.id: record.tags for record in dataset.records.values()}
-    write_tag_table(target, classes, tags)
+    check_tag_classes(classes)
+    data = tag_table(classes, tags)
+    check_file(target, [source], lambda file: force or file.read_bytes() == data, hint=FORCE)
+    write_atomic(target, data)
     return {
         "from": {"path": str(source), "format": form},
         "to": {"path": str(target), "format": "labels"},
