@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from trainer.data.dataset import some
+from trainer.data.names import composed
 from trainer.data.pixels import IMAGE_SUFFIXES
 
 # Files of cameras and of the Web that are pictures too, of kinds that are not read.
@@ -122,11 +123,6 @@ def _file(path: Path, found: Walk) -> None:
 def list_images(root: Path) -> list[Path]:
     """Every image file below ``root``, sorted: see ``walk``."""
     return walk(root).images
-
-
-def composed(text: str) -> str:
-    """``text`` in Unicode's composed form (NFC): macOS writes file names decomposed (NFD)."""
-    return unicodedata.normalize("NFC", text)
 
 
 def image_id(path: Path, root: Path) -> str:

@@ -4,12 +4,13 @@ refine-segment 11).
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 from trainer.data.dataset import Dataset, Record, check_classes, complain, some
 from trainer.data.knobs import DataConfig
-from trainer.data.tables import IMAGE_COLUMNS, Table, flagged, read_table
+from trainer.data.tables import IMAGE_COLUMNS, Table, flags, read_table
 from trainer.errors import DataError
 
 Problems = list[DataError] | None
@@ -56,12 +57,14 @@ def read(root: Path, problems: Problems, config: DataConfig) -> Dataset:
             continue
         classes = names
         ids, missing, clashes = [], [], []
-        for n, cells in enumerate(table.rows):
-            file = root / cells[image]
-            if not file.is_file():
+        for cells, tags in zip(table.rows, flags(table, columns, problems), strict=True):
+            file = root / cells[image].replace("\\", "/")
+            if tags is None:
+                continue
+            if not os.path.isfile(file):
                 missing.append(cells[image])
                 continue
-            record = Record(file.stem, file, flagged(table, n, columns))
+            record = Record(file.stem, file, tags)
             if records.setdefault(record.id, record) != record:
                 clashes.append(record.id)
             ids.append(record.id)

@@ -16,7 +16,7 @@ from trainer.data.layouts import check_tag_classes, tag_table
 from trainer.data.mva import class_columns
 from trainer.data.pickles import read_pickled_dict
 from trainer.data.pixels import IMAGE_SUFFIXES
-from trainer.data.tables import flagged, read_table
+from trainer.data.tables import flags, read_table
 from trainer.data.voc import VOC_CLASSES
 from trainer.errors import DataError
 from trainer.files import write_atomic
@@ -104,9 +104,10 @@ def read_label_csv(path: Path) -> Labels:
     table = read_table(path)
     classes, image, columns = class_columns(table)
     tags: dict[str, tuple[int, ...]] = {}
-    for n, cells in enumerate(table.rows):
-        key, found = _id_of(cells[image], 0), flagged(table, n, columns)
-        if tags.setdefault(key, found) != found:
+    answers = flags(table, columns, None)
+    for n, (cells, found) in enumerate(zip(table.rows, answers, strict=True)):
+        key = _id_of(cells[image], 0)
+        if found is not None and tags.setdefault(key, found) != found:
             raise DataError(
                 f"{path} line {table.lines[n]}: other tags than before for {key!r}",
                 "one row an image",

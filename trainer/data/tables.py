@@ -1,33 +1,69 @@
-"""CSV tables of image names and tags."""
+"""Tables of image names and tags: CSV as programs write it, and JSON lines."""
 
 from __future__ import annotations
 
 import csv
+import io
+import json
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.data.dataset import some
+from trainer.data.dataset import complain, some
 from trainer.errors import DataError
 
-IMAGE_COLUMNS = ("image", "filename", "file", "path", "image_id", "file_name", "image_name", "id")
-DELIMITERS = (",", "\t", ";")
-YES, NO = ("1", "1.0", "true"), ("0", "0.0", "false", "")
+IMAGE_COLUMNS = (
+    "image",
+    "filename",
+    "file",
+    "path",
+    "image_id",
+    "file_name",
+    "image_name",
+    "image_path",
+    "file_path",
+    "filepath",
+    "img",
+    "id",
+)
+DELIMITERS = (",", "\t", ";", "|")
+YES = ("1", "1.0", "true", "t", "yes", "y", "x", "✓", "✔", "1,0")
+NO = ("0", "0.0", "false", "f", "no", "n", "-", "", "0,0")
+MINUS = ("-1", "-1.0")
+WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
+MARKS = (
+    (b"\xef\xbb\xbf", "utf-8-sig"),
+    (b"\xff\xfe\x00\x00", "utf-32"),
+    (b"\x00\x00\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
+"""Byte order marks, and the encodings that they tell."""
+Problems = list[DataError] | None
 
 
 @dataclass(frozen=True)
 class Table:
-    """A CSV file: its column names, and its rows with the line each one ends on."""
+    """A table: its column names, its rows with the line each one ends on, and notes on how it was
+    read.
+    """
 
     path: Path
     columns: tuple[str, ...]
     rows: list[list[str]]
     lines: list[int]
+    notes: tuple[str, ...] = ()
 
     def find(self, names: Sequence[str]) -> int | None:
         """Index of the first column called one of ``names``, whatever the case."""
-        lowered = [column.lower() for column in self.columns]
+        lowered = [_column_key(column) for column in self.columns]
         return next((lowered.index(name) for name in names if name in lowered), None)
+
+    def cells(self, column: int) -> list[str]:
+        """The cells of a column."""
+        return [row[column] for row in self.rows]
 
     def found(self) -> str:
         """The columns, in words, for messages."""
@@ -35,62 +71,208 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """Read a CSV file with a header; comma, tab or semicolon, UTF-8 with or without a byte order
-    mark.
+    """Read a CSV file with a header, as spreadsheets and pandas write it: comma, tab, semicolon or
+    bar; UTF-8, UTF-16 or the Windows code page 1252; a first line ``sep=;``; an index column. A
+    file ``.jsonl`` has one JSON object a line.
 
     Raises:
-        DataError: unreadable, not UTF-8, empty, a column name twice, or a row of another length
-        (with its line).
+        DataError: unreadable, empty, a column name twice, or rows of another length (with their
+        lines).
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}", "a CSV file in UTF-8") from error
-    header = text.partition("\n")[0]
-    delimiter = next((d for d in DELIMITERS if d in header), ",")
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, skipinitialspace=True)
-    rows: list[list[str]] = []
-    lines: list[int] = []
-    try:
-        for row in reader:
-            if any(cell.strip() for cell in row):
-                rows.append([cell.strip() for cell in row])
-                lines.append(reader.line_num)
-    except csv.Error as error:
-        raise DataError(f"{path} line {reader.line_num}: {error}", "a CSV file") from error
+    text, notes = read_text(path)
+    if path.suffix.lower() == ".jsonl":
+        rows, lines = _json_rows(path, text)
+    else:
+        rows, lines = _csv_rows(path, text)
     if not rows:
         raise DataError(f"{path} is empty", "a header line and one line an image")
-    columns, width = rows[0], len(rows[0])
-    if len(set(columns)) < width:
+    width = len(rows[0])
+    # Some programs end every line with a separator.
+    while width > 1 and all(not any(row[width - 1 :]) for row in rows):
+        width -= 1
+    rows = [row[:width] + row[width:] * any(row[width:]) for row in rows]
+    _check_widths(path, rows, lines)
+    keep = [c for c, name in enumerate(rows[0]) if not _is_index(name, [r[c] for r in rows[1:]])]
+    if len(keep) < width:
+        notes.append(f"{path.name} has a column of row numbers, which is left out")
+    columns = tuple(rows[0][c] for c in keep)
+    if len(set(columns)) < len(columns):
         raise DataError(f"{path} repeats a column: {some(columns, 12)}", "every column once")
-    for row, line in zip(rows[1:], lines[1:]):
-        if len(row) != width:
-            raise DataError(
-                f"{path} line {line} has {len(row)} cells",
-                f"{width}, as the header",
-                "quote cells that hold a comma",
-            )
-    return Table(path, tuple(columns), rows[1:], lines[1:])
+    return Table(path, columns, [[r[c] for c in keep] for r in rows[1:]], lines[1:], tuple(notes))
 
 
-def flag(text: str) -> bool | None:
-    """Whether a cell says yes or no; None if it says neither."""
-    lowered = text.lower()
-    return True if lowered in YES else False if lowered in NO else None
-
-
-def flagged(table: Table, row: int, columns: Sequence[int]) -> tuple[int, ...]:
-    """Positions in ``columns`` whose cell in ``row`` is 1.
+def read_text(path: Path) -> tuple[str, list[str]]:
+    """The text of a file in the encoding that its first bytes or its contents tell, and a note
+    where that is a guess.
 
     Raises:
-        DataError: a cell that is neither 0 nor 1, with its line and column.
+        DataError: unreadable, a workbook, or not text.
     """
-    answers = [flag(table.rows[row][column]) for column in columns]
-    if None in answers:
-        column = columns[answers.index(None)]
-        raise DataError(
-            f"{table.path} line {table.lines[row]}, column {table.columns[column]!r}:"
-            f" {table.rows[row][column]!r}; " + table.found(),
-            "0 or 1 in every class column",
+    advice = "save it as 'CSV UTF-8'"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}", "a text file in UTF-8") from error
+    if data.startswith(WORKBOOKS):
+        raise DataError(f"{path} is a workbook of Excel", "a text file in UTF-8", advice)
+    wide = {0: "utf-16-be", 1: "utf-16-le"}.get(data[:2].find(b"\0"), "utf-8")
+    encoding = next((name for mark, name in MARKS if data.startswith(mark)), wide)
+    notes = []
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        try:
+            text = data.decode("cp1252")
+        except UnicodeDecodeError:
+            raise DataError(f"{path} cannot be read: {error}", "UTF-8", advice) from error
+        notes.append(
+            f"{path.name} is not UTF-8 and was read as Windows' code page 1252;"
+            f" where letters are wrong, {advice}"
         )
-    return tuple(k for k, answer in enumerate(answers) if answer)
+    if "\0" in text:
+        raise DataError(f"{path} is not text: it holds zero bytes", "UTF-8", advice)
+    return text, notes
+
+
+def flags(table: Table, columns: Sequence[int], problems: Problems) -> list[tuple[int, ...] | None]:
+    """For each row, the positions in ``columns`` whose cell is 1; None where a cell is neither 0
+    nor 1.
+
+    Args:
+        problems: collects one error for all such cells instead of raising it.
+
+    Raises:
+        DataError: as said.
+    """
+    answers: list[tuple[int, ...] | None] = []
+    bad: list[str] = []
+    values: Counter[str] = Counter()
+    yes_or_no = _reading(table, columns)
+    for cells, line in zip(table.rows, table.lines, strict=True):
+        row = [yes_or_no.get(cells[column].lower()) for column in columns]
+        for column, answer in zip(columns, row, strict=True):
+            if answer is None:
+                values[cells[column]] += 1
+                bad.append(f"line {line}, column {table.columns[column]!r}: {cells[column]!r}")
+        answers.append(None if None in row else tuple(k for k, yes in enumerate(row) if yes))
+    if bad:
+        counts = some(f"{value!r} {count} times" for value, count in values.most_common())
+        complain(
+            DataError(
+                f"{table.path} has {len(bad)} cells that are neither 0 nor 1 ({counts}); the first"
+                f" in {bad[0]}; {table.found()}",
+                "0 or 1 in every class column",
+                "correct them, or take columns out that are no classes",
+            ),
+            problems,
+        )
+    return answers
+
+
+def is_flag(text: str) -> bool:
+    """Whether a cell says yes or no, and is not blank."""
+    return text != "" and text.lower() in YES + NO + MINUS
+
+
+def is_answer(text: str) -> bool:
+    """Whether a tag looks like the answer to a question instead of the name of a class."""
+    return is_flag(text) and (text.lower() in ("true", "false", "yes", "no") or not text.isalpha())
+
+
+def _reading(table: Table, columns: Sequence[int]) -> dict[str, bool]:
+    """What each value means. -1 is no where nothing else is: beside 0, some tables mean "unknown"
+    by it.
+    """
+    values = {row[column].lower() for row in table.rows for column in columns}
+    minus = MINUS if values.isdisjoint(NO) else ()
+    return dict.fromkeys(YES, True) | dict.fromkeys((*NO, *minus), False)
+
+
+def _column_key(name: str) -> str:
+    return re.sub(r"[\s_-]+", "_", name.lower())
+
+
+def _is_index(name: str, cells: list[str]) -> bool:
+    """Whether a column is what ``to_csv`` of pandas writes first, or has neither name nor cells."""
+    numbers = all(cell.isdecimal() or not cell for cell in cells)
+    return numbers and re.fullmatch(r"|unnamed:_\d+|index|idx", _column_key(name)) is not None
+
+
+def _check_widths(path: Path, rows: list[list[str]], lines: list[int]) -> None:
+    width = len(rows[0])
+    bad = [n for n, row in enumerate(rows) if len(row) != width]
+    if bad:
+        more = f" ({len(bad)} such lines)" if len(bad) > 1 else ""
+        raise DataError(
+            f"{path} line {lines[bad[0]]} has {len(rows[bad[0]])} cells{more}",
+            f"{width}, as the header",
+            "quote cells that hold a comma, or put ; between the tags of an image",
+        )
+
+
+def _csv_rows(path: Path, text: str) -> tuple[list[list[str]], list[int]]:
+    """Rows with the delimiter that the first line names or that fits best."""
+    named = re.match(r'"?sep=([,;|\t])"?\s*?(\r\n|\r|\n)', text, re.IGNORECASE)
+    if named:
+        rows, lines = _parse(path, text[named.end() :], named[1])
+        return rows, [line + 1 for line in lines]
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    fallback = None
+    for delimiter in [d for d in DELIMITERS if d in first] or [","]:
+        rows, lines = _parse(path, text, delimiter)
+        header = tuple(rows[0]) if rows else ()
+        images = Table(path, header, [], []).find(IMAGE_COLUMNS) is not None
+        if images and all(len(row) == len(header) for row in rows):
+            return rows, lines
+        if fallback is None or (images and not fallback[2]):
+            fallback = (rows, lines, images)
+    assert fallback is not None
+    return fallback[:2]
+
+
+def _parse(path: Path, text: str, delimiter: str) -> tuple[list[list[str]], list[int]]:
+    for strict in (True, False):
+        stream = io.StringIO(text, newline="")
+        reader = csv.reader(stream, delimiter=delimiter, skipinitialspace=True, strict=strict)
+        rows, lines = [], []
+        try:
+            for row in reader:
+                if any(cell.strip() for cell in row):
+                    rows.append([cell.strip() for cell in row])
+                    lines.append(reader.line_num)
+        except csv.Error as error:
+            # Blanks after a closing quote are no fault; a quote that never closes swallows rows.
+            if strict and "unexpected end" not in str(error):
+                continue
+            raise DataError(
+                f"{path} line {reader.line_num}: {error}",
+                "a CSV file",
+                "look for a quote that is not closed",
+            ) from error
+        break
+    return rows, lines
+
+
+def _json_rows(path: Path, text: str) -> tuple[list[list[str]], list[int]]:
+    objects, lines = [], []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path} line {number}: {error}", "one JSON object a line") from error
+        if not isinstance(entry, dict):
+            raise DataError(f"{path} line {number} is no object", '{"file_name": "a.jpg", ...}')
+        objects.append(entry)
+        lines.append(number)
+    columns = list(dict.fromkeys(key for entry in objects for key in entry))
+    rows = [[_json_cell(entry.get(key)) for key in columns] for entry in objects]
+    return ([columns, *rows] if columns else []), [1, *lines]
+
+
+def _json_cell(value: object) -> str:
+    if isinstance(value, list):
+        return ";".join(map(_json_cell, value))
+    text = "" if value is None else str(value).strip()
+    return text.encode("utf-8", "replace").decode()  # a lone half of a surrogate pair is no text

@@ -10,9 +10,11 @@ from collections.abc import Container
 from pathlib import Path
 
 from trainer.data.dataset import IGNORE, Dataset, Record, check_classes, complain, some
+from trainer.data.image_files import ImageNames
 from trainer.data.knobs import DataConfig
+from trainer.data.names import folded
 from trainer.data.pixels import IMAGE_SUFFIXES
-from trainer.data.tables import IMAGE_COLUMNS, flagged, read_table
+from trainer.data.tables import IMAGE_COLUMNS, flags, read_table
 from trainer.data.tags import FROM_MASKS
 from trainer.errors import DataError
 
@@ -80,7 +82,7 @@ def read(root: Path, problems: Problems, config: DataConfig) -> Dataset:
     source = _tag_source(root, ids, masks, config.labels_from, notes)
     tags: Tags = {}
     if source == CSV:
-        tags = _csv_tags(root / CSV, ids, classes, notes, problems)
+        tags = _csv_tags(root / CSV, {i: images[i] for i in ids}, classes, notes, problems)
     elif source == XML:
         tags = _xml_tags(root, ids, classes, notes, problems)
     records = {i: Record(i, images[i], tags.get(i, ()), masks.get(i)) for i in ids}
@@ -241,11 +243,18 @@ def _tag_source(
 
 
 def _csv_tags(
-    path: Path, ids: list[str], classes: tuple[str, ...], notes: list[str], problems: Problems
+    path: Path,
+    images: dict[str, Path],
+    classes: tuple[str, ...],
+    notes: list[str],
+    problems: Problems,
 ) -> Tags:
+    """Tags of ``images`` by id."""
     table = read_table(path)
-    name = table.find(IMAGE_COLUMNS)
-    absent = [c for c in classes if c not in table.columns]
+    notes += table.notes
+    name = table.find([n for n in IMAGE_COLUMNS if n not in map(folded, classes)])
+    there = {folded(column): n for n, column in enumerate(table.columns) if n != name}
+    absent = [c for c in classes if folded(c) not in there]
     if name is None or absent:
         lacking = "no column of image names" if name is None else f"no column for {some(absent)}"
         raise DataError(
@@ -253,18 +262,17 @@ def _csv_tags(
             f"image_id and one 0/1 column for each of {some(classes, 20)}",
             "write other classes into classes.json",
         )
-    columns = [table.columns.index(c) for c in classes]
+    columns = [there[folded(c)] for c in classes]
+    finder = ImageNames(path.parent, list(images.values()), table.cells(name))
+    ids = {image: key for key, image in images.items()}
     tags: Tags = {}
-    clashes, listed = [], set(ids)
-    for row, cells in enumerate(table.rows):
-        key = list_id(cells[name], listed) if cells[name] else ""
-        try:
-            found = flagged(table, row, columns)
-        except DataError as error:
-            complain(error, problems)
-            continue
-        if tags.setdefault(key, found) != found:
-            clashes.append(key)
+    clashes, strangers = [], []
+    for cells, shown in zip(table.rows, flags(table, columns, problems), strict=True):
+        found = finder.find(cells[name])
+        if len(found) != 1:
+            strangers.append(cells[name])
+        elif shown is not None and tags.setdefault(ids[found[0]], shown) != shown:
+            clashes.append(ids[found[0]])
     if clashes:
         complain(
             DataError(
@@ -272,9 +280,13 @@ def _csv_tags(
             ),
             problems,
         )
-    without = len(listed - tags.keys())
+    if strangers:
+        notes.append(
+            f"{len(strangers)} rows of {path.name} name no listed image: {some(strangers)}"
+        )
+    without = [key for key in images if key not in tags]
     if without:
-        notes.append(f"{without} listed images have no row in {path.name}")
+        notes.append(f"{len(without)} listed images have no row in {path.name}: {some(without)}")
     return tags
 
 
