@@ -220,7 +220,7 @@ def test_contradictions_do_not_hide_the_rest(tmp_path: Path) -> None:
     report = check(tmp_path)
     messages = [problem.message for problem in report.problems if problem.kind == "data"]
     assert any("gone" in message for message in messages)
-    assert any("same id" in message for message in messages)
+    assert any("several images have (1): im1" in message for message in messages)
     assert of_kind(report, "unreadable").names == ("im3.jpg",)
 
 

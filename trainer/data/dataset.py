@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from trainer.data.colours import GREY_HINT, grey_levels, indices_of
 from trainer.data.knobs import DataConfig
+from trainer.data.names import folded, is_one_line
 from trainer.data.pixels import image_size, open_image
 from trainer.errors import DataError, nearest
 from trainer.outputs import is_inner
@@ -246,12 +248,15 @@ def check_classes(names: Sequence[str], where: Path) -> None:
     Raises:
         DataError: as said.
     """
-    repeated = sorted({name for name in names if list(names).count(name) > 1})
-    if repeated or not names or len(names) > MAX_CLASSES or "" in names:
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+    strange = [ascii(name) for name in names if not folded(name) or not is_one_line(name)]
+    if repeated or not names or len(names) > MAX_CLASSES or strange:
         found = (
             f"repeats {some(repeated)}"
             if repeated
-            else f"has {len(names)} classes or an empty name"
+            else f"has names without letters, or with control characters: {some(strange)}"
+            if strange
+            else f"has {len(names)} classes"
         )
         raise DataError(
             f"the class table of {where} {found}", f"1 to {MAX_CLASSES} different class names"

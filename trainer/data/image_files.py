@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-import unicodedata
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from trainer.data.dataset import some
-from trainer.data.names import composed
+from trainer.data.names import composed, is_one_line
 from trainer.data.pixels import IMAGE_SUFFIXES
 
 # Files of cameras and of the Web that are pictures too, of kinds that are not read.
@@ -95,7 +94,7 @@ def walk(root: Path, skip: Iterable[Path] = ()) -> Walk:
             if entry.name.startswith("."):
                 continue
             path = folder / entry.name
-            if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in entry.name):
+            if not is_one_line(entry.name):
                 found.left_out[STRANGE].append(path)
             elif os.path.isdir(path):
                 if SYSTEM_FOLDERS.fullmatch(entry.name):

@@ -31,6 +31,11 @@ def folded(name: str) -> str:
     return composed(" ".join(composed(seen).casefold().split()))
 
 
+def is_one_line(name: str) -> bool:
+    """Whether ``name`` can stand in a text file: no control characters (line breaks), and UTF-8."""
+    return not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
+
+
 def is_background(name: str) -> bool:
     """Whether ``name`` is one that tools give to what is no class."""
     return folded(name) in BACKGROUND_NAMES | IGNORE_NAMES
