@@ -12,8 +12,9 @@ import torch.nn.functional as F
 
 from trainer.camfile import cam_path, read_cam, stride4, write_cam
 from trainer.data.dataset import Record
+from trainer.data.sizes import PIXELS
 from trainer.errors import ConfigError, DataError
-from trainer.inference import Views, inference, iterate_views, with_mirror
+from trainer.inference import Budget, Views, in_parts, inference, iterate_views, with_mirror
 from trainer.methods.base import Method, method_module
 from trainer.nets.backbone import Backbone
 from trainer.progress import progress_bar
@@ -60,7 +61,9 @@ class CamsConfig:
             a map of an object covers everything around it. The largest view always stays; 0 keeps
             all, as published.
         precision: ``fp32`` keeps maps equal to the released protocol within 1e-4.
-        batch: images of equal size a forward pass.
+        batch: images of equal size that are looked at together, at most.
+        pixels: pixels of a forward pass, at most. An image whose largest view has more is looked at
+            in a smaller size; its maps have the size that they always have.
         workers: loader processes; -1 chooses by cores.
         bad: maps of ``--cams`` that are missing or damaged: ``stop``, or ``skip`` those images.
     """
@@ -70,6 +73,7 @@ class CamsConfig:
     min_cells: int = 16
     precision: Precision = "fp32"
     batch: int = 4
+    pixels: int = PIXELS
     workers: int = -1
     bad: Literal["stop", "skip"] = "stop"
 
@@ -163,8 +167,12 @@ def make_cams(
         inference(method, config.precision, device) as target,
         progress_bar("cams", len(missing)) as advance,
     ):
-        for batch in iterate_views(shard(missing), looks, config.batch, config.workers):
-            views = [_float(method.cams(with_mirror(x.to(target)))) for x in batch.images]
+        budget = Budget(config.batch, config.pixels)
+        for batch in iterate_views(shard(missing), looks, budget, config.workers):
+            views = [
+                in_parts(method.cams, with_mirror(x.to(target)), config.pixels).float().cpu()
+                for x in batch.images
+            ]
             for i, record in enumerate(batch.records):
                 tags = list(record.tags)
                 own = [(v[i, tags], v[len(batch.records) + i, tags]) for v in views]
@@ -173,10 +181,6 @@ def make_cams(
                 write_cam(cam_path(stage.folder, record.id), tags, merged.numpy(), batch.size)
                 advance()
     stage.outputs.update(count=len(records), made=len(missing))
-
-
-def _float(maps: torch.Tensor) -> torch.Tensor:
-    return maps.float().cpu()
 
 
 def _readable(path: Path) -> bool:

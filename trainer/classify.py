@@ -21,7 +21,7 @@ from trainer.data.superpixels import make_segments, read_segments, renumbered
 from trainer.data.transforms import Rng, classify_planes
 from trainer.errors import ConfigError, WeightsError, nearest
 from trainer.files import write_atomic
-from trainer.inference import Views, inference, iterate_views
+from trainer.inference import Budget, Views, inference, iterate_views
 from trainer.methods.base import Method, method_classes
 from trainer.methods.subcategories import Subcategories
 from trainer.nets import build_backbone
@@ -245,7 +245,7 @@ def mean_average_precision(
     with inference(
         module, config.precision if config.precision != "fp16" else "auto", device
     ) as target:
-        for batch in iterate_views(records, Views(scales=(1.0,)), batch=16, workers=0):
+        for batch in iterate_views(records, Views(scales=(1.0,)), Budget(images=16), workers=0):
             logits = module(batch.images[0].to(target)).float().cpu().numpy()
             scores.update({record.id: row for record, row in zip(batch.records, logits)})
     truth = dataset.tag_matrix(records)

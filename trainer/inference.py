@@ -1,14 +1,15 @@
 """Multi-scale views of images, batched by equal size: what maps and segmentation inference share.
 
 Images are never padded to make a batch: padding would change what the convolutions see at the
-border.
+border. Memory follows a budget in pixels: it decides how many images make a batch, and an image
+whose largest view is above it is looked at in a smaller size.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from torch.utils.data import Dataset as TorchDataset
 from trainer.data.dataset import Record
 from trainer.data.loader import Guarded, default_workers, start_worker, unguarded
 from trainer.data.pixels import image_size, read_image
+from trainer.data.sizes import PIXELS, shrunk, working_size
 from trainer.data.transforms import IMAGENET_PIXELS, PixelScale, normalise, to_tensor
 from trainer.nets.folding import folded_once
 from trainer.pool import cores
@@ -77,52 +79,100 @@ class Views:
 
 @dataclass(frozen=True)
 class ViewBatch:
-    """Images of one size: records, (H, W), and one ``[B,3,h,w]`` for each of the usable scales."""
+    """Images of one size.
+
+    Attributes:
+        records: B images.
+        size: their (H, W).
+        working: the (H, W) that views are made from, smaller where the image is above the budget.
+        images: one ``[B,3,h,w]`` for each of the usable scales.
+    """
 
     records: list[Record]
     size: tuple[int, int]
+    working: tuple[int, int]
     images: list[torch.Tensor]
 
 
+@dataclass(frozen=True)
+class Budget:
+    """How much is looked at at once.
+
+    Attributes:
+        images: of one size in a batch.
+        pixels: of the largest view of the batch, without mirror images.
+        scale: of the largest view that is made of an image, if not one of ``Views.scales``.
+        canvas: side of the square that views are laid on; 1 for none.
+    """
+
+    images: int = 4
+    pixels: int = PIXELS
+    scale: float = 1.0
+    canvas: int = 1
+
+    def working(self, size: tuple[int, int], views: Views) -> tuple[int, int]:
+        """(H, W) at which an image of ``size`` is looked at."""
+        return working_size(size, self.pixels, self.largest(views), self.canvas)
+
+    def count(self, size: tuple[int, int], views: Views) -> int:
+        """Images of ``size`` that make a batch; at least one."""
+        height, width = self.working(size, views)
+        view = height * width * self.largest(views) ** 2
+        return max(1, min(self.images, int(self.pixels / view)))
+
+    def largest(self, views: Views) -> float:
+        """The largest scale; below 1 the image itself counts."""
+        return max(1.0, self.scale, *views.scales)
+
+
 class _Batches(TorchDataset[ViewBatch]):
-    def __init__(self, batches: list[list[Record]], views: Views) -> None:
-        self.batches, self.views = batches, views
+    def __init__(self, batches: list[list[Record]], views: Views, budget: Budget) -> None:
+        self.batches, self.views, self.budget = batches, views, budget
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, index: int) -> ViewBatch:
         records = self.batches[index]
-        pixels = [read_image(record.image) for record in records]
+        size = image_size(records[0].image)
+        working = self.budget.working(size, self.views)
+        pixels = [shrunk(read_image(record.image), working) for record in records]
         images = []
         for scale in self.views.usable(*pixels[0].shape[:2]):
             stack = torch.stack([self.views.make(p, scale).permute(1, 2, 0) for p in pixels])
             images.append(stack.permute(0, 3, 1, 2))
-        return ViewBatch(records, pixels[0].shape[:2], images)
+        return ViewBatch(records, size, working, images)
 
 
-def equal_size_batches(records: Sequence[Record], batch: int) -> list[list[Record]]:
-    """Group records by image size (read from the headers) into batches of at most ``batch``,
-    largest images first.
+def equal_size_batches(
+    records: Sequence[Record], views: Views, budget: Budget
+) -> list[list[Record]]:
+    """Group records by image size (read from the headers) into batches within ``budget``, largest
+    images first.
     """
     groups: dict[tuple[int, int], list[Record]] = defaultdict(list)
     for record in records:
         groups[image_size(record.image)].append(record)
     ordered = sorted(groups.items(), key=lambda item: -item[0][0] * item[0][1])
-    return [group[i : i + batch] for _, group in ordered for i in range(0, len(group), batch)]
+    return [
+        group[i : i + count]
+        for size, group in ordered
+        for count in [budget.count(size, views)]
+        for i in range(0, len(group), count)
+    ]
 
 
 def iterate_views(
-    records: Sequence[Record], views: Views, batch: int, workers: int = -1
+    records: Sequence[Record], views: Views, budget: Budget, workers: int = -1
 ) -> Iterator[ViewBatch]:
     """Decode, scale and normalise in worker processes, a batch of equal sizes at a time."""
-    batches = equal_size_batches(records, batch)
+    batches = equal_size_batches(records, views, budget)
     if workers < 0:
         # Where few cores do all the work, a loader process takes from the network more than it
         # gives (bench/cams.py).
         workers = 0 if cores() <= 4 and not torch.cuda.is_available() else default_workers()
     loader = DataLoader(
-        Guarded(_Batches(batches, views)),
+        Guarded(_Batches(batches, views, budget)),
         batch_size=None,
         num_workers=workers,
         worker_init_fn=start_worker,
@@ -134,6 +184,16 @@ def iterate_views(
 def with_mirror(images: torch.Tensor) -> torch.Tensor:
     """``[B,...] -> [2B,...]``: the images, then their horizontal mirrors."""
     return torch.cat([images, images.flip(3)])
+
+
+def in_parts(
+    network: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, pixels: int
+) -> torch.Tensor:
+    """``network(images)``, as many images at a time as have at most ``pixels``; at least one."""
+    count = max(1, pixels // (images.shape[-2] * images.shape[-1]))
+    if len(images) <= count:
+        return network(images)
+    return torch.cat([network(part) for part in torch.split(images, count)])
 
 
 @contextlib.contextmanager

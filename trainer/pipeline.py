@@ -13,6 +13,7 @@ from typing import Any
 from trainer import cams, classify
 from trainer import config as knobs
 from trainer.data.dataset import Record, check_images, open_dataset
+from trainer.data.sizes import PIXELS
 from trainer.errors import ConfigError, DataError, nearest
 from trainer.evaluation.measure import current_evaluation, measured_lists
 from trainer.import_cams import import_cams
@@ -174,8 +175,12 @@ class Pipeline:
         )
         training.append(Step("classify", classify_key, self.classify))
         protocol = cams.protocol_of(configs.cams, options.backbone, options.method)[0]
+        # The default leaves keys of older runs as they are.
+        larger = [] if configs.cams.pixels == PIXELS else [configs.cams.pixels]
         cams_key = stage_key(
-            "cams", [protocol, configs.cams.scales, configs.cams.precision, ids], [classify_key]
+            "cams",
+            [protocol, configs.cams.scales, configs.cams.precision, ids, *larger],
+            [classify_key],
         )
         make_cams = Step("cams", cams_key, self.cams)
         if options.cams:

@@ -8,9 +8,10 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from trainer.errors import DataError, RunError, UserError
@@ -19,7 +20,24 @@ from trainer.progress import progress_bar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+CORE_PIXELS = 250_000
+"""What a core may always work on: a photograph as large as VOC's."""
+
 _function: Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What bounds the memory of a pool whose items differ in size.
+
+    Attributes:
+        of: pixels of an item.
+        pixels: in all workers together, at most, where that is more than ``CORE_PIXELS`` a core;
+            one item is always worked on.
+    """
+
+    of: Callable[[Any], int]
+    pixels: int
 
 
 def cores() -> int:
@@ -35,6 +53,7 @@ def over_images(
     progress: bool = False,
     name: Callable[[Item], str] = str,
     total: int | None = None,
+    limit: Work | None = None,
 ) -> Iterator[tuple[Item, Result | UserError]]:
     """Yield ``(item, function(item))`` in the order of ``items``.
 
@@ -50,6 +69,7 @@ def over_images(
         progress: show the bar, on stderr.
         name: how an item is called in messages.
         total: how many items there are; None to ask ``items``.
+        limit: bounds what all workers have at once; None where items are small.
 
     Raises:
         RunError: a worker was killed, usually for memory.
@@ -58,7 +78,9 @@ def over_images(
     if total is None:
         total = len(items) if isinstance(items, Sized) else sys.maxsize
     count = min(cores() if workers is None else workers, total)
-    results = _in_process(function, items) if count <= 1 else _in_pool(function, items, count)
+    results = (
+        _in_process(function, items) if count <= 1 else _in_pool(function, items, count, limit)
+    )
     with progress_bar(title, total, progress) as advance:
         for item, result, error in results:
             if isinstance(error, BrokenProcessPool):
@@ -84,6 +106,7 @@ def each_image(
     title: str = "",
     progress: bool = False,
     name: Callable[[Item], str] = str,
+    limit: Work | None = None,
 ) -> list[Result]:
     """``work`` on every item; all that can be done is done before the errors of single images are
     raised together.
@@ -96,6 +119,7 @@ def each_image(
         title: see ``over_images``.
         progress: show the bar.
         name: see ``over_images``.
+        limit: see ``over_images``.
 
     Raises:
         DataError: of single images, listed.
@@ -103,7 +127,7 @@ def each_image(
     """
     problems: list[UserError] = []
     results: list[Result] = []
-    for _, outcome in over_images(work, items, workers, title, progress, name):
+    for _, outcome in over_images(work, items, workers, title, progress, name, limit=limit):
         if isinstance(outcome, RunError):
             raise outcome
         if isinstance(outcome, UserError):
@@ -144,7 +168,7 @@ def _attempt(
 
 
 def _in_pool(
-    function: Callable[[Item], Result], items: Iterable[Item], count: int
+    function: Callable[[Item], Result], items: Iterable[Item], count: int, limit: Work | None
 ) -> Iterator[tuple[Item, Any, BaseException | None]]:
     methods = multiprocessing.get_all_start_methods()
     # Not fork: a forked copy of a process that has used OpenMP threads (torch) can hang.
@@ -158,14 +182,24 @@ def _in_pool(
     )
     try:
         waiting: deque[tuple[Item, Future[Any]]] = deque()
+        weights: dict[Future[Any], int] = {}
         for item in items:
-            waiting.append((item, _submit(pool, item)))
-            if len(waiting) >= 4 * count:
+            weight = limit.of(item) if limit else 0
+            while len(waiting) >= 4 * count or (limit and _full(weights, weight, limit, count)):
                 yield _outcome(*waiting.popleft())
+            waiting.append((item, _submit(pool, item)))
+            weights = {f: w for f, w in weights.items() if not f.done()}
+            weights[waiting[-1][1]] = weight
         while waiting:
             yield _outcome(*waiting.popleft())
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _full(weights: Mapping[Future[Any], int], weight: int, limit: Work, count: int) -> bool:
+    """Whether one more item beside those that are not done yet would be above ``limit``."""
+    busy = sum(other for future, other in weights.items() if not future.done())
+    return busy > 0 and busy + weight > max(limit.pixels, count * CORE_PIXELS)
 
 
 def _submit(pool: ProcessPoolExecutor, item: Item) -> Future[Any]:

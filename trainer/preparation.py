@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from trainer.data.dataset import Dataset, Record
-from trainer.inference import Views, inference, iterate_views
+from trainer.inference import Budget, Views, inference, iterate_views
 from trainer.methods.subcategories import Embeddings, Subcategories
 from trainer.progress import progress_bar
 from trainer.run import Stage
@@ -93,10 +93,10 @@ def embed(
     title: str,
     device: str,
 ) -> Embeddings:
-    """``embed`` of every image at its own size, one view, in fp32."""
+    """``embed`` of every image, one view at its own size or the largest that fits, in fp32."""
     found: dict[str, npt.NDArray[np.float32]] = {}
     with inference(module, "fp32", device) as target, progress_bar(title, len(records)) as advance:
-        for batch in iterate_views(records, Views(scales=(1.0,)), batch=16):
+        for batch in iterate_views(records, Views(scales=(1.0,)), Budget(images=16)):
             rows = embed(batch.images[0].to(target)).float().cpu().numpy()
             found.update({record.id: row for record, row in zip(batch.records, rows)})
             for _ in batch.records:

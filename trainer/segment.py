@@ -18,11 +18,15 @@ from trainer.classify import read_weights, save, tuples
 from trainer.data.dataset import Record, read_index_png
 from trainer.data.loader import Samples
 from trainer.data.palette import write_index_png
+<<<<<<< HEAD
 from trainer.data.pixels import image_size, read_image
+=======
+from trainer.data.sizes import enlarged, shrunk
+>>>>>>> bbb3a8a (Maps, walks, CRFs and the segmenter's test work within a budget in pixels; larger images are worked on at a smaller size)
 from trainer.data.transforms import CAFFE_PIXELS, MEAN, STD, Rng, normalise
 from trainer.errors import DataError, UserError
-from trainer.inference import inference, iterate_views
-from trainer.pool import over_images, raise_together
+from trainer.inference import Budget, inference, iterate_views
+from trainer.pool import Work, over_images, raise_together
 from trainer.refine.crf import DenseCrf, Float, preset, unary_from_softmax
 from trainer.run import Metrics, Stage
 from trainer.segmenters import make_segmenter
@@ -185,7 +189,9 @@ def predict(
     workers = 0 if config.crf == "none" else None
     with inference(network, config.test_precision, device) as target:
         guesses = _probabilities(segmenter, network, missing, target)
-        for _, problem in over_images(write, guesses, workers, title, True, _name, len(missing)):
+        work = Work(_pixels, config.pixels)
+        outcomes = over_images(write, guesses, workers, title, True, _name, len(missing), work)
+        for _, problem in outcomes:
             if problem is not None:
                 raise problem
 
@@ -207,10 +213,12 @@ def crf_picture(pixels: Pixels, kind: str) -> Pixels:
 def _probabilities(
     segmenter: Segmenter, network: nn.Module, records: Sequence[Record], target: torch.device
 ) -> Iterator[Guess]:
-    """Each record with its probabilities ``float32 [L,H,W]``."""
-    for batch in iterate_views(records, segmenter.views(), BATCH, segmenter.config.workers):
+    """Each record with its probabilities ``float32 [L,h,w]`` at the size that it is looked at."""
+    config = segmenter.config
+    budget = Budget(BATCH, config.pixels, max(config.scales))
+    for batch in iterate_views(records, segmenter.views(), budget, config.workers):
         chance = segmenter.probabilities(
-            network, [images.to(target) for images in batch.images], batch.size
+            network, [images.to(target) for images in batch.images], batch.working
         )
         yield from zip(batch.records, chance.cpu().numpy())
 
@@ -219,18 +227,24 @@ def _write(folder: Path, crf: str, crf_image: str, guess: Guess) -> None:
     record, chance = guess
     if crf != "none":
         kernels = preset(crf)
+        image = shrunk(read_image(record.image), (chance.shape[1], chance.shape[2]))
         field = DenseCrf(
-            crf_picture(read_image(record.image), crf_image),
+            crf_picture(image, crf_image),
             kernels.gaussian,
             kernels.bilateral,
             "auto",
         )
         chance = field.infer(unary_from_softmax(chance), kernels.iterations)
-    write_index_png(folder / f"{record.id}.png", chance.argmax(0).astype(np.uint8))
+    mask = enlarged(chance.argmax(0).astype(np.uint8), image_size(record.image))
+    write_index_png(folder / f"{record.id}.png", mask)
 
 
 def _name(guess: Guess) -> str:
     return guess[0].id
+
+
+def _pixels(guess: Guess) -> int:
+    return int(guess[1][0].size)
 
 
 def _readable(path: Path) -> bool:

@@ -23,7 +23,7 @@ from trainer.data.dataset import Record
 from trainer.data.pixels import read_image
 from trainer.data.transforms import MEAN, STD
 from trainer.errors import ConfigError, DataError
-from trainer.inference import Views, equal_size_batches
+from trainer.inference import Budget, Views, equal_size_batches
 from trainer.methods.cam import Cam, Config
 from trainer.run import Stage
 
@@ -285,7 +285,8 @@ def test_batches_are_of_one_size_largest_first(tmp_path):
     data = pictures(tmp_path, count=7)
     big = tmp_path / "big.png"
     Image.new("RGB", (90, 80)).save(big)
-    batches = equal_size_batches([*data.subset("all"), Record("big", big, (0,))], batch=3)
+    records = [*data.subset("all"), Record("big", big, (0,))]
+    batches = equal_size_batches(records, Views(), Budget(images=3))
     assert [r.id for r in batches[0]] == ["big"]
     assert sorted(len(b) for b in batches) == [1, 1, 3, 3]
     for batch in batches:

@@ -498,7 +498,7 @@ def test_sample_is_mean_colour_and_open_outside_of_the_image():
 
 def test_canvas_pads_and_cuts():
     image = torch.rand(3, 5, 20)
-    square = on_canvas(image, 16)
+    square = on_canvas(image, (16, 16))
     assert square.shape == (3, 16, 16)
     assert torch.equal(square[:, :5], image[:, :, :16])
     assert square[:, 5:].abs().max() == 0
@@ -516,8 +516,8 @@ def test_edge_and_displacement_by_hand(small_net: IrNet):
     image = torch.rand(3, 33, 46)
     edge, displacement = edge_and_displacement(small_net, image, 64)
     with torch.no_grad():
-        straight, way = small_net(on_canvas(image, 64)[None])
-        mirrored, _ = small_net(on_canvas(image.flip(2), 64)[None])
+        straight, way = small_net(on_canvas(image, (64, 64))[None])
+        mirrored, _ = small_net(on_canvas(image.flip(2), (64, 64))[None])
     expected = ((straight[0, 0, :9, :12] + mirrored[0, 0, :9, :12].flip(1)) / 2).sigmoid()
     assert torch.allclose(edge, expected, atol=1e-5)
     assert torch.allclose(displacement, way[0, :, :9, :12], atol=1e-4)
@@ -531,11 +531,15 @@ def test_the_edge_of_the_mirrored_image_is_the_mirrored_edge(small_net: IrNet):
 
 def test_an_image_larger_than_the_canvas_is_seen_whole(small_net: IrNet):
     image = torch.rand(3, 33, 67)
-    edge, displacement = edge_and_displacement(small_net, image, 32)
-    larger = edge_and_displacement(small_net, image, 80)
+    seen = []
+    watch = small_net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    edge, _ = edge_and_displacement(small_net, image, 32)
     assert edge.shape == (9, 17)
-    assert torch.equal(edge, larger[0])
-    assert torch.equal(displacement, larger[1])
+    apart, _ = edge_and_displacement(small_net, image, 32, pixels=4000)
+    watch.remove()
+    # Each side for itself: a square around a strip of 4000x40 would take 8 GB.
+    assert [tuple(shape) for shape in seen] == [(2, 3, 48, 80), (1, 3, 48, 80), (1, 3, 48, 80)]
+    assert torch.allclose(edge, apart, atol=1e-6)
 
 
 def scored(

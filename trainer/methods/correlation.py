@@ -21,6 +21,8 @@ from trainer.methods.pooling import gap
 from trainer.nets.backbone import Backbone
 
 EPS = 1e-5
+LARGEST_AFFINITY = 2**26
+"""Values of the matrix of likenesses that are held at once, 256 MiB in float32."""
 RegionMode = Literal["code", "transposed", "class_softmax"]
 TAPS = (("conv4", "conv5"), ("stage2", "stage3"))
 
@@ -71,16 +73,28 @@ def pixel_correlation(seed_BKhw: torch.Tensor, embedding_BChw: torch.Tensor) -> 
     theta = embedding_BChw / (embedding_BChw.norm(dim=1, keepdim=True) + EPS)
     seed, theta = seed_BKhw.flatten(2), theta.flatten(2)
     if torch.compiler.is_compiling():
-        refined = correlate(seed, theta)
+        refined = correlate(seed, theta, theta)
     else:
         # One image at a time: A of a single photograph at twice its size takes half a gigabyte.
-        refined = torch.cat([correlate(e[None], t[None]) for e, t in zip(seed, theta)])
+        refined = torch.cat([_in_columns(e[None], t[None]) for e, t in zip(seed, theta)])
     return refined.view_as(seed_BKhw)
 
 
-def correlate(seed_BKn: torch.Tensor, theta_BCn: torch.Tensor) -> torch.Tensor:
-    """e A with the columns of A = ReLU(theta^T theta) over their sum + 1e-5, ``[B,K,n]``."""
-    affinity = torch.bmm(theta_BCn.transpose(1, 2), theta_BCn).relu_()
+def _in_columns(seed_BKn: torch.Tensor, theta_BCn: torch.Tensor) -> torch.Tensor:
+    """``correlate`` with some columns of A at a time: all of 4 megapixels take 16 GB."""
+    count = max(1, LARGEST_AFFINITY // theta_BCn.shape[2])
+    parts = [correlate(seed_BKn, theta_BCn, part) for part in torch.split(theta_BCn, count, 2)]
+    return torch.cat(parts, 2)
+
+
+def correlate(
+    seed_BKn: torch.Tensor, theta_BCn: torch.Tensor, columns_BCm: torch.Tensor
+) -> torch.Tensor:
+    """e A with the columns of A = ReLU(theta^T columns) over their sum + 1e-5, ``[B,K,m]``.
+
+    ``columns_BCm`` are cells of theta: all of them, or a part.
+    """
+    affinity = torch.bmm(theta_BCn.transpose(1, 2), columns_BCm).relu_()
     # Dividing the product instead of A saves a second matrix of its size.
     return torch.bmm(seed_BKn, affinity) / (affinity.sum(1, keepdim=True) + EPS)
 

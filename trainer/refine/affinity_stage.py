@@ -19,11 +19,15 @@ from trainer.camfile import cam_path, read_cam, stride4, upsample_cam, write_cam
 from trainer.classify import save
 from trainer.data.dataset import Dataset, Record
 from trainer.data.loader import Samples
+<<<<<<< HEAD
 from trainer.data.pixels import image_size, read_image
+=======
+from trainer.data.sizes import PIXELS, shrunk, working_size
+>>>>>>> bbb3a8a (Maps, walks, CRFs and the segmenter's test work within a budget in pixels; larger images are worked on at a smaller size)
 from trainer.data.transforms import Rng
 from trainer.errors import DataError
 from trainer.files import check_space, write_atomic
-from trainer.inference import Views, inference, iterate_views
+from trainer.inference import Budget, Views, in_parts, inference, iterate_views
 from trainer.pool import each_image
 from trainer.progress import progress_bar
 from trainer.refine.affinitynet import (
@@ -37,7 +41,13 @@ from trainer.refine.affinitynet import (
     walk_scores,
 )
 from trainer.refine.crf import DenseCrf, preset, unary_from_softmax
-from trainer.refine.pseudo_masks import check_cams, check_maps_space, has_maps, image_and_cam
+from trainer.refine.pseudo_masks import (
+    check_cams,
+    check_maps_space,
+    has_maps,
+    image_and_cam,
+    pixel_limit,
+)
 from trainer.run import Metrics, Stage
 from trainer.training.devices import shard
 from trainer.training.loop import train
@@ -73,6 +83,7 @@ def make_labels(
     power: float = 1.0,
     workers: int | None = None,
     progress: bool = False,
+    pixels: int = PIXELS,
 ) -> None:
     """Write ``<id>.npz`` with the CRF's scores for a strong and a weak background; files that load
     are kept.
@@ -86,6 +97,7 @@ def make_labels(
         power: what the maps are raised to first, see ``trainer.refine.threshold.calibration``.
         workers: processes; None for one a core, 0 for none.
         progress: show a bar.
+        pixels: see ``RefineConfig``; the scores of a larger image stay at the size that fits.
 
     Raises:
         DataError: maps or images that are missing, damaged or of another size; every other label is
@@ -94,8 +106,8 @@ def make_labels(
     """
     check_cams(records, cam_folder)
     missing = [record for record in records if not _readable(out_folder, record)]
-    work = partial(_label, len(dataset.classes), cam_folder, out_folder, config, power)
-    label_images(work, missing, out_folder, LABEL_BYTES, "AffinityNet", workers, progress)
+    work = partial(_label, len(dataset.classes), cam_folder, out_folder, config, power, pixels)
+    label_images(work, missing, out_folder, LABEL_BYTES, "AffinityNet", workers, progress, pixels)
 
 
 def label_images(
@@ -106,9 +118,10 @@ def label_images(
     network: str,
     workers: int | None,
     progress: bool,
+    budget: int,
 ) -> None:
     """``work`` on every image in a process pool, if the labels of ``network`` will fit into
-    ``folder``.
+    ``folder``; images of ``budget`` pixels at once, at most.
 
     Raises:
         DataError: of single images, listed; the others are done.
@@ -117,9 +130,8 @@ def label_images(
     pixels = sum(int(np.prod(image_size(record.image))) for record in records)
     check_space(folder, int(pixel_bytes * pixels), f"labels of {network}")
     what = "labels could not be made, all others are kept"
-    each_image(
-        work, records, what, workers, f"labels of {network}", progress, lambda record: record.id
-    )
+    title, name = f"labels of {network}", (lambda record: record.id)
+    each_image(work, records, what, workers, title, progress, name, pixel_limit(budget))
 
 
 def read_labels(folder: Path, record: Record) -> tuple[Scores, Scores]:
@@ -169,6 +181,7 @@ def walk(
     config: AffinityConfig,
     power: float = 1.0,
     device: str = "auto",
+    pixels: int = PIXELS,
 ) -> None:
     """Write the maps of every record after the walk; files that load are kept.
 
@@ -184,13 +197,15 @@ def walk(
     missing = [record for record in shard(records) if not has_maps(out_folder, record)]
     check_maps_space(missing, out_folder)
     with inference(net, "fp32", device) as target, progress_bar("walk", len(missing)) as advance:
-        for batch in iterate_views(missing, Views(scales=(1.0,)), batch=4):
-            features = net(pad_to_stride(batch.images[0].to(target)))
+        for batch in iterate_views(missing, Views(scales=(1.0,)), Budget(pixels=pixels)):
+            features = in_parts(net, pad_to_stride(batch.images[0].to(target)), pixels)
             for record, own in zip(batch.records, features):
                 cam = read_cam(cam_path(cam_folder, record.id)) if record.tags else None
                 shares = torch.zeros(0, *stride4(batch.size))
                 if cam is not None:
-                    maps = torch.from_numpy(upsample_cam(cam.maps, batch.size) ** np.float32(power))
+                    maps = torch.from_numpy(
+                        upsample_cam(cam.maps, batch.working) ** np.float32(power)
+                    )
                     scores = walk_scores(own, maps.to(target), config)
                     shares = (scores[1:] / scores.sum(0).clamp_min(1e-12)).cpu()
                     shares = F.interpolate(shares[None], stride4(batch.size), mode="bilinear")[
@@ -206,10 +221,12 @@ def _label(
     out_folder: Path,
     config: AffinityConfig,
     power: float,
+    pixels: int,
     record: Record,
 ) -> None:
     image, cam = image_and_cam(record, cam_folder, num_classes)
-    maps = upsample_cam(cam.maps, cam.size) ** np.float32(power)
+    size = working_size(cam.size, pixels)
+    image, maps = shrunk(image, size), upsample_cam(cam.maps, size) ** np.float32(power)
     strongest = np.clip(maps.max(0, keepdims=True), 0, 1)
     parameters = preset(config.crf)
     crf = DenseCrf(image, parameters.gaussian, parameters.bilateral)
@@ -235,7 +252,7 @@ def _sample(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     low, high = read_labels(labels, record)
     return affinity_sample(
-        read_image(record.image),
+        shrunk(read_image(record.image), low.shape[1:]),
         low / np.float32(255),
         high / np.float32(255),
         rng,

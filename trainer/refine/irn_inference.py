@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
+from trainer.data.sizes import PIXELS
 from trainer.methods.base import at_least_float32
 from trainer.refine.irnet import EPS, STRIDE, IrnConfig, IrNet
 from trainer.refine.random_walk import boundary_walk
@@ -25,11 +26,12 @@ WEAK = 2.5
 LEAST_AREA = 0.01
 
 
-def on_canvas(images: torch.Tensor, side: int) -> torch.Tensor:
-    """``[...,H,W]`` at the top left of a square of zeros, ``[...,side,side]``; what does not fit is
+def on_canvas(images: torch.Tensor, sides: tuple[int, int]) -> torch.Tensor:
+    """``[...,H,W]`` at the top left of a rectangle of zeros, ``[...,*sides]``; what does not fit is
     cut off.
     """
-    return F.pad(images, (0, side - images.shape[-1], 0, side - images.shape[-2]))
+    height, width = sides
+    return F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
 
 
 def mean_displacement(batches: Iterable[torch.Tensor]) -> torch.Tensor:
@@ -44,7 +46,7 @@ def mean_displacement(batches: Iterable[torch.Tensor]) -> torch.Tensor:
 
 @torch.no_grad()
 def edge_and_displacement(
-    net: IrNet, image_3HW: torch.Tensor, canvas: int = 512
+    net: IrNet, image_3HW: torch.Tensor, canvas: int = 512, pixels: int = PIXELS
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Edge in 0..1 ``[h,w]`` and displacement ``[2,h,w]`` or None of a normalised image, h =
     ceil(H/4), w = ceil(W/4).
@@ -55,13 +57,17 @@ def edge_and_displacement(
         net: in evaluation mode.
         image_3HW: RGB with ImageNet statistics, on the device of the network.
         canvas: see ``IrnConfig``.
+        pixels: of a forward pass, at most, where one canvas has fewer.
     """
     height, width = image_3HW.shape[1:]
-    side = max(canvas, -(-max(height, width) // 16) * 16)
-    edge, displacement = net(on_canvas(torch.stack([image_3HW, image_3HW.flip(2)]), side))
     h, w = -(-height // STRIDE), -(-width // STRIDE)
-    straight, mirrored = at_least_float32(edge)[:, 0, :h, :w]
-    merged = ((straight + mirrored.flip(1)) / 2).sigmoid()
+    sides = (max(canvas, -(-height // 16) * 16), max(canvas, -(-width // 16) * 16))
+    pair = on_canvas(torch.stack([image_3HW, image_3HW.flip(2)]), sides)
+    together = 2 if 2 * sides[0] * sides[1] <= pixels else 1
+    found = [net(part) for part in torch.split(pair, together)]
+    edges = torch.cat([at_least_float32(edge)[:, 0, :h, :w] for edge, _ in found])
+    merged = ((edges[0] + edges[1].flip(1)) / 2).sigmoid()
+    displacement = found[0][1]
     return merged, None if displacement is None else at_least_float32(displacement)[0, :, :h, :w]
 
 

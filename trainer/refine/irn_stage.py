@@ -18,11 +18,15 @@ from trainer.classify import save
 from trainer.data.dataset import Dataset, Record, read_index_png
 from trainer.data.loader import Samples
 from trainer.data.palette import write_index_png
+<<<<<<< HEAD
 from trainer.data.pixels import image_size, read_image
+=======
+from trainer.data.sizes import PIXELS, enlarged, shrunk, working_size
+>>>>>>> bbb3a8a (Maps, walks, CRFs and the segmenter's test work within a budget in pixels; larger images are worked on at a smaller size)
 from trainer.data.transforms import Rng
 from trainer.errors import DataError
 from trainer.files import write_atomic
-from trainer.inference import Views, inference, iterate_views
+from trainer.inference import Budget, Views, in_parts, inference, iterate_views
 from trainer.progress import progress_bar
 from trainer.refine.affinity_stage import label_images
 from trainer.refine.irn_inference import (
@@ -66,6 +70,7 @@ def make_labels(
     power: float = 1.0,
     workers: int | None = None,
     progress: bool = False,
+    pixels: int = PIXELS,
 ) -> None:
     """Write ``<id>.png``: 0 sure background, k+1 class k, 255 open; files that load are kept.
 
@@ -73,8 +78,8 @@ def make_labels(
     """
     check_cams(records, cam_folder)
     missing = [record for record in records if not _readable(out_folder, record)]
-    work = partial(_label, len(dataset.classes), cam_folder, out_folder, config, power)
-    label_images(work, missing, out_folder, LABEL_BYTES, "IRNet", workers, progress)
+    work = partial(_label, len(dataset.classes), cam_folder, out_folder, config, power, pixels)
+    label_images(work, missing, out_folder, LABEL_BYTES, "IRNet", workers, progress, pixels)
 
 
 def train_irn(
@@ -113,6 +118,7 @@ def walk(
     power: float = 1.0,
     device: str = "auto",
     instance_folder: Path | None = None,
+    pixels: int = PIXELS,
 ) -> None:
     """Write the maps of every record after the walk, over their largest value; files that load are
     kept.
@@ -134,26 +140,28 @@ def walk(
     ]
     check_maps_space(missing, out_folder, INSTANCE_BYTES if instance_folder else 0)
     with inference(net, "fp32", device) as target, progress_bar("walk", len(missing)) as advance:
-        for batch in iterate_views(missing, Views(scales=(1.0,)), batch=1):
+        budget = Budget(1, pixels, canvas=config.canvas)
+        for batch in iterate_views(missing, Views(scales=(1.0,)), budget):
             record, size = batch.records[0], batch.size
-            small = stride4(size)
+            small = stride4(batch.working)
             cam = read_cam(cam_path(cam_folder, record.id)) if record.tags else None
-            maps = torch.zeros(0, *small)
+            maps = torch.zeros(0, *stride4(size))
             if cam is not None:
                 edge, displacement = edge_and_displacement(
-                    net, batch.images[0][0].to(target), config.canvas
+                    net, batch.images[0][0].to(target), config.canvas, pixels
                 )
                 cams = torch.from_numpy(upsample_cam(cam.maps, small) ** np.float32(power)).to(
                     target
                 )
                 cams = cams / (cams.amax((1, 2), keepdim=True) + EPS)
                 maps = walked_maps(cams, edge, small, config, enlarge=False).cpu().clamp(0, 1)
+                maps = torch.from_numpy(upsample_cam(maps.numpy(), stride4(size)))
                 if instance_folder and displacement is not None:
-                    found = instances(cams, edge, displacement, size, config)
+                    found = instances(cams, edge, displacement, batch.working, config)
                     buffer = io.BytesIO()
                     np.savez_compressed(
                         buffer,
-                        labels=found.labels,
+                        labels=enlarged(found.labels, size),
                         classes=cam.classes[found.classes],
                         scores=found.scores,
                     )
@@ -168,13 +176,16 @@ def _label(
     out_folder: Path,
     config: IrnConfig,
     power: float,
+    pixels: int,
     record: Record,
 ) -> None:
     image, cam = image_and_cam(record, cam_folder, num_classes)
-    local = ir_label(upsample_cam(cam.maps, cam.size) ** np.float32(power), image, config)
+    size = working_size(cam.size, pixels)
+    maps = upsample_cam(cam.maps, size) ** np.float32(power)
+    local = ir_label(maps, shrunk(image, size), config)
     keys = np.arange(256, dtype=np.uint8)
     keys[1 : len(cam.classes) + 1] = cam.classes + 1
-    write_index_png(out_folder / f"{record.id}.png", keys[local])
+    write_index_png(out_folder / f"{record.id}.png", enlarged(keys[local], cam.size))
 
 
 def _readable(folder: Path, record: Record) -> bool:
@@ -213,11 +224,10 @@ def _displacements(
         inference(net, "fp32", device) as target,
         progress_bar("mean shift", len(records)) as advance,
     ):
-        for batch in iterate_views(records, Views(scales=(1.0,)), batch=1):
-            waiting.append(on_canvas(batch.images[0][0], config.canvas))
+        square = (config.canvas, config.canvas)
+        for batch in iterate_views(records, Views(scales=(1.0,)), Budget(1)):
+            waiting.append(on_canvas(batch.images[0][0], square))
             advance()
             if len(waiting) == full:
-                displacement = net(torch.stack(waiting).to(target))[1]
-                assert displacement is not None
-                yield displacement.cpu()
+                yield in_parts(lambda x: net(x)[1], torch.stack(waiting).to(target), PIXELS).cpu()
                 waiting = []

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,10 +17,14 @@ import numpy.typing as npt
 from trainer.camfile import Cam, cam_path, read_cam, stride4, upsample_cam
 from trainer.data.dataset import IGNORE, Dataset, Record, read_index_png
 from trainer.data.palette import write_index_png
+<<<<<<< HEAD
 from trainer.data.pixels import image_size, read_image
+=======
+from trainer.data.sizes import PIXELS, enlarged, shrunk, working_size
+>>>>>>> bbb3a8a (Maps, walks, CRFs and the segmenter's test work within a budget in pixels; larger images are worked on at a smaller size)
 from trainer.errors import ConfigError, DataError
 from trainer.files import check_space
-from trainer.pool import each_image
+from trainer.pool import Work, each_image
 from trainer.refine.crf import (
     CrfParameters,
     DenseCrf,
@@ -61,7 +66,9 @@ class RefineConfig:
         crf_backend: ``auto``, ``pydensecrf`` or ``torch``: the same masks.
         confidence: pixels whose winning probability is below become 255; 0 for none.
         band: pixels whose label differs between threshold - band and threshold + band become 255; 0
-        for none.
+            for none.
+        pixels: that CRFs and walks work on at once, at most. A larger image is worked on in a
+            smaller size, and its mask is enlarged.
     """
 
     refine: Literal["none", "crf", "affinity", "irn"] = "crf"
@@ -76,6 +83,7 @@ class RefineConfig:
     crf_backend: Literal["auto", "pydensecrf", "torch"] = "auto"
     confidence: float = 0.0
     band: float = 0.0
+    pixels: int = PIXELS
 
     def __post_init__(self) -> None:
         if (
@@ -147,7 +155,8 @@ def pseudo_mask(image_HW3: Labels, cam: Cam, config: RefineConfig, threshold: fl
     """The mask of one image, ``uint8 [H,W]``: 0 background, k+1 class k, 255 where ``config`` asks
     to leave it open.
     """
-    maps = upsample_cam(cam.maps, cam.size)
+    size = working_size(cam.size, config.pixels)
+    maps, image_HW3 = upsample_cam(cam.maps, size), shrunk(image_HW3, size)
     labels = np.concatenate([[0], cam.classes + 1]).astype(np.uint8)
     levels = (
         [threshold, threshold - config.band, threshold + config.band]
@@ -163,7 +172,7 @@ def pseudo_mask(image_HW3: Labels, cam: Cam, config: RefineConfig, threshold: fl
         mask = np.where(low == high, mask, np.uint8(IGNORE))
     if config.confidence:
         mask = np.where(q.max(0) >= config.confidence, mask, np.uint8(IGNORE))
-    return mask
+    return enlarged(mask, cam.size)
 
 
 def make_pseudo_masks(
@@ -203,7 +212,8 @@ def make_pseudo_masks(
     out_folder.mkdir(parents=True, exist_ok=True)
     work = partial(_make_one, len(dataset.classes), cam_folder, out_folder, config, threshold)
     what = "masks could not be made, all others are kept"
-    results = each_image(work, records, what, workers, "refine", progress, lambda record: record.id)
+    name, limit = (lambda record: record.id), pixel_limit(config.pixels)
+    results = each_image(work, records, what, workers, "refine", progress, name, limit)
     sizes = [result for result in results if result is not None]
     made, pixels = len(sizes), max(sum(size for size, _, _ in sizes), 1)
     return {
@@ -215,6 +225,19 @@ def make_pseudo_masks(
         "threshold": threshold,
         "backend": backend,
     }
+
+
+def pixel_limit(pixels: int) -> Work:
+    """What keeps the pixels of all images at work within ``pixels``."""
+
+    def of(record: Record) -> int:
+        try:
+            return math.prod(working_size(image_size(record.image), pixels))
+        except DataError:
+            # Its own work says what is wrong with it.
+            return 0
+
+    return Work(of, pixels)
 
 
 def _make_one(

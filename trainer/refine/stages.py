@@ -12,6 +12,7 @@ from typing import Any
 
 from trainer.classify import read_weights
 from trainer.data.dataset import Dataset, Record
+from trainer.data.sizes import PIXELS
 from trainer.errors import ConfigError, nearest
 from trainer.nets.backbone import Backbone
 from trainer.refine import affinity_stage, affinitynet, irn_stage, irnet
@@ -95,11 +96,17 @@ class Refinement:
         if self.walks:
             name = self.config.refine
             every = result(self.affinity if name == "affinity" else self.irn)
+<<<<<<< HEAD
             power = (
                 [self.calibrated_by, *self.truth(self.calibrated_by)]
                 if self.config.calibrate
                 else []
             )
+=======
+            # The default leaves keys of older runs as they are.
+            pixels = [] if self.config.pixels == PIXELS else [self.config.pixels]
+            power = [*([self.calibrated_by] if self.config.calibrate else []), *pixels]
+>>>>>>> bbb3a8a (Maps, walks, CRFs and the segmenter's test work within a budget in pixels; larger images are worked on at a smaller size)
             images = [record.id for record in self.images]
             stages: list[tuple[str, set[str], list[Any], Callable[[str], None]]] = [
                 (f"{name}_labels", every.keys() & LABEL_KNOBS, power, self.labels),
@@ -166,7 +173,16 @@ class Refinement:
                 make = partial(affinity_stage.make_labels, config=self.affinity)
             else:
                 make = partial(irn_stage.make_labels, config=self.irn)
-            make(self.dataset, self.tagged, cams, stage.folder, power=self.power, progress=True)
+            power, pixels = self.power, self.config.pixels
+            make(
+                self.dataset,
+                self.tagged,
+                cams,
+                stage.folder,
+                power=power,
+                progress=True,
+                pixels=pixels,
+            )
             stage.outputs.update(count=len(self.tagged))
             stage.metrics.update(power=round(self.power, 4))
 
@@ -215,16 +231,15 @@ class Refinement:
         """Spread the maps of every image."""
         net, cams = self.trained(), self.run.path / "cams"
         with self.run.stage("walk", key) as stage:
+            images, out, power, pixels = self.usable, stage.folder, self.power, self.config.pixels
             if isinstance(net, AffinityNet):
                 affinity_stage.walk(
-                    net, self.usable, cams, stage.folder, self.affinity, self.power, self.device
+                    net, images, cams, out, self.affinity, power, self.device, pixels
                 )
             else:
                 folder = self.run.path / "instances" if self.irn.instances else None
                 stage.folders += [folder] if folder else []
-                irn_stage.walk(
-                    net, self.usable, cams, stage.folder, self.irn, self.power, self.device, folder
-                )
+                irn_stage.walk(net, images, cams, out, self.irn, power, self.device, folder, pixels)
             stage.outputs.update(
                 count=len(self.usable), **({"taken_from": self.given} if self.given else {})
             )

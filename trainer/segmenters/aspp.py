@@ -104,7 +104,7 @@ class Aspp(Segmenter):
         self, network: nn.Module, views: Sequence[Tensor], size: tuple[int, int]
     ) -> Tensor:
         """Mean of the probabilities of all views."""
-        return mean_probabilities(network, views, size, self.config.flip)
+        return mean_probabilities(network, views, size, self.config.flip, self.config.pixels)
 
     def graph(self, network: nn.Module, scales: Sequence[float], flip: bool) -> SegmenterGraph:
         """See ``Segmenter``."""

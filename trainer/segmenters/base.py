@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from trainer.data.sizes import PIXELS
 from trainer.data.transforms import IMAGENET_PIXELS, PixelScale, Rng, color_jitter, shift_hsv
-from trainer.inference import Views
+from trainer.inference import Views, in_parts
 from trainer.nets.backbone import Backbone
 from trainer.segmenters.config import SegmentConfig
 from trainer.segmenters.noise import heard
@@ -143,18 +144,28 @@ class Segmenter(ABC):
 
 
 def mean_probabilities(
-    network: nn.Module, views: Sequence[Tensor], size: tuple[int, int], flip: bool
+    network: nn.Module,
+    views: Sequence[Tensor],
+    size: tuple[int, int],
+    flip: bool,
+    pixels: int = PIXELS,
 ) -> Tensor:
     """Mean over views, and their mirror images with ``flip``, of the soft-max of logits resized to
     ``size``.
     """
     total = torch.zeros(())
     for images in views:
-        logits = network(torch.cat([images, images.flip(3)]) if flip else images).float()
-        logits = nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)
-        # Logits are channels-last, and the soft-max over another than the last axis would copy
-        # them.
-        chance = logits.permute(0, 2, 3, 1).softmax(-1).permute(0, 3, 1, 2)
-        count = len(images)
-        total = total + chance[:count] + (chance[count:].flip(3) if flip else 0)
-    return total / total.sum(1, keepdim=True)
+        pair = torch.cat([images, images.flip(3)]) if flip else images
+        logits = in_parts(network, pair, pixels).float()
+        straight = _chances(logits[: len(images)], size)
+        total = straight if total.ndim == 0 else total.add_(straight)
+        if flip:
+            total.add_(_chances(logits[len(images) :], size).flip(3))
+    return total.div_(total.sum(1, keepdim=True))
+
+
+def _chances(logits_BLhw: Tensor, size: tuple[int, int]) -> Tensor:
+    """Soft-max of logits resized to ``size``."""
+    logits = nn.functional.interpolate(logits_BLhw, size, mode="bilinear", align_corners=False)
+    # Logits are channels-last, and the soft-max over another than the last axis would copy them.
+    return logits.permute(0, 2, 3, 1).softmax(-1).permute(0, 3, 1, 2)

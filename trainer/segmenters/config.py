@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from trainer.data.sizes import PIXELS
 from trainer.errors import ConfigError
 from trainer.refine.crf import preset
 from trainer.training.devices import Precision
@@ -12,7 +13,7 @@ from trainer.training.optimiser import Training
 
 Network = Literal["aspp", "deeplab-v2-r101", "largefov-r38"]
 
-TEST_KNOBS = {"scales", "flip", "crf", "crf_image", "test_precision"}
+TEST_KNOBS = {"scales", "flip", "pixels", "crf", "crf_image", "test_precision"}
 """Knobs that change predictions and no weights."""
 
 NETWORK_KNOBS = ("network", "output_stride", "bn", "rates", "msc", "stride_on", "input", "width")
@@ -58,6 +59,8 @@ class SegmentConfig(Training):
         teacher_weight: of contradicted pixels under ``weigh``; 0 ignores them.
         scales: of the test.
         flip: whether the test also sees the mirror image.
+        pixels: of a forward pass of the test, and of its CRFs at work, at most. An image whose
+            largest view has more is looked at in a smaller size, and its mask is enlarged.
         crf: dense CRF after the test's soft-max: a preset of spec refine-segment 2.3 (DeepLab-v2's
             is ``P3``, LargeFOV's ``P4``), or ``none``.
         crf_image: what the CRF sees: ``raw``, the image; ``meansub_wrap``, the image minus Caffe's
@@ -92,6 +95,7 @@ class SegmentConfig(Training):
     teacher_weight: float = 0.0
     scales: tuple[float, ...] = (0.75, 1.0, 1.25)
     flip: bool = True
+    pixels: int = PIXELS
     crf: str = "none"
     crf_image: Literal["raw", "meansub_wrap", "denormalised"] = "raw"
     test_precision: Precision = "fp32"

@@ -118,7 +118,7 @@ class DeepLabV2(Segmenter):
         self, network: nn.Module, views: Sequence[Tensor], size: tuple[int, int]
     ) -> Tensor:
         """Spec 6.5; the mean over views where more than the image itself were asked for (D14)."""
-        return mean_probabilities(network, views, size, self.config.flip)
+        return mean_probabilities(network, views, size, self.config.flip, self.config.pixels)
 
     def graph(self, network: nn.Module, scales: Sequence[float], flip: bool) -> SegmenterGraph:
         """See ``Segmenter``."""

@@ -19,8 +19,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from trainer.data.dataset import IGNORE
+from trainer.data.sizes import PIXELS
 from trainer.data.transforms import Rng, normalise, random_crops, to_tensor
-from trainer.inference import Views
+from trainer.inference import Views, in_parts
 from trainer.nets.backbone import Backbone
 from trainer.nets.largefov import LargeFOVResNet38, load_largefov
 from trainer.segmenters.base import Pixels, Segmenter
@@ -94,7 +95,10 @@ class LargeFOV(Segmenter):
         self, network: nn.Module, views: Sequence[Tensor], size: tuple[int, int]
     ) -> Tensor:
         """See ``multi_scale_probabilities``."""
-        return multi_scale_probabilities(network, views[0], self.config.scales, self.config.flip)
+        config = self.config
+        return multi_scale_probabilities(
+            network, views[0], config.scales, config.flip, config.pixels
+        )
 
     def graph(self, network: nn.Module, scales: Sequence[float], flip: bool) -> SegmenterGraph:
         """See ``Segmenter``. Its views are the graph's own, resized as Pillow does it."""
@@ -105,7 +109,11 @@ class LargeFOV(Segmenter):
 
 @torch.no_grad()
 def multi_scale_probabilities(
-    network: nn.Module, images_B3HW: Tensor, scales: Sequence[float], flip: bool
+    network: nn.Module,
+    images_B3HW: Tensor,
+    scales: Sequence[float],
+    flip: bool,
+    pixels: int = PIXELS,
 ) -> Tensor:
     """Soft-max of the mean logits over scales and mirror images, ``[B,L,H,W]`` (spec 7, test).
 
@@ -118,6 +126,7 @@ def multi_scale_probabilities(
         images_B3HW: normalised.
         scales: of the views.
         flip: whether each view is seen mirrored too.
+        pixels: of a forward pass, at most.
     """
     count, _, height, width = images_B3HW.shape
     total = torch.zeros((), device=images_B3HW.device)
@@ -126,7 +135,8 @@ def multi_scale_probabilities(
         view = images_B3HW
         if size != (height, width):
             view = F.interpolate(images_B3HW, size, mode="bicubic", align_corners=False)
-        logits = network(torch.cat([view, view.flip(3)]) if flip else view)
+        pair = torch.cat([view, view.flip(3)]) if flip else view
+        logits = in_parts(network, pair, pixels)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         # Bilinear with aligned corners commutes with mirroring, so one resize does for both.
         merged = logits[:count] + logits[count:].flip(3) if flip else logits

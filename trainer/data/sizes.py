@@ -1,0 +1,62 @@
+"""The size at which an image is worked on: memory follows a budget in pixels, not the file.
+
+Without torch, so that worker processes need not load it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+PIXELS = 4_000_000
+"""Pixels that are worked on at once where no knob says otherwise.
+
+A network of the ones here needs 0.1 to 0.8 kB for each, a dense CRF about 0.3 kB.
+"""
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def working_size(
+    size: tuple[int, int], pixels: int, scale: float = 1.0, canvas: int = 1
+) -> tuple[int, int]:
+    """(H, W) at which an image is worked on: its own, or the largest of the same shape that fits.
+
+    Args:
+        size: (H, W) of the image.
+        pixels: most pixels of its largest view.
+        scale: of that view; below 1 the image itself counts.
+        canvas: each side of a view has at least this many pixels.
+    """
+    height, width = size
+    budget = max(pixels, canvas * canvas)
+    share = math.sqrt(budget / (height * width)) / max(1.0, scale)
+    if min(size) * share < canvas:
+        share = min(share, budget / (canvas * max(size)))
+    if share >= 1:
+        return height, width
+    return max(1, int(height * share)), max(1, int(width * share))
+
+
+def shrunk(image_HW3: Pixels, size: tuple[int, int]) -> Pixels:
+    """An image at the size at which it is worked on, untouched where that is its own."""
+    if image_HW3.shape[:2] == size:
+        return image_HW3
+    small = Image.fromarray(image_HW3).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    return np.asarray(small)
+
+
+def enlarged(mask_HW: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
+    """A label map at the size of its image: each pixel has the label of the nearest one."""
+    if mask_HW.shape == size:
+        return mask_HW
+    rows, columns = (
+        ((np.arange(large) + 0.5) * small / large).astype(np.int64)
+        for small, large in zip(mask_HW.shape, size)
+    )
+    mask: npt.NDArray[Any] = mask_HW[rows[:, None], columns]
+    return mask
