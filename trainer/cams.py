@@ -14,7 +14,15 @@ from trainer.camfile import cam_path, read_cam, stride4, write_cam
 from trainer.data.dataset import Record
 from trainer.data.sizes import PIXELS
 from trainer.errors import ConfigError, DataError
-from trainer.inference import Budget, Views, in_parts, inference, iterate_views, with_mirror
+from trainer.inference import (
+    Budget,
+    Views,
+    finite,
+    in_parts,
+    inference,
+    iterate_views,
+    with_mirror,
+)
 from trainer.methods.base import Method, method_module
 from trainer.nets.backbone import Backbone
 from trainer.progress import progress_bar
@@ -167,10 +175,11 @@ def make_cams(
         inference(method, config.precision, device) as target,
         progress_bar("cams", len(missing)) as advance,
     ):
-        budget = Budget(config.batch, config.pixels)
+        pixels = config.pixels
+        budget = Budget(config.batch, pixels)
         for batch in iterate_views(shard(missing), looks, budget, config.workers):
             views = [
-                in_parts(method.cams, with_mirror(x.to(target)), config.pixels).float().cpu()
+                finite(_float(in_parts(method.cams, with_mirror(x.to(target)), pixels)), "maps")
                 for x in batch.images
             ]
             for i, record in enumerate(batch.records):
@@ -181,6 +190,10 @@ def make_cams(
                 write_cam(cam_path(stage.folder, record.id), tags, merged.numpy(), batch.size)
                 advance()
     stage.outputs.update(count=len(records), made=len(missing))
+
+
+def _float(maps: torch.Tensor) -> torch.Tensor:
+    return maps.float().cpu()
 
 
 def _readable(path: Path) -> bool:

@@ -21,7 +21,7 @@ from trainer.data.superpixels import make_segments, read_segments, renumbered
 from trainer.data.transforms import Rng, classify_planes
 from trainer.errors import ConfigError, WeightsError, nearest
 from trainer.files import write_atomic
-from trainer.inference import Budget, Views, inference, iterate_views
+from trainer.inference import Budget, Views, finite, inference, iterate_views
 from trainer.methods.base import Method, method_classes
 from trainer.methods.subcategories import Subcategories
 from trainer.nets import build_backbone
@@ -30,6 +30,7 @@ from trainer.training.checkpoints import Checkpoints
 from trainer.training.devices import rank, shard, wait_for_all
 from trainer.training.loop import train
 from trainer.training.optimiser import Training
+from trainer.weights.loading import check_finite
 
 
 @dataclass(frozen=True)
@@ -246,7 +247,7 @@ def mean_average_precision(
         module, config.precision if config.precision != "fp16" else "auto", device
     ) as target:
         for batch in iterate_views(records, Views(scales=(1.0,)), Budget(images=16), workers=0):
-            logits = module(batch.images[0].to(target)).float().cpu().numpy()
+            logits = finite(module(batch.images[0].to(target)).float().cpu(), "scores").numpy()
             scores.update({record.id: row for record, row in zip(batch.records, logits)})
     truth = dataset.tag_matrix(records)
     table = np.stack([scores[record.id] for record in records])
@@ -284,6 +285,7 @@ def read_weights(
         raise WeightsError(
             f"{path} cannot be read: {error}", "weights written by wsss-trainer"
         ) from error
+    check_finite(path, state)
     for key, value in expected.items():
         if identity.get(key) != value:
             raise WeightsError(

@@ -25,6 +25,7 @@ from trainer.data.loader import Guarded, default_workers, start_worker, unguarde
 from trainer.data.pixels import image_size, read_image
 from trainer.data.sizes import PIXELS, shrunk, working_size
 from trainer.data.transforms import IMAGENET_PIXELS, PixelScale, normalise, to_tensor
+from trainer.errors import TrainingError
 from trainer.nets.folding import folded_once
 from trainer.pool import cores
 from trainer.training.devices import Precision, has_bf16_units
@@ -194,6 +195,21 @@ def in_parts(
     if len(images) <= count:
         return network(images)
     return torch.cat([network(part) for part in torch.split(images, count)])
+
+
+def finite(values: torch.Tensor, what: str) -> torch.Tensor:
+    """``values``, if all of them are finite.
+
+    Raises:
+        TrainingError: NaN or inf: what the network learnt is of no use.
+    """
+    if not values.isfinite().all():
+        raise TrainingError(
+            f"the network gives {what} with NaN or inf: its training went wrong",
+            "finite values",
+            "train it again with a lower rate (knob lr) or precision=fp32",
+        )
+    return values
 
 
 @contextlib.contextmanager

@@ -236,4 +236,10 @@ def _end_with_parent() -> None:
 
 
 def _work(item: Any) -> Any:
-    return _function(item)
+    try:
+        return _function(item)
+    except UserError:
+        raise
+    except Exception as error:
+        # Not every exception survives the way to the parent.
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from trainer.data.dataset import Dataset, Record
-from trainer.inference import Budget, Views, inference, iterate_views
+from trainer.inference import Budget, Views, finite, inference, iterate_views
 from trainer.methods.subcategories import Embeddings, Subcategories
 from trainer.progress import progress_bar
 from trainer.run import Stage
@@ -97,7 +97,7 @@ def embed(
     found: dict[str, npt.NDArray[np.float32]] = {}
     with inference(module, "fp32", device) as target, progress_bar(title, len(records)) as advance:
         for batch in iterate_views(records, Views(scales=(1.0,)), Budget(images=16)):
-            rows = embed(batch.images[0].to(target)).float().cpu().numpy()
+            rows = finite(embed(batch.images[0].to(target)).float().cpu(), "features").numpy()
             found.update({record.id: row for record, row in zip(batch.records, rows)})
             for _ in batch.records:
                 advance()

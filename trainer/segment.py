@@ -25,7 +25,7 @@ from trainer.data.sizes import enlarged, shrunk
 >>>>>>> bbb3a8a (Maps, walks, CRFs and the segmenter's test work within a budget in pixels; larger images are worked on at a smaller size)
 from trainer.data.transforms import CAFFE_PIXELS, MEAN, STD, Rng, normalise
 from trainer.errors import DataError, UserError
-from trainer.inference import Budget, inference, iterate_views
+from trainer.inference import Budget, finite, inference, iterate_views
 from trainer.pool import Work, over_images, raise_together
 from trainer.refine.crf import DenseCrf, Float, preset, unary_from_softmax
 from trainer.run import Metrics, Stage
@@ -220,7 +220,8 @@ def _probabilities(
         chance = segmenter.probabilities(
             network, [images.to(target) for images in batch.images], batch.working
         )
-        yield from zip(batch.records, chance.cpu().numpy())
+        chance = finite(chance.cpu(), "probabilities")
+        yield from zip(batch.records, chance.numpy())
 
 
 def _write(folder: Path, crf: str, crf_image: str, guess: Guess) -> None:

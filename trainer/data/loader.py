@@ -4,7 +4,9 @@ workers or on resuming.
 
 from __future__ import annotations
 
+import os
 import signal
+import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from types import FrameType
 from typing import Any
@@ -19,6 +21,9 @@ from trainer.data.transforms import Rng, sample_rng
 from trainer.errors import UserError
 from trainer.pool import cores
 
+STOPPED_SECONDS = 60
+"""How long a loader process lives on once it was told to stop, for the step that waits for it."""
+
 MakeSample = Callable[[Record, Rng], tuple[torch.Tensor, ...]]
 
 
@@ -32,7 +37,12 @@ class Samples(TorchDataset[tuple[Any, ...]]):
         """One sample; its randomness is a pure function of (seed, epoch, index)."""
         epoch, index = key
         record = self.records[index]
-        return (record.id, *self.make(record, sample_rng(self.seed, epoch, index)))
+        try:
+            return (record.id, *self.make(record, sample_rng(self.seed, epoch, index)))
+        except UserError:
+            raise
+        except Exception as error:
+            raise RuntimeError(f"image {record.id!r}: {type(error).__name__}: {error}") from error
 
 
 class Batches:
@@ -81,11 +91,15 @@ class Batches:
             yield [(epoch, int(i)) for i in chosen[self.rank :: self.world]]
 
 
-class Guarded(TorchDataset[Any]):
-    """Items of ``dataset``, a ``UserError`` returned in place of the item: a worker process would
-    make it a traceback.
+class LoadError(Exception):
+    """What failed in a loader process, with the traceback of that process as text."""
 
-    Read it through ``unguarded``.
+
+class Guarded(TorchDataset[Any]):
+    """Items of ``dataset``, an exception returned in place of the item.
+
+    A loader process that raises would make a ``UserError`` a traceback, and its traceback in this
+    process would keep the loader alive when the command ends. Read it through ``unguarded``.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -99,14 +113,26 @@ class Guarded(TorchDataset[Any]):
             return self.dataset[key]
         except UserError as error:
             return error
+        except Exception as error:
+            return LoadError(f"{error}\nin a loader process:\n{traceback.format_exc()}")
 
 
 def unguarded(loader: Iterable[Any]) -> Generator[Any, None, None]:
-    """What ``loader`` yields; a ``UserError`` among it is raised."""
-    for item in loader:
-        if isinstance(item, UserError):
-            raise item
-        yield item
+    """What ``loader`` yields; an exception among it is raised.
+
+    Raises:
+        UserError: of an item.
+        LoadError: any other failure.
+    """
+    items = iter(loader)
+    try:
+        for item in items:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        # Its processes end with the iterator, which a traceback would keep for as long as it lives.
+        del items
 
 
 def training_loader(
@@ -131,11 +157,11 @@ def training_loader(
     return unguarded(loader)
 
 
-def collate(samples: list[tuple[Any, ...] | UserError]) -> tuple[Any, ...] | UserError:
+def collate(samples: list[tuple[Any, ...] | Exception]) -> tuple[Any, ...] | Exception:
     """Stack samples, or the first error among them; images keep their channels-last memory."""
     whole = []
     for sample in samples:
-        if isinstance(sample, UserError):
+        if isinstance(sample, Exception):
             return sample
         whole.append(sample)
     ids, *columns = zip(*whole)
@@ -153,7 +179,8 @@ def start_worker(_: int = 0) -> None:
     its parent saves.
 
     Ctrl-C and some schedulers signal every process of a job at once; the step in progress still
-    needs its batch.
+    needs its batch. After ``STOPPED_SECONDS`` it ends all the same: a parent that leaves waits for
+    its processes.
     """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -162,6 +189,8 @@ def start_worker(_: int = 0) -> None:
 
 def _outlive_once(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
+    signal.alarm(STOPPED_SECONDS)
 
 
 def default_workers() -> int:

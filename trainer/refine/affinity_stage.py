@@ -27,7 +27,7 @@ from trainer.data.sizes import PIXELS, shrunk, working_size
 from trainer.data.transforms import Rng
 from trainer.errors import DataError
 from trainer.files import check_space, write_atomic
-from trainer.inference import Budget, Views, in_parts, inference, iterate_views
+from trainer.inference import Budget, Views, finite, in_parts, inference, iterate_views
 from trainer.pool import each_image
 from trainer.progress import progress_bar
 from trainer.refine.affinitynet import (
@@ -198,7 +198,8 @@ def walk(
     check_maps_space(missing, out_folder)
     with inference(net, "fp32", device) as target, progress_bar("walk", len(missing)) as advance:
         for batch in iterate_views(missing, Views(scales=(1.0,)), Budget(pixels=pixels)):
-            features = in_parts(net, pad_to_stride(batch.images[0].to(target)), pixels)
+            images = pad_to_stride(batch.images[0].to(target))
+            features = finite(in_parts(net, images, pixels), "features")
             for record, own in zip(batch.records, features):
                 cam = read_cam(cam_path(cam_folder, record.id)) if record.tags else None
                 shares = torch.zeros(0, *stride4(batch.size))

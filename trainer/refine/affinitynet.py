@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +76,8 @@ class AffinityConfig(Training):
             pair in the map (D6).
         solver: how the walk is computed: ``chebyshev`` or ``power``, which give the same scores.
     """
+
+    section: ClassVar[str] = "affinity"
 
     epochs: int = 8
     batch: int = 8

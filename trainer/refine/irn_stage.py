@@ -26,7 +26,7 @@ from trainer.data.sizes import PIXELS, enlarged, shrunk, working_size
 from trainer.data.transforms import Rng
 from trainer.errors import DataError
 from trainer.files import write_atomic
-from trainer.inference import Budget, Views, in_parts, inference, iterate_views
+from trainer.inference import Budget, Views, finite, in_parts, inference, iterate_views
 from trainer.progress import progress_bar
 from trainer.refine.affinity_stage import label_images
 from trainer.refine.irn_inference import (
@@ -154,6 +154,7 @@ def walk(
                     target
                 )
                 cams = cams / (cams.amax((1, 2), keepdim=True) + EPS)
+                edge = finite(edge, "edges")
                 maps = walked_maps(cams, edge, small, config, enlarge=False).cpu().clamp(0, 1)
                 maps = torch.from_numpy(upsample_cam(maps.numpy(), stride4(size)))
                 if instance_folder and displacement is not None:

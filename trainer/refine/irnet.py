@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -54,6 +54,8 @@ class IrnConfig(Training):
             nothing is trained. ``none`` to train one.
         instances: also cut the walked maps into instances; needs ``displacement``.
     """
+
+    section: ClassVar[str] = "irn"
 
     epochs: int = 3
     batch: int = 32

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from trainer.data.sizes import PIXELS
 from trainer.errors import ConfigError
@@ -68,6 +68,8 @@ class SegmentConfig(Training):
             one grey level darker, as LargeFOV has it.
         test_precision: of the test.
     """
+
+    section: ClassVar[str] = "segment"
 
     network: Network = "aspp"
     epochs: int = 12

@@ -28,6 +28,7 @@ from trainer.run import Metrics
 from trainer.training.checkpoints import Checkpoints
 from trainer.training.devices import make_fabric
 from trainer.training.optimiser import Training, make_optimizer, set_rate
+from trainer.weights.loading import not_finite
 
 LossFunction = Callable[..., dict[str, torch.Tensor]]
 LOG_EVERY = 10
@@ -177,6 +178,7 @@ class _Trainer:
         self.total = self.batches.total
         self.pending: list[tuple[int, list[str], dict[str, torch.Tensor]]] = []
         self.waited = self.busy = 0.0
+        self.finite: float | None = None
 
     def _restore(self, optimizer: torch.optim.Optimizer) -> None:
         state = self.checkpoints.latest()
@@ -238,6 +240,12 @@ class _Trainer:
         if self.ema is not None:
             self.module.load_state_dict(self.ema.module.state_dict())
         self.module.to("cpu")
+        if wrong := not_finite(self.module.state_dict()):
+            raise TrainingError(
+                f"the last updates left NaN or inf in {wrong}; {self._finite()}",
+                "finite weights",
+                self._remedy(),
+            )
         return self.last
 
     def _update(self, names: list[str], tensors: list[torch.Tensor]) -> None:
@@ -276,11 +284,12 @@ class _Trainer:
             if not np.isfinite(values["loss"]):
                 shown = ", ".join(f"{k} {v}" for k, v in values.items())
                 raise TrainingError(
-                    f"the loss is not finite at step {step}: {shown}; images of that batch:"
-                    f" {', '.join(names)}",
+                    f"the loss is not finite at step {step}: {shown}; {self._finite()}; images of"
+                    f" that batch: {', '.join(names)}",
                     "a finite loss",
-                    "a lower rate (--set classify.lr=...), or --set classify.precision=fp32",
+                    self._remedy(),
                 )
+            self.finite = values["loss"]
         images = len(self.pending) * self.batches.batch
         self.pending = []
         seconds = max(self.busy + self.waited, 1e-9)
@@ -291,7 +300,20 @@ class _Trainer:
         self.last = values
         self._log(values)
 
+    def _finite(self) -> str:
+        last = self.last.get("loss") if self.finite is None else self.finite
+        return "no loss before was finite" if last is None else f"the last finite loss is {last:g}"
+
+    def _remedy(self) -> str:
+        section, config = self.config.section, self.config
+        return (
+            f"a lower rate (--set {section}.lr=..., it was {config.lr:g}), --set {section}.clip=1,"
+            f" or --set {section}.precision=fp32"
+        )
+
     def _after_epoch(self, after_epoch: Callable[[int], dict[str, float]]) -> None:
+        if self.pending:
+            self._flush()
         self.module.eval()
         values = after_epoch(self.step // self.batches.per_epoch)
         self.module.train()

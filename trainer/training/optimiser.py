@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -43,6 +43,8 @@ class Training:
         checkpoint_minutes: time between checkpoints.
         tensorboard: also write TensorBoard events.
     """
+
+    section: ClassVar[str] = "classify"
 
     epochs: int = 15
     updates: int = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,6 +146,30 @@ def _check_fit(
         f" {tuple(wanted[first].shape)}",
         "choose the backbone that the file is for, or see wsss-trainer weights list",
     )
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str:
+    """Name of the first tensor that holds NaN or inf; empty where all are finite."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            return name
+    return ""
+
+
+def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse weights that cannot give a result.
+
+    Raises:
+        WeightsError: NaN or inf, with the name of the tensor.
+    """
+    if name := not_finite(tensors):
+        count = int((~tensors[name].isfinite()).sum())
+        raise WeightsError(
+            f"{path}: the tensor {name} holds NaN or inf ({count} of {tensors[name].numel()}"
+            " values)",
+            "finite weights",
+            "an earlier checkpoint of that training, or another file",
+        )
 
 
 def _some(names: tuple[str, ...], limit: int = 4) -> str:
