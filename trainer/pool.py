@@ -162,7 +162,7 @@ def _attempt(
     function: Callable[[Item], Result], item: Item
 ) -> tuple[Item, Any, BaseException | None]:
     try:
-        return item, function(item), None
+        return item, _named(function, item), None
     except Exception as error:
         return item, None, error
 
@@ -236,8 +236,13 @@ def _end_with_parent() -> None:
 
 
 def _work(item: Any) -> Any:
+    return _named(_function, item)
+
+
+def _named(function: Callable[[Item], Result], item: Item) -> Result:
+    """``function(item)``; what is no ``UserError`` becomes one kind of exception."""
     try:
-        return _function(item)
+        return function(item)
     except UserError:
         raise
     except Exception as error:

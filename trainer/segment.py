@@ -18,11 +18,8 @@ from trainer.classify import read_weights, save, tuples
 from trainer.data.dataset import Record, read_index_png
 from trainer.data.loader import Samples
 from trainer.data.palette import write_index_png
-<<<<<<< HEAD
 from trainer.data.pixels import image_size, read_image
-=======
 from trainer.data.sizes import enlarged, shrunk
->>>>>>> bbb3a8a (Maps, walks, CRFs and the segmenter's test work within a budget in pixels; larger images are worked on at a smaller size)
 from trainer.data.transforms import CAFFE_PIXELS, MEAN, STD, Rng, normalise
 from trainer.errors import DataError, UserError
 from trainer.inference import Budget, finite, inference, iterate_views

@@ -21,9 +21,10 @@ from trainer.cams import (
 )
 from trainer.data.dataset import Record
 from trainer.data.pixels import read_image
+from trainer.data.sizes import working_size
 from trainer.data.transforms import MEAN, STD
-from trainer.errors import ConfigError, DataError
-from trainer.inference import Budget, Views, equal_size_batches
+from trainer.errors import ConfigError, DataError, TrainingError
+from trainer.inference import Budget, Views, equal_size_batches, in_parts, iterate_views
 from trainer.methods.cam import Cam, Config
 from trainer.run import Stage
 
@@ -291,6 +292,73 @@ def test_batches_are_of_one_size_largest_first(tmp_path):
     assert sorted(len(b) for b in batches) == [1, 1, 3, 3]
     for batch in batches:
         assert len({read_image(r.image).shape for r in batch}) == 1
+
+
+def test_a_view_is_never_larger_than_the_budget(tmp_path):
+    data = pictures(tmp_path, count=3)
+    height, width = read_image(data.records["p0"].image).shape[:2]
+    budget = Budget(pixels=height * width)
+    batches = list(iterate_views(data.subset("all"), Views(scales=(1.0, 2.0)), budget, 0))
+    for batch in batches:
+        assert batch.size == read_image(batch.records[0].image).shape[:2]
+        assert len(batch.records) == 1
+        assert max(x.shape[2] * x.shape[3] for x in batch.images) <= budget.pixels
+        small, large = batch.images
+        assert (small.shape[2], small.shape[3]) == batch.working
+        assert (large.shape[2], large.shape[3]) == tuple(2 * side for side in batch.working)
+
+
+@pytest.mark.parametrize("size", [(3000, 4000), (40, 4000), (4000, 1), (10_000, 10_000), (37, 50)])
+def test_the_working_size_fits_and_keeps_the_shape(size):
+    for scale, canvas in ((1.0, 1), (2.0, 1), (0.5, 1), (1.0, 512)):
+        height, width = working_size(size, 1_000_000, scale, canvas)
+        assert max(height, canvas) * max(width, canvas) * max(1, scale) ** 2 <= 1_000_000
+        assert (
+            (height, width) == size
+            or min(size) < 100
+            or height / width == pytest.approx(size[0] / size[1], rel=0.02)
+        )
+
+
+def test_parts_of_a_batch_give_what_the_batch_gives():
+    images, seen = torch.rand(5, 3, 4, 6), []
+
+    def network(part):
+        seen.append(len(part))
+        return part.sum((2, 3))
+
+    assert torch.equal(in_parts(network, images, 50), images.sum((2, 3)))
+    assert seen == [2, 2, 1]
+    assert torch.equal(in_parts(network, images, 1), images.sum((2, 3)))
+
+
+def test_maps_of_a_large_image_have_their_size_and_look_alike(tmp_path):
+    data = pictures(tmp_path / "data", count=2)
+    maps = {}
+    for pixels in (4_000_000, 2000):
+        stage = Stage(tmp_path / str(pixels))
+        config = CamsConfig(workers=0, pixels=pixels, min_cells=0)
+        make_cams(tiny_cam(), data.subset("all"), stage, PROTOCOLS["psa"], config, "cpu")
+        maps[pixels] = [read_cam(cam_path(stage.folder, i)) for i in data.records]
+    for whole, small in zip(*maps.values()):
+        assert whole.size == small.size
+        assert whole.maps.shape == small.maps.shape
+
+
+def test_maps_that_are_not_finite_are_an_error(tmp_path):
+    data = pictures(tmp_path / "data", count=1)
+    method = tiny_cam()
+    with torch.no_grad():
+        next(method.parameters()).fill_(float("nan"))
+    with pytest.raises(TrainingError, match="NaN or inf"):
+        make_cams(
+            method,
+            data.subset("all"),
+            Stage(tmp_path / "cams"),
+            PROTOCOLS["psa"],
+            CamsConfig(workers=0),
+            "cpu",
+        )
 
 
 def test_bf16_maps_are_close(tmp_path):

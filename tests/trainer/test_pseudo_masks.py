@@ -1,14 +1,16 @@
 import os
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from trainer import pool
 from trainer.camfile import Cam, cam_path, write_cam
 from trainer.data.dataset import Dataset, Record, read_index_png
 from trainer.data.palette import voc_palette
 from trainer.errors import ConfigError, DataError, RunError
-from trainer.pool import each_image, over_images
+from trainer.pool import Work, each_image, over_images
 from trainer.refine import pseudo_masks
 from trainer.refine.pseudo_masks import (
     RefineConfig,
@@ -213,7 +215,7 @@ def test_pool_keeps_order_and_names_the_item_that_failed():
         assert [
             r for _, r in over_images(partial(fail_on, -1), iter(numbers), workers, total=30)
         ] == [n * n for n in numbers]
-        with pytest.raises(RuntimeError, match="image '7': by design"):
+        with pytest.raises(RuntimeError, match="image '7': ZeroDivisionError: by design"):
             list(over_images(partial(fail_on, 7), numbers, workers))
     with pytest.raises(RunError, match="killed") as caught:
         list(over_images(partial(die_on, 3), numbers, 2))
@@ -266,5 +268,43 @@ def test_each_image_works_in_processes():
     assert each_image(partial(fail_on, -1), numbers, "squares failed", 2) == [
         n * n for n in numbers
     ]
-    with pytest.raises(RuntimeError, match="image 'n5': by design"):
+    with pytest.raises(RuntimeError, match="image 'n5': ZeroDivisionError: by design"):
         each_image(partial(fail_on, 5), numbers, "squares failed", 2, name=lambda n: f"n{n}")
+
+
+def test_the_mask_of_a_large_image_has_its_size():
+    image = np.zeros((40, 60, 3), np.uint8)
+    maps = np.zeros((1, 10, 15), np.float32)
+    maps[0, 2:8, 3:9] = 1
+    cam = Cam(np.array([2], np.int16), maps, (40, 60))
+    whole = pseudo_mask(image, cam, RefineConfig(refine="none"), 0.5)
+    small = pseudo_mask(image, cam, RefineConfig(refine="none", pixels=600), 0.5)
+    assert small.shape == whole.shape == (40, 60)
+    assert set(np.unique(small)) == {0, 3}
+    assert (small == whole).mean() > 0.9
+
+
+def weight(item: int) -> int:
+    return item
+
+
+def wait(item: int) -> int:
+    time.sleep(0.05)
+    return item
+
+
+def test_workers_share_a_budget_of_pixels(monkeypatch):
+    monkeypatch.setattr(pool, "CORE_PIXELS", 1)
+    taken: list[int] = []
+
+    def items():
+        for item in (6, 6, 9, 1, 1, 20):
+            taken.append(item)
+            yield item
+
+    done = []
+    for item, _ in over_images(wait, items(), 2, total=6, limit=Work(weight, 10)):
+        done.append(item)
+        # One more is read ahead; what is submitted and not done stays within the budget.
+        assert len(taken) - len(done) <= 3
+    assert done == [6, 6, 9, 1, 1, 20]

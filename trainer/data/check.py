@@ -15,6 +15,7 @@ from trainer.data.conventions import compare
 from trainer.data.dataset import Dataset, Record, open_dataset, some
 from trainer.data.inspection import KINDS, Finding, Problem, inspect
 from trainer.data.knobs import DataConfig
+from trainer.data.sizes import PIXELS
 from trainer.errors import DataError, nearest
 from trainer.pool import cores, over_images
 
@@ -272,8 +273,8 @@ def estimate(found: Sequence[Finding], workers: int | None = None) -> dict[str, 
 
     The rates are for MobileNetV2 in fp32 on one core of a 2024 server: 11 images/s of training at
     224x224, 42 of inference, 0.34 s of dense CRF for 187,500 pixels; peak memory 2.3 GB for
-    training with 16 images, or 1.5 kB a pixel for the CAMs of the largest image at scale 2 with its
-    mirror image.
+    training with 16 images, or 0.6 GB, 40 bytes for each pixel of the largest image, and 0.4 kB for
+    each that is worked on at once: its maps at scale 2, then its CRF, in a process of its own.
     """
     count, speed = workers or cores(), 224 * 224
     pixels = sum(finding.pixels for finding in found)
@@ -291,7 +292,7 @@ def estimate(found: Sequence[Finding], workers: int | None = None) -> dict[str, 
             "masks_and_predictions": round(2 * mask_mb, 1),
             "checkpoints": 170.0,
         },
-        "memory_mb": round(max(2300, 700 + largest * 1.5e-3)),
+        "memory_mb": round(max(2300, 600 + largest * 4e-5 + min(4 * largest, PIXELS) * 4e-4)),
         "minutes": {stage: round(seconds / 60 / count, 1) for stage, seconds in minutes.items()},
         "assumes": (
             f"MobileNetV2 on {count} CPU cores, every image here, 5 and 8 epochs, 4 scales and"

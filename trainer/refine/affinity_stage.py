@@ -19,11 +19,8 @@ from trainer.camfile import cam_path, read_cam, stride4, upsample_cam, write_cam
 from trainer.classify import save
 from trainer.data.dataset import Dataset, Record
 from trainer.data.loader import Samples
-<<<<<<< HEAD
 from trainer.data.pixels import image_size, read_image
-=======
 from trainer.data.sizes import PIXELS, shrunk, working_size
->>>>>>> bbb3a8a (Maps, walks, CRFs and the segmenter's test work within a budget in pixels; larger images are worked on at a smaller size)
 from trainer.data.transforms import Rng
 from trainer.errors import DataError
 from trainer.files import check_space, write_atomic

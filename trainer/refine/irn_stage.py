@@ -18,11 +18,8 @@ from trainer.classify import save
 from trainer.data.dataset import Dataset, Record, read_index_png
 from trainer.data.loader import Samples
 from trainer.data.palette import write_index_png
-<<<<<<< HEAD
 from trainer.data.pixels import image_size, read_image
-=======
 from trainer.data.sizes import PIXELS, enlarged, shrunk, working_size
->>>>>>> bbb3a8a (Maps, walks, CRFs and the segmenter's test work within a budget in pixels; larger images are worked on at a smaller size)
 from trainer.data.transforms import Rng
 from trainer.errors import DataError
 from trainer.files import write_atomic

@@ -42,8 +42,8 @@ class IrnConfig(Training):
         displacement: also learn where each cell's instance has its centre. Semantic masks do not
             need it, instances do.
         canvas: side of the square, in pixels, on which an image is laid for inference, a multiple
-            of 16. Group norm sees its empty part, so another side gives other maps. A larger image
-            has the next multiple of 16.
+            of 16. Group norm sees its empty part, so another side gives other maps. A side of the
+            image that is longer has the next multiple of 16, each side for itself.
         walk_radius: pairs of cells nearer than this are joined in the random walk.
         beta: exponent of the affinities; larger makes boundaries harder to cross.
         steps: of the walk.

@@ -17,11 +17,8 @@ import numpy.typing as npt
 from trainer.camfile import Cam, cam_path, read_cam, stride4, upsample_cam
 from trainer.data.dataset import IGNORE, Dataset, Record, read_index_png
 from trainer.data.palette import write_index_png
-<<<<<<< HEAD
 from trainer.data.pixels import image_size, read_image
-=======
 from trainer.data.sizes import PIXELS, enlarged, shrunk, working_size
->>>>>>> bbb3a8a (Maps, walks, CRFs and the segmenter's test work within a budget in pixels; larger images are worked on at a smaller size)
 from trainer.errors import ConfigError, DataError
 from trainer.files import check_space
 from trainer.pool import Work, each_image

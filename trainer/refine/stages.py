@@ -96,17 +96,10 @@ class Refinement:
         if self.walks:
             name = self.config.refine
             every = result(self.affinity if name == "affinity" else self.irn)
-<<<<<<< HEAD
-            power = (
-                [self.calibrated_by, *self.truth(self.calibrated_by)]
-                if self.config.calibrate
-                else []
-            )
-=======
             # The default leaves keys of older runs as they are.
-            pixels = [] if self.config.pixels == PIXELS else [self.config.pixels]
-            power = [*([self.calibrated_by] if self.config.calibrate else []), *pixels]
->>>>>>> bbb3a8a (Maps, walks, CRFs and the segmenter's test work within a budget in pixels; larger images are worked on at a smaller size)
+            power: list[Any] = [] if self.config.pixels == PIXELS else [self.config.pixels]
+            if self.config.calibrate:
+                power = [self.calibrated_by, *self.truth(self.calibrated_by), *power]
             images = [record.id for record in self.images]
             stages: list[tuple[str, set[str], list[Any], Callable[[str], None]]] = [
                 (f"{name}_labels", every.keys() & LABEL_KNOBS, power, self.labels),
