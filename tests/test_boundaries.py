@@ -151,3 +151,9 @@ def test_a_method_is_documented_and_has_a_config(path: Path) -> None:
     assert [f.name for f in dataclasses.fields(module.Config) if f"{f.name}:" not in about] == [], (
         "knobs without meaning"
     )
+
+
+@pytest.mark.parametrize("name", ["kinds", "headers", "rgb"])
+def test_both_halves_read_images_by_the_same_files(name: str) -> None:
+    ours, theirs = (ROOT / half / f"{name}.py" for half in ("trainer/data", "serving/images"))
+    assert ours.read_text() == theirs.read_text(), f"change both: cp {ours} {theirs}"

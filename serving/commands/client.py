@@ -227,7 +227,8 @@ def _write_overlay(image: Path, target: Path, result: Any, card: Any) -> None:
     from serving.images.decoding import decode
 
     pixels = decode(
-        image.read_bytes(), Limits(max_bytes=sys.maxsize, max_pixels=sys.maxsize)
+        image.read_bytes(),
+        Limits(max_bytes=sys.maxsize, max_pixels=sys.maxsize, max_passes=sys.maxsize),
     ).pixels
     palette = [(label.red, label.green, label.blue) for label in card.labels]
     try:

@@ -21,9 +21,10 @@ from serving.config import OversizeRule, TilingConfig
 from serving.engines import Inputs, Outputs, check_outputs
 from serving.errors import ImageTooLarge, OutputError
 from serving.images import buckets, encodings, maps, masks, tiling
-from serving.images.decoding import Picture, Pixels
+from serving.images.decoding import Picture
 from serving.images.encodings import Runs
 from serving.images.options import Options
+from serving.images.rgb import Pixels
 from serving.images.tiling import TileMaps, Tiling
 from serving.repository.card import Card
 

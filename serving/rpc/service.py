@@ -20,6 +20,7 @@ from serving.images import decoding, pipeline
 from serving.images.decoding import Picture
 from serving.images.options import Options, options_for
 from serving.images.pipeline import Answer, Prepared
+from serving.images.rgb import Pixels
 from serving.repository.card import Kind
 from serving.repository.models import Models, Served
 from serving.rpc import replies
@@ -232,7 +233,7 @@ class SegmentationService:
                 row += await self._run_together(batches[first : first + TILES_AT_ONCE], job)
         return row
 
-    async def _run_together(self, batches: list[decoding.Pixels], job: Job) -> list[Outputs]:
+    async def _run_together(self, batches: list[Pixels], job: Job) -> list[Outputs]:
         """Outputs of a few tiles; the first to fail ends the others."""
         call, batcher = job.call, job.served.batcher
         runs = [

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from trainer.data.colours import GREY_HINT, reindexed
 from trainer.data.dataset import (
@@ -19,12 +18,16 @@ from trainer.data.dataset import (
     read_mask_file,
     some,
 )
-from trainer.data.pixels import MAX_PIXELS, ORIENTATION_TAG, SIZE_LIMIT, open_image, to_rgb
+from trainer.data.headers import Header
+from trainer.data.pixels import MAX_PIXELS, SIZE_LIMIT, open_header, open_image
+from trainer.data.rgb import to_rgb
 from trainer.data.voc import VOC_CLASSES
 from trainer.errors import DataError
 
 LARGE_PIXELS = 20_000_000
 TINY_SIDE = 32
+# Of 255, what an image of 16 bits stays below if no more than 14 of them are used.
+DARK = 64
 
 # What an image or a mask may be: severity, in words, what to do about it.
 KINDS: dict[str, tuple[str, str, str]] = {
@@ -88,6 +91,13 @@ KINDS: dict[str, tuple[str, str, str]] = {
         "images of more than 8 bits a channel, scaled to 8",
         "save them with 8 bits",
     ),
+    "few-bits": (
+        "warning",
+        "images of 16 bits whose values use 14 or fewer of them, so that they are almost black",
+        "depth is scaled by the type of the file, never by its values: multiply them, for 12 bits"
+        " as with magick IN.tif -evaluate multiply 16 OUT.png, or state the value of white in a"
+        " TIFF's tag MaxSampleValue (4095)",
+    ),
     "large": (
         "warning",
         f"images of more than {LARGE_PIXELS:,} pixels",
@@ -136,10 +146,12 @@ def inspect(dataset: Dataset, record: Record) -> Finding:
     traits: list[tuple[str, str]] = []
     size, digest = (0, 0), ""
     try:
-        with open_image(record.image) as image:
-            size = (image.height, image.width)
-            traits += [(trait, "") for trait in _looks(image)]
-            size = to_rgb(image).shape[:2]
+        with open_header(record.image) as header:
+            size = header.size
+            traits += [(trait, "") for trait in _looks(header)]
+            pixels = to_rgb(header)
+            if header.bits > 8 and pixels.max() < DARK:
+                traits.append(("few-bits", ""))
         digest = hashlib.sha256(record.image.read_bytes()).hexdigest()
     except DataError as error:
         traits.append((_damage(error), error.found))
@@ -156,10 +168,10 @@ def inspect(dataset: Dataset, record: Record) -> Finding:
     return Finding(height * width, cells, digest, mask_bytes, tuple(traits))
 
 
-def _looks(image: Image.Image) -> Iterator[str]:
+def _looks(header: Header) -> Iterator[str]:
     """Traits that the header tells."""
-    sixteen = any(";16" in str(tile) for tile in getattr(image, "tile", ()))
-    if image.mode.startswith(("I", "F")) or sixteen:
+    image = header.image
+    if header.bits > 8:
         yield "16-bit"
     if image.mode == "CMYK":
         yield "cmyk"
@@ -167,7 +179,7 @@ def _looks(image: Image.Image) -> Iterator[str]:
         yield "grey"
     if image.mode in ("P", "PA", "LA", "RGBA") or "transparency" in image.info:
         yield "palette"
-    if image.getexif().get(ORIENTATION_TAG, 1) != 1:
+    if header.orientation != 1:
         yield "rotated"
     if image.width * image.height > LARGE_PIXELS:
         yield "large"

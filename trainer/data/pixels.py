@@ -1,77 +1,39 @@
-"""How an image file becomes pixels."""
+"""Image files of a data set as pixels."""
 
 from __future__ import annotations
 
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
+from trainer.data.headers import Bounds, Header, TooLarge, opened
+from trainer.data.kinds import Unreadable
+from trainer.data.rgb import to_rgb
 from trainer.errors import DataError
 
 MAX_PIXELS = 100_000_000
 SIZE_LIMIT = f"at most {MAX_PIXELS:,} pixels"
+BOUNDS = Bounds(pixels=MAX_PIXELS, passes=20 * MAX_PIXELS)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff")
-ORIENTATION_TAG = 0x0112
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
-# What Pillow raises on damaged files, by format and kind of damage.
-UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    struct.error,
-    zlib.error,
-)
+KINDS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
+CHECK = "wsss-trainer check DATA lists all such files"
 
 
 def read_image(path: Path) -> npt.NDArray[np.uint8]:
-    """``uint8 [H,W,3]`` RGB, EXIF orientation applied; grey, palette, alpha, CMYK and 16-bit are
-    converted.
+    """``uint8 [H,W,3]`` RGB, upright, alpha laid on white; every mode and depth is converted by the
+    type of its samples.
 
     Raises:
-        DataError: not an image, truncated, or above 100 megapixels (checked before anything is
-        decoded).
+        DataError: no image, damaged, of samples that no one knows the range of, or too costly to
+            decode, which is found out before anything is decoded.
     """
-    with open_image(path) as image:
-        return to_rgb(image)
-
-
-@contextmanager
-def open_image(path: Path, formats: tuple[str, ...] = IMAGE_FORMATS) -> Iterator[Image.Image]:
-    """An image whose pixels are not decoded yet; what goes wrong while it is open becomes a
-    ``DataError``.
-
-    Raises:
-        DataError: unreadable; or ``expected`` is ``SIZE_LIMIT``, where the header says that it has
-        too many pixels.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=formats) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels")
-                yield image
-    except Image.DecompressionBombError as error:
-        raise DataError(
-            f"{path} is too large: {error}", SIZE_LIMIT, "scale it down or leave it out"
-        ) from error
-    except UNREADABLE as error:
-        raise DataError(
-            f"{path} cannot be read: {error}",
-            "a whole image, " + " or ".join(formats),
-            "wsss-trainer check DATA lists all such files",
-        ) from error
+    with open_header(path) as header:
+        return to_rgb(header)
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -80,23 +42,45 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         DataError: not an image.
     """
-    with open_image(path) as image:
-        turned = image.getexif().get(ORIENTATION_TAG, 1) in (5, 6, 7, 8)
-        return (image.width, image.height) if turned else (image.height, image.width)
+    with open_header(path, body=False) as header:
+        return header.size
 
 
-def to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """Pixels of an opened image as ``uint8 [H,W,3]`` RGB; alpha is laid on white, 16 bit is scaled
-    to 8.
+@contextmanager
+def open_image(path: Path, kinds: tuple[str, ...] = KINDS) -> Iterator[Image.Image]:
+    """An image whose pixels are not decoded yet, for those that are no photographs; what goes wrong
+    while it is open becomes a ``DataError``.
+
+    Raises:
+        DataError: as ``read_image``.
     """
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":
-        deep = np.asarray(image, dtype=np.float64)
-        top = deep.max(initial=0)
-        scale = 255.0 / 65535.0 if top > 255 else 255.0 if image.mode == "F" and top <= 1 else 1.0
-        return np.repeat(np.clip(deep * scale, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        ground = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(ground, rgba)
-    return np.array(image.convert("RGB"), dtype=np.uint8)
+    with open_header(path) as header:
+        if header.kind not in kinds:
+            raise Unreadable(f"it is a {header.kind}", " or ".join(kinds))
+        yield header.image
+
+
+@contextmanager
+def open_header(path: Path, body: bool = True) -> Iterator[Header]:
+    """The header of an image file; what goes wrong while it is open becomes a ``DataError``.
+
+    Args:
+        path: of a regular file.
+        body: False if no pixels are wanted.
+
+    Raises:
+        DataError: unreadable; ``expected`` is ``SIZE_LIMIT`` where it has too many pixels.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise Unreadable("no regular file")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with path.open("rb") as file, opened(file, BOUNDS, body) as header:
+                yield header
+    except TooLarge as error:
+        expected = SIZE_LIMIT if error.bound == "pixels" else error.expected
+        raise DataError(f"{path} is too large: {error.found}", expected, error.hint) from error
+    except (Unreadable, OSError) as error:
+        expected, hint = getattr(error, "expected", "a file"), getattr(error, "hint", "")
+        raise DataError(f"{path} cannot be read: {error}", expected, hint or CHECK) from error

@@ -17,7 +17,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from trainer.data.dataset import Record
-from trainer.data.pixels import UNREADABLE, image_size, read_image
+from trainer.data.headers import DECODER_ERRORS
+from trainer.data.pixels import image_size, read_image
 from trainer.data.transforms import resize_long
 from trainer.errors import DataError
 from trainer.files import write_atomic
@@ -73,7 +74,7 @@ def read_segments(record: Record, folder: Path) -> Ids:
     try:
         with Image.open(path, formats=("PNG",)) as image:
             ids = np.array(image)
-    except UNREADABLE as error:
+    except DECODER_ERRORS as error:
         raise DataError(
             f"{path} cannot be read: {error}",
             "super-pixels of this image",
