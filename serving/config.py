@@ -188,9 +188,14 @@ class Limits:
         max_aspect: ratio of its longer to its shorter side.
         max_message_bytes: of a request; 0 is twice the bytes of an image and a megabyte.
         max_batch: first axis of one request of the Open Inference Protocol.
+        max_calls: requests of all models and callers under way at once, from their first byte to
+            their reply.
+        max_per_caller: of them, that one token, certificate or address may have; 0 for half.
         max_streams: open at once.
-        max_per_caller: requests that one token, certificate or address may have under way; 0 for no
-            limit.
+        max_watches: of the health service, open at once.
+        max_open_per_caller: streams, and watches, that one caller may have open.
+        idle_seconds: after which a stream without a message is ended, and a request whose message
+            does not arrive.
         stream_in_flight: requests of one stream taken and not answered yet; further ones are not
         read until then.
     """
@@ -201,14 +206,23 @@ class Limits:
     max_aspect: float = number(100.0, 1)
     max_message_bytes: int = number(0, 0, 2**31 - 1)
     max_batch: int = number(64, 1)
-    max_streams: int = number(256, 1)
+    max_calls: int = number(1024, 1)
     max_per_caller: int = number(0, 0)
+    max_streams: int = number(256, 1)
+    max_watches: int = number(1024, 1)
+    max_open_per_caller: int = number(64, 1)
+    idle_seconds: float = number(600.0, 0.1)
     stream_in_flight: int = number(16, 1)
 
     @property
     def message_bytes(self) -> int:
         """What a request may have at most."""
         return self.max_message_bytes or min(2 * self.max_bytes + MESSAGE_SLACK, 2**31 - 1)
+
+    @property
+    def calls_per_caller(self) -> int:
+        """Requests that one caller may have under way."""
+        return self.max_per_caller or max(1, self.max_calls // 2)
 
 
 @dataclass(frozen=True)

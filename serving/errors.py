@@ -193,6 +193,12 @@ class Overloaded(RetryLater):
     reason = "QUEUE_FULL"
 
 
+class ServerFull(Overloaded):
+    """As many requests of all models are under way as may be."""
+
+    reason = "SERVER_FULL"
+
+
 class OutOfMemory(RetryLater):
     """The device has no memory left for the run."""
 
@@ -201,17 +207,25 @@ class OutOfMemory(RetryLater):
 
 
 class TooManyStreams(RetryLater):
-    """As many streams are open as may be."""
+    """As many streams, or watches of the health service, are open as may be."""
 
     code = "RESOURCE_EXHAUSTED"
     reason = "STREAMS_FULL"
 
 
 class CallerBusy(RetryLater):
-    """The caller itself has as many requests under way as one caller may."""
+    """The caller itself has as many requests under way, or streams open, as one caller may."""
 
     code = "RESOURCE_EXHAUSTED"
     reason = "CALLER_LIMIT"
+
+
+class StreamIdle(RetryLater):
+    """Nothing came on a stream for so long that the server ended it; a new one may be opened at
+    once.
+    """
+
+    reason = "STREAM_IDLE"
 
 
 class DeadlineMissed(RequestError):

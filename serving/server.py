@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import faulthandler
 import importlib.metadata
 import logging
 import os
@@ -15,9 +16,11 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
 
 import grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from serving.access.certificates import Certificates
 from serving.access.guard import AccessInterceptor, check_exposure
@@ -26,7 +29,7 @@ from serving.config import ServerConfig
 from serving.errors import StartError
 from serving.repository.models import Models
 from serving.rpc import health, open_inference, service
-from serving.rpc.calls import Calls
+from serving.rpc.calls import Calls, write
 from serving.rpc.health import Health
 from serving.rpc.open_inference import OpenInferenceService
 from serving.rpc.service import SegmentationService
@@ -38,11 +41,16 @@ from serving.telemetry.tracing import tracer
 log = logging.getLogger(__name__)
 
 SERVICES = (service.NAME, open_inference.NAME)
-LAST_WALL = 1024
+REFLECTION: str = reflection.SERVICE_NAME
 NEVER = 2**31 - 1
 # Without a call at work until connections are closed: the last replies leave in it.
 FLUSH_SECONDS = 0.5
 TICK_SECONDS = 0.05
+# After the grace, for what a process frees and writes at its end; whatever takes longer is left.
+END_SECONDS = 0.5
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# Of a process that ended with accepted requests unanswered.
+UNANSWERED = 1
 
 
 class Server:
@@ -75,7 +83,7 @@ class Server:
         self._calls = Calls(self.telemetry, trace, level, config.limits)
         self.models = Models(config)
         self._codecs = ThreadPoolExecutor(available_cpus(), thread_name_prefix="codec")
-        self._health = Health(self.models)
+        self._health = Health(self.models, self._calls)
         self._http = HttpServer(self.telemetry, access)
         self.address = self.http_address = ""
 
@@ -104,25 +112,21 @@ class Server:
         self._grpc = grpc.aio.server(
             interceptors=interceptors,
             options=channel_options(self._config),
-            maximum_concurrent_rpcs=LAST_WALL,
         )
         services = (
             SegmentationService(self.models, self._config, self._codecs, self._calls),
             OpenInferenceService(self.models, self._config, self._calls, self._codecs),
         )
-        self._grpc.add_generic_rpc_handlers(tuple(service.handler() for service in services))
-        self._health.add_to(self._grpc)
-        reflection.enable_server_reflection(
-            (*SERVICES, health.NAME, reflection.SERVICE_NAME), self._grpc
-        )
+        handlers = [service.handler() for service in (*services, self._health)]
+        self._grpc.add_generic_rpc_handlers((*handlers, self._reflection()))
         self.address = self._bind()
         await self._grpc.start()
-        await self._health.start(SERVICES)
+        self._health.start(SERVICES)
         self._set_ready(True)
 
-    async def stop(self, close: bool = True) -> None:
+    async def stop(self, close: bool = True) -> bool:
         """Say NOT_SERVING, refuse new calls, let accepted ones finish within ``grace``, then free
-        everything.
+        everything; returns whether all were answered.
 
         Also after a start that failed or was cancelled.
 
@@ -132,18 +136,27 @@ class Server:
                 connection that breaks is UNAVAILABLE to callers.
         """
         self._set_ready(False)
-        await self._health.end()
+        self._health.end()
+        answered = True
         if self.address:
-            await self._drain()
+            answered = await self._drain()
             if close:
                 await self._grpc.stop(0)
+        # A thread that decodes cannot be ended, and is not waited for.
+        self._codecs.shutdown(wait=False, cancel_futures=True)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if close else END_SECONDS):
+                await self._free()
+        return answered
+
+    async def _free(self) -> None:
         await self.models.close()
-        self._codecs.shutdown()
         await self._http.stop()
         if self._end_trace:
             await asyncio.to_thread(self._end_trace)
 
-    async def _drain(self) -> None:
+    async def _drain(self) -> bool:
+        """Whether every request that was accepted is answered."""
         await asyncio.sleep(self._config.shutdown.lame_duck)
         self._calls.ending.set()
         until = time.monotonic() + self._config.shutdown.grace
@@ -151,6 +164,21 @@ class Server:
         while idle < FLUSH_SECONDS and time.monotonic() < until:
             await asyncio.sleep(TICK_SECONDS)
             idle = 0.0 if self._calls.in_flight else idle + TICK_SECONDS
+        if left := self._calls.in_flight:
+            log.warning("the grace is over: %d requests are left unanswered", left)
+        return not left
+
+    def _reflection(self) -> Any:
+        """Its handler. Without limits of ours, streams of it would be open without number."""
+        servicer = reflection.aio.ReflectionServicer((*SERVICES, health.NAME, REFLECTION))
+        service, method = REFLECTION, "ServerReflectionInfo"
+        stream = self._calls.streaming(
+            f"{service}/{method}",
+            servicer.ServerReflectionInfo,
+            reflection_pb2.ServerReflectionRequest.FromString,
+            write,
+        )
+        return grpc.method_handlers_generic_handler(service, {method: stream})
 
     def _set_ready(self, ready: bool) -> None:
         self._calls.draining = not ready
@@ -190,6 +218,9 @@ def channel_options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", -1),
         ("grpc.so_reuseport", 0),
         ("grpc.keepalive_permit_without_calls", 1),
+        # A burst is answered by our own limits, with reasons, and not cut off by gRPC's.
+        ("grpc.server.max_pending_requests", NEVER),
+        ("grpc.server.max_pending_requests_hard_limit", NEVER),
         *((name, min(int(1000 * value), NEVER)) for name, value in seconds.items() if value),
     ]
     if connections.max_concurrent_calls:
@@ -224,18 +255,18 @@ def check_port(host: str, port: int) -> None:
 
 
 async def serve(config: ServerConfig, ready: Callable[[Server], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then end the process cleanly. ``ready`` is called once calls
-    are answered.
+    """Serve until SIGTERM, SIGINT or SIGHUP, then end the process: with 0 if every accepted request
+    was answered, else with 1. A second signal ends it at once, with 128 and the signal's number.
+    ``ready`` is called once calls are answered.
 
     Raises:
         RepositoryError, StartError: see :meth:`Server.start`.
     """
     ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, ended.set)
+    _end_on_signals(config, ended)
     server = Server(config)
     starting, ending = asyncio.ensure_future(server.start()), asyncio.ensure_future(ended.wait())
+    answered = True
     try:
         await asyncio.wait({starting, ending}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
@@ -247,8 +278,26 @@ async def serve(config: ServerConfig, ready: Callable[[Server], None]) -> None:
         for task in (starting, ending):
             task.cancel()
         await asyncio.wait({starting, ending})
-        await server.stop(close=not ended.is_set())
+        answered = await server.stop(close=not ended.is_set())
     # With the port still open, see above. Nothing is left to do: even Python's own end would have
     # gRPC close it first.
     sys.stdout.flush()
-    os._exit(0)
+    os._exit(0 if answered else UNANSWERED)
+
+
+def _end_on_signals(config: ServerConfig, ended: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    seconds = config.shutdown.lame_duck + config.shutdown.grace + 2 * END_SECONDS
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+
+    def end(number: int) -> None:
+        if ended.is_set():
+            os._exit(128 + number)
+        # A thread of C, which ends the process with 1 even where a library holds Python's lock.
+        faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
+        ended.set()
+
+    for number in SIGNALS:
+        # Where nohup has said so, the end of the terminal is no end of the server.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            loop.add_signal_handler(number, end, number)

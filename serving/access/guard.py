@@ -12,7 +12,8 @@ import grpc
 from serving.access.tokens import Tokens, allow
 from serving.config import ServerConfig
 from serving.errors import RequestError, StartError
-from serving.rpc.calls import TOKEN_NAME, abort
+from serving.rpc.call import TOKEN_NAME
+from serving.rpc.calls import abort
 from serving.telemetry.metrics import Telemetry
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 allow(caller, "control" if details.method in CONTROL else "infer")
         except RequestError as error:
             self._telemetry.refused(details.method[1:], error.code, error.reason)
-            return _refusal(handler, error)
+            return _refusal(error)
         TOKEN_NAME.set(caller.name)
         return handler
 
@@ -90,16 +91,12 @@ def _header(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     )
 
 
-def _refusal(handler: Any, error: RequestError) -> Any:
-    """A handler of the same kind that reads nothing and refuses."""
+def _refusal(error: RequestError) -> Any:
+    """A handler that reads nothing and refuses. To gRPC every kind of call is a stream of
+    messages.
+    """
 
-    async def refuse(request: Any, context: grpc.aio.ServicerContext) -> None:
+    async def refuse(requests: Any, context: grpc.aio.ServicerContext) -> None:
         await abort(context, error)
 
-    kind = {
-        (False, False): grpc.unary_unary_rpc_method_handler,
-        (False, True): grpc.unary_stream_rpc_method_handler,
-        (True, False): grpc.stream_unary_rpc_method_handler,
-        (True, True): grpc.stream_stream_rpc_method_handler,
-    }[bool(handler.request_streaming), bool(handler.response_streaming)]
-    return kind(refuse)
+    return grpc.stream_stream_rpc_method_handler(refuse)

@@ -274,7 +274,7 @@ class AsyncClient(Connection):
         call = self._stub.SegmentStream(metadata=self._metadata)
         try:
             for message in bulk.opening():
-                await call.write(message)
+                await _send(call, message)
             while True:
                 while not bulk.full and (item := await anext(source, None)):
                     try:
@@ -283,7 +283,7 @@ class AsyncClient(Connection):
                     except ImageError as error:
                         yield item[0], error
                     else:
-                        await call.write(message)
+                        await _send(call, message)
                 if bulk.idle:
                     return
                 reply = await call.read()
@@ -303,6 +303,19 @@ class AsyncClient(Connection):
         trace: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+async def _send(call: Any, message: Any) -> None:
+    """Write a message to a stream.
+
+    Raises:
+        grpc.RpcError: the stream has ended.
+    """
+    try:
+        await call.write(message)
+    except asyncio.InvalidStateError:
+        # All that this tells is that there is an end; reading tells which.
+        await call.read()
 
 
 async def _each(images: AsyncImages) -> AsyncIterator[tuple[Hashable, ImageLike]]:

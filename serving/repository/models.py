@@ -131,8 +131,9 @@ class Models:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        closing = [asyncio.to_thread(served.batcher.close) for served in self.served()]
+        await asyncio.gather(*closing)
         for served in self.served():
-            await asyncio.to_thread(served.batcher.close)
             served.engine.close()
 
     def find(self, name: str, version: int, kind: Kind | tuple[Kind, ...] | None) -> Served:

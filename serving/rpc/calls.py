@@ -7,11 +7,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import grpc
@@ -20,15 +17,19 @@ from google.protobuf.message_factory import GetMessageClass
 
 from serving.config import Limits
 from serving.errors import (
-    CallerBusy,
+    DeadlineMissed,
     FieldError,
     RequestError,
     ServerFault,
+    ServerFull,
     ServerUnavailable,
+    StreamIdle,
     TooManyStreams,
 )
 from serving.rpc import status
-from serving.scheduling.batcher import Ran
+from serving.rpc.call import Call, Metadata, caller_of, fields_of, started, trailing
+from serving.rpc.places import Places
+from serving.rpc.streams import Patient
 from serving.telemetry import logs
 from serving.telemetry.metrics import Telemetry
 from serving.telemetry.tracing import Trace
@@ -36,62 +37,11 @@ from serving.telemetry.tracing import Trace
 log = logging.getLogger(__name__)
 requests_log = logging.getLogger("serving.requests")
 
-# Request metadata that asks for the times of the stages, and the trailing metadata that tell them.
-TIMINGS_KEY = "wsss-timings"
-Metadata = tuple[tuple[str, str | bytes], ...]
 # Asked every few seconds; counted, and worth neither line nor span.
 PROBES = ("/ServerLive", "/ServerReady", "/ModelReady")
-# Whose token the call carries: set by what checks it, before the call is handled.
-TOKEN_NAME: ContextVar[str] = ContextVar("token_name", default="")
 # From a request and its call to the reply.
-Work = Callable[[Any, "Call"], Coroutine[Any, Any, Any]]
+Work = Callable[[Any, Call], Coroutine[Any, Any, Any]]
 StreamWork = Callable[[AsyncIterator[Any], grpc.aio.ServicerContext], AsyncIterator[Any]]
-
-
-@dataclass(eq=False)
-class Call:
-    """One request, from its arrival to its reply. Moments are of ``time.monotonic``, lengths in
-    seconds.
-
-    Attributes:
-        rpc: ``package.Service/Method``.
-        metadata: as the caller sent it.
-        request_id: the caller's or a new one.
-        deadline: when the caller stops waiting; None if never.
-        caller: whose token or certificate it carries, else the address that it comes from.
-        model, version: what answers, once it is found.
-        stages: name, beginning and length of what was done.
-        code, reason: of the reply.
-    """
-
-    rpc: str
-    metadata: Metadata
-    request_id: str
-    deadline: float | None
-    caller: str = ""
-    model: str = ""
-    version: int = 0
-    stages: list[tuple[str, float, float]] = field(default_factory=list)
-    code: str = "OK"
-    reason: str = ""
-    began: float = field(default_factory=time.monotonic)
-    ended: float = 0.0
-
-    def stage(self, name: str, began: float, ended: float | None = None) -> None:
-        """Say that a stage of :data:`serving.telemetry.metrics.STAGES` went from ``began`` to
-        ``ended``, or until now.
-        """
-        self.stages.append((name, began, (time.monotonic() if ended is None else ended) - began))
-
-    def seconds(self, name: str) -> float:
-        """How long a stage took, all its parts together."""
-        return sum(seconds for stage, _, seconds in self.stages if stage == name)
-
-    def ran(self, ran: Ran) -> None:
-        """Say that a run of the engine is over now."""
-        now = time.monotonic()
-        self.stage("queue", now - ran.ran - ran.queued, now - ran.ran)
-        self.stage("infer", now - ran.ran, now)
 
 
 class Calls:
@@ -101,10 +51,10 @@ class Calls:
         telemetry: counts them.
         trace: writes their spans; None writes none.
         level: of the line that each call leaves in the log.
-        limits: of open streams, and of the requests that one caller may have under way.
+        limits: of what may be open at once.
 
     Attributes:
-        in_flight: requests not answered yet.
+        requests, streams, watches: places for each.
         draining: the server ends soon and says so; requests are answered still.
         ending: set once further requests are refused.
     """
@@ -119,12 +69,22 @@ class Calls:
         self._telemetry = telemetry
         self._trace = trace
         self._level = level
-        self._limits = limits or Limits()
-        self._streams = 0
-        self._under_way: Counter[str] = Counter()
-        self.in_flight = 0
+        limits = limits or Limits()
+        self._idle_seconds = limits.idle_seconds
+        self.requests = Places("requests", limits.max_calls, limits.calls_per_caller, ServerFull)
+        each = limits.max_open_per_caller
+        self.streams = Places("streams", limits.max_streams, each, TooManyStreams)
+        self.watches = Places("watches", limits.max_watches, each, TooManyStreams)
+        telemetry.streams.set_function(lambda: self.streams.taken)
+        telemetry.watches.set_function(lambda: self.watches.taken)
+        self._unread = 0
         self.draining = False
         self.ending = asyncio.Event()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that have arrived and are not answered yet."""
+        return self.requests.taken - self._unread
 
     def service(
         self, descriptor: Any, works: Mapping[str, Work], special: Mapping[str, Any] | None = None
@@ -152,19 +112,19 @@ class Calls:
         :class:`RequestError`.
         """
 
-        async def answer(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        async def answer(messages: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> Any:
             call = started(rpc, context)
             try:
                 with self.watch(call):
-                    if isinstance(request, RequestError):
-                        raise request
+                    request = await self._request(messages, call)
                     reply = await work(request, call)
                     context.set_trailing_metadata(trailing(call))
                     return reply
             except RequestError as error:
                 await abort(context, error, trailing(call))
 
-        return grpc.unary_unary_rpc_method_handler(answer, read, write)
+        # As a stream of one message, so that who is refused is so before the message is read.
+        return grpc.stream_unary_rpc_method_handler(answer, read, write)
 
     def streaming(
         self,
@@ -174,29 +134,33 @@ class Calls:
         write: Callable[[Any], bytes],
     ) -> Any:
         """The handler of one method of many requests and replies. ``work`` watches over each
-        request by itself.
+        request by itself. A stream whose caller sends nothing, or reads nothing, is ended.
         """
+        seconds = self._idle_seconds
 
-        async def answer(
-            requests: AsyncIterator[Any], context: grpc.aio.ServicerContext
-        ) -> AsyncIterator[Any]:
-            most = self._limits.max_streams
-            if self._streams >= most:
-                error = TooManyStreams(
-                    f"{self._streams} streams are open already", f"at most {most}"
-                )
-                self._telemetry.refused(rpc, error.code, error.reason)
-                await abort(context, error)
-            self._streams += 1
-            self._telemetry.streams.inc()
+        async def answer(messages: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
+            patient = Patient(messages, seconds)
             try:
-                async for reply in work(requests, context):
-                    yield reply
-            finally:
-                self._streams -= 1
-                self._telemetry.streams.dec()
+                with self.streams.hold(caller_of(context)):
+                    async for reply in work(patient, context):
+                        async with asyncio.timeout(seconds):
+                            await context.write(reply)
+                    if patient.idle:
+                        raise StreamIdle(f"no message came for {seconds:g} s", hint="a new stream")
+            except TimeoutError:
+                idle = StreamIdle(f"replies were not read for {seconds:g} s", hint="a new stream")
+                await self.refuse(context, rpc, idle)
+            except RequestError as error:
+                await self.refuse(context, rpc, error)
 
         return grpc.stream_stream_rpc_method_handler(answer, read, write)
+
+    async def refuse(
+        self, context: grpc.aio.ServicerContext, rpc: str, error: RequestError
+    ) -> NoReturn:
+        """Count a call that no :class:`Call` stands for, and end it with an error."""
+        self._telemetry.refused(rpc, error.code, error.reason)
+        await abort(context, error)
 
     @contextmanager
     def watch(self, call: Call) -> Iterator[None]:
@@ -207,11 +171,9 @@ class Calls:
             request's id.
         """
         token = logs.REQUEST_ID.set(call.request_id)
-        self.in_flight += 1
         try:
-            if self.ending.is_set():
-                raise ServerUnavailable("the server is ending", hint="another server")
-            with self._share(call.caller):
+            self._check_ending()
+            with self.requests.hold(call.caller):
                 yield
         except RequestError as error:
             call.code, call.reason = error.code, error.reason
@@ -227,30 +189,35 @@ class Calls:
                 f"the server failed, id {call.request_id}", metadata={"id": call.request_id}
             ) from None
         finally:
-            self.in_flight -= 1
             self._end(call)
             logs.REQUEST_ID.reset(token)
 
-    def has_room(self, caller: str) -> bool:
-        """Whether one more request of this caller would be taken."""
-        most = self._limits.max_per_caller
-        return not most or self._under_way[caller] < most
+    async def _request(self, messages: AsyncIterator[Any], call: Call) -> Any:
+        """The one message of a plain call.
 
-    @contextmanager
-    def _share(self, caller: str) -> Iterator[None]:
-        """Keep one caller from taking every place of a queue."""
-        if not self.has_room(caller):
-            most = self._limits.max_per_caller
-            raise CallerBusy(
-                f"{most} requests of this caller are under way already", f"at most {most}"
-            )
-        self._under_way[caller] += 1
+        Raises:
+            RequestError: it does not arrive, cannot be read, or came when the server was ending.
+        """
+        patient = Patient(messages, self._idle_seconds)
+        self._unread += 1
         try:
-            yield
+            request = await anext(patient, None)
         finally:
-            self._under_way[caller] -= 1
-            if not self._under_way[caller]:
-                del self._under_way[caller]
+            self._unread -= 1
+        if patient.idle:
+            raise DeadlineMissed(f"the message did not arrive in {self._idle_seconds:g} s")
+        if request is None:
+            raise FieldError("a call without a message", "one message")
+        if isinstance(request, RequestError):
+            raise request
+        self._check_ending()
+        # The way here was the caller's time.
+        call.began = time.monotonic()
+        return request
+
+    def _check_ending(self) -> None:
+        if self.ending.is_set():
+            raise ServerUnavailable("the server is ending", hint="another server")
 
     def _end(self, call: Call) -> None:
         call.ended = time.monotonic()
@@ -258,43 +225,9 @@ class Calls:
         if call.rpc.endswith(PROBES):
             return
         if requests_log.isEnabledFor(self._level):
-            requests_log.log(self._level, "answered", extra={"fields": _told(call)})
+            requests_log.log(self._level, "answered", extra={"fields": fields_of(call)})
         if self._trace:
             self._trace(call)
-
-
-def started(rpc: str, context: grpc.aio.ServicerContext) -> Call:
-    """A call that has just come in; on a stream, one request of it."""
-    metadata = tuple(context.invocation_metadata() or ())
-    remaining = context.time_remaining()
-    deadline = None if remaining is None else time.monotonic() + remaining
-    return Call(rpc, metadata, logs.request_id(metadata), deadline, _caller(context))
-
-
-def _caller(context: grpc.aio.ServicerContext) -> str:
-    if token := TOKEN_NAME.get():
-        return token
-    names = context.auth_context().get("x509_common_name") or ()
-    # Without the port: another connection is no other caller.
-    return names[0].decode(errors="replace") if names else str(context.peer()).rpartition(":")[0]
-
-
-def trailing(call: Call) -> Metadata:
-    """The trailing metadata of a reply: the id, and the times of the stages in milliseconds if the
-    caller wants them.
-    """
-    found: list[tuple[str, str]] = [(logs.REQUEST_ID_KEY, call.request_id)]
-    if any(key == TIMINGS_KEY and value not in ("0", "") for key, value in call.metadata):
-        times = {name: call.seconds(name) for name, _, _ in call.stages} | {
-            "total": time.monotonic() - call.began
-        }
-        found.append(
-            (
-                TIMINGS_KEY,
-                ", ".join(f"{name};dur={1e3 * spent:.3f}" for name, spent in times.items()),
-            )
-        )
-    return tuple(found)
 
 
 async def abort(
@@ -325,16 +258,3 @@ def write(message: Any) -> bytes:
     """The bytes of a message."""
     encoded: bytes = message.SerializeToString()
     return encoded
-
-
-def _told(call: Call) -> dict[str, Any]:
-    """What the log says of a call."""
-    told: dict[str, Any] = {"rpc": call.rpc, "code": call.code, "caller": call.caller}
-    if call.reason:
-        told["reason"] = call.reason
-    if call.model:
-        told |= {"model": call.model, "version": call.version}
-    return told | {
-        name: round(seconds, 6)
-        for name, _, seconds in (*call.stages, ("total", 0, call.ended - call.began))
-    }

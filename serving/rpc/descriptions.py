@@ -33,7 +33,7 @@ def extensions(config: ServerConfig) -> list[str]:
         "batch": config.limits.max_batch,
         "queue": config.schedule.queue,
         "streams": config.limits.max_streams,
-        "per_caller": config.limits.max_per_caller,
+        "per_caller": config.limits.calls_per_caller,
     }
     return [*EXTENSIONS, f"limits({','.join(f'{name}={value}' for name, value in limits.items())})"]
 

@@ -5,53 +5,109 @@ is served.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio
+from grpc_health.v1 import health_pb2 as pb
 
-from serving.repository.models import Models, ModelState
+from serving.errors import FieldError, RequestError
+from serving.repository.models import Models
+from serving.rpc.call import caller_of
+from serving.rpc.calls import Calls, abort, write
+from serving.rpc.streams import Patient
 
-NAME: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-SERVING, NOT_SERVING = (
-    health_pb2.HealthCheckResponse.SERVING,
-    health_pb2.HealthCheckResponse.NOT_SERVING,
+NAME: str = pb.DESCRIPTOR.services_by_name["Health"].full_name
+SERVING, NOT_SERVING, SERVICE_UNKNOWN = (
+    pb.HealthCheckResponse.SERVING,
+    pb.HealthCheckResponse.NOT_SERVING,
+    pb.HealthCheckResponse.SERVICE_UNKNOWN,
 )
+# For the message of a call, which names a service.
+MESSAGE_SECONDS = 10.0
 
 
 class Health:
-    """The health service. ``start`` once calls are answered, ``end`` before they no longer are."""
+    """The health service. ``start`` once calls are answered, ``end`` before they no longer are.
 
-    def __init__(self, models: Models) -> None:
+    A ``Check`` is answered whatever else is open; watches have places of their own.
+
+    Args:
+        models: to report on.
+        calls: what holds the places.
+    """
+
+    def __init__(self, models: Models, calls: Calls) -> None:
         self._models = models
-        self._servicer = health_aio.HealthServicer()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._calls = calls
+        self._states: dict[str, int] = {}
+        self._change = asyncio.Event()
+        self._ended = False
 
-    def add_to(self, server: grpc.aio.Server) -> None:
-        """Answer on the port of ``server``."""
-        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+    def handler(self) -> Any:
+        """For ``add_generic_rpc_handlers`` of a server."""
+        read = pb.HealthCheckRequest.FromString
+        return grpc.method_handlers_generic_handler(
+            NAME,
+            {
+                "Check": grpc.stream_unary_rpc_method_handler(self._check, read, write),
+                "Watch": grpc.stream_stream_rpc_method_handler(self._watch, read, write),
+            },
+        )
 
-    async def start(self, services: Iterable[str]) -> None:
+    def start(self, services: Iterable[str]) -> None:
         """Report the server, ``services`` and the models, from now on with every change of a
         model.
         """
         for name in {state.name for state in self._models.index()}:
-            await self._report(name)
-        self._models.subscribe(self._changed)
+            self._report(name)
+        self._models.subscribe(lambda change: self._report(change.name))
         for service in (*services, ""):
-            await self._servicer.set(service, SERVING)
+            self._set(service, SERVING)
 
-    async def end(self) -> None:
+    def end(self) -> None:
         """Report NOT_SERVING for everything, whatever happens to a model afterwards."""
-        await self._servicer.enter_graceful_shutdown()
+        for service in self._states:
+            self._set(service, NOT_SERVING)
+        self._ended = True
 
-    def _changed(self, change: ModelState) -> None:
-        task = asyncio.ensure_future(self._report(change.name))
-        # The loop itself keeps no task alive.
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _report(self, name: str) -> None:
+    def _report(self, name: str) -> None:
         served = any(served.card.name == name for served in self._models.served())
-        await self._servicer.set(f"models/{name}", SERVING if served else NOT_SERVING)
+        self._set(f"models/{name}", SERVING if served else NOT_SERVING)
+
+    def _set(self, service: str, state: int) -> None:
+        if self._ended:
+            return
+        self._states[service] = state
+        self._change.set()
+        self._change = asyncio.Event()
+
+    async def _check(self, messages: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> Any:
+        try:
+            service = await _service(messages)
+        except RequestError as error:
+            await abort(context, error)
+        if service not in self._states:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no service {service[:200]!r} is known")
+        return pb.HealthCheckResponse(status=self._states[service])
+
+    async def _watch(self, messages: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
+        try:
+            with self._calls.watches.hold(caller_of(context)):
+                service, last = await _service(messages), None
+                while True:
+                    change, state = self._change, self._states.get(service, SERVICE_UNKNOWN)
+                    if state != last:
+                        await context.write(pb.HealthCheckResponse(status=state))
+                    last = state
+                    await change.wait()
+        except RequestError as error:
+            await self._calls.refuse(context, f"{NAME}/Watch", error)
+
+
+async def _service(messages: AsyncIterator[Any]) -> str:
+    """What a caller asks for."""
+    request = await anext(Patient(messages, MESSAGE_SECONDS), None)
+    if request is None:
+        raise FieldError("a call without a message", "one message")
+    return str(request.service)

@@ -34,7 +34,8 @@ from serving.images import decoding, pipeline
 from serving.images.options import options_for
 from serving.repository.models import Models, Served, State
 from serving.rpc import descriptions, tensors, wire, wishes
-from serving.rpc.calls import Call, Calls, started
+from serving.rpc.call import Call, started
+from serving.rpc.calls import Calls
 from serving.rpc.streams import side_by_side
 from serving.rpc.wire import InferReply, InferRequest
 from wsss.inference import open_inference_pb2 as pb

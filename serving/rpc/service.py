@@ -24,7 +24,8 @@ from serving.images.rgb import Pixels
 from serving.repository.card import Kind
 from serving.repository.models import Models, Served
 from serving.rpc import replies
-from serving.rpc.calls import Call, Calls
+from serving.rpc.call import Call
+from serving.rpc.calls import Calls
 from serving.rpc.stream import SegmentStream
 from wsss.v1 import segmentation_pb2 as pb
 
@@ -157,7 +158,7 @@ class SegmentationService:
                 ),
                 tile_overlap=tiling.overlap,
                 max_streams=limits.max_streams,
-                max_per_caller=limits.max_per_caller,
+                max_per_caller=limits.calls_per_caller,
             ),
         )
 

@@ -85,11 +85,14 @@ def _kind(reason: str, code: str, text: str) -> type[RequestError]:
     for kind in kinds:
         if reason and kind.reason == reason:
             return kind
-    # What gRPC itself answers, before any of our code runs.
+    # What gRPC itself, or something on the way, answers in place of our code.
     if code == "RESOURCE_EXHAUSTED" and "larger than max" in text:
         return errors.ImageTooLarge
     by_code = {
         "UNAVAILABLE": ServerUnavailable,
+        # The caller did not cancel: a server that is closed does so to what is on its way there.
+        "CANCELLED": ServerUnavailable,
+        "RESOURCE_EXHAUSTED": errors.Overloaded,
         "DEADLINE_EXCEEDED": errors.DeadlineMissed,
         "INTERNAL": ServerFault,
     }

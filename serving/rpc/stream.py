@@ -13,14 +13,14 @@ import grpc
 
 from serving.errors import DeadlineMissed, FieldError, Overloaded, RequestError, ServerUnavailable
 from serving.rpc import status
-from serving.rpc.calls import Call, Calls, abort, reader, started, trailing, write
+from serving.rpc.call import Call, started, trailing
+from serving.rpc.calls import Calls, abort, reader, write
 from serving.rpc.streams import side_by_side, unless
 from wsss.v1 import segmentation_pb2 as pb
 
 RPC = "wsss.v1.Segmentation/SegmentStream"
 MAX_ID = 1024
-# Between looks whether a caller who has all the requests under way that it may have is answered
-# one.
+# Between looks whether one more request of a caller may be under way.
 ROOM_SECONDS = 0.02
 # Images in bulk wait behind single ones.
 PRIORITY = -1
@@ -98,7 +98,7 @@ class SegmentStream:
         with it.
         """
         reply = pb.SegmentStreamResponse()
-        while not self._calls.has_room(call.caller):
+        while not self._calls.requests.has_room(call.caller):
             await asyncio.sleep(ROOM_SECONDS)
         try:
             with self._calls.watch(call):

@@ -4,7 +4,33 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, Self
+
+
+class Patient:
+    """The messages of a stream, until none comes for some seconds.
+
+    Attributes:
+        idle: whether that was the end.
+    """
+
+    def __init__(self, messages: AsyncIterator[Any], seconds: float) -> None:
+        self._messages = messages
+        self._seconds = seconds
+        self.idle = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        try:
+            async with asyncio.timeout(self._seconds) as timer:
+                return await anext(self._messages)
+        except TimeoutError:
+            if not timer.expired():
+                raise
+            self.idle = True
+            raise StopAsyncIteration from None
 
 
 async def side_by_side(

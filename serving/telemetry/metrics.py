@@ -26,7 +26,7 @@ from serving.repository.models import Models, ModelState, Served, State
 from serving.scheduling.counters import Statistics
 
 if TYPE_CHECKING:
-    from serving.rpc.calls import Call
+    from serving.rpc.call import Call
 
 STAGES = ("queue", "decode", "infer", "encode", "total")
 # Seconds, from a tiny model's run to a large one's that waited.
@@ -57,6 +57,9 @@ class Telemetry:
             registry=self.registry,
         )
         self.streams = Gauge("wsss_streams", "Streams that are open.", registry=self.registry)
+        self.watches = Gauge(
+            "wsss_watches", "Watches of the health service that are open.", registry=self.registry
+        )
         self.ready = Gauge(
             "wsss_ready",
             "1 while the server takes requests, 0 while it ends.",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from serving.errors import StartError
 
 if TYPE_CHECKING:
-    from serving.rpc.calls import Call
+    from serving.rpc.call import Call
 
 Trace = Callable[["Call"], None]
 

@@ -1,0 +1,113 @@
+"""One call, from its arrival to its reply, whatever answers it."""
+
+from __future__ import annotations
+
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from serving.scheduling.batcher import Ran
+from serving.telemetry import logs
+
+# Request metadata that asks for the times of the stages, and the trailing metadata that tell them.
+TIMINGS_KEY = "wsss-timings"
+Metadata = tuple[tuple[str, str | bytes], ...]
+# Whose token the call carries: set by what checks it, before the call is handled.
+TOKEN_NAME: ContextVar[str] = ContextVar("token_name", default="")
+
+
+@dataclass(eq=False)
+class Call:
+    """One request, from its arrival to its reply. Moments are of ``time.monotonic``, lengths in
+    seconds.
+
+    Attributes:
+        rpc: ``package.Service/Method``.
+        metadata: as the caller sent it.
+        request_id: the caller's or a new one.
+        deadline: when the caller stops waiting; None if never.
+        caller: whose token or certificate it carries, else the address that it comes from.
+        model, version: what answers, once it is found.
+        stages: name, beginning and length of what was done.
+        code, reason: of the reply.
+    """
+
+    rpc: str
+    metadata: Metadata
+    request_id: str
+    deadline: float | None
+    caller: str = ""
+    model: str = ""
+    version: int = 0
+    stages: list[tuple[str, float, float]] = field(default_factory=list)
+    code: str = "OK"
+    reason: str = ""
+    began: float = field(default_factory=time.monotonic)
+    ended: float = 0.0
+
+    def stage(self, name: str, began: float, ended: float | None = None) -> None:
+        """Say that a stage of :data:`serving.telemetry.metrics.STAGES` went from ``began`` to
+        ``ended``, or until now.
+        """
+        self.stages.append((name, began, (time.monotonic() if ended is None else ended) - began))
+
+    def seconds(self, name: str) -> float:
+        """How long a stage took, all its parts together."""
+        return sum(seconds for stage, _, seconds in self.stages if stage == name)
+
+    def ran(self, ran: Ran) -> None:
+        """Say that a run of the engine is over now."""
+        now = time.monotonic()
+        self.stage("queue", now - ran.ran - ran.queued, now - ran.ran)
+        self.stage("infer", now - ran.ran, now)
+
+
+def started(rpc: str, context: grpc.aio.ServicerContext) -> Call:
+    """A call that has just come in; on a stream, one request of it."""
+    metadata = tuple(context.invocation_metadata() or ())
+    remaining = context.time_remaining()
+    deadline = None if remaining is None else time.monotonic() + remaining
+    return Call(rpc, metadata, logs.request_id(metadata), deadline, caller_of(context))
+
+
+def caller_of(context: grpc.aio.ServicerContext) -> str:
+    """Whose token or certificate a call carries, else the address that it comes from."""
+    if token := TOKEN_NAME.get():
+        return token
+    names = context.auth_context().get("x509_common_name") or ()
+    # Without the port: another connection is no other caller.
+    return names[0].decode(errors="replace") if names else str(context.peer()).rpartition(":")[0]
+
+
+def trailing(call: Call) -> Metadata:
+    """The trailing metadata of a reply: the id, and the times of the stages in milliseconds if the
+    caller wants them.
+    """
+    entries: list[tuple[str, str]] = [(logs.REQUEST_ID_KEY, call.request_id)]
+    if any(key == TIMINGS_KEY and value not in ("0", "") for key, value in call.metadata):
+        times = {name: call.seconds(name) for name, _, _ in call.stages} | {
+            "total": time.monotonic() - call.began
+        }
+        entries.append(
+            (
+                TIMINGS_KEY,
+                ", ".join(f"{name};dur={1e3 * spent:.3f}" for name, spent in times.items()),
+            )
+        )
+    return tuple(entries)
+
+
+def fields_of(call: Call) -> dict[str, Any]:
+    """What the log says of a call."""
+    fields: dict[str, Any] = {"rpc": call.rpc, "code": call.code, "caller": call.caller}
+    if call.reason:
+        fields["reason"] = call.reason
+    if call.model:
+        fields |= {"model": call.model, "version": call.version}
+    return fields | {
+        name: round(seconds, 6)
+        for name, _, seconds in (*call.stages, ("total", 0, call.ended - call.began))
+    }
