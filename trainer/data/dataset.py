@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -182,6 +183,7 @@ def open_dataset(
     """
     from trainer.data import class_folders, coco, folder, mva, voc
     from trainer.data.tags import FROM_MASKS, with_mask_tags
+    from trainer.data.unrecognised import unrecognised
 
     root, config = Path(path), config or DataConfig()
     if not root.is_dir():
@@ -190,18 +192,12 @@ def open_dataset(
             "a data folder",
             "wsss-trainer synth data/ makes one to play with",
         )
-    reader = next(
-        (module for module in (voc, coco, folder, mva, class_folders) if module.recognises(root)),
-        None,
-    )
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise DataError(f"{root} cannot be opened", "a data folder that you may read")
+    readers = (voc, coco, folder, mva, class_folders)
+    reader = next((module for module in readers if module.recognises(root)), None)
     if reader is None:
-        found = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
-        raise DataError(
-            f"{root} holds no data set that can be recognised (found: {found})",
-            "VOC (JPEGImages/ and ImageSets/Segmentation/), COCO (annotations/*.json), images with"
-            " a labels.csv, or one folder a class",
-            "wsss-trainer check --help shows the formats",
-        )
+        raise unrecognised(root, lambda place: any(r.recognises(place) for r in readers))
     dataset: Dataset = reader.read(root, problems, config)
     _check_names(dataset, problems)
     if dataset.tags_from == FROM_MASKS:
@@ -237,7 +233,8 @@ def complain(error: DataError, problems: list[DataError] | None) -> None:
 
 def some(names: Iterable[object], limit: int = 5) -> str:
     """The first few of ``names`` and how many more there are."""
-    listed = [str(name) for name in names]
+    # File names need not be UTF-8, messages are.
+    listed = [str(name).encode(errors="backslashreplace").decode() for name in names]
     rest = len(listed) - limit
     return ", ".join(listed[:limit]) + (f" and {rest} more" if rest > 0 else "")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from trainer.data import class_folders
 from trainer.data.cells import is_list_name, lists_of, tags_of
 from trainer.data.dataset import Dataset, Record, check_classes, complain, some
-from trainer.data.image_files import UNREAD, ImageNames, Walk, image_id, walk
+from trainer.data.image_files import UNREAD, ImageNames, Walk, entries, image_id, walk
 from trainer.data.knobs import DataConfig
 from trainer.data.mask_files import match_masks
 from trainer.data.names import folded, in_order, is_background, one_spelling, spelling_notes
@@ -70,7 +70,7 @@ def recognises(root: Path) -> bool:
 
 
 def _table_file(root: Path) -> Path | None:
-    files = {path.name.lower(): path for path in sorted(root.iterdir(), reverse=True)}
+    files = {path.name.lower(): path for path in reversed(entries(root))}
     return next((files[name] for name in TABLES if name in files and files[name].is_file()), None)
 
 
@@ -104,7 +104,7 @@ def read(root: Path, problems: Problems, config: DataConfig) -> Dataset:
             f"{root} is a folder with {path.name} and has no Annotations",
             "--labels-from csv or masks",
         )
-    mask_folders = [p for p in sorted(root.iterdir()) if p.name.lower() == "masks" and p.is_dir()]
+    mask_folders = [p for p in entries(root) if p.name.lower() == "masks" and p.is_dir()]
     files = walk(root, skip=mask_folders)
     if not files.images:
         raise DataError(
@@ -317,7 +317,7 @@ def _class_lines(root: Path) -> list[str]:
     Raises:
         DataError: it cannot be read, or background stands between classes.
     """
-    path = next((p for p in sorted(root.iterdir()) if p.name.lower() == "classes.txt"), None)
+    path = next((p for p in entries(root) if p.name.lower() == "classes.txt"), None)
     if path is None or not path.is_file():
         return []
     lines = [line.strip() for line in read_text(path)[0].splitlines()]

@@ -54,6 +54,17 @@ class Walk:
     images: list[Path] = field(default_factory=list)
     left_out: dict[str, list[Path]] = field(default_factory=lambda: defaultdict(list))
 
+    def add(self, other: Walk) -> None:
+        """Take over what ``other``, of a folder below, has found."""
+        self.images += other.images
+        for reason, paths in other.left_out.items():
+            self.left_out[reason] += paths
+
+    def add_entry(self, path: Path) -> None:
+        """Note ``path`` where its name is a reason to leave it out."""
+        if reason := passed_over(path.name):
+            self.left_out[reason].append(path)
+
     def notes(self) -> list[str]:
         """What is left out, counted and named, for the user."""
         return [
@@ -91,20 +102,26 @@ def walk(root: Path, skip: Iterable[Path] = ()) -> Walk:
             continue
         seen.add((status.st_dev, status.st_ino))
         for entry in entries:
-            if entry.name.startswith("."):
-                continue
             path = folder / entry.name
-            if not is_one_line(entry.name):
-                found.left_out[STRANGE].append(path)
+            if passed_over(entry.name) is not None:
+                found.add_entry(path)
             elif os.path.isdir(path):
-                if SYSTEM_FOLDERS.fullmatch(entry.name):
-                    found.left_out[SYSTEM].append(path)
-                else:
-                    (links if entry.is_symlink() else folders).append(path)
+                (links if entry.is_symlink() else folders).append(path)
             else:
                 _file(path, found)
     found.images.sort()
     return found
+
+
+def passed_over(name: str) -> str | None:
+    """Why something in a folder is left out by its name: "" where that need not be said; None where
+    it is not.
+    """
+    if not is_one_line(name):
+        return STRANGE
+    if SYSTEM_FOLDERS.fullmatch(name):
+        return SYSTEM
+    return "" if name.startswith(".") else None
 
 
 def _file(path: Path, found: Walk) -> None:
@@ -117,6 +134,14 @@ def _file(path: Path, found: Walk) -> None:
             found.images.append(path)
         else:
             found.left_out[SPECIAL].append(path)
+
+
+def entries(folder: Path) -> list[Path]:
+    """What is in a folder, sorted; nothing where it cannot be opened."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
 
 
 def list_images(root: Path) -> list[Path]:
