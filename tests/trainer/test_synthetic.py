@@ -13,7 +13,7 @@ from trainer.data.check import check
 from trainer.data.dataset import open_dataset
 from trainer.data.pixels import read_image
 from trainer.data.synthetic import render, write_synthetic
-from trainer.errors import DataError
+from trainer.errors import DataError, TargetError
 
 
 def digests(root: Path) -> dict[str, str]:
@@ -73,7 +73,7 @@ def test_interrupted_writing_is_completed(tmp_path: Path) -> None:
 
 def test_other_contents_are_never_touched(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").write_bytes(b"x")
-    with pytest.raises(DataError, match="not empty"):
+    with pytest.raises(TargetError, match="holds other things"):
         write_synthetic(tmp_path, count=2, size=48)
     assert [p.name for p in tmp_path.iterdir()] == ["holiday.jpg"]
     out = tmp_path / "s"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import RunError
+from trainer.outputs import check_folder
 
 IMAGES = 400
 SIZE = 112
@@ -29,7 +30,9 @@ def run_demo(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
 
     Raises:
         RunError: a step failed, or the serving half is not installed.
+        TargetError: the folder holds something else.
     """
+    check_folder(folder, lambda there: (there / "data" / "synthetic.json").is_file())
     start = time.monotonic()
     data, run, exported, masks = (folder / name for name in ("data", "run", "exported", "masks"))
     trainer = ["-m", "trainer"]

@@ -11,6 +11,7 @@ import typer
 
 from trainer.commands.data import DataSettings, Json, LabelsFrom, data_config
 from trainer.errors import ConfigError, RunError
+from trainer.outputs import check_file, check_folder
 
 Convention = Annotated[
     str,
@@ -170,7 +171,12 @@ def evaluate(
 
 def _run(path: Path, convention: str, pictures: Path | None) -> dict[str, Any]:
     from trainer.evaluation.measure import current_evaluation, in_convention
+    from trainer.run import Run
 
+    if pictures:
+        _check_pictures(
+            pictures, [Path(Run.existing(path).manifest.get("data", {}).get("path", ""))]
+        )
     evaluation = current_evaluation(path)
     if pictures:
         from trainer.report.worst_pictures import write_worst_of_run
@@ -184,8 +190,13 @@ def _folder(
 ) -> dict[str, Any]:
     from trainer.data.dataset import some
     from trainer.evaluation.figures import restated
-    from trainer.evaluation.measure_folder import keep, measure_folder
+    from trainer.evaluation.measure_folder import holds_figures, keep, measure_folder
 
+    read = [path for path in (folder.path, folder.data, folder.threshold_cams) if path]
+    if out:
+        check_folder(out, holds_figures, read, "--out")
+    if pictures:
+        _check_pictures(pictures, read)
     figures = measure_folder(folder, progress=True)
     for key, words in (
         ("left_out", "images left out"),
@@ -210,6 +221,16 @@ def _folder(
             )
         )
     return {figures.stage: {folder.list: restated(figures.entry, figures.images, convention)}}
+
+
+def _check_pictures(folder: Path, read: list[Path]) -> None:
+    """Sheets go beside sheets, or beside figures that ``--out`` keeps."""
+    from trainer.evaluation.measure_folder import holds_figures
+    from trainer.report.worst_pictures import holds_sheets
+
+    check_folder(
+        folder, lambda there: holds_sheets(there) or holds_figures(there), read, "--pictures"
+    )
 
 
 def compare(
@@ -248,6 +269,7 @@ def compare(
     from trainer.evaluation.metrics import convention_name
     from trainer.report.compare_page import write_page
 
+    check_file(page, option="--page")
     sides = open_sides(runs)
     lines = compare_sides(sides, convention_name(convention), samples, seed, images)
     _say([write_page(sides, lines, page, progress=True)])

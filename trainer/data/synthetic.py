@@ -19,6 +19,7 @@ from trainer.data.drawing import Floats, Layer, Pen, blur, clip_box, noise, past
 from trainer.data.palette import encode_index_png
 from trainer.errors import DataError
 from trainer.files import write_atomic
+from trainer.outputs import check_folder
 from trainer.progress import progress_bar
 
 FORMAT = 1
@@ -77,7 +78,8 @@ def write_synthetic(
         progress: show a bar on stderr.
 
     Raises:
-        DataError: a setting out of range, or a folder that holds something else.
+        DataError: a setting out of range, or a folder that holds scenes of others.
+        TargetError: a folder that holds something else.
     """
     out = Path(out)
     _check_settings(count, size, difficulty, classes)
@@ -311,8 +313,7 @@ def _claim(out: Path, settings: dict[str, float], count: int) -> None:
             raise DataError(
                 f"{out} already holds {held} scenes", f"--count {held} or more, or an empty folder"
             )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out} is not empty and was not written by synth", "a new or empty folder")
+    check_folder(out, lambda folder: note.is_file())
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(note, json.dumps({**settings, "count": count}, indent=1).encode())
 

@@ -141,6 +141,15 @@ def measure_folder(
     return FolderFigures(folder.stage or STAGES[kind], entry, measured.images, masks, dataset)
 
 
+def holds_figures(folder: Path) -> bool:
+    """Whether figures of an earlier command are kept in a folder."""
+    try:
+        kept = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+        return all("miou" in entry for lines in kept.values() for entry in lines.values())
+    except (OSError, ValueError, AttributeError, TypeError):
+        return False
+
+
 def keep(figures: FolderFigures, list_name: str, out: Path) -> None:
     """Write ``evaluation.json`` and the counts to ``out``, beside figures of other stages and lists
     that are there.

@@ -15,7 +15,8 @@ from trainer.errors import ConfigError, RunError, nearest
 from trainer.evaluation.measure import current_evaluation
 from trainer.exporting.card import card_from_manifest
 from trainer.exporting.graphs import CamGraph, PixelGraph
-from trainer.exporting.publish import export_model
+from trainer.exporting.publish import export_model, holds_model
+from trainer.outputs import check_folder
 from trainer.run import Run, reopen_data
 
 Kind = Literal["segmenter", "cam"]
@@ -52,6 +53,7 @@ def export_run(
     Raises:
         ConfigError: an unknown kind or precision.
         RunError: the run has not got that far.
+        TargetError: the model's folder lies in the data, or holds something else.
         ExportError: the graph differs from PyTorch; nothing of that model is published.
     """
     if kind not in KINDS:
@@ -72,14 +74,18 @@ def export_run(
             "wsss-trainer fit",
         )
     dataset = reopen_data(run.manifest)
+    names = {each: f"{name}-cam" if each == "cam" and kind == "all" else name for each in wanted}
+    for called in names.values():
+        check_folder(repository / called, holds_model, dataset.places(), "the model folder")
     evaluation = current_evaluation(run_dir)
     images = _images(dataset, run)
     reports = []
     for each in wanted:
         graph = _segmenter(run, scales, flip) if each == "segmenter" else _cam(run)
-        called = f"{name}-cam" if each == "cam" and kind == "all" else name
         card = card_from_manifest(run.manifest, each, run.path.name, evaluation)
-        report = export_model(graph, card, repository, called, images, half=precision == "fp16")
+        report = export_model(
+            graph, card, repository, names[each], images, half=precision == "fp16"
+        )
         reports.append({**asdict(report), "path": str(report.path)})
     return reports
 

@@ -223,6 +223,11 @@ def check_classes(model: onnx.ModelProto, classes: int) -> None:
         )
 
 
+def holds_model(folder: Path) -> bool:
+    """Whether a folder holds a version that was published here."""
+    return any(path.parent.name.isdecimal() for path in folder.glob("*/model.json"))
+
+
 def free_version(model: Path, version: int | None) -> int:
     """``version`` if it is free, by default one above the highest that is there."""
     taken = {int(p.name) for p in model.glob("*") if re.fullmatch(r"[1-9][0-9]*", p.name)}

@@ -12,6 +12,8 @@ from html import escape as esc
 from pathlib import Path
 from typing import Any
 
+from trainer.outputs import MARK
+
 #: CSS colour of each evaluated stage, the same in cards, bars and curves.
 COLOURS = {
     "cam": "var(--cam)",
@@ -47,7 +49,8 @@ def page(title: str, header: str, sections: Sequence[tuple[str, str, str]], foot
         for anchor, heading, html in sections
     )
     return (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta'
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="generator" content="{MARK}"><meta'
         f' http-equiv="Content-Security-Policy" content="{policy}"><meta name="viewport"'
         ' content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light'
         f' dark"><title>{esc(title)}</title><link rel="icon"'

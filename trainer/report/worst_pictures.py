@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL.PngImagePlugin import PngInfo
 
 from trainer.data.dataset import Dataset, Record
 from trainer.data.pixels import read_image
 from trainer.evaluation.over_lists import MaskSource, mask_reader
 from trainer.evaluation.predictions import open_predictions
 from trainer.files import write_atomic
+from trainer.outputs import MARK, check_file, is_marked
 from trainer.pool import each_image
 from trainer.report.overlays import ERRORS, contact_sheet, error_map, overlay_mask
 
@@ -25,6 +27,11 @@ Pixels = npt.NDArray[np.uint8]
 
 ROWS = 10
 HEIGHT = 160
+
+
+def holds_sheets(folder: Path) -> bool:
+    """Whether there are sheets of an earlier command."""
+    return any(map(is_marked, folder.glob("*.png")))
 
 
 def write_worst(
@@ -51,6 +58,7 @@ def write_worst(
 
     Raises:
         DataError: images or masks that cannot be read, listed.
+        TargetError: a file of that name is there and no such sheet.
     """
     mious = {entry["id"]: entry["miou"] for entry in worst}
     work = partial(_row, dataset, mask_reader(masks), mious)
@@ -68,8 +76,10 @@ def write_worst(
     for first in range(0, len(rows), ROWS):
         sheet = contact_sheet(rows[first : first + ROWS], HEIGHT, dataset.classes, ERRORS)
         path = folder / f"{name}-{first // ROWS + 1}.png"
-        buffer = io.BytesIO()
-        sheet.save(buffer, "PNG")
+        check_file(path)
+        buffer, info = io.BytesIO(), PngInfo()
+        info.add_text("Software", MARK)
+        sheet.save(buffer, "PNG", pnginfo=info)
         write_atomic(path, buffer.getvalue())
         paths.append(path)
     return paths

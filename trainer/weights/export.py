@@ -15,9 +15,12 @@ import torch
 from trainer import segment
 from trainer.errors import ConfigError, RunError
 from trainer.files import write_atomic
+from trainer.outputs import check_file
 from trainer.run import Run
 from trainer.weights.checkpoints import read_checkpoint
 from trainer.weights.loading import file_sha256
+
+KIND = "exported wsss run"
 
 
 def export_weights(run_dir: Path, out: Path, stage: str = "segment") -> dict[str, Any]:
@@ -38,6 +41,7 @@ def export_weights(run_dir: Path, out: Path, stage: str = "segment") -> dict[str
     Raises:
         RunError: the run has no such segmenter, or ``out`` cannot be written.
         ConfigError: ``out`` is its own note.
+        TargetError: ``out`` or its note is there, and is no earlier export.
     """
     if out.suffix in ("", ".json"):
         raise ConfigError(
@@ -51,6 +55,11 @@ def export_weights(run_dir: Path, out: Path, stage: str = "segment") -> dict[str
         raise RunError(
             f"{run_dir} has no finished stage {stage!r}", "a trained segmenter", "wsss-trainer fit"
         )
+    note_path = out.with_suffix(".json")
+    check_file(
+        out, [path], lambda file: _note(note_path).get("sha256") == file_sha256(file), "--out"
+    )
+    check_file(note_path, is_ours=lambda file: _note(file).get("kind") == KIND, option="the note")
     segmenter, network, _ = segment.load(path, {})
     checkpoint = read_checkpoint(path)
     buffer = io.BytesIO()
@@ -62,7 +71,7 @@ def export_weights(run_dir: Path, out: Path, stage: str = "segment") -> dict[str
         "network": segmenter.config.network,
         "classes": checkpoint.classes,
         "supervision": checkpoint.supervision,
-        "kind": "exported wsss run",
+        "kind": KIND,
         "exported": datetime.now(UTC).isoformat(timespec="seconds"),
         "tensors": len(network.state_dict()),
         **(
@@ -71,5 +80,14 @@ def export_weights(run_dir: Path, out: Path, stage: str = "segment") -> dict[str
             else {}
         ),
     }
-    write_atomic(out.with_suffix(".json"), (json.dumps(note, indent=1) + "\n").encode())
+    write_atomic(note_path, (json.dumps(note, indent=1) + "\n").encode())
     return note
+
+
+def _note(path: Path) -> dict[str, Any]:
+    """What a note says; nothing if it is none of an export."""
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return note if isinstance(note, dict) and note.get("kind") == KIND else {}
