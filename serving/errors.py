@@ -62,6 +62,10 @@ class LabelError(ServingError):
     """A folder cannot be labelled as asked."""
 
 
+class MaskChanged(LabelError):
+    """A mask was corrected by somebody, or put there: it is not written over."""
+
+
 class TargetError(ServingError):
     """An output would lie in, hold or replace something that is not ours."""
 

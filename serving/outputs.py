@@ -113,6 +113,11 @@ def is_marked(file: Path) -> bool:
         return False
 
 
+def folds_case(file: Path) -> bool:
+    """Whether the disk of a file that is there takes ``a`` and ``A`` for one name."""
+    return file.with_name(file.name.swapcase()).exists()
+
+
 def _identity(path: Path) -> tuple[int, int] | None:
     """The same for two names of one file or folder; None where nothing is."""
     try:

@@ -25,6 +25,7 @@ from serving.bench.target import Running
 from serving.config import ScheduleConfig
 from serving.errors import BenchError
 from serving.labelling import label
+from serving.labelling.labeller import LabelConfig
 from serving.scheduling.cpus import available_cpus
 
 Round = dict[str, float]
@@ -144,7 +145,7 @@ def _label_rate(setting: Setting, source: Path, masks: Path) -> float:
     times: list[float] = []
     card = setting.target.card
     asked = setting.config
-    config = label.LabelConfig(
+    config = LabelConfig(
         source, masks, asked.repository, card.name, card.version, engine=asked.engine
     )
     summary = label.label(config, lambda done, total: times.append(time.perf_counter()))

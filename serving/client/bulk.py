@@ -13,7 +13,7 @@ from typing import Any
 from serving.client import results
 from serving.client.results import ImageLike, Segmentation, SegmentWishes
 from serving.errors import ImageError, RequestError, RetryLater, ServerUnavailable
-from serving.files import images_below
+from serving.listing import list_images
 from serving.rpc import status
 from wsss.v1 import segmentation_pb2 as pb
 
@@ -105,5 +105,5 @@ def named_images(folder: str | os.PathLike[str]) -> Iterator[tuple[str, Path]]:
     root = Path(folder)
     if not root.is_dir():
         raise ImageError(f"no folder {root}", "a folder of images")
-    for path in images_below(root):
+    for path in list_images(root).images:
         yield path.as_posix(), root / path

@@ -26,7 +26,8 @@ from serving.config import Limits, TilingConfig
 from serving.settings import changed
 
 if TYPE_CHECKING:
-    from serving.labelling.label import LabelConfig, Summary
+    from serving.labelling.label import Summary
+    from serving.labelling.labeller import LabelConfig
 
 FORMATS = (
     "voc: palette PNG. coco: annotations.json. yolo: labels/*.txt. cvat: annotations.xml of CVAT"
@@ -73,9 +74,11 @@ def label(
     """Label a folder of images. Run it again to go on after a stop; exit code 1 if an image
     failed.
     """
-    from serving.labelling import label as labelling
+    from serving.labelling.label import as_json as in_json
+    from serving.labelling.labeller import LabelConfig
+    from serving.labelling.ledger import FAILURES
 
-    config = labelling.LabelConfig(
+    config = LabelConfig(
         source=source,
         target=target,
         repository=repository,
@@ -95,14 +98,16 @@ def label(
     )
     summary = _with_progress(config)
     if as_json:
-        print(labelling.as_json(summary))
+        print(in_json(summary))
     else:
+        left_out = f", {summary.left_out} left out" if summary.left_out else ""
         print(
             f"{summary.written} masks written, {summary.skipped} there already, {summary.failed}"
-            f" images failed, in {summary.seconds:.1f} s: {', '.join(summary.files) or target}"
+            f" images failed{left_out}, in {summary.seconds:.1f} s:"
+            f" {', '.join(summary.files) or target}"
         )
-        if summary.failed:
-            print(f"why they failed: {target / labelling.FAILURES}", file=sys.stderr)
+    if summary.failed or summary.left_out:
+        print(f"what has no mask, and why: {target / FAILURES}", file=sys.stderr)
     raise typer.Exit(1 if summary.failed else 0)
 
 

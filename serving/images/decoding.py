@@ -20,7 +20,7 @@ from serving.images.headers import DECODER_ERRORS, Bounds, Header, TooLarge, che
 from serving.images.kinds import Unreadable
 from serving.images.rgb import Pixels, to_rgb, upright
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
 # What decoding allocates at most, in bytes a pixel: the result's three, and what Pillow and the
 # decoder of the format hold beside it (a JPEG of several scans its coefficients, a WebP two
 # canvases, a TIFF maybe one strip as large as the image).

@@ -15,9 +15,10 @@ from typing import Any, Protocol, TextIO
 from xml.sax.saxutils import escape, quoteattr
 
 from serving.errors import LabelError, nearest
-from serving.files import Entry, replacing
+from serving.files import replacing
 from serving.images import encodings, masks, polygons
 from serving.images.pipeline import Segmented
+from serving.labelling.ledger import Entry
 from serving.repository.card import Card
 
 # What XML 1.0 cannot hold, not even escaped.

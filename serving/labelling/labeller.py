@@ -1,0 +1,258 @@
+"""A model, ready to label files by the code that the server runs."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from serving.config import EngineConfig, Limits, ScheduleConfig, TilingConfig
+from serving.engines import Engine, Inputs, Outputs
+from serving.engines.choice import limited
+from serving.errors import LabelError, MaskChanged, OutputError, ServingError
+from serving.files import write_atomic
+from serving.images import pipeline
+from serving.images.decoding import decode
+from serving.images.options import Options, options_for
+from serving.labelling.formats import Format, find_format
+from serving.labelling.ledger import Entry, Ledger
+from serving.repository.card import Card
+from serving.repository.loading import open_engine, plan_for
+from serving.repository.versions import choose, read_repository
+from serving.scheduling.cpus import available_cpus
+
+State = Literal["written", "skipped", "failed"]
+
+# Of a name that the disk does not take, or that something else has: the other images go on.
+OF_ONE_NAME = (
+    *(errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ),
+    *(errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY),
+)
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """What to label with what.
+
+    Attributes:
+        source: folder of images, searched in depth.
+        target: folder for the masks, at the images' relative paths.
+        model, version: an empty name is the only segmenter of the repository, or the only CAM model
+        where there is none;
+            version 0 is the newest.
+        format, polygons: see :mod:`serving.labelling.formats`.
+        force: label again what is labelled already.
+        workers: images at once; 0 chooses by the processors.
+        bucket: multiple to which sides are rounded up, as the server's ``schedule.bucket``.
+        tiles: what becomes of images above the model's limits, as the server's.
+        engine: what runs the graph, as the server's.
+        score_threshold, background_threshold, confidence_threshold: as in a request; None takes the
+        model's own.
+    """
+
+    source: Path
+    target: Path
+    repository: Path
+    model: str = ""
+    version: int = 0
+    format: str = "voc"
+    polygons: bool = False
+    force: bool = False
+    workers: int = 0
+    limits: Limits = field(default_factory=Limits)
+    bucket: int = 1
+    tiles: TilingConfig = field(default_factory=TilingConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    score_threshold: float | None = None
+    background_threshold: float | None = None
+    confidence_threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of one image.
+
+    Attributes:
+        entry: its line of the manifest or of the failures.
+        stays: it failed, and what the manifest says of it stays true.
+    """
+
+    state: State
+    entry: Entry
+    stays: bool = False
+
+
+class Labeller:
+    """A model, ready to label files.
+
+    Raises:
+        RepositoryError, ModelNotFound, WrongModelKind: of the model.
+        FieldError: a threshold out of range.
+        LabelError: no such format.
+    """
+
+    def __init__(self, config: LabelConfig) -> None:
+        self.config = config
+        self.workers = config.workers or min(available_cpus(), 16)
+        self.format: Format = find_format(config.format, config.polygons)
+        cards = read_repository(config.repository, config.model)
+        card = choose(cards, config.model, config.version, ("segmenter", "cam"))
+        self.card: Card = limited(card, config.engine)
+        self.options: Options = options_for(
+            self.card,
+            score_threshold=config.score_threshold,
+            background_threshold=config.background_threshold,
+            confidence_threshold=config.confidence_threshold,
+        )
+        threads = max(1, available_cpus() // self.workers)
+        plan = plan_for(
+            self.card,
+            ScheduleConfig(workers=self.workers, threads=threads, max_batch=1),
+            config.engine,
+        )
+        self._engine: Engine = open_engine(self.card, plan, config.engine)
+        # What the masks depend on besides image and graph.
+        self._settings = {
+            "format": config.format,
+            "polygons": config.polygons,
+            "engine": self._engine_name(),
+            "max_side": self.card.max_side,
+            "bucket": config.bucket,
+            "oversize": config.tiles.oversize,
+            "overlap": config.tiles.overlap,
+            "score_threshold": self.options.score_threshold,
+            "background_threshold": self.options.background_threshold,
+            "confidence_threshold": self.options.confidence_threshold,
+        }
+
+    def _engine_name(self) -> str:
+        """Library, device and precision; another version alone is no reason to label again."""
+        library, _, *where = self._engine.description.partition(",")[0].split()
+        return " ".join([library, *where])
+
+    def one(self, image: Path, ledger: Ledger) -> State:
+        """Label one file unless that was done, and record what became of it.
+
+        Raises:
+            OSError: no mask can be written.
+        """
+        done = self._one(image, ledger.known.get(image.as_posix()))
+        if done.state == "written":
+            ledger.written(done.entry)
+        elif done.state == "failed":
+            ledger.failed(done.entry, done.stays)
+        return done.state
+
+    def _one(self, image: Path, entry: Entry | None) -> Done:
+        source, name = self.config.source / image, image.as_posix()
+        if entry and not self.config.force and self.is_current(entry, source):
+            return Done("skipped", entry)
+        try:
+            name.encode()
+            return Done("written", {"image": name} | self.write(image, entry or {}))
+        except OSError as error:
+            if error.filename != str(source) and error.errno not in OF_ONE_NAME:
+                raise
+            return Done("failed", {"image": name, "error": error.strerror or str(error)})
+        except UnicodeEncodeError:
+            return Done("failed", {"image": ascii(name), "error": "its name is no UTF-8"})
+        except ServingError as error:
+            stays = isinstance(error, MaskChanged)
+            return Done("failed", {"image": name, "error": str(error)}, stays)
+
+    def write(self, image: Path, entry: Entry) -> Entry:
+        """Label one file; its line of the manifest, its name left out.
+
+        Args:
+            image: relative path.
+            entry: the line of an earlier run; empty without one.
+
+        Raises:
+            ImageError: not an image, damaged or too large; nothing was written.
+            MaskChanged: the mask that is there is the user's.
+            OSError: the image cannot be read or its mask not written.
+        """
+        config, card = self.config, self.card
+        source, part = config.source / image, self.format.part(image)
+        before = source.stat()
+        if before.st_size > config.limits.max_bytes:
+            raise LabelError(
+                f"the file has {before.st_size:,} bytes",
+                f"at most {config.limits.max_bytes:,} bytes",
+            )
+        picture = decode(source.read_bytes(), config.limits)
+        prepared = pipeline.prepare(picture, card, config.bucket, config.tiles)
+        result = pipeline.segment(prepared, card, self.options, self._run)
+        data = self.format.encode(image, result, card)
+        self._check_mask(config.target / part, entry, data)
+        write_atomic(config.target / part, data)
+        return {
+            "mask": part.as_posix(),
+            "height": prepared.height,
+            "width": prepared.width,
+            "image_bytes": before.st_size,
+            "image_modified_ns": before.st_mtime_ns,
+            "mask_sha256": hashlib.sha256(data).hexdigest(),
+            "model": card.name,
+            "version": card.version,
+            "model_sha256": card.graph_sha256,
+            "tiles": len(prepared.tiling),
+            "settings": self._settings,
+            "scores": {
+                name: round(float(score), 6) for name, score in zip(card.classes, result.scores)
+            },
+            "areas": {name: int(area) for name, area in zip(card.labels, result.areas) if area},
+        }
+
+    def _check_mask(self, path: Path, entry: Entry, data: bytes) -> None:
+        """Refuse to write over a mask that somebody corrected or put there.
+
+        What is equal to the new mask is left by a run that was killed before it said so; what does
+        not load is damaged.
+        """
+        try:
+            there = path.read_bytes()
+        except FileNotFoundError:
+            return
+        if there in (b"", data) or hashlib.sha256(there).hexdigest() == entry.get("mask_sha256"):
+            return
+        if not entry or self.format.is_whole(there, entry):
+            raise MaskChanged(
+                f"its mask {path} was changed since it was written, or comes from elsewhere",
+                "a mask of an earlier run, or none",
+                "move it away, or label into another folder",
+            )
+
+    def is_current(self, entry: Entry, source: Path) -> bool:
+        """Whether the mask loads and came from this graph, these settings and this file, as the
+        manifest tells.
+        """
+        if (entry.get("model_sha256"), entry.get("settings")) != (
+            self.card.graph_sha256,
+            self._settings,
+        ):
+            return False
+        try:
+            now = source.stat()
+            if (entry.get("image_bytes"), entry.get("image_modified_ns")) != (
+                now.st_size,
+                now.st_mtime_ns,
+            ):
+                return False
+            data = (self.config.target / str(entry.get("mask"))).read_bytes()
+        except OSError:
+            return False
+        return self.format.is_whole(data, entry)
+
+    def _run(self, inputs: Inputs) -> Outputs:
+        try:
+            return self._engine.run(inputs)
+        # The library raises its own types, derived from Exception alone; the other images may be
+        # good.
+        except Exception as error:
+            told = (str(error) or type(error).__name__).splitlines()[0]
+            raise OutputError(
+                f"the graph of {self.card.name} failed: {told}", "a result for every image"
+            ) from error

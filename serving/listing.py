@@ -1,0 +1,111 @@
+"""Which files below a folder are images to work on, and what else is there that a user may miss."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from serving.images.decoding import EXTENSIONS
+from serving.images.kinds import HEAD_BYTES, SAVE, Unreadable, kind_of
+
+# Pictures by their endings, of kinds that are not read.
+OTHER_KINDS = re.compile(
+    r"\.(hei[cf]|hif|avif|gif|jp2|jpx|jpf|j2k|jxl|psd|svg|tga|pcx|p[bgnp]m|exr|hdr|ico|dcm|dng"
+    r"|cr[23]|nef|arw|orf|rw2|raf|raw)",
+    re.IGNORECASE,
+)
+# Thumbnails, previews and deleted files, which systems put beside photographs.
+SYSTEM_FOLDERS = re.compile(
+    r"@(eadir|tmp|recycle)|#(recycle|snapshot)|\$recycle\.bin|recycle[dr]|lost\+found|__macosx"
+    r"|system volume information",
+    re.IGNORECASE,
+)
+
+
+@dataclass
+class Listing:
+    """What lies below a folder; paths are relative to it.
+
+    Attributes:
+        images: files that end like images, sorted; a link to nowhere is one of them.
+        unread: pictures of other kinds and folders that cannot be opened, with the reason.
+        left_out: what is no picture or is looked at elsewhere, with the reason.
+    """
+
+    images: list[Path] = field(default_factory=list)
+    unread: dict[Path, str] = field(default_factory=dict)
+    left_out: dict[Path, str] = field(default_factory=dict)
+
+
+def list_images(root: Path, left_out: Callable[[Path], str] = lambda folder: "") -> Listing:
+    """Look through a folder and every folder below it; what is hidden is passed over.
+
+    Links are followed, after all that is reached without: each folder is read once, so that links
+    in a circle end. A link to a folder around ``root`` is not followed.
+
+    Args:
+        root: the folder.
+        left_out: why a folder below is not looked into; empty if it is.
+    """
+    found = Listing()
+    around = {_identity(parent) for parent in root.resolve().parents}
+    seen: set[tuple[int, int]] = set()
+    folders, links = deque([root]), deque[Path]()
+    while folders or links:
+        folder = folders.popleft() if folders else links.popleft()
+        place = folder.relative_to(root)
+        try:
+            identity, entries = _identity(folder), sorted(os.listdir(folder))
+        except OSError as error:
+            found.unread[place] = f"the folder cannot be opened: {error.strerror}"
+            continue
+        if identity in seen or identity in around:
+            found.left_out[place] = "a link to a folder that is looked into already, or around it"
+            continue
+        seen.add(identity)
+        if folder != root and (reason := left_out(folder)):
+            found.left_out[place] = reason
+            continue
+        for path in (folder / name for name in entries if not name.startswith(".")):
+            if not path.is_dir():
+                _file(path, path.relative_to(root), found)
+            elif SYSTEM_FOLDERS.fullmatch(path.name):
+                found.left_out[path.relative_to(root)] = "a folder of the system or of a program"
+            else:
+                (links if path.is_symlink() else folders).append(path)
+    found.images.sort()
+    return found
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _file(path: Path, place: Path, found: Listing) -> None:
+    try:
+        kind = path.stat().st_mode
+    except OSError:
+        kind = stat.S_IFREG
+    is_image, is_other = path.name.lower().endswith(EXTENSIONS), OTHER_KINDS.fullmatch(path.suffix)
+    if not stat.S_ISREG(kind):
+        if is_image or is_other:
+            found.left_out[place] = "a pipe, socket or device that is called like an image"
+    elif is_image:
+        found.images.append(place)
+    elif is_other or not path.suffix:
+        try:
+            with path.open("rb") as file:
+                kind_named = kind_of(file.read(HEAD_BYTES))
+            found.unread[place] = f"a {kind_named} whose name does not end like one: rename it"
+        except Unreadable as error:
+            if is_other or error.hint == SAVE:
+                found.unread[place] = f"{error.found}: {error.hint}"
+        except OSError as error:
+            if is_other:
+                found.unread[place] = str(error.strerror)
