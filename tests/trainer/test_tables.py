@@ -196,6 +196,9 @@ def test_background_is_no_class(tmp_path: Path) -> None:
         (["kit fox, Vulpes macrotis", "crane"], [["kit fox, Vulpes macrotis"], ["crane"]]),
         (["cat,", "cat"], [["cat"], ["cat"]]),
         ([",", "cat"], [[], ["cat"]]),
+        (["(unknown)", "()", "{'a'}"], [["(unknown)"], [], ["a"]]),
+        (["1.0", "2.0", "", "1"], [["1"], ["2"], [], ["1"]]),
+        (["1.0", "cat"], [["1.0"], ["cat"]]),
     ],
 )
 def test_several_tags_in_a_cell(cells: list[str], expected: list[list[str]]) -> None:

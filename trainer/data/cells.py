@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 
 from trainer.data.dataset import some
-from trainer.data.names import folded
+from trainer.data.names import NUMBER, folded
 from trainer.errors import DataError
 
 NO_TAG = ("nan", "none", "null", "n/a")
@@ -47,41 +47,43 @@ def tags_of(cells: Sequence[str], known: Collection[str] = ()) -> list[list[str]
         DataError: a comma stands between names of which some are classes and others not.
     """
     split = [_parts(cell, known) for cell in cells]
+    _split_commas(split, known)
+    if not known and all(NUMBER.fullmatch(tag) for tags in split for tag in tags):
+        # pandas writes 2 as 2.0 where a cell of the column is blank.
+        split = [[tag.removesuffix(".0") for tag in tags] for tags in split]
+    return [list(dict.fromkeys(tags)) for tags in split]
+
+
+def _split_commas(split: list[list[str]], known: Collection[str]) -> None:
+    """Put two classes in the place of a tag such as ``cat, dog``."""
     alone = {folded(tag) for tags in split for tag in tags if "," not in tag}
     listed = {folded(name) for name in known}
-    seen = Counter(
-        part
-        for tag in {tag for tags in split for tag in tags if "," in tag}
-        for part in {folded(part) for part in _commas(tag)}
-    )
+    joined = {tag for tags in split for tag in tags if "," in tag and folded(tag) not in listed}
+    seen = Counter(part for tag in joined for part in {folded(part) for part in _commas(tag)})
     classes = listed or alone | {part for part, count in seen.items() if count > 1}
-    unclear = []
-    for tags in split:
-        for tag in [tag for tag in tags if "," in tag and folded(tag) not in listed]:
-            parts = _commas(tag)
-            there = [folded(part) in classes for part in parts]
-            if all(there):
-                at = tags.index(tag)
-                tags[at : at + 1] = parts
-            elif any(there):
-                unclear.append(tag)
+    classes_in = {tag: [folded(part) in classes for part in _commas(tag)] for tag in joined}
+    unclear = [tag for tag in sorted(joined) if any(classes_in[tag]) and not all(classes_in[tag])]
     if unclear:
-        count = len(set(unclear))
         raise DataError(
-            f"{count} tags with a comma hold a class and something else:"
-            f" {some(map(repr, dict.fromkeys(unclear)))}",
+            f"{len(unclear)} tags with a comma hold a class and something else:"
+            f" {some(map(repr, unclear))}",
             "';' between the tags of an image",
             "put ; between them, or the names that hold a comma into classes.txt, one a line",
         )
-    return [list(dict.fromkeys(tags)) for tags in split]
+    for tags in split:
+        tags[:] = [
+            part
+            for tag in tags
+            for part in (_commas(tag) if tag in joined and all(classes_in[tag]) else [tag])
+        ]
 
 
 def _parts(cell: str, known: Collection[str]) -> list[str]:
     """Tags of a cell whose separators are clear."""
     if cell in known:
         return [cell]
-    if cell[:1] + cell[-1:] in ("[]", "()", "{}"):
-        inner = cell[1:-1]
+    ends, inner = cell[:1] + cell[-1:], cell[1:-1]
+    if ends == "[]" or (ends in ("()", "{}") and (set(inner) & set(",'\"") or not inner.strip())):
         if not QUOTED.sub("", inner).strip(" ,\t\r\n"):
             parts = [one or other for one, other in QUOTED.findall(inner)]
         else:

@@ -7,48 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.data import class_folders
-from trainer.data.cells import is_list_name, lists_of, tags_of
-from trainer.data.dataset import Dataset, Record, check_classes, complain, some
+from trainer.data.cells import lists_of
+from trainer.data.class_table import class_lines, class_table
+from trainer.data.dataset import Dataset, Record, complain, some
 from trainer.data.image_files import UNREAD, ImageNames, Walk, entries, image_id, walk
 from trainer.data.knobs import DataConfig
 from trainer.data.mask_files import match_masks
-from trainer.data.names import folded, in_order, is_background, one_spelling, spelling_notes
-from trainer.data.tables import (
-    IMAGE_COLUMNS,
-    Table,
-    flags,
-    is_answer,
-    is_flag,
-    read_table,
-    read_text,
-)
+from trainer.data.tables import Table, read_table
+from trainer.data.tag_columns import Columns, find_columns, read_tags
 from trainer.data.tags import FROM_MASKS
-from trainer.errors import DataError, nearest
+from trainer.errors import DataError
 
 TABLES = ("labels.csv", "metadata.csv", "metadata.jsonl")
-TAG_COLUMNS = ("tag", "tags", "label", "labels", "class", "classes", "category", "categories")
-SPLIT_COLUMNS = ("split", "subset", "set", "fold", "phase", "partition")
-SHAPES = 'image,tag (one row a tag), image,"tag1;tag2", or image and one 0/1 column a class'
 Problems = list[DataError] | None
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """Which column of a table holds what.
-
-    Attributes:
-        image: names of images.
-        tag: tags, or None.
-        split: lists, or None.
-        classes: the 0/1 columns, where there is no column of tags.
-        unread: names of the other columns.
-    """
-
-    image: int
-    tag: int | None
-    split: int | None
-    classes: tuple[int, ...]
-    unread: tuple[str, ...]
 
 
 @dataclass
@@ -112,21 +83,21 @@ def read(root: Path, problems: Problems, config: DataConfig) -> Dataset:
             "image files anywhere below it",
         )
     table = read_table(path)
-    columns = _columns(table)
-    known = _class_lines(root)
+    columns = find_columns(table)
+    known = class_lines(root)
     rows, counts = _read_rows(table, columns, files, known, problems)
-    classes, values, spellings, notes = _class_table(path, counts, known, problems)
-    index = {name: k for k, name in enumerate(classes)}
+    classes, values, spellings, notes = class_table(path, counts, known, problems)
     by_id = _by_id(root, files.images, rows, problems)
     masks, mask_notes = match_masks(mask_folders, root, by_id, problems)
+    index = {tag: classes.index(name) for tag, name in spellings.items()}
     records, lists = {}, defaultdict(list)
     for key, image in sorted(by_id.items()):
-        if image in rows:
-            names = {spellings.get(tag) for tag in rows[image].tags}
-            tags = tuple(sorted(index[name] for name in names if name in index))
-            records[key] = Record(key, image, tags, masks.get(key))
-            for name in rows[image].lists:
-                lists[name].append(key)
+        if image not in rows:
+            continue
+        tags = {index[tag] for tag in rows[image].tags if tag in index}
+        records[key] = Record(key, image, tuple(sorted(tags)), masks.get(key))
+        for name in rows[image].lists:
+            lists[name].append(key)
     notes = [*table.notes, *notes, *mask_notes, *_notes(root, files, rows, table, columns)]
     if masks and not known:
         notes.append(_mask_order(classes, values))
@@ -171,12 +142,12 @@ def _by_id(
 
 
 def _read_rows(
-    table: Table, columns: _Columns, files: Walk, known: list[str], problems: Problems
+    table: Table, columns: Columns, files: Walk, known: list[str], problems: Problems
 ) -> tuple[dict[Path, _Row], Counter[str]]:
     """What the table says by image, and how often it names each class."""
     names = table.cells(columns.image)
     finder = ImageNames(files.root, files.images, names)
-    tags = _tags(table, columns, known, problems)
+    tags = read_tags(table, columns, known, problems)
     rows: dict[Path, _Row] = {}
     failures: dict[str, list[str]] = defaultdict(list)
     counts: Counter[str] = Counter({table.columns[c]: 0 for c in columns.classes})
@@ -239,131 +210,8 @@ def _complain(table: Path, files: Walk, failures: dict[str, list[str]], problems
             complain(DataError(found, expected, hint), problems)
 
 
-def _columns(table: Table) -> _Columns:
-    """Which column holds what.
-
-    Raises:
-        DataError: no column of images, or none of tags.
-    """
-    image, tag = table.find(IMAGE_COLUMNS), table.find(TAG_COLUMNS)
-    if image is None:
-        raise DataError(
-            f"{table.found()}, none of them for the image",
-            f"one of {some(IMAGE_COLUMNS, 20)}; {SHAPES}",
-        )
-    split = _split_column(table, {image, tag})
-    others = [c for c in range(len(table.columns)) if c not in (image, tag, split)]
-    if tag is not None:
-        return _Columns(image, tag, split, (), tuple(table.columns[c] for c in others))
-    filled = [c for c in others if any(table.cells(c)) or not table.rows]
-    # Another name of the image, or numbers of lists, are no classes.
-    filled = [c for c in filled if table.columns[c].lower() not in SPLIT_COLUMNS]
-    marked = [c for c in filled if not table.rows or any(map(is_flag, table.cells(c)))]
-    strange = [
-        c for c in filled if c not in marked and table.columns[c].lower() not in IMAGE_COLUMNS
-    ]
-    if strange:
-        names = some(repr(table.columns[c]) for c in strange)
-        raise DataError(
-            f"{table.found()}; column {names} holds {table.rows[0][strange[0]]!r}",
-            SHAPES,
-            f"call the column of tags 'tag', or take {names} out",
-        )
-    if not marked:
-        raise DataError(f"{table.found()}, none of them for tags", SHAPES)
-    classes = tuple(c for c in marked if not is_background(table.columns[c]))
-    unread = tuple(table.columns[c] for c in others if c not in classes)
-    return _Columns(image, None, split, classes, unread)
-
-
-def _split_column(table: Table, taken: set[int | None]) -> int | None:
-    """The column called ``split``, else the first whose cells are all names of lists."""
-    named = table.find(("split",))
-    if named is not None and named not in taken:
-        return named
-    free = [c for c in range(len(table.columns)) if c not in taken]
-    free.sort(key=lambda c: table.columns[c].lower() not in SPLIT_COLUMNS)
-    for column in free:
-        cells = [cell for cell in table.cells(column) if cell]
-        if cells and all(is_list_name(part) for cell in cells for part in lists_of(cell)):
-            return column
-    return None
-
-
-def _tags(
-    table: Table, columns: _Columns, known: list[str], problems: Problems
-) -> list[set[str] | None]:
-    """The tags of each row; None where a row cannot be read."""
-    if columns.tag is None:
-        rows = flags(table, columns.classes, problems)
-        names = [table.columns[c] for c in columns.classes]
-        return [None if row is None else {names[k] for k in row} for row in rows]
-    tags = [set(of_cell) for of_cell in tags_of(table.cells(columns.tag), known)]
-    values = set().union(*tags)
-    if values and not known and all(map(is_answer, values)):
-        name = table.columns[columns.tag]
-        raise DataError(
-            f"{table.path}: column {name!r} holds {some(sorted(values))} and nothing else",
-            "names of classes, or one 0/1 column for each class with its name",
-            f"call the column {name!r} what 1 means, for example 'cat'; or write names for"
-            f" {some(sorted(values))}; or list these as names in classes.txt",
-        )
-    return list(tags)
-
-
-def _class_lines(root: Path) -> list[str]:
-    """The lines of ``classes.txt``; background may be the first of them and is none.
-
-    Raises:
-        DataError: it cannot be read, or background stands between classes.
-    """
-    path = next((p for p in entries(root) if p.name.lower() == "classes.txt"), None)
-    if path is None or not path.is_file():
-        return []
-    lines = [line.strip() for line in read_text(path)[0].splitlines()]
-    names = [line for line in lines if line]
-    classes = [name for name in names if not is_background(name)]
-    if classes != names[len(names) - len(classes) :]:
-        raise DataError(
-            f"{path} has background after a class",
-            "the classes only: background has the mask value 0",
-            "take it out, and see that the masks hold 1 for the first class",
-        )
-    check_classes(classes, path)
-    return classes
-
-
-def _class_table(
-    path: Path, counts: Counter[str], known: list[str], problems: Problems
-) -> tuple[tuple[str, ...], tuple[int, ...], dict[str, str], list[str]]:
-    """Class names, their mask values, the class that each tag means, and notes."""
-    background = sorted(name for name in counts if is_background(name))
-    notes = [f"{some(map(repr, background))} is no class and is left out"] if background else []
-    counts = Counter({name: n for name, n in counts.items() if not is_background(name)})
-    if not known:
-        spellings = one_spelling(counts)
-        classes, values = in_order(set(spellings.values()))
-        check_classes(classes, path)
-        return classes, values, spellings, notes + spelling_notes(spellings)
-    alike: dict[str, list[str]] = defaultdict(list)
-    for name in known:
-        alike[folded(name)].append(name)
-    spellings = {}
-    for name in counts:
-        same = [name] if name in known else alike[folded(name)]
-        if len(same) == 1:
-            spellings[name] = same[0]
-    unknown = sorted(counts.keys() - spellings.keys())
-    if unknown:
-        found = f"{path.name} has tags that classes.txt lacks: {some(map(repr, unknown))}"
-        hint = f"correct them, or add them to {path.with_name('classes.txt')}"
-        complain(DataError(found, nearest(unknown[0], known), hint), problems)
-    values = tuple(range(1, len(known) + 1))
-    return tuple(known), values, spellings, notes + spelling_notes(spellings)
-
-
 def _notes(
-    root: Path, files: Walk, rows: dict[Path, _Row], table: Table, columns: _Columns
+    root: Path, files: Walk, rows: dict[Path, _Row], table: Table, columns: Columns
 ) -> list[str]:
     notes = files.notes()
     unlabelled = [path.relative_to(root).as_posix() for path in files.images if path not in rows]

@@ -170,6 +170,7 @@ class ImageNames:
 
     def __init__(self, root: Path, images: Sequence[Path], names: Iterable[str]) -> None:
         self.root, self.images = root, images
+        self._whole = [f"{_clean(str(place))}/" for place in (root.absolute(), root.resolve())]
         self._tables: list[dict[str, list[Path]]] = [defaultdict(list) for _ in range(8)]
         for path in images:
             inside = _clean(path.relative_to(root).as_posix())
@@ -196,9 +197,9 @@ class ImageNames:
 
     def _inside(self, name: str) -> str:
         name = _clean(name)
-        for root in (self.root.absolute(), self.root.resolve()):
-            if name.startswith(f"{_clean(str(root))}/"):
-                return name[len(_clean(str(root))) + 1 :]
+        for root in self._whole:
+            if name.startswith(root):
+                return name[len(root) :]
         while name.startswith("../"):
             name = name[3:]
         return "/".join(name.split("/")[self._foreign :])
