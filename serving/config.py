@@ -185,6 +185,8 @@ class Limits:
         max_pixels: of an image.
         max_passes: pixels that decoding an image goes over: all of them again in each scan of a
             progressive JPEG. Counted before it is decoded.
+        max_decoded_bytes: of memory that all images under way may take, encoded, decoded and while
+            they are finished; 0 for half of what the process, its container or the machine has.
         max_aspect: ratio of its longer to its shorter side.
         max_message_bytes: of a request; 0 is twice the bytes of an image and a megabyte.
         max_batch: first axis of one request of the Open Inference Protocol.
@@ -203,6 +205,7 @@ class Limits:
     max_bytes: int = number(32 * 1024 * 1024, 1)
     max_pixels: int = number(50_000_000, 1)
     max_passes: int = number(1_000_000_000, 1)
+    max_decoded_bytes: int = number(0, 0)
     max_aspect: float = number(100.0, 1)
     max_message_bytes: int = number(0, 0, 2**31 - 1)
     max_batch: int = number(64, 1)

@@ -210,6 +210,13 @@ class OutOfMemory(RetryLater):
     reason = "OUT_OF_MEMORY"
 
 
+class MemoryFull(RetryLater):
+    """The images under way take all the memory that they may."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "MEMORY_FULL"
+
+
 class TooManyStreams(RetryLater):
     """As many streams, or watches of the health service, are open as may be."""
 

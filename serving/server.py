@@ -15,7 +15,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -33,7 +32,7 @@ from serving.rpc.calls import Calls, write
 from serving.rpc.health import Health
 from serving.rpc.open_inference import OpenInferenceService
 from serving.rpc.service import SegmentationService
-from serving.scheduling.cpus import available_cpus
+from serving.scheduling.codecs import Codecs
 from serving.telemetry.http import HttpServer
 from serving.telemetry.metrics import Telemetry
 from serving.telemetry.tracing import tracer
@@ -82,7 +81,8 @@ class Server:
         level = logging.getLevelNamesMapping()[telemetry.log_requests.upper()]
         self._calls = Calls(self.telemetry, trace, level, config.limits)
         self.models = Models(config)
-        self._codecs = ThreadPoolExecutor(available_cpus(), thread_name_prefix="codec")
+        self._codecs = Codecs(config.limits)
+        self.telemetry.watch(self._codecs.memory)
         self._health = Health(self.models, self._calls)
         self._http = HttpServer(self.telemetry, access)
         self.address = self.http_address = ""
@@ -142,8 +142,7 @@ class Server:
             answered = await self._drain()
             if close:
                 await self._grpc.stop(0)
-        # A thread that decodes cannot be ended, and is not waited for.
-        self._codecs.shutdown(wait=False, cancel_futures=True)
+        self._codecs.close()
         with suppress(TimeoutError):
             async with asyncio.timeout(None if close else END_SECONDS):
                 await self._free()

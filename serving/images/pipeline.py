@@ -31,6 +31,8 @@ from serving.repository.card import Card
 Floats = npt.NDArray[np.float32]
 
 SCALED = TilingConfig(oversize="scale")
+# A pixel: label, confidence, their copies while they are resized and encoded.
+FINISH_BYTES = 8
 # Below it, ``auto`` cuts an image rather than scale it.
 AUTO_SCALE = 0.5
 
@@ -160,6 +162,11 @@ def prepare(
     return Prepared(
         height, width, (tall, wide), buckets.pad(pixels, *outer)[None], Tiling(outer, outer)
     )
+
+
+def finish_bytes(prepared: Prepared) -> int:
+    """Memory that making a mask of the image's size takes at most."""
+    return FINISH_BYTES * prepared.height * prepared.width
 
 
 class Answer:

@@ -8,11 +8,9 @@ element, in place of its pixels.
 
 from __future__ import annotations
 
-import asyncio
 import importlib.metadata
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -38,6 +36,7 @@ from serving.rpc.call import Call, started
 from serving.rpc.calls import Calls
 from serving.rpc.streams import side_by_side
 from serving.rpc.wire import InferReply, InferRequest
+from serving.scheduling.codecs import Codecs
 from wsss.inference import open_inference_pb2 as pb
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
@@ -52,12 +51,10 @@ class OpenInferenceService:
         models: to answer with.
         config: of the server.
         calls: what every call goes through.
-        codecs: threads for images and for tensors that are not raw.
+        codecs: threads for images and for tensors that are not raw, and their memory.
     """
 
-    def __init__(
-        self, models: Models, config: ServerConfig, calls: Calls, codecs: ThreadPoolExecutor
-    ) -> None:
+    def __init__(self, models: Models, config: ServerConfig, calls: Calls, codecs: Codecs) -> None:
         self._models = models
         self._config = config
         self._calls = calls
@@ -179,7 +176,11 @@ class OpenInferenceService:
         deadline, priority = wishes.deadline(message, call.deadline), wishes.priority(message)
         wishes.check_batch(message, self._config.limits.max_batch)
         wanted = wishes.wanted_outputs(message, served)
-        with self._models.lease(served), served.batcher.admission(deadline, priority):
+        with (
+            self._models.lease(served),
+            served.batcher.admission(deadline, priority),
+            self._codecs.memory.reserve(sum(map(len, request.raw))),
+        ):
             began = time.monotonic()
             inputs, prepared = await self._inputs(request, served)
             decoded = time.monotonic()
@@ -189,7 +190,8 @@ class OpenInferenceService:
             returned = time.monotonic()
             outputs = ran.outputs
             if prepared:
-                outputs = await self._in_thread(_full_size, outputs, prepared, served)
+                with self._codecs.memory.count(pipeline.finish_bytes(prepared)):
+                    outputs = await self._codecs.run(_full_size, outputs, prepared, served)
             else:
                 _check_outputs(outputs, inputs, served)
             reply = _reply(message, served, wanted, outputs)
@@ -206,7 +208,7 @@ class OpenInferenceService:
         if served.card.kind == "tensor":
             return await self._tensors(request, served), None
         if [tensor.datatype for tensor in request.message.inputs] == ["BYTES"]:
-            prepared = await self._in_thread(self._picture, request, served)
+            prepared = await self._codecs.run(self._picture, request, served)
             return {"image": prepared.batch}, prepared
         inputs = await self._tensors(request, served)
         wishes.check_sides(inputs["image"], served)
@@ -217,13 +219,15 @@ class OpenInferenceService:
         # stop the loop.
         if request.raw:
             return tensors.read_inputs(request, served.engine.inputs)
-        found: Inputs = await self._in_thread(tensors.read_inputs, request, served.engine.inputs)
+        found: Inputs = await self._codecs.run(tensors.read_inputs, request, served.engine.inputs)
         return found
 
     def _picture(self, request: InferRequest, served: Served) -> pipeline.Prepared:
         encoded = tensors.read_encoded(request, served.engine.inputs[0].name)
         return pipeline.prepare(
-            decoding.decode(encoded, self._config.limits), served.card, served.bucket
+            decoding.decode(encoded, self._config.limits, self._codecs.memory.reserve),
+            served.card,
+            served.bucket,
         )
 
     async def _stream(
@@ -252,9 +256,6 @@ class OpenInferenceService:
             lambda: anext(requests, None), answer, depth, in_order=True
         ):
             yield reply
-
-    async def _in_thread(self, work: Any, *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._codecs, work, *arguments)
 
     def _find(self, name: str, version: str, call: Call | None = None) -> Served:
         if not name:

@@ -9,11 +9,12 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-from serving.config import Limits, OversizeRule, ServerConfig, TilingConfig
+import numpy as np
+
+from serving.config import OversizeRule, ServerConfig, TilingConfig
 from serving.engines import Outputs
 from serving.errors import FieldError
 from serving.images import decoding, pipeline
@@ -27,14 +28,14 @@ from serving.rpc import replies
 from serving.rpc.call import Call
 from serving.rpc.calls import Calls
 from serving.rpc.stream import SegmentStream
+from serving.scheduling.codecs import Codecs
 from wsss.v1 import segmentation_pb2 as pb
-
-T = TypeVar("T")
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Segmentation"]
 NAME: str = SERVICE.full_name
 # Of one image, asked of the engine at a time: enough for a batch, and not all of the queue.
 TILES_AT_ONCE = 4
+NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 OVERSIZE: dict[Any, OversizeRule] = {
     pb.OVERSIZE_SCALE: "scale",
     pb.OVERSIZE_TILE: "tile",
@@ -52,6 +53,7 @@ class Job:
         options: what is asked for.
         tiles: what becomes of an image above the model's limits.
         priority: in the queue, a larger one first.
+        overlay: maps are laid over the image, whose pixels are needed until then.
     """
 
     call: Call
@@ -59,6 +61,7 @@ class Job:
     options: Options
     tiles: TilingConfig
     priority: int = 0
+    overlay: bool = False
 
 
 class SegmentationService:
@@ -67,13 +70,11 @@ class SegmentationService:
     Args:
         models: to answer with.
         config: of the server; limits and tiling are read here.
-        codecs: threads that decode and encode.
+        codecs: threads that decode and encode, and the memory for it.
         calls: what every call goes through.
     """
 
-    def __init__(
-        self, models: Models, config: ServerConfig, codecs: ThreadPoolExecutor, calls: Calls
-    ) -> None:
+    def __init__(self, models: Models, config: ServerConfig, codecs: Codecs, calls: Calls) -> None:
         self._models = models
         self._config = config
         self._codecs = codecs
@@ -103,7 +104,8 @@ class SegmentationService:
         )
         encoding = _one_of(request.encoding, pb.MaskEncoding, "encoding")
         form = _one_of(request.cam_format, pb.CamFormat, "cam_format")
-        job = Job(call, served, options, self._tiles(request), priority)
+        overlay = request.cam and form == pb.CAM_FORMAT_OVERLAY
+        job = Job(call, served, options, self._tiles(request), priority, overlay)
 
         def reply(answer: Answer, picture: Picture) -> Any:
             result = answer.segmented()
@@ -137,7 +139,9 @@ class SegmentationService:
                 classes=replies.classes(served.card, found.scores, options),
             )
 
-        return await self._answer(request, Job(call, served, options, self._tiles(request)), reply)
+        overlay = form == pb.CAM_FORMAT_OVERLAY
+        job = Job(call, served, options, self._tiles(request), overlay=overlay)
+        return await self._answer(request, job, reply)
 
     async def _list_models(self, request: Any, call: Call) -> Any:
         newest = {served.card.name: served for served in self._models.served()}
@@ -194,30 +198,41 @@ class SegmentationService:
         """Run the image of a request, make ``reply`` of the answer, and complete it with what every
         reply carries.
         """
-        call, served = job.call, job.served
+        call, served, memory = job.call, job.served, self._codecs.memory
         with self._models.lease(served), served.batcher.admission(call.deadline, job.priority):
-            picture, prepared = await self._in_codec(self._decode, request.image, job)
-            answer = Answer(prepared, served.card, job.options)
-            last = await self._run(prepared, answer, job)
+            data = _bytes(request.image)
+            with memory.reserve(2 * len(data)):
+                picture, prepared = await self._codecs.run(self._decode, data, request.image, job)
+                del data
+                with memory.count(prepared.batch.nbytes + picture.pixels.nbytes):
+                    answer = Answer(prepared, served.card, job.options)
+                    last = await self._run(prepared, answer, job)
 
-            def finish() -> Any:
-                began = time.monotonic()
-                answer.add(last)
-                made = reply(answer, picture)
-                made.image.CopyFrom(replies.image_info(picture, prepared))
-                made.provenance.CopyFrom(
-                    replies.provenance(served, prepared, job.options, job.tiles.overlap)
-                )
-                call.stage("encode", began)
-                made.timings.CopyFrom(_timings(call))
-                return made
+                def finish() -> Any:
+                    began = time.monotonic()
+                    answer.add(last)
+                    with memory.count(pipeline.finish_bytes(prepared)):
+                        made = reply(answer, picture)
+                    made.image.CopyFrom(replies.image_info(picture, prepared))
+                    made.provenance.CopyFrom(
+                        replies.provenance(served, prepared, job.options, job.tiles.overlap)
+                    )
+                    call.stage("encode", began)
+                    made.timings.CopyFrom(_timings(call))
+                    return made
 
-            return await self._in_codec(finish)
+                return await self._codecs.run(finish)
 
-    def _decode(self, source: Any, job: Job) -> tuple[Picture, Prepared]:
+    def _decode(self, data: bytes, source: Any, job: Job) -> tuple[Picture, Prepared]:
         began = time.monotonic()
-        picture = _picture(source, self._config.limits)
+        limits = self._config.limits
+        if source.HasField("raw"):
+            picture = decoding.from_raw(data, source.raw.height, source.raw.width, limits)
+        else:
+            picture = decoding.decode(data, limits, self._codecs.memory.reserve)
         prepared = pipeline.prepare(picture, job.served.card, job.served.bucket, job.tiles)
+        if not job.overlay:
+            picture = dataclasses.replace(picture, pixels=NO_PIXELS)
         job.call.stage("decode", began)
         return picture, prepared
 
@@ -228,7 +243,7 @@ class SegmentationService:
         row: list[Outputs] = []
         for batches in prepared.rows():
             if row:
-                await self._in_codec(answer.add, row)
+                await self._codecs.run(answer.add, row)
             row = []
             for first in range(0, len(batches), TILES_AT_ONCE):
                 row += await self._run_together(batches[first : first + TILES_AT_ONCE], job)
@@ -250,17 +265,14 @@ class SegmentationService:
             call.ran(ran)
         return [ran.outputs for ran in done]
 
-    async def _in_codec(self, work: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._codecs, work, *arguments)
 
-
-def _picture(source: Any, limits: Limits) -> Picture:
+def _bytes(source: Any) -> bytes:
+    """The file or the pixels of an image; protobuf copies them."""
     kind = source.WhichOneof("source")
-    if kind == "encoded":
-        return decoding.decode(source.encoded, limits)
-    if kind == "raw":
-        return decoding.from_raw(source.raw.pixels, source.raw.height, source.raw.width, limits)
-    raise FieldError("no image in the request", "image.encoded or image.raw", field="image")
+    if kind is None:
+        raise FieldError("no image in the request", "image.encoded or image.raw", field="image")
+    found: bytes = source.raw.pixels if kind == "raw" else source.encoded
+    return found
 
 
 def _timings(call: Call) -> Any:

@@ -5,6 +5,7 @@ host's count.
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -22,8 +23,13 @@ def available_cpus(cgroup: Path = CGROUP) -> int:
 
 
 def available_memory(cgroup: Path = CGROUP) -> int:
-    """Bytes: the smaller of the machine's memory and the cgroup's limit (v2, else v1)."""
+    """Bytes: the smallest of the machine's memory, the process's limit (``ulimit -v``) and the
+    cgroup's (v2, else v1).
+    """
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    own = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if own != resource.RLIM_INFINITY:
+        machine = min(machine, own)
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         limit = _words(cgroup / name)
         if limit and limit[0] != "max":

@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 
 from serving.repository.models import Models, ModelState, Served, State
 from serving.scheduling.counters import Statistics
+from serving.scheduling.memory import Memory
 
 if TYPE_CHECKING:
     from serving.rpc.call import Call
@@ -56,6 +57,14 @@ class Telemetry:
             buckets=BUCKETS,
             registry=self.registry,
         )
+        self._image_bytes = Gauge(
+            "wsss_image_bytes",
+            "Bytes of memory that the images under way take.",
+            registry=self.registry,
+        )
+        self._image_bytes_limit = Gauge(
+            "wsss_image_bytes_limit", "Bytes that they may take.", registry=self.registry
+        )
         self.streams = Gauge("wsss_streams", "Streams that are open.", registry=self.registry)
         self.watches = Gauge(
             "wsss_watches", "Watches of the health service that are open.", registry=self.registry
@@ -70,6 +79,11 @@ class Telemetry:
     def follow(self, models: Models) -> None:
         """Report on every model that ``models`` serves from now on."""
         self.registry.register(_ModelCollector(models))
+
+    def watch(self, memory: Memory) -> None:
+        """Report what the images under way take."""
+        self._image_bytes.set_function(lambda: memory.taken)
+        self._image_bytes_limit.set(memory.limit)
 
     def ended(self, call: Call) -> None:
         """Count a request that was answered, whatever the answer was."""

@@ -1,0 +1,43 @@
+"""Threads that decode images and encode masks, for all models of a server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from serving.config import Limits
+from serving.errors import MemoryFull
+from serving.scheduling.cpus import available_cpus
+from serving.scheduling.memory import Memory
+
+T = TypeVar("T")
+
+
+class Codecs:
+    """A thread for each processor.
+
+    Attributes:
+        memory: that the images under way share.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.memory = Memory(limits)
+        self._threads = ThreadPoolExecutor(available_cpus(), thread_name_prefix="codec")
+
+    async def run(self, work: Callable[..., T], *arguments: object) -> T:
+        """``work(*arguments)`` in a thread. A caller who leaves before it begins costs nothing.
+
+        Raises:
+            MemoryFull: the process gets no more memory.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._threads, work, *arguments)
+        except MemoryError as error:
+            raise MemoryFull("no memory is left for the image", "later") from error
+
+    def close(self) -> None:
+        """Begin nothing more. What runs is left behind: no decoder is waited for."""
+        self._threads.shutdown(wait=False, cancel_futures=True)

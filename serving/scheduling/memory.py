@@ -1,0 +1,74 @@
+"""How much memory the images under way take, counted before it is taken."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from serving.config import Limits
+from serving.errors import ImageTooLarge, MemoryFull
+from serving.scheduling.cpus import available_memory
+
+# Of the memory that there is; the rest is for models, their runs, and Python.
+SHARE = 2
+
+
+class Memory:
+    """A budget that all requests of a server share. Safe to use from any thread.
+
+    Args:
+        limits: ``max_decoded_bytes``; 0 is half of the memory that this process may take.
+
+    Attributes:
+        limit: bytes that may be taken.
+        taken: bytes that are.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limit = limits.max_decoded_bytes or available_memory() // SHARE
+        self.taken = 0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def reserve(self, size: int) -> Iterator[None]:
+        """Take ``size`` bytes for as long as the block runs.
+
+        Raises:
+            ImageTooLarge: they are more than all that there is.
+            MemoryFull: they are not left now.
+        """
+        with self._lock:
+            if size > self.limit:
+                raise ImageTooLarge(
+                    f"the image takes {size:,} bytes to decode",
+                    f"at most {self.limit:,}",
+                    "scale it down",
+                    field="image",
+                    metadata={"max_decoded_bytes": str(self.limit)},
+                )
+            if self.taken + size > self.limit:
+                raise MemoryFull(
+                    f"images under way take {self.taken:,} bytes already, this one {size:,}",
+                    f"at most {self.limit:,}",
+                    "again in a second",
+                )
+            self.taken += size
+        try:
+            yield
+        finally:
+            self._free(size)
+
+    @contextmanager
+    def count(self, size: int) -> Iterator[None]:
+        """Take ``size`` bytes that are needed to end what was begun, whatever is left."""
+        with self._lock:
+            self.taken += size
+        try:
+            yield
+        finally:
+            self._free(size)
+
+    def _free(self, size: int) -> None:
+        with self._lock:
+            self.taken -= size
