@@ -218,11 +218,16 @@ def fit(
     for loaded in dict.fromkeys((pipeline.given, pipeline.loaded, pipeline.start.report)):
         if loaded:
             say(str(loaded))
+    for line in pipeline.preflight.lines():
+        say(line)
     pipeline.fit(say)
-    if until in ("evaluate", "report"):
-        from trainer.evaluation.measure import current_evaluation
+    from trainer.evaluation.measure import current_evaluation
 
-        measure_commands.show(current_evaluation(run), json_)
+    evaluation = current_evaluation(run) if until in ("evaluate", "report") else {}
+    if json_:
+        print(json.dumps({"data": pipeline.preflight.report(), **evaluation}, indent=1))
+    elif evaluation:
+        measure_commands.show(evaluation, False)
 
 
 app.command("eval")(measure_commands.evaluate)

@@ -6,13 +6,14 @@ import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from trainer import cams, classify
 from trainer import config as knobs
 from trainer.data.dataset import Record, check_images, open_dataset
+from trainer.data.preflight import Preflight, data_entry, preflight
 from trainer.data.sizes import PIXELS
 from trainer.errors import ConfigError, DataError, nearest
 from trainer.evaluation.measure import current_evaluation, measured_lists
@@ -70,6 +71,9 @@ class Pipeline:
         self.training = self.dataset.subset(self.train_list)
         self.validation = self.dataset.subset(self.val_list) if self.val_list else []
         self.tagged = [record for record in self.training if record.tags]
+        # Where every tagged image has some class, only images without a tag show what it is not.
+        one_sided = bool(self.tagged) and self.dataset.tag_matrix(self.tagged).all(axis=0).any()
+        self.taught = self.training if one_sided else self.tagged
         if not self.tagged:
             found = f"no image of list {self.train_list!r} has a tag"
             raise DataError(found, "tags to learn from", f"wsss-trainer check {options.data}")
@@ -147,6 +151,13 @@ class Pipeline:
         """Lists with true masks that figures are given for."""
         return measured_lists(self.dataset, self.train_list, self.val_list)
 
+    @cached_property
+    def preflight(self) -> Preflight:
+        """What this run trains and measures on, and what is wrong with it."""
+        full = self.options.supervision != "weak" and self.options.until in STAGES[3:]
+        used = full or self.options.until in STAGES[4:]
+        return preflight(self.dataset, self.train_list, self.measured_lists(), full, used)
+
     def images(self) -> list[Record]:
         """Every image that needs maps: training and measured lists, once each."""
         chosen = {record.id: record for record in self.training}
@@ -160,6 +171,7 @@ class Pipeline:
         data = stage_key("data", self.dataset.fingerprint(), [])
         ids = [record.id for record in self.images()]
         trained = [options.method, options.backbone, self.sha, self.train_list, options.seed]
+        trained += [] if self.taught == self.tagged else ["untagged too"]
         training: list[Step] = []
         key = data
         for part in self.preparations:
@@ -214,9 +226,10 @@ class Pipeline:
         """Run what is not done yet."""
         with self.run.lock(), terminated():
             launch(self.options.device)
+            check_images(self.images())
+            self.preflight.raise_errors()
             self._describe()
             steps = self.steps()
-            check_images(self.images())
             for step in steps:
                 say(f"{step.name}: {self.run.standing(step.name, step.key)}")
             for step in steps:
@@ -243,14 +256,7 @@ class Pipeline:
             else None,
             train_list=self.train_list,
             val_list=self.val_list,
-            data={
-                "path": str(options.data.resolve()),
-                "format": dataset.format,
-                "fingerprint": dataset.fingerprint(),
-                "classes": list(dataset.classes),
-                "lists": {k: len(v) for k, v in dataset.lists.items()},
-                "tags_from": dataset.tags_from,
-            },
+            data=data_entry(dataset, self.preflight),
             config={
                 f.name: knobs.as_dict(getattr(self.configs, f.name))
                 for f in dataclasses.fields(self.configs)
@@ -338,7 +344,7 @@ class Pipeline:
             classify.classify(
                 method,
                 self.dataset,
-                self.tagged,
+                self.tagged if subcategories else self.taught,
                 self.validation,
                 self.configs.classify,
                 stage,

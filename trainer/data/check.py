@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.data.conventions import compare
 from trainer.data.dataset import Dataset, Record, open_dataset, some
-from trainer.data.inspection import KINDS, Finding, Problem, inspect
+from trainer.data.inspection import Finding, Problem, inspect
 from trainer.data.knobs import DataConfig
+from trainer.data.preflight import about_ignored, about_negatives, problems_of
 from trainer.data.sizes import PIXELS
 from trainer.errors import DataError, nearest
 from trainer.pool import cores, over_images
@@ -158,12 +159,8 @@ def _from_traits(dataset: Dataset, found: list[tuple[Record, Finding]]) -> Itera
     if any(masked):
         bare = [record for record, _ in found if not dataset.has_mask(record)]
         by_kind["mask-missing"] += [(_inside(record.image, dataset.root), "") for record in bare]
-    for kind, (severity, words, hint) in KINDS.items():
-        if by_kind[kind]:
-            names = tuple(name for name, _ in by_kind[kind])
-            detail = by_kind[kind][0][1]
-            message = f"{words}: {len(names)}" + (f" (first: {detail})" if detail else "")
-            yield Problem(severity, kind, message, names, hint)
+    yield from problems_of(by_kind)
+    yield from about_ignored(by_kind)
 
 
 def _inside(path: Path, root: Path) -> str:
@@ -254,6 +251,8 @@ def _about_classes(dataset: Dataset, records: list[Record], chosen: list[str]) -
                 f"classes without any image in list {name!r}: {len(lost)}",
                 lost,
             )
+    if counts.any():
+        yield from about_negatives(dataset, dataset.default_list("train") or "all")
 
 
 def _about_lists(dataset: Dataset, chosen: list[str]) -> Iterator[Problem]:

@@ -1,10 +1,10 @@
-"""Masks saved as colours of the VOC palette instead of class indices: recognised, and turned back
-where that is possible.
+"""Masks saved as colours instead of class indices: recognised, and turned back where that is
+possible.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,32 +18,37 @@ GREY_HINT = (
     "unpack the original masks again: aeroplane and pottedplant have the same grey, so this cannot"
     " be undone"
 )
+Colour = tuple[int, int, int]
+VOC_COLOURS: dict[Colour, int] = {
+    (r, g, b): k for k, (r, g, b) in enumerate(voc_palette().tolist())
+}
 
 
-def indices_of(image: Image.Image, where: Path | str) -> npt.NDArray[np.uint8]:
-    """``uint8 [H,W]`` indices of a mask that holds colours of the VOC palette; grey masks hold
-    indices already.
+def indices_of(
+    image: Image.Image, where: Path | str, colours: Mapping[Colour, int] = VOC_COLOURS
+) -> npt.NDArray[np.uint8]:
+    """``uint8 [H,W]`` indices of a mask that holds ``colours``; grey masks hold indices already.
 
     Raises:
-        DataError: a colour that the palette lacks.
+        DataError: a colour that is none of them.
     """
     if image.mode in ("L", "1"):
         return np.array(image, dtype=np.uint8)
-    colours = _packed(np.asarray(image.convert("RGB")))
-    known = _packed(voc_palette())
+    pixels = _packed(np.asarray(image.convert("RGB")))
+    known = _packed(np.array(list(colours), np.uint8))
     order = np.argsort(known)
-    places = np.minimum(np.searchsorted(known, colours, sorter=order), len(known) - 1)
-    indices = order[places]
-    strange = known[indices] != colours
+    places = order[np.minimum(np.searchsorted(known, pixels, sorter=order), len(known) - 1)]
+    strange = known[places] != pixels
     if strange.any():
-        first = int(colours[strange][0])
+        first = int(pixels[strange][0])
         colour = (first >> 16, first >> 8 & 255, first & 255)
+        table = "the VOC palette" if colours is VOC_COLOURS else "the data set's class table"
         raise DataError(
-            f"mask {where} holds colours that the VOC palette lacks, at {strange.mean():.1%} of its"
+            f"mask {where} holds colours that {table} lacks, at {strange.mean():.1%} of its"
             f" pixels: first {colour}",
             "the exact colours of the palette: resizing and JPEG blur them",
         )
-    return indices.astype(np.uint8)
+    return np.array(list(colours.values()), np.uint8)[places]
 
 
 def reindexed(image: Image.Image) -> bool:

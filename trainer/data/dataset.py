@@ -6,14 +6,14 @@ import dataclasses
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.colours import GREY_HINT, grey_levels, indices_of
+from trainer.data.colours import GREY_HINT, VOC_COLOURS, Colour, grey_levels, indices_of
 from trainer.data.knobs import DataConfig
 from trainer.data.names import folded, is_one_line
 from trainer.data.pixels import image_size, open_image
@@ -61,6 +61,7 @@ class Dataset:
         masks_from: where the masks come from, in words, for the protocol line; empty where there
             are none.
         config: how it was read.
+        mask_colours: value of each colour (RGB) in mask files, where the data set says so itself.
     """
 
     root: Path
@@ -73,6 +74,7 @@ class Dataset:
     notes: tuple[str, ...] = field(default=())
     masks_from: str = ""
     config: DataConfig = field(default_factory=DataConfig)
+    mask_colours: dict[Colour, int] = field(default_factory=dict, kw_only=True)
 
     def subset(self, name: str) -> list[Record]:
         """Records of list ``name``, in list order.
@@ -113,13 +115,38 @@ class Dataset:
         Raises:
             DataError: no mask, an unreadable file, or a value that no class of this data set has.
         """
+        return self.label_map(record, self.raw_mask(record))
+
+    def raw_mask(self, record: Record) -> npt.NDArray[np.uint8]:
+        """Values of the mask file of an image, ``uint8 [H,W]``.
+
+        Raises:
+            DataError: no mask, or a file that holds something else than ``config.masks`` says.
+        """
         if record.mask is None:
             raise DataError(
                 f"image {record.id!r} has no mask", "a mask file for every image of this list"
             )
-        return map_mask_values(
-            read_mask_file(record.mask, self.config), self.mask_values, record.mask
-        )
+        return read_mask_file(record.mask, self.config, self.mask_colours)
+
+    def label_map(self, record: Record, raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """What ``raw_mask`` returned as labels 0, 1..K, 255.
+
+        Raises:
+            DataError: a value that no class has, or an object that several classes may be.
+        """
+        where = record.mask or record.id
+        if self.config.masks != "binary":
+            return map_mask_values(raw, self.mask_values, where)
+        if len(self.classes) == 1:
+            return raw
+        if len(record.tags) != 1 and raw.any():
+            raise DataError(
+                f"mask {where} says where an object is and not of which class: its image has"
+                f" {len(record.tags)} tags",
+                "for data.masks=binary one class in all, or one tag an image",
+            )
+        return raw * np.uint8(record.tags[0] + 1 if record.tags else 0)
 
     def mask_source(self, record: Record) -> bytes:
         """What the mask of an image is made of: the bytes of its file; empty without one."""
@@ -132,7 +159,7 @@ class Dataset:
         size stays, and a copy of the data is the same. Masks are small: 10,000 of PASCAL VOC take a
         second.
         """
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(repr(sorted(self.mask_colours.items())).encode())
         for record in records:
             digest.update(repr((record.id, self.mask_source(record))).encode())
         return digest.hexdigest()[:16]
@@ -273,22 +300,44 @@ def read_index_png(path: Path) -> npt.NDArray[np.uint8]:
                 INDEX_PNG,
                 "for colours of the VOC palette, --set data.masks=colours; to make indices of"
                 f" them, wsss-trainer convert {path.parent} NEW --to masks --set"
-                " data.masks=colours",
+                " data.masks=colours; for black and white, --set data.masks=binary",
             )
         return np.array(image, dtype=np.uint8)
 
 
-def read_mask_file(path: Path, config: DataConfig) -> npt.NDArray[np.uint8]:
-    """``uint8 [H,W]`` values of a mask file, which holds indices or colours as ``config.masks``
-    says.
+def read_mask_file(
+    path: Path, config: DataConfig, colours: Mapping[Colour, int] | None = None
+) -> npt.NDArray[np.uint8]:
+    """``uint8 [H,W]`` values of a mask file, which holds indices, colours, or one object as
+    ``config.masks`` says: 0 and 1 for ``binary``.
+
+    Args:
+        path: the file.
+        config: how to read it.
+        colours: the data set's own colours; None or empty for those of the VOC palette.
 
     Raises:
-        DataError: unreadable, or neither.
+        DataError: unreadable, or something else.
     """
-    if config.masks == "index":
+    if config.masks == "binary":
+        return _read_binary(path)
+    if config.masks == "index" and not colours:
         return read_index_png(path)
     with open_image(path) as image:
-        return indices_of(image, path)
+        return indices_of(image, path, colours or VOC_COLOURS)
+
+
+def _read_binary(path: Path) -> npt.NDArray[np.uint8]:
+    with open_image(path) as image:
+        grey = np.array(image if image.mode == "P" else image.convert("L"), np.uint8)
+    values = set(np.unique(grey).tolist())
+    # Files of one bit a pixel become 0 and 255 too.
+    if not values <= {0, IGNORE} and not values <= {0, 1}:
+        raise DataError(
+            f"mask {path} holds the values {some(sorted(values), 8)}",
+            "0 and 255, or 0 and 1, for data.masks=binary",
+        )
+    return (grey > 0).astype(np.uint8)
 
 
 def map_mask_values(

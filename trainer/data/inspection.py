@@ -14,8 +14,6 @@ from trainer.data.dataset import (
     INDEX_PNG,
     Dataset,
     Record,
-    map_mask_values,
-    read_mask_file,
     some,
 )
 from trainer.data.headers import Header
@@ -74,6 +72,11 @@ KINDS: dict[str, tuple[str, str, str]] = {
         "masks with values that no class has",
         "0 is background, 255 is ignored, classes between",
     ),
+    "mask-ignored": (
+        "info",
+        "masks that hold 255, which is 'ignore', and no class",
+        "where 255 is the object: --set data.masks=binary",
+    ),
     "mask-missing": (
         "warning",
         "images without a mask, while others have one",
@@ -111,6 +114,10 @@ KINDS: dict[str, tuple[str, str, str]] = {
 }
 
 
+SHOWS = "mask-shows"
+"""Trait of a mask that shows some class. It is no problem."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One kind of problem: how bad, what, which files, what to do."""
@@ -131,7 +138,7 @@ class Finding:
         cells: values that its CAM file will hold.
         digest: hash of the image file.
         mask_bytes: size of the mask file, 0 without one.
-        traits: keys of ``KINDS``, each with a detail in words or "".
+        traits: keys of ``KINDS``, or ``SHOWS``, each with a detail in words or "".
     """
 
     pixels: int = 0
@@ -162,7 +169,7 @@ def inspect(dataset: Dataset, record: Record) -> Finding:
         traits.append(("untagged", ""))
     if dataset.has_mask(record):
         mask_bytes = record.mask.stat().st_size if record.mask else 0
-        traits += _inspect_mask(dataset, record, None if _broken(traits) else size)
+        traits += inspect_mask(dataset, record, None if _broken(traits) else size)
     height, width = size
     cells = len(record.tags) * ((height - 1) // 4 + 1) * ((width - 1) // 4 + 1)
     return Finding(height * width, cells, digest, mask_bytes, tuple(traits))
@@ -210,19 +217,23 @@ def _has_voc_values(dataset: Dataset) -> bool:
     )
 
 
-def _inspect_mask(
+def inspect_mask(
     dataset: Dataset, record: Record, size: tuple[int, int] | None
 ) -> Iterator[tuple[str, str]]:
+    """Traits of the mask of an image, as in ``Finding``.
+
+    Args:
+        dataset: the data set.
+        record: the image.
+        size: its (height, width); None where it is not known.
+    """
     try:
-        raw = (
-            read_mask_file(record.mask, dataset.config)
-            if record.mask
-            else dataset.read_mask(record)
-        )
+        raw = dataset.raw_mask(record) if record.mask else dataset.read_mask(record)
     except DataError as error:
         yield "mask-colour" if error.expected == INDEX_PNG else "mask-unreadable", error.found
         return
-    if record.mask and dataset.config.masks == "index" and _has_voc_values(dataset):
+    plain = dataset.config.masks == "index" and not dataset.mask_colours
+    if record.mask and plain and _has_voc_values(dataset):
         with open_image(record.mask) as image:
             if reindexed(image):
                 yield "mask-reindexed", ""
@@ -230,12 +241,16 @@ def _inspect_mask(
     if size is not None and raw.shape != size:
         yield "mask-size", f"{raw.shape[1]}x{raw.shape[0]} for an image of {size[1]}x{size[0]}"
     try:
-        label = map_mask_values(raw, dataset.mask_values, record.mask) if record.mask else raw
+        label = dataset.label_map(record, raw) if record.mask else raw
     except DataError as error:
         yield "mask-grey" if error.hint == GREY_HINT else "mask-value", error.found
         return
     shown = set(np.flatnonzero(np.bincount(label.ravel(), minlength=256)).tolist()) - {0, IGNORE}
     tagged = {k + 1 for k in record.tags}
+    if shown:
+        yield SHOWS, ""
+    elif (label == IGNORE).any():
+        yield "mask-ignored", ""
     if shown - tagged:
         yield "mask-untagged", some(dataset.classes[v - 1] for v in sorted(shown - tagged))
     if tagged - shown:
