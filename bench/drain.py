@@ -104,7 +104,8 @@ async def end(running: Running, message: bytes) -> dict[str, Any]:
 
 def in_flight(running: Running) -> int:
     """Requests that hold a place in the server's queue now."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{running.http_port}/metrics") as page:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(f"http://127.0.0.1:{running.http_port}/metrics") as page:
         (line,) = (
             line for line in page.read().decode().splitlines() if line.startswith("wsss_in_flight{")
         )

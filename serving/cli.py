@@ -72,7 +72,7 @@ def serve(
     ] = None,
     repository: Repository = DEFAULT.repository,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 is the whole network.")
+        str, typer.Option(help="Address to listen on; * is every interface.")
     ] = DEFAULT.network.host,
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")

@@ -11,7 +11,6 @@ import importlib.metadata
 import logging
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from serving.access.certificates import Certificates
 from serving.access.guard import AccessInterceptor, check_exposure
 from serving.access.tokens import Tokens
+from serving.addresses import bare, joined, listening
 from serving.config import ServerConfig
 from serving.errors import StartError
 from serving.repository.models import Models
@@ -185,20 +185,18 @@ class Server:
         self.telemetry.ready.set(ready)
 
     def _bind(self) -> str:
-        host, port = self._config.network.host, self._config.network.port
-        target = f"[{host}]" if ":" in host else host
+        host = bare(self._config.network.host)
+        target = joined(host, self._config.network.port)
         try:
             if self._certificates:
-                bound = self._grpc.add_secure_port(
-                    f"{target}:{port}", self._certificates.credentials()
-                )
+                bound = self._grpc.add_secure_port(target, self._certificates.credentials())
             else:
-                bound = self._grpc.add_insecure_port(f"{target}:{port}")
+                bound = self._grpc.add_insecure_port(target)
         except RuntimeError as error:
             raise StartError(
-                f"cannot listen on {target}:{port}: {error}", "a free port", "--port 0"
+                f"cannot listen on {target}: {error}", "a free port", "--port 0"
             ) from error
-        return f"{target}:{bound}"
+        return joined(host, bound)
 
 
 def channel_options(config: ServerConfig) -> list[tuple[str, int]]:
@@ -234,18 +232,17 @@ def check_port(host: str, port: int) -> None:
         StartError: taken, not allowed, or no address of this machine.
     """
     try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, proto) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
+        for probe in listening(host, port):
+            probe.close()
+    # A name of an impossible form is a ValueError.
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             raise StartError(
                 f"port {port} of {host} is in use",
                 "a free port",
                 f"--port {port + 1}, or --port 0 for any free one",
             ) from error
-        reason = error.strerror or str(error)
+        reason = getattr(error, "strerror", None) or str(error)
         raise StartError(
             f"cannot listen on {host}:{port}: {reason}",
             "an address of this machine",

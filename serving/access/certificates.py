@@ -4,13 +4,17 @@ new ones.
 
 from __future__ import annotations
 
-from pathlib import Path
+import logging
+from functools import partial
 
 import grpc
 
-from serving.access.tls import server_context, tls_files
+from serving.access.tls import check_dates, server_context, tls_files
 from serving.access.watched import Watched
 from serving.config import AccessConfig
+from serving.errors import StartError
+
+log = logging.getLogger(__name__)
 
 
 class Certificates:
@@ -22,7 +26,12 @@ class Certificates:
 
     def __init__(self, config: AccessConfig) -> None:
         self._config = config
-        self._configuration = Watched(tls_files(config), self._read)
+        accept = partial(check_dates, config)
+        self._configuration = Watched(tls_files(config), self._read, accept)
+        try:
+            accept()
+        except StartError as error:
+            log.warning("callers will refuse this server: %s", error)
         self._given = self._configuration.value
 
     def credentials(self) -> grpc.ServerCredentials:
@@ -38,12 +47,14 @@ class Certificates:
         return newest
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
+        cert, key, client_ca = self._contents()
         server_context(self._config)
-        cert, key, client_ca = (
-            _bytes(path) for path in (self._config.cert, self._config.key, self._config.client_ca)
-        )
+        if self._contents() != [cert, key, client_ca]:
+            raise StartError("the TLS files change just now", "files that are whole")
         return grpc.ssl_server_certificate_configuration([(key, cert)], root_certificates=client_ca)
 
-
-def _bytes(path: Path | None) -> bytes | None:
-    return path.read_bytes() if path else None
+    def _contents(self) -> list[bytes | None]:
+        return [
+            path.read_bytes() if path and path.is_file() else None
+            for path in (self._config.cert, self._config.key, self._config.client_ca)
+        ]

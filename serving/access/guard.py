@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import grpc
 
 from serving.access.tokens import Tokens, allow
+from serving.addresses import is_loopback
 from serving.config import ServerConfig
 from serving.errors import RequestError, StartError
 from serving.rpc.call import TOKEN_NAME
@@ -59,7 +59,7 @@ def check_exposure(config: ServerConfig) -> None:
             not ask for it; or one with model control without tokens.
     """
     access, host = config.access, config.network.host
-    if access.insecure or _is_loopback(host):
+    if access.insecure or is_loopback(host):
         return
     if not access.cert and not access.tokens:
         raise StartError(
@@ -76,13 +76,6 @@ def check_exposure(config: ServerConfig) -> None:
         )
     if not access.cert:
         log.warning("tokens travel unencrypted: %s has no TLS", host)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _header(metadata: Iterable[tuple[str, str | bytes]]) -> str:

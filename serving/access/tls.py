@@ -4,11 +4,18 @@ too.
 
 from __future__ import annotations
 
+import re
 import ssl
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 from serving.config import AccessConfig
 from serving.errors import StartError
+
+PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+# Of DER: the optional version of a certificate, and its two ways to write a time.
+VERSION, UTC_TIME = 0xA0, 0x17
 
 
 def tls_files(config: AccessConfig) -> list[Path]:
@@ -40,3 +47,65 @@ def server_context(config: AccessConfig) -> ssl.SSLContext:
             f"PEM files that belong together, without password: {files}",
         ) from error
     return context
+
+
+def check_dates(config: AccessConfig) -> None:
+    """See that the certificates of the server, and one at least of who signs its callers', are
+    valid now: others refuse one that is not.
+
+    Raises:
+        StartError: they have expired or are not valid yet, or cannot be read.
+    """
+    if config.cert and (faults := [fault for fault in _date_faults(config.cert) if fault]):
+        raise _outdated(config.cert, faults[0])
+    if config.client_ca and all(faults := _date_faults(config.client_ca)):
+        raise _outdated(config.client_ca, faults[0] if faults else "is not there")
+
+
+def _outdated(path: Path, fault: str) -> StartError:
+    return StartError(
+        f"the certificate in {path} {fault}",
+        "one that is valid now",
+        "a new one in its place; it is taken without a restart",
+    )
+
+
+def _date_faults(path: Path) -> list[str]:
+    """What is wrong with the dates of each certificate of a file, empty where nothing is."""
+    now = datetime.now(UTC)
+    try:
+        blocks = PEM.findall(path.read_text(encoding="utf-8", errors="replace"))
+        dates = [_validity(ssl.PEM_cert_to_DER_cert(block)) for block in blocks]
+    except (OSError, ValueError, IndexError, StopIteration) as error:
+        raise StartError(f"{path} cannot be read: {error}", "certificates in PEM") from error
+    return [
+        f"is not valid before {begin}" if now < begin else f"has expired on {end}" * (now > end)
+        for begin, end in dates
+    ]
+
+
+def _validity(der: bytes) -> tuple[datetime, datetime]:
+    """Begin and end of a certificate (RFC 5280, section 4.1)."""
+    _, certificate = next(_items(der))
+    _, signed = next(_items(certificate))
+    fields = [item for item in _items(signed) if item[0] != VERSION]
+    # Serial number, algorithm, issuer, validity.
+    begin, end = (_time(*item) for item in _items(fields[3][1]))
+    return begin, end
+
+
+def _time(tag: int, text: bytes) -> datetime:
+    form = "%y%m%d%H%M%SZ" if tag == UTC_TIME else "%Y%m%d%H%M%SZ"
+    return datetime.strptime(text.decode("ascii"), form).replace(tzinfo=UTC)
+
+
+def _items(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Tag and content of each element of DER."""
+    at = 0
+    while at < len(data):
+        tag, size, at = data[at], data[at + 1], at + 2
+        if size & 0x80:
+            count = size & 0x7F
+            size, at = int.from_bytes(data[at : at + count], "big"), at + count
+        yield tag, data[at : at + size]
+        at += size

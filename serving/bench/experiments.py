@@ -15,13 +15,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import grpc
 import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.bench import load, target
 from serving.bench.setting import WARM_SECONDS, Setting
 from serving.bench.target import Running
+from serving.client.connection import open_channel
 from serving.config import ScheduleConfig
 from serving.errors import BenchError
 from serving.labelling import label
@@ -185,7 +185,7 @@ def _probe(running: Running, seconds: float) -> tuple[list[float], list[float]]:
     """Seconds that each probe took, by HTTP and by gRPC."""
     waits: tuple[list[float], list[float]] = ([], [])
     ends = time.perf_counter() + seconds
-    with grpc.insecure_channel(running.address) as channel:
+    with open_channel(running.address) as channel:
         check = health_pb2_grpc.HealthStub(channel).Check
         while time.perf_counter() < ends:
             began = time.perf_counter()

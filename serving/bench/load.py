@@ -15,6 +15,8 @@ from itertools import cycle
 import grpc
 import numpy as np
 
+from serving.client.connection import open_channel
+
 OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 # A call without an answer by then is counted as late, so that every load ends.
 TIMEOUT = 60.0
@@ -136,7 +138,7 @@ def closed(address: str, request: Request, callers: int, seconds: float, count: 
     """See :meth:`Caller.closed`."""
 
     async def run() -> Load:
-        async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
+        async with open_channel(address, make=grpc.aio) as channel:
             return await Caller(channel, request).closed(callers, seconds, count)
 
     return asyncio.run(run())
@@ -148,7 +150,7 @@ def poisson(
     """See :meth:`Caller.open`."""
 
     async def run() -> Load:
-        async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
+        async with open_channel(address, make=grpc.aio) as channel:
             return await Caller(channel, request).open(rate, seconds, count, seed)
 
     return asyncio.run(run())

@@ -12,6 +12,7 @@ import grpc
 from serving.bench import load, target
 from serving.bench.load import Load, Request
 from serving.bench.target import Raw, Running, Target
+from serving.client.connection import open_channel
 from serving.config import EngineConfig
 from serving.engines import Engine
 from serving.errors import BenchError
@@ -113,7 +114,7 @@ class Setting:
             BenchError: a call failed, or the server says something else than the engine without it.
         """
         request, work = self.target.request(), self.target.work(self.engine)
-        with grpc.insecure_channel(running.address, options=load.OPTIONS) as channel:
+        with open_channel(running.address) as channel:
             call = channel.unary_unary(request.method)
             for number, message in enumerate(request.messages):
                 try:

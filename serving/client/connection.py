@@ -10,7 +10,9 @@ from typing import Any
 
 import grpc
 
+from serving.addresses import is_local
 from serving.client.retries import Retries
+from serving.errors import ConfigError
 from wsss.v1 import segmentation_pb2_grpc
 
 ADDRESS = "127.0.0.1:8500"
@@ -25,6 +27,16 @@ OPTIONS = [
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 20_000),
 ]
+
+
+def open_channel(address: str, tls: grpc.ChannelCredentials | None = None, make: Any = grpc) -> Any:
+    """A channel of ``grpc`` or ``grpc.aio``, plain or by TLS. The way to this machine leads through
+    no proxy, whatever the environment says; to others it heeds ``no_proxy``.
+    """
+    options = [*OPTIONS, ("grpc.enable_http_proxy", int(not is_local(address)))]
+    if tls:
+        return make.secure_channel(address, tls, options)
+    return make.insecure_channel(address, options=options)
 
 
 class Connection:
@@ -43,19 +55,31 @@ class Connection:
         token: str = "",
         tls: grpc.ChannelCredentials | None = None,
     ) -> None:
-        make = self._grpc
-        self._channel = (
-            make.secure_channel(address, tls, OPTIONS)
-            if tls
-            else make.insecure_channel(address, options=OPTIONS)
-        )
+        metadata = bearer(token)
+        self._channel = open_channel(address, tls, self._grpc)
         self._stub = segmentation_pb2_grpc.SegmentationStub(self._channel)
         self._timeout = timeout
         self._retries = retries
-        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._metadata = metadata
 
     def _tries(self) -> Retries:
         return Retries(self._retries, self._timeout)
+
+
+def bearer(token: str) -> tuple[tuple[str, str], ...]:
+    """The metadata that carry a token; none without one. White space around it, such as the line
+    break at the end of a file or a variable, is no part of it.
+
+    Raises:
+        ConfigError: it has characters that no header may have.
+    """
+    token = token.strip()
+    if odd := [character for character in token if not "!" <= character <= "~"]:
+        raise ConfigError(
+            f"the token has the character {odd[0]!r} in it",
+            "letters, digits and signs without white space, as wsss-serving token makes them",
+        )
+    return (("authorization", f"Bearer {token}"),) if token else ()
 
 
 def credentials(

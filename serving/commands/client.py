@@ -145,9 +145,11 @@ def health(
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+    from serving.client.connection import open_channel
+
     request = health_pb2.HealthCheckRequest(service=f"models/{model}" if model else "")
     tls = _credentials(tls_ca, tls_cert, tls_key)
-    with grpc.secure_channel(address, tls) if tls else grpc.insecure_channel(address) as channel:
+    with open_channel(address, tls) as channel:
         try:
             reply = health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout)
             state = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)

@@ -9,7 +9,6 @@ import json
 import logging
 import mmap
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +16,9 @@ import time
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
+from serving.addresses import bare, joined, listening
 from serving.config import AccessConfig
 from serving.telemetry.metrics import Telemetry
 from serving.telemetry.probes import STATE
@@ -47,15 +48,16 @@ class HttpServer:
 
     async def start(self, host: str, port: int) -> str:
         """Listen; returns the address. The caller has checked that the port is free."""
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         file = os.memfd_create("wsss-probes")
         os.ftruncate(file, STATE.size)
         self._state = mmap.mmap(file, STATE.size)
         self._tick()
         ours, theirs = Pipe()
-        with socket.create_server((host, port), family=family, backlog=BACKLOG) as listening:
-            bound = listening.getsockname()[1]
-            self._process = self._spawn(listening.fileno(), file, theirs.fileno())
+        sockets = listening(host, port, BACKLOG)
+        bound = sockets[0].getsockname()[1]
+        self._process = self._spawn([one.fileno() for one in sockets], file, theirs.fileno())
+        for one in sockets:
+            one.close()
         os.close(file)
         theirs.close()
         threading.Thread(target=self._give_pages, args=(ours,), name="metrics", daemon=True).start()
@@ -63,7 +65,7 @@ class HttpServer:
             target=self._watch, args=(self._process,), name="probes", daemon=True
         ).start()
         self._ticking = asyncio.ensure_future(self._keep_ticking())
-        return f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
+        return joined(bare(host), bound)
 
     def set_ready(self, ready: bool) -> None:
         """What ``/readyz`` says."""
@@ -82,8 +84,8 @@ class HttpServer:
                 process.kill()
                 process.wait()
 
-    def _spawn(self, listening: int, state: int, pages: int) -> subprocess.Popen[bytes]:
-        told: dict[str, int | str | None] = {"socket": listening, "state": state, "pages": pages}
+    def _spawn(self, sockets: list[int], state: int, pages: int) -> subprocess.Popen[bytes]:
+        told: dict[str, Any] = {"sockets": sockets, "state": state, "pages": pages}
         for name in ("cert", "key", "tokens"):
             path = getattr(self._access, name)
             told[name] = str(path.absolute()) if path else None
@@ -93,7 +95,7 @@ class HttpServer:
             [sys.executable, "-m", "serving.telemetry.probes", json.dumps(told)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            pass_fds=(listening, state, pages),
+            pass_fds=(*sockets, state, pages),
             env=os.environ | {"PYTHONPATH": path},
             start_new_session=True,
         )

@@ -22,13 +22,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from serving.access.tls import server_context, tls_files
+from serving.access.tls import check_dates, server_context, tls_files
 from serving.access.tokens import Tokens, allow
 from serving.access.watched import Watched
 from serving.config import AccessConfig
@@ -200,14 +201,19 @@ def main() -> None:
         Path(told[name]) if told[name] else None for name in ("cert", "key", "tokens")
     )
     access = AccessConfig(cert=cert, key=key)
-    context = Watched(tls_files(access), lambda: server_context(access)) if cert else None
+    context = (
+        Watched(tls_files(access), partial(server_context, access), partial(check_dates, access))
+        if cert
+        else None
+    )
     probes = Probes(
         mmap.mmap(told["state"], STATE.size),
         Connection(told["pages"]),
         Tokens(tokens) if tokens else None,
     )
-    server = ProbeServer(socket.socket(fileno=told["socket"]), probes.answer, context)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for file in told["sockets"]:
+        server = ProbeServer(socket.socket(fileno=file), probes.answer, context)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
     sys.stdin.read()
     os._exit(0)
 

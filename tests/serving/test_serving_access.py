@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import json
 import ssl
 import sys
@@ -20,8 +22,10 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from oip_calls import code, sums
 from PIL import Image
 
-from serving.access import guard
+from serving.access import guard, watched
 from serving.access import tokens as tokens_module
+from serving.access.certificates import Certificates
+from serving.access.tls import check_dates
 from serving.cli import main
 from serving.config import ServerConfig
 from serving.errors import StartError
@@ -100,6 +104,75 @@ def test_tls_on_both_ports_and_a_new_certificate_without_a_restart(repository, r
         (keys.folder / "server.key").write_text("no key")
         assert live(server.address, trusting(other)) == "OK", "a bad change is not taken"
         assert fetch(server.http_address, "/healthz", renewed)[0] == 200
+
+
+DAY = datetime.timedelta(days=1)
+
+
+def dated(keys, begin, end):
+    """Exchange the server's certificate for one of other dates, in days from now."""
+    now = datetime.datetime.now(datetime.UTC)
+    issued = keys.authority.issue_cert(
+        "127.0.0.1", not_before=now + begin * DAY, not_after=now + end * DAY
+    )
+    issued.private_key_pem.write_to_path(keys.folder / "server.key")
+    keys.folder.joinpath("server.crt").write_bytes(issued.cert_chain_pems[0].bytes())
+
+
+@pytest.mark.parametrize(("begin", "end", "fault"), [(-9, -1, "has expired"), (1, 9, "not valid")])
+def test_a_certificate_of_another_time_warns_and_replaces_no_good_one(
+    repository, run_server, keys, caplog, monkeypatch, begin, end, fault
+):
+    monkeypatch.setattr(watched, "RETRY_SECONDS", 0.1)
+    config = configured(repository, **secure(keys, network__http_port=0))
+    context = ssl.create_default_context(cadata=keys.authority.cert_pem.bytes().decode())
+    with run_server(config) as server:
+        assert "will refuse" not in caplog.text
+        assert fetch(server.http_address, "/healthz", context)[0] == 200
+        dated(keys, begin, end)
+        for _ in range(2):
+            assert live(server.address, trusting(keys.authority)) == "OK"
+            assert fetch(server.http_address, "/healthz", context)[0] == 200
+            time.sleep(0.2)
+        assert caplog.text.count(fault) == 1, "once, however often it is looked at"
+        dated(keys, -1, 9)
+        assert live(server.address, trusting(keys.authority)) == "OK"
+    caplog.clear()
+    dated(keys, begin, end)
+    with run_server(config) as server:
+        assert "callers will refuse this server" in caplog.text
+        assert fault in caplog.text
+        assert live(server.address, trusting(keys.authority)) == "UNAVAILABLE"
+        dated(keys, -1, 9)
+        assert live(server.address, trusting(keys.authority)) == "OK"
+
+
+def test_a_certificate_is_taken_once_its_time_has_come(keys, monkeypatch):
+    monkeypatch.setattr(watched, "RETRY_SECONDS", 0.0)
+    access = configured(keys.folder, **secure(keys)).access
+    certificates = Certificates(access)
+    dated(keys, 1, 9)
+    assert certificates._changed() is None
+    monkeypatch.setattr(certificates._configuration, "_accept", lambda: None)
+    assert certificates._changed() is not None
+
+
+def test_of_those_who_sign_callers_one_must_be_valid(keys):
+    old = trustme.CA()
+    access = configured(keys.folder, **secure(keys)).access
+    bundle = keys.folder / "bundle.crt"
+    now = datetime.datetime.now(datetime.UTC)
+    expired = old.issue_cert("old", not_before=now - 9 * DAY, not_after=now - DAY)
+    bundle.write_bytes(expired.cert_chain_pems[0].bytes())
+    access = dataclasses.replace(access, client_ca=bundle)
+    with pytest.raises(StartError, match="has expired"):
+        check_dates(access)
+    bundle.write_bytes(bundle.read_bytes() + b"remarks\n" + old.cert_pem.bytes())
+    check_dates(access)
+    for text in (b"", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"):
+        bundle.write_bytes(text)
+        with pytest.raises(StartError):
+            check_dates(access)
 
 
 def test_mutual_tls_asks_grpc_callers_and_no_probe(repository, run_server, keys):

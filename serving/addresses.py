@@ -1,0 +1,104 @@
+"""What an address means: the same to both ports that listen, and to who calls. Light to import."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import re
+import socket
+from typing import Any
+
+# Every interface, by IPv4 and IPv6.
+ANY = "::"
+WRITTEN_ANY = ("", "*", "0.0.0.0", ANY)
+LOOPBACK = ("127.0.0.1", "::1")
+# What a system says of an address that it does not have, or of a kind that is switched off.
+ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
+
+def bare(host: str) -> str:
+    """A host without brackets; every way to write "all interfaces" as ``::``."""
+    host = host.strip()
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    return ANY if host in WRITTEN_ANY else host
+
+
+def joined(host: str, port: int) -> str:
+    """``HOST:PORT``, as it is typed."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host to listen on is reached by this machine alone."""
+    host = bare(host)
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def listening(host: str, port: int, backlog: int = 128) -> list[socket.socket]:
+    """Sockets that listen, on one port, where gRPC would: on all interfaces by both kinds of
+    addresses, and so for ``localhost``.
+
+    Args:
+        host: see :func:`bare`.
+        port: 0 takes a free one.
+        backlog: connections that wait for one to take them.
+
+    Raises:
+        OSError: taken, not allowed, or no address of this machine.
+    """
+    host = bare(host)
+    if host == ANY and socket.has_dualstack_ipv6():
+        made = socket.create_server(
+            (ANY, port), family=socket.AF_INET6, backlog=backlog, dualstack_ipv6=True
+        )
+        return [made]
+    sockets: list[socket.socket] = []
+    absent: OSError | None = None
+    for family, address in _resolved("0.0.0.0" if host == ANY else host, port):
+        if sockets:
+            address = (address[0], sockets[0].getsockname()[1], *address[2:])
+        try:
+            sockets.append(socket.create_server(address, family=family, backlog=backlog))
+        except OSError as error:
+            if error.errno not in ABSENT:
+                for made in sockets:
+                    made.close()
+                raise
+            absent = error
+    if absent and not sockets:
+        raise absent
+    return sockets
+
+
+def is_local(target: str) -> bool:
+    """Whether an address to call, in any of gRPC's forms, is of this machine. No name is looked
+    up.
+    """
+    if target.startswith("unix"):
+        return True
+    address = re.sub(r"^(ipv4:|ipv6:|dns:(//[^/]*/)?|passthrough:///)", "", target)
+    host = re.sub(r":\d*$", "", address) if address.count(":") == 1 or "]" in address else address
+    host = bare(host)
+    if host in (ANY, "localhost", socket.gethostname()) or host.endswith(".localhost"):
+        return True
+    try:
+        family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
+        # Only an address of this machine can be bound.
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((host, 0))
+    except (ValueError, OSError):
+        return False
+    return True
+
+
+def _resolved(host: str, port: int) -> list[tuple[int, Any]]:
+    """Family and address of each meaning of a host."""
+    hosts = LOOPBACK if host == "localhost" else (host,)
+    entries = [
+        entry for one in hosts for entry in socket.getaddrinfo(one, port, type=socket.SOCK_STREAM)
+    ]
+    return list(dict.fromkeys((family, address) for family, _, _, _, address in entries))
