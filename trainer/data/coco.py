@@ -1,32 +1,26 @@
-"""COCO instances JSON (spec refine-segment 10). Masks are drawn from the annotations when they are
-asked for.
-"""
+"""COCO instances JSON. Masks are drawn from the annotations when they are asked for."""
 
 from __future__ import annotations
 
-import json
-import re
-import warnings
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.dataset import IGNORE, Dataset, Record, check_classes, complain, some
+from trainer.data.coco_categories import ClassTable, unite
+from trainer.data.coco_images import CocoImages, record_name
+from trainer.data.coco_table import CocoTable, Entry, Key, Problems, is_instances, read_table
+from trainer.data.dataset import IGNORE, Dataset, Record, complain, some
 from trainer.data.knobs import DataConfig
+from trainer.data.outlines import Shape
+from trainer.data.pixels import image_size
 from trainer.data.tags import FROM_MASKS
 from trainer.errors import DataError
 
-Problems = list[DataError] | None
-Note = tuple[int, str, Any]
-"""Class, ``object`` or ``crowd`` or ``void``, and outline of an annotation."""
-Notes = dict[Any, list[Note]]
-Entries = dict[Any, tuple[str, int, int]]
-PREFIX = re.compile(r"^COCO_[a-z]+\d{4}_")
+SAME_SIZE = "a JSON whose width and height are those of the image, turned as its EXIF data say"
 TAGS = {False: "COCO annotations, crowds left out", True: "COCO annotations, crowds included"}
 CROWDS = {
     "drop": "crowds left out",
@@ -40,13 +34,11 @@ class CocoDataset(Dataset):
     """A data set whose masks are drawn from annotations.
 
     Attributes:
-        shapes: by id, compressed JSON ``[height, width, [[value, segmentation], ...]]`` in painting
-            order; compressed because the 600,000 outlines of COCO as Python lists would take
-            gigabytes in every worker.
+        shapes: by id, what the mask is painted from.
         empty: by list, how many images of the file have no annotation at all.
     """
 
-    shapes: dict[str, bytes] = field(default_factory=dict, repr=False)
+    shapes: dict[str, Shape] = field(default_factory=dict, repr=False)
     empty: dict[str, int] = field(default_factory=dict)
 
     def has_mask(self, record: Record) -> bool:
@@ -64,34 +56,48 @@ class CocoDataset(Dataset):
         as ``config`` says.
 
         Raises:
-            DataError: an object of the image has no outline, or one that cannot be drawn.
+            DataError: an object of the image has no outline, one that cannot be drawn, the image
+            cannot be read, or it has another size than the JSON says.
         """
         if record.id not in self.shapes:
             raise DataError(
                 f"image {record.id!r} has objects without an outline",
                 "a segmentation for every annotation",
             )
-        height, width, painted = json.loads(zlib.decompress(self.shapes[record.id]))
-        label = np.zeros((height, width), np.uint8)
-        for value, segmentation in painted:
-            label[_draw(segmentation, height, width, record.id)] = value
-        return label
+        shape, (height, width) = self.shapes[record.id], image_size(record.image)
+        if shape.size is not None and shape.size != (height, width):
+            stated = "x".join(map(str, reversed(shape.size)))
+            raise DataError(
+                f"{record.image} has {width}x{height} pixels, its JSON says {stated}",
+                SAME_SIZE,
+                "correct width, height and outlines in the JSON, or bring the image that they are"
+                " of",
+            )
+        try:
+            return shape.draw(height, width)
+        except ValueError as error:
+            raise DataError(
+                f"the outlines of image {record.id!r} cannot be drawn: {error}",
+                "COCO polygons or run lengths",
+            ) from error
 
 
 def recognises(root: Path) -> bool:
-    """Whether ``root`` has ``annotations/*.json``."""
-    return (root / "annotations").is_dir() and bool(_files(root))
+    """Whether ``root`` has ``annotations/*.json``, or instances JSON in itself or in its
+    folders.
+    """
+    return bool(_sources(root))
 
 
 def read(root: Path, problems: Problems, config: DataConfig) -> CocoDataset:
-    """Read every ``annotations/instances_*.json`` (without such names: every
-    ``annotations/*.json``).
+    """Read every ``annotations/instances_*.json``; without such names every
+    ``annotations/*.json``; without that folder every instances JSON in ``root``, else in the
+    folders of ``root``.
 
-    Each file is a list called after it (``instances_train2014.json``: ``train2014``). Images are
-    looked for in the folder of that name, in ``images/``, in both together, beside ``annotations/``
-    and in ``JPEGImages/``, with and without the prefix ``COCO_train2014_``. Classes are the
-    categories in order of their COCO id, whatever gaps the ids have; files are matched by name.
-    Tags are the categories of the annotations, of crowds too with ``crowd_tags``.
+    Each file is a list called after it (``instances_train2014.json``: ``train2014``), or after its
+    folder (``train/_annotations.coco.json``: ``train``). See ``CocoImages`` for where images are
+    looked for, ``unite`` for the classes. Tags are the categories of the annotations, of crowds too
+    with ``crowd_tags``.
 
     An annotation with ``"ignore": 1`` (as ``wsss-trainer convert`` writes the borders of VOC) is
     255 and no tag.
@@ -110,13 +116,16 @@ def read(root: Path, problems: Problems, config: DataConfig) -> CocoDataset:
             f"{root} is COCO: tags are in its JSON, not in {config.labels_from}",
             "--labels-from masks or auto",
         )
-    reader = _Reader(root, config, problems)
-    for path in _files(root):
-        reader.read(path)
+    sources = _sources(root)
+    classes, tables = unite(_tables(sources, problems), problems)
+    reader = _Reader(root, config, problems, classes)
+    for table in tables:
+        reader.add(table)
     records, shapes = reader.records, reader.shapes
     if not records:
+        names = some(path.relative_to(root) for path in sources)
         raise DataError(
-            f"{root / 'annotations'} describes no image that is there",
+            f"{root} describes no image that is there ({names})",
             "COCO instances JSON and its images",
         )
     if len(shapes) < len(records):
@@ -126,12 +135,12 @@ def read(root: Path, problems: Problems, config: DataConfig) -> CocoDataset:
     return CocoDataset(
         root=root,
         format="coco",
-        classes=reader.classes,
-        mask_values=tuple(range(1, len(reader.classes) + 1)),
+        classes=classes.names,
+        mask_values=tuple(range(1, len(classes.names) + 1)),
         records=records,
         lists={**reader.lists, "all": tuple(records)},
         tags_from=FROM_MASKS if config.labels_from == "masks" else TAGS[config.crowd_tags],
-        notes=tuple(reader.notes),
+        notes=(*classes.notes, *_unread(root, sources), *reader.notes, *reader.images.notes),
         masks_from=f"annotations painted in file order, {CROWDS[config.crowd]}" if shapes else "",
         config=config,
         shapes=shapes,
@@ -139,250 +148,150 @@ def read(root: Path, problems: Problems, config: DataConfig) -> CocoDataset:
     )
 
 
-def _files(root: Path) -> list[Path]:
-    files = sorted(p for p in (root / "annotations").glob("*.json") if not p.name.startswith("."))
-    return [p for p in files if p.name.startswith("instances_")] or files
+def _sources(root: Path) -> dict[Path, str]:
+    """JSON files and the names of their lists."""
+    inside = _annotation_files(root)
+    if inside:
+        prefixed = [path for path in inside if path.name.lower().startswith("instances_")]
+        chosen = prefixed or [path for path in inside if is_instances(path)] or inside
+        return {path: path.stem[len("instances_") * (path in prefixed) :] for path in chosen}
+    if (root / "labels.csv").is_file():
+        return {}
+    loose = [path for path in _json_files(root) if is_instances(path)]
+    if loose:
+        return {path: path.stem for path in loose}
+    sources: dict[Path, str] = {}
+    for folder in _folders(root):
+        inside = [path for path in _json_files(folder) if is_instances(path)]
+        for path in inside:
+            sources[path] = folder.name if len(inside) == 1 else f"{folder.name}_{path.stem}"
+    return sources
 
 
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        table = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}", "COCO instances JSON") from error
-    absent = [
-        key
-        for key in ("images", "annotations", "categories")
-        if not isinstance(table, dict) or key not in table
-    ]
-    if absent:
-        raise DataError(
-            f"{path} has no {some(absent)}", "COCO instances JSON: images, annotations, categories"
-        )
-    return dict(table)
+def _annotation_files(root: Path) -> list[Path]:
+    folders = (folder for folder in _folders(root) if folder.name.lower() == "annotations")
+    return list(chain.from_iterable(map(_json_files, folders)))
 
 
-def _categories(table: dict[str, Any], path: Path) -> dict[int, str]:
-    try:
-        ranked = sorted((int(entry["id"]), str(entry["name"])) for entry in table["categories"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{path} has a damaged category: {error!r}", 'entries {"id": 1, "name": "person"}'
-        ) from error
-    check_classes([name for _, name in ranked], path)
-    if len(dict(ranked)) < len(ranked):
-        raise DataError(f"{path} gives two categories the same id", "one id a category")
-    return dict(ranked)
+def _folders(root: Path) -> list[Path]:
+    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _json_files(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() == ".json" and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def _unread(root: Path, sources: dict[Path, str]) -> list[str]:
+    others = [path.name for path in _annotation_files(root) if path not in sources]
+    return [f"{len(others)} other JSON files are not read: {some(others)}"] if others else []
+
+
+def _tables(sources: dict[Path, str], problems: Problems) -> list[CocoTable]:
+    """The files that can be read.
+
+    Raises:
+        DataError: none of them can.
+    """
+    tables, failed = [], []
+    for path, name in sources.items():
+        try:
+            tables.append(read_table(path, name, problems))
+        except DataError as error:
+            failed.append(error)
+    if not tables:
+        raise failed[0]
+    for failure in failed:
+        complain(failure, problems)
+    return tables
 
 
 class _Reader:
     """What the files have said so far."""
 
-    def __init__(self, root: Path, config: DataConfig, problems: Problems) -> None:
-        self.root, self.config, self.problems = root, config, problems
-        self.classes: tuple[str, ...] = ()
+    def __init__(
+        self, root: Path, config: DataConfig, problems: Problems, classes: ClassTable
+    ) -> None:
+        self.root, self.config, self.problems, self.classes = root, config, problems, classes
+        self.images = CocoImages(root)
         self.records: dict[str, Record] = {}
-        self.shapes: dict[str, bytes] = {}
+        self.shapes: dict[str, Shape] = {}
         self.lists: dict[str, tuple[str, ...]] = {}
         self.empty: dict[str, int] = {}
         self.notes: list[str] = []
 
-    def read(self, path: Path) -> None:
+    def add(self, table: CocoTable) -> None:
         """Add the images of one file."""
-        table = _load(path)
-        categories = _categories(table, path)
-        if not self.classes:
-            self.classes = tuple(categories.values())
-            self._note_gaps(sorted(categories))
-        elif set(categories.values()) != set(self.classes):
-            complain(
-                DataError(
-                    f"{path} has other categories than the files before it", "one class table"
-                ),
-                self.problems,
-            )
-            return
-        name = path.stem.removeprefix("instances_")
-        index = {category: self.classes.index(called) for category, called in categories.items()}
-        entries, notes = self._entries(table, path, index)
-        ids, missing = [], []
-        self.empty[name] = sum(not found for found in notes.values())
-        for key, (file_name, height, width) in entries.items():
-            if not notes[key] and not self.config.keep_empty:
-                continue
-            image = _find(self.root, name, file_name)
-            if image is None:
-                missing.append(file_name)
-            else:
-                ids.append(self._add(path, name, image, (file_name, height, width), notes[key]))
+        name = table.name
+        wanted = [e for e in table.entries if e.notes or self.config.keep_empty]
+        images, errors = self.images.locate(table.path, name, [e.file_name for e in wanted])
+        for error in errors:
+            complain(error, self.problems)
+        labels = self.classes.labels_of(table)
+        ids = [
+            self._add(table, entry, images[entry.file_name], labels)
+            for entry in wanted
+            if entry.file_name in images
+        ]
+        self.lists[name] = tuple(dict.fromkeys((*self.lists.get(name, ()), *ids)))
+        self.empty[name] = sum(not entry.notes for entry in table.entries)
+        self.notes += [*table.remarks, *self._omissions(table)]
+
+    def _omissions(self, table: CocoTable) -> Iterator[str]:
+        """What the knobs leave out."""
+        config, name = self.config, table.name
         if self.empty[name]:
             done = (
                 "have no tag"
-                if self.config.keep_empty
+                if config.keep_empty
                 else "are left out (--set data.keep_empty=on keeps them)"
             )
-            self.notes.append(
-                f"{self.empty[name]} of {len(entries)} images of {name} have no annotation and"
-                f" {done}"
+            yield (
+                f"{self.empty[name]} of {len(table.entries)} images of {name} have no annotation"
+                f" and {done}"
             )
-        if missing:
-            complain(
-                DataError(
-                    f"{path} names {len(missing)} images that are not there: {some(missing)}",
-                    f"them in {self.root / name}, {self.root / 'images'},"
-                    f" {self.root / 'images' / name} or {self.root}",
-                    "bring the images, or take the entries out of the JSON",
-                ),
-                self.problems,
+        crowds = sum(note.kind == "crowd" for entry in table.entries for note in entry.notes)
+        if crowds and config.crowd == "drop" and not config.crowd_tags:
+            yield (
+                f"{crowds} annotations of {name} are crowds (iscrowd 1) and left out: --set"
+                " data.crowd=keep --set data.crowd_tags=on makes objects of them"
             )
-        self.lists[name] = tuple(dict.fromkeys(ids))
-
-    def _note_gaps(self, ids: list[int]) -> None:
-        if ids != list(range(1, len(ids) + 1)):
-            text = (
-                f"category ids run from {ids[0]} to {ids[-1]} with gaps: masks hold 1 to"
-                f" {len(ids)}, in their order"
-            )
-            self.notes.append(text)
-
-    def _entries(
-        self, table: dict[str, Any], path: Path, index: dict[int, int]
-    ) -> tuple[Entries, Notes]:
-        """Images of a file and the annotations of each, in file order."""
-        try:
-            entries: Entries = {
-                image["id"]: (str(image["file_name"]), image["height"], image["width"])
-                for image in table["images"]
-            }
-            notes: Notes = {key: [] for key in entries}
-            strange, stray = set(), 0
-            for note in table["annotations"]:
-                if note["category_id"] not in index:
-                    strange.add(note["category_id"])
-                elif note["image_id"] not in notes:
-                    stray += 1
-                else:
-                    kind = (
-                        "void"
-                        if note.get("ignore")
-                        else "crowd"
-                        if note.get("iscrowd")
-                        else "object"
-                    )
-                    notes[note["image_id"]].append(
-                        (index[note["category_id"]], kind, note.get("segmentation"))
-                    )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise DataError(
-                f"{path} has a damaged entry: {error!r}", "COCO instances JSON"
-            ) from error
-        if len(entries) < len(table["images"]):
-            complain(
-                DataError(f"{path} gives several images the same id", "one id an image"),
-                self.problems,
-            )
-        if strange or stray:
-            found = (
-                f"annotations of unknown categories ({some(sorted(strange, key=str))}) or unknown"
-                f" images ({stray})"
-            )
-            complain(
-                DataError(f"{path} has {found}", "every category_id and image_id in its tables"),
-                self.problems,
-            )
-        return entries, notes
 
     def _add(
-        self, path: Path, name: str, image: Path, entry: tuple[str, int, int], notes: list[Note]
+        self, table: CocoTable, entry: Entry, image: Path, labels: dict[Key, int | None]
     ) -> str:
-        file_name, height, width = entry
         config, records = self.config, self.records
-        record_id = _free_id(file_name, name, image, records)
+        record_id = self._free_id(record_name(self.root, entry.file_name, image), table.name, image)
         tagging = ("object", "crowd") if config.crowd_tags else ("object",)
-        tags = tuple(sorted({k for k, kind, _ in notes if kind in tagging}))
+        tagged = {labels[note.category] for note in entry.notes if note.kind in tagging}
+        tags = tuple(sorted(label - 1 for label in tagged if label not in (None, 0, IGNORE)))
         if record_id in records and records[record_id].tags != tags:
-            found = f"{path} and another file disagree about {file_name}"
+            found = f"{table.path} and another file disagree about {entry.file_name}"
             complain(DataError(found, "the same annotations"), self.problems)
         records.setdefault(record_id, Record(record_id, image, tags))
-        painted = [
-            (
-                (
-                    IGNORE
-                    if kind == "void" or (kind == "crowd" and config.crowd == "ignore")
-                    else k + 1
-                ),
-                outline,
-            )
-            for k, kind, outline in notes
-            if kind != "crowd" or config.crowd != "drop"
-        ]
-        if all(_drawable(outline) for _, outline in painted):
-            shape = json.dumps([height, width, painted]).encode()
-            self.shapes.setdefault(record_id, zlib.compress(shape, 1))
+        values: list[int | None] = []
+        for note in entry.notes:
+            value = labels[note.category]
+            if note.kind == "void" or (note.kind == "crowd" and config.crowd == "ignore"):
+                value = IGNORE
+            elif note.kind == "crowd" and config.crowd == "drop":
+                value = None
+            values.append(None if value == 0 and not note.outlined else value)
+        pairs = zip(entry.notes, values, strict=True)
+        if all(note.outlined or value is None for note, value in pairs):
+            shape = Shape(entry.size, entry.outlines, tuple(values), table.relative)
+            self.shapes.setdefault(record_id, shape)
         return record_id
 
-
-def _find(root: Path, name: str, file_name: str) -> Path | None:
-    """The image of an entry; COCO 2014 writes ``COCO_train2014_000000000009.jpg`` what 2017 writes
-    ``000000000009.jpg``.
-    """
-    folders = (root / name, root / "images" / name, root / "images", root, root / "JPEGImages")
-    base = Path(file_name).name
-    bare = PREFIX.sub("", base)
-    others = (
-        (bare,)
-        if bare != base
-        else (f"COCO_{name}_{base}", f"COCO_train2014_{base}", f"COCO_val2014_{base}")
-    )
-    names = (file_name, *(str(Path(file_name).with_name(other)) for other in others))
-    return next(
-        (folder / each for each in names for folder in folders if (folder / each).is_file()), None
-    )
-
-
-def _free_id(file_name: str, name: str, image: Path, records: dict[str, Record]) -> str:
-    """File name without suffix; with the list's name before it where another file has the id
-    already.
-    """
-    path = Path(file_name).with_suffix("")
-    plain = "__".join(path.relative_to(path.anchor).parts)
-    taken = plain in records and records[plain].image != image
-    return f"{name}__{plain}" if taken else plain
-
-
-def _drawable(segmentation: object) -> bool:
-    if isinstance(segmentation, dict):
-        return {"size", "counts"} <= segmentation.keys()
-    return isinstance(segmentation, list) and any(
-        isinstance(ring, list) and len(ring) >= 6 for ring in segmentation
-    )
-
-
-def _draw(segmentation: Any, height: int, width: int, where: str) -> npt.NDArray[np.bool_]:
-    """Pixels of one outline: polygons, or run lengths (plain or compressed)."""
-    from pycocotools import mask as rle
-
-    try:
-        if isinstance(segmentation, dict):
-            runs = segmentation
-            if list(runs["size"]) != [height, width]:
-                raise ValueError(
-                    f"run lengths of a {runs['size']} picture in one of {[height, width]}"
-                )
-            if isinstance(runs["counts"], list):
-                runs = rle.frPyObjects(runs, height, width)
-        else:
-            runs = rle.merge(rle.frPyObjects(_rings(segmentation), height, width))
-        with warnings.catch_warnings():
-            # pycocotools hands numpy 2 an array in a way that numpy deprecates.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            return np.asarray(rle.decode(runs), dtype=np.bool_)
-    except (ValueError, TypeError, KeyError, IndexError) as error:
-        raise DataError(
-            f"an outline of image {where!r} cannot be drawn: {error}",
-            "COCO polygons or run lengths",
-        ) from error
-
-
-def _rings(polygons: Sequence[Sequence[float]]) -> list[Sequence[float]]:
-    # pycocotools takes a list of four numbers for a box.
-    return [ring for ring in polygons if len(ring) >= 6]
+    def _free_id(self, plain: str, name: str, image: Path) -> str:
+        """The plain id; with the list's name before it, and a number, where another image has it
+        already.
+        """
+        named = f"{name}__{plain}"
+        for each in chain((plain, named), (f"{named}__{n}" for n in count(2))):
+            if each not in self.records or self.records[each].image == image:
+                return each
+        raise AssertionError("count() does not end")

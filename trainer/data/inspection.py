@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trainer.data.coco import SAME_SIZE
 from trainer.data.colours import GREY_HINT, reindexed
 from trainer.data.dataset import (
     IGNORE,
@@ -217,6 +218,10 @@ def _has_voc_values(dataset: Dataset) -> bool:
     )
 
 
+def _mask_damage(error: DataError) -> str:
+    return {INDEX_PNG: "mask-colour", SAME_SIZE: "mask-size"}.get(error.expected, "mask-unreadable")
+
+
 def inspect_mask(
     dataset: Dataset, record: Record, size: tuple[int, int] | None
 ) -> Iterator[tuple[str, str]]:
@@ -227,10 +232,12 @@ def inspect_mask(
         record: the image.
         size: its (height, width); None where it is not known.
     """
+    if size is None and record.mask is None:
+        return  # The outlines of an image that cannot be read have nothing to be painted on.
     try:
         raw = dataset.raw_mask(record) if record.mask else dataset.read_mask(record)
     except DataError as error:
-        yield "mask-colour" if error.expected == INDEX_PNG else "mask-unreadable", error.found
+        yield _mask_damage(error), error.found
         return
     plain = dataset.config.masks == "index" and not dataset.mask_colours
     if record.mask and plain and _has_voc_values(dataset):
