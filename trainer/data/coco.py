@@ -49,7 +49,8 @@ class CocoDataset(Dataset):
 
     def mask_source(self, record: Record) -> bytes:
         """The outlines that the mask is painted from; empty without one."""
-        return self.shapes.get(record.id, b"")
+        shape = self.shapes.get(record.id)
+        return repr(shape).encode() if shape else b""
 
     def read_mask(self, record: Record) -> npt.NDArray[np.uint8]:
         """Label map ``uint8 [H,W]``: annotations painted in file order, later ones on top; crowds

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from trainer.data.dataset import some
-from trainer.data.image_files import ImageNames, composed, walk
-from trainer.data.names import folded
+from trainer.data.image_files import ImageNames, walk
+from trainer.data.names import composed, folded
 from trainer.data.pixels import IMAGE_SUFFIXES
 from trainer.errors import DataError
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from trainer.data.dataset import complain, some
-from trainer.data.names import folded
+from trainer.data.names import folded, is_one_line
 from trainer.data.outlines import Piece, Size, compress, is_relative, pieces_of, whole
 from trainer.errors import DataError
 
@@ -184,8 +184,9 @@ def _categories(entries: list[Any], path: Path) -> dict[Key, Category]:
     for n, entry in enumerate(entries):
         stated = entry if isinstance(entry, dict) else {}
         key, name, group = key_of(stated.get("id")), stated.get("name"), stated.get("supercategory")
-        text = printable(str(name)).strip()
-        if key is None or not text or isinstance(name, (bool, list, dict, type(None))):
+        text = " ".join(printable(str(name)).split())
+        known_type = isinstance(name, (str, int, float)) and not isinstance(name, bool)
+        if key is None or not folded(text) or not is_one_line(text) or not known_type:
             raise DataError(
                 f"{path} has a damaged category: categories[{n}] is {_short(entry)}",
                 'entries {"id": 1, "name": "person"}',
