@@ -60,8 +60,9 @@ def find_columns(table: Table) -> Columns:
     ]
     if strange:
         names = some(repr(table.columns[c]) for c in strange)
+        cell = next(filter(None, table.cells(strange[0])))
         raise DataError(
-            f"{table.found()}; column {names} holds {next(filter(None, table.cells(strange[0])))!r}",
+            f"{table.found()}; column {names} holds {cell!r}",
             SHAPES,
             f"call the column of tags 'tag', or take {names} out",
         )
