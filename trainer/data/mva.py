@@ -8,6 +8,7 @@ import os
 import re
 from pathlib import Path
 
+from trainer.data.cells import list_name
 from trainer.data.dataset import Dataset, Record, check_classes, complain, some
 from trainer.data.knobs import DataConfig
 from trainer.data.tables import IMAGE_COLUMNS, Table, flags, read_table
@@ -68,7 +69,8 @@ def read(root: Path, problems: Problems, config: DataConfig) -> Dataset:
             if records.setdefault(record.id, record) != record:
                 clashes.append(record.id)
             ids.append(record.id)
-        lists[LISTS.get(path.stem, path.stem.removeprefix("data_"))] = tuple(dict.fromkeys(ids))
+        name = LISTS.get(path.stem, list_name(path.stem.removeprefix("data_")))
+        lists[name] = tuple(dict.fromkeys(ids))
         _complain(path, missing, clashes, problems)
     lists["all"] = tuple(records)
     values = tuple(range(1, len(classes) + 1))

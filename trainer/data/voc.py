@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Container
 from pathlib import Path
 
+from trainer.data.cells import list_name
 from trainer.data.dataset import IGNORE, Dataset, Record, check_classes, complain, some
-from trainer.data.image_files import ImageNames
+from trainer.data.image_files import ImageNames, entries, walk
 from trainer.data.knobs import DataConfig
-from trainer.data.names import folded
+from trainer.data.names import composed, folded
 from trainer.data.pixels import IMAGE_SUFFIXES
 from trainer.data.tables import IMAGE_COLUMNS, flags, read_table
 from trainer.data.tags import FROM_MASKS
@@ -78,7 +80,7 @@ def read(root: Path, problems: Problems, config: DataConfig) -> Dataset:
     ids = sorted({i for names in lists.values() for i in names}) or sorted(images)
     masks = _by_stem(root / "SegmentationClassAug", (".png",), problems)
     masks |= _by_stem(root / "SegmentationClass", (".png",), problems)
-    notes = _list_notes(root, lists, len(images) - len(ids))
+    notes = _list_notes(root, lists, len(images) - len(ids)) + walk(root / "JPEGImages").notes()
     source = _tag_source(root, ids, masks, config.labels_from, notes)
     tags: Tags = {}
     if source == CSV:
@@ -104,12 +106,15 @@ def read(root: Path, problems: Problems, config: DataConfig) -> Dataset:
 def _by_stem(folder: Path, suffixes: tuple[str, ...], problems: Problems) -> dict[str, Path]:
     files: dict[str, Path] = {}
     twice = []
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.name.startswith(".") or path.suffix.lower() not in suffixes:
+    for path in entries(folder):
+        wrong = path.name.startswith(".") or path.suffix.lower() not in suffixes
+        # A pipe called like an image would be waited for without end.
+        if wrong or not os.path.isfile(path):
             continue
-        if path.stem in files:
+        key = composed(path.stem)
+        if key in files:
             twice.append(path.name)
-        files.setdefault(path.stem, path)
+        files.setdefault(key, path)
     if twice:
         complain(
             DataError(
@@ -177,7 +182,7 @@ def _lists(root: Path, images: dict[str, Path], problems: Problems) -> dict[str,
                 ),
                 problems,
             )
-        lists["train_aug" if path.stem in SBD_NAMES else path.stem] = tuple(
+        lists["train_aug" if path.stem in SBD_NAMES else list_name(path.stem)] = tuple(
             i for i in once if i in images
         )
     return lists
