@@ -18,14 +18,17 @@ from serving.listing import Listing
 Entry = dict[str, Any]
 MANIFEST, FAILURES, CLASSES = "manifest.jsonl", "failures.jsonl", "classes.txt"
 
+# Is there while a labeller is at work, and after it was killed.
+AT_WORK = ".wsss-at-work"
+
 
 def holds_labels(folder: Path) -> bool:
-    """Whether a folder was labelled: there is a line of ours, or it was begun and no more."""
+    """Whether a folder was labelled, or a labeller was stopped in it."""
+    if (folder / AT_WORK).is_file():
+        return True
     if not (folder / MANIFEST).is_file():
         return False
-    others = {path.name for path in folder.iterdir()} - {MANIFEST, FAILURES, CLASSES}
-    lines = _read(folder / MANIFEST, "mask_sha256") or _read(folder / FAILURES, "error")
-    return bool(lines) or not others
+    return bool(_read(folder / MANIFEST, "mask_sha256") or _read(folder / FAILURES, "error"))
 
 
 def read_manifest(path: Path) -> dict[str, Entry]:
@@ -98,6 +101,7 @@ def open_ledger(target: Path) -> Iterator[Ledger]:
     """
     target.mkdir(parents=True, exist_ok=True)
     with _held(target):
+        (target / AT_WORK).touch()
         remove_temporaries(target)
         (target / MANIFEST).touch()
         known = read_manifest(target / MANIFEST)
@@ -108,6 +112,7 @@ def open_ledger(target: Path) -> Iterator[Ledger]:
             (target / FAILURES).open("w", encoding="utf-8") as failures,
         ):
             yield Ledger(target, manifest, failures)
+        (target / AT_WORK).unlink()
 
 
 @contextmanager

@@ -159,9 +159,6 @@ def test_a_folder_of_other_things_and_a_mask_that_was_corrected(config, tmp_path
 def test_names_that_the_disk_does_not_take_cost_no_other_image(config):
     picture(config.source / f"{'x' * 251}.png")
     picture(config.source / "b.png", 1)
-    (config.target / "parts").mkdir(parents=True)
-    (config.target / "manifest.jsonl").write_text("")
-    (config.target / "parts").rmdir()
     summary = label(replace(config, format="coco"))
     assert (summary.written, summary.failed) == (2, 1)
     assert label(replace(config, target=config.source / "voc")).written == 3
