@@ -12,10 +12,6 @@ from pathlib import Path
 
 from serving.errors import TargetError
 
-MARK = "made by wsss-serving, which may write over it"
-"""Stands near the beginning of every single file that a command may write again."""
-HEAD = 4096
-
 
 def check_folder(
     folder: Path,
@@ -43,6 +39,7 @@ def check_folder(
     hint = hint or "another folder"
     _check_relation(said, folder, inputs, hint, may_lie_in)
     _check_way(said, folder, "a folder", hint)
+    folder = _real(folder)
     try:
         entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
     except FileNotFoundError:
@@ -64,7 +61,7 @@ def check_folder(
 def check_file(
     file: Path,
     inputs: Iterable[Path] = (),
-    is_ours: Callable[[Path], bool] | None = None,
+    is_ours: Callable[[Path], bool] = lambda file: False,
     option: str = "",
     hint: str = "another name, or remove it yourself",
 ) -> None:
@@ -73,8 +70,7 @@ def check_file(
     Args:
         file: need not be there.
         inputs: files that are read.
-        is_ours: whether a file that is there is an earlier output; by default, whether it bears
-            ``MARK``.
+        is_ours: whether a file that is there may be written over.
         option: what the user typed before the file, for the message.
         hint: what to type instead.
 
@@ -91,12 +87,13 @@ def check_file(
     _check_way(said, file.parent, "a file in a folder", "another name")
     if file.is_symlink() and not os.path.exists(file):
         raise TargetError(f"{said} is a link to nowhere", "a new file", "another name")
-    if not os.path.exists(file):
+    file = _real(file)
+    if not file.exists():
         return
     if not file.is_file():
         what = "a folder" if file.is_dir() else "no regular file"
         raise TargetError(f"{said} is {what}", "a new file", "another name")
-    if file.stat().st_size and not (is_ours or is_marked)(file):
+    if file.stat().st_size and not is_ours(file):
         raise TargetError(
             f"{said} is there already, and this command did not make it",
             "a new file",
@@ -104,24 +101,20 @@ def check_file(
         )
 
 
-def is_marked(file: Path) -> bool:
-    """Whether a file bears ``MARK`` near its beginning; not if it cannot be read."""
-    try:
-        with open(file, "rb") as opened:
-            return MARK.encode() in opened.read(HEAD)
-    except OSError:
-        return False
-
-
 def folds_case(file: Path) -> bool:
     """Whether the disk of a file that is there takes ``a`` and ``A`` for one name."""
     return file.with_name(file.name.swapcase()).exists()
 
 
+def _real(path: Path) -> Path:
+    """Where a path leads; ``..`` after a folder that is yet to be made too."""
+    return Path(os.path.realpath(path))
+
+
 def _identity(path: Path) -> tuple[int, int] | None:
     """The same for two names of one file or folder; None where nothing is."""
     try:
-        status = os.stat(path)
+        status = os.stat(_real(path))
     except (OSError, ValueError):
         return None
     return status.st_dev, status.st_ino
@@ -129,7 +122,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 def _above(path: Path) -> Iterator[tuple[int, int]]:
     """Identities of the folders around a place, from the inside out; it need not be there."""
-    for parent in Path(os.path.realpath(path)).parents:
+    for parent in _real(path).parents:
         if (identity := _identity(parent)) is not None:
             yield identity
 

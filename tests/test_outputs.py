@@ -51,6 +51,7 @@ def test_a_folder_that_is_holds_or_lies_in_an_input(outputs, data, tmp_path, mon
         tmp_path / "link" / "runs" / "default",
         tmp_path / "up" / "photos" / "x",
         tmp_path / "nowhere" / ".." / "photos" / "x",
+        tmp_path / "nowhere" / ".." / "photos",
         Path("runs/default"),
         Path(".."),
         Path("../../photos"),
@@ -80,6 +81,8 @@ def test_a_disk_that_knows_no_case_is_asked_and_not_the_spelling(
 def test_a_folder_that_holds_other_things(outputs, data, tmp_path):
     with pytest.raises(REFUSED, match=r"--run .*photos holds other things \(such as cat\)"):
         outputs.check_folder(data, never, option="--run")
+    with pytest.raises(REFUSED, match="holds other things"):
+        outputs.check_folder(tmp_path / "nowhere" / ".." / "photos", never)
     outputs.check_folder(data, always)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / ".DS_Store").write_text("")
@@ -104,11 +107,9 @@ def test_something_in_the_way_of_a_folder(outputs, tmp_path, name):
 
 
 def test_files_that_are_there(outputs, tmp_path, data):
-    mine, ours = tmp_path / "mine.png", tmp_path / "ours.png"
+    mine = tmp_path / "mine.png"
     mine.write_text("mine")
-    ours.write_text(f"<{outputs.MARK}>")
     (tmp_path / "empty.png").write_text("")
-    outputs.check_file(ours)
     outputs.check_file(tmp_path / "new" / "deep.png")
     outputs.check_file(tmp_path / "empty.png")
     outputs.check_file(mine, is_ours=always)
@@ -131,14 +132,27 @@ def test_a_file_that_is_an_input_in_any_spelling(outputs, tmp_path, data, monkey
     (tmp_path / "soft.jpg").symlink_to(photo)
     os.link(photo, tmp_path / "hard.jpg")
     monkeypatch.chdir(data)
-    for file in (photo, tmp_path / "soft.jpg", tmp_path / "hard.jpg", Path("cat/../cat/a.jpg")):
+    for file in (photo, tmp_path / "soft.jpg", tmp_path / "hard.jpg", Path("x/../cat/a.jpg")):
         with pytest.raises(REFUSED, match="which is read"):
             outputs.check_file(file, [photo], always)
 
 
+def test_a_marked_file_may_be_written_again(tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(f"<html><meta content='{trainer.outputs.MARK}'>")
+    trainer.outputs.check_file(tmp_path / "page.html")
+
+
 def test_both_halves_decide_by_the_same_lines() -> None:
     """No code is shared between the halves, so it is compared."""
-    for name in ("is_marked", "check_file", "_identity", "_above", "_check_way", "_links"):
+    for name in (
+        "check_file",
+        "folds_case",
+        "_real",
+        "_identity",
+        "_above",
+        "_check_way",
+        "_links",
+    ):
         texts = [getattr(m, name).__code__.co_code for m in (trainer.outputs, serving.outputs)]
         assert texts[0] == texts[1], name
 

@@ -73,6 +73,21 @@ def new_token(name: str, roles: Sequence[str]) -> tuple[str, str]:
     return token, line
 
 
+def add_token(path: Path, line: str) -> None:
+    """Add a line to a token file, or begin one.
+
+    Raises:
+        StartError: the file is there and holds something else.
+        OSError: it cannot be written.
+    """
+    if path.exists():
+        _read_tokens(path)
+        text = path.read_text(encoding="utf-8")
+        line = line if text.endswith("\n") or not text else f"\n{line}"
+    with path.open("a", encoding="utf-8") as lines:
+        lines.write(f"{line}\n")
+
+
 def allow(caller: Caller, role: str) -> None:
     """Refuse a caller without the role.
 

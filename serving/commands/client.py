@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +46,7 @@ TlsCert = Annotated[
 ]
 TlsKey = Annotated[Path | None, typer.Option(envvar="WSSS_TLS_KEY", help="PEM file of its key.")]
 LOCAL = "127.0.0.1:8500"
+ENDINGS = {"png": (".png",), "raw": (".raw", ".bin")}
 ENCODINGS = ("png", "raw", "coco_rle", "polygons", "label_runs")
 
 
@@ -74,6 +78,9 @@ def segment(
     overlay: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Picture to write: mask over image.")
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write over MASK and FILE if they hold something else.")
+    ] = False,
     oversize: Oversize = "",
     tile: Tile = False,
     overlap: Overlap = None,
@@ -98,6 +105,7 @@ def segment(
         raise ServingError(
             f"no encoding {encoding!r}", nearest(encoding, ENCODINGS), "--encoding png"
         )
+    _check_ending(target, encoding)
     wishes: dict[str, Any] = {
         "classes": _names(classes),
         "tags": _names(tags),
@@ -111,11 +119,14 @@ def segment(
     tls = _credentials(tls_ca, tls_cert, tls_key)
     with _told(), Client(address, timeout=timeout, token=token, tls=tls) as client:
         result = client.segment(image, model, **wishes)
-        target.write_bytes(as_file(result))
+        files = {target: as_file(result)}
         if overlay:
-            _write_overlay(
-                image, overlay, result, client.get_model(result.model, version=result.version)
-            )
+            card = client.get_model(result.model, version=result.version)
+            picture = _overlay(image, overlay, result, card)
+            if overlay.resolve() == target.resolve():
+                raise ServingError(f"{target} is both MASK and --overlay", "two files")
+            files[overlay] = picture
+        _write(files, image, force)
     found = {
         name: {
             "score": result.scores[name],
@@ -170,13 +181,12 @@ def token(
     as_json: Json = False,
 ) -> None:
     """Make a token for a caller. It is shown once; the server's file holds its hash alone."""
-    from serving.access.tokens import new_token
+    from serving.access.tokens import add_token, new_token
 
     secret, line = new_token(name, [str(entry) for entry in role])
     if file:
         try:
-            with file.open("a", encoding="utf-8") as lines:
-                lines.write(f"{line}\n")
+            add_token(file, line)
         except OSError as error:
             raise StartError(
                 f"{file} cannot be written: {error.strerror}", "a file, or a new one in a folder"
@@ -222,20 +232,55 @@ def _told() -> Iterator[None]:
         ) from error
 
 
-def _write_overlay(image: Path, target: Path, result: Any, card: Any) -> None:
+def _check_ending(target: Path, encoding: str) -> None:
+    """Refuse a name that says another kind of file than it would hold."""
+    from serving.images.decoding import EXTENSIONS
+
+    right = ENDINGS.get(encoding, (".json",))
+    others = {*EXTENSIONS, *(ending for endings in ENDINGS.values() for ending in endings), ".json"}
+    if target.suffix.lower() in others - set(right):
+        raise ServingError(
+            f"{target} would hold a mask as {encoding}",
+            f"a name that ends in {' or '.join(right)}",
+            f"{target.with_suffix(right[0])}",
+        )
+
+
+def _write(files: dict[Path, bytes], image: Path, force: bool) -> None:
+    """Write all of the files, or none where one of them may not be."""
+    from serving.files import write_atomic
+    from serving.outputs import check_file
+
+    hint = "another name, or --force to write over it"
+    for path, data in files.items():
+
+        def may_go(there: Path, data: bytes = data) -> bool:
+            return force or there.read_bytes() == data
+
+        check_file(path, [image], may_go, hint=hint)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    for path, data in files.items():
+        write_atomic(path, data)
+
+
+def _overlay(image: Path, target: Path, result: Any, card: Any) -> bytes:
+    """The picture in the format that the name of ``target`` ends in."""
     from PIL import Image
 
     from serving.images import masks
     from serving.images.decoding import decode
 
     pixels = decode(
-        image.read_bytes(),
-        Limits(max_bytes=sys.maxsize, max_pixels=sys.maxsize, max_passes=sys.maxsize),
+        image.read_bytes(), Limits(max_bytes=sys.maxsize, max_pixels=sys.maxsize)
     ).pixels
     palette = [(label.red, label.green, label.blue) for label in card.labels]
+    kind = Image.registered_extensions().get(target.suffix.lower(), "")
+    buffer = io.BytesIO()
     try:
-        Image.fromarray(masks.overlay(pixels, result.mask, palette)).save(target)
-    except ValueError as error:
+        Image.fromarray(masks.overlay(pixels, result.mask, palette)).save(buffer, kind)
+    except (KeyError, ValueError, OSError) as error:
         raise ServingError(
             f"{target} has no known picture format", "a name that ends in .jpg or .png"
         ) from error
+    return buffer.getvalue()

@@ -114,6 +114,40 @@ def outlines(labels: Pixels) -> dict[int, list[Points]]:
     return dict(found)
 
 
+def outlines_through_centres(labels: Pixels) -> dict[int, list[Points]]:
+    """The regions of every label above 0 in a uint8 [H,W] map, each as a line through the centres
+    of the pixels along its border; a point (x, y) is a pixel, and a line may be a single one.
+
+    For readers that draw the line itself and fill what it encloses by the even-odd rule, as
+    OpenCV's ``fillPoly`` does: they fill exactly the region. Holes are joined to the line as by
+    :func:`outlines`, by pixels of the region.
+
+    Raises:
+        MaskTooComplex: more corners than ``MAX_CORNERS``.
+    """
+    corners = _corners(labels)
+    edges = _join(corners, labels.shape)
+    holes = [min(ring, key=edges.points.__getitem__) for _, ring, hole in _trace(edges) if hole]
+    # A corner that only one pixel of the region has is that pixel; one that three have is the
+    # pixel between the two others.
+    x, y = (
+        place - 1 + np.where(corners.convex, way, ~way)
+        for place, way in ((corners.x, corners.right), (corners.y, corners.down))
+    )
+    pixels = [[pixel] for pixel in zip(x.tolist(), y.tolist())]
+    for corner, below in _cut(edges, holes, labels):
+        (left, top), beside = edges.points[below], edges.points[corner][0] - 1
+        pixels[corner] = [(beside, top)]
+        pixels += [[(beside, top - 1), (beside, top), (left, top)], [(left, top)]]
+    found: dict[int, list[Points]] = defaultdict(list)
+    for label, ring, _ in _trace(edges):
+        line = [pixel for corner in ring for pixel in pixels[corner]]
+        found[label].append(
+            [point for point, before in zip(line, [line[-1], *line]) if point != before] or line[:1]
+        )
+    return dict(found)
+
+
 def fill(shapes: Iterable[tuple[int, Iterable[Points]]], height: int, width: int) -> Pixels:
     """The uint8 [H,W] map of rectilinear rings by label, filled by the even-odd rule.
 
@@ -232,7 +266,7 @@ def _trace(edges: _Edges) -> Iterator[tuple[int, list[int], bool]]:
         yield edges.labels[first], corners, hole
 
 
-def _cut(edges: _Edges, holes: list[int], labels: Pixels) -> None:
+def _cut(edges: _Edges, holes: list[int], labels: Pixels) -> list[tuple[int, int]]:
     """Join the line of each hole with what lies to its left.
 
     From the corner of the hole a slit runs along the upper border of its row to the nearest edge of
@@ -243,8 +277,13 @@ def _cut(edges: _Edges, holes: list[int], labels: Pixels) -> None:
         edges: changed in place.
         holes: of each hole the topmost of its leftmost corners.
         labels: uint8 [H,W].
+
+    Returns:
+        Of each slit its end at the hole and the lower of the two corners at its other end; the
+        upper one comes before it. In the order in which those were added.
     """
     height, width = labels.shape
+    slits: list[tuple[int, int]] = []
     x, y = np.asarray([edges.points[corner] for corner in holes], np.int64).reshape(-1, 2).T
     label = np.asarray([edges.labels[corner] for corner in holes], np.int64)
     bounds = label_runs(labels).bounds
@@ -262,3 +301,5 @@ def _cut(edges: _Edges, holes: list[int], labels: Pixels) -> None:
         edges.across.extend([end, corner])
         edges.along[top], edges.along[bottom] = above, below
         edges.across[end], edges.across[corner] = above, below
+        slits.append((corner, below))
+    return slits

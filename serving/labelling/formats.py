@@ -150,6 +150,9 @@ class Coco:
 class Yolo:
     """``labels/*.txt`` of YOLO's segmentation: a line a region, class and outline in shares of
     width and height.
+
+    Outlines run through the centres of pixels: readers of this format draw them so, and cut off
+    what is behind the point.
     """
 
     def part(self, image: Path) -> Path:
@@ -160,9 +163,8 @@ class Yolo:
         """See :class:`Format`."""
         height, width = result.labels.shape
         lines = [
-            " ".join([str(label - 1), *(f"{x / width:.6f} {y / height:.6f}" for x, y in line)])
-            + "\n"
-            for label, outlines in polygons.outlines(result.labels).items()
+            f"{label - 1} {_shares(line, height, width)}\n"
+            for label, outlines in polygons.outlines_through_centres(result.labels).items()
             if label != masks.UNDECIDED
             for line in outlines
         ]
@@ -177,15 +179,15 @@ class Yolo:
         )
 
     def finish(self, target: Path, card: Card, entries: Sequence[Entry]) -> list[Path]:
-        """``data.yaml`` with the names of the classes."""
+        """``data.yaml`` with the names of the classes. Without a path in it, ``images`` lies beside
+        it, wherever the reader is started.
+        """
         path = target / "data.yaml"
         names = "".join(
             f"  {index}: {json.dumps(name)}\n" for index, name in enumerate(card.classes)
         )
         with replacing(path) as temporary:
-            temporary.write_text(
-                f"path: .\ntrain: images\nval: images\nnames:\n{names}", encoding="utf-8"
-            )
+            temporary.write_text(f"train: images\nval: images\nnames:\n{names}", encoding="utf-8")
         return [path]
 
 
@@ -282,6 +284,12 @@ def _join(file: TextIO, entries: Iterable[Entry]) -> None:
         file.write(separator + json.dumps(entry, ensure_ascii=False))
         separator = ",\n"
     file.write("\n")
+
+
+def _shares(line: polygons.Points, height: int, width: int) -> str:
+    """The centres of the pixels of a line as shares of the sides, three at least."""
+    line = line + line[-1:] * (3 - len(line))
+    return " ".join(f"{(x + 0.5) / width:.6f} {(y + 0.5) / height:.6f}" for x, y in line)
 
 
 def _flat(line: polygons.Points) -> list[int]:

@@ -266,6 +266,7 @@ def test_label_exit_codes_and_json(run, repository, tmp_path):
         "written": 1,
         "skipped": 0,
         "failed": 0,
+        "left_out": 0,
         "seconds": 0,
         "images_per_second": 0,
         "target": str(target),
@@ -326,7 +327,7 @@ def test_segment_through_a_server(run, server, tmp_path):
     picture = Image.new("RGB", (40, 30), (255, 0, 0))
     picture.paste((0, 0, 255), (0, 0, 20, 30))
     picture.save(image)
-    command = ("segment", image, mask, "--address", server.address)
+    command = ("segment", image, mask, "--address", server.address, "--force")
     done = run(*command, "--model", "colours", "--overlay", look, "--json")
     assert done.code == 0, done.stderr
     found = json.loads(done.stdout)["found"]
@@ -370,6 +371,46 @@ def test_segment_through_a_server(run, server, tmp_path):
         assert (done.code, told in done.stderr) == (2, True), done.stderr
     done = run("segment", tmp_path / "none.jpg", mask, "--address", server.address)
     assert (done.code, "none.jpg: No such file" in done.stderr) == (2, True), done.stderr
+
+
+def test_segment_writes_over_nothing_of_the_users(run, server, tmp_path):
+    image, mask, mine = tmp_path / "a.png", tmp_path / "mask.png", tmp_path / "mine.png"
+    Image.new("RGB", (40, 30), (255, 0, 0)).save(image)
+    Image.new("P", (40, 30), 2).save(mine)
+    (tmp_path / "link.png").symlink_to(image)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def told(*arguments: object) -> str:
+        done = run("segment", image, *arguments, "--model", "colours", "--address", server.address)
+        assert done.code == 2, done.stderr
+        return str(done.stderr)
+
+    for same in (image, tmp_path / "link.png", tmp_path / "x" / ".." / "a.png"):
+        for more in ((), ("--force",)):
+            assert "which is read" in told(same, *more)
+    assert "is there already" in told(mine)
+    assert "--force" in told(mask, "--overlay", mine)
+    assert "both MASK and --overlay" in told(mask, "--overlay", mask)
+    assert "which is read" in told(mask, "--overlay", image, "--force")
+    assert "would hold a mask as png" in told(tmp_path / "mask.jpg")
+    assert "would hold a mask as coco_rle" in told(mask, "--encoding", "coco_rle")
+    assert "is a folder" in told(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    command = ("segment", image, mask, "--model", "colours", "--address", server.address)
+    for _ in range(2):
+        assert run(*command, "--overlay", tmp_path / "look.jpg").code == 0
+    assert run(*command, "--min-confidence", 1, "--tags", "blue").code == 2
+    assert run(*command, "--min-confidence", 1, "--tags", "blue", "--force").code == 0
+
+
+def test_a_token_is_added_to_no_other_file(run, tmp_path):
+    (tmp_path / "notes.txt").write_text("shopping: milk")
+    done = run("token", "ci", "--role", "infer", "--file", tmp_path / "notes.txt")
+    assert (done.code, (tmp_path / "notes.txt").read_text()) == (2, "shopping: milk")
+    for _ in range(2):
+        assert run("token", "ci", "--role", "infer", "--file", tmp_path / "tokens").code == 0
+        (tmp_path / "tokens").write_text((tmp_path / "tokens").read_text().rstrip())
+    assert len((tmp_path / "tokens").read_text().splitlines()) == 2
 
 
 def mask_counts(height: int, width: int) -> str:

@@ -85,6 +85,45 @@ def test_a_sieve_of_many_holes_is_one_line():
     np.testing.assert_array_equal(polygons.fill([(1, [line])], 41, 61), labels)
 
 
+def fill_as_opencv(line: list[tuple[int, int]], height: int, width: int) -> np.ndarray:
+    """``cv2.fillPoly`` of a line of upright and level edges: what is on it and, by the even-odd
+    rule, inside of it.
+    """
+    drawn, flips = np.zeros((height, width), bool), np.zeros((height, width + 1), bool)
+    for (x, y), (to_x, to_y) in zip(line, [*line[1:], line[0]]):
+        assert x == to_x or y == to_y
+        low, high = sorted((y, to_y))
+        left, right = sorted((x, to_x))
+        drawn[low : high + 1, left : right + 1] = True
+        flips[low:high, x] ^= True
+    return drawn | np.logical_xor.accumulate(flips, axis=1)[:, :width]
+
+
+@settings(deadline=None, max_examples=300)
+@given(MAPS)
+def test_lines_through_centres_fill_the_mask_for_opencv(labels):
+    found = polygons.outlines_through_centres(labels)
+    drawn = np.zeros_like(labels)
+    for label, lines in found.items():
+        for line in lines:
+            region = fill_as_opencv(line, *labels.shape)
+            assert not drawn[region].any(), "regions are apart"
+            drawn[region] = label
+    np.testing.assert_array_equal(drawn, labels)
+    edges = polygons.outlines(labels)
+    assert {label: len(lines) for label, lines in found.items()} == {
+        label: len(lines) for label, lines in edges.items()
+    }
+
+
+def test_lines_through_centres_of_thin_things():
+    labels = np.zeros((3, 5), np.uint8)
+    labels[1, 1:4], labels[0, 0] = 1, 2
+    assert polygons.outlines_through_centres(labels) == {1: [[(3, 1), (1, 1)]], 2: [[(0, 0)]]}
+    (line,) = polygons.outlines_through_centres(ring_of(4))[5]
+    np.testing.assert_array_equal(fill_as_opencv(line, 4, 4), ring_of(4) == 5)
+
+
 @pytest.mark.parametrize(
     "line", [[(0, 0), (3, 3), (0, 3)], [(0, 0), (9, 0), (9, 2), (0, 2)], [(-1, 0), (1, 0)]]
 )

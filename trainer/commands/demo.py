@@ -119,6 +119,7 @@ def _serve_and_segment(say: Callable[[str], None], exported: Path, photo: Path, 
                     MODEL,
                     "--address",
                     address,
+                    "--force",
                 ],
             )
         finally:
