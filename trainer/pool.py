@@ -140,11 +140,15 @@ def each_image(
 
 def raise_together(problems: Sequence[UserError], total: int, what: str) -> None:
     """Raise one ``DataError`` that lists the errors of single images, if there are any."""
-    if not problems:
-        return
+    if problems:
+        raise joined(problems, total, what)
+
+
+def joined(problems: Sequence[UserError], total: int, what: str) -> DataError:
+    """One error that lists those of single images."""
     listed = "".join(f"\n  {problem.found}" for problem in problems[:10])
     more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
-    raise DataError(
+    return DataError(
         f"{len(problems)} of {total} {what}:{listed}{more}",
         problems[0].expected or "a readable file of the right size for every image",
         problems[0].hint or "repair or make those files and run the same command again",

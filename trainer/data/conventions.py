@@ -4,7 +4,6 @@ claims to be one of them.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 
 from trainer.data.coco import CocoDataset
@@ -12,9 +11,9 @@ from trainer.data.coco_classes import COCO_CLASSES
 from trainer.data.dataset import Dataset, some
 from trainer.data.inspection import Problem
 from trainer.data.tags import FROM_MASKS
-from trainer.data.voc import LISTS, VOC_CLASSES
+from trainer.data.voc import VOC_CLASSES, VOC_ID
+from trainer.data.voc_lists import LISTS
 
-VOC_ID = re.compile(r"20(07|08|09|10|11|12)_\d{6}")
 VOC_SIZES = {"train": 1464, "val": 1449, "trainval": 2913, "test": 1456, "train_aug": 10582}
 MISPRINT = 10528
 VOC_TAGS = {

@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 
 from trainer.data.dataset import IGNORE, Dataset, Record, complain
-from trainer.errors import DataError
-from trainer.pool import over_images
+from trainer.errors import DataError, UserError
+from trainer.pool import joined, over_images
 
 FROM_MASKS = "classes in the masks"
 POOL_FROM = 300
@@ -42,13 +42,16 @@ def with_mask_tags(dataset: Dataset, problems: list[DataError] | None = None) ->
         many,
         lambda r: r.id,
     )
+    failed: list[UserError] = []
     for record, outcome in work:
         if isinstance(outcome, tuple):
             records[record.id] = dataclasses.replace(record, tags=outcome)
         elif isinstance(outcome, DataError):
-            complain(outcome, problems)
+            failed.append(outcome)
         else:
             raise outcome
+    if failed:
+        complain(joined(failed, len(masked), "masks give no tags"), problems)
     return dataclasses.replace(dataset, records=records, tags_from=FROM_MASKS)
 
 

@@ -1,23 +1,27 @@
-"""PASCAL VOC layout (spec refine-segment 9 and 11), also that of ``wsss-trainer synth``."""
+"""PASCAL VOC layout, also that of CVAT's masks and of ``wsss-trainer synth``."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainer.data.cells import list_name
+from trainer.data.colours import Colour
 from trainer.data.dataset import IGNORE, Dataset, Record, check_classes, complain, some
 from trainer.data.image_files import ImageNames, entries, walk
 from trainer.data.knobs import DataConfig
-from trainer.data.names import composed, folded
+from trainer.data.labelmap import NAME as LABELMAP
+from trainer.data.labelmap import read_labelmap
+from trainer.data.names import composed, folded, one_spelling, spelling_notes
 from trainer.data.pixels import IMAGE_SUFFIXES
 from trainer.data.tables import IMAGE_COLUMNS, flags, read_table
 from trainer.data.tags import FROM_MASKS
+from trainer.data.voc_lists import LISTS, Lists, read_lists
+from trainer.data.voc_xml import read_objects
 from trainer.errors import DataError
 
 VOC_CLASSES = (
@@ -44,15 +48,27 @@ VOC_CLASSES = (
 )
 CSV = "image_labels.csv"
 XML = "objects of Annotations/*.xml, difficult ones included"
-LISTS = Path("ImageSets", "Segmentation")
-SBD_NAMES = ("train_aug", "trainaug")
+VOC_ID = re.compile(r"20(07|08|09|10|11|12)_\d{6}")
+TREE = ("ImageSets", "Annotations", "SegmentationClass", "SegmentationClassAug")
+"""Folders that a VOC tree has beside its images."""
 Problems = list[DataError] | None
 Tags = dict[str, tuple[int, ...]]
 
 
+@dataclass(frozen=True)
+class ClassTable:
+    """Class names, the value of each in mask files, and colours where masks have their own."""
+
+    classes: tuple[str, ...] = VOC_CLASSES
+    values: tuple[int, ...] = tuple(range(1, 21))
+    colours: dict[Colour, int] = field(default_factory=dict)
+
+
 def recognises(root: Path) -> bool:
-    """Whether ``root`` has ``JPEGImages/`` and ``ImageSets/Segmentation/``."""
-    return (root / "JPEGImages").is_dir() and (root / LISTS).is_dir()
+    """Whether ``root`` has ``JPEGImages/`` and another folder of a VOC tree, or lists of one."""
+    if (root / "JPEGImages").is_dir():
+        return any((root / name).is_dir() for name in TREE)
+    return (root / LISTS).is_dir()
 
 
 def read(root: Path, problems: Problems, config: DataConfig) -> Dataset:
@@ -60,9 +76,10 @@ def read(root: Path, problems: Problems, config: DataConfig) -> Dataset:
 
     Records are the images that some list names (without lists: every image). Masks come from
     ``SegmentationClass/``, else ``SegmentationClassAug/``. Classes come from ``classes.json``
-    (``{"classes": [{"voc_index": 8, "name": "cat"}, ...], "ignore": 255}``), else they are the 20
-    of VOC. Tags come from ``image_labels.csv``, else from the objects of ``Annotations/*.xml``
-    (difficult ones included, parts not), else from the masks, or from what ``labels_from`` says.
+    (``{"classes": [{"voc_index": 8, "name": "cat"}, ...], "ignore": 255}``) or CVAT's
+    ``labelmap.txt``, else they are the 20 of VOC, or those of the XML files where these are others.
+    Tags come from ``image_labels.csv``, else from the objects of ``Annotations/*.xml`` (difficult
+    ones included, parts not), else from the masks, or from what ``labels_from`` says.
 
     Args:
         problems: collects what is wrong instead of raising it; the entries concerned are left out.
@@ -74,32 +91,38 @@ def read(root: Path, problems: Problems, config: DataConfig) -> Dataset:
     """
     images = _by_stem(root / "JPEGImages", IMAGE_SUFFIXES, problems)
     if not images:
-        raise DataError(f"{root / 'JPEGImages'} holds no image", "files such as 2007_000032.jpg")
-    classes, values = _classes(root)
-    lists = _lists(root, images, problems)
+        raise DataError(
+            f"{root / 'JPEGImages'} holds no image",
+            "files such as 2007_000032.jpg",
+            "CVAT exports images only where 'Save images' is on: copy them to JPEGImages",
+        )
+    lists = read_lists(root, images, problems)
     ids = sorted({i for names in lists.values() for i in names}) or sorted(images)
     masks = _by_stem(root / "SegmentationClassAug", (".png",), problems)
     masks |= _by_stem(root / "SegmentationClass", (".png",), problems)
     notes = _list_notes(root, lists, len(images) - len(ids)) + walk(root / "JPEGImages").notes()
     source = _tag_source(root, ids, masks, config.labels_from, notes)
+    objects = _objects(root, ids, notes, problems) if source == XML else {}
+    table = _class_table(root, ids, objects, any(i in masks for i in ids))
     tags: Tags = {}
     if source == CSV:
-        tags = _csv_tags(root / CSV, {i: images[i] for i in ids}, classes, notes, problems)
+        tags = _csv_tags(root / CSV, {i: images[i] for i in ids}, table.classes, notes, problems)
     elif source == XML:
-        tags = _xml_tags(root, ids, classes, notes, problems)
+        tags = _xml_tags(objects, table.classes, notes)
     records = {i: Record(i, images[i], tags.get(i, ()), masks.get(i)) for i in ids}
     folders = Counter(masks[i].parent.name for i in ids if i in masks)
     return Dataset(
         root=root,
         format="synthetic" if (root / "synthetic.json").is_file() else "voc",
-        classes=classes,
-        mask_values=values,
+        classes=table.classes,
+        mask_values=table.values,
         records=records,
         lists={**lists, "all": tuple(ids)},
         tags_from=source,
         notes=tuple(notes),
         masks_from=" and ".join(sorted(folders)),
         config=config,
+        mask_colours=table.colours,
     )
 
 
@@ -127,10 +150,38 @@ def _by_stem(folder: Path, suffixes: tuple[str, ...], problems: Problems) -> dic
     return files
 
 
-def _classes(root: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    path = root / "classes.json"
-    if not path.is_file():
-        return VOC_CLASSES, tuple(range(1, 21))
+def _class_table(
+    root: Path, ids: list[str], objects: dict[str, set[str]], masked: bool
+) -> ClassTable:
+    """The table that the data set brings, that of VOC, or the names of the objects."""
+    if (root / "classes.json").is_file():
+        return _read_table(root / "classes.json")
+    if (root / LABELMAP).is_file():
+        classes, colours = read_labelmap(root / LABELMAP)
+        return ClassTable(classes, tuple(range(1, len(classes) + 1)), colours)
+    names = one_spelling(Counter(name for shown in objects.values() for name in shown))
+    known = {folded(name) for name in names.values()} & set(VOC_CLASSES)
+    from_voc = 2 * sum(bool(VOC_ID.fullmatch(i)) for i in ids) >= len(ids)
+    if not names or (from_voc and known):
+        return ClassTable()
+    if len(known) == len(set(names.values())):
+        # Masks of VOC's tools have VOC's numbers whatever the photographs.
+        values = sorted(VOC_CLASSES.index(name) + 1 for name in known)
+        return ClassTable(tuple(VOC_CLASSES[value - 1] for value in values), tuple(values))
+    own = sorted(set(names.values()))
+    if masked and len(own) > 1:
+        raise DataError(
+            f"{root} has masks and no class table, and its annotations name other classes than"
+            f" VOC's: {some(own)}",
+            'classes.json: {"classes": [{"voc_index": 1, "name": "'
+            + own[0]
+            + '"}, ...], "ignore": 255}, with the value of each class in the masks',
+        )
+    check_classes(own, root / "Annotations")
+    return ClassTable(tuple(own), tuple(range(1, len(own) + 1)))
+
+
+def _read_table(path: Path) -> ClassTable:
     shape = '{"classes": [{"voc_index": 8, "name": "cat"}, ...], "ignore": 255}'
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
@@ -149,56 +200,10 @@ def _classes(root: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
             f"{path} has the mask values {values} and ignores {ignore}",
             "different values 1 to 254; ignore 255",
         )
-    return tuple(names), tuple(values)
+    return ClassTable(tuple(names), tuple(values))
 
 
-def _lists(root: Path, images: dict[str, Path], problems: Problems) -> dict[str, tuple[str, ...]]:
-    lists = {}
-    for path in sorted((root / LISTS).glob("*.txt")):
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            complain(
-                DataError(f"{path} cannot be read: {error}", "one image id a line, UTF-8"), problems
-            )
-            continue
-        ids = [list_id(line.strip(), images) for line in lines if line.strip()]
-        once = dict.fromkeys(ids)
-        if len(once) < len(ids):
-            twice = [i for i, count in Counter(ids).items() if count > 1]
-            complain(
-                DataError(
-                    f"{path} names {len(twice)} images twice: {some(twice)}", "every image once"
-                ),
-                problems,
-            )
-        absent = [i for i in once if i not in images]
-        if absent:
-            complain(
-                DataError(
-                    f"{path} names {len(absent)} images that are not there: {some(absent)}",
-                    f"each of them in {root / 'JPEGImages'}",
-                    "bring the images, or take the lines out of the list",
-                ),
-                problems,
-            )
-        lists["train_aug" if path.stem in SBD_NAMES else list_name(path.stem)] = tuple(
-            i for i in once if i in images
-        )
-    return lists
-
-
-def list_id(line: str, known: Container[str]) -> str:
-    """Id on a list line: bare (any text), or the stem of the first of two columns of paths."""
-    if line in known:
-        return line
-    first = re.split(r"\s+(?=/)|\t", line)[0] if line.startswith("/") else line.split()[0]
-    name = first.rsplit("/", 1)[-1]
-    path = Path(name)
-    return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else name
-
-
-def _list_notes(root: Path, lists: dict[str, tuple[str, ...]], unlisted: int) -> list[str]:
+def _list_notes(root: Path, lists: Lists, unlisted: int) -> list[str]:
     notes = []
     if not lists:
         notes.append(f"{root / LISTS} has no list: only 'all' can be used")
@@ -295,32 +300,32 @@ def _csv_tags(
     return tags
 
 
-def _xml_tags(
-    root: Path, ids: list[str], classes: tuple[str, ...], notes: list[str], problems: Problems
-) -> Tags:
+def _objects(
+    root: Path, ids: list[str], notes: list[str], problems: Problems
+) -> dict[str, set[str]]:
+    """Names of the objects of each annotated image."""
     annotations = _by_stem(root / "Annotations", (".xml",), problems)
-    index = {name: k for k, name in enumerate(classes)}
-    tags: Tags = {}
-    others: dict[str, int] = {}
-    for i in ids:
-        if i not in annotations:
-            continue
-        try:
-            objects = ElementTree.parse(annotations[i]).getroot().findall("object")
-        except (OSError, ElementTree.ParseError) as error:
-            complain(
-                DataError(f"{annotations[i]} cannot be read: {error}", "a VOC annotation in XML"),
-                problems,
-            )
-            continue
-        names = {(entry.findtext("name") or "").strip() for entry in objects}
-        tags[i] = tuple(sorted(index[name] for name in names if name in index))
-        for name in names - index.keys():
-            others[name] = others.get(name, 0) + 1
+    objects, error = read_objects(annotations, ids)
+    if error:
+        complain(error, problems)
     without = sum(i not in annotations for i in ids)
     if without:
         notes.append(f"{without} listed images have no file in Annotations")
+    return objects
+
+
+def _xml_tags(objects: dict[str, set[str]], classes: tuple[str, ...], notes: list[str]) -> Tags:
+    index = {folded(name): k for k, name in enumerate(classes)}
+    counts = Counter(name for shown in objects.values() for name in shown)
+    others = {name: count for name, count in counts.items() if folded(name) not in index}
     if others:
         listing = some(f"{name!r} in {count} images" for name, count in sorted(others.items()))
         notes.append(f"objects of other classes are ignored: {listing}")
-    return tags
+    notes += spelling_notes(
+        {name: classes[index[folded(name)]] for name in sorted(counts) if name not in others}
+    )
+    return {i: _indices(shown, index) for i, shown in objects.items()}
+
+
+def _indices(names: Iterable[str], index: dict[str, int]) -> tuple[int, ...]:
+    return tuple(sorted({index[folded(name)] for name in names if folded(name) in index}))

@@ -1,0 +1,76 @@
+"""Annotations of PASCAL VOC in XML: which classes an image shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from xml.parsers import expat
+
+from trainer.data.dataset import some
+from trainer.errors import DataError
+
+MOST_BYTES = 16_000_000
+"""An annotation takes a few kilobytes. More is no annotation, and is not read."""
+LONGEST_NAME = 200
+EXPECTED = "a VOC annotation: <annotation> with <object><name>cat</name>...</object>"
+
+
+def object_names(path: Path) -> set[str]:
+    """Names of the objects of an annotation, difficult ones included, parts of objects not.
+
+    Entities are not expanded: files that declare some are refused.
+
+    Raises:
+        DataError: no XML, no annotation, too large, or an object without a name.
+    """
+    names: list[str] = []
+    places: list[str] = []
+    parser = expat.ParserCreate()
+
+    def start(tag: str, _: dict[str, str]) -> None:
+        if not places and tag != "annotation":
+            raise ValueError(f"it begins with <{tag[:40]}>")
+        places.append(tag)
+        if places == ["annotation", "object"]:
+            names.append("")
+
+    def text(content: str) -> None:
+        if len(places) == 3 and places[1:] == ["object", "name"]:
+            names[-1] += content
+
+    def refuse(*_: object) -> None:
+        raise ValueError("it declares entities")
+
+    parser.StartElementHandler, parser.CharacterDataHandler = start, text
+    parser.EndElementHandler = lambda _: places.pop()
+    parser.EntityDeclHandler = refuse
+    try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise ValueError(f"it has {size:,} bytes")
+        parser.Parse(path.read_bytes(), True)
+    except (OSError, ValueError, LookupError, expat.ExpatError) as error:
+        raise DataError(f"{path} cannot be read: {error}", EXPECTED) from error
+    stripped = [" ".join(name.split()) for name in names]
+    if not all(0 < len(name) <= LONGEST_NAME for name in stripped):
+        raise DataError(f"{path} has an object without a name", EXPECTED)
+    return set(stripped)
+
+
+def read_objects(
+    annotations: Mapping[str, Path], ids: Iterable[str]
+) -> tuple[dict[str, set[str]], DataError | None]:
+    """Names of objects by image id, and one error for all files that cannot be used."""
+    names: dict[str, set[str]] = {}
+    problems: list[DataError] = []
+    for i in ids:
+        if i in annotations:
+            try:
+                names[i] = object_names(annotations[i])
+            except DataError as error:
+                problems.append(error)
+    if not problems:
+        return names, None
+    listed = some((problem.found for problem in problems), 3)
+    hint = "correct these files, or take them out"
+    return names, DataError(f"{len(problems)} annotations cannot be used: {listed}", EXPECTED, hint)
