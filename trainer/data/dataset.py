@@ -50,7 +50,7 @@ class Dataset:
 
     Attributes:
         root: folder that was opened.
-        format: ``voc``, ``coco``, ``folder``, ``synthetic``, ``mva`` or ``folders``.
+        format: ``voc``, ``coco``, ``folder``, ``synthetic``, ``mva``, ``xml`` or ``folders``.
         classes: K foreground class names. In every label map of this package 0 is background, k+1
             is ``classes[k]`` and 255 is "ignore".
         mask_values: the value of each class in this data set's own mask files.
@@ -208,7 +208,7 @@ def open_dataset(
         DataError: nothing is there, nothing is recognised, the files contradict each other, or
             ``labels_from`` asks for tags that are not there.
     """
-    from trainer.data import class_folders, coco, folder, mva, voc
+    from trainer.data import class_folders, coco, folder, mva, voc, xml_folder
     from trainer.data.tags import FROM_MASKS, with_mask_tags
     from trainer.data.unrecognised import unrecognised
 
@@ -221,7 +221,7 @@ def open_dataset(
         )
     if not os.access(root, os.R_OK | os.X_OK):
         raise DataError(f"{root} cannot be opened", "a data folder that you may read")
-    readers = (voc, coco, folder, mva, class_folders)
+    readers = (voc, coco, folder, mva, xml_folder, class_folders)
     reader = next((module for module in readers if module.recognises(root)), None)
     if reader is None:
         raise unrecognised(root, lambda place: any(r.recognises(place) for r in readers))

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Container
 from pathlib import Path
 
+from trainer.data.cells import list_name
 from trainer.data.dataset import complain, some
 from trainer.data.names import composed
 from trainer.data.pixels import IMAGE_SUFFIXES
@@ -66,7 +67,7 @@ def read_lists(root: Path, images: dict[str, Path], problems: Problems) -> Lists
                 ),
                 problems,
             )
-        name = "train_aug" if path.stem in SBD_NAMES else path.stem
+        name = "train_aug" if path.stem.lower() in SBD_NAMES else list_name(path.stem)
         lists[name] = tuple(i for i in once if i in images)
     return lists
 
