@@ -108,7 +108,10 @@ def fit(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="code, paper or mva: the method as released, as printed, or as MVA has it."
+            help=(
+                "code, paper or mva: the method as released, as printed, or as the code of the MVA"
+                " study trains it and makes its maps; its rates are for ResNet-38."
+            )
         ),
     ] = None,
     cams: Annotated[

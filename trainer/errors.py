@@ -62,6 +62,15 @@ class ExportError(UserError):
     """The exported graph differs from the model that it was made from."""
 
 
+def one_of(name: str, known: Iterable[str], what: str) -> None:
+    """Raise ConfigError where ``name`` is none of those that are ``known``; ``what`` says of
+    what.
+    """
+    known = list(known)
+    if name not in known:
+        raise ConfigError(f"{what} {name!r} does not exist", nearest(str(name), known))
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The sentence that names what is known, the closest match to ``name`` first."""
     known = list(known)

@@ -104,9 +104,12 @@ def make_configs(options: Options) -> Configs:
     _, method_config = method_classes(options.method)
     changes = knobs.parse_settings(options.settings, SECTIONS)
     recipe = options.recipe or classify.recipe(options.backbone, options.weights)
-    preset = method_preset(options.method, options.preset)
+    small = recipe not in ("psa", "irn")
+    module = method_module(options.method)
+    preset = method_preset(options.method, options.preset, recipe)
+    own: dict[str, Any] = getattr(module, "SMALL", {}) if small else {}
     # A method's published training is for the networks that it was published with.
-    published = getattr(method_module(options.method), "TRAINING", {}).get(recipe, {})
+    published = getattr(module, "TRAINING", {}).get(recipe, {})
     base = classify.make_config(recipe, {**published, **preset["classify"]})
     short: dict[str, Any] = {} if options.epochs is None else {"epochs": options.epochs}
     sizes: dict[str, Any] = {}
@@ -114,7 +117,6 @@ def make_configs(options: Options) -> Configs:
         low, high = (round(side * options.size / base.crop) for side in base.resize)
         short["crop"], sizes["resize"] = options.size, (low, high)
     made = knobs.replace(base, {**short, **sizes, **changes["classify"]}, "classify")
-    small = recipe not in ("psa", "irn")
     refinement = named_refinement(options.refine or "crf")
     ways: dict[str, dict[str, Any]] = (
         {"affinity": affinity_stage.SMALL, "irn": irn_stage.SMALL} if small else {}
@@ -130,10 +132,12 @@ def make_configs(options: Options) -> Configs:
     return Configs(
         knobs.replace(DataConfig(), {**labels, **changes["data"]}, "data"),
         knobs.replace(
-            method_config(), {**preset["method"], **changes["method"]}, f"method {options.method}"
+            method_config(),
+            {**own, **preset["method"], **changes["method"]},
+            f"method {options.method}",
         ),
         made,
-        knobs.replace(cams.CamsConfig(), changes["cams"], "cams"),
+        knobs.replace(cams.CamsConfig(), {**preset["cams"], **changes["cams"]}, "cams"),
         knobs.replace(
             RefineConfig(calibrate=small), {**ways["refine"], **changes["refine"]}, "refine"
         ),
@@ -175,8 +179,11 @@ def segment_config(
     return made
 
 
-def method_preset(method: str, name: str | None) -> dict[str, dict[str, Any]]:
+def method_preset(method: str, name: str | None, recipe: str = "") -> dict[str, dict[str, Any]]:
     """What ``--preset`` changes, by section.
+
+    A change of ``<recipe>.<knob>`` is one of ``classify`` with this recipe only: published rates
+    are for the networks that they were published with.
 
     Raises:
         ConfigError: the method has no such preset.
@@ -191,5 +198,8 @@ def method_preset(method: str, name: str | None) -> dict[str, dict[str, Any]]:
     changes: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for knob, value in (presets[name] if name else {}).items():
         section, _, key = knob.partition(".")
-        changes[section][key] = value
+        if section == recipe:
+            section = "classify"
+        if section not in classify.RECIPES:
+            changes[section][key] = value
     return changes

@@ -191,7 +191,14 @@ class Pipeline:
         larger = [] if configs.cams.pixels == PIXELS else [configs.cams.pixels]
         cams_key = stage_key(
             "cams",
-            [protocol, configs.cams.scales, configs.cams.precision, ids, *larger],
+            [
+                protocol,
+                configs.cams.scales,
+                configs.cams.min_cells,
+                configs.cams.precision,
+                ids,
+                *larger,
+            ],
             [classify_key],
         )
         make_cams = Step("cams", cams_key, self.cams)

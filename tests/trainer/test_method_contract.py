@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from trainer import config as knobs
-from trainer.classify import SMALL, build, make_config, tuples
+from trainer.cams import CamsConfig
+from trainer.classify import RECIPES, SMALL, build, make_config, tuples
 from trainer.commands.catalogue import describe_method, list_methods
 from trainer.errors import ConfigError
 from trainer.methods.base import Method, method_classes, method_names
@@ -165,10 +166,13 @@ def test_presets_and_published_training_change_knobs_that_exist(name):
         changes = method_preset(name, preset)
         knobs.replace(method_classes(name)[1](), changes["method"], "method")
         knobs.replace(SMALL, changes["classify"], "classify")
+        knobs.replace(CamsConfig(), changes["cams"], "cams")
+        for recipe, config in RECIPES.items():
+            knobs.replace(config, method_preset(name, preset, recipe)["classify"], "classify")
         assert not [
             section
             for section, values in changes.items()
-            if values and section not in ("method", "classify")
+            if values and section not in ("method", "classify", "cams")
         ]
     for recipe, changes in getattr(module, "TRAINING", {}).items():
         make_config(recipe, changes)

@@ -14,15 +14,16 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from trainer.classify import RECIPES
 from trainer.methods.base import method_classes, method_module, method_names
 from trainer.weights.cache import StoredWeights
 
 
 def list_methods() -> list[dict[str, str]]:
-    """Name and first line of the documentation of every method."""
+    """Name, first sentence of the documentation and paper of every method."""
     documents = {name: inspect.getdoc(method_module(name)) or "" for name in method_names()}
     return [
-        {"method": name, "about": text.splitlines()[0], "paper": _paper(text)}
+        {"method": name, "about": _paragraph(text, 0), "paper": _paragraph(text, 1)}
         for name, text in documents.items()
     ]
 
@@ -86,14 +87,29 @@ def print_catalogue(value: Any) -> None:
         )
         console.print(Padding(Text(row["meaning"].replace("``", "`")), (0, 0, 0, 4)))
     console.print()
-    lines = {f"--preset {key}": changes for key, changes in value["presets"].items()}
-    lines |= {
+    for title, changes in _settings(value).items():
+        changed = " ".join(f"--set {knob}={new}" for knob, new in changes.items()) or "the defaults"
+        console.print(f"{title}: {changed}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _settings(value: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Title -> knobs of each preset, of what it sets with one recipe only, and of the published
+    training.
+    """
+    lines: dict[str, dict[str, str]] = {}
+    for preset, changes in value["presets"].items():
+        lines[f"--preset {preset}"] = {}
+        for knob, new in changes.items():
+            section, _, name = knob.partition(".")
+            if section in RECIPES:
+                title = f"--preset {preset}, also with recipe {section}"
+                lines.setdefault(title, {})[f"classify.{name}"] = new
+            else:
+                lines[f"--preset {preset}"][knob] = new
+    return lines | {
         f"recipe {key}, as published": {f"classify.{k}": v for k, v in changes.items()}
         for key, changes in value["training"].items()
     }
-    for title, changes in lines.items():
-        changed = " ".join(f"--set {knob}={new}" for knob, new in changes.items()) or "the defaults"
-        console.print(f"{title}: {changed}", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_weights(stored: list[StoredWeights], as_json: bool) -> None:
@@ -112,9 +128,9 @@ def print_weights(stored: list[StoredWeights], as_json: bool) -> None:
     Console().print(table)
 
 
-def _paper(text: str) -> str:
+def _paragraph(text: str, number: int) -> str:
     paragraphs = text.split("\n\n")
-    return " ".join(paragraphs[1].split()) if len(paragraphs) > 1 else ""
+    return " ".join(paragraphs[number].split()) if len(paragraphs) > number else ""
 
 
 def _attributes(text: str) -> dict[str, str]:

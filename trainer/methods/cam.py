@@ -23,27 +23,23 @@ import torch.nn.functional as F
 from torch import nn
 
 from trainer.methods.base import Method, at_least_float32
-from trainer.methods.pooling import Pooling, gap, gmp, pool
+from trainer.methods.pooling import PoolingConfig, gap, gmp, pool_by
 from trainer.nets.backbone import Backbone
 
 PRESETS: dict[str, dict[str, Any]] = {"code": {}, "paper": {"method.adapt_conv": 512}}
 
 
 @dataclass(frozen=True)
-class Config:
-    """Knobs of ``cam``.
+class Config(PoolingConfig):
+    """Knobs of ``cam``, besides those of ``PoolingConfig``.
 
     Attributes:
-        pooling: ``gap`` average, ``gmp`` maximum, ``hspp`` hybrid spatial pyramid (spec 18).
-        hspp_bins: ``floor`` as released, ``adaptive`` for maps of any size.
         dropout: channel dropout before pooling; ``auto`` is 0.5 on ResNet-38 and 0 elsewhere, as
             published.
         adapt_conv: channels of an extra 3x3 convolution + ReLU before pooling; 0 is none, as
-        released.
+            released.
     """
 
-    pooling: Pooling = "gap"
-    hspp_bins: Literal["floor", "adaptive"] = "floor"
     dropout: float | Literal["auto"] = "auto"
     adapt_conv: int = 0
 
@@ -65,9 +61,17 @@ class Cam(Method):
         )
         rate = (0.5 if resnet38 else 0.0) if config.dropout == "auto" else config.dropout
         self.dropout = nn.Dropout2d(rate)
-        self.classifier = nn.Conv2d(config.adapt_conv or channels, num_classes, 1, bias=False)
-        if resnet38:
-            nn.init.xavier_uniform_(self.classifier.weight)
+        self.classifier = self.new_head(config.adapt_conv or channels, num_classes)
+
+    def new_head(self, channels: int, outputs: int) -> nn.Conv2d:
+        """A linear head on the pooled features, Xavier on ResNet-38, as released.
+
+        All heads of a method start alike: one that starts larger than the others outweighs them.
+        """
+        head = nn.Conv2d(channels, outputs, 1, bias=False)
+        if self.backbone.top == "conv6":
+            nn.init.xavier_uniform_(head.weight)
+        return head
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Deepest features ``[B,C,h,w]``."""
@@ -76,7 +80,7 @@ class Cam(Method):
 
     def logits(self, f: torch.Tensor) -> torch.Tensor:
         """Image logits ``[B,K]`` of features ``[B,C,h,w]``."""
-        pooled = pool(self.dropout(f), self.config.pooling, bins=self.config.hspp_bins)
+        pooled = pool_by(self.config, self.dropout(f))
         scores: torch.Tensor = self.classifier(pooled[:, :, None, None])
         return scores.flatten(1)
 

@@ -1,16 +1,17 @@
 """Class activation maps whose two halves, seen through complementary masks, add up to the whole.
 
 Zhang et al., "Complementary Patch for Weakly Supervised Semantic Segmentation" ("CPN"), ICCV 2021.
-Spec methods 16.
 
 An image I and a mask S make the pair I_h = I S and I_h' = I (1 - S); lam is the visible share of
-I_h. Three passes through the network of SEAM*, then L = L_cls + R + L_TCP + L_CPCR on maps scaled
-by their share, see ``cpn_loss``.
+I_h. Three passes through the network of SEAM*, then (eq. 17) L = w_cls (L_cls + R) + w_tcp L_TCP +
+w_cpcr L_CPCR on maps scaled by their share, see ``cpn_loss``.
 
-Deviations: D-CPN-1 (R, in the released code only), 2 (gradient of the pair) and 3 (one-hot) are
-knobs that default to the code; 4 (sides of the grid) and 5 (super-pixels) default to the paper.
-Super-pixels are made once a photograph instead of once a crop, see ``trainer.data.superpixels``;
-padding is no super-pixel.
+Deviations: R (in the released code only), the gradient of the pair and the one-hot are knobs that
+default to the code; the sides of the grid and the number of super-pixels default to the paper.
+Paper and released trainer hide super-pixels; the default here is the grid, which needs no
+segmentation before the training. Hidden pixels have ImageNet's mean colour, as released; the paper
+says that of the training set. Super-pixels are made once a photograph instead of once a crop, see
+``trainer.data.superpixels``; padding is no super-pixel.
 """
 
 from __future__ import annotations
@@ -43,14 +44,24 @@ TRAINING: dict[str, dict[str, Any]] = {
     "psa": {"lr": 0.01, "batch": 4, "epochs": 8, "resize": (448, 768)}
 }
 PRESETS: dict[str, dict[str, Any]] = {
-    "code": {"method.grid": (224, 448), "method.segments": 300, "method.draw": "replacement"},
+    "code": {
+        "method.patches": "superpixel",
+        "method.segments": 300,
+        "method.draw": "replacement",
+        "method.grid": (224, 448),
+    },
     "paper": {
+        "method.patches": "superpixel",
+        "method.grid": (56, 112),
         "method.min_pooling": False,
         "method.detach_pair": True,
         "method.onehot": False,
         "classify.momentum": 0.9,
     },
 }
+
+GRID, CROP = (56, 112), 448
+"""Sides of the paper's best grid, and of the crop that they were chosen for."""
 
 Draw = Literal["independent", "replacement"]
 
@@ -61,28 +72,49 @@ class Config(NetworkConfig):
 
     Attributes:
         patches: what is hidden as a whole: cells of a ``grid`` or ``superpixel``.
-        grid: sides of the cells in pixels of the crop; each image draws one.
+        grid: sides of the cells in pixels of the crop; each image draws one. ``auto`` is the best
+            of the paper, an eighth and a quarter of the crop: 56 and 112 pixels of 448.
         segments: super-pixels asked for in each photograph, 2 to 10000.
-        draw: of hidden super-pixels: each with probability 0.5 (``independent``), or as released
-            half as many draws as there are, with ``replacement``, which hides 39 % of them.
+        hidden: share of cells or super-pixels to hide, the paper's p_h.
+        draw: of hidden super-pixels: each with the probability ``hidden`` (``independent``), or as
+            released this share of them as draws with ``replacement``, which hides 39 % for 0.5.
         detach_pair: no gradient through the pair's refined maps in ``tcp_refined``, as in the
             paper.
         onehot: in ``cpcr`` keep the largest channel of each pixel of the difference, in the
-        released code only.
+            released code only.
+        alpha: of the background (1 - max)^alpha that ``cpcr`` compares.
+        w_cls: weight of the classification losses, and of min pooling with them. 0 leaves a loss
+            out.
+        w_tcp: weight of the losses between the whole and the sum of the halves.
+        w_cpcr: weight of the cross regularisation of the halves.
     """
 
     patches: Literal["grid", "superpixel"] = "grid"
-    grid: tuple[int, ...] = (56, 112)
+    grid: tuple[int, ...] | Literal["auto"] = "auto"
     segments: int = 200
+    hidden: float = 0.5
     draw: Draw = "independent"
     prcm: Literal["off", "on", "code", "transposed", "class_softmax"] = "code"
     detach_pair: bool = False
     onehot: bool = True
+    alpha: float = 1.0
+    w_cls: float = 1.0
+    w_tcp: float = 1.0
+    w_cpcr: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.grid or min(self.grid) < 1:
-            raise ConfigError(f"grid {self.grid}", "one or more sides of at least 1 pixel")
+        if self.grid != "auto" and (not self.grid or min(self.grid) < 1):
+            raise ConfigError(f"grid {self.grid}", "one or more sides of at least 1 pixel, or auto")
+        if not 0 < self.hidden < 1:
+            raise ConfigError(f"hidden {self.hidden:g}", "a share between 0 and 1")
+        if not self.alpha > 0:
+            raise ConfigError(f"alpha {self.alpha:g}", "a number above 0")
+        weights = (self.w_cls, self.w_tcp, self.w_cpcr)
+        if min(weights) < 0 or not any(weights):
+            raise ConfigError(
+                "w_cls={:g} w_tcp={:g} w_cpcr={:g}".format(*weights), "0 or more, not all of them 0"
+            )
         if not 2 <= self.segments <= MAX_SEGMENTS:
             raise ConfigError(f"segments {self.segments}", f"2 to {MAX_SEGMENTS} super-pixels")
 
@@ -112,20 +144,8 @@ class Cpn(Correlated):
             segments: for super-pixels, their ids from 1 on, int64 ``[B,H,W]``, 0 where there is
             none.
         """
-        knobs, size = self.config, (images.shape[2], images.shape[3])
-        if knobs.patches == "grid":
-            drawn = [random_grid_mask(size, knobs.grid, rng) for _ in images]
-            mask = torch.from_numpy(np.stack([m for m, _ in drawn])).to(images)
-            lam = torch.tensor([share for _, share in drawn]).to(images)
-        elif segments is None:
-            raise ConfigError("no super-pixels", "segments of every image for patches=superpixel")
-        else:
-            counts = segments.amax((1, 2)).tolist()
-            mask, lam = segment_masks(
-                segments, [hidden_segments(n, knobs.draw, rng) for n in counts]
-            )
-            mask, lam = mask.to(images), lam.to(images)
-        mask = mask[:, None]
+        knobs = self.config
+        mask, lam = self.masks(images, rng, segments)
         channels, label = present_channels(tags)
         views = [
             self.compared(view, channels) for view in (images, images * mask, images * (1 - mask))
@@ -140,8 +160,35 @@ class Cpn(Correlated):
             knobs.detach_pair,
             knobs.onehot,
             knobs.ohem,
+            knobs.alpha,
         )
-        return {"cls": classification([logits for logits, _, _ in views], tags), **terms}
+        terms = {"cls": classification([logits for logits, _, _ in views], tags), **terms}
+        weights = {
+            "cls": knobs.w_cls,
+            "min": knobs.w_cls,
+            "tcp": knobs.w_tcp,
+            "tcp_refined": knobs.w_tcp,
+            "cpcr": knobs.w_cpcr,
+        }
+        return {name: weights[name] * term for name, term in terms.items() if weights[name]}
+
+    def masks(
+        self, images: torch.Tensor, rng: np.random.Generator, segments: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Masks ``[B,1,H,W]``, 1 where visible, and lam ``[B]``. Arguments as of ``loss``."""
+        knobs, size = self.config, (images.shape[2], images.shape[3])
+        if knobs.patches == "grid":
+            sides = grid_sides(size[0]) if knobs.grid == "auto" else knobs.grid
+            drawn = [random_grid_mask(size, sides, rng, knobs.hidden) for _ in images]
+            mask = torch.from_numpy(np.stack([m for m, _ in drawn]))
+            lam = torch.tensor([share for _, share in drawn])
+        elif segments is None:
+            raise ConfigError("no super-pixels", "segments of every image for patches=superpixel")
+        else:
+            counts = segments.amax((1, 2)).tolist()
+            hidden = [hidden_segments(n, knobs.draw, rng, knobs.hidden) for n in counts]
+            mask, lam = segment_masks(segments, hidden)
+        return mask.to(images)[:, None], lam.to(images)
 
 
 def cpn_loss(
@@ -151,7 +198,8 @@ def cpn_loss(
     min_pooling: bool = True,
     detach_pair: bool = False,
     onehot: bool = True,
-    ohem: float = 0.2,
+    ohem: float = 4.2,
+    alpha: float = 1.0,
 ) -> dict[str, torch.Tensor]:
     """Terms of CPN's loss (spec methods 16.3): their sum is L.
 
@@ -163,11 +211,14 @@ def cpn_loss(
         min_pooling: with the term ``min``.
         detach_pair: ``tcp_refined`` trains through the refined map of the whole image only.
         onehot: ``cpcr`` compares with the largest channel of each pixel instead of with all.
-        ohem: share of ``[K+1,H,W]`` that ``cpcr`` counts, the hardest entries of each image.
+        ohem: how many of the hardest entries of each image ``cpcr`` counts, in maps of ``[H,W]``.
+        alpha: of the background (1 - max)^alpha in ``cpcr``.
     """
     channels, label = present_channels(tags)
     chosen = [(select(cam, channels), select(rv, channels)) for cam, rv in maps]
-    terms = complement(chosen, lam, label, tags.shape[1], min_pooling, detach_pair, onehot, ohem)
+    terms = complement(
+        chosen, lam, label, tags.shape[1], min_pooling, detach_pair, onehot, ohem, alpha
+    )
     return {"cls": classification([gap(cam[:, 1:]) for cam, _ in maps], tags), **terms}
 
 
@@ -180,6 +231,7 @@ def complement(
     detach_pair: bool,
     onehot: bool,
     ohem: float,
+    alpha: float,
 ) -> dict[str, torch.Tensor]:
     """Terms but ``cls`` of ``cpn_loss`` from the channels ``[B,P+1,H,W]`` of present classes, see
     ``present_channels``.
@@ -198,12 +250,11 @@ def complement(
     terms["tcp"] = (y_1.detach() + y_2.detach() - y_o)[:, 1:].abs().sum() / entries
     both = (r_1 + r_2).detach() if detach_pair else r_1 + r_2
     terms["tcp_refined"] = (r_o - both)[:, 1:].abs().sum() / entries
-    y_o, y_1, y_2 = (with_background(y.detach()) for y in (y_o, y_1, y_2))
-    r_1, r_2 = with_background(r_1), with_background(r_2)
+    y_o, y_1, y_2 = (with_background(y.detach(), alpha) for y in (y_o, y_1, y_2))
+    r_1, r_2 = with_background(r_1, alpha), with_background(r_2, alpha)
     absent = y_o.shape[1] <= num_classes
     rests = [strongest(y_o - y, absent) if onehot else y_o - y for y in (y_1, y_2)]
-    every = num_classes + 1
-    terms["cpcr"] = hardest(rests[0] - r_2, ohem, every) + hardest(rests[1] - r_1, ohem, every)
+    terms["cpcr"] = hardest(rests[0] - r_2, ohem, 1) + hardest(rests[1] - r_1, ohem, 1)
     return terms
 
 
@@ -218,43 +269,51 @@ def strongest(y_BChw: torch.Tensor, absent: bool) -> torch.Tensor:
     return y_BChw * (y_BChw == highest).to(y_BChw.dtype)
 
 
+def grid_sides(crop: int) -> tuple[int, ...]:
+    """The paper's best sides of cells, in proportion to another crop than its 448 pixels."""
+    return tuple(max(1, round(side * crop / CROP)) for side in GRID)
+
+
 def grid_cells(size: tuple[int, int], side: int) -> tuple[int, int]:
     """Rows and columns of cells, the last ones clipped."""
     return -(-size[0] // side), -(-size[1] // side)
 
 
 def grid_mask(
-    size: tuple[int, int], side: int, draws: npt.NDArray[np.float64]
+    size: tuple[int, int], side: int, draws: npt.NDArray[np.float64], hidden: float = 0.5
 ) -> tuple[npt.NDArray[np.float32], float]:
     """Mask ``[H,W]``, 1 where visible, and lam, the share of visible cells.
 
     Args:
         size: H and W.
         side: of a cell.
-        draws: a number in 0..1 for each cell, row by row; at most 0.5 hides.
+        draws: a number in 0..1 for each cell, row by row.
+        hidden: draws of at most this hide.
     """
     rows, columns = grid_cells(size, side)
-    visible = (np.asarray(draws).reshape(rows, columns) > 0.5).astype(np.float32)
+    visible = (np.asarray(draws).reshape(rows, columns) > hidden).astype(np.float32)
     mask = visible.repeat(side, 0)[: size[0]].repeat(side, 1)[:, : size[1]]
     return mask, float(visible.mean())
 
 
 def random_grid_mask(
-    size: tuple[int, int], sides: tuple[int, ...], rng: np.random.Generator
+    size: tuple[int, int], sides: tuple[int, ...], rng: np.random.Generator, hidden: float = 0.5
 ) -> tuple[npt.NDArray[np.float32], float]:
-    """``grid_mask`` of a random side, each cell hidden with probability 0.5."""
+    """``grid_mask`` of a random side, each cell hidden with the probability ``hidden``."""
     side = int(rng.choice(sides))
     rows, columns = grid_cells(size, side)
-    return grid_mask(size, side, rng.random(rows * columns))
+    return grid_mask(size, side, rng.random(rows * columns), hidden)
 
 
-def hidden_segments(count: int, draw: Draw, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+def hidden_segments(
+    count: int, draw: Draw, rng: np.random.Generator, share: float = 0.5
+) -> npt.NDArray[np.bool_]:
     """Which of the ids 0..``count`` are hidden, ``[count + 1]``; id 0, no super-pixel, never is."""
     hidden = np.zeros(count + 1, np.bool_)
     if draw == "independent":
-        hidden[1:] = rng.random(count) <= 0.5
+        hidden[1:] = rng.random(count) <= share
     else:
-        hidden[rng.integers(0, count + 1, (count + 1) // 2)] = True
+        hidden[rng.integers(0, count + 1, int((count + 1) * share))] = True
         hidden[0] = False
     return hidden
 

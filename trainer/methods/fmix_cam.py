@@ -1,7 +1,7 @@
 """FMix-CAM: Mixup-CAM with two images joined by a random mask of low frequency instead of blended.
 
-Valerio, Vincent and Audebert's study "mva-wsss" (MVA 2021) with the masks of Harris et al., "FMix:
-Enhancing Mixed Sample Data Augmentation", 2020. Spec methods 10.
+The report of "liuvince/mva-wsss" for the MVA master, 2021 ("MVA"), with the masks of Harris et al.,
+"FMix: Enhancing Mixed Sample Data Augmentation", 2020.
 
 Training: I' = S I + (1-S) I[perm], Y' = lam Y + (1-lam) Y[perm], lam ~ Beta(1, 1), S in {0,1}^{HxW}
 of share lam, one mask, permutation and lam a batch; the loss of Mixup-CAM. Maps: those of ``cam``.
@@ -21,6 +21,7 @@ import torch
 from trainer.errors import ConfigError
 from trainer.methods.mixing import (
     MVA_KNOBS,
+    MVA_REPORT,
     SC_CAM_TRAINING,
     MixedCam,
     MixingConfig,
@@ -33,9 +34,9 @@ from trainer.methods.mixing import (
 
 TRAINING: dict[str, dict[str, Any]] = {"psa": SC_CAM_TRAINING}
 PRESETS: dict[str, dict[str, Any]] = {
-    "code": {"method.mask": "reference"},
-    "paper": {"method.mask": "isotropic"},
-    "mva": {**MVA_KNOBS, "method.mask": "reference"},
+    "code": {**MVA_KNOBS, "psa.epochs": 25},
+    "paper": {**MVA_REPORT, "psa.epochs": 25},
+    "mva": {**MVA_KNOBS, "psa.epochs": 25},
 }
 
 
@@ -44,13 +45,13 @@ class Config(MixingConfig):
     """Knobs of ``fmix_cam``, besides those of ``MixingConfig``; ``per_sample`` must stay off.
 
     Attributes:
-        mask: ``reference`` draws the masks that FMix's code draws, ``isotropic`` those of its paper
-            (D-FMIX-1).
+        mask: ``reference`` draws the masks that FMix's code draws, which MVA uses; ``isotropic``
+            those that FMix's paper describes.
         decay: power by which the mask's spectrum falls.
         softness: share of pixels on either side of the mask's border that are blended; 0 as
             published.
         lam_from_mask: labels are mixed by the mask's own share of ones instead of by the lam that
-        was drawn.
+            was drawn.
     """
 
     alpha: float = 1.0

@@ -1,6 +1,7 @@
 """Manifold Mixup-CAM: Mixup-CAM that mixes at a random depth of the network.
 
-The study "mva-wsss" (MVA 2021) after Verma et al., "Manifold Mixup", ICML 2019. Spec methods 11.
+The report of "liuvince/mva-wsss" for the MVA master, 2021 ("MVA"), after Verma et al., "Manifold
+Mixup", ICML 2019.
 
 Training: a depth is drawn for each batch; there f <- lam f + (1-lam) f[perm], labels likewise, lam
 ~ Beta(0.2, 0.2); the loss of Mixup-CAM on what comes out. Maps: those of ``cam``.
@@ -20,15 +21,23 @@ import torch
 from torch import nn
 
 from trainer.errors import ConfigError
-from trainer.methods.mixing import MVA_KNOBS, SC_CAM_TRAINING, MixedCam, MixingConfig, Mixture, draw
+from trainer.methods.mixing import (
+    MVA_KNOBS,
+    MVA_REPORT,
+    SC_CAM_TRAINING,
+    MixedCam,
+    MixingConfig,
+    Mixture,
+    draw,
+)
 from trainer.nets.backbone import Backbone, StagedBackbone
 from trainer.nets.resnet38 import ResNet38
 
 TRAINING: dict[str, dict[str, Any]] = {"psa": SC_CAM_TRAINING}
 PRESETS: dict[str, dict[str, Any]] = {
-    "code": {"method.eligible": "all"},
-    "paper": {"method.eligible": "original"},
-    "mva": {**MVA_KNOBS, "method.eligible": "all"},
+    "code": MVA_KNOBS,
+    "paper": MVA_REPORT,
+    "mva": MVA_KNOBS,
 }
 
 
@@ -38,7 +47,7 @@ class Config(MixingConfig):
 
     Attributes:
         eligible: depths to draw from: ``all``, or the ``original`` three of manifold mixup: the
-            image and the two shallowest others (D-MAN-1).
+            image and the two shallowest others. MVA's report does not say which.
     """
 
     eligible: Literal["all", "original"] = "all"

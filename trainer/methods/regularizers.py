@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 
+from trainer.errors import one_of
+
 EPS = 1e-5
 Coords = Literal["cells", "normalised"]
 CamMap = Literal["relu", "class_softmax"]
-Normalise = Literal["per_image", "per_pixel_max", "image_level"]
+Normalise = Literal["per_image", "per_pixel_max", "image_level", "vector"]
 
 
 def concentration(
@@ -34,7 +36,12 @@ def concentration(
             size - 1 (SCOPS).
         cam_map: ``relu`` takes ReLU(M); ``class_softmax`` the soft-max of that over classes (MVA).
         eps: keeps an empty map defined.
+
+    Raises:
+        ConfigError: another name of coordinates or maps.
     """
+    one_of(coords, get_args(Coords), "the kind of coordinates")
+    one_of(cam_map, get_args(CamMap), "the kind of map")
     maps = F.relu(cam_BKhw)
     if cam_map == "class_softmax":
         maps = maps.softmax(1)
@@ -54,17 +61,24 @@ def concentration(
 def prediction_entropy(
     logits_BKhw: torch.Tensor, normalise: Normalise = "per_image"
 ) -> torch.Tensor:
-    """Mean entropy over images and pixels of P = softmax_c(q / max q), q = sigmoid(logits): a
-    scalar.
+    """Mean entropy -sum_c P log P over images and pixels, a scalar.
 
-    Chang et al., "Mixup-CAM", BMVC 2020, eq. 3; the paper leaves open which maximum (spec methods
-    9.1).
+    P = softmax_c(q / max q), q = sigmoid(logits), in Chang et al., "Mixup-CAM", BMVC 2020, eq. 3,
+    which leaves open which maximum. The MVA report of 2021 prints the entropy of the predicted
+    vector instead, without a place: P = sigmoid(mean of the map), each class on its own.
 
     Args:
         logits_BKhw: class map before the ReLU.
         normalise: ``per_image`` divides by the image's maximum, ``per_pixel_max`` by each pixel's,
-            ``image_level`` averages the map over space first.
+            ``image_level`` averages the map over space first; ``vector`` is MVA's.
+
+    Raises:
+        ConfigError: another name.
     """
+    one_of(normalise, get_args(Normalise), "the reading of the entropy")
+    if normalise == "vector":
+        logits_BK = logits_BKhw.mean((2, 3))
+        return -(logits_BK.sigmoid() * F.logsigmoid(logits_BK)).sum(1).mean()
     if normalise == "image_level":
         logits_BKhw = logits_BKhw.mean((2, 3), keepdim=True)
     q = torch.sigmoid(logits_BKhw)

@@ -2,7 +2,7 @@
 in rounds.
 
 Chang et al., "Weakly-Supervised Semantic Segmentation via Sub-category Exploration", CVPR 2020
-("SC-CAM"). Spec methods 12.
+("SC-CAM").
 
 Round 0 trains ``cam``. Each round ends with the average features of every training image, clustered
 class by class by k-means into k sub-categories: Y_s. The next round starts from the initial weights
@@ -13,10 +13,11 @@ again, with two heads on the pooled feature f:
 After ``rounds`` rounds the classifier that stays is trained; its maps are those of the parent head:
 M = ReLU(W_p f).
 
-Deviations: defaults are those of the released code (D-SC-1 to 5). The code takes weights from the
+Deviations: defaults are those of the released code on ResNet-38. The code takes weights from the
 middle of rounds 1 to 3 (epochs 31, 41 and 51 of 61), and a released classifier for round 0; ours
 trains every round to its end, and trains round 0 unless ``round0`` names a file. A class with fewer
-images than k has as many sub-categories as images.
+images than k has as many sub-categories as images. Small networks go on from the round before: in
+their few hundred updates a round that starts anew does not come as far as ``cam`` does.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "classify.crop": 448,
     },
 }
+SMALL: dict[str, Any] = {"warm_start": True}
+"""Changes for small networks and short trainings; ours."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ class Config(SubcategoryConfig):
         k: sub-categories of each class; the paper tries 5, 10, 20 and 50.
         rounds: clusterings, each after a training of its own.
         warm_start: a round goes on from the weights of the one before, as the paper's algorithm
-            reads, instead of from the initial weights, as released.
+            reads, instead of from the initial weights, as released. On with the recipes ``small``
+            and ``scratch``.
         round0: a trained classifier to take as round 0 instead of training one: ``model.pt`` of a
             run of ``cam`` or a released file such as ``res38_cls.pth``.
     """
@@ -75,6 +79,7 @@ class Config(SubcategoryConfig):
     round0: str = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.k < 1 or self.rounds < 1 or self.weight < 0:
             raise ConfigError(
                 f"k={self.k} rounds={self.rounds} weight={self.weight:g}",

@@ -97,7 +97,7 @@ def seam_loss(
     rv2: torch.Tensor,
     tags: torch.Tensor,
     min_pooling: bool = True,
-    ohem: float = 0.2,
+    ohem: float = 4.2,
 ) -> dict[str, torch.Tensor]:
     """Terms of SEAM's loss (spec methods 14.2): their sum is L.
 
@@ -108,7 +108,7 @@ def seam_loss(
         rv2: refined map of view 2, alike.
         tags: 0/1 ``[B,K]``.
         min_pooling: with the term ``min``.
-        ohem: share of ``[K+1,H2,W2]`` that ``ecr`` counts, the hardest entries of each image.
+        ohem: how many of the hardest entries of each image ``ecr`` counts, in maps of ``[H2,W2]``.
     """
     channels, label = present_channels(tags)
     found = [select(x, channels) for x in (cam1, rv1, cam2, rv2)]
@@ -143,7 +143,5 @@ def consistency(
     pixels = len(cam2) * size[0] * size[1]
     terms["er"] = (c1[:, 1:] - c2[:, 1:]).abs().sum() / (num_classes * pixels)
     first, second = (strongest_foreground(with_background(c.detach())) for c in (c1, c2))
-    terms["ecr"] = hardest(second - q1, ohem, num_classes + 1) + hardest(
-        first - q2, ohem, num_classes + 1
-    )
+    terms["ecr"] = hardest(second - q1, ohem, 1) + hardest(first - q2, ohem, 1)
     return terms

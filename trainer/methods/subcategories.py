@@ -18,14 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from trainer.errors import DataError
 from trainer.files import write_atomic
 from trainer.methods.base import at_least_float32
 from trainer.methods.cam import Cam
 from trainer.methods.cam import Config as CamConfig
-from trainer.methods.pooling import gap, pool
+from trainer.methods.pooling import gap, pool_by
 from trainer.nets.backbone import Backbone
 
 
@@ -63,10 +62,9 @@ class SubcategoryCam(Cam):
         super().__init__(config, backbone, num_classes)
         self.subcategories = sum(config.subcategories)
         if self.subcategories:
-            self.subcategory_classifier = nn.Conv2d(
-                self.classifier.in_channels, self.subcategories, 1, bias=False
+            self.subcategory_classifier = self.new_head(
+                self.classifier.in_channels, self.subcategories
             )
-            nn.init.xavier_uniform_(self.subcategory_classifier.weight)
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         """Average of the features below the heads, ``[B,D]``: what sub-categories are clusters
@@ -98,9 +96,7 @@ class SubcategoryCam(Cam):
             rng: not used.
             labels: 0/1 of the sub-categories, ``[B,S]``; none where there are none.
         """
-        f = pool(
-            self.dropout(self.features(images)), self.config.pooling, bins=self.config.hspp_bins
-        )[:, :, None, None]
+        f = pool_by(self.config, self.dropout(self.features(images)))[:, :, None, None]
         terms = {"cls": soft_margin(self.classifier(f), tags)}
         if labels is not None:
             terms["sub"] = self.config.weight * soft_margin(self.subcategory_classifier(f), labels)

@@ -1,8 +1,8 @@
 """Class activation maps of a classifier that learns sub-categories which a vision transformer tells
 apart.
 
-The study "mva-wsss" (MVA 2021, "MVA"), with the clustering of Sarfraz et al., CVPR 2019 ("FINCH").
-Spec methods 13.
+The report of "liuvince/mva-wsss" for the MVA master, 2021 ("MVA"), with the clustering of Sarfraz
+et al., CVPR 2019 ("FINCH").
 
 1. The teacher, a ViT with a linear head, learns the tags; its class token after the last layer norm
   embeds each image.
@@ -12,10 +12,11 @@ Spec methods 13.
 
 Maps: M = ReLU(W_p f).
 
-Deviations: D-SCT-1, the teacher's schedule counts updates; MVA's counts epochs by accident.
-D-SCT-2, images are normalised as the teacher's file expects. D-SCT-3, only training images are
-clustered; MVA's clusters have validation images in them. D-SCT-4, weight 1 as in the report, 2 in
-the code. No early stop: the teacher trains all its epochs. ``teacher=backbone`` is ours.
+Deviations: the teacher's schedule counts updates; MVA's counts epochs by accident. Images are
+normalised as the teacher's file expects. Only training images are clustered; MVA's clusters have
+validation images in them. Weight 1 as in the report, 2 in the code. No early stop: the teacher
+trains all its epochs. ``teacher=backbone`` clusters the features of a ``cam`` classifier, which is
+the row "Sub-category Exploration" of the report: one round, FINCH instead of k-means.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from trainer.errors import ConfigError
 from trainer.inference import inference
 from trainer.methods.cam import Config as CamConfig
 from trainer.methods.clustering import finch_labels
+from trainer.methods.mixing import MVA_TRAINING
 from trainer.methods.subcategories import (
     Embeddings,
     Subcategories,
@@ -57,16 +59,14 @@ from trainer.training.optimiser import Training
 from trainer.weights.loading import file_sha256
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {},
+    "paper": MVA_TRAINING,
     "mva": {
+        **MVA_TRAINING,
+        "classify.new_factor": 1.0,
         "method.weight": 2.0,
         "method.teacher_schedule": "epochs",
         "method.teacher_input": "imagenet",
         "method.cluster": "train+val",
-        "classify.batch": 8,
-        "classify.crop": 300,
-        "classify.clip": 1.0,
-        "classify.new_factor": 1.0,
     },
 }
 
@@ -78,7 +78,8 @@ class Config(SubcategoryConfig):
     Attributes:
         weight: of the sub-category loss: 1 in the report, 2 in MVA's code.
         teacher: ``vit_b_16`` as published, ``vit_small`` or ``vit_tiny``; ``backbone`` is a ``cam``
-            classifier on the student's own network, for machines without a file of ViT weights.
+            classifier on the student's own network, the report's "Sub-category Exploration", which
+            needs no file of ViT weights.
         teacher_weights: file of the ViT, torchvision's or timm's; ``none`` trains it from scratch.
         teacher_epochs: passes of the teacher over the training list.
         teacher_lr: peak rate of the teacher.
@@ -103,6 +104,7 @@ class Config(SubcategoryConfig):
     cluster: Literal["train", "train+val"] = "train"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (
             self.weight < 0
             or self.teacher_epochs < 1

@@ -11,15 +11,17 @@ without bias, g and t:
     v_j = 1 if j is the argmax of P_i in at least one cell i, else 0   (word labels, no gradient)
     L = soft margin(W_img pool(f), t) + word_weight * soft margin(W_word gap(f), v) + soft
     margin(W_w2i g(P), t)
-    M = ReLU(W_img f);      with ``word_branch``: M = max(ReLU(W_img f), ReLU(W_w2i P))
+    M = ReLU(W_img f);      with ``word_branch``: M = max(ReLU(W_img f), ReLU(W_w2i P))  (eq. 12)
 
 t are the tags, and g(P), the frequency of each word, is its sum over the cells (paper, eq. 4: its
 mean).
 
-Deviations. Defaults are those of the released code: sum for mean (D-VWE-2), features cut off from
-the encoder's gradient (D-VWE-3), no maps of the words (D-VWE-1); ``PRESETS`` has both. Equation 8
-lacks the leading minus of the loss (D-VWE-6, a misprint). Ours: each of the two maps is divided by
-its own maximum before they meet, as W_w2i follows the scale of g.
+Deviations. Defaults are those of the released code where the paper differs: sum for mean, features
+cut off from the encoder's gradient, no maps of the words; ``PRESETS`` has both. Equation 8 lacks
+the leading minus of the loss, a misprint. Ours: ``pooling=gap``, while the released network and the
+paper's full method pool with ``hspp``, and a small weight of the word loss on small networks. With
+``frequency=sum`` W_w2i is learned on sums over an image but read at single cells, so that the maps
+of the words need ``word_scale=own_maximum``, which is ours too.
 """
 
 from __future__ import annotations
@@ -36,29 +38,30 @@ from torch import nn
 
 from trainer.errors import ConfigError
 from trainer.methods.base import Method, at_least_float32, full_precision
-from trainer.methods.pooling import Pooling, gap, gmp, pool
+from trainer.methods.pooling import PoolingConfig, gap, gmp, pool_by
 from trainer.nets.backbone import Backbone
 
 PROTOCOL = "vwe"
 TRAINING: dict[str, dict[str, Any]] = {"irn": {"lr": 0.01, "epochs": 6}}
 PRESETS: dict[str, dict[str, Any]] = {
-    "code": {},
+    "code": {"method.pooling": "hspp"},
     "paper": {
+        "method.pooling": "hspp",
         "method.frequency": "mean",
         "method.detach_encoder": False,
         "method.word_branch": True,
+        "method.word_scale": "none",
     },
 }
 
 
 @dataclass(frozen=True)
-class Config:
-    """Knobs of ``vwe``.
+class Config(PoolingConfig):
+    """Knobs of ``vwe``, besides those of ``PoolingConfig``.
 
     Attributes:
         pooling: of the image branch: ``gap`` average, ``gmp`` maximum, ``hspp`` hybrid spatial
             pyramid, the full method.
-        hspp_bins: ``floor`` as released, ``adaptive`` for maps of any size.
         words: entries of the codebook, 2 or more.
         frequency: of a word in an image: ``sum`` over the cells as released, ``mean`` as in the
             paper.
@@ -67,18 +70,20 @@ class Config:
         word_weight: of the word loss. ``auto`` is 1 on ResNet-50 and -101, as published, and 0.1
             elsewhere: in a short training naming random words outweighs the classes.
         word_branch: maps are the larger of image branch and words, as in the paper; off as
-        released.
+            released.
+        word_scale: of both maps before they meet: ``none`` as printed, which fits
+            ``frequency=mean``, or each over its ``own_maximum``.
     """
 
-    pooling: Pooling = "gap"
-    hspp_bins: Literal["floor", "adaptive"] = "floor"
     words: int = 256
     frequency: Literal["sum", "mean"] = "sum"
     detach_encoder: bool = True
     word_weight: float | Literal["auto"] = "auto"
     word_branch: bool = False
+    word_scale: Literal["none", "own_maximum"] = "own_maximum"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.words < 2:
             raise ConfigError(f"method.words={self.words}", "2 or more")
         if self.word_weight != "auto" and self.word_weight < 0:
@@ -147,7 +152,7 @@ class Vwe(Method):
 
     def logits(self, f: torch.Tensor) -> torch.Tensor:
         """Image logits ``[B,K]`` of features ``[B,C,h,w]``."""
-        return linear(self.classifier, pool(f, self.config.pooling, bins=self.config.hspp_bins))
+        return linear(self.classifier, pool_by(self.config, f))
 
     def cams_and_logits(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See ``Method``. Scores of ``hspp`` come from average pooling here: its pyramid fails on
@@ -159,7 +164,9 @@ class Vwe(Method):
         maps = F.relu(scores)
         if self.config.word_branch:
             words = F.relu(self.w2i(encode(f, self.codebook)))
-            maps = torch.maximum(by_own_maximum(maps), by_own_maximum(words))
+            if self.config.word_scale == "own_maximum":
+                maps, words = by_own_maximum(maps), by_own_maximum(words)
+            maps = torch.maximum(maps, words)
         return maps, logits
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
