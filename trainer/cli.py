@@ -127,8 +127,8 @@ def fit(
         str | None,
         typer.Option(
             help=(
-                "none, crf, affinity, irn, or a published preset: psa, seam, irn-coco. Default:"
-                " crf."
+                "none, crf, affinity, irn, or a published preset: psa, psa-crf, seam, irn-coco."
+                " Default: crf."
             )
         ),
     ] = None,

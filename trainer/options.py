@@ -13,7 +13,7 @@ from trainer.errors import ConfigError, nearest
 from trainer.evaluation.measure import EvaluateConfig
 from trainer.methods.base import method_classes, method_module
 from trainer.refine import affinity_stage, irn_stage
-from trainer.refine.affinitynet import AffinityConfig
+from trainer.refine.affinitynet import PUBLISHED_LR, AffinityConfig
 from trainer.refine.irnet import IrnConfig
 from trainer.refine.pseudo_masks import RefineConfig
 from trainer.refine.stages import named_refinement
@@ -125,7 +125,9 @@ def make_configs(options: Options) -> Configs:
         ways[section] = {**ways.get(section, {}), **way}
     refiner = changes["refine"].get("refine", ways["refine"]["refine"])
     if refiner in ("affinity", "irn"):
-        ways["refine"] |= {"crf_after_walk": small}
+        ways["refine"] = {"crf_after_walk": small, **ways["refine"]}
+    if options.refine in PUBLISHED_LR and not small:
+        ways["affinity"] = {**ways["affinity"], "lr": PUBLISHED_LR[options.refine]}
     if refiner == "irn":
         ways["refine"] |= PUBLISHED_THRESHOLD
     labels = {"labels_from": options.labels_from} if options.labels_from else {}

@@ -353,3 +353,73 @@ def test_an_image_smaller_than_a_patch_is_hidden_whole_or_not_at_all(side):
         terms = method.loss(images, tags, np.random.default_rng(seed))
         assert all(torch.isfinite(term) for term in terms.values())
     assert seen == {0.0, 1.0}
+
+
+@pytest.mark.parametrize(
+    ("crop", "sides"), [(448, (56, 112)), (256, (32, 64)), (224, (28, 56)), (3, (1, 1))]
+)
+def test_cells_are_in_proportion_to_the_crop(crop, sides, monkeypatch):
+    drawn: list[tuple[int, ...]] = []
+
+    def mask(size: tuple[int, int], sides: tuple[int, ...], *_: object) -> tuple[object, float]:
+        drawn.append(sides)
+        return np.ones(size, np.float32), 1.0
+
+    monkeypatch.setattr("trainer.methods.cpn.random_grid_mask", mask)
+    images = torch.zeros(1, 3, crop, crop)
+    for grid in ("auto", (9, 11)):
+        make(grid=grid).masks(images, np.random.default_rng(0), None)
+    assert drawn == [sides, (9, 11)]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
+def test_the_hidden_share_is_a_knob(share):
+    images, segments = torch.zeros(40, 3, 64, 64), torch.arange(1, 65).repeat_interleave(64)
+    for patches in ("grid", "superpixel"):
+        method = make(patches=patches, grid=(8,), hidden=share)
+        ids = segments.view(1, 64, 64).expand(40, -1, -1)
+        mask, lam = method.masks(images, np.random.default_rng(0), ids)
+        assert 1 - mask.mean().item() == pytest.approx(share, abs=0.05)
+        torch.testing.assert_close(lam, mask.mean((1, 2, 3)))
+    draws = [hidden_segments(200, "replacement", np.random.default_rng(i), share) for i in range(9)]
+    assert np.mean([d.mean() for d in draws]) == pytest.approx(1 - np.exp(-share), abs=0.03)
+
+
+def test_losses_are_weighted_and_switch_off():
+    usual = make().loss(*batch())
+    changed = make(w_cls=2.0, w_tcp=3.0, w_cpcr=0.5).loss(*batch())
+    factors = {"cls": 2, "min": 2, "tcp": 3, "tcp_refined": 3, "cpcr": 0.5}
+    for name, factor in factors.items():
+        torch.testing.assert_close(changed[name], factor * usual[name])
+    assert list(make(w_cpcr=0.0).loss(*batch())) == TERMS[:-1]
+    assert list(make(w_tcp=0.0, min_pooling=False).loss(*batch())) == ["cls", "cpcr"]
+
+
+def test_alpha_raises_the_background_that_is_compared():
+    maps, lam, tags = golden()
+    pairs = list(zip(maps[::2], maps[1::2]))
+    plain, raised = (cpn_loss(pairs, lam, tags, alpha=alpha) for alpha in (1.0, 2.0))
+    assert raised["cpcr"] != plain["cpcr"]
+    assert {k: v for k, v in raised.items() if k != "cpcr"} == {
+        k: v for k, v in plain.items() if k != "cpcr"
+    }
+
+
+def test_few_classes_count_as_many_entries_as_published():
+    """The classes that a data set of six lacks are zeros in one of twenty: the loss is the same."""
+    maps, lam, tags = golden()
+    tags[:, 6:] = 0
+    few = [(cam[:, :7], rv[:, :7]) for cam, rv in zip(maps[::2], maps[1::2])]
+    six = cpn_loss(few, lam, tags[:, :6])
+    twenty = cpn_loss(list(zip(maps[::2], maps[1::2])), lam, tags)
+    torch.testing.assert_close(six["cpcr"], twenty["cpcr"])
+
+
+@pytest.mark.parametrize(
+    ("knob", "value"), [("hidden", 0.0), ("hidden", 1.0), ("alpha", 0.0), ("w_tcp", -1.0)]
+)
+def test_impossible_shares_and_weights(knob, value):
+    with pytest.raises(ConfigError, match=knob):
+        make(**{knob: value})
+    with pytest.raises(ConfigError, match="not all of them 0"):
+        make(w_cls=0.0, w_tcp=0.0, w_cpcr=0.0)

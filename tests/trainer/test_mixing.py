@@ -150,6 +150,7 @@ def test_terms_are_weighted_and_switch_off():
     assert list(terms(w_ent=0.0, w_con=0.0)) == ["cls"]
     assert not terms(entropy="mva_bug")["ent"].requires_grad
     assert terms(entropy="mva")["ent"].requires_grad
+    assert terms(entropy="vector")["ent"].requires_grad
     assert terms(con_weights="present")["con"] > usual["con"]
 
 

@@ -2,7 +2,10 @@ import pytest
 import torch
 from golden import U
 
-from trainer.methods.pooling import gap, gmp, hspp, pool
+from trainer.errors import ConfigError
+from trainer.methods import vwe
+from trainer.methods.cam import Config
+from trainer.methods.pooling import PoolingConfig, gap, gmp, hspp, pool, pool_by
 
 
 def test_the_generator_is_that_of_the_specification():
@@ -67,3 +70,22 @@ def test_pool_by_name():
     assert torch.equal(pool(f, "gap"), gap(f))
     assert torch.equal(pool(f, "gmp"), gmp(f))
     assert torch.equal(pool(f, "hspp", 1.0, "adaptive"), hspp(f, 1.0, "adaptive"))
+
+
+def test_levels_of_the_pyramid_are_a_knob():
+    f = U((1, 2, 16, 16), 9)
+    torch.testing.assert_close(hspp(f, 2.0, levels=(1,)), (gmp(f) + 2 * gap(f)) / 3)
+    config = PoolingConfig("hspp", "adaptive", 3.0, (1, 8))
+    assert torch.equal(pool_by(config, f), hspp(f, 3.0, "adaptive", (1, 8)))
+    assert torch.equal(pool_by(PoolingConfig("hspp"), f), hspp(f))
+    with pytest.raises(ValueError, match="at least 20x20"):
+        hspp(f, levels=(1, 20))
+
+
+@pytest.mark.parametrize(
+    "knobs", [{"hspp_gamma": -1.0}, {"hspp_levels": ()}, {"hspp_levels": (0,)}]
+)
+@pytest.mark.parametrize("config", [Config, vwe.Config])
+def test_impossible_pyramids(config, knobs):
+    with pytest.raises(ConfigError, match="hspp"):
+        config(**knobs)

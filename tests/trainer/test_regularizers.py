@@ -4,6 +4,7 @@ import pytest
 import torch
 from golden import U
 
+from trainer.errors import ConfigError
 from trainer.methods.regularizers import (
     adaptive_min_pooling,
     bernoulli_entropy,
@@ -83,3 +84,20 @@ def test_normalised_maps_are_golden_and_below_one():
     assert 0 <= normal.min() <= normal.max() < 1
     assert not normalise_cam(torch.zeros(1, 2, 3, 3)).any()
     assert adaptive_min_pooling(x).item() == pytest.approx(0.530079575, rel=1e-6)
+
+
+def test_entropy_of_the_predicted_vector():
+    p = torch.sigmoid(RAW.mean((2, 3)))
+    expected = -(p * p.log()).sum(1).mean()
+    torch.testing.assert_close(prediction_entropy(RAW, "vector"), expected)
+    assert prediction_entropy(torch.full((1, 2, 1, 1), 60.0), "vector").abs() < 1e-12
+
+
+def test_options_that_do_not_exist_are_refused():
+    with pytest.raises(ConfigError, match="per_imag'") as caught:
+        prediction_entropy(RAW, "per_imag")  # type: ignore[arg-type]
+    assert "did you mean 'per_image'?" in caught.value.expected
+    with pytest.raises(ConfigError, match="pixels"):
+        concentration(RAW, LABELS, "pixels")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="softmax"):
+        concentration(RAW, LABELS, "cells", "softmax")  # type: ignore[arg-type]

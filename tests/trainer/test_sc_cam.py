@@ -413,3 +413,23 @@ def test_a_damaged_file_of_a_round_says_what_to_do(tmp_path):
         with pytest.raises(DataError, match="cannot be read") as caught:
             kind.read(tmp_path / "x.npz")
         assert "run the same command again" in caught.value.hint
+
+
+@pytest.mark.parametrize("channels", [6, 1280])
+@pytest.mark.parametrize("top", ["b", "conv6"])
+def test_both_heads_start_alike(channels, top):
+    """A head that starts larger than the other outweighs it before anything is learned."""
+    backbone = TinyBackbone()
+    backbone.channels[top] = channels
+    backbone.top = top
+    torch.manual_seed(0)
+    module = ScCam(Config(subcategories=(10,) * 6), backbone, 6)
+    largest = [
+        head.weight.abs().max().item()
+        for head in (module.classifier, module.subcategory_classifier)
+    ]
+    # Xavier counts the outputs too, 6 and 60 here, as released.
+    bounds = [(6 / (channels + n)) ** 0.5 if top == "conv6" else channels**-0.5 for n in (6, 60)]
+    assert largest == pytest.approx(bounds, rel=0.15)
+    if top == "b":
+        assert largest[0] == pytest.approx(largest[1], rel=0.15)

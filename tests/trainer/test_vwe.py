@@ -223,3 +223,13 @@ def test_the_word_loss_is_weighted_less_on_small_networks():
     assert small == pytest.approx(0.1 * full)
     with pytest.raises(ConfigError, match="word_weight"):
         tiny(word_weight=-1.0)
+
+
+def test_maps_with_words_as_printed_are_the_larger_of_two():
+    method = tiny(word_branch=True, word_scale="none").eval()
+    with torch.inference_mode():
+        image_maps, _ = tiny().eval().cams_and_logits(images())
+        p = encode(method.features(images()), method.codebook)
+        word_maps = F.relu(torch.einsum("kj,bjhw->bkhw", method.w2i.weight.flatten(1), p))
+        maps, _ = method.cams_and_logits(images())
+    torch.testing.assert_close(maps, torch.maximum(image_maps, word_maps))

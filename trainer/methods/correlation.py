@@ -148,8 +148,8 @@ class NetworkConfig:
             papers.
         dropout: channel dropout before the head; ``auto`` is 0.5 on ResNet-38, as released, and 0
             elsewhere.
-        ohem: how many of the hardest entries the cross regularisation counts, in whole maps: 4.2 are
-            the published fifth of 21, whatever the number of classes.
+        ohem: how many of the hardest entries the cross regularisation counts, in whole maps: 4.2
+            are the published fifth of 21, whatever the number of classes.
         loss_stride: the losses compare maps of one cell for so many pixels of the view; 1 is
             published. ``auto`` is 1 on ResNet-38 and 4 elsewhere, where maps at full size cost more
             than a small network.

@@ -43,13 +43,17 @@ PRESETS: dict[str, dict[str, Any]] = {
     "psa": {"beta": 8.0, "steps": 256},
     "seam": {"beta": 8.0, "steps": 64, "high_alpha": 24.0, "walk_alpha": 6.0},
 }
-"""Walks as released, on small networks too (spec refine-segment 1): psa's code, and SEAM's."""
+"""Walks as released, on small networks too: psa's code, and SEAM's."""
+PUBLISHED_LR = {"psa": 0.1, "psa-crf": 0.1, "seam": 0.01}
+"""Learning rates of the presets on the networks of the papers: psa's README and code, and SEAM's
+for ResNet-38, which is the default too: psa's was found for VGG-16.
+"""
 
 
 @dataclass(frozen=True)
 class AffinityConfig(Training):
-    """Knobs of AffinityNet, besides those of ``Training``; the defaults are psa's released code on
-    ResNet-38.
+    """Knobs of AffinityNet, besides those of ``Training``; the defaults are psa's released code,
+    with SEAM's learning rate for ResNet-38.
 
     Attributes:
         init: what the backbone starts from: ``weights`` (the file given as ``--weights``; ImageNet

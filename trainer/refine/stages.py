@@ -291,6 +291,11 @@ def named_refinement(name: str) -> dict[str, dict[str, Any]]:
     for way, presets in (("affinity", affinitynet.PRESETS), ("irn", irnet.PRESETS)):
         for preset, changes in presets.items():
             known[preset] = {"refine": {"refine": way}, way: changes}
+    # The papers of psa, SC-CAM and Mixup-CAM have a dense CRF after the walk, psa's code has none.
+    known["psa-crf"] = {
+        "refine": {"refine": "affinity", "crf_after_walk": True, "crf": "P1"},
+        "affinity": affinitynet.PRESETS["psa"],
+    }
     if name not in known:
         raise ConfigError(f"there is no refinement {name!r}", nearest(name, known))
     return known[name]
