@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -100,6 +100,13 @@ def protocol_of(config: CamsConfig, backbone: str, method: str) -> tuple[str, Pr
     if config.scales:
         protocol = replace(protocol, views=replace(protocol.views, scales=config.scales))
     return name, protocol
+
+
+def key_knobs(config: CamsConfig) -> list[Any]:
+    """The knobs that the maps depend on, besides the protocol."""
+    # The default adds nothing to the key: it changes no map of an ordinary photograph.
+    larger = [] if config.pixels == PIXELS else [config.pixels]
+    return [config.scales, config.min_cells, config.precision, *larger]
 
 
 def usable_views(views: Views, min_cells: int, backbone: Backbone) -> Views:

@@ -187,20 +187,7 @@ class Pipeline:
         )
         training.append(Step("classify", classify_key, self.classify))
         protocol = cams.protocol_of(configs.cams, options.backbone, options.method)[0]
-        # The default leaves keys of older runs as they are.
-        larger = [] if configs.cams.pixels == PIXELS else [configs.cams.pixels]
-        cams_key = stage_key(
-            "cams",
-            [
-                protocol,
-                configs.cams.scales,
-                configs.cams.min_cells,
-                configs.cams.precision,
-                ids,
-                *larger,
-            ],
-            [classify_key],
-        )
+        cams_key = stage_key("cams", [protocol, *cams.key_knobs(configs.cams), ids], [classify_key])
         make_cams = Step("cams", cams_key, self.cams)
         if options.cams:
             given_maps = [
@@ -373,11 +360,8 @@ class Pipeline:
             cams.make_cams(
                 method, self.images(), stage, protocol, self.configs.cams, self.options.device
             )
-            stage.metrics.update(
-                protocol=name,
-                scales=list(protocol.views.scales),
-                min_cells=self.configs.cams.min_cells,
-            )
+            stage.metrics.update(protocol=name, scales=list(protocol.views.scales))
+            stage.metrics.update(min_cells=self.configs.cams.min_cells)
 
     def import_cams(self) -> None:
         """Take the maps from the given folder."""
