@@ -76,6 +76,11 @@ def test_many_links_between_folders_end(tmp_path: Path) -> None:
     assert len(list_images(tmp_path)) == 12
 
 
+def test_a_glance_ends(tmp_path: Path) -> None:
+    put(tmp_path, *(f"{n}/a.jpg" for n in range(9)))
+    assert len(walk(tmp_path, limit=4).images) == 3
+
+
 def test_pipes_and_sockets_are_never_opened(tmp_path: Path) -> None:
     put(tmp_path, "a.jpg")
     os.mkfifo(tmp_path / "pipe.jpg")

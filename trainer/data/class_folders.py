@@ -13,6 +13,7 @@ from trainer.data.dataset import Dataset, Record, check_classes, complain, some
 from trainer.data.image_files import (
     BROKEN,
     CLOSED,
+    GLANCE,
     SPECIAL,
     UNREAD,
     Walk,
@@ -178,9 +179,9 @@ def _obstacles(root: Path, layout: _Layout, folders: list[Path]) -> Iterator[str
     beside = [path for _, folder in layout.lists for path in _images_in(folder)]
     for paths, words in (
         ([f for (_, f), group in zip(layout.lists, layout.classes) if not group], "no class in"),
-        ([f for f in others if walk(f).images], "images only in folders below"),
+        ([f for f in others if walk(f, limit=GLANCE).images], "images only in folders below"),
         (
-            [f for f in others if not walk(f).images],
+            [f for f in others if not walk(f, limit=GLANCE).images],
             "no picture that can be read (HEIC? permission?) in",
         ),
         (lists if lists == classes else [], "images of no class in"),
@@ -206,7 +207,7 @@ def _folders(parent: Path, layout: _Layout) -> list[Path]:
         elif is_run(path) or any(map(is_run, entries(path))):
             layout.empty.append(path)
         else:
-            found = walk(path)
+            found = walk(path, limit=GLANCE)
             pictures = found.images or found.left_out.keys() & {UNREAD, SPECIAL, CLOSED, BROKEN}
             (filled if pictures else layout.empty).append(path)
     return filled

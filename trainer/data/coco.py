@@ -14,6 +14,7 @@ from trainer.data.coco_categories import ClassTable, unite
 from trainer.data.coco_images import CocoImages, record_name
 from trainer.data.coco_table import CocoTable, Entry, Key, Problems, is_instances, read_table
 from trainer.data.dataset import IGNORE, Dataset, Record, complain, some
+from trainer.data.image_files import entries
 from trainer.data.knobs import DataConfig
 from trainer.data.outlines import Shape
 from trainer.data.pixels import image_size
@@ -175,15 +176,15 @@ def _annotation_files(root: Path) -> list[Path]:
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return [p for p in entries(root) if p.is_dir() and not p.name.startswith(".")]
 
 
 def _json_files(folder: Path) -> list[Path]:
-    return sorted(
+    return [
         path
-        for path in folder.iterdir()
+        for path in entries(folder)
         if path.suffix.lower() == ".json" and not path.name.startswith(".") and path.is_file()
-    )
+    ]
 
 
 def _unread(root: Path, sources: dict[Path, str]) -> list[str]:

@@ -4,6 +4,7 @@ means.
 
 from __future__ import annotations
 
+import math
 import os
 import posixpath
 import re
@@ -37,6 +38,8 @@ CLOSED = "folders that cannot be opened"
 BROKEN = "links that lead nowhere"
 REPEATED = "links to folders that are read already"
 SPECIAL = "pipes, sockets or devices called like images"
+GLANCE = 1000
+"""Folders to look into before it is known that a folder is a data set."""
 STRANGE = "names with control characters or not in UTF-8"
 
 
@@ -77,16 +80,17 @@ class Walk:
         return sorted(path.relative_to(self.root).as_posix() for path in paths)
 
 
-def walk(root: Path, skip: Iterable[Path] = ()) -> Walk:
+def walk(root: Path, skip: Iterable[Path] = (), limit: float = math.inf) -> Walk:
     """Look through ``root`` and every folder below it.
 
     Hidden files and folders, and ``skip``, are passed over. Links are followed; a folder that is
-    reached twice is read once, so that links in a circle end.
+    reached twice is read once, so that links in a circle end. ``limit`` is the number of folders
+    after which it ends: for a glance at a folder that may hold a whole disk.
     """
     found, skipped = Walk(root), set(skip)
     seen: set[tuple[int, int]] = set()
     folders, links = deque([root]), deque[Path]()
-    while folders or links:
+    while (folders or links) and len(seen) < limit:
         linked = not folders
         folder = links.popleft() if linked else folders.popleft()
         if folder in skipped:

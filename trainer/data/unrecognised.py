@@ -8,11 +8,13 @@ from pathlib import Path
 
 from trainer.data import class_folders
 from trainer.data.dataset import some
-from trainer.data.image_files import entries, list_images, passed_over, walk
+from trainer.data.image_files import GLANCE, entries, passed_over, walk
 from trainer.data.tables import IMAGE_COLUMNS, read_table
 from trainer.errors import DataError
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".xlsx", ".xls", ".ods")
+LARGEST = 50_000_000
+"""Bytes of a table that is only looked into for a hint."""
 FORMATS = (
     "VOC (JPEGImages/ and ImageSets/Segmentation/), COCO (annotations/*.json), images with a"
     " labels.csv, or one folder a class"
@@ -50,6 +52,7 @@ def _hints(root: Path, recognises: Callable[[Path], bool]) -> Iterator[str]:
             f"as one folder a class it has {'; '.join(obstacles)}. Take away or move what is in the"
             " way, or write a labels.csv (image,tag)"
         )
+    below = walk(root, limit=GLANCE)
     inner = [folder for folder in folders if recognises(folder)]
     tables = [table for folder in (root, *folders) for table in _tables(folder)]
     if inner:
@@ -57,19 +60,20 @@ def _hints(root: Path, recognises: Callable[[Path], bool]) -> Iterator[str]:
     elif tables:
         names = some(path.relative_to(root).as_posix() for path in tables)
         yield f"a table of images is there ({names}): save it as {root / 'labels.csv'}"
-    elif not obstacles and (images := list_images(root)):
+    elif not obstacles and below.images:
         yield (
-            f"{len(images)} images are there, and nothing says what they show: write"
+            f"{len(below.images)} images are there, and nothing says what they show: write"
             f" {root / 'labels.csv'} (image,tag), or make one folder a class"
         )
-    yield from walk(root).notes()
+    yield from below.notes()
 
 
 def _is_yolo(root: Path) -> bool:
     yaml = [*root.glob("*.yaml"), *root.glob("*.yml")]
     labels = [folder for folder in (root / "labels", *root.glob("*/labels")) if folder.is_dir()]
     return bool(labels) and (
-        bool(yaml) or any(f for folder in labels for f in folder.rglob("*.txt"))
+        bool(yaml)
+        or any(f for folder in labels for p in ("*.txt", "*/*.txt") for f in folder.glob(p))
     )
 
 
@@ -77,6 +81,8 @@ def _tables(folder: Path) -> Iterator[Path]:
     for path in entries(folder):
         suffix = path.suffix.lower()
         if suffix not in TABLE_SUFFIXES or path.name.startswith(".") or not path.is_file():
+            continue
+        if path.stat().st_size > LARGEST:
             continue
         try:
             if read_table(path).find(IMAGE_COLUMNS) is not None:
