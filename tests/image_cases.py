@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from image_files import chunk, flat_jpeg, png, scans_jpeg, tiff
+from image_files import chunk, flat_jpeg, jpeg_with_segments, png, scans_jpeg, tiff
 from PIL import Image
 
 HEIGHT, WIDTH = 11, 13
@@ -148,7 +148,7 @@ def of_png() -> Iterator[tuple[str, Case]]:
     }.items():
         yield name, Case(png(rgb, 8, 2, extra), flat)
     yield "pixels in many chunks", Case(png(rgb, 8, 2, parts=200), flat)
-    yield "too many chunks", Case(png(rgb, 8, 2, chunk(b"tEXt", b"") * 200_001), None, "chunks")
+    yield "too many chunks", Case(png(rgb, 8, 2, chunk(b"tEXt", b"") * 100_001), None, "chunks")
     yield "PNG of Apple", Case(png(rgb, 8, 2, chunk(b"CgBI", bytes(4))), None, "CgBI")
     yield "cut off", Case(png(rgb, 8, 2)[:-40], None, "cannot be decoded|truncated")
 
@@ -275,6 +275,8 @@ def of_jpeg() -> Iterator[tuple[str, Case]]:
         flat = np.full((20, 30, 3), [166, 118, 80], np.uint8)
         name = ",".join(f"{h}x{v}" for h, v in sampling)
         yield f"sampling {name}", Case(flat_jpeg((128, 100, 155), sampling, 20, 30), flat, off=2)
+    many = jpeg_with_segments(100_001)
+    yield "too many segments", Case(many, None, "segments")
     yield "several scans", Case(scans_jpeg(16, 16, 30), grey(np.full((16, 16), 128)))
     yield "30,000 scans", Case(scans_jpeg(300, 300, 30_000), None, "scans of")
     yield "cut JPEG", Case(saved(image, "JPEG")[:-60], None, "truncated|cannot be decoded")

@@ -189,6 +189,12 @@ def scans_jpeg(height: int, width: int, scans: int) -> bytes:
     )
 
 
+def jpeg_with_segments(count: int) -> bytes:
+    """A small JPEG with as many empty comments."""
+    data = scans_jpeg(8, 8, 1)
+    return data[:2] + _segment(0xFE, b"") * count + data[2:]
+
+
 def _blank(size: int) -> bytes:
     return bytes(size)
 

@@ -1,7 +1,7 @@
 """Messages and images of our own protocol that nobody would send: the code is right, the process
 lives.
 
-``WSSS_FUZZ=20000 python -m pytest tests/serving/test_serving_fuzz.py`` for a longer run.
+``WSSS_FUZZ_EXAMPLES=20000 python -m pytest tests/serving/test_serving_fuzz.py`` for a longer run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from serving.images.decoding import decode
 from wsss.v1 import segmentation_pb2 as pb
 
 BOUNDED = settings(
-    max_examples=int(os.environ.get("WSSS_FUZZ", "60")),
+    max_examples=int(os.environ.get("WSSS_FUZZ_EXAMPLES", "60")),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -1,7 +1,7 @@
 """Messages of the Open Inference Protocol that nobody would send: the code is right, the process
 lives.
 
-``WSSS_FUZZ=20000 python -m pytest tests/serving/test_serving_oip_fuzz.py`` for a longer run.
+``WSSS_FUZZ_EXAMPLES=20000 pytest tests/serving/test_serving_oip_fuzz.py`` for a longer run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from oip_calls import X, Y, code, stub, sums
 
 from wsss.inference import open_inference_pb2 as pb
 
-EXAMPLES = int(os.environ.get("WSSS_FUZZ", "60"))
+EXAMPLES = int(os.environ.get("WSSS_FUZZ_EXAMPLES", "60"))
 BOUNDED = settings(
     max_examples=EXAMPLES,
     deadline=None,

@@ -31,12 +31,12 @@ TiffImagePlugin.READ_LIBTIFF = True
 ORIENTATION = 0x0112
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf")
-MAX_CHUNKS = 200_000
+MAX_CHUNKS = 100_000
 # A marker of a JPEG behind data of a scan, whose own 0xff bytes are followed by 0 or a restart.
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 SCAN, END = 0xDA, 0xD9
 # What a step takes that is no pixel, in pixels that could be passed over in the same time.
-SCAN_PIXELS, TILE_PIXELS, RUN_PIXELS = 10_000, 2_000, 200
+SCAN_PIXELS, TILE_PIXELS, RUN_PIXELS = 10_000, 2_000, 500
 BITS, COMPRESSION, ROWS, TILE_WIDTH, TILE_HEIGHT = 258, 259, 278, 322, 323
 SAMPLE_FORMAT = 339
 SAMPLE_FORMATS = {1: "unsigned", 2: "signed", 3: "floating-point", 4: "undefined"}
@@ -134,6 +134,8 @@ def opened(file: BinaryIO, bounds: Bounds, body: bool = True) -> Iterator[Header
         several = False
         if kind == "PNG":
             file, several = _plain_png(file, body)
+        elif kind == "JPEG":
+            _check_segments(file)
         elif kind == "WEBP":
             # Its decoder allocates the canvas as soon as it is opened.
             check_size(*_webp_size(file), bounds)
@@ -269,6 +271,25 @@ def _plain_png(file: BinaryIO, body: bool) -> tuple[BinaryIO, bool]:
     return io.BytesIO(b"".join(parts)), several
 
 
+def _check_segments(file: BinaryIO) -> None:
+    """Refuse a JPEG of so many segments that Pillow, which reads them in Python, takes minutes.
+
+    Raises:
+        TooLarge: as said.
+    """
+    file.seek(2)
+    for _ in range(MAX_CHUNKS):
+        start = file.read(4)
+        if len(start) < 4 or start[0] != 0xFF or start[1] == SCAN:
+            return
+        # A marker may be filled up with 0xff.
+        step = -3 if start[1] == 0xFF else struct.unpack(">H", start[2:])[0] - 2
+        file.seek(step, io.SEEK_CUR)
+    raise TooLarge(
+        f"a JPEG of more than {MAX_CHUNKS:,} segments", "fewer", "save it anew", "passes"
+    )
+
+
 def _webp_size(file: BinaryIO) -> tuple[int, int]:
     """Height and width of the canvas from the first 30 bytes."""
     file.seek(0)
@@ -319,7 +340,7 @@ def _scans(file: BinaryIO, enough: int) -> int:
     if most <= enough:
         return most
     scans, at = 0, 2
-    while marker := MARKER.search(data, at):
+    while scans <= enough and (marker := MARKER.search(data, at)):
         code, at = data[marker.start() + 1], marker.end()
         if code == END:
             break
