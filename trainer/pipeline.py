@@ -14,7 +14,6 @@ from trainer import cams, classify
 from trainer import config as knobs
 from trainer.data.dataset import Record, check_images, open_dataset
 from trainer.data.preflight import Preflight, data_entry, preflight
-from trainer.data.sizes import PIXELS
 from trainer.errors import ConfigError, DataError, nearest
 from trainer.evaluation.measure import current_evaluation, measured_lists
 from trainer.import_cams import import_cams
