@@ -14,6 +14,7 @@ from trainer.data.check import check
 from trainer.data.coco import recognises
 from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.knobs import DataConfig
+from trainer.data.preflight import about_masks
 from trainer.errors import DataError
 
 CATEGORIES = [{"id": 1, "name": "cat"}, {"id": 2, "name": "cow"}]
@@ -91,6 +92,23 @@ def test_a_size_is_compared_before_anything_is_allocated(root: Path, size: int) 
     (problem,) = (p for p in report.problems if p.severity == "error")
     assert (problem.kind, problem.names) == ("mask-size", ("images/1.jpg",))
     assert "10x8 pixels, its JSON says" in problem.message
+
+
+def test_fit_compares_sizes_before_it_starts(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.data.preflight.SAMPLE_PIXELS", 0)
+    content = table()
+    content["images"][0]["height"] = 7
+    data = open_dataset(write(root, content))
+    (problem,) = about_masks(data, list(data.records.values()))
+    assert (problem.kind, problem.names) == ("mask-size", ("1",))
+
+
+def test_a_corrected_outline_is_another_mask(root: Path) -> None:
+    before = open_dataset(write(root, table()))
+    after = open_dataset(write(root, table(note(1, 1, [[1, 1, 5, 1, 5, 4, 1, 4]]), note(2, 2))))
+    records = list(before.records.values())
+    assert before.fingerprint() == after.fingerprint()
+    assert before.mask_fingerprint(records) != after.mask_fingerprint(records)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e400, 1e9, -1e8, None, "x", [1]])

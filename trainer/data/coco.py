@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from trainer.data import folder
 from trainer.data.coco_categories import ClassTable, unite
 from trainer.data.coco_images import CocoImages, record_name
 from trainer.data.coco_table import CocoTable, Entry, Key, Problems, is_instances, read_table
@@ -47,6 +48,11 @@ class CocoDataset(Dataset):
         background).
         """
         return record.id in self.shapes
+
+    def mask_size(self, record: Record) -> tuple[int, int] | None:
+        """(height, width) of the image as the JSON states it; None where it does not."""
+        shape = self.shapes.get(record.id)
+        return shape.size if shape else None
 
     def mask_source(self, record: Record) -> bytes:
         """The outlines that the mask is painted from; empty without one."""
@@ -157,21 +163,21 @@ def _sources(root: Path) -> dict[Path, str]:
         prefixed = [path for path in inside if path.name.lower().startswith("instances_")]
         chosen = prefixed or [path for path in inside if is_instances(path)] or inside
         return {path: path.stem[len("instances_") * (path in prefixed) :] for path in chosen}
-    if (root / "labels.csv").is_file():
+    if folder.recognises(root):
         return {}
     loose = [path for path in _json_files(root) if is_instances(path)]
     if loose:
         return {path: path.stem for path in loose}
     sources: dict[Path, str] = {}
-    for folder in _folders(root):
-        inside = [path for path in _json_files(folder) if is_instances(path)]
+    for place in _folders(root):
+        inside = [path for path in _json_files(place) if is_instances(path)]
         for path in inside:
-            sources[path] = folder.name if len(inside) == 1 else f"{folder.name}_{path.stem}"
+            sources[path] = place.name if len(inside) == 1 else f"{place.name}_{path.stem}"
     return sources
 
 
 def _annotation_files(root: Path) -> list[Path]:
-    folders = (folder for folder in _folders(root) if folder.name.lower() == "annotations")
+    folders = (place for place in _folders(root) if place.name.lower() == "annotations")
     return list(chain.from_iterable(map(_json_files, folders)))
 
 
@@ -179,10 +185,10 @@ def _folders(root: Path) -> list[Path]:
     return [p for p in entries(root) if p.is_dir() and not p.name.startswith(".")]
 
 
-def _json_files(folder: Path) -> list[Path]:
+def _json_files(place: Path) -> list[Path]:
     return [
         path
-        for path in entries(folder)
+        for path in entries(place)
         if path.suffix.lower() == ".json" and not path.name.startswith(".") and path.is_file()
     ]
 

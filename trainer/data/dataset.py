@@ -148,6 +148,14 @@ class Dataset:
             )
         return raw * np.uint8(record.tags[0] + 1 if record.tags else 0)
 
+    def mask_size(self, record: Record) -> tuple[int, int] | None:
+        """(height, width) of a mask as it is stated, without decoding it; None where it is not.
+
+        Raises:
+            DataError: the mask file is no image.
+        """
+        return image_size(record.mask) if record.mask else None
+
     def mask_source(self, record: Record) -> bytes:
         """What the mask of an image is made of: the bytes of its file; empty without one."""
         return record.mask.read_bytes() if record.mask and record.mask.is_file() else b""

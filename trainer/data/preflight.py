@@ -240,17 +240,17 @@ def about_masks(dataset: Dataset, records: Sequence[Record]) -> Iterator[Problem
             pixels += size[0] * size[1]
             found = inspect_mask(dataset, record, size)
         else:
-            found = _header(record, size)
+            found = _header(dataset, record, size)
         for kind, detail in found:
             traits[kind].append((record.id, detail))
     yield from problems_of(traits)
     yield from about_ignored(traits)
 
 
-def _header(record: Record, size: tuple[int, int]) -> Iterator[tuple[str, str]]:
-    """What the header of a mask file tells against it, for an image of ``size``."""
+def _header(dataset: Dataset, record: Record, size: tuple[int, int]) -> Iterator[tuple[str, str]]:
+    """What the stated size of a mask tells against it, for an image of ``size``."""
     try:
-        mask = image_size(record.mask) if record.mask else size
+        mask = dataset.mask_size(record) or size
     except DataError as error:
         yield "mask-unreadable", error.found
         return
