@@ -247,7 +247,6 @@ def test_class_folders(tmp_path: Path) -> None:
     "names",
     [
         ("train2014/a.jpg", "val2014/b.jpg"),
-        ("JPEGImages/a.jpg", "SegmentationClass/a.png"),
         ("images/a.jpg", "cats/b.jpg"),
         ("cats/a.jpg",),
         ("cats/a.jpg", "dogs/b.jpg", "loose.jpg"),
