@@ -108,7 +108,7 @@ async def overload(running: Running, options: argparse.Namespace) -> Counter[str
             call = channel.unary_unary(target.SEGMENT)
             while time.monotonic() < until:
                 try:
-                    await call(messages[number % len(messages)], timeout=120)
+                    await call(messages[number % len(messages)], timeout=options.timeout)
                     replies["OK"] += 1
                 except grpc.RpcError as error:
                     told = from_call(error)
@@ -162,6 +162,7 @@ def arguments() -> Any:
     )
     parser.add_argument("--callers", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--timeout", type=float, default=30, help="seconds a caller waits")
     parser.add_argument("--memory-mb", type=int, default=4096)
     parser.add_argument("--ulimit", action="store_true", help="by ulimit -v, not a control group")
     parser.add_argument("--set", action="append", default=[], help="settings of the server")
