@@ -32,7 +32,8 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "cpn_grid": ("cpn", ()),
     "cpn_superpixel": ("cpn", ("method.patches=superpixel",)),
     "vwe": ("vwe", ()),
-    "vwe_hspp": ("vwe", ("method.pooling=hspp",)),
+    "vwe_published_weight": ("vwe", ("method.word_weight=1",)),
+    "vwe_hspp": ("vwe", ("method.word_weight=1", "method.pooling=hspp")),
 }
 
 
@@ -47,6 +48,9 @@ def main() -> None:
     parser.add_argument("--train-list", default="train_balanced")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--min-cells", type=int, default=CamsConfig().min_cells, help="cams.min_cells; 0 keeps all"
+    )
     parser.add_argument("--only", nargs="*", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="for every variant"
@@ -70,18 +74,20 @@ def main() -> None:
             settings=(*fixed, *settings, *args.set),
         )
         Pipeline(options).fit(lambda line: None)
-        figures, threshold = measure(args.data, run, method, args.backbone)
+        figures, threshold = measure(args.data, run, method, args.backbone, args.min_cells)
         print(
             f"{name:22s} {figures['train']:6.1f} {figures['val']:6.1f} {threshold:10.2f}",
             flush=True,
         )
 
 
-def measure(data: Path, run: Path, method: str, backbone: str) -> tuple[dict[str, float], float]:
+def measure(
+    data: Path, run: Path, method: str, backbone: str, min_cells: int
+) -> tuple[dict[str, float], float]:
     """Mean IoU in percent of both lists at the threshold that is best on ``train``."""
-    dataset, config = open_dataset(data), CamsConfig(precision="bf16")
+    dataset, config = open_dataset(data), CamsConfig(precision="bf16", min_cells=min_cells)
     module = classify.load(run / "classify" / "model.pt", {})
-    stage = Stage(run / "maps")
+    stage = Stage(run / f"maps_{min_cells}")
     stage.folder.mkdir(exist_ok=True)
     lists = {name: dataset.subset(name) for name in ("train", "val")}
     records = list({record.id: record for each in lists.values() for record in each}.values())

@@ -14,6 +14,7 @@ from trainer.data.dataset import open_dataset, read_index_png
 from trainer.data.palette import write_index_png
 from trainer.data.synthetic import write_synthetic
 from trainer.errors import ConfigError, DataError
+from trainer.evaluation.figures_table import print_evaluation
 from trainer.evaluation.image_counts import ImageCounts, counts_path
 from trainer.evaluation.measure import EvaluateConfig, current_evaluation, in_convention
 from trainer.evaluation.metrics import confusion, mean_iou
@@ -185,3 +186,12 @@ def test_a_copy_is_the_same_data_and_a_mended_mask_trains_on_true_masks_again(da
 def test_an_impossible_tolerance_is_refused():
     with pytest.raises(ConfigError, match="tolerance"):
         EvaluateConfig(boundary_tolerance=0)
+
+
+def test_the_mean_without_the_background_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    iou = {"background": 0.9, "cat": 0.5, "dog": 0.7, "cow": None}
+    entry = {"miou": 0.7, "iou": iou, "threshold": None, "threshold_from": None, "protocol": "p"}
+    entry |= {"convention": "default", "predicted_ignore": 0}
+    print_evaluation({"cam": {"val": entry}})
+    row = next(line for line in capsys.readouterr().out.splitlines() if "foreground" in line)
+    assert "60.0" in row

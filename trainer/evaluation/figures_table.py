@@ -44,8 +44,9 @@ def _table(name: str, entries: Sequence[tuple[str, Any]]) -> Table:
     """The figures of one list, a column a stage."""
     table = Table(name, *(stage for stage, _ in entries))
     table.add_row("mIoU", *(percent(entry["miou"]) for _, entry in entries), style="bold")
+    table.add_row("95 %", *(_interval(entry.get("miou_interval")) for _, entry in entries))
     table.add_row(
-        "95 %", *(_interval(entry.get("miou_interval")) for _, entry in entries), end_section=True
+        "foreground", *(percent(_foreground(entry)) for _, entry in entries), end_section=True
     )
     for label in entries[0][1]["iou"]:
         table.add_row(label, *(percent(entry["iou"][label]) for _, entry in entries))
@@ -57,6 +58,12 @@ def _table(name: str, entries: Sequence[tuple[str, Any]]) -> Table:
     table.add_row("threshold", *("-" if t is None else f"{t:.2f}" for t in thresholds))
     table.add_row("chosen", *(entry["threshold_from"] or "-" for _, entry in entries))
     return table
+
+
+def _foreground(entry: Mapping[str, Any]) -> float | None:
+    """Mean IoU of the classes without the background."""
+    values = [v for label, v in entry["iou"].items() if label != "background" and v is not None]
+    return sum(values) / len(values) if values else None
 
 
 def _remarks(entries: list[tuple[str, str, Any]]) -> list[str]:
