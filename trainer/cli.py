@@ -15,6 +15,7 @@ import typer
 
 from trainer.commands import data as data_commands
 from trainer.commands import measure as measure_commands
+from trainer.commands import predict as predict_command
 from trainer.commands import weights as weights_commands
 from trainer.commands.data import Json, LabelsFrom, RunArgument
 from trainer.errors import ConfigError, UserError
@@ -235,6 +236,7 @@ def fit(
 
 app.command("eval")(measure_commands.evaluate)
 app.command()(measure_commands.compare)
+app.command()(predict_command.predict)
 
 
 @app.command()

@@ -176,13 +176,15 @@ def predict(
     folder: Path,
     title: str,
     device: str = "auto",
+    values: Sequence[int] = (),
 ) -> None:
     """Write a label map a record: the segmenter's probabilities, CRF, arg-max. What is there and
-    loads is kept.
+    loads is kept. ``values`` are those of the classes in the files, if not 1 to K.
     """
     config = segmenter.config
+    table = np.array([0, *(values or range(1, segmenter.num_classes + 1))], np.uint8)
     missing = shard([r for r in records if not _readable(folder / f"{r.id}.png")])
-    write = partial(_write, folder, config.crf, config.crf_image)
+    write = partial(_write, folder, table, config.crf, config.crf_image)
     workers = 0 if config.crf == "none" else None
     with inference(network, config.test_precision, device) as target:
         guesses = _probabilities(segmenter, network, missing, target)
@@ -221,7 +223,7 @@ def _probabilities(
         yield from zip(batch.records, chance.numpy())
 
 
-def _write(folder: Path, crf: str, crf_image: str, guess: Guess) -> None:
+def _write(folder: Path, table: Pixels, crf: str, crf_image: str, guess: Guess) -> None:
     record, chance = guess
     if crf != "none":
         kernels = preset(crf)
@@ -233,7 +235,7 @@ def _write(folder: Path, crf: str, crf_image: str, guess: Guess) -> None:
             "auto",
         )
         chance = field.infer(unary_from_softmax(chance), kernels.iterations)
-    mask = enlarged(chance.argmax(0).astype(np.uint8), image_size(record.image))
+    mask = enlarged(table[chance.argmax(0)], image_size(record.image))
     write_index_png(folder / f"{record.id}.png", mask)
 
 

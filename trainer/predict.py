@@ -1,0 +1,121 @@
+"""Masks of any list of a run's data, true masks or not, by the run's own segmenter: what ``fit``
+measures, and what an evaluation server wants.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from trainer import segment
+from trainer.classify import tuples
+from trainer.config import as_dict, parse_settings, replace
+from trainer.data.dataset import check_images
+from trainer.errors import ConfigError, DataError, RunError
+from trainer.interrupt import terminated
+from trainer.outputs import check_folder
+from trainer.run import Run, reopen_data, write_json
+from trainer.segmenters.config import TEST_KNOBS, SegmentConfig
+
+NOTE = "predictions.json"
+"""What made the masks of a folder, beside them."""
+Layout = Literal["ids", "voc-server"]
+
+
+def predict_list(
+    run_dir: Path,
+    name: str,
+    out: Path,
+    stage: str = "segment",
+    layout: Layout = "ids",
+    settings: Sequence[str] = (),
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Write a palette PNG an image of list ``name``, as large as the image. Run again, an
+    interrupted prediction goes on.
+
+    Args:
+        run_dir: a run with a trained segmenter.
+        name: of a list of the run's data.
+        out: folder to write; new, empty, or of the same prediction.
+        stage: ``segment``, or ``segment_full`` for the one that learnt from true masks.
+        layout: ``ids``, OUT/ID.png with classes 1 to K; or ``voc-server``,
+            OUT/results/VOC2012/Segmentation/comp6_LIST_cls/ID.png with the values of the data set's
+            own masks, which are VOC's.
+        settings: ``segment.KEY=VALUE`` of knobs of the test; the others are the run's.
+        device: ``auto`` or ``cpu``.
+
+    Returns:
+        What was written, as ``OUT/predictions.json`` has it.
+
+    Raises:
+        RunError: no run, or one without that segmenter.
+        DataError: no such list, an empty one, or images that cannot be read.
+        ConfigError: a knob that is none of the test.
+        TargetError: OUT holds something else, or is what is read.
+    """
+    run = Run.existing(run_dir)
+    weights = run.path / stage / "model.pt"
+    if not weights.is_file():
+        raise RunError(
+            f"{run_dir} has no trained segmenter in {stage!r}",
+            "a run until segment",
+            "wsss-trainer fit DATA --run RUN, or --supervision full for segment_full",
+        )
+    dataset = reopen_data(run.manifest)
+    records = dataset.subset(name)
+    if not records:
+        raise DataError(f"list {name!r} of {dataset.root} is empty", "a list with images")
+    config = _config(run, settings)
+    segmenter, network, identity = segment.load(weights, {"classes": list(dataset.classes)}, config)
+    values = dataset.mask_values if layout == "voc-server" else range(1, len(dataset.classes) + 1)
+    note = {
+        "run": str(run.path.resolve()),
+        "stage": stage,
+        "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "supervision": identity["supervision"],
+        "list": name,
+        "images": len(records),
+        "layout": layout,
+        "values": dict(zip(dataset.classes, values, strict=True)),
+        "test": {knob: as_dict(config)[knob] for knob in sorted(TEST_KNOBS)},
+    }
+    check_folder(
+        out,
+        lambda folder: _note(folder) == json.loads(json.dumps(note)),
+        [*dataset.places(), run.path],
+        "--out",
+        "a new folder: the one that is there holds predictions of something else",
+    )
+    check_images(records)
+    inside = f"results/VOC2012/Segmentation/comp6_{name}_cls" if layout == "voc-server" else ""
+    with terminated():
+        write_json(out / NOTE, note)
+        segment.predict(
+            segmenter, network, records, out / inside, f"{stage} {name}", device, values
+        )
+    return {**note, "path": str(out / inside)}
+
+
+def _config(run: Run, settings: Sequence[str]) -> SegmentConfig:
+    """Knobs of the run's segmenter, with those of the test that are given."""
+    changes = parse_settings(settings, ("segment",))["segment"]
+    for knob in changes:
+        if knob not in TEST_KNOBS:
+            raise ConfigError(
+                f"segment.{knob} is not a knob of the test",
+                f"one of {', '.join(sorted(TEST_KNOBS))}",
+                "wsss-trainer fit trains with others",
+            )
+    made = replace(SegmentConfig(), tuples(run.manifest["config"]["segment"]), "segment")
+    return replace(made, changes, "segment")
+
+
+def _note(folder: Path) -> Any:
+    try:
+        return json.loads((folder / NOTE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
