@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import stat
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from serving.errors import RepositoryError
 CARD = "model.json"
 FORMAT = 1
 LARGEST_CARD = 16 * 1024 * 1024
+# As the protocol numbers them.
+LARGEST_VERSION = 2**31 - 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 HINT = "export the model again with: wsss-trainer export RUN --name NAME --repository exported/"
 
@@ -110,11 +113,10 @@ def read_card(folder: Path) -> Card:
     """
     path = folder / CARD
     try:
-        # Anything else could be endless, or a pipe on which reading waits forever.
-        if not stat.S_ISREG(path.lstat().st_mode) or path.stat().st_size > LARGEST_CARD:
-            raise RepositoryError(
-                f"{path} is no file, or one of more than {LARGEST_CARD:,} bytes", "a card", HINT
-            )
+        check_file(path)
+        _check_alone(folder)
+        if path.stat().st_size > LARGEST_CARD:
+            raise RepositoryError(f"{path} has more than {LARGEST_CARD:,} bytes", "a card", HINT)
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RepositoryError(f"no {CARD} in {folder}", "a card beside the graph", HINT) from None
@@ -125,12 +127,48 @@ def read_card(folder: Path) -> Card:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         fault = f"no field {error}" if isinstance(error, KeyError) else str(error)
         raise RepositoryError(f"{path}: {fault}", f"a card of format {FORMAT}", HINT) from error
-    if (card.name, str(card.version)) != (folder.parent.name, folder.name):
+    if (card.name, card.version) != (folder.parent.name, version_number(folder.name)):
         raise RepositoryError(
             f"{path} says {card.name} version {card.version}",
             f"{folder.parent.name} version {folder.name}, as its folder",
         )
     return card
+
+
+def _check_alone(folder: Path) -> None:
+    """See that no other folder holds the same version, as 1 and 01 would."""
+    version = version_number(folder.name)
+    names = sorted(entry.name for entry in folder.parent.iterdir())
+    same = [name for name in names if version is not None and version_number(name) == version]
+    if len(same) > 1:
+        raise RepositoryError(
+            f"{folder.parent} holds version {version} twice: {', '.join(same)}",
+            "one folder a version",
+            "rename or remove the one that is not meant",
+        )
+
+
+def version_number(name: str) -> int | None:
+    """The version that a folder of this name holds; ``01`` is 1. None: it is no version's."""
+    return int(name) if name.isascii() and name.isdecimal() else None
+
+
+def check_file(path: Path) -> None:
+    """See that a file of a version folder is a plain one, which could be no pipe on which reading
+    waits for ever. A link may lead to another place in the repository, as those of Kubernetes'
+    ConfigMaps do, and not out of it.
+
+    Raises:
+        RepositoryError: it is something else.
+        OSError: it is not there or cannot be looked at.
+    """
+    root = Path(os.path.realpath(path.absolute().parents[2]))
+    if not Path(os.path.realpath(path)).is_relative_to(root):
+        raise RepositoryError(
+            f"{path} is a link that leads out of the repository", "a file in it", HINT
+        )
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise RepositoryError(f"{path} is no plain file", "a file beside the card", HINT)
 
 
 def _card(raw: dict[str, Any], folder: Path) -> Card:
@@ -176,7 +214,7 @@ def _card(raw: dict[str, Any], folder: Path) -> Card:
     _refuse(
         {
             f"name is {card.name!r}": not NAME.fullmatch(card.name),
-            f"version is {card.version}": card.version < 1,
+            f"version is {card.version}": not 1 <= card.version <= LARGEST_VERSION,
             "sha256 does not list the graph": card.graph not in card.sha256,
             "sha256 does not list the half-precision graph": card.half_graph
             not in (None, *card.sha256),

@@ -16,7 +16,7 @@ from serving.config import ServerConfig
 from serving.engines import Engine, Stop
 from serving.engines.choice import limited
 from serving.errors import ModelNotFound, RepositoryError, ServerUnavailable, nearest
-from serving.repository.card import HINT, Card, Kind, read_card
+from serving.repository.card import Card, Kind, read_card
 from serving.repository.loading import open_warm_engine, plan_for
 from serving.repository.refusals import Refusals
 from serving.repository.soundness import read_size
@@ -25,7 +25,9 @@ from serving.repository.versions import (
     Cards,
     choose,
     find_versions,
+    others,
     read_repository,
+    unreadable,
     wanted_versions,
 )
 from serving.repository.watch import Signature, Watch, signature
@@ -113,16 +115,14 @@ class Models:
         if self._config.models.strict:
             await asyncio.to_thread(read_repository, self._config.repository)
         watch = await asyncio.to_thread(Watch, self._config.repository)
+        if names := await asyncio.to_thread(others, self._config.repository):
+            log.info("no models, for they have no version: %s", ", ".join(names))
         await asyncio.gather(*(self._refresh(name) for name in watch.models))
         error = self._refused.error()
         if error and (self._config.models.strict or not self._served):
             raise error
         if not self._served and self._config.models.control == "none":
-            raise RepositoryError(
-                f"{self._config.repository} holds no model",
-                "NAME/VERSION/model.json and its graph",
-                HINT,
-            )
+            await asyncio.to_thread(read_repository, self._config.repository)
         if self._config.models.control == "poll":
             self._spawn(self._poll(watch))
 
@@ -249,11 +249,13 @@ class Models:
         """Serve the newest sound versions of a model as its folder has them now, and no others."""
         async with self._lock(name):
             try:
-                folders = (await asyncio.to_thread(find_versions, self._config.repository)).get(
-                    name, {}
-                )
+                found = await asyncio.to_thread(find_versions, self._config.repository)
             except (RepositoryError, OSError) as error:
                 log.warning(GONE, error)
+                return
+            folders = found.get(name, {})
+            if name in found and not folders:
+                log.warning("%s", unreadable(self._config.repository / name).found)
                 return
             candidates, count = wanted_versions(self._config.models.versions, folders)
             chosen: list[Served] = []

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -17,8 +16,20 @@ from serving.errors import (
     RepositoryError,
     WrongModelKind,
     nearest,
+    short,
 )
-from serving.repository.card import CARD, HINT, KINDS, Card, Kind, read_card
+from serving.listing import SYSTEM_FOLDERS
+from serving.repository.card import (
+    CARD,
+    HINT,
+    KINDS,
+    NAME,
+    Card,
+    Kind,
+    check_file,
+    read_card,
+    version_number,
+)
 
 Cards = dict[str, dict[int, Card]]
 
@@ -27,27 +38,22 @@ def find_versions(root: Path) -> dict[str, dict[int, Path]]:
     """The version folders of every model below ``root``, names sorted, versions rising. Nothing is
     read.
 
-    Folders whose name starts with a dot, and those of a model whose name is no whole number, are
-    not looked at.
+    A folder without a version is no model: :func:`others` names those. One that cannot be looked
+    into may be a model, and has no versions here.
 
     Raises:
         RepositoryError: no such folder.
     """
-    if not root.is_dir():
-        raise RepositoryError(
-            f"no folder {root}",
-            "a model repository: NAME/VERSION/model.json",
-            "--repository FOLDER",
-        )
-    found: dict[str, dict[int, Path]] = {}
-    for folder in sorted(
-        path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")
-    ):
-        versions = sorted(
-            int(path.name) for path in _entries(folder) if path.name.isdecimal() and path.is_dir()
-        )
-        found[folder.name] = {version: folder / str(version) for version in versions}
-    return found
+    return {name: versions for name, versions in _look(root).items() if versions is not None}
+
+
+def others(root: Path) -> list[str]:
+    """The names of folders below ``root`` that are no models.
+
+    Raises:
+        RepositoryError: as :func:`find_versions` does.
+    """
+    return [name for name, versions in _look(root).items() if versions is None]
 
 
 def read_repository(root: Path, only: str = "") -> Cards:
@@ -59,37 +65,88 @@ def read_repository(root: Path, only: str = "") -> Cards:
         only: a model; if it is there, the others are not looked at.
 
     Raises:
-        RepositoryError: no such folder, no model in it, a model without version, or a bad card.
+        RepositoryError: no such folder, no model in it, one that cannot be looked into, or a bad
+            card.
     """
     found = find_versions(root)
     cards: Cards = {}
     for name, versions in ({only: found[only]} if only in found else found).items():
         if not versions:
-            raise RepositoryError(
-                f"{root / name} has no version", "a folder named 1, 2, ... with a model.json", HINT
-            )
+            raise unreadable(root / name)
         cards[name] = {version: read_card(folder) for version, folder in versions.items()}
     if not cards:
-        raise RepositoryError(
-            f"{root} holds no model", "NAME/VERSION/model.json and its graph", HINT
-        )
+        raise no_model(root)
     return cards
+
+
+def no_model(root: Path) -> RepositoryError:
+    """For a repository without any model."""
+    names = others(root)
+    beside = f"; without a version: {short(', '.join(names))}" if names else ""
+    return RepositoryError(
+        f"{root} holds no model{beside}", "NAME/VERSION/model.json and its graph", HINT
+    )
+
+
+def unreadable(folder: Path) -> RepositoryError:
+    """For a folder that cannot be looked into."""
+    try:
+        list(folder.iterdir())
+        reason = "it changed just now"
+    except OSError as error:
+        reason = str(error.strerror)
+    return RepositoryError(
+        f"{folder} cannot be looked into: {reason}", "a folder of versions, or one without a model"
+    )
+
+
+def _look(root: Path) -> dict[str, dict[int, Path] | None]:
+    """Every folder that is not hidden by name, with its versions; None for what is no model."""
+    if not root.is_dir():
+        raise RepositoryError(
+            f"no folder {root}",
+            "a model repository: NAME/VERSION/model.json",
+            "--repository FOLDER",
+        )
+    found: dict[str, dict[int, Path] | None] = {}
+    for folder in sorted(path for path in root.iterdir() if not path.name.startswith(".")):
+        if not folder.is_dir():
+            continue
+        # A name that is no text could be told to nobody, and is no model's.
+        if folder.name.isprintable():
+            found[folder.name] = _versions(folder)
+        else:
+            found[ascii(folder.name)] = None
+    return found
+
+
+def _versions(folder: Path) -> dict[int, Path] | None:
+    try:
+        entries = sorted(folder.iterdir())
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return {} if NAME.fullmatch(folder.name) else None
+    versions = {
+        version: path
+        for path in entries
+        if (version := version_number(path.name)) is not None and path.is_dir()
+    }
+    return dict(sorted(versions.items())) or None
 
 
 def verify(card: Card) -> None:
     """See that the version folder holds the files that the card lists, these alone, and with these
     hashes.
 
-    Files whose name starts with a dot are not looked at: nothing reads them.
+    Files whose name starts with a dot, and folders that systems make, are not looked at: nothing
+    reads them.
 
     Raises:
-        RepositoryError: a file is missing, is not listed, is no plain file, or has another SHA-256;
-            or the folder is a link.
+        RepositoryError: a file is missing, is not listed, is no plain file, leads out of the
+            repository, or has another SHA-256.
     """
-    for folder in (card.folder, card.folder.parent):
-        if folder.is_symlink():
-            raise RepositoryError(f"{folder} is a link", "a folder of its own", HINT)
-    there = {path.name for path in _entries(card.folder) if not path.name.startswith(".")} - {CARD}
+    there = {path.name for path in _entries(card.folder) if not _is_beside(path)} - {CARD}
     if unlisted := sorted(there - set(card.sha256)):
         raise RepositoryError(
             f"{card.folder} holds {unlisted[0]!r}, which the card does not list",
@@ -98,10 +155,7 @@ def verify(card: Card) -> None:
     for name, expected in card.sha256.items():
         path = card.folder / name
         try:
-            if not stat.S_ISREG(path.lstat().st_mode):
-                raise RepositoryError(
-                    f"{path} is a link or no file", "a plain file beside the card", HINT
-                )
+            check_file(path)
             with path.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
@@ -114,6 +168,10 @@ def verify(card: Card) -> None:
                 f"{expected}, as its card says: the file is damaged or was exchanged",
                 HINT,
             )
+
+
+def _is_beside(path: Path) -> bool:
+    return path.name.startswith(".") or bool(SYSTEM_FOLDERS.fullmatch(path.name) and path.is_dir())
 
 
 def wanted_versions(policy: str, versions: Iterable[int]) -> tuple[list[int], int]:

@@ -68,10 +68,8 @@ def test_the_sound_models_are_served_and_the_others_told_with_their_reason(tmp_p
             assert caught.value.metadata == {"known": "colours"}
             ran = await models.find("colours", 0, "segmenter").batcher.run(PIXELS)
             assert (ran.outputs["mask"] == 1).all()
-        for told in ("empty has no version", "SHA-256"):
-            with pytest.raises(RepositoryError, match=told):
-                await Models(configured(tmp_path, models__strict=True)).start()
-            shutil.rmtree(tmp_path / "empty", ignore_errors=True)
+        with pytest.raises(RepositoryError, match="SHA-256"):
+            await Models(configured(tmp_path, models__strict=True)).start()
 
     asyncio.run(work())
 

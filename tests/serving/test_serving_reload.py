@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import threading
 import time
 from pathlib import Path
@@ -111,14 +112,21 @@ def test_no_request_fails_while_versions_come_go_and_are_refused(tmp_path, run_s
         assert set(seen) == {1, 2, 4}
 
 
+def outside(folder: Path) -> Path:
+    """A new place that is not in the repository of a version folder."""
+    return folder.absolute().parents[2] / secrets.token_hex(8)
+
+
 def link_graph(folder: Path) -> None:
-    (folder / "model.onnx").rename(folder.parent / "elsewhere.onnx")
-    (folder / "model.onnx").symlink_to(folder.parent / "elsewhere.onnx")
+    elsewhere = outside(folder)
+    (folder / "model.onnx").rename(elsewhere)
+    (folder / "model.onnx").symlink_to(elsewhere)
 
 
 def link_folder(folder: Path) -> None:
-    folder.rename(folder.with_name("real"))
-    folder.symlink_to(folder.with_name("real"), target_is_directory=True)
+    elsewhere = outside(folder)
+    folder.rename(elsewhere)
+    folder.symlink_to(elsewhere, target_is_directory=True)
 
 
 def unlisted_file(folder: Path) -> None:
@@ -200,10 +208,10 @@ def endless_card(folder: Path) -> None:
 
 
 HOSTILE = {
-    link_graph: "is a link or no file",
-    link_folder: "is a link",
+    link_graph: "is a link that leads out of the repository",
+    link_folder: "is a link that leads out of the repository",
     unlisted_file: "'library.so', which the card does not list",
-    pipe_for_graph: "is a link or no file",
+    pipe_for_graph: "is no plain file",
     path_outside: "a file name has a folder in it",
     data_outside: "keeps data in '../../../secret'",
     unknown_domain: "domain 'evil.ops'",

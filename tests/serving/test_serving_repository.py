@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import os
+import shutil
+import time
 from pathlib import Path
 
 import pytest
 import tiny_models
+from configs import configured
 
 from serving.errors import ConfigError, FieldError, ModelNotFound, RepositoryError, WrongModelKind
+from serving.repository import versions
 from serving.repository.card import read_card
-from serving.repository.versions import choose, read_repository, verify, wanted_versions
+from serving.repository.versions import choose, others, read_repository, verify, wanted_versions
 
 
 def test_a_sound_repository(repository: Path):
@@ -80,7 +84,7 @@ def test_missing_and_empty_folders(tmp_path: Path):
     with pytest.raises(RepositoryError, match="holds no model"):
         read_repository(tmp_path)
     (tmp_path / "colours").mkdir()
-    with pytest.raises(RepositoryError, match="has no version"):
+    with pytest.raises(RepositoryError, match="holds no model; without a version: colours"):
         read_repository(tmp_path)
     (tmp_path / "colours" / "1").mkdir()
     with pytest.raises(RepositoryError, match=r"no model.json"):
@@ -147,10 +151,117 @@ def test_a_card_that_is_no_json(tmp_path: Path):
             read_card(folder)
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
-def test_a_card_that_is_no_file(tmp_path: Path, make):
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (os.mkfifo, "is no plain file"),
+        (Path.mkdir, "is no plain file"),
+        (lambda path: path.symlink_to("/dev/zero"), "is a link that leads out of the repository"),
+        (lambda path: path.symlink_to("model.json"), "cannot be read"),
+        (lambda path: path.symlink_to("nothing"), "no model.json"),
+    ],
+)
+def test_a_card_that_is_no_file(tmp_path: Path, make, told):
     folder = tiny_models.export(tmp_path)
     (folder / "model.json").unlink()
     make(folder / "model.json")
-    with pytest.raises(RepositoryError, match="is no file"):
+    with pytest.raises(RepositoryError, match=told):
         read_card(folder)
+
+
+BESIDE = (
+    "lost+found",
+    "@eaDir",
+    "docs",
+    "$RECYCLE.BIN",
+    "Ünïcode",
+    "a b",
+    "line\nbreak",
+    "b\udcff",
+)
+
+
+def test_folders_without_a_version_are_no_models(tmp_path: Path, run_server, caplog):
+    caplog.set_level("INFO")
+    tiny_models.export(tmp_path)
+    for name in BESIDE:
+        (tmp_path / name / "x1").mkdir(parents=True)
+    (tmp_path / "docs" / "7").write_text("no folder")
+    (tmp_path / "docs" / "\u0661").mkdir()
+    (tmp_path / "colours" / "1" / "@eaDir").mkdir()
+    (tmp_path / "1").write_text("no folder")
+    verify(read_repository(tmp_path)["colours"][1])
+    assert list(read_repository(tmp_path)) == ["colours"]
+    assert set(others(tmp_path)) == {n if n.isprintable() else ascii(n) for n in BESIDE}
+    with run_server(configured(tmp_path, models__strict=True)) as server:
+        assert server.names == ["colours"]
+        assert "wsss_model_ready" in server.telemetry.page("")[0].decode()
+        assert [state.name for state in server.models.index()] == ["colours"]
+    assert "no models, for they have no version: $RECYCLE.BIN, @eaDir" in caplog.text
+
+
+def test_01_is_version_1_and_both_are_one_too_many(tmp_path: Path, run_server):
+    folder = tiny_models.export(tmp_path)
+    folder.rename(folder.with_name("01"))
+    tiny_models.export(tmp_path, version=2)
+    tiny_models.export(tmp_path, "maps", "cam")
+    assert list(read_repository(tmp_path)["colours"]) == [1, 2]
+    with run_server(configured(tmp_path, models__versions="1")) as server:
+        assert server.names == ["colours", "maps"]
+    tiny_models.export(tmp_path)
+    with pytest.raises(RepositoryError, match="holds version 1 twice: 01, 1"):
+        read_repository(tmp_path)
+    with run_server(configured(tmp_path, models__versions="1")) as server:
+        assert server.names == ["maps"], "the others are served"
+
+
+def test_a_version_beyond_the_protocol_is_refused(tmp_path: Path):
+    tiny_models.export(tmp_path, version=20261130120000)
+    with pytest.raises(RepositoryError, match="version is 20261130120000"):
+        read_repository(tmp_path)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_links_of_config_maps_are_read(tmp_path: Path, run_server, depth):
+    """Kubernetes keeps the files in a hidden folder of a date, and links to them: here mounted as
+    the version, as the model, and as the repository.
+    """
+    folder = tiny_models.export(tmp_path / "made")
+    root = tmp_path / "exported"
+    mount = {0: root / "colours" / "1", 1: root / "colours", 2: root}[depth]
+    data = mount / "..2026_11_30"
+    source = {0: folder, 1: folder.parent, 2: tmp_path / "made"}[depth]
+    mount.mkdir(parents=True)
+    shutil.copytree(source, data)
+    (mount / "..data").symlink_to(data.name)
+    for path in source.iterdir():
+        (mount / path.name).symlink_to(Path("..data", path.name))
+    verify(read_repository(root)["colours"][1])
+    with run_server(configured(root, models__trial=True)) as server:
+        assert server.names == ["colours"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_an_unreadable_folder_is_said(tmp_path: Path):
+    tiny_models.export(tmp_path)
+    for name in ("closed", "lost+found"):
+        (tmp_path / name).mkdir(mode=0)
+    with pytest.raises(RepositoryError, match="closed cannot be looked into: Permission denied"):
+        read_repository(tmp_path)
+    assert list(read_repository(tmp_path, "colours")) == ["colours"]
+
+
+def test_a_model_whose_folder_is_closed_is_served_on(tmp_path: Path, run_server, monkeypatch):
+    tiny_models.export(tmp_path)
+    settings = {"models__control": "poll", "models__poll_seconds": 0.05}
+    with run_server(configured(tmp_path, **settings)) as server:
+        monkeypatch.setattr(versions, "_versions", lambda folder: {})
+        time.sleep(0.4)
+        assert server.names == ["colours"]
+    with pytest.raises(RepositoryError, match="colours cannot be looked into"):
+        read_repository(tmp_path)
+    with (
+        pytest.raises(RepositoryError, match="colours cannot be looked into"),
+        run_server(configured(tmp_path)),
+    ):
+        raise AssertionError("it started")

@@ -230,7 +230,7 @@ def holds_model(folder: Path) -> bool:
 
 def free_version(model: Path, version: int | None) -> int:
     """``version`` if it is free, by default one above the highest that is there."""
-    taken = {int(p.name) for p in model.glob("*") if re.fullmatch(r"[1-9][0-9]*", p.name)}
+    taken = {int(p.name) for p in model.glob("*") if re.fullmatch(r"0*[1-9][0-9]*", p.name)}
     if version is None:
         return max(taken, default=0) + 1
     if version < 1:
