@@ -152,7 +152,7 @@ def test_tables_that_are_odd(root: Path, table: dict[str, Any], crowd: Any, empt
 def test_files_that_are_damaged(root: Path, data: st.DataObject) -> None:
     text = bytearray(json.dumps(VALID).encode())
     for _ in range(data.draw(st.integers(1, 5))):
-        at = data.draw(st.integers(0, len(text) - 1))
+        at = data.draw(st.integers(0, len(text)))
         span = data.draw(st.sampled_from((0, 1, 1, 5, 400)))
         text[at : at + span] = data.draw(st.binary(max_size=4))
     read(root, bytes(text), DataConfig())
