@@ -135,7 +135,7 @@ def test_many_scans_are_refused_at_once(server, memory):
     code, info, _, text = failure(server, "Segment", request(data))
     assert (code, info.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "IMAGE_TOO_LARGE")
     assert info.metadata["max_decoded_passes"] == "1000000"
-    assert "3,000 scans of 40,000 pixels" in text
+    assert "scans or more of 40,000 pixels" in text
     assert time.monotonic() - began < 5
 
 

@@ -315,7 +315,10 @@ def _check_passes(kind: str, file: BinaryIO, image: ImageFile.ImageFile, bounds:
     passes, what = pixels, "pixels"
     if kind == "JPEG":
         scans = _scans(file, bounds.passes // (pixels + SCAN_PIXELS))
-        passes, what = scans * (pixels + SCAN_PIXELS), f"{scans:,} scans of {pixels:,} pixels"
+        passes, what = (
+            scans * (pixels + SCAN_PIXELS),
+            f"{scans:,} scans or more of {pixels:,} pixels",
+        )
     elif isinstance(image, TiffImageFile):
         passes, what = _tiff_passes(file, image, bounds)
     elif kind == "BMP" and image.tile and image.tile[0].codec_name == "bmp_rle":
