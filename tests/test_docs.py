@@ -16,6 +16,7 @@ from trainer import classify
 from trainer import config as knobs
 from trainer.cams import CamsConfig
 from trainer.cli import app as trainer_app
+from trainer.config import ranges
 from trainer.data.knobs import DataConfig
 from trainer.evaluation.measure import EvaluateConfig
 from trainer.methods.base import method_classes, method_names
@@ -25,6 +26,7 @@ from trainer.refine.irnet import IrnConfig
 from trainer.refine.pseudo_masks import RefineConfig
 from trainer.segmenters import segmenter_class
 from trainer.segmenters.config import PRESETS, SCRATCH, SegmentConfig
+from trainer.training.optimiser import Training
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -83,6 +85,26 @@ def test_the_tables_of_knobs_are_true(section: str) -> None:
 def test_a_method_has_a_page_with_its_knobs(name: str) -> None:
     page = ROOT / "docs" / "methods" / f"{name}.md"
     assert documented(page, "method", 1) == expected([method_classes(name)[1]()])
+
+
+def ranges_by_text() -> dict[str, list[str]]:
+    """Names of knobs by their range, those of every training without a section."""
+    found: dict[str, set[str]] = {}
+    sections = {name: type(configs[0]) for name, configs in SECTIONS.items()}
+    sections |= {f"method {name}": method_classes(name)[1] for name in method_names()}
+    shared = {name: str(limits) for name, limits in ranges(Training).items()}
+    for section, config in [("", Training), *sections.items()]:
+        for name, limits in ranges(config).items():
+            if not section or shared.get(name) != str(limits):
+                prefix = f"{section.split()[0]}." if section else ""
+                found.setdefault(str(limits), set()).add(f"`{prefix}{name}`")
+    return {text: sorted(names) for text, names in found.items()}
+
+
+def test_the_table_of_ranges_is_true() -> None:
+    text = (ROOT / "docs" / "knobs.md").read_text(encoding="utf-8").partition("## Ranges")[2]
+    rows = re.findall(r"^\| ([^|`]*\d[^|`]*) \| (`.*`) \|$", text, re.MULTILINE)
+    assert {limits: names.split(", ") for limits, names in rows} == ranges_by_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

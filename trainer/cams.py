@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 
 from trainer.camfile import cam_path, read_cam, stride4, write_cam
+from trainer.config import Knobs, Range
 from trainer.data.dataset import Record
-from trainer.data.sizes import PIXELS
-from trainer.errors import ConfigError, DataError
+from trainer.data.sizes import PIXEL_RANGE, PIXELS
+from trainer.errors import DataError
 from trainer.inference import (
     Budget,
     Views,
@@ -58,7 +59,7 @@ PROTOCOLS = {
 
 
 @dataclass(frozen=True)
-class CamsConfig:
+class CamsConfig(Knobs):
     """Knobs of the maps.
 
     Attributes:
@@ -76,18 +77,16 @@ class CamsConfig:
         bad: maps of ``--cams`` that are missing or damaged: ``stop``, or ``skip`` those images.
     """
 
-    protocol: Literal["auto", "psa", "irn", "vwe", "seam", "mva"] = "auto"
-    scales: tuple[float, ...] = ()
-    min_cells: int = 16
-    precision: Precision = "fp32"
-    batch: int = 4
-    pixels: int = PIXELS
-    workers: int = -1
-    bad: Literal["stop", "skip"] = "stop"
+    section: ClassVar[str] = "cams"
 
-    def __post_init__(self) -> None:
-        if self.min_cells < 0:
-            raise ConfigError(f"cams.min_cells={self.min_cells}", "0 or more")
+    protocol: Literal["auto", "psa", "irn", "vwe", "seam", "mva"] = "auto"
+    scales: Annotated[tuple[float, ...], Range(0.05, 8)] = ()
+    min_cells: Annotated[int, Range(0, 1000)] = 16
+    precision: Precision = "fp32"
+    batch: Annotated[int, Range(1, 1024)] = 4
+    pixels: Annotated[int, PIXEL_RANGE] = PIXELS
+    workers: Annotated[int, Range(-1, 128)] = -1
+    bad: Literal["stop", "skip"] = "stop"
 
 
 def protocol_of(config: CamsConfig, backbone: str, method: str) -> tuple[str, Protocol]:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from trainer import config as knobs
+from trainer.config import Range
 from trainer.data.dataset import Dataset, Record
 from trainer.data.loader import Samples
 from trainer.data.pixels import read_image
@@ -50,14 +51,21 @@ class ClassifyConfig(Training):
         validate: measure mAP on the validation list's tags after each epoch.
     """
 
-    resize: tuple[int, int] = (256, 512)
-    crop: int = 448
+    resize: Annotated[tuple[int, int], Range(16, 8192)] = (256, 512)
+    crop: Annotated[int, Range(16, 4096)] = 448
     jitter: bool = True
-    output_stride: int = 0
+    output_stride: Annotated[int, Range(0, 32)] = 0
     dilate: bool = True
     bn: str = "frozen"
     detach_after: str = "none"
     validate: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.resize[0] > self.resize[1]:
+            raise ConfigError(
+                f"classify.resize={self.resize[0]},{self.resize[1]}", "the smaller side first"
+            )
 
 
 PSA = ClassifyConfig()

@@ -166,7 +166,7 @@ def fit(
         typer.Option(help="weak: pseudo masks; full: true masks, the upper bound; both."),
     ] = Supervision.weak,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     settings: Annotated[
         list[str] | None,
         typer.Option(

@@ -8,11 +8,80 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from trainer.errors import ConfigError, nearest
 
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The values that a numeric knob may have; of a tuple each of them. NaN is in no range.
+
+    Stands beside the type of the field: ``epochs: Annotated[int, Range(1, 10_000)]``.
+
+    Attributes:
+        low: the smallest value.
+        high: the largest value.
+        above: ``low`` itself is too small.
+        below: ``high`` itself is too large.
+        least: values that a tuple has at least.
+        most: values that a tuple has at most.
+    """
+
+    low: float
+    high: float
+    above: bool = False
+    below: bool = False
+    least: int = 0
+    most: int = 16
+
+    def holds(self, value: float) -> bool:
+        """Whether one value is within."""
+        low = value > self.low if self.above else value >= self.low
+        return low and (value < self.high if self.below else value <= self.high)
+
+    def __str__(self) -> str:
+        low = f"above {_number(self.low)}" if self.above else _number(self.low)
+        high = f"below {_number(self.high)}" if self.below else _number(self.high)
+        return f"{low} to {high}"
+
+
+class Knobs:
+    """Base of every config dataclass: no value outside of the range of its field can be made.
+
+    Attributes:
+        section: name in ``--set section.key=value``.
+    """
+
+    section: ClassVar[str] = "method"
+
+    def __post_init__(self) -> None:
+        for name, limits in ranges(type(self)).items():
+            value = getattr(self, name)
+            values = value if isinstance(value, tuple) else (value,)
+            wrong = [v for v in values if not isinstance(v, str) and not limits.holds(v)]
+            few = isinstance(value, tuple) and not limits.least <= len(value) <= limits.most
+            if wrong or few:
+                shown = ",".join(map(str, values)) or "(nothing)"
+                count = f"{max(limits.least, 1)} to {limits.most} numbers, each " if few else ""
+                raise ConfigError(f"{self.section}.{name}={shown}", f"{count}{limits}")
+
+
+def ranges(config: type) -> dict[str, Range]:
+    """The range of every numeric knob of a config dataclass."""
+    hints = typing.get_type_hints(config, include_extras=True)
+    return {
+        name: extra
+        for name, hint in hints.items()
+        for extra in getattr(hint, "__metadata__", ())
+        if isinstance(extra, Range)
+    }
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def parse_settings(texts: Sequence[str], sections: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -41,7 +110,8 @@ def replace(config: T, changes: Mapping[str, Any], section: str) -> T:
     """A copy of a config dataclass with ``changes``; text values are read as the field's type.
 
     Raises:
-        ConfigError: an unknown knob (the nearest is shown) or a value of the wrong kind.
+        ConfigError: an unknown knob (the nearest is shown), or a value of the wrong kind or outside
+            of its range.
     """
     hints = typing.get_type_hints(type(config))
     names = [f.name for f in dataclasses.fields(config)]  # type: ignore[arg-type]

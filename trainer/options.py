@@ -19,6 +19,7 @@ from trainer.refine.pseudo_masks import RefineConfig
 from trainer.refine.stages import named_refinement
 from trainer.segmenters import segmenter_class
 from trainer.segmenters.config import PRESETS, SCRATCH, SegmentConfig
+from trainer.training.devices import check_device
 
 STAGES = ("classify", "cams", "refine", "segment", "evaluate", "report")
 SECTIONS = (
@@ -101,6 +102,9 @@ def make_configs(options: Options) -> Configs:
     Raises:
         ConfigError: unknown method, recipe, preset, segmenter, section or knob.
     """
+    check_device(options.device)
+    if not 0 <= options.seed < 2**32:
+        raise ConfigError(f"--seed {options.seed}", f"0 to {2**32 - 1}")
     _, method_config = method_classes(options.method)
     changes = knobs.parse_settings(options.settings, SECTIONS)
     recipe = options.recipe or classify.recipe(options.backbone, options.weights)
@@ -114,6 +118,8 @@ def make_configs(options: Options) -> Configs:
     short: dict[str, Any] = {} if options.epochs is None else {"epochs": options.epochs}
     sizes: dict[str, Any] = {}
     if options.size is not None:
+        if not (sides := knobs.ranges(classify.ClassifyConfig)["crop"]).holds(options.size):
+            raise ConfigError(f"--size {options.size}", str(sides))
         low, high = (round(side * options.size / base.crop) for side in base.resize)
         short["crop"], sizes["resize"] = options.size, (low, high)
     made = knobs.replace(base, {**short, **sizes, **changes["classify"]}, "classify")

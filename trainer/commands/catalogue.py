@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trainer.classify import RECIPES
+from trainer.config import ranges
 from trainer.methods.base import method_classes, method_module, method_names
 from trainer.weights.cache import StoredWeights
 
@@ -48,12 +49,14 @@ def describe_method(name: str) -> dict[str, Any]:
     for described in reversed(config.__mro__):
         meanings |= _attributes(described.__doc__ or "")
     knobs, hints = [], typing.get_type_hints(config)
+    limits = {name: [limit] for name, limit in ranges(config).items()}
     for f in dataclasses.fields(config):
         default = _text(f.default)
         said = {
             preset: changes.get(f"method.{f.name}", default) for preset, changes in presets.items()
         }
-        about = {"values": _values(hints[f.name]), "meaning": meanings.get(f.name, "")}
+        values = ", ".join([_values(hints[f.name]), *map(str, limits.get(f.name, ()))])
+        about = {"values": values, "meaning": meanings.get(f.name, "")}
         knobs.append({"knob": f.name, "default": default, **said, **about})
     return {
         "method": name,

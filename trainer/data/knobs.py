@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
+
+from trainer.config import Knobs
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Knobs):
     """Knobs of reading data.
 
     Attributes:
@@ -23,6 +25,8 @@ class DataConfig:
         keep_empty: whether COCO images without any annotation stay, as background (MCTformer, RIB,
             ReCAM), or not (AFA, ToCo).
     """
+
+    section: ClassVar[str] = "data"
 
     labels_from: Literal["auto", "xml", "masks", "csv"] = "auto"
     masks: Literal["index", "colours", "binary"] = "index"

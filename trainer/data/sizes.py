@@ -12,11 +12,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from trainer.config import Range
+
 PIXELS = 4_000_000
 """Pixels that are worked on at once where no knob says otherwise.
 
 A network of the ones here needs 0.1 to 0.8 kB for each, a dense CRF about 0.3 kB.
 """
+
+PIXEL_RANGE = Range(10_000, 10_000_000_000)
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -8,12 +8,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from trainer.config import as_dict, replace
+from trainer.config import Knobs, Range, as_dict, replace
 from trainer.data.dataset import Dataset, Record
 from trainer.evaluation.bootstrap import compare_paired, miou_interval
-from trainer.evaluation.boundary import CSURKA, tolerance_pixels
+from trainer.evaluation.boundary import CSURKA
 from trainer.evaluation.figures import Conditions, restated
 from trainer.evaluation.image_counts import ImageCounts, counts_path
 from trainer.evaluation.over_lists import evaluate_cams, evaluate_folder, sweep_thresholds
@@ -27,7 +27,7 @@ FORMAT = 3
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(Knobs):
     """Knobs of the evaluation.
 
     Attributes:
@@ -39,12 +39,11 @@ class EvaluateConfig:
         else pixels.
     """
 
-    threshold_from: str = "auto"
-    threshold: float = 0.2
-    boundary_tolerance: float = CSURKA
+    section: ClassVar[str] = "evaluate"
 
-    def __post_init__(self) -> None:
-        tolerance_pixels(self.boundary_tolerance, (1, 1))
+    threshold_from: str = "auto"
+    threshold: Annotated[float, Range(0, 1)] = 0.2
+    boundary_tolerance: Annotated[float, Range(0, 1000, above=True)] = CSURKA
 
 
 Measured = tuple[ImageCounts, dict[str, Any]]

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from trainer.config import Range
 from trainer.methods.base import Method, at_least_float32
 from trainer.methods.pooling import PoolingConfig, gap, gmp, pool_by
 from trainer.nets.backbone import Backbone
@@ -40,8 +41,8 @@ class Config(PoolingConfig):
             released.
     """
 
-    dropout: float | Literal["auto"] = "auto"
-    adapt_conv: int = 0
+    dropout: Annotated[float | Literal["auto"], Range(0, 1, below=True)] = "auto"
+    adapt_conv: Annotated[int, Range(0, 8192)] = 0
 
 
 class Cam(Method):

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from trainer.config import Knobs, Range
 from trainer.errors import ConfigError
 from trainer.methods.base import Method, at_least_float32, full_precision
 from trainer.methods.pooling import gap
@@ -138,7 +139,7 @@ def pixel_region_correlation(
 
 
 @dataclass(frozen=True)
-class NetworkConfig:
+class NetworkConfig(Knobs):
     """Knobs that SEAM and CPN share.
 
     Attributes:
@@ -157,15 +158,9 @@ class NetworkConfig:
 
     prcm: Literal["off", "on", "code", "transposed", "class_softmax"] = "off"
     min_pooling: bool = True
-    dropout: float | Literal["auto"] = "auto"
-    ohem: float = 4.2
-    loss_stride: int | Literal["auto"] = "auto"
-
-    def __post_init__(self) -> None:
-        if not self.ohem > 0:
-            raise ConfigError(f"ohem {self.ohem:g}", "a number of maps above 0")
-        if self.loss_stride != "auto" and self.loss_stride < 1:
-            raise ConfigError(f"loss_stride {self.loss_stride}", "1 or more, or auto")
+    dropout: Annotated[float | Literal["auto"], Range(0, 1, below=True)] = "auto"
+    ohem: Annotated[float, Range(0, 1000, above=True)] = 4.2
+    loss_stride: Annotated[int | Literal["auto"], Range(1, 64)] = "auto"
 
 
 class Correlated(Method):

@@ -17,12 +17,13 @@ says that of the training set. Super-pixels are made once a photograph instead o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from trainer.config import Range
 from trainer.data.superpixels import MAX_SEGMENTS
 from trainer.errors import ConfigError
 from trainer.methods.correlation import (
@@ -90,33 +91,22 @@ class Config(NetworkConfig):
     """
 
     patches: Literal["grid", "superpixel"] = "grid"
-    grid: tuple[int, ...] | Literal["auto"] = "auto"
-    segments: int = 200
-    hidden: float = 0.5
+    grid: Annotated[tuple[int, ...] | Literal["auto"], Range(1, 4096, least=1)] = "auto"
+    segments: Annotated[int, Range(2, MAX_SEGMENTS)] = 200
+    hidden: Annotated[float, Range(0, 1, above=True, below=True)] = 0.5
     draw: Draw = "independent"
     prcm: Literal["off", "on", "code", "transposed", "class_softmax"] = "code"
     detach_pair: bool = False
     onehot: bool = True
-    alpha: float = 1.0
-    w_cls: float = 1.0
-    w_tcp: float = 1.0
-    w_cpcr: float = 1.0
+    alpha: Annotated[float, Range(0, 100, above=True)] = 1.0
+    w_cls: Annotated[float, Range(0, 1000)] = 1.0
+    w_tcp: Annotated[float, Range(0, 1000)] = 1.0
+    w_cpcr: Annotated[float, Range(0, 1000)] = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.grid != "auto" and (not self.grid or min(self.grid) < 1):
-            raise ConfigError(f"grid {self.grid}", "one or more sides of at least 1 pixel, or auto")
-        if not 0 < self.hidden < 1:
-            raise ConfigError(f"hidden {self.hidden:g}", "a share between 0 and 1")
-        if not self.alpha > 0:
-            raise ConfigError(f"alpha {self.alpha:g}", "a number above 0")
-        weights = (self.w_cls, self.w_tcp, self.w_cpcr)
-        if min(weights) < 0 or not any(weights):
-            raise ConfigError(
-                "w_cls={:g} w_tcp={:g} w_cpcr={:g}".format(*weights), "0 or more, not all of them 0"
-            )
-        if not 2 <= self.segments <= MAX_SEGMENTS:
-            raise ConfigError(f"segments {self.segments}", f"2 to {MAX_SEGMENTS} super-pixels")
+        if not any((self.w_cls, self.w_tcp, self.w_cpcr)):
+            raise ConfigError("w_cls=0 w_tcp=0 w_cpcr=0", "not all of them 0")
 
 
 class Cpn(Correlated):

@@ -13,11 +13,12 @@ same distribution.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 
+from trainer.config import Range
 from trainer.errors import ConfigError
 from trainer.methods.mixing import (
     MVA_KNOBS,
@@ -54,21 +55,16 @@ class Config(MixingConfig):
             was drawn.
     """
 
-    alpha: float = 1.0
+    alpha: Annotated[float, Range(0, 100, above=True)] = 1.0
     mask: Mode = "reference"
-    decay: float = 3.0
-    softness: float = 0.0
+    decay: Annotated[float, Range(0, 100)] = 3.0
+    softness: Annotated[float, Range(0, 0.5, below=True)] = 0.0
     lam_from_mask: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.per_sample:
             raise ConfigError("per_sample=on with fmix_cam", "per_sample=off: one mask a batch")
-        if not 0 <= self.softness < 0.5 or self.decay < 0:
-            raise ConfigError(
-                f"softness={self.softness} decay={self.decay}",
-                "softness in 0..0.5, decay of 0 or more",
-            )
 
 
 class FmixCam(MixedCam):

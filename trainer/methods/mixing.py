@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from trainer.config import Range
 from trainer.errors import ConfigError
 from trainer.methods.base import at_least_float32
 from trainer.methods.cam import Cam
@@ -93,24 +94,16 @@ class MixingConfig(CamConfig):
         all alike.
     """
 
-    alpha: float = 0.2
+    alpha: Annotated[float, Range(0, 100, above=True)] = 0.2
     per_sample: bool = False
-    w_ent: float = 0.02
-    w_con: float = 2e-4
+    w_ent: Annotated[float, Range(0, 1000)] = 0.02
+    w_con: Annotated[float, Range(0, 1000)] = 2e-4
     entropy: Literal["per_image", "per_pixel_max", "image_level", "vector", "mva", "mva_bug"] = (
         "per_image"
     )
     coords: Coords = "cells"
     cam_map: CamMap = "relu"
     con_weights: Literal["mixed", "present"] = "mixed"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.alpha <= 0 or self.w_ent < 0 or self.w_con < 0:
-            raise ConfigError(
-                f"alpha={self.alpha} w_ent={self.w_ent} w_con={self.w_con}",
-                "alpha above 0, weights of 0 or more",
-            )
 
 
 class MixedCam(Cam):

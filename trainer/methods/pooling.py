@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 
-from trainer.errors import ConfigError
+from trainer.config import Knobs, Range
 
 Pooling = Literal["gap", "gmp", "hspp"]
 Bins = Literal["floor", "adaptive"]
@@ -30,7 +30,7 @@ def gmp(f: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class PoolingConfig:
+class PoolingConfig(Knobs):
     """Knobs of a method that pools its features.
 
     Attributes:
@@ -42,14 +42,8 @@ class PoolingConfig:
 
     pooling: Pooling = "gap"
     hspp_bins: Bins = "floor"
-    hspp_gamma: float = 2.0
-    hspp_levels: tuple[int, ...] = LEVELS
-
-    def __post_init__(self) -> None:
-        if not self.hspp_gamma >= 0:
-            raise ConfigError(f"hspp_gamma {self.hspp_gamma:g}", "0 or more")
-        if not self.hspp_levels or min(self.hspp_levels) < 1:
-            raise ConfigError(f"hspp_levels {self.hspp_levels}", "one or more grids, of 1 or more")
+    hspp_gamma: Annotated[float, Range(0, 1000)] = 2.0
+    hspp_levels: Annotated[tuple[int, ...], Range(1, 64, least=1)] = LEVELS
 
 
 def hspp(

@@ -26,9 +26,9 @@ import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from trainer.config import as_dict
+from trainer.config import Range, as_dict
 from trainer.errors import ConfigError
 from trainer.methods.clustering import subcategory_labels
 from trainer.methods.mixing import SC_CAM_TRAINING
@@ -73,18 +73,13 @@ class Config(SubcategoryConfig):
             run of ``cam`` or a released file such as ``res38_cls.pth``.
     """
 
-    k: int = 10
-    rounds: int = 3
+    k: Annotated[int, Range(1, 1000)] = 10
+    rounds: Annotated[int, Range(1, 100)] = 3
     warm_start: bool = False
     round0: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.k < 1 or self.rounds < 1 or self.weight < 0:
-            raise ConfigError(
-                f"k={self.k} rounds={self.rounds} weight={self.weight:g}",
-                "k and rounds of 1 or more, weight of 0 or more",
-            )
         if self.round0 and not Path(self.round0).is_file():
             raise ConfigError(
                 f"round0={self.round0} is not a file",

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 
-from trainer.errors import ConfigError
+from trainer.config import Range
 from trainer.methods.correlation import (
     Correlated,
     NetworkConfig,
@@ -55,12 +55,7 @@ class Config(NetworkConfig):
             cells, and the refined maps learn to be as coarse.
     """
 
-    second_scale: float | Literal["auto"] = "auto"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.second_scale != "auto" and not 0 < self.second_scale <= 1:
-            raise ConfigError(f"second_scale {self.second_scale:g}", "above 0, at most 1")
+    second_scale: Annotated[float | Literal["auto"], Range(0, 1, above=True)] = "auto"
 
 
 class Seam(Correlated):

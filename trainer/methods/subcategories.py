@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from trainer.config import Range
 from trainer.errors import DataError
 from trainer.files import write_atomic
 from trainer.methods.base import at_least_float32
@@ -39,9 +40,9 @@ class SubcategoryConfig(CamConfig):
         subcategories: how many each class has; found by clustering and filled in by the run.
     """
 
-    weight: float = 5.0
+    weight: Annotated[float, Range(0, 1000)] = 5.0
     maps: Literal["parent", "subcategory"] = "parent"
-    subcategories: tuple[int, ...] = ()
+    subcategories: Annotated[tuple[int, ...], Range(1, 1000, most=254)] = ()
 
 
 class SubcategoryCam(Cam):

@@ -24,7 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from PIL import Image
 from torch import nn
 
 from trainer.classify import PSA, make_sample, read_weights, save
-from trainer.config import as_dict
+from trainer.config import Range, as_dict
 from trainer.data.dataset import Record
 from trainer.data.loader import Samples
 from trainer.data.pixels import read_image
@@ -92,30 +92,16 @@ class Config(SubcategoryConfig):
         cluster: ``train``, or ``train+val`` as MVA, which looks at the tags of validation images.
     """
 
-    weight: float = 1.0
+    weight: Annotated[float, Range(0, 1000)] = 1.0
     teacher: Literal["vit_b_16", "vit_small", "vit_tiny", "backbone"] = "vit_b_16"
     teacher_weights: str = ""
-    teacher_epochs: int = 15
-    teacher_lr: float = 0.1
-    teacher_batch: int = 8
+    teacher_epochs: Annotated[int, Range(1, 10_000)] = 15
+    teacher_lr: Annotated[float, Range(0, 100, above=True)] = 0.1
+    teacher_batch: Annotated[int, Range(1, 4096)] = 8
     teacher_schedule: Literal["updates", "epochs"] = "updates"
     teacher_input: Literal["auto", "imagenet", "half"] = "auto"
     early_exit: bool = True
     cluster: Literal["train", "train+val"] = "train"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if (
-            self.weight < 0
-            or self.teacher_epochs < 1
-            or self.teacher_batch < 1
-            or self.teacher_lr <= 0
-        ):
-            raise ConfigError(
-                f"weight={self.weight:g} teacher_epochs={self.teacher_epochs}"
-                f" teacher_batch={self.teacher_batch} teacher_lr={self.teacher_lr:g}",
-                "a weight of 0 or more, 1 or more epochs, 1 or more images, a rate above 0",
-            )
 
 
 class SubcategoryTeaching(SubcategoryCam):

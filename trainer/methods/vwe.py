@@ -29,14 +29,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainer.errors import ConfigError
+from trainer.config import Range
 from trainer.methods.base import Method, at_least_float32, full_precision
 from trainer.methods.pooling import PoolingConfig, gap, gmp, pool_by
 from trainer.nets.backbone import Backbone
@@ -75,19 +75,12 @@ class Config(PoolingConfig):
             ``frequency=mean``, or each over its ``own_maximum``.
     """
 
-    words: int = 256
+    words: Annotated[int, Range(2, 65_536)] = 256
     frequency: Literal["sum", "mean"] = "sum"
     detach_encoder: bool = True
-    word_weight: float | Literal["auto"] = "auto"
+    word_weight: Annotated[float | Literal["auto"], Range(0, 1000)] = "auto"
     word_branch: bool = False
     word_scale: Literal["none", "own_maximum"] = "own_maximum"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.words < 2:
-            raise ConfigError(f"method.words={self.words}", "2 or more")
-        if self.word_weight != "auto" and self.word_weight < 0:
-            raise ConfigError(f"method.word_weight={self.word_weight:g}", "0 or more, or auto")
 
 
 def encode(f: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from trainer.config import Range
 from trainer.data.dataset import IGNORE
 from trainer.data.transforms import Rng, color_jitter, normalise, random_crops, to_tensor
 from trainer.errors import ConfigError
@@ -83,38 +84,36 @@ class AffinityConfig(Training):
 
     section: ClassVar[str] = "affinity"
 
-    epochs: int = 8
-    batch: int = 8
-    lr: float = 0.01
+    epochs: Annotated[int, Range(1, 10_000)] = 8
+    batch: Annotated[int, Range(1, 4096)] = 8
+    lr: Annotated[float, Range(0, 100, above=True)] = 0.01
     init: Literal["auto", "weights", "classifier"] = "auto"
-    output_stride: int = 8
+    output_stride: Annotated[int, Range(8, 32)] = 8
     bn: str = "frozen"
-    low_alpha: float = 4.0
-    high_alpha: float = 32.0
+    low_alpha: Annotated[float, Range(0, 1000, above=True)] = 4.0
+    high_alpha: Annotated[float, Range(0, 1000, above=True)] = 32.0
     crf: str = "P1"
-    crop: int = 448
+    crop: Annotated[int, Range(8, 4096)] = 448
     jitter: bool = True
-    radius: int = 5
-    beta: float = 8.0
-    steps: int = 256
-    walk_alpha: float = 16.0
+    radius: Annotated[int, Range(2, 16)] = 5
+    beta: Annotated[float, Range(0, 1000, above=True)] = 8.0
+    steps: Annotated[int, Range(1, 4096)] = 256
+    walk_alpha: Annotated[float, Range(0, 1000, above=True)] = 16.0
     checkpoint: str = "none"
     borders: Borders = "psa"
     solver: Solver = "chebyshev"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for knob in ("low_alpha", "high_alpha", "walk_alpha", "beta", "steps"):
-            if getattr(self, knob) <= 0:
-                raise ConfigError(f"{knob}={getattr(self, knob)}", "a number above 0")
-        if self.radius < 2:
+        if self.low_alpha > self.high_alpha:
             raise ConfigError(
-                f"radius={self.radius}", "at least 2: nearer than that there are no pairs"
+                f"affinity.low_alpha={self.low_alpha:g} high_alpha={self.high_alpha:g}",
+                "low_alpha, of the strong background, is the smaller one",
             )
         smallest = STRIDE * (2 * self.radius - 1)
         if self.crop % STRIDE or self.crop < smallest:
             raise ConfigError(
-                f"crop={self.crop}",
+                f"affinity.crop={self.crop}",
                 f"a multiple of {STRIDE}, at least {smallest} for radius {self.radius}",
             )
         preset(self.crf)

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
+from trainer.config import Range
 from trainer.errors import ConfigError
 from trainer.methods.base import full_precision
 from trainer.nets.backbone import Backbone, StagedBackbone
@@ -57,49 +58,45 @@ class IrnConfig(Training):
 
     section: ClassVar[str] = "irn"
 
-    epochs: int = 3
-    batch: int = 32
-    lr: float = 0.1
-    new_factor: float = 10.0
-    weight_decay: float = 1e-4
-    foreground: float = 0.30
-    background: float = 0.05
+    epochs: Annotated[int, Range(1, 10_000)] = 3
+    batch: Annotated[int, Range(1, 4096)] = 32
+    lr: Annotated[float, Range(0, 100, above=True)] = 0.1
+    new_factor: Annotated[float, Range(0, 1000)] = 10.0
+    weight_decay: Annotated[float, Range(0, 1)] = 1e-4
+    foreground: Annotated[float, Range(0, 1, below=True)] = 0.30
+    background: Annotated[float, Range(0, 1, below=True)] = 0.05
     crf: str = "P2"
     crf_backend: Literal["auto", "pydensecrf", "torch"] = "auto"
-    crop: int = 512
-    rescale: tuple[float, float] = (0.5, 1.5)
-    radius: int = 10
+    crop: Annotated[int, Range(8, 4096)] = 512
+    rescale: Annotated[tuple[float, float], Range(0.05, 8)] = (0.5, 1.5)
+    radius: Annotated[int, Range(2, 16)] = 10
     displacement: bool = True
-    canvas: int = 512
-    walk_radius: int = 5
-    beta: float = 10.0
-    steps: int = 256
-    threshold: float = 0.25
+    canvas: Annotated[int, Range(16, 4096)] = 512
+    walk_radius: Annotated[int, Range(2, 16)] = 5
+    beta: Annotated[float, Range(0, 1000, above=True)] = 10.0
+    steps: Annotated[int, Range(1, 4096)] = 256
+    threshold: Annotated[float, Range(0, 1, below=True)] = 0.25
     solver: Literal["chebyshev", "power"] = "chebyshev"
     checkpoint: str = "none"
     instances: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.background <= self.foreground < 1 or not 0 <= self.threshold < 1:
+        if self.background > self.foreground:
             raise ConfigError(
-                f"irn.background={self.background} foreground={self.foreground}"
-                f" threshold={self.threshold}",
-                "0 <= background <= foreground < 1 and a threshold from 0 to below 1",
+                f"irn.background={self.background} foreground={self.foreground}",
+                "background is the smaller one",
             )
         least = STRIDE * (2 * self.radius - 1)
-        if self.radius < 2 or self.crop < least or self.crop % STRIDE:
+        if self.crop < least or self.crop % STRIDE:
             raise ConfigError(
                 f"irn.crop={self.crop} radius={self.radius}",
-                f"radius at least 2, and crop a multiple of {STRIDE}, at least {least} for this"
-                " radius",
+                f"a crop that is a multiple of {STRIDE}, at least {least} for this radius",
             )
-        if self.canvas < 16 or self.canvas % 16:
+        if self.canvas % 16:
             raise ConfigError(f"irn.canvas={self.canvas}", "a multiple of 16")
-        if not 0 < self.rescale[0] <= self.rescale[1]:
-            raise ConfigError(
-                f"irn.rescale={self.rescale}", "two factors above 0, the smaller first"
-            )
+        if self.rescale[0] > self.rescale[1]:
+            raise ConfigError(f"irn.rescale={self.rescale}", "the smaller factor first")
         if self.instances and not self.displacement:
             raise ConfigError("irn.instances=on without displacements", "irn.displacement=on")
         preset(self.crf)

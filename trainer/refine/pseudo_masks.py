@@ -9,16 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from trainer.camfile import Cam, cam_path, read_cam, stride4, upsample_cam
+from trainer.config import Knobs, Range
 from trainer.data.dataset import IGNORE, Dataset, Record, read_index_png
 from trainer.data.palette import write_index_png
 from trainer.data.pixels import image_size, read_image
-from trainer.data.sizes import PIXELS, enlarged, shrunk, working_size
+from trainer.data.sizes import PIXEL_RANGE, PIXELS, enlarged, shrunk, working_size
 from trainer.errors import ConfigError, DataError
 from trainer.files import check_space
 from trainer.pool import Work, each_image
@@ -36,7 +37,7 @@ Labels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class RefineConfig:
+class RefineConfig(Knobs):
     """Knobs of the stage ``refine``.
 
     Attributes:
@@ -68,32 +69,24 @@ class RefineConfig:
             smaller size, and its mask is enlarged.
     """
 
+    section: ClassVar[str] = "refine"
+
     refine: Literal["none", "crf", "affinity", "irn"] = "crf"
     crf_after_walk: bool = False
     calibrate: bool = False
     threshold_from: str = "label_free"
-    threshold: float = 0.2
+    threshold: Annotated[float, Range(0, 1)] = 0.2
     background: Literal["auto", "threshold", "soft", "rest"] = "auto"
-    alpha: float = 4.0
+    alpha: Annotated[float, Range(0, 1000, above=True)] = 4.0
     unary: Literal["preset", "scores", "labels"] = "preset"
     crf: str = "P7"
     crf_backend: Literal["auto", "pydensecrf", "torch"] = "auto"
-    confidence: float = 0.0
-    band: float = 0.0
-    pixels: int = PIXELS
+    confidence: Annotated[float, Range(0, 1, below=True)] = 0.0
+    band: Annotated[float, Range(0, 1, below=True)] = 0.0
+    pixels: Annotated[int, PIXEL_RANGE] = PIXELS
 
     def __post_init__(self) -> None:
-        if (
-            not 0 <= self.threshold <= 1
-            or not 0 <= self.confidence < 1
-            or not 0 <= self.band < 1
-            or self.alpha <= 0
-        ):
-            raise ConfigError(
-                f"refine.threshold={self.threshold} confidence={self.confidence} band={self.band}"
-                f" alpha={self.alpha}",
-                "threshold, confidence and band within 0..1, alpha above 0",
-            )
+        super().__post_init__()
         if self.band and self.score != "threshold":
             raise ConfigError(
                 "refine.band needs a threshold",

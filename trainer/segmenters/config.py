@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from trainer.data.sizes import PIXELS
+from trainer.config import Range
+from trainer.data.sizes import PIXEL_RANGE, PIXELS
 from trainer.errors import ConfigError
 from trainer.refine.crf import preset
 from trainer.training.devices import Precision
@@ -72,32 +73,32 @@ class SegmentConfig(Training):
     section: ClassVar[str] = "segment"
 
     network: Network = "aspp"
-    epochs: int = 12
-    batch: int = 16
-    lr: float = 1e-3
-    momentum: float | Literal["code"] = 0.9
+    epochs: Annotated[int, Range(1, 10_000)] = 12
+    batch: Annotated[int, Range(1, 4096)] = 16
+    lr: Annotated[float, Range(0, 100, above=True)] = 1e-3
+    momentum: Annotated[float | Literal["code"], Range(0, 1, below=True)] = 0.9
     init: Literal["auto", "weights", "classifier", "random"] = "auto"
-    scale: tuple[float, ...] = (0.7, 1.5)
+    scale: Annotated[tuple[float, ...], Range(0.05, 8, least=1)] = (0.7, 1.5)
     scale_draw: Literal["range", "set"] = "range"
-    crop: int = 256
+    crop: Annotated[int, Range(8, 4096)] = 256
     jitter: bool = False
-    hsv: int = 0
-    output_stride: int = 16
+    hsv: Annotated[int, Range(0, 180)] = 0
+    output_stride: Annotated[int, Range(8, 32)] = 16
     bn: str = "frozen"
-    rates: tuple[int, ...] = (6, 12, 18, 24)
-    msc: tuple[float, ...] = (0.5, 0.75)
+    rates: Annotated[tuple[int, ...], Range(1, 128, least=1)] = (6, 12, 18, 24)
+    msc: Annotated[tuple[float, ...], Range(0.05, 8)] = (0.5, 0.75)
     stride_on: Literal["auto", "1x1", "3x3"] = "auto"
     input: Literal["auto", "caffe_bgr", "torchvision_rgb"] = "auto"
-    width: float = 1.0
-    label_stride: int = 4
+    width: Annotated[float, Range(0.01, 1)] = 1.0
+    label_stride: Annotated[int, Range(1, 64)] = 4
     balanced: bool = False
     teacher: Literal["none", "weigh", "replace"] = "none"
-    teacher_confidence: float = 0.8
-    teacher_after: float = 0.3
-    teacher_weight: float = 0.0
-    scales: tuple[float, ...] = (0.75, 1.0, 1.25)
+    teacher_confidence: Annotated[float, Range(0, 1)] = 0.8
+    teacher_after: Annotated[float, Range(0, 1)] = 0.3
+    teacher_weight: Annotated[float, Range(0, 1)] = 0.0
+    scales: Annotated[tuple[float, ...], Range(0.05, 8, least=1)] = (0.75, 1.0, 1.25)
     flip: bool = True
-    pixels: int = PIXELS
+    pixels: Annotated[int, PIXEL_RANGE] = PIXELS
     crf: str = "none"
     crf_image: Literal["raw", "meansub_wrap", "denormalised"] = "raw"
     test_precision: Precision = "fp32"
@@ -106,29 +107,16 @@ class SegmentConfig(Training):
         super().__post_init__()
         if self.crf != "none":
             preset(self.crf)
-        for knob in ("scale", "scales", "msc"):
-            values = getattr(self, knob)
-            if any(value <= 0 for value in values) or not (values or knob == "msc"):
-                raise ConfigError(f"segment.{knob}={_text(values)}", "numbers above 0")
         if self.scale_draw == "range" and (len(self.scale) != 2 or self.scale[0] > self.scale[1]):
             raise ConfigError(
                 f"segment.scale={_text(self.scale)}",
                 "the two ends of a range",
                 "or segment.scale_draw=set",
             )
-        if not 0 < self.width <= 1 or self.crop < 8 or self.hsv < 0 or self.label_stride < 1:
-            found = (
-                f"segment.width={self.width} crop={self.crop} hsv={self.hsv}"
-                f" label_stride={self.label_stride}"
-            )
+        if self.label_stride > self.crop:
             raise ConfigError(
-                found, "width above 0 and at most 1, crop from 8, hsv from 0, label_stride from 1"
-            )
-        shares = (self.teacher_confidence, self.teacher_after, self.teacher_weight)
-        if not all(0 <= share <= 1 for share in shares):
-            raise ConfigError(
-                f"segment.teacher_confidence, teacher_after, teacher_weight = {_text(shares)}",
-                "0 to 1",
+                f"segment.label_stride={self.label_stride} crop={self.crop}",
+                "a crop of one cell at least",
             )
         if self.teacher != "none" and not self.ema:
             found = f"segment.teacher={self.teacher} without averaged weights"

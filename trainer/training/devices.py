@@ -14,6 +14,8 @@ from trainer.errors import ConfigError
 from trainer.training.memory import keep_freed_memory
 
 T = TypeVar("T")
+DEVICES = ("auto", "cpu", "cuda")
+"""``auto`` is ``cuda`` where there is a GPU."""
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
@@ -38,6 +40,20 @@ def make_fabric(precision: Precision, device: str = "auto") -> Fabric:
     )
     fabric.launch()
     return fabric
+
+
+def check_device(device: str) -> None:
+    """Whether ``device`` is a name that is known, and here.
+
+    Raises:
+        ConfigError: it is not; says what is there.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device not in DEVICES:
+        here = f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else "no GPU, only the CPU"
+        raise ConfigError(f"--device {device}", f"{', '.join(DEVICES)} (here: {here})")
+    if device == "cuda" and not gpus:
+        raise ConfigError(f"--device {device}: torch finds no GPU here", "auto or cpu")
 
 
 def launch(device: str) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
+from trainer.config import Knobs, Range
 from trainer.errors import ConfigError
 from trainer.training.devices import Precision
 
 
 @dataclass(frozen=True)
-class Training:
+class Training(Knobs):
     """Knobs of a training.
 
     Attributes:
@@ -46,32 +47,36 @@ class Training:
 
     section: ClassVar[str] = "classify"
 
-    epochs: int = 15
-    updates: int = 0
-    batch: int = 16
-    accumulate: int = 1
+    epochs: Annotated[int, Range(1, 10_000)] = 15
+    updates: Annotated[int, Range(0, 10_000_000)] = 0
+    batch: Annotated[int, Range(1, 4096)] = 16
+    accumulate: Annotated[int, Range(1, 4096)] = 1
     optimizer: Literal["sgd", "adam"] = "sgd"
-    lr: float = 0.1
-    new_factor: float = 10.0
-    weight_decay: float = 5e-4
-    momentum: float | Literal["code"] = "code"
+    lr: Annotated[float, Range(0, 100, above=True)] = 0.1
+    new_factor: Annotated[float, Range(0, 1000)] = 10.0
+    weight_decay: Annotated[float, Range(0, 1)] = 5e-4
+    momentum: Annotated[float | Literal["code"], Range(0, 1, below=True)] = "code"
     schedule: Literal["poly", "poly_held", "poly_open", "cosine", "cosine_epochs"] = "poly"
-    poly_power: float = 0.9
-    warmup: int = 0
-    ema: float = 0.0
+    poly_power: Annotated[float, Range(0, 10)] = 0.9
+    warmup: Annotated[int, Range(0, 10_000_000)] = 0
+    ema: Annotated[float, Range(0, 1, below=True)] = 0.0
     precision: Precision = "auto"
-    clip: float = 0.0
-    workers: int = -1
-    checkpoint_minutes: float = 5.0
+    clip: Annotated[float, Range(0, 1e6)] = 0.0
+    workers: Annotated[int, Range(-1, 128)] = -1
+    checkpoint_minutes: Annotated[float, Range(0, 10_080)] = 5.0
     tensorboard: bool = False
 
-    def __post_init__(self) -> None:
-        for knob in ("epochs", "batch", "accumulate"):
-            if getattr(self, knob) < 1:
-                raise ConfigError(f"{knob}={getattr(self, knob)}", "at least 1")
-        if self.updates < 0:
+    def check_plan(self, images: int) -> None:
+        """Whether a training on so many images can go as planned.
+
+        Raises:
+            ConfigError: the warm-up is as long as the training, or longer.
+        """
+        total = self.updates or max(1, images // self.batch) * self.epochs
+        if self.warmup and self.warmup >= total and self.schedule != "cosine_epochs":
             raise ConfigError(
-                f"updates={self.updates}", "a number of updates, or 0 for what the epochs make"
+                f"{self.section}.warmup={self.warmup} of {total} updates",
+                "a warm-up that is shorter than the training",
             )
 
 
