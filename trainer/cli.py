@@ -18,7 +18,7 @@ from trainer.commands import measure as measure_commands
 from trainer.commands import predict as predict_command
 from trainer.commands import weights as weights_commands
 from trainer.commands.data import Json, LabelsFrom, RunArgument
-from trainer.errors import ConfigError, UserError
+from trainer.errors import ConfigError, UserError, explained
 
 app = typer.Typer(
     help="From image-level tags to pixel masks: train, refine, segment, evaluate, export.",
@@ -55,6 +55,11 @@ def main() -> None:
             " '.[train]'",
             2,
         )
+    except (RuntimeError, MemoryError) as error:
+        known = explained(error)
+        if known is None:
+            raise
+        fail(str(known), known.exit_code)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise

@@ -71,6 +71,37 @@ def one_of(name: str, known: Iterable[str], what: str) -> None:
         raise ConfigError(f"{what} {name!r} does not exist", nearest(str(name), known))
 
 
+def explained(error: BaseException) -> UserError | None:
+    """What a user can do about an exception of Python, NumPy or torch that knobs or the machine
+    cause; None for any other.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        text = str(seen)
+        for words, found, hint in CAUSES:
+            if words in text or (words == "MemoryError" and isinstance(seen, MemoryError)):
+                detail = text.splitlines()[0] if text else "MemoryError"
+                return RunError(f"{found}: {detail}", "", hint)
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+_SMALLER = "a smaller batch, crop or number of pixels (--set SECTION.KEY=VALUE), or fewer workers"
+CAUSES = (
+    ("can't allocate memory", "not enough memory", _SMALLER),
+    ("out of memory", "not enough memory", _SMALLER),
+    ("Unable to allocate", "not enough memory", _SMALLER),
+    ("MemoryError", "not enough memory", _SMALLER),
+    ("DataLoader worker", "a loader process ended, killed perhaps for memory", _SMALLER),
+    (
+        "Expected more than 1 value per channel",
+        "batch norm cannot learn from a single value",
+        "a larger crop or batch, fewer parts (accumulate), or bn=frozen",
+    ),
+)
+"""Words of a message, what they mean, what to do."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The sentence that names what is known, the closest match to ``name`` first."""
     known = list(known)

@@ -25,7 +25,7 @@ from trainer.data.loader import Guarded, default_workers, start_worker, unguarde
 from trainer.data.pixels import image_size, read_image
 from trainer.data.sizes import PIXELS, shrunk, working_size
 from trainer.data.transforms import IMAGENET_PIXELS, PixelScale, normalise, to_tensor
-from trainer.errors import TrainingError
+from trainer.errors import TrainingError, explained
 from trainer.nets.folding import folded_once
 from trainer.pool import cores
 from trainer.training.devices import Precision, has_bf16_units
@@ -227,5 +227,8 @@ def inference(
     low: Any = contextlib.nullcontext()
     if precision != "fp32":
         low = torch.autocast(target.type, torch.bfloat16 if precision == "bf16" else torch.float16)
-    with torch.inference_mode(), folded_once(module), low:
-        yield target
+    try:
+        with torch.inference_mode(), folded_once(module), low:
+            yield target
+    except (RuntimeError, MemoryError) as error:
+        raise explained(error) or error from error

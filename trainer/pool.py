@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from trainer.errors import DataError, RunError, UserError
+from trainer.errors import DataError, RunError, UserError, explained
 from trainer.progress import progress_bar
 
 Item = TypeVar("Item")
@@ -91,6 +91,8 @@ def over_images(
                 ) from error
             if isinstance(error, UserError):
                 yield item, error
+            elif error is not None and (known := explained(error)):
+                raise RunError(f"image {name(item)!r}: {known.found}", "", known.hint) from error
             elif error is not None:
                 raise RuntimeError(f"image {name(item)!r}: {error}") from error
             else:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_nets import pictures
 from typer.testing import CliRunner
 
 from trainer import config as knobs
@@ -18,7 +17,8 @@ from trainer.classify import RECIPES, ClassifyConfig
 from trainer.cli import app
 from trainer.config import Range, ranges
 from trainer.data.knobs import DataConfig
-from trainer.errors import ConfigError, UserError
+from trainer.data.synthetic import write_synthetic
+from trainer.errors import ConfigError, UserError, explained
 from trainer.evaluation.measure import EvaluateConfig
 from trainer.methods.base import method_classes, method_names
 from trainer.options import Options, make_configs
@@ -133,7 +133,7 @@ def test_a_gpu_that_is_not_there_is_an_error() -> None:
 
 
 def test_a_warm_up_longer_than_the_training_is_an_error(tmp_path: Path) -> None:
-    pictures(tmp_path / "data", count=4)
+    write_synthetic(tmp_path / "data", 6, 32)
     with pytest.raises(ConfigError, match=r"classify.warmup=9 of 1 updates"):
         fit(tmp_path, "classify.warmup=9")
 
@@ -142,7 +142,6 @@ BORDERS = (
     "classify.crop=16",
     "classify.resize=16,16",
     "classify.batch=4096",
-    "classify.accumulate=4096",
     "classify.workers=0",
     "classify.ema=0.999",
     "classify.poly_power=0",
@@ -172,7 +171,37 @@ def fit(folder: Path, *settings: str) -> None:
         raise result.exception
 
 
+def test_batch_norm_of_a_single_value_is_an_error_of_knobs(tmp_path: Path) -> None:
+    write_synthetic(tmp_path / "data", 6, 32)
+    with pytest.raises(UserError, match="batch norm cannot learn from a single value") as caught:
+        fit(tmp_path, "classify.crop=16", "classify.resize=16,16", "classify.accumulate=4096")
+    assert "accumulate" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+            "not",
+        ),
+        (MemoryError(), "not enough memory"),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+            "a loader process",
+        ),
+        (RuntimeError("anything else"), ""),
+    ],
+)
+def test_what_the_machine_cannot_do_is_said_in_words(error: Exception, found: str) -> None:
+    wrapped = RuntimeError("image 'a'")
+    wrapped.__cause__ = error
+    known = explained(wrapped)
+    assert (known.found if known else "").startswith(found)
+    assert (known is None) == (not found)
+
+
 def test_values_at_the_borders_run(tmp_path: Path) -> None:
-    pictures(tmp_path / "data", count=3)
+    write_synthetic(tmp_path / "data", 6, 32)
     fit(tmp_path, *BORDERS)
     assert (tmp_path / "run" / "segment" / "model.pt").exists()

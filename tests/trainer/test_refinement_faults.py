@@ -252,7 +252,7 @@ def test_maps_and_a_network_that_are_given_need_no_weights(
         (
             "irn",
             lambda content: content["state"].pop("backbone.features.5.conv.2.weight"),
-            "lacks features.5.conv.2",
+            "missing, such as features.5.conv.2",
         ),
         ("irn", lambda content: content.clear(), "without named tensors"),
     ],

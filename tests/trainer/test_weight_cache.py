@@ -295,7 +295,7 @@ def test_a_torn_resnet_is_not_converted(cache, tmp_path):
     state = flat(sketch(resnet101))
     del state["layer3.4.conv2.weight"]
     torch.save(state, tmp_path / "torn.pth")
-    with pytest.raises(WeightsError, match=r"lacks layer3\.4\.conv2\.weight"):
+    with pytest.raises(WeightsError, match=r"missing, such as layer3\.4\.conv2\.weight"):
         import_weights(tmp_path / "torn.pth", "deeplab-v2-r101")
     assert not cache.exists()
 

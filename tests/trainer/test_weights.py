@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
 import struct
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from weight_files import assert_loaded, fake, mxnet_name, shapes, torchvision_fi
 
 from trainer.errors import WeightsError
 from trainer.nets import build_backbone
+from trainer.weights.checkpoints import read_checkpoint
 from trainer.weights.loading import load_backbone
 from trainer.weights.mxnet import read_params, resnet38_name
 
@@ -123,19 +127,6 @@ def test_no_head_means_unknown_supervision(tmp_path):
     assert (report.kind, report.supervision) == ("state dict", "unknown")
     assert len(str(report).splitlines()) == 1
     assert "unknown (perhaps more than image tags)" in str(report)
-
-
-def test_little_that_is_missing_is_reported(tmp_path):
-    state = fake("resnet18")
-    del state["layer4.1.conv2.weight"]
-    torch.save(state, tmp_path / "gap.pth")
-    net = build_backbone("resnet18")
-    before = net.get_parameter("layer4.1.conv2.weight").clone()
-    report = load_backbone(net, tmp_path / "gap.pth")
-    assert report.missing == ("layer4.1.conv2.weight",)
-    assert "loaded 99 of 100" in str(report)
-    assert "MISSING, still random: layer4.1.conv2.weight" in str(report)
-    assert torch.equal(net.get_parameter("layer4.1.conv2.weight"), before)
 
 
 # Files that do not fit
@@ -254,12 +245,187 @@ def test_not_a_weight_file(tmp_path, content, found):
     assert found in refused(build_backbone("resnet18"), tmp_path / "file.pth").found
 
 
+def test_a_single_tensor_that_is_missing_is_an_error(tmp_path):
+    state = fake("resnet18")
+    del state["layer4.1.conv2.weight"]
+    torch.save(state, tmp_path / "gap.pth")
+    error = refused(build_backbone("resnet18"), tmp_path / "gap.pth")
+    assert "1 of 100 tensors are missing, such as layer4.1.conv2.weight" in error.found
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, value):
+    state = fake("resnet18") | {"layer1.0.conv1.weight": torch.full((64, 64, 3, 3), value)}
+    torch.save(state, tmp_path / "nan.pth")
+    error = refused(build_backbone("resnet18"), tmp_path / "nan.pth")
+    assert "layer1.0.conv1.weight holds NaN or inf" in error.found
+
+
 @pytest.mark.parametrize("content", [torch.zeros(3), [1, 2], {}, {"state_dict": {"epoch": 3}}])
 def test_no_named_tensors(tmp_path, content):
     torch.save(content, tmp_path / "file.pth")
     assert (
         "without named tensors" in refused(build_backbone("resnet18"), tmp_path / "file.pth").found
     )
+
+
+def archive(path: Path, kind: str) -> None:
+    """A file of the kind, with something harmless in it."""
+    inside = path.with_name("inside.pth")
+    inside.write_bytes(b"weights")
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as made:
+            made.write(inside, "folder/weights.pth")
+    elif kind in ("npz", "npy"):
+        with path.open("wb") as file:
+            (np.savez if kind == "npz" else np.save)(file, np.zeros(3))
+    else:
+        modes = {"tar": "w", "gz": "w:gz", "bz2": "w:bz2", "xz": "w:xz"}
+        with tarfile.open(path, modes[kind]) as made:  # type: ignore[call-overload]
+            made.add(inside, "weights.pth")
+
+
+@pytest.mark.parametrize(
+    ("kind", "found"),
+    [
+        ("zip", "a zip archive of 1 files (folder/weights.pth)"),
+        ("npz", "a NumPy archive"),
+        ("npy", "a NumPy array"),
+        ("tar", "a tar archive"),
+        ("gz", "a gzip archive"),
+        ("bz2", "a bzip2 archive"),
+        ("xz", "an xz archive"),
+    ],
+)
+def test_archives_are_named(tmp_path, kind, found):
+    archive(tmp_path / "file.pth", kind)
+    assert found in refused(build_backbone("resnet18"), tmp_path / "file.pth").found
+
+
+@pytest.mark.parametrize(
+    ("start", "found"),
+    [
+        (b"\x89HDF\r\n\x1a\n" + bytes(64), "HDF5"),
+        (b"\x08\x08\x12\x07pytorch\x1a\x052.4.0" + bytes(64), "an ONNX graph"),
+        (b'{"error": "Access denied"}', "JSON text"),
+        (b"Rar!\x1a\x07\x00" + bytes(64), "a RAR archive"),
+        (b"7z\xbc\xaf\x27\x1c" + bytes(64), "a 7z archive"),
+        (b"GGUF" + bytes(64), "GGUF"),
+        (b"%PDF-1.7", "a PDF"),
+    ],
+)
+def test_other_formats_are_named(tmp_path, start, found):
+    (tmp_path / "file.pth").write_bytes(start)
+    assert found in refused(build_backbone("resnet18"), tmp_path / "file.pth").found
+
+
+# Wrappers
+
+
+@pytest.mark.parametrize(
+    ("wrap", "said"),
+    [
+        (lambda s: {"state_dict": s}, ""),
+        (lambda s: {"params": s}, ""),
+        (lambda s: {"model": {"state_dict": s}, "optimizer": {"state": {0: s}}}, ""),
+        (lambda s: {"module": s, "step": torch.tensor(3)}, ""),
+        (lambda s: {"state_dict_ema": s}, "taken: state_dict_ema, averaged weights (EMA)"),
+        (lambda s: {"model_ema": {"module": s}}, "taken: model_ema.module, averaged weights"),
+        (lambda s: {"ema": {"module": s, "decay": 0.9}, "epoch": 3}, "taken: ema.module"),
+        (lambda s: {"teacher": s}, "taken: teacher"),
+        (lambda s: {"backbone_weights": s}, "taken: backbone_weights"),
+        (
+            lambda s: {"state_dict": s, "state_dict_ema": {k: 2 * v for k, v in s.items()}},
+            "taken: state_dict; not taken: state_dict_ema (averaged weights, EMA; to take them:",
+        ),
+    ],
+)
+def test_wrappers_are_taken_off_and_the_choice_is_said(tmp_path, wrap, said):
+    torch.save(wrap(fake("resnet18")), tmp_path / "file.pth")
+    net = build_backbone("resnet18")
+    report = load_backbone(net, tmp_path / "file.pth")
+    assert_loaded(net, "resnet18")
+    assert report.choice.startswith(said)
+    assert bool(report.choice) == bool(said)
+    assert report.choice in str(report)
+
+
+def test_groups_under_unknown_names_are_named(tmp_path):
+    state = fake("resnet18")
+    torch.save({"generator": state, "critic": state}, tmp_path / "file.pth")
+    error = refused(build_backbone("resnet18"), tmp_path / "file.pth")
+    assert "several groups of tensors: generator, critic" in error.found
+    assert "['generator']" in error.hint
+
+
+def test_keys_without_tensors_are_named(tmp_path):
+    torch.save({"epoch": 3, "best": 0.5}, tmp_path / "file.pth")
+    error = refused(build_backbone("resnet18"), tmp_path / "file.pth")
+    assert "its keys: epoch, best" in error.found
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_what_parallel_training_puts_before_names_changes_no_supervision(tmp_path, prefix):
+    state = fake("resnet18", prefix) | {f"{prefix}fc.weight": torch.zeros(1000, 512)}
+    torch.save(state, tmp_path / "file.pth")
+    report = load_backbone(build_backbone("resnet18"), tmp_path / "file.pth")
+    assert (report.kind, report.supervision) == ("torchvision", "ImageNet tags")
+
+
+# safetensors
+
+
+def safetensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    header, body = {"__metadata__": {"format": "pt"}}, b""
+    names = {torch.float32: "F32", torch.float16: "F16", torch.int64: "I64"}
+    for name, tensor in tensors.items():
+        data = tensor.contiguous().numpy().tobytes()
+        header[name] = {
+            "dtype": names[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [len(body), len(body) + len(data)],
+        }
+        body += data
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + body)
+
+
+def test_safetensors_are_read(tmp_path):
+    state = {"a.weight": torch.rand(3, 4), "b": torch.rand(5).half(), "n": torch.tensor(7)}
+    safetensors(tmp_path / "file.safetensors", state)
+    found = read_checkpoint(tmp_path / "file.safetensors").tensors
+    assert list(found) == list(state)
+    assert all(torch.equal(found[name], state[name]) for name in state)
+    assert all(found[name].dtype == state[name].dtype for name in state)
+
+
+def test_a_network_from_safetensors(tmp_path):
+    safetensors(tmp_path / "resnet18.safetensors", fake("resnet18"))
+    net = build_backbone("resnet18")
+    load_backbone(net, tmp_path / "resnet18.safetensors")
+    assert_loaded(net, "resnet18")
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]},
+        {"dtype": "F9", "shape": [1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": 1, "data_offsets": [0, 4]},
+        {"dtype": "F32"},
+        [],
+        None,
+    ],
+)
+def test_a_damaged_safetensors_file(tmp_path, about):
+    text = json.dumps({"a": about}).encode()
+    path = tmp_path / "file.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
+    with pytest.raises(WeightsError, match="damaged or truncated safetensors"):
+        read_checkpoint(path)
 
 
 def test_no_file_or_a_folder(tmp_path):

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from trainer.data.loader import Batches, Samples, default_workers, training_loader
-from trainer.errors import ConfigError, TrainingError, WeightsError
+from trainer.errors import ConfigError, TrainingError, WeightsError, explained
 from trainer.interrupt import Interrupted
 from trainer.progress import make_progress
 from trainer.run import Metrics
@@ -124,7 +124,10 @@ def train(
     trainer = _Trainer(
         module, loss, groups, samples, config, folder, metrics, seed, device, teacher
     )
-    return trainer.run(title, after_epoch)
+    try:
+        return trainer.run(title, after_epoch)
+    except (RuntimeError, ValueError, MemoryError) as error:
+        raise explained(error) or error from error
 
 
 class _Trainer:

@@ -197,10 +197,6 @@ def _read_into(
         layout = dict(made_for._asdict())
         deeplab = DeepLabV2ResNet101(classes, stride_on=made_for.stride_on, input=made_for.input)
         report = load_deeplab_v2(deeplab, file)
-        if lost := [n for n in report.missing if not n.startswith("aspp.")]:
-            raise WeightsError(
-                f"{file} lacks {', '.join(lost[:3])}", "every tensor of the network before its head"
-            )
         state = deeplab.state_dict() if heads else _without(deeplab.base.state_dict(), "aspp.")
     elif name == "largefov-r38":
         largefov = LargeFOVResNet38(classes)

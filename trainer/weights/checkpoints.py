@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from trainer.errors import WeightsError
-from trainer.weights.loading import SEGMENTER_HEADS
+from trainer.weights.foreign_files import EXPECTED, not_weights
+from trainer.weights.loading import SEGMENTER_HEADS, check_finite
 from trainer.weights.mxnet import is_mxnet, read_params, resnet38_name
+from trainer.weights.safetensors import is_safetensors, read_safetensors
 from trainer.weights.supervision import UNKNOWN, chained
+from trainer.weights.wrappers import state_dict
 
-# Where training scripts put the state dict when a checkpoint holds more than that.
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "state")
 WSSS_HEADS = (
     "fc8.weight",
     "fc8_20.weight",
@@ -32,6 +33,8 @@ WSSS_HEADS = (
 )
 CAFFE_STEM = "layer1.conv1.conv.weight"
 IMAGENET_HEADS = ("fc.weight", "classifier.1.weight", "linear1000_weight")
+SHELLS = re.compile(r"^((module|_orig_mod)\.)+")
+"""What DataParallel and torch.compile put before every name."""
 RESNET_DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
     (False, (2, 2, 2, 2)): 18,
     (False, (3, 4, 6, 3)): 34,
@@ -53,6 +56,7 @@ class Checkpoint:
             ``COCO masks`` or ``unknown``.
         classes: of a run's own classifier; other files do not say theirs.
         identity: what a run's own file says of itself; empty for other files.
+        choice: what was taken of it, where it holds more than one group of weights.
     """
 
     tensors: dict[str, Tensor]
@@ -60,27 +64,28 @@ class Checkpoint:
     supervision: str
     classes: list[str] = field(default_factory=list)
     identity: dict[str, Any] = field(default_factory=dict)
+    choice: str = ""
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a PyTorch or MXNet weight file.
+    """Read a PyTorch, safetensors or MXNet weight file.
 
     Raises:
-        WeightsError: no such file, damaged, not a weight file, or a pickle that would run code (it
-        is not run).
+        WeightsError: no such file, damaged, not a weight file (it is named as what it is), NaN or
+            inf in a tensor, or a pickle that would run code (it is not run).
     """
     if not path.is_file():
-        raise WeightsError(
-            f"{path} is not a file", "a weight file (.pth or .params)", "wsss-trainer weights list"
-        )
+        raise WeightsError(f"{path} is not a file", EXPECTED, "wsss-trainer weights list")
     if is_mxnet(path):
         arrays = {
             resnet38_name(name): torch.from_numpy(array)
             for name, array in read_params(path).items()
         }
+        check_finite(path, arrays)
         return Checkpoint(arrays, "MXNet", _supervision(arrays, "MXNet", path.name))
-    content = _unpickle(path)
-    tensors = _state_dict(path, content)
+    content = read_safetensors(path) if is_safetensors(path) else _unpickle(path)
+    tensors, choice = state_dict(path, content)
+    check_finite(path, tensors)
     identity = content.get("identity") if isinstance(content, dict) else None
     if isinstance(identity, dict):
         # A segmenter's file says which labels trained it.
@@ -94,7 +99,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         kind = "torchvision"
     else:
         kind = "state dict"
-    return Checkpoint(tensors, kind, _supervision(tensors, kind, path.name))
+    return Checkpoint(tensors, kind, _supervision(tensors, kind, path.name), choice=choice)
 
 
 def best_prefix(names: Iterable[str], wanted: Iterable[str]) -> str:
@@ -154,9 +159,9 @@ def _ends(tensors: Mapping[str, Tensor], endings: tuple[str, ...]) -> bool:
 
 def _head_size(tensors: Mapping[str, Tensor]) -> int | None:
     """Classes of the classification head of an ImageNet file, or None."""
+    bare = {SHELLS.sub("", name): tensor for name, tensor in tensors.items()}
     return next(
-        (len(tensors[head]) for head in IMAGENET_HEADS if head in tensors and tensors[head].ndim),
-        None,
+        (len(bare[head]) for head in IMAGENET_HEADS if head in bare and bare[head].ndim), None
     )
 
 
@@ -190,47 +195,16 @@ def _unpickle(path: Path) -> Any:
 
 
 def _unreadable(path: Path, reason: str) -> WeightsError:
-    with path.open("rb") as file:
-        start = file.read(64).lstrip().lower()
-    expected, hint = (
-        "a PyTorch (.pth) or MXNet (.params) weight file",
-        "download or copy the file again",
-    )
-    if start.startswith(b"<"):
-        return WeightsError(
-            f"{path} is a web page: the download went to a page instead of the file", expected, hint
-        )
-    if start.startswith(b"version https://git-lfs"):
-        return WeightsError(
-            f"{path} is a Git LFS pointer, not the file itself", expected, "git lfs pull"
-        )
     if "TorchScript" in reason:
         return WeightsError(
-            f"{path} is a TorchScript program", expected, "torch.save(model.state_dict(), FILE)"
+            f"{path} is a TorchScript program", EXPECTED, "torch.save(model.state_dict(), FILE)"
         )
     named = re.search(r"GLOBAL (\S+)", reason)
     if named:
         return WeightsError(
             f"{path} holds objects or code ({named[1]}), not only tensors; nothing of it was run",
-            expected,
+            EXPECTED,
             "where you trust the file, save only its state dict:"
             " torch.save(checkpoint['state_dict'], NEW_FILE)",
         )
-    return WeightsError(f"{path} is truncated, damaged or not a weight file", expected, hint)
-
-
-def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
-    """The named tensors of a loaded checkpoint, unwrapped."""
-    for key in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    tensors = content if isinstance(content, dict) else {}
-    tensors = {str(name): value for name, value in tensors.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise WeightsError(
-            f"{path} holds a {type(content).__name__} without named tensors",
-            "a state dict, alone or under " + ", ".join(repr(key) for key in WRAPPERS),
-            "torch.save(model.state_dict(), FILE)",
-        )
-    return tensors
+    return not_weights(path)

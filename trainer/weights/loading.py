@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from trainer.weights.checkpoints import Checkpoint
 
-MISSING_SHARE = 0.1
+HEAD = "aspp."
+"""Of a network that is a segmenter as a whole: a file of its backbone has none."""
 COUNTER = "num_batches_tracked"
 SEGMENTER_HEADS = ("aspp.c0.weight", "cls_conv.weight")
 
@@ -37,6 +38,7 @@ class LoadReport:
         loaded: names of the module that got a value.
         missing: names of the module that the file does not have; they keep the values they had.
         unexpected: names of the file that the module does not have, such as its old head.
+        choice: what was taken of a file with more than one group of weights.
     """
 
     path: Path
@@ -46,14 +48,15 @@ class LoadReport:
     loaded: tuple[str, ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
+    choice: str = field(default="", kw_only=True)
 
     def __str__(self) -> str:
         total = len(self.loaded) + len(self.missing)
         about = f"{self.kind}, supervision: {said(self.supervision)}, sha256 {self.sha256[:12]}"
         line = f"{self.path.name}: loaded {len(self.loaded)} of {total} tensors ({about})"
-        rest = []
+        rest = [self.choice] if self.choice else []
         if self.missing:
-            rest.append(f"MISSING, still random: {_some(self.missing)}")
+            rest.append(f"not there, still random: {_some(self.missing)}")
         if self.unexpected:
             rest.append(f"not used: {_some(self.unexpected)}")
         return "\n".join([line, "  " + "; ".join(rest)]) if rest else line
@@ -65,9 +68,9 @@ def load_backbone(
     """Copy the weights of a file, or its ``content`` where that is read already, into ``module``,
     offline.
 
-    Reads torchvision ``.pth`` files, released WSSS checkpoints (spec methods 4.2 and 5, whatever
-    prefix their names carry) and MXNet ``.params`` (4.4). Heads and counters of batch norm are left
-    out. Nothing is changed on error.
+    Reads torchvision ``.pth`` and ``.safetensors`` files, released WSSS checkpoints (whatever
+    prefix their names carry) and MXNet ``.params``. Heads and counters of batch norm are left out.
+    Every tensor of the network must be there. Nothing is changed on error.
 
     Raises:
         WeightsError: not a weight file, or of another network; says which one it looks like.
@@ -102,6 +105,7 @@ def load_backbone(
             if not name.endswith(COUNTER)
             and not (name.startswith(prefix) and name.removeprefix(prefix) in wanted)
         ),
+        choice=checkpoint.choice,
     )
 
 
@@ -120,7 +124,8 @@ def _check_fit(
     seen, own = architecture(checkpoint.tensors), architecture(wanted)
     reshaped = [name for name in loaded if loaded[name].shape != wanted[name].shape]
     other = seen is not None and own is not None and seen != own
-    if not (other or reshaped or len(missing) > MISSING_SHARE * len(wanted)):
+    lost = [name for name in missing if not name.startswith(HEAD)]
+    if not (other or reshaped or lost):
         return
     if other:
         reason = f"this looks like {seen}"
@@ -137,7 +142,7 @@ def _check_fit(
                 )
             )
     else:
-        reason = f"{len(missing)} of {len(wanted)} tensors are missing, such as {missing[0]}"
+        reason = f"{len(lost)} of {len(wanted)} tensors are missing, such as {_some(tuple(lost))}"
         reason += f"; it holds {_some(tuple(checkpoint.tensors))}"
     first = next(iter(wanted))
     raise WeightsError(
