@@ -76,7 +76,9 @@ def explained(error: BaseException) -> UserError | None:
     cause; None for any other.
     """
     seen: BaseException | None = error
-    while seen is not None:
+    before: set[int] = set()
+    while seen is not None and id(seen) not in before:
+        before.add(id(seen))
         text = str(seen)
         for words, found, hint in CAUSES:
             if words in text or (words == "MemoryError" and isinstance(seen, MemoryError)):

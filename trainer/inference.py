@@ -231,4 +231,6 @@ def inference(
         with torch.inference_mode(), folded_once(module), low:
             yield target
     except (RuntimeError, MemoryError) as error:
-        raise explained(error) or error from error
+        if known := explained(error):
+            raise known from error
+        raise

@@ -127,7 +127,9 @@ def train(
     try:
         return trainer.run(title, after_epoch)
     except (RuntimeError, ValueError, MemoryError) as error:
-        raise explained(error) or error from error
+        if known := explained(error):
+            raise known from error
+        raise
 
 
 class _Trainer:
