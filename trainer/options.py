@@ -158,6 +158,28 @@ def make_configs(options: Options) -> Configs:
     )
 
 
+def check_plans(options: Options, configs: Configs, tagged: int, images: int) -> None:
+    """Look at every training that is to come, before the first of them.
+
+    Args:
+        options: what is to be done.
+        configs: knobs.
+        tagged: training images with tags.
+        images: training images.
+
+    Raises:
+        ConfigError: a plan that cannot be, see ``Training.check_plan``.
+    """
+    if options.classifier is None and options.cams is None:
+        configs.classify.check_plan(tagged)
+    if options.until not in STAGES[:2] and not configs.checkpoint:
+        walks = {"affinity": configs.affinity, "irn": configs.irn}
+        if config := walks.get(configs.refine.refine):
+            config.check_plan(tagged)
+    if options.until in STAGES[3:]:
+        configs.segment.check_plan(images)
+
+
 def segment_config(
     name: str, recipe: str, short: dict[str, Any], changes: dict[str, Any]
 ) -> SegmentConfig:

@@ -22,7 +22,7 @@ from trainer.methods.base import Method, method_module
 from trainer.methods.subcategories import Subcategories
 from trainer.nets import build_backbone
 from trainer.nets.backbone import Backbone
-from trainer.options import STAGES, Options, make_configs
+from trainer.options import STAGES, Options, check_plans, make_configs
 from trainer.outputs import check_folder
 from trainer.preparation import SUBCATEGORIES, Preparation, Workshop, preparations
 from trainer.refine.stages import Refinement
@@ -31,7 +31,6 @@ from trainer.run import Metrics, Run, Stage, is_run, stage_key
 from trainer.segmenters.stage import Segmentation, Start, find_start
 from trainer.training.devices import launch, rank, wait_for_all
 from trainer.training.loop import step_rng
-from trainer.training.optimiser import Training
 from trainer.weights.cache import find_weights
 from trainer.weights.loading import file_sha256, load_backbone
 from trainer.weights.released import load_classifier, load_start
@@ -77,7 +76,7 @@ class Pipeline:
         if not self.tagged:
             found = f"no image of list {self.train_list!r} has a tag"
             raise DataError(found, "tags to learn from", f"wsss-trainer check {options.data}")
-        self._check_plans()
+        check_plans(options, self.configs, len(self.tagged), len(self.training))
         # Built now, so that an impossible backbone, knob or weight file ends the run before it
         # starts. What is given trained needs no other weights: ResNet-38 has none that can be
         # fetched.
@@ -134,21 +133,6 @@ class Pipeline:
         beside = data.parent / "runs" / data.name
         shortest = min(os.path.relpath(beside), str(beside), key=len)
         check_folder(options.run, is_run, inputs, "--run", f"--run {shortest}")
-
-    def _check_plans(self) -> None:
-        """Every training that is to come, before the first of them."""
-        options, configs = self.options, self.configs
-        plans: list[tuple[Training, int]] = []
-        if options.classifier is None and options.cams is None:
-            plans.append((configs.classify, len(self.tagged)))
-        if options.until not in STAGES[:2] and not configs.checkpoint:
-            walks = {"affinity": configs.affinity, "irn": configs.irn}
-            if config := walks.get(configs.refine.refine):
-                plans.append((config, len(self.tagged)))
-        if options.until in STAGES[3:]:
-            plans.append((configs.segment, len(self.training)))
-        for plan, images in plans:
-            plan.check_plan(images)
 
     @property
     def made_by(self) -> str:
