@@ -25,15 +25,15 @@ from PIL import Image
 from train_step import CLASSES, Plain
 from train_step import build as build_trained
 
-from trainer import cams
-from trainer.camfile import stride4
-from trainer.cams import PROTOCOLS, CamsConfig, Protocol, make_cams, merge
 from trainer.data.dataset import Record
 from trainer.data.image_files import list_images
 from trainer.data.pixels import image_size
 from trainer.data.transforms import MEAN, STD
+from trainer.maps.camfile import stride4
 from trainer.methods.base import Method
 from trainer.run import Stage
+from trainer.stages import cams
+from trainer.stages.cams import PROTOCOLS, CamsConfig, Protocol, make_cams, merge
 from trainer.training.memory import keep_freed_memory
 
 Maps = dict[str, np.ndarray]

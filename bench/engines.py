@@ -122,10 +122,10 @@ def export_random(root: Path, backbone: str, output_stride: int) -> Path:
     """
     import torch
 
-    from trainer.exporting.graphs import SegmenterGraph
-    from trainer.exporting.onnx_graph import to_onnx
+    from trainer.export.onnx_graph import to_onnx
     from trainer.nets import build_backbone
     from trainer.nets.deeplab import AsppSegmenter
+    from trainer.nets.graphs import SegmenterGraph
 
     torch.manual_seed(0)
     net = AsppSegmenter(build_backbone(backbone, output_stride, bn="frozen", dilate=True), 21)

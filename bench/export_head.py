@@ -20,8 +20,8 @@ import onnxruntime
 import torch
 from torch import nn
 
-from trainer.exporting.graphs import SegmenterGraph, resize_bilinear
-from trainer.exporting.onnx_graph import Part, trace
+from trainer.export.onnx_graph import Part, trace
+from trainer.nets.graphs import SegmenterGraph, resize_bilinear
 
 LABELS, SIDE, STRIDE, ROUNDS = 21, 512, 16, 20
 

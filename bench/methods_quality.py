@@ -12,13 +12,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from trainer import classify
-from trainer.cams import CamsConfig, make_cams, protocol_of
 from trainer.data.dataset import open_dataset
 from trainer.evaluation.over_lists import evaluate_cams, sweep_thresholds
 from trainer.options import Options
-from trainer.pipeline import Pipeline
+from trainer.plan import Pipeline
 from trainer.run import Stage
+from trainer.stages import classify
+from trainer.stages.cams import CamsConfig, make_cams, protocol_of
 
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "cam": ("cam", ()),

@@ -33,11 +33,13 @@ from trainer.data.dataset import Record
 from trainer.data.loader import Samples
 from trainer.nets import build_backbone
 from trainer.nets.folding import FoldedBatchNorm2d, FoldingConv2d
-from trainer.refine import affinity_stage, affinitynet, irn_stage
+from trainer.refine import affinitynet
 from trainer.refine.affinitynet import AffinityNet, affinities, affinity_loss
 from trainer.refine.irnet import EPS, IrNet, boundary_losses
 from trainer.refine.pairs import half_plane, pair_labels, paths, shifted
 from trainer.run import Metrics
+from trainer.stages import affinity as affinity_stage
+from trainer.stages import irn as irn_stage
 from trainer.training.devices import has_bf16_units
 from trainer.training.loop import _Trainer
 from trainer.training.memory import keep_freed_memory

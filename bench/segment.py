@@ -35,17 +35,17 @@ from cams import pictures
 from PIL import Image
 from torch import nn
 
-from trainer import segment
 from trainer.data.dataset import Record
 from trainer.data.loader import Samples, collate
 from trainer.data.pixels import read_image
 from trainer.data.transforms import sample_rng
-from trainer.inference import inference
 from trainer.nets.folding import FoldedBatchNorm2d, FoldingConv2d
 from trainer.run import Metrics, peak_memory_mb
 from trainer.segmenters import make_segmenter
+from trainer.segmenters import prediction as segment
 from trainer.segmenters.base import Segmenter
 from trainer.segmenters.config import PRESETS, SegmentConfig
+from trainer.training.inference import inference
 from trainer.training.loop import _Trainer
 from trainer.training.memory import keep_freed_memory
 from trainer.training.optimiser import make_optimizer, set_rate
@@ -288,7 +288,7 @@ def released_test(segmenter: Segmenter, network: nn.Module, records: list[Record
 def our_test(
     segmenter: Segmenter, network: nn.Module, records: list[Record], precision: str
 ) -> Labels:
-    """``trainer.segment.predict`` without its files."""
+    """``trainer.segmenters.prediction.predict`` without its files."""
     made = make_segmenter(
         replace(segmenter.config, test_precision=precision), "mobilenet_v2", CLASSES
     )  # type: ignore[arg-type]

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.camfile import cam_path, read_cam, upsample_cam, write_cam
 from trainer.data.dataset import Dataset, Record
 from trainer.data.palette import write_index_png
 from trainer.evaluation.over_lists import SPEC_SWEEP, confusion, evaluate_cams
+from trainer.maps.camfile import cam_path, read_cam, upsample_cam, write_cam
 
 CLASSES = tuple(f"class{k}" for k in range(20))
 

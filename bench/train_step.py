@@ -27,12 +27,12 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-from trainer import classify
 from trainer.data.dataset import Record
 from trainer.data.loader import Samples
 from trainer.methods.base import Method
 from trainer.methods.cam import Config
 from trainer.run import Metrics
+from trainer.stages import classify
 from trainer.training.loop import _Trainer, train
 from trainer.training.memory import keep_freed_memory
 from trainer.training.optimiser import Training, make_optimizer, set_rate

@@ -192,7 +192,7 @@ def test_no_file_of_the_users_is_changed(
     data, run = world
     monkeypatch.chdir(data)
     # What comes after the decision takes minutes.
-    for place in ("trainer.exporting.from_run.current_evaluation", "trainer.commands.demo._step"):
+    for place in ("trainer.export.from_run.current_evaluation", "trainer.commands.demo._step"):
         monkeypatch.setattr(place, stop)
     before, model = users_files(data), (run / "segment" / "model.pt").read_bytes()
     app = trainer.cli.app if (command, name) in trainer_outputs() else serving.cli.app

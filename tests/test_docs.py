@@ -12,20 +12,21 @@ import pytest
 from typer.main import get_command
 
 from serving.cli import app as serving_app
-from trainer import classify
 from trainer import config as knobs
-from trainer.cams import CamsConfig
 from trainer.cli import app as trainer_app
 from trainer.config import ranges
 from trainer.data.knobs import DataConfig
-from trainer.evaluation.measure import EvaluateConfig
 from trainer.methods.base import method_classes, method_names
-from trainer.refine import affinity_stage, irn_stage
 from trainer.refine.affinitynet import AffinityConfig
 from trainer.refine.irnet import IrnConfig
 from trainer.refine.pseudo_masks import RefineConfig
 from trainer.segmenters import segmenter_class
 from trainer.segmenters.config import PRESETS, SCRATCH, SegmentConfig
+from trainer.stages import affinity as affinity_stage
+from trainer.stages import classify
+from trainer.stages import irn as irn_stage
+from trainer.stages.cams import CamsConfig
+from trainer.stages.evaluate import EvaluateConfig
 from trainer.training.optimiser import Training
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -82,7 +82,7 @@ def test_no_command_asks_for_a_name_or_leaves_a_file_at_home(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "module", ["serving.engines.onnxruntime", "serving.client", "trainer.exporting.publish"]
+    "module", ["serving.engines.onnxruntime", "serving.client", "trainer.export.publish"]
 )
 def test_onnxruntime_is_silent_whatever_the_environment_says(tmp_path, module):
     code = f"import {module}, onnxruntime"

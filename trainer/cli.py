@@ -197,7 +197,7 @@ def fit(
       wsss-trainer fit VOC2012/ --segmenter deeplab-v2-r101 --segmenter-weights resnet101.pth
     """
     from trainer.options import Options
-    from trainer.pipeline import Pipeline
+    from trainer.plan import Pipeline
 
     options = Options(
         data=data,
@@ -230,7 +230,7 @@ def fit(
     for line in pipeline.preflight.lines():
         say(line)
     pipeline.fit(say)
-    from trainer.evaluation.measure import current_evaluation
+    from trainer.stages.evaluate import current_evaluation
 
     evaluation = current_evaluation(run) if until in ("evaluate", "report") else {}
     if json_:
@@ -281,7 +281,7 @@ def export(
 
     Example: wsss-trainer export runs/photos --name photos --repository exported/
     """
-    from trainer.exporting.from_run import export_run
+    from trainer.export.from_run import export_run
 
     try:
         factors = [float(scale) for scale in scales.split(",")]

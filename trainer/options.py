@@ -6,19 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer import cams, classify
 from trainer import config as knobs
 from trainer.data.knobs import DataConfig
 from trainer.errors import ConfigError, nearest
-from trainer.evaluation.measure import EvaluateConfig
 from trainer.methods.base import method_classes, method_module
-from trainer.refine import affinity_stage, irn_stage
 from trainer.refine.affinitynet import PUBLISHED_LR, AffinityConfig
 from trainer.refine.irnet import IrnConfig
 from trainer.refine.pseudo_masks import RefineConfig
-from trainer.refine.stages import named_refinement
 from trainer.segmenters import segmenter_class
 from trainer.segmenters.config import PRESETS, SCRATCH, SegmentConfig
+from trainer.stages import affinity as affinity_stage
+from trainer.stages import cams, classify
+from trainer.stages import irn as irn_stage
+from trainer.stages.evaluate import EvaluateConfig
+from trainer.stages.refine import named_refinement
 from trainer.training.devices import check_device
 
 STAGES = ("classify", "cams", "refine", "segment", "evaluate", "report")

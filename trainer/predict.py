@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer import segment
-from trainer.classify import tuples
 from trainer.config import as_dict, parse_settings, replace
 from trainer.data.dataset import check_images
 from trainer.errors import ConfigError, DataError, RunError
 from trainer.interrupt import terminated
 from trainer.outputs import check_folder
 from trainer.run import Run, reopen_data, write_json
+from trainer.segmenters import prediction as segment
 from trainer.segmenters.config import TEST_KNOBS, SegmentConfig
+from trainer.stages.classify import tuples
 
 NOTE = "predictions.json"
 """What made the masks of a folder, beside them."""

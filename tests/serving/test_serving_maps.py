@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from serving.images import maps
-from trainer.camfile import upsample_cam
+from trainer.maps.camfile import upsample_cam
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from refined import PLAIN, fit, made
 
-from trainer.camfile import cam_path, read_cam, write_cam
 from trainer.data.dataset import open_dataset
 from trainer.data.synthetic import write_synthetic
+from trainer.maps.camfile import cam_path, read_cam, write_cam
 
 
 @pytest.fixture

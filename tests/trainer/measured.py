@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from trainer.camfile import cam_path, write_cam
 from trainer.data.dataset import Dataset, open_dataset
 from trainer.data.palette import write_index_png
+from trainer.maps.camfile import cam_path, write_cam
 
 
 def spoilt(truth: np.ndarray, share: float, rng: np.random.RandomState) -> np.ndarray:

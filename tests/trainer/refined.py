@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.options import Options
-from trainer.pipeline import Pipeline
+from trainer.plan import Pipeline
 
 PLAIN = "scene_00001"
 """The training image whose tags are taken away."""

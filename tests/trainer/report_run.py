@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from trainer.camfile import cam_path, write_cam
 from trainer.data.palette import write_index_png
 from trainer.evaluation.over_lists import evaluate_cams, evaluate_folder, sweep_thresholds
+from trainer.maps.camfile import cam_path, write_cam
 from trainer.report.facts import read_facts
 
 CLASSES = ("cat", "<script>document.title='owned'</script>", 'sheep\'s & "co" é')

@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 
 from trainer import files
-from trainer.camfile import cam_path, read_cam, upsample_cam, write_cam
 from trainer.data.dataset import read_index_png
 from trainer.data.palette import voc_palette, write_index_png
 from trainer.errors import DataError, RunError
+from trainer.maps.camfile import cam_path, read_cam, upsample_cam, write_cam
 
 
 def test_maps_come_back_as_float16_keeps_them(tmp_path):

@@ -8,9 +8,16 @@ from golden import U
 from PIL import Image
 from tiny_nets import TinyBackbone, pictures
 
-from trainer import cams
-from trainer.camfile import cam_path, read_cam, stride4
-from trainer.cams import (
+from trainer.data.dataset import Record
+from trainer.data.pixels import read_image
+from trainer.data.sizes import working_size
+from trainer.data.transforms import MEAN, STD
+from trainer.errors import ConfigError, DataError, TrainingError
+from trainer.maps.camfile import cam_path, read_cam, stride4
+from trainer.methods.cam import Cam, Config
+from trainer.run import Stage
+from trainer.stages import cams
+from trainer.stages.cams import (
     PROTOCOLS,
     CamsConfig,
     Protocol,
@@ -19,14 +26,7 @@ from trainer.cams import (
     protocol_of,
     usable_views,
 )
-from trainer.data.dataset import Record
-from trainer.data.pixels import read_image
-from trainer.data.sizes import working_size
-from trainer.data.transforms import MEAN, STD
-from trainer.errors import ConfigError, DataError, TrainingError
-from trainer.inference import Budget, Views, equal_size_batches, in_parts, iterate_views
-from trainer.methods.cam import Cam, Config
-from trainer.run import Stage
+from trainer.training.inference import Budget, Views, equal_size_batches, in_parts, iterate_views
 
 SIZE, PRESENT = (37, 53), [2, 14]
 SCALES = (1, 0.5, 1.5, 2)

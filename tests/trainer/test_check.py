@@ -13,10 +13,10 @@ from rich.console import Console
 
 from trainer.data import check as module
 from trainer.data.check import Report, check, print_report
+from trainer.data.formats.voc import VOC_CLASSES
 from trainer.data.inspection import Problem
 from trainer.data.knobs import DataConfig
 from trainer.data.palette import voc_palette
-from trainer.data.voc import VOC_CLASSES
 
 RNG = np.random.default_rng(0)
 

@@ -6,13 +6,19 @@ import pytest
 import torch
 from tiny_nets import TinyBackbone, pictures
 
-from trainer import classify
-from trainer.classify import RECIPES, ClassifyConfig, make_config, mean_average_precision, recipe
 from trainer.data.transforms import sample_rng
 from trainer.errors import ConfigError, WeightsError
 from trainer.methods.cam import Cam, Config
 from trainer.options import Options, make_configs
 from trainer.run import Metrics, Stage
+from trainer.stages import classify
+from trainer.stages.classify import (
+    RECIPES,
+    ClassifyConfig,
+    make_config,
+    mean_average_precision,
+    recipe,
+)
 
 QUICK = ClassifyConfig(
     epochs=2, batch=2, crop=32, resize=(32, 48), workers=0, precision="fp32", lr=1e-2, momentum=0.9

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from trainer.data.coco import CocoDataset
 from trainer.data.dataset import open_dataset
+from trainer.data.formats.coco import CocoDataset
 from trainer.data.knobs import DataConfig
 from trainer.data.pixels import read_image
 from trainer.errors import DataError

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from trainer.data.check import check
-from trainer.data.coco import recognises
 from trainer.data.dataset import Dataset, open_dataset
+from trainer.data.formats.coco import recognises
 from trainer.data.knobs import DataConfig
 from trainer.data.preflight import about_masks
 from trainer.errors import DataError

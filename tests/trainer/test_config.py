@@ -4,9 +4,9 @@ from typing import Literal
 import pytest
 
 from trainer import config as knobs
-from trainer.cams import CamsConfig
-from trainer.classify import ClassifyConfig
 from trainer.errors import ConfigError
+from trainer.stages.cams import CamsConfig
+from trainer.stages.classify import ClassifyConfig
 
 
 @dataclass(frozen=True)

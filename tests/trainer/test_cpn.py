@@ -9,9 +9,6 @@ from golden import U
 from test_seam import Staged
 from tiny_nets import pictures
 
-from trainer import classify
-from trainer.cams import PROTOCOLS
-from trainer.classify import ClassifyConfig
 from trainer.data.transforms import sample_rng
 from trainer.errors import ConfigError
 from trainer.methods.cam import Cam
@@ -32,6 +29,9 @@ from trainer.methods.cpn import (
 from trainer.methods.seam import resized
 from trainer.options import Options, make_configs
 from trainer.run import Metrics, Stage
+from trainer.stages import classify
+from trainer.stages.cams import PROTOCOLS
+from trainer.stages.classify import ClassifyConfig
 
 HEADS = {"f8_3.weight", "f8_4.weight", "f9.weight", "f10.weight"}
 TERMS = ["cls", "min", "tcp", "tcp_refined", "cpcr"]

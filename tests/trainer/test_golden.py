@@ -9,8 +9,8 @@ from PIL import Image
 from test_publish import make
 from torch import nn
 
-from trainer.exporting.golden import golden_image, shown, write_golden
-from trainer.exporting.graphs import PixelGraph, SegmenterGraph
+from trainer.export.golden import golden_image, shown, write_golden
+from trainer.nets.graphs import PixelGraph, SegmenterGraph
 
 LIMITS = {"min_side": 32, "max_side": 4096, "max_pixels": 4_194_304}
 

@@ -15,15 +15,16 @@ import pytest
 import torch
 from torchvision.models import resnet18
 
-from trainer import cli, segment
-from trainer.camfile import cam_path, read_cam, write_cam
+from trainer import cli
 from trainer.data.dataset import open_dataset
 from trainer.errors import ConfigError, DataError, RunError
-from trainer.evaluation.measure import current_evaluation
-from trainer.import_cams import import_cams, read_foreign
+from trainer.maps.camfile import cam_path, read_cam, write_cam
 from trainer.options import Options
-from trainer.pipeline import Pipeline
+from trainer.plan import Pipeline
 from trainer.run import Stage
+from trainer.segmenters import prediction as segment
+from trainer.stages.evaluate import current_evaluation
+from trainer.stages.import_cams import import_cams, read_foreign
 
 pytestmark = pytest.mark.usefixtures("one_process")
 

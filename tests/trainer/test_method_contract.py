@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from trainer import config as knobs
-from trainer.cams import CamsConfig
-from trainer.classify import RECIPES, SMALL, build, make_config, tuples
 from trainer.commands.catalogue import describe_method, list_methods
 from trainer.errors import ConfigError
 from trainer.methods.base import Method, method_classes, method_names
 from trainer.options import method_preset
+from trainer.stages.cams import CamsConfig
+from trainer.stages.classify import RECIPES, SMALL, build, make_config, tuples
 from trainer.training.loop import step_rng
 from trainer.training.optimiser import Training, make_optimizer
 

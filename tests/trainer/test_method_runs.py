@@ -11,16 +11,16 @@ import pytest
 import torch
 from test_method_contract import CLASSES, batch, make
 
-from trainer.cams import CamsConfig, protocol_of
-from trainer.classify import method_loss
 from trainer.data.dataset import Record
 from trainer.data.loader import Samples
 from trainer.data.transforms import Rng
-from trainer.exporting.graphs import CamGraph
-from trainer.exporting.onnx_graph import to_onnx
+from trainer.export.onnx_graph import to_onnx
 from trainer.interrupt import Interrupted
 from trainer.methods.base import Method, method_classes, method_names
+from trainer.nets.graphs import CamGraph
 from trainer.run import Metrics
+from trainer.stages.cams import CamsConfig, protocol_of
+from trainer.stages.classify import method_loss
 from trainer.training.loop import train
 from trainer.training.optimiser import Training
 

@@ -5,7 +5,6 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer.camfile import cam_path, read_cam, upsample_cam, write_cam
 from trainer.data.dataset import Dataset, Record
 from trainer.data.palette import write_index_png
 from trainer.errors import DataError
@@ -20,6 +19,7 @@ from trainer.evaluation.over_lists import (
     mean_iou,
     threshold_sweep,
 )
+from trainer.maps.camfile import cam_path, read_cam, upsample_cam, write_cam
 
 CLASSES = ("cat", "dog", "cow")
 

@@ -14,13 +14,13 @@ from PIL import Image
 from refined import pipeline
 from typer.testing import CliRunner
 
-from trainer import segment
 from trainer.cli import app
 from trainer.data.dataset import open_dataset, read_index_png
 from trainer.data.palette import voc_palette, write_index_png
 from trainer.data.pixels import image_size
 from trainer.errors import ConfigError, DataError, RunError, TargetError
 from trainer.predict import predict_list
+from trainer.segmenters import prediction as segment
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ import pytest
 from PIL import Image
 
 from trainer import pool
-from trainer.camfile import Cam, cam_path, write_cam
 from trainer.data.dataset import Dataset, Record, read_index_png
 from trainer.data.palette import voc_palette
 from trainer.errors import ConfigError, DataError, RunError
+from trainer.maps.camfile import Cam, cam_path, write_cam
 from trainer.pool import Work, each_image, over_images
 from trainer.refine import pseudo_masks
 from trainer.refine.pseudo_masks import (

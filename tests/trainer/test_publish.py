@@ -18,20 +18,20 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from trainer.camfile import stride4
-from trainer.cams import PROTOCOLS, merge
 from trainer.errors import ConfigError, ExportError
-from trainer.exporting import onnx_graph, publish
-from trainer.exporting.card import card_from_manifest
-from trainer.exporting.graphs import (
+from trainer.export import onnx_graph, publish
+from trainer.export.card import card_from_manifest
+from trainer.export.publish import export_model
+from trainer.maps.camfile import stride4
+from trainer.nets.graphs import (
     CamGraph,
     PixelGraph,
     SegmenterGraph,
     resize_bicubic,
     scaled_size,
 )
-from trainer.exporting.publish import export_model
-from trainer.inference import with_mirror
+from trainer.stages.cams import PROTOCOLS, merge
+from trainer.training.inference import with_mirror
 
 Pixels = npt.NDArray[np.uint8]
 CLASSES = ["cat", "dog", "cow"]

@@ -11,17 +11,18 @@ import torch.nn.functional as F
 from PIL import Image
 from refined import PLAIN, again, fit, names, pipeline, times
 
-from trainer.camfile import Cam, cam_path, read_cam, upsample_cam, write_cam
 from trainer.data.dataset import Record, open_dataset, read_index_png
 from trainer.errors import ConfigError
-from trainer.evaluation.measure import current_evaluation
+from trainer.evaluation.threshold import calibration
+from trainer.maps.camfile import Cam, cam_path, read_cam, upsample_cam, write_cam
 from trainer.options import Options, make_configs
-from trainer.refine import affinity_stage, irn_stage
 from trainer.refine.affinitynet import AffinityConfig, walk_scores
 from trainer.refine.irnet import IrnConfig
 from trainer.refine.pseudo_masks import RefineConfig, background_scores, refine_scores
-from trainer.refine.stages import named_refinement
-from trainer.refine.threshold import calibration
+from trainer.stages import affinity as affinity_stage
+from trainer.stages import irn as irn_stage
+from trainer.stages.evaluate import current_evaluation
+from trainer.stages.refine import named_refinement
 
 pytestmark = pytest.mark.usefixtures("one_process")
 

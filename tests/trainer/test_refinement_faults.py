@@ -16,12 +16,13 @@ import torch
 from refined import SETTINGS, again, fit, pipeline, times, unfinished
 
 from trainer import cli
-from trainer.camfile import cam_path
 from trainer.errors import DataError, RunError, WeightsError
-from trainer.evaluation.measure import current_evaluation
 from trainer.files import check_space
 from trainer.interrupt import Interrupted
-from trainer.refine import affinity_stage, irn_stage
+from trainer.maps.camfile import cam_path
+from trainer.stages import affinity as affinity_stage
+from trainer.stages import irn as irn_stage
+from trainer.stages.evaluate import current_evaluation
 
 pytestmark = pytest.mark.usefixtures("one_process")
 FILES = [

@@ -12,10 +12,10 @@ from PIL import Image
 
 from trainer.data.convert import convert
 from trainer.data.dataset import Dataset, open_dataset
+from trainer.data.formats.tables import read_table
+from trainer.data.formats.voc import VOC_CLASSES
 from trainer.data.knobs import DataConfig
 from trainer.data.released_labels import read_cls_labels
-from trainer.data.tables import read_table
-from trainer.data.voc import VOC_CLASSES
 from trainer.errors import DataError, TargetError
 
 

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from report_run import CHOSEN, CLASSES, TRAIN, VAL, Page, add_refinement, make_run
 
-from trainer.camfile import cam_path, read_cam, write_cam
 from trainer.evaluation.image_counts import counts_path
 from trainer.evaluation.over_lists import evaluate_folder
+from trainer.maps.camfile import cam_path, read_cam, write_cam
 from trainer.report.facts import read_facts
 from trainer.report.run_page import write_report
 

@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 from report_run import CHOSEN, CLASSES, TRAIN, VAL, add_refinement, make_run
 
-from trainer.camfile import cam_path, read_cam, upsample_cam
 from trainer.data.dataset import read_index_png
+from trainer.maps.camfile import cam_path, read_cam, upsample_cam
 from trainer.report.overlays import error_map, overlay_cam, overlay_mask
 from trainer.report.run_page import write_report
 

@@ -30,7 +30,7 @@ from trainer.methods.subcategories import (
     subcategory_maps,
 )
 from trainer.options import Options, make_configs
-from trainer.pipeline import Pipeline
+from trainer.plan import Pipeline
 from trainer.training.loop import step_rng
 
 SETTINGS = (
@@ -169,7 +169,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network of two layers, for tests of what is trained when."""
-    monkeypatch.setattr("trainer.classify.build_backbone", lambda name, **knobs: TinyBackbone())
+    monkeypatch.setattr(
+        "trainer.stages.classify.build_backbone", lambda name, **knobs: TinyBackbone()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +179,9 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     """A run of two rounds on the tiny network."""
     run = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.classify.build_backbone", lambda name, **knobs: TinyBackbone())
+        patch.setattr(
+            "trainer.stages.classify.build_backbone", lambda name, **knobs: TinyBackbone()
+        )
         fit(options(data, run))
         yield run
 

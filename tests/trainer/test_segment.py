@@ -11,19 +11,19 @@ import torch
 import torch.nn.functional as F
 from tiny_nets import TinyBackbone, pictures
 
-from trainer import segment
 from trainer.data.dataset import read_index_png
 from trainer.data.palette import write_index_png
 from trainer.data.pixels import read_image
 from trainer.errors import ConfigError, DataError, WeightsError
-from trainer.inference import Views
 from trainer.nets.deeplab import AsppSegmenter
 from trainer.refine.crf import DenseCrf, unary_from_softmax
 from trainer.run import Metrics, Stage
-from trainer.segment import SegmentConfig, crf_picture, predict
 from trainer.segmenters import make_segmenter
+from trainer.segmenters import prediction as segment
 from trainer.segmenters.aspp import Aspp
 from trainer.segmenters.config import PRESETS
+from trainer.segmenters.prediction import SegmentConfig, crf_picture, predict
+from trainer.training.inference import Views
 
 QUICK = SegmentConfig(
     epochs=1, batch=2, crop=32, workers=0, precision="fp32", rates=(1, 2), momentum=0.9

@@ -14,15 +14,15 @@ import torch
 from tiny_nets import TinyBackbone, pictures
 from torch import nn
 
-from trainer import segment
 from trainer.data.dataset import Record
 from trainer.data.pixels import read_image
-from trainer.inference import Views
 from trainer.nets.deeplab import AsppSegmenter
 from trainer.run import Metrics, Stage
+from trainer.segmenters import prediction as segment
 from trainer.segmenters.aspp import Aspp
 from trainer.segmenters.config import SegmentConfig
 from trainer.segmenters.noise import heard
+from trainer.training.inference import Views
 from trainer.training.loop import Teacher
 
 CONFIG = SegmentConfig(teacher="replace", ema=0.9, teacher_confidence=0.8, teacher_after=0.0)

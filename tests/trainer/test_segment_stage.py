@@ -17,19 +17,19 @@ from torch import nn
 from torchvision.models import resnet101
 from typer.testing import CliRunner
 
-from trainer import segment
 from trainer.cli import app
 from trainer.data.synthetic import write_synthetic
 from trainer.errors import ConfigError, RunError, UserError, WeightsError
-from trainer.evaluation.measure import current_evaluation
-from trainer.exporting.from_run import export_run
+from trainer.export.from_run import export_run
 from trainer.nets import build_backbone, deeplab_v2
 from trainer.nets.deeplab import DeepLabV2ResNet101, LargeFOVResNet38
 from trainer.options import Options
-from trainer.pipeline import Pipeline
+from trainer.plan import Pipeline
 from trainer.segmenters import make_segmenter
+from trainer.segmenters import prediction as segment
 from trainer.segmenters.config import PRESETS
-from trainer.segmenters.stage import Start, find_start
+from trainer.stages.evaluate import current_evaluation
+from trainer.stages.segment import Start, find_start
 from trainer.training import loop
 from trainer.weights.cache import import_weights
 from trainer.weights.export import export_weights

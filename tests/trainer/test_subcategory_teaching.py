@@ -22,7 +22,7 @@ from trainer.methods.subcategories import Embeddings, Subcategories
 from trainer.methods.subcategory_teaching import Config, SubcategoryTeaching, Teacher
 from trainer.nets.vit import Vit, VitShape
 from trainer.options import Options, make_configs
-from trainer.pipeline import Pipeline
+from trainer.plan import Pipeline
 from trainer.training.optimiser import Training, cosine, make_optimizer, set_rate
 
 TINY = VitShape(layers=2, heads=2, width=128, mlp=160, patch=16, image_size=48)
@@ -166,7 +166,9 @@ def vit_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """A student of two layers."""
-    monkeypatch.setattr("trainer.classify.build_backbone", lambda name, **knobs: TinyBackbone())
+    monkeypatch.setattr(
+        "trainer.stages.classify.build_backbone", lambda name, **knobs: TinyBackbone()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +178,9 @@ def finished(
     """A run with the small ViT as teacher of the tiny network."""
     run = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.classify.build_backbone", lambda name, **knobs: TinyBackbone())
+        patch.setattr(
+            "trainer.stages.classify.build_backbone", lambda name, **knobs: TinyBackbone()
+        )
         fit(options(data, run, f"method.teacher_weights={vit_file}"))
         yield run
 

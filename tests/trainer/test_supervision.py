@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer.exporting.card import card_from_manifest
+from trainer.export.card import card_from_manifest
 from trainer.weights.checkpoints import read_checkpoint
 from trainer.weights.supervision import chained, initial_weights, is_extra, named
 

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from trainer.data.cells import tags_of
 from trainer.data.check import check
 from trainer.data.dataset import Dataset, open_dataset
-from trainer.data.tables import read_table
+from trainer.data.formats.cells import tags_of
+from trainer.data.formats.tables import read_table
 from trainer.errors import DataError
 
 IMAGES = ("a.jpg", "sub/b.JPG", "Kühe 1.png", "d.jpeg")

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from trainer.camfile import cam_path, write_cam
 from trainer.data.dataset import Dataset, Record
 from trainer.data.palette import write_index_png
 from trainer.errors import ConfigError, DataError
-from trainer.refine.threshold import choose, label_free, otsu
+from trainer.evaluation.threshold import choose, label_free, otsu
+from trainer.maps.camfile import cam_path, write_cam
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.data import voc
 from trainer.data.dataset import open_dataset
+from trainer.data.formats import voc
 from trainer.data.knobs import DataConfig
 from trainer.data.palette import voc_palette
 from trainer.errors import DataError

@@ -14,9 +14,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from trainer.classify import RECIPES
 from trainer.config import ranges
 from trainer.methods.base import method_classes, method_module, method_names
+from trainer.stages.classify import RECIPES
 from trainer.weights.cache import StoredWeights
 
 

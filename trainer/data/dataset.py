@@ -216,9 +216,9 @@ def open_dataset(
         DataError: nothing is there, nothing is recognised, the files contradict each other, or
             ``labels_from`` asks for tags that are not there.
     """
-    from trainer.data import class_folders, coco, folder, mva, voc, xml_folder
+    from trainer.data.formats import class_folders, coco, folder, mva, voc, xml_folder
+    from trainer.data.formats.unrecognised import unrecognised
     from trainer.data.tags import FROM_MASKS, with_mask_tags
-    from trainer.data.unrecognised import unrecognised
 
     root, config = Path(path), config or DataConfig()
     if not root.is_dir():

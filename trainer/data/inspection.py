@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.data.coco import SAME_SIZE
 from trainer.data.colours import GREY_HINT, reindexed
 from trainer.data.dataset import (
     IGNORE,
@@ -17,10 +16,11 @@ from trainer.data.dataset import (
     Record,
     some,
 )
+from trainer.data.formats.coco import SAME_SIZE
+from trainer.data.formats.voc import VOC_CLASSES
 from trainer.data.headers import Header
 from trainer.data.pixels import MAX_PIXELS, SIZE_LIMIT, open_header, open_image
 from trainer.data.rgb import to_rgb
-from trainer.data.voc import VOC_CLASSES
 from trainer.errors import DataError
 
 LARGE_PIXELS = 20_000_000

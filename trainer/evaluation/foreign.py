@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from trainer.camfile import Cam, cam_path, read_cam
 from trainer.data.colours import grey_levels, indices_of, reindexed
 from trainer.data.dataset import IGNORE, Dataset, Record, some
 from trainer.data.pixels import image_size, open_image
 from trainer.errors import ConfigError, DataError, UserError
-from trainer.import_cams import read_foreign
+from trainer.maps.camfile import Cam, cam_path, read_cam
+from trainer.stages.import_cams import read_foreign
 
 Kind = Literal["masks", "cams"]
 Numbering = Literal["ours", "data"]

@@ -38,8 +38,8 @@ from trainer.evaluation.over_lists import (
     sweep_thresholds,
 )
 from trainer.evaluation.predictions import thresholded
+from trainer.evaluation.threshold import Threshold, choose
 from trainer.pool import over_images
-from trainer.refine.threshold import Threshold, choose
 from trainer.run import write_json
 
 STAGES: dict[Kind, str] = {"masks": "segment", "cams": "cam"}

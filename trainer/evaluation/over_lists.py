@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.camfile import Cam, cam_path, read_cam, upsample_cam
 from trainer.data.dataset import Dataset, Record, read_index_png
 from trainer.errors import DataError, UserError
 from trainer.evaluation.boundary import boundary_f
@@ -27,6 +26,7 @@ from trainer.evaluation.sweep import (
     sweep_thresholds,
     threshold_sweep,
 )
+from trainer.maps.camfile import Cam, cam_path, read_cam, upsample_cam
 from trainer.pool import over_images, raise_together
 
 __all__ = [

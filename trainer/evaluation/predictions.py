@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.camfile import Cam, upsample_cam
 from trainer.config import replace
 from trainer.data.dataset import Dataset, Record, open_dataset
 from trainer.data.knobs import DataConfig
 from trainer.evaluation.foreign import foreign_cams, foreign_masks
 from trainer.evaluation.over_lists import MaskSource, cam_reader, threshold_maps
+from trainer.maps.camfile import Cam, upsample_cam
 from trainer.run import Run, reopen_data
 
 FOLDERS = {"cam": "cams", "refined": "masks"}

@@ -32,13 +32,13 @@ from trainer.config import Range, as_dict
 from trainer.errors import ConfigError
 from trainer.methods.clustering import subcategory_labels
 from trainer.methods.mixing import SC_CAM_TRAINING
+from trainer.methods.preparation import EMBEDDINGS, SUBCATEGORIES, Preparation, Workshop, embed
 from trainer.methods.subcategories import (
     Embeddings,
     Subcategories,
     SubcategoryCam,
     SubcategoryConfig,
 )
-from trainer.preparation import EMBEDDINGS, SUBCATEGORIES, Preparation, Workshop, embed
 from trainer.run import Stage
 from trainer.training.devices import rank
 from trainer.weights.loading import file_sha256

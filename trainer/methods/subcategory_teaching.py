@@ -31,17 +31,16 @@ import torch
 from PIL import Image
 from torch import nn
 
-from trainer.classify import PSA, make_sample, read_weights, save
 from trainer.config import Range, as_dict
 from trainer.data.dataset import Record
 from trainer.data.loader import Samples
 from trainer.data.pixels import read_image
 from trainer.data.transforms import MEAN, STD, normalise, to_tensor
 from trainer.errors import ConfigError
-from trainer.inference import inference
 from trainer.methods.cam import Config as CamConfig
 from trainer.methods.clustering import finch_labels
 from trainer.methods.mixing import MVA_TRAINING
+from trainer.methods.preparation import EMBEDDINGS, SUBCATEGORIES, Preparation, Workshop, embed
 from trainer.methods.subcategories import (
     Embeddings,
     Subcategories,
@@ -50,10 +49,11 @@ from trainer.methods.subcategories import (
     soft_margin,
 )
 from trainer.nets.vit import Vit, build_vit, load_vit
-from trainer.preparation import EMBEDDINGS, SUBCATEGORIES, Preparation, Workshop, embed
 from trainer.progress import progress_bar
 from trainer.run import Metrics, Stage
+from trainer.stages.classify import PSA, make_sample, read_weights, save
 from trainer.training.devices import Precision, rank
+from trainer.training.inference import inference
 from trainer.training.loop import step_rng, train
 from trainer.training.optimiser import Training
 from trainer.weights.loading import file_sha256

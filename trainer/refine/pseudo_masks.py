@@ -14,7 +14,6 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from trainer.camfile import Cam, cam_path, read_cam, stride4, upsample_cam
 from trainer.config import Knobs, Range
 from trainer.data.dataset import IGNORE, Dataset, Record, read_index_png
 from trainer.data.palette import write_index_png
@@ -22,6 +21,7 @@ from trainer.data.pixels import image_size, read_image
 from trainer.data.sizes import PIXEL_RANGE, PIXELS, enlarged, shrunk, working_size
 from trainer.errors import ConfigError, DataError
 from trainer.files import check_space
+from trainer.maps.camfile import Cam, cam_path, read_cam, stride4, upsample_cam
 from trainer.pool import Work, each_image
 from trainer.refine.crf import (
     CrfParameters,

@@ -8,8 +8,8 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
-from trainer.camfile import cam_path
 from trainer.data.dataset import Dataset
+from trainer.maps.camfile import cam_path
 from trainer.report.facts import Facts
 
 #: Stages in the order in which their worst images get their places.

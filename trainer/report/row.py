@@ -21,13 +21,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from trainer.camfile import Cam, cam_path, read_cam, upsample_cam
 from trainer.data.dataset import IGNORE, Dataset, Record, read_index_png
 from trainer.data.palette import voc_palette
 from trainer.data.pixels import read_image
 from trainer.errors import DataError
 from trainer.evaluation.metrics import confusion, mean_iou
 from trainer.evaluation.sweep import image_mious, sweep_image
+from trainer.maps.camfile import Cam, cam_path, read_cam, upsample_cam
 from trainer.report.choice import mask_path, prediction_path
 from trainer.report.facts import finite, percent
 from trainer.report.page import data, note, swatch

@@ -26,7 +26,7 @@ from trainer.weights.checkpoints import read_checkpoint
 from trainer.weights.loading import LoadReport, load_backbone
 
 if TYPE_CHECKING:
-    from trainer.exporting.graphs import SegmenterGraph
+    from trainer.nets.graphs import SegmenterGraph
 
 
 class Aspp(Segmenter):
@@ -108,6 +108,6 @@ class Aspp(Segmenter):
 
     def graph(self, network: nn.Module, scales: Sequence[float], flip: bool) -> SegmenterGraph:
         """See ``Segmenter``."""
-        from trainer.exporting.graphs import SegmenterGraph
+        from trainer.nets.graphs import SegmenterGraph
 
         return SegmenterGraph(network, scales, flip)

@@ -1,4 +1,4 @@
-"""What tells one segmenter from another. ``trainer.segment`` does what they share, and calls these
+"""What tells one segmenter from another. ``trainer.segmenters.prediction`` does what they share, and calls these
 members.
 
 Shapes: B images, L = K + 1 labels with the background, H W pixels, h w logits.
@@ -18,15 +18,15 @@ from torch import Tensor, nn
 
 from trainer.data.sizes import PIXELS
 from trainer.data.transforms import IMAGENET_PIXELS, PixelScale, Rng, color_jitter, shift_hsv
-from trainer.inference import Views, in_parts
 from trainer.nets.backbone import Backbone
 from trainer.segmenters.config import SegmentConfig
 from trainer.segmenters.noise import heard
+from trainer.training.inference import Views, in_parts
 from trainer.training.loop import Teacher
 from trainer.weights.loading import LoadReport
 
 if TYPE_CHECKING:
-    from trainer.exporting.graphs import SegmenterGraph
+    from trainer.nets.graphs import SegmenterGraph
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 

@@ -35,7 +35,7 @@ from trainer.segmenters.losses import multi_scale_loss
 from trainer.weights.loading import LoadReport
 
 if TYPE_CHECKING:
-    from trainer.exporting.graphs import SegmenterGraph
+    from trainer.nets.graphs import SegmenterGraph
 
 
 class DeepLabV2(Segmenter):
@@ -122,6 +122,6 @@ class DeepLabV2(Segmenter):
 
     def graph(self, network: nn.Module, scales: Sequence[float], flip: bool) -> SegmenterGraph:
         """See ``Segmenter``."""
-        from trainer.exporting.graphs import SegmenterGraph
+        from trainer.nets.graphs import SegmenterGraph
 
         return SegmenterGraph(network, scales, flip, self.pixels)

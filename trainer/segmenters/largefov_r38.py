@@ -21,15 +21,15 @@ from torch import Tensor, nn
 from trainer.data.dataset import IGNORE
 from trainer.data.sizes import PIXELS
 from trainer.data.transforms import Rng, normalise, random_crops, to_tensor
-from trainer.inference import Views, in_parts
 from trainer.nets.backbone import Backbone
 from trainer.nets.largefov import LargeFOVResNet38, load_largefov
 from trainer.segmenters.base import Pixels, Segmenter
 from trainer.segmenters.losses import label_loss
+from trainer.training.inference import Views, in_parts
 from trainer.weights.loading import LoadReport
 
 if TYPE_CHECKING:
-    from trainer.exporting.graphs import SegmenterGraph
+    from trainer.nets.graphs import SegmenterGraph
 
 
 class LargeFOV(Segmenter):
@@ -102,7 +102,7 @@ class LargeFOV(Segmenter):
 
     def graph(self, network: nn.Module, scales: Sequence[float], flip: bool) -> SegmenterGraph:
         """See ``Segmenter``. Its views are the graph's own, resized as Pillow does it."""
-        from trainer.exporting.graphs import SegmenterGraph
+        from trainer.nets.graphs import SegmenterGraph
 
         return SegmenterGraph(network, scales, flip, merge="logits", align_corners=True)
 

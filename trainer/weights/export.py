@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from trainer import segment
 from trainer.errors import ConfigError, RunError
 from trainer.files import write_atomic
 from trainer.outputs import check_file
 from trainer.run import Run
+from trainer.segmenters import prediction as segment
 from trainer.weights.checkpoints import read_checkpoint
 from trainer.weights.loading import file_sha256
 

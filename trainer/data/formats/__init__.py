@@ -1,0 +1,1 @@
+"""One file a data format, reading and writing together."""

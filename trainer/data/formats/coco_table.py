@@ -1,0 +1,334 @@
+"""One COCO instances JSON, every value of it checked."""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from trainer.data.dataset import complain, some
+from trainer.data.formats.outlines import Piece, Size, compress, is_relative, pieces_of, whole
+from trainer.data.names import folded, is_one_line
+from trainer.errors import DataError
+
+Problems = list[DataError] | None
+Key = int | str
+"""Id of a category or an image."""
+Kind = Literal["object", "crowd", "void"]
+SECTIONS = ("images", "annotations", "categories")
+FLAGS = {"0": False, "1": True, "false": False, "true": True, "none": False, "": False}
+
+
+CONSTANTS = {"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class Category(NamedTuple):
+    """Name of a category and of the group that it is in ("" without)."""
+
+    name: str
+    group: str
+
+
+class Note(NamedTuple):
+    """Category and kind of an annotation, and whether it has an outline."""
+
+    category: Key
+    kind: Kind
+    outlined: bool
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image of the JSON.
+
+    Attributes:
+        file_name: as it stands there.
+        size: as it stands there, None where it does not.
+        notes: its annotations in file order.
+        outlines: their outlines, as in ``Shape.outlines``.
+    """
+
+    file_name: str
+    size: Size | None
+    notes: tuple[Note, ...] = ()
+    outlines: bytes = b""
+
+
+@dataclass(frozen=True)
+class CocoTable:
+    """What one file says.
+
+    Attributes:
+        path: the file.
+        name: of the list that it is.
+        categories: by id, in ascending order of the ids.
+        entries: the images in file order.
+        relative: whether its polygons are in fractions of width and height.
+        remarks: what is meant otherwise than it stands there.
+    """
+
+    path: Path
+    name: str
+    categories: dict[Key, Category]
+    entries: tuple[Entry, ...]
+    relative: bool
+    remarks: tuple[str, ...]
+
+    @cached_property
+    def used(self) -> frozenset[str]:
+        """Folded names of the categories that some annotation has."""
+        keys = {note.category for entry in self.entries for note in entry.notes}
+        return frozenset(folded(self.categories[key].name) for key in keys)
+
+
+def is_instances(path: Path) -> bool:
+    """Whether a file has the three sections, as far as can be seen without parsing it."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            return all(text.find(f'"{section}"'.encode()) >= 0 for section in SECTIONS)
+    except (OSError, ValueError):
+        return False
+
+
+def read_table(path: Path, name: str, problems: Problems) -> CocoTable:
+    """Read one file.
+
+    Where every annotation has ``"iscrowd": 1`` (so CVAT writes brush masks), they are objects.
+
+    Args:
+        name: of the list.
+        problems: collects damaged entries instead of raising them; they are left out.
+
+    Raises:
+        DataError: no instances JSON, or damaged entries.
+    """
+    sections = _load(path)
+    categories = _categories(sections["categories"], path)
+    parser = _Parser(path, categories)
+    parser.read_images(sections["images"])
+    parser.read_annotations(sections["annotations"])
+    for error in parser.errors():
+        complain(error, problems)
+    remarks = []
+    relative = is_relative(
+        ring
+        for outlines in parser.outlines.values()
+        for pieces in outlines
+        for ring in pieces
+        if isinstance(ring, list)
+    )
+    if relative:
+        remarks.append(
+            f"polygons of {name} are in fractions of width and height (all coordinates lie within 0"
+            " and 1): they are scaled to pixels"
+        )
+    kinds = {note.kind for notes in parser.notes.values() for note in notes} - {"void"}
+    if kinds == {"crowd"}:
+        parser.notes = {
+            key: [note._replace(kind="object") if note.kind == "crowd" else note for note in notes]
+            for key, notes in parser.notes.items()
+        }
+        remarks.append(
+            f"every annotation of {name} is marked as a crowd (iscrowd 1), as some tools write all"
+            " of theirs: they are objects"
+        )
+    entries = tuple(
+        replace(image, notes=tuple(parser.notes[key]), outlines=compress(parser.outlines[key]))
+        for key, image in parser.images.items()
+    )
+    return CocoTable(path, name, categories, entries, relative, tuple(remarks))
+
+
+def key_of(value: object) -> Key | None:
+    """An id as a number where it is one (``1``, ``1.0``, ``"1"``), else as text (``007`` too); None
+    for anything else.
+    """
+    number = whole(value)
+    if not isinstance(value, str):
+        return number
+    text = printable(value).strip()
+    return number if text.removesuffix(".0") == str(number) else text or None
+
+
+def printable(text: str) -> str:
+    """Text without the halves of characters that JSON can hold and no terminal can print."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _load(path: Path) -> dict[str, list[Any]]:
+    """The three sections. NaN is read as null: pandas writes it where there is no value."""
+    try:
+        table = json.loads(path.read_bytes(), parse_constant=CONSTANTS.get)
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read: {error}", "COCO instances JSON") from error
+    absent = [key for key in SECTIONS if not isinstance(table, dict) or key not in table]
+    if absent:
+        raise DataError(
+            f"{path} has no {some(absent)}", "COCO instances JSON: images, annotations, categories"
+        )
+    other = [key for key in SECTIONS if not isinstance(table[key], list)]
+    if other:
+        raise DataError(f"{path}: {some(other)} is no list", "COCO instances JSON")
+    if any(isinstance(note, dict) and "segments_info" in note for note in table["annotations"][:1]):
+        raise DataError(f"{path} is panoptic COCO", "instances JSON, with one category a region")
+    return {key: table[key] for key in SECTIONS}
+
+
+def _categories(entries: list[Any], path: Path) -> dict[Key, Category]:
+    categories: dict[Key, Category] = {}
+    for n, entry in enumerate(entries):
+        stated = entry if isinstance(entry, dict) else {}
+        key, name, group = key_of(stated.get("id")), stated.get("name"), stated.get("supercategory")
+        text = " ".join(printable(str(name)).split())
+        known_type = isinstance(name, (str, int, float)) and not isinstance(name, bool)
+        if key is None or not folded(text) or not is_one_line(text) or not known_type:
+            raise DataError(
+                f"{path} has a damaged category: categories[{n}] is {_short(entry)}",
+                'entries {"id": 1, "name": "person"}',
+            )
+        category = Category(text, printable(group).strip() if isinstance(group, str) else "")
+        known = categories.setdefault(key, category)
+        if folded(known.name) != folded(text):
+            raise DataError(
+                f"{path} gives two categories the same id: {known.name!r} and {text!r} have {key}",
+                "one id a category",
+            )
+    order = sorted(categories, key=lambda key: (isinstance(key, str), key))
+    return {key: categories[key] for key in order}
+
+
+def _short(value: object) -> str:
+    """A value for a message."""
+    text = "null" if value is None else printable(repr(value))
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+class _Parser:
+    """Images and annotations of one file, and what is wrong with them."""
+
+    def __init__(self, path: Path, categories: dict[Key, Category]) -> None:
+        self.path, self.categories = path, categories
+        self.images: dict[Key, Entry] = {}
+        self.notes: dict[Key, list[Note]] = {}
+        self.outlines: dict[Key, list[list[Piece]]] = {}
+        self.damaged: list[str] = []
+        self.damaged_outlines: list[str] = []
+        self.left_out: set[Key] = set()
+        self.strange: dict[Key, int] = defaultdict(int)
+        self.stray: dict[Key, int] = defaultdict(int)
+
+    def read_images(self, entries: list[Any]) -> None:
+        """Ids, file names and sizes."""
+        for n, entry in enumerate(entries):
+            where = f"images[{n}]"
+            if not isinstance(entry, dict):
+                self.damaged.append(f"{where} is {_short(entry)}")
+                continue
+            key, file_name = key_of(entry.get("id")), entry.get("file_name")
+            sides = {field: _side(entry.get(field)) for field in ("height", "width")}
+            wrong = next((field for field, side in sides.items() if side is None), None)
+            if key is None:
+                wrong = "id"
+            elif not isinstance(file_name, str) or not file_name.strip():
+                wrong = "file_name"
+            if wrong is None and key is not None and key not in self.images:
+                height, width = (side or 0 for side in sides.values())
+                size = (height, width) if height and width else None
+                self.images[key] = Entry(printable(str(file_name)), size)
+                self.notes[key], self.outlines[key] = [], []
+            elif wrong is None:
+                self.damaged.append(f"{where} has the id {key} of another image")
+            else:
+                self.damaged.append(f"{where} has the {wrong} {_short(entry.get(wrong))}")
+                self.left_out |= {key} if key is not None else set()
+
+    def read_annotations(self, entries: list[Any]) -> None:
+        """Categories, kinds and outlines."""
+        for n, entry in enumerate(entries):
+            where = f"annotations[{n}]"
+            if not isinstance(entry, dict):
+                self.damaged.append(f"{where} is {_short(entry)}")
+                continue
+            image, category = key_of(entry.get("image_id")), key_of(entry.get("category_id"))
+            crowd, void = _flag(entry.get("iscrowd")), _flag(entry.get("ignore"))
+            checks = {
+                "image_id": image,
+                "category_id": category,
+                "iscrowd": crowd,
+                "ignore": void,
+            }
+            wrong = next((field for field, value in checks.items() if value is None), None)
+            if image is None or category is None or wrong is not None:
+                self.damaged.append(f"{where} has the {wrong} {_short(entry.get(str(wrong)))}")
+            elif category not in self.categories:
+                self.strange[category] += 1
+            elif image in self.images:
+                pieces = self._pieces(entry.get("segmentation"), image, where)
+                kind: Kind = "void" if void else "crowd" if crowd else "object"
+                self.notes[image].append(Note(category, kind, bool(pieces)))
+                self.outlines[image].append(pieces)
+            elif image not in self.left_out:
+                self.stray[image] += 1
+
+    def _pieces(self, segmentation: object, image: Key, where: str) -> list[Piece]:
+        """Outline of an annotation; empty where it is damaged."""
+        entry = self.images[image]
+        try:
+            return pieces_of(segmentation, entry.size)
+        except ValueError as error:
+            self.damaged_outlines.append(f"{where} of {entry.file_name}: {error}")
+            return []
+
+    def errors(self) -> list[DataError]:
+        """One error a kind of damage."""
+        errors = []
+        if self.damaged:
+            errors.append(
+                DataError(
+                    f"{self.path} has damaged entries ({len(self.damaged)}):"
+                    f" {some(self.damaged, 3)}",
+                    "COCO instances JSON: id, file_name, height and width of images; image_id,"
+                    " category_id and iscrowd of annotations",
+                    "correct them, or take them out of the JSON",
+                )
+            )
+        if self.damaged_outlines:
+            errors.append(
+                DataError(
+                    f"{self.path} has outlines that cannot be drawn ({len(self.damaged_outlines)}):"
+                    f" {some(self.damaged_outlines, 3)}",
+                    "polygons [[x, y, x, y, ...]] in pixels, or run lengths of the image's size",
+                    "correct their segmentation, or take them out of the JSON",
+                )
+            )
+        if self.strange or self.stray:
+            errors.append(
+                DataError(
+                    f"{self.path} has annotations of unknown categories"
+                    f" ({some(sorted(map(str, self.strange))) or 'none'}) or unknown images"
+                    f" ({sum(self.stray.values())})",
+                    f"every category_id among {some(self.categories, 20)}, every image_id among the"
+                    " images",
+                )
+            )
+        return errors
+
+
+def _side(value: object) -> int | None:
+    """Height or width; 0 where it is not stated; None where it is no size."""
+    if value is None:
+        return 0
+    number = whole(value)
+    return number if number is not None and number >= 0 else None
+
+
+def _flag(value: object) -> bool | None:
+    """Yes or no, None for anything else."""
+    if isinstance(value, float) and value in (0.0, 1.0):
+        return bool(value)
+    return FLAGS.get(str(value).strip().lower())

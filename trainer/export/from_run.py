@@ -1,0 +1,130 @@
+"""``wsss-trainer export``: the graphs of a finished run, compared on its own images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from trainer.config import replace
+from trainer.data.dataset import Dataset
+from trainer.data.pixels import read_image
+from trainer.errors import ConfigError, RunError, nearest
+from trainer.export.card import card_from_manifest
+from trainer.export.publish import export_model, holds_model
+from trainer.nets.graphs import CamGraph, PixelGraph
+from trainer.outputs import check_folder
+from trainer.run import Run, reopen_data
+from trainer.segmenters import prediction as segment
+from trainer.stages import cams, classify
+from trainer.stages.evaluate import current_evaluation
+
+Kind = Literal["segmenter", "cam"]
+KINDS = (*get_args(Kind), "all")
+PRECISIONS = ("fp32", "fp16")
+COMPARED = 4
+
+
+def export_run(
+    run_dir: Path,
+    name: str,
+    repository: Path,
+    kind: str = "all",
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    precision: str = "fp32",
+) -> list[dict[str, Any]]:
+    """Publish a run's segmenter as ``name`` and its CAM model as ``name-cam`` (as ``name`` where it
+    is asked for alone).
+
+    Args:
+        run_dir: the run.
+        name: model name.
+        repository: folder of models.
+        kind: ``segmenter``, ``cam``, or ``all`` that the run has.
+        scales: of the segmenter's graph. The CAM graph always has its method's own protocol.
+        flip: of the segmenter's graph.
+        precision: ``fp16`` also writes the graph with its network in float16, for TensorRT.
+
+    Returns:
+        One plain dict a model: path, name, version, kind, megabytes, seconds, parity, half_parity
+        (None without fp16).
+
+    Raises:
+        ConfigError: an unknown kind or precision.
+        RunError: the run has not got that far.
+        TargetError: the model's folder lies in the data, or holds something else.
+        ExportError: the graph differs from PyTorch; nothing of that model is published.
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"cannot export {kind!r}", nearest(kind, KINDS))
+    if precision not in PRECISIONS:
+        raise ConfigError(f"cannot export in {precision!r}", nearest(precision, PRECISIONS))
+    run = Run.existing(run_dir)
+    done = {n for n, stage in run.manifest["stages"].items() if stage["status"] == "done"}
+    needs = {"segmenter": "segment", "cam": "classify"}
+    wanted: list[Kind] = [
+        k for k in get_args(Kind) if kind in (k, "all") and (needs[k] in done or kind == k)
+    ]
+    missing = [needs[k] for k in wanted if needs[k] not in done]
+    if missing or not wanted:
+        raise RunError(
+            f"{run_dir} has no finished stage {missing[0] if missing else 'classify'!r}",
+            "a trained model",
+            "wsss-trainer fit",
+        )
+    dataset = reopen_data(run.manifest)
+    names = {each: f"{name}-cam" if each == "cam" and kind == "all" else name for each in wanted}
+    for called in names.values():
+        check_folder(repository / called, holds_model, dataset.places(), "the model folder")
+    evaluation = current_evaluation(run_dir)
+    images = _images(dataset, run)
+    reports = []
+    for each in wanted:
+        graph = _segmenter(run, scales, flip) if each == "segmenter" else _cam(run)
+        card = card_from_manifest(run.manifest, each, run.path.name, evaluation)
+        report = export_model(
+            graph, card, repository, names[each], images, half=precision == "fp16"
+        )
+        reports.append({**asdict(report), "path": str(report.path)})
+    return reports
+
+
+def _expected(run: Run) -> dict[str, Any]:
+    return {
+        "method": run.manifest["method"],
+        "backbone": run.manifest["backbone"],
+        "classes": run.manifest["data"]["classes"],
+    }
+
+
+def _segmenter(run: Run, scales: Sequence[float], flip: bool) -> PixelGraph:
+    segmenter, network, _ = segment.load(run.path / "segment" / "model.pt", _expected(run))
+    return segmenter.graph(network, scales, flip)
+
+
+def _cam(run: Run) -> PixelGraph:
+    method = classify.load(run.path / "classify" / "model.pt", _expected(run))
+    config = replace(cams.CamsConfig(), classify.tuples(run.manifest["config"]["cams"]), "cams")
+    name, protocol = cams.protocol_of(config, run.manifest["backbone"], run.manifest["method"])
+    if protocol.views.filter != "bicubic":
+        raise ConfigError(
+            f"maps of protocol {name!r} cannot be exported",
+            "a protocol that resizes by the bicubic filter, which the graph has: psa, irn, vwe or"
+            " seam",
+            "wsss-trainer fit ... --set cams.protocol=psa, or --kind segmenter",
+        )
+    return CamGraph(
+        method,
+        protocol.views.scales,
+        mirror_max=protocol.mirror == "max_small",
+        minmax=protocol.normalise == "minmax",
+        min_cells=config.min_cells,
+    )
+
+
+def _images(dataset: Dataset, run: Run) -> list[Any]:
+    """A few images that were not trained on, where there are some."""
+    name = run.manifest["val_list"] or run.manifest["train_list"]
+    return [read_image(record.image) for record in dataset.subset(name)[:COMPARED]]

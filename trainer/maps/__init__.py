@@ -1,0 +1,1 @@
+"""Class activation maps: their files, and how views are merged."""

@@ -1,0 +1,270 @@
+"""AffinityNet as stages of a run: labels from class maps, training, the walk of every map (spec
+refine-segment 3).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from trainer.data.dataset import Dataset, Record
+from trainer.data.loader import Samples
+from trainer.data.pixels import image_size, read_image
+from trainer.data.sizes import PIXELS, shrunk, working_size
+from trainer.data.transforms import Rng
+from trainer.errors import DataError
+from trainer.files import check_space, write_atomic
+from trainer.maps.camfile import cam_path, read_cam, stride4, upsample_cam, write_cam
+from trainer.pool import each_image
+from trainer.progress import progress_bar
+from trainer.refine.affinitynet import (
+    AffinityConfig,
+    AffinityNet,
+    affinities,
+    affinity_loss,
+    affinity_sample,
+    pad_to_stride,
+    pair_labels,
+    walk_scores,
+)
+from trainer.refine.crf import DenseCrf, preset, unary_from_softmax
+from trainer.refine.pseudo_masks import (
+    check_cams,
+    check_maps_space,
+    has_maps,
+    image_and_cam,
+    pixel_limit,
+)
+from trainer.run import Metrics, Stage
+from trainer.stages.classify import save
+from trainer.training.devices import shard
+from trainer.training.inference import Budget, Views, finite, in_parts, inference, iterate_views
+from trainer.training.loop import train
+
+LABEL_BYTES = 0.2
+"""Of a compressed label, for each pixel: CRF scores of two or three labels, low and high (spec
+refine-segment 14.1).
+"""
+SMALL: dict[str, Any] = {
+    "epochs": 3,
+    "batch": 8,
+    "lr": 1e-3,
+    "momentum": 0.9,
+    "weight_decay": 1e-4,
+    "crop": 256,
+    "borders": "full",
+    "beta": 16,
+    "steps": 16,
+}
+"""Changes for small networks and short trainings; ours. Their affinities tell less, and a walk as
+long as published mixes all that there is (docs/refinement.md).
+"""
+
+Scores = npt.NDArray[np.uint8]
+
+
+def make_labels(
+    dataset: Dataset,
+    records: Sequence[Record],
+    cam_folder: Path,
+    out_folder: Path,
+    config: AffinityConfig,
+    power: float = 1.0,
+    workers: int | None = None,
+    progress: bool = False,
+    pixels: int = PIXELS,
+) -> None:
+    """Write ``<id>.npz`` with the CRF's scores for a strong and a weak background; files that load
+    are kept.
+
+    Args:
+        dataset: the data set of ``records``.
+        records: tagged images.
+        cam_folder: their maps.
+        out_folder: made if absent.
+        config: alphas and CRF.
+        power: what the maps are raised to first, see ``trainer.evaluation.threshold.calibration``.
+        workers: processes; None for one a core, 0 for none.
+        progress: show a bar.
+        pixels: see ``RefineConfig``; the scores of a larger image stay at the size that fits.
+
+    Raises:
+        DataError: maps or images that are missing, damaged or of another size; every other label is
+            there nevertheless.
+        RunError: no space left, already or soon.
+    """
+    check_cams(records, cam_folder)
+    missing = [record for record in records if not _readable(out_folder, record)]
+    work = partial(_label, len(dataset.classes), cam_folder, out_folder, config, power, pixels)
+    label_images(work, missing, out_folder, LABEL_BYTES, "AffinityNet", workers, progress, pixels)
+
+
+def label_images(
+    work: Callable[[Record], None],
+    records: Sequence[Record],
+    folder: Path,
+    pixel_bytes: float,
+    network: str,
+    workers: int | None,
+    progress: bool,
+    budget: int,
+) -> None:
+    """``work`` on every image in a process pool, if the labels of ``network`` will fit into
+    ``folder``; images of ``budget`` pixels at once, at most.
+
+    Raises:
+        DataError: of single images, listed; the others are done.
+        RunError: no space left, already or soon.
+    """
+    pixels = sum(int(np.prod(image_size(record.image))) for record in records)
+    check_space(folder, int(pixel_bytes * pixels), f"labels of {network}")
+    what = "labels could not be made, all others are kept"
+    title, name = f"labels of {network}", (lambda record: record.id)
+    each_image(work, records, what, workers, title, progress, name, pixel_limit(budget))
+
+
+def read_labels(folder: Path, record: Record) -> tuple[Scores, Scores]:
+    """Low and high scores ``uint8 [K,H,W]`` in 0..255, background first.
+
+    Raises:
+        DataError: missing or damaged.
+    """
+    path = folder / f"{record.id}.npz"
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            return stored["low"], stored["high"]
+    except Exception as error:
+        raise DataError(
+            f"{path} cannot be read: {error}", "labels", "run the same command again"
+        ) from error
+
+
+def train_affinity(
+    net: AffinityNet,
+    records: Sequence[Record],
+    labels: Path,
+    config: AffinityConfig,
+    stage: Stage,
+    metrics: Metrics,
+    seed: int,
+    identity: dict[str, Any],
+    device: str = "auto",
+) -> None:
+    """Train ``net`` on the labels and write ``model.pt``."""
+    samples = Samples(records, partial(_sample, labels=labels, config=config), seed)
+    groups = net.param_groups(config.lr, config.weight_decay, config.new_factor)
+    loss = partial(_loss, radius=config.radius)
+    last = train(
+        net, loss, groups, samples, config, stage.folder, metrics, seed, metrics.stage, None, device
+    )
+    save(stage.folder, net, identity)
+    stage.metrics.update({k: float(f"{v:.6g}") for k, v in last.items()})
+    stage.outputs.update(count=1, weights="model.pt", images=len(records))
+
+
+def walk(
+    net: AffinityNet,
+    records: Sequence[Record],
+    cam_folder: Path,
+    out_folder: Path,
+    config: AffinityConfig,
+    power: float = 1.0,
+    device: str = "auto",
+    pixels: int = PIXELS,
+) -> None:
+    """Write the maps of every record after the walk; files that load are kept.
+
+    A map is the share of its class in the walked scores of background and classes, so that 1 -
+    their sum is the background, and arg-max and CRF are those of the scores themselves. Deviation:
+    shares are stored at stride 4.
+
+    Raises:
+        DataError: maps that are missing or do not fit.
+        RunError: no space left, already or soon.
+    """
+    check_cams(records, cam_folder)
+    missing = [record for record in shard(records) if not has_maps(out_folder, record)]
+    check_maps_space(missing, out_folder)
+    with inference(net, "fp32", device) as target, progress_bar("walk", len(missing)) as advance:
+        for batch in iterate_views(missing, Views(scales=(1.0,)), Budget(pixels=pixels)):
+            images = pad_to_stride(batch.images[0].to(target))
+            features = finite(in_parts(net, images, pixels), "features")
+            for record, own in zip(batch.records, features):
+                cam = read_cam(cam_path(cam_folder, record.id)) if record.tags else None
+                shares = torch.zeros(0, *stride4(batch.size))
+                if cam is not None:
+                    maps = torch.from_numpy(
+                        upsample_cam(cam.maps, batch.working) ** np.float32(power)
+                    )
+                    scores = walk_scores(own, maps.to(target), config)
+                    shares = (scores[1:] / scores.sum(0).clamp_min(1e-12)).cpu()
+                    shares = F.interpolate(shares[None], stride4(batch.size), mode="bilinear")[
+                        0
+                    ].clamp(0, 1)
+                write_cam(cam_path(out_folder, record.id), record.tags, shares.numpy(), batch.size)
+                advance()
+
+
+def _label(
+    num_classes: int,
+    cam_folder: Path,
+    out_folder: Path,
+    config: AffinityConfig,
+    power: float,
+    pixels: int,
+    record: Record,
+) -> None:
+    image, cam = image_and_cam(record, cam_folder, num_classes)
+    size = working_size(cam.size, pixels)
+    image, maps = shrunk(image, size), upsample_cam(cam.maps, size) ** np.float32(power)
+    strongest = np.clip(maps.max(0, keepdims=True), 0, 1)
+    parameters = preset(config.crf)
+    crf = DenseCrf(image, parameters.gaussian, parameters.bilateral)
+    stored = {}
+    for name, alpha in (("low", config.low_alpha), ("high", config.high_alpha)):
+        scores = np.concatenate([(1 - strongest) ** np.float32(alpha), maps])
+        q = crf.infer(unary_from_softmax(scores), parameters.iterations)
+        stored[name] = np.round(255 * q).astype(np.uint8)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **stored)  # type: ignore[arg-type]
+    write_atomic(out_folder / f"{record.id}.npz", buffer.getvalue())
+
+
+def _readable(folder: Path, record: Record) -> bool:
+    try:
+        return bool(read_labels(folder, record)[0].size)
+    except DataError:
+        return False
+
+
+def _sample(
+    record: Record, rng: Rng, labels: Path, config: AffinityConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    low, high = read_labels(labels, record)
+    return affinity_sample(
+        shrunk(read_image(record.image), low.shape[1:]),
+        low / np.float32(255),
+        high / np.float32(255),
+        rng,
+        config.crop,
+        config.jitter,
+    )
+
+
+def _loss(
+    net: AffinityNet,
+    images: torch.Tensor,
+    label: torch.Tensor,
+    rng: np.random.Generator,
+    radius: int,
+) -> dict[str, torch.Tensor]:
+    terms = affinity_loss(affinities(net(images), radius), pair_labels(label, radius))
+    return {"bg": terms["bg"] / 4, "fg": terms["fg"] / 4, "neg": terms["neg"] / 2}

@@ -1,0 +1,305 @@
+"""Stage ``evaluate``: measure every stage of a run on every list with true masks, each figure with
+its protocol.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from trainer.config import Knobs, Range, as_dict, replace
+from trainer.data.dataset import Dataset, Record
+from trainer.evaluation.bootstrap import compare_paired, miou_interval
+from trainer.evaluation.boundary import CSURKA
+from trainer.evaluation.figures import Conditions, restated
+from trainer.evaluation.image_counts import ImageCounts, counts_path
+from trainer.evaluation.over_lists import evaluate_cams, evaluate_folder, sweep_thresholds
+from trainer.evaluation.threshold import choose
+from trainer.run import Run, reopen_data, stage_key, write_json
+from trainer.weights.supervision import initial_weights
+
+MEASURED = ("cams", "refine", "segment", "segment_full")
+FORMAT = 3
+"""Of ``evaluation.json`` and the counts beside it: figures of another format are measured again."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(Knobs):
+    """Knobs of the evaluation.
+
+    Attributes:
+        threshold_from: of the maps' figures: ``fixed``, ``label_free``, ``oracle``, the name of a
+            list with true masks, or ``auto``: chosen on ``train`` where another list is reported,
+            label-free on ``train`` itself.
+        threshold: the value for ``fixed``.
+        boundary_tolerance: of the boundary F-score: below 1 a fraction of the image's diagonal,
+        else pixels.
+    """
+
+    section: ClassVar[str] = "evaluate"
+
+    threshold_from: str = "auto"
+    threshold: Annotated[float, Range(0, 1)] = 0.2
+    boundary_tolerance: Annotated[float, Range(0, 1000, above=True)] = CSURKA
+
+
+Measured = tuple[ImageCounts, dict[str, Any]]
+"""Counts of single images, and the entry of ``evaluation.json``."""
+
+
+def measure(
+    run: Run, dataset: Dataset, lists: Sequence[str], config: EvaluateConfig
+) -> dict[str, Any]:
+    """Write ``evaluation.json``, and the counts of single images beside it; return ``{"<stage>
+    <list>": mean IoU}``.
+    """
+    stages = {n: s for n, s in run.manifest["stages"].items() if s["status"] == "done"}
+    result: dict[str, dict[str, Any]] = {}
+    for name in lists:
+        measured: dict[str, Measured] = {}
+        if "cams" in stages:
+            measured["cam"] = _cams(run, dataset, name, lists, config)
+        if "refine" in stages:
+            measured["refined"] = _refined(run, dataset, name, config)
+        for segmenter in ("segment", "segment_full"):
+            if segmenter in stages:
+                measured[segmenter] = _segmented(run, dataset, name, segmenter, config)
+        for stage, (images, entry) in measured.items():
+            images.write(counts_path(run.path, stage, name))
+            entry["miou_interval"] = miou_interval(images).report()
+            result.setdefault(stage, {})[name] = entry
+        if "segment" in measured and "segment_full" in measured:
+            compared = compare_paired(measured["segment_full"][0], measured["segment"][0])
+            result["segment"][name]["weak_full"] = compared.report()
+    write_json(run.path / "evaluation.json", result)
+    return {
+        f"{stage} {name}": entry["miou"]
+        for stage, lines in result.items()
+        for name, entry in lines.items()
+    }
+
+
+def current_evaluation(run_dir: Path) -> dict[str, dict[str, Any]]:
+    """``evaluation.json`` of a run, measured now where it is missing or older than a stage.
+
+    Raises:
+        RunError: the folder is no run.
+        DataError: the data set has gone or changed.
+    """
+    run = Run.existing(run_dir)
+    stages = run.manifest["stages"]
+    dataset = reopen_data(run.manifest)
+    lists = measured_lists(dataset, run.manifest["train_list"], run.manifest["val_list"])
+    config = replace(EvaluateConfig(), run.manifest["config"]["evaluate"], "evaluate")
+    key = evaluation_key(stages, config, dataset, lists)
+    path = run_dir / "evaluation.json"
+    if lists and not (run.done("evaluate", key) and _is_whole(path)):
+        with run.lock(), run.stage("evaluate", key) as stage:
+            stage.metrics.update(measure(run, dataset, lists, config))
+    result: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+    return result
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether ``evaluation.json`` can be read and the counts beside it are there."""
+    try:
+        evaluation = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return all(
+        counts_path(path.parent, stage, name).exists()
+        for stage, lines in evaluation.items()
+        for name in lines
+    )
+
+
+def in_convention(
+    run_dir: Path, evaluation: dict[str, dict[str, Any]], convention: str
+) -> dict[str, dict[str, Any]]:
+    """The figures of a run in another convention than the default, from the counts that are kept
+    beside them.
+
+    Raises:
+        DataError: counts are missing; or see ``metrics.margins``.
+    """
+    counts = {
+        (s, n): ImageCounts.read(counts_path(run_dir, s, n))
+        for s, lines in evaluation.items()
+        for n in lines
+    }
+    result = {
+        s: {n: restated(entry, counts[s, n], convention) for n, entry in lines.items()}
+        for s, lines in evaluation.items()
+    }
+    for name, entry in result.get("segment", {}).items():
+        if "weak_full" in entry:
+            full, weak = counts["segment_full", name], counts["segment", name]
+            entry["weak_full"] = compare_paired(full, weak, convention).report()
+    return result
+
+
+def measured_lists(dataset: Dataset, train_list: str, val_list: str | None) -> list[str]:
+    """Lists that figures are given for: ``train`` (or the training list) and the validation list,
+    where some of their images have a true mask. Those without one are not measured.
+    """
+    names = ["train" if "train" in dataset.lists else train_list]
+    if val_list and val_list not in names:
+        names.append(val_list)
+    return [name for name in names if dataset.masked(name)]
+
+
+def evaluation_key(
+    stages: dict[str, Any], config: EvaluateConfig, dataset: Dataset, lists: Sequence[str]
+) -> str:
+    """Hash of what the figures depend on: settings, the true masks, and the stages measured."""
+    done = [stages[n]["key"] for n in MEASURED if stages.get(n, {}).get("status") == "done"]
+    truth = {name: dataset.mask_fingerprint(dataset.masked(name)) for name in lists}
+    return stage_key("evaluate", [FORMAT, as_dict(config), truth], done)
+
+
+def _cams(
+    run: Run, dataset: Dataset, name: str, lists: Sequence[str], config: EvaluateConfig
+) -> Measured:
+    records, folder = _with_maps(run, dataset, name), run.path / "cams"
+    source = config.threshold_from
+    if source == "auto":
+        source = "train" if name != "train" and "train" in lists else "label_free"
+    threshold = choose(
+        source, config.threshold, dataset, records, folder, without=run.left_out, progress=True
+    )
+    measured = evaluate_cams(
+        dataset,
+        records,
+        folder,
+        sweep_thresholds(threshold.value),
+        at=threshold.value,
+        tolerance=config.boundary_tolerance,
+        progress=True,
+    )
+    assert measured.chosen is not None
+    metrics = run.manifest["stages"]["cams"]["metrics"]
+    said = _said(threshold.source, name)
+    scales = f", scales {_numbers(metrics['scales'])} and mirror" if metrics["scales"] else ""
+    cells = metrics.get("min_cells", 0)
+    fewer = f", views of {cells} cells or more" if scales and cells > 1 else ""
+    views = f"protocol {metrics['protocol']}{scales}{fewer}"
+    conditions = Conditions(
+        **_common(run, dataset, name, "cams", len(records)),
+        tags="true tags",
+        crf="no CRF",
+        threshold_from=said,
+        views=views if scales else None,
+    )
+    line = f"{conditions.line()}; maps of {conditions.tags}, {views}, no CRF, {threshold.detail}"
+    entry = measured.report(threshold.value, said, line)
+    return measured.chosen.images, entry | {"conditions": conditions.report()}
+
+
+def _refined(run: Run, dataset: Dataset, name: str, config: EvaluateConfig) -> Measured:
+    refined, records = run.manifest["stages"]["refine"]["metrics"], _with_maps(run, dataset, name)
+    measured = evaluate_folder(
+        dataset, records, run.path / "masks", tolerance=config.boundary_tolerance, progress=True
+    )
+    said = _said(refined["threshold_from"], name)
+    common = _common(run, dataset, name, "refine", len(records))
+    conditions = Conditions(
+        **common, tags="true tags", views="", crf=_crf(run), threshold_from=said
+    )
+    line = (
+        f"{conditions.line()}; pseudo masks from {conditions.tags}, {conditions.crf},"
+        f" {refined['threshold_detail']}"
+    )
+    entry = measured.report(line, refined["threshold"], said)
+    return measured.images, entry | {"conditions": conditions.report()}
+
+
+def _segmented(
+    run: Run, dataset: Dataset, name: str, stage: str, config: EvaluateConfig
+) -> Measured:
+    settings, folder = run.manifest["config"]["segment"], run.path / stage / "predictions" / name
+    records = dataset.masked(name)
+    measured = evaluate_folder(
+        dataset, records, folder, tolerance=config.boundary_tolerance, progress=True
+    )
+    labels = "pseudo masks" if stage == "segment" else "TRUE masks (upper bound)"
+    views = f"scales {_numbers(settings['scales'])}{' and mirror' if settings['flip'] else ''}"
+    common, crf = (
+        _common(run, dataset, name, stage, len(records)),
+        _named_crf(settings.get("crf", "none")),
+    )
+    conditions = Conditions(
+        **common,
+        tags="no tags",
+        views=views,
+        crf=crf,
+        threshold_from=None,
+        segmenter=segmenter_name(settings),
+    )
+    trained = (
+        f"segmenter {segmenter_name(settings)} trained on {labels} of {run.manifest['train_list']}"
+    )
+    entry = measured.report(f"{conditions.line()}; {trained}, {views}, {conditions.tags}, {crf}")
+    return measured.images, entry | {"conditions": conditions.report()}
+
+
+def segmenter_name(settings: Mapping[str, Any]) -> str:
+    """Which segmenter, and what its training did about wrong labels."""
+    teacher = settings.get("teacher", "none")
+    return " ".join(
+        [
+            str(settings.get("network", "aspp")),
+            *(["with balanced classes"] if settings.get("balanced") else []),
+            *([f"with a teacher that {teacher}s"] if teacher != "none" else []),
+        ]
+    )
+
+
+def _with_maps(run: Run, dataset: Dataset, name: str) -> list[Record]:
+    return [record for record in dataset.masked(name) if record.id not in run.left_out]
+
+
+def _said(source: str, name: str) -> str:
+    """A threshold chosen on the very list that is reported is an oracle, whatever the list is
+    called.
+    """
+    return "oracle" if source == name else source
+
+
+def _crf(run: Run) -> str:
+    config = run.manifest["config"]["refine"]
+    way, walk = config["refine"], ""
+    if way in ("affinity", "irn"):
+        given = run.manifest["config"][way].get("checkpoint", "none")
+        source = "" if given == "none" else f" from {Path(given).name}"
+        walk = f"walk of {'AffinityNet' if way == 'affinity' else 'IRNet'}{source}, "
+    used = way == "crf" or (walk and config["crf_after_walk"])
+    return walk + _named_crf(config["crf"] if used else "none")
+
+
+def _named_crf(preset: str) -> str:
+    return "no CRF" if preset == "none" else f"dense CRF {preset}"
+
+
+def _common(run: Run, dataset: Dataset, name: str, stage: str, measured: int) -> dict[str, Any]:
+    manifest, listed = run.manifest, len(dataset.lists[name])
+    return {
+        "list": name,
+        "listed": listed,
+        "unmasked": listed - len(dataset.masked(name)),
+        "measured": measured,
+        "labels": len(dataset.classes) + 1,
+        "truth": dataset.masks_from,
+        "method": manifest["method"],
+        "backbone": manifest["backbone"],
+        "train_list": manifest["train_list"],
+        "tags_from": dataset.tags_from,
+        "initial_weights": initial_weights(manifest, stage),
+        "seed": manifest["seed"],
+    }
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return "/".join(f"{v:g}" for v in values)

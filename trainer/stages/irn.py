@@ -1,0 +1,231 @@
+"""IRNet as stages of a run: labels from class maps, training, the walk of every map (spec
+refine-segment 4).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainer.data.dataset import Dataset, Record, read_index_png
+from trainer.data.loader import Samples
+from trainer.data.palette import write_index_png
+from trainer.data.pixels import image_size, read_image
+from trainer.data.sizes import PIXELS, enlarged, shrunk, working_size
+from trainer.data.transforms import Rng
+from trainer.errors import DataError
+from trainer.files import write_atomic
+from trainer.maps.camfile import cam_path, read_cam, stride4, upsample_cam, write_cam
+from trainer.progress import progress_bar
+from trainer.refine.irn_inference import (
+    edge_and_displacement,
+    instances,
+    mean_displacement,
+    on_canvas,
+    walked_maps,
+)
+from trainer.refine.irn_labels import ir_label, irn_sample
+from trainer.refine.irnet import EPS, IrnConfig, IrNet, boundary_losses
+from trainer.refine.pseudo_masks import check_cams, check_maps_space, has_maps, image_and_cam
+from trainer.run import Metrics, Stage
+from trainer.stages.affinity import label_images
+from trainer.stages.classify import save
+from trainer.training.devices import shard
+from trainer.training.inference import Budget, Views, finite, in_parts, inference, iterate_views
+from trainer.training.loop import train
+
+LABEL_BYTES, INSTANCE_BYTES = 0.05, 0.1
+"""Of a label and of the instances of an image, for each pixel."""
+SMALL: dict[str, Any] = {
+    "epochs": 3,
+    "batch": 16,
+    "lr": 0.05,
+    "momentum": 0.9,
+    "new_factor": 1.0,
+    "crop": 256,
+    "rescale": (0.75, 1.25),
+    "radius": 5,
+    "displacement": False,
+    "canvas": 320,
+    "steps": 64,
+}
+"""Changes for small networks and short trainings; ours."""
+
+
+def make_labels(
+    dataset: Dataset,
+    records: Sequence[Record],
+    cam_folder: Path,
+    out_folder: Path,
+    config: IrnConfig,
+    power: float = 1.0,
+    workers: int | None = None,
+    progress: bool = False,
+    pixels: int = PIXELS,
+) -> None:
+    """Write ``<id>.png``: 0 sure background, k+1 class k, 255 open; files that load are kept.
+
+    Arguments and errors as those of ``affinity_stage.make_labels``.
+    """
+    check_cams(records, cam_folder)
+    missing = [record for record in records if not _readable(out_folder, record)]
+    work = partial(_label, len(dataset.classes), cam_folder, out_folder, config, power, pixels)
+    label_images(work, missing, out_folder, LABEL_BYTES, "IRNet", workers, progress, pixels)
+
+
+def train_irn(
+    net: IrNet,
+    records: Sequence[Record],
+    labels: Path,
+    config: IrnConfig,
+    stage: Stage,
+    metrics: Metrics,
+    seed: int,
+    identity: dict[str, Any],
+    device: str = "auto",
+) -> None:
+    """Train the branches of ``net`` on the labels, measure its mean shift, and write
+    ``model.pt``.
+    """
+    samples = Samples(records, partial(_sample, labels=labels, config=config), seed)
+    groups = net.param_groups(config.lr, config.weight_decay, config.new_factor)
+    loss = partial(_loss, radius=config.radius)
+    last = train(
+        net, loss, groups, samples, config, stage.folder, metrics, seed, metrics.stage, None, device
+    )
+    if config.displacement:
+        net.mean_shift.copy_(mean_displacement(_displacements(net, records, config, device)))
+    save(stage.folder, net, identity)
+    stage.metrics.update({k: float(f"{v:.6g}") for k, v in last.items()})
+    stage.outputs.update(count=1, weights="model.pt", images=len(records))
+
+
+def walk(
+    net: IrNet,
+    records: Sequence[Record],
+    cam_folder: Path,
+    out_folder: Path,
+    config: IrnConfig,
+    power: float = 1.0,
+    device: str = "auto",
+    instance_folder: Path | None = None,
+    pixels: int = PIXELS,
+) -> None:
+    """Write the maps of every record after the walk, over their largest value; files that load are
+    kept.
+
+    With ``instance_folder`` also ``<id>.npz`` there: ``labels int32 [H,W]``, ``classes int64 [n]``,
+    ``scores float32 [n]``. Deviation: maps are stretched from stride 4 to the image when they are
+    read, instead of enlarged fourfold and cut.
+
+    Raises:
+        DataError: maps that are missing or do not fit.
+        RunError: no space left, already or soon.
+    """
+    check_cams(records, cam_folder)
+    missing = [
+        record
+        for record in shard(records)
+        if not has_maps(out_folder, record)
+        or (instance_folder and record.tags and not cam_path(instance_folder, record.id).exists())
+    ]
+    check_maps_space(missing, out_folder, INSTANCE_BYTES if instance_folder else 0)
+    with inference(net, "fp32", device) as target, progress_bar("walk", len(missing)) as advance:
+        budget = Budget(1, pixels, canvas=config.canvas)
+        for batch in iterate_views(missing, Views(scales=(1.0,)), budget):
+            record, size = batch.records[0], batch.size
+            small = stride4(batch.working)
+            cam = read_cam(cam_path(cam_folder, record.id)) if record.tags else None
+            maps = torch.zeros(0, *stride4(size))
+            if cam is not None:
+                edge, displacement = edge_and_displacement(
+                    net, batch.images[0][0].to(target), config.canvas, pixels
+                )
+                cams = torch.from_numpy(upsample_cam(cam.maps, small) ** np.float32(power)).to(
+                    target
+                )
+                cams = cams / (cams.amax((1, 2), keepdim=True) + EPS)
+                edge = finite(edge, "edges")
+                maps = walked_maps(cams, edge, small, config, enlarge=False).cpu().clamp(0, 1)
+                maps = torch.from_numpy(upsample_cam(maps.numpy(), stride4(size)))
+                if instance_folder and displacement is not None:
+                    found = instances(cams, edge, displacement, batch.working, config)
+                    buffer = io.BytesIO()
+                    np.savez_compressed(
+                        buffer,
+                        labels=enlarged(found.labels, size),
+                        classes=cam.classes[found.classes],
+                        scores=found.scores,
+                    )
+                    write_atomic(cam_path(instance_folder, record.id), buffer.getvalue())
+            write_cam(cam_path(out_folder, record.id), record.tags, maps.numpy(), size)
+            advance()
+
+
+def _label(
+    num_classes: int,
+    cam_folder: Path,
+    out_folder: Path,
+    config: IrnConfig,
+    power: float,
+    pixels: int,
+    record: Record,
+) -> None:
+    image, cam = image_and_cam(record, cam_folder, num_classes)
+    size = working_size(cam.size, pixels)
+    maps = upsample_cam(cam.maps, size) ** np.float32(power)
+    local = ir_label(maps, shrunk(image, size), config)
+    keys = np.arange(256, dtype=np.uint8)
+    keys[1 : len(cam.classes) + 1] = cam.classes + 1
+    write_index_png(out_folder / f"{record.id}.png", enlarged(keys[local], cam.size))
+
+
+def _readable(folder: Path, record: Record) -> bool:
+    path = folder / f"{record.id}.png"
+    try:
+        return path.exists() and read_index_png(path).shape == image_size(record.image)
+    except DataError:
+        return False
+
+
+def _sample(
+    record: Record, rng: Rng, labels: Path, config: IrnConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return irn_sample(
+        read_image(record.image), read_index_png(labels / f"{record.id}.png"), rng, config
+    )
+
+
+def _loss(
+    net: IrNet, images: torch.Tensor, label: torch.Tensor, rng: np.random.Generator, radius: int
+) -> dict[str, torch.Tensor]:
+    edge, displacement = net(images)
+    terms = boundary_losses(edge, displacement, label, radius)
+    return {name: term / 2 for name, term in terms.items() if name != "total"}
+
+
+def _displacements(
+    net: IrNet, records: Sequence[Record], config: IrnConfig, device: str
+) -> Iterator[torch.Tensor]:
+    """Displacements of the training images on the canvas, a batch at a time, the last one if it is
+    full.
+    """
+    waiting: list[torch.Tensor] = []
+    full = min(config.batch, len(records))
+    with (
+        inference(net, "fp32", device) as target,
+        progress_bar("mean shift", len(records)) as advance,
+    ):
+        square = (config.canvas, config.canvas)
+        for batch in iterate_views(records, Views(scales=(1.0,)), Budget(1)):
+            waiting.append(on_canvas(batch.images[0][0], square))
+            advance()
+            if len(waiting) == full:
+                yield in_parts(lambda x: net(x)[1], torch.stack(waiting).to(target), PIXELS).cpu()
+                waiting = []
