@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from trainer.data.dataset import open_dataset
+from trainer.data.opening import open_dataset
 from trainer.evaluation.over_lists import evaluate_cams, sweep_thresholds
 from trainer.options import Options
 from trainer.plan import Pipeline

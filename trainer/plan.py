@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer import config as knobs
-from trainer.data.dataset import Record, check_images, open_dataset
+from trainer.data.dataset import Record, check_images
+from trainer.data.opening import open_dataset
 from trainer.data.preflight import Preflight, data_entry, preflight
 from trainer.errors import ConfigError, DataError, nearest
 from trainer.interrupt import terminated

@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 from trainer.config import as_dict, parse_settings, replace
 from trainer.data.dataset import check_images
+from trainer.data.opening import reopen_data
 from trainer.errors import ConfigError, DataError, RunError
 from trainer.interrupt import terminated
 from trainer.outputs import check_folder
-from trainer.run import Run, reopen_data, write_json
+from trainer.run import Run, write_json
 from trainer.segmenters import prediction as segment
 from trainer.segmenters.config import TEST_KNOBS, SegmentConfig
 from trainer.stages.classify import tuples

@@ -17,18 +17,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from trainer.config import replace
 from trainer.errors import RunError
 from trainer.files import write_atomic
 from trainer.pool import cores
-
-if TYPE_CHECKING:
-    from trainer.data.dataset import Dataset
 
 FORMAT = 1
 
@@ -44,19 +40,6 @@ def stage_key(name: str, config: Any, inputs: Sequence[str]) -> str:
 def is_run(folder: Path) -> bool:
     """Whether a folder holds a run; ``Run`` says whether it can be read."""
     return (folder / "manifest.json").is_file()
-
-
-def reopen_data(manifest: Mapping[str, Any]) -> Dataset:
-    """The data set of a run, read as the run read it.
-
-    Raises:
-        DataError: it has gone or changed.
-    """
-    from trainer.data.dataset import open_dataset
-    from trainer.data.knobs import DataConfig
-
-    config = replace(DataConfig(), manifest.get("config", {}).get("data", {}), "data")
-    return open_dataset(manifest.get("data", {}).get("path", ""), config=config)
 
 
 def write_json(path: Path, value: Any) -> None:

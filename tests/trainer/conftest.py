@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from refined import PLAIN, fit, made
 
-from trainer.data.dataset import open_dataset
+from trainer.data.opening import open_dataset
 from trainer.data.synthetic import write_synthetic
 from trainer.maps.camfile import cam_path, read_cam, write_cam
 

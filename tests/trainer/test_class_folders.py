@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from trainer.data.dataset import Dataset, open_dataset
+from trainer.data.dataset import Dataset
+from trainer.data.opening import open_dataset
 from trainer.errors import DataError
 
 CLASSES = ("cat/a.jpg", "cow/b.jpg", "dog/c.JPG")

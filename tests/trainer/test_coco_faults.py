@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from trainer.data.check import check
-from trainer.data.dataset import Dataset, open_dataset
+from trainer.data.dataset import Dataset
 from trainer.data.formats.coco import recognises
 from trainer.data.knobs import DataConfig
+from trainer.data.opening import open_dataset
 from trainer.data.preflight import about_masks
 from trainer.errors import DataError
 

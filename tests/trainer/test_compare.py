@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from trainer.cli import app
-from trainer.data.dataset import open_dataset
+from trainer.data.opening import open_dataset
 from trainer.data.palette import write_index_png
 from trainer.data.synthetic import write_synthetic
 from trainer.errors import ConfigError, DataError, RunError

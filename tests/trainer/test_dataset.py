@@ -13,10 +13,10 @@ from trainer.data.dataset import (
     Record,
     check_classes,
     map_mask_values,
-    open_dataset,
     read_index_png,
     some,
 )
+from trainer.data.opening import open_dataset
 from trainer.data.pixels import image_size, read_image
 from trainer.errors import DataError
 

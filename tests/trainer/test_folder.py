@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.data.dataset import Dataset, open_dataset
+from trainer.data.dataset import Dataset
 from trainer.data.knobs import DataConfig
+from trainer.data.opening import open_dataset
 from trainer.errors import DataError
 
 IMAGES = ("one.jpg", "sub/two.png", "sub/Über drei.JPG", "other/four.v2.jpeg")

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from trainer.data.dataset import Dataset, open_dataset
+from trainer.data.dataset import Dataset
+from trainer.data.opening import open_dataset
 from trainer.errors import DataError
 
 NAMES = ("my cow 1", "Kühe", "2007_000032", "a.v2")

@@ -16,7 +16,7 @@ import torch
 from torchvision.models import resnet18
 
 from trainer import cli
-from trainer.data.dataset import open_dataset
+from trainer.data.opening import open_dataset
 from trainer.errors import ConfigError, DataError, RunError
 from trainer.maps.camfile import cam_path, read_cam, write_cam
 from trainer.options import Options

@@ -10,7 +10,8 @@ import pytest
 from measured import write_run
 from refined import pipeline
 
-from trainer.data.dataset import open_dataset, read_index_png
+from trainer.data.dataset import read_index_png
+from trainer.data.opening import open_dataset
 from trainer.data.palette import write_index_png
 from trainer.data.synthetic import write_synthetic
 from trainer.errors import ConfigError, DataError

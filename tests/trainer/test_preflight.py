@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from trainer.cli import app
 from trainer.data.check import check
-from trainer.data.dataset import open_dataset
 from trainer.data.knobs import DataConfig
+from trainer.data.opening import open_dataset
 from trainer.data.preflight import preflight
 from trainer.errors import DataError
 

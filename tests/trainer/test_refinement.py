@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from PIL import Image
 from refined import PLAIN, again, fit, names, pipeline, times
 
-from trainer.data.dataset import Record, open_dataset, read_index_png
+from trainer.data.dataset import Record, read_index_png
+from trainer.data.opening import open_dataset
 from trainer.errors import ConfigError
 from trainer.evaluation.threshold import calibration
 from trainer.maps.camfile import Cam, cam_path, read_cam, upsample_cam, write_cam

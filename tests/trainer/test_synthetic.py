@@ -10,7 +10,7 @@ import pytest
 
 from trainer.data import creatures, drawing, scenery
 from trainer.data.check import check
-from trainer.data.dataset import open_dataset
+from trainer.data.opening import open_dataset
 from trainer.data.pixels import read_image
 from trainer.data.synthetic import render, write_synthetic
 from trainer.errors import DataError, TargetError

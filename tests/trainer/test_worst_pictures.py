@@ -4,7 +4,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from trainer.cli import app
-from trainer.data.dataset import open_dataset
+from trainer.data.opening import open_dataset
 from trainer.data.synthetic import write_synthetic
 from trainer.errors import DataError
 from trainer.report.worst_pictures import ROWS, write_worst

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +16,6 @@ from trainer.data.knobs import DataConfig
 from trainer.data.names import folded, is_one_line
 from trainer.data.pixels import image_size, open_image
 from trainer.errors import DataError, nearest
-from trainer.outputs import is_inner
 from trainer.pool import raise_together
 
 IGNORE = 255
@@ -199,64 +196,6 @@ class Dataset:
         for row, record in enumerate(records):
             matrix[row, list(record.tags)] = 1
         return matrix
-
-
-def open_dataset(
-    path: str | Path, problems: list[DataError] | None = None, config: DataConfig | None = None
-) -> Dataset:
-    """Open a data set, whatever its format (VOC, COCO, folder + CSV, synthetic, MVA's lists, one
-    folder a class).
-
-    Args:
-        problems: where to put what contradicts itself, leaving out the entries concerned; without
-            it, the first problem is raised.
-        config: how to read it where there is a choice.
-
-    Raises:
-        DataError: nothing is there, nothing is recognised, the files contradict each other, or
-            ``labels_from`` asks for tags that are not there.
-    """
-    from trainer.data.formats import class_folders, coco, folder, mva, voc, xml_folder
-    from trainer.data.formats.unrecognised import unrecognised
-    from trainer.data.tags import FROM_MASKS, with_mask_tags
-
-    root, config = Path(path), config or DataConfig()
-    if not root.is_dir():
-        raise DataError(
-            f"{root} is not a folder",
-            "a data folder",
-            "wsss-trainer synth data/ makes one to play with",
-        )
-    if not os.access(root, os.R_OK | os.X_OK):
-        raise DataError(f"{root} cannot be opened", "a data folder that you may read")
-    readers = (voc, coco, folder, mva, xml_folder, class_folders)
-    reader = next((module for module in readers if module.recognises(root)), None)
-    if reader is None:
-        raise unrecognised(root, lambda place: any(r.recognises(place) for r in readers))
-    dataset: Dataset = reader.read(root, problems, config)
-    _check_names(dataset, problems)
-    if dataset.tags_from == FROM_MASKS:
-        dataset = with_mask_tags(dataset, problems)
-    untagged = [record.id for record in dataset.records.values() if not record.tags]
-    if untagged:
-        note = f"{len(untagged)} images have no tag: {some(untagged)}"
-        dataset = dataclasses.replace(dataset, notes=(*dataset.notes, note))
-    return dataset
-
-
-def _check_names(dataset: Dataset, problems: list[DataError] | None) -> None:
-    """Outputs are called after images and lists, whose names may come from inside of files."""
-    for what, names in (("images", dataset.records), ("lists", dataset.lists)):
-        if outside := [name for name in names if not is_inner(name)]:
-            found = f"{dataset.root} has {what} whose names cannot be those of files"
-            complain(
-                DataError(
-                    f"{found} ({len(outside)}): {some(name[:60] for name in outside)}",
-                    "names without '..' and without '/' at their ends, of at most 200 bytes",
-                    "rename them",
-                ),
-                problems,
-            )
 
 
 def complain(error: DataError, problems: list[DataError] | None) -> None:

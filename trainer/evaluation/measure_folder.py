@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainer.config import as_dict
-from trainer.data.dataset import Dataset, Record, open_dataset
+from trainer.data.dataset import Dataset, Record
 from trainer.data.knobs import DataConfig
+from trainer.data.opening import open_dataset
 from trainer.errors import ConfigError, DataError, RunError, UserError
 from trainer.evaluation.bootstrap import miou_interval
 from trainer.evaluation.boundary import CSURKA

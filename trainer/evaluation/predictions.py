@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.config import replace
-from trainer.data.dataset import Dataset, Record, open_dataset
+from trainer.data.dataset import Dataset, Record
 from trainer.data.knobs import DataConfig
+from trainer.data.opening import open_dataset, reopen_data
 from trainer.evaluation.foreign import foreign_cams, foreign_masks
 from trainer.evaluation.over_lists import MaskSource, cam_reader, threshold_maps
 from trainer.maps.camfile import Cam, upsample_cam
-from trainer.run import Run, reopen_data
+from trainer.run import Run
 
 FOLDERS = {"cam": "cams", "refined": "masks"}
 """Where the stages of ``evaluation.json`` have their files in a run; segmenters have a folder a

@@ -9,13 +9,14 @@ from typing import Any, Literal, get_args
 
 from trainer.config import replace
 from trainer.data.dataset import Dataset
+from trainer.data.opening import reopen_data
 from trainer.data.pixels import read_image
 from trainer.errors import ConfigError, RunError, nearest
 from trainer.export.card import card_from_manifest
 from trainer.export.publish import export_model, holds_model
 from trainer.nets.graphs import CamGraph, PixelGraph
 from trainer.outputs import check_folder
-from trainer.run import Run, reopen_data
+from trainer.run import Run
 from trainer.segmenters import prediction as segment
 from trainer.stages import cams, classify
 from trainer.stages.evaluate import current_evaluation

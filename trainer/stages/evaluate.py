@@ -12,13 +12,14 @@ from typing import Annotated, Any, ClassVar
 
 from trainer.config import Knobs, Range, as_dict, replace
 from trainer.data.dataset import Dataset, Record
+from trainer.data.opening import reopen_data
 from trainer.evaluation.bootstrap import compare_paired, miou_interval
 from trainer.evaluation.boundary import CSURKA
 from trainer.evaluation.figures import Conditions, restated
 from trainer.evaluation.image_counts import ImageCounts, counts_path
 from trainer.evaluation.over_lists import evaluate_cams, evaluate_folder, sweep_thresholds
 from trainer.evaluation.threshold import choose
-from trainer.run import Run, reopen_data, stage_key, write_json
+from trainer.run import Run, stage_key, write_json
 from trainer.weights.supervision import initial_weights
 
 MEASURED = ("cams", "refine", "segment", "segment_full")
