@@ -30,10 +30,11 @@ from trainer.data.image_files import list_images
 from trainer.data.pixels import image_size
 from trainer.data.transforms import MEAN, STD
 from trainer.maps.camfile import stride4
+from trainer.maps.protocols import PROTOCOLS, CamsConfig, Protocol, merge
 from trainer.methods.base import Method
 from trainer.run import Stage
 from trainer.stages import cams
-from trainer.stages.cams import PROTOCOLS, CamsConfig, Protocol, make_cams, merge
+from trainer.stages.cams import make_cams
 from trainer.training.memory import keep_freed_memory
 
 Maps = dict[str, np.ndarray]

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer.methods.base import Method, method_classes, method_names
+from trainer.methods.base import Method
+from trainer.methods.registry import method_classes, method_names
 from trainer.stages import classify
 from trainer.training.memory import keep_freed_memory
 from trainer.training.optimiser import Training, make_optimizer

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from trainer.data.opening import open_dataset
 from trainer.evaluation.over_lists import evaluate_cams, sweep_thresholds
+from trainer.maps.protocols import CamsConfig, protocol_of
 from trainer.options import Options
 from trainer.plan import Pipeline
 from trainer.run import Stage
 from trainer.stages import classify
-from trainer.stages.cams import CamsConfig, make_cams, protocol_of
+from trainer.stages.cams import make_cams
 
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "cam": ("cam", ()),

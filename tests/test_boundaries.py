@@ -79,7 +79,7 @@ def loaded_by(modules: list[str]) -> set[str]:
 
 
 def method_files() -> list[Path]:
-    from trainer.methods.base import SHARED
+    from trainer.methods.registry import SHARED
 
     return [p for p in sources("trainer/methods") if p.stem not in {*SHARED, "__init__"}]
 

@@ -16,7 +16,9 @@ from trainer import config as knobs
 from trainer.cli import app as trainer_app
 from trainer.config import ranges
 from trainer.data.knobs import DataConfig
-from trainer.methods.base import method_classes, method_names
+from trainer.evaluation.knobs import EvaluateConfig
+from trainer.maps.protocols import CamsConfig
+from trainer.methods.registry import method_classes, method_names
 from trainer.refine.affinitynet import AffinityConfig
 from trainer.refine.irnet import IrnConfig
 from trainer.refine.pseudo_masks import RefineConfig
@@ -25,8 +27,6 @@ from trainer.segmenters.config import PRESETS, SCRATCH, SegmentConfig
 from trainer.stages import affinity as affinity_stage
 from trainer.stages import classify
 from trainer.stages import irn as irn_stage
-from trainer.stages.cams import CamsConfig
-from trainer.stages.evaluate import EvaluateConfig
 from trainer.training.optimiser import Training
 
 ROOT = Path(__file__).resolve().parents[1]

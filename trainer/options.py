@@ -9,17 +9,17 @@ from typing import Any, Literal
 from trainer import config as knobs
 from trainer.data.knobs import DataConfig
 from trainer.errors import ConfigError, nearest
-from trainer.methods.base import method_classes, method_module
+from trainer.evaluation.knobs import EvaluateConfig
+from trainer.methods.registry import method_classes, method_module
 from trainer.refine.affinitynet import PUBLISHED_LR, AffinityConfig
 from trainer.refine.irnet import IrnConfig
+from trainer.refine.presets import named_refinement
 from trainer.refine.pseudo_masks import RefineConfig
 from trainer.segmenters import segmenter_class
 from trainer.segmenters.config import PRESETS, SCRATCH, SegmentConfig
 from trainer.stages import affinity as affinity_stage
 from trainer.stages import cams, classify
 from trainer.stages import irn as irn_stage
-from trainer.stages.evaluate import EvaluateConfig
-from trainer.stages.refine import named_refinement
 from trainer.training.devices import check_device
 
 STAGES = ("classify", "cams", "refine", "segment", "evaluate", "report")

@@ -16,8 +16,9 @@ from trainer.data.opening import open_dataset
 from trainer.data.preflight import Preflight, data_entry, preflight
 from trainer.errors import ConfigError, DataError, nearest
 from trainer.interrupt import terminated
-from trainer.methods.base import Method, method_module
+from trainer.methods.base import Method
 from trainer.methods.preparation import SUBCATEGORIES, Preparation, Workshop, preparations
+from trainer.methods.registry import method_module
 from trainer.methods.subcategories import Subcategories
 from trainer.nets import build_backbone
 from trainer.nets.backbone import Backbone
@@ -25,11 +26,12 @@ from trainer.options import STAGES, Options, check_plans, make_configs
 from trainer.outputs import check_folder
 from trainer.report.run_page import write_report
 from trainer.run import Metrics, Run, Stage, is_run, stage_key
+from trainer.segmenters.start import Start, find_start
 from trainer.stages import cams, classify
 from trainer.stages.evaluate import current_evaluation, measured_lists
 from trainer.stages.import_cams import import_cams
 from trainer.stages.refine import Refinement
-from trainer.stages.segment import Segmentation, Start, find_start
+from trainer.stages.segment import Segmentation
 from trainer.training.devices import launch, rank, wait_for_all
 from trainer.training.loop import step_rng
 from trainer.weights.cache import find_weights

@@ -19,7 +19,7 @@ from trainer.outputs import check_folder
 from trainer.run import Run, write_json
 from trainer.segmenters import prediction as segment
 from trainer.segmenters.config import TEST_KNOBS, SegmentConfig
-from trainer.stages.classify import tuples
+from trainer.training.model_file import knobs_of
 
 NOTE = "predictions.json"
 """What made the masks of a folder, beside them."""
@@ -111,7 +111,7 @@ def _config(run: Run, settings: Sequence[str]) -> SegmentConfig:
                 f"one of {', '.join(sorted(TEST_KNOBS))}",
                 "wsss-trainer fit trains with others",
             )
-    made = replace(SegmentConfig(), tuples(run.manifest["config"]["segment"]), "segment")
+    made = replace(SegmentConfig(), knobs_of(run.manifest["config"]["segment"]), "segment")
     return replace(made, changes, "segment")
 
 

@@ -14,18 +14,11 @@ from trainer.data.sizes import working_size
 from trainer.data.transforms import MEAN, STD
 from trainer.errors import ConfigError, DataError, TrainingError
 from trainer.maps.camfile import cam_path, read_cam, stride4
+from trainer.maps.protocols import PROTOCOLS, CamsConfig, Protocol, merge, protocol_of, usable_views
 from trainer.methods.cam import Cam, Config
 from trainer.run import Stage
 from trainer.stages import cams
-from trainer.stages.cams import (
-    PROTOCOLS,
-    CamsConfig,
-    Protocol,
-    make_cams,
-    merge,
-    protocol_of,
-    usable_views,
-)
+from trainer.stages.cams import make_cams
 from trainer.training.inference import Budget, Views, equal_size_batches, in_parts, iterate_views
 
 SIZE, PRESENT = (37, 53), [2, 14]

@@ -9,16 +9,11 @@ from tiny_nets import TinyBackbone, pictures
 from trainer.data.transforms import sample_rng
 from trainer.errors import ConfigError, WeightsError
 from trainer.methods.cam import Cam, Config
+from trainer.methods.recipes import RECIPES, ClassifyConfig, make_config, recipe
 from trainer.options import Options, make_configs
 from trainer.run import Metrics, Stage
 from trainer.stages import classify
-from trainer.stages.classify import (
-    RECIPES,
-    ClassifyConfig,
-    make_config,
-    mean_average_precision,
-    recipe,
-)
+from trainer.stages.classify import mean_average_precision
 
 QUICK = ClassifyConfig(
     epochs=2, batch=2, crop=32, resize=(32, 48), workers=0, precision="fp32", lr=1e-2, momentum=0.9

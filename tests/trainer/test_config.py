@@ -5,8 +5,8 @@ import pytest
 
 from trainer import config as knobs
 from trainer.errors import ConfigError
-from trainer.stages.cams import CamsConfig
-from trainer.stages.classify import ClassifyConfig
+from trainer.maps.protocols import CamsConfig
+from trainer.methods.recipes import ClassifyConfig
 
 
 @dataclass(frozen=True)

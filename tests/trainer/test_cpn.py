@@ -11,6 +11,7 @@ from tiny_nets import pictures
 
 from trainer.data.transforms import sample_rng
 from trainer.errors import ConfigError
+from trainer.maps.protocols import PROTOCOLS
 from trainer.methods.cam import Cam
 from trainer.methods.cam import Config as CamConfig
 from trainer.methods.cpn import (
@@ -26,12 +27,11 @@ from trainer.methods.cpn import (
     segment_masks,
     strongest,
 )
+from trainer.methods.recipes import ClassifyConfig
 from trainer.methods.seam import resized
 from trainer.options import Options, make_configs
 from trainer.run import Metrics, Stage
 from trainer.stages import classify
-from trainer.stages.cams import PROTOCOLS
-from trainer.stages.classify import ClassifyConfig
 
 HEADS = {"f8_3.weight", "f8_4.weight", "f9.weight", "f10.weight"}
 TERMS = ["cls", "min", "tcp", "tcp_refined", "cpcr"]

@@ -19,12 +19,13 @@ from trainer import cli
 from trainer.data.opening import open_dataset
 from trainer.errors import ConfigError, DataError, RunError
 from trainer.maps.camfile import cam_path, read_cam, write_cam
+from trainer.maps.foreign import read_foreign
 from trainer.options import Options
 from trainer.plan import Pipeline
 from trainer.run import Stage
 from trainer.segmenters import prediction as segment
 from trainer.stages.evaluate import current_evaluation
-from trainer.stages.import_cams import import_cams, read_foreign
+from trainer.stages.import_cams import import_cams
 
 pytestmark = pytest.mark.usefixtures("one_process")
 

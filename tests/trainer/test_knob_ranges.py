@@ -17,15 +17,15 @@ from trainer.config import Range, ranges
 from trainer.data.knobs import DataConfig
 from trainer.data.synthetic import write_synthetic
 from trainer.errors import ConfigError, UserError, explained
-from trainer.methods.base import method_classes, method_names
+from trainer.evaluation.knobs import EvaluateConfig
+from trainer.maps.protocols import CamsConfig
+from trainer.methods.recipes import RECIPES, ClassifyConfig
+from trainer.methods.registry import method_classes, method_names
 from trainer.options import Options, make_configs
 from trainer.refine.affinitynet import AffinityConfig
 from trainer.refine.irnet import IrnConfig
 from trainer.refine.pseudo_masks import RefineConfig
 from trainer.segmenters.config import PRESETS, SegmentConfig
-from trainer.stages.cams import CamsConfig
-from trainer.stages.classify import RECIPES, ClassifyConfig
-from trainer.stages.evaluate import EvaluateConfig
 
 SECTIONS: dict[str, type[Any]] = {
     "data": DataConfig,

@@ -17,8 +17,9 @@ from trainer.data.synthetic import write_synthetic
 from trainer.errors import ConfigError, DataError
 from trainer.evaluation.figures_table import print_evaluation
 from trainer.evaluation.image_counts import ImageCounts, counts_path
+from trainer.evaluation.knobs import EvaluateConfig
 from trainer.evaluation.metrics import confusion, mean_iou
-from trainer.stages.evaluate import EvaluateConfig, current_evaluation, in_convention
+from trainer.stages.evaluate import current_evaluation, in_convention
 
 
 @pytest.fixture(autouse=True)

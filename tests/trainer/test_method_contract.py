@@ -12,11 +12,13 @@ import torch
 from trainer import config as knobs
 from trainer.commands.catalogue import describe_method, list_methods
 from trainer.errors import ConfigError
-from trainer.methods.base import Method, method_classes, method_names
+from trainer.maps.protocols import CamsConfig
+from trainer.methods.base import Method
+from trainer.methods.recipes import RECIPES, SMALL, make_config
+from trainer.methods.registry import build_method, method_classes, method_names
 from trainer.options import method_preset
-from trainer.stages.cams import CamsConfig
-from trainer.stages.classify import RECIPES, SMALL, build, make_config, tuples
 from trainer.training.loop import step_rng
+from trainer.training.model_file import knobs_of
 from trainer.training.optimiser import Training, make_optimizer
 
 CLASSES = 4
@@ -35,7 +37,7 @@ def config_of(name: str) -> Any:
 
 def make(name: str) -> Method:
     torch.manual_seed(0)
-    return build(name, config_of(name), "resnet18", KNOBS, CLASSES)
+    return build_method(name, config_of(name), "resnet18", KNOBS, CLASSES)
 
 
 def batch(size: tuple[int, int] = (64, 64)) -> tuple[torch.Tensor, torch.Tensor]:
@@ -157,7 +159,7 @@ def test_validation_scores(name):
 def test_the_config_survives_its_file(name):
     config = config_of(name)
     stored = json.loads(json.dumps(knobs.as_dict(config)))
-    assert knobs.replace(method_classes(name)[1](), tuples(stored), "method") == config
+    assert knobs.replace(method_classes(name)[1](), knobs_of(stored), "method") == config
 
 
 def test_presets_and_published_training_change_knobs_that_exist(name):
@@ -181,7 +183,7 @@ def test_presets_and_published_training_change_knobs_that_exist(name):
 
 
 def test_weights_survive_their_file(name, tmp_path):
-    method, other = make(name), build(name, config_of(name), "resnet18", KNOBS, CLASSES)
+    method, other = make(name), build_method(name, config_of(name), "resnet18", KNOBS, CLASSES)
     torch.save(method.state_dict(), tmp_path / "m.pt")
     other.load_state_dict(torch.load(tmp_path / "m.pt", weights_only=True))
     with torch.inference_mode():

@@ -16,11 +16,12 @@ from trainer.data.loader import Samples
 from trainer.data.transforms import Rng
 from trainer.export.onnx_graph import to_onnx
 from trainer.interrupt import Interrupted
-from trainer.methods.base import Method, method_classes, method_names
+from trainer.maps.protocols import CamsConfig, protocol_of
+from trainer.methods.base import Method
+from trainer.methods.registry import method_classes, method_names
+from trainer.methods.samples import method_loss
 from trainer.nets.graphs import CamGraph
 from trainer.run import Metrics
-from trainer.stages.cams import CamsConfig, protocol_of
-from trainer.stages.classify import method_loss
 from trainer.training.loop import train
 from trainer.training.optimiser import Training
 

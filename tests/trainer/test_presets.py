@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from trainer.commands.catalogue import describe_method, list_methods, print_catalogue
-from trainer.methods.base import method_names
+from trainer.methods.registry import method_names
 from trainer.options import Configs, Options, make_configs
 
 MVA_METHODS = ("mixup_cam", "fmix_cam", "manifold_mixup_cam", "subcategory_teaching")

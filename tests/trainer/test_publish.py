@@ -23,6 +23,7 @@ from trainer.export import onnx_graph, publish
 from trainer.export.card import card_from_manifest
 from trainer.export.publish import export_model
 from trainer.maps.camfile import stride4
+from trainer.maps.protocols import PROTOCOLS, merge
 from trainer.nets.graphs import (
     CamGraph,
     PixelGraph,
@@ -30,7 +31,6 @@ from trainer.nets.graphs import (
     resize_bicubic,
     scaled_size,
 )
-from trainer.stages.cams import PROTOCOLS, merge
 from trainer.training.inference import with_mirror
 
 Pixels = npt.NDArray[np.uint8]

@@ -19,11 +19,11 @@ from trainer.maps.camfile import Cam, cam_path, read_cam, upsample_cam, write_ca
 from trainer.options import Options, make_configs
 from trainer.refine.affinitynet import AffinityConfig, walk_scores
 from trainer.refine.irnet import IrnConfig
+from trainer.refine.presets import named_refinement
 from trainer.refine.pseudo_masks import RefineConfig, background_scores, refine_scores
 from trainer.stages import affinity as affinity_stage
 from trainer.stages import irn as irn_stage
 from trainer.stages.evaluate import current_evaluation
-from trainer.stages.refine import named_refinement
 
 pytestmark = pytest.mark.usefixtures("one_process")
 

@@ -9,12 +9,12 @@ from torch import nn
 
 from trainer import config as knobs
 from trainer.errors import ConfigError
+from trainer.maps.protocols import PROTOCOLS
 from trainer.methods.correlation import hardest, resized
 from trainer.methods.regularizers import adaptive_min_pooling, normalise_cam
 from trainer.methods.seam import PROTOCOL, Config, Seam, seam_loss
 from trainer.nets.backbone import Backbone
 from trainer.nets.resnet38 import ResNet38
-from trainer.stages.cams import PROTOCOLS
 
 HEADS = {"f8_3.weight", "f8_4.weight", "f9.weight"}
 PRCM = ("off", "on", "code", "transposed", "class_softmax")

@@ -28,8 +28,8 @@ from trainer.plan import Pipeline
 from trainer.segmenters import make_segmenter
 from trainer.segmenters import prediction as segment
 from trainer.segmenters.config import PRESETS
+from trainer.segmenters.start import Start, find_start
 from trainer.stages.evaluate import current_evaluation
-from trainer.stages.segment import Start, find_start
 from trainer.training import loop
 from trainer.weights.cache import import_weights
 from trainer.weights.export import export_weights

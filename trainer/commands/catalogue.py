@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from trainer.config import ranges
-from trainer.methods.base import method_classes, method_module, method_names
-from trainer.stages.classify import RECIPES
+from trainer.methods.recipes import RECIPES
+from trainer.methods.registry import method_classes, method_module, method_names
 from trainer.weights.cache import StoredWeights
 
 

@@ -22,7 +22,7 @@ from trainer.data.dataset import IGNORE, Dataset, Record, some
 from trainer.data.pixels import image_size, open_image
 from trainer.errors import ConfigError, DataError, UserError
 from trainer.maps.camfile import Cam, cam_path, read_cam
-from trainer.stages.import_cams import read_foreign
+from trainer.maps.foreign import read_foreign
 
 Kind = Literal["masks", "cams"]
 Numbering = Literal["ours", "data"]

@@ -5,21 +5,15 @@ them.
 from __future__ import annotations
 
 import contextlib
-import importlib
-import inspect
-import pkgutil
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from trainer.errors import ConfigError, nearest
+from trainer.errors import ConfigError
 from trainer.nets.backbone import Backbone
-
-SHARED = {"base", "mixing", "regularizers", "correlation", "pooling", "clustering", "subcategories"}
 
 
 class Method(nn.Module):
@@ -124,34 +118,3 @@ def full_precision(device: str) -> contextlib.AbstractContextManager[object]:
     if torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()
-
-
-def method_names() -> list[str]:
-    """Every method: the modules of this package less the shared ones."""
-    package = importlib.import_module("trainer.methods")
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in SHARED)
-
-
-def method_module(name: str) -> ModuleType:
-    """The method's file: its class and ``Config``, and where it has them ``PROTOCOL``, ``PRESETS``
-    and ``TRAINING``.
-
-    Raises:
-        ConfigError: no such method.
-    """
-    if name not in method_names():
-        raise ConfigError(
-            f"there is no method {name!r}", nearest(name, method_names()), "wsss-trainer methods"
-        )
-    return importlib.import_module(f"trainer.methods.{name}")
-
-
-def method_classes(name: str) -> tuple[type[Method], type[Any]]:
-    """The method's module class and its ``Config``. See ``method_module`` for errors."""
-    module = method_module(name)
-    found = [
-        c
-        for c in vars(module).values()
-        if inspect.isclass(c) and issubclass(c, Method) and c.__module__ == module.__name__
-    ]
-    return found[0], module.Config

@@ -24,7 +24,7 @@ from trainer.training.inference import Budget, Views, finite, inference, iterate
 
 if TYPE_CHECKING:
     from trainer.methods.base import Method
-    from trainer.stages.classify import ClassifyConfig
+    from trainer.methods.recipes import ClassifyConfig
 
 SUBCATEGORIES = "subcategories.npz"
 EMBEDDINGS = "embeddings.npz"

@@ -41,6 +41,8 @@ from trainer.methods.cam import Config as CamConfig
 from trainer.methods.clustering import finch_labels
 from trainer.methods.mixing import MVA_TRAINING
 from trainer.methods.preparation import EMBEDDINGS, SUBCATEGORIES, Preparation, Workshop, embed
+from trainer.methods.recipes import PSA
+from trainer.methods.samples import make_sample
 from trainer.methods.subcategories import (
     Embeddings,
     Subcategories,
@@ -51,10 +53,10 @@ from trainer.methods.subcategories import (
 from trainer.nets.vit import Vit, build_vit, load_vit
 from trainer.progress import progress_bar
 from trainer.run import Metrics, Stage
-from trainer.stages.classify import PSA, make_sample, read_weights, save
 from trainer.training.devices import Precision, rank
 from trainer.training.inference import inference
 from trainer.training.loop import step_rng, train
+from trainer.training.model_file import read_model, save_model
 from trainer.training.optimiser import Training
 from trainer.weights.loading import file_sha256
 
@@ -264,8 +266,8 @@ def train_teacher(shop: Workshop, stage: Stage) -> Teacher:
             shop.device,
         )
         stage.metrics.update({key: float(f"{value:.6g}") for key, value in last.items()})
-        save(stage.folder, teacher, identity)
-    teacher.load_state_dict(read_weights(path, identity)[1])
+        save_model(stage.folder, teacher, identity)
+    teacher.load_state_dict(read_model(path, identity)[1])
     return teacher.eval()
 
 

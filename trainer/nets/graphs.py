@@ -126,8 +126,8 @@ class CamGraph(PixelGraph):
     Deviation from the released IRN code: maps go straight to stride 4, without its padding to a
     multiple of 16.
 
-    Views with too few cells add nothing, as in ``trainer.stages.cams``: they are computed, since the size
-    of the image is only known when the graph runs, and multiplied by 0.
+    Views with too few cells add nothing, as in ``trainer.stages.cams``: they are computed, since
+    the size of the image is only known when the graph runs, and multiplied by 0.
 
     Args:
         method: ``cams_and_logits(images_B3hw) -> (cams_BKhw, logits_BK)``.
@@ -217,8 +217,8 @@ class SegmenterGraph(PixelGraph):
 
     Every view's logits go bilinearly to (H, W) and through the soft-max (spec refine-segment 6.5);
     several views merge as the **mean of their probabilities**, then arg-max: what
-    ``trainer.segmenters.prediction.predict`` does. With one view the soft-max is not needed for the arg-max, and
-    only the winner's probability is computed.
+    ``trainer.segmenters.prediction.predict`` does. With one view the soft-max is not needed for the
+    arg-max, and only the winner's probability is computed.
 
     Args:
         segmenter: ``forward(images_B3hw) -> logits_BLhw`` at any stride.

@@ -397,3 +397,19 @@ def walk_scores(features_Chw: Tensor, cams_kHW: Tensor, config: AffinityConfig) 
         walked[None], (STRIDE * h, STRIDE * w), mode="bilinear", align_corners=False
     )
     return full[0, :, :height, :width]
+
+
+SMALL: dict[str, Any] = {
+    "epochs": 3,
+    "batch": 8,
+    "lr": 1e-3,
+    "momentum": 0.9,
+    "weight_decay": 1e-4,
+    "crop": 256,
+    "borders": "full",
+    "beta": 16,
+    "steps": 16,
+}
+"""Changes for small networks and short trainings; ours. Their affinities tell less, and a walk as
+long as published mixes all that there is (docs/refinement.md).
+"""

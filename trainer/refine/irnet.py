@@ -403,3 +403,19 @@ def line_maxima(edge_Bhw: torch.Tensor, radius: int) -> Iterator[tuple[torch.Ten
         for cell in rest:
             torch.maximum(best, shifted(keys_Bhw, cell, radius), out=best)
         yield (best >> 32).int().view(torch.float32), best & 0xFFFFFFFF
+
+
+SMALL: dict[str, Any] = {
+    "epochs": 3,
+    "batch": 16,
+    "lr": 0.05,
+    "momentum": 0.9,
+    "new_factor": 1.0,
+    "crop": 256,
+    "rescale": (0.75, 1.25),
+    "radius": 5,
+    "displacement": False,
+    "canvas": 320,
+    "steps": 64,
+}
+"""Changes for small networks and short trainings; ours."""

@@ -1,5 +1,5 @@
-"""What tells one segmenter from another. ``trainer.segmenters.prediction`` does what they share, and calls these
-members.
+"""What tells one segmenter from another. ``trainer.segmenters.prediction`` does what they share,
+and calls these members.
 
 Shapes: B images, L = K + 1 labels with the background, H W pixels, h w logits.
 """

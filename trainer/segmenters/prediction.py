@@ -27,10 +27,10 @@ from trainer.run import Metrics, Stage
 from trainer.segmenters import make_segmenter
 from trainer.segmenters.base import Pixels, Segmenter
 from trainer.segmenters.config import NETWORK_KNOBS, SCRATCH, SegmentConfig
-from trainer.stages.classify import read_weights, save, tuples
 from trainer.training.devices import shard
 from trainer.training.inference import Budget, finite, inference, iterate_views
 from trainer.training.loop import train
+from trainer.training.model_file import knobs_of, read_model, save_model
 
 __all__ = [
     "SCRATCH",
@@ -144,7 +144,9 @@ def train_segmenter(
         device,
         teacher=config.teacher != "none",
     )
-    save(stage.folder, network, identity | {k: knobs.as_dict(config)[k] for k in NETWORK_KNOBS})
+    save_model(
+        stage.folder, network, identity | {k: knobs.as_dict(config)[k] for k in NETWORK_KNOBS}
+    )
     stage.metrics.update({k: float(f"{v:.6g}") for k, v in last.items()})
     stage.outputs.update(count=1, weights="model.pt", images=len(records))
 
@@ -160,8 +162,8 @@ def load(
         expected: entries of its identity that must agree; see ``classify.read_weights`` for errors.
         config: where knobs of the test come from.
     """
-    identity, state = read_weights(path, expected)
-    made = tuples({k: identity[k] for k in NETWORK_KNOBS if k in identity})
+    identity, state = read_model(path, expected)
+    made = knobs_of({k: identity[k] for k in NETWORK_KNOBS if k in identity})
     config = knobs.replace(config or SegmentConfig(), made, "segment")
     segmenter = make_segmenter(config, identity["backbone"], len(identity["classes"]))
     network = segmenter.build()

@@ -44,28 +44,14 @@ from trainer.refine.pseudo_masks import (
     pixel_limit,
 )
 from trainer.run import Metrics, Stage
-from trainer.stages.classify import save
 from trainer.training.devices import shard
 from trainer.training.inference import Budget, Views, finite, in_parts, inference, iterate_views
 from trainer.training.loop import train
+from trainer.training.model_file import save_model
 
 LABEL_BYTES = 0.2
 """Of a compressed label, for each pixel: CRF scores of two or three labels, low and high (spec
 refine-segment 14.1).
-"""
-SMALL: dict[str, Any] = {
-    "epochs": 3,
-    "batch": 8,
-    "lr": 1e-3,
-    "momentum": 0.9,
-    "weight_decay": 1e-4,
-    "crop": 256,
-    "borders": "full",
-    "beta": 16,
-    "steps": 16,
-}
-"""Changes for small networks and short trainings; ours. Their affinities tell less, and a walk as
-long as published mixes all that there is (docs/refinement.md).
 """
 
 Scores = npt.NDArray[np.uint8]
@@ -165,7 +151,7 @@ def train_affinity(
     last = train(
         net, loss, groups, samples, config, stage.folder, metrics, seed, metrics.stage, None, device
     )
-    save(stage.folder, net, identity)
+    save_model(stage.folder, net, identity)
     stage.metrics.update({k: float(f"{v:.6g}") for k, v in last.items()})
     stage.outputs.update(count=1, weights="model.pt", images=len(records))
 

@@ -6,17 +6,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any
 
-from trainer.config import Knobs, Range, as_dict, replace
+from trainer.config import as_dict, replace
 from trainer.data.dataset import Dataset, Record
 from trainer.data.opening import reopen_data
 from trainer.evaluation.bootstrap import compare_paired, miou_interval
-from trainer.evaluation.boundary import CSURKA
 from trainer.evaluation.figures import Conditions, restated
 from trainer.evaluation.image_counts import ImageCounts, counts_path
+from trainer.evaluation.knobs import EvaluateConfig
 from trainer.evaluation.over_lists import evaluate_cams, evaluate_folder, sweep_thresholds
 from trainer.evaluation.threshold import choose
 from trainer.run import Run, stage_key, write_json
@@ -25,26 +24,6 @@ from trainer.weights.supervision import initial_weights
 MEASURED = ("cams", "refine", "segment", "segment_full")
 FORMAT = 3
 """Of ``evaluation.json`` and the counts beside it: figures of another format are measured again."""
-
-
-@dataclass(frozen=True)
-class EvaluateConfig(Knobs):
-    """Knobs of the evaluation.
-
-    Attributes:
-        threshold_from: of the maps' figures: ``fixed``, ``label_free``, ``oracle``, the name of a
-            list with true masks, or ``auto``: chosen on ``train`` where another list is reported,
-            label-free on ``train`` itself.
-        threshold: the value for ``fixed``.
-        boundary_tolerance: of the boundary F-score: below 1 a fraction of the image's diagonal,
-        else pixels.
-    """
-
-    section: ClassVar[str] = "evaluate"
-
-    threshold_from: str = "auto"
-    threshold: Annotated[float, Range(0, 1)] = 0.2
-    boundary_tolerance: Annotated[float, Range(0, 1000, above=True)] = CSURKA
 
 
 Measured = tuple[ImageCounts, dict[str, Any]]

@@ -35,27 +35,13 @@ from trainer.refine.irnet import EPS, IrnConfig, IrNet, boundary_losses
 from trainer.refine.pseudo_masks import check_cams, check_maps_space, has_maps, image_and_cam
 from trainer.run import Metrics, Stage
 from trainer.stages.affinity import label_images
-from trainer.stages.classify import save
 from trainer.training.devices import shard
 from trainer.training.inference import Budget, Views, finite, in_parts, inference, iterate_views
 from trainer.training.loop import train
+from trainer.training.model_file import save_model
 
 LABEL_BYTES, INSTANCE_BYTES = 0.05, 0.1
 """Of a label and of the instances of an image, for each pixel."""
-SMALL: dict[str, Any] = {
-    "epochs": 3,
-    "batch": 16,
-    "lr": 0.05,
-    "momentum": 0.9,
-    "new_factor": 1.0,
-    "crop": 256,
-    "rescale": (0.75, 1.25),
-    "radius": 5,
-    "displacement": False,
-    "canvas": 320,
-    "steps": 64,
-}
-"""Changes for small networks and short trainings; ours."""
 
 
 def make_labels(
@@ -101,7 +87,7 @@ def train_irn(
     )
     if config.displacement:
         net.mean_shift.copy_(mean_displacement(_displacements(net, records, config, device)))
-    save(stage.folder, net, identity)
+    save_model(stage.folder, net, identity)
     stage.metrics.update({k: float(f"{v:.6g}") for k, v in last.items()})
     stage.outputs.update(count=1, weights="model.pt", images=len(records))
 

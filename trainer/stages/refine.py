@@ -12,19 +12,17 @@ from typing import Any
 
 from trainer.data.dataset import Dataset, Record
 from trainer.data.sizes import PIXELS
-from trainer.errors import ConfigError, nearest
 from trainer.evaluation.threshold import Threshold, calibration, choose
 from trainer.nets.backbone import Backbone
-from trainer.refine import affinitynet, irnet
 from trainer.refine.affinitynet import AffinityConfig, AffinityNet
 from trainer.refine.irnet import IrnConfig, IrNet
 from trainer.refine.pseudo_masks import RefineConfig, make_pseudo_masks
 from trainer.run import Metrics, Run, stage_key
 from trainer.stages import affinity as affinity_stage
 from trainer.stages import irn as irn_stage
-from trainer.stages.classify import read_weights
 from trainer.training.devices import rank
 from trainer.training.loop import step_rng
+from trainer.training.model_file import read_model
 from trainer.weights.loading import file_sha256
 from trainer.weights.released import load_refiner
 
@@ -218,7 +216,7 @@ class Refinement:
         if self.given:
             load_refiner(net, Path(self.given), self.identity["classes"])
         else:
-            _, state = read_weights(self.run.path / name / "model.pt", self.identity)
+            _, state = read_model(self.run.path / name / "model.pt", self.identity)
             net.load_state_dict(state)
         return net
 
@@ -279,25 +277,3 @@ class Refinement:
             without=self.run.left_out,
             progress=True,
         )
-
-
-def named_refinement(name: str) -> dict[str, dict[str, Any]]:
-    """What ``--refine NAME`` changes, by section: a way of refining, or a published preset of one.
-
-    Raises:
-        ConfigError: no such name.
-    """
-    known: dict[str, dict[str, dict[str, Any]]] = {
-        way: {"refine": {"refine": way}} for way in ("none", "crf", "affinity", "irn")
-    }
-    for way, presets in (("affinity", affinitynet.PRESETS), ("irn", irnet.PRESETS)):
-        for preset, changes in presets.items():
-            known[preset] = {"refine": {"refine": way}, way: changes}
-    # The papers of psa, SC-CAM and Mixup-CAM have a dense CRF after the walk, psa's code has none.
-    known["psa-crf"] = {
-        "refine": {"refine": "affinity", "crf_after_walk": True, "crf": "P1"},
-        "affinity": affinitynet.PRESETS["psa"],
-    }
-    if name not in known:
-        raise ConfigError(f"there is no refinement {name!r}", nearest(name, known))
-    return known[name]

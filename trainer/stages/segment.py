@@ -8,108 +8,25 @@ without another training.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from trainer.data.dataset import Dataset, Record
-from trainer.errors import ConfigError, DataError, WeightsError
+from trainer.errors import DataError
 from trainer.nets.backbone import Backbone
 from trainer.run import Metrics, Run, stage_key
-from trainer.segmenters import make_segmenter, segmenter_class
+from trainer.segmenters import make_segmenter
 from trainer.segmenters import prediction as segment
 from trainer.segmenters.config import TEST_KNOBS, SegmentConfig
-from trainer.stages.classify import read_weights
+from trainer.segmenters.start import Start
 from trainer.training.loop import step_rng
-from trainer.weights.cache import NAMES, find_weights
-from trainer.weights.loading import LoadReport
-from trainer.weights.supervision import NONE
+from trainer.training.model_file import read_model
 
 Steps = list[tuple[str, str, Callable[[str], None]]]
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a segmenter starts from.
-
-    Attributes:
-        source: ``classifier`` (the run's own), ``random``, or ``file``.
-        path: of a file.
-        report: what of a file was loaded.
-        knobs: those that the file decided.
-    """
-
-    source: str
-    path: Path | None = None
-    report: LoadReport | None = None
-    knobs: tuple[tuple[str, Any], ...] = ()
-
-    def supervision(self, classifier: str) -> str:
-        """Which labels made it, where ``classifier`` made the classifier's initial weights."""
-        if self.report is not None:
-            return self.report.supervision
-        return classifier if self.source == "classifier" else NONE
-
-
-def find_start(
-    config: SegmentConfig, backbone: str, weights: Path | None, given: str | None, num_classes: int
-) -> Start:
-    """Decide what the segmenter starts from, and try it.
-
-    Args:
-        config: knobs.
-        backbone: of the run.
-        weights: the file that the classifier starts from.
-        given: ``--segmenter-weights``: a file, a name in the weight cache, or ``none``.
-        num_classes: K.
-
-    Raises:
-        ConfigError: impossible knobs, or a classifier of another network.
-        WeightsError: no such file, or one that does not fit.
-    """
-    kind = segmenter_class(config.network)
-    own = kind.own_backbone or backbone
-    with torch.device("meta"):
-        # So that knobs that cannot be end the run before it starts.
-        make_segmenter(config, backbone, num_classes).build()
-    # Nothing but random weights has another width.
-    if given == "none" or config.init == "random" or config.width < 1:
-        return Start("random")
-    if config.init == "classifier" and own != backbone:
-        raise ConfigError(
-            f"segment.init=classifier: the classifier is a {backbone}, and {config.network} is a"
-            f" {own}",
-            f"--backbone {own}, or weights for a {own}",
-            "--segmenter-weights FILE",
-        )
-    if config.init == "classifier" or (
-        config.init == "auto" and given is None and own == backbone and weights is None
-    ):
-        return Start("classifier", knobs=tuple(kind.decided_by(None, config).items()))
-    path = weights if given is None and own == backbone else _find(own, given, config.network)
-    if path is None:
-        raise ConfigError(
-            "segment.init=weights, and there are none",
-            "weights",
-            "--segmenter-weights FILE, or --weights FILE",
-        )
-    decided = kind.decided_by(path, config)
-    segmenter = make_segmenter(replace(config, **decided), backbone, num_classes)
-    return Start("file", path, segmenter.load(segmenter.build(), path), tuple(decided.items()))
-
-
-def _find(backbone: str, given: str | None, network: str) -> Path:
-    if given in NAMES:
-        return find_weights(given)
-    try:
-        return find_weights(backbone, given)
-    except WeightsError as error:
-        hint = f"{error.hint}\nor --segmenter-weights FILE; none for random weights"
-        raise WeightsError(f"{network}: {error.found}", error.expected, hint) from error
 
 
 @dataclass
@@ -237,4 +154,4 @@ class Segmentation:
         return network
 
     def _is_trained(self, path: Path, key: str) -> bool:
-        return path.exists() and read_weights(path, {})[0].get("key") == key
+        return path.exists() and read_model(path, {})[0].get("key") == key

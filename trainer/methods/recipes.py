@@ -1,0 +1,121 @@
+"""Knobs of a classifier's training, and the named sets of them: recipes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from trainer import config as knobs
+from trainer.config import Range
+from trainer.errors import ConfigError, nearest
+from trainer.training.optimiser import Training
+
+
+@dataclass(frozen=True)
+class ClassifyConfig(Training):
+    """Knobs of the classifier's training, besides those of ``Training``.
+
+    Attributes:
+        resize: range of the longer side (spec methods 6.3).
+        crop: side of the training crop.
+        jitter: colour jitter.
+        output_stride: of the backbone; 0 is the backbone's usual one.
+        dilate: keep the field of view with dilation where stride was taken away.
+        bn: batch norm of the backbone: ``frozen``, ``stats`` (fixed statistics, trained affine), or
+            ``train``.
+        detach_after: feature behind which the gradient is cut (IRN cuts after stage 2), or
+            ``none``.
+        validate: measure mAP on the validation list's tags after each epoch.
+    """
+
+    resize: Annotated[tuple[int, int], Range(16, 8192)] = (256, 512)
+    crop: Annotated[int, Range(16, 4096)] = 448
+    jitter: bool = True
+    output_stride: Annotated[int, Range(0, 32)] = 0
+    dilate: bool = True
+    bn: str = "frozen"
+    detach_after: str = "none"
+    validate: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.resize[0] > self.resize[1]:
+            raise ConfigError(
+                f"classify.resize={self.resize[0]},{self.resize[1]}", "the smaller side first"
+            )
+
+
+PSA = ClassifyConfig()
+
+
+IRN = ClassifyConfig(
+    epochs=5,
+    weight_decay=1e-4,
+    resize=(320, 640),
+    crop=512,
+    jitter=False,
+    output_stride=16,
+    dilate=False,
+    bn="stats",
+    detach_after="stage2",
+)
+
+
+SMALL = ClassifyConfig(
+    epochs=5,
+    lr=1e-3,
+    momentum=0.9,
+    weight_decay=1e-4,
+    resize=(256, 448),
+    crop=256,
+    output_stride=16,
+    detach_after="stage2",
+)
+
+
+SCRATCH = ClassifyConfig(
+    epochs=16,
+    lr=1e-3,
+    new_factor=1.0,
+    optimizer="adam",
+    weight_decay=1e-4,
+    resize=(112, 160),
+    crop=112,
+    output_stride=16,
+    bn="train",
+    jitter=False,
+)
+
+
+RECIPES = {"psa": PSA, "irn": IRN, "small": SMALL, "scratch": SCRATCH}
+
+
+def recipe(backbone: str, weights: str | None) -> str:
+    """Name of the recipe that a backbone learns with: published for ResNet-38 and ResNet-50/101,
+    ours for small ones.
+    """
+    if weights == "none":
+        return "scratch"
+    return {"resnet38": "psa", "resnet50": "irn", "resnet101": "irn"}.get(backbone, "small")
+
+
+def make_config(name: str, changes: dict[str, Any]) -> ClassifyConfig:
+    """The named recipe with changes.
+
+    Raises:
+        ConfigError: an unknown recipe or knob.
+    """
+    if name not in RECIPES:
+        raise ConfigError(f"there is no recipe {name!r}", nearest(name, RECIPES))
+    return knobs.replace(RECIPES[name], changes, "classify")
+
+
+def backbone_knobs(backbone: str, config: ClassifyConfig) -> dict[str, Any]:
+    """Constructor arguments of the backbone. ResNet-38 has one form only."""
+    if backbone == "resnet38":
+        return {}
+    detach = None if config.detach_after == "none" else config.detach_after
+    options: dict[str, Any] = {"bn": config.bn, "dilate": config.dilate, "detach_after": detach}
+    if config.output_stride:
+        options["output_stride"] = config.output_stride
+    return options

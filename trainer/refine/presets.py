@@ -1,0 +1,30 @@
+"""What ``--refine NAME`` changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trainer.errors import ConfigError, nearest
+from trainer.refine import affinitynet, irnet
+
+
+def named_refinement(name: str) -> dict[str, dict[str, Any]]:
+    """What ``--refine NAME`` changes, by section: a way of refining, or a published preset of one.
+
+    Raises:
+        ConfigError: no such name.
+    """
+    known: dict[str, dict[str, dict[str, Any]]] = {
+        way: {"refine": {"refine": way}} for way in ("none", "crf", "affinity", "irn")
+    }
+    for way, presets in (("affinity", affinitynet.PRESETS), ("irn", irnet.PRESETS)):
+        for preset, changes in presets.items():
+            known[preset] = {"refine": {"refine": way}, way: changes}
+    # The papers of psa, SC-CAM and Mixup-CAM have a dense CRF after the walk, psa's code has none.
+    known["psa-crf"] = {
+        "refine": {"refine": "affinity", "crf_after_walk": True, "crf": "P1"},
+        "affinity": affinitynet.PRESETS["psa"],
+    }
+    if name not in known:
+        raise ConfigError(f"there is no refinement {name!r}", nearest(name, known))
+    return known[name]
