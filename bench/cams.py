@@ -32,7 +32,7 @@ from trainer.data.transforms import MEAN, STD
 from trainer.maps.camfile import stride4
 from trainer.maps.protocols import PROTOCOLS, CamsConfig, Protocol, merge
 from trainer.methods.base import Method
-from trainer.run import Stage
+from trainer.run import Output
 from trainer.stages import cams
 from trainer.stages.cams import make_cams
 from trainer.training.memory import keep_freed_memory
@@ -63,7 +63,7 @@ def ours(
     original = cams.write_cam
     cams.write_cam = lambda path, tags, maps, size: found.update({path.stem: maps})  # type: ignore[assignment]
     try:
-        make_cams(method, records, Stage(folder), protocol, config, "cpu")
+        make_cams(method, records, Output(folder), protocol, config, "cpu")
     finally:
         cams.write_cam = original
     return found

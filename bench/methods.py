@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainer.methods import recipes
 from trainer.methods.base import Method
-from trainer.methods.registry import method_classes, method_names
-from trainer.stages import classify
+from trainer.methods.registry import build_method, method_classes, method_names
 from trainer.training.memory import keep_freed_memory
 from trainer.training.optimiser import Training, make_optimizer
 
@@ -32,12 +32,12 @@ class Stepper:
 
     def __init__(self, name: str, backbone: str, size: int, changes: dict[str, Any]) -> None:
         torch.manual_seed(0)
-        config = classify.make_config("small", {"crop": size})
+        config = recipes.make_config("small", {"crop": size})
         knobs = dataclasses.replace(method_classes(name)[1](), **changes)
         if hasattr(knobs, "subcategories"):
             knobs = dataclasses.replace(knobs, subcategories=(10,) * CLASSES)
-        self.method: Method = classify.build(
-            name, knobs, backbone, classify.backbone_knobs(backbone, config), CLASSES
+        self.method: Method = build_method(
+            name, knobs, backbone, recipes.backbone_knobs(backbone, config), CLASSES
         )
         self.method.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = make_optimizer(

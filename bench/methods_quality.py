@@ -14,11 +14,12 @@ from pathlib import Path
 
 from trainer.data.opening import open_dataset
 from trainer.evaluation.over_lists import evaluate_cams, sweep_thresholds
+from trainer.fit import fit as run_plan
 from trainer.maps.protocols import CamsConfig, protocol_of
+from trainer.methods.registry import load_method
 from trainer.options import Options
-from trainer.plan import Pipeline
-from trainer.run import Stage
-from trainer.stages import classify
+from trainer.plan import make_plan
+from trainer.run import Output
 from trainer.stages.cams import make_cams
 
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -74,7 +75,7 @@ def main() -> None:
             seed=args.seed,
             settings=(*fixed, *settings, *args.set),
         )
-        Pipeline(options).fit(lambda line: None)
+        run_plan(make_plan(options), lambda line: None)
         figures, threshold = measure(args.data, run, method, args.backbone, args.min_cells)
         print(
             f"{name:22s} {figures['train']:6.1f} {figures['val']:6.1f} {threshold:10.2f}",
@@ -87,8 +88,8 @@ def measure(
 ) -> tuple[dict[str, float], float]:
     """Mean IoU in percent of both lists at the threshold that is best on ``train``."""
     dataset, config = open_dataset(data), CamsConfig(precision="bf16", min_cells=min_cells)
-    module = classify.load(run / "classify" / "model.pt", {})
-    stage = Stage(run / f"maps_{min_cells}")
+    module = load_method(run / "classify" / "model.pt", {})
+    stage = Output(run / f"maps_{min_cells}")
     stage.folder.mkdir(exist_ok=True)
     lists = {name: dataset.subset(name) for name in ("train", "val")}
     records = list({record.id: record for each in lists.values() for record in each}.values())

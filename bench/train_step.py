@@ -29,10 +29,12 @@ from torch import nn
 
 from trainer.data.dataset import Record
 from trainer.data.loader import Samples
+from trainer.methods import recipes
 from trainer.methods.base import Method
 from trainer.methods.cam import Config
+from trainer.methods.registry import build_method
+from trainer.methods.samples import make_sample, method_loss
 from trainer.run import Metrics
-from trainer.stages import classify
 from trainer.training.loop import _Trainer, train
 from trainer.training.memory import keep_freed_memory
 from trainer.training.optimiser import Training, make_optimizer, set_rate
@@ -79,9 +81,9 @@ def build(args: argparse.Namespace, batch: Batch) -> Method:
     trained ones would.
     """
     torch.manual_seed(0)
-    config = classify.make_config("small", {"crop": args.size})
-    method = classify.build(
-        "cam", Config(), args.backbone, classify.backbone_knobs(args.backbone, config), CLASSES
+    config = recipes.make_config("small", {"crop": args.size})
+    method = build_method(
+        "cam", Config(), args.backbone, recipes.backbone_knobs(args.backbone, config), CLASSES
     )
     if args.weights:
         load_backbone(method.backbone, args.weights)
@@ -110,9 +112,7 @@ def our_step(
     groups = method.param_groups(config.lr, config.weight_decay)
     samples: Any = Samples(records, lambda record, rng: (), 0)
     metrics = Metrics(folder / "metrics.csv", "bench")
-    trainer = _Trainer(
-        method, classify.method_loss, groups, samples, config, folder, metrics, 0, "cpu"
-    )
+    trainer = _Trainer(method, method_loss, groups, samples, config, folder, metrics, 0, "cpu")
     method.train()
 
     def step(batch: Batch) -> float:
@@ -212,7 +212,7 @@ def waiting(args: argparse.Namespace, folder: Path) -> None:
         image = Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC)
         image.save(folder / f"{n}.jpg", quality=92)
         records.append(Record(str(n), folder / f"{n}.jpg", (n % CLASSES,)))
-    config = classify.make_config(
+    config = recipes.make_config(
         "small",
         {
             "crop": args.size,
@@ -223,12 +223,12 @@ def waiting(args: argparse.Namespace, folder: Path) -> None:
         },
     )
     method = build(args, batches(args, 1)[0])
-    make = partial(classify.make_sample, config=config, num_classes=CLASSES)
+    make = partial(make_sample, config=config, num_classes=CLASSES)
     groups = method.param_groups(config.lr, config.weight_decay, config.new_factor)
     metrics = Metrics(folder / "metrics.csv", "classify")
     last = train(
         method,
-        classify.method_loss,
+        method_loss,
         groups,
         Samples(records, make, 0),
         config,

@@ -18,15 +18,14 @@ from trainer.config import ranges
 from trainer.data.knobs import DataConfig
 from trainer.evaluation.knobs import EvaluateConfig
 from trainer.maps.protocols import CamsConfig
+from trainer.methods import recipes
 from trainer.methods.registry import method_classes, method_names
+from trainer.refine import affinitynet, irnet
 from trainer.refine.affinitynet import AffinityConfig
 from trainer.refine.irnet import IrnConfig
 from trainer.refine.pseudo_masks import RefineConfig
 from trainer.segmenters import segmenter_class
 from trainer.segmenters.config import PRESETS, SCRATCH, SegmentConfig
-from trainer.stages import affinity as affinity_stage
-from trainer.stages import classify
-from trainer.stages import irn as irn_stage
 from trainer.training.optimiser import Training
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,14 +34,14 @@ PAGES = sorted(
 )
 SECTIONS: dict[str, list[Any]] = {
     "data": [DataConfig()],
-    "classify": [classify.PSA, classify.IRN, classify.SMALL, classify.SCRATCH],
+    "classify": [recipes.PSA, recipes.IRN, recipes.SMALL, recipes.SCRATCH],
     "cams": [CamsConfig()],
     "refine": [RefineConfig()],
     "affinity": [
         AffinityConfig(),
-        knobs.replace(AffinityConfig(), affinity_stage.SMALL, "affinity"),
+        knobs.replace(AffinityConfig(), affinitynet.SMALL, "affinity"),
     ],
-    "irn": [IrnConfig(), knobs.replace(IrnConfig(), irn_stage.SMALL, "irn")],
+    "irn": [IrnConfig(), knobs.replace(IrnConfig(), irnet.SMALL, "irn")],
     "segment": [PRESETS["aspp"], SCRATCH, PRESETS["deeplab-v2-r101"], PRESETS["largefov-r38"]],
     "evaluate": [EvaluateConfig()],
 }

@@ -196,8 +196,9 @@ def fit(
       wsss-trainer fit VOC2012/ --cams maps/ --refine irn --until refine --run runs/refined
       wsss-trainer fit VOC2012/ --segmenter deeplab-v2-r101 --segmenter-weights resnet101.pth
     """
+    from trainer.fit import fit as run_plan
     from trainer.options import Options
-    from trainer.plan import Pipeline
+    from trainer.plan import make_plan
 
     options = Options(
         data=data,
@@ -223,18 +224,19 @@ def fit(
         device=device,
         settings=tuple(settings or ()),
     )
-    pipeline = Pipeline(options)
-    for loaded in dict.fromkeys((pipeline.given, pipeline.loaded, pipeline.start.report)):
+    plan = make_plan(options)
+    context = plan.context
+    for loaded in dict.fromkeys((context.classifier, context.initial, context.start.report)):
         if loaded:
             say(str(loaded))
-    for line in pipeline.preflight.lines():
+    for line in context.preflight.lines():
         say(line)
-    pipeline.fit(say)
-    from trainer.stages.evaluate import current_evaluation
+    run_plan(plan, say)
+    from trainer.evaluation.measure import current_evaluation
 
     evaluation = current_evaluation(run) if until in ("evaluate", "report") else {}
     if json_:
-        print(json.dumps({"data": pipeline.preflight.report(), **evaluation}, indent=1))
+        print(json.dumps({"data": context.preflight.report(), **evaluation}, indent=1))
     elif evaluation:
         measure_commands.show(evaluation, False)
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
 import contextlib
 import errno
 import os
 import shutil
-from pathlib import Path
 from typing import Literal
 
 from trainer.errors import RunError
@@ -88,3 +94,9 @@ def check_space(folder: Path, needed: int, what: str) -> None:
             "room on that disk",
             "free some space, or choose another folder, and run the same command again",
         )
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

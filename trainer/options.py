@@ -10,16 +10,17 @@ from trainer import config as knobs
 from trainer.data.knobs import DataConfig
 from trainer.errors import ConfigError, nearest
 from trainer.evaluation.knobs import EvaluateConfig
+from trainer.maps.protocols import CamsConfig
+from trainer.methods.recipes import RECIPES, ClassifyConfig, make_config
+from trainer.methods.recipes import recipe as recipe_of
 from trainer.methods.registry import method_classes, method_module
+from trainer.refine import affinitynet, irnet
 from trainer.refine.affinitynet import PUBLISHED_LR, AffinityConfig
 from trainer.refine.irnet import IrnConfig
 from trainer.refine.presets import named_refinement
 from trainer.refine.pseudo_masks import RefineConfig
 from trainer.segmenters import segmenter_class
 from trainer.segmenters.config import PRESETS, SCRATCH, SegmentConfig
-from trainer.stages import affinity as affinity_stage
-from trainer.stages import cams, classify
-from trainer.stages import irn as irn_stage
 from trainer.training.devices import check_device
 
 STAGES = ("classify", "cams", "refine", "segment", "evaluate", "report")
@@ -75,8 +76,8 @@ class Configs:
 
     data: DataConfig
     method: Any
-    classify: classify.ClassifyConfig
-    cams: cams.CamsConfig
+    classify: ClassifyConfig
+    cams: CamsConfig
     refine: RefineConfig
     affinity: AffinityConfig
     irn: IrnConfig
@@ -108,25 +109,25 @@ def make_configs(options: Options) -> Configs:
         raise ConfigError(f"--seed {options.seed}", f"0 to {2**32 - 1}")
     _, method_config = method_classes(options.method)
     changes = knobs.parse_settings(options.settings, SECTIONS)
-    recipe = options.recipe or classify.recipe(options.backbone, options.weights)
+    recipe = options.recipe or recipe_of(options.backbone, options.weights)
     small = recipe not in ("psa", "irn")
     module = method_module(options.method)
     preset = method_preset(options.method, options.preset, recipe)
     own: dict[str, Any] = getattr(module, "SMALL", {}) if small else {}
     # A method's published training is for the networks that it was published with.
     published = getattr(module, "TRAINING", {}).get(recipe, {})
-    base = classify.make_config(recipe, {**published, **preset["classify"]})
+    base = make_config(recipe, {**published, **preset["classify"]})
     short: dict[str, Any] = {} if options.epochs is None else {"epochs": options.epochs}
     sizes: dict[str, Any] = {}
     if options.size is not None:
-        if not (sides := knobs.ranges(classify.ClassifyConfig)["crop"]).holds(options.size):
+        if not (sides := knobs.ranges(ClassifyConfig)["crop"]).holds(options.size):
             raise ConfigError(f"--size {options.size}", str(sides))
         low, high = (round(side * options.size / base.crop) for side in base.resize)
         short["crop"], sizes["resize"] = options.size, (low, high)
     made = knobs.replace(base, {**short, **sizes, **changes["classify"]}, "classify")
     refinement = named_refinement(options.refine or "crf")
     ways: dict[str, dict[str, Any]] = (
-        {"affinity": affinity_stage.SMALL, "irn": irn_stage.SMALL} if small else {}
+        {"affinity": affinitynet.SMALL, "irn": irnet.SMALL} if small else {}
     )
     for section, way in refinement.items():
         ways[section] = {**ways.get(section, {}), **way}
@@ -146,7 +147,7 @@ def make_configs(options: Options) -> Configs:
             f"method {options.method}",
         ),
         made,
-        knobs.replace(cams.CamsConfig(), {**preset["cams"], **changes["cams"]}, "cams"),
+        knobs.replace(CamsConfig(), {**preset["cams"], **changes["cams"]}, "cams"),
         knobs.replace(
             RefineConfig(calibrate=small), {**ways["refine"], **changes["refine"]}, "refine"
         ),
@@ -231,6 +232,6 @@ def method_preset(method: str, name: str | None, recipe: str = "") -> dict[str, 
         section, _, key = knob.partition(".")
         if section == recipe:
             section = "classify"
-        if section not in classify.RECIPES:
+        if section not in RECIPES:
             changes[section][key] = value
     return changes

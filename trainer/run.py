@@ -47,8 +47,8 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
-class Stage:
-    """One running stage: its folder, and what it wants remembered."""
+class Output:
+    """What a stage writes while it runs: its folder, and what the manifest is to remember."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -156,6 +156,11 @@ class Run:
             stage.get("status") == "done" and stage.get("key") == key and not self.lost(name)
         )
 
+    def key(self, name: str) -> str | None:
+        """The key that a stage's outputs have, or are being made with."""
+        key: str | None = self.manifest["stages"].get(name, {}).get("key")
+        return key
+
     def lost(self, name: str) -> int:
         """How many files of a stage are gone since it was done."""
         files = self.manifest["stages"].get(name, {}).get("files", {})
@@ -186,7 +191,7 @@ class Run:
         )
 
     @contextlib.contextmanager
-    def stage(self, name: str, key: str, folder: str | None = None) -> Iterator[Stage]:
+    def stage(self, name: str, key: str, folder: str | None = None) -> Iterator[Output]:
         """Run a stage: outputs of another key are set aside first, those of this key are there to
         resume from.
         """
@@ -199,7 +204,7 @@ class Run:
         entry = {"status": "running", "key": key, "started": _now(), "seconds": spent}
         self.manifest["stages"][name] = entry
         self.save()
-        stage, start = Stage(target), time.monotonic()
+        stage, start = Output(target), time.monotonic()
         try:
             yield stage
             entry["status"] = "done"

@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from trainer.fit import fit as run_plan
 from trainer.options import Options
-from trainer.plan import Pipeline
+from trainer.plan import Plan, make_plan
 
 PLAIN = "scene_00001"
 """The training image whose tags are taken away."""
@@ -42,7 +43,7 @@ def pipeline(
     refine: str | None = None,
     until: str = "refine",
     **more: Any,
-) -> Pipeline:
+) -> Plan:
     options: dict[str, Any] = {
         "backbone": "mobilenet_v2",
         "weights": "none",
@@ -50,7 +51,7 @@ def pipeline(
         "epochs": 1,
         **more,
     }
-    return Pipeline(
+    return make_plan(
         Options(
             data,
             run,
@@ -66,7 +67,7 @@ def pipeline(
 def fit(data: Path, run: Path, *settings: str, **more: Any) -> dict[str, str]:
     """What was said of each stage."""
     said: list[str] = []
-    pipeline(data, run, *settings, **more).fit(said.append)
+    run_plan(pipeline(data, run, *settings, **more), said.append)
     return dict(line.split(": ", 1) for line in said)
 
 

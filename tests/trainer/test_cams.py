@@ -16,7 +16,7 @@ from trainer.errors import ConfigError, DataError, TrainingError
 from trainer.maps.camfile import cam_path, read_cam, stride4
 from trainer.maps.protocols import PROTOCOLS, CamsConfig, Protocol, merge, protocol_of, usable_views
 from trainer.methods.cam import Cam, Config
-from trainer.run import Stage
+from trainer.run import Output
 from trainer.stages import cams
 from trainer.stages.cams import make_cams
 from trainer.training.inference import Budget, Views, equal_size_batches, in_parts, iterate_views
@@ -168,7 +168,7 @@ def test_a_number_of_cells_below_0_is_refused():
 
 def test_maps_are_the_merge_of_the_views_that_stay(tmp_path):
     # At stride 4 the half view of 44 pixels has 6 cells, the others 11, 17 and 22.
-    data, stage = pictures(tmp_path / "data"), Stage(tmp_path / "cams")
+    data, stage = pictures(tmp_path / "data"), Output(tmp_path / "cams")
     config = CamsConfig(workers=0, min_cells=12)
     make_cams(tiny_cam(), data.subset("all"), stage, PROTOCOLS["seam"], config, "cpu")
     stays = Protocol(Views((1.5, 2.0)), normalise="minmax")
@@ -213,7 +213,7 @@ def test_batches_equal_one_image_one_scale_one_flip(tmp_path, monkeypatch, name)
     monkeypatch.setattr(
         cams, "write_cam", lambda path, tags, maps, size: written.update({path.stem: (tags, maps)})
     )
-    make_cams(tiny_cam(), records, Stage(tmp_path / "cams"), PROTOCOLS[name], QUIET, "cpu")
+    make_cams(tiny_cam(), records, Output(tmp_path / "cams"), PROTOCOLS[name], QUIET, "cpu")
     assert set(written) == set(data.records)
     reference = tiny_cam().eval()
     for record in records:
@@ -229,7 +229,7 @@ def test_batches_equal_one_image_one_scale_one_flip(tmp_path, monkeypatch, name)
 def test_files_are_written_kept_and_repaired(tmp_path, workers):
     data = pictures(tmp_path / "data")
     untagged = Record("untagged", data.records["p0"].image, ())
-    records, stage = [*data.subset("all"), untagged], Stage(tmp_path / "cams")
+    records, stage = [*data.subset("all"), untagged], Output(tmp_path / "cams")
     config = CamsConfig(workers=workers)
     make_cams(tiny_cam(), records, stage, PROTOCOLS["psa"], config, "cpu")
     assert stage.outputs == {"count": 7, "made": 7}
@@ -260,7 +260,7 @@ def test_an_unreadable_image_is_the_users_error_and_the_rest_is_kept(tmp_path, w
     cut = data.records["p3"].image
     Image.open(cut).save(cut, "JPEG", quality=95)
     cut.write_bytes(cut.read_bytes()[:1500])
-    stage = Stage(tmp_path / "cams")
+    stage = Output(tmp_path / "cams")
     with pytest.raises(DataError, match=r"p3\.png cannot be read") as caught:
         make_cams(
             tiny_cam(),
@@ -329,7 +329,7 @@ def test_maps_of_a_large_image_have_their_size_and_look_alike(tmp_path):
     data = pictures(tmp_path / "data", count=2)
     maps = {}
     for pixels in (4_000_000, 2000):
-        stage = Stage(tmp_path / str(pixels))
+        stage = Output(tmp_path / str(pixels))
         config = CamsConfig(workers=0, pixels=pixels, min_cells=0)
         make_cams(tiny_cam(), data.subset("all"), stage, PROTOCOLS["psa"], config, "cpu")
         maps[pixels] = [read_cam(cam_path(stage.folder, i)) for i in data.records]
@@ -347,7 +347,7 @@ def test_maps_that_are_not_finite_are_an_error(tmp_path):
         make_cams(
             method,
             data.subset("all"),
-            Stage(tmp_path / "cams"),
+            Output(tmp_path / "cams"),
             PROTOCOLS["psa"],
             CamsConfig(workers=0),
             "cpu",
@@ -358,7 +358,7 @@ def test_bf16_maps_are_close(tmp_path):
     data = pictures(tmp_path / "data", count=2)
     folders = {}
     for precision in ("fp32", "bf16"):
-        folders[precision] = Stage(tmp_path / precision)
+        folders[precision] = Output(tmp_path / precision)
         config = CamsConfig(precision=precision, workers=0)  # type: ignore[arg-type]
         make_cams(
             tiny_cam(), data.subset("all"), folders[precision], PROTOCOLS["psa"], config, "cpu"

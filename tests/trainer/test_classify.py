@@ -8,10 +8,13 @@ from tiny_nets import TinyBackbone, pictures
 
 from trainer.data.transforms import sample_rng
 from trainer.errors import ConfigError, WeightsError
+from trainer.methods import recipes
 from trainer.methods.cam import Cam, Config
 from trainer.methods.recipes import RECIPES, ClassifyConfig, make_config, recipe
+from trainer.methods.registry import build_method, load_method
+from trainer.methods.samples import make_sample
 from trainer.options import Options, make_configs
-from trainer.run import Metrics, Stage
+from trainer.run import Metrics, Output
 from trainer.stages import classify
 from trainer.stages.classify import mean_average_precision
 
@@ -70,14 +73,14 @@ def test_an_unknown_recipe_or_knob_shows_the_nearest():
 
 
 def test_backbones_are_built_as_the_recipe_says():
-    assert classify.backbone_knobs("resnet38", RECIPES["psa"]) == {}
-    assert classify.backbone_knobs("resnet50", RECIPES["irn"]) == {
+    assert recipes.backbone_knobs("resnet38", RECIPES["psa"]) == {}
+    assert recipes.backbone_knobs("resnet50", RECIPES["irn"]) == {
         "bn": "stats",
         "dilate": False,
         "detach_after": "stage2",
         "output_stride": 16,
     }
-    assert "output_stride" not in classify.backbone_knobs("resnet18", ClassifyConfig())
+    assert "output_stride" not in recipes.backbone_knobs("resnet18", ClassifyConfig())
 
 
 def options(**changes) -> Options:
@@ -124,7 +127,7 @@ def test_unknown_settings_of_a_run(setting, nearest):
 
 def test_a_sample_is_a_view_and_its_tags(tmp_path):
     record = pictures(tmp_path).subset("all")[2]
-    image, tags = classify.make_sample(record, sample_rng(0, 0, 0), QUICK, 5)
+    image, tags = make_sample(record, sample_rng(0, 0, 0), QUICK, 5)
     assert image.shape == (3, 32, 32)
     assert tags.tolist() == [0, 0, 1, 0, 0]
 
@@ -159,10 +162,10 @@ def test_mean_average_precision(tmp_path):
 def trained(tmp_path_factory):
     """A classify stage of two epochs."""
     root = tmp_path_factory.mktemp("classify")
-    data, stage = pictures(root / "data"), Stage(root / "classify")
+    data, stage = pictures(root / "data"), Output(root / "classify")
     stage.folder.mkdir()
-    knobs = classify.backbone_knobs("resnet18", replace(QUICK, output_stride=16))
-    module = classify.build("cam", Config(pooling="gmp"), "resnet18", knobs, 3)
+    knobs = recipes.backbone_knobs("resnet18", replace(QUICK, output_stride=16))
+    module = build_method("cam", Config(pooling="gmp"), "resnet18", knobs, 3)
     identity = {
         "method": "cam",
         "method_config": {f.name: getattr(module.config, f.name) for f in fields(Config)},
@@ -181,7 +184,7 @@ def test_training_writes_weights_that_load(trained):
     assert 0 <= stage.metrics["val_map"] <= 1
     assert [p.name for p in stage.folder.iterdir()] == ["model.pt"]
     assert (root / "metrics.csv").read_text().count("val_map") == 2
-    again = classify.load(
+    again = load_method(
         stage.folder / "model.pt", {k: identity[k] for k in ("method", "backbone", "classes")}
     )
     assert not again.training
@@ -195,7 +198,7 @@ def test_training_writes_weights_that_load(trained):
 
 
 def test_images_without_tags_cannot_be_validated_on(tmp_path):
-    data, stage = pictures(tmp_path / "data", count=4), Stage(tmp_path / "classify")
+    data, stage = pictures(tmp_path / "data", count=4), Output(tmp_path / "classify")
     stage.folder.mkdir()
     module = Cam(Config(), TinyBackbone(), 3)
     untagged = [replace(r, tags=()) for r in data.subset("all")]
@@ -212,18 +215,18 @@ def test_images_without_tags_cannot_be_validated_on(tmp_path):
 )
 def test_weights_of_something_else_are_refused(trained, key, value):
     with pytest.raises(WeightsError, match=f"was made with {key}") as caught:
-        classify.load(trained[1].folder / "model.pt", {key: value})
+        load_method(trained[1].folder / "model.pt", {key: value})
     assert caught.value.expected == f"{key} = {value}"
     assert "another --run" in caught.value.hint
 
 
 def test_missing_and_damaged_weights(trained, tmp_path):
     with pytest.raises(WeightsError, match="is missing") as caught:
-        classify.load(tmp_path / "model.pt", {})
+        load_method(tmp_path / "model.pt", {})
     assert "fit again" in caught.value.hint
     (tmp_path / "model.pt").write_bytes((trained[1].folder / "model.pt").read_bytes()[:-100])
     with pytest.raises(WeightsError, match="cannot be read"):
-        classify.load(tmp_path / "model.pt", {})
+        load_method(tmp_path / "model.pt", {})
     torch.save({"state_dict": {}}, tmp_path / "model.pt")
     with pytest.raises(WeightsError, match="cannot be read"):
-        classify.load(tmp_path / "model.pt", {})
+        load_method(tmp_path / "model.pt", {})

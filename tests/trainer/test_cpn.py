@@ -28,9 +28,10 @@ from trainer.methods.cpn import (
     strongest,
 )
 from trainer.methods.recipes import ClassifyConfig
+from trainer.methods.samples import make_sample
 from trainer.methods.seam import resized
 from trainer.options import Options, make_configs
-from trainer.run import Metrics, Stage
+from trainer.run import Metrics, Output
 from trainer.stages import classify
 
 HEADS = {"f8_3.weight", "f8_4.weight", "f9.weight", "f10.weight"}
@@ -315,8 +316,8 @@ def test_presets_and_published_training():
     assert set_by_hand.method == Config(grid=(28,), patches="superpixel")
 
 
-def trained(module: torch.nn.Module, root: Path) -> Stage:
-    data, stage = pictures(root / "data"), Stage(root / "classify")
+def trained(module: torch.nn.Module, root: Path) -> Output:
+    data, stage = pictures(root / "data"), Output(root / "classify")
     stage.folder.mkdir(exist_ok=True)
     metrics = Metrics(root / "metrics.csv", "classify")
     records = data.subset("all")
@@ -330,9 +331,9 @@ def test_training_on_superpixels(tmp_path):
     assert len(list(folder.iterdir())) == 6
     assert np.isfinite(stage.metrics["loss_tcp"])
     record = pictures(tmp_path / "data").subset("all")[0]
-    image, tags, ids = classify.make_sample(record, sample_rng(0, 0, 0), QUICK, 3, folder)
+    image, tags, ids = make_sample(record, sample_rng(0, 0, 0), QUICK, 3, folder)
     assert (ids.shape, ids.dtype, tags.tolist()) == ((32, 32), torch.int64, [1, 0, 0])
-    assert torch.equal(image, classify.make_sample(record, sample_rng(0, 0, 0), QUICK, 3)[0])
+    assert torch.equal(image, make_sample(record, sample_rng(0, 0, 0), QUICK, 3)[0])
 
 
 @pytest.mark.parametrize("method", ["grid", "cam"])

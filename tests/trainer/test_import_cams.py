@@ -18,13 +18,14 @@ from torchvision.models import resnet18
 from trainer import cli
 from trainer.data.opening import open_dataset
 from trainer.errors import ConfigError, DataError, RunError
+from trainer.evaluation.measure import current_evaluation
+from trainer.fit import fit as run_plan
 from trainer.maps.camfile import cam_path, read_cam, write_cam
 from trainer.maps.foreign import read_foreign
 from trainer.options import Options
-from trainer.plan import Pipeline
-from trainer.run import Stage
+from trainer.plan import Plan, make_plan
+from trainer.run import Output
 from trainer.segmenters import prediction as segment
-from trainer.stages.evaluate import current_evaluation
 from trainer.stages.import_cams import import_cams
 
 pytestmark = pytest.mark.usefixtures("one_process")
@@ -46,8 +47,8 @@ def theirs(dataset, tmp_path) -> Path:
     return folder
 
 
-def imported(dataset, folder: Path, out: Path, bad: Any = "stop") -> Stage:
-    stage = Stage(out)
+def imported(dataset, folder: Path, out: Path, bad: Any = "stop") -> Output:
+    stage = Output(out)
     import_cams(dataset, list(dataset.records.values()), folder, stage, bad)
     return stage
 
@@ -318,13 +319,13 @@ def test_the_trap_of_these_tests_would_work(tmp_path):
     assert (tmp_path / "trap").read_text() == "ran"
 
 
-def pipeline(scenes: Path, folder: Path, run: Path, *settings: str, **more: Any) -> Pipeline:
+def pipeline(scenes: Path, folder: Path, run: Path, *settings: str, **more: Any) -> Plan:
     fast = [
         f"segment.{knob}"
         for knob in ("workers=0", "precision=fp32", "scales=1", "flip=off", "batch=7", "crf=none")
     ]
     options: dict[str, Any] = {"weights": "none", "until": "cams", **more}
-    return Pipeline(
+    return make_plan(
         Options(
             data=scenes,
             run=run,
@@ -386,13 +387,13 @@ def test_bad_images_are_left_out_to_the_end_and_the_protocol_says_so(
 
 def test_other_maps_in_the_folder_make_the_stage_again(scenes, theirs, tmp_path):
     first = pipeline(scenes, theirs, tmp_path / "run")
-    first.fit(print)
-    assert first.run.done("cams", first.steps()[0].key)
+    run_plan(first, print)
+    assert first.context.run.done("cams", first.keys["cams"])
     cam = read_cam(cam_path(theirs, "scene_00001"))
     write_cam(cam_path(theirs, "scene_00001"), cam.classes, cam.maps / 2, cam.size)
     second = pipeline(scenes, theirs, tmp_path / "run")
-    assert not second.run.done("cams", second.steps()[0].key)
-    second.fit(print)
+    assert not second.context.run.done("cams", second.keys["cams"])
+    run_plan(second, print)
     assert read_cam(cam_path(tmp_path / "run" / "cams", "scene_00001")).maps.max() == pytest.approx(
         0.5, abs=1e-3
     )
@@ -406,7 +407,7 @@ def test_maps_without_weights_end_before_the_work(scenes, theirs, tmp_path):
         with pytest.raises(ConfigError, match="--cams brings no classifier") as caught:
             pipeline(scenes, theirs, tmp_path / "run", until=until)
         assert caught.value.expected == "--weights FILE"
-    assert [step.name for step in pipeline(scenes, theirs, tmp_path / "run").steps()] == ["cams"]
+    assert [s.name for s in pipeline(scenes, theirs, tmp_path / "run").stages] == ["cams"]
 
 
 def test_the_command_lists_bad_maps_and_ends_with_code_2(

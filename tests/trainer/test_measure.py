@@ -18,8 +18,8 @@ from trainer.errors import ConfigError, DataError
 from trainer.evaluation.figures_table import print_evaluation
 from trainer.evaluation.image_counts import ImageCounts, counts_path
 from trainer.evaluation.knobs import EvaluateConfig
+from trainer.evaluation.measure import current_evaluation, in_convention
 from trainer.evaluation.metrics import confusion, mean_iou
-from trainer.stages.evaluate import current_evaluation, in_convention
 
 
 @pytest.fixture(autouse=True)
@@ -167,10 +167,9 @@ def test_figures_follow_a_mask_that_was_mended(data, run, tmp_path):
 def test_a_copy_is_the_same_data_and_a_mended_mask_trains_on_true_masks_again(data, tmp_path):
     def keys(folder):
         settings = ("refine.threshold_from=train",)
-        made = pipeline(
+        return pipeline(
             folder, tmp_path / "run", *settings, until="report", supervision="both"
-        ).steps()
-        return {step.name: step.key for step in made}
+        ).keys
 
     folder = shutil.copytree(data, tmp_path / "copy", copy_function=shutil.copyfile)
     before = keys(folder)

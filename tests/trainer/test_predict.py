@@ -20,6 +20,7 @@ from trainer.data.opening import open_dataset
 from trainer.data.palette import voc_palette, write_index_png
 from trainer.data.pixels import image_size
 from trainer.errors import ConfigError, DataError, RunError, TargetError
+from trainer.fit import fit as run_plan
 from trainer.predict import predict_list
 from trainer.segmenters import prediction as segment
 
@@ -47,8 +48,9 @@ def data(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(data: Path) -> Path:
     folder = data.parent / "run"
     settings = ("segment.workers=0", "segment.scales=1", "segment.precision=fp32")
-    pipeline(data, folder, *settings, refine="none", until="segment", supervision="full").fit(
-        lambda _: None
+    run_plan(
+        pipeline(data, folder, *settings, refine="none", until="segment", supervision="full"),
+        lambda _: None,
     )
     return folder
 

@@ -17,6 +17,7 @@ from trainer.data.knobs import DataConfig
 from trainer.data.opening import open_dataset
 from trainer.data.preflight import preflight
 from trainer.errors import DataError
+from trainer.fit import fit as run_plan
 
 
 def photos(
@@ -43,7 +44,9 @@ TWO = [("a", "cow", "train"), ("b", "cat", "train"), ("c", "cow", "val"), ("d", 
 
 def refusal(data: Path, run: Path, *settings: str) -> DataError:
     with pytest.raises(DataError) as error:
-        pipeline(data, run, *settings, until="evaluate", supervision="both").fit(lambda _: None)
+        run_plan(
+            pipeline(data, run, *settings, until="evaluate", supervision="both"), lambda _: None
+        )
     assert not (run / "manifest.json").exists()
     return error.value
 
@@ -113,7 +116,7 @@ def test_bad_masks_stop_a_run_that_uses_them_before_it_starts(tmp_path: Path) ->
     ):
         assert part in str(error)
     run = pipeline(data, tmp_path / "run", until="cams")
-    assert not [p for p in run.preflight.problems if p.severity == "error"]
+    assert not [p for p in run.context.preflight.problems if p.severity == "error"]
 
 
 def test_what_is_trained_and_measured_is_said_first(tmp_path: Path) -> None:
@@ -153,9 +156,9 @@ def test_lists_that_share_images_and_classes_that_cannot_be_learnt(tmp_path: Pat
 
 def test_images_without_a_tag_teach_what_a_class_is_not(tmp_path: Path) -> None:
     data = photos(tmp_path / "data", ONE_CLASS)
-    assert [r.id for r in pipeline(data, tmp_path / "run").taught] == ["a", "b"]
+    assert [r.id for r in pipeline(data, tmp_path / "run").context.taught] == ["a", "b"]
     data = photos(tmp_path / "two", [*TWO, ("e", "", "train")])
-    assert [r.id for r in pipeline(data, tmp_path / "run").taught] == ["a", "b"]
+    assert [r.id for r in pipeline(data, tmp_path / "run").context.taught] == ["a", "b"]
     report = check(photos(tmp_path / "all", [("a", "cow", ""), ("b", "cow", "")]))
     (problem,) = (p for p in report.problems if p.kind == "no-negatives")
     assert problem.names == ("cow",)

@@ -14,6 +14,7 @@ from refined import PLAIN, again, fit, names, pipeline, times
 from trainer.data.dataset import Record, read_index_png
 from trainer.data.opening import open_dataset
 from trainer.errors import ConfigError
+from trainer.evaluation.measure import current_evaluation
 from trainer.evaluation.threshold import calibration
 from trainer.maps.camfile import Cam, cam_path, read_cam, upsample_cam, write_cam
 from trainer.options import Options, make_configs
@@ -23,7 +24,7 @@ from trainer.refine.presets import named_refinement
 from trainer.refine.pseudo_masks import RefineConfig, background_scores, refine_scores
 from trainer.stages import affinity as affinity_stage
 from trainer.stages import irn as irn_stage
-from trainer.stages.evaluate import current_evaluation
+from trainer.stages.refine import power
 
 pytestmark = pytest.mark.usefixtures("one_process")
 
@@ -132,12 +133,9 @@ def test_irn_makes_labels_weights_maps_masks_and_instances(bare, irn):
     ],
 )
 def test_a_knob_makes_its_own_stage_and_those_after_it_again(bare, tmp_path, way, setting, first):
-    before = {step.name: step.key for step in pipeline(bare, tmp_path / "run", refine=way).steps()}
-    after = {
-        step.name: step.key
-        for step in pipeline(bare, tmp_path / "run", setting, refine=way).steps()
-    }
-    order = ["classify", "cams", f"{way}_labels", way, "walk", "refine"]
+    before = pipeline(bare, tmp_path / "run", refine=way).keys
+    after = pipeline(bare, tmp_path / "run", setting, refine=way).keys
+    order = ["data", "classify", "cams", f"{way}_labels", way, "walk", "refine"]
     assert list(before) == list(after) == order
     stale = order[order.index(first) :] if first else []
     assert [name for name in order if before[name] != after[name]] == stale
@@ -295,10 +293,8 @@ def test_maps_are_calibrated_by_their_own_threshold_and_not_by_that_after_the_wa
 ):
     found = {}
     for source in ("fixed", "label_free", "train"):
-        refinement = pipeline(
-            bare, mapped, f"refine.threshold_from={source}", refine="irn"
-        ).refinement()
-        found[source] = refinement.power
+        plan = pipeline(bare, mapped, f"refine.threshold_from={source}", refine="irn")
+        found[source] = power(plan.context)
     assert found["fixed"] == found["label_free"] != found["train"]
     assert found["fixed"] != pytest.approx(calibration(0.25))
 

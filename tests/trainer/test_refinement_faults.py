@@ -17,12 +17,13 @@ from refined import SETTINGS, again, fit, pipeline, times, unfinished
 
 from trainer import cli
 from trainer.errors import DataError, RunError, WeightsError
+from trainer.evaluation.measure import current_evaluation
 from trainer.files import check_space
+from trainer.fit import work
 from trainer.interrupt import Interrupted
 from trainer.maps.camfile import cam_path
 from trainer.stages import affinity as affinity_stage
 from trainer.stages import irn as irn_stage
-from trainer.stages.evaluate import current_evaluation
 
 pytestmark = pytest.mark.usefixtures("one_process")
 FILES = [
@@ -153,8 +154,8 @@ def test_one_bad_image_does_not_lose_the_labels_of_the_others(
     stages = json.loads((run / "manifest.json").read_text())["stages"]
     assert stages[f"{way}_labels"]["status"] == "failed"
     assert way not in stages
-    steps = {step.name: step for step in pipeline(bare, run, refine=way).steps()}
-    steps[f"{way}_labels"].work()
+    plan = pipeline(bare, run, refine=way)
+    work(plan, next(stage for stage in plan.stages if stage.name == f"{way}_labels"))
     after = times(labels)
     assert after.keys() - kept.keys() == {f"scene_00002{suffix}"}
     assert {name: after[name] for name in kept} == kept
@@ -335,12 +336,10 @@ def test_labels_need_maps_of_every_image(bare, mapped, tmp_path):
     run = Path(shutil.copytree(mapped, tmp_path / "run"))
     cam_path(run / "cams", "scene_00002").unlink()
     for way in ("affinity", "irn"):
-        stages = {
-            step.name: step
-            for step in pipeline(bare, run, "refine.calibrate=off", refine=way).steps()
-        }
+        plan = pipeline(bare, run, "refine.calibrate=off", refine=way)
+        labels = next(stage for stage in plan.stages if stage.name == f"{way}_labels")
         with pytest.raises(
             DataError, match=r"1 of .* images have no maps in .*: scene_00002"
         ) as caught:
-            stages[f"{way}_labels"].work()
+            work(plan, labels)
         assert caught.value.hint

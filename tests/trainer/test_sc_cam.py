@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from golden import U
 from tiny_nets import TinyBackbone
 
+from trainer.context import Context
 from trainer.data.synthetic import write_synthetic
 from trainer.errors import ConfigError, DataError, WeightsError
+from trainer.fit import fit as run_plan
 from trainer.methods import sc_cam
 from trainer.methods.cam import Cam
 from trainer.methods.cam import Config as CamConfig
@@ -30,7 +32,8 @@ from trainer.methods.subcategories import (
     subcategory_maps,
 )
 from trainer.options import Options, make_configs
-from trainer.plan import Pipeline
+from trainer.plan import make_plan
+from trainer.stages.classify import fresh_method
 from trainer.training.loop import step_rng
 
 SETTINGS = (
@@ -170,7 +173,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network of two layers, for tests of what is trained when."""
     monkeypatch.setattr(
-        "trainer.stages.classify.build_backbone", lambda name, **knobs: TinyBackbone()
+        "trainer.methods.registry.build_backbone", lambda name, **knobs: TinyBackbone()
     )
 
 
@@ -180,7 +183,7 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     run = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "trainer.stages.classify.build_backbone", lambda name, **knobs: TinyBackbone()
+            "trainer.methods.registry.build_backbone", lambda name, **knobs: TinyBackbone()
         )
         fit(options(data, run))
         yield run
@@ -195,7 +198,7 @@ def copied(finished: Path, tmp_path: Path, tiny: None) -> Path:
 def fit(given: Options) -> dict[str, str]:
     """What was said of each stage: ``done``, ``to do`` or ``settings``."""
     lines: list[str] = []
-    Pipeline(given).fit(lines.append)
+    run_plan(make_plan(given), lines.append)
     return {line.split(": ")[0]: line.split(": ")[1].split(",")[0][:8].strip() for line in lines}
 
 
@@ -238,10 +241,12 @@ def test_a_run_on_a_real_network(data, tmp_path):
 
 
 def test_the_labels_of_a_round_follow_from_its_features(data, copied):
-    pipeline = Pipeline(options(data, copied))
+    pipeline = make_plan(options(data, copied))
     stored = Subcategories.read(copied / "round0" / "subcategories.npz")
     features = Embeddings.read(copied / "round0" / "embeddings.npz")
-    tags = pipeline.dataset.tag_matrix([pipeline.dataset.records[i] for i in stored.ids])
+    tags = pipeline.context.dataset.tag_matrix(
+        [pipeline.context.dataset.records[i] for i in stored.ids]
+    )
     assert np.array_equal(stored.labels, subcategory_labels(features.values, tags, 2, 0))
     assert stored.labels.sum(1).tolist() == tags.sum(1).tolist()
     assert stored.of(stored.ids[3]).tolist() == stored.labels[3].tolist()
@@ -316,25 +321,27 @@ def test_rounds_start_from_the_initial_weights_unless_told_otherwise(data, tmp_p
     initial, trained = state(tmp_path / "still", "round0"), state(tmp_path / "warm", "round0")
     assert not torch.equal(initial["classifier.weight"], trained["classifier.weight"])
     for run, start in (("cold", initial), ("warm", trained)):
-        pipeline = Pipeline(options(data, tmp_path / run, "method.rounds=1"))
-        method = pipeline._fresh(
-            Config(subcategories=(2, 2, 2)), "round0" if run == "warm" else None
+        pipeline = make_plan(options(data, tmp_path / run, "method.rounds=1"))
+        method = fresh_method(
+            pipeline.context,
+            Config(subcategories=(2, 2, 2)),
+            "round0" if run == "warm" else None,
         )
         assert torch.equal(method.classifier.weight, start["classifier.weight"])
         assert torch.equal(method.backbone.second.weight, start["backbone.second.weight"])
 
 
-def test_warm_start_reaches_the_next_training(data, tmp_path, tiny):
+def test_warm_start_reaches_the_next_training(data, tmp_path, tiny, monkeypatch):
     seen: list[str | None] = []
-    pipeline = Pipeline(options(data, tmp_path / "run", "method.warm_start=on"))
-    fresh = pipeline._fresh
 
-    def spy(config: Any, after: str | None = None) -> Any:
+    def spy(context: Context, config: Any, after: str | None = None) -> Any:
         seen.append(after)
-        return fresh(config, after)
+        return fresh_method(context, config, after)
 
-    pipeline._fresh = spy  # type: ignore[method-assign]
-    pipeline.fit(lambda line: None)
+    for module in ("classify", "prepare"):
+        monkeypatch.setattr(f"trainer.stages.{module}.fresh_method", spy)
+    pipeline = make_plan(options(data, tmp_path / "run", "method.warm_start=on"))
+    run_plan(pipeline, lambda line: None)
     assert seen == [None, "round0", "round1"]
 
 
@@ -342,8 +349,9 @@ def test_warm_start_reaches_the_next_training(data, tmp_path, tiny):
 def parent(data: Path, tmp_path: Path, tiny: None) -> Path:
     """``model.pt`` of a run of ``cam``."""
     settings = [s for s in SETTINGS if not s.startswith("method")]
-    Pipeline(replace(options(data, tmp_path / "cam", method="cam"), settings=tuple(settings))).fit(
-        lambda line: None
+    run_plan(
+        make_plan(replace(options(data, tmp_path / "cam", method="cam"), settings=tuple(settings))),
+        lambda line: None,
     )
     return tmp_path / "cam" / "classify" / "model.pt"
 
@@ -402,10 +410,10 @@ def test_classes_with_few_images(data, tmp_path, tiny):
 
 
 def test_an_image_that_is_twice_in_a_list_counts_once(data, tmp_path, tiny):
-    pipeline = Pipeline(options(data, tmp_path / "run", "method.rounds=1"))
-    a, b, c, d, *_ = pipeline.tagged
-    pipeline.tagged = [a, c, b, c, a, c, d]
-    pipeline.fit(lambda line: None)
+    pipeline = make_plan(options(data, tmp_path / "run", "method.rounds=1"))
+    a, b, c, d, *_ = pipeline.context.tagged
+    pipeline.context.__dict__["tagged"] = [a, c, b, c, a, c, d]
+    run_plan(pipeline, lambda line: None)
     stored = Subcategories.read(tmp_path / "run" / "round0" / "subcategories.npz")
     assert stored.ids == [a.id, c.id, b.id, d.id]
     assert stored.labels.shape == (4, 6)

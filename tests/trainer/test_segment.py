@@ -17,7 +17,7 @@ from trainer.data.pixels import read_image
 from trainer.errors import ConfigError, DataError, WeightsError
 from trainer.nets.deeplab import AsppSegmenter
 from trainer.refine.crf import DenseCrf, unary_from_softmax
-from trainer.run import Metrics, Stage
+from trainer.run import Metrics, Output
 from trainer.segmenters import make_segmenter
 from trainer.segmenters import prediction as segment
 from trainer.segmenters.aspp import Aspp
@@ -179,7 +179,7 @@ PRESET_OF = {
 def trained(request, tmp_path_factory):
     """A segment stage of one epoch for each segmenter, its identity and what it learnt."""
     root = tmp_path_factory.mktemp("segment")
-    data, stage = pictures(root / "data", count=4), Stage(root / "segment")
+    data, stage = pictures(root / "data", count=4), Output(root / "segment")
     stage.folder.mkdir()
     identity = {"method": "cam", "backbone": "resnet18", "classes": list(data.classes)}
     segmenter = make_segmenter(PRESET_OF[request.param], "resnet18", 3)

@@ -17,7 +17,7 @@ from torch import nn
 from trainer.data.dataset import Record
 from trainer.data.pixels import read_image
 from trainer.nets.deeplab import AsppSegmenter
-from trainer.run import Metrics, Stage
+from trainer.run import Metrics, Output
 from trainer.segmenters import prediction as segment
 from trainer.segmenters.aspp import Aspp
 from trainer.segmenters.config import SegmentConfig
@@ -145,7 +145,7 @@ def trained(tmp_path, data, read, name: str, epochs: int = 25, **knobs: Any) -> 
     )
     torch.manual_seed(0)
     network = AsppSegmenter(TinyBackbone(), 4, (1,))
-    stage = Stage(tmp_path / name)
+    stage = Output(tmp_path / name)
     stage.folder.mkdir()
     made = Aspp(config, "tiny", 3)
     metrics = Metrics(tmp_path / f"{name}.csv", "segment")

@@ -20,20 +20,21 @@ from typer.testing import CliRunner
 from trainer.cli import app
 from trainer.data.synthetic import write_synthetic
 from trainer.errors import ConfigError, RunError, UserError, WeightsError
+from trainer.evaluation.measure import current_evaluation
 from trainer.export.from_run import export_run
+from trainer.files import file_sha256
+from trainer.fit import fit as run_plan
 from trainer.nets import build_backbone, deeplab_v2
 from trainer.nets.deeplab import DeepLabV2ResNet101, LargeFOVResNet38
 from trainer.options import Options
-from trainer.plan import Pipeline
+from trainer.plan import Plan, make_plan
 from trainer.segmenters import make_segmenter
 from trainer.segmenters import prediction as segment
 from trainer.segmenters.config import PRESETS
 from trainer.segmenters.start import Start, find_start
-from trainer.stages.evaluate import current_evaluation
 from trainer.training import loop
 from trainer.weights.cache import import_weights
 from trainer.weights.export import export_weights
-from trainer.weights.loading import file_sha256
 
 THIN = ("segment.width=0.0625", "segment.batch=4")
 
@@ -196,7 +197,7 @@ def scenes(tmp_path_factory) -> Path:
     return folder
 
 
-def pipeline(data: Path, run: Path, *settings: str, **more: Any) -> Pipeline:
+def pipeline(data: Path, run: Path, *settings: str, **more: Any) -> Plan:
     fast = [
         "cams.scales=1",
         "refine.refine=none",
@@ -213,7 +214,7 @@ def pipeline(data: Path, run: Path, *settings: str, **more: Any) -> Pipeline:
         "size": 48,
         **more,
     }
-    return Pipeline(
+    return make_plan(
         Options(
             data=data,
             run=run,
@@ -227,7 +228,7 @@ def pipeline(data: Path, run: Path, *settings: str, **more: Any) -> Pipeline:
 
 def fitted(data: Path, run: Path, *settings: str, **more: Any) -> list[str]:
     said: list[str] = []
-    pipeline(data, run, *settings, **more).fit(said.append)
+    run_plan(pipeline(data, run, *settings, **more), said.append)
     return said
 
 
@@ -430,8 +431,8 @@ def test_masks_in_the_start_are_said_wherever_numbers_stand(scenes, tmp_path):
     more = {"segmenter_weights": str(weights), "supervision": "both", "until": "report"}
     small = ("segment.rates=1,2", "segment.scales=1", "classify.validate=off")
     line = pipeline(scenes, tmp_path / "run", *small, **more)
-    assert "EXTRA SUPERVISION" in str(line.start.report)
-    line.fit(lambda text: None)
+    assert "EXTRA SUPERVISION" in str(line.context.start.report)
+    run_plan(line, lambda text: None)
     run = tmp_path / "run"
     evaluation = current_evaluation(run)
     for stage, extra in {

@@ -16,13 +16,14 @@ from tiny_nets import TinyBackbone
 from trainer.data.synthetic import write_synthetic
 from trainer.data.transforms import MEAN, STD
 from trainer.errors import ConfigError, WeightsError
+from trainer.fit import fit as run_plan
 from trainer.methods import subcategory_teaching
 from trainer.methods.clustering import finch_labels
 from trainer.methods.subcategories import Embeddings, Subcategories
 from trainer.methods.subcategory_teaching import Config, SubcategoryTeaching, Teacher
 from trainer.nets.vit import Vit, VitShape
 from trainer.options import Options, make_configs
-from trainer.plan import Pipeline
+from trainer.plan import make_plan
 from trainer.training.optimiser import Training, cosine, make_optimizer, set_rate
 
 TINY = VitShape(layers=2, heads=2, width=128, mlp=160, patch=16, image_size=48)
@@ -167,7 +168,7 @@ def vit_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """A student of two layers."""
     monkeypatch.setattr(
-        "trainer.stages.classify.build_backbone", lambda name, **knobs: TinyBackbone()
+        "trainer.methods.registry.build_backbone", lambda name, **knobs: TinyBackbone()
     )
 
 
@@ -179,7 +180,7 @@ def finished(
     run = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "trainer.stages.classify.build_backbone", lambda name, **knobs: TinyBackbone()
+            "trainer.methods.registry.build_backbone", lambda name, **knobs: TinyBackbone()
         )
         fit(options(data, run, f"method.teacher_weights={vit_file}"))
         yield run
@@ -194,7 +195,7 @@ def copied(finished: Path, tmp_path: Path, tiny: None) -> Path:
 def fit(given: Options) -> dict[str, str]:
     """What was said of each stage: ``done``, ``to do`` or ``settings``."""
     lines: list[str] = []
-    Pipeline(given).fit(lines.append)
+    run_plan(make_plan(given), lines.append)
     return {line.split(": ")[0]: line.split(": ")[1].split(",")[0][:8].strip() for line in lines}
 
 
@@ -206,7 +207,7 @@ def stages(run: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("weights", ["", "nothing.pth"])
 def test_a_teacher_without_weights_says_which_file_to_bring(data, tmp_path, tiny, weights):
     with pytest.raises(ConfigError, match=weights or "the teacher has no weights") as caught:
-        Pipeline(
+        make_plan(
             options(
                 data, tmp_path / "run", *([f"method.teacher_weights={weights}"] if weights else [])
             )
@@ -239,8 +240,10 @@ def test_a_small_vit_file_is_a_teacher(data, finished, vit_file):
     features = Embeddings.read(finished / "teacher" / "embeddings.npz")
     stored = Subcategories.read(finished / "subcategories" / "subcategories.npz")
     assert features.values.shape == (12, 128)
-    pipeline = Pipeline(options(data, finished, f"method.teacher_weights={vit_file}"))
-    tags = pipeline.dataset.tag_matrix([pipeline.dataset.records[i] for i in features.ids])
+    pipeline = make_plan(options(data, finished, f"method.teacher_weights={vit_file}"))
+    tags = pipeline.context.dataset.tag_matrix(
+        [pipeline.context.dataset.records[i] for i in features.ids]
+    )
     labels, counts = finch_labels(features.values, tags, early_exit=True)
     assert stored.counts == tuple(counts)
     assert np.array_equal(stored.labels, labels)
@@ -303,13 +306,16 @@ def test_clusters_of_validation_images_too(data, copied, vit_file):
         options(data, copied, f"method.teacher_weights={vit_file}", "method.cluster=train+val")
     )
     assert set(found.values()) == {"settings"}
-    pipeline = Pipeline(
+    pipeline = make_plan(
         options(data, copied, f"method.teacher_weights={vit_file}", "method.cluster=train+val")
     )
-    everyone = [*pipeline.tagged, *pipeline.validation]
+    everyone = [*pipeline.context.tagged, *pipeline.context.validation]
     stored = Subcategories.read(copied / "subcategories" / "subcategories.npz")
     assert stored.ids == [record.id for record in everyone]
-    assert stored.labels.sum(1).tolist() == pipeline.dataset.tag_matrix(everyone).sum(1).tolist()
+    assert (
+        stored.labels.sum(1).tolist()
+        == pipeline.context.dataset.tag_matrix(everyone).sum(1).tolist()
+    )
     assert stages(copied)["classify"]["outputs"]["images"] == 12
 
 
@@ -364,7 +370,7 @@ def test_the_backbone_as_teacher(data, tmp_path, tiny):
         "settings"
     }
     # No file is looked for.
-    Pipeline(options(data, run, "method.teacher=backbone", "method.teacher_weights=nothing.pth"))
+    make_plan(options(data, run, "method.teacher=backbone", "method.teacher_weights=nothing.pth"))
 
 
 def test_a_vit_from_scratch_and_a_real_student(data, tmp_path):

@@ -170,8 +170,8 @@ def evaluate(
 
 
 def _run(path: Path, convention: str, pictures: Path | None) -> dict[str, Any]:
+    from trainer.evaluation.measure import current_evaluation, in_convention
     from trainer.run import Run
-    from trainer.stages.evaluate import current_evaluation, in_convention
 
     if pictures:
         _check_pictures(

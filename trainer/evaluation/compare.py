@@ -17,8 +17,8 @@ from trainer.errors import ConfigError, DataError, RunError
 from trainer.evaluation.bootstrap import SAMPLES, Paired, compare_paired
 from trainer.evaluation.figures import restated
 from trainer.evaluation.image_counts import ImageCounts, counts_path
+from trainer.evaluation.measure import current_evaluation
 from trainer.evaluation.metrics import DEFAULT
-from trainer.stages.evaluate import current_evaluation
 
 STAGES = ("cam", "refined", "segment", "segment_full")
 #: Conditions that make a difference of methods unfair, in the words of the message.

@@ -12,14 +12,16 @@ from trainer.data.dataset import Dataset
 from trainer.data.opening import reopen_data
 from trainer.data.pixels import read_image
 from trainer.errors import ConfigError, RunError, nearest
+from trainer.evaluation.measure import current_evaluation
 from trainer.export.card import card_from_manifest
 from trainer.export.publish import export_model, holds_model
+from trainer.maps.protocols import CamsConfig, protocol_of
+from trainer.methods.registry import load_method
 from trainer.nets.graphs import CamGraph, PixelGraph
 from trainer.outputs import check_folder
 from trainer.run import Run
-from trainer.segmenters import prediction as segment
-from trainer.stages import cams, classify
-from trainer.stages.evaluate import current_evaluation
+from trainer.segmenters import prediction
+from trainer.training.model_file import knobs_of
 
 Kind = Literal["segmenter", "cam"]
 KINDS = (*get_args(Kind), "all")
@@ -101,14 +103,14 @@ def _expected(run: Run) -> dict[str, Any]:
 
 
 def _segmenter(run: Run, scales: Sequence[float], flip: bool) -> PixelGraph:
-    segmenter, network, _ = segment.load(run.path / "segment" / "model.pt", _expected(run))
+    segmenter, network, _ = prediction.load(run.path / "segment" / "model.pt", _expected(run))
     return segmenter.graph(network, scales, flip)
 
 
 def _cam(run: Run) -> PixelGraph:
-    method = classify.load(run.path / "classify" / "model.pt", _expected(run))
-    config = replace(cams.CamsConfig(), classify.tuples(run.manifest["config"]["cams"]), "cams")
-    name, protocol = cams.protocol_of(config, run.manifest["backbone"], run.manifest["method"])
+    method = load_method(run.path / "classify" / "model.pt", _expected(run))
+    config = replace(CamsConfig(), knobs_of(run.manifest["config"]["cams"]), "cams")
+    name, protocol = protocol_of(config, run.manifest["backbone"], run.manifest["method"])
     if protocol.views.filter != "bicubic":
         raise ConfigError(
             f"maps of protocol {name!r} cannot be exported",

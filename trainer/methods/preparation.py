@@ -19,7 +19,7 @@ import torch
 from trainer.data.dataset import Dataset, Record
 from trainer.methods.subcategories import Embeddings, Subcategories
 from trainer.progress import progress_bar
-from trainer.run import Stage
+from trainer.run import Output
 from trainer.training.inference import Budget, Views, finite, inference, iterate_views
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Workshop:
     seed: int
     device: str
     build: Callable[[Any, str | None], Method]
-    train: Callable[[Method, Stage, Subcategories | None, Path | None], Method]
+    train: Callable[[Method, Output, Subcategories | None, Path | None], Method]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Preparation:
     knobs: dict[str, Any]
     trains: bool
     continues: bool
-    work: Callable[[Workshop, Stage], None]
+    work: Callable[[Workshop, Output], None]
 
 
 def preparations(module: Any, config: Any) -> list[Preparation]:

@@ -15,7 +15,7 @@ from trainer.data.transforms import Rng, classify_planes
 from trainer.methods.base import Method
 from trainer.methods.recipes import ClassifyConfig
 from trainer.methods.subcategories import Subcategories
-from trainer.run import Stage
+from trainer.run import Output
 from trainer.training.devices import rank, shard, wait_for_all
 
 
@@ -53,12 +53,12 @@ def make_sample(
 
 
 def prepare_superpixels(
-    records: Sequence[Record], count: int, config: ClassifyConfig, stage: Stage
+    records: Sequence[Record], count: int, config: ClassifyConfig, output: Output
 ) -> Path:
     """Folder of the images' super-pixels, beside the stage's: they outlive a change of the
     training.
     """
-    folder = stage.folder.parent / "superpixels" / str(count)
+    folder = output.folder.parent / "superpixels" / str(count)
     workers = None if config.workers < 0 else config.workers
     make_segments(shard(records), folder, count, workers, progress=rank() == 0)
     wait_for_all()

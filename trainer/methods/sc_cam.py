@@ -30,6 +30,7 @@ from typing import Annotated, Any
 
 from trainer.config import Range, as_dict
 from trainer.errors import ConfigError
+from trainer.files import file_sha256
 from trainer.methods.clustering import subcategory_labels
 from trainer.methods.mixing import SC_CAM_TRAINING
 from trainer.methods.preparation import EMBEDDINGS, SUBCATEGORIES, Preparation, Workshop, embed
@@ -39,9 +40,8 @@ from trainer.methods.subcategories import (
     SubcategoryCam,
     SubcategoryConfig,
 )
-from trainer.run import Stage
+from trainer.run import Output
 from trainer.training.devices import rank
-from trainer.weights.loading import file_sha256
 
 TRAINING: dict[str, dict[str, Any]] = {"psa": SC_CAM_TRAINING}
 PRESETS: dict[str, dict[str, Any]] = {
@@ -112,7 +112,7 @@ def preparations(config: Config) -> list[Preparation]:
     ]
 
 
-def explore(r: int, shop: Workshop, stage: Stage) -> None:
+def explore(r: int, shop: Workshop, stage: Output) -> None:
     """Round ``r``: train on the clusters of the round before, embed every image, cluster again."""
     config: Config = shop.config
     before = Subcategories.read(shop.run / f"round{r - 1}" / SUBCATEGORIES) if r else None

@@ -37,6 +37,7 @@ from trainer.data.loader import Samples
 from trainer.data.pixels import read_image
 from trainer.data.transforms import MEAN, STD, normalise, to_tensor
 from trainer.errors import ConfigError
+from trainer.files import file_sha256
 from trainer.methods.cam import Config as CamConfig
 from trainer.methods.clustering import finch_labels
 from trainer.methods.mixing import MVA_TRAINING
@@ -52,13 +53,12 @@ from trainer.methods.subcategories import (
 )
 from trainer.nets.vit import Vit, build_vit, load_vit
 from trainer.progress import progress_bar
-from trainer.run import Metrics, Stage
+from trainer.run import Metrics, Output
 from trainer.training.devices import Precision, rank
 from trainer.training.inference import inference
 from trainer.training.loop import step_rng, train
 from trainer.training.model_file import read_model, save_model
 from trainer.training.optimiser import Training
-from trainer.weights.loading import file_sha256
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": MVA_TRAINING,
@@ -194,7 +194,7 @@ def preparations(config: Config) -> list[Preparation]:
     ]
 
 
-def teach(shop: Workshop, stage: Stage) -> None:
+def teach(shop: Workshop, stage: Output) -> None:
     """Train the teacher and embed the images to cluster."""
     config: Config = shop.config
     records = clustered(shop)
@@ -211,7 +211,7 @@ def teach(shop: Workshop, stage: Stage) -> None:
         stage.outputs.update(count=len(records), weights="model.pt", embeddings=EMBEDDINGS)
 
 
-def train_teacher(shop: Workshop, stage: Stage) -> Teacher:
+def train_teacher(shop: Workshop, stage: Output) -> Teacher:
     """The ViT of ``teacher/model.pt``, trained where it is not there yet."""
     config: Config = shop.config
     step_rng(shop.seed, 0)
@@ -294,7 +294,7 @@ def embed_stretched(
     return Embeddings([record.id for record in records], torch.cat(rows).numpy())
 
 
-def cluster(shop: Workshop, stage: Stage) -> None:
+def cluster(shop: Workshop, stage: Output) -> None:
     """FINCH on the embeddings of each class."""
     if rank() > 0:
         return

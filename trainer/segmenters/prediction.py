@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,20 @@ from torch import nn
 
 from trainer import config as knobs
 from trainer.data.dataset import Record, read_index_png
-from trainer.data.loader import Samples
 from trainer.data.palette import write_index_png
 from trainer.data.pixels import image_size, read_image
 from trainer.data.sizes import enlarged, shrunk
-from trainer.data.transforms import CAFFE_PIXELS, MEAN, STD, Rng, normalise
-from trainer.errors import DataError, UserError
-from trainer.pool import Work, over_images, raise_together
+from trainer.data.transforms import CAFFE_PIXELS, MEAN, STD, normalise
+from trainer.errors import DataError
+from trainer.pool import Work, over_images
 from trainer.refine.crf import DenseCrf, Float, preset, unary_from_softmax
-from trainer.run import Metrics, Stage
 from trainer.segmenters import make_segmenter
 from trainer.segmenters.base import Pixels, Segmenter
 from trainer.segmenters.config import NETWORK_KNOBS, SCRATCH, SegmentConfig
+from trainer.segmenters.training import make_sample, read_pseudo_mask, train_segmenter
 from trainer.training.devices import shard
 from trainer.training.inference import Budget, finite, inference, iterate_views
-from trainer.training.loop import train
-from trainer.training.model_file import knobs_of, read_model, save_model
+from trainer.training.model_file import knobs_of, read_model
 
 __all__ = [
     "SCRATCH",
@@ -42,113 +40,8 @@ __all__ = [
     "train_segmenter",
 ]
 
-ReadMask = Callable[[Record], np.ndarray]
 Guess = tuple[Record, Float]
 BATCH = 4
-
-
-def read_pseudo_mask(record: Record, folder: Path) -> np.ndarray:
-    """The refined mask of an image.
-
-    Raises:
-        DataError: it is missing or damaged.
-    """
-    return read_index_png(folder / f"{record.id}.png")
-
-
-def check_masks(records: Sequence[Record], folder: Path) -> None:
-    """Look at the header of every mask before hours are spent on the first of them.
-
-    Raises:
-        DataError: masks that are missing, damaged or not of their image's size, listed together.
-    """
-    problems: list[UserError] = []
-    for record in records:
-        try:
-            _check_mask(record, folder / f"{record.id}.png")
-        except DataError as error:
-            problems.append(error)
-    raise_together(problems, len(records), "masks cannot be trained on")
-
-
-def _check_mask(record: Record, path: Path) -> None:
-    if not path.exists():
-        raise DataError(
-            f"{path} is missing",
-            "a mask of every image",
-            "bring it back, or make the masks in a new --run",
-        )
-    mask, image = image_size(path), image_size(record.image)
-    if mask != image:
-        raise DataError(*_other_size(record, mask, image))
-
-
-def _other_size(record: Record, mask: Sequence[int], image: Sequence[int]) -> tuple[str, str]:
-    found = f"the mask of {record.id!r} is {mask[1]}x{mask[0]}, its image {image[1]}x{image[0]}"
-    return found, "masks of the image's size"
-
-
-def make_sample(
-    record: Record, rng: Rng, segmenter: Segmenter, read_mask: ReadMask
-) -> tuple[torch.Tensor, ...]:
-    """Training view of an image and of its mask, and with a teacher the labels ``bool [L]`` that
-    the image can have.
-
-    Raises:
-        DataError: a mask of another size, or with labels that no class has.
-    """
-    pixels, mask = read_image(record.image), read_mask(record)
-    if mask.shape != pixels.shape[:2]:
-        raise DataError(*_other_size(record, mask.shape, pixels.shape))
-    labels = np.unique(mask)
-    if len(wrong := labels[(labels > segmenter.num_classes) & (labels != 255)]):
-        raise DataError(
-            f"the mask of {record.id!r} has the label {wrong[0]}",
-            f"0 to {segmenter.num_classes}, or 255 for open pixels",
-        )
-    image, label = segmenter.sample(pixels, mask, rng)
-    if segmenter.config.teacher == "none":
-        return image, label
-    possible = torch.zeros(segmenter.num_classes + 1, dtype=torch.bool)
-    possible[[0, *(k + 1 for k in record.tags)]] = True
-    return image, label, possible
-
-
-def train_segmenter(
-    segmenter: Segmenter,
-    network: nn.Module,
-    records: Sequence[Record],
-    read_mask: ReadMask,
-    stage: Stage,
-    metrics: Metrics,
-    seed: int,
-    identity: dict[str, Any],
-    device: str = "auto",
-) -> None:
-    """Train ``network`` on the masks that ``read_mask`` returns and write ``model.pt``, which says
-    what it is.
-    """
-    config = segmenter.config
-    make = partial(make_sample, segmenter=segmenter, read_mask=read_mask)
-    last = train(
-        network,
-        segmenter.loss,
-        segmenter.groups(network),
-        Samples(records, make, seed),
-        config,
-        stage.folder,
-        metrics,
-        seed,
-        metrics.stage,
-        None,
-        device,
-        teacher=config.teacher != "none",
-    )
-    save_model(
-        stage.folder, network, identity | {k: knobs.as_dict(config)[k] for k in NETWORK_KNOBS}
-    )
-    stage.metrics.update({k: float(f"{v:.6g}") for k, v in last.items()})
-    stage.outputs.update(count=1, weights="model.pt", images=len(records))
 
 
 def load(

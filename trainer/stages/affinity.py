@@ -43,7 +43,7 @@ from trainer.refine.pseudo_masks import (
     image_and_cam,
     pixel_limit,
 )
-from trainer.run import Metrics, Stage
+from trainer.run import Metrics, Output
 from trainer.training.devices import shard
 from trainer.training.inference import Budget, Views, finite, in_parts, inference, iterate_views
 from trainer.training.loop import train
@@ -138,7 +138,7 @@ def train_affinity(
     records: Sequence[Record],
     labels: Path,
     config: AffinityConfig,
-    stage: Stage,
+    output: Output,
     metrics: Metrics,
     seed: int,
     identity: dict[str, Any],
@@ -149,11 +149,21 @@ def train_affinity(
     groups = net.param_groups(config.lr, config.weight_decay, config.new_factor)
     loss = partial(_loss, radius=config.radius)
     last = train(
-        net, loss, groups, samples, config, stage.folder, metrics, seed, metrics.stage, None, device
+        net,
+        loss,
+        groups,
+        samples,
+        config,
+        output.folder,
+        metrics,
+        seed,
+        metrics.stage,
+        None,
+        device,
     )
-    save_model(stage.folder, net, identity)
-    stage.metrics.update({k: float(f"{v:.6g}") for k, v in last.items()})
-    stage.outputs.update(count=1, weights="model.pt", images=len(records))
+    save_model(output.folder, net, identity)
+    output.metrics.update({k: float(f"{v:.6g}") for k, v in last.items()})
+    output.outputs.update(count=1, weights="model.pt", images=len(records))
 
 
 def walk(

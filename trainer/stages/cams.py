@@ -1,19 +1,24 @@
-"""Stage ``cams``: multi-scale, mirrored class activation maps of tagged images (spec methods 7)."""
+"""Stage ``cams``: multi-scale, mirrored class activation maps of every training and measured
+image.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from trainer.context import Context, Stage
 from trainer.data.dataset import Record
 from trainer.errors import DataError
 from trainer.maps.camfile import cam_path, read_cam, stride4, write_cam
-from trainer.maps.protocols import CamsConfig, Protocol, merge, usable_views
+from trainer.maps.protocols import CamsConfig, Protocol, key_knobs, merge, protocol_of, usable_views
 from trainer.methods.base import Method
 from trainer.progress import progress_bar
-from trainer.run import Stage
+from trainer.run import Output
+from trainer.stages.classify import trained_method
 from trainer.training.devices import shard
 from trainer.training.inference import (
     Budget,
@@ -25,10 +30,30 @@ from trainer.training.inference import (
 )
 
 
+def stage() -> Stage:
+    """The stage after ``classify``."""
+    return Stage("cams", ("classify",), _knobs, _work)
+
+
+def _knobs(context: Context) -> Any:
+    config, options = context.configs.cams, context.options
+    protocol, _ = protocol_of(config, options.backbone, options.method)
+    return [protocol, *key_knobs(config), [record.id for record in context.images]]
+
+
+def _work(context: Context, output: Output) -> None:
+    config, options = context.configs.cams, context.options
+    name, protocol = protocol_of(config, options.backbone, options.method)
+    make_cams(trained_method(context), context.images, output, protocol, config, options.device)
+    output.metrics.update(
+        protocol=name, scales=list(protocol.views.scales), min_cells=config.min_cells
+    )
+
+
 def make_cams(
     method: Method,
     records: Sequence[Record],
-    stage: Stage,
+    output: Output,
     protocol: Protocol,
     config: CamsConfig,
     device: str = "auto",
@@ -36,7 +61,7 @@ def make_cams(
     """Write ``<id>.npz`` for every record (without tags: no maps); files that exist and load are
     kept.
     """
-    missing = [r for r in records if not _readable(cam_path(stage.folder, r.id))]
+    missing = [r for r in records if not _readable(cam_path(output.folder, r.id))]
     looks = usable_views(protocol.views, config.min_cells, method.backbone)
     with (
         inference(method, config.precision, device) as target,
@@ -54,9 +79,9 @@ def make_cams(
                 own = [(v[i, tags], v[len(batch.records) + i, tags]) for v in views]
                 size = stride4(batch.size)
                 merged = merge(own, size, protocol).clamp(0, 1) if tags else torch.zeros(0, *size)
-                write_cam(cam_path(stage.folder, record.id), tags, merged.numpy(), batch.size)
+                write_cam(cam_path(output.folder, record.id), tags, merged.numpy(), batch.size)
                 advance()
-    stage.outputs.update(count=len(records), made=len(missing))
+    output.outputs.update(count=len(records), made=len(missing))
 
 
 def _float(maps: torch.Tensor) -> torch.Tensor:

@@ -7,25 +7,51 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from trainer.context import Context, Stage
 from trainer.data.dataset import Dataset, Record
 from trainer.data.pixels import image_size
 from trainer.errors import DataError, RunError
 from trainer.maps.camfile import cam_path, read_cam, stride4, write_cam
 from trainer.maps.foreign import read_foreign
 from trainer.pool import over_images, raise_together
-from trainer.run import Stage
+from trainer.run import Output
+from trainer.training.devices import rank
+
+
+def stage() -> Stage:
+    """The stage that takes the maps of ``--cams`` instead of making them."""
+    return Stage("cams", ("data",), _knobs, _work)
+
+
+def _knobs(context: Context) -> Any:
+    folder = context.options.cams
+    assert folder is not None
+    files = [
+        [path.name, path.stat().st_size, path.stat().st_mtime_ns]
+        for path in sorted(folder.glob("*.np?"))
+    ]
+    return [files, context.configs.cams.bad, [record.id for record in context.images]]
+
+
+def _work(context: Context, output: Output) -> None:
+    folder = context.options.cams
+    assert folder is not None
+    if rank() == 0:
+        bad = context.configs.cams.bad
+        import_cams(context.dataset, context.images, folder, output, bad, progress=True)
+        output.metrics.update(protocol=f"as in {folder}", scales=[])
 
 
 def import_cams(
     dataset: Dataset,
     records: Sequence[Record],
     folder: Path,
-    stage: Stage,
+    output: Output,
     bad: Literal["stop", "skip"] = "stop",
     workers: int | None = None,
     progress: bool = False,
@@ -37,7 +63,7 @@ def import_cams(
         dataset: the data set of ``records``.
         records: images.
         folder: maps by image id.
-        stage: of the run.
+        output: of the stage.
         bad: ``stop`` raises after all that can be read was read; ``skip`` leaves those images out
             and notes them.
         workers: processes; None for one a core, 0 for none.
@@ -55,7 +81,7 @@ def import_cams(
         for p in folder.iterdir()
         if p.suffix in (".npz", ".npy") and p.stem not in dataset.records
     )
-    work = partial(_import_one, len(dataset.classes), folder, stage.folder)
+    work = partial(_import_one, len(dataset.classes), folder, output.folder)
     problems, left_out = [], []
     for record, outcome in over_images(
         work, records, workers, "maps", progress, lambda record: record.id
@@ -71,7 +97,7 @@ def import_cams(
         )
     if len(left_out) == sum(bool(record.tags) for record in records):
         raise_together(problems, len(records), "images have no usable maps: none is left")
-    stage.outputs.update(
+    output.outputs.update(
         count=len(records) - len(left_out),
         taken_from=str(folder),
         left_out=left_out,

@@ -33,7 +33,7 @@ from trainer.refine.irn_inference import (
 from trainer.refine.irn_labels import ir_label, irn_sample
 from trainer.refine.irnet import EPS, IrnConfig, IrNet, boundary_losses
 from trainer.refine.pseudo_masks import check_cams, check_maps_space, has_maps, image_and_cam
-from trainer.run import Metrics, Stage
+from trainer.run import Metrics, Output
 from trainer.stages.affinity import label_images
 from trainer.training.devices import shard
 from trainer.training.inference import Budget, Views, finite, in_parts, inference, iterate_views
@@ -70,7 +70,7 @@ def train_irn(
     records: Sequence[Record],
     labels: Path,
     config: IrnConfig,
-    stage: Stage,
+    output: Output,
     metrics: Metrics,
     seed: int,
     identity: dict[str, Any],
@@ -83,13 +83,23 @@ def train_irn(
     groups = net.param_groups(config.lr, config.weight_decay, config.new_factor)
     loss = partial(_loss, radius=config.radius)
     last = train(
-        net, loss, groups, samples, config, stage.folder, metrics, seed, metrics.stage, None, device
+        net,
+        loss,
+        groups,
+        samples,
+        config,
+        output.folder,
+        metrics,
+        seed,
+        metrics.stage,
+        None,
+        device,
     )
     if config.displacement:
         net.mean_shift.copy_(mean_displacement(_displacements(net, records, config, device)))
-    save_model(stage.folder, net, identity)
-    stage.metrics.update({k: float(f"{v:.6g}") for k, v in last.items()})
-    stage.outputs.update(count=1, weights="model.pt", images=len(records))
+    save_model(output.folder, net, identity)
+    output.metrics.update({k: float(f"{v:.6g}") for k, v in last.items()})
+    output.outputs.update(count=1, weights="model.pt", images=len(records))
 
 
 def walk(

@@ -1,157 +1,126 @@
-"""The stages ``segment`` and ``segment_full`` of a run: training on pseudo or on true masks, and
-the test.
+"""Stages ``segment`` and ``segment_full``: train a segmenter on pseudo or on true masks, and
+predict every measured list.
 
-Each is a stage of its own, so that predictions can be made again, with other scales or another CRF,
-without another training.
+Training and test are stages of their own, so that predictions can be made again, with other scales
+or another CRF, without another training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from trainer.data.dataset import Dataset, Record
+from trainer.context import Context, Stage, results_of
+from trainer.data.dataset import Record
 from trainer.errors import DataError
-from trainer.nets.backbone import Backbone
-from trainer.run import Metrics, Run, stage_key
-from trainer.segmenters import make_segmenter
-from trainer.segmenters import prediction as segment
-from trainer.segmenters.config import TEST_KNOBS, SegmentConfig
-from trainer.segmenters.start import Start
+from trainer.run import Metrics, Output
+from trainer.segmenters import make_segmenter, prediction
+from trainer.segmenters.config import TEST_KNOBS
+from trainer.segmenters.training import check_masks, read_pseudo_mask, train_segmenter
+from trainer.stages.classify import trained_method
 from trainer.training.loop import step_rng
 from trainer.training.model_file import read_model
 
-Steps = list[tuple[str, str, Callable[[str], None]]]
+FULL = "segment_full"
 
 
-@dataclass
-class Segmentation:
-    """How one run's segmenters are trained and tested.
+def stages(name: str, inputs: tuple[str, ...]) -> list[Stage]:
+    """Training and test of ``segment`` or ``segment_full``.
 
-    Attributes:
-        run: the run.
-        dataset: records and class table.
-        train_list: name of the training list.
-        training: its records.
-        measured: lists to predict.
-        config: knobs.
-        start: what training starts from.
-        backbone: of the run.
-        classifier: gives the run's trained backbone.
-        identity: what ``model.pt`` says of itself.
-        seed: of everything random.
-        device: ``auto`` or ``cpu``.
+    Args:
+        name: of the test; the training's is ``<name>_train``.
+        inputs: stages that the training reads.
     """
+    training = f"{name}_train"
+    return [
+        Stage(training, inputs, partial(_training_knobs, name), partial(_train, name), name),
+        Stage(name, (training,), _test_knobs, partial(_test, name), f"{name}/predictions"),
+    ]
 
-    run: Run
-    dataset: Dataset
-    train_list: str
-    training: Sequence[Record]
-    measured: Sequence[str]
-    config: SegmentConfig
-    start: Start
-    backbone: str
-    classifier: Callable[[], Backbone]
-    identity: dict[str, Any]
-    seed: int
-    device: str
 
-    def steps(
-        self, name: str, inputs: Sequence[str], result: Callable[[Any], dict[str, Any]]
-    ) -> Steps:
-        """Name, key and work of the training and the test of ``segment`` or ``segment_full``.
+def _training_knobs(name: str, context: Context) -> Any:
+    every, start = results_of(context.configs.segment), context.start
+    own = {k: v for k, v in every.items() if k not in TEST_KNOBS}
+    sha256 = start.report.sha256 if start.report else start.source
+    truth = [context.dataset.mask_fingerprint(context.training)] if name == FULL else []
+    options = context.options
+    return [options.backbone, sha256, context.train_list, options.seed, own, *truth]
 
-        Args:
-            name: of the stage.
-            inputs: keys of what it learns from.
-            result: picks the knobs that results depend on.
-        """
-        every = result(self.config)
-        sha = self.start.report.sha256 if self.start.report else self.start.source
-        chosen = {k: v for k, v in every.items() if k not in TEST_KNOBS}
-        trained = stage_key(
-            f"{name}_train", [self.backbone, sha, self.train_list, self.seed, chosen], inputs
+
+def _test_knobs(context: Context) -> Any:
+    every = results_of(context.configs.segment)
+    return [{k: v for k, v in every.items() if k in TEST_KNOBS}, context.measured_lists]
+
+
+def _train(name: str, context: Context, output: Output) -> None:
+    true, dataset, masks = name == FULL, context.dataset, context.run.path / "masks"
+    records = _trained_on(context, true)
+    if not true:
+        check_masks(records, masks)
+    key = context.run.key(f"{name}_train")
+    identity = {
+        **context.identity(),
+        "initial": context.start.supervision(context.supervision),
+        "supervision": "true masks" if true else "tags",
+        "key": key,
+    }
+    path = output.folder / "model.pt"
+    if path.exists() and read_model(path, {})[0].get("key") == key:
+        return
+    train_segmenter(
+        make_segmenter(context.configs.segment, context.options.backbone, len(dataset.classes)),
+        fresh_network(context),
+        records,
+        dataset.read_mask if true else partial(read_pseudo_mask, folder=masks),
+        output,
+        Metrics(context.run.path / "metrics.csv", name),
+        context.options.seed,
+        identity,
+        context.options.device,
+    )
+
+
+def _trained_on(context: Context, true: bool) -> list[Record]:
+    """The images that have a mask to learn from.
+
+    Raises:
+        DataError: there is none.
+    """
+    without = set() if true else context.run.left_out
+    records = [
+        record
+        for record in context.training
+        if record.id not in without and (not true or context.dataset.has_mask(record))
+    ]
+    if not records:
+        raise DataError(
+            f"no image of list {context.train_list!r} has a true mask",
+            "masks for --supervision full",
         )
-        asked = {k: v for k, v in every.items() if k in TEST_KNOBS}
-        tested = stage_key(name, [asked, list(self.measured)], [trained])
-        return [
-            (f"{name}_train", trained, partial(self.train, name)),
-            (name, tested, partial(self.test, name)),
-        ]
+    return records
 
-    def train(self, name: str, key: str) -> None:
-        """Train on pseudo masks (``segment``) or on true masks (``segment_full``)."""
-        true = name == "segment_full"
-        masks = partial(segment.read_pseudo_mask, folder=self.run.path / "masks")
-        left_out = set() if true else self.run.left_out
-        records = [
-            r
-            for r in self.training
-            if r.id not in left_out and (not true or self.dataset.has_mask(r))
-        ]
-        if not records:
-            raise DataError(
-                f"no image of list {self.train_list!r} has a true mask",
-                "masks for --supervision full",
-            )
-        if not true:
-            segment.check_masks(records, self.run.path / "masks")
-        first = self.start.supervision(self.identity["initial"])
-        identity = {
-            **self.identity,
-            "initial": first,
-            "supervision": "true masks" if true else "tags",
-            "key": key,
-        }
-        with self.run.stage(f"{name}_train", key, folder=name) as stage:
-            if not self._is_trained(stage.folder / "model.pt", key):
-                segmenter = make_segmenter(self.config, self.backbone, len(self.dataset.classes))
-                segment.train_segmenter(
-                    segmenter,
-                    self.fresh(),
-                    records,
-                    self.dataset.read_mask if true else masks,
-                    stage,
-                    Metrics(self.run.path / "metrics.csv", name),
-                    self.seed,
-                    identity,
-                    self.device,
-                )
 
-    def test(self, name: str, key: str) -> None:
-        """Predict every measured list."""
-        with self.run.stage(name, key, folder=f"{name}/predictions") as stage:
-            path = self.run.path / name / "model.pt"
-            segmenter, network, _ = segment.load(
-                path, {"classes": self.identity["classes"]}, self.config
-            )
-            for measured in self.measured:
-                records = self.dataset.subset(measured)
-                segment.predict(
-                    segmenter,
-                    network,
-                    records,
-                    stage.folder / measured,
-                    f"{name} {measured}",
-                    self.device,
-                )
-                stage.outputs[measured] = len(records)
+def _test(name: str, context: Context, output: Output) -> None:
+    expected = {"classes": list(context.dataset.classes)}
+    segmenter, network, _ = prediction.load(context.model(name), expected, context.configs.segment)
+    for measured in context.measured_lists:
+        records = context.dataset.subset(measured)
+        folder, title = output.folder / measured, f"{name} {measured}"
+        prediction.predict(segmenter, network, records, folder, title, context.options.device)
+        output.outputs[measured] = len(records)
 
-    def fresh(self) -> nn.Module:
-        """The network on its initial weights; its head is drawn from the seed."""
-        step_rng(self.seed, 0)
-        segmenter = make_segmenter(self.config, self.backbone, len(self.dataset.classes))
-        network = segmenter.build()
-        if self.start.source == "classifier":
-            segmenter.take_backbone(network, self.classifier())
-        elif self.start.path is not None:
-            segmenter.load(network, self.start.path)
-        return network
 
-    def _is_trained(self, path: Path, key: str) -> bool:
-        return path.exists() and read_model(path, {})[0].get("key") == key
+def fresh_network(context: Context) -> nn.Module:
+    """The segmenter's network on its initial weights; its head is drawn from the seed."""
+    step_rng(context.options.seed, 0)
+    segmenter = make_segmenter(
+        context.configs.segment, context.options.backbone, len(context.dataset.classes)
+    )
+    network = segmenter.build()
+    if context.start.source == "classifier":
+        segmenter.take_backbone(network, trained_method(context).backbone)
+    elif context.start.path is not None:
+        segmenter.load(network, context.start.path)
+    return network

@@ -20,7 +20,7 @@ def save_model(folder: Path, module: nn.Module, identity: dict[str, Any]) -> Non
     """Write ``model.pt``, the final weights with what they are, and remove the checkpoints."""
     if rank() == 0:
         buffer = io.BytesIO()
-        torch.save_model({"identity": identity, "state": module.state_dict()}, buffer)
+        torch.save({"identity": identity, "state": module.state_dict()}, buffer)
         write_atomic(folder / "model.pt", buffer.getvalue())
         Checkpoints(folder).clear()
 

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.errors import ConfigError, WeightsError, nearest
+from trainer.files import file_sha256
 from trainer.nets import BACKBONES, build_backbone
-from trainer.weights.loading import COUNTER, LoadReport, file_sha256, load_backbone, noted_beside
+from trainer.weights.loading import COUNTER, LoadReport, load_backbone, noted_beside
 from trainer.weights.supervision import UNKNOWN
 
 if TYPE_CHECKING:

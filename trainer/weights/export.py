@@ -13,12 +13,11 @@ from typing import Any
 import torch
 
 from trainer.errors import ConfigError, RunError
-from trainer.files import write_atomic
+from trainer.files import file_sha256, write_atomic
 from trainer.outputs import check_file
 from trainer.run import Run
 from trainer.segmenters import prediction as segment
 from trainer.weights.checkpoints import read_checkpoint
-from trainer.weights.loading import file_sha256
 
 KIND = "exported wsss run"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.errors import WeightsError
+from trainer.files import file_sha256
 from trainer.weights.supervision import said
 
 if TYPE_CHECKING:
@@ -180,12 +180,6 @@ def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def _some(names: tuple[str, ...], limit: int = 4) -> str:
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def noted_beside(path: Path, sha256: str | None = None) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def current_evaluation(run_dir: Path) -> dict[str, dict[str, Any]]:
     run = Run.existing(run_dir)
     stages = run.manifest["stages"]
     dataset = reopen_data(run.manifest)
-    lists = measured_lists(dataset, run.manifest["train_list"], run.manifest["val_list"])
+    lists = dataset.measured_lists(run.manifest["train_list"], run.manifest["val_list"])
     config = replace(EvaluateConfig(), run.manifest["config"]["evaluate"], "evaluate")
     key = evaluation_key(stages, config, dataset, lists)
     path = run_dir / "evaluation.json"
@@ -119,16 +119,6 @@ def in_convention(
             full, weak = counts["segment_full", name], counts["segment", name]
             entry["weak_full"] = compare_paired(full, weak, convention).report()
     return result
-
-
-def measured_lists(dataset: Dataset, train_list: str, val_list: str | None) -> list[str]:
-    """Lists that figures are given for: ``train`` (or the training list) and the validation list,
-    where some of their images have a true mask. Those without one are not measured.
-    """
-    names = ["train" if "train" in dataset.lists else train_list]
-    if val_list and val_list not in names:
-        names.append(val_list)
-    return [name for name in names if dataset.masked(name)]
 
 
 def evaluation_key(

@@ -1,0 +1,180 @@
+"""What a stage of a run is, and what every stage may use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from trainer import config as knobs
+from trainer.data.dataset import Dataset, Record
+from trainer.data.preflight import Preflight, preflight
+from trainer.methods.recipes import backbone_knobs
+from trainer.options import STAGES, Configs, Options
+from trainer.run import Output, Run
+from trainer.segmenters.start import Start
+from trainer.weights.loading import LoadReport
+from trainer.weights.supervision import NONE
+
+RANDOM = Start("random")
+OPERATION = {"workers", "checkpoint_minutes", "tensorboard", "validate"}
+"""Knobs that change no result, and so no key."""
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """The facts of one run: its folder, data, knobs and initial weights.
+
+    Attributes:
+        run: the run's folder.
+        dataset: all records and the class table.
+        options: as typed.
+        configs: the knobs of each section.
+        train_list: name of the list that trains.
+        val_list: name of the list that validates, or None.
+        initial: the weights of the backbone that training starts from; None for random ones.
+        classifier: what was loaded of ``--classifier``, or None.
+        start: what the segmenter starts from.
+    """
+
+    run: Run
+    dataset: Dataset
+    options: Options
+    configs: Configs
+    train_list: str
+    val_list: str | None
+    initial: LoadReport | None = None
+    classifier: LoadReport | None = None
+    start: Start = RANDOM
+
+    @cached_property
+    def training(self) -> list[Record]:
+        """Records of the training list."""
+        return self.dataset.subset(self.train_list)
+
+    @cached_property
+    def tagged(self) -> list[Record]:
+        """Training records with tags."""
+        return [record for record in self.training if record.tags]
+
+    @cached_property
+    def taught(self) -> list[Record]:
+        """What the classifier trains on. Where every tagged image has some class, only images
+        without a tag show what that class is not.
+        """
+        one_sided = bool(self.tagged) and self.dataset.tag_matrix(self.tagged).all(axis=0).any()
+        return self.training if one_sided else self.tagged
+
+    @cached_property
+    def validation(self) -> list[Record]:
+        """Records of the validation list; empty without one."""
+        return self.dataset.subset(self.val_list) if self.val_list else []
+
+    @cached_property
+    def measured_lists(self) -> list[str]:
+        """Lists with true masks that figures are given for."""
+        return self.dataset.measured_lists(self.train_list, self.val_list)
+
+    @cached_property
+    def images(self) -> list[Record]:
+        """Every image that needs maps: training and measured lists, once each."""
+        union = {record.id: record for record in self.training}
+        for name in self.measured_lists:
+            union.update((record.id, record) for record in self.dataset.subset(name))
+        return list(union.values())
+
+    @property
+    def mapped(self) -> list[Record]:
+        """The images that have maps; imported maps may leave some out."""
+        return [record for record in self.images if record.id not in self.run.left_out]
+
+    @property
+    def labelled(self) -> list[Record]:
+        """The training images with tags and maps, which refinement learns from."""
+        return [record for record in self.tagged if record.id not in self.run.left_out]
+
+    @cached_property
+    def preflight(self) -> Preflight:
+        """What this run trains and measures on, and what is wrong with it."""
+        options = self.options
+        full = options.supervision != "weak" and options.until in STAGES[3:]
+        used = full or options.until in STAGES[4:]
+        return preflight(self.dataset, self.train_list, self.measured_lists, full, used)
+
+    @property
+    def maps_from(self) -> str:
+        """What makes the maps: the method, or the folder they come from."""
+        cams = self.options.cams
+        return f"maps of {cams.resolve()}" if cams else self.options.method
+
+    @property
+    def supervision(self) -> str:
+        """Which labels made the initial weights."""
+        report = self.classifier or self.initial
+        return report.supervision if report else NONE
+
+    @property
+    def initial_sha256(self) -> str:
+        """SHA-256 of the initial weights; ``none`` for random ones."""
+        return self.initial.sha256 if self.initial else "none"
+
+    @property
+    def backbone_knobs(self) -> dict[str, Any]:
+        """Constructor arguments of the classifier's backbone."""
+        return backbone_knobs(self.options.backbone, self.configs.classify)
+
+    def identity(self, method_config: Any = None) -> dict[str, Any]:
+        """What ``model.pt`` says of itself."""
+        return {
+            **self.expected,
+            "method_config": knobs.as_dict(method_config or self.configs.method),
+            "backbone_knobs": self.backbone_knobs,
+            "initial": self.supervision,
+        }
+
+    @property
+    def expected(self) -> dict[str, Any]:
+        """The entries of an identity that every trained file of this run has."""
+        return {
+            "method": self.maps_from,
+            "backbone": self.options.backbone,
+            "classes": list(self.dataset.classes),
+        }
+
+    def model(self, stage: str) -> Path:
+        """The file of a stage's trained weights."""
+        return self.run.path / stage / "model.pt"
+
+    def truth(self, source: str) -> list[str]:
+        """Hash of the true masks that a threshold from ``source`` looks at; empty where it looks
+        at none.
+        """
+        if source not in self.dataset.lists:
+            return []
+        return [self.dataset.mask_fingerprint(self.dataset.masked(source))]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run. Stages talk through files: none is handed a live model.
+
+    Attributes:
+        name: as in ``manifest.json``.
+        inputs: names of the stages whose files it reads, or ``data``.
+        knobs: context -> what its outputs depend on besides its inputs, as JSON values.
+        work: does it; its folder may hold files of an interrupted run.
+        folder: where its files lie below the run; its name where empty.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    knobs: Callable[[Context], Any]
+    work: Callable[[Context, Output], None]
+    folder: str = ""
+
+
+def results_of(config: Any) -> dict[str, Any]:
+    """The knobs of a config that results depend on."""
+    return {k: v for k, v in knobs.as_dict(config).items() if k not in OPERATION}

@@ -1,0 +1,73 @@
+"""``fit``: do what a plan says, stage by stage."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from trainer.config import as_dict
+from trainer.context import Context, Stage
+from trainer.data.dataset import check_images
+from trainer.data.preflight import data_entry
+from trainer.evaluation.measure import current_evaluation
+from trainer.interrupt import terminated
+from trainer.plan import Plan
+from trainer.report.run_page import write_report
+from trainer.training.devices import launch, rank, wait_for_all
+
+
+def fit(plan: Plan, say: Callable[[str], None]) -> None:
+    """Run every stage that is not done yet, then measure and write the report.
+
+    Args:
+        plan: from ``make_plan``.
+        say: is told what happens to each stage before the first of them begins.
+
+    Raises:
+        UserError: what a stage cannot do; the same command continues where it stopped.
+    """
+    context, run = plan.context, plan.context.run
+    with run.lock(), terminated():
+        launch(context.options.device)
+        check_images(context.images)
+        context.preflight.raise_errors()
+        run.describe(**description(context))
+        for stage in plan.stages:
+            say(f"{stage.name}: {run.standing(stage.name, plan.keys[stage.name])}")
+        for stage in plan.stages:
+            if not run.done(stage.name, plan.keys[stage.name]):
+                work(plan, stage)
+    if rank() == 0 and context.options.until in ("evaluate", "report"):
+        current_evaluation(run.path)
+        if context.options.until == "report":
+            say(f"report: {write_report(run.path)}")
+
+
+def work(plan: Plan, stage: Stage) -> None:
+    """Do one stage of a plan; all processes wait for it."""
+    run, key = plan.context.run, plan.keys[stage.name]
+    with run.stage(stage.name, key, stage.folder or None) as output:
+        stage.work(plan.context, output)
+    wait_for_all()
+
+
+def description(context: Context) -> dict[str, Any]:
+    """What ``manifest.json`` says of a run besides its stages."""
+    options, initial = context.options, context.initial
+    return {
+        "seed": options.seed,
+        "method": context.maps_from,
+        "backbone": options.backbone,
+        "supervision": context.supervision,
+        "segmenter": context.configs.segment.network,
+        "segmenter_supervision": context.start.supervision(context.supervision),
+        "weights": {"path": str(initial.path), "sha256": initial.sha256} if initial else None,
+        "train_list": context.train_list,
+        "val_list": context.val_list,
+        "data": data_entry(context.dataset, context.preflight),
+        "config": {
+            field.name: as_dict(getattr(context.configs, field.name))
+            for field in dataclasses.fields(context.configs)
+        },
+    }
