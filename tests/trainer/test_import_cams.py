@@ -355,14 +355,14 @@ def test_bad_images_are_left_out_to_the_end_and_the_protocol_says_so(
         trained.append(record.id)
         return real(record, folder)
 
-    monkeypatch.setattr(segment, "read_pseudo_mask", read)
+    monkeypatch.setattr("trainer.stages.segment.read_pseudo_mask", read)
     more = {"weights": str(tmp_path / "weights.pth"), "until": "evaluate"}
     run = tmp_path / "run"
     said: list[str] = []
     line = pipeline(
         scenes, theirs, run, "cams.bad=skip", "evaluate.threshold_from=label_free", **more
     )
-    line.fit(said.append)
+    run_plan(line, said.append)
     assert [text.split(":")[0] for text in said] == ["cams", "refine", "segment_train", "segment"]
     training = {record.id for record in dataset.subset("train")}
     assert {path.stem for path in (run / "masks").glob("*.png")} == set(dataset.records) - {

@@ -18,12 +18,12 @@ from trainer.evaluation.measure import current_evaluation
 from trainer.evaluation.threshold import calibration
 from trainer.maps.camfile import Cam, cam_path, read_cam, upsample_cam, write_cam
 from trainer.options import Options, make_configs
+from trainer.refine import affinitynet, irnet
 from trainer.refine.affinitynet import AffinityConfig, walk_scores
 from trainer.refine.irnet import IrnConfig
 from trainer.refine.presets import named_refinement
 from trainer.refine.pseudo_masks import RefineConfig, background_scores, refine_scores
 from trainer.stages import affinity as affinity_stage
-from trainer.stages import irn as irn_stage
 from trainer.stages.refine import power
 
 pytestmark = pytest.mark.usefixtures("one_process")
@@ -265,8 +265,8 @@ def test_an_unknown_refinement_shows_the_nearest():
 def test_small_networks_get_small_knobs_and_calibration(tmp_path, recipe):
     configs = make_configs(Options(tmp_path, tmp_path, recipe=recipe, refine="affinity"))
     assert configs.refine == RefineConfig(refine="affinity", calibrate=True, crf_after_walk=True)
-    assert {k: getattr(configs.affinity, k) for k in affinity_stage.SMALL} == affinity_stage.SMALL
-    assert {k: getattr(configs.irn, k) for k in irn_stage.SMALL} == irn_stage.SMALL
+    assert {k: getattr(configs.affinity, k) for k in affinitynet.SMALL} == affinitynet.SMALL
+    assert {k: getattr(configs.irn, k) for k in irnet.SMALL} == irnet.SMALL
     seam = make_configs(Options(tmp_path, tmp_path, recipe=recipe, refine="seam")).affinity
     assert (seam.high_alpha, seam.beta, seam.steps, seam.walk_alpha, seam.borders) == (
         24.0,

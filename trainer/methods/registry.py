@@ -16,7 +16,20 @@ from trainer.methods.base import Method
 from trainer.nets import build_backbone
 from trainer.training.model_file import knobs_of, read_model
 
-SHARED = {"base", "mixing", "regularizers", "correlation", "pooling", "clustering", "subcategories"}
+SHARED = {
+    "base",
+    "clustering",
+    "correlation",
+    "mixing",
+    "pooling",
+    "preparation",
+    "recipes",
+    "registry",
+    "regularizers",
+    "samples",
+    "subcategories",
+}
+"""Modules of this package that are no methods."""
 
 
 def method_names() -> list[str]:
