@@ -21,7 +21,6 @@ import grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from serving.access.certificates import Certificates
-from serving.access.guard import AccessInterceptor, check_exposure
 from serving.access.tokens import Tokens
 from serving.addresses import bare, joined, listening
 from serving.config import ServerConfig
@@ -29,6 +28,7 @@ from serving.errors import StartError
 from serving.repository.models import Models
 from serving.rpc import health, open_inference, service
 from serving.rpc.calls import Calls, write
+from serving.rpc.guard import AccessInterceptor, check_exposure
 from serving.rpc.health import Health
 from serving.rpc.open_inference import OpenInferenceService
 from serving.rpc.service import SegmentationService

@@ -20,13 +20,13 @@ import numpy.typing as npt
 from PIL import Image
 
 from serving.bench.load import Request
+from serving.card import Card
 from serving.config import EngineConfig, Limits
 from serving.engines import Engine, Inputs, Plan
 from serving.errors import BenchError
 from serving.images import masks, pipeline
 from serving.images.decoding import decode
 from serving.images.options import options_for
-from serving.repository.card import Card
 from serving.repository.loading import open_engine
 from serving.rpc import tensors
 from wsss.inference import open_inference_pb2 as oip

@@ -27,10 +27,11 @@ from serving.errors import (
     TooManyStreams,
 )
 from serving.rpc import status
-from serving.rpc.call import Call, Metadata, caller_of, fields_of, started, trailing
+from serving.rpc.metadata import caller_of, started, trailing
 from serving.rpc.places import Places
 from serving.rpc.streams import Patient
 from serving.telemetry import logs
+from serving.telemetry.call import Call, Metadata, fields_of
 from serving.telemetry.metrics import Telemetry
 from serving.telemetry.tracing import Trace
 

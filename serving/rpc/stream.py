@@ -13,9 +13,10 @@ import grpc
 
 from serving.errors import DeadlineMissed, FieldError, Overloaded, RequestError, ServerUnavailable
 from serving.rpc import status
-from serving.rpc.call import Call, started, trailing
 from serving.rpc.calls import Calls, abort, reader, write
+from serving.rpc.metadata import started, trailing
 from serving.rpc.streams import side_by_side, unless
+from serving.telemetry.call import Call
 from wsss.v1 import segmentation_pb2 as pb
 
 RPC = "wsss.v1.Segmentation/SegmentStream"
