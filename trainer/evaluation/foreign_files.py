@@ -44,10 +44,11 @@ def read_array(path: Path) -> npt.NDArray[Any]:
         DataError: damaged, pickled objects, or several arrays.
     """
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
+        # Opened here: NumPy leaves a damaged archive open.
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return loaded
             if len(loaded.files) != 1:
                 raise DataError(
                     f"{path} holds the arrays {some(loaded.files) or 'of nothing'}", "one array"
