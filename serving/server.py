@@ -33,6 +33,7 @@ from serving.rpc.health import Health
 from serving.rpc.open_inference import OpenInferenceService
 from serving.rpc.service import SegmentationService
 from serving.scheduling.codecs import Codecs
+from serving.scheduling.memory import Memory
 from serving.telemetry.http import HttpServer
 from serving.telemetry.metrics import Telemetry
 from serving.telemetry.tracing import tracer
@@ -79,10 +80,11 @@ class Server:
             tracer(importlib.metadata.version("wsss")) if telemetry.tracing else (None, None)
         )
         level = logging.getLevelNamesMapping()[telemetry.log_requests.upper()]
-        self._calls = Calls(self.telemetry, trace, level, config.limits)
+        memory = Memory(config.limits)
+        self._calls = Calls(self.telemetry, memory, config.limits, trace, level)
         self.models = Models(config)
-        self._codecs = Codecs(config.limits)
-        self.telemetry.watch(self._codecs.memory)
+        self._codecs = Codecs(memory)
+        self.telemetry.watch(memory)
         self._health = Health(self.models, self._calls)
         self._http = HttpServer(self.telemetry, access)
         self.address = self.http_address = ""

@@ -88,7 +88,9 @@ class SegmentationService:
             "ListModels": self._list_models,
             "GetModel": self._get_model,
         }
-        stream = SegmentStream(self._calls, self.segment, self._config.limits.stream_in_flight)
+        stream = SegmentStream(
+            self._calls, self.segment, self._codecs.memory, self._config.limits.stream_in_flight
+        )
         return self._calls.service(SERVICE, works, {"SegmentStream": stream.handler()})
 
     async def segment(self, request: Any, call: Call, priority: int = 0) -> Any:

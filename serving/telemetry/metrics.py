@@ -56,7 +56,7 @@ class Telemetry:
         )
         self._image_bytes = Gauge(
             "wsss_image_bytes",
-            "Bytes of memory that the images under way take.",
+            "Bytes of memory that the requests under way take.",
             registry=self.registry,
         )
         self._image_bytes_limit = Gauge(
@@ -78,7 +78,7 @@ class Telemetry:
         self.registry.register(_ModelCollector(models))
 
     def watch(self, memory: Memory) -> None:
-        """Report what the images under way take."""
+        """Report what the requests under way take."""
         self._image_bytes.set_function(lambda: memory.taken)
         self._image_bytes_limit.set(memory.limit)
 
