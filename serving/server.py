@@ -291,9 +291,14 @@ def _end_on_signals(config: ServerConfig, ended: asyncio.Event) -> None:
     def end(number: int) -> None:
         if ended.is_set():
             os._exit(128 + number)
-        # A thread of C, which ends the process with 1 even where a library holds Python's lock.
-        faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
         ended.set()
+        try:
+            # A thread of C, which ends the process with 1 even where a library holds Python's lock.
+            faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
+        except RuntimeError:
+            # Without memory for a thread the kernel ends it, as by a signal.
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.setitimer(signal.ITIMER_REAL, seconds)
 
     for number in SIGNALS:
         # Where nohup has said so, the end of the terminal is no end of the server.
