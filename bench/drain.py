@@ -1,5 +1,5 @@
-"""SIGTERM under load: what was accepted is finished, and whatever comes later is told UNAVAILABLE
-(``serving.md`` R9).
+"""SIGTERM under load: what was accepted is finished, and whatever comes later is answered
+UNAVAILABLE.
 
 Eight callers wait for slow answers of one worker when the signal comes; from then on others ask
 every 5 ms, on the same connection and on new ones, until the process has ended. ``later`` are the

@@ -25,10 +25,10 @@ from typing import Any
 import engines as engine_bench
 import numpy as np
 
+from serving.card import read_card
 from serving.config import EngineConfig
 from serving.engines import Plan
-from serving.engines.choice import choose_engine
-from serving.repository.card import read_card
+from serving.repository.choice import choose_engine
 from serving.repository.soundness import read_size
 
 

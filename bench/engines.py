@@ -28,13 +28,13 @@ import models
 
 from serving.bench import load, target
 from serving.bench.target import Target
+from serving.card import read_card
 from serving.config import EngineConfig, Limits
 from serving.engines import Plan
-from serving.engines.agreement import agreement
-from serving.engines.choice import choose_engine
 from serving.images import pipeline
 from serving.images.decoding import decode
-from serving.repository.card import read_card
+from serving.repository.agreement import agreement
+from serving.repository.choice import choose_engine
 
 RANDOM = ("resnet50", "mobilenet_v2")
 

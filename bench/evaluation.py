@@ -20,10 +20,9 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 
 from trainer.evaluation.bootstrap import SAMPLES, compare_paired
-from trainer.evaluation.boundary import boundary_f, tolerance_pixels
+from trainer.evaluation.boundary import boundary_f, contour, tolerance_pixels
 from trainer.evaluation.image_counts import ImageCounts, sparse
 from trainer.evaluation.metrics import confusion, mean_iou
-from trainer.report.overlays import contour
 
 Result = TypeVar("Result")
 

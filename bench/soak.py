@@ -1,5 +1,4 @@
-"""Memory of a server under images of all sizes (``serving.md`` R10): after all requests against
-after the first tenth.
+"""Memory of a server under images of all sizes: after all requests against after the first tenth.
 
 Sizes are drawn at random, so that hardly two are equal; ``slope`` is that of the least squares line
 through the later half of the samples, with its 95 % interval, which should hold 0. Samples follow

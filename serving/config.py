@@ -185,8 +185,9 @@ class Limits:
         max_pixels: of an image.
         max_passes: pixels that decoding an image goes over: all of them again in each scan of a
             progressive JPEG. Counted before it is decoded.
-        max_decoded_bytes: of memory that all images under way may take, encoded, decoded and while
-            they are finished; 0 for half of what the process, its container or the machine has.
+        max_decoded_bytes: of memory that all requests under way may take: messages that are read,
+            images encoded and decoded, masks; 0 for half of what the process, its container or the
+            machine has.
         max_aspect: ratio of its longer to its shorter side.
         max_message_bytes: of a request; 0 is twice the bytes of an image and a megabyte.
         max_batch: first axis of one request of the Open Inference Protocol.

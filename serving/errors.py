@@ -211,7 +211,7 @@ class OutOfMemory(RetryLater):
 
 
 class MemoryFull(RetryLater):
-    """The images under way take all the memory that they may."""
+    """The requests under way take all the memory that they may."""
 
     code = "RESOURCE_EXHAUSTED"
     reason = "MEMORY_FULL"

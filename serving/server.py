@@ -21,7 +21,6 @@ import grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from serving.access.certificates import Certificates
-from serving.access.guard import AccessInterceptor, check_exposure
 from serving.access.tokens import Tokens
 from serving.addresses import bare, joined, listening
 from serving.config import ServerConfig
@@ -29,10 +28,12 @@ from serving.errors import StartError
 from serving.repository.models import Models
 from serving.rpc import health, open_inference, service
 from serving.rpc.calls import Calls, write
+from serving.rpc.guard import AccessInterceptor, check_exposure
 from serving.rpc.health import Health
 from serving.rpc.open_inference import OpenInferenceService
 from serving.rpc.service import SegmentationService
 from serving.scheduling.codecs import Codecs
+from serving.scheduling.memory import Memory
 from serving.telemetry.http import HttpServer
 from serving.telemetry.metrics import Telemetry
 from serving.telemetry.tracing import tracer
@@ -79,10 +80,11 @@ class Server:
             tracer(importlib.metadata.version("wsss")) if telemetry.tracing else (None, None)
         )
         level = logging.getLevelNamesMapping()[telemetry.log_requests.upper()]
-        self._calls = Calls(self.telemetry, trace, level, config.limits)
+        memory = Memory(config.limits)
+        self._calls = Calls(self.telemetry, memory, config.limits, trace, level)
         self.models = Models(config)
-        self._codecs = Codecs(config.limits)
-        self.telemetry.watch(self._codecs.memory)
+        self._codecs = Codecs(memory)
+        self.telemetry.watch(memory)
         self._health = Health(self.models, self._calls)
         self._http = HttpServer(self.telemetry, access)
         self.address = self.http_address = ""
@@ -289,9 +291,14 @@ def _end_on_signals(config: ServerConfig, ended: asyncio.Event) -> None:
     def end(number: int) -> None:
         if ended.is_set():
             os._exit(128 + number)
-        # A thread of C, which ends the process with 1 even where a library holds Python's lock.
-        faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
         ended.set()
+        try:
+            # A thread of C, which ends the process with 1 even where a library holds Python's lock.
+            faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
+        except RuntimeError:
+            # Without memory for a thread the kernel ends it, as by a signal.
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.setitimer(signal.ITIMER_REAL, seconds)
 
     for number in SIGNALS:
         # Where nohup has said so, the end of the terminal is no end of the server.

@@ -13,9 +13,9 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from serving.access.guard import check_exposure
 from serving.cli import app
 from serving.config import ServerConfig
+from serving.rpc.guard import check_exposure
 from serving.settings import read_config
 from serving.telemetry.metrics import COUNTERS, GAUGES, Telemetry
 

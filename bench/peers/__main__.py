@@ -6,11 +6,11 @@ and is loaded by the same client, which sends bytes made before and does not dec
 servers of a ratio take turns; the medians of the rounds count. ``cpu_ms`` is the processor time of
 a call in the server, which other work on the machine hardly touches.
 
-R1  one caller: ours, a JPEG of 512x512 in and its PNG mask out / Triton, the normalised float32
-    tensor in and logits out
-R3  four callers: ours / Triton, float32 [1,3,256,256] in and the mask out, by the Open Inference
-    Protocol
-R4  ours / MLServer, the same call
+photo to mask / Triton   one caller: ours, a JPEG of 512x512 in and its PNG mask out / Triton, the
+                         normalised float32 tensor in and logits out
+tensor / Triton          four callers: ours / Triton, float32 [1,3,256,256] in and the mask out, by
+                         the Open Inference Protocol
+tensor / MLServer        ours / MLServer, the same call
 
 Triton is the real 2.51.0; the wheel that it comes in has no C++ backend for ONNX Runtime, so the
 graphs run below its Python backend (``triton_backend/model.py``). A peer that is not set up is left
@@ -50,7 +50,9 @@ import models
 # What is loaded, with what, and by how many callers.
 Side = tuple[Running, Request, int]
 
-AIMS = {"R1": 4.5, "R3": 1.1, "R3 by perf_analyzer": 1.1, "R4": 2.5}
+PHOTO, TENSOR, OTHER = "photo to mask / Triton", "tensor / Triton", "tensor / MLServer"
+BY_PERF_ANALYZER = f"{TENSOR}, by perf_analyzer"
+AIMS = {PHOTO: 4.5, TENSOR: 1.1, BY_PERF_ANALYZER: 1.1, OTHER: 2.5}
 IMAGES = 8
 # What the peers run.
 ENGINE = EngineConfig(name="onnxruntime")
@@ -137,10 +139,10 @@ def loaded(server: Running, request: Request, callers: int, seconds: float) -> t
 
 def ratios(found: dict[str, float]) -> dict[str, float]:
     pairs = {
-        "R1": ("ours_photo", "triton_logits"),
-        "R3": ("ours_mask", "triton_mask"),
-        "R3 by perf_analyzer": ("ours_perf_analyzer", "triton_perf_analyzer"),
-        "R4": ("ours_mask", "mlserver_mask"),
+        PHOTO: ("ours_photo", "triton_logits"),
+        TENSOR: ("ours_mask", "triton_mask"),
+        BY_PERF_ANALYZER: ("ours_perf_analyzer", "triton_perf_analyzer"),
+        OTHER: ("ours_mask", "mlserver_mask"),
     }
     return {
         key: found[ours] / found[other]

@@ -22,7 +22,7 @@ import servers
 
 from serving.bench import load, target
 from serving.bench.target import Running, infer_message
-from serving.repository.card import Card
+from serving.card import Card
 from serving.repository.versions import read_repository
 from wsss.inference import open_inference_pb2 as pb
 

@@ -5,14 +5,14 @@ machine.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from serving.bench import experiments, target
-from serving.bench.experiments import Round
+from serving.bench import target
 from serving.bench.setting import BenchConfig, Setting
 from serving.bench.target import Target
+from serving.config import ScheduleConfig
 from serving.engines import Plan
 from serving.errors import BenchError, nearest
 from serving.repository.loading import open_engine
@@ -20,6 +20,8 @@ from serving.repository.versions import choose, read_repository
 from serving.scheduling.cpus import available_cpus
 
 Progress = Callable[[int, int], None]
+# Figures by key, and the numbers that they come from.
+Round = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -44,54 +46,90 @@ class Figure:
         return value >= self.least
 
 
-FIGURES = {
-    "C1": Figure("one caller: requests a second / of one thread without server"),
-    "R2": Figure("all callers: requests a second / of one thread without server", least=1.2),
-    "R5": Figure("all callers: p99 / p50 of their waits", most=2.0),
-    "R6": Figure("70 % of capacity, at random times: p99 of waits / one run", most=5.0),
-    "R7": Figure("300 % of capacity: answers a second / capacity", least=0.9),
-    "R7w": Figure("300 % of capacity: p99 of waits / (a full queue + two runs)", most=1.0),
-    "R8": Figure("longest wait for a batch, beyond its delay and one run", most=20.0, unit=" ms"),
-    "R11": Figure(
-        "images of several sizes: requests a second rounded up and batched / as they are", least=1.0
-    ),
-    "R13": Figure(
-        "labelling a folder: images a second / of a bare loop on each processor", least=0.9
-    ),
-    "R14": Figure("p99 of /readyz while messages of 48 MB flow", most=50.0, unit=" ms"),
-}
-# Of the fp32 tensor call: the loop has no codec that the server could do beside a run.
-TENSOR_AIMS = {"C1": 0.6, "R2": 1.0}
-
-
 @dataclass(frozen=True)
 class Experiment:
     """What gives some figures.
 
     Attributes:
+        run: yields a round at a time.
+        figures: by key.
         loads: before the first round, and in each one.
-        images: whether it needs images.
-        own: whether it needs servers of its own.
     """
 
     run: Callable[[Setting], Iterator[Round]]
-    figures: tuple[str, ...]
+    figures: dict[str, Figure]
     loads: tuple[int, int]
-    images: bool = False
-    own: bool = True
 
 
-EXPERIMENTS = (
-    Experiment(experiments.served, ("C1", "R2", "R5", "R6", "R7", "R7w"), (1, 6), own=False),
-    Experiment(experiments.waiting, ("R8",), (2, 0)),
-    Experiment(experiments.buckets, ("R11",), (2, 2), images=True),
-    Experiment(experiments.labelling, ("R13",), (1, 2), images=True),
-    Experiment(experiments.probes, ("R14",), (0, 1)),
+# Of the fp32 tensor call: the loop has no codec that the server could do beside a run.
+TENSOR_AIMS = {"one-caller": 0.6, "all-callers": 1.0}
+
+
+def served(setting: Setting) -> Iterator[Round]:
+    """One server against one thread without it, then at 70 % and at 300 % of what it can do.
+
+    The sides of a ratio take turns within a round, so that what else the machine does falls on
+    both.
+    """
+    callers, queue = setting.config.callers, ScheduleConfig().queue
+    with setting.server() as running:
+        setting.warm(running)
+        for number in range(setting.config.rounds):
+            raw = setting.raw()
+            alone, together, more = (
+                setting.closed(running, count) for count in (1, callers, 4 * callers)
+            )
+            capacity = max(together.rate, more.rate)
+            steady = setting.poisson(running, 0.7 * capacity, number)
+            flood = setting.poisson(running, 3 * capacity, number)
+            refused = flood.codes["RESOURCE_EXHAUSTED"]
+            yield {
+                "one-caller": alone.rate / raw.rate,
+                "all-callers": together.rate / raw.rate,
+                "tail": together.wait(0.99) / together.wait(0.5),
+                "steady-wait": steady.wait(0.99) / raw.run,
+                "flood-answers": flood.rate / capacity,
+                "flood-wait": flood.wait(0.99) / (queue / capacity + 2 * raw.run),
+                "loop_per_second": raw.rate,
+                "run_ms": 1e3 * raw.run,
+                "one_caller_per_second": alone.rate,
+                "callers_per_second": together.rate,
+                "callers_p50_ms": 1e3 * together.wait(0.5),
+                "callers_p99_ms": 1e3 * together.wait(0.99),
+                "capacity_per_second": capacity,
+                "steady_p99_ms": 1e3 * steady.wait(0.99),
+                "flood_p99_ms": 1e3 * flood.wait(0.99),
+                "flood_refused": refused,
+                "flood_failed": flood.codes.total() - refused - flood.codes["OK"],
+            }
+
+
+SERVED = Experiment(
+    served,
+    {
+        "one-caller": Figure("one caller: requests a second / of one thread without server"),
+        "all-callers": Figure(
+            "all callers: requests a second / of one thread without server", least=1.2
+        ),
+        "tail": Figure("all callers: p99 / p50 of their waits", most=2.0),
+        "steady-wait": Figure(
+            "70 % of capacity, at random times: p99 of waits / one run", most=5.0
+        ),
+        "flood-answers": Figure("300 % of capacity: answers a second / capacity", least=0.9),
+        "flood-wait": Figure(
+            "300 % of capacity: p99 of waits / (a full queue + two runs)", most=1.0
+        ),
+    },
+    (1, 6),
 )
 
 
-def bench(config: BenchConfig, progress: Progress = lambda done, total: None) -> dict[str, Any]:
-    """Measure; ``progress`` is told of every load.
+def bench(
+    config: BenchConfig,
+    progress: Progress = lambda done, total: None,
+    experiments: Sequence[Experiment] = (SERVED,),
+) -> dict[str, Any]:
+    """Measure; ``progress`` is called after every load.
 
     Returns:
         ``model``, ``engine``, ``cpus``, ``callers``, ``rounds``, ``seconds``; ``figures`` by key,
@@ -103,21 +141,29 @@ def bench(config: BenchConfig, progress: Progress = lambda done, total: None) ->
             wrongly.
         RepositoryError, ModelNotFound, FieldError: of the model.
     """
+    experiments = _choose(experiments, config.only)
     card = choose(read_repository(config.repository), config.model, 0, None)
     engine = open_engine(card, Plan(), config.engine)
     tensors = config.tensors or card.kind == "tensor"
     if tensors:
-        asked = Target(card, inputs=target.random_inputs(engine, config.side))
+        requests = Target(card, inputs=target.random_inputs(engine, config.side))
     else:
-        asked = Target(card, target.read_images(config.images))
-    chosen = _chosen(config, tensors)
-    total = sum(
-        first + config.rounds * each for first, each in (experiment.loads for experiment in chosen)
-    )
+        requests = Target(card, target.read_images(config.images))
+    loads = [experiment.loads for experiment in experiments]
+    total = sum(first + config.rounds * each for first, each in loads)
     done = iter(range(1, total + 1))
-    setting = Setting(config, asked, engine, lambda: progress(next(done), total))
-    found = [list(experiment.run(setting)) for experiment in chosen]
+    setting = Setting(config, requests, engine, lambda: progress(next(done), total))
+    rounds = [list(experiment.run(setting)) for experiment in experiments]
     engine.close()
+    figures: dict[str, Any] = {}
+    measured: dict[str, float] = {}
+    for experiment, results in zip(experiments, rounds):
+        figures |= _figures(experiment, results, config.only, tensors)
+        measured |= {
+            name: round(statistics.median(each[name] for each in results), 3)
+            for name in results[0]
+            if name not in experiment.figures
+        }
     return {
         "model": card.name,
         "engine": engine.description,
@@ -125,52 +171,39 @@ def bench(config: BenchConfig, progress: Progress = lambda done, total: None) ->
         "callers": config.callers,
         "rounds": config.rounds,
         "seconds": config.seconds,
-        "figures": _figures(found, config.only, tensors),
-        "measured": {
-            name: round(statistics.median(each[name] for each in rounds), 3)
-            for rounds in found
-            for name in rounds[0]
-            if name not in FIGURES
-        },
+        "figures": figures,
+        "measured": measured,
     }
 
 
-def _chosen(config: BenchConfig, tensors: bool) -> list[Experiment]:
-    for key in config.only:
-        if key not in FIGURES:
-            raise BenchError(f"no figure {key!r}", nearest(key, FIGURES), "--only R2,R6")
-    chosen = [
-        experiment
-        for experiment in EXPERIMENTS
-        if (not config.only or set(config.only) & set(experiment.figures))
-        and not (experiment.images and tensors)
-        and not (experiment.own and config.address)
-    ]
-    if not chosen:
-        raise BenchError(
-            f"{', '.join(config.only)} cannot be measured so",
-            "images, and servers that are started for it",
-        )
-    return chosen
+def _choose(experiments: Sequence[Experiment], only: Collection[str]) -> list[Experiment]:
+    """The experiments that give the figures of ``only``; all of them without."""
+    keys = [key for experiment in experiments for key in experiment.figures]
+    for key in only:
+        if key not in keys:
+            raise BenchError(
+                f"no figure {key!r}", nearest(key, keys), "--only all-callers,steady-wait"
+            )
+    return [each for each in experiments if not only or each.figures.keys() & set(only)]
 
 
-def _figures(found: list[list[Round]], only: Collection[str], tensors: bool) -> dict[str, Any]:
+def _figures(
+    experiment: Experiment, rounds: list[Round], only: Collection[str], tensors: bool
+) -> dict[str, Any]:
     figures = {}
-    for rounds in found:
-        for key in rounds[0]:
-            if key not in FIGURES or (only and key not in only):
-                continue
-            figure = FIGURES[key]
-            if tensors and key in TENSOR_AIMS:
-                figure = replace(figure, least=TENSOR_AIMS[key])
-            values = [each[key] for each in rounds]
-            value = statistics.median(values)
-            figures[key] = {
-                "text": figure.text,
-                "value": round(value, 3),
-                "low": round(min(values), 3),
-                "high": round(max(values), 3),
-                "aim": figure.aim,
-                "met": figure.met(value),
-            }
+    for key, figure in experiment.figures.items():
+        if only and key not in only:
+            continue
+        if tensors and key in TENSOR_AIMS:
+            figure = replace(figure, least=TENSOR_AIMS[key])
+        values = [each[key] for each in rounds]
+        value = statistics.median(values)
+        figures[key] = {
+            "text": figure.text,
+            "value": round(value, 3),
+            "low": round(min(values), 3),
+            "high": round(max(values), 3),
+            "aim": figure.aim,
+            "met": figure.met(value),
+        }
     return figures

@@ -128,8 +128,10 @@ class Caller:
         load.waits.append(now - due)
         load.in_time += now <= ends
         if self._metadata:
-            told = dict(await call.trailing_metadata())[TIMINGS_KEY]
-            spent = {name: float(rest.partition("dur=")[2]) / 1e3 for name, _, rest in _parts(told)}
+            timings = dict(await call.trailing_metadata())[TIMINGS_KEY]
+            spent = {
+                name: float(rest.partition("dur=")[2]) / 1e3 for name, _, rest in _parts(timings)
+            }
             load.queued.append(spent["queue"])
             load.ran.append(spent["infer"])
 
@@ -156,6 +158,6 @@ def poisson(
     return asyncio.run(run())
 
 
-def _parts(told: str) -> Iterator[tuple[str, str, str]]:
+def _parts(timings: str) -> Iterator[tuple[str, str, str]]:
     """Names and values of a list such as ``queue;dur=1.0, infer;dur=2.5``."""
-    return (part.strip().partition(";") for part in told.split(","))
+    return (part.strip().partition(";") for part in timings.split(","))

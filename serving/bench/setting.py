@@ -36,7 +36,7 @@ class BenchConfig:
         rounds: of each experiment; the medians count.
         seconds: of each load in a round.
         count: requests of one load at most.
-        only: keys of the figures wanted; empty measures all that model and server allow.
+        only: keys of the figures wanted; empty measures all of them.
     """
 
     repository: Path = Path("exported")
@@ -61,7 +61,7 @@ class Setting:
         config: how long and how often.
         target: model and requests.
         engine: of the model, for the loop without a server.
-        step: told whenever a load is over.
+        step: called after every load.
     """
 
     config: BenchConfig
@@ -79,9 +79,9 @@ class Setting:
 
     def raw(self) -> Raw:
         """A loop without a server."""
-        found = target.raw_loop(self.target, self.engine, self.config.seconds)
+        raw = target.raw_loop(self.target, self.engine, self.config.seconds)
         self.step()
-        return found
+        return raw
 
     def closed(
         self, running: Running, callers: int, request: Request | None = None, seconds: float = 0.0
@@ -92,20 +92,20 @@ class Setting:
             BenchError: a call failed.
         """
         request, seconds = request or self.target.request(), seconds or self.config.seconds
-        found = load.closed(running.address, request, callers, seconds, self.config.count)
-        if set(found.codes) != {"OK"}:
-            raise BenchError(f"{callers} callers were answered {dict(found.codes)}", "OK alone")
+        result = load.closed(running.address, request, callers, seconds, self.config.count)
+        if set(result.codes) != {"OK"}:
+            raise BenchError(f"{callers} callers were answered {dict(result.codes)}", "OK alone")
         self.step()
-        return found
+        return result
 
     def poisson(self, running: Running, rate: float, seed: int) -> Load:
         """Requests that come by chance."""
         config = self.config
-        found = load.poisson(
+        result = load.poisson(
             running.address, self.target.request(), rate, config.seconds, config.count, seed
         )
         self.step()
-        return found
+        return result
 
     def warm(self, running: Running) -> None:
         """Let the server meet every request, and compare what it says.

@@ -20,14 +20,13 @@ import numpy.typing as npt
 from PIL import Image
 
 from serving.bench.load import Request
-from serving.config import EngineConfig, Limits
-from serving.engines import Engine, Inputs, Plan
+from serving.card import Card
+from serving.config import Limits
+from serving.engines import Engine, Inputs
 from serving.errors import BenchError
 from serving.images import masks, pipeline
 from serving.images.decoding import decode
 from serving.images.options import options_for
-from serving.repository.card import Card
-from serving.repository.loading import open_engine
 from serving.rpc import tensors
 from wsss.inference import open_inference_pb2 as oip
 from wsss.v1 import segmentation_pb2 as pb
@@ -140,19 +139,6 @@ class Target:
             return b"".join(oip.ModelInferResponse.FromString(reply).raw_output_contents)
         return bytes(pb.SegmentResponse.FromString(reply).mask.png)
 
-    def large(self, size: int) -> Request:
-        """A request of about so many bytes: one picture of pixels, or a batch of the tensors."""
-        if self.inputs is not None:
-            bytes_each = sum(values.nbytes for values in self.inputs.values())
-            batch = max(1, size // bytes_each)
-            repeated = {
-                name: np.repeat(values, batch, axis=0) for name, values in self.inputs.items()
-            }
-            return Request(INFER, (infer_message(self.card.name, repeated),))
-        side = int((size / 3) ** 0.5)
-        raw = pb.RawImage(height=side, width=side, pixels=bytes(3 * side * side))
-        return Request(SEGMENT, (self._segment(pb.Image(raw=raw)),))
-
     def _segment(self, image: Any) -> bytes:
         message = pb.SegmentRequest(image=image, model=self.card.name, version=self.card.version)
         encoded: bytes = message.SerializeToString()
@@ -177,13 +163,6 @@ def raw_loop(target: Target, engine: Engine, seconds: float) -> Raw:
         work(done)
         done += 1
     return Raw(done / (time.perf_counter() - began), float(np.median(timer.seconds)))
-
-
-def raw_worker(target: Target, config: EngineConfig, seconds: float) -> float:
-    """:func:`raw_loop` with an engine of its own, for a process of its own; the rate."""
-    engine = open_engine(target.card, Plan(), config)
-    target.work(engine)(0)
-    return raw_loop(target, engine, seconds).rate
 
 
 def read_images(folder: Path | None) -> tuple[bytes, ...]:
@@ -222,14 +201,14 @@ def made_image(width: int, height: int, seed: int) -> bytes:
 def random_inputs(engine: Engine, side: int) -> Inputs:
     """One element for each input of a graph; free axes but the first are ``side`` long."""
     rng = np.random.default_rng(0)
-    found: dict[str, npt.NDArray[np.generic]] = {}
+    inputs: dict[str, npt.NDArray[np.generic]] = {}
     for spec in engine.inputs:
         shape = (1, *(side if axis == -1 else axis for axis in spec.shape[1:]))
         values = (
             rng.integers(0, 256, shape) if spec.dtype == "uint8" else rng.standard_normal(shape)
         )
-        found[spec.name] = values.astype(spec.dtype)
-    return found
+        inputs[spec.name] = values.astype(spec.dtype)
+    return inputs
 
 
 def infer_message(model: str, inputs: Inputs) -> bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,23 +41,16 @@ def bench(
     count: Annotated[
         int, typer.Option(min=1, max=1_000_000, help="Requests of one load at most.")
     ] = 20_000,
-    only: Annotated[str, typer.Option(help="Figures to measure, with commas between: R2,R6.")] = "",
+    only: Annotated[
+        str, typer.Option(help="Figures to measure, with commas: all-callers,steady-wait.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Measure a server against the bare engine on this machine, and print the ratios.
 
     Servers that it starts listen on the machine itself and end with it. With the defaults it takes
-    some three minutes.
+    about a minute and a half.
     """
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
     from serving.bench import bench as run
     from serving.bench.setting import BenchConfig
     from serving.settings import changed
@@ -75,22 +70,41 @@ def bench(
         keys,
         changed(DEFAULT.engine, {"name": engine}),
     )
+    with shown() as progress:
+        results = run(config, progress)
+    if as_json:
+        print(json.dumps(results))
+    else:
+        print_table(results)
+
+
+@contextmanager
+def shown() -> Iterator[Callable[[int, int], None]]:
+    """A bar of progress on standard error; call it with the loads that are over and all there
+    are.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=None)
-        found = run(config, lambda done, total: progress.update(task, completed=done, total=total))
-    if as_json:
-        print(json.dumps(found))
-    else:
-        _print(found)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-def _print(found: dict[str, Any]) -> None:
+def print_table(results: dict[str, Any]) -> None:
+    """Print the figures of :func:`serving.bench.bench`."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table("figure", "what", "median", "lowest to highest", "aim", "")
-    for key, figure in found["figures"].items():
+    for key, figure in results["figures"].items():
         met = {True: "met", False: "missed", None: ""}[figure["met"]]
         table.add_row(
             key,
@@ -104,10 +118,10 @@ def _print(found: dict[str, Any]) -> None:
     console.print(table)
     console.print(
         ", ".join(
-            f"{name.replace('_', ' ')} {value:g}" for name, value in found["measured"].items()
+            f"{name.replace('_', ' ')} {value:g}" for name, value in results["measured"].items()
         )
     )
+    model, engine = results["model"], results["engine"]
     console.print(
-        f"{found['model']} on {found['engine']}, {found['cpus']} processors, {found['callers']}"
-        " callers"
+        f"{model} on {engine}, {results['cpus']} processors, {results['callers']} callers"
     )

@@ -13,8 +13,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from serving.card import OUTPUTS, Card
 from serving.errors import OutputError
-from serving.repository.card import OUTPUTS, Card
 
 Inputs = Mapping[str, npt.NDArray[np.generic]]
 Outputs = dict[str, npt.NDArray[np.generic]]

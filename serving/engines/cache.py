@@ -15,11 +15,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from serving.card import Card
 from serving.config import EngineConfig
 from serving.engines.cuda import Device
 from serving.engines.profiles import Profile
 from serving.files import write_atomic
-from serving.repository.card import Card
 
 log = logging.getLogger(__name__)
 

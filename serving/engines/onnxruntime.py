@@ -9,9 +9,9 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from serving.card import HINT, OUTPUTS, Card
 from serving.engines import Inputs, Outputs, Stop, TensorSpec
 from serving.errors import RepositoryError
-from serving.repository.card import HINT, OUTPUTS, Card
 
 DTYPES = {
     "tensor(bool)": "bool",

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from serving.card import Card
 from serving.config import EngineConfig
 from serving.engines import Inputs, Outputs, Plan, Stop
 from serving.engines.cache import cache_folder, digest, engine_key
@@ -28,7 +29,6 @@ from serving.engines.onnxruntime import (
 )
 from serving.engines.profiles import Profile, Shapes, profiles
 from serving.errors import EngineError
-from serving.repository.card import Card
 
 CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 # What takes the time of a run.

@@ -11,9 +11,9 @@ from typing import Any, cast
 
 import numpy as np
 
+from serving.card import HINT, OUTPUTS, Card
 from serving.engines import Inputs, Outputs, Plan, Stop, TensorSpec
 from serving.errors import RepositoryError
-from serving.repository.card import HINT, OUTPUTS, Card
 
 # Kernels made for a shape, kept for when it comes again. With the library's own 5000 memory grows
 # with every new size of image, and making them anew costs little (bench/engine_memory.py).

@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from serving.card import Card
 from serving.engines import Plan, TensorSpec
 from serving.errors import EngineError
-from serving.repository.card import Card
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]

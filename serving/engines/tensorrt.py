@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from serving.card import Card
 from serving.config import EngineConfig
 from serving.engines import Inputs, Outputs, Plan, Stop, Stopped, TensorSpec
 from serving.engines.cuda import Buffer, Cuda
@@ -16,7 +17,6 @@ from serving.engines.onnxruntime import graph_inputs
 from serving.engines.profiles import Profile, choose_profile, profiles
 from serving.engines.tensorrt_build import find_engine
 from serving.errors import EngineError, OutOfMemory, OutputError
-from serving.repository.card import Card
 
 MAJORS = (10, 11)
 

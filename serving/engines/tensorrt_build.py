@@ -13,13 +13,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from serving.card import Card
 from serving.config import EngineConfig
 from serving.engines import Stop, Stopped
 from serving.engines.cache import cache_folder, digest, engine_key, load, store
 from serving.engines.cuda import Device
 from serving.engines.profiles import Profile
 from serving.errors import EngineError
-from serving.repository.card import Card
 
 log = logging.getLogger(__name__)
 

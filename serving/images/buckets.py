@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from serving.repository.card import Card
+from serving.card import Card
 
 D = TypeVar("D", bound=np.generic)
 

@@ -8,8 +8,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from serving.card import Card
 from serving.errors import FieldError, nearest
-from serving.repository.card import Card
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from serving.card import Card
 from serving.config import OversizeRule, TilingConfig
 from serving.engines import Inputs, Outputs, check_outputs
 from serving.errors import ImageTooLarge, OutputError
@@ -26,7 +27,6 @@ from serving.images.encodings import Runs
 from serving.images.options import Options
 from serving.images.rgb import Pixels
 from serving.images.tiling import TileMaps, Tiling
-from serving.repository.card import Card
 
 Floats = npt.NDArray[np.float32]
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 from xml.sax.saxutils import escape, quoteattr
 
+from serving.card import Card
 from serving.errors import LabelError, nearest
 from serving.files import replacing
 from serving.images import encodings, masks, polygons
 from serving.images.pipeline import Segmented
 from serving.labelling.ledger import Entry
-from serving.repository.card import Card
 
 # What XML 1.0 cannot hold, not even escaped.
 NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from serving.card import Card
 from serving.config import EngineConfig, Limits, ScheduleConfig, TilingConfig
 from serving.engines import Engine, Inputs, Outputs
-from serving.engines.choice import limited
 from serving.errors import LabelError, MaskChanged, OutputError, ServingError
 from serving.files import write_atomic
 from serving.images import pipeline
@@ -18,7 +18,7 @@ from serving.images.decoding import decode
 from serving.images.options import Options, options_for
 from serving.labelling.formats import Format, find_format
 from serving.labelling.ledger import Entry, Ledger
-from serving.repository.card import Card
+from serving.repository.choice import limited
 from serving.repository.loading import open_engine, plan_for
 from serving.repository.versions import choose, read_repository
 from serving.scheduling.cpus import available_cpus

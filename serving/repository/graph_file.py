@@ -10,8 +10,9 @@ import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
+from serving.card import HINT, Card
 from serving.errors import RepositoryError
-from serving.repository.card import HINT, Card
+from serving.protobuf import BYTES, fields
 
 DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
 DEPTH = 64
@@ -28,7 +29,6 @@ SCHEMA: dict[str, dict[int, str]] = {
     "tensor": {13: "entry"},
     "entry": {1: "=key", 2: "=value"},
 }
-Found = Iterator[tuple[str, str]]
 
 
 def check_graph(card: Card) -> None:
@@ -60,7 +60,7 @@ def _check_file(card: Card, path: Path) -> None:
                 key = text
             elif key == "location":
                 places.add(text)
-    except (OSError, ValueError, IndexError) as error:
+    except (OSError, ValueError) as error:
         raise RepositoryError(f"{path} is no ONNX file: {error}", "an ONNX graph", HINT) from error
     if unknown := sorted(domains - DOMAINS - own):
         raise RepositoryError(
@@ -73,47 +73,16 @@ def _check_file(card: Card, path: Path) -> None:
         )
 
 
-def _walk(data: memoryview, kind: str, depth: int) -> Found:
+def _walk(data: memoryview, kind: str, depth: int) -> Iterator[tuple[str, str]]:
     """Texts of interest in a message, each with what it is."""
     if depth > DEPTH:
         raise ValueError(f"messages in messages, {depth} deep")
-    for number, value in _fields(data):
-        inner = SCHEMA[kind].get(number)
-        if inner is None:
+    for field in fields(data):
+        inner = SCHEMA[kind].get(field.tag >> 3)
+        if inner is None or field.tag & 7 != BYTES:
             continue
+        value = data[field.begin : field.end]
         if inner.startswith("="):
             yield inner[1:], str(value, "utf-8")
         else:
             yield from _walk(value, inner, depth + 1)
-
-
-def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Number and bytes of every field that is text, bytes or a message."""
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        number, wire = tag >> 3, tag & 7
-        if wire == 0:
-            _, at = _varint(data, at)
-        elif wire in (1, 5):
-            at += 8 if wire == 1 else 4
-        elif wire == 2:
-            size, at = _varint(data, at)
-            if at + size > len(data):
-                raise ValueError("a field goes beyond the end")
-            yield number, data[at : at + size]
-            at += size
-        else:
-            raise ValueError(f"a field of the unknown type {wire}")
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while shift < 70:
-        byte = data[at]
-        value |= (byte & 127) << shift
-        at += 1
-        if byte < 128:
-            return value, at
-        shift += 7
-    raise ValueError("a number without end")

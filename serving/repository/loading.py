@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from serving.card import Card
 from serving.config import EngineConfig, ScheduleConfig
 from serving.engines import Engine, Plan, Stop, plan_threads
-from serving.engines.choice import GPU, choose_engine, resolve
-from serving.repository.card import Card
+from serving.repository.choice import GPU, choose_engine, resolve
 from serving.repository.graph_file import check_graph
 from serving.repository.soundness import check_promise, warm_sizes, warm_up
 from serving.repository.versions import verify
@@ -19,7 +19,7 @@ def open_engine(card: Card, plan: Plan, config: EngineConfig, stop: Stop | None 
     """Verify and load a model, and see that it keeps its card's promise.
 
     Args:
-        card: its limits those of :func:`serving.engines.choice.limited`.
+        card: its limits those of :func:`serving.repository.choice.limited`.
         plan: how the engine will be used.
         config: which one, and how.
         stop: ends what takes minutes.

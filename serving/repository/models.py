@@ -12,11 +12,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from serving.card import Card, Kind, read_card
 from serving.config import ServerConfig
 from serving.engines import Engine, Stop
-from serving.engines.choice import limited
 from serving.errors import ModelNotFound, RepositoryError, ServerUnavailable, nearest
-from serving.repository.card import Card, Kind, read_card
+from serving.repository.choice import limited
 from serving.repository.loading import open_warm_engine, plan_for
 from serving.repository.refusals import Refusals
 from serving.repository.soundness import read_size

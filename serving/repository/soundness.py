@@ -14,13 +14,13 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
+from serving.card import HINT, OUTPUTS, Card
 from serving.config import Limits
 from serving.engines import Engine, Inputs, Outputs, check_outputs
 from serving.errors import ConfigError, OutputError, RepositoryError, RequestError
 from serving.images import buckets, masks
 from serving.images.decoding import decode
 from serving.images.pipeline import model_size
-from serving.repository.card import HINT, OUTPUTS, Card
 
 # Engines round differently, in bfloat16 for one, and a rounding decides a pixel where two classes
 # are about equal: some two percent of a golden image. A damaged graph gives another picture

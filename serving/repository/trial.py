@@ -101,8 +101,8 @@ def _python_path() -> list[str]:
 
 
 def _verdict(folder: Path, schedule: ScheduleConfig, config: EngineConfig) -> dict[str, Any]:
-    from serving.engines.choice import limited, on_processors
-    from serving.repository.card import read_card
+    from serving.card import read_card
+    from serving.repository.choice import limited, on_processors
     from serving.repository.loading import open_warm_engine
 
     try:

@@ -9,17 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from serving.errors import (
-    ConfigError,
-    FieldError,
-    ModelNotFound,
-    RepositoryError,
-    WrongModelKind,
-    nearest,
-    short,
-)
-from serving.listing import SYSTEM_FOLDERS
-from serving.repository.card import (
+from serving.card import (
     CARD,
     HINT,
     KINDS,
@@ -30,6 +20,16 @@ from serving.repository.card import (
     read_card,
     version_number,
 )
+from serving.errors import (
+    ConfigError,
+    FieldError,
+    ModelNotFound,
+    RepositoryError,
+    WrongModelKind,
+    nearest,
+    short,
+)
+from serving.listing import SYSTEM_FOLDERS
 
 Cards = dict[str, dict[int, Card]]
 

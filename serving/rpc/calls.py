@@ -19,6 +19,7 @@ from serving.config import Limits
 from serving.errors import (
     DeadlineMissed,
     FieldError,
+    MemoryFull,
     RequestError,
     ServerFault,
     ServerFull,
@@ -27,10 +28,12 @@ from serving.errors import (
     TooManyStreams,
 )
 from serving.rpc import status
-from serving.rpc.call import Call, Metadata, caller_of, fields_of, started, trailing
+from serving.rpc.metadata import caller_of, started, trailing
 from serving.rpc.places import Places
-from serving.rpc.streams import Patient
+from serving.rpc.streams import ROOM_SECONDS, Patient
+from serving.scheduling.memory import Memory
 from serving.telemetry import logs
+from serving.telemetry.call import Call, Metadata, fields_of
 from serving.telemetry.metrics import Telemetry
 from serving.telemetry.tracing import Trace
 
@@ -39,6 +42,8 @@ requests_log = logging.getLogger("serving.requests")
 
 # Asked every few seconds; counted, and worth neither line nor span.
 PROBES = ("/ServerLive", "/ServerReady", "/ModelReady")
+# For which a call waits until there is room to read its message; then it is refused.
+READING_SECONDS = 1.0
 # From a request and its call to the reply.
 Work = Callable[[Any, Call], Coroutine[Any, Any, Any]]
 StreamWork = Callable[[AsyncIterator[Any], grpc.aio.ServicerContext], AsyncIterator[Any]]
@@ -49,12 +54,14 @@ class Calls:
 
     Args:
         telemetry: counts them.
+        memory: the budget that messages count in while they are read.
+        limits: of what may be open at once.
         trace: writes their spans; None writes none.
         level: of the line that each call leaves in the log.
-        limits: of what may be open at once.
 
     Attributes:
-        requests, streams, watches: places for each.
+        requests, messages, streams, watches: places for each. ``messages`` are those of plain calls
+            that are being read.
         draining: the server ends soon and says so; requests are answered still.
         ending: set once further requests are refused.
     """
@@ -62,16 +69,22 @@ class Calls:
     def __init__(
         self,
         telemetry: Telemetry,
+        memory: Memory,
+        limits: Limits,
         trace: Trace | None = None,
         level: int = logging.DEBUG,
-        limits: Limits | None = None,
     ) -> None:
         self._telemetry = telemetry
         self._trace = trace
         self._level = level
-        limits = limits or Limits()
+        self._memory = memory
+        # gRPC does not tell how long a message is before all of it is there: the longest counts.
+        self._message_bytes = min(limits.message_bytes, memory.limit // 2)
         self._idle_seconds = limits.idle_seconds
         self.requests = Places("requests", limits.max_calls, limits.calls_per_caller, ServerFull)
+        total = memory.limit // self._message_bytes
+        each = max(1, total * min(limits.calls_per_caller, limits.max_calls) // limits.max_calls)
+        self.messages = Places("unfinished messages", total, each, MemoryFull)
         each = limits.max_open_per_caller
         self.streams = Places("streams", limits.max_streams, each, TooManyStreams)
         self.watches = Places("watches", limits.max_watches, each, TooManyStreams)
@@ -139,7 +152,7 @@ class Calls:
         seconds = self._idle_seconds
 
         async def answer(messages: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
-            patient = Patient(messages, seconds)
+            patient = Patient(messages, seconds, self._has_room)
             try:
                 with self.streams.hold(caller_of(context)):
                     async for reply in work(patient, context):
@@ -196,12 +209,20 @@ class Calls:
         """The one message of a plain call.
 
         Raises:
-            RequestError: it does not arrive, cannot be read, or came when the server was ending.
+            RequestError: there is no room to read it, it does not arrive, cannot be read, or came
+                when the server was ending.
         """
         patient = Patient(messages, self._idle_seconds)
+        patience = time.monotonic() + READING_SECONDS
         self._unread += 1
         try:
-            request = await anext(patient, None)
+            # Most messages are read in a millisecond, and a burst of them is no reason to refuse.
+            while not (self.messages.has_room(call.caller) and self._has_room()):
+                if time.monotonic() >= patience:
+                    break
+                await asyncio.sleep(ROOM_SECONDS)
+            with self._memory.reserve(self._message_bytes), self.messages.hold(call.caller):
+                request = await anext(patient, None)
         finally:
             self._unread -= 1
         if patient.idle:
@@ -214,6 +235,10 @@ class Calls:
         # The way here was the caller's time.
         call.began = time.monotonic()
         return request
+
+    def _has_room(self) -> bool:
+        """Whether there is memory to read one more message, whatever its length."""
+        return self._memory.has_room(self._message_bytes)
 
     def _check_ending(self) -> None:
         if self.ending.is_set():

@@ -13,8 +13,8 @@ from grpc_health.v1 import health_pb2 as pb
 
 from serving.errors import FieldError, RequestError
 from serving.repository.models import Models
-from serving.rpc.call import caller_of
 from serving.rpc.calls import Calls, abort, write
+from serving.rpc.metadata import caller_of
 from serving.rpc.streams import Patient
 
 NAME: str = pb.DESCRIPTOR.services_by_name["Health"].full_name

@@ -32,11 +32,12 @@ from serving.images import decoding, pipeline
 from serving.images.options import options_for
 from serving.repository.models import Models, Served, State
 from serving.rpc import descriptions, tensors, wire, wishes
-from serving.rpc.call import Call, started
 from serving.rpc.calls import Calls
+from serving.rpc.metadata import started
 from serving.rpc.streams import side_by_side
 from serving.rpc.wire import InferReply, InferRequest
 from serving.scheduling.codecs import Codecs
+from serving.telemetry.call import Call
 from wsss.inference import open_inference_pb2 as pb
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from serving.card import Card, Kind
 from serving.errors import FieldError
 from serving.images import encodings, maps, masks, polygons
 from serving.images.decoding import Picture
 from serving.images.options import Options
 from serving.images.pipeline import Activated, Prepared, Segmented
 from serving.images.rgb import Pixels
-from serving.repository.card import Card, Kind
 from serving.repository.models import Served
 from wsss.v1 import segmentation_pb2 as pb
 

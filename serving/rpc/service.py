@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from serving.card import Kind
 from serving.config import OversizeRule, ServerConfig, TilingConfig
 from serving.engines import Outputs
 from serving.errors import FieldError
@@ -22,13 +23,12 @@ from serving.images.decoding import Picture
 from serving.images.options import Options, options_for
 from serving.images.pipeline import Answer, Prepared
 from serving.images.rgb import Pixels
-from serving.repository.card import Kind
 from serving.repository.models import Models, Served
 from serving.rpc import replies
-from serving.rpc.call import Call
 from serving.rpc.calls import Calls
 from serving.rpc.stream import SegmentStream
 from serving.scheduling.codecs import Codecs
+from serving.telemetry.call import Call
 from wsss.v1 import segmentation_pb2 as pb
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Segmentation"]
@@ -88,7 +88,9 @@ class SegmentationService:
             "ListModels": self._list_models,
             "GetModel": self._get_model,
         }
-        stream = SegmentStream(self._calls, self.segment, self._config.limits.stream_in_flight)
+        stream = SegmentStream(
+            self._calls, self.segment, self._codecs.memory, self._config.limits.stream_in_flight
+        )
         return self._calls.service(SERVICE, works, {"SegmentStream": stream.handler()})
 
     async def segment(self, request: Any, call: Call, priority: int = 0) -> Any:

@@ -13,15 +13,15 @@ import grpc
 
 from serving.errors import DeadlineMissed, FieldError, Overloaded, RequestError, ServerUnavailable
 from serving.rpc import status
-from serving.rpc.call import Call, started, trailing
 from serving.rpc.calls import Calls, abort, reader, write
-from serving.rpc.streams import side_by_side, unless
+from serving.rpc.metadata import started, trailing
+from serving.rpc.streams import ROOM_SECONDS, side_by_side, unless
+from serving.scheduling.memory import Memory
+from serving.telemetry.call import Call
 from wsss.v1 import segmentation_pb2 as pb
 
 RPC = "wsss.v1.Segmentation/SegmentStream"
 MAX_ID = 1024
-# Between looks whether one more request of a caller may be under way.
-ROOM_SECONDS = 0.02
 # Images in bulk wait behind single ones.
 PRIORITY = -1
 
@@ -34,11 +34,13 @@ class SegmentStream:
     Args:
         calls: what every request goes through.
         segment: makes the reply of one request, from its call and priority.
+        memory: the budget that requests count in from their arrival to their reply.
         in_flight: requests of one stream taken and not answered yet, at most.
     """
 
-    def __init__(self, calls: Calls, segment: Segment, in_flight: int) -> None:
+    def __init__(self, calls: Calls, segment: Segment, memory: Memory, in_flight: int) -> None:
         self._calls = calls
+        self._memory = memory
         self._segment = segment
         self._in_flight = in_flight
 
@@ -67,7 +69,9 @@ class SegmentStream:
             return message
 
         async def work(message: Any) -> Any:
-            return await self._one(message, started(RPC, context))
+            size = 0 if isinstance(message, RequestError) else message.ByteSize()
+            with self._memory.count(size):
+                return await self._one(message, started(RPC, context))
 
         async for reply in side_by_side(pull, work, depth, in_order, self._calls.ending):
             yield reply

@@ -6,23 +6,40 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, Self
 
+# Between looks whether there is room.
+ROOM_SECONDS = 0.02
+
 
 class Patient:
     """The messages of a stream, until none comes for some seconds.
 
+    Args:
+        messages: of the stream.
+        seconds: for which one may be late.
+        has_room: whether the next message may be read. Until it may, nothing is, and the sender
+            waits.
+
     Attributes:
-        idle: whether that was the end.
+        idle: whether none came for so long.
     """
 
-    def __init__(self, messages: AsyncIterator[Any], seconds: float) -> None:
+    def __init__(
+        self,
+        messages: AsyncIterator[Any],
+        seconds: float,
+        has_room: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._messages = messages
         self._seconds = seconds
+        self._has_room = has_room
         self.idle = False
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Any:
+        while not self._has_room():
+            await asyncio.sleep(ROOM_SECONDS)
         try:
             async with asyncio.timeout(self._seconds) as timer:
                 return await anext(self._messages)

@@ -9,21 +9,22 @@ the rest.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.message import DecodeError
 
 from serving.errors import FieldError
+from serving.protobuf import BYTES, encode_varint, fields, tag
 from wsss.inference import open_inference_pb2 as pb
 
 Buffer = bytes | memoryview
 
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-RAW_INPUT = pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | BYTES
-RAW_OUTPUT = pb.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER << 3 | BYTES
-STREAMED = pb.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER << 3 | BYTES
+RAW_INPUT = tag(pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER, BYTES)
+RAW_OUTPUT = tag(pb.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER, BYTES)
+STREAMED = tag(pb.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER, BYTES)
 # Names, parameters, inputs and outputs of one request, each counted. A hostile message could hold
 # millions.
 MAX_FIELDS = 10_000
@@ -47,7 +48,7 @@ class InferReply:
     """A ``ModelInferResponse`` to be sent: ``message`` all but the raw contents, ``raw`` those."""
 
     message: Any
-    raw: list[Buffer] = field(default_factory=list)
+    raw: list[Buffer] = dataclasses.field(default_factory=list)
 
 
 def read_request(data: bytes) -> InferRequest | FieldError:
@@ -59,7 +60,7 @@ def read_request(data: bytes) -> InferRequest | FieldError:
         return InferRequest(pb.ModelInferRequest.FromString(rest), raw)
     except FieldError as error:
         return error
-    except (DecodeError, ValueError, IndexError):
+    except (DecodeError, ValueError):
         name = pb.ModelInferRequest.DESCRIPTOR.full_name
         return FieldError(f"the message is no {name}", f"an encoded {name}")
 
@@ -77,13 +78,13 @@ def write_streamed(reply: Any) -> bytes:
         encoded: bytes = reply.SerializeToString()
         return encoded
     parts = list(_parts(reply))
-    return b"".join((_varint(STREAMED), _varint(sum(map(len, parts))), *parts))
+    return b"".join((encode_varint(STREAMED), encode_varint(sum(map(len, parts))), *parts))
 
 
 def _parts(reply: InferReply) -> Iterator[Buffer]:
     yield reply.message.SerializeToString()
     for values in reply.raw:
-        yield _varint(RAW_OUTPUT) + _varint(len(values))
+        yield encode_varint(RAW_OUTPUT) + encode_varint(len(values))
         yield values
 
 
@@ -91,50 +92,14 @@ def _split(data: memoryview) -> tuple[bytes, list[memoryview]]:
     """The message without its raw contents, and these."""
     rest: list[Buffer] = []
     raw: list[memoryview] = []
-    kept = position = fields = 0
-    while position < len(data):
-        began = position
-        tag, position = _read_varint(data, position)
-        begin, end = _value(data, position, tag & 7)
-        if tag == RAW_INPUT:
-            raw.append(data[begin:end])
-            rest.append(data[kept:began])
-            kept = end
-        position, fields = end, fields + 1
-        if fields > MAX_FIELDS:
+    position = 0
+    for count, field in enumerate(fields(data), 1):
+        if count > MAX_FIELDS:
             raise FieldError(
                 f"more than {MAX_FIELDS:,} fields in one request", f"at most {MAX_FIELDS:,}"
             )
-    return b"".join((*rest, data[kept:])), raw
-
-
-def _value(data: memoryview, position: int, kind: int) -> tuple[int, int]:
-    """Where the value of a field of wire type ``kind`` begins and ends."""
-    length = {FIXED64: 8, FIXED32: 4}.get(kind)
-    if kind == VARINT:
-        return position, _read_varint(data, position)[1]
-    if kind == BYTES:
-        length, position = _read_varint(data, position)
-    if length is None or position + length > len(data):
-        raise ValueError("no field")
-    return position, position + length
-
-
-def _read_varint(data: memoryview, position: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-    raise ValueError("a number of more than ten bytes")
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
+        if field.tag == RAW_INPUT:
+            raw.append(data[field.begin : field.end])
+            rest.append(data[position : field.start])
+            position = field.end
+    return b"".join((*rest, data[position:])), raw

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from serving.config import Limits
 from serving.errors import MemoryFull
 from serving.scheduling.cpus import available_cpus
 from serving.scheduling.memory import Memory
@@ -18,12 +17,12 @@ T = TypeVar("T")
 class Codecs:
     """A thread for each processor.
 
-    Attributes:
-        memory: that the images under way share.
+    Args:
+        memory: the budget that the requests under way share.
     """
 
-    def __init__(self, limits: Limits) -> None:
-        self.memory = Memory(limits)
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
         self._threads = ThreadPoolExecutor(available_cpus(), thread_name_prefix="codec")
 
     async def run(self, work: Callable[..., T], *arguments: object) -> T:

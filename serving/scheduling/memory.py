@@ -1,4 +1,4 @@
-"""How much memory the images under way take, counted before it is taken."""
+"""How much memory the requests under way take, counted before it is taken."""
 
 from __future__ import annotations
 
@@ -30,6 +30,10 @@ class Memory:
         self.taken = 0
         self._lock = threading.Lock()
 
+    def has_room(self, size: int) -> bool:
+        """Whether ``size`` bytes are left now."""
+        return self.taken + size <= self.limit
+
     @contextmanager
     def reserve(self, size: int) -> Iterator[None]:
         """Take ``size`` bytes for as long as the block runs.
@@ -47,9 +51,9 @@ class Memory:
                     field="image",
                     metadata={"max_decoded_bytes": str(self.limit)},
                 )
-            if self.taken + size > self.limit:
+            if not self.has_room(size):
                 raise MemoryFull(
-                    f"images under way take {self.taken:,} bytes already, this one {size:,}",
+                    f"requests under way take {self.taken:,} bytes already, this one {size:,}",
                     f"at most {self.limit:,}",
                     "again in a second",
                 )

@@ -8,7 +8,6 @@ one of :data:`STAGES`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 from prometheus_client import (
     CollectorRegistry,
@@ -25,9 +24,7 @@ from prometheus_client.registry import Collector
 from serving.repository.models import Models, ModelState, Served, State
 from serving.scheduling.counters import Statistics
 from serving.scheduling.memory import Memory
-
-if TYPE_CHECKING:
-    from serving.rpc.call import Call
+from serving.telemetry.call import Call
 
 STAGES = ("queue", "decode", "infer", "encode", "total")
 # Seconds, from a tiny model's run to a large one's that waited.
@@ -59,7 +56,7 @@ class Telemetry:
         )
         self._image_bytes = Gauge(
             "wsss_image_bytes",
-            "Bytes of memory that the images under way take.",
+            "Bytes of memory that the requests under way take.",
             registry=self.registry,
         )
         self._image_bytes_limit = Gauge(
@@ -81,7 +78,7 @@ class Telemetry:
         self.registry.register(_ModelCollector(models))
 
     def watch(self, memory: Memory) -> None:
-        """Report what the images under way take."""
+        """Report what the requests under way take."""
         self._image_bytes.set_function(lambda: memory.taken)
         self._image_bytes_limit.set(memory.limit)
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from serving.errors import StartError
+from serving.telemetry.call import Call
 
-if TYPE_CHECKING:
-    from serving.rpc.call import Call
-
-Trace = Callable[["Call"], None]
+Trace = Callable[[Call], None]
 
 
 def tracer(version: str) -> tuple[Trace, Callable[[], None]]:

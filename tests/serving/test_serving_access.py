@@ -22,13 +22,14 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from oip_calls import code, sums
 from PIL import Image
 
-from serving.access import guard, watched
 from serving.access import tokens as tokens_module
+from serving.access import watched
 from serving.access.certificates import Certificates
 from serving.access.tls import check_dates
 from serving.cli import main
 from serving.config import ServerConfig
 from serving.errors import StartError
+from serving.rpc import guard
 from serving.server import Server
 from serving.settings import set_values
 from wsss.inference import open_inference_pb2 as pb

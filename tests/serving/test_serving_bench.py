@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import threading
 import time
 from concurrent import futures
+from pathlib import Path
 
 import grpc
 import pytest
@@ -14,12 +17,13 @@ import tiny_models
 from configs import EXACT
 from typer.testing import CliRunner
 
-from serving.bench import FIGURES, bench, load
+from serving.bench import SERVED, bench, load
 from serving.bench.load import Load, Request
 from serving.bench.setting import BenchConfig
 from serving.cli import app
 from serving.errors import BenchError
 
+ROOT = Path(__file__).resolve().parents[2]
 METHOD = "/test.Service/Method"
 
 
@@ -114,40 +118,51 @@ def test_every_figure_of_images(repository):
         "--repository", repository, "--model", "colours", "--rounds", 1, "--seconds", 0.3, "--json"
     )
     assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)
-    assert set(found["figures"]) == set(FIGURES)
-    assert all(
-        figure["low"] <= figure["value"] <= figure["high"] for figure in found["figures"].values()
-    )
-    assert found["measured"]["flood_failed"] == 0
-    assert found["measured"]["stalls"] >= 0
-    assert found["model"] == "colours"
+    results = json.loads(done.stdout)
+    assert list(results["figures"]) == list(SERVED.figures)
+    check_figures(results)
+    assert results["measured"]["flood_failed"] == 0
+    assert results["model"] == "colours"
+
+
+def test_what_the_program_in_bench_measures_beside():
+    figures = ["batch-wait", "rounded-sizes", "labelling", "probe-wait"]
+    words = ("--net", "segmenter", "--rounds", "1", "--seconds", "1", "--only", ",".join(figures))
+    command = [sys.executable, "bench/serve.py", *words, "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    assert list(results["figures"]) == figures
+    check_figures(results)
+    assert results["measured"]["stalls"] >= 0
+
+
+def check_figures(results):
+    for figure in results["figures"].values():
+        assert figure["low"] <= figure["value"] <= figure["high"]
 
 
 def test_some_figures_of_tensors_in_a_table(tmp_path):
     tiny_models.export(tmp_path, "sums", "tensor")
-    done = run("--repository", tmp_path, "--rounds", 2, "--seconds", 0.2, "--only", "R2,R8")
+    short = ("--rounds", 2, "--seconds", 0.2)
+    done = run("--repository", tmp_path, *short, "--only", "all-callers,tail")
     assert done.exit_code == 0, done.output
-    assert "R2" in done.stdout
-    assert "R8" in done.stdout
-    assert "R7" not in done.stdout
+    assert "all-callers" in done.stdout
+    assert "tail" in done.stdout
+    assert "flood" not in done.stdout.partition("loop per second")[0]
 
 
 def test_a_server_that_runs_already(server, repository):
     config = BenchConfig(
         repository, "colours", engine=EXACT, address=server.address, rounds=1, seconds=0.2
     )
-    assert set(bench(config)["figures"]) == {"C1", "R2", "R5", "R6", "R7", "R7w"}
-    with pytest.raises(BenchError, match="R13 cannot be measured"):
-        bench(
-            BenchConfig(repository, "colours", engine=EXACT, address=server.address, only=("R13",))
-        )
+    assert set(bench(config)["figures"]) == set(SERVED.figures)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"only": ("R99",)}, "no figure 'R99'"),
+        ({"only": ("all-caller",)}, "(?s)no figure 'all-caller'.* nearest: all-callers"),
         ({"images": "empty"}, "no JPEG below"),
         ({"address": "127.0.0.1:1"}, "answered UNAVAILABLE"),
     ],

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving.card import read_card
 from serving.images import buckets
-from serving.repository.card import read_card
 
 
 @pytest.fixture(scope="module")

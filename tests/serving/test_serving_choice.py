@@ -8,13 +8,14 @@ import pytest
 import tiny_models
 from configs import configured
 
+from serving.card import read_card
 from serving.config import EngineConfig, ScheduleConfig
-from serving.engines import Plan, Stop, choice
-from serving.engines.agreement import MIN_EQUAL, SCENES, agreement, made_pictures, pictures
-from serving.engines.choice import choose_engine, limited, on_processors, resolve
+from serving.engines import Plan, Stop
 from serving.engines.onnxruntime import OnnxRuntimeEngine
 from serving.errors import EngineError, OutputError, RepositoryError
-from serving.repository.card import read_card
+from serving.repository import choice
+from serving.repository.agreement import MIN_EQUAL, SCENES, agreement, made_pictures, pictures
+from serving.repository.choice import choose_engine, limited, on_processors, resolve
 from serving.repository.loading import plan_for
 from serving.repository.models import build
 from serving.repository.soundness import golden_image

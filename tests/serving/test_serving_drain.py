@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from oip_calls import code, stub, sums
 from test_serving_access import fetch
 
-from serving.rpc import call as call_module
+from serving.rpc import metadata
 from wsss.inference import open_inference_pb2 as pb
 
 NAMES = ("", "wsss.v1.Segmentation", "inference.GRPCInferenceService", "models/sums")
@@ -124,7 +124,7 @@ def told(replies):
 
 def test_connections_end_with_age_and_no_call_notices(tmp_path, run_server, monkeypatch):
     peers = set()
-    monkeypatch.setattr(call_module, "caller_of", lambda context: peers.add(context.peer()) or "")
+    monkeypatch.setattr(metadata, "caller_of", lambda context: peers.add(context.peer()) or "")
     tiny_models.export(tmp_path, "sums", "tensor")
     config = configured(tmp_path, connections__max_age=0.3, connections__max_age_grace=5.0)
     with run_server(config) as server, stub(server.address) as service:

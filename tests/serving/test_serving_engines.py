@@ -9,10 +9,10 @@ import tiny_models
 from engine_runs import assert_stops
 from onnx import TensorProto, helper, save
 
+from serving.card import read_card
 from serving.engines import Stop, Stopped, TensorSpec
 from serving.engines.onnxruntime import OnnxRuntimeEngine
 from serving.errors import RepositoryError
-from serving.repository.card import read_card
 
 
 def test_inputs_and_outputs_are_told(repository):

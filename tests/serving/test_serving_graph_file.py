@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from serving.card import read_card
 from serving.errors import RepositoryError
-from serving.repository.card import read_card
 from serving.repository.graph_file import check_graph
 
 ADD = helper.make_node("Add", ["x", "x"], ["y"])

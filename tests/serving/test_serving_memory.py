@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import grpc
 import pytest
 from configs import configured
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from image_files import scans_jpeg
 from PIL import Image
 from rpc_calls import failure
@@ -18,6 +21,7 @@ from serving import errors
 from serving.client import Client
 from serving.config import Limits
 from serving.images import decoding
+from serving.rpc import calls
 from serving.scheduling.cpus import available_cpus
 from serving.scheduling.memory import Memory
 from wsss.v1 import segmentation_pb2 as pb
@@ -57,6 +61,12 @@ def until(condition) -> None:
             return
         time.sleep(0.01)
     raise AssertionError("not in ten seconds")
+
+
+def healthy(server) -> bool:
+    with grpc.insecure_channel(server.address) as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check
+        return bool(check(health_pb2.HealthCheckRequest(), timeout=5).status == 1)
 
 
 def gauges(server) -> dict[str, float]:
@@ -100,6 +110,74 @@ def test_memory_that_others_take_is_waited_for_and_a_metric(server, memory):
             client.segment(encoded(40, 40), "colours")
     with Client(server.address) as client:
         assert client.segment(encoded(40, 40), "colours").mask.shape == (40, 40)
+
+
+@contextmanager
+def unfinished(address: str, count: int) -> Iterator[None]:
+    """So many calls whose message has not come yet."""
+    ended = threading.Event()
+
+    def messages() -> Iterator[bytes]:
+        ended.wait()
+        yield from ()
+
+    with grpc.insecure_channel(address) as channel:
+        method = channel.stream_unary("/wsss.v1.Segmentation/Segment")
+        pending = [method.future(messages()) for _ in range(count)]
+        try:
+            yield
+        finally:
+            ended.set()
+            for call in pending:
+                call.cancel()
+
+
+def test_messages_that_are_read_count_as_the_longest(repository, monkeypatch):
+    monkeypatch.setattr(calls, "READING_SECONDS", 0.2)
+    size = Limits(max_bytes=1_000_000).message_bytes
+    limits = {"limits__max_bytes": 1_000_000, "limits__max_decoded_bytes": 3 * size + 1}
+    with running(configured(repository, limits__max_per_caller=1024, **limits)) as server:
+        memory, places = server._codecs.memory, server._calls.messages
+        with unfinished(server.address, 3):
+            until(lambda: places.taken == 3)
+            assert memory.taken == gauges(server)["wsss_image_bytes"] == 3 * size
+            code, info, details, _ = failure(server, "Segment", request(encoded(40, 40)))
+            assert (code, info.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "MEMORY_FULL")
+            assert details["RetryInfo"].retry_delay.ToNanoseconds() > 0
+            assert healthy(server)
+        until(lambda: memory.taken == 0)
+        with Client(server.address) as client:
+            assert client.segment(encoded(40, 40), "colours").mask.shape == (40, 40)
+
+
+def test_no_caller_has_all_the_room_for_messages(repository, monkeypatch):
+    monkeypatch.setattr(calls, "READING_SECONDS", 0.2)
+    with running(configured(repository, limits__max_decoded_bytes=LIMIT)) as server:
+        with unfinished(server.address, 1):
+            until(lambda: server._calls.messages.taken == 1)
+            code, info, details, _ = failure(server, "Segment", request(encoded(40, 40)))
+        assert (code, info.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "CALLER_LIMIT")
+        assert details["RetryInfo"].retry_delay.ToNanoseconds() > 0
+
+
+def test_a_burst_waits_until_its_messages_are_read(server, memory):
+    """One message at a time fits into the caller's share."""
+    with grpc.insecure_channel(server.address) as channel:
+        stub = segmentation_pb2_grpc.SegmentationStub(channel)
+        burst = [stub.GetModel.future(pb.GetModelRequest(model="colours")) for _ in range(30)]
+        assert {call.result(timeout=20).name for call in burst} == {"colours"}
+
+
+def test_a_stream_is_not_read_while_memory_is_full(server, memory):
+    data = encoded(40, 40)
+    with grpc.insecure_channel(server.address) as channel:
+        stub = segmentation_pb2_grpc.SegmentationStub(channel)
+        message = pb.SegmentStreamRequest(id="1", segment=request(data))
+        with memory.count(LIMIT):
+            replies = stub.SegmentStream(iter([message]), timeout=20)
+            time.sleep(0.3)
+            assert memory.taken == LIMIT
+        assert [reply.WhichOneof("result") for reply in replies] == ["segment"]
 
 
 def test_a_process_without_memory_says_so(server, memory, monkeypatch):

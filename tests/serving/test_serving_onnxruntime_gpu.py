@@ -11,13 +11,13 @@ import tiny_models
 from engine_runs import image
 from fake_onnxruntime import FakeOnnxRuntime
 
+from serving.card import read_card
 from serving.config import EngineConfig
 from serving.engines import Plan, Stop, Stopped
-from serving.engines.choice import choose_engine
 from serving.engines.onnxruntime import OnnxRuntimeEngine
 from serving.engines.onnxruntime_gpu import OnnxRuntimeGpuEngine
 from serving.errors import EngineError
-from serving.repository.card import read_card
+from serving.repository.choice import choose_engine
 
 CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 PLAN = Plan(workers=2, max_batch=2, sizes=((24, 40),))

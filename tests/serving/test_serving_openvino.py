@@ -11,10 +11,10 @@ import tiny_models
 from engine_runs import assert_stops, image, wrong_runs
 from onnx import TensorProto, helper
 
+from serving.card import read_card
 from serving.engines import Plan, Stop, Stopped, TensorSpec
 from serving.engines.onnxruntime import OnnxRuntimeEngine
 from serving.errors import RepositoryError
-from serving.repository.card import read_card
 
 pytest.importorskip("openvino")
 from serving.engines.openvino import OpenVinoEngine
@@ -137,7 +137,7 @@ def test_models_load_at_once(repository):
     code = (
         "import sys, threading\n"
         "from pathlib import Path\n"
-        "from serving.repository.card import read_card\n"
+        "from serving.card import read_card\n"
         "from serving.engines import Plan\n"
         "from serving.engines.openvino import OpenVinoEngine\n"
         "sys.setswitchinterval(1e-6)\n"

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import tiny_models
 
+from serving.card import Card, read_card
 from serving.config import TilingConfig
 from serving.engines.onnxruntime import OnnxRuntimeEngine
 from serving.errors import ImageTooLarge, OutputError
 from serving.images import pipeline
 from serving.images.decoding import Picture
 from serving.images.options import options_for
-from serving.repository.card import Card, read_card
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ import tiny_models
 from configs import EXACT, configured
 from onnx import TensorProto, helper, numpy_helper
 
+from serving.card import read_card
 from serving.client import Client
 from serving.config import ScheduleConfig
 from serving.errors import RepositoryError
-from serving.repository.card import read_card
 from serving.repository.loading import open_warm_engine
 from serving.repository.models import State
 

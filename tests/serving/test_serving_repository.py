@@ -9,9 +9,9 @@ import pytest
 import tiny_models
 from configs import configured
 
+from serving.card import read_card
 from serving.errors import ConfigError, FieldError, ModelNotFound, RepositoryError, WrongModelKind
 from serving.repository import versions
-from serving.repository.card import read_card
 from serving.repository.versions import choose, others, read_repository, verify, wanted_versions
 
 

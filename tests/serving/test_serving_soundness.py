@@ -6,11 +6,11 @@ import tiny_models
 from configs import EXACT
 from onnx import TensorProto, helper
 
+from serving.card import read_card
 from serving.config import ScheduleConfig
 from serving.engines import Plan
 from serving.engines.onnxruntime import OnnxRuntimeEngine
 from serving.errors import ConfigError, RepositoryError
-from serving.repository.card import read_card
 from serving.repository.loading import open_engine, open_warm_engine
 from serving.repository.soundness import check_promise, read_size, warm_inputs, warm_up
 

@@ -12,12 +12,12 @@ import pytest
 import tiny_models
 from engine_runs import image, wrong_runs
 
+from serving.card import read_card
 from serving.config import EngineConfig
 from serving.engines import Plan, Stop, Stopped, TensorSpec
 from serving.engines.onnxruntime import OnnxRuntimeEngine
 from serving.engines.tensorrt import TensorRtEngine
 from serving.errors import EngineError, OutOfMemory, OutputError
-from serving.repository.card import read_card
 
 BOTH = pytest.mark.parametrize("version", ["10.16.1.11", "11.4.0.106"])
 PLAN = Plan(workers=2, max_batch=2, sizes=((24, 40),))

@@ -2,6 +2,7 @@
 others.
 
 python loop_job.py FOLDER: end the process in the middle of update 8, as a power cut would.
+python loop_job.py FOLDER --whole: train to the end, go on where a killed one stopped.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,6 +95,12 @@ def job(
     return net.state_dict()
 
 
+def whole(folder: Path) -> None:
+    """Train to the end and write ``final.pt``; slowly, so that a kill meets every part of it."""
+    state = job(folder, ALL, lambda call: time.sleep(0.02))
+    torch.save(state, folder / "final.pt")
+
+
 def main(folder: Path) -> None:
     def end(call: int) -> None:
         if call == 8 * ALL.accumulate:
@@ -102,4 +110,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    (whole if "--whole" in sys.argv else main)(Path(sys.argv[1]))

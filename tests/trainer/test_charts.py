@@ -2,9 +2,21 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 
-from trainer.report.charts import Line, Mark, bars, histogram, line_chart, short, thin, ticks
+from trainer.report.charts import (
+    Line,
+    Mark,
+    bars,
+    forest,
+    histogram,
+    line_chart,
+    short,
+    thin,
+    ticks,
+)
+from trainer.report.confusion import matrix
 
 
 @pytest.mark.parametrize(
@@ -40,12 +52,13 @@ def test_a_chart_maps_values_to_places() -> None:
         marks=[Mark(5, "here", [(5, 0.5)])],
         size=(360, 220),
     )
+    assert drawn is not None
     path = re.search(r'points="([^"]+)"', drawn)
     assert path is not None
     assert path.group(1) == "46.0,186.0 346.0,12.0"
     assert '<circle class="dot" cx="196.0" cy="99.0"' in drawn
-    assert "No finite value" in line_chart([Line("none", "red", [(0, float("nan"))])], "label", "x")
-    assert "<circle" in line_chart([Line("one", "red", [(3, 0.5)])], "label", "x")
+    assert line_chart([Line("none", "red", [(0, float("nan"))])], "label", "x") is None
+    assert "<circle" in str(line_chart([Line("one", "red", [(3, 0.5)])], "label", "x"))
 
 
 def test_bars_are_clipped_and_leave_gaps_for_missing_values() -> None:
@@ -64,6 +77,24 @@ def test_a_histogram_counts_and_marks_the_median() -> None:
     ]
     assert re.findall(r'x1="([\d.]+)" x2="\1" y1="0"', drawn) == ["52.0"]
     assert 'x1="100.0" x2="100.0"' in histogram([0.4, 0.6], "red", "two", size=(200, 100))
+
+
+def test_names_are_escaped() -> None:
+    name = '<b>"&'
+    drawn = line_chart([Line(name, "red", [(0, 0), (1, 1)])], name, name, name, [Mark(0, name)])
+    counts = np.eye(2, dtype=np.int64)
+    for chart in (drawn, bars([("red", 1)], name), matrix(counts, counts / 1.0, [name, "x"], name)):
+        assert "<b>" not in str(chart)
+        assert 'aria-label="&lt;b&gt;&#34;&amp;"' in str(chart)
+
+
+def test_a_forest_bar_shows_where_zero_is() -> None:
+    drawn = str(forest(0.005, 0.01, 0.02, 0.02, "gain"))
+    assert 'x1="112.5" x2="180.0"' in drawn
+    assert 'cx="135.0"' in drawn
+    assert "var(--segment)" in drawn
+    assert "var(--warn)" in str(forest(-0.02, -0.01, -0.005, 0.02, "loss"))
+    assert forest(float("nan"), 0.1, float("nan"), 0.02, "undefined") is None
 
 
 def test_words_for_numbers() -> None:

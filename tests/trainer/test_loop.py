@@ -16,7 +16,7 @@ from golden import U
 from loop_job import ALL, BASE, RECORDS, TOTAL, job
 from torch import nn
 
-from trainer.data.loader import Samples
+from trainer.data.loader import LoadError, Samples
 from trainer.errors import ConfigError, DataError, TrainingError, WeightsError
 from trainer.interrupt import Interrupted
 from trainer.methods.cam import Cam, Config
@@ -280,8 +280,61 @@ def test_a_loss_that_is_not_finite_names_the_images(tmp_path, monkeypatch):
     assert poisoned in caught.value.found.split("batch: ")[1].split(", ")
     assert len(caught.value.found.split("batch: ")[1].split(", ")) == PLAIN.batch
     assert "classify.lr" in caught.value.hint
+    assert "the last finite loss is" in caught.value.found
     for path in tmp_path.glob("*.pt"):
         assert all(t.isfinite().all() for t in torch.load(path)["model"].values())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_any_exception_in_a_loader_ends_the_training_and_its_processes(
+    tmp_path, monkeypatch, workers
+):
+    def broken(record, rng):
+        if record.id == "r9":
+            raise ZeroDivisionError("by design")
+        return sample(record, rng)
+
+    sample = loop_job.sample
+    monkeypatch.setattr(loop_job, "sample", broken)
+    with pytest.raises(LoadError) as caught:
+        job(tmp_path, replace(PLAIN, workers=workers))
+    assert str(caught.value).startswith("image 'r9': ZeroDivisionError: by design")
+    # While the traceback is still held, as it is until the command has ended.
+    assert multiprocessing.active_children() == []
+
+
+def test_weights_that_the_last_update_ruins_are_not_returned(tmp_path):
+    def steep(module, images, tags, rng):
+        return {"cls": 1e37 * module.head[1].bias.sum()}
+
+    net, metrics = loop_job.Net(), Metrics(tmp_path / "metrics.csv", "classify")
+    config, samples = replace(PLAIN, lr=100.0, updates=1), Samples(RECORDS, loop_job.sample, 0)
+    groups = [{"params": list(net.parameters())}]
+    with pytest.raises(TrainingError, match="left NaN or inf in head") as caught:
+        train(net, steep, groups, samples, config, tmp_path, metrics, 0, "test", device="cpu")
+    assert "classify.lr=..., it was 100" in caught.value.hint
+
+
+def test_an_exception_after_an_epoch_ends_the_training(tmp_path):
+    def validate(epoch: int) -> dict[str, float]:
+        raise ZeroDivisionError("by design")
+
+    net = nn.Linear(2, 2)
+    with pytest.raises(ZeroDivisionError, match="by design"):
+        train(
+            loop_job.Net(),
+            loop_job.noisy_loss,
+            [{"params": list(net.parameters())}],
+            Samples(RECORDS, loop_job.sample, 0),
+            replace(PLAIN, workers=2),
+            tmp_path,
+            Metrics(tmp_path / "metrics.csv", "classify"),
+            0,
+            "test",
+            validate,
+            "cpu",
+        )
+    assert multiprocessing.active_children() == []
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -151,7 +151,7 @@ def test_every_fault_is_listed_at_once_with_counts(data, dataset, tmp_path):
         folder / f"{names[4]}.png", read_index_png(folder / f"{names[4]}.png") + np.uint8(40)
     )
     (folder / f"{names[5]}.png").rename(folder / f"{names[5]}_pred.png")
-    fractions = read_index_png(folder / f"{names[6]}.png").astype(np.float32) / 2
+    fractions = read_index_png(folder / f"{names[6]}.png").astype(np.float32) + 0.25
     (folder / f"{names[6]}.png").unlink()
     np.save(folder / f"{names[6]}.npy", fractions)
     deep = read_index_png(folder / f"{names[7]}.png").astype(np.uint16)
@@ -164,7 +164,7 @@ def test_every_fault_is_listed_at_once_with_counts(data, dataset, tmp_path):
     for part in (
         f"10 of {len(names)} masks of {folder} cannot be used",
         f"2 have no file: {names[0]}, {names[5]}",
-        f"1 are no PNG: {names[8]}.jpg",
+        f"1 are neither PNG nor arrays: {names[8]}.jpg",
         f"1 hold numbers with fractions, not class indices: {names[6]}.npy",
         (
             f"2 are colour pictures, not class indices: {names[3]} is RGB, {names[9]} is RGB with"
@@ -174,7 +174,7 @@ def test_every_fault_is_listed_at_once_with_counts(data, dataset, tmp_path):
         f"1 are damaged or something else: {names[2]}",
         f"1 are of another size than their image: {names[1]} is ",
         f"1 hold labels that no class has: {names[4]} holds",
-        f"1 files belong to no image of the data set: {names[5]}_pred.png",
+        f"2 files are not used: {names[5]}_pred.png, {names[8]}.jpg",
     ):
         assert part in error.found, part
     assert f"rename: {names[5]}_pred.png would be {names[5]}.png" in error.hint
@@ -182,7 +182,7 @@ def test_every_fault_is_listed_at_once_with_counts(data, dataset, tmp_path):
     skipped = entry(folder, data, list="all", kind="masks", bad="skip")
     assert skipped["images"] == len(names) - 10
     assert set(skipped["left_out"]) == set(names[:10])
-    assert skipped["extra"] == [f"{names[5]}_pred.png"]
+    assert skipped["extra"] == [f"{names[5]}_pred.png", f"{names[8]}.jpg"]
     assert (
         f"({len(names)} images, 10 of them left out for want of a usable file), true masks of Seg"
         in skipped["protocol"]
@@ -384,3 +384,80 @@ def test_the_command_line_refuses_what_belongs_to_the_other_kind(data, masks, tm
     assert isinstance(command("eval", masks, "--data", tmp_path / "nothing").exception, DataError)
     assert command("eval", masks, "--data", data, "--bad", "ignore").exit_code == 2
     assert "95 %" in command("eval", masks, "--data", data).output
+
+
+# Other ways to write the same masks
+
+
+def test_suffixes_in_capital_letters_are_taken(data, masks):
+    expected = entry(masks, data)["confusion"]
+    for path in masks.glob("*.png"):
+        path.rename(path.with_suffix(".PNG"))
+    found = entry(masks, data)
+    assert (found["confusion"], found["extra"]) == (expected, [])
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "probabilities", "channels last", "float labels"])
+def test_arrays_of_labels_and_probabilities_are_masks(data, dataset, masks, kind):
+    expected = entry(masks, data)["confusion"]
+    for path in list(masks.glob("*.png")):
+        labels = read_index_png(path)
+        path.unlink()
+        one_hot = (labels == np.arange(len(dataset.classes) + 1)[:, None, None]).astype(np.float32)
+        if kind == "npz":
+            np.savez_compressed(path.with_suffix(".npz"), labels)
+            continue
+        arrays = {
+            "npy": labels.astype(np.int64),
+            "probabilities": one_hot,
+            "channels last": one_hot.transpose(1, 2, 0),
+            "float labels": labels.astype(np.float64),
+        }
+        np.save(path.with_suffix(".npy"), arrays[kind])
+    assert entry(masks, data)["confusion"] == expected
+
+
+@pytest.mark.parametrize(
+    ("array", "found"),
+    [
+        (np.zeros((2, 3, 4, 5)), "are arrays of another shape"),
+        (np.zeros(7), "are arrays of another shape"),
+        (np.full((48, 48), 0.5), "hold numbers with fractions, not class indices"),
+        (np.full((48, 48), 3000), "hold labels that no class has"),
+        (np.full((48, 48), -1), "hold labels that no class has"),
+        (np.array("text"), "are arrays of another shape"),
+    ],
+)
+def test_arrays_that_are_no_masks_are_named(data, dataset, masks, array, found):
+    first = dataset.lists["val"][0]
+    (masks / f"{first}.png").unlink()
+    np.save(masks / f"{first}.npy", array)
+    assert f"1 {found}: {first}.npy" in refused(masks, data, kind="masks").found
+
+
+def test_masks_of_0_and_255_are_explained(data, dataset, masks):
+    for path in masks.glob("*.png"):
+        write_index_png(path, np.where(read_index_png(path) > 0, 255, 0).astype(np.uint8))
+    error = refused(masks, data)
+    assert "0 and 255 only, and 255 is a pixel that is left open" in error.found
+    assert dataset.classes[0] in error.hint
+    assert isinstance(refused(masks, data, masks="binary"), ConfigError)
+
+
+def test_one_class_may_be_255(tmp_path):
+    one, numbered, white = tmp_path / "one", tmp_path / "numbered", tmp_path / "white"
+    for folder in (one / "masks", numbered, white):
+        folder.mkdir(parents=True)
+    rows = ["image,tag,split"]
+    for name in ("a", "b"):
+        truth = np.zeros((20, 24), np.uint8)
+        truth[4:12, 5:15] = 1
+        Image.fromarray(np.repeat(truth[..., None] * 90, 3, 2)).save(one / f"{name}.jpg")
+        write_index_png(one / "masks" / f"{name}.png", truth)
+        pred = np.roll(truth, 3, 1)
+        write_index_png(numbered / f"{name}.png", pred)
+        Image.fromarray(pred * 255).save(white / f"{name}.png")
+        rows.append(f"{name}.jpg,cow,val")
+    (one / "labels.csv").write_text("\n".join(rows) + "\n")
+    assert "--masks binary" in refused(white, one).hint
+    assert entry(white, one, masks="binary")["confusion"] == entry(numbered, one)["confusion"]

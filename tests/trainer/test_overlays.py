@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from trainer.evaluation.boundary import contour
 from trainer.report.overlays import (
     ERRORS,
     colourise,
     contact_sheet,
-    contour,
     error_map,
     heat,
     legend,

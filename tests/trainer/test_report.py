@@ -13,10 +13,13 @@ import pytest
 from PIL import Image
 from report_run import CHOSEN, CLASSES, TRAIN, VAL, Page, add_refinement, make_run
 
+from trainer.data.dataset import read_index_png
 from trainer.evaluation.image_counts import counts_path
 from trainer.evaluation.over_lists import evaluate_folder
-from trainer.maps.camfile import cam_path, read_cam, write_cam
+from trainer.maps.camfile import cam_path, read_cam, upsample_cam, write_cam
 from trainer.report.facts import read_facts
+from trainer.report.overlays import error_layer, line_layer, mask_layer
+from trainer.report.pictures import map_colours
 from trainer.report.run_page import write_report
 
 SECTIONS = (
@@ -61,7 +64,7 @@ def test_a_complete_run_has_every_section_and_nothing_missing(run: Path) -> None
 def test_the_page_asks_for_nothing_outside_itself(run: Path) -> None:
     text, page = report(run)
     outside_pixels = re.sub(r"base64,[A-Za-z0-9+/=]+", "", text)
-    assert not re.search(r"https?:|//[a-z]|@import|url\((?!data:image/jpeg;)", outside_pixels)
+    assert not re.search(r"https?:|//[a-z]|@import|url\((?!data:image/webp;)", outside_pixels)
     for _, attrs in page.elements:
         for name in ("src", "href", "srcset", "action", "data"):
             value = attrs.get(name)
@@ -147,13 +150,15 @@ def picture(image: dict[str, str | None]) -> Image.Image:
 
 
 def by_alt(page: Page) -> dict[str, dict[str, str | None]]:
-    return {str(image["alt"]): image for image in page.all("img")}
+    """Pictures by what they are called; the line of a map has no name of its own."""
+    return {str(image["alt"]): image for image in page.all("img") if image["alt"]}
 
 
 def test_pictures_are_readable_and_named(run: Path) -> None:
     _, page = report(run)
     images = by_alt(page)
-    assert len(images) == len(page.all("img"))
+    lines = [image for image in page.all("img") if image["class"] == "line"]
+    assert len(images) + len(lines) == len(page.all("img"))
     assert all(image["loading"] == "lazy" for image in images.values())
     for part in ("True mask", f"CAM of {CLASSES[2]}", "Refined", "Prediction"):
         assert any(part in alt for alt in images), part
@@ -169,27 +174,48 @@ def test_pictures_are_readable_and_named(run: Path) -> None:
     assert len(set(photos)) == len(VAL) + len(TRAIN)
     for photo in photos:
         with picture({"src": photo}) as opened:
-            assert (opened.format, opened.size) == ("JPEG", (64, 48))
+            assert (opened.format, opened.size) == ("WEBP", (64, 48))
     for alt, image in images.items():
         with picture(image) as opened:
-            assert opened.format == "PNG", alt
-            if image["class"] != "map":
+            assert opened.format == "WEBP", alt
+            if "CAM of" not in alt:
                 assert [str(opened.width), str(opened.height)] == [image["width"], image["height"]]
 
 
 def test_masks_and_maps_in_the_page_hold_the_values_of_the_run(run: Path) -> None:
     _, page = report(run)
     images = by_alt(page)
+    mask = read_index_png(run / "masks" / f"{TRAIN[1]}.png")
     with picture(images[f"{TRAIN[1]}: Refined"]) as opened:
-        shown = np.asarray(opened.convert("RGBA"))
-    with Image.open(run / "masks" / f"{TRAIN[1]}.png") as opened:
-        assert (shown[..., :3] == np.asarray(opened.convert("RGB"))).all()
-        assert ((shown[..., 3] > 0) == (np.asarray(opened) > 0)).all()
+        assert shows(opened, mask_layer(mask))
+    facts = read_facts(run)
+    assert facts.dataset is not None
+    truth = facts.dataset.read_mask(facts.dataset.records[TRAIN[1]])
+    with picture(images[f"{TRAIN[1]}: Refined, errors"]) as opened:
+        assert shows(opened, error_layer(mask, truth))
     cam = read_cam(cam_path(run / "cams", VAL[1]))
     with picture(images[f"{VAL[1]}: CAM of {CLASSES[cam.classes[0]]}"]) as opened:
-        levels = np.asarray(opened).astype(int)
+        levels = levels_of(opened)
     for step in range(100):
         assert ((levels > 2 * step) == (cam.maps[0] > np.float32(step / 100))).mean() > 0.995
+    maps = upsample_cam(cam.maps, cam.size)
+    cut = np.where(maps.max(0) > CHOSEN, cam.classes[maps.argmax(0)] + 1, 0)
+    with picture(images[f"{VAL[1]}: CAM mask"]) as opened:
+        assert shows(opened, mask_layer(cut))
+
+
+def shows(picture: Image.Image, layer: np.ndarray) -> bool:
+    """Whether a picture is a layer, pixel by pixel; what is not seen has no colour."""
+    pixels = np.asarray(picture.convert("RGBA"))
+    same = (pixels == layer).all(-1) | ((pixels[..., 3] == 0) & (layer[..., 3] == 0))
+    return bool(same.all())
+
+
+def levels_of(picture: Image.Image) -> np.ndarray:
+    """The levels of a map, from its colours."""
+    colours = {tuple(colour): level for level, colour in enumerate(map_colours().tolist())}
+    pixels = np.asarray(picture.convert("RGB"))
+    return np.array([[colours[tuple(pixel)] for pixel in row] for row in pixels.tolist()])
 
 
 def test_large_maps_are_shrunk(run: Path) -> None:
@@ -197,19 +223,15 @@ def test_large_maps_are_shrunk(run: Path) -> None:
     _, page = report(run)
     with picture(by_alt(page)[f"{VAL[1]}: CAM of {CLASSES[1]}"]) as opened:
         assert opened.size == (144, 108)
-        assert (np.asarray(opened) == 100).all()
+        assert (levels_of(opened) == 100).all()
 
 
 def test_a_map_of_a_class_that_is_not_there_is_shown_without_a_figure(run: Path) -> None:
     write_cam(cam_path(run / "cams", VAL[1]), (9,), np.full((1, 12, 16), 0.5), (48, 64))
     _, page = report(run)
     assert f"{VAL[1]}: CAM of class 9" in by_alt(page)
-    assert {f["data-class"] for f in page.all("figure") if f.get("data-class")} == {
-        "0",
-        "1",
-        "2",
-        "3",
-    }
+    labels = {f["data-label"] for f in page.all("figure") if f.get("data-label")}
+    assert labels == {"1", "2", "3", "4"}
     assert len([f for f in page.all("figure") if f.get("data-iou")]) == len(VAL) + len(TRAIN) - 1
 
 
@@ -261,9 +283,10 @@ def test_refinement_and_preparations_are_shown(run: Path) -> None:
     images = by_alt(page)
     for part in ("Walk of", "AffinityNet labels", "IRNet labels", "Full supervision"):
         assert any(part in alt for alt in images), part
-    walk = [f for f in page.all("figure") if f.get("data-draw") == "walk"]
-    assert walk
-    assert {f["data-at"] for f in walk} == {"0.3000"}
+    walk = read_cam(cam_path(run / "walk", TRAIN[0]))
+    line = line_layer(upsample_cam(walk.maps, walk.size)[0], 0.3)
+    lines = [i for i in page.all("img") if i.get("class") == "line"]
+    assert any(shows(picture(image), line) for image in lines)
     with picture(images[f"{TRAIN[0]}: IRNet labels"]) as opened:
         assert (224, 224, 192) in {colour for _, colour in opened.convert("RGB").getcolors()}
     assert "subcategories" in page.ids
@@ -275,7 +298,7 @@ def test_pictures_come_from_worker_processes_too(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, _ = report(run)
-    monkeypatch.setattr("trainer.report.sheets.FEW", 1)
+    monkeypatch.setattr("trainer.report.images.FEW", 1)
     monkeypatch.setattr("trainer.pool.cores", lambda: 2)
     assert report(run)[0] == here
 

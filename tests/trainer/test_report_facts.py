@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from trainer.errors import RunError
-from trainer.report.facts import duration, memory, moment, percent, read_facts, threshold
+from trainer.report.facts import read_facts
+from trainer.report.words import duration, memory, moment, percent, threshold
 
 
 def test_words_for_numbers() -> None:

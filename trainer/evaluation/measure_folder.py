@@ -11,8 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from trainer.config import as_dict
-from trainer.data.dataset import Dataset, Record
+from trainer.data.dataset import IGNORE, Dataset, Record
 from trainer.data.knobs import DataConfig
 from trainer.data.opening import open_dataset
 from trainer.errors import ConfigError, DataError, RunError, UserError
@@ -22,15 +24,13 @@ from trainer.evaluation.figures import Conditions, MaskEvaluation
 from trainer.evaluation.foreign import (
     ForeignCams,
     ForeignMasks,
-    Kind,
     Numbering,
     Pixels,
     describe,
     foreign_cams,
     foreign_masks,
-    kind_of,
-    strangers,
 )
+from trainer.evaluation.foreign_files import Kind, kind_of, strangers
 from trainer.evaluation.image_counts import ImageCounts, counts_path
 from trainer.evaluation.over_lists import (
     MaskSource,
@@ -59,7 +59,7 @@ class Folder:
         list: of the data set, with true masks.
         kind: masks or maps; None to look.
         labels: how classes are numbered, see ``foreign.open_folder``.
-        masks: what masks hold: class indices, or the colours of the VOC palette.
+        masks: what masks hold: class indices, the colours of the VOC palette, or ``binary``.
         threshold: of maps, fixed.
         threshold_from: who chooses it, see ``refine.threshold.choose``.
         threshold_cams: maps of the list that it is chosen on; None for ``path``.
@@ -194,6 +194,7 @@ class _Check:
         reader = self.cams(path) if kind == "cams" else self.masks(path)
         problems: dict[str, UserError] = {}
         found, title = [], f"check {path.name}"
+        shown: set[int] = set()
         outcomes = over_images(
             partial(_try, reader), records, self.workers, title, self.progress, lambda r: r.id
         )
@@ -202,10 +203,13 @@ class _Check:
                 problems[record.id] = problem
             else:
                 found.append(record)
+                shown |= problem or set()
         if problems and (self.folder.bad == "stop" or not found):
             what = f"{'masks' if kind == 'masks' else 'maps'} of {path}"
             extra = strangers(path, kind, self.dataset.records)
             raise describe(problems, len(records), what, extra, self.dataset.records)
+        if IGNORE in shown and shown <= {0, IGNORE}:
+            raise _all_open(path, self.dataset.classes)
         return found, {name: problem.found for name, problem in problems.items()}
 
     def masks(self, path: Path) -> ForeignMasks:
@@ -238,8 +242,22 @@ class _Check:
         )
 
 
-def _try(reader: ForeignMasks | ForeignCams, record: Record) -> None:
-    reader(record)
+def _try(reader: ForeignMasks | ForeignCams, record: Record) -> set[int]:
+    """Labels that a mask shows; nothing for maps."""
+    read = reader(record)
+    return set(np.unique(read).tolist()) if isinstance(read, np.ndarray) else set()
+
+
+def _all_open(path: Path, classes: Sequence[str]) -> DataError:
+    """Masks as most tools write one class: 255 would count as background everywhere."""
+    one = len(classes) == 1
+    return DataError(
+        f"the masks of {path} hold 0 and 255 only, and 255 is a pixel that is left open",
+        f"0 for background, 1 to {len(classes)} for the classes",
+        "--masks binary reads 255 as the one class"
+        if one
+        else f"save the index of the class (1 {classes[0]}, 2 {classes[1]}, ...) instead of 255",
+    )
 
 
 Figures = tuple[MaskEvaluation, dict[str, Any], MaskSource]

@@ -1,16 +1,18 @@
-"""Charts as inline SVG, drawn by plain functions: bars and lines, in the colours of the page around
-them.
+"""Charts as inline SVG: bars, lines, histograms and intervals.
 
 Colours are CSS values (``var(--cam)``), so one drawing serves the light and the dark page. Nothing
-here knows what the numbers mean.
+here knows what the numbers mean. ``element`` escapes every text and every attribute.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
+
+import numpy as np
+from markupsafe import Markup, escape
 
 Point = tuple[float, float]
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 34
@@ -38,9 +40,24 @@ class Mark:
     row: int = 0
 
 
+def element(name: str, content: Iterable[str] | str = "", /, **attributes: object) -> Markup:
+    """An SVG element. Floats are written with one decimal; ``class_`` stands for ``class`` and
+    ``stroke_width`` for ``stroke-width``.
+    """
+    values = (
+        (key.rstrip("_").replace("_", "-"), f"{v:.1f}" if isinstance(v, float) else v)
+        for key, v in attributes.items()
+    )
+    start = Markup("<{}{}>").format(
+        name, Markup("").join(Markup(' {}="{}"').format(key, v) for key, v in values)
+    )
+    inner = [content] if isinstance(content, str) else content
+    return start + Markup("").join(map(escape, inner)) + Markup("</{}>").format(name)
+
+
 def bars(
     rows: Sequence[tuple[str, float | None]], label: str, height: int = 7, gap: int = 2
-) -> str:
+) -> Markup:
     """Horizontal bars of full-width scale 0..1, one below the other.
 
     Args:
@@ -52,20 +69,38 @@ def bars(
     Returns:
         An ``<svg>`` as wide as its parent.
     """
-    drawn = []
-    for i, (colour, value) in enumerate(rows):
-        if value is not None and math.isfinite(value):
-            width = 100 * min(max(value, 0.0), 1.0)
-            top = i * (height + gap)
-            drawn.append(
-                f'<rect x="0" y="{top}" width="{width:.2f}%" height="{height}" rx="1"'
-                f' fill="{colour}"/>'
+    drawn = [
+        element(
+            "rect",
+            x=0,
+            y=i * (height + gap),
+            width=f"{100 * min(max(value, 0.0), 1.0):.2f}%",
+            height=height,
+            rx=1,
+            fill=colour,
+        )
+        for i, (colour, value) in enumerate(rows)
+        if value is not None and math.isfinite(value)
+    ]
+    return _bars(drawn, label, max(1, len(rows) * (height + gap) - gap))
+
+
+def strip(sizes: Sequence[int], colour: str, label: str) -> Markup:
+    """One bar of full width, cut into parts in proportion to ``sizes``."""
+    total, left, drawn = max(sum(sizes), 1), 0, []
+    for i, size in enumerate(sizes):
+        drawn.append(
+            element(
+                "rect",
+                x=f"{100 * left / total:.2f}%",
+                width=f"{100 * size / total:.2f}%",
+                height=10,
+                fill=colour,
+                fill_opacity="0.55" if i % 2 else "1",
             )
-    total = max(1, len(rows) * (height + gap) - gap)
-    head = (
-        f'<svg class="bars" width="100%" height="{total}" role="img" aria-label="{escape(label)}">'
-    )
-    return head + "".join(drawn) + "</svg>"
+        )
+        left += size
+    return _bars(drawn, label, 10)
 
 
 def line_chart(
@@ -75,7 +110,7 @@ def line_chart(
     y_name: str = "",
     marks: Sequence[Mark] = (),
     size: tuple[int, int] = (360, 220),
-) -> str:
+) -> Markup | None:
     """Curves over one pair of axes that begin at 0, or below where values are negative.
 
     Args:
@@ -88,30 +123,29 @@ def line_chart(
         size: drawing size in CSS pixels; the page may scale it down.
 
     Returns:
-        An ``<svg>``, or a paragraph when no point is finite.
+        An ``<svg>``, or None when no point is finite.
     """
     curves = [
         (line, thin([p for p in line.points if all(map(math.isfinite, p))])) for line in lines
     ]
     points = [p for _, curve in curves for p in curve]
     if not points:
-        return '<p class="note">No finite value was logged.</p>'
+        return None
     x_low, y_low = (min(0.0, *(p[axis] for p in points)) for axis in (0, 1))
     x_high, y_high = (max(p[axis] for p in points) for axis in (0, 1))
     x_ticks, y_ticks = ticks(x_low, x_high, 5), ticks(y_low, y_high, 4)
     x_ends = (x_low, x_high) if x_high > x_low else (x_low - 0.5, x_low + 0.5)
     frame = _Frame(x_ends, (y_ticks[0], y_ticks[-1]), size)
-    body = [_grid(frame, x_ticks, y_ticks, x_name, y_name)]
-    body += [_mark(frame, mark) for mark in marks]
+    body = _grid(frame, x_ticks, y_ticks, x_name, y_name)
+    for mark in marks:
+        body += _mark(frame, mark)
+    body += [_curve(frame, *pair) for pair in sorted(curves, key=lambda pair: pair[0].main)]
     body += [
-        _curve(frame, line, curve) for line, curve in sorted(curves, key=lambda pair: pair[0].main)
+        element("circle", class_="dot", cx=float(frame.x(x)), cy=float(frame.y(y)), r=3.5)
+        for mark in marks
+        for x, y in mark.dots
     ]
-    body += [_dot(frame, dot) for mark in marks for dot in mark.dots]
-    head = (
-        f'<svg class="chart" viewBox="0 0 {size[0]} {size[1]}" role="img"'
-        f' aria-label="{escape(label)}">'
-    )
-    return head + "".join(body) + "</svg>"
+    return _chart(body, label, size)
 
 
 def histogram(
@@ -120,7 +154,7 @@ def histogram(
     label: str,
     bins: int = 20,
     size: tuple[int, int] = (360, 120),
-) -> str:
+) -> Markup:
     """How many of the values 0..1 fall into each of ``bins`` equal steps, with a rule at their
     median.
 
@@ -131,47 +165,41 @@ def histogram(
         bins: steps.
         size: drawing size in CSS pixels.
     """
-    clipped = sorted(min(max(value, 0.0), 1.0) for value in values)
-    counts = [0] * bins
-    for value in clipped:
-        counts[min(int(value * bins), bins - 1)] += 1
-    middle = len(clipped) // 2
-    median = clipped[middle] if len(clipped) % 2 else (clipped[middle - 1] + clipped[middle]) / 2
+    clipped = np.clip(values, 0, 1)
+    counts = np.bincount(np.minimum(clipped * bins, bins - 1).astype(int), minlength=bins).tolist()
+    median = statistics.median(clipped.tolist()) * size[0]
     width, floor = size[0] / bins, size[1] - 18
-    body = ""
+    body = [element("line", class_="grid", x1=0, x2=size[0], y1=floor, y2=floor)]
     for i, count in enumerate(counts):
         height = (floor - 4) * count / max(counts)
-        place = (
-            f'x="{i * width:.1f}" y="{floor - height:.1f}" width="{width - 1:.1f}"'
-            f' height="{height:.1f}"'
-        )
-        body += (
-            f'<rect {place} fill="{colour}"><title>{100 * i / bins:g} to {100 * (i + 1) / bins:g}:'
-            f" {count}</title></rect>"
-        )
+        words = f"{100 * i / bins:g} to {100 * (i + 1) / bins:g}: {count}"
+        place = {"x": i * width, "y": floor - height, "width": width - 1, "height": height}
+        body.append(element("rect", element("title", words), **place, fill=colour))
     for share, anchor in ((0, "start"), (0.5, "middle"), (1, "end")):
-        body += (
-            f'<text x="{share * size[0]}" y="{size[1] - 4}"'
-            f' text-anchor="{anchor}">{100 * share:g}</text>'
-        )
-    rule = (
-        f'<line class="rule" x1="{median * size[0]:.1f}" x2="{median * size[0]:.1f}" y1="0"'
-        f' y2="{floor}"/>'
-    )
-    axis = f'<line class="grid" x1="0" x2="{size[0]}" y1="{floor}" y2="{floor}"/>'
-    head = (
-        f'<svg class="chart" viewBox="0 0 {size[0]} {size[1]}" role="img"'
-        f' aria-label="{escape(label)}">'
-    )
-    return f"{head}{axis}{body}{rule}</svg>"
+        place = {"x": share * size[0], "y": size[1] - 4}
+        body.append(element("text", f"{100 * share:g}", **place, text_anchor=anchor))
+    body.append(element("line", class_="rule", x1=median, x2=median, y1=0, y2=floor))
+    return _chart(body, label, size)
 
 
-def key(lines: Sequence[Line]) -> str:
-    """Swatch and name of each curve."""
-    items = "".join(
-        f'<li><i style="background:{line.colour}"></i>{escape(line.name)}</li>' for line in lines
+def forest(low: float, middle: float, high: float, scale: float, label: str) -> Markup | None:
+    """An interval around 0 that reaches from ``-scale`` to ``scale``; None where it is
+    undefined.
+    """
+    if not all(map(math.isfinite, (low, middle, high))):
+        return None
+    width = 180
+    colour = "var(--segment)" if low > 0 else "var(--warn)" if high < 0 else "var(--soft)"
+    left, dot, right = (width / 2 * (1 + value / scale) for value in (low, middle, high))
+    rule = {"stroke": colour, "stroke_width": 4, "stroke_linecap": "round", "opacity": ".55"}
+    body = [
+        element("line", x1=width / 2, x2=width / 2, y1=0, y2=16, stroke="var(--line)"),
+        element("line", x1=left, x2=right, y1=8, y2=8, **rule),
+        element("circle", cx=dot, cy=8, r=4, fill=colour),
+    ]
+    return element(
+        "svg", body, class_="forest", width=width, height=16, role="img", aria_label=label
     )
-    return f'<ul class="key">{items}</ul>'
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
@@ -218,6 +246,7 @@ class _Frame:
         self.x_ends, self.y_ends = x_ends, y_ends
         self.left, self.right = _LEFT, size[0] - _RIGHT
         self.top, self.bottom = _TOP, size[1] - _BOTTOM
+        self.middle = (self.left + self.right) / 2
 
     def x(self, value: float) -> float:
         low, high = self.x_ends
@@ -228,56 +257,55 @@ class _Frame:
         return self.bottom - (self.bottom - self.top) * (value - low) / (high - low)
 
 
+def _bars(body: Sequence[Markup], label: str, height: int) -> Markup:
+    return element(
+        "svg", body, class_="bars", width="100%", height=height, role="img", aria_label=label
+    )
+
+
+def _chart(body: Sequence[Markup], label: str, size: tuple[int, int]) -> Markup:
+    box = f"0 0 {size[0]} {size[1]}"
+    return element("svg", body, class_="chart", viewBox=box, role="img", aria_label=label)
+
+
 def _grid(
     frame: _Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], x_name: str, y_name: str
-) -> str:
+) -> list[Markup]:
     parts = []
     for value in y_ticks:
         y = frame.y(value)
-        parts.append(
-            f'<line class="grid" x1="{frame.left}" x2="{frame.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        )
-        parts.append(
-            f'<text x="{frame.left - 7}" y="{y + 4:.1f}" text-anchor="end">{short(value)}</text>'
-        )
-    for value in x_ticks:
-        if frame.x_ends[0] - 1e-9 <= value <= frame.x_ends[1] + 1e-9:
-            x = frame.x(value)
-            parts.append(
-                f'<text x="{x:.1f}" y="{frame.bottom + 15}"'
-                f' text-anchor="middle">{short(value)}</text>'
-            )
-    middle = (frame.left + frame.right) / 2
-    parts.append(
-        f'<text x="{middle:.1f}" y="{frame.bottom + 30}"'
-        f' text-anchor="middle">{escape(x_name)}</text>'
+        parts.append(element("line", class_="grid", x1=frame.left, x2=frame.right, y1=y, y2=y))
+        parts.append(element("text", short(value), x=frame.left - 7, y=y + 4, text_anchor="end"))
+    below = [
+        (frame.x(value), frame.bottom + 15, short(value))
+        for value in x_ticks
+        if frame.x_ends[0] - 1e-9 <= value <= frame.x_ends[1] + 1e-9
+    ]
+    for x, y, text in [*below, (frame.middle, frame.bottom + 30, x_name)]:
+        parts.append(element("text", text, x=x, y=y, text_anchor="middle"))
+    return parts + ([element("text", y_name, x=frame.left, y=frame.top - 3)] if y_name else [])
+
+
+def _curve(frame: _Frame, line: Line, points: Sequence[Point]) -> Markup:
+    title = element("title", line.name)
+    places = [(frame.x(x), frame.y(y)) for x, y in points]
+    if len(places) == 1:
+        return element("circle", title, cx=places[0][0], cy=places[0][1], r=3, fill=line.colour)
+    return element(
+        "polyline",
+        title,
+        points=" ".join(f"{x:.1f},{y:.1f}" for x, y in places),
+        fill="none",
+        stroke=line.colour,
+        stroke_width=1.8 if line.main else 1.2,
+        stroke_linejoin="round",
     )
-    if y_name:
-        parts.append(f'<text x="{frame.left}" y="{frame.top - 3}">{escape(y_name)}</text>')
-    return "".join(parts)
 
 
-def _curve(frame: _Frame, line: Line, points: Sequence[Point]) -> str:
-    title = f"<title>{escape(line.name)}</title>"
-    if len(points) == 1:
-        x, y = frame.x(points[0][0]), frame.y(points[0][1])
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{line.colour}">{title}</circle>'
-    path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in points)
-    style = (
-        f'fill="none" stroke="{line.colour}" stroke-width="{1.8 if line.main else 1.2}"'
-        ' stroke-linejoin="round"'
-    )
-    return f'<polyline points="{path}" {style}>{title}</polyline>'
-
-
-def _mark(frame: _Frame, mark: Mark) -> str:
+def _mark(frame: _Frame, mark: Mark) -> list[Markup]:
     x = frame.x(min(max(mark.x, frame.x_ends[0]), frame.x_ends[1]))
     # The text stands on the side of the rule that has more room.
-    anchor, shift = ("start", 6) if x < (frame.left + frame.right) / 2 else ("end", -6)
-    place = f'x="{x + shift:.1f}" y="{frame.bottom - 8 - 15 * mark.row}" text-anchor="{anchor}"'
-    rule = f'<line class="rule" x1="{x:.1f}" x2="{x:.1f}" y1="{frame.top}" y2="{frame.bottom}"/>'
-    return f'{rule}<text class="mark" {place}>{escape(mark.text)}</text>'
-
-
-def _dot(frame: _Frame, dot: Point) -> str:
-    return f'<circle class="dot" cx="{frame.x(dot[0]):.1f}" cy="{frame.y(dot[1]):.1f}" r="3.5"/>'
+    anchor, shift = ("start", 6) if x < frame.middle else ("end", -6)
+    place = {"x": x + shift, "y": frame.bottom - 8 - 15 * mark.row, "text_anchor": anchor}
+    rule = element("line", class_="rule", x1=x, x2=x, y1=frame.top, y2=frame.bottom)
+    return [rule, element("text", mark.text, class_="mark", **place)]

@@ -5,9 +5,7 @@ missing.
 from __future__ import annotations
 
 import csv
-import datetime
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,12 +40,6 @@ _ORDER = (
     "segment_full",
     "evaluate",
 )
-_CHOSEN = {
-    "fixed": "set beforehand",
-    "oracle": "oracle: best on this very list",
-    "label_free": "chosen without masks",
-}
-
 Curves = dict[str, dict[str, list[tuple[float, float]]]]
 
 
@@ -81,10 +73,30 @@ class Facts:
         )
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """All K+1 labels, background first."""
+        return ("background", *self.classes)
+
+    @property
     def lists(self) -> list[str]:
         """Lists that something was evaluated on, val first."""
         names = dict.fromkeys(name for stage in STAGES for name in self.evaluation.get(stage, {}))
         return sorted(names, key=lambda name: (name != "val", not name.startswith("val")))
+
+    @property
+    def measured(self) -> list[tuple[str, str, Mapping[str, Any]]]:
+        """``(stage, list, figures)`` of every figure, in the order of the path."""
+        return [
+            (stage, name, self.evaluation[stage][name])
+            for stage in STAGES
+            for name in self.lists
+            if name in self.evaluation.get(stage, {})
+        ]
+
+    @property
+    def refine_metrics(self) -> Mapping[str, Any]:
+        """What the refinement recorded about itself."""
+        return self.manifest.get("stages", {}).get("refine", {}).get("metrics") or {}
 
     @property
     def stages(self) -> list[str]:
@@ -103,9 +115,9 @@ class Facts:
         """``(list, figures)`` of an evaluated stage: on list ``name``, or on the first that it has,
         val first.
         """
-        found = self.evaluation.get(stage, {})
+        figures = self.evaluation.get(stage, {})
         names = [name] if name is not None else self.lists
-        return next(((n, found[n]) for n in names if n in found), None)
+        return next(((n, figures[n]) for n in names if n in figures), None)
 
 
 def read_facts(run_dir: Path) -> Facts:
@@ -127,76 +139,6 @@ def read_facts(run_dir: Path) -> Facts:
             f" {str(error).splitlines()[0]}"
         )
     return Facts(run_dir, manifest, evaluation, curves, dataset, tuple(notes))
-
-
-def finite(value: object) -> float | None:
-    """``value`` as a float, or None where there is no finite number."""
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
-
-
-def percent(value: object) -> str:
-    """0.468 as ``46.8``; a dash where there is no number."""
-    number = finite(value)
-    return "–" if number is None else f"{100 * number:.1f}"
-
-
-def interval(figures: Mapping[str, Any]) -> str:
-    """``46.0 to 50.0``, what chance in the choice of images leaves of a mean IoU in percent, or an
-    empty text.
-    """
-    found = figures.get("miou_interval")
-    ends = (
-        (finite(found.get("low")), finite(found.get("high")))
-        if isinstance(found, Mapping)
-        else (None, None)
-    )
-    return "" if None in ends else f"{percent(ends[0])} to {percent(ends[1])}"
-
-
-def duration(seconds: object) -> str:
-    """``8.2 s``, ``3 min 05 s`` or ``1 h 12 min``; a dash where there is no number."""
-    number = finite(seconds)
-    if number is None:
-        return "–"
-    if number < 60:
-        return f"{number:.1f} s"
-    minutes, rest = divmod(round(number), 60)
-    return (
-        f"{minutes} min {rest:02d} s"
-        if minutes < 60
-        else f"{minutes // 60} h {minutes % 60:02d} min"
-    )
-
-
-def moment(iso: object) -> str:
-    """``2026-11-21T03:58:40+00:00`` as ``21 November 2026, 03:58 UTC``; anything else as it is."""
-    try:
-        when = datetime.datetime.fromisoformat(str(iso))
-    except ValueError:
-        return str(iso)
-    return f"{when.day} {when:%B %Y, %H:%M} {when.tzname() or ''}".rstrip()
-
-
-def memory(megabytes: object) -> str:
-    """``850 MB`` or ``1.4 GB``; a dash where there is no number."""
-    number = finite(megabytes)
-    if number is None:
-        return "–"
-    return f"{number:.0f} MB" if number < 1000 else f"{number / 1024:.1f} GB"
-
-
-def chosen(figures: Mapping[str, Any]) -> str:
-    """Who chose the background threshold, in words: a list is named when its masks did."""
-    source = figures.get("threshold_from")
-    return (
-        _CHOSEN.get(str(source), f"chosen on {source} masks") if source else "source not recorded"
-    )
-
-
-def threshold(figures: Mapping[str, Any]) -> str:
-    """The background threshold and who chose it, or an empty text."""
-    value = finite(figures.get("threshold"))
-    return "" if value is None else f"threshold {value:.2f}, {chosen(figures)}"
 
 
 def _manifest(run_dir: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from trainer.data.dataset import IGNORE
 from trainer.data.palette import voc_palette
+from trainer.evaluation.boundary import contour
 
 Pixels = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -63,16 +64,37 @@ def colourise(mask: npt.ArrayLike) -> Pixels:
     return colours
 
 
+def mask_layer(mask: npt.ArrayLike, alpha: float = 0.6) -> Pixels:
+    """The colours of a label map, to lay over its photograph: each region with a thin contour.
+
+    Ignored pixels are hatched: no class has that look.
+
+    Args:
+        mask: uint8 ``[H,W]`` label map.
+        alpha: opacity of the regions, 0..1; contours are always opaque.
+
+    Returns:
+        uint8 ``[H,W,4]`` RGBA.
+    """
+    labels = _labels(mask)
+    shown = np.where(labels == IGNORE, _hatch(labels), labels > 0)
+    edge = contour(labels) & (labels > 0) & (labels != IGNORE)
+    colours = colourise(labels).astype(np.float32)
+    # A contour in the region's own colour vanishes on a photograph of that colour.
+    colours[edge] = 0.5 * colours[edge] + 127.5
+    return _layer(colours, np.where(edge, 1.0, alpha * shown))
+
+
 def overlay_mask(image: npt.ArrayLike, mask: npt.ArrayLike, alpha: float = 0.6) -> Pixels:
-    """A label map laid over its photograph, each region with a thin contour.
+    """A label map laid over its photograph, as ``mask_layer`` draws it.
 
     The photograph keeps its light but half of its colour, so that class colours are not mistaken
-    for content. Ignored pixels are hatched: no class has that look.
+    for content.
 
     Args:
         image: uint8 ``[H,W,3]`` RGB.
         mask: uint8 ``[H,W]`` label map.
-        alpha: opacity of the regions, 0..1; contours are always opaque.
+        alpha: opacity of the regions, 0..1.
 
     Returns:
         uint8 ``[H,W,3]`` RGB.
@@ -82,16 +104,7 @@ def overlay_mask(image: npt.ArrayLike, mask: npt.ArrayLike, alpha: float = 0.6) 
     """
     photo, labels = _photo(image), _labels(mask)
     _check(photo, labels.shape, alpha)
-    rows, columns = np.indices(labels.shape)
-    hatch = (rows + columns) % 6 < 2
-    opacity = np.where(labels == IGNORE, hatch, labels > 0) * np.float32(alpha)
-    edge = contour(labels) & (labels > 0) & (labels != IGNORE)
-    colours = colourise(labels)
-    blended = _mix(_muted(photo), colours, np.where(edge, 1.0, opacity))
-    # A contour in the region's own colour vanishes on a photograph of that colour: lighten it
-    # half-way to white.
-    blended[edge] = 0.5 * colours[edge] + 127.5
-    return _pixels(blended)
+    return _over(_muted(photo), mask_layer(labels, alpha))
 
 
 def overlay_cam(
@@ -115,46 +128,61 @@ def overlay_cam(
     cam = np.clip(np.nan_to_num(np.asarray(cam_HW, np.float32)), 0, 1)
     _check(photo, cam.shape, alpha)
     grey = _muted(photo, keep=0.0) * 0.75
-    blended = _mix(grey, heat(cam), alpha * (0.25 + 0.75 * np.sqrt(cam)))
-    if threshold is not None:
-        inside = cam > threshold
-        blended[contour(inside) & inside] = 255
-    return _pixels(blended)
+    blended = _over(grey, _layer(heat(cam), alpha * (0.25 + 0.75 * np.sqrt(cam))))
+    return blended if threshold is None else _over(blended, line_layer(cam, threshold))
 
 
-def error_map(image: npt.ArrayLike, pred: npt.ArrayLike, truth: npt.ArrayLike) -> Pixels:
-    """Where a prediction is right and wrong about objects, over the grey photograph.
+def line_layer(cam_HW: npt.NDArray[np.floating], threshold: float) -> Pixels:
+    """The thin white line inside which a map exceeds a threshold: RGBA uint8 ``[H,W,4]``."""
+    inside = cam_HW > threshold
+    return _layer(np.full((*inside.shape, 3), 255.0), contour(inside) & inside)
+
+
+def error_layer(pred: npt.ArrayLike, truth: npt.ArrayLike) -> Pixels:
+    """Where a prediction is right and wrong about objects, to lay over the grey photograph.
 
     Args:
-        image: uint8 ``[H,W,3]`` RGB.
         pred: uint8 ``[H,W]`` label map; ignore counts as background.
         truth: uint8 ``[H,W]`` label map; what it ignores is hatched in the ink of the page, and not
         judged.
 
     Returns:
-        uint8 ``[H,W,3]`` RGB, in the colours of ``ERRORS`` where the truth or the prediction has an
-        object.
+        uint8 ``[H,W,4]`` RGBA, in the colours of ``ERRORS`` where the truth or the prediction has
+        an object.
+    """
+    true, label = _labels(truth), _labels(pred)
+    label = np.where(label == IGNORE, 0, label)
+    kinds = [
+        (label == true) & (label > 0),
+        (label == 0) & (true > 0),
+        (label > 0) & (true == 0),
+        label != true,
+    ]
+    kind = np.select(kinds, range(len(kinds)), -1)
+    unknown = true == IGNORE
+    colours = np.array([*ERRORS.values(), (255, 255, 255)], np.float32)[kind]
+    colours[unknown] = _INK
+    return _layer(colours, np.where(unknown, 0.5 * _hatch(true), 0.7 * (kind >= 0)))
+
+
+def error_map(image: npt.ArrayLike, pred: npt.ArrayLike, truth: npt.ArrayLike) -> Pixels:
+    """``error_layer`` over the grey photograph.
+
+    Args:
+        image: uint8 ``[H,W,3]`` RGB.
+        pred: uint8 ``[H,W]`` label map.
+        truth: uint8 ``[H,W]`` label map.
+
+    Returns:
+        uint8 ``[H,W,3]`` RGB.
 
     Raises:
         ValueError: sizes differ.
     """
-    photo, found, true = _photo(image), _labels(pred), _labels(truth)
+    photo, label, true = _photo(image), _labels(pred), _labels(truth)
     _check(photo, true.shape, 1)
-    _check(photo, found.shape, 1)
-    found = np.where(found == IGNORE, 0, found)
-    kinds = [
-        (found == true) & (found > 0),
-        (found == 0) & (true > 0),
-        (found > 0) & (true == 0),
-        found != true,
-    ]
-    kind = np.select(kinds, range(len(kinds)), -1)
-    rows, columns = np.indices(true.shape)
-    unknown = true == IGNORE
-    colours = np.array([*ERRORS.values(), (255, 255, 255)], np.float32)[kind]
-    opacity = np.where(unknown, 0.5 * ((rows + columns) % 6 < 2), 0.7 * (kind >= 0))
-    colours[unknown] = _INK
-    return _pixels(_mix(_muted(photo, keep=0.0), colours, opacity))
+    _check(photo, label.shape, 1)
+    return _over(_muted(photo, keep=0.0), error_layer(label, true))
 
 
 def heat(values: npt.ArrayLike) -> Pixels:
@@ -170,19 +198,6 @@ def heat(values: npt.ArrayLike) -> Pixels:
     low = np.minimum(position.astype(np.intp), len(HEAT) - 2)
     share = (position - low)[..., None]
     return _pixels(HEAT[low] * (1 - share) + HEAT[low + 1] * share)
-
-
-def contour(labels: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
-    """Pixels of a ``[H,W]`` map with another value to the left, right, above or below: bool
-    ``[H,W]``.
-    """
-    edge = np.zeros(labels.shape, bool)
-    down, across = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
-    edge[1:] |= down
-    edge[:-1] |= down
-    edge[:, 1:] |= across
-    edge[:, :-1] |= across
-    return edge
 
 
 def legend(
@@ -292,12 +307,22 @@ def _muted(photo: Pixels, keep: float = 0.5) -> npt.NDArray[np.float32]:
     return muted
 
 
-def _mix(
-    base: npt.NDArray[np.float32], top: npt.ArrayLike, opacity: npt.NDArray[np.floating]
-) -> npt.NDArray[np.float32]:
-    share = opacity.astype(np.float32)[..., None]
-    mixed: npt.NDArray[np.float32] = base * (1 - share) + np.asarray(top, np.float32) * share
-    return mixed
+def _hatch(labels: Pixels) -> npt.NDArray[np.bool_]:
+    rows, columns = np.indices(labels.shape)
+    lines: npt.NDArray[np.bool_] = np.less((rows + columns) % 6, 2)
+    return lines
+
+
+def _layer(colours: npt.ArrayLike, opacity: npt.NDArray[np.generic]) -> Pixels:
+    """RGBA of colours ``[H,W,3]`` 0..255 and opacity ``[H,W]`` 0..1; black where nothing shows."""
+    share = np.asarray(opacity, np.float32)[..., None]
+    shown = np.asarray(colours, np.float32) * (share > 0)
+    return _pixels(np.concatenate([shown, 255 * share], axis=-1))
+
+
+def _over(base: npt.ArrayLike, layer: Pixels) -> Pixels:
+    share = layer[..., 3:] / np.float32(255)
+    return _pixels(np.asarray(base, np.float32) * (1 - share) + layer[..., :3] * share)
 
 
 def _pixels(values: npt.NDArray[np.floating]) -> Pixels:

@@ -6,17 +6,17 @@ what is not there yet, so a run that stopped half-way has a report too.
 
 from __future__ import annotations
 
-from html import escape as esc
 from pathlib import Path
 
 from trainer.files import write_atomic
 from trainer.report.classes import classes
 from trainer.report.confusion import confusion
+from trainer.report.curves import sweep, training
 from trainer.report.facts import read_facts
-from trainer.report.page import page
-from trainer.report.plots import sweep, training
-from trainer.report.sections import header, provenance, results, stages
-from trainer.report.sheets import images
+from trainer.report.html import Section, render, render_page
+from trainer.report.images import images
+from trainer.report.provenance import provenance, stages
+from trainer.report.results import header, results
 from trainer.report.subcategories import subcategories
 
 
@@ -33,24 +33,25 @@ def write_report(run_dir: Path, max_images: int = 24, progress: bool = False) ->
         RunError: no readable manifest.json, or the report cannot be written.
     """
     facts = read_facts(Path(run_dir))
+    groups = subcategories(facts, max_images)
+    parts = {
+        "results": results(facts),
+        "classes": classes(facts),
+        "images": images(facts, max_images, progress),
+        "subcategories": groups,
+        "threshold": sweep(facts),
+        "confusion": confusion(facts),
+        "training": {"stages": training(facts)},
+        "stages": stages(facts),
+        "provenance": provenance(facts),
+    }
+    headings = {"subcategories": "Sub-categories"}
     sections = [
-        ("results", "Results", results(facts)),
-        ("classes", "Classes", classes(facts)),
-        ("images", "Images", images(facts, max_images, progress)),
-        ("subcategories", "Sub-categories", subcategories(facts, max_images)),
-        ("threshold", "Threshold", sweep(facts)),
-        ("confusion", "Confusion", confusion(facts)),
-        ("training", "Training", training(facts)),
-        ("stages", "Stages", stages(facts)),
-        ("provenance", "Provenance", provenance(facts)),
+        Section(name, headings.get(name, name.capitalize()), render(f"{name}.html", **values))
+        for name, values in parts.items()
+        if values is not None
     ]
-    sections = [section for section in sections if section[2]]
-    footer = (
-        f"<p>Written by wsss-trainer from <code>{esc(facts.run.name)}</code>. Makes no network"
-        " request.</p>"
-    )
     path = facts.run / "report.html"
-    write_atomic(
-        path, page(f"{facts.run.name}: wsss report", header(facts), sections, footer).encode()
-    )
+    title = f"{facts.run.name}: wsss report"
+    write_atomic(path, render_page("run.html", title, sections, **header(facts)))
     return path

@@ -8,11 +8,11 @@ import importlib.util
 import logging
 from dataclasses import replace
 
+from serving.card import Card
 from serving.config import EngineConfig, EngineName
 from serving.engines import Engine, Plan, Stop
-from serving.engines.agreement import MIN_EQUAL, agreement
 from serving.errors import EngineError
-from serving.repository.card import Card
+from serving.repository.agreement import MIN_EQUAL, agreement
 from serving.repository.soundness import check_promise
 
 log = logging.getLogger(__name__)

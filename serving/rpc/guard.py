@@ -12,8 +12,8 @@ from serving.access.tokens import Tokens, allow
 from serving.addresses import is_loopback
 from serving.config import ServerConfig
 from serving.errors import RequestError, StartError
-from serving.rpc.call import TOKEN_NAME
 from serving.rpc.calls import abort
+from serving.rpc.metadata import TOKEN_NAME
 from serving.telemetry.metrics import Telemetry
 
 log = logging.getLogger(__name__)

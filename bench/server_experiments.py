@@ -1,5 +1,5 @@
-"""What is run to get at the figures. Each experiment yields a round at a time: figures by key, and
-what they come from.
+"""What ``bench/serve.py`` measures beside the figures of ``wsss-serving bench``: waits for a batch,
+sizes rounded up, a labelled folder, probes beside large messages.
 
 The sides of a ratio take turns within a round, so that what else the machine does falls on both.
 """
@@ -18,58 +18,25 @@ from pathlib import Path
 import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.bench import load, target
+from serving.bench import Experiment, Figure, Round, load, target
+from serving.bench.load import Request
 from serving.bench.setting import WARM_SECONDS, Setting
-from serving.bench.target import Running
+from serving.bench.target import INFER, SEGMENT, Running, Target, infer_message
 from serving.client.connection import open_channel
-from serving.config import ScheduleConfig
+from serving.config import EngineConfig
+from serving.engines import Plan
 from serving.errors import BenchError
 from serving.labelling import label
 from serving.labelling.labeller import LabelConfig
+from serving.repository.loading import open_engine
 from serving.scheduling.cpus import available_cpus
-
-Round = dict[str, float]
+from wsss.v1 import segmentation_pb2 as pb
 
 DELAY_MS = 5.0
 STALL_SECONDS = 0.02
 BUCKET = 16
 LARGE = 48 * 2**20
 PROBE_SECONDS = 0.02
-
-
-def served(setting: Setting) -> Iterator[Round]:
-    """One server against one thread without it, then at 70 % and at 300 % of what it can do."""
-    callers, queue = setting.config.callers, ScheduleConfig().queue
-    with setting.server() as running:
-        setting.warm(running)
-        for number in range(setting.config.rounds):
-            raw = setting.raw()
-            alone, together, more = (
-                setting.closed(running, count) for count in (1, callers, 4 * callers)
-            )
-            capacity = max(together.rate, more.rate)
-            steady = setting.poisson(running, 0.7 * capacity, number)
-            flood = setting.poisson(running, 3 * capacity, number)
-            refused = flood.codes["RESOURCE_EXHAUSTED"]
-            yield {
-                "C1": alone.rate / raw.rate,
-                "R2": together.rate / raw.rate,
-                "R5": together.wait(0.99) / together.wait(0.5),
-                "R6": steady.wait(0.99) / raw.run,
-                "R7": flood.rate / capacity,
-                "R7w": flood.wait(0.99) / (queue / capacity + 2 * raw.run),
-                "loop_per_second": raw.rate,
-                "run_ms": 1e3 * raw.run,
-                "one_caller_per_second": alone.rate,
-                "callers_per_second": together.rate,
-                "callers_p50_ms": 1e3 * together.wait(0.5),
-                "callers_p99_ms": 1e3 * together.wait(0.99),
-                "capacity_per_second": capacity,
-                "steady_p99_ms": 1e3 * steady.wait(0.99),
-                "flood_p99_ms": 1e3 * flood.wait(0.99),
-                "flood_refused": refused,
-                "flood_failed": flood.codes.total() - refused - flood.codes["OK"],
-            }
 
 
 def waiting(setting: Setting) -> Iterator[Round]:
@@ -84,14 +51,14 @@ def waiting(setting: Setting) -> Iterator[Round]:
         f"schedule.max_batch={config.callers}", f"schedule.max_delay_ms={DELAY_MS}"
     ) as running:
         setting.warm(running)
-        found = setting.closed(running, config.callers, request, config.rounds * config.seconds)
-        late = np.subtract(found.queued, DELAY_MS / 1e3 + max(found.ran))
+        replies = setting.closed(running, config.callers, request, config.rounds * config.seconds)
+        late = np.subtract(replies.queued, DELAY_MS / 1e3 + max(replies.ran))
         yield {
-            "R8": 1e3 * float(late.max()),
+            "batch-wait": 1e3 * float(late.max()),
             "requests": len(late),
             "stalls": int((late > STALL_SECONDS).sum()),
-            "longest_wait_ms": 1e3 * max(found.queued),
-            "longest_run_ms": 1e3 * max(found.ran),
+            "longest_wait_ms": 1e3 * max(replies.queued),
+            "longest_run_ms": 1e3 * max(replies.ran),
         }
 
 
@@ -109,7 +76,7 @@ def buckets(setting: Setting) -> Iterator[Round]:
         for _ in range(setting.config.rounds):
             rates = [setting.closed(running, callers).rate for running in (rounded, exact)]
             yield {
-                "R11": rates[0] / rates[1],
+                "rounded-sizes": rates[0] / rates[1],
                 "buckets_per_second": rates[0],
                 "exact_per_second": rates[1],
             }
@@ -128,14 +95,18 @@ def labelling(setting: Setting) -> Iterator[Round]:
             (source / f"{number}.jpg").write_bytes(images[number % len(images)])
         for number in range(setting.config.rounds):
             loops = [
-                pool.submit(target.raw_worker, setting.target, setting.config.engine, seconds)
+                pool.submit(_raw_worker, setting.target, setting.config.engine, seconds)
                 for _ in range(processes)
             ]
             raw = sum(loop.result() for loop in loops)
             setting.step()
             labelled = _label_rate(setting, source, Path(folder, f"masks{number}"))
             setting.step()
-            yield {"R13": labelled / raw, "loops_per_second": raw, "labelled_per_second": labelled}
+            yield {
+                "labelling": labelled / raw,
+                "loops_per_second": raw,
+                "labelled_per_second": labelled,
+            }
 
 
 def _label_rate(setting: Setting, source: Path, masks: Path) -> float:
@@ -143,10 +114,9 @@ def _label_rate(setting: Setting, source: Path, masks: Path) -> float:
     loop.
     """
     times: list[float] = []
-    card = setting.target.card
-    asked = setting.config
+    card, settings = setting.target.card, setting.config
     config = LabelConfig(
-        source, masks, asked.repository, card.name, card.version, engine=asked.engine
+        source, masks, settings.repository, card.name, card.version, engine=settings.engine
     )
     summary = label.label(config, lambda done, total: times.append(time.perf_counter()))
     if summary.failed:
@@ -162,7 +132,7 @@ def probes(setting: Setting) -> Iterator[Round]:
     config = setting.config
     limits = (f"limits.{name}={2 * LARGE}" for name in ("max_bytes", "max_message_bytes"))
     with setting.server(*limits) as running, _processes(2) as pool:
-        large = setting.target.large(LARGE)
+        large = _large(setting.target, LARGE)
         for _ in range(config.rounds):
             seconds = config.seconds + 2 * WARM_SECONDS
             floods = [
@@ -174,7 +144,7 @@ def probes(setting: Setting) -> Iterator[Round]:
             answered = sum(flood.result().codes["OK"] for flood in floods)
             setting.step()
             yield {
-                "R14": 1e3 * float(np.quantile(http_waits, 0.99)),
+                "probe-wait": 1e3 * float(np.quantile(http_waits, 0.99)),
                 "http_longest_ms": 1e3 * max(http_waits),
                 "grpc_p99_ms": 1e3 * float(np.quantile(grpc_waits, 0.99)),
                 "large_messages": answered,
@@ -208,3 +178,60 @@ def _probe(running: Running, seconds: float) -> tuple[list[float], list[float]]:
 def _processes(number: int) -> ProcessPoolExecutor:
     # gRPC does not survive a fork.
     return ProcessPoolExecutor(number, mp_context=multiprocessing.get_context("spawn"))
+
+
+def _raw_worker(requests: Target, config: EngineConfig, seconds: float) -> float:
+    """The rate of the loop without a server, with an engine of its own, for a process of its
+    own.
+    """
+    engine = open_engine(requests.card, Plan(), config)
+    requests.work(engine)(0)
+    return target.raw_loop(requests, engine, seconds).rate
+
+
+def _large(requests: Target, size: int) -> Request:
+    """A request of about so many bytes: one picture of pixels, or a batch of the tensors."""
+    card, inputs = requests.card, requests.inputs
+    if inputs is not None:
+        batch = max(1, size // sum(values.nbytes for values in inputs.values()))
+        repeated = {name: np.repeat(values, batch, axis=0) for name, values in inputs.items()}
+        return Request(INFER, (infer_message(card.name, repeated),))
+    side = int((size / 3) ** 0.5)
+    raw = pb.RawImage(height=side, width=side, pixels=bytes(3 * side * side))
+    message = pb.SegmentRequest(image=pb.Image(raw=raw), model=card.name, version=card.version)
+    return Request(SEGMENT, (message.SerializeToString(),))
+
+
+WAITING = Experiment(
+    waiting,
+    {
+        "batch-wait": Figure(
+            "longest wait for a batch, beyond its delay and one run", most=20.0, unit=" ms"
+        )
+    },
+    (2, 0),
+)
+ROUNDED = Experiment(
+    buckets,
+    {
+        "rounded-sizes": Figure(
+            "images of several sizes: requests a second rounded up and batched / as they are",
+            least=1.0,
+        )
+    },
+    (2, 2),
+)
+LABELLING = Experiment(
+    labelling,
+    {
+        "labelling": Figure(
+            "labelling a folder: images a second / of a bare loop on each processor", least=0.9
+        )
+    },
+    (1, 2),
+)
+PROBES = Experiment(
+    probes,
+    {"probe-wait": Figure("p99 of /readyz while messages of 48 MB flow", most=50.0, unit=" ms")},
+    (0, 1),
+)

@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from serving.card import Card
 from serving.engines import Engine
 from serving.errors import EngineError
 from serving.images import pipeline
 from serving.images.decoding import Picture
 from serving.images.options import options_for
-from serving.repository.card import Card
 from serving.repository.soundness import golden_image
 
 MIN_EQUAL = 0.995
