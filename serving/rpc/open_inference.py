@@ -30,7 +30,8 @@ from serving.errors import (
 )
 from serving.images import decoding, pipeline
 from serving.images.options import options_for
-from serving.repository.models import Models, Served, State
+from serving.repository.models import Models
+from serving.repository.served import Served, State
 from serving.rpc import descriptions, tensors, wire, wishes
 from serving.rpc.calls import Calls
 from serving.rpc.metadata import started

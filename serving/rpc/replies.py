@@ -15,7 +15,7 @@ from serving.images.decoding import Picture
 from serving.images.options import Options
 from serving.images.pipeline import Activated, Prepared, Segmented
 from serving.images.rgb import Pixels
-from serving.repository.models import Served
+from serving.repository.served import Served
 from wsss.v1 import segmentation_pb2 as pb
 
 # Of all overlays in a reply: they are pictures of the image's size, one a class.

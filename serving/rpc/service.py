@@ -23,7 +23,8 @@ from serving.images.decoding import Picture
 from serving.images.options import Options, options_for
 from serving.images.pipeline import Answer, Prepared
 from serving.images.rgb import Pixels
-from serving.repository.models import Models, Served
+from serving.repository.models import Models
+from serving.repository.served import Served
 from serving.rpc import replies
 from serving.rpc.calls import Calls
 from serving.rpc.stream import SegmentStream

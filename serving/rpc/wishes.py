@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from serving.errors import FieldError, ImageTooLarge, nearest
-from serving.repository.models import Served
+from serving.repository.served import Served
 
 # A request that names a priority, 1 the most urgent, goes before those that name none.
 PRIORITIES = 1000

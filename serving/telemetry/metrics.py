@@ -21,7 +21,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from serving.repository.models import Models, ModelState, Served, State
+from serving.repository.models import Models
+from serving.repository.served import ModelState, Served, State
 from serving.scheduling.counters import Statistics
 from serving.scheduling.memory import Memory
 from serving.telemetry.call import Call
