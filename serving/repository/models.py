@@ -33,7 +33,7 @@ from serving.scheduling.cpus import available_cpus
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
-GONE = "the repository cannot be looked at; what is served is served still: %s"
+GONE = "the repository cannot be read; the server keeps the models that it has: %s"
 
 
 class Models:
@@ -146,12 +146,12 @@ class Models:
 
         Raises:
             ModelNotFound: the repository has no such model.
-            RepositoryError: a version is not sound; what was served is served still.
+            RepositoryError: a version is not sound; the server keeps what it served.
         """
-        known = await asyncio.to_thread(find_versions, self._config.repository)
-        if not known.get(name):
+        folders = await asyncio.to_thread(find_versions, self._config.repository)
+        if not folders.get(name):
             raise ModelNotFound(
-                f"no model {name!r} in the repository", nearest(name, known), field="model"
+                f"no model {name!r} in the repository", nearest(name, folders), field="model"
             )
         self._refused.forget(name)
         await self._refresh(name)
@@ -212,12 +212,12 @@ class Models:
         """Serve the newest sound versions of a model as its folder has them now, and no others."""
         async with self._lock(name):
             try:
-                found = await asyncio.to_thread(find_versions, self._config.repository)
+                models = await asyncio.to_thread(find_versions, self._config.repository)
             except (RepositoryError, OSError) as error:
                 log.warning(GONE, error)
                 return
-            folders = found.get(name, {})
-            if name in found and not folders:
+            folders = models.get(name, {})
+            if name in models and not folders:
                 log.warning("%s", unreadable(self._config.repository / name).found)
                 return
             candidates, count = wanted_versions(self._config.models.versions, folders)
@@ -249,14 +249,14 @@ class Models:
             loaded = await self._load(folder)
         # Whatever a hostile or vanishing folder makes a library raise must not end the server.
         except Exception as error:
-            known = isinstance(error, RepositoryError)
+            fault = isinstance(error, RepositoryError)
             why = (
                 error
                 if isinstance(error, RepositoryError)
                 else RepositoryError(f"{folder} fails: {error}")
             )
             log.warning(
-                "model %s version %s is refused: %s", name, version, why, exc_info=not known
+                "model %s version %s is refused: %s", name, version, why, exc_info=not fault
             )
             self._refused.note(key, now, why)
             self._tell(key, State.READY if served else State.UNAVAILABLE, self._refused.reason(key))

@@ -1,5 +1,5 @@
-"""Requests to runs of one model: a bounded queue before engine threads that never run what nobody
-waits for any more.
+"""From requests to runs of one model: a bounded queue before engine threads. They skip every
+request that no caller waits for any longer.
 
 A request is admitted before its image is decoded, then waits until a thread is free and its batch
 is full or due (:mod:`serving.scheduling.schedule`). Every time is of the monotonic clock.
@@ -74,7 +74,7 @@ class Batcher:
         too.
 
         Args:
-            deadline: of ``time.monotonic``, when the answer is of no use any more.
+            deadline: of ``time.monotonic``, after which the answer is useless.
             priority: a larger one runs first.
 
         Raises:

@@ -27,7 +27,7 @@ class Ran:
 
 
 class Run:
-    """One call of the engine, and how many of its requests somebody waits for still."""
+    """One call of the engine, and how many of its requests still have a waiting caller."""
 
     def __init__(self, waiting: int) -> None:
         self.stop = Stop()
@@ -56,6 +56,6 @@ class Job(Waiting):
             else:
                 self.answer.set_exception(result)
 
-        # A loop that is closed has nobody who waits.
+        # Nobody waits on a closed loop.
         with suppress(RuntimeError):
             self.answer.get_loop().call_soon_threadsafe(deliver)
