@@ -14,7 +14,7 @@ from refined import PLAIN, fit, made
 
 from trainer.camfile import cam_path, read_cam, write_cam
 from trainer.data.dataset import open_dataset
-from trainer.data.synthetic import write_synthetic
+from trainer.scenes.writing import write_synthetic
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from trainer.classify import RECIPES, ClassifyConfig
 from trainer.cli import app
 from trainer.config import Range, ranges
 from trainer.data.knobs import DataConfig
-from trainer.data.synthetic import write_synthetic
 from trainer.errors import ConfigError, UserError, explained
 from trainer.evaluation.measure import EvaluateConfig
 from trainer.methods.base import method_classes, method_names
@@ -25,6 +24,7 @@ from trainer.options import Options, make_configs
 from trainer.refine.affinitynet import AffinityConfig
 from trainer.refine.irnet import IrnConfig
 from trainer.refine.pseudo_masks import RefineConfig
+from trainer.scenes.writing import write_synthetic
 from trainer.segmenters.config import PRESETS, SegmentConfig
 
 SECTIONS: dict[str, type[Any]] = {

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from golden import U
 from tiny_nets import TinyBackbone
 
-from trainer.data.synthetic import write_synthetic
 from trainer.errors import ConfigError, DataError, WeightsError
 from trainer.methods import sc_cam
 from trainer.methods.cam import Cam
@@ -31,6 +30,7 @@ from trainer.methods.subcategories import (
 )
 from trainer.options import Options, make_configs
 from trainer.pipeline import Pipeline
+from trainer.scenes.writing import write_synthetic
 from trainer.training.loop import step_rng
 
 SETTINGS = (

@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 
 from trainer import segment
 from trainer.cli import app
-from trainer.data.synthetic import write_synthetic
 from trainer.errors import ConfigError, RunError, UserError, WeightsError
 from trainer.evaluation.measure import current_evaluation
 from trainer.exporting.from_run import export_run
@@ -27,6 +26,7 @@ from trainer.nets import build_backbone, deeplab_v2
 from trainer.nets.deeplab import DeepLabV2ResNet101, LargeFOVResNet38
 from trainer.options import Options
 from trainer.pipeline import Pipeline
+from trainer.scenes.writing import write_synthetic
 from trainer.segmenters import make_segmenter
 from trainer.segmenters.config import PRESETS
 from trainer.segmenters.stage import Start, find_start
