@@ -30,7 +30,7 @@ def joined(host: str, port: int) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host to listen on is reached by this machine alone."""
+    """Whether only this machine can reach a host to listen on."""
     host = bare(host)
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -52,10 +52,10 @@ def listening(host: str, port: int, backlog: int = 128) -> list[socket.socket]:
     """
     host = bare(host)
     if host == ANY and socket.has_dualstack_ipv6():
-        made = socket.create_server(
+        server = socket.create_server(
             (ANY, port), family=socket.AF_INET6, backlog=backlog, dualstack_ipv6=True
         )
-        return [made]
+        return [server]
     sockets: list[socket.socket] = []
     absent: OSError | None = None
     for family, address in _resolved("0.0.0.0" if host == ANY else host, port):
@@ -65,8 +65,8 @@ def listening(host: str, port: int, backlog: int = 128) -> list[socket.socket]:
             sockets.append(socket.create_server(address, family=family, backlog=backlog))
         except OSError as error:
             if error.errno not in ABSENT:
-                for made in sockets:
-                    made.close()
+                for server in sockets:
+                    server.close()
                 raise
             absent = error
     if absent and not sockets:

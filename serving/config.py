@@ -95,7 +95,7 @@ class ModelsConfig:
             which is looked at again and again; ``explicit``: callers who load and unload models, if
             their token has the role.
         poll_seconds: between two looks.
-        strict: do not start unless every model is sound; else those that are sound are served.
+        strict: start only if every model is sound; otherwise serve those that are.
         trial: try a model in a process of its own before it is loaded.
         trial_seconds: after which a trial is ended and its model refused.
         trial_memory_mb: that a trial may take; 0 for three quarters of what there is.
@@ -260,7 +260,7 @@ class ShutdownConfig:
 
 @dataclass(frozen=True)
 class TelemetryConfig:
-    """What the server tells of itself.
+    """Logs, traces and metrics.
 
     Attributes:
         log_format: ``text``, or ``json`` for one object a line.

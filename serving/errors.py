@@ -148,7 +148,7 @@ class WrongModelKind(RequestError):
 
 
 class ModelRefused(RequestError):
-    """A model was to be loaded and is not sound. What was served before is served still."""
+    """A model that should be loaded is not sound. The server keeps what it served before."""
 
     code = "FAILED_PRECONDITION"
     reason = "MODEL_REFUSED"
@@ -247,7 +247,7 @@ class DeadlineMissed(RequestError):
 
 
 class ServerUnavailable(RetryLater):
-    """The server cannot be reached, is shutting down, or loads the model still."""
+    """The server cannot be reached, is shutting down, or is still loading the model."""
 
     code = "UNAVAILABLE"
     reason = "UNAVAILABLE"
@@ -261,7 +261,7 @@ class ServerFault(RequestError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """What may stand for ``name``: everything known, and the one most like it."""
+    """The names that exist, and the one most like ``name``."""
     known = list(known)
     close = difflib.get_close_matches(name[:LONGEST], known, n=1, cutoff=0.5)
     listing = ", ".join(known)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 TEMPORARY = ".wsss-{}.tmp"
-"""Short whatever the file is called: names may be as long as the disk allows."""
+"""Short for any file name: names may be as long as the disk allows."""
 
 
 @contextmanager

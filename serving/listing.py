@@ -52,7 +52,7 @@ def list_images(root: Path, left_out: Callable[[Path], str] = lambda folder: "")
         root: the folder.
         left_out: why a folder below is not looked into; empty if it is.
     """
-    found = Listing()
+    listing = Listing()
     around = {_identity(parent) for parent in root.resolve().parents}
     seen: set[tuple[int, int]] = set()
     folders, links = deque([root]), deque[Path]()
@@ -62,24 +62,24 @@ def list_images(root: Path, left_out: Callable[[Path], str] = lambda folder: "")
         try:
             identity, entries = _identity(folder), sorted(os.listdir(folder))
         except OSError as error:
-            found.unread[place] = f"the folder cannot be opened: {error.strerror}"
+            listing.unread[place] = f"the folder cannot be opened: {error.strerror}"
             continue
         if identity in seen or identity in around:
-            found.left_out[place] = "a link to a folder that is looked into already, or around it"
+            listing.left_out[place] = "a link to a folder that is looked into already, or around it"
             continue
         seen.add(identity)
         if folder != root and (reason := left_out(folder)):
-            found.left_out[place] = reason
+            listing.left_out[place] = reason
             continue
         for path in (folder / name for name in entries if not name.startswith(".")):
             if not path.is_dir():
-                _file(path, path.relative_to(root), found)
+                _file(path, path.relative_to(root), listing)
             elif SYSTEM_FOLDERS.fullmatch(path.name):
-                found.left_out[path.relative_to(root)] = "a folder of the system or of a program"
+                listing.left_out[path.relative_to(root)] = "a folder of the system or of a program"
             else:
                 (links if path.is_symlink() else folders).append(path)
-    found.images.sort()
-    return found
+    listing.images.sort()
+    return listing
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -87,7 +87,7 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _file(path: Path, place: Path, found: Listing) -> None:
+def _file(path: Path, place: Path, listing: Listing) -> None:
     try:
         kind = path.stat().st_mode
     except OSError:
@@ -95,17 +95,17 @@ def _file(path: Path, place: Path, found: Listing) -> None:
     is_image, is_other = path.name.lower().endswith(EXTENSIONS), OTHER_KINDS.fullmatch(path.suffix)
     if not stat.S_ISREG(kind):
         if is_image or is_other:
-            found.left_out[place] = "a pipe, socket or device that is called like an image"
+            listing.left_out[place] = "a pipe, socket or device that is called like an image"
     elif is_image:
-        found.images.append(place)
+        listing.images.append(place)
     elif is_other or not path.suffix:
         try:
             with path.open("rb") as file:
                 kind_named = kind_of(file.read(HEAD_BYTES))
-            found.unread[place] = f"a {kind_named} whose name does not end like one: rename it"
+            listing.unread[place] = f"a {kind_named} whose name does not end like one: rename it"
         except Unreadable as error:
             if is_other or error.hint == SAVE:
-                found.unread[place] = f"{error.found}: {error.hint}"
+                listing.unread[place] = f"{error.found}: {error.hint}"
         except OSError as error:
             if is_other:
-                found.unread[place] = str(error.strerror)
+                listing.unread[place] = str(error.strerror)

@@ -46,7 +46,7 @@ NEVER = 2**31 - 1
 # Without a call at work until connections are closed: the last replies leave in it.
 FLUSH_SECONDS = 0.5
 TICK_SECONDS = 0.05
-# After the grace, for what a process frees and writes at its end; whatever takes longer is left.
+# After the grace, to free memory and send what is left; anything that takes longer is abandoned.
 END_SECONDS = 0.5
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Of a process that ended with accepted requests unanswered.
@@ -202,7 +202,7 @@ class Server:
 
 
 def channel_options(config: ServerConfig) -> list[tuple[str, int]]:
-    """What gRPC is told of limits and connections."""
+    """The options of gRPC for limits and connections."""
     connections = config.connections
     seconds = {
         "grpc.max_connection_age_ms": connections.max_age,
@@ -271,7 +271,7 @@ async def serve(config: ServerConfig, ready: Callable[[Server], None]) -> None:
             starting.result()
             ready(server)
             await ending
-        log.info("ending: accepted requests finish")
+        log.info("ending: accepted requests finish first")
     finally:
         for task in (starting, ending):
             task.cancel()

@@ -114,9 +114,9 @@ def _sections(
     """Tables by name, each of settings of ``config`` itself but for ``key``; those already there
     are kept.
     """
-    sections = {given: dict(settings) for given, settings in getattr(config, key).items()}
-    for given, table in _typed(value, Mapping[str, Any], name, folder).items():
-        where = f"{name}.{given}"
+    sections = {entry: dict(settings) for entry, settings in getattr(config, key).items()}
+    for entry, table in _typed(value, Mapping[str, Any], name, folder).items():
+        where = f"{name}.{entry}"
         if not isinstance(table, Mapping):
             raise ConfigError(f"{where} is {table!r}", f"a table: [{where}]")
         if key in table:
@@ -124,7 +124,7 @@ def _sections(
                 f"no setting '{where}.{key}'", f"the other settings of [{name.rpartition('.')[0]}]"
             )
         read = changed(config, table, where, folder)
-        sections.setdefault(given, {}).update(
+        sections.setdefault(entry, {}).update(
             {setting: getattr(read, setting) for setting in table}
         )
     return sections

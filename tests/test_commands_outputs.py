@@ -27,6 +27,7 @@ INPUTS = {
     "eval": {"path", "data", "threshold_cams"},
     "compare": {"runs"},
     "report": {"run"},
+    "predict": {"run"},
     "export": {"run"},
     "check": {"data"},
     "convert": {"source"},
@@ -60,6 +61,7 @@ OUTPUTS: dict[tuple[str, str], list[Arguments]] = {
             *("eval", run / "masks", "--data", data, "--list", "all", "--pictures", to)
         ],
     ],
+    ("predict", "out"): [lambda data, run, to: ["predict", run, "--list", "all", "--out", to]],
     ("compare", "page"): [lambda data, run, to: ["compare", run, run, "--page", to]],
     ("export", "repository"): [
         lambda data, run, to, name=name: ["export", run, "--name", name, "--repository", to]
@@ -154,7 +156,8 @@ def world(tmp_path: Path) -> tuple[Path, Path]:
     (run / "segment" / "model.pt").write_text("weights")
     done = {"status": "done", "key": "k"}
     stages = {"classify": done, "segment": done}
-    manifest = {"format": 1, "stages": stages, "data": {"path": str(data)}, "config": {}}
+    manifest = {"format": 1, "stages": stages, "data": {"path": str(data)}}
+    manifest["config"] = {"segment": {}}
     (run / "manifest.json").write_text(json.dumps(manifest))
     (tmp_path / "link").symlink_to(data)
     (tmp_path / "file link.png").symlink_to(data / "0.png")
@@ -192,8 +195,14 @@ def test_no_file_of_the_users_is_changed(
     data, run = world
     monkeypatch.chdir(data)
     # What comes after the decision takes minutes.
-    for place in ("trainer.export.from_run.current_evaluation", "trainer.commands.demo._step"):
+    for place in (
+        "trainer.export.from_run.current_evaluation",
+        "trainer.commands.demo._step",
+        "trainer.predict.prediction.predict",
+    ):
         monkeypatch.setattr(place, stop)
+    loaded = (None, None, {"supervision": "tags"})
+    monkeypatch.setattr("trainer.predict.prediction.load", lambda *_: loaded)
     before, model = users_files(data), (run / "segment" / "model.pt").read_bytes()
     app = trainer.cli.app if (command, name) in trainer_outputs() else serving.cli.app
     for arguments in OUTPUTS[command, name]:

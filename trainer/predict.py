@@ -17,7 +17,7 @@ from trainer.errors import ConfigError, DataError, RunError
 from trainer.interrupt import terminated
 from trainer.outputs import check_folder
 from trainer.run import Run, write_json
-from trainer.segmenters import prediction as segment
+from trainer.segmenters import prediction
 from trainer.segmenters.config import TEST_KNOBS, SegmentConfig
 from trainer.training.model_file import knobs_of
 
@@ -71,7 +71,9 @@ def predict_list(
     if not records:
         raise DataError(f"list {name!r} of {dataset.root} is empty", "a list with images")
     config = _config(run, settings)
-    segmenter, network, identity = segment.load(weights, {"classes": list(dataset.classes)}, config)
+    segmenter, network, identity = prediction.load(
+        weights, {"classes": list(dataset.classes)}, config
+    )
     values = dataset.mask_values if layout == "voc-server" else range(1, len(dataset.classes) + 1)
     note = {
         "run": str(run.path.resolve()),
@@ -95,7 +97,7 @@ def predict_list(
     inside = f"results/VOC2012/Segmentation/comp6_{name}_cls" if layout == "voc-server" else ""
     with terminated():
         write_json(out / NOTE, note)
-        segment.predict(
+        prediction.predict(
             segmenter, network, records, out / inside, f"{stage} {name}", device, values
         )
     return {**note, "path": str(out / inside)}

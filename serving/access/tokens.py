@@ -41,7 +41,7 @@ class Tokens:
         self._entries = Watched([path], lambda: _read_tokens(path))
 
     def caller(self, header: str) -> Caller:
-        """Who an ``authorization`` header stands for.
+        """The caller of an ``authorization`` header.
 
         Raises:
             TokenMissing, TokenUnknown: no token, or one that is not in the file.
@@ -51,14 +51,14 @@ class Tokens:
                 "no token", "authorization: Bearer TOKEN", "--token TOKEN, or WSSS_TOKEN"
             )
         digest = _digest(header[len(SCHEME) :].strip())
-        found = None
+        match = None
         # All of them, so that the time taken tells nothing.
         for known, caller in self._entries.value:
             if hmac.compare_digest(known, digest):
-                found = caller
-        if found is None:
+                match = caller
+        if match is None:
             raise TokenUnknown("the token is not known here", "one of the server's token file")
-        return found
+        return match
 
 
 def new_token(name: str, roles: Sequence[str]) -> tuple[str, str]:

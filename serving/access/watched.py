@@ -61,7 +61,7 @@ class Watched(Generic[T]):
         except StartError as error:
             self._retry = time.monotonic() + RETRY_SECONDS
             if not repeated:
-                log.error("a change is not taken: %s", error)
+                log.error("a changed file is not used: %s", error)
             return
         self._retry = math.inf
         log.info("read again: %s", ", ".join(path.name for path in self._paths))
@@ -72,7 +72,7 @@ class Watched(Generic[T]):
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return status.st_mtime_ns, status.st_size, status.st_ino

@@ -145,34 +145,39 @@ def bench(
     card = choose(read_repository(config.repository), config.model, 0, None)
     engine = open_engine(card, Plan(), config.engine)
     tensors = config.tensors or card.kind == "tensor"
-    if tensors:
-        requests = Target(card, inputs=target.random_inputs(engine, config.side))
-    else:
-        requests = Target(card, target.read_images(config.images))
+    requests = (
+        Target(card, inputs=target.random_inputs(engine, config.side))
+        if tensors
+        else Target(card, target.read_images(config.images))
+    )
     loads = [experiment.loads for experiment in experiments]
     total = sum(first + config.rounds * each for first, each in loads)
-    done = iter(range(1, total + 1))
-    setting = Setting(config, requests, engine, lambda: progress(next(done), total))
-    rounds = [list(experiment.run(setting)) for experiment in experiments]
-    engine.close()
-    figures: dict[str, Any] = {}
-    measured: dict[str, float] = {}
-    for experiment, results in zip(experiments, rounds):
-        figures |= _figures(experiment, results, config.only, tensors)
-        measured |= {
-            name: round(statistics.median(each[name] for each in results), 3)
-            for name in results[0]
-            if name not in experiment.figures
-        }
-    return {
+    count = iter(range(1, total + 1))
+    setting = Setting(config, requests, engine, lambda: progress(next(count), total))
+    results: dict[str, Any] = {
         "model": card.name,
         "engine": engine.description,
         "cpus": available_cpus(),
         "callers": config.callers,
         "rounds": config.rounds,
         "seconds": config.seconds,
-        "figures": figures,
-        "measured": measured,
+        "figures": {},
+        "measured": {},
+    }
+    for experiment in experiments:
+        rounds = list(experiment.run(setting))
+        results["figures"] |= _figures(experiment, rounds, config.only, tensors)
+        results["measured"] |= _medians(experiment, rounds)
+    engine.close()
+    return results
+
+
+def _medians(experiment: Experiment, rounds: list[Round]) -> dict[str, float]:
+    """What the figures come from."""
+    return {
+        name: round(statistics.median(each[name] for each in rounds), 3)
+        for name in rounds[0]
+        if name not in experiment.figures
     }
 
 

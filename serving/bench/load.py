@@ -1,5 +1,5 @@
-"""Load on a gRPC server: callers who wait for their answers, or requests that come by chance
-whatever the server does.
+"""Load on a gRPC server: callers who wait for their answers (closed loop), or requests at random
+times that wait for no answer (open loop).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an experiment is given: a model, requests, servers to load, and for how long."""
+"""The setting of an experiment: a model, requests, servers to load, and for how long."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Setting:
         return result
 
     def poisson(self, running: Running, rate: float, seed: int) -> Load:
-        """Requests that come by chance."""
+        """Requests at random times."""
         config = self.config
         result = load.poisson(
             running.address, self.target.request(), rate, config.seconds, config.count, seed

@@ -40,7 +40,7 @@ def open_channel(address: str, tls: grpc.ChannelCredentials | None = None, make:
 
 
 class Connection:
-    """What both clients are told, and their channel, which ``grpc`` or ``grpc.aio`` makes. See
+    """The arguments of both clients, and their channel, which ``grpc`` or ``grpc.aio`` makes. See
     ``serving.client.Client``.
     """
 

@@ -56,7 +56,7 @@ class Sizing(TypedDict, total=False):
 
 
 class SegmentWishes(Sizing, total=False):
-    """What may be asked of a segmentation besides image and model.
+    """The options of a segmentation besides image and model.
 
     Attributes:
         version: of the model; 0 is the newest.
@@ -86,7 +86,7 @@ class SegmentWishes(Sizing, total=False):
 
 
 class CamWishes(Sizing, total=False):
-    """What may be asked of activation maps besides image and model.
+    """The options of activation maps besides image and model.
 
     Attributes:
         version: of the model; 0 is the newest.
@@ -275,15 +275,15 @@ def as_file(result: Segmentation) -> bytes:
         data: bytes = getattr(mask, kind)
         return data
     names = {label: name for name, label in result.labels.items()} | {masks.UNDECIDED: "undecided"}
-    told: dict[str, Any]
+    picture: dict[str, Any]
     if kind == "coco_rle":
         size = [mask.height, mask.width]
-        told = {
+        picture = {
             names[entry.label]: {"size": size, "counts": entry.counts}
             for entry in mask.coco_rle.classes
         }
     elif kind == "polygons":
-        told = {
+        picture = {
             names[entry.label]: [
                 {"points": _points(ring), "hole": ring.hole} for ring in entry.rings
             ]
@@ -291,13 +291,13 @@ def as_file(result: Segmentation) -> bytes:
         }
     else:
         runs = mask.label_runs
-        told = {
+        picture = {
             "height": mask.height,
             "width": mask.width,
             "labels": list(runs.labels),
             "lengths": list(runs.lengths),
         }
-    return json.dumps(told).encode()
+    return json.dumps(picture).encode()
 
 
 def _plane(plane: Any) -> Pixels:
@@ -306,14 +306,14 @@ def _plane(plane: Any) -> Pixels:
     return masks.read_png(plane.png)
 
 
-def _maps_of(found: Any) -> npt.NDArray[np.uint8] | npt.NDArray[np.float16]:
-    kind, shape = found.WhichOneof("data"), (len(found.classes), found.height, found.width)
+def _maps_of(cam: Any) -> npt.NDArray[np.uint8] | npt.NDArray[np.float16]:
+    kind, shape = cam.WhichOneof("data"), (len(cam.classes), cam.height, cam.width)
     if kind == "overlays":
-        pictures = [masks.read_rgb(png) for png in found.overlays.png]
+        pictures = [masks.read_rgb(png) for png in cam.overlays.png]
         return np.stack(pictures) if pictures else np.zeros((*shape, 3), np.uint8)
     if kind == "float16":
-        return np.frombuffer(found.float16, "<f2").reshape(shape)
-    return np.frombuffer(found.uint8, np.uint8).reshape(shape)
+        return np.frombuffer(cam.float16, "<f2").reshape(shape)
+    return np.frombuffer(cam.uint8, np.uint8).reshape(shape)
 
 
 def _points(ring: Any) -> list[tuple[int, int]]:

@@ -127,7 +127,7 @@ def segment(
                 raise ServingError(f"{target} is both MASK and --overlay", "two files")
             files[overlay] = picture
         _write(files, image, force)
-    found = {
+    shares = {
         name: {
             "score": result.scores[name],
             "pixels": result.areas[name],
@@ -136,9 +136,9 @@ def segment(
         for name in result.present
     }
     if as_json:
-        print(json.dumps({"mask": str(target), "found": found}))
+        print(json.dumps({"mask": str(target), "found": shares}))
     else:
-        print(f"{target}: {', '.join(found) or 'background only'}")
+        print(f"{target}: {', '.join(shares) or 'background only'}")
 
 
 def health(
@@ -180,7 +180,7 @@ def token(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a token for a caller. It is shown once; the server's file holds its hash alone."""
+    """Make a token for a caller. It is shown once; the server's file holds only its hash."""
     from serving.access.tokens import add_token, new_token
 
     secret, line = new_token(name, [str(entry) for entry in role])

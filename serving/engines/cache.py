@@ -45,7 +45,7 @@ def engine_key(
         library: name and version.
         device: that it is built on and for.
         profiles: shapes that it takes.
-        options: whatever else was asked for.
+        options: all other settings of the build.
     """
     return {
         "graph": card.sha256[graph],
@@ -67,11 +67,10 @@ def load(path: Path, key: Key) -> bytes | None:
     """
     try:
         head, _, data = path.read_bytes().partition(b"\n")
-        found = json.loads(head)
+        header = json.loads(head)
         # Tuples come back as lists.
-        whole = found["sha256"] == hashlib.sha256(data).hexdigest() and found["key"] == json.loads(
-            json.dumps(key)
-        )
+        same_key = header["key"] == json.loads(json.dumps(key))
+        whole = same_key and header["sha256"] == hashlib.sha256(data).hexdigest()
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):

@@ -69,12 +69,14 @@ class Cuda:
 
     def device(self) -> Device:
         """What the device is."""
-        found = self._call("cudaGetDeviceProperties", self.number)
-        name = found.name.decode() if isinstance(found.name, bytes) else str(found.name)
+        properties = self._call("cudaGetDeviceProperties", self.number)
+        name = (
+            properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
+        )
         version = DRIVER.read_text().strip() if DRIVER.is_file() else "unknown"
         return Device(
             name,
-            f"{found.major}.{found.minor}",
+            f"{properties.major}.{properties.minor}",
             f"{version} CUDA {self._call('cudaDriverGetVersion')}",
         )
 

@@ -4,7 +4,7 @@ place.
 Without a GPU, or with a library missing, the library would make a session on the processors and say
 so in its log alone. Its own switch against that, ``session.disable_cpu_ep_fallback``, also refuses
 graphs whose shapes are computed on the processors, which is where they belong and what every graph
-of free size does. So the session is asked where it put what.
+of free size does. So the session is asked where it placed each node.
 """
 
 from __future__ import annotations
@@ -202,11 +202,11 @@ def check_placement(session: Any, provider: str) -> None:
     Raises:
         EngineError: it is not.
     """
-    found = session.get_providers()
-    if not found or found[0] != provider:
+    providers = session.get_providers()
+    if not providers or providers[0] != provider:
         raise EngineError(
-            f"onnxruntime put the model on {', '.join(found)}: the libraries of {provider} do not"
-            " load",
+            f"onnxruntime put the model on {', '.join(providers)}: the libraries of {provider} do"
+            " not load",
             provider,
             HINT,
         )

@@ -56,9 +56,9 @@ def profiles(card: Card, inputs: Iterable[TensorSpec], plan: Plan) -> list[Profi
     return [*exact, Profile(_image(1, *low), _image(batch, *best), _image(batch, *high))]
 
 
-def choose_profile(found: Iterable[Profile], shapes: Mapping[str, Shape]) -> int | None:
+def choose_profile(profiles: Iterable[Profile], shapes: Mapping[str, Shape]) -> int | None:
     """Index of the first profile that takes these shapes; the exact ones stand first."""
-    return next((index for index, profile in enumerate(found) if profile.takes(shapes)), None)
+    return next((index for index, profile in enumerate(profiles) if profile.takes(shapes)), None)
 
 
 def _tensor_profile(card: Card, inputs: tuple[TensorSpec, ...], plan: Plan) -> Profile:

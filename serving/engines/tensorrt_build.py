@@ -100,6 +100,38 @@ def build_plan(
         EngineError, Stopped: see :func:`find_engine`.
     """
     builder = trt.Builder(logger)
+    # The parser owns the weights until the engine is built.
+    network, _parser = _parse(trt, builder, graph, logger)
+    settings = builder.create_builder_config()
+    settings.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options["workspace_mb"] * MEGABYTE)
+    if not options["tf32"]:
+        settings.clear_flag(trt.BuilderFlag.TF32)
+    for shapes in profiles:
+        profile = builder.create_optimization_profile()
+        for name in shapes.low:
+            profile.set_shape(name, shapes.low[name], shapes.best[name], shapes.high[name])
+        settings.add_optimization_profile(profile)
+    timing_key = {"timings": timings.name}
+    timing = settings.create_timing_cache(load(timings, timing_key) or b"")
+    # Timings of another device or version would choose kernels that are slow here.
+    settings.set_timing_cache(timing, ignore_mismatch=False)
+    monitor = make_monitor(trt, graph.parent.parent.name, stop)
+    settings.progress_monitor = monitor
+    began = time.monotonic()
+    plan = builder.build_serialized_network(network, settings)
+    if stop.requested:
+        raise Stopped
+    if plan is None:
+        raise EngineError(
+            f"TensorRT cannot build {graph}", "an engine", "the log has what TensorRT says"
+        )
+    log.info("%s: TensorRT engine built in %.0f s", graph, time.monotonic() - began)
+    store(timings, timing_key, bytes(settings.get_timing_cache().serialize()))
+    return bytes(plan)
+
+
+def _parse(trt: Any, builder: Any, graph: Path, logger: Any) -> tuple[Any, Any]:
+    """The network of a graph, and its parser, which owns the weights."""
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(graph)):
@@ -109,32 +141,7 @@ def build_plan(
         raise EngineError(
             f"TensorRT does not take {graph}: {faults}", "a graph of operators that it has"
         )
-    settings = builder.create_builder_config()
-    settings.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options["workspace_mb"] * MEGABYTE)
-    if not options["tf32"]:
-        settings.clear_flag(trt.BuilderFlag.TF32)
-    for wanted in profiles:
-        profile = builder.create_optimization_profile()
-        for name in wanted.low:
-            profile.set_shape(name, wanted.low[name], wanted.best[name], wanted.high[name])
-        settings.add_optimization_profile(profile)
-    timing_key = {"timings": timings.name}
-    timing = settings.create_timing_cache(load(timings, timing_key) or b"")
-    # Timings of another device or version would choose kernels that are slow here.
-    settings.set_timing_cache(timing, ignore_mismatch=False)
-    monitor = make_monitor(trt, graph.parent.parent.name, stop)
-    settings.progress_monitor = monitor
-    started = time.monotonic()
-    plan = builder.build_serialized_network(network, settings)
-    if stop.requested:
-        raise Stopped
-    if plan is None:
-        raise EngineError(
-            f"TensorRT cannot build {graph}", "an engine", "the log has what TensorRT says"
-        )
-    log.info("%s: TensorRT engine built in %.0f s", graph, time.monotonic() - started)
-    store(timings, timing_key, bytes(settings.get_timing_cache().serialize()))
-    return bytes(plan)
+    return network, parser
 
 
 def timing_path(folder: Path, trt: Any, device: Device) -> Path:

@@ -1,4 +1,4 @@
-"""From bytes that nobody vouches for to RGB pixels.
+"""From untrusted bytes to RGB pixels.
 
 Every limit is checked before anything of the image's size is allocated: length of the bytes, kind,
 pixel count, aspect, the time and the memory that decoding will take. Pixels equal those that the

@@ -69,12 +69,12 @@ def _read(data: bytes, *modes: str) -> Pixels:
         raise ValueError(f"no readable PNG: {error}") from error
 
 
-def keep_labels(labels: Pixels, kept: Sequence[int]) -> Pixels:
-    """A copy of uint8 [H,W] ``labels`` in which every value not in ``kept`` became 0, the
+def keep_labels(labels: Pixels, numbers: Sequence[int]) -> Pixels:
+    """A copy of uint8 [H,W] ``labels`` in which every value not in ``numbers`` became 0, the
     background.
     """
     table = np.zeros(256, np.uint8)
-    table[list(kept)] = list(kept)
+    table[list(numbers)] = list(numbers)
     return np.take(table, labels)
 
 

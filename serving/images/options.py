@@ -1,4 +1,4 @@
-"""What may be asked of a segmentation, checked against the model's card. Server and labeller share
+"""The options of a segmentation, checked against the model's card. Server and labeller share
 it.
 """
 

@@ -206,10 +206,10 @@ class Answer:
             sure = confidence >= np.float32(255 * options.confidence_threshold)
             labels = np.where(sure, labels, np.uint8(masks.UNDECIDED))
         if options.classes or options.tags:
-            kept = set(options.classes or options.tags) & set(options.tags or options.classes)
+            shown = set(options.classes or options.tags) & set(options.tags or options.classes)
             whole, labels = (
                 labels,
-                masks.keep_labels(labels, [k + 1 for k in kept] + [masks.UNDECIDED]),
+                masks.keep_labels(labels, [k + 1 for k in shown] + [masks.UNDECIDED]),
             )
             confidence = np.where(whole == labels, confidence, np.uint8(0))
         runs = encodings.label_runs(labels)
@@ -236,11 +236,11 @@ class Answer:
                 for map_ in (self._masks.labels, self._masks.confidence)
             )
             return labels, confidence, None
-        found = self.activated()
+        cam = self.activated()
         ground = cast(float, self._options.background_threshold)
         return (
-            *maps.to_mask(found.maps, [k + 1 for k in found.classes], ground, height, width),
-            found,
+            *maps.to_mask(cam.maps, [k + 1 for k in cam.classes], ground, height, width),
+            cam,
         )
 
     def _mask_of(self, outputs: Outputs) -> tuple[Pixels, Pixels]:
@@ -253,11 +253,11 @@ class Answer:
         return labels, confidence
 
     def _maps_of(self, outputs: Outputs) -> TileMaps:
-        found, scores = _finite(outputs, "cam", self._card), _finite(outputs, "scores", self._card)
+        cells, scores = _finite(outputs, "cam", self._card), _finite(outputs, "scores", self._card)
         wanted = self._options.tags or tuple(
             np.flatnonzero(scores >= self._options.score_threshold).tolist()
         )
-        return TileMaps(wanted, found[list(wanted)], scores)
+        return TileMaps(wanted, cells[list(wanted)], scores)
 
 
 def segment(

@@ -84,10 +84,10 @@ def rings(labels: Pixels) -> dict[int, list[Ring]]:
         MaskTooComplex: more corners than ``MAX_CORNERS``.
     """
     edges = _join(_corners(labels), labels.shape)
-    found: dict[int, list[Ring]] = defaultdict(list)
+    by_label: dict[int, list[Ring]] = defaultdict(list)
     for label, corners, hole in _trace(edges):
-        found[label].append(Ring([edges.points[corner] for corner in corners], hole))
-    return dict(found)
+        by_label[label].append(Ring([edges.points[corner] for corner in corners], hole))
+    return dict(by_label)
 
 
 def outlines(labels: Pixels) -> dict[int, list[Points]]:
@@ -104,14 +104,14 @@ def outlines(labels: Pixels) -> dict[int, list[Points]]:
         min(corners, key=edges.points.__getitem__) for _, corners, hole in _trace(edges) if hole
     ]
     _cut(edges, holes, labels)
-    found: dict[int, list[Points]] = defaultdict(list)
+    outlines: dict[int, list[Points]] = defaultdict(list)
     for label, corners, _ in _trace(edges):
         line = [edges.points[corner] for corner in corners]
         # A slit that ends where an edge does leaves an edge of no length.
-        found[label].append(
+        outlines[label].append(
             [point for point, before in zip(line, [line[-1], *line]) if point != before]
         )
-    return dict(found)
+    return dict(outlines)
 
 
 def outlines_through_centres(labels: Pixels) -> dict[int, list[Points]]:
@@ -139,13 +139,13 @@ def outlines_through_centres(labels: Pixels) -> dict[int, list[Points]]:
         (left, top), beside = edges.points[below], edges.points[corner][0] - 1
         pixels[corner] = [(beside, top)]
         pixels += [[(beside, top - 1), (beside, top), (left, top)], [(left, top)]]
-    found: dict[int, list[Points]] = defaultdict(list)
+    outlines: dict[int, list[Points]] = defaultdict(list)
     for label, ring, _ in _trace(edges):
         line = [pixel for corner in ring for pixel in pixels[corner]]
-        found[label].append(
+        outlines[label].append(
             [point for point, before in zip(line, [line[-1], *line]) if point != before] or line[:1]
         )
-    return dict(found)
+    return dict(outlines)
 
 
 def fill(shapes: Iterable[tuple[int, Iterable[Points]]], height: int, width: int) -> Pixels:

@@ -202,9 +202,9 @@ class Cvat:
 
     def encode(self, image: Path, result: Segmented, card: Card) -> bytes:
         """The masks of an image."""
-        if found := NOT_XML.search(str(image)):
+        if match := NOT_XML.search(str(image)):
             raise LabelError(
-                f"XML cannot hold {found[0]!r} of the name {str(image)!r}", "another name"
+                f"XML cannot hold {match[0]!r} of the name {str(image)!r}", "another name"
             )
         elements = []
         for label, (left, top, width, height) in encodings.boxes(

@@ -198,14 +198,14 @@ def _in_order(
 
 
 def _unwritable(target: Path, error: OSError, written: int) -> LabelError:
-    found = (
+    problem = (
         f"no space left for {target}"
         if error.errno in FULL
         else f"cannot write below {target}: {error.strerror}"
     )
-    kept = f"the {written} masks written in this run are kept"
+    expected = f"the {written} masks written in this run are kept"
     return LabelError(
-        f"{found}; {kept}",
+        f"{problem}; {expected}",
         "room and permission to write",
         "make room and run the same command again",
     )

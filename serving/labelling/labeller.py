@@ -252,7 +252,7 @@ class Labeller:
         # The library raises its own types, derived from Exception alone; the other images may be
         # good.
         except Exception as error:
-            told = (str(error) or type(error).__name__).splitlines()[0]
+            text = (str(error) or type(error).__name__).splitlines()[0]
             raise OutputError(
-                f"the graph of {self.card.name} failed: {told}", "a result for every image"
+                f"the graph of {self.card.name} failed: {text}", "a result for every image"
             ) from error

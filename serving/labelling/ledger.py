@@ -104,9 +104,9 @@ def open_ledger(target: Path) -> Iterator[Ledger]:
         (target / AT_WORK).touch()
         remove_temporaries(target)
         (target / MANIFEST).touch()
-        known = read_manifest(target / MANIFEST)
+        lines = read_manifest(target / MANIFEST)
         # A line that a stop cut in two would swallow the next one.
-        write_atomic(target / MANIFEST, "".join(map(_line, known.values())).encode())
+        write_atomic(target / MANIFEST, "".join(map(_line, lines.values())).encode())
         with (
             (target / MANIFEST).open("a", encoding="utf-8") as manifest,
             (target / FAILURES).open("w", encoding="utf-8") as failures,

@@ -7,18 +7,15 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from serving.card import Card, Kind, read_card
+from serving.card import Kind
 from serving.config import ServerConfig
-from serving.engines import Engine, Stop
+from serving.engines import Stop
 from serving.errors import ModelNotFound, RepositoryError, ServerUnavailable, nearest
-from serving.repository.choice import limited
-from serving.repository.loading import open_warm_engine, plan_for
 from serving.repository.refusals import Refusals
+from serving.repository.served import ModelState, Served, State, build
 from serving.repository.soundness import read_size
 from serving.repository.trial import try_model
 from serving.repository.versions import (
@@ -31,46 +28,12 @@ from serving.repository.versions import (
     wanted_versions,
 )
 from serving.repository.watch import Signature, Watch, signature
-from serving.scheduling.batcher import Batcher
 from serving.scheduling.cpus import available_cpus
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
-GONE = "the repository cannot be looked at; what is served is served still: %s"
-
-
-class State(StrEnum):
-    """What a version of a model is, in the words of the Open Inference Protocol."""
-
-    LOADING = "LOADING"
-    READY = "READY"
-    UNLOADING = "UNLOADING"
-    UNAVAILABLE = "UNAVAILABLE"
-
-
-@dataclass(frozen=True)
-class ModelState:
-    """One version of one model.
-
-    Attributes:
-        reason: why it is not ready, or why what replaced its files is not served; without paths.
-    """
-
-    name: str
-    version: int
-    state: State
-    reason: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class Served:
-    """A model in service, and the multiple to which the sides of its images are rounded up."""
-
-    card: Card
-    engine: Engine
-    batcher: Batcher
-    bucket: int = 1
+GONE = "the repository cannot be read; the server keeps the models that it has: %s"
 
 
 class Models:
@@ -183,12 +146,12 @@ class Models:
 
         Raises:
             ModelNotFound: the repository has no such model.
-            RepositoryError: a version is not sound; what was served is served still.
+            RepositoryError: a version is not sound; the server keeps what it served.
         """
-        known = await asyncio.to_thread(find_versions, self._config.repository)
-        if not known.get(name):
+        folders = await asyncio.to_thread(find_versions, self._config.repository)
+        if not folders.get(name):
             raise ModelNotFound(
-                f"no model {name!r} in the repository", nearest(name, known), field="model"
+                f"no model {name!r} in the repository", nearest(name, folders), field="model"
             )
         self._refused.forget(name)
         await self._refresh(name)
@@ -249,12 +212,12 @@ class Models:
         """Serve the newest sound versions of a model as its folder has them now, and no others."""
         async with self._lock(name):
             try:
-                found = await asyncio.to_thread(find_versions, self._config.repository)
+                models = await asyncio.to_thread(find_versions, self._config.repository)
             except (RepositoryError, OSError) as error:
                 log.warning(GONE, error)
                 return
-            folders = found.get(name, {})
-            if name in found and not folders:
+            folders = models.get(name, {})
+            if name in models and not folders:
                 log.warning("%s", unreadable(self._config.repository / name).found)
                 return
             candidates, count = wanted_versions(self._config.models.versions, folders)
@@ -286,14 +249,14 @@ class Models:
             loaded = await self._load(folder)
         # Whatever a hostile or vanishing folder makes a library raise must not end the server.
         except Exception as error:
-            known = isinstance(error, RepositoryError)
+            fault = isinstance(error, RepositoryError)
             why = (
                 error
                 if isinstance(error, RepositoryError)
                 else RepositoryError(f"{folder} fails: {error}")
             )
             log.warning(
-                "model %s version %s is refused: %s", name, version, why, exc_info=not known
+                "model %s version %s is refused: %s", name, version, why, exc_info=not fault
             )
             self._refused.note(key, now, why)
             self._tell(key, State.READY if served else State.UNAVAILABLE, self._refused.reason(key))
@@ -358,23 +321,6 @@ class Models:
                 continue
             for name in changed:
                 self._spawn(self._refresh(name))
-
-
-def build(folder: Path, config: ServerConfig, stop: Stop) -> Served:
-    """Load and warm up the model of a version folder.
-
-    Raises:
-        RepositoryError: it is not sound.
-        Stopped: ``stop`` was requested.
-    """
-    card = limited(read_card(folder), config.engine)
-    schedule = config.schedule.for_model(card.name)
-    plan = plan_for(card, schedule, config.engine)
-    engine = open_warm_engine(card, schedule, config.engine, stop)
-    batcher = Batcher(
-        engine, plan.workers, schedule.queue, plan.max_batch, schedule.max_delay_ms / 1000
-    )
-    return Served(card, engine, batcher, schedule.bucket)
 
 
 def _version(served: Served) -> int:

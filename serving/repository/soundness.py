@@ -145,10 +145,10 @@ def read_size(text: str) -> tuple[int, int]:
     Raises:
         ConfigError: no such form.
     """
-    found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
-    if not found:
+    match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
+    if not match:
         raise ConfigError(f"schedule.warm has {text!r}", "HEIGHTxWIDTH, as in 375x500")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def _bucketed(height: int, width: int, bucket: int, card: Card) -> tuple[int, int]:

@@ -44,9 +44,7 @@ async def try_model(folder: Path, config: ServerConfig) -> None:
     memory = config.models.trial_memory_mb * MEGABYTE or int(SHARE * available_memory())
     settings = {
         "schedule": asdict(config.schedule.for_model(folder.parent.name)),
-        "engine": {
-            name: value for name, value in asdict(config.engine).items() if value is not None
-        },
+        "engine": {key: value for key, value in asdict(config.engine).items() if value is not None},
         "memory": memory,
         "seconds": seconds,
     }

@@ -68,9 +68,9 @@ def read_repository(root: Path, only: str = "") -> Cards:
         RepositoryError: no such folder, no model in it, one that cannot be looked into, or a bad
             card.
     """
-    found = find_versions(root)
+    folders = find_versions(root)
     cards: Cards = {}
-    for name, versions in ({only: found[only]} if only in found else found).items():
+    for name, versions in ({only: folders[only]} if only in folders else folders).items():
         if not versions:
             raise unreadable(root / name)
         cards[name] = {version: read_card(folder) for version, folder in versions.items()}
@@ -108,16 +108,16 @@ def _look(root: Path) -> dict[str, dict[int, Path] | None]:
             "a model repository: NAME/VERSION/model.json",
             "--repository FOLDER",
         )
-    found: dict[str, dict[int, Path] | None] = {}
+    folders: dict[str, dict[int, Path] | None] = {}
     for folder in sorted(path for path in root.iterdir() if not path.name.startswith(".")):
         if not folder.is_dir():
             continue
-        # A name that is no text could be told to nobody, and is no model's.
+        # A name that is not printable text cannot be a model's.
         if folder.name.isprintable():
-            found[folder.name] = _versions(folder)
+            folders[folder.name] = _versions(folder)
         else:
-            found[ascii(folder.name)] = None
-    return found
+            folders[ascii(folder.name)] = None
+    return folders
 
 
 def _versions(folder: Path) -> dict[int, Path] | None:
@@ -157,14 +157,14 @@ def verify(card: Card) -> None:
         try:
             check_file(path)
             with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise RepositoryError(
                 f"{path}: {error.strerror}", "every file that the card lists", HINT
             ) from error
-        if found != expected:
+        if digest != expected:
             raise RepositoryError(
-                f"{path} has SHA-256 {found}",
+                f"{path} has SHA-256 {digest}",
                 f"{expected}, as its card says: the file is damaged or was exchanged",
                 HINT,
             )
@@ -187,8 +187,8 @@ def wanted_versions(policy: str, versions: Iterable[int]) -> tuple[list[int], in
     falling = sorted(versions, reverse=True)
     if policy == "all":
         return falling, len(falling)
-    if found := re.fullmatch(r"latest(?::([1-9]\d*))?", policy):
-        return falling, int(found[1] or 1)
+    if match := re.fullmatch(r"latest(?::([1-9]\d*))?", policy):
+        return falling, int(match[1] or 1)
     if re.fullmatch(r"\d+(,\d+)*", policy):
         listed = [version for version in falling if version in map(int, policy.split(","))]
         return listed, len(listed)
@@ -214,34 +214,14 @@ def choose(
         WrongModelKind: the model is of another kind.
     """
     kinds = KINDS if kind is None else (kind,) if isinstance(kind, str) else kind
-    found = {other: versions[max(versions)].kind for other, versions in cards.items()}
-    usable = [other for other in found if found[other] in kinds]
+    newest = {model: versions[max(versions)].kind for model, versions in cards.items()}
+    usable = [model for model in newest if newest[model] in kinds]
     if not name:
-        first = min((kinds.index(found[other]) for other in usable), default=0)
-        meant = (
-            usable if kind is None else [other for other in usable if found[other] == kinds[first]]
+        first = min((kinds.index(newest[model]) for model in usable), default=0)
+        name = _only(
+            usable if kind is None else [each for each in usable if newest[each] == kinds[first]]
         )
-        if len(meant) != 1:
-            raise FieldError(
-                "no model named", nearest("", meant), "name one of them", field="model"
-            )
-        name = meant[0]
-    if name not in cards:
-        known = ",".join(cards)
-        raise ModelNotFound(
-            f"no model {name!r}", nearest(name, cards), field="model", metadata={"known": known}
-        )
-    versions = cards[name]
-    version = version or max(versions)
-    if version not in versions:
-        listed = ",".join(map(str, versions))
-        raise ModelNotFound(
-            f"no version {version} of model {name!r}",
-            f"one of: {listed}",
-            field="version",
-            metadata={"known": listed},
-        )
-    card = versions[version]
+    card = _version(cards, name, version)
     if card.kind not in kinds:
         raise WrongModelKind(
             f"model {name!r} is a {card.kind}, and this needs a {' or '.join(kinds)}",
@@ -252,6 +232,33 @@ def choose(
             metadata={"usable": ",".join(usable)},
         )
     return card
+
+
+def _only(models: list[str]) -> str:
+    """The one model of a list."""
+    if len(models) != 1:
+        raise FieldError("no model named", nearest("", models), "name one of them", field="model")
+    return models[0]
+
+
+def _version(cards: Mapping[str, Mapping[int, Card]], name: str, version: int) -> Card:
+    """The card of one version of a model, 0 for the newest."""
+    if name not in cards:
+        names = ",".join(cards)
+        raise ModelNotFound(
+            f"no model {name!r}", nearest(name, cards), field="model", metadata={"known": names}
+        )
+    versions = cards[name]
+    version = version or max(versions)
+    if version not in versions:
+        numbers = ",".join(map(str, versions))
+        raise ModelNotFound(
+            f"no version {version} of model {name!r}",
+            f"one of: {numbers}",
+            field="version",
+            metadata={"known": numbers},
+        )
+    return versions[version]
 
 
 def _entries(folder: Path) -> list[Path]:

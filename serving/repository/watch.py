@@ -56,10 +56,10 @@ def snapshot(root: Path) -> dict[str, Snapshot]:
     Raises:
         RepositoryError: no such folder.
     """
-    found = find_versions(root)
+    folders = find_versions(root)
     return {
-        name: {version: signature(folder) for version, folder in found[name].items()}
-        for name in found
+        name: {version: signature(folder) for version, folder in folders[name].items()}
+        for name in folders
     }
 
 

@@ -1,5 +1,5 @@
-"""What every call of every service goes through: an id, a deadline, counters, times, a log line, a
-trace, a status.
+"""The way of every call of every service: an id, a deadline, counters, times, a log line, a trace,
+and a status.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Calls:
     Attributes:
         requests, messages, streams, watches: places for each. ``messages`` are those of plain calls
             that are being read.
-        draining: the server ends soon and says so; requests are answered still.
+        draining: the server will end soon and says so, but still answers requests.
         ending: set once further requests are refused.
     """
 
@@ -136,7 +136,7 @@ class Calls:
             except RequestError as error:
                 await abort(context, error, trailing(call))
 
-        # As a stream of one message, so that who is refused is so before the message is read.
+        # As a stream of one message: a refusal then comes before the message is read.
         return grpc.stream_unary_rpc_method_handler(answer, read, write)
 
     def streaming(
@@ -180,8 +180,8 @@ class Calls:
         """Watch over one request, on a call of its own or one of many on a stream.
 
         Raises:
-            RequestError: whatever the block raised; what is no such error is logged with the
-            request's id.
+            RequestError: as the block raised it; any other exception is logged with the
+                request's id and becomes a ServerFault.
         """
         token = logs.REQUEST_ID.set(call.request_id)
         try:
@@ -259,8 +259,8 @@ async def abort(
     context: grpc.aio.ServicerContext, error: RequestError, more: Metadata = ()
 ) -> NoReturn:
     """End a call with the status of an error, and ``more`` trailing metadata."""
-    told = status.to_status(error)
-    await context.abort(told.code, told.details, (*(told.trailing_metadata or ()), *more))
+    reply = status.to_status(error)
+    await context.abort(reply.code, reply.details, (*(reply.trailing_metadata or ()), *more))
     raise AssertionError("abort always raises")
 
 

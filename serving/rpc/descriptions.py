@@ -6,7 +6,7 @@ from typing import Any
 
 from serving.config import ServerConfig
 from serving.engines import TensorSpec
-from serving.repository.models import Served
+from serving.repository.served import Served
 from serving.rpc import tensors
 from serving.scheduling.counters import Statistics
 from wsss.inference import open_inference_pb2 as pb

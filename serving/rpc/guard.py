@@ -1,4 +1,4 @@
-"""What callers without the right token are told, and no open door by accident."""
+"""Refuses callers without the right token, and a server that is open by accident."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
 
 def check_exposure(config: ServerConfig) -> None:
-    """Refuse to open a door by accident.
+    """Refuse to serve strangers by accident.
 
     Raises:
         StartError: an address that others can reach, without TLS or tokens, and ``insecure`` does

@@ -30,7 +30,7 @@ MESSAGE_SECONDS = 10.0
 class Health:
     """The health service. ``start`` once calls are answered, ``end`` before they no longer are.
 
-    A ``Check`` is answered whatever else is open; watches have places of their own.
+    Every ``Check`` is answered, however many calls are open. Watches have their own places.
 
     Args:
         models: to report on.

@@ -30,7 +30,8 @@ from serving.errors import (
 )
 from serving.images import decoding, pipeline
 from serving.images.options import options_for
-from serving.repository.models import Models, Served, State
+from serving.repository.models import Models
+from serving.repository.served import Served, State
 from serving.rpc import descriptions, tensors, wire, wishes
 from serving.rpc.calls import Calls
 from serving.rpc.metadata import started
@@ -121,11 +122,11 @@ class OpenInferenceService:
 
     async def _model_statistics(self, request: Any, call: Call) -> Any:
         if request.name:
-            found = self._find(request.name, request.version, call)
+            match = self._find(request.name, request.version, call)
             wanted = [
                 s
                 for s in self._models.served()
-                if s is found or (s.card.name, "") == (request.name, request.version)
+                if s is match or (s.card.name, "") == (request.name, request.version)
             ]
         else:
             wanted = self._models.served()
@@ -220,8 +221,8 @@ class OpenInferenceService:
         # stop the loop.
         if request.raw:
             return tensors.read_inputs(request, served.engine.inputs)
-        found: Inputs = await self._codecs.run(tensors.read_inputs, request, served.engine.inputs)
-        return found
+        arrays: Inputs = await self._codecs.run(tensors.read_inputs, request, served.engine.inputs)
+        return arrays
 
     def _picture(self, request: InferRequest, served: Served) -> pipeline.Prepared:
         encoded = tensors.read_encoded(request, served.engine.inputs[0].name)
@@ -246,8 +247,8 @@ class OpenInferenceService:
                     reply = await self._infer(request, call)
             except RequestError as error:
                 failed = "" if isinstance(request, RequestError) else request.message.id
-                told = pb.ModelInferResponse(id=failed)
-                return pb.ModelStreamInferResponse(error_message=str(error), infer_response=told)
+                empty = pb.ModelInferResponse(id=failed)
+                return pb.ModelStreamInferResponse(error_message=str(error), infer_response=empty)
             if final:
                 reply.message.parameters["triton_final_response"].bool_param = True
             return reply
@@ -260,8 +261,8 @@ class OpenInferenceService:
 
     def _find(self, name: str, version: str, call: Call | None = None) -> Served:
         if not name:
-            known = sorted({served.card.name for served in self._models.served()})
-            raise ModelNotFound("no model named", nearest("", known), field="model_name")
+            names = sorted({served.card.name for served in self._models.served()})
+            raise ModelNotFound("no model named", nearest("", names), field="model_name")
         if version and not (
             version.isascii() and version.isdecimal() and 0 < int(version[:12]) < 2**31
         ):
@@ -299,14 +300,14 @@ def _check_outputs(outputs: Outputs, inputs: Inputs, served: Served) -> None:
         check_outputs(served.card, outputs, batch, sides[0], sides[1])
         return
     for spec in served.engine.outputs:
-        found = outputs[spec.name]
+        array = outputs[spec.name]
         if (
-            str(found.dtype) != spec.dtype
-            or len(found.shape) != len(spec.shape)
-            or len(found) != batch
+            str(array.dtype) != spec.dtype
+            or len(array.shape) != len(spec.shape)
+            or len(array) != batch
         ):
             raise OutputError(
-                f"output {spec.name!r} of {served.card.name} is {found.dtype} {list(found.shape)}",
+                f"output {spec.name!r} of {served.card.name} is {array.dtype} {list(array.shape)}",
                 f"{spec.dtype} {[batch, *spec.shape[1:]]}",
             )
 
@@ -334,8 +335,8 @@ def _reply(message: Any, served: Served, wanted: dict[str, int], outputs: Output
         array: Any = outputs[name]
         if count:
             if array.ndim != 2 or array.dtype.kind not in "fiu":
-                found = f"output {name!r} is {array.dtype} {list(array.shape)}"
-                raise FieldError(found, "a score for each class, to classify", field="outputs")
+                problem = f"output {name!r} is {array.dtype} {list(array.shape)}"
+                raise FieldError(problem, "a score for each class, to classify", field="outputs")
             array = tensors.classification(array, count, card.classes)
         reply.message.outputs.add(
             name=name, datatype=tensors.DATATYPES[str(array.dtype)], shape=array.shape

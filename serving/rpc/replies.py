@@ -15,7 +15,7 @@ from serving.images.decoding import Picture
 from serving.images.options import Options
 from serving.images.pipeline import Activated, Prepared, Segmented
 from serving.images.rgb import Pixels
-from serving.repository.models import Served
+from serving.repository.served import Served
 from wsss.v1 import segmentation_pb2 as pb
 
 # Of all overlays in a reply: they are pictures of the image's size, one a class.
@@ -65,17 +65,17 @@ def confidence(values: Pixels, encoding: int) -> Any:
     return pb.Confidence(height=height, width=width, png=masks.encode_grey(values))
 
 
-def cam(found: Activated, form: int, card: Card, picture: Picture) -> Any:
+def cam(result: Activated, form: int, card: Card, picture: Picture) -> Any:
     """The ``Cam`` of activation maps.
 
     Raises:
         FieldError: as overlays they would have more than ``MAX_OVERLAY_PIXELS``.
     """
-    names = [card.classes[k] for k in found.classes]
-    height, width = found.maps.shape[1:]
+    names = [card.classes[k] for k in result.classes]
+    height, width = result.maps.shape[1:]
     message = pb.Cam(height=height, width=width, classes=names)
     if form == pb.CAM_FORMAT_FLOAT16:
-        message.float16 = found.maps.astype("<f2").tobytes()
+        message.float16 = result.maps.astype("<f2").tobytes()
     elif form == pb.CAM_FORMAT_OVERLAY:
         message.height, message.width = picture.pixels.shape[:2]
         if len(names) * message.height * message.width > MAX_OVERLAY_PIXELS:
@@ -87,11 +87,11 @@ def cam(found: Activated, form: int, card: Card, picture: Picture) -> Any:
                 field="format",
             )
         message.overlays.png.extend(
-            masks.encode_rgb(maps.overlay(picture.pixels, map_)) for map_ in found.maps
+            masks.encode_rgb(maps.overlay(picture.pixels, map_)) for map_ in result.maps
         )
         message.overlays.SetInParent()
     else:
-        message.uint8 = masks.quantise(found.maps).tobytes()
+        message.uint8 = masks.quantise(result.maps).tobytes()
     return message
 
 

@@ -23,7 +23,8 @@ from serving.images.decoding import Picture
 from serving.images.options import Options, options_for
 from serving.images.pipeline import Answer, Prepared
 from serving.images.rgb import Pixels
-from serving.repository.models import Models, Served
+from serving.repository.models import Models
+from serving.repository.served import Served
 from serving.rpc import replies
 from serving.rpc.calls import Calls
 from serving.rpc.stream import SegmentStream
@@ -33,7 +34,7 @@ from wsss.v1 import segmentation_pb2 as pb
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Segmentation"]
 NAME: str = SERVICE.full_name
-# Of one image, asked of the engine at a time: enough for a batch, and not all of the queue.
+# Tiles of one image that go to the engine together: enough for a batch, not all of the queue.
 TILES_AT_ONCE = 4
 NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 OVERSIZE: dict[Any, OversizeRule] = {
@@ -135,10 +136,10 @@ class SegmentationService:
         form = _one_of(request.format, pb.CamFormat, "format")
 
         def reply(answer: Answer, picture: Picture) -> Any:
-            found = answer.activated()
+            result = answer.activated()
             return pb.ComputeCamResponse(
-                cam=replies.cam(found, form, served.card, picture),
-                classes=replies.classes(served.card, found.scores, options),
+                cam=replies.cam(result, form, served.card, picture),
+                classes=replies.classes(served.card, result.scores, options),
             )
 
         overlay = form == pb.CAM_FORMAT_OVERLAY
@@ -214,14 +215,14 @@ class SegmentationService:
                     began = time.monotonic()
                     answer.add(last)
                     with memory.count(pipeline.finish_bytes(prepared)):
-                        made = reply(answer, picture)
-                    made.image.CopyFrom(replies.image_info(picture, prepared))
-                    made.provenance.CopyFrom(
+                        message = reply(answer, picture)
+                    message.image.CopyFrom(replies.image_info(picture, prepared))
+                    message.provenance.CopyFrom(
                         replies.provenance(served, prepared, job.options, job.tiles.overlap)
                     )
                     call.stage("encode", began)
-                    made.timings.CopyFrom(_timings(call))
-                    return made
+                    message.timings.CopyFrom(_timings(call))
+                    return message
 
                 return await self._codecs.run(finish)
 
@@ -273,8 +274,8 @@ def _bytes(source: Any) -> bytes:
     kind = source.WhichOneof("source")
     if kind is None:
         raise FieldError("no image in the request", "image.encoded or image.raw", field="image")
-    found: bytes = source.raw.pixels if kind == "raw" else source.encoded
-    return found
+    data: bytes = source.raw.pixels if kind == "raw" else source.encoded
+    return data
 
 
 def _timings(call: Call) -> Any:

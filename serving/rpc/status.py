@@ -45,16 +45,16 @@ def to_status(error: RequestError) -> grpc.Status:
 
 
 def from_call(call: grpc.Call) -> RequestError:
-    """The error that a failed call stands for, of the class that the server raised if it told."""
+    """The error of a failed call, in the class that the server raised where the status names it."""
     code, text = call.code().name, call.details() or ""
     status = rpc_status.from_call(call)
     info = error_details_pb2.ErrorInfo()
-    told = (
+    ours = (
         status is not None
         and any(detail.Unpack(info) for detail in status.details)
         and info.domain == DOMAIN
     )
-    error = _build(_kind(info.reason if told else "", code, text), text, dict(info.metadata))
+    error = _build(_kind(info.reason if ours else "", code, text), text, dict(info.metadata))
     error.code, error.reason = code, info.reason or error.reason
     return error
 
@@ -71,7 +71,7 @@ def to_failure(error: RequestError) -> Any:
 
 
 def from_failure(failure: Any) -> RequestError:
-    """The error that a ``Failure`` stands for."""
+    """The error of a ``Failure``."""
     code = next((code.name for code in grpc.StatusCode if code.value[0] == failure.code), "UNKNOWN")
     error = _build(
         _kind(failure.reason, code, failure.message), failure.message, dict(failure.metadata)
@@ -100,18 +100,18 @@ def _kind(reason: str, code: str, text: str) -> type[RequestError]:
 
 
 def _below(kind: type[RequestError]) -> list[type[RequestError]]:
-    return [found for child in kind.__subclasses__() for found in (*_below(child), child)]
+    return [error for child in kind.__subclasses__() for error in (*_below(child), child)]
 
 
 def _build(kind: type[RequestError], text: str, metadata: dict[str, str]) -> RequestError:
-    found, _, rest = text.partition("\n")
+    problem, _, rest = text.partition("\n")
     lines = dict(line.split(": ", 1) for line in rest.split("\n") if ": " in line)
     expected, hint = lines.get("expected", ""), lines.get("try", "")
     if issubclass(kind, RetryLater):
         return kind(
-            found, expected, hint, retry_after=float(metadata.get("retry_after_seconds", "0"))
+            problem, expected, hint, retry_after=float(metadata.get("retry_after_seconds", "0"))
         )
-    return kind(found, expected, hint, metadata=metadata)
+    return kind(problem, expected, hint, metadata=metadata)
 
 
 def _any(message: Message) -> any_pb2.Any:

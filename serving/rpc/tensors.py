@@ -157,10 +157,10 @@ def _shape(tensor: Any, spec: TensorSpec) -> tuple[int, ...]:
         size >= 0 and expected in (-1, size) for size, expected in zip(shape, spec.shape)
     )
     if not fits or shape[0] < 1:
-        found = list(shape) if rank <= MAX_RANK else f"{rank} axes"
+        claim = list(shape) if rank <= MAX_RANK else f"{rank} axes"
         expected = f"{list(spec.shape)}, -1 any size, the first at least 1"
         raise FieldError(
-            f"input {spec.name!r} has the shape {found}", expected, field=f"{field}.shape"
+            f"input {spec.name!r} has the shape {claim}", expected, field=f"{field}.shape"
         )
     return shape
 
@@ -191,7 +191,7 @@ def _values(tensor: Any, raw: memoryview | None) -> Array:
 
 
 def _typed(tensor: Any, count: int, field: str) -> Array:
-    found = [descriptor.name for descriptor, _ in tensor.contents.ListFields()]
+    names = [descriptor.name for descriptor, _ in tensor.contents.ListFields()]
     right = next(
         name
         for name, datatypes in TYPED.items()
@@ -201,9 +201,9 @@ def _typed(tensor: Any, count: int, field: str) -> Array:
         raise FieldError(
             f"input {tensor.name!r} is FP16 without raw contents", "raw_input_contents", field=field
         )
-    if found not in ([right], []):
+    if names not in ([right], []):
         raise FieldError(
-            f"input {tensor.name!r} has {', '.join(found)}", right, field=f"{field}.contents"
+            f"input {tensor.name!r} has {', '.join(names)}", right, field=f"{field}.contents"
         )
     values = getattr(tensor.contents, right)
     if len(values) != count:

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from serving.errors import FieldError, ImageTooLarge, nearest
-from serving.repository.models import Served
+from serving.repository.served import Served
 
 # A request that names a priority, 1 the most urgent, goes before those that name none.
 PRIORITIES = 1000
@@ -39,33 +39,33 @@ def parameter(tensor: Any, name: str, *kinds: str) -> Any:
         return None
     value = tensor.parameters[name]
     kind = value.WhichOneof("parameter_choice")
-    found: Any = getattr(value, kind) if kind else None
-    if kind not in {f"{wanted}_param" for wanted in kinds} or found < 0:
+    content: Any = getattr(value, kind) if kind else None
+    if kind not in {f"{wanted}_param" for wanted in kinds} or content < 0:
         raise FieldError(
-            f"parameter {name} is {found!r}",
+            f"parameter {name} is {content!r}",
             f"{' or '.join(kinds)}, not negative",
             field="parameters",
         )
-    return found
+    return content
 
 
 def wanted_outputs(message: Any, served: Served) -> dict[str, int]:
     """Names of the outputs asked for, each with the number of its best classes to tell, 0 for the
     tensor itself.
     """
-    known = [spec.name for spec in served.engine.outputs]
+    names = [spec.name for spec in served.engine.outputs]
     wanted: dict[str, int] = {}
     for output in message.outputs:
-        if output.name not in known or output.name in wanted:
+        if output.name not in names or output.name in wanted:
             problem = "asked for twice" if output.name in wanted else "not known"
             raise FieldError(
-                f"output {output.name!r} is {problem}", nearest(output.name, known), field="outputs"
+                f"output {output.name!r} is {problem}", nearest(output.name, names), field="outputs"
             )
         _refuse_shared_memory(output)
         wanted[output.name] = parameter(output, "classification", "int64", "uint64") or 0
     for tensor in message.inputs:
         _refuse_shared_memory(tensor)
-    return wanted or dict.fromkeys(known, 0)
+    return wanted or dict.fromkeys(names, 0)
 
 
 def _refuse_shared_memory(tensor: Any) -> None:

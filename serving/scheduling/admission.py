@@ -1,5 +1,5 @@
-"""Who is let in to wait for an engine: a bounded number, and nobody whose deadline the measured
-times rule out.
+"""Admission to the queue of an engine: at most so many requests, and none that would miss its
+deadline by the measured times.
 """
 
 from __future__ import annotations

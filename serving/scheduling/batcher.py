@@ -1,5 +1,5 @@
-"""Requests to runs of one model: a bounded queue before engine threads that never run what nobody
-waits for any more.
+"""From requests to runs of one model: a bounded queue before engine threads. They skip every
+request that no caller waits for any longer.
 
 A request is admitted before its image is decoded, then waits until a thread is free and its batch
 is full or due (:mod:`serving.scheduling.schedule`). Every time is of the monotonic clock.
@@ -12,8 +12,8 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -22,58 +22,8 @@ from serving.engines import Engine, Inputs, Outputs, Stop, Stopped
 from serving.errors import DeadlineMissed, FieldError, OutputError, ServerUnavailable
 from serving.scheduling.admission import Admission
 from serving.scheduling.counters import BatchStatistics, Statistics
-from serving.scheduling.schedule import Queue, Waiting
-
-
-@dataclass(frozen=True)
-class Ran:
-    """One request's share of a run.
-
-    Attributes:
-        outputs: of this request alone, by name.
-        queued, ran: seconds before the run and in it.
-        batch: sum of the first axes of all requests in the run.
-    """
-
-    outputs: Outputs
-    queued: float
-    ran: float
-    batch: int
-
-
-class _Run:
-    """One call of the engine, and how many of its requests somebody waits for still."""
-
-    def __init__(self, waiting: int) -> None:
-        self.stop = Stop()
-        self.waiting = waiting
-
-
-@dataclass(eq=False, kw_only=True)
-class _Job(Waiting):
-    """A request on its way: ``done`` once it is answered, has failed or was left. Guarded by the
-    batcher's lock.
-    """
-
-    inputs: Inputs
-    answer: asyncio.Future[Ran]
-    run: _Run | None = None
-    done: bool = False
-
-    def finish(self, result: Ran | BaseException) -> None:
-        """Hand the result to the waiting task, from any thread."""
-
-        def deliver() -> None:
-            if self.answer.done():
-                return
-            if isinstance(result, Ran):
-                self.answer.set_result(result)
-            else:
-                self.answer.set_exception(result)
-
-        # A loop that is closed has nobody who waits.
-        with suppress(RuntimeError):
-            self.answer.get_loop().call_soon_threadsafe(deliver)
+from serving.scheduling.job import Job, Ran, Run
+from serving.scheduling.schedule import Queue
 
 
 class Batcher:
@@ -103,10 +53,10 @@ class Batcher:
             max_delay,
         )
         self._engine = engine
-        self._queue: Queue[_Job] = Queue(max_batch)
+        self._queue: Queue[Job] = Queue(max_batch)
         self._counts = Statistics()
         self._admission = Admission(capacity, workers)
-        self._runs: set[_Run] = set()
+        self._runs: set[Run] = set()
         self._closed = False
         self._changed = threading.Condition()
         # Daemons, so that an engine that hangs does not keep the process from ending.
@@ -124,7 +74,7 @@ class Batcher:
         too.
 
         Args:
-            deadline: of ``time.monotonic``, when the answer is of no use any more.
+            deadline: of ``time.monotonic``, after which the answer is useless.
             priority: a larger one runs first.
 
         Raises:
@@ -193,13 +143,13 @@ class Batcher:
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
 
-    def _job(self, inputs: Inputs, now: float, deadline: float, priority: int) -> _Job:
+    def _job(self, inputs: Inputs, now: float, deadline: float, priority: int) -> Job:
         sizes = sorted({len(values) for values in inputs.values()})
         if len(sizes) != 1:
             raise FieldError(f"inputs with first axes of {sizes}", "one batch size", field="inputs")
         # Half of the time to spare is the most that waiting for others may take of it.
         spare = max(0.0, deadline - now - self._admission.run_seconds) / 2
-        return _Job(
+        return Job(
             bucket=tuple(
                 sorted(
                     (name, values.dtype.str, values.shape[1:]) for name, values in inputs.items()
@@ -214,7 +164,7 @@ class Batcher:
             answer=asyncio.get_running_loop().create_future(),
         )
 
-    def _leave(self, job: _Job) -> None:
+    def _leave(self, job: Job) -> None:
         """The caller does not wait any more: forget the job, and stop its run if it was the last
         one of it.
         """
@@ -235,7 +185,7 @@ class Batcher:
         while jobs := self._next():
             self._execute(jobs)
 
-    def _next(self) -> list[_Job]:
+    def _next(self) -> list[Job]:
         """Wait for what to run next; nothing once the batcher is closed."""
         with self._changed:
             while not self._closed:
@@ -251,8 +201,8 @@ class Batcher:
                 self._changed.wait(None if due == math.inf else due - now)
             return []
 
-    def _execute(self, jobs: Sequence[_Job]) -> None:
-        run = cast(_Run, jobs[0].run)
+    def _execute(self, jobs: Sequence[Job]) -> None:
+        run = cast(Run, jobs[0].run)
         started = time.monotonic()
         try:
             outputs = self._call(jobs, run.stop)
@@ -283,7 +233,7 @@ class Batcher:
             if job in live:
                 job.finish(Ran(share, started - job.arrived, ran, total))
 
-    def _call(self, jobs: Sequence[_Job], stop: Stop) -> Outputs:
+    def _call(self, jobs: Sequence[Job], stop: Stop) -> Outputs:
         if stop.requested:
             raise Stopped
         inputs = jobs[0].inputs
@@ -299,7 +249,7 @@ class Batcher:
                 )
         return outputs
 
-    def _failed(self, jobs: Sequence[_Job], error: BaseException) -> list[_Job]:
+    def _failed(self, jobs: Sequence[Job], error: BaseException) -> list[Job]:
         """Fail a job that ran alone; those of a batch that are waited for are begun again, each
         alone, and returned.
         """
@@ -317,21 +267,21 @@ class Batcher:
                 job.finish(_closed() if self._closed else _exception(error))
         return []
 
-    def _drop(self, jobs: Sequence[_Job], error: Callable[[], Exception]) -> None:
+    def _drop(self, jobs: Sequence[Job], error: Callable[[], Exception]) -> None:
         for job in jobs:
             job.done = True
             self._counts.dropped += 1
             job.finish(error())
 
-    def _begin(self, jobs: Sequence[_Job]) -> None:
-        run = _Run(len(jobs))
+    def _begin(self, jobs: Sequence[Job]) -> None:
+        run = Run(len(jobs))
         self._runs.add(run)
         self._counts.running += len(jobs)
         for job in jobs:
             job.run = run
 
-    def _end(self, jobs: Sequence[_Job]) -> None:
-        self._runs.discard(cast(_Run, jobs[0].run))
+    def _end(self, jobs: Sequence[Job]) -> None:
+        self._runs.discard(cast(Run, jobs[0].run))
         self._counts.running -= len(jobs)
 
 

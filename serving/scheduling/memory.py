@@ -65,7 +65,7 @@ class Memory:
 
     @contextmanager
     def count(self, size: int) -> Iterator[None]:
-        """Take ``size`` bytes that are needed to end what was begun, whatever is left."""
+        """Take ``size`` bytes that finish a request under way, even beyond the limit."""
         with self._lock:
             self.taken += size
         try:

@@ -1,3 +1,1 @@
-"""What a server tells of itself: metrics, logs, traces, and the HTTP port for Prometheus and
-probes.
-"""
+"""Observability: metrics, logs, traces, and the HTTP port for Prometheus and probes."""

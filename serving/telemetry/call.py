@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from serving.scheduling.batcher import Ran
+from serving.scheduling.job import Ran
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 

@@ -1,5 +1,5 @@
-"""The HTTP port, as the server sees it: a process that answers, what it is told, and the metrics
-that it asks for.
+"""The server's side of the HTTP port: it starts the process that answers, tells it the state, and
+sends it the metrics on request.
 """
 
 from __future__ import annotations
@@ -85,14 +85,14 @@ class HttpServer:
                 process.wait()
 
     def _spawn(self, sockets: list[int], state: int, pages: int) -> subprocess.Popen[bytes]:
-        told: dict[str, Any] = {"sockets": sockets, "state": state, "pages": pages}
+        task: dict[str, Any] = {"sockets": sockets, "state": state, "pages": pages}
         for name in ("cert", "key", "tokens"):
             path = getattr(self._access, name)
-            told[name] = str(path.absolute()) if path else None
+            task[name] = str(path.absolute()) if path else None
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         return subprocess.Popen(
-            [sys.executable, "-m", "serving.telemetry.probes", json.dumps(told)],
+            [sys.executable, "-m", "serving.telemetry.probes", json.dumps(task)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             pass_fds=(*sockets, state, pages),

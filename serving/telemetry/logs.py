@@ -37,8 +37,12 @@ def configure(
 
 def request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     """The caller's own id of a request if it gave a sound one, else a new one."""
-    given = next((value for key, value in metadata if key == REQUEST_ID_KEY), "")
-    return given if isinstance(given, str) and SOUND_ID.fullmatch(given) else uuid.uuid4().hex[:16]
+    caller_id = next((value for key, value in metadata if key == REQUEST_ID_KEY), "")
+    return (
+        caller_id
+        if isinstance(caller_id, str) and SOUND_ID.fullmatch(caller_id)
+        else uuid.uuid4().hex[:16]
+    )
 
 
 class TextFormatter(logging.Formatter):

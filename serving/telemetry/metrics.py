@@ -21,7 +21,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from serving.repository.models import Models, ModelState, Served, State
+from serving.repository.models import Models
+from serving.repository.served import ModelState, Served, State
 from serving.scheduling.counters import Statistics
 from serving.scheduling.memory import Memory
 from serving.telemetry.call import Call
@@ -130,15 +131,15 @@ class _ModelCollector(Collector):
         for state in self._states:
             ready.add_metric((state.name, str(state.version)), float(state.state == State.READY))
         yield from (info, ready)
-        found = [(_labels(served), served.batcher.statistics()) for served in self._served]
+        figures = [(_labels(served), served.batcher.statistics()) for served in self._served]
         for name, text, value in GAUGES:
             gauge = GaugeMetricFamily(name, text, labels=MODEL)
-            for labels, statistics in found:
+            for labels, statistics in figures:
                 gauge.add_metric(labels, value(statistics))
             yield gauge
         for name, text, value in COUNTERS:
             counter = CounterMetricFamily(name, text, labels=MODEL)
-            for labels, statistics in found:
+            for labels, statistics in figures:
                 counter.add_metric(labels, value(statistics))
             yield counter
 

@@ -100,12 +100,12 @@ class Probes:
                 PLAIN,
             )
         with self._lock:
-            # A page that came too late for the one who asked.
+            # Drop a page that came after its reader had given up.
             while self._pages.poll(0):
                 self._pages.recv_bytes()
             self._pages.send_bytes(headers.get("Accept", "")[:1000].encode())
             if not self._pages.poll(PAGE_TIMEOUT):
-                return HTTPStatus.SERVICE_UNAVAILABLE, b"the server is too busy to tell\n", PLAIN
+                return HTTPStatus.SERVICE_UNAVAILABLE, b"the server is too busy to answer\n", PLAIN
             kind, _, page = self._pages.recv_bytes().partition(b"\n")
         return HTTPStatus.OK, page, kind.decode()
 
@@ -163,7 +163,7 @@ class ProbeServer(ThreadingHTTPServer):
             self._places.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A caller that went away is no news."""
+        """Callers that leave are not worth a line."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -192,13 +192,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 def main() -> None:
     """Answer until standard input ends: until the server closes it, or is no more."""
-    told = json.loads(sys.argv[1])
+    task = json.loads(sys.argv[1])
     # Whoever ends the whole group of processes ends the server; probes are answered until it has
     # drained.
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)
     cert, key, tokens = (
-        Path(told[name]) if told[name] else None for name in ("cert", "key", "tokens")
+        Path(task[name]) if task[name] else None for name in ("cert", "key", "tokens")
     )
     access = AccessConfig(cert=cert, key=key)
     context = (
@@ -207,11 +207,11 @@ def main() -> None:
         else None
     )
     probes = Probes(
-        mmap.mmap(told["state"], STATE.size),
-        Connection(told["pages"]),
+        mmap.mmap(task["state"], STATE.size),
+        Connection(task["pages"]),
         Tokens(tokens) if tokens else None,
     )
-    for file in told["sockets"]:
+    for file in task["sockets"]:
         server = ProbeServer(socket.socket(fileno=file), probes.answer, context)
         threading.Thread(target=server.serve_forever, daemon=True).start()
     sys.stdin.read()

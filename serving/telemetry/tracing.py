@@ -47,7 +47,7 @@ def writer(provider: Any) -> Trace:
     from opentelemetry import trace
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-    made = provider.get_tracer("wsss.serving")
+    spans = provider.get_tracer("wsss.serving")
     propagator = TraceContextTextMapPropagator()
 
     def write(call: Call) -> None:
@@ -65,7 +65,7 @@ def writer(provider: Any) -> Trace:
             "wsss.request_id": call.request_id,
             "wsss.model": call.model,
         }
-        span = made.start_span(
+        span = spans.start_span(
             call.rpc,
             context=propagator.extract(carrier),
             kind=trace.SpanKind.SERVER,
@@ -76,7 +76,7 @@ def writer(provider: Any) -> Trace:
             span.set_status(trace.StatusCode.ERROR, call.reason or call.code)
         inside = trace.set_span_in_context(span)
         for name, began, seconds in call.stages:
-            made.start_span(name, context=inside, start_time=stamp(began)).end(
+            spans.start_span(name, context=inside, start_time=stamp(began)).end(
                 stamp(began + seconds)
             )
         span.end(stamp(call.ended))

@@ -17,7 +17,7 @@ from serving.repository import choice
 from serving.repository.agreement import MIN_EQUAL, SCENES, agreement, made_pictures, pictures
 from serving.repository.choice import choose_engine, limited, on_processors, resolve
 from serving.repository.loading import plan_for
-from serving.repository.models import build
+from serving.repository.served import build
 from serving.repository.soundness import golden_image
 
 

@@ -14,7 +14,8 @@ from configs import configured
 
 from serving.errors import ConfigError, ModelNotFound, RepositoryError, ServerUnavailable
 from serving.repository import models as module
-from serving.repository.models import Models, State
+from serving.repository.models import Models
+from serving.repository.served import State
 
 PIXELS = {"image": np.full((1, 9, 9, 3), 200, np.uint8)}
 BAD = {"sha256": {"model.onnx": "0" * 64}}

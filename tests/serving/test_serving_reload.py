@@ -20,7 +20,7 @@ from serving.client import Client
 from serving.config import ScheduleConfig
 from serving.errors import RepositoryError
 from serving.repository.loading import open_warm_engine
-from serving.repository.models import State
+from serving.repository.served import State
 
 NAN = helper.make_node(
     "Constant", [], ["bad_scores"], value=numpy_helper.from_array(np.float32([[np.nan] * 3]))

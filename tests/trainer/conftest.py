@@ -13,8 +13,8 @@ from PIL import Image
 from refined import PLAIN, fit, made
 
 from trainer.data.opening import open_dataset
-from trainer.data.synthetic import write_synthetic
 from trainer.maps.camfile import cam_path, read_cam, write_cam
+from trainer.scenes.writing import write_synthetic
 
 
 @pytest.fixture

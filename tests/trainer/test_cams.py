@@ -326,9 +326,9 @@ def test_parts_of_a_batch_give_what_the_batch_gives():
 
 
 def test_maps_of_a_large_image_have_their_size_and_look_alike(tmp_path):
-    data = pictures(tmp_path / "data", count=2)
+    data = pictures(tmp_path / "data", count=2, size=(80, 98))
     maps = {}
-    for pixels in (4_000_000, 2000):
+    for pixels in (4_000_000, 10_000):
         stage = Output(tmp_path / str(pixels))
         config = CamsConfig(workers=0, pixels=pixels, min_cells=0)
         make_cams(tiny_cam(), data.subset("all"), stage, PROTOCOLS["psa"], config, "cpu")

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from trainer.cli import app
 from trainer.data.knobs import DataConfig
 from trainer.data.opening import reopen_data
-from trainer.data.synthetic import write_synthetic
 from trainer.errors import ConfigError, DataError, RunError, UserError, WeightsError
 from trainer.options import Options, make_configs
+from trainer.scenes.writing import write_synthetic
 
 
 @pytest.fixture(scope="module")

@@ -18,13 +18,13 @@ from typer.testing import CliRunner
 from trainer.cli import app
 from trainer.data.opening import open_dataset
 from trainer.data.palette import write_index_png
-from trainer.data.synthetic import write_synthetic
 from trainer.errors import ConfigError, DataError, RunError
 from trainer.evaluation.compare import Side, compare, open_sides
 from trainer.evaluation.figures_table import print_comparison
 from trainer.evaluation.image_counts import counts_path
 from trainer.evaluation.measure_folder import Folder, keep, measure_folder
 from trainer.report.compare_page import write_page
+from trainer.scenes.writing import write_synthetic
 
 
 @pytest.fixture(autouse=True)

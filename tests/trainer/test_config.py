@@ -117,4 +117,5 @@ def test_as_dict_is_plain_json():
         "batch": 4,
         "workers": -1,
         "bad": "stop",
+        "pixels": 4_000_000,
     }

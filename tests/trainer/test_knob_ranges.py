@@ -15,7 +15,6 @@ from trainer import config as knobs
 from trainer.cli import app
 from trainer.config import Range, ranges
 from trainer.data.knobs import DataConfig
-from trainer.data.synthetic import write_synthetic
 from trainer.errors import ConfigError, UserError, explained
 from trainer.evaluation.knobs import EvaluateConfig
 from trainer.maps.protocols import CamsConfig
@@ -25,6 +24,7 @@ from trainer.options import Options, make_configs
 from trainer.refine.affinitynet import AffinityConfig
 from trainer.refine.irnet import IrnConfig
 from trainer.refine.pseudo_masks import RefineConfig
+from trainer.scenes.writing import write_synthetic
 from trainer.segmenters.config import PRESETS, SegmentConfig
 
 SECTIONS: dict[str, type[Any]] = {

@@ -13,13 +13,13 @@ from refined import pipeline
 from trainer.data.dataset import read_index_png
 from trainer.data.opening import open_dataset
 from trainer.data.palette import write_index_png
-from trainer.data.synthetic import write_synthetic
 from trainer.errors import ConfigError, DataError
 from trainer.evaluation.figures_table import print_evaluation
 from trainer.evaluation.image_counts import ImageCounts, counts_path
 from trainer.evaluation.knobs import EvaluateConfig
 from trainer.evaluation.measure import current_evaluation, in_convention
 from trainer.evaluation.metrics import confusion, mean_iou
+from trainer.scenes.writing import write_synthetic
 
 
 @pytest.fixture(autouse=True)

@@ -21,11 +21,11 @@ from trainer.cli import app
 from trainer.data.dataset import read_index_png
 from trainer.data.opening import open_dataset
 from trainer.data.palette import voc_palette, write_index_png
-from trainer.data.synthetic import write_synthetic
 from trainer.errors import ConfigError, DataError, RunError, UserError
 from trainer.evaluation.measure_folder import Folder, keep, measure_folder
 from trainer.evaluation.over_lists import evaluate_cams, evaluate_folder
 from trainer.maps.camfile import cam_path, read_cam, upsample_cam
+from trainer.scenes.writing import write_synthetic
 
 THEIRS = (3, 8, 10, 12, 13, 15)
 """Values of the six classes in the second data set's own masks."""

@@ -273,13 +273,13 @@ def test_each_image_works_in_processes():
 
 
 def test_the_mask_of_a_large_image_has_its_size():
-    image = np.zeros((40, 60, 3), np.uint8)
-    maps = np.zeros((1, 10, 15), np.float32)
-    maps[0, 2:8, 3:9] = 1
-    cam = Cam(np.array([2], np.int16), maps, (40, 60))
+    image = np.zeros((160, 240, 3), np.uint8)
+    maps = np.zeros((1, 40, 60), np.float32)
+    maps[0, 8:32, 12:36] = 1
+    cam = Cam(np.array([2], np.int16), maps, (160, 240))
     whole = pseudo_mask(image, cam, RefineConfig(refine="none"), 0.5)
-    small = pseudo_mask(image, cam, RefineConfig(refine="none", pixels=600), 0.5)
-    assert small.shape == whole.shape == (40, 60)
+    small = pseudo_mask(image, cam, RefineConfig(refine="none", pixels=10_000), 0.5)
+    assert small.shape == whole.shape == (160, 240)
     assert set(np.unique(small)) == {0, 3}
     assert (small == whole).mean() > 0.9
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from trainer.cli import main
-from trainer.data.synthetic import write_synthetic
 from trainer.errors import WeightsError
 from trainer.methods.base import Method
 from trainer.methods.registry import method_classes
 from trainer.nets import build_backbone
+from trainer.scenes.writing import write_synthetic
 from trainer.weights.released import load_classifier, load_start
 
 CLASSES = ("fox", "panda", "deer", "owl")

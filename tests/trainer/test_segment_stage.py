@@ -18,7 +18,6 @@ from torchvision.models import resnet101
 from typer.testing import CliRunner
 
 from trainer.cli import app
-from trainer.data.synthetic import write_synthetic
 from trainer.errors import ConfigError, RunError, UserError, WeightsError
 from trainer.evaluation.measure import current_evaluation
 from trainer.export.from_run import export_run
@@ -28,6 +27,7 @@ from trainer.nets import build_backbone, deeplab_v2
 from trainer.nets.deeplab import DeepLabV2ResNet101, LargeFOVResNet38
 from trainer.options import Options
 from trainer.plan import Plan, make_plan
+from trainer.scenes.writing import write_synthetic
 from trainer.segmenters import make_segmenter
 from trainer.segmenters import prediction as segment
 from trainer.segmenters.config import PRESETS

@@ -13,7 +13,6 @@ import pytest
 import torch
 from tiny_nets import TinyBackbone
 
-from trainer.data.synthetic import write_synthetic
 from trainer.data.transforms import MEAN, STD
 from trainer.errors import ConfigError, WeightsError
 from trainer.fit import fit as run_plan
@@ -24,6 +23,7 @@ from trainer.methods.subcategory_teaching import Config, SubcategoryTeaching, Te
 from trainer.nets.vit import Vit, VitShape
 from trainer.options import Options, make_configs
 from trainer.plan import make_plan
+from trainer.scenes.writing import write_synthetic
 from trainer.training.optimiser import Training, cosine, make_optimizer, set_rate
 
 TINY = VitShape(layers=2, heads=2, width=128, mlp=160, patch=16, image_size=48)

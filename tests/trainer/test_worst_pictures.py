@@ -5,9 +5,9 @@ from typer.testing import CliRunner
 
 from trainer.cli import app
 from trainer.data.opening import open_dataset
-from trainer.data.synthetic import write_synthetic
 from trainer.errors import DataError
 from trainer.report.worst_pictures import ROWS, write_worst
+from trainer.scenes.writing import write_synthetic
 
 
 @pytest.fixture(scope="module")

@@ -132,7 +132,7 @@ def synth(
 
     Example: wsss-trainer synth data/ --count 300 --size 128
     """
-    from trainer.data.synthetic import write_synthetic
+    from trainer.scenes.writing import write_synthetic
 
     write_synthetic(out, count, size, seed, difficulty, progress=True)
     print(out)

@@ -1,1 +1,1 @@
-"""Data sets: one description for every format, the readers, the synthetic scenes, the check."""
+"""Data sets: one description for every format, the readers, the check."""

@@ -83,4 +83,5 @@ def open_header(path: Path, body: bool = True) -> Iterator[Header]:
         raise DataError(f"{path} is too large: {error.found}", expected, error.hint) from error
     except (Unreadable, OSError) as error:
         expected, hint = getattr(error, "expected", "a file"), getattr(error, "hint", "")
-        raise DataError(f"{path} cannot be read: {error}", expected, hint or CHECK) from error
+        hint = f"{hint}; {CHECK}" if hint else CHECK
+        raise DataError(f"{path} cannot be read: {error}", expected, hint) from error

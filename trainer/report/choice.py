@@ -36,16 +36,13 @@ class Worst:
 
 def worst_lists(facts: Facts) -> list[Worst]:
     """The worst images of every evaluated stage and list."""
-    found = [
-        (stage, name, facts.evaluation.get(stage, {}).get(name, {}))
-        for stage in _WORST
-        for name in facts.lists
-    ]
-    entries = [
-        (s, n, tuple(e for e in f.get("worst") or () if isinstance(e, Mapping)))
-        for s, n, f in found
-    ]
-    return [Worst(stage, name, worst) for stage, name, worst in entries if worst]
+    lists = []
+    for stage in _WORST:
+        for name in facts.lists:
+            worst = facts.evaluation.get(stage, {}).get(name, {}).get("worst") or ()
+            entries = tuple(entry for entry in worst if isinstance(entry, Mapping))
+            lists += [Worst(stage, name, entries)] if entries else []
+    return lists
 
 
 def choose_sheets(facts: Facts, dataset: Dataset, max_images: int) -> list[Sheet]:
@@ -129,8 +126,8 @@ def _has_output(run: Path, list_name: str, record_id: str) -> bool:
 
 def _refined_elsewhere(run: Path, dataset: Dataset, names: Sequence[str]) -> str | None:
     """The first list with refined masks, where the first of all has none."""
-    found = next((n for n in names if next(_refined(run, dataset, n), None) is not None), None)
-    return None if found == names[0] else found
+    first = next((n for n in names if next(_refined(run, dataset, n), None) is not None), None)
+    return None if first == names[0] else first
 
 
 def _turns(facts: Facts) -> Iterator[tuple[str, str]]:

@@ -9,11 +9,10 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -45,6 +44,11 @@ def render(template: str, **values: Any) -> Markup:
     error.
     """
     return Markup(_environment().get_template(template).render(values))
+
+
+def draw(chart: str, **values: Any) -> Markup:
+    """A macro of ``charts.html``, filled."""
+    return Markup(getattr(_environment().get_template("charts.html").module, chart)(**values))
 
 
 def render_page(template: str, title: str, sections: Sequence[Section], **values: Any) -> bytes:
@@ -79,9 +83,8 @@ def _environment() -> Environment:
     words = (percent, duration, memory, moment, rgb)
     environment.filters |= {word.__name__: word for word in words}
     environment.filters["css"] = lambda colour: "rgb({} {} {})".format(*map(int, colour))
-    environment.filters["compact"] = lambda value: json.dumps(
-        value, separators=(",", ":"), default=np.ndarray.tolist
-    )
+    environment.filters["px"] = "{:.1f}".format
+    environment.filters["compact"] = partial(json.dumps, separators=(",", ":"))
     environment.globals |= {"STAGES": STAGES, "COLOURS": COLOURS}
     return environment
 

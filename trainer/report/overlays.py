@@ -86,18 +86,8 @@ def mask_layer(mask: npt.ArrayLike, alpha: float = 0.6) -> Pixels:
 
 
 def overlay_mask(image: npt.ArrayLike, mask: npt.ArrayLike, alpha: float = 0.6) -> Pixels:
-    """A label map laid over its photograph, as ``mask_layer`` draws it.
-
-    The photograph keeps its light but half of its colour, so that class colours are not mistaken
-    for content.
-
-    Args:
-        image: uint8 ``[H,W,3]`` RGB.
-        mask: uint8 ``[H,W]`` label map.
-        alpha: opacity of the regions, 0..1.
-
-    Returns:
-        uint8 ``[H,W,3]`` RGB.
+    """``mask_layer`` over a photograph ``uint8 [H,W,3]``, which keeps its light but half of its
+    colour, so that class colours are not mistaken for content: RGB ``uint8 [H,W,3]``.
 
     Raises:
         ValueError: sizes differ, or ``alpha`` is outside 0..1.
@@ -166,15 +156,7 @@ def error_layer(pred: npt.ArrayLike, truth: npt.ArrayLike) -> Pixels:
 
 
 def error_map(image: npt.ArrayLike, pred: npt.ArrayLike, truth: npt.ArrayLike) -> Pixels:
-    """``error_layer`` over the grey photograph.
-
-    Args:
-        image: uint8 ``[H,W,3]`` RGB.
-        pred: uint8 ``[H,W]`` label map.
-        truth: uint8 ``[H,W]`` label map.
-
-    Returns:
-        uint8 ``[H,W,3]`` RGB.
+    """``error_layer`` over a photograph ``uint8 [H,W,3]`` in grey: RGB ``uint8 [H,W,3]``.
 
     Raises:
         ValueError: sizes differ.

@@ -16,7 +16,7 @@ from trainer.errors import ConfigError, RunError
 from trainer.files import file_sha256, write_atomic
 from trainer.outputs import check_file
 from trainer.run import Run
-from trainer.segmenters import prediction as segment
+from trainer.segmenters import prediction
 from trainer.weights.checkpoints import read_checkpoint
 
 KIND = "exported wsss run"
@@ -59,7 +59,7 @@ def export_weights(run_dir: Path, out: Path, stage: str = "segment") -> dict[str
         out, [path], lambda file: _note(note_path).get("sha256") == file_sha256(file), "--out"
     )
     check_file(note_path, is_ours=lambda file: _note(file).get("kind") == KIND, option="the note")
-    segmenter, network, _ = segment.load(path, {})
+    segmenter, network, _ = prediction.load(path, {})
     checkpoint = read_checkpoint(path)
     buffer = io.BytesIO()
     torch.save(network.state_dict(), buffer)

@@ -2,18 +2,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from trainer.data import creatures, drawing, scenery
 from trainer.data.check import check
 from trainer.data.opening import open_dataset
 from trainer.data.pixels import read_image
-from trainer.data.synthetic import render, write_synthetic
 from trainer.errors import DataError, TargetError
+from trainer.scenes import drawing, places, shapes
+from trainer.scenes.rendering import render
+from trainer.scenes.writing import write_synthetic
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def digests(root: Path) -> dict[str, str]:
@@ -119,25 +123,27 @@ def test_number_of_classes_and_difficulty(tmp_path: Path) -> None:
     assert max(len(np.unique(render(n, 48, 0, 1.0, 6)[1])) - 1 for n in range(30)) <= 3
 
 
+def pen(side: int, scale: float, x: float, y: float) -> drawing.Pen:
+    return drawing.Pen((slice(0, side), slice(0, side)), np.eye(2) * scale, (x, y))
+
+
 def test_heads_tell_classes_apart_and_bodies_do_not() -> None:
     """The same scene seed with another head changes head pixels only; the body is a small
     class-free majority.
     """
-    boxes, areas = {}, {}
-    for label, (name, body_name, head) in enumerate(creatures.CLASSES):
-        rng = np.random.default_rng(5)
-        pose = creatures.draw_pose(label, rng, 0.0, typical=0.0)
-        body = creatures.BODIES[body_name]
-        pen = drawing.Pen((0, 0, 120, 120), np.eye(2) * 60, (60, 60))
-        body.back(pen, pose)
-        body.front(pen, pose)
-        boxes[name] = pen.layer()
-        alone = drawing.Pen((0, 0, 120, 120), np.eye(2) * 60, (60, 60))
-        head(alone.at(*body.head(pose), scale=body.radius), pose.gaze)
-        areas[name] = float(alone.layer().alpha.sum() / boxes[name].alpha.sum())
-    assert np.array_equal(boxes["fox"].rgb, boxes["deer"].rgb)
-    assert np.array_equal(boxes["owl"].rgb, boxes["parrot"].rgb)
-    assert not np.array_equal(boxes["fox"].alpha, boxes["owl"].alpha)
+    bodies, areas = {}, {}
+    for name, creature in shapes.CREATURES.items():
+        pose = shapes.draw_pose(creature, np.random.default_rng(5), 0.0, typical=0.0)
+        body, whole, alone = creature.body, pen(120, 60, 60, 60), pen(120, 60, 60, 60)
+        pose.draw(whole, body.back)
+        pose.draw(whole, body.front)
+        bodies[name] = whole.layer()
+        x, y = pose.values(shapes.parse_numbers(body.head))
+        pose.draw(alone.at(x, y, body.radius, 0.0), creature.head)
+        areas[name] = float(alone.layer().alpha.sum() / bodies[name].alpha.sum())
+    assert np.array_equal(bodies["fox"].rgb, bodies["deer"].rgb)
+    assert np.array_equal(bodies["owl"].rgb, bodies["parrot"].rgb)
+    assert not np.array_equal(bodies["fox"].alpha, bodies["owl"].alpha)
     assert max(areas.values()) < 0.75
     assert np.mean(list(areas.values())) < 0.5
 
@@ -145,36 +151,41 @@ def test_heads_tell_classes_apart_and_bodies_do_not() -> None:
 def test_coats_tell_the_class_in_easy_scenes_only() -> None:
     def coats(typical: float) -> set[tuple[int, ...]]:
         poses = [
-            creatures.draw_pose(label, np.random.default_rng(5), 0.0, typical)
-            for label in (0, 1, 2)
+            shapes.draw_pose(shapes.CREATURES[name], np.random.default_rng(5), 0.0, typical)
+            for name in ("fox", "panda", "deer")
         ]
-        return {tuple(round(100 * float(v)) for v in pose.coat) for pose in poses}
+        return {tuple(round(100 * float(v)) for v in pose.colours["coat"]) for pose in poses}
 
     assert len(coats(0.0)) == 1
     assert len(coats(1.0)) == 3
-    assert set(creatures.TYPICAL) == {name for name, _, _ in creatures.CLASSES}
 
 
 def test_head_colours_differ_within_a_body() -> None:
-    means = {}
-    for name, body, head in creatures.CLASSES:
-        pen = drawing.Pen((0, 0, 90, 90), np.eye(2) * 25, (45, 50))
-        head(pen, 0.0)
-        layer = pen.layer()
-        means[name, body] = layer.rgb.sum(axis=(0, 1)) / layer.alpha.sum()
-    names = list(means)
-    gaps = [
-        np.abs(means[a] - means[b]).max()
-        for n, a in enumerate(names)
-        for b in names[:n]
-        if a[1] == b[1]
-    ]
-    assert min(gaps) > 0.05
+    means = []
+    for creature in shapes.CREATURES.values():
+        head, pose = pen(90, 25, 45, 50), shapes.Pose({}, {"": 1.0, "gaze": 0.0})
+        pose.draw(head, creature.head)
+        layer = head.layer()
+        means.append((creature.body, layer.rgb.sum(axis=(0, 1)) / layer.alpha.sum()))
+    pairs = [(a, b) for n, a in enumerate(means) for b in means[:n] if a[0] is b[0]]
+    assert min(np.abs(a[1] - b[1]).max() for a, b in pairs) > 0.05
 
 
-@pytest.mark.parametrize("kind", scenery.KINDS)
-def test_backdrops_have_texture_and_depth(kind: str) -> None:
-    scene = scenery.backdrop(kind, 60, 80, np.random.default_rng(0))
+def test_a_line_of_shapes_is_mirrored_and_moves_with_the_pose() -> None:
+    plain, mirrored = pen(40, 10, 20, 20), pen(40, 10, 20, 20)
+    pose = shapes.Pose({"coat": (0.8, 0.4, 0.2)}, {"": 1.0, "gaze": 0.5})
+    pose.draw(plain, "polygon coat-0.5 -.7,-1 -.2,-1 -.2,.5\npolygon coat-.5 1.7,-1 1.2,-1 1.2,.5")
+    pose.draw(mirrored, "± polygon coat-.5 1.2+gaze,-1 .7+gaze,-1 .7+gaze,.5")
+    assert np.array_equal(plain.layer().rgb, mirrored.layer().rgb)
+    assert plain.layer().rgb[12, 33] == pytest.approx([0.43, 0.23, 0.135], abs=0.005)
+    assert shapes.parse_numbers("-.2gaze,0.3-leg") == [[(-0.2, "gaze")], [(0.3, ""), (-1.0, "leg")]]
+    assert shapes.parse_numbers("@.5", side=-1) == [[(-0.5, "")]]
+    assert shapes.parse_numbers(".5:1", side=-1) == [[(0.5, "")], [(1.0, "")]]
+
+
+@pytest.mark.parametrize("kind", places.PLACES)
+def test_places_have_texture_and_depth(kind: str) -> None:
+    scene = places.Scene(kind, 60, 80, np.random.default_rng(0))
     assert scene.canvas.shape == (60, 80, 3)
     assert np.isfinite(scene.canvas).all()
     assert 0 < scene.horizon < 60
@@ -187,14 +198,45 @@ def test_backdrops_have_texture_and_depth(kind: str) -> None:
 
 
 def test_composing_is_exact_where_layers_are_opaque() -> None:
-    pen = drawing.Pen((2, 3, 12, 13), np.eye(2), (7, 8))
-    pen.polygon([(-2, -2), (2, -2), (2, 2), (-2, 2)], (1.0, 0.5, 0.0))
-    layer = pen.layer()
+    square = drawing.Pen((slice(3, 13), slice(2, 12)), np.eye(2), (7, 8))
+    square.polygon((1.0, 0.5, 0.0), -2, -2, 2, -2, 2, 2, -2, 2)
+    layer = square.layer()
     canvas = np.full((16, 16, 3), 0.25, np.float32)
     drawing.paste(canvas, layer)
     assert canvas[8, 7] == pytest.approx([1.0, 0.5, 0.0], abs=0.01)
     assert canvas[0, 0] == pytest.approx([0.25] * 3)
     assert 0 < layer.alpha.sum() < 30
+
+
+@pytest.mark.parametrize(
+    ("settings", "digest"),
+    [
+        ((64, 0, 0.5, 6), "cb312fa8ffc169bb"),
+        ((80, 7, 1.0, 10), "e4745d758125d588"),
+        ((48, 3, 0.0, 2), "8f7edc4e8a558b24"),
+    ],
+)
+def test_pixels_and_masks_never_change(settings: tuple[int, int, float, int], digest: str) -> None:
+    """Figures of earlier runs are compared with those of later ones, so the scenes must stay."""
+    content = hashlib.sha256()
+    for index in range(20):
+        picture, label = render(index, *settings)
+        content.update(picture.tobytes() + label.tobytes())
+    assert content.hexdigest()[:16] == digest
+
+
+def test_scenes_stand_apart() -> None:
+    """They need little of the trainer, and the readers of data sets need nothing of them."""
+    pattern = re.compile(r"^\s*(?:from|import) (trainer\.[\w.]+)", re.MULTILINE)
+
+    def imports(folder: str) -> set[str]:
+        files = (ROOT / "trainer" / folder).rglob("*.py")
+        return {name for file in files for name in pattern.findall(file.read_text("utf-8"))}
+
+    allowed = {f"trainer.{name}" for name in ("errors", "files", "outputs", "progress")}
+    outer = {name for name in imports("scenes") if not name.startswith("trainer.scenes")}
+    assert outer <= allowed | {"trainer.data.palette"}
+    assert not [name for name in imports("data") if name.startswith("trainer.scenes")]
 
 
 def test_fast_enough() -> None:

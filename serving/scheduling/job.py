@@ -1,0 +1,61 @@
+"""A request on its way through the engine, the run that it is part of, and what it gets of it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+
+from serving.engines import Inputs, Outputs, Stop
+from serving.scheduling.schedule import Waiting
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One request's share of a run.
+
+    Attributes:
+        outputs: of this request alone, by name.
+        queued, ran: seconds before the run and in it.
+        batch: sum of the first axes of all requests in the run.
+    """
+
+    outputs: Outputs
+    queued: float
+    ran: float
+    batch: int
+
+
+class Run:
+    """One call of the engine, and how many of its requests still have a waiting caller."""
+
+    def __init__(self, waiting: int) -> None:
+        self.stop = Stop()
+        self.waiting = waiting
+
+
+@dataclass(eq=False, kw_only=True)
+class Job(Waiting):
+    """A request on its way: ``done`` once it is answered, has failed or was left. Guarded by the
+    batcher's lock.
+    """
+
+    inputs: Inputs
+    answer: asyncio.Future[Ran]
+    run: Run | None = None
+    done: bool = False
+
+    def finish(self, result: Ran | BaseException) -> None:
+        """Hand the result to the waiting task, from any thread."""
+
+        def deliver() -> None:
+            if self.answer.done():
+                return
+            if isinstance(result, Ran):
+                self.answer.set_result(result)
+            else:
+                self.answer.set_exception(result)
+
+        # Nobody waits on a closed loop.
+        with suppress(RuntimeError):
+            self.answer.get_loop().call_soon_threadsafe(deliver)

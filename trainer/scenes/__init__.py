@@ -1,0 +1,3 @@
+"""Synthetic scenes with exact masks: shapes as data, places, one rendered scene, a written data
+set.
+"""
