@@ -2,7 +2,6 @@
 others.
 
 python loop_job.py FOLDER: end the process in the middle of update 8, as a power cut would.
-python loop_job.py FOLDER --whole: train to the end, go on where a killed one stopped.
 """
 
 from __future__ import annotations
@@ -96,7 +95,9 @@ def job(
 
 
 def whole(folder: Path) -> None:
-    """Train to the end and write ``final.pt``; slowly, so that a kill meets every part of it."""
+    """Train to the end, from where a killed process stopped, and write ``final.pt``; slowly, so
+    that a kill meets every part of it.
+    """
     state = job(folder, ALL, lambda call: time.sleep(0.02))
     torch.save(state, folder / "final.pt")
 
@@ -110,4 +111,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    (whole if "--whole" in sys.argv else main)(Path(sys.argv[1]))
+    main(Path(sys.argv[1]))

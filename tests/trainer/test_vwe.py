@@ -215,7 +215,7 @@ def test_shapes_and_start_of_the_new_layers():
 def test_a_codebook_has_words(words):
     with pytest.raises(ConfigError, match=rf"method\.words={words}") as caught:
         Config(words=words)
-    assert caught.value.expected == "2 or more"
+    assert caught.value.expected == "2 to 65,536"
 
 
 def test_the_word_loss_is_weighted_less_on_small_networks():
