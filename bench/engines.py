@@ -124,7 +124,7 @@ def export_random(root: Path, backbone: str, output_stride: int) -> Path:
 
     from trainer.export.onnx_graph import to_onnx
     from trainer.nets import build_backbone
-    from trainer.nets.deeplab import AsppSegmenter
+    from trainer.nets.aspp import AsppSegmenter
     from trainer.nets.graphs import SegmenterGraph
 
     torch.manual_seed(0)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from trainer.data.opening import open_dataset
+from trainer.data.formats.opening import open_dataset
 from trainer.evaluation.over_lists import evaluate_cams, sweep_thresholds
 from trainer.fit import fit as run_plan
 from trainer.maps.protocols import CamsConfig, protocol_of

@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib
+import importlib.util
 import inspect
 import json
 import subprocess
@@ -131,6 +132,22 @@ def test_no_file_is_longer_than_the_limit(package: str) -> None:
     }
     long = [f"{path.relative_to(ROOT)}: {n} lines" for path, n in lengths.items() if n > LIMIT]
     assert long == [], f"more than {LIMIT} lines: split by idea"
+
+
+def test_imports_point_one_way_only() -> None:
+    """No files import each other in a circle, and no two folders import each other."""
+    spec = importlib.util.spec_from_file_location("structure", ROOT / "bench" / "structure.py")
+    assert spec is not None
+    assert spec.loader is not None
+    structure = importlib.util.module_from_spec(spec)
+    sys.modules["structure"] = structure
+    spec.loader.exec_module(structure)
+    _, places = structure.measure(ROOT)
+    assert {name: places[name] for name in ("circles", "pairs", "upward")} == {
+        "circles": [],
+        "pairs": [],
+        "upward": [],
+    }
 
 
 def test_every_folder_of_modules_is_a_package() -> None:

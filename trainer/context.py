@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer import config as knobs
+from trainer.checks.preflight import Preflight, preflight
 from trainer.data.dataset import Dataset, Record
-from trainer.data.preflight import Preflight, preflight
 from trainer.methods.recipes import backbone_knobs
 from trainer.options import STAGES, Configs, Options
 from trainer.run import Output, Run

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from trainer.checks.preflight import data_entry
 from trainer.config import as_dict
 from trainer.context import Context, Stage
 from trainer.data.dataset import check_images
-from trainer.data.preflight import data_entry
 from trainer.evaluation.measure import current_evaluation
 from trainer.interrupt import terminated
 from trainer.plan import Plan

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trainer.context import Context, Stage
 from trainer.data.dataset import Dataset
-from trainer.data.opening import open_dataset
+from trainer.data.formats.opening import open_dataset
 from trainer.errors import ConfigError, DataError, nearest
 from trainer.methods.preparation import preparations
 from trainer.methods.registry import build_method, method_module

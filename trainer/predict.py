@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from trainer.config import as_dict, parse_settings, replace
 from trainer.data.dataset import check_images
-from trainer.data.opening import reopen_data
+from trainer.data.formats.opening import reopen_data
 from trainer.errors import ConfigError, DataError, RunError
 from trainer.interrupt import terminated
 from trainer.outputs import check_folder

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from refined import PLAIN, fit, made
 
-from trainer.data.opening import open_dataset
+from trainer.data.formats.opening import open_dataset
 from trainer.maps.camfile import cam_path, read_cam, write_cam
 from trainer.scenes.writing import write_synthetic
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from trainer.data.dataset import Dataset
-from trainer.data.opening import open_dataset
+from trainer.data.formats.opening import open_dataset
 from trainer.data.palette import write_index_png
 from trainer.maps.camfile import cam_path, write_cam
 

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from trainer.data import check as module
-from trainer.data.check import Report, check, print_report
+from trainer.checks import check as module
+from trainer.checks.check import Report, check, print_report
+from trainer.checks.inspection import Problem
 from trainer.data.formats.voc import VOC_CLASSES
-from trainer.data.inspection import Problem
 from trainer.data.knobs import DataConfig
 from trainer.data.palette import voc_palette
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from trainer.data.dataset import Dataset
-from trainer.data.opening import open_dataset
+from trainer.data.formats.opening import open_dataset
 from trainer.errors import DataError
 
 CLASSES = ("cat/a.jpg", "cow/b.jpg", "dog/c.JPG")

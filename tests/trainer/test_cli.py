@@ -13,8 +13,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from trainer.cli import app
+from trainer.data.formats.opening import reopen_data
 from trainer.data.knobs import DataConfig
-from trainer.data.opening import reopen_data
 from trainer.errors import ConfigError, DataError, RunError, UserError, WeightsError
 from trainer.options import Options, make_configs
 from trainer.scenes.writing import write_synthetic

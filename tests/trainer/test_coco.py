@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from trainer.data.formats.coco import CocoDataset
+from trainer.data.formats.opening import open_dataset
 from trainer.data.knobs import DataConfig
-from trainer.data.opening import open_dataset
 from trainer.data.pixels import read_image
 from trainer.errors import DataError
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from trainer.data.check import check
+from trainer.checks.check import check
+from trainer.checks.preflight import about_masks
 from trainer.data.dataset import Dataset
 from trainer.data.formats.coco import recognises
+from trainer.data.formats.opening import open_dataset
 from trainer.data.knobs import DataConfig
-from trainer.data.opening import open_dataset
-from trainer.data.preflight import about_masks
 from trainer.errors import DataError
 
 CATEGORIES = [{"id": 1, "name": "cat"}, {"id": 2, "name": "cow"}]
@@ -96,7 +96,7 @@ def test_a_size_is_compared_before_anything_is_allocated(root: Path, size: int) 
 
 
 def test_fit_compares_sizes_before_it_starts(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.data.preflight.SAMPLE_PIXELS", 0)
+    monkeypatch.setattr("trainer.checks.preflight.SAMPLE_PIXELS", 0)
     content = table()
     content["images"][0]["height"] = 7
     data = open_dataset(write(root, content))

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from trainer.data.formats.opening import open_dataset
 from trainer.data.knobs import DataConfig
-from trainer.data.opening import open_dataset
 from trainer.errors import DataError
 
 EXAMPLES = int(os.environ.get("WSSS_FUZZ_EXAMPLES", "60"))

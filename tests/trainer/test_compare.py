@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from trainer.cli import app
-from trainer.data.opening import open_dataset
+from trainer.data.formats.opening import open_dataset
 from trainer.data.palette import write_index_png
 from trainer.errors import ConfigError, DataError, RunError
 from trainer.evaluation.compare import Side, compare, open_sides

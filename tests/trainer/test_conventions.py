@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from trainer.data.conventions import COCO_SIZES, VOC_SIZES, VOC_TAGS, compare
+from trainer.checks.conventions import COCO_SIZES, VOC_SIZES, VOC_TAGS, compare
+from trainer.checks.inspection import Problem
 from trainer.data.dataset import Dataset, Record
 from trainer.data.formats.coco import CocoDataset
 from trainer.data.formats.coco_classes import COCO_CLASSES
 from trainer.data.formats.voc import VOC_CLASSES, XML
-from trainer.data.inspection import Problem
 from trainer.data.knobs import DataConfig
 from trainer.data.tags import FROM_MASKS
 

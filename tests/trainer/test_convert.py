@@ -14,13 +14,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from trainer.cli import app
-from trainer.data import convert as module
-from trainer.data.convert import FORMATS, convert
 from trainer.data.dataset import Dataset, read_index_png
+from trainer.data.formats import convert as module
 from trainer.data.formats.coco_classes import COCO_CLASSES
+from trainer.data.formats.convert import FORMATS, convert
 from trainer.data.formats.layouts import FoldersLayout
+from trainer.data.formats.opening import open_dataset
 from trainer.data.knobs import DataConfig
-from trainer.data.opening import open_dataset
 from trainer.data.palette import voc_palette
 from trainer.errors import ConfigError, DataError, RunError, TargetError
 

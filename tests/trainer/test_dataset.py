@@ -16,7 +16,7 @@ from trainer.data.dataset import (
     read_index_png,
     some,
 )
-from trainer.data.opening import open_dataset
+from trainer.data.formats.opening import open_dataset
 from trainer.data.pixels import image_size, read_image
 from trainer.errors import DataError
 

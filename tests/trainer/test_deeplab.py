@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from trainer.nets import build_backbone
-from trainer.nets.deeplab import Aspp, AsppSegmenter
+from trainer.nets.aspp import Aspp, AsppSegmenter
 
 
 def test_branches_are_summed_each_with_its_own_reach():

@@ -14,14 +14,8 @@ from torchvision.models import resnet50, resnet101
 
 from trainer.errors import ConfigError, WeightsError
 from trainer.nets.deeplab import DeepLabV2ResNet101
-from trainer.nets.deeplab_v2 import (
-    CAFFE,
-    TORCHVISION,
-    CaffeBottleneck,
-    layout_of,
-    load_deeplab_v2,
-    take_torchvision,
-)
+from trainer.nets.deeplab_v2 import CAFFE, TORCHVISION, CaffeBottleneck, take_torchvision
+from trainer.weights.deeplab_v2 import layout_of, load_deeplab_v2
 
 
 def sketch(num_classes: int = 21, **knobs) -> DeepLabV2ResNet101:

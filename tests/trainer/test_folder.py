@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from trainer.data.dataset import Dataset
+from trainer.data.formats.opening import open_dataset
 from trainer.data.knobs import DataConfig
-from trainer.data.opening import open_dataset
 from trainer.errors import DataError
 
 IMAGES = ("one.jpg", "sub/two.png", "sub/Über drei.JPG", "other/four.v2.jpeg")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from trainer.data.dataset import Dataset
-from trainer.data.opening import open_dataset
+from trainer.data.formats.opening import open_dataset
 from trainer.errors import DataError
 
 NAMES = ("my cow 1", "Kühe", "2007_000032", "a.v2")

@@ -16,7 +16,7 @@ import torch
 from torchvision.models import resnet18
 
 from trainer import cli
-from trainer.data.opening import open_dataset
+from trainer.data.formats.opening import open_dataset
 from trainer.errors import ConfigError, DataError, RunError
 from trainer.evaluation.measure import current_evaluation
 from trainer.fit import fit as run_plan

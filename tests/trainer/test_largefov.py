@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.errors import ConfigError, WeightsError
 from trainer.nets.deeplab import LargeFOVResNet38
-from trainer.nets.largefov import load_largefov
+from trainer.weights.largefov import load_largefov
 
 
 def sketch(num_classes: int = 21, bn: str = "batch") -> LargeFOVResNet38:

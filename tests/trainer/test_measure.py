@@ -11,7 +11,7 @@ from measured import write_run
 from refined import pipeline
 
 from trainer.data.dataset import read_index_png
-from trainer.data.opening import open_dataset
+from trainer.data.formats.opening import open_dataset
 from trainer.data.palette import write_index_png
 from trainer.errors import ConfigError, DataError
 from trainer.evaluation.figures_table import print_evaluation

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from trainer.cli import app
 from trainer.data.dataset import read_index_png
-from trainer.data.opening import open_dataset
+from trainer.data.formats.opening import open_dataset
 from trainer.data.palette import voc_palette, write_index_png
 from trainer.data.pixels import image_size
 from trainer.errors import ConfigError, DataError, RunError, TargetError

@@ -11,11 +11,11 @@ from PIL import Image
 from refined import pipeline
 from typer.testing import CliRunner
 
+from trainer.checks.check import check
+from trainer.checks.preflight import preflight
 from trainer.cli import app
-from trainer.data.check import check
+from trainer.data.formats.opening import open_dataset
 from trainer.data.knobs import DataConfig
-from trainer.data.opening import open_dataset
-from trainer.data.preflight import preflight
 from trainer.errors import DataError
 from trainer.fit import fit as run_plan
 

@@ -12,7 +12,7 @@ from PIL import Image
 from refined import PLAIN, again, fit, names, pipeline, times
 
 from trainer.data.dataset import Record, read_index_png
-from trainer.data.opening import open_dataset
+from trainer.data.formats.opening import open_dataset
 from trainer.errors import ConfigError
 from trainer.evaluation.measure import current_evaluation
 from trainer.evaluation.threshold import calibration

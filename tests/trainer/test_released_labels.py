@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.data.convert import convert
 from trainer.data.dataset import Dataset
+from trainer.data.formats.convert import convert
+from trainer.data.formats.opening import open_dataset
+from trainer.data.formats.released_labels import read_cls_labels
 from trainer.data.formats.tables import read_table
 from trainer.data.formats.voc import VOC_CLASSES
 from trainer.data.knobs import DataConfig
-from trainer.data.opening import open_dataset
-from trainer.data.released_labels import read_cls_labels
 from trainer.errors import DataError, TargetError
 
 

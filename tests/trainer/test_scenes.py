@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer.data.check import check
-from trainer.data.opening import open_dataset
+from trainer.checks.check import check
+from trainer.data.formats.opening import open_dataset
 from trainer.data.pixels import read_image
 from trainer.errors import DataError, TargetError
 from trainer.scenes import drawing, places, shapes

@@ -15,7 +15,7 @@ from trainer.data.dataset import read_index_png
 from trainer.data.palette import write_index_png
 from trainer.data.pixels import read_image
 from trainer.errors import ConfigError, DataError, WeightsError
-from trainer.nets.deeplab import AsppSegmenter
+from trainer.nets.aspp import AsppSegmenter
 from trainer.refine.crf import DenseCrf, unary_from_softmax
 from trainer.run import Metrics, Output
 from trainer.segmenters import make_segmenter

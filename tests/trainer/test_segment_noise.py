@@ -16,7 +16,7 @@ from torch import nn
 
 from trainer.data.dataset import Record
 from trainer.data.pixels import read_image
-from trainer.nets.deeplab import AsppSegmenter
+from trainer.nets.aspp import AsppSegmenter
 from trainer.run import Metrics, Output
 from trainer.segmenters import prediction as segment
 from trainer.segmenters.aspp import Aspp

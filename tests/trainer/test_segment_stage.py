@@ -21,6 +21,7 @@ from trainer.cli import app
 from trainer.errors import ConfigError, RunError, UserError, WeightsError
 from trainer.evaluation.measure import current_evaluation
 from trainer.export.from_run import export_run
+from trainer.export.weights import export_weights
 from trainer.files import file_sha256
 from trainer.fit import fit as run_plan
 from trainer.nets import build_backbone, deeplab_v2
@@ -34,7 +35,6 @@ from trainer.segmenters.config import PRESETS
 from trainer.segmenters.start import Start, find_start
 from trainer.training import loop
 from trainer.weights.cache import import_weights
-from trainer.weights.export import export_weights
 
 THIN = ("segment.width=0.0625", "segment.batch=4")
 

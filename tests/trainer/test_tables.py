@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from trainer.data.check import check
+from trainer.checks.check import check
 from trainer.data.dataset import Dataset
 from trainer.data.formats.cells import tags_of
+from trainer.data.formats.opening import open_dataset
 from trainer.data.formats.tables import read_table
-from trainer.data.opening import open_dataset
 from trainer.errors import DataError
 
 IMAGES = ("a.jpg", "sub/b.JPG", "Kühe 1.png", "d.jpeg")

@@ -16,15 +16,8 @@ from torchvision.models import resnet18
 from torchvision.models.vision_transformer import VisionTransformer
 
 from trainer.errors import ConfigError, WeightsError
-from trainer.nets.vit import (
-    SIZES,
-    TORCHVISION,
-    Vit,
-    VitShape,
-    build_vit,
-    load_vit,
-    torchvision_name,
-)
+from trainer.nets.vit import SIZES, Vit, VitShape
+from trainer.weights.vit import TORCHVISION, build_vit, load_vit, torchvision_name
 
 TINY = VitShape(layers=2, heads=2, width=128, mlp=160, patch=4, image_size=12)
 IMAGES = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(5)) * 4 - 2

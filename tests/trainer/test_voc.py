@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from trainer.data.formats import voc
+from trainer.data.formats.opening import open_dataset
 from trainer.data.knobs import DataConfig
-from trainer.data.opening import open_dataset
 from trainer.data.palette import voc_palette
 from trainer.errors import DataError
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_voc import make_image, make_mask, make_tree, make_xml
 
-from trainer.data.check import check
+from trainer.checks.check import check
 from trainer.data.formats import voc_xml
+from trainer.data.formats.opening import open_dataset
 from trainer.data.formats.voc_lists import list_id
 from trainer.data.formats.voc_xml import object_names, read_objects
-from trainer.data.opening import open_dataset
 from trainer.errors import DataError
 
 FUZZ = settings(

@@ -17,10 +17,11 @@ from weight_files import assert_loaded, fake, mxnet_name, shapes, torchvision_fi
 from trainer.errors import ConfigError, WeightsError
 from trainer.nets import BACKBONES, build_backbone
 from trainer.nets.deeplab import DeepLabV2ResNet101, LargeFOVResNet38
-from trainer.nets.deeplab_v2 import CAFFE, TORCHVISION, layout_of, load_deeplab_v2
-from trainer.nets.largefov import load_largefov
+from trainer.nets.deeplab_v2 import CAFFE, TORCHVISION
 from trainer.weights import cache as weight_cache
 from trainer.weights.cache import NAMES, fetch_weights, find_weights, import_weights, list_weights
+from trainer.weights.deeplab_v2 import layout_of, load_deeplab_v2
+from trainer.weights.largefov import load_largefov
 from trainer.weights.loading import load_backbone
 
 

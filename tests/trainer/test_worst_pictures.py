@@ -4,7 +4,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from trainer.cli import app
-from trainer.data.opening import open_dataset
+from trainer.data.formats.opening import open_dataset
 from trainer.errors import DataError
 from trainer.report.worst_pictures import ROWS, write_worst
 from trainer.scenes.writing import write_synthetic

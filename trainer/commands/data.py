@@ -56,8 +56,8 @@ def check(
 
     Example: wsss-trainer check photos/ --json
     """
-    from trainer.data.check import check as run_check
-    from trainer.data.check import print_report
+    from trainer.checks.check import check as run_check
+    from trainer.checks.check import print_report
 
     result = run_check(
         data, lists or None, progress=True, config=data_config(labels_from, settings)
@@ -108,8 +108,8 @@ def convert(
       wsss-trainer convert cls_labels.npy VOC2012/image_labels.csv
       wsss-trainer convert predictions/ indices/ --to masks --set data.masks=colours
     """
-    from trainer.data.convert import convert as run_convert
-    from trainer.data.convert import print_summary
+    from trainer.data.formats.convert import convert as run_convert
+    from trainer.data.formats.convert import print_summary
 
     config = data_config(labels_from, settings)
     summary = run_convert(source, target, to, images.value, config, force, progress=True)

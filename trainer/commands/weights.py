@@ -102,7 +102,7 @@ def weights_export(
 
     Example: wsss-trainer weights export runs/photos --out segmenter.pth
     """
-    from trainer.weights.export import export_weights
+    from trainer.export.weights import export_weights
 
     note = export_weights(run, out, "segment_full" if full else "segment")
     print(json.dumps(note, indent=1) if json_ else out)

@@ -11,7 +11,7 @@ from typing import Any
 
 from trainer.config import as_dict, replace
 from trainer.data.dataset import Dataset, Record
-from trainer.data.opening import reopen_data
+from trainer.data.formats.opening import reopen_data
 from trainer.evaluation.bootstrap import compare_paired, miou_interval
 from trainer.evaluation.figures import Conditions, restated
 from trainer.evaluation.image_counts import ImageCounts, counts_path

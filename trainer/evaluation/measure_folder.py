@@ -15,8 +15,8 @@ import numpy as np
 
 from trainer.config import as_dict
 from trainer.data.dataset import IGNORE, Dataset, Record
+from trainer.data.formats.opening import open_dataset
 from trainer.data.knobs import DataConfig
-from trainer.data.opening import open_dataset
 from trainer.errors import ConfigError, DataError, RunError, UserError
 from trainer.evaluation.bootstrap import miou_interval
 from trainer.evaluation.boundary import CSURKA

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from trainer.config import replace
 from trainer.data.dataset import Dataset, Record
+from trainer.data.formats.opening import open_dataset, reopen_data
 from trainer.data.knobs import DataConfig
-from trainer.data.opening import open_dataset, reopen_data
 from trainer.evaluation.foreign import foreign_cams, foreign_masks
 from trainer.evaluation.over_lists import MaskSource, cam_reader, threshold_maps
 from trainer.maps.camfile import Cam, upsample_cam

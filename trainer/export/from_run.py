@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from trainer.config import replace
 from trainer.data.dataset import Dataset
-from trainer.data.opening import reopen_data
+from trainer.data.formats.opening import reopen_data
 from trainer.data.pixels import read_image
 from trainer.errors import ConfigError, RunError, nearest
 from trainer.evaluation.measure import current_evaluation

@@ -51,7 +51,7 @@ from trainer.methods.subcategories import (
     SubcategoryConfig,
     soft_margin,
 )
-from trainer.nets.vit import Vit, build_vit, load_vit
+from trainer.nets.vit import Vit
 from trainer.progress import progress_bar
 from trainer.run import Metrics, Output
 from trainer.training.devices import Precision, rank
@@ -59,6 +59,7 @@ from trainer.training.inference import inference
 from trainer.training.loop import step_rng, train
 from trainer.training.model_file import read_model, save_model
 from trainer.training.optimiser import Training
+from trainer.weights.vit import build_vit, load_vit
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": MVA_TRAINING,

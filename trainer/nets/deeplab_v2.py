@@ -9,9 +9,7 @@ images, K classes with the background, H W image, h w its logits of 8 pixels a c
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
@@ -19,12 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.data.transforms import CAFFE_PIXELS, IMAGENET_PIXELS, PixelScale
-from trainer.errors import ConfigError, WeightsError, nearest
+from trainer.errors import ConfigError, nearest
 from trainer.nets.backbone import fix_batch_norms
 from trainer.nets.folding import fold_batch_norms
 from trainer.nets.resnet38 import thinner
-from trainer.weights.checkpoints import architecture, read_checkpoint
-from trainer.weights.loading import LoadReport, load_backbone, noted_beside
 
 StrideOn = Literal["1x1", "3x3"]
 Input = Literal["caffe_bgr", "torchvision_rgb"]
@@ -133,7 +129,7 @@ class DeepLabV2(nn.Module):
         self, num_classes: int, rates: Sequence[int], stride_on: StrideOn, width: float = 1.0
     ) -> None:
         # Not at the top: that module offers this one's network under its own name too.
-        from trainer.nets.deeplab import Aspp
+        from trainer.nets.aspp import Aspp
 
         super().__init__()
         pool = nn.MaxPool2d(3, 2, padding=1, ceil_mode=True)
@@ -253,69 +249,12 @@ class DeepLabV2ResNet101(nn.Module):
         ]
 
 
-def load_deeplab_v2(network: DeepLabV2ResNet101, path: Path | str) -> LoadReport:
-    """Copy weights into ``network``: a trained DeepLab-v2, or what training starts from. Print the
-    report.
-
-    Reads released names with or without ``base.``, ``scale.``, ``module.`` before them: segmenters,
-    and ResNet-101 in the Caffe layout, such as ``deeplabv1_resnet101-coco.pth`` (which has seen
-    COCO's masks: extra supervision, D12). Their classifier ``fc`` is not used, and the ASPP stays
-    random where the file has none. Reads torchvision's ResNet-101 too, but only into a network
-    built for it: the same names hide another network (spec 6.2, trap 15).
-
-    Raises:
-        WeightsError: another network, layout or number of classes; nothing is changed.
-    """
-    path = Path(path)
-    tensors = read_checkpoint(path).tensors
-    layout, own = layout_of(path), Layout(network.stride_on, network.input)
-    if layout not in (None, own):
-        raise WeightsError(
-            f"{path} holds a ResNet-101 in the {'Caffe' if layout == CAFFE else 'torchvision'}"
-            f" layout, for a network with {_said(layout)}; this one has {_said(own)}",
-            "weights in the layout of the network",
-            "--set segment.stride_on=auto --set segment.input=auto, or"
-            f" DeepLabV2ResNet101(num_classes, {_said(layout)})",
-        )
-    if architecture(tensors) == "a torchvision resnet101":
-        return load_backbone(_by_torchvision_names(network.base), path)
-    report = load_backbone(network.base, path)
-    return replace(
-        report, kind="DeepLab-v2" if _is_trained(tensors) else "ResNet-101 in the Caffe layout"
-    )
-
-
-def layout_of(path: Path) -> Layout | None:
-    """The layout of a weight file; None for a released segmenter or another network, which do not
-    tell.
-
-    Raises:
-        WeightsError: no such file, or damaged.
-    """
-    checkpoint = read_checkpoint(path)
-    for noted in (checkpoint.identity, noted_beside(path)):
-        if noted.get("input") in INPUTS:
-            return Layout(noted["stride_on"], noted["input"])
-    kind = architecture(checkpoint.tensors)
-    if kind == "a torchvision resnet101":
-        return TORCHVISION
-    return CAFFE if kind == OURS and not _is_trained(checkpoint.tensors) else None
-
-
 def take_torchvision(network: DeepLabV2ResNet101, backbone: nn.Module) -> None:
     """Copy a ResNet-101 with torchvision's names, and without a head, into the network."""
-    _by_torchvision_names(network.base).load_state_dict(backbone.state_dict())
+    by_torchvision_names(network.base).load_state_dict(backbone.state_dict())
 
 
-def _is_trained(tensors: Mapping[str, Tensor]) -> bool:
-    return any(name.endswith("aspp.c0.weight") for name in tensors)
-
-
-def _said(layout: Layout | None) -> str:
-    return "" if layout is None else f'stride_on="{layout.stride_on}", input="{layout.input}"'
-
-
-def _by_torchvision_names(base: DeepLabV2) -> nn.Module:
+def by_torchvision_names(base: DeepLabV2) -> nn.Module:
     """The same layers under torchvision's names, without the ASPP; what is loaded into it is in
     ``base``.
     """
@@ -325,12 +264,12 @@ def _by_torchvision_names(base: DeepLabV2) -> nn.Module:
     for i, name in enumerate(LAYERS, 1):
         blocks = nn.Sequential()
         for block in base.get_submodule(name).children():
-            blocks.append(_block_by_torchvision_names(cast(CaffeBottleneck, block)))
+            blocks.append(_blockby_torchvision_names(cast(CaffeBottleneck, block)))
         view.add_module(f"layer{i}", blocks)
     return view
 
 
-def _block_by_torchvision_names(block: CaffeBottleneck) -> nn.Module:
+def _blockby_torchvision_names(block: CaffeBottleneck) -> nn.Module:
     view = nn.Module()
     for i, part in enumerate((block.reduce, block.conv3x3, block.increase), 1):
         view.add_module(f"conv{i}", part.conv)

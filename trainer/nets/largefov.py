@@ -7,7 +7,6 @@ K classes with the background, H W image.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch.nn.functional as F
@@ -17,8 +16,6 @@ from trainer.errors import ConfigError, nearest
 from trainer.nets.backbone import batch_norms, fix, fix_batch_norms
 from trainer.nets.folding import fold_batch_norms
 from trainer.nets.resnet38 import ResNet38, thinner
-from trainer.weights.checkpoints import read_checkpoint
-from trainer.weights.loading import LoadReport, load_backbone
 
 BatchNormMode = Literal["batch", "frozen"]
 
@@ -120,21 +117,3 @@ class LargeFOVResNet38(nn.Module):
             {"name": n, "params": ps, "lr": lr * factor, "weight_decay": wd}
             for n, ps, factor, wd in parts
         ]
-
-
-def load_largefov(network: LargeFOVResNet38, path: Path | str) -> LoadReport:
-    """Copy weights into ``network``: a trained LargeFOV, or a ResNet-38 to start from. Print the
-    report.
-
-    Reads released names with or without ``module.`` and the like before them, and for the backbone
-    alone all that ``load_backbone`` reads: the ImageNet ``.params`` of the papers and classifiers
-    of this family.
-
-    Raises:
-        WeightsError: another network or number of classes; nothing is changed.
-    """
-    path = Path(path)
-    trained = any(
-        ("." + name).endswith(".conv_fov.weight") for name in read_checkpoint(path).tensors
-    )
-    return load_backbone(network if trained else network.backbone, path)

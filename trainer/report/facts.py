@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.data.dataset import Dataset
-from trainer.data.opening import reopen_data
+from trainer.data.formats.opening import reopen_data
 from trainer.errors import DataError, RunError
 
 #: Evaluated stages in the order of the path: key of evaluation.json, name on the page.

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from trainer.data.transforms import Rng, segment_sample, shift_hsv
 from trainer.nets import build_backbone
+from trainer.nets.aspp import AsppSegmenter
 from trainer.nets.backbone import Backbone
-from trainer.nets.deeplab import AsppSegmenter
 from trainer.segmenters.base import Pixels, Segmenter, mean_probabilities
 from trainer.segmenters.losses import label_loss, resize_labels
 from trainer.weights.checkpoints import read_checkpoint

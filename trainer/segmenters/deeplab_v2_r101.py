@@ -20,18 +20,11 @@ from torch import Tensor, nn
 from trainer.data.dataset import IGNORE
 from trainer.data.transforms import PixelScale, Rng, normalise, to_tensor
 from trainer.nets.backbone import Backbone
-from trainer.nets.deeplab_v2 import (
-    CAFFE,
-    INPUTS,
-    TORCHVISION,
-    DeepLabV2ResNet101,
-    layout_of,
-    load_deeplab_v2,
-    take_torchvision,
-)
+from trainer.nets.deeplab_v2 import CAFFE, INPUTS, TORCHVISION, DeepLabV2ResNet101, take_torchvision
 from trainer.segmenters.base import Pixels, Segmenter, mean_probabilities
 from trainer.segmenters.config import SegmentConfig
 from trainer.segmenters.losses import multi_scale_loss
+from trainer.weights.deeplab_v2 import layout_of, load_deeplab_v2
 from trainer.weights.loading import LoadReport
 
 if TYPE_CHECKING:

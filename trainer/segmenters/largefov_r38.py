@@ -22,10 +22,11 @@ from trainer.data.dataset import IGNORE
 from trainer.data.sizes import PIXELS
 from trainer.data.transforms import Rng, normalise, random_crops, to_tensor
 from trainer.nets.backbone import Backbone
-from trainer.nets.largefov import LargeFOVResNet38, load_largefov
+from trainer.nets.largefov import LargeFOVResNet38
 from trainer.segmenters.base import Pixels, Segmenter
 from trainer.segmenters.losses import label_loss
 from trainer.training.inference import Views, in_parts
+from trainer.weights.largefov import load_largefov
 from trainer.weights.loading import LoadReport
 
 if TYPE_CHECKING:

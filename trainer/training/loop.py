@@ -28,7 +28,7 @@ from trainer.run import Metrics
 from trainer.training.checkpoints import Checkpoints
 from trainer.training.devices import make_fabric
 from trainer.training.optimiser import Training, make_optimizer, set_rate
-from trainer.weights.loading import not_finite
+from trainer.weights.numbers import not_finite
 
 LossFunction = Callable[..., dict[str, torch.Tensor]]
 LOG_EVERY = 10

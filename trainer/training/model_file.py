@@ -13,7 +13,7 @@ from trainer.errors import WeightsError
 from trainer.files import write_atomic
 from trainer.training.checkpoints import Checkpoints
 from trainer.training.devices import rank
-from trainer.weights.loading import check_finite
+from trainer.weights.numbers import check_finite
 
 
 def save_model(folder: Path, module: nn.Module, identity: dict[str, Any]) -> None:

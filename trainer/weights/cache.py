@@ -183,8 +183,10 @@ def _read_into(
     """What was loaded, the tensors by the network's own names with unused heads beside them, and
     the layout where it matters.
     """
-    from trainer.nets.deeplab_v2 import CAFFE, DeepLabV2ResNet101, layout_of, load_deeplab_v2
-    from trainer.nets.largefov import LargeFOVResNet38, load_largefov
+    from trainer.nets.deeplab_v2 import CAFFE, DeepLabV2ResNet101
+    from trainer.nets.largefov import LargeFOVResNet38
+    from trainer.weights.deeplab_v2 import layout_of, load_deeplab_v2
+    from trainer.weights.largefov import load_largefov
 
     layout: dict[str, str] = {}
     heads = [

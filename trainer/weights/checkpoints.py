@@ -17,12 +17,13 @@ from torch import Tensor
 
 from trainer.errors import WeightsError
 from trainer.weights.foreign_files import EXPECTED, not_weights
-from trainer.weights.loading import SEGMENTER_HEADS, check_finite
 from trainer.weights.mxnet import is_mxnet, read_params, resnet38_name
+from trainer.weights.numbers import check_finite
 from trainer.weights.safetensors import is_safetensors, read_safetensors
 from trainer.weights.supervision import UNKNOWN, chained
 from trainer.weights.wrappers import state_dict
 
+SEGMENTER_HEADS = ("aspp.c0.weight", "cls_conv.weight")
 WSSS_HEADS = (
     "fc8.weight",
     "fc8_20.weight",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 HEAD = "aspp."
 """Of a network that is a segmenter as a whole: a file of its backbone has none."""
 COUNTER = "num_batches_tracked"
-SEGMENTER_HEADS = ("aspp.c0.weight", "cls_conv.weight")
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ def _check_fit(
     """Refuse a file of another network: small ones can be contained in large ones, so names alone
     do not tell.
     """
-    from trainer.weights.checkpoints import architecture
+    from trainer.weights.checkpoints import SEGMENTER_HEADS, architecture
 
     seen, own = architecture(checkpoint.tensors), architecture(wanted)
     reshaped = [name for name in loaded if loaded[name].shape != wanted[name].shape]
@@ -151,30 +149,6 @@ def _check_fit(
         f" {tuple(wanted[first].shape)}",
         "choose the backbone that the file is for, or see wsss-trainer weights list",
     )
-
-
-def not_finite(tensors: Mapping[str, Tensor]) -> str:
-    """Name of the first tensor that holds NaN or inf; empty where all are finite."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            return name
-    return ""
-
-
-def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse weights that cannot give a result.
-
-    Raises:
-        WeightsError: NaN or inf, with the name of the tensor.
-    """
-    if name := not_finite(tensors):
-        count = int((~tensors[name].isfinite()).sum())
-        raise WeightsError(
-            f"{path}: the tensor {name} holds NaN or inf ({count} of {tensors[name].numel()}"
-            " values)",
-            "finite weights",
-            "an earlier checkpoint of that training, or another file",
-        )
 
 
 def _some(names: tuple[str, ...], limit: int = 4) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,10 +16,34 @@ from trainer.errors import WeightsError
 from trainer.weights.checkpoints import architecture, read_checkpoint
 from trainer.weights.loading import LoadReport, load_backbone
 
-if TYPE_CHECKING:
-    from trainer.methods.base import Method
-    from trainer.refine.affinitynet import AffinityNet
-    from trainer.refine.irnet import IrNet
+
+class Headed(Protocol):
+    """A backbone with heads: a classifier, an AffinityNet or an IRNet.
+
+    Attributes:
+        released: head -> the names that it has in released files.
+        unused: tensors of released files that this network does without.
+    """
+
+    released: Mapping[str, tuple[str, ...]]
+    unused: tuple[str, ...]
+
+    @property
+    def backbone(self) -> Any:
+        """The network below the heads."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of ``nn.Module``."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
+        """As of ``nn.Module``."""
+
+
+class Classifier(Headed, Protocol):
+    """A method: its maps and scores are of ``num_classes`` classes."""
+
+    num_classes: int
+
 
 # Told apart by what only they have, the most special first. Each is a (method, tensor whose name
 # ends so).
@@ -39,7 +63,7 @@ TELLTALES = (
 )
 
 
-def load_classifier(method: Method, path: Path, classes: Sequence[str] = ()) -> LoadReport:
+def load_classifier(method: Classifier, path: Path, classes: Sequence[str] = ()) -> LoadReport:
     """Copy a whole trained classifier, backbone and heads, into ``method``.
 
     Reads ``model.pt`` of a run, and the released files of PSA, IRN, MVA, SC-CAM, SEAM, CPN and VWE,
@@ -64,7 +88,7 @@ def load_classifier(method: Method, path: Path, classes: Sequence[str] = ()) -> 
     )
 
 
-def load_refiner(net: AffinityNet | IrNet, path: Path, classes: Sequence[str] = ()) -> LoadReport:
+def load_refiner(net: Headed, path: Path, classes: Sequence[str] = ()) -> LoadReport:
     """Copy a whole trained AffinityNet or IRNet, backbone and heads, into ``net``.
 
     Reads ``model.pt`` of a run, and the released files of PSA, SEAM (``res38_aff.pth``) and IRN
@@ -88,7 +112,7 @@ def load_refiner(net: AffinityNet | IrNet, path: Path, classes: Sequence[str] = 
 
 
 def _load_whole(
-    net: Method | AffinityNet | IrNet, path: Path, classes: Sequence[str], kind: str, hint: str
+    net: Headed, path: Path, classes: Sequence[str], kind: str, hint: str
 ) -> LoadReport:
     checkpoint = read_checkpoint(path)
     if classes and checkpoint.classes and list(classes) != checkpoint.classes:
@@ -120,7 +144,7 @@ def _load_whole(
     return with_heads(report, heads, sources)
 
 
-def load_start(method: Method, path: Path) -> LoadReport:
+def load_start(method: Classifier, path: Path) -> LoadReport:
     """Copy what a file has for ``method``: the backbone, and the heads where they are of this
     method and class count.
 
@@ -136,9 +160,7 @@ def load_start(method: Method, path: Path) -> LoadReport:
     return report
 
 
-def find_heads(
-    net: Method | AffinityNet | IrNet, tensors: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], list[str]]:
+def find_heads(net: Headed, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors of a file by the names of the network's heads, and the names that they have in the
     repository's code.
     """
@@ -156,7 +178,7 @@ def find_heads(
     return found, sources
 
 
-def head_shapes(net: Method | AffinityNet | IrNet) -> dict[str, torch.Size]:
+def head_shapes(net: Headed) -> dict[str, torch.Size]:
     """Everything of a network but its backbone."""
     state = net.state_dict()
     return {

@@ -13,10 +13,10 @@ from trainer.data.dataset import some
 from trainer.data.formats.coco_classes import COCO_CLASSES
 from trainer.data.formats.layouts import check_tag_classes, tag_table
 from trainer.data.formats.mva import class_columns
+from trainer.data.formats.opening import open_dataset
 from trainer.data.formats.tables import flags, read_table
 from trainer.data.formats.voc import VOC_CLASSES
 from trainer.data.knobs import DataConfig
-from trainer.data.opening import open_dataset
 from trainer.data.pickles import read_pickled_dict
 from trainer.data.pixels import IMAGE_SUFFIXES
 from trainer.errors import DataError

@@ -20,11 +20,11 @@ from trainer.data.dataset import IGNORE, Record, read_mask_file
 from trainer.data.formats.coco_layout import CocoLayout
 from trainer.data.formats.layouts import CsvLayout, FoldersLayout, Layout, VocLayout
 from trainer.data.formats.list_layouts import MvaLayout, PsaLayout
+from trainer.data.formats.opening import open_dataset
+from trainer.data.formats.released_labels import convert_labels
 from trainer.data.knobs import DataConfig
-from trainer.data.opening import open_dataset
 from trainer.data.palette import write_index_png
 from trainer.data.pixels import image_size
-from trainer.data.released_labels import convert_labels
 from trainer.errors import ConfigError, DataError, nearest
 from trainer.files import How, check_space, place_image, write_atomic
 from trainer.interrupt import terminated

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from trainer.checks.inspection import KINDS, SHOWS, Problem, inspect_mask
 from trainer.data.dataset import Dataset, Record, some
-from trainer.data.inspection import KINDS, SHOWS, Problem, inspect_mask
 from trainer.data.pixels import image_size
 from trainer.errors import DataError
 

@@ -11,12 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.data.conventions import compare
+from trainer.checks.conventions import compare
+from trainer.checks.inspection import Finding, Problem, inspect
+from trainer.checks.preflight import about_ignored, about_negatives, problems_of
 from trainer.data.dataset import Dataset, Record, some
-from trainer.data.inspection import Finding, Problem, inspect
+from trainer.data.formats.opening import open_dataset
 from trainer.data.knobs import DataConfig
-from trainer.data.opening import open_dataset
-from trainer.data.preflight import about_ignored, about_negatives, problems_of
 from trainer.data.sizes import PIXELS
 from trainer.errors import DataError, nearest
 from trainer.pool import cores, over_images
