@@ -56,7 +56,7 @@ class Broken:
 @pytest.fixture
 def breakable(repository, run_server, monkeypatch):
     """A running server of one worker and two places, and the engine in it."""
-    from serving.repository import models as module
+    from serving.repository import served as module
 
     engines = []
 

@@ -65,7 +65,7 @@ class Slow:
 @pytest.fixture
 def slow(repository, run_server, monkeypatch):
     """A server with a slow engine of one worker, and the engine."""
-    from serving.repository import models
+    from serving.repository import served
 
     engines = []
 
@@ -73,8 +73,8 @@ def slow(repository, run_server, monkeypatch):
         engines.append(Slow(original(*settings)))
         return engines[-1]
 
-    original = models.open_warm_engine
-    monkeypatch.setattr(models, "open_warm_engine", build)
+    original = served.open_warm_engine
+    monkeypatch.setattr(served, "open_warm_engine", build)
     with run_server(
         configured(repository, schedule__workers=1, limits__stream_in_flight=4)
     ) as server:

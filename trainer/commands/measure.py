@@ -260,7 +260,7 @@ def compare(
     The interval is the paired bootstrap's over images: both runs on the same drawn lists, the mean
     IoU of each list anew.
 
-    
+    \b
     Examples:
       wsss-trainer compare runs/cam runs/seam --page cam-seam.html
       wsss-trainer compare runs/cam runs/seam kept/ --json
