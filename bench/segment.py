@@ -45,6 +45,7 @@ from trainer.segmenters import make_segmenter
 from trainer.segmenters import prediction as segment
 from trainer.segmenters.base import Segmenter
 from trainer.segmenters.config import PRESETS, SegmentConfig
+from trainer.segmenters.training import make_sample
 from trainer.training.inference import inference
 from trainer.training.loop import _Trainer
 from trainer.training.memory import keep_freed_memory
@@ -260,7 +261,7 @@ def batch(
     made = []
     for i in range(segmenter.config.batch):
         record = records[(number * segmenter.config.batch + i) % len(records)]
-        sample = segment.make_sample(record, sample_rng(0, number, i), segmenter, truth)
+        sample = make_sample(record, sample_rng(0, number, i), segmenter, truth)
         made.append((record.id, *sample))
     _, images, labels = collate(made)  # type: ignore[misc]
     return images, labels

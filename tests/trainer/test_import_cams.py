@@ -25,7 +25,7 @@ from trainer.maps.foreign import read_foreign
 from trainer.options import Options
 from trainer.plan import Plan, make_plan
 from trainer.run import Output
-from trainer.segmenters import prediction as segment
+from trainer.segmenters.training import read_pseudo_mask
 from trainer.stages.import_cams import import_cams
 
 pytestmark = pytest.mark.usefixtures("one_process")
@@ -349,7 +349,7 @@ def test_bad_images_are_left_out_to_the_end_and_the_protocol_says_so(
     for name in ("scene_00002", "scene_00003"):
         cam_path(theirs, name).unlink()
     trained: list[str] = []
-    real = segment.read_pseudo_mask
+    real = read_pseudo_mask
 
     def read(record, folder):
         trained.append(record.id)

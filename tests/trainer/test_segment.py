@@ -18,11 +18,11 @@ from trainer.errors import ConfigError, DataError, WeightsError
 from trainer.nets.aspp import AsppSegmenter
 from trainer.refine.crf import DenseCrf, unary_from_softmax
 from trainer.run import Metrics, Output
-from trainer.segmenters import make_segmenter
+from trainer.segmenters import make_segmenter, training
 from trainer.segmenters import prediction as segment
 from trainer.segmenters.aspp import Aspp
-from trainer.segmenters.config import PRESETS
-from trainer.segmenters.prediction import SegmentConfig, crf_picture, predict
+from trainer.segmenters.config import PRESETS, SegmentConfig
+from trainer.segmenters.prediction import crf_picture, predict
 from trainer.training.inference import Views
 
 QUICK = SegmentConfig(
@@ -44,21 +44,21 @@ def test_a_mask_of_another_size_is_refused(tmp_path):
     data = pictures(tmp_path, count=1)
     record = data.subset("all")[0]
     write_index_png(tmp_path / "masks" / "p0.png", np.zeros((5, 9), np.uint8))
-    read = partial(segment.read_pseudo_mask, folder=tmp_path / "masks")
+    read = partial(training.read_pseudo_mask, folder=tmp_path / "masks")
     with pytest.raises(DataError, match="mask of 'p0' is 9x5, its image 36x44"):
-        segment.make_sample(record, RNG, aspp(QUICK), read)
+        training.make_sample(record, RNG, aspp(QUICK), read)
 
 
 def test_masks_are_looked_at_before_the_training(tmp_path):
     data = pictures(tmp_path, count=4)
     for record in data.subset("all"):
         write_index_png(tmp_path / "masks" / f"{record.id}.png", data.read_mask(record))
-    segment.check_masks(data.subset("all"), tmp_path / "masks")
+    training.check_masks(data.subset("all"), tmp_path / "masks")
     (tmp_path / "masks" / "p1.png").unlink()
     (tmp_path / "masks" / "p2.png").write_bytes(b"PNG")
     write_index_png(tmp_path / "masks" / "p3.png", np.zeros((5, 9), np.uint8))
     with pytest.raises(DataError, match="3 of 4 masks cannot be trained on") as caught:
-        segment.check_masks(data.subset("all"), tmp_path / "masks")
+        training.check_masks(data.subset("all"), tmp_path / "masks")
     for part in ("p1.png is missing", "p2.png", "the mask of 'p3' is 9x5, its image 36x44"):
         assert part in caught.value.found
     assert "new --run" in caught.value.hint
@@ -66,14 +66,14 @@ def test_masks_are_looked_at_before_the_training(tmp_path):
 
 def test_a_mask_that_is_damaged_or_of_other_classes_is_refused(tmp_path):
     record = pictures(tmp_path, count=1).subset("all")[0]
-    read = partial(segment.read_pseudo_mask, folder=tmp_path / "masks")
+    read = partial(training.read_pseudo_mask, folder=tmp_path / "masks")
     write_index_png(tmp_path / "masks" / "p0.png", np.full((44, 36), 4, np.uint8))
     with pytest.raises(DataError, match="mask of 'p0' has the label 4") as caught:
-        segment.make_sample(record, RNG, aspp(QUICK), read)
+        training.make_sample(record, RNG, aspp(QUICK), read)
     assert "0 to 3" in caught.value.expected
     (tmp_path / "masks" / "p0.png").write_bytes(b"PNG")
     with pytest.raises(DataError, match=r"p0\.png"):
-        segment.make_sample(record, RNG, aspp(QUICK), read)
+        training.make_sample(record, RNG, aspp(QUICK), read)
 
 
 def naive(net: AsppSegmenter, pixels: np.ndarray, config: SegmentConfig) -> np.ndarray:
@@ -187,7 +187,7 @@ def trained(request, tmp_path_factory):
     network = segmenter.build()
     start = {k: v.clone() for k, v in network.state_dict().items()}
     metrics = Metrics(root / "metrics.csv", "segment")
-    segment.train_segmenter(
+    training.train_segmenter(
         segmenter, network, data.subset("all"), data.read_mask, stage, metrics, 0, identity, "cpu"
     )
     return root, stage, identity, start, network, segmenter

@@ -18,7 +18,7 @@ from trainer.data.dataset import Record
 from trainer.data.pixels import read_image
 from trainer.nets.aspp import AsppSegmenter
 from trainer.run import Metrics, Output
-from trainer.segmenters import prediction as segment
+from trainer.segmenters import training
 from trainer.segmenters.aspp import Aspp
 from trainer.segmenters.config import SegmentConfig
 from trainer.segmenters.noise import heard
@@ -119,7 +119,7 @@ def test_the_teacher_is_heard_late(progress, asked):
 def test_a_sample_says_what_its_tags_allow(tmp_path):
     data = pictures(tmp_path, count=2)
     made = Aspp(replace(CONFIG, crop=32), "resnet18", 3)
-    *_, possible = segment.make_sample(
+    *_, possible = training.make_sample(
         data.subset("all")[1], np.random.default_rng(0), made, data.read_mask
     )
     assert possible.tolist() == [True, False, True, False]
@@ -149,7 +149,7 @@ def trained(tmp_path, data, read, name: str, epochs: int = 25, **knobs: Any) -> 
     stage.folder.mkdir()
     made = Aspp(config, "tiny", 3)
     metrics = Metrics(tmp_path / f"{name}.csv", "segment")
-    segment.train_segmenter(made, network, data.subset("all"), read, stage, metrics, 0, {}, "cpu")
+    training.train_segmenter(made, network, data.subset("all"), read, stage, metrics, 0, {}, "cpu")
     return network.eval()
 
 

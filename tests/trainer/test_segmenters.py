@@ -403,7 +403,7 @@ def test_epochs_are_asked_for_instead_of_updates():
         ("aspp", "segment.scale=0.5,1,1.5", "segment.scale=0.5,1,1.5"),
         ("deeplab-v2-r101", "segment.scale=0.5,-1", "segment.scale=0.5,-1"),
         ("aspp", "segment.scales=", "segment.scales="),
-        ("aspp", "segment.scales=1,0", "segment.scales=1,0"),
+        ("aspp", "segment.scales=1,0", "segment.scales=1.0,0.0"),
         ("largefov-r38", "segment.width=0", "segment.width=0"),
         ("aspp", "segment.hsv=-1", "hsv=-1"),
         ("aspp", "segment.teacher=replace", "segment.teacher=replace without averaged weights"),

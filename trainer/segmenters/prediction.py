@@ -1,6 +1,4 @@
-"""Train a segmenter on masks, load it, and predict; which segmenter is a knob
-(``trainer.segmenters``).
-"""
+"""Load a trained segmenter and predict masks with it."""
 
 from __future__ import annotations
 
@@ -24,21 +22,10 @@ from trainer.pool import Work, over_images
 from trainer.refine.crf import DenseCrf, Float, preset, unary_from_softmax
 from trainer.segmenters import make_segmenter
 from trainer.segmenters.base import Pixels, Segmenter
-from trainer.segmenters.config import NETWORK_KNOBS, SCRATCH, SegmentConfig
-from trainer.segmenters.training import make_sample, read_pseudo_mask, train_segmenter
+from trainer.segmenters.config import NETWORK_KNOBS, SegmentConfig
 from trainer.training.devices import shard
 from trainer.training.inference import Budget, finite, inference, iterate_views
 from trainer.training.model_file import knobs_of, read_model
-
-__all__ = [
-    "SCRATCH",
-    "SegmentConfig",
-    "load",
-    "make_sample",
-    "predict",
-    "read_pseudo_mask",
-    "train_segmenter",
-]
 
 Guess = tuple[Record, Float]
 BATCH = 4
@@ -52,7 +39,7 @@ def load(
 
     Args:
         path: the file.
-        expected: entries of its identity that must agree; see ``classify.read_weights`` for errors.
+        expected: entries of its identity that must agree; see ``read_model`` for errors.
         config: where knobs of the test come from.
     """
     identity, state = read_model(path, expected)
