@@ -181,11 +181,11 @@ def test_tiles_stop_at_the_deadline(repository, run_server, slowed):
     image = np.zeros((1200, 1200, 3), np.uint8)
     with (
         run_server(configured(repository, schedule__workers=1)) as server,
-        Client(server.address, timeout=0.6) as client,
+        Client(server.address, timeout=1.8) as client,
     ):
         with pytest.raises(DeadlineMissed):
             client.segment(image, "colours", oversize="tile")
-        time.sleep(0.5)
+        time.sleep(0.8)
         assert 1 < len(slowed) < 20
         (served,) = [served for served in server.models.served() if served.card.name == "colours"]
         assert served.batcher.statistics().admitted == 0
@@ -194,15 +194,15 @@ def test_tiles_stop_at_the_deadline(repository, run_server, slowed):
 
 @pytest.fixture
 def slowed(monkeypatch):
-    """Engines that take a tenth of a second for an image of more than a few pixels; a list with an
-    entry for each.
+    """Engines that take 0.3 s for an image of more than a few pixels; a list with an entry for
+    each.
     """
     runs, original = [], OnnxRuntimeEngine.run
 
     def run(self, inputs, stop=None):
         if inputs["image"].size > 100_000:
             runs.append(inputs["image"].shape)
-            time.sleep(0.1)
+            time.sleep(0.3)
         return original(self, inputs, stop)
 
     monkeypatch.setattr(OnnxRuntimeEngine, "run", run)
