@@ -26,7 +26,8 @@ train fit data --run run --until classify --backbone resnet18 --weights none --s
 train export run --name scenes --repository exported
 {PYTHON} -c 'import pathlib, tiny_models; tiny_models.export(pathlib.Path("exported"))'
 serve label data/JPEGImages masks --model colours --repository exported
-serve bench --model colours --repository exported --images data/JPEGImages --only R2 --seconds 0.1
+serve bench --model colours --repository exported --images data/JPEGImages \\
+    --only all-callers --seconds 0.1
 {PYTHON} -m serving.cli serve --repository exported --port 0 > address &
 while ! [ -s address ]; do sleep 0.1; done
 image=$(ls data/JPEGImages | head -1)
