@@ -1,6 +1,6 @@
 # docker build --target serving -t wsss-serving .
 # docker build --target trainer -t wsss-trainer .
-# Both run with --read-only --tmpfs /tmp; docs are in README.md, "Containers".
+# Both run with --read-only --tmpfs /tmp; docs/install.md, "Containers", has the docs.
 ARG PYTHON=3.11
 
 FROM python:${PYTHON}-slim AS base
