@@ -63,7 +63,20 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     assert inside(root, found.images) == ["c.jpg", "deep/b.jpg", "pics/a.jpg"]
     assert found.notes() == [
         "2 links that lead nowhere are left out: gone.jpg, self",
-        "1 links to folders that are read already are left out: deep/up",
+        "1 links to folders that are read already, or around the data are left out: deep/up",
+    ]
+
+
+def test_links_to_folders_around_the_data_are_not_followed(tmp_path: Path) -> None:
+    root = put(tmp_path / "disk/data", "cat/a.jpg")
+    put(tmp_path, "disk/other/b.jpg", "disk/data/cat/deep/c.jpg")
+    (root / "cat/disk").symlink_to(tmp_path / "disk")
+    (root / "cat/deep/top").symlink_to(tmp_path)
+    seen = walk(root)
+    assert inside(root, seen.images) == ["cat/a.jpg", "cat/deep/c.jpg"]
+    assert seen.notes() == [
+        "2 links to folders that are read already, or around the data are left out:"
+        " cat/deep/top, cat/disk"
     ]
 
 

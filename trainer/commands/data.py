@@ -85,9 +85,7 @@ def convert(
     ],
     to: Annotated[
         str | None,
-        typer.Option(
-            help="voc, coco, csv, folders, psa, mva; labels (the tags), masks (a folder of them)."
-        ),
+        typer.Option(help="voc, coco, csv, folders; labels (the tags), masks (a folder of them)."),
     ] = None,
     images: Annotated[Images, typer.Option(help="How images get there.")] = Images.copy,
     labels_from: LabelsFrom = None,

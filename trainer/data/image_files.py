@@ -18,6 +18,7 @@ from urllib.parse import unquote
 from trainer.data.dataset import some
 from trainer.data.names import composed, is_one_line
 from trainer.data.pixels import IMAGE_SUFFIXES
+from trainer.outputs import identity
 
 # Files of cameras and of the Web that are pictures too, of kinds that are not read.
 OTHER_KINDS = re.compile(
@@ -36,7 +37,7 @@ UNREAD = "files of kinds that are not read (save them as JPEG or PNG)"
 SYSTEM = "folders of the system or of a program"
 CLOSED = "folders that cannot be opened"
 BROKEN = "links that lead nowhere"
-REPEATED = "links to folders that are read already"
+REPEATED = "links to folders that are read already, or around the data"
 SPECIAL = "pipes, sockets or devices called like images"
 GLANCE = 1000
 """Folders to look into before it is known that a folder is a data set."""
@@ -83,11 +84,16 @@ class Walk:
 def walk(root: Path, skip: Iterable[Path] = (), limit: float = math.inf) -> Walk:
     """Look through ``root`` and every folder below it.
 
-    Hidden files and folders, and ``skip``, are passed over. Links are followed; a folder that is
-    reached twice is read once, so that links in a circle end. ``limit`` is the number of folders
-    after which it ends: for a glance at a folder that may hold a whole disk.
+    Hidden files and folders, and ``skip``, are passed over. Links are followed, but never to a
+    folder around ``root``; a folder that is reached twice is read once.
+
+    Args:
+        root: the folder.
+        skip: folders below it that are not looked into.
+        limit: how many folders to look into, for a glance at what may be a whole disk.
     """
     found, skipped = Walk(root), set(skip)
+    around = {identity(parent) for parent in root.resolve().parents}
     seen: set[tuple[int, int]] = set()
     folders, links = deque([root]), deque[Path]()
     while (folders or links) and len(seen) < limit:
@@ -96,15 +102,15 @@ def walk(root: Path, skip: Iterable[Path] = (), limit: float = math.inf) -> Walk
         if folder in skipped:
             continue
         try:
-            status = folder.stat()
+            place = identity(folder)
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError:
             found.left_out[CLOSED].append(folder)
             continue
-        if (status.st_dev, status.st_ino) in seen:
+        if place is None or place in seen or place in around:
             found.left_out[REPEATED].append(folder)
             continue
-        seen.add((status.st_dev, status.st_ino))
+        seen.add(place)
         for entry in entries:
             path = folder / entry.name
             if passed_over(entry.name) is not None:

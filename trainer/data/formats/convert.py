@@ -19,7 +19,6 @@ import numpy as np
 from trainer.data.dataset import IGNORE, Record, read_mask_file
 from trainer.data.formats.coco_layout import CocoLayout
 from trainer.data.formats.layouts import CsvLayout, FoldersLayout, Layout, VocLayout
-from trainer.data.formats.list_layouts import MvaLayout, PsaLayout
 from trainer.data.formats.opening import open_dataset
 from trainer.data.formats.released_labels import convert_labels
 from trainer.data.knobs import DataConfig
@@ -36,8 +35,6 @@ LAYOUTS: dict[str, type[Layout]] = {
     "coco": CocoLayout,
     "csv": CsvLayout,
     "folders": FoldersLayout,
-    "psa": PsaLayout,
-    "mva": MvaLayout,
 }
 FORMATS = (*LAYOUTS, "labels", "masks")
 MARKER = "convert.json"
