@@ -229,14 +229,14 @@ def fit(
     for loaded in dict.fromkeys((context.classifier, context.initial, context.start.report)):
         if loaded:
             say(str(loaded))
-    for line in context.preflight.lines():
+    for line in plan.preflight.lines():
         say(line)
     run_plan(plan, say)
     from trainer.evaluation.measure import current_evaluation
 
     evaluation = current_evaluation(run) if until in ("evaluate", "report") else {}
     if json_:
-        print(json.dumps({"data": context.preflight.report(), **evaluation}, indent=1))
+        print(json.dumps({"data": plan.preflight.report(), **evaluation}, indent=1))
     elif evaluation:
         measure_commands.show(evaluation, False)
 

@@ -1,4 +1,4 @@
-"""What a stage of a run is, and what every stage may use."""
+"""What a stage of a run is, and the facts that every stage may use."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from trainer import config as knobs
-from trainer.checks.preflight import Preflight, preflight
 from trainer.data.dataset import Dataset, Record
 from trainer.methods.recipes import backbone_knobs
-from trainer.options import STAGES, Configs, Options
+from trainer.options import Configs
 from trainer.run import Output, Run
 from trainer.segmenters.start import Start
 from trainer.weights.loading import LoadReport
 from trainer.weights.supervision import NONE
 
 RANDOM = Start("random")
+Need = Literal["nothing", "weights", "classifier", "checkpoint"]
 OPERATION = {"workers", "checkpoint_minutes", "tensorboard", "validate"}
 """Knobs that change no result, and so no key."""
 
@@ -30,10 +30,14 @@ class Context:
     Attributes:
         run: the run's folder.
         dataset: all records and the class table.
-        options: as typed.
         configs: the knobs of each section.
+        method: name of the method.
+        backbone: name of the backbone.
+        seed: of everything random.
+        device: ``auto``, ``cpu`` or ``cuda``.
         train_list: name of the list that trains.
         val_list: name of the list that validates, or None.
+        cams_folder: ``--cams``: a folder of maps to take instead of making them, or None.
         initial: the weights of the backbone that training starts from; None for random ones.
         classifier: what was loaded of ``--classifier``, or None.
         start: what the segmenter starts from.
@@ -41,10 +45,14 @@ class Context:
 
     run: Run
     dataset: Dataset
-    options: Options
     configs: Configs
+    method: str
+    backbone: str
+    seed: int
+    device: str
     train_list: str
     val_list: str | None
+    cams_folder: Path | None = None
     initial: LoadReport | None = None
     classifier: LoadReport | None = None
     start: Start = RANDOM
@@ -95,19 +103,10 @@ class Context:
         """The training images with tags and maps, which refinement learns from."""
         return [record for record in self.tagged if record.id not in self.run.left_out]
 
-    @cached_property
-    def preflight(self) -> Preflight:
-        """What this run trains and measures on, and what is wrong with it."""
-        options = self.options
-        full = options.supervision != "weak" and options.until in STAGES[3:]
-        used = full or options.until in STAGES[4:]
-        return preflight(self.dataset, self.train_list, self.measured_lists, full, used)
-
     @property
     def maps_from(self) -> str:
-        """What makes the maps: the method, or the folder they come from."""
-        cams = self.options.cams
-        return f"maps of {cams.resolve()}" if cams else self.options.method
+        """What makes the maps: the method, or the folder of ``--cams``."""
+        return f"maps of {self.cams_folder.resolve()}" if self.cams_folder else self.method
 
     @property
     def supervision(self) -> str:
@@ -123,7 +122,7 @@ class Context:
     @property
     def backbone_knobs(self) -> dict[str, Any]:
         """Constructor arguments of the classifier's backbone."""
-        return backbone_knobs(self.options.backbone, self.configs.classify)
+        return backbone_knobs(self.backbone, self.configs.classify)
 
     def identity(self, method_config: Any = None) -> dict[str, Any]:
         """What ``model.pt`` says of itself."""
@@ -139,7 +138,7 @@ class Context:
         """The entries of an identity that every trained file of this run has."""
         return {
             "method": self.maps_from,
-            "backbone": self.options.backbone,
+            "backbone": self.backbone,
             "classes": list(self.dataset.classes),
         }
 
@@ -166,6 +165,8 @@ class Stage:
         knobs: context -> what its outputs depend on besides its inputs, as JSON values.
         work: does it; its folder may hold files of an interrupted run.
         folder: where its files lie below the run; its name where empty.
+        needs: what its network starts from: ``weights`` of the backbone, the run's ``classifier``,
+            or a trained network, the ``checkpoint`` of a walk.
     """
 
     name: str
@@ -173,6 +174,7 @@ class Stage:
     knobs: Callable[[Context], Any]
     work: Callable[[Context, Output], None]
     folder: str = ""
+    needs: Need = "nothing"
 
 
 def results_of(config: Any) -> dict[str, Any]:

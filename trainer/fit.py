@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer.checks.preflight import data_entry
 from trainer.config import as_dict
-from trainer.context import Context, Stage
+from trainer.context import Stage
 from trainer.data.dataset import check_images
 from trainer.evaluation.measure import current_evaluation
 from trainer.interrupt import terminated
@@ -29,18 +29,18 @@ def fit(plan: Plan, say: Callable[[str], None]) -> None:
     """
     context, run = plan.context, plan.context.run
     with run.lock(), terminated():
-        launch(context.options.device)
+        launch(context.device)
         check_images(context.images)
-        context.preflight.raise_errors()
-        run.describe(**description(context))
+        plan.preflight.raise_errors()
+        run.describe(**description(plan))
         for stage in plan.stages:
             say(f"{stage.name}: {run.standing(stage.name, plan.keys[stage.name])}")
         for stage in plan.stages:
             if not run.done(stage.name, plan.keys[stage.name]):
                 work(plan, stage)
-    if rank() == 0 and context.options.until in ("evaluate", "report"):
+    if rank() == 0 and plan.until in ("evaluate", "report"):
         current_evaluation(run.path)
-        if context.options.until == "report":
+        if plan.until == "report":
             say(f"report: {write_report(run.path)}")
 
 
@@ -52,20 +52,20 @@ def work(plan: Plan, stage: Stage) -> None:
     wait_for_all()
 
 
-def description(context: Context) -> dict[str, Any]:
+def description(plan: Plan) -> dict[str, Any]:
     """What ``manifest.json`` says of a run besides its stages."""
-    options, initial = context.options, context.initial
+    context, initial = plan.context, plan.context.initial
     return {
-        "seed": options.seed,
+        "seed": context.seed,
         "method": context.maps_from,
-        "backbone": options.backbone,
+        "backbone": context.backbone,
         "supervision": context.supervision,
         "segmenter": context.configs.segment.network,
         "segmenter_supervision": context.start.supervision(context.supervision),
         "weights": {"path": str(initial.path), "sha256": initial.sha256} if initial else None,
         "train_list": context.train_list,
         "val_list": context.val_list,
-        "data": data_entry(context.dataset, context.preflight),
+        "data": data_entry(context.dataset, plan.preflight),
         "config": {
             field.name: as_dict(getattr(context.configs, field.name))
             for field in dataclasses.fields(context.configs)

@@ -24,6 +24,8 @@ from trainer.segmenters.config import PRESETS, SCRATCH, SegmentConfig
 from trainer.training.devices import check_device
 
 STAGES = ("classify", "cams", "refine", "segment", "evaluate", "report")
+"""Where ``--until`` can stop."""
+
 SECTIONS = (
     "data",
     "method",
@@ -37,9 +39,10 @@ SECTIONS = (
 )
 
 PUBLISHED_THRESHOLD = {"threshold_from": "fixed", "threshold": 0.25}
-"""Of maps after IRNet's walk, as released (spec refine-segment 4.5); calibrated maps of small
-networks have it too.
-"""
+"""Of maps after IRNet's walk, as released; calibrated maps of small networks have it too."""
+
+Layer = dict[str, dict[str, Any]]
+"""Changes of knobs: section -> knob -> value."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,19 @@ class Options:
     device: str = "auto"
     settings: tuple[str, ...] = ()
 
+    def reaches(self, part: str) -> bool:
+        """Whether ``--until`` stops at ``part``, one of ``STAGES``, or later."""
+        return STAGES.index(self.until) >= STAGES.index(part)
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether networks start from weights of the backbone. A given classifier is trained and
+        needs none, unless some are named.
+        """
+        if self.weights is None:
+            return self.classifier is None
+        return self.weights != "none"
+
 
 @dataclass(frozen=True)
 class Configs:
@@ -86,20 +102,15 @@ class Configs:
 
     @property
     def checkpoint(self) -> str:
-        """File of the trained network that the walk is to use; empty where one is trained or there
-        is no walk.
-        """
-        given = {"affinity": self.affinity.checkpoint, "irn": self.irn.checkpoint}.get(
-            self.refine.refine, "none"
-        )
-        return "" if given == "none" else given
+        """File of the trained network that walks; empty where the run trains one or has no walk."""
+        files = {"affinity": self.affinity.checkpoint, "irn": self.irn.checkpoint}
+        file = files.get(self.refine.refine, "none")
+        return "" if file == "none" else file
 
 
 def make_configs(options: Options) -> Configs:
-    """Recipe, method's own training, presets of method, ``--refine`` and ``--segmenter``,
-    ``--epochs`` and ``--size``, ``--set``.
-
-    Each goes over the one before.
+    """The knobs of every stage, in layers, each over the ones before: recipe, ``--preset``,
+    ``--refine``, ``--epochs`` and ``--size``, ``--set``.
 
     Raises:
         ConfigError: unknown method, recipe, preset, segmenter, section or knob.
@@ -108,111 +119,71 @@ def make_configs(options: Options) -> Configs:
     if not 0 <= options.seed < 2**32:
         raise ConfigError(f"--seed {options.seed}", f"0 to {2**32 - 1}")
     _, method_config = method_classes(options.method)
-    changes = knobs.parse_settings(options.settings, SECTIONS)
+    typed = typed_layer(options)
     recipe = options.recipe or recipe_of(options.backbone, options.weights)
-    small = recipe not in ("psa", "irn")
-    module = method_module(options.method)
-    preset = method_preset(options.method, options.preset, recipe)
-    own: dict[str, Any] = getattr(module, "SMALL", {}) if small else {}
+    layers = [
+        recipe_layer(options.method, recipe),
+        method_preset(options.method, options.preset, recipe),
+    ]
+    classify = make_config(recipe, merged(layers)["classify"])
+    layers += [
+        refinement_layer(options.refine, typed["refine"].get("refine"), is_small(recipe)),
+        short_layer(options.epochs, options.size, classify),
+        typed,
+    ]
+    changes = merged(layers)
+    defaults = {
+        "data": DataConfig(),
+        "method": method_config(),
+        "classify": classify,
+        "cams": CamsConfig(),
+        "refine": RefineConfig(),
+        "affinity": AffinityConfig(),
+        "irn": IrnConfig(),
+        "segment": segment_default(options.segmenter, recipe),
+        "evaluate": EvaluateConfig(),
+    }
+    titles = {"method": f"method {options.method}"}
+    configs = Configs(
+        **{
+            section: knobs.replace(default, changes[section], titles.get(section, section))
+            for section, default in defaults.items()
+        }
+    )
+    check_segmenter_knobs(configs.segment.network, typed["segment"])
+    return configs
+
+
+def merged(layers: list[Layer]) -> Layer:
+    """One layer of all; later ones win."""
+    return {
+        section: {knob: v for layer in layers for knob, v in layer.get(section, {}).items()}
+        for section in SECTIONS
+    }
+
+
+def is_small(recipe: str) -> bool:
+    """Whether a recipe is ours, for small networks, and not one of a paper's."""
+    return recipe not in ("psa", "irn")
+
+
+def recipe_layer(method: str, recipe: str) -> Layer:
+    """What a recipe changes outside of the classifier, and what the method changes of a recipe."""
+    module = method_module(method)
     # A method's published training is for the networks that it was published with.
-    published = getattr(module, "TRAINING", {}).get(recipe, {})
-    base = make_config(recipe, {**published, **preset["classify"]})
-    short: dict[str, Any] = {} if options.epochs is None else {"epochs": options.epochs}
-    sizes: dict[str, Any] = {}
-    if options.size is not None:
-        if not (sides := knobs.ranges(ClassifyConfig)["crop"]).holds(options.size):
-            raise ConfigError(f"--size {options.size}", str(sides))
-        low, high = (round(side * options.size / base.crop) for side in base.resize)
-        short["crop"], sizes["resize"] = options.size, (low, high)
-    made = knobs.replace(base, {**short, **sizes, **changes["classify"]}, "classify")
-    refinement = named_refinement(options.refine or "crf")
-    ways: dict[str, dict[str, Any]] = (
-        {"affinity": affinitynet.SMALL, "irn": irnet.SMALL} if small else {}
-    )
-    for section, way in refinement.items():
-        ways[section] = {**ways.get(section, {}), **way}
-    refiner = changes["refine"].get("refine", ways["refine"]["refine"])
-    if refiner in ("affinity", "irn"):
-        ways["refine"] = {"crf_after_walk": small, **ways["refine"]}
-    if options.refine in PUBLISHED_LR and not small:
-        ways["affinity"] = {**ways["affinity"], "lr": PUBLISHED_LR[options.refine]}
-    if refiner == "irn":
-        ways["refine"] |= PUBLISHED_THRESHOLD
-    labels = {"labels_from": options.labels_from} if options.labels_from else {}
-    return Configs(
-        knobs.replace(DataConfig(), {**labels, **changes["data"]}, "data"),
-        knobs.replace(
-            method_config(),
-            {**own, **preset["method"], **changes["method"]},
-            f"method {options.method}",
-        ),
-        made,
-        knobs.replace(CamsConfig(), {**preset["cams"], **changes["cams"]}, "cams"),
-        knobs.replace(
-            RefineConfig(calibrate=small), {**ways["refine"], **changes["refine"]}, "refine"
-        ),
-        knobs.replace(
-            AffinityConfig(), {**ways.get("affinity", {}), **changes["affinity"]}, "affinity"
-        ),
-        knobs.replace(IrnConfig(), {**ways.get("irn", {}), **changes["irn"]}, "irn"),
-        segment_config(options.segmenter, recipe, short, changes["segment"]),
-        knobs.replace(EvaluateConfig(), changes["evaluate"], "evaluate"),
-    )
+    layer = {"classify": getattr(module, "TRAINING", {}).get(recipe, {})}
+    if is_small(recipe):
+        layer |= {
+            "method": getattr(module, "SMALL", {}),
+            "refine": {"calibrate": True},
+            "affinity": affinitynet.SMALL,
+            "irn": irnet.SMALL,
+        }
+    return layer
 
 
-def check_plans(options: Options, configs: Configs, tagged: int, images: int) -> None:
-    """Look at every training that is to come, before the first of them.
-
-    Args:
-        options: what is to be done.
-        configs: knobs.
-        tagged: training images with tags.
-        images: training images.
-
-    Raises:
-        ConfigError: a plan that cannot be, see ``Training.check_plan``.
-    """
-    if options.classifier is None and options.cams is None:
-        configs.classify.check_plan(tagged)
-    if options.until not in STAGES[:2] and not configs.checkpoint:
-        walks = {"affinity": configs.affinity, "irn": configs.irn}
-        if config := walks.get(configs.refine.refine):
-            config.check_plan(tagged)
-    if options.until in STAGES[3:]:
-        configs.segment.check_plan(images)
-
-
-def segment_config(
-    name: str, recipe: str, short: dict[str, Any], changes: dict[str, Any]
-) -> SegmentConfig:
-    """Knobs of the segmenter ``name``, with those of ``--epochs`` and ``--size``, and ``--set``.
-
-    Raises:
-        ConfigError: there is no such segmenter, or a knob that it does not have.
-    """
-    if name not in PRESETS:
-        raise ConfigError(
-            f"there is no segmenter {name!r}",
-            nearest(name, PRESETS),
-            "--segmenter with one of these names",
-        )
-    base = SCRATCH if name == "aspp" and recipe == "scratch" else PRESETS[name]
-    # A number of epochs is asked for instead of the published number of updates.
-    made = knobs.replace(
-        base, {**short, **({"updates": 0} if "epochs" in short else {}), **changes}, "segment"
-    )
-    for knob in changes:
-        if knob in segmenter_class(made.network).unused:
-            raise ConfigError(
-                f"the segmenter {made.network} has no knob {knob!r}",
-                "one of its own",
-                "docs/segmenters.md",
-            )
-    return made
-
-
-def method_preset(method: str, name: str | None, recipe: str = "") -> dict[str, dict[str, Any]]:
-    """What ``--preset`` changes, by section.
+def method_preset(method: str, name: str | None, recipe: str = "") -> Layer:
+    """What ``--preset`` changes.
 
     A change of ``<recipe>.<knob>`` is one of ``classify`` with this recipe only: published rates
     are for the networks that they were published with.
@@ -227,11 +198,89 @@ def method_preset(method: str, name: str | None, recipe: str = "") -> dict[str, 
             nearest(name, presets) if presets else "no --preset",
             f"wsss-trainer methods {method}",
         )
-    changes: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    layer: Layer = {section: {} for section in SECTIONS}
     for knob, value in (presets[name] if name else {}).items():
         section, _, key = knob.partition(".")
         if section == recipe:
             section = "classify"
         if section not in RECIPES:
-            changes[section][key] = value
-    return changes
+            layer[section][key] = value
+    return layer
+
+
+def refinement_layer(name: str | None, way: str | None, small: bool) -> Layer:
+    """What ``--refine`` changes.
+
+    Args:
+        name: of the refinement; None for the dense CRF.
+        way: ``--set refine.refine``, which goes over the name's own way.
+        small: see ``is_small``.
+    """
+    changes = named_refinement(name or "crf")
+    refine = dict(changes["refine"])
+    way = way or refine["refine"]
+    if way in ("affinity", "irn"):
+        refine.setdefault("crf_after_walk", small)
+    if way == "irn":
+        refine |= PUBLISHED_THRESHOLD
+    layer = {**changes, "refine": refine}
+    if name in PUBLISHED_LR and not small:
+        layer["affinity"] = {**layer["affinity"], "lr": PUBLISHED_LR[name]}
+    return layer
+
+
+def short_layer(epochs: int | None, size: int | None, classify: ClassifyConfig) -> Layer:
+    """What ``--epochs`` and ``--size`` change, of the classifier ``classify`` and of the segmenter.
+
+    Raises:
+        ConfigError: a size that no crop can have.
+    """
+    layer: Layer = {"classify": {}, "segment": {}}
+    if epochs is not None:
+        layer["classify"]["epochs"] = epochs
+        # Where a paper counts updates, epochs count instead of them.
+        layer["segment"] |= {"epochs": epochs, "updates": 0}
+    if size is not None:
+        if not (sides := knobs.ranges(ClassifyConfig)["crop"]).holds(size):
+            raise ConfigError(f"--size {size}", str(sides))
+        low, high = (round(side * size / classify.crop) for side in classify.resize)
+        layer["classify"] |= {"crop": size, "resize": (low, high)}
+        layer["segment"]["crop"] = size
+    return layer
+
+
+def typed_layer(options: Options) -> Layer:
+    """What ``--labels-from`` and ``--set`` change."""
+    layer: Layer = dict(knobs.parse_settings(options.settings, SECTIONS))
+    labels = {"labels_from": options.labels_from} if options.labels_from else {}
+    return {**layer, "data": {**labels, **layer["data"]}}
+
+
+def segment_default(name: str, recipe: str) -> SegmentConfig:
+    """The knobs of ``--segmenter``.
+
+    Raises:
+        ConfigError: there is no such segmenter.
+    """
+    if name not in PRESETS:
+        raise ConfigError(
+            f"there is no segmenter {name!r}",
+            nearest(name, PRESETS),
+            "--segmenter with one of these names",
+        )
+    return SCRATCH if name == "aspp" and recipe == "scratch" else PRESETS[name]
+
+
+def check_segmenter_knobs(network: str, changes: dict[str, Any]) -> None:
+    """Refuse knobs that the segmenter ``network`` does not have.
+
+    Raises:
+        ConfigError: one of ``changes`` is such a knob.
+    """
+    for knob in changes:
+        if knob in segmenter_class(network).unused:
+            raise ConfigError(
+                f"the segmenter {network} has no knob {knob!r}",
+                "one of its own",
+                "docs/segmenters.md",
+            )

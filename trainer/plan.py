@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
-from trainer.context import Context, Stage
+from trainer.checks.preflight import Preflight, preflight
+from trainer.context import RANDOM, Context, Stage
 from trainer.data.dataset import Dataset
 from trainer.data.formats.opening import open_dataset
 from trainer.errors import ConfigError, DataError, nearest
 from trainer.methods.preparation import preparations
 from trainer.methods.registry import build_method, method_module
-from trainer.options import STAGES, Configs, Options, check_plans, make_configs
+from trainer.options import STAGES, Configs, Options, make_configs
 from trainer.outputs import check_folder
 from trainer.run import Run, is_run, stage_key
-from trainer.segmenters.start import find_start
+from trainer.segmenters.start import choose_source, find_start
 from trainer.stages import cams, classify, import_cams, prepare, refine, segment, walk
 from trainer.weights.cache import find_weights
 from trainer.weights.released import load_classifier, load_start
@@ -29,11 +31,21 @@ class Plan:
         context: the facts that all of them share.
         stages: in the order of work.
         keys: stage name -> hash of everything that its outputs depend on.
+        until: where ``--until`` stops, one of ``STAGES``.
     """
 
     context: Context
     stages: tuple[Stage, ...]
     keys: dict[str, str]
+    until: str
+
+    @cached_property
+    def preflight(self) -> Preflight:
+        """What this run trains and measures on, and what is wrong with it."""
+        context = self.context
+        full = any(stage.name == segment.FULL for stage in self.stages)
+        used = full or self.until in ("evaluate", "report")
+        return preflight(context.dataset, context.train_list, context.measured_lists, full, used)
 
 
 def make_plan(options: Options) -> Plan:
@@ -45,46 +57,70 @@ def make_plan(options: Options) -> Plan:
     if options.until not in STAGES:
         raise ConfigError(f"there is no stage {options.until!r}", nearest(options.until, STAGES))
     configs = make_configs(options)
+    stages = choose_stages(options, configs)
     context = open_context(options, configs)
-    stages = choose_stages(context)
-    _check_start(context, stages)
+    check_trainings(context, stages)
+    context = with_weights(context, options, stages)
+    if any(stage.needs == "checkpoint" for stage in stages):
+        walk.trained_network(context)
     keys = {"data": stage_key("data", context.dataset.fingerprint(), [])}
     for stage in stages:
         inputs = [keys[name] for name in stage.inputs]
         keys[stage.name] = stage_key(stage.name, stage.knobs(context), inputs)
-    return Plan(context, tuple(stages), keys)
+    return Plan(context, tuple(stages), keys, options.until)
 
 
-def choose_stages(context: Context) -> list[Stage]:
-    """The stages that were asked for, up to ``--until``.
+def choose_stages(options: Options, configs: Configs) -> list[Stage]:
+    """The stages that were asked for, up to ``--until``. Looks at names and knobs only.
 
     Raises:
-        ConfigError: a preparation of the method that cannot be.
+        ConfigError: a preparation of the method that cannot be, or a network that would have
+            nothing to start from.
     """
-    options, configs = context.options, context.configs
     parts = preparations(method_module(options.method), configs.method)
     parts = [] if options.classifier else parts
     training = [*prepare.stages(parts), classify.stage(parts)]
-    mapping = [import_cams.stage()] if options.cams else [*training, cams.stage()]
-    walking = walk.stages(configs)
-    refining = [*walking, refine.stage(walking[-1].name if walking else "cams")]
-    from_classifier = context.start.source == "classifier"
     stages: list[Stage] = []
-    if options.supervision in ("weak", "both"):
-        stages += [*mapping, *refining, *segment.stages("segment", ("refine",))]
-    elif from_classifier:
+    if options.supervision != "full":
+        stages += _until_masks(options, configs, training)
+    if options.reaches("segment"):
+        stages += _segmenters(options, configs, training)
+    if options.cams and any(stage.needs == "classifier" for stage in stages):
+        raise ConfigError(
+            "--cams brings no classifier whose weights could start a network", "--weights FILE"
+        )
+    return stages
+
+
+def _until_masks(options: Options, configs: Configs, training: list[Stage]) -> list[Stage]:
+    """From tags, or from the maps of ``--cams``, to pseudo masks."""
+    walking = walk.stages(configs, options.pretrained)
+    parts = {
+        "classify": [] if options.cams else training,
+        "cams": [import_cams.stage() if options.cams else cams.stage()],
+        "refine": [*walking, refine.stage(walking[-1].name if walking else "cams")],
+    }
+    return [stage for part, group in parts.items() if options.reaches(part) for stage in group]
+
+
+def _segmenters(options: Options, configs: Configs, training: list[Stage]) -> list[Stage]:
+    """The segmenter of pseudo masks, that of true masks, or both."""
+    source = choose_source(
+        configs.segment, options.backbone, options.pretrained, options.segmenter_weights
+    )
+    stages: list[Stage] = []
+    if options.supervision != "full":
+        stages += segment.stages("segment", ("refine",), source)
+    elif source == "classifier":
         stages += training
-    if options.supervision in ("full", "both"):
-        inputs = ("data", "classify") if from_classifier else ("data",)
-        stages += segment.stages(segment.FULL, inputs)
-    ends = [i for i, stage in enumerate(stages) if stage.name.startswith(options.until)]
-    if options.until in [stage.name for stage in stages]:
-        return stages[: max(ends) + 1]
-    return stages if options.until in STAGES[3:] else []
+    if options.supervision != "weak":
+        inputs = ("data", "classify") if source == "classifier" else ("data",)
+        stages += segment.stages(segment.FULL, inputs, source)
+    return stages
 
 
 def open_context(options: Options, configs: Configs) -> Context:
-    """Open the run, the data and the weights, and try each of them.
+    """Open the run and the data.
 
     Raises:
         UserError: one of them cannot be used.
@@ -94,10 +130,14 @@ def open_context(options: Options, configs: Configs) -> Context:
     context = Context(
         run=run,
         dataset=dataset,
-        options=options,
         configs=configs,
+        method=options.method,
+        backbone=options.backbone,
+        seed=options.seed,
+        device=options.device,
         train_list=options.train_list or dataset.default_list("train") or "all",
         val_list=options.val_list or dataset.default_list("val"),
+        cams_folder=options.cams,
     )
     if not context.tagged:
         raise DataError(
@@ -105,65 +145,7 @@ def open_context(options: Options, configs: Configs) -> Context:
             "tags to learn from",
             f"wsss-trainer check {options.data}",
         )
-    check_plans(options, configs, len(context.tagged), len(context.training))
-    return _with_weights(context)
-
-
-def _with_weights(context: Context) -> Context:
-    """The context with the weights that its stages start from, each of them tried: an impossible
-    backbone, knob or weight file ends the run before it starts.
-    """
-    options, configs = context.options, context.configs
-    classes = context.dataset.classes
-    file = find_weights(options.backbone, options.weights) if _wants_weights(context) else None
-    method = build_method(
-        options.method, configs.method, options.backbone, context.backbone_knobs, len(classes)
-    )
-    given = options.classifier
-    classifier = load_classifier(method, given, classes) if given else None
-    initial = load_start(method, file) if file else None
-    start = context.start
-    if options.until in STAGES[3:]:
-        weights = options.segmenter_weights
-        start = find_start(configs.segment, options.backbone, file, weights, len(classes))
-        # Knobs left to the weights are decided by them.
-        decided = replace(configs.segment, **dict(start.knobs))
-        configs = replace(configs, segment=decided)
-    return replace(context, configs=configs, initial=initial, classifier=classifier, start=start)
-
-
-def _wants_weights(context: Context) -> bool:
-    """Whether ImageNet weights of the backbone are needed: what is given trained needs none, and
-    some networks have none that can be fetched.
-    """
-    options = context.options
-    if options.weights is not None:
-        return options.weights != "none"
-    if options.classifier is not None:
-        return False
-    return options.cams is None or _trains_walk(context) or options.until in STAGES[3:]
-
-
-def _trains_walk(context: Context) -> bool:
-    """Whether the refinement trains a network."""
-    return context.options.until not in STAGES[:2] and any(
-        stage.name == context.configs.refine.refine for stage in walk.stages(context.configs)
-    )
-
-
-def _check_start(context: Context, stages: list[Stage]) -> None:
-    """Refuse networks that would have nothing to start from, and try a given one.
-
-    Raises:
-        UserError: as said.
-    """
-    from_classifier = _trains_walk(context) or context.start.source == "classifier"
-    if context.options.cams and context.initial is None and from_classifier:
-        raise ConfigError(
-            "--cams brings no classifier whose weights could start a network", "--weights FILE"
-        )
-    if context.configs.checkpoint and any(stage.name == "walk" for stage in stages):
-        walk.trained_network(context)
+    return context
 
 
 def _check_place(options: Options, configs: Configs, dataset: Dataset, run: Run) -> None:
@@ -176,8 +158,53 @@ def _check_place(options: Options, configs: Configs, dataset: Dataset, run: Run)
         return
     data = options.data.resolve()
     texts = (options.weights, options.segmenter_weights, configs.checkpoint)
-    given = [options.cams, options.classifier, *(Path(text) for text in texts if text)]
-    inputs = [*dataset.places(), *(path for path in given if path)]
+    files = [options.cams, options.classifier, *(Path(text) for text in texts if text)]
+    inputs = [*dataset.places(), *(path for path in files if path)]
     beside = data.parent / "runs" / data.name
     shortest = min(os.path.relpath(beside), str(beside), key=len)
     check_folder(options.run, is_run, inputs, "--run", f"--run {shortest}")
+
+
+def check_trainings(context: Context, stages: list[Stage]) -> None:
+    """Look at every training that is to come, before the first of them.
+
+    Raises:
+        ConfigError: a training that cannot be, see ``Training.check_plan``.
+    """
+    configs, tagged, images = context.configs, len(context.tagged), len(context.training)
+    trainings = {
+        "classify": (configs.classify, tagged),
+        "affinity": (configs.affinity, tagged),
+        "irn": (configs.irn, tagged),
+        "segment_train": (configs.segment, images),
+        f"{segment.FULL}_train": (configs.segment, images),
+    }
+    for stage in stages:
+        if stage.name in trainings:
+            config, count = trainings[stage.name]
+            config.check_plan(count)
+
+
+def with_weights(context: Context, options: Options, stages: list[Stage]) -> Context:
+    """The context with the weights that its stages start from, each of them tried: an impossible
+    backbone, knob or weight file ends the run before it starts.
+    """
+    configs, classes = context.configs, context.dataset.classes
+    needed = options.weights or any(stage.needs == "weights" for stage in stages)
+    file = None
+    if options.pretrained and needed:
+        file = find_weights(options.backbone, options.weights)
+    method = build_method(
+        options.method, configs.method, options.backbone, context.backbone_knobs, len(classes)
+    )
+    classifier = (
+        load_classifier(method, options.classifier, classes) if options.classifier else None
+    )
+    initial, start = load_start(method, file) if file else None, RANDOM
+    if options.reaches("segment"):
+        weights = options.segmenter_weights
+        start = find_start(configs.segment, options.backbone, file, weights, len(classes))
+        # Knobs left to the weights are decided by them.
+        segmenter = replace(configs.segment, **dict(start.knobs))
+        configs = replace(configs, segment=segmenter)
+    return replace(context, configs=configs, initial=initial, classifier=classifier, start=start)

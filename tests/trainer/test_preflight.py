@@ -116,7 +116,7 @@ def test_bad_masks_stop_a_run_that_uses_them_before_it_starts(tmp_path: Path) ->
     ):
         assert part in str(error)
     run = pipeline(data, tmp_path / "run", until="cams")
-    assert not [p for p in run.context.preflight.problems if p.severity == "error"]
+    assert not [p for p in run.preflight.problems if p.severity == "error"]
 
 
 def test_what_is_trained_and_measured_is_said_first(tmp_path: Path) -> None:

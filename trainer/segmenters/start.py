@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -14,6 +14,11 @@ from trainer.segmenters.config import SegmentConfig
 from trainer.weights.cache import NAMES, find_weights
 from trainer.weights.loading import LoadReport
 from trainer.weights.supervision import NONE
+
+Source = Literal["random", "classifier", "weights", "file"]
+"""What a segmenter starts from: chance, the run's classifier, the weights that the classifier
+starts from, or a file of its own.
+"""
 
 
 @dataclass(frozen=True)
@@ -56,25 +61,16 @@ def find_start(
         WeightsError: no such file, or one that does not fit.
     """
     kind = segmenter_class(config.network)
-    own = kind.own_backbone or backbone
     with torch.device("meta"):
-        # So that knobs that cannot be end the run before it starts.
+        # Impossible knobs end the run before it starts.
         make_segmenter(config, backbone, num_classes).build()
-    # Nothing but random weights has another width.
-    if given == "none" or config.init == "random" or config.width < 1:
+    source = choose_source(config, backbone, weights is not None, given)
+    if source == "random":
         return Start("random")
-    if config.init == "classifier" and own != backbone:
-        raise ConfigError(
-            f"segment.init=classifier: the classifier is a {backbone}, and {config.network} is a"
-            f" {own}",
-            f"--backbone {own}, or weights for a {own}",
-            "--segmenter-weights FILE",
-        )
-    if config.init == "classifier" or (
-        config.init == "auto" and given is None and own == backbone and weights is None
-    ):
+    if source == "classifier":
         return Start("classifier", knobs=tuple(kind.decided_by(None, config).items()))
-    path = weights if given is None and own == backbone else _find(own, given, config.network)
+    own = kind.own_backbone or backbone
+    path = weights if source == "weights" else _find(own, given, config.network)
     if path is None:
         raise ConfigError(
             "segment.init=weights, and there are none",
@@ -84,6 +80,37 @@ def find_start(
     decided = kind.decided_by(path, config)
     segmenter = make_segmenter(replace(config, **decided), backbone, num_classes)
     return Start("file", path, segmenter.load(segmenter.build(), path), tuple(decided.items()))
+
+
+def choose_source(
+    config: SegmentConfig, backbone: str, pretrained: bool, given: str | None
+) -> Source:
+    """What the segmenter starts from. Looks at names only.
+
+    Args:
+        config: knobs.
+        backbone: of the run.
+        pretrained: whether the classifier starts from weights.
+        given: ``--segmenter-weights``.
+
+    Raises:
+        ConfigError: a classifier of another network.
+    """
+    own = segmenter_class(config.network).own_backbone or backbone
+    # Nothing but random weights has another width.
+    if given == "none" or config.init == "random" or config.width < 1:
+        return "random"
+    if config.init == "classifier" and own != backbone:
+        raise ConfigError(
+            f"segment.init=classifier: the classifier is a {backbone}, and {config.network} is a"
+            f" {own}",
+            f"--backbone {own}, or weights for a {own}",
+            "--segmenter-weights FILE",
+        )
+    shared = given is None and own == backbone
+    if config.init == "classifier" or (config.init == "auto" and shared and not pretrained):
+        return "classifier"
+    return "weights" if shared else "file"
 
 
 def _find(backbone: str, given: str | None, network: str) -> Path:

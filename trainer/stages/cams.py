@@ -36,15 +36,15 @@ def stage() -> Stage:
 
 
 def _knobs(context: Context) -> Any:
-    config, options = context.configs.cams, context.options
-    protocol, _ = protocol_of(config, options.backbone, options.method)
+    config = context.configs.cams
+    protocol, _ = protocol_of(config, context.backbone, context.method)
     return [protocol, *key_knobs(config), [record.id for record in context.images]]
 
 
 def _work(context: Context, output: Output) -> None:
-    config, options = context.configs.cams, context.options
-    name, protocol = protocol_of(config, options.backbone, options.method)
-    make_cams(trained_method(context), context.images, output, protocol, config, options.device)
+    config = context.configs.cams
+    name, protocol = protocol_of(config, context.backbone, context.method)
+    make_cams(trained_method(context), context.images, output, protocol, config, context.device)
     output.metrics.update(
         protocol=name, scales=list(protocol.views.scales), min_cells=config.min_cells
     )

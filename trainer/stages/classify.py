@@ -13,7 +13,6 @@ import numpy as np
 from trainer.context import Context, Stage, results_of
 from trainer.data.dataset import Dataset, Record
 from trainer.data.loader import Samples
-from trainer.files import file_sha256
 from trainer.methods.base import Method
 from trainer.methods.preparation import SUBCATEGORIES, Preparation
 from trainer.methods.recipes import ClassifyConfig
@@ -30,24 +29,24 @@ from trainer.weights.released import load_classifier, load_start
 def stage(parts: Sequence[Preparation]) -> Stage:
     """The stage after the method's own preparations ``parts``."""
     last = parts[-1] if parts else None
-    return Stage("classify", (last.name if last else "data",), _knobs, partial(_work, last))
+    inputs = (last.name if last else "data",)
+    return Stage("classify", inputs, _knobs, partial(_work, last), needs="weights")
 
 
 def training_facts(context: Context) -> list[Any]:
     """What every training of the method depends on: network, initial weights, images, seed."""
-    options = context.options
-    facts: list[Any] = [options.method, options.backbone, context.initial_sha256]
-    facts += [context.train_list, options.seed]
+    facts: list[Any] = [context.method, context.backbone, context.initial_sha256]
+    facts += [context.train_list, context.seed]
     return facts if context.taught == context.tagged else [*facts, "untagged too"]
 
 
 def _knobs(context: Context) -> Any:
-    given = context.options.classifier
+    given = context.classifier
     return [
         training_facts(context),
         results_of(context.configs.method),
         results_of(context.configs.classify),
-        *([file_sha256(given)] if given else []),
+        *([given.sha256] if given else []),
     ]
 
 
@@ -58,19 +57,19 @@ def _work(last: Preparation | None, context: Context, output: Output) -> None:
         config = dataclasses.replace(config, subcategories=subcategories.counts)
         after = last.name if last.continues else None
     method = fresh_method(context, config, after)
-    train_method(context, method, output, subcategories, context.options.classifier)
+    given = context.classifier
+    train_method(context, method, output, subcategories, given.path if given else None)
 
 
 def fresh_method(context: Context, method_config: Any, after: str | None = None) -> Method:
     """The method on its initial weights, or on those of the stage ``after``. Heads are drawn from
     the seed.
     """
-    options = context.options
-    step_rng(options.seed, 0)
+    step_rng(context.seed, 0)
     method = build_method(
-        options.method,
+        context.method,
         method_config,
-        options.backbone,
+        context.backbone,
         context.backbone_knobs,
         len(context.dataset.classes),
     )
@@ -110,9 +109,9 @@ def train_method(
             context.configs.classify,
             output,
             Metrics(context.run.path / "metrics.csv", output.folder.name),
-            context.options.seed,
+            context.seed,
             context.identity(config),
-            context.options.device,
+            context.device,
             subcategories,
         )
     return load_method(path, context.expected)

@@ -29,7 +29,7 @@ def stage() -> Stage:
 
 
 def _knobs(context: Context) -> Any:
-    folder = context.options.cams
+    folder = context.cams_folder
     assert folder is not None
     files = [
         [path.name, path.stat().st_size, path.stat().st_mtime_ns]
@@ -39,7 +39,7 @@ def _knobs(context: Context) -> Any:
 
 
 def _work(context: Context, output: Output) -> None:
-    folder = context.options.cams
+    folder = context.cams_folder
     assert folder is not None
     if rank() == 0:
         bad = context.configs.cams.bad

@@ -16,7 +16,7 @@ def stages(parts: Sequence[Preparation]) -> list[Stage]:
     """The preparations of a method in order, each a stage of its own."""
     names = ["data", *(part.name for part in parts)]
     return [
-        Stage(part.name, (before,), partial(_knobs, part), partial(_work, part))
+        Stage(part.name, (before,), partial(_knobs, part), partial(_work, part), needs="weights")
         for before, part in zip(names, parts)
     ]
 
@@ -34,8 +34,8 @@ def _work(part: Preparation, context: Context, output: Output) -> None:
         validation=context.validation,
         config=context.configs.method,
         classify=context.configs.classify,
-        seed=context.options.seed,
-        device=context.options.device,
+        seed=context.seed,
+        device=context.device,
         build=partial(fresh_method, context),
         train=partial(train_method, context),
     )

@@ -12,12 +12,13 @@ from typing import Any
 
 from torch import nn
 
-from trainer.context import Context, Stage, results_of
+from trainer.context import Context, Need, Stage, results_of
 from trainer.data.dataset import Record
 from trainer.errors import DataError
 from trainer.run import Metrics, Output
 from trainer.segmenters import make_segmenter, prediction
 from trainer.segmenters.config import TEST_KNOBS
+from trainer.segmenters.start import Source
 from trainer.segmenters.training import check_masks, read_pseudo_mask, train_segmenter
 from trainer.stages.classify import trained_method
 from trainer.training.loop import step_rng
@@ -26,18 +27,20 @@ from trainer.training.model_file import read_model
 FULL = "segment_full"
 
 
-def stages(name: str, inputs: tuple[str, ...]) -> list[Stage]:
+def stages(name: str, inputs: tuple[str, ...], source: Source) -> list[Stage]:
     """Training and test of ``segment`` or ``segment_full``.
 
     Args:
         name: of the test; the training's is ``<name>_train``.
         inputs: stages that the training reads.
+        source: what the network starts from.
     """
-    training = f"{name}_train"
-    return [
-        Stage(training, inputs, partial(_training_knobs, name), partial(_train, name), name),
-        Stage(name, (training,), _test_knobs, partial(_test, name), f"{name}/predictions"),
-    ]
+    knobs, work = partial(_training_knobs, name), partial(_train, name)
+    # A segmenter's own file is found by its start; the backbone's is the run's.
+    needs: Need = source if source in ("weights", "classifier") else "nothing"
+    training = Stage(f"{name}_train", inputs, knobs, work, name, needs)
+    folder = f"{name}/predictions"
+    return [training, Stage(name, (training.name,), _test_knobs, partial(_test, name), folder)]
 
 
 def _training_knobs(name: str, context: Context) -> Any:
@@ -45,8 +48,7 @@ def _training_knobs(name: str, context: Context) -> Any:
     own = {k: v for k, v in every.items() if k not in TEST_KNOBS}
     sha256 = start.report.sha256 if start.report else start.source
     truth = [context.dataset.mask_fingerprint(context.training)] if name == FULL else []
-    options = context.options
-    return [options.backbone, sha256, context.train_list, options.seed, own, *truth]
+    return [context.backbone, sha256, context.train_list, context.seed, own, *truth]
 
 
 def _test_knobs(context: Context) -> Any:
@@ -70,15 +72,15 @@ def _train(name: str, context: Context, output: Output) -> None:
     if path.exists() and read_model(path, {})[0].get("key") == key:
         return
     train_segmenter(
-        make_segmenter(context.configs.segment, context.options.backbone, len(dataset.classes)),
+        make_segmenter(context.configs.segment, context.backbone, len(dataset.classes)),
         fresh_network(context),
         records,
         dataset.read_mask if true else partial(read_pseudo_mask, folder=masks),
         output,
         Metrics(context.run.path / "metrics.csv", name),
-        context.options.seed,
+        context.seed,
         identity,
-        context.options.device,
+        context.device,
     )
 
 
@@ -108,15 +110,15 @@ def _test(name: str, context: Context, output: Output) -> None:
     for measured in context.measured_lists:
         records = context.dataset.subset(measured)
         folder, title = output.folder / measured, f"{name} {measured}"
-        prediction.predict(segmenter, network, records, folder, title, context.options.device)
+        prediction.predict(segmenter, network, records, folder, title, context.device)
         output.outputs[measured] = len(records)
 
 
 def fresh_network(context: Context) -> nn.Module:
     """The segmenter's network on its initial weights; its head is drawn from the seed."""
-    step_rng(context.options.seed, 0)
+    step_rng(context.seed, 0)
     segmenter = make_segmenter(
-        context.configs.segment, context.options.backbone, len(context.dataset.classes)
+        context.configs.segment, context.backbone, len(context.dataset.classes)
     )
     network = segmenter.build()
     if context.start.source == "classifier":

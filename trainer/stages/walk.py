@@ -8,9 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainer.context import Context, Stage, results_of
+from trainer.context import Context, Need, Stage, results_of
 from trainer.data.sizes import PIXELS
-from trainer.errors import ConfigError
 from trainer.files import file_sha256
 from trainer.nets import build_backbone
 from trainer.nets.backbone import Backbone
@@ -41,19 +40,24 @@ WALK_KNOBS = {
 }
 
 
-def stages(configs: Configs) -> list[Stage]:
+def stages(configs: Configs, pretrained: bool) -> list[Stage]:
     """What the refinement needs before the masks; nothing without a walk, and only the walk where
     a trained network is given.
+
+    Args:
+        configs: knobs.
+        pretrained: whether there are weights of the backbone to start from.
     """
     name = configs.refine.refine
     if name not in ("affinity", "irn"):
         return []
-    walking = Stage("walk", ("cams",), _walk_knobs, _walk)
     if configs.checkpoint:
-        return [walking]
+        return [Stage("walk", ("cams",), _walk_knobs, _walk, needs="checkpoint")]
+    own = name == "affinity" and configs.affinity.init == "classifier"
+    needs: Need = "weights" if pretrained and not own else "classifier"
     return [
         Stage(f"{name}_labels", ("cams",), _label_knobs, _labels),
-        Stage(name, (f"{name}_labels",), _training_knobs, _train),
+        Stage(name, (f"{name}_labels",), _training_knobs, _train, needs=needs),
         Stage("walk", (name,), _walk_knobs, _walk),
     ]
 
@@ -86,7 +90,7 @@ def _label_knobs(context: Context) -> Any:
 
 def _training_knobs(context: Context) -> Any:
     own = results_of(network_config(context)).keys() - LABEL_KNOBS - WALK_KNOBS - {"checkpoint"}
-    start = [context.options.backbone, context.initial_sha256, context.options.seed]
+    start = [context.backbone, context.initial_sha256, context.seed]
     return [_knobs_of(context, set(own)), start]
 
 
@@ -94,7 +98,7 @@ def _walk_knobs(context: Context) -> Any:
     checkpoint = context.configs.checkpoint
     more: list[Any] = [record.id for record in context.images]
     if checkpoint:
-        given = [file_sha256(Path(checkpoint)), context.options.backbone, _map_facts(context)]
+        given = [file_sha256(Path(checkpoint)), context.backbone, _map_facts(context)]
         more = [more, given]
     return [_knobs_of(context, WALK_KNOBS | {"radius"}), more]
 
@@ -123,11 +127,11 @@ def _labels(context: Context, output: Output) -> None:
 def _train(context: Context, output: Output) -> None:
     if (output.folder / "model.pt").exists():
         return
-    name, options = context.configs.refine.refine, context.options
-    step_rng(options.seed, 0)
+    name = context.configs.refine.refine
+    step_rng(context.seed, 0)
     metrics = Metrics(context.run.path / "metrics.csv", name)
     labels = context.run.path / f"{name}_labels"
-    rest = (output, metrics, options.seed, context.expected, options.device)
+    rest = (output, metrics, context.seed, context.expected, context.device)
     net = _network(context)
     if isinstance(net, AffinityNet):
         affinity.train_affinity(net, context.labelled, labels, context.configs.affinity, *rest)
@@ -137,7 +141,7 @@ def _train(context: Context, output: Output) -> None:
 
 def _walk(context: Context, output: Output) -> None:
     net, cams = trained_network(context), context.run.path / "cams"
-    device, pixels = context.options.device, context.configs.refine.pixels
+    device, pixels = context.device, context.configs.refine.pixels
     if isinstance(net, AffinityNet):
         config = context.configs.affinity
         affinity.walk(
@@ -187,10 +191,8 @@ def _backbone(context: Context, knobs: dict[str, Any], init: str) -> Backbone:
     """A backbone on the weights that ``init`` names: ``weights``, ``classifier``, ``auto``, or
     random for ``none``.
     """
-    name = context.options.backbone
+    name = context.backbone
     backbone = build_backbone(name, **({} if name == "resnet38" else knobs))
-    if init == "classifier" and context.options.cams:
-        raise ConfigError("init=classifier, and --cams brings no classifier", "init=weights")
     if init == "classifier" or (init == "auto" and context.initial is None):
         backbone.load_state_dict(trained_method(context).backbone.state_dict())
     elif init != "none" and context.initial:
