@@ -63,7 +63,7 @@ def kinds(kind: type[errors.RequestError]) -> set[type[errors.RequestError]]:
 
 
 def test_every_reason_is_documented_beside_its_code() -> None:
-    page = (DOCS / "serving.md").read_text()
+    page = (DOCS / "serving-client.md").read_text()
     rows = re.findall(r"^\| `([A-Z_]+)` \| (`[A-Z_`, ]+`) \| ", page, re.MULTILINE)
     documented = {
         (code, reason) for code, reasons in rows for reason in re.findall(r"[A-Z_]+", reasons)

@@ -1,4 +1,4 @@
-"""The Python of the page on serving runs as it stands there, but for the address."""
+"""The Python of the page on calling the server runs as it stands there, but for the address."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tiny_models
 from configs import configured
 from PIL import Image
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "serving.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "serving-client.md"
 EXAMPLES = re.findall(
     r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
 )
