@@ -30,6 +30,7 @@ from trainer.methods.subcategories import (
     over_joint_maximum,
     subcategory_maps,
 )
+from trainer.nets.backbone import Traits
 from trainer.options import Options, make_configs
 from trainer.plan import make_plan
 from trainer.scenes.writing import write_synthetic
@@ -428,12 +429,12 @@ def test_a_damaged_file_of_a_round_says_what_to_do(tmp_path):
 
 
 @pytest.mark.parametrize("channels", [6, 1280])
-@pytest.mark.parametrize("top", ["b", "conv6"])
-def test_both_heads_start_alike(channels, top):
+@pytest.mark.parametrize("head", ["kaiming", "xavier"])
+def test_both_heads_start_alike(channels, head):
     """A head that starts larger than the other outweighs it before anything is learned."""
     backbone = TinyBackbone()
-    backbone.channels[top] = channels
-    backbone.top = top
+    backbone.channels["b"] = channels
+    backbone.traits = Traits(head=head)
     torch.manual_seed(0)
     module = ScCam(Config(subcategories=(10,) * 6), backbone, 6)
     largest = [
@@ -441,7 +442,7 @@ def test_both_heads_start_alike(channels, top):
         for head in (module.classifier, module.subcategory_classifier)
     ]
     # Xavier counts the outputs too, 6 and 60 here, as released.
-    bounds = [(6 / (channels + n)) ** 0.5 if top == "conv6" else channels**-0.5 for n in (6, 60)]
+    bounds = [(6 / (channels + n)) ** 0.5 if head == "xavier" else channels**-0.5 for n in (6, 60)]
     assert largest == pytest.approx(bounds, rel=0.15)
-    if top == "b":
+    if head == "kaiming":
         assert largest[0] == pytest.approx(largest[1], rel=0.15)

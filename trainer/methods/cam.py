@@ -54,13 +54,12 @@ class Cam(Method):
         super().__init__(backbone, num_classes)
         self.config = config
         channels = self.backbone.channels[self.backbone.top]
-        resnet38 = self.backbone.top == "conv6"
         self.adapt = (
             nn.Conv2d(channels, config.adapt_conv, 3, padding=1, bias=False)
             if config.adapt_conv
             else None
         )
-        rate = (0.5 if resnet38 else 0.0) if config.dropout == "auto" else config.dropout
+        rate = self.backbone.traits.dropout if config.dropout == "auto" else config.dropout
         self.dropout = nn.Dropout2d(rate)
         self.classifier = self.new_head(config.adapt_conv or channels, num_classes)
 
@@ -70,7 +69,7 @@ class Cam(Method):
         All heads of a method start alike: one that starts larger than the others outweighs them.
         """
         head = nn.Conv2d(channels, outputs, 1, bias=False)
-        if self.backbone.top == "conv6":
+        if self.backbone.traits.head == "xavier":
             nn.init.xavier_uniform_(head.weight)
         return head
 

@@ -176,11 +176,11 @@ class Correlated(Method):
         self.taps = taps_of(backbone)
         low, high = (backbone.channels[tap] for tap in self.taps)
         top = backbone.channels[backbone.top]
-        resnet38 = backbone.top == "conv6"
-        rate = (0.5 if resnet38 else 0.0) if config.dropout == "auto" else config.dropout
+        published = backbone.traits.recipe == "psa"
+        rate = backbone.traits.dropout if config.dropout == "auto" else config.dropout
         self.dropout = nn.Dropout2d(rate)
         self.loss_stride = (
-            (1 if resnet38 else 4) if config.loss_stride == "auto" else config.loss_stride
+            (1 if published else 4) if config.loss_stride == "auto" else config.loss_stride
         )
         self.fc8 = nn.Conv2d(top, num_classes + 1, 1, bias=False)
         self.f8_3 = nn.Conv2d(low, 64, 1, bias=False)

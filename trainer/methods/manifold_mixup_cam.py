@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
 
 from trainer.errors import ConfigError
 from trainer.methods.mixing import (
@@ -30,8 +29,7 @@ from trainer.methods.mixing import (
     Mixture,
     draw,
 )
-from trainer.nets.backbone import Backbone, StagedBackbone
-from trainer.nets.resnet38 import ResNet38
+from trainer.nets.backbone import Backbone
 
 TRAINING: dict[str, dict[str, Any]] = {"psa": SC_CAM_TRAINING}
 PRESETS: dict[str, dict[str, Any]] = {
@@ -75,16 +73,7 @@ class ManifoldMixupCam(MixedCam):
         """Deepest features ``[B,C,h,w]`` of a pass that mixes the batch at ``depth``."""
         if depth == "image":
             return self.features(mixture.maps(images))
-        # The output of b6 is only seen as the input of b7: the network calls the parts of b6 one by
-        # one.
-        if depth == "b6":
-            handle = self.backbone.get_submodule("b7").register_forward_pre_hook(
-                lambda _, x: (mixture.maps(x[0]),)
-            )
-        else:
-            handle = last_module(self.backbone, depth).register_forward_hook(
-                lambda _, x, y: mixture.maps(y)
-            )
+        handle = self.backbone.hook(depth, mixture.maps)
         try:
             return self.features(images)
         finally:
@@ -95,21 +84,10 @@ def depths(backbone: Backbone) -> list[str]:
     """Where a batch can be mixed, shallow to deep.
 
     Raises:
-        ConfigError: a backbone that is neither ResNet-38 nor made of stages.
+        ConfigError: a backbone with one feature only.
     """
-    if isinstance(backbone, ResNet38):
-        return ["image", "b2_2", "b3_2", "b4_5", "b5_2", "b6"]
-    if isinstance(backbone, StagedBackbone):
-        return ["image", *list(backbone.channels)[:-1]]
+    if backbone.depths:
+        return ["image", *backbone.depths]
     raise ConfigError(
         f"{type(backbone).__name__} has no depths to mix at", "resnet38, or a backbone of stages"
-    )
-
-
-def last_module(backbone: Backbone, depth: str) -> nn.Module:
-    """The module whose output is the feature map at ``depth``."""
-    return (
-        backbone.stages()[depth][-1]
-        if isinstance(backbone, StagedBackbone)
-        else backbone.get_submodule(depth)
     )

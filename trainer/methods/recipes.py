@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from trainer import config as knobs
 from trainer.config import Range
 from trainer.errors import ConfigError, nearest
+from trainer.nets import traits_of, usable_knobs
 from trainer.training.optimiser import Training
 
 
@@ -91,12 +92,8 @@ RECIPES = {"psa": PSA, "irn": IRN, "small": SMALL, "scratch": SCRATCH}
 
 
 def recipe(backbone: str, weights: str | None) -> str:
-    """Name of the recipe that a backbone learns with: published for ResNet-38 and ResNet-50/101,
-    ours for small ones.
-    """
-    if weights == "none":
-        return "scratch"
-    return {"resnet38": "psa", "resnet50": "irn", "resnet101": "irn"}.get(backbone, "small")
+    """Name of the recipe that a backbone learns with."""
+    return "scratch" if weights == "none" else traits_of(backbone).recipe
 
 
 def make_config(name: str, changes: dict[str, Any]) -> ClassifyConfig:
@@ -111,11 +108,9 @@ def make_config(name: str, changes: dict[str, Any]) -> ClassifyConfig:
 
 
 def backbone_knobs(backbone: str, config: ClassifyConfig) -> dict[str, Any]:
-    """Constructor arguments of the backbone. ResNet-38 has one form only."""
-    if backbone == "resnet38":
-        return {}
+    """Constructor arguments of the backbone."""
     detach = None if config.detach_after == "none" else config.detach_after
     options: dict[str, Any] = {"bn": config.bn, "dilate": config.dilate, "detach_after": detach}
     if config.output_stride:
         options["output_stride"] = config.output_stride
-    return options
+    return usable_knobs(backbone, options)

@@ -67,7 +67,8 @@ class Seam(Correlated):
     def second_scale(self) -> float:
         """Size of the second view, as a share of the first."""
         chosen = self.config.second_scale
-        return (0.3 if self.backbone.top == "conv6" else 0.6) if chosen == "auto" else chosen
+        published = self.backbone.traits.recipe == "psa"
+        return (0.3 if published else 0.6) if chosen == "auto" else chosen
 
     def loss(
         self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator

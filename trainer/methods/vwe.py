@@ -128,7 +128,7 @@ class Vwe(Method):
         super().__init__(backbone, num_classes)
         self.config = config
         channels = self.backbone.channels[self.backbone.top]
-        published = channels == 2048
+        published = self.backbone.traits.recipe == "irn"
         self.word_weight = (
             (1.0 if published else 0.1) if config.word_weight == "auto" else config.word_weight
         )

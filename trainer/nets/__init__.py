@@ -7,15 +7,15 @@ that the command line can complete and check names at once.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trainer.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
-    from trainer.nets.backbone import Backbone
+    from trainer.nets.backbone import Backbone, Traits
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet38", "mobilenet_v2")
-DEFAULT_OUTPUT_STRIDE = {"resnet38": 8}
 
 
 def build_backbone(name: str, output_stride: int | None = None, **knobs: Any) -> Backbone:
@@ -32,32 +32,50 @@ def build_backbone(name: str, output_stride: int | None = None, **knobs: Any) ->
     Raises:
         ConfigError: unknown name or knob, or a value that this backbone cannot have.
     """
+    network, arguments = _network(name)
+    if output_stride is not None:
+        knobs["output_stride"] = output_stride
+    elif "output_stride" in network.traits.knobs:
+        knobs["output_stride"] = 16
+    accepted = [knob for knob in inspect.signature(network).parameters if knob not in arguments]
+    for knob in knobs:
+        if knob not in accepted:
+            raise ConfigError(f"backbone {name} has no knob {knob!r}", nearest(knob, accepted))
+    return network(**arguments, **knobs)
+
+
+def traits_of(name: str) -> Traits:
+    """What the backbone ``name`` says of itself, without building it.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    network, arguments = _network(name)
+    return network.traits_of(**arguments)
+
+
+def usable_knobs(name: str, knobs: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``knobs`` that the backbone ``name`` has."""
+    usable = traits_of(name).knobs
+    return {knob: value for knob, value in knobs.items() if knob in usable}
+
+
+def _network(name: str) -> tuple[type[Backbone], dict[str, Any]]:
+    """The class of a backbone, and the arguments that the name stands for."""
     if name not in BACKBONES:
         raise ConfigError(
             f"unknown backbone {name!r}",
             nearest(name, BACKBONES),
             "--backbone with one of these names",
         )
-    stride = output_stride if output_stride is not None else DEFAULT_OUTPUT_STRIDE.get(name, 16)
     if name == "resnet38":
         from trainer.nets.resnet38 import ResNet38
 
-        return ResNet38(**_known(name, ResNet38, {"output_stride": stride, **knobs}))
+        return ResNet38, {}
     if name == "mobilenet_v2":
         from trainer.nets.mobilenet import MobileNetV2
 
-        return MobileNetV2(**_known(name, MobileNetV2, {"output_stride": stride, **knobs}))
+        return MobileNetV2, {}
     from trainer.nets.resnet import ResNet
 
-    return ResNet(
-        int(name.removeprefix("resnet")), **_known(name, ResNet, {"output_stride": stride, **knobs})
-    )
-
-
-def _known(name: str, network: type[Backbone], knobs: dict[str, Any]) -> dict[str, Any]:
-    """``knobs``, after checking that ``network`` has each of them."""
-    accepted = [knob for knob in inspect.signature(network).parameters if knob != "depth"]
-    for knob in knobs:
-        if knob not in accepted:
-            raise ConfigError(f"backbone {name} has no knob {knob!r}", nearest(knob, accepted))
-    return knobs
+    return ResNet, {"depth": int(name.removeprefix("resnet"))}

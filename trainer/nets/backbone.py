@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from trainer.errors import ConfigError, nearest
 
@@ -16,18 +18,51 @@ OUTPUT_STRIDES = (8, 16, 32)
 _M = TypeVar("_M", bound=nn.Module)
 
 
+@dataclass(frozen=True)
+class Traits:
+    """What a backbone says of itself. The trainer chooses by these, never by a backbone's name.
+
+    Attributes:
+        recipe: the recipe that it learns with. Methods publish their numbers for the networks of
+            one recipe: ``psa`` for ResNet-38, ``irn`` for ResNet-50 and 101.
+        protocol: how its maps are made where the method does not say.
+        knobs: constructor arguments that a user may set; none where the network has one form.
+        head: how the linear head of a classifier starts.
+        dropout: share of channels that the head drops, as published.
+        torchvision: torchvision's name of the network whose ImageNet weights it takes.
+        file: the published weight file to bring where torchvision has none.
+    """
+
+    recipe: str = "small"
+    protocol: str = "psa"
+    knobs: tuple[str, ...] = ("output_stride", "dilate", "bn", "detach_after")
+    head: Literal["kaiming", "xavier"] = "kaiming"
+    dropout: float = 0.0
+    torchvision: str = ""
+    file: str = ""
+
+
 class Backbone(nn.Module, ABC):
     """A network from images to named feature maps.
 
     Attributes:
+        traits: what it says of itself.
         channels: feature name -> channels, shallow to deep.
         strides: feature name -> input pixels a cell.
         top: name of the deepest feature.
+        depths: where ``hook`` can change the features, shallow to deep; without the deepest.
     """
 
+    traits: Traits = Traits()
     channels: dict[str, int]
     strides: dict[str, int]
     top: str
+    depths: tuple[str, ...] = ()
+
+    @classmethod
+    def traits_of(cls, **arguments: Any) -> Traits:
+        """Traits of the network that the constructor makes of ``arguments``, without making it."""
+        return cls.traits
 
     @abstractmethod
     def forward(self, x_B3HW: Tensor) -> dict[str, Tensor]:
@@ -43,6 +78,10 @@ class Backbone(nn.Module, ABC):
         Frozen parameters have ``requires_grad`` False: an optimiser that asks for trainable ones
         never sees them, so weight decay cannot move them either. Only ever takes gradients away.
         """
+
+    def hook(self, depth: str, change: Callable[[Tensor], Tensor]) -> RemovableHandle:
+        """Pass the features at ``depth`` through ``change`` until the handle is removed."""
+        return self.get_submodule(depth).register_forward_hook(lambda _, x, y: change(y))
 
     def train(self, mode: bool = True) -> Backbone:
         """As ``nn.Module.train``, but what is frozen stays frozen."""
@@ -81,7 +120,8 @@ class StagedBackbone(Backbone):
             )
         self.channels = channels
         self.strides = {name: min(4 << i, output_stride) for i, name in enumerate(channels)}
-        self.top = list(channels)[-1]
+        *depths, self.top = channels
+        self.depths = tuple(depths)
         self.bn = bn
         self.detach_after = detach_after
 
@@ -102,6 +142,10 @@ class StagedBackbone(Backbone):
             if self.training and name == self.detach_after:
                 x = x.detach()
         return features
+
+    def hook(self, depth: str, change: Callable[[Tensor], Tensor]) -> RemovableHandle:
+        """See ``Backbone``."""
+        return self.stages()[depth][-1].register_forward_hook(lambda _, x, y: change(y))
 
     def freeze(self) -> None:
         """See ``Backbone.freeze``; what is frozen follows from ``bn`` and ``detach_after``."""

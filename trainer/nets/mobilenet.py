@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from trainer.nets.backbone import StagedBackbone
+from trainer.nets.backbone import StagedBackbone, Traits
 from trainer.nets.folding import fold_batch_norms
 
 
@@ -27,6 +27,8 @@ class MobileNetV2(StagedBackbone):
     Raises:
         ConfigError: a value that is none of these.
     """
+
+    traits = Traits(torchvision="mobilenet_v2")
 
     def __init__(
         self,

@@ -5,11 +5,12 @@ methods 5).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
 from trainer.errors import ConfigError
-from trainer.nets.backbone import StagedBackbone
+from trainer.nets.backbone import StagedBackbone, Traits
 from trainer.nets.folding import fold_batch_norms
 
 DEPTHS = (18, 34, 50, 101)
@@ -60,9 +61,17 @@ class ResNet(StagedBackbone):
         for name, module in body.named_children():
             if name not in ("avgpool", "fc"):
                 self.add_module(name, module)
+        self.traits = self.traits_of(depth=depth)
         self.keep_resolution(output_stride, dilate)
         fold_batch_norms(self)
         self.freeze()
+
+    @classmethod
+    def traits_of(cls, **arguments: Any) -> Traits:
+        """See ``Backbone``. IRN publishes its training for the two deep ones."""
+        depth = arguments["depth"]
+        usual = "irn" if depth in (50, 101) else ""
+        return Traits(usual or "small", usual or "psa", torchvision=f"resnet{depth}")
 
     def stages(self) -> dict[str, Sequence[nn.Module]]:
         """The four stages; stage 1 holds the stem."""

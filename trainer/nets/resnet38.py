@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from trainer.errors import ConfigError
-from trainer.nets.backbone import Backbone, fix, fix_batch_norms
+from trainer.nets.backbone import Backbone, Traits, fix, fix_batch_norms
 from trainer.nets.folding import fold_batch_norms
 
 
@@ -117,6 +120,15 @@ class ResNet38(Backbone):
         ConfigError: another output stride or batch norm mode.
     """
 
+    traits = Traits(
+        recipe="psa",
+        knobs=(),
+        head="xavier",
+        dropout=0.5,
+        file="ilsvrc-cls_rna-a1_cls1000_ep-0001.params",
+    )
+    depths = ("b2_2", "b3_2", "b4_5", "b5_2", "b6")
+
     def __init__(self, output_stride: int = 8, bn: str = "frozen", width: float = 1.0) -> None:
         super().__init__()
         if output_stride != 8:
@@ -161,6 +173,13 @@ class ResNet38(Backbone):
         conv5 = self.b6.activate(x)
         x = self.b7(self.b6.after_activation(conv5))
         return {"conv4": conv4, "conv5": conv5, "conv6": _bn_relu(self.bn7, x)}
+
+    def hook(self, depth: str, change: Callable[[Tensor], Tensor]) -> RemovableHandle:
+        """See ``Backbone``."""
+        if depth != "b6":
+            return super().hook(depth, change)
+        # ``forward`` calls the two halves of b6, not b6: its output shows as the input of b7 only.
+        return self.b7.register_forward_pre_hook(lambda _, x: (change(x[0]),))
 
     def freeze(self) -> None:
         """See ``Backbone.freeze``: all batch norms, and everything before ``b3``."""

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from trainer.data.transforms import Rng, segment_sample, shift_hsv
-from trainer.nets import build_backbone
+from trainer.nets import build_backbone, usable_knobs
 from trainer.nets.aspp import AsppSegmenter
 from trainer.nets.backbone import Backbone
 from trainer.segmenters.base import Pixels, Segmenter, mean_probabilities
@@ -36,9 +36,9 @@ class Aspp(Segmenter):
 
     def build(self) -> nn.Module:
         """See ``Segmenter``."""
-        fixed = self.backbone == "resnet38"
-        options: dict[str, Any] = {} if fixed else {"bn": self.config.bn, "dilate": True}
-        net = build_backbone(self.backbone, None if fixed else self.config.output_stride, **options)
+        config = self.config
+        knobs = {"output_stride": config.output_stride, "bn": config.bn, "dilate": True}
+        net = build_backbone(self.backbone, **usable_knobs(self.backbone, knobs))
         return AsppSegmenter(net, self.num_classes + 1, self.config.rates)
 
     def load(self, network: nn.Module, path: Path) -> LoadReport:

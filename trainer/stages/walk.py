@@ -11,7 +11,7 @@ from typing import Any
 from trainer.context import Context, Need, Stage, results_of
 from trainer.data.sizes import PIXELS
 from trainer.files import file_sha256
-from trainer.nets import build_backbone
+from trainer.nets import build_backbone, usable_knobs
 from trainer.nets.backbone import Backbone
 from trainer.options import Configs
 from trainer.refine.affinitynet import AffinityNet
@@ -192,7 +192,7 @@ def _backbone(context: Context, knobs: dict[str, Any], init: str) -> Backbone:
     random for ``none``.
     """
     name = context.backbone
-    backbone = build_backbone(name, **({} if name == "resnet38" else knobs))
+    backbone = build_backbone(name, **usable_knobs(name, knobs))
     if init == "classifier" or (init == "auto" and context.initial is None):
         backbone.load_state_dict(trained_method(context).backbone.state_dict())
     elif init != "none" and context.initial:

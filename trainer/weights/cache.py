@@ -20,18 +20,19 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.errors import ConfigError, WeightsError, nearest
 from trainer.files import file_sha256
-from trainer.nets import BACKBONES, build_backbone
+from trainer.nets import BACKBONES, build_backbone, traits_of
 from trainer.weights.loading import COUNTER, LoadReport, load_backbone, noted_beside
 from trainer.weights.supervision import UNKNOWN
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from trainer.nets.backbone import Traits
     from trainer.weights.checkpoints import Checkpoint
 
-SEGMENTERS = ("deeplab-v2-r101", "largefov-r38")
+SEGMENTERS = {"deeplab-v2-r101": "resnet101", "largefov-r38": "resnet38"}
+"""Whole networks, and the backbone whose ImageNet weights they start from."""
 NAMES = (*BACKBONES, *SEGMENTERS)
-RESNET38_FILE = "ilsvrc-cls_rna-a1_cls1000_ep-0001.params"
 TIMEOUT_SECONDS = 30
 
 
@@ -106,7 +107,7 @@ def fetch_weights(name: str, cache_dir: Path | None = None) -> StoredWeights:
     if url is None:
         raise WeightsError(
             f"there are no weights for {name} in {folder}, and none that can be fetched",
-            f"{RESNET38_FILE} (ImageNet, MXNet) or a released WSSS checkpoint such as"
+            f"{_traits(name).file} (ImageNet, MXNet) or a released WSSS checkpoint such as"
             " res38_cls.pth",
             f"bring one of them, then: wsss-trainer weights import FILE --as {name}",
         )
@@ -246,7 +247,7 @@ def _stored(name: str, folder: Path) -> StoredWeights:
     noted: dict[str, Any] = noted_beside(path, sha256) if sha256 else {}
     return StoredWeights(
         backbone=name,
-        file_name=url.rsplit("/", 1)[-1] if url else RESNET38_FILE,
+        file_name=url.rsplit("/", 1)[-1] if url else _traits(name).file,
         url=url,
         path=path if sha256 else None,
         sha256=sha256,
@@ -259,13 +260,15 @@ def _url(name: str) -> str | None:
     """Where torchvision keeps its first ImageNet weights; the second ones were trained with other
     recipes.
     """
-    if name in ("resnet38", "largefov-r38"):
+    if not (theirs := _traits(name).torchvision):
         return None
     from torchvision.models import get_model_weights
 
-    return str(
-        get_model_weights("resnet101" if name == "deeplab-v2-r101" else name).IMAGENET1K_V1.url
-    )
+    return str(get_model_weights(theirs).IMAGENET1K_V1.url)
+
+
+def _traits(name: str) -> Traits:
+    return traits_of(SEGMENTERS.get(name, name))
 
 
 def _sha_prefix(url: str) -> str:
