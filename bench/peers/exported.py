@@ -4,7 +4,7 @@ Triton reads the ``config.pbtxt`` that ``wsss-trainer export`` wrote, with every
 say refused rather than guessed (``--disable-auto-complete-config``). Then every model is asked by
 the Open Inference Protocol, here and there, with pixels of several sizes and batches: names, types,
 shapes and bytes of all outputs must be equal. perf_analyzer, unmodified, loads this server in a
-closed and an open loop. (``tests/serving/test_serving_triton.py`` makes every call of
+closed and an open loop. (``tests/serving/rpc/test_triton.py`` makes every call of
 tritonclient.)
 
     python bench/peers/exported.py /somewhere/peers --repository exported/

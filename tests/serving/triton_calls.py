@@ -1,7 +1,7 @@
 """Every call of ``tritonclient.grpc`` and ``tritonclient.grpc.aio`` against a server:
 ``triton_calls.py ADDRESS``.
 
-Run by test_serving_triton.py with the interpreter of an environment that has NVIDIA's client and
+Run by test_triton.py with the interpreter of an environment that has NVIDIA's client and
 nothing of ours. Prints the names of the calls that were made and answered as NVIDIA's own server
 answers them.
 """

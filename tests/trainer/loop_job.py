@@ -112,3 +112,11 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Byte for byte."""
+    return list(one) == list(other) and all(
+        one[k].contiguous().numpy().tobytes() == other[k].contiguous().numpy().tobytes()
+        for k in one
+    )

@@ -57,3 +57,24 @@ def pictures(
     return Dataset(
         folder, "voc", names, tuple(range(1, classes + 1)), records, {"all": tuple(records)}, "test"
     )
+
+
+class Staged(Backbone):
+    """Three features of stride 2, 4 and 4, named as in ResNet-38 or as in the others."""
+
+    def __init__(self, names: tuple[str, str, str] = ("conv4", "conv5", "conv6")) -> None:
+        super().__init__()
+        self.names, self.top = names, names[-1]
+        self.channels, self.strides = dict(zip(names, (4, 5, 6))), dict(zip(names, (2, 4, 4)))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(i, o, 3, s, 1, bias=False) for i, o, s in ((3, 4, 2), (4, 5, 2), (5, 6, 1))
+        )
+
+    def forward(self, x_B3HW: torch.Tensor) -> dict[str, torch.Tensor]:
+        found = {}
+        for name, conv in zip(self.names, self.convs):
+            x_B3HW = found[name] = torch.relu(conv(x_B3HW))
+        return found
+
+    def freeze(self) -> None:
+        pass

@@ -1,0 +1,155 @@
+"""The process that answers probes: what it says, how long it lives."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from http import HTTPStatus
+from multiprocessing import Pipe
+from pathlib import Path
+
+import pytest
+from configs import configured
+from http_calls import fetch, is_closed
+
+from serving.telemetry import probes
+from serving.telemetry.probes import STALLED, STATE, Probes, ProbeServer
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def state():
+    return mmap.mmap(-1, STATE.size)
+
+
+@pytest.mark.parametrize(
+    ("late", "ready", "healthz", "readyz"),
+    [
+        (0, True, 200, 200),
+        (0, False, 200, 503),
+        (STALLED + 1, True, 503, 503),
+        (STALLED + 1, False, 503, 503),
+    ],
+)
+def test_probes_tell_readiness_and_a_loop_that_stands_still(state, late, ready, healthz, readyz):
+    STATE.pack_into(state, 0, time.monotonic() - late, ready)
+    ours, theirs = Pipe()
+    answer = Probes(state, theirs, None).answer
+    assert (answer("/healthz", {})[0], answer("/readyz", {})[0]) == (healthz, readyz)
+    assert answer("/nothing", {})[0] == HTTPStatus.NOT_FOUND
+    ours.close()
+    theirs.close()
+
+
+def test_a_page_that_comes_too_late_is_not_given_to_the_next(state, monkeypatch):
+    monkeypatch.setattr(probes, "PAGE_TIMEOUT", 0.05)
+    STATE.pack_into(state, 0, time.monotonic(), True)
+    ours, theirs = Pipe()
+    answer = Probes(state, theirs, None).answer
+    assert answer("/metrics", {})[0] == HTTPStatus.SERVICE_UNAVAILABLE
+    assert ours.recv_bytes() == b""
+    ours.send_bytes(b"text/plain\nold")
+
+    def give():
+        assert ours.recv_bytes() == b"x"
+        ours.send_bytes(b"text/plain; x\nnew")
+
+    monkeypatch.setattr(probes, "PAGE_TIMEOUT", 10)
+    giver = threading.Thread(target=give)
+    giver.start()
+    assert answer("/metrics", {"Accept": "x"}) == (HTTPStatus.OK, b"new", "text/plain; x")
+    giver.join()
+    ours.close()
+    theirs.close()
+
+
+def test_a_connection_that_dribbles_is_closed(state, monkeypatch):
+    monkeypatch.setattr(probes, "CONNECTION", 0.4)
+    STATE.pack_into(state, 0, time.monotonic(), True)
+    ours, theirs = Pipe()
+    server = ProbeServer(
+        socket.create_server(("127.0.0.1", 0)), Probes(state, theirs, None).answer, None
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = server.server_address
+    with socket.create_connection(address) as slow:
+        slow.settimeout(0.05)
+        ended = time.monotonic() + 10
+        while not is_closed(slow):
+            assert time.monotonic() < ended
+            with contextlib.suppress(OSError):
+                slow.sendall(b"G")
+    assert fetch(f"{address[0]}:{address[1]}", "/readyz")[0] == 200
+    server.shutdown()
+    server.server_close()
+    ours.close()
+    theirs.close()
+
+
+def children(pid):
+    """Processes that answer probes for ``pid``."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid and b"serving.telemetry.probes" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
+
+
+def test_it_ends_with_the_server_even_if_that_is_killed(repository):
+    command = [
+        sys.executable,
+        "-m",
+        "serving.cli",
+        "serve",
+        "--repository",
+        str(repository),
+        "--port",
+        "0",
+    ]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [*command, "--http-port", str(port)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert server.stdout.readline().startswith("serving ")
+        assert fetch(f"127.0.0.1:{port}", "/readyz")[0] == 200
+        assert "process_resident_memory_bytes" in fetch(f"127.0.0.1:{port}", "/metrics")[1]
+        (child,) = children(server.pid)
+        os.kill(child, signal.SIGTERM)
+        time.sleep(0.2)
+        assert fetch(f"127.0.0.1:{port}", "/readyz")[0] == 200, (
+            "who ends the group ends the server, which drains"
+        )
+    finally:
+        server.kill()
+        server.communicate()
+    ended = time.monotonic() + 10
+    while (
+        Path(f"/proc/{child}/cmdline").exists()
+        and b"probes" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ):
+        assert time.monotonic() < ended, "it outlived the server"
+        time.sleep(0.05)
+
+
+def test_its_death_is_told(repository, run_server, caplog):
+    with run_server(configured(repository, network__http_port=0)) as server:
+        (child,) = children(os.getpid())
+        os.kill(child, signal.SIGKILL)
+        ended = time.monotonic() + 10
+        while "probes ended with code -9" not in caplog.text and time.monotonic() < ended:
+            time.sleep(0.05)
+        assert "probes ended with code -9" in caplog.text
+        assert server.address

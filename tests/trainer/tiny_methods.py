@@ -1,0 +1,33 @@
+"""Every method on a small backbone, and a batch for it."""
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from trainer.methods.base import Method
+from trainer.methods.registry import build_method, method_classes
+
+CLASSES = 4
+
+
+KNOBS = {"bn": "frozen", "detach_after": "stage1", "output_stride": 16, "dilate": True}
+
+
+def config_of(name: str) -> Any:
+    """Defaults; where the run fills in sub-categories, two of each class."""
+    config = method_classes(name)[1]()
+    if hasattr(config, "subcategories"):
+        return dataclasses.replace(config, subcategories=(2,) * CLASSES)
+    return config
+
+
+def make(name: str) -> Method:
+    torch.manual_seed(0)
+    return build_method(name, config_of(name), "resnet18", KNOBS, CLASSES)
+
+
+def batch(size: tuple[int, int] = (64, 64)) -> tuple[torch.Tensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    tags = torch.tensor([[1.0, 0, 0, 1], [0, 1, 0, 0]])
+    return torch.randn(2, 3, *size, generator=draw), tags
