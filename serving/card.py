@@ -232,7 +232,7 @@ def _check_pixels(card: Card, raw: dict[str, Any]) -> None:
     """What the card of an image model must say besides."""
     names = len(set(card.labels)) == len(card.labels) == len(card.classes) + 1
     outputs = {output["name"]: output["dtype"] for output in raw["outputs"]}
-    wanted = {name: dtype for name, (dtype, _) in OUTPUTS[card.kind].items()}
+    promise = {name: dtype for name, (dtype, _) in OUTPUTS[card.kind].items()}
     _refuse(
         {
             "labels are not the background and the classes": not names
@@ -255,7 +255,7 @@ def _check_pixels(card: Card, raw: dict[str, Any]) -> None:
                     "color": "RGB",
                 }.items()
             ),
-            f"outputs are {outputs}, without {wanted}": not wanted.items() <= outputs.items(),
+            f"outputs are {outputs}, without {promise}": not promise.items() <= outputs.items(),
             "golden names a file that sha256 does not, or not one score a class": card.golden
             is not None
             and (

@@ -260,14 +260,14 @@ class ServerFault(RequestError):
     reason = "INTERNAL"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, names: Iterable[str]) -> str:
     """The names that exist, and the one most like ``name``."""
-    known = list(known)
-    close = difflib.get_close_matches(name[:LONGEST], known, n=1, cutoff=0.5)
-    listing = ", ".join(known)
+    names = list(names)
+    close = difflib.get_close_matches(name[:LONGEST], names, n=1, cutoff=0.5)
+    listing = ", ".join(names)
     if len(listing) > LONGEST:
         listing = listing[:LONGEST].rpartition(", ")[0]
-        listing += f" and {len(known) - listing.count(', ') - 1} more"
+        listing += f" and {len(names) - listing.count(', ') - 1} more"
     listing = f"one of: {listing or 'none is there'}"
     return f"{listing}; nearest: {close[0]}" if close else listing
 

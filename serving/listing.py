@@ -101,8 +101,8 @@ def _file(path: Path, place: Path, listing: Listing) -> None:
     elif is_other or not path.suffix:
         try:
             with path.open("rb") as file:
-                kind_named = kind_of(file.read(HEAD_BYTES))
-            listing.unread[place] = f"a {kind_named} whose name does not end like one: rename it"
+                true_kind = kind_of(file.read(HEAD_BYTES))
+            listing.unread[place] = f"a {true_kind} whose name does not end like one: rename it"
         except Unreadable as error:
             if is_other or error.hint == SAVE:
                 listing.unread[place] = f"{error.found}: {error.hint}"

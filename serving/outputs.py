@@ -132,10 +132,10 @@ def _check_relation(
 ) -> None:
     there, around = _identity(output), set(_above(output))
     for entry in inputs:
-        if (read := _identity(entry)) is None:
+        if (source := _identity(entry)) is None:
             continue
-        relation = "is" if read == there else ""
-        if read in around and not may_lie_in:
+        relation = "is" if source == there else ""
+        if source in around and not may_lie_in:
             relation = "lies in"
         if not relation and there is not None and there in _above(entry):
             relation = "holds"

@@ -58,12 +58,12 @@ def fields(data: memoryview) -> Iterator[Field]:
 
 def encode_varint(value: int) -> bytes:
     """A number of 0 or more, seven bits a byte, the lowest first."""
-    encoded = bytearray()
+    data = bytearray()
     while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
+        data.append(value & 0x7F | 0x80)
         value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
+    data.append(value)
+    return bytes(data)
 
 
 def _varint(data: memoryview, position: int) -> tuple[int, int]:

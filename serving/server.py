@@ -92,7 +92,7 @@ class Server:
     @property
     def names(self) -> list[str]:
         """The models served now."""
-        return sorted({served.card.name for served in self.models.served()})
+        return sorted({model.card.name for model in self.models.served()})
 
     async def start(self) -> None:
         """Load, listen, then report SERVING for the server, the services and ``models/NAME`` of
@@ -139,16 +139,16 @@ class Server:
         """
         self._set_ready(False)
         self._health.end()
-        answered = True
+        complete = True
         if self.address:
-            answered = await self._drain()
+            complete = await self._drain()
             if close:
                 await self._grpc.stop(0)
         self._codecs.close()
         with suppress(TimeoutError):
             async with asyncio.timeout(None if close else END_SECONDS):
                 await self._free()
-        return answered
+        return complete
 
     async def _free(self) -> None:
         await self.models.close()
@@ -260,11 +260,12 @@ async def serve(config: ServerConfig, ready: Callable[[Server], None]) -> None:
     Raises:
         RepositoryError, StartError: see :meth:`Server.start`.
     """
-    ended = asyncio.Event()
-    _end_on_signals(config, ended)
+    termination = asyncio.Event()
+    _end_on_signals(config, termination)
     server = Server(config)
-    starting, ending = asyncio.ensure_future(server.start()), asyncio.ensure_future(ended.wait())
-    answered = True
+    starting = asyncio.ensure_future(server.start())
+    ending = asyncio.ensure_future(termination.wait())
+    complete = True
     try:
         await asyncio.wait({starting, ending}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
@@ -276,22 +277,22 @@ async def serve(config: ServerConfig, ready: Callable[[Server], None]) -> None:
         for task in (starting, ending):
             task.cancel()
         await asyncio.wait({starting, ending})
-        answered = await server.stop(close=not ended.is_set())
+        complete = await server.stop(close=not termination.is_set())
     # With the port still open, see above. Nothing is left to do: even Python's own end would have
     # gRPC close it first.
     sys.stdout.flush()
-    os._exit(0 if answered else UNANSWERED)
+    os._exit(0 if complete else UNANSWERED)
 
 
-def _end_on_signals(config: ServerConfig, ended: asyncio.Event) -> None:
+def _end_on_signals(config: ServerConfig, termination: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     seconds = config.shutdown.lame_duck + config.shutdown.grace + 2 * END_SECONDS
     nowhere = os.open(os.devnull, os.O_WRONLY)
 
     def end(number: int) -> None:
-        if ended.is_set():
+        if termination.is_set():
             os._exit(128 + number)
-        ended.set()
+        termination.set()
         try:
             # A thread of C, which ends the process with 1 even where a library holds Python's lock.
             faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)

@@ -123,9 +123,9 @@ def _sections(
             raise ConfigError(
                 f"no setting '{where}.{key}'", f"the other settings of [{name.rpartition('.')[0]}]"
             )
-        read = changed(config, table, where, folder)
+        section = changed(config, table, where, folder)
         sections.setdefault(entry, {}).update(
-            {setting: getattr(read, setting) for setting in table}
+            {setting: getattr(section, setting) for setting in table}
         )
     return sections
 

@@ -87,8 +87,8 @@ def _date_faults(path: Path) -> list[str]:
 def _validity(der: bytes) -> tuple[datetime, datetime]:
     """Begin and end of a certificate (RFC 5280, section 4.1)."""
     _, certificate = next(_items(der))
-    _, signed = next(_items(certificate))
-    fields = [item for item in _items(signed) if item[0] != VERSION]
+    _, body = next(_items(certificate))
+    fields = [item for item in _items(body) if item[0] != VERSION]
     # Serial number, algorithm, issuer, validity.
     begin, end = (_time(*item) for item in _items(fields[3][1]))
     return begin, end

@@ -53,8 +53,8 @@ class Tokens:
         digest = _digest(header[len(SCHEME) :].strip())
         match = None
         # All of them, so that the time taken tells nothing.
-        for known, caller in self._entries.value:
-            if hmac.compare_digest(known, digest):
+        for entry, caller in self._entries.value:
+            if hmac.compare_digest(entry, digest):
                 match = caller
         if match is None:
             raise TokenUnknown("the token is not known here", "one of the server's token file")

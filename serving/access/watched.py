@@ -33,15 +33,15 @@ class Watched(Generic[T]):
     """
 
     def __init__(
-        self, paths: Sequence[Path], read: Callable[[], T], accept: Callable[[], None] | None = None
+        self, paths: Sequence[Path], make: Callable[[], T], accept: Callable[[], None] | None = None
     ) -> None:
         self._paths = paths
-        self._read = read
+        self._make = make
         self._accept = accept
         self._lock = threading.Lock()
         self._retry = math.inf
         self._stamp = self._now()
-        self._value = read()
+        self._value = make()
 
     @property
     def value(self) -> T:
@@ -49,18 +49,18 @@ class Watched(Generic[T]):
         with self._lock:
             stamp = self._now()
             if stamp != self._stamp or time.monotonic() >= self._retry:
-                self._read_again(repeated=stamp == self._stamp)
+                self._read_again(is_retry=stamp == self._stamp)
                 self._stamp = stamp
             return self._value
 
-    def _read_again(self, repeated: bool) -> None:
+    def _read_again(self, is_retry: bool) -> None:
         try:
             if self._accept:
                 self._accept()
-            self._value = self._read()
+            self._value = self._make()
         except StartError as error:
             self._retry = time.monotonic() + RETRY_SECONDS
-            if not repeated:
+            if not is_retry:
                 log.error("a changed file is not used: %s", error)
             return
         self._retry = math.inf

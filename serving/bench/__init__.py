@@ -82,7 +82,7 @@ def served(setting: Setting) -> Iterator[Round]:
             capacity = max(together.rate, more.rate)
             steady = setting.poisson(running, 0.7 * capacity, number)
             flood = setting.poisson(running, 3 * capacity, number)
-            refused = flood.codes["RESOURCE_EXHAUSTED"]
+            refusals = flood.codes["RESOURCE_EXHAUSTED"]
             yield {
                 "one-caller": alone.rate / raw.rate,
                 "all-callers": together.rate / raw.rate,
@@ -99,8 +99,8 @@ def served(setting: Setting) -> Iterator[Round]:
                 "capacity_per_second": capacity,
                 "steady_p99_ms": 1e3 * steady.wait(0.99),
                 "flood_p99_ms": 1e3 * flood.wait(0.99),
-                "flood_refused": refused,
-                "flood_failed": flood.codes.total() - refused - flood.codes["OK"],
+                "flood_refused": refusals,
+                "flood_failed": flood.codes.total() - refusals - flood.codes["OK"],
             }
 
 
@@ -126,7 +126,7 @@ SERVED = Experiment(
 
 def bench(
     config: BenchConfig,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = lambda count, total: None,
     experiments: Sequence[Experiment] = (SERVED,),
 ) -> dict[str, Any]:
     """Measure; ``progress`` is called after every load.

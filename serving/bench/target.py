@@ -127,8 +127,8 @@ class Target:
         options = options_for(card)
 
         def segment(n: int) -> bytes:
-            prepared = pipeline.prepare(decode(self.images[n % len(self.images)], Limits()), card)
-            result = pipeline.segment(prepared, card, options, engine.run)
+            canvas = pipeline.prepare(decode(self.images[n % len(self.images)], Limits()), card)
+            result = pipeline.segment(canvas, card, options, engine.run)
             return masks.encode_labels(result.labels, card.palette)
 
         return segment
@@ -141,8 +141,8 @@ class Target:
 
     def _segment(self, image: Any) -> bytes:
         message = pb.SegmentRequest(image=image, model=self.card.name, version=self.card.version)
-        encoded: bytes = message.SerializeToString()
-        return encoded
+        data: bytes = message.SerializeToString()
+        return data
 
 
 @dataclass(frozen=True)
@@ -158,11 +158,11 @@ class Raw:
 def raw_loop(target: Target, engine: Engine, seconds: float) -> Raw:
     """One request after another in this thread."""
     timer = _Timer(engine)
-    work, done, began = target.work(timer), 0, time.perf_counter()
+    work, count, began = target.work(timer), 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
-        work(done)
-        done += 1
-    return Raw(done / (time.perf_counter() - began), float(np.median(timer.seconds)))
+        work(count)
+        count += 1
+    return Raw(count / (time.perf_counter() - began), float(np.median(timer.seconds)))
 
 
 def read_images(folder: Path | None) -> tuple[bytes, ...]:
@@ -188,11 +188,11 @@ def made_image(width: int, height: int, seed: int) -> bytes:
         rng.integers(0, 256, (max(2, height >> k), max(2, width >> k), 3), dtype=np.uint8)
         for k in (2, 4, 6)
     ]
-    resized = [
+    planes = [
         np.asarray(Image.fromarray(layer).resize((width, height)), dtype=np.float32)
         for layer in layers
     ]
-    pixels = (0.2 * resized[0] + 0.3 * resized[1] + 0.5 * resized[2]).astype(np.uint8)
+    pixels = (0.2 * planes[0] + 0.3 * planes[1] + 0.5 * planes[2]).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=88)
     return file.getvalue()
@@ -220,8 +220,8 @@ def infer_message(model: str, inputs: Inputs) -> bytes:
         message.inputs.add(
             name=name, datatype=tensors.DATATYPES[str(values.dtype)], shape=values.shape
         )
-    encoded: bytes = message.SerializeToString()
-    return encoded
+    data: bytes = message.SerializeToString()
+    return data
 
 
 class _Timer:

@@ -24,7 +24,7 @@ class Retries:
     more: int
     timeout: float
     began: float = field(default_factory=time.monotonic)
-    failed: int = 0
+    failures: int = 0
 
     @property
     def remaining(self) -> float:
@@ -38,10 +38,10 @@ class Retries:
         Raises:
             RequestError: ``error``, if another try would not help or there is no time for it.
         """
-        if not isinstance(error, RetryLater) or self.failed >= self.more:
+        if not isinstance(error, RetryLater) or self.failures >= self.more:
             raise error
-        wait = max(error.retry_after, FIRST_SECONDS * 2.0**self.failed) * random.uniform(1.0, 1.5)
+        wait = max(error.retry_after, FIRST_SECONDS * 2.0**self.failures) * random.uniform(1.0, 1.5)
         if wait >= self.remaining:
             raise error
-        self.failed += 1
+        self.failures += 1
         return wait

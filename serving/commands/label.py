@@ -132,4 +132,4 @@ def _with_progress(config: LabelConfig) -> Summary:
     columns = (TextColumn("labelling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=None)
-        return run(config, lambda done, total: progress.update(task, completed=done, total=total))
+        return run(config, lambda count, total: progress.update(task, completed=count, total=total))

@@ -142,12 +142,12 @@ def check_outputs(card: Card, outputs: Outputs, batch: int, height: int, width: 
                 f"the graph of {card.name} has no output {name!r}",
                 f"{', '.join(OUTPUTS[card.kind])}",
             )
-        array, wanted = outputs[name], shapes[name]
-        same = len(array.shape) == len(wanted) and all(
-            size > 0 and expected in (None, size) for size, expected in zip(array.shape, wanted)
+        array, shape = outputs[name], shapes[name]
+        same = len(array.shape) == len(shape) and all(
+            size > 0 and length in (None, size) for size, length in zip(array.shape, shape)
         )
         if str(array.dtype) != dtype or not same:
             raise OutputError(
                 f"output {name!r} of {card.name} is {array.dtype} {list(array.shape)}",
-                f"{dtype} {list(wanted)}",
+                f"{dtype} {list(shape)}",
             )

@@ -130,13 +130,13 @@ class OnnxRuntimeGpuEngine(OnnxRuntimeEngine):
 
     def _is_planned(self, inputs: Inputs) -> bool:
         """Whether a run of this shape is to be a graph: each takes memory for good."""
-        fixed = all(-1 not in spec.shape[1:] for spec in self.inputs)
+        static = all(-1 not in spec.shape[1:] for spec in self.inputs)
         usual = any(
             (1, *size) == (1, *values.shape[1:3])
             for size in self._plan.sizes
             for values in inputs.values()
         )
-        return (fixed or usual) and all(
+        return (static or usual) and all(
             len(values) <= self._plan.max_batch for values in inputs.values()
         )
 
@@ -210,12 +210,14 @@ def check_placement(session: Any, provider: str) -> None:
             provider,
             HINT,
         )
-    placed: dict[str, set[str]] = {}
+    operators: dict[str, set[str]] = {}
     for part in session.get_provider_graph_assignment_info():
-        placed.setdefault(part.ep_name, set()).update(node.op_type for node in part.get_nodes())
-    lost = HEAVY & placed.get("CPUExecutionProvider", set())
-    if lost or provider not in placed:
-        missing = "no " + ", ".join(sorted(lost)) if provider in placed else "nothing of the graph"
+        operators.setdefault(part.ep_name, set()).update(node.op_type for node in part.get_nodes())
+    lost = HEAVY & operators.get("CPUExecutionProvider", set())
+    if lost or provider not in operators:
+        missing = (
+            "no " + ", ".join(sorted(lost)) if provider in operators else "nothing of the graph"
+        )
         raise EngineError(
             f"{provider} takes {missing}",
             "a graph that runs on the GPU",

@@ -67,14 +67,14 @@ class OpenVinoEngine:
     def _load(self, card: Card, plan: Plan, exact: bool) -> None:
         openvino = _library()
         core = openvino.Core()
-        reduced = not exact and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        self.precision = "bf16" if reduced else "fp32"
+        bf16 = not exact and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        self.precision = "bf16" if bf16 else "fp32"
         try:
             model = core.read_model(card.graph_path)
             for result in list(model.get_results()) if card.kind != "tensor" else ():
                 if result.output(0).any_name not in OUTPUTS[card.kind]:
                     model.remove_result(result)
-            self._compiled = core.compile_model(model, "CPU", _options(plan, reduced))
+            self._compiled = core.compile_model(model, "CPU", _options(plan, bf16))
         # The library raises RuntimeError and types of its own.
         except Exception as error:
             raise RepositoryError(
@@ -106,9 +106,9 @@ def _library() -> Any:
     return openvino
 
 
-def _options(plan: Plan, reduced: bool) -> dict[str, Any]:
+def _options(plan: Plan, bf16: bool) -> dict[str, Any]:
     return {
-        "INFERENCE_PRECISION_HINT": "bf16" if reduced else "f32",
+        "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
         "PERFORMANCE_HINT": "THROUGHPUT" if plan.workers > 1 else "LATENCY",
         "NUM_STREAMS": plan.workers,
         "INFERENCE_NUM_THREADS": plan.workers * plan.threads,

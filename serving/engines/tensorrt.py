@@ -194,8 +194,8 @@ class Lane:
         ):
             buffer.free()
 
-    def _require(self, done: bool, what: str) -> None:
-        if not done:
+    def _require(self, ok: bool, what: str) -> None:
+        if not ok:
             raise RuntimeError(f"TensorRT refuses {what}; its log says why")
 
 
@@ -252,7 +252,7 @@ def import_tensorrt() -> Any:
 
 def _specs(trt: Any, engine: Any, mode: str) -> tuple[TensorSpec, ...]:
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-    wanted = getattr(trt.TensorIOMode, mode)
+    direction = getattr(trt.TensorIOMode, mode)
     try:
         return tuple(
             TensorSpec(
@@ -261,7 +261,7 @@ def _specs(trt: Any, engine: Any, mode: str) -> tuple[TensorSpec, ...]:
                 tuple(engine.get_tensor_shape(name)),
             )
             for name in names
-            if engine.get_tensor_mode(name) == wanted
+            if engine.get_tensor_mode(name) == direction
         )
     except TypeError as error:
         raise EngineError(

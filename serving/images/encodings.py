@@ -96,10 +96,10 @@ def coco_counts(labels: Pixels) -> dict[int, bytes]:
     inside = np.flatnonzero(runs.labels)
     # A stable sort keeps the runs of a label in their order.
     order = inside[np.argsort(runs.labels[inside], kind="stable")]
-    found, firsts = np.unique(runs.labels[order], return_index=True)
-    if not len(found):
+    present, firsts = np.unique(runs.labels[order], return_index=True)
+    if not len(present):
         return {}
-    return dict(zip(found.tolist(), _compress(*_counts(runs, order, firsts))))
+    return dict(zip(present.tolist(), _compress(*_counts(runs, order, firsts))))
 
 
 def _counts(runs: Runs, order: Whole, firsts: Whole) -> tuple[Whole, Whole]:
@@ -117,8 +117,8 @@ def _counts(runs: Runs, order: Whole, firsts: Whole) -> tuple[Whole, Whole]:
     lasts = np.concatenate([firsts[1:], [len(order)]])
     tail = runs.bounds[-1] - end[lasts - 1]
     # Pixels after the last run are a gap of their own, which is left out if there are none.
-    open_ended = np.flatnonzero(tail)
-    counts = np.insert(counts, 2 * lasts[open_ended], tail[open_ended])
+    tails = np.flatnonzero(tail)
+    counts = np.insert(counts, 2 * lasts[tails], tail[tails])
     return counts, 2 * firsts + np.concatenate([[0], np.cumsum(tail > 0)[:-1]])
 
 
@@ -142,9 +142,9 @@ def _compress(counts: Whole, firsts: Whole) -> list[bytes]:
         more = lengths > 1
         text[at] = (values & 0x1F | np.where(more, MORE, 0)) + FIRST
         values, at, lengths = values[more] >> GROUP, at[more] + 1, lengths[more] - 1
-    joined = text.tobytes()
+    whole = text.tobytes()
     cuts = ends[np.append(firsts[1:], len(counts)) - 1].tolist()
-    return [joined[begin:end] for begin, end in zip([0, *cuts], cuts)]
+    return [whole[begin:end] for begin, end in zip([0, *cuts], cuts)]
 
 
 def from_coco_counts(counts: Mapping[int, bytes], height: int, width: int) -> Pixels:

@@ -105,11 +105,10 @@ def overlay(pixels: Pixels, labels: Pixels, palette: Sequence[tuple[int, int, in
         np.float32(0.6)
         * np.where(labels == UNDECIDED, (rows + columns) % 6 < 2, labels > 0)[..., None]
     )
-    muted = 0.5 * pixels + 0.5 * pixels.mean(axis=2, keepdims=True, dtype=np.float32)
-    picture = muted + opacity * (colours[labels] - muted)
+    grey = 0.5 * pixels + 0.5 * pixels.mean(axis=2, keepdims=True, dtype=np.float32)
+    picture = grey + opacity * (colours[labels] - grey)
     picture[edge] = 0.5 * colours[labels[edge]] + 127.5
-    rounded: Pixels = np.rint(picture).astype(np.uint8)
-    return rounded
+    return np.asarray(np.rint(picture), np.uint8)
 
 
 def quantise(maps: npt.NDArray[np.floating]) -> Pixels:

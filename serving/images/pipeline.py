@@ -38,7 +38,7 @@ AUTO_SCALE = 0.5
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Canvas:
     """An image ready for the engine.
 
     Attributes:
@@ -134,9 +134,7 @@ def is_tiled(height: int, width: int, card: Card, rule: OversizeRule) -> bool:
     return rule == "tile" or (rule == "auto" and scale < AUTO_SCALE)
 
 
-def prepare(
-    picture: Picture, card: Card, bucket: int = 1, tiles: TilingConfig = SCALED
-) -> Prepared:
+def prepare(picture: Picture, card: Card, bucket: int = 1, tiles: TilingConfig = SCALED) -> Canvas:
     """Bring a picture to a size that the model takes: whole, scaled, or in tiles.
 
     Args:
@@ -154,19 +152,19 @@ def prepare(
         cut = tiling.plan(
             height, width, card.max_side, card.max_pixels, tiles.overlap, tiles.max_tiles
         )
-        return Prepared(height, width, (height, width), pixels[None], cut)
+        return Canvas(height, width, (height, width), pixels[None], cut)
     tall, wide = model_size(height, width, card)
     if (tall, wide) != (height, width):
         pixels = np.asarray(Image.fromarray(pixels).resize((wide, tall), Image.Resampling.BILINEAR))
     outer = buckets.bucket_size(tall, wide, bucket, card)
-    return Prepared(
+    return Canvas(
         height, width, (tall, wide), buckets.pad(pixels, *outer)[None], Tiling(outer, outer)
     )
 
 
-def finish_bytes(prepared: Prepared) -> int:
+def finish_bytes(canvas: Canvas) -> int:
     """Memory that making a mask of the image's size takes at most."""
-    return FINISH_BYTES * prepared.height * prepared.width
+    return FINISH_BYTES * canvas.height * canvas.width
 
 
 class Answer:
@@ -178,11 +176,11 @@ class Answer:
         options: what is asked for.
     """
 
-    def __init__(self, prepared: Prepared, card: Card, options: Options) -> None:
-        self._prepared, self._card, self._options = prepared, card, options
+    def __init__(self, canvas: Canvas, card: Card, options: Options) -> None:
+        self._canvas, self._card, self._options = canvas, card, options
         self._scores: Floats = np.zeros(len(card.classes), np.float32)
-        self._masks = tiling.MaskStitcher(prepared.tiling) if card.kind == "segmenter" else None
-        self._maps = tiling.MapStitcher(prepared.tiling)
+        self._masks = tiling.MaskStitcher(canvas.tiling) if card.kind == "segmenter" else None
+        self._maps = tiling.MapStitcher(canvas.tiling)
 
     def add(self, row: Sequence[Outputs]) -> None:
         """The engine's outputs for the next of ``prepared.rows()``.
@@ -191,7 +189,7 @@ class Answer:
             OutputError: the graph broke its promise.
         """
         for outputs in row:
-            check_outputs(self._card, outputs, 1, *self._prepared.model_size)
+            check_outputs(self._card, outputs, 1, *self._canvas.model_size)
             self._scores = np.maximum(self._scores, _finite(outputs, "scores", self._card))
         if self._masks:
             self._masks.add([self._mask_of(outputs) for outputs in row])
@@ -206,10 +204,10 @@ class Answer:
             sure = confidence >= np.float32(255 * options.confidence_threshold)
             labels = np.where(sure, labels, np.uint8(masks.UNDECIDED))
         if options.classes or options.tags:
-            shown = set(options.classes or options.tags) & set(options.tags or options.classes)
+            names = set(options.classes or options.tags) & set(options.tags or options.classes)
             whole, labels = (
                 labels,
-                masks.keep_labels(labels, [k + 1 for k in shown] + [masks.UNDECIDED]),
+                masks.keep_labels(labels, [k + 1 for k in names] + [masks.UNDECIDED]),
             )
             confidence = np.where(whole == labels, confidence, np.uint8(0))
         runs = encodings.label_runs(labels)
@@ -220,16 +218,16 @@ class Answer:
         """The maps of a CAM model, once every row was added: those of the tags, else of the classes
         that score enough.
         """
-        classes, stacked = self._maps.finish()
-        cropped = buckets.crop(stacked, self._prepared.inner, self._prepared.tiling.image)
+        classes, cells = self._maps.finish()
+        cropped = buckets.crop(cells, self._canvas.inner, self._canvas.tiling.image)
         return Activated(classes, cropped, self._scores)
 
     def _labels(self) -> tuple[Pixels, Pixels, Activated | None]:
-        height, width = self._prepared.height, self._prepared.width
+        height, width = self._canvas.height, self._canvas.width
         if self._masks:
             labels, confidence = (
                 masks.resize_nearest(
-                    buckets.crop(map_, self._prepared.inner, self._prepared.tiling.image),
+                    buckets.crop(map_, self._canvas.inner, self._canvas.tiling.image),
                     height,
                     width,
                 )
@@ -254,22 +252,22 @@ class Answer:
 
     def _maps_of(self, outputs: Outputs) -> TileMaps:
         cells, scores = _finite(outputs, "cam", self._card), _finite(outputs, "scores", self._card)
-        wanted = self._options.tags or tuple(
+        classes = self._options.tags or tuple(
             np.flatnonzero(scores >= self._options.score_threshold).tolist()
         )
-        return TileMaps(wanted, cells[list(wanted)], scores)
+        return TileMaps(classes, cells[list(classes)], scores)
 
 
 def segment(
-    prepared: Prepared, card: Card, options: Options, run: Callable[[Inputs], Outputs]
+    canvas: Canvas, card: Card, options: Options, run: Callable[[Inputs], Outputs]
 ) -> Segmented:
     """The mask of an image, its tiles run one after another.
 
     Raises:
         OutputError: the graph broke its promise.
     """
-    answer = Answer(prepared, card, options)
-    for row in prepared.rows():
+    answer = Answer(canvas, card, options)
+    for row in canvas.rows():
         answer.add([run({"image": batch}) for batch in row])
     return answer.segmented()
 

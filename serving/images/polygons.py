@@ -181,9 +181,9 @@ def fill(shapes: Iterable[tuple[int, Iterable[Points]]], height: int, width: int
 
 def _corners(labels: Pixels) -> _Corners:
     height, width = labels.shape
-    framed = np.zeros((height + 2, width + 2), np.uint8)
-    framed[1:-1, 1:-1] = labels
-    beside, below = framed[:, 1:] != framed[:, :-1], framed[1:] != framed[:-1]
+    frame = np.zeros((height + 2, width + 2), np.uint8)
+    frame[1:-1, 1:-1] = labels
+    beside, below = frame[:, 1:] != frame[:, :-1], frame[1:] != frame[:-1]
     y, x = np.nonzero((beside[:-1] | beside[1:]) & (below[:, :-1] | below[:, 1:]))
     if len(y) > MAX_CORNERS:
         raise MaskTooComplex(
@@ -198,7 +198,7 @@ def _corners(labels: Pixels) -> _Corners:
     for down in (False, True):
         for right in (False, True):
             pixel, one, other, opposite = (
-                framed[y + dy, x + dx]
+                frame[y + dy, x + dx]
                 for dy, dx in (
                     (down, right),
                     (down, not right),

@@ -154,8 +154,8 @@ class _Axis:
             weight = np.minimum(weight, (position - margin) / ramp)
         if tile < len(self._starts) - 1:
             weight = np.minimum(weight, (self._side - position - margin) / ramp)
-        floored: Floats = np.maximum(weight, np.float32(0))
-        return floored
+        clipped_weight: Floats = np.maximum(weight, np.float32(0))
+        return clipped_weight
 
 
 class MaskStitcher:
@@ -200,11 +200,11 @@ class MaskStitcher:
                         ]
                     )
         self._added += 1
-        needed = min(
+        first = min(
             (tiles[0] for _, _, tiles in self._down.intervals if tiles[-1] >= self._added),
             default=self._added,
         )
-        self._rows = {index: kept for index, kept in self._rows.items() if index >= needed}
+        self._rows = {index: tiles for index, tiles in self._rows.items() if index >= first}
 
     def _ballot(
         self, y: int, x: int, top: int, bottom: int, left: int, right: int
@@ -231,11 +231,11 @@ def _vote(ballots: Sequence[tuple[Pixels, Pixels, Floats]]) -> tuple[Pixels, Pix
             axis=0,
         )
         winner, best = np.where(total > best, labels, winner), np.maximum(total, best)
-    agreed = np.sum(
+    support = np.sum(
         [weight * confidence * (labels == winner) for labels, confidence, weight in ballots], axis=0
     )
     total = np.sum([weight for _, _, weight in ballots], axis=0)
-    return winner, np.rint(agreed / total).astype(np.uint8)
+    return winner, np.rint(support / total).astype(np.uint8)
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ class Summary:
     version: int
 
 
-def label(config: LabelConfig, progress: Progress = lambda done, total: None) -> Summary:
+def label(config: LabelConfig, progress: Progress = lambda count, total: None) -> Summary:
     """Label every image below ``config.source``.
 
     Writes a file an image and what its format has for all images, ``manifest.jsonl`` (a line a
@@ -73,7 +73,7 @@ def label(config: LabelConfig, progress: Progress = lambda done, total: None) ->
         TargetError: the output folder holds something else, or what is read.
         RepositoryError, ModelNotFound, WrongModelKind, FieldError: see :class:`Labeller`.
     """
-    started = time.monotonic()
+    began = time.monotonic()
     form = find_format(config.format, config.polygons)
     check_folder(config.target, holds_labels, [config.source], "OUT", may_lie_in=True)
     listing = find_images(config.source, config.target)
@@ -95,7 +95,7 @@ def label(config: LabelConfig, progress: Progress = lambda done, total: None) ->
             files = form.finish(target, card, [entry for entry in entries if entry])
     except OSError as error:
         raise _unwritable(target, error, tally["written"]) from error
-    seconds = time.monotonic() - started
+    seconds = time.monotonic() - began
     return Summary(
         images=sum(tally.values()),
         **tally,
@@ -128,9 +128,9 @@ def find_images(source: Path, target: Path) -> Listing:
     listing.left_out = {path: why for path, why in listing.left_out.items() if why != OUT}
     if not listing.images:
         others = {**listing.unread, **listing.left_out}
-        named = "".join(f"; {path}: {why}" for path, why in list(others.items())[:5])
+        names = "".join(f"; {path}: {why}" for path, why in list(others.items())[:5])
         raise LabelError(
-            f"no image below {source}{named}", f"files that end in {', '.join(EXTENSIONS)}"
+            f"no image below {source}{names}", f"files that end in {', '.join(EXTENSIONS)}"
         )
     return listing
 
@@ -203,9 +203,9 @@ def _unwritable(target: Path, error: OSError, written: int) -> LabelError:
         if error.errno in FULL
         else f"cannot write below {target}: {error.strerror}"
     )
-    expected = f"the {written} masks written in this run are kept"
+    note = f"the {written} masks written in this run are kept"
     return LabelError(
-        f"{problem}; {expected}",
+        f"{problem}; {note}",
         "room and permission to write",
         "make room and run the same command again",
     )

@@ -71,7 +71,7 @@ class LabelConfig:
 
 
 @dataclass(frozen=True)
-class Done:
+class Outcome:
     """What became of one image.
 
     Attributes:
@@ -138,29 +138,29 @@ class Labeller:
         Raises:
             OSError: no mask can be written.
         """
-        done = self._one(image, ledger.known.get(image.as_posix()))
-        if done.state == "written":
-            ledger.written(done.entry)
-        elif done.state == "failed":
-            ledger.failed(done.entry, done.stays)
-        return done.state
+        outcome = self._one(image, ledger.known.get(image.as_posix()))
+        if outcome.state == "written":
+            ledger.written(outcome.entry)
+        elif outcome.state == "failed":
+            ledger.failed(outcome.entry, outcome.stays)
+        return outcome.state
 
-    def _one(self, image: Path, entry: Entry | None) -> Done:
+    def _one(self, image: Path, entry: Entry | None) -> Outcome:
         source, name = self.config.source / image, image.as_posix()
         if entry and not self.config.force and self.is_current(entry, source):
-            return Done("skipped", entry)
+            return Outcome("skipped", entry)
         try:
             name.encode()
-            return Done("written", {"image": name} | self.write(image, entry or {}))
+            return Outcome("written", {"image": name} | self.write(image, entry or {}))
         except OSError as error:
             if error.filename != str(source) and error.errno not in OF_ONE_NAME:
                 raise
-            return Done("failed", {"image": name, "error": error.strerror or str(error)})
+            return Outcome("failed", {"image": name, "error": error.strerror or str(error)})
         except UnicodeEncodeError:
-            return Done("failed", {"image": ascii(name), "error": "its name is no UTF-8"})
+            return Outcome("failed", {"image": ascii(name), "error": "its name is no UTF-8"})
         except ServingError as error:
             stays = isinstance(error, MaskChanged)
-            return Done("failed", {"image": name, "error": str(error)}, stays)
+            return Outcome("failed", {"image": name, "error": str(error)}, stays)
 
     def write(self, image: Path, entry: Entry) -> Entry:
         """Label one file; its line of the manifest, its name left out.
@@ -183,22 +183,22 @@ class Labeller:
                 f"at most {config.limits.max_bytes:,} bytes",
             )
         picture = decode(source.read_bytes(), config.limits)
-        prepared = pipeline.prepare(picture, card, config.bucket, config.tiles)
-        result = pipeline.segment(prepared, card, self.options, self._run)
+        canvas = pipeline.prepare(picture, card, config.bucket, config.tiles)
+        result = pipeline.segment(canvas, card, self.options, self._run)
         data = self.format.encode(image, result, card)
         self._check_mask(config.target / part, entry, data)
         write_atomic(config.target / part, data)
         return {
             "mask": part.as_posix(),
-            "height": prepared.height,
-            "width": prepared.width,
+            "height": canvas.height,
+            "width": canvas.width,
             "image_bytes": before.st_size,
             "image_modified_ns": before.st_mtime_ns,
             "mask_sha256": hashlib.sha256(data).hexdigest(),
             "model": card.name,
             "version": card.version,
             "model_sha256": card.graph_sha256,
-            "tiles": len(prepared.tiling),
+            "tiles": len(canvas.tiling),
             "settings": self._settings,
             "scores": {
                 name: round(float(score), 6) for name, score in zip(card.classes, result.scores)

@@ -48,9 +48,9 @@ def agreement(card: Card, engine: Engine, exact: Engine) -> float:
     options = options_for(card, score_threshold=0.0 if cam else None, background_threshold=ground)
     equal = total = 0
     for picture in pictures(card):
-        prepared = pipeline.prepare(picture, card)
+        canvas = pipeline.prepare(picture, card)
         one, other = (
-            pipeline.segment(prepared, card, options, each.run).labels for each in (engine, exact)
+            pipeline.segment(canvas, card, options, each.run).labels for each in (engine, exact)
         )
         if other.min() < other.max():
             equal += int((one == other).sum())

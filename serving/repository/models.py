@@ -54,7 +54,7 @@ class Models:
                 read_size(size)
         self._config = config
         self._cards: Cards = {}
-        self._served: dict[tuple[str, int], Served] = {}
+        self._live: dict[tuple[str, int], Served] = {}
         self._signatures: dict[tuple[str, int], Signature] = {}
         self._refused = Refusals(config.repository)
         self._states: dict[tuple[str, int], ModelState] = {}
@@ -82,9 +82,9 @@ class Models:
             log.info("no models, for they have no version: %s", ", ".join(names))
         await asyncio.gather(*(self._refresh(name) for name in watch.models))
         error = self._refused.error()
-        if error and (self._config.models.strict or not self._served):
+        if error and (self._config.models.strict or not self._live):
             raise error
-        if not self._served and self._config.models.control == "none":
+        if not self._live and self._config.models.control == "none":
             await asyncio.to_thread(read_repository, self._config.repository)
         if self._config.models.control == "poll":
             self._spawn(self._poll(watch))
@@ -94,10 +94,10 @@ class Models:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        closing = [asyncio.to_thread(served.batcher.close) for served in self.served()]
+        closing = [asyncio.to_thread(model.batcher.close) for model in self.served()]
         await asyncio.gather(*closing)
-        for served in self.served():
-            served.engine.close()
+        for model in self.served():
+            model.engine.close()
 
     def find(self, name: str, version: int, kind: Kind | tuple[Kind, ...] | None) -> Served:
         """The model that a request means: an empty name is the only model of ``kind``, version 0
@@ -111,26 +111,26 @@ class Models:
         if name not in self._cards if name else not self._cards:
             self._check_known(name)
         card = choose(self._cards, name, version, kind)
-        return self._served[card.name, card.version]
+        return self._live[card.name, card.version]
 
     @contextmanager
-    def lease(self, served: Served) -> Iterator[None]:
+    def lease(self, model: Served) -> Iterator[None]:
         """Keep a model loaded while a request uses it. Taken in the same step of the event loop as
         ``find``.
         """
-        self._leases[served] += 1
+        self._leases[model] += 1
         try:
             yield
         finally:
-            self._leases[served] -= 1
-            if not self._leases[served]:
-                del self._leases[served]
-                if served in self._idle:
-                    self._idle[served].set()
+            self._leases[model] -= 1
+            if not self._leases[model]:
+                del self._leases[model]
+                if model in self._idle:
+                    self._idle[model].set()
 
     def served(self) -> list[Served]:
         """What is ready now, by name and version."""
-        return [self._served[key] for key in sorted(self._served)]
+        return [self._live[key] for key in sorted(self._live)]
 
     def index(self) -> list[ModelState]:
         """Every version that was to be served, those that are not ready included."""
@@ -169,8 +169,8 @@ class Models:
                 raise ModelNotFound(
                     f"no model {name!r} is served", nearest(name, self._cards), field="model"
                 )
-            retired = self._swap(name, [])
-        await asyncio.gather(*retired)
+            former = self._swap(name, [])
+        await asyncio.gather(*former)
 
     def _lock(self, name: str) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())
@@ -223,9 +223,9 @@ class Models:
             candidates, count = wanted_versions(self._config.models.versions, folders)
             chosen: list[Served] = []
             for version in candidates:
-                served = await self._sound(name, version, folders[version])
-                if served:
-                    chosen.append(served)
+                model = await self._sound(name, version, folders[version])
+                if model:
+                    chosen.append(model)
                 if len(chosen) == count:
                     break
             self._swap(name, chosen)
@@ -238,15 +238,15 @@ class Models:
         """
         key = (name, version)
         now = await asyncio.to_thread(signature, folder)
-        served = self._served.get(key)
-        if served and self._signatures[key] == now:
-            return served
+        model = self._live.get(key)
+        if model and self._signatures[key] == now:
+            return model
         if key in self._refused and self._refused[key].signature == now:
-            return served
-        if not served:
+            return model
+        if not model:
             self._tell(key, State.LOADING)
         try:
-            loaded = await self._load(folder)
+            fresh = await self._load(folder)
         # Whatever a hostile or vanishing folder makes a library raise must not end the server.
         except Exception as error:
             fault = isinstance(error, RepositoryError)
@@ -259,11 +259,11 @@ class Models:
                 "model %s version %s is refused: %s", name, version, why, exc_info=not fault
             )
             self._refused.note(key, now, why)
-            self._tell(key, State.READY if served else State.UNAVAILABLE, self._refused.reason(key))
-            return served
+            self._tell(key, State.READY if model else State.UNAVAILABLE, self._refused.reason(key))
+            return model
         self._refused.pop(key, None)
         self._signatures[key] = now
-        return loaded
+        return fresh
 
     async def _load(self, folder: Path) -> Served:
         async with self._loaders:
@@ -280,34 +280,34 @@ class Models:
         """Replace what is served of a model in one step; the tasks that free what was served
         before.
         """
-        old = [served for (other, _), served in self._served.items() if other == name]
-        for served in old:
-            del self._served[name, served.card.version]
-        self._served |= {(name, served.card.version): served for served in chosen}
+        old = [model for (other, _), model in self._live.items() if other == name]
+        for model in old:
+            del self._live[name, model.card.version]
+        self._live |= {(name, model.card.version): model for model in chosen}
         self._cards.pop(name, None)
         if chosen:
-            cards = {served.card.version: served.card for served in sorted(chosen, key=_version)}
+            cards = {model.card.version: model.card for model in sorted(chosen, key=_version)}
             self._cards = dict(sorted({**self._cards, name: cards}.items()))
-        for served in chosen:
-            key = (name, served.card.version)
+        for model in chosen:
+            key = (name, model.card.version)
             self._tell(key, State.READY, self._refused.reason(key))
-        retired = [served for served in old if served not in chosen]
-        for served in retired:
-            if (name, served.card.version) not in self._served:
-                self._tell((name, served.card.version), State.UNLOADING)
-        return [self._spawn(self._retire(served)) for served in retired]
+        former = [model for model in old if model not in chosen]
+        for model in former:
+            if (name, model.card.version) not in self._live:
+                self._tell((name, model.card.version), State.UNLOADING)
+        return [self._spawn(self._retire(model)) for model in former]
 
-    async def _retire(self, served: Served) -> None:
-        key = (served.card.name, served.card.version)
-        if self._leases[served]:
-            self._idle[served] = asyncio.Event()
-            await self._idle[served].wait()
-            del self._idle[served]
-        await asyncio.to_thread(served.batcher.close)
-        served.engine.close()
-        if key not in self._served:
+    async def _retire(self, model: Served) -> None:
+        key = (model.card.name, model.card.version)
+        if self._leases[model]:
+            self._idle[model] = asyncio.Event()
+            await self._idle[model].wait()
+            del self._idle[model]
+        await asyncio.to_thread(model.batcher.close)
+        model.engine.close()
+        if key not in self._live:
             self._tell(key, State.UNAVAILABLE, "unloaded")
-            if not served.card.folder.is_dir():
+            if not model.card.folder.is_dir():
                 del self._states[key]
 
     async def _poll(self, watch: Watch) -> None:
@@ -315,13 +315,13 @@ class Models:
         while True:
             await asyncio.sleep(self._config.models.poll_seconds)
             try:
-                changed = await asyncio.to_thread(watch.look)
+                names = await asyncio.to_thread(watch.look)
             except (RepositoryError, OSError) as error:
                 log.warning(GONE, error)
                 continue
-            for name in changed:
+            for name in names:
                 self._spawn(self._refresh(name))
 
 
-def _version(served: Served) -> int:
-    return served.card.version
+def _version(model: Served) -> int:
+    return model.card.version

@@ -110,15 +110,16 @@ def warm_up(card: Card, engine: Engine, sizes: Iterable[str], bucket: int, max_b
 
 def warm_inputs(card: Card, engine: Engine, sizes: Iterable[str], bucket: int) -> Iterator[Inputs]:
     """One request of zeros of each shape to warm up, each shape once."""
-    listed = [dict(shapes) for shapes in card.warm]
+    candidates = [dict(shapes) for shapes in card.warm]
     if card.kind == "tensor":
-        fixed = {spec.name: spec.shape[1:] for spec in engine.inputs}
-        listed += [fixed] if all(-1 not in shape for shape in fixed.values()) else []
+        static = {spec.name: spec.shape[1:] for spec in engine.inputs}
+        candidates += [static] if all(-1 not in shape for shape in static.values()) else []
     else:
         smallest = _bucketed(card.min_side, card.min_side, bucket, card)
-        listed += [{"image": (*size, 3)} for size in (smallest, *warm_sizes(card, sizes, bucket))]
+        sides = (smallest, *warm_sizes(card, sizes, bucket))
+        candidates += [{"image": (*side, 3)} for side in sides]
     seen: list[dict[str, tuple[int, ...]]] = []
-    for shapes in listed:
+    for shapes in candidates:
         if shapes not in seen and shapes.keys() == {spec.name for spec in engine.inputs}:
             seen.append(shapes)
             yield {
@@ -171,14 +172,14 @@ def _run(card: Card, engine: Engine, inputs: Inputs, what: str) -> Outputs:
 
 
 def _check_batch_axes(card: Card, engine: Engine) -> None:
-    fixed = [
+    static = [
         spec for spec in (*engine.inputs, *engine.outputs) if not spec.shape or spec.shape[0] != -1
     ]
-    if fixed or not engine.inputs or not engine.outputs:
-        named = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in fixed)
+    if static or not engine.inputs or not engine.outputs:
+        names = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in static)
         raise RepositoryError(
             f"{card.graph_path} has tensors without a free batch axis:"
-            f" {named or 'it has no input or output'}",
+            f" {names or 'it has no input or output'}",
             "inputs and outputs whose first axis is the batch, of any size",
             "export the graph with a dynamic first axis",
         )
@@ -217,14 +218,14 @@ def _compare(card: Card, values: npt.NDArray[np.uint8], scores: npt.NDArray[np.f
     assert card.golden
     path = card.folder / card.golden.output
     try:
-        expected = masks.read_png(path.read_bytes())
+        golden = masks.read_png(path.read_bytes())
     except (OSError, ValueError) as error:
         raise RepositoryError(f"{path} cannot be read: {error}", "a grey PNG", HINT) from error
-    if expected.shape != values.shape:
+    if golden.shape != values.shape:
         raise RepositoryError(
-            f"{path} is {list(expected.shape)}", f"{list(values.shape)}, as the graph gives", HINT
+            f"{path} is {list(golden.shape)}", f"{list(values.shape)}, as the graph gives", HINT
         )
-    apart = np.abs(expected.astype(np.int16) - values)
+    apart = np.abs(golden.astype(np.int16) - values)
     equal = float((apart <= (0 if card.kind == "segmenter" else MAX_LEVELS)).mean())
     worst = _worst(scores, card.golden.scores)
     if equal < MIN_EQUAL or not worst <= MAX_SCORE_DIFFERENCE:
@@ -236,5 +237,5 @@ def _compare(card: Card, values: npt.NDArray[np.uint8], scores: npt.NDArray[np.f
         )
 
 
-def _worst(scores: npt.NDArray[np.float32], expected: Sequence[float]) -> float:
-    return float(np.abs(scores - np.asarray(expected)).max())
+def _worst(scores: npt.NDArray[np.float32], golden: Sequence[float]) -> float:
+    return float(np.abs(scores - np.asarray(golden)).max())

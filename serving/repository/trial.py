@@ -80,13 +80,13 @@ def _judge(folder: Path, code: int | None, output: bytes, errors: str) -> None:
         verdict = json.loads(output)
     except ValueError:
         log.warning("the trial of %s ended with %s: %s", folder, code, errors[-2000:])
-        died = (
+        end = (
             f"crashed with {signal.Signals(-code).name}"
             if code and code < 0
             else f"ended with exit code {code}"
         )
         raise RepositoryError(
-            f"the trial of {folder} {died}",
+            f"the trial of {folder} {end}",
             "a model that loads and runs",
             "what it wrote is in the log",
         ) from None

@@ -147,12 +147,12 @@ def verify(card: Card) -> None:
             repository, or has another SHA-256.
     """
     there = {path.name for path in _entries(card.folder) if not _is_beside(path)} - {CARD}
-    if unlisted := sorted(there - set(card.sha256)):
+    if strays := sorted(there - set(card.sha256)):
         raise RepositoryError(
-            f"{card.folder} holds {unlisted[0]!r}, which the card does not list",
+            f"{card.folder} holds {strays[0]!r}, which the card does not list",
             "listed files alone",
         )
-    for name, expected in card.sha256.items():
+    for name, checksum in card.sha256.items():
         path = card.folder / name
         try:
             check_file(path)
@@ -162,10 +162,10 @@ def verify(card: Card) -> None:
             raise RepositoryError(
                 f"{path}: {error.strerror}", "every file that the card lists", HINT
             ) from error
-        if digest != expected:
+        if digest != checksum:
             raise RepositoryError(
                 f"{path} has SHA-256 {digest}",
-                f"{expected}, as its card says: the file is damaged or was exchanged",
+                f"{checksum}, as its card says: the file is damaged or was exchanged",
                 HINT,
             )
 
@@ -190,8 +190,8 @@ def wanted_versions(policy: str, versions: Iterable[int]) -> tuple[list[int], in
     if match := re.fullmatch(r"latest(?::([1-9]\d*))?", policy):
         return falling, int(match[1] or 1)
     if re.fullmatch(r"\d+(,\d+)*", policy):
-        listed = [version for version in falling if version in map(int, policy.split(","))]
-        return listed, len(listed)
+        picks = [version for version in falling if version in map(int, policy.split(","))]
+        return picks, len(picks)
     raise ConfigError(
         f"models.versions is {policy!r}", "latest, latest:N, all, or numbers as in 1,3"
     )

@@ -40,14 +40,14 @@ class Watch:
         """
         now = snapshot(self._root)
         names = sorted(now.keys() | self._known.keys())
-        settled = [
+        stable = [
             name
             for name in names
             if now.get(name) != self._known.get(name) and now.get(name) == self._seen.get(name)
         ]
-        self._known |= {name: now.get(name) for name in settled}
+        self._known |= {name: now.get(name) for name in stable}
         self._seen = now
-        return settled
+        return stable
 
 
 def snapshot(root: Path) -> dict[str, Snapshot]:

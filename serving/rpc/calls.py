@@ -119,7 +119,7 @@ class Calls:
         return grpc.method_handlers_generic_handler(descriptor.full_name, handlers)
 
     def unary(
-        self, rpc: str, work: Work, read: Callable[[bytes], Any], write: Callable[[Any], bytes]
+        self, rpc: str, work: Work, parse: Callable[[bytes], Any], write: Callable[[Any], bytes]
     ) -> Any:
         """The handler of one plain method. ``read`` must not raise but return a
         :class:`RequestError`.
@@ -137,13 +137,13 @@ class Calls:
                 await abort(context, error, trailing(call))
 
         # As a stream of one message: a refusal then comes before the message is read.
-        return grpc.stream_unary_rpc_method_handler(answer, read, write)
+        return grpc.stream_unary_rpc_method_handler(answer, parse, write)
 
     def streaming(
         self,
         rpc: str,
         work: StreamWork,
-        read: Callable[[bytes], Any],
+        parse: Callable[[bytes], Any],
         write: Callable[[Any], bytes],
     ) -> Any:
         """The handler of one method of many requests and replies. ``work`` watches over each
@@ -166,7 +166,7 @@ class Calls:
             except RequestError as error:
                 await self.refuse(context, rpc, error)
 
-        return grpc.stream_stream_rpc_method_handler(answer, read, write)
+        return grpc.stream_stream_rpc_method_handler(answer, parse, write)
 
     async def refuse(
         self, context: grpc.aio.ServicerContext, rpc: str, error: RequestError
@@ -269,17 +269,17 @@ def reader(message: Any) -> Callable[[bytes], Any]:
     answers with UNKNOWN.
     """
 
-    def read(data: bytes) -> Any:
+    def parse(data: bytes) -> Any:
         try:
             return message.FromString(data)
         except DecodeError:
             name = message.DESCRIPTOR.full_name
             return FieldError(f"the message is no {name}", f"an encoded {name}")
 
-    return read
+    return parse
 
 
 def write(message: Any) -> bytes:
     """The bytes of a message."""
-    encoded: bytes = message.SerializeToString()
-    return encoded
+    data: bytes = message.SerializeToString()
+    return data

@@ -38,14 +38,14 @@ def extensions(config: ServerConfig) -> list[str]:
     return [*EXTENSIONS, f"limits({','.join(f'{name}={value}' for name, value in limits.items())})"]
 
 
-def metadata(served: Served, versions: list[int], config: ServerConfig) -> Any:
+def metadata(model: Served, versions: list[int], config: ServerConfig) -> Any:
     """``ModelMetadataResponse`` of a model; its properties say what it is and where its limits
     are.
     """
-    card = served.card
+    card = model.card
     properties = {
         "kind": card.kind,
-        "engine": served.engine.description,
+        "engine": model.engine.description,
         "sha256": card.graph_sha256,
         "max_batch": str(config.limits.max_batch),
         "queue": str(config.schedule.for_model(card.name).queue),
@@ -61,56 +61,56 @@ def metadata(served: Served, versions: list[int], config: ServerConfig) -> Any:
     return pb.ModelMetadataResponse(
         name=card.name,
         versions=[str(version) for version in sorted(versions)],
-        platform=_platform(served),
-        inputs=[_tensor(spec) for spec in served.engine.inputs],
-        outputs=[_tensor(spec) for spec in served.engine.outputs],
+        platform=_platform(model),
+        inputs=[_tensor(spec) for spec in model.engine.inputs],
+        outputs=[_tensor(spec) for spec in model.engine.outputs],
         properties=properties,
     )
 
 
-def configuration(served: Served, config: ServerConfig) -> Any:
+def configuration(model: Served, config: ServerConfig) -> Any:
     """``ModelConfig`` of a model."""
     return pb.ModelConfig(
-        name=served.card.name,
-        platform=_platform(served),
-        backend=served.engine.description.split()[0],
+        name=model.card.name,
+        platform=_platform(model),
+        backend=model.engine.description.split()[0],
         max_batch_size=config.limits.max_batch,
         input=[
             pb.ModelInput(name=spec.name, data_type=_type(spec), dims=spec.shape[1:])
-            for spec in served.engine.inputs
+            for spec in model.engine.inputs
         ],
         output=[
             pb.ModelOutput(name=spec.name, data_type=_type(spec), dims=spec.shape[1:])
-            for spec in served.engine.outputs
+            for spec in model.engine.outputs
         ],
-        default_model_filename=served.card.graph,
+        default_model_filename=model.card.graph,
         dynamic_batching=pb.ModelDynamicBatching(),
     )
 
 
-def statistics(served: Served, decode_seconds: float, encode_seconds: float) -> Any:
+def statistics(model: Served, decode_seconds: float, encode_seconds: float) -> Any:
     """``ModelStatistics`` of a model.
 
     Args:
         served: whose batcher has counted.
         decode_seconds, encode_seconds: spent on the messages of all requests answered.
     """
-    counts: Statistics = served.batcher.statistics()
-    done, failed = counts.requests, counts.failures
+    counts: Statistics = model.batcher.statistics()
+    successes, failures = counts.requests, counts.failures
     total = counts.queue_seconds + counts.run_seconds + decode_seconds + encode_seconds
     return pb.ModelStatistics(
-        name=served.card.name,
-        version=str(served.card.version),
+        name=model.card.name,
+        version=str(model.card.version),
         last_inference=int(counts.last_run * 1e3),
         inference_count=counts.inferences,
         execution_count=counts.executions,
         inference_stats=pb.InferStatistics(
-            success=_duration(done, total),
-            fail=_duration(failed, counts.failure_seconds),
-            queue=_duration(done, counts.queue_seconds),
-            compute_input=_duration(done, decode_seconds),
-            compute_infer=_duration(done, counts.run_seconds),
-            compute_output=_duration(done, encode_seconds),
+            success=_duration(successes, total),
+            fail=_duration(failures, counts.failure_seconds),
+            queue=_duration(successes, counts.queue_seconds),
+            compute_input=_duration(successes, decode_seconds),
+            compute_infer=_duration(successes, counts.run_seconds),
+            compute_output=_duration(successes, encode_seconds),
             cache_hit=_duration(0, 0.0),
             cache_miss=_duration(0, 0.0),
         ),
@@ -123,9 +123,9 @@ def statistics(served: Served, decode_seconds: float, encode_seconds: float) -> 
     )
 
 
-def _platform(served: Served) -> str:
+def _platform(model: Served) -> str:
     """Triton's word where it has one."""
-    library = served.engine.description.split()[0]
+    library = model.engine.description.split()[0]
     return {"onnxruntime": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}.get(library, library)
 
 

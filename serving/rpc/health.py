@@ -46,12 +46,12 @@ class Health:
 
     def handler(self) -> Any:
         """For ``add_generic_rpc_handlers`` of a server."""
-        read = pb.HealthCheckRequest.FromString
+        parse = pb.HealthCheckRequest.FromString
         return grpc.method_handlers_generic_handler(
             NAME,
             {
-                "Check": grpc.stream_unary_rpc_method_handler(self._check, read, write),
-                "Watch": grpc.stream_stream_rpc_method_handler(self._watch, read, write),
+                "Check": grpc.stream_unary_rpc_method_handler(self._check, parse, write),
+                "Watch": grpc.stream_stream_rpc_method_handler(self._watch, parse, write),
             },
         )
 
@@ -72,8 +72,8 @@ class Health:
         self._ended = True
 
     def _report(self, name: str) -> None:
-        served = any(served.card.name == name for served in self._models.served())
-        self._set(f"models/{name}", SERVING if served else NOT_SERVING)
+        is_live = any(model.card.name == name for model in self._models.served())
+        self._set(f"models/{name}", SERVING if is_live else NOT_SERVING)
 
     def _set(self, service: str, state: int) -> None:
         if self._ended:

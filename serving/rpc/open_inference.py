@@ -108,33 +108,33 @@ class OpenInferenceService:
         )
 
     async def _model_metadata(self, request: Any, call: Call) -> Any:
-        served = self._find(request.name, request.version, call)
+        model = self._find(request.name, request.version, call)
         versions = [
             other.card.version
             for other in self._models.served()
-            if other.card.name == served.card.name
+            if other.card.name == model.card.name
         ]
-        return descriptions.metadata(served, versions, self._config)
+        return descriptions.metadata(model, versions, self._config)
 
     async def _model_config(self, request: Any, call: Call) -> Any:
-        served = self._find(request.name, request.version, call)
-        return pb.ModelConfigResponse(config=descriptions.configuration(served, self._config))
+        model = self._find(request.name, request.version, call)
+        return pb.ModelConfigResponse(config=descriptions.configuration(model, self._config))
 
     async def _model_statistics(self, request: Any, call: Call) -> Any:
         if request.name:
             match = self._find(request.name, request.version, call)
-            wanted = [
+            choice = [
                 s
                 for s in self._models.served()
                 if s is match or (s.card.name, "") == (request.name, request.version)
             ]
         else:
-            wanted = self._models.served()
-        counted = [
-            descriptions.statistics(served, *self._seconds.get(served, (0.0, 0.0)))
-            for served in wanted
+            choice = self._models.served()
+        statistics = [
+            descriptions.statistics(model, *self._seconds.get(model, (0.0, 0.0)))
+            for model in choice
         ]
-        return pb.ModelStatisticsResponse(model_stats=counted)
+        return pb.ModelStatisticsResponse(model_stats=statistics)
 
     async def _repository_index(self, request: Any, call: Call) -> Any:
         self._check_repository(request)
@@ -174,62 +174,62 @@ class OpenInferenceService:
 
     async def _infer(self, request: InferRequest, call: Call) -> InferReply:
         message = request.message
-        served = self._find(message.model_name, message.model_version, call)
+        model = self._find(message.model_name, message.model_version, call)
         deadline, priority = wishes.deadline(message, call.deadline), wishes.priority(message)
         wishes.check_batch(message, self._config.limits.max_batch)
-        wanted = wishes.wanted_outputs(message, served)
+        choice = wishes.wanted_outputs(message, model)
         with (
-            self._models.lease(served),
-            served.batcher.admission(deadline, priority),
+            self._models.lease(model),
+            model.batcher.admission(deadline, priority),
             self._codecs.memory.reserve(sum(map(len, request.raw))),
         ):
             began = time.monotonic()
-            inputs, prepared = await self._inputs(request, served)
-            decoded = time.monotonic()
-            call.stage("decode", began, decoded)
-            ran = await served.batcher.run(inputs, deadline, priority)
+            inputs, canvas = await self._inputs(request, model)
+            start = time.monotonic()
+            call.stage("decode", began, start)
+            ran = await model.batcher.run(inputs, deadline, priority)
             call.ran(ran)
-            returned = time.monotonic()
+            end = time.monotonic()
             outputs = ran.outputs
-            if prepared:
-                with self._codecs.memory.count(pipeline.finish_bytes(prepared)):
-                    outputs = await self._codecs.run(_full_size, outputs, prepared, served)
+            if canvas:
+                with self._codecs.memory.count(pipeline.finish_bytes(canvas)):
+                    outputs = await self._codecs.run(_full_size, outputs, canvas, model)
             else:
-                _check_outputs(outputs, inputs, served)
-            reply = _reply(message, served, wanted, outputs)
-            call.stage("encode", returned)
-        spent = self._seconds.setdefault(served, [0.0, 0.0])
-        spent[0] += decoded - began
-        spent[1] += time.monotonic() - returned
+                _check_outputs(outputs, inputs, model)
+            reply = _reply(message, model, choice, outputs)
+            call.stage("encode", end)
+        spent = self._seconds.setdefault(model, [0.0, 0.0])
+        spent[0] += start - began
+        spent[1] += time.monotonic() - end
         return reply
 
     async def _inputs(
-        self, request: InferRequest, served: Served
-    ) -> tuple[Inputs, pipeline.Prepared | None]:
+        self, request: InferRequest, model: Served
+    ) -> tuple[Inputs, pipeline.Canvas | None]:
         """Arrays for the engine, and the picture if the request has one in place of them."""
-        if served.card.kind == "tensor":
-            return await self._tensors(request, served), None
+        if model.card.kind == "tensor":
+            return await self._tensors(request, model), None
         if [tensor.datatype for tensor in request.message.inputs] == ["BYTES"]:
-            prepared = await self._codecs.run(self._picture, request, served)
-            return {"image": prepared.batch}, prepared
-        inputs = await self._tensors(request, served)
-        wishes.check_sides(inputs["image"], served)
+            canvas = await self._codecs.run(self._picture, request, model)
+            return {"image": canvas.batch}, canvas
+        inputs = await self._tensors(request, model)
+        wishes.check_sides(inputs["image"], model)
         return inputs, None
 
-    async def _tensors(self, request: InferRequest, served: Served) -> Inputs:
+    async def _tensors(self, request: InferRequest, model: Served) -> Inputs:
         # Views of raw contents cost nothing; typed ones are read value by value, which must not
         # stop the loop.
         if request.raw:
-            return tensors.read_inputs(request, served.engine.inputs)
-        arrays: Inputs = await self._codecs.run(tensors.read_inputs, request, served.engine.inputs)
+            return tensors.read_inputs(request, model.engine.inputs)
+        arrays: Inputs = await self._codecs.run(tensors.read_inputs, request, model.engine.inputs)
         return arrays
 
-    def _picture(self, request: InferRequest, served: Served) -> pipeline.Prepared:
-        encoded = tensors.read_encoded(request, served.engine.inputs[0].name)
+    def _picture(self, request: InferRequest, model: Served) -> pipeline.Canvas:
+        data = tensors.read_encoded(request, model.engine.inputs[0].name)
         return pipeline.prepare(
-            decoding.decode(encoded, self._config.limits, self._codecs.memory.reserve),
-            served.card,
-            served.bucket,
+            decoding.decode(data, self._config.limits, self._codecs.memory.reserve),
+            model.card,
+            model.bucket,
         )
 
     async def _stream(
@@ -246,8 +246,8 @@ class OpenInferenceService:
                     )
                     reply = await self._infer(request, call)
             except RequestError as error:
-                failed = "" if isinstance(request, RequestError) else request.message.id
-                empty = pb.ModelInferResponse(id=failed)
+                request_id = "" if isinstance(request, RequestError) else request.message.id
+                empty = pb.ModelInferResponse(id=request_id)
                 return pb.ModelStreamInferResponse(error_message=str(error), infer_response=empty)
             if final:
                 reply.message.parameters["triton_final_response"].bool_param = True
@@ -261,7 +261,7 @@ class OpenInferenceService:
 
     def _find(self, name: str, version: str, call: Call | None = None) -> Served:
         if not name:
-            names = sorted({served.card.name for served in self._models.served()})
+            names = sorted({model.card.name for model in self._models.served()})
             raise ModelNotFound("no model named", nearest("", names), field="model_name")
         if version and not (
             version.isascii() and version.isdecimal() and 0 < int(version[:12]) < 2**31
@@ -269,10 +269,10 @@ class OpenInferenceService:
             raise FieldError(
                 f"version {version[:40]!r}", "a whole number, or nothing", field="model_version"
             )
-        served = self._models.find(name, int(version or 0), None)
+        model = self._models.find(name, int(version or 0), None)
         if call:
-            call.model, call.version = served.card.name, served.card.version
-        return served
+            call.model, call.version = model.card.name, model.card.version
+        return model
 
     def _check_control(self, request: Any) -> None:
         self._check_repository(request)
@@ -289,17 +289,17 @@ class OpenInferenceService:
             )
 
 
-def _check_outputs(outputs: Outputs, inputs: Inputs, served: Served) -> None:
+def _check_outputs(outputs: Outputs, inputs: Inputs, model: Served) -> None:
     """Compare what the graph returned with what its card, or else the graph itself, promises.
 
     Raises:
         OutputError: it broke its promise.
     """
     batch, *sides = next(iter(inputs.values())).shape
-    if served.card.kind != "tensor":
-        check_outputs(served.card, outputs, batch, sides[0], sides[1])
+    if model.card.kind != "tensor":
+        check_outputs(model.card, outputs, batch, sides[0], sides[1])
         return
-    for spec in served.engine.outputs:
+    for spec in model.engine.outputs:
         array = outputs[spec.name]
         if (
             str(array.dtype) != spec.dtype
@@ -307,31 +307,31 @@ def _check_outputs(outputs: Outputs, inputs: Inputs, served: Served) -> None:
             or len(array) != batch
         ):
             raise OutputError(
-                f"output {spec.name!r} of {served.card.name} is {array.dtype} {list(array.shape)}",
+                f"output {spec.name!r} of {model.card.name} is {array.dtype} {list(array.shape)}",
                 f"{spec.dtype} {[batch, *spec.shape[1:]]}",
             )
 
 
-def _full_size(outputs: Outputs, prepared: pipeline.Prepared, served: Served) -> Outputs:
+def _full_size(outputs: Outputs, canvas: pipeline.Canvas, model: Served) -> Outputs:
     """What the graph says of a picture, at the picture's own size where it is a map of pixels."""
     # Every map is wanted, whatever its score.
     answer = pipeline.Answer(
-        prepared, served.card, options_for(served.card, score_threshold=0.0, mask=False)
+        canvas, model.card, options_for(model.card, score_threshold=0.0, mask=False)
     )
     answer.add([outputs])
-    if served.card.kind == "cam":
-        found = answer.activated()
-        return {"cam": found.maps[None], "scores": found.scores[None]}
+    if model.card.kind == "cam":
+        maps = answer.activated()
+        return {"cam": maps.maps[None], "scores": maps.scores[None]}
     result = answer.segmented()
     return {name: getattr(result, attribute)[None] for name, attribute in SEGMENTED.items()}
 
 
-def _reply(message: Any, served: Served, wanted: dict[str, int], outputs: Outputs) -> InferReply:
-    card = served.card
+def _reply(message: Any, model: Served, choice: dict[str, int], outputs: Outputs) -> InferReply:
+    card = model.card
     reply = InferReply(
         pb.ModelInferResponse(model_name=card.name, model_version=str(card.version), id=message.id)
     )
-    for name, count in wanted.items():
+    for name, count in choice.items():
         array: Any = outputs[name]
         if count:
             if array.ndim != 2 or array.dtype.kind not in "fiu":

@@ -13,7 +13,7 @@ from serving.errors import FieldError
 from serving.images import encodings, maps, masks, polygons
 from serving.images.decoding import Picture
 from serving.images.options import Options
-from serving.images.pipeline import Activated, Prepared, Segmented
+from serving.images.pipeline import Activated, Canvas, Segmented
 from serving.images.rgb import Pixels
 from serving.repository.served import Served
 from wsss.v1 import segmentation_pb2 as pb
@@ -118,35 +118,35 @@ def _box(box: tuple[int, int, int, int]) -> Any:
     return pb.Box(left=left, top=top, width=width, height=height)
 
 
-def image_info(picture: Picture, prepared: Prepared) -> Any:
+def image_info(picture: Picture, canvas: Canvas) -> Any:
     """What was made of the image."""
-    tall, wide = prepared.model_size
+    tall, wide = canvas.model_size
     return pb.ImageInfo(
-        height=prepared.height,
-        width=prepared.width,
+        height=canvas.height,
+        width=canvas.width,
         model_height=tall,
         model_width=wide,
         format=picture.format,
         mode=picture.mode,
         several_frames=picture.several_frames,
         orientation=picture.orientation,
-        tiles=len(prepared.tiling),
+        tiles=len(canvas.tiling),
     )
 
 
-def provenance(served: Served, prepared: Prepared, options: Options, overlap: float) -> Any:
+def provenance(live: Served, canvas: Canvas, options: Options, overlap: float) -> Any:
     """What answered, and with which settings."""
-    card, tiling = served.card, prepared.tiling
+    card, tiling = live.card, canvas.tiling
     message = pb.Provenance(
         model=card.name,
         version=card.version,
         sha256=card.graph_sha256,
-        engine=served.engine.description,
+        engine=live.engine.description,
         score_threshold=options.score_threshold,
         scales=card.scales,
         flip=card.flip,
         protocol=card.protocol,
-        bucket=served.bucket if len(tiling) == 1 else 1,
+        bucket=live.bucket if len(tiling) == 1 else 1,
     )
     if options.background_threshold is not None:
         message.background_threshold = options.background_threshold

@@ -21,7 +21,7 @@ from serving.errors import FieldError
 from serving.images import decoding, pipeline
 from serving.images.decoding import Picture
 from serving.images.options import Options, options_for
-from serving.images.pipeline import Answer, Prepared
+from serving.images.pipeline import Answer, Canvas
 from serving.images.rgb import Pixels
 from serving.repository.models import Models
 from serving.repository.served import Served
@@ -58,7 +58,7 @@ class Job:
     """
 
     call: Call
-    served: Served
+    model: Served
     options: Options
     tiles: TilingConfig
     priority: int = 0
@@ -96,9 +96,9 @@ class SegmentationService:
 
     async def segment(self, request: Any, call: Call, priority: int = 0) -> Any:
         """The ``SegmentResponse`` of a ``SegmentRequest``."""
-        served = self._find(request, call, ("cam",) if request.cam else ("segmenter", "cam"))
+        model = self._find(request, call, ("cam",) if request.cam else ("segmenter", "cam"))
         options = options_for(
-            served.card,
+            model.card,
             classes=request.classes,
             tags=request.tags,
             score_threshold=_optional(request, "score_threshold"),
@@ -108,17 +108,17 @@ class SegmentationService:
         encoding = _one_of(request.encoding, pb.MaskEncoding, "encoding")
         form = _one_of(request.cam_format, pb.CamFormat, "cam_format")
         overlay = request.cam and form == pb.CAM_FORMAT_OVERLAY
-        job = Job(call, served, options, self._tiles(request), priority, overlay)
+        job = Job(call, model, options, self._tiles(request), priority, overlay)
 
         def reply(answer: Answer, picture: Picture) -> Any:
             result = answer.segmented()
             return pb.SegmentResponse(
-                mask=replies.mask(result, encoding, served.card),
-                classes=replies.classes(served.card, result.scores, options, result),
+                mask=replies.mask(result, encoding, model.card),
+                classes=replies.classes(model.card, result.scores, options, result),
                 confidence=replies.confidence(result.confidence, encoding)
                 if request.confidence
                 else None,
-                cam=replies.cam(result.activated, form, served.card, picture)
+                cam=replies.cam(result.activated, form, model.card, picture)
                 if request.cam and result.activated
                 else None,
             )
@@ -126,9 +126,9 @@ class SegmentationService:
         return await self._answer(request, job, reply)
 
     async def _compute_cam(self, request: Any, call: Call) -> Any:
-        served = self._find(request, call, "cam")
+        model = self._find(request, call, "cam")
         options = options_for(
-            served.card,
+            model.card,
             tags=request.tags,
             score_threshold=_optional(request, "score_threshold"),
             mask=False,
@@ -138,17 +138,17 @@ class SegmentationService:
         def reply(answer: Answer, picture: Picture) -> Any:
             result = answer.activated()
             return pb.ComputeCamResponse(
-                cam=replies.cam(result, form, served.card, picture),
-                classes=replies.classes(served.card, result.scores, options),
+                cam=replies.cam(result, form, model.card, picture),
+                classes=replies.classes(model.card, result.scores, options),
             )
 
         overlay = form == pb.CAM_FORMAT_OVERLAY
-        job = Job(call, served, options, self._tiles(request), overlay=overlay)
+        job = Job(call, model, options, self._tiles(request), overlay=overlay)
         return await self._answer(request, job, reply)
 
     async def _list_models(self, request: Any, call: Call) -> Any:
-        newest = {served.card.name: served for served in self._models.served()}
-        models = [self._describe(served) for served in newest.values()]
+        newest = {model.card.name: model for model in self._models.served()}
+        models = [self._describe(model) for model in newest.values()]
         limits, tiling = self._config.limits, self._config.tiling
         return pb.ListModelsResponse(
             models=models,
@@ -172,18 +172,18 @@ class SegmentationService:
     async def _get_model(self, request: Any, call: Call) -> Any:
         return self._describe(self._find(request, call, None))
 
-    def _describe(self, served: Served) -> Any:
+    def _describe(self, model: Served) -> Any:
         versions = [
             other.card.version
             for other in self._models.served()
-            if other.card.name == served.card.name
+            if other.card.name == model.card.name
         ]
-        return replies.model(served.card, versions, served.engine.description)
+        return replies.model(model.card, versions, model.engine.description)
 
     def _find(self, request: Any, call: Call, kind: Kind | tuple[Kind, ...] | None) -> Served:
-        served = self._models.find(request.model, request.version, kind)
-        call.model, call.version = served.card.name, served.card.version
-        return served
+        model = self._models.find(request.model, request.version, kind)
+        call.model, call.version = model.card.name, model.card.version
+        return model
 
     def _tiles(self, request: Any) -> TilingConfig:
         """What the request says of images above the model's limits, else the server's own rule."""
@@ -201,24 +201,24 @@ class SegmentationService:
         """Run the image of a request, make ``reply`` of the answer, and complete it with what every
         reply carries.
         """
-        call, served, memory = job.call, job.served, self._codecs.memory
-        with self._models.lease(served), served.batcher.admission(call.deadline, job.priority):
+        call, model, memory = job.call, job.model, self._codecs.memory
+        with self._models.lease(model), model.batcher.admission(call.deadline, job.priority):
             data = _bytes(request.image)
             with memory.reserve(2 * len(data)):
-                picture, prepared = await self._codecs.run(self._decode, data, request.image, job)
+                picture, canvas = await self._codecs.run(self._decode, data, request.image, job)
                 del data
-                with memory.count(prepared.batch.nbytes + picture.pixels.nbytes):
-                    answer = Answer(prepared, served.card, job.options)
-                    last = await self._run(prepared, answer, job)
+                with memory.count(canvas.batch.nbytes + picture.pixels.nbytes):
+                    answer = Answer(canvas, model.card, job.options)
+                    last = await self._run(canvas, answer, job)
 
                 def finish() -> Any:
                     began = time.monotonic()
                     answer.add(last)
-                    with memory.count(pipeline.finish_bytes(prepared)):
+                    with memory.count(pipeline.finish_bytes(canvas)):
                         message = reply(answer, picture)
-                    message.image.CopyFrom(replies.image_info(picture, prepared))
+                    message.image.CopyFrom(replies.image_info(picture, canvas))
                     message.provenance.CopyFrom(
-                        replies.provenance(served, prepared, job.options, job.tiles.overlap)
+                        replies.provenance(model, canvas, job.options, job.tiles.overlap)
                     )
                     call.stage("encode", began)
                     message.timings.CopyFrom(_timings(call))
@@ -226,25 +226,25 @@ class SegmentationService:
 
                 return await self._codecs.run(finish)
 
-    def _decode(self, data: bytes, source: Any, job: Job) -> tuple[Picture, Prepared]:
+    def _decode(self, data: bytes, source: Any, job: Job) -> tuple[Picture, Canvas]:
         began = time.monotonic()
         limits = self._config.limits
         if source.HasField("raw"):
             picture = decoding.from_raw(data, source.raw.height, source.raw.width, limits)
         else:
             picture = decoding.decode(data, limits, self._codecs.memory.reserve)
-        prepared = pipeline.prepare(picture, job.served.card, job.served.bucket, job.tiles)
+        canvas = pipeline.prepare(picture, job.model.card, job.model.bucket, job.tiles)
         if not job.overlay:
             picture = dataclasses.replace(picture, pixels=NO_PIXELS)
         job.call.stage("decode", began)
-        return picture, prepared
+        return picture, canvas
 
-    async def _run(self, prepared: Prepared, answer: Answer, job: Job) -> list[Outputs]:
+    async def _run(self, canvas: Canvas, answer: Answer, job: Job) -> list[Outputs]:
         """Give ``answer`` every row of tiles but the last, which is returned: the caller adds it
         where it finishes.
         """
         row: list[Outputs] = []
-        for batches in prepared.rows():
+        for batches in canvas.rows():
             if row:
                 await self._codecs.run(answer.add, row)
             row = []
@@ -254,19 +254,19 @@ class SegmentationService:
 
     async def _run_together(self, batches: list[Pixels], job: Job) -> list[Outputs]:
         """Outputs of a few tiles; the first to fail ends the others."""
-        call, batcher = job.call, job.served.batcher
-        runs = [
+        call, batcher = job.call, job.model.batcher
+        tasks = [
             asyncio.ensure_future(batcher.run({"image": batch}, call.deadline, job.priority))
             for batch in batches
         ]
         try:
-            done = await asyncio.gather(*runs)
+            shares = await asyncio.gather(*tasks)
         finally:
-            for run in runs:
-                run.cancel()
-        for ran in done:
-            call.ran(ran)
-        return [ran.outputs for ran in done]
+            for task in tasks:
+                task.cancel()
+        for share in shares:
+            call.ran(share)
+        return [share.outputs for share in shares]
 
 
 def _bytes(source: Any) -> bytes:

@@ -115,6 +115,6 @@ def _build(kind: type[RequestError], text: str, metadata: dict[str, str]) -> Req
 
 
 def _any(message: Message) -> any_pb2.Any:
-    packed = any_pb2.Any()
-    packed.Pack(message)
-    return packed
+    detail = any_pb2.Any()
+    detail.Pack(message)
+    return detail

@@ -68,7 +68,7 @@ async def side_by_side(
 
     What is under way when the iterator is closed is cancelled.
     """
-    places, done = asyncio.Semaphore(depth - 1), asyncio.Queue[Any]()
+    places, replies = asyncio.Semaphore(depth - 1), asyncio.Queue[Any]()
     tasks: set[asyncio.Task[Any]] = set()
 
     async def take() -> None:
@@ -76,17 +76,17 @@ async def side_by_side(
             task = asyncio.ensure_future(work(message))
             tasks.add(task)
             if in_order:
-                done.put_nowait(task)
+                replies.put_nowait(task)
             else:
-                task.add_done_callback(done.put_nowait)
+                task.add_done_callback(replies.put_nowait)
             await places.acquire()
         if tasks:
             await asyncio.wait(tasks)
 
     taker = asyncio.ensure_future(take())
-    taker.add_done_callback(lambda _: done.put_nowait(None))
+    taker.add_done_callback(lambda _: replies.put_nowait(None))
     try:
-        while (task := await done.get()) is not None:
+        while (task := await replies.get()) is not None:
             reply = await task
             tasks.discard(task)
             yield reply
@@ -98,9 +98,9 @@ async def side_by_side(
         await asyncio.gather(taker, *tasks, return_exceptions=True)
 
 
-async def unless(event: asyncio.Event, wanted: Awaitable[Any]) -> Any:
+async def unless(event: asyncio.Event, result: Awaitable[Any]) -> Any:
     """What ``wanted`` gives, or None and an end to it if ``event`` is set before."""
-    waits = [asyncio.ensure_future(event.wait()), asyncio.ensure_future(wanted)]
+    waits = [asyncio.ensure_future(event.wait()), asyncio.ensure_future(result)]
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         return None if event.is_set() else waits[1].result()

@@ -62,10 +62,10 @@ def read_inputs(request: InferRequest, specs: Sequence[TensorSpec]) -> dict[str,
         message say.
     """
     tensors = request.message.inputs
-    wanted = {spec.name: spec for spec in specs}
-    if len(tensors) != len(wanted):
+    by_name = {spec.name: spec for spec in specs}
+    if len(tensors) != len(by_name):
         raise FieldError(
-            f"{len(tensors)} inputs", f"{len(wanted)}: {', '.join(wanted)}", field="inputs"
+            f"{len(tensors)} inputs", f"{len(by_name)}: {', '.join(by_name)}", field="inputs"
         )
     if request.raw and len(request.raw) != len(tensors):
         raise FieldError(
@@ -75,12 +75,12 @@ def read_inputs(request: InferRequest, specs: Sequence[TensorSpec]) -> dict[str,
         )
     arrays: dict[str, Array] = {}
     for index, tensor in enumerate(tensors):
-        if tensor.name not in wanted or tensor.name in arrays:
+        if tensor.name not in by_name or tensor.name in arrays:
             problem = "given twice" if tensor.name in arrays else "not known"
             raise FieldError(
-                f"input {tensor.name!r} is {problem}", nearest(tensor.name, wanted), field="inputs"
+                f"input {tensor.name!r} is {problem}", nearest(tensor.name, by_name), field="inputs"
             )
-        shape = _shape(tensor, wanted[tensor.name])
+        shape = _shape(tensor, by_name[tensor.name])
         raw = request.raw[index] if request.raw else None
         arrays[tensor.name] = _values(tensor, raw).reshape(shape)
     batches = {array.shape[0] for array in arrays.values()}
@@ -108,8 +108,8 @@ def read_encoded(request: InferRequest, name: str) -> bytes:
             "the shape [1]",
             field=f"inputs[{name}].shape",
         )
-    (encoded,) = _values(tensor, request.raw[0] if request.raw else None)
-    return bytes(encoded)
+    (data,) = _values(tensor, request.raw[0] if request.raw else None)
+    return bytes(data)
 
 
 def write_output(array: Array) -> Buffer:
@@ -117,12 +117,8 @@ def write_output(array: Array) -> Buffer:
     already.
     """
     if array.dtype == object:
-        encoded = [
-            value if isinstance(value, bytes) else str(value).encode() for value in array.flat
-        ]
-        return b"".join(
-            part for value in encoded for part in (struct.pack("<I", len(value)), value)
-        )
+        data = [value if isinstance(value, bytes) else str(value).encode() for value in array.flat]
+        return b"".join(part for value in data for part in (struct.pack("<I", len(value)), value))
     plain = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
     return plain.reshape(-1).view(np.uint8).data
 
@@ -213,8 +209,8 @@ def _typed(tensor: Any, count: int, field: str) -> Array:
         )
     dtype = np.dtype(DTYPES[tensor.datatype])
     if right in FIXED:
-        encoded = tensor.contents.SerializeToString()
-        return _aligned(np.frombuffer(encoded, dtype, count, len(encoded) - count * dtype.itemsize))
+        data = tensor.contents.SerializeToString()
+        return _aligned(np.frombuffer(data, dtype, count, len(data) - count * dtype.itemsize))
     if right == "bytes_contents":
         return _objects(values)
     # Through the widest type, so that a value out of range is seen and not wrapped.

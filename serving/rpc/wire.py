@@ -75,8 +75,8 @@ def write_streamed(reply: Any) -> bytes:
     already.
     """
     if not isinstance(reply, InferReply):
-        encoded: bytes = reply.SerializeToString()
-        return encoded
+        data: bytes = reply.SerializeToString()
+        return data
     parts = list(_parts(reply))
     return b"".join((encode_varint(STREAMED), encode_varint(sum(map(len, parts))), *parts))
 

@@ -40,7 +40,7 @@ def parameter(tensor: Any, name: str, *kinds: str) -> Any:
     value = tensor.parameters[name]
     kind = value.WhichOneof("parameter_choice")
     content: Any = getattr(value, kind) if kind else None
-    if kind not in {f"{wanted}_param" for wanted in kinds} or content < 0:
+    if kind not in {f"{each}_param" for each in kinds} or content < 0:
         raise FieldError(
             f"parameter {name} is {content!r}",
             f"{' or '.join(kinds)}, not negative",
@@ -49,23 +49,23 @@ def parameter(tensor: Any, name: str, *kinds: str) -> Any:
     return content
 
 
-def wanted_outputs(message: Any, served: Served) -> dict[str, int]:
+def wanted_outputs(message: Any, model: Served) -> dict[str, int]:
     """Names of the outputs asked for, each with the number of its best classes to tell, 0 for the
     tensor itself.
     """
-    names = [spec.name for spec in served.engine.outputs]
-    wanted: dict[str, int] = {}
+    names = [spec.name for spec in model.engine.outputs]
+    choice: dict[str, int] = {}
     for output in message.outputs:
-        if output.name not in names or output.name in wanted:
-            problem = "asked for twice" if output.name in wanted else "not known"
+        if output.name not in names or output.name in choice:
+            problem = "asked for twice" if output.name in choice else "not known"
             raise FieldError(
                 f"output {output.name!r} is {problem}", nearest(output.name, names), field="outputs"
             )
         _refuse_shared_memory(output)
-        wanted[output.name] = parameter(output, "classification", "int64", "uint64") or 0
+        choice[output.name] = parameter(output, "classification", "int64", "uint64") or 0
     for tensor in message.inputs:
         _refuse_shared_memory(tensor)
-    return wanted or dict.fromkeys(names, 0)
+    return choice or dict.fromkeys(names, 0)
 
 
 def _refuse_shared_memory(tensor: Any) -> None:
@@ -88,11 +88,11 @@ def check_batch(message: Any, limit: int) -> None:
             )
 
 
-def check_sides(pixels: Any, served: Served) -> None:
+def check_sides(pixels: Any, model: Served) -> None:
     """Refuse pixels of a size that the model does not take: nothing is scaled here, the reply is
     the graph's own.
     """
-    card, (height, width) = served.card, pixels.shape[1:3]
+    card, (height, width) = model.card, pixels.shape[1:3]
     low, high = sorted((height, width))
     if low < card.min_side or high > card.max_side or height * width > card.max_pixels:
         raise ImageTooLarge(

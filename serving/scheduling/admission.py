@@ -79,11 +79,11 @@ class Admission:
         wait = max(0, before + 1 - self._workers) * self._request_seconds / self._workers
         # Where nobody is before it, a request is let in whatever was measured: it may be the one
         # that measures anew.
-        needed = wait + self.run_seconds if self.admitted else 0.0
+        seconds = wait + self.run_seconds if self.admitted else 0.0
         left = deadline - time.monotonic()
-        if left <= needed:
+        if left <= seconds:
             raise DeadlineMissed(
-                f"the answer would take about {needed:.2f} s and {max(0.0, left):.2f} s are left",
+                f"the answer would take about {seconds:.2f} s and {max(0.0, left):.2f} s are left",
                 hint="a longer deadline, or later",
             )
 

@@ -169,9 +169,9 @@ class Batcher:
         one of it.
         """
         with self._changed:
-            if job.done:
+            if job.over:
                 return
-            job.done = True
+            job.over = True
             self._counts.dropped += 1
             if job.run is None:
                 self._queue.discard(job)
@@ -203,7 +203,7 @@ class Batcher:
 
     def _execute(self, jobs: Sequence[Job]) -> None:
         run = cast(Run, jobs[0].run)
-        started = time.monotonic()
+        began = time.monotonic()
         try:
             outputs = self._call(jobs, run.stop)
         # A worker must outlive whatever a library raises.
@@ -211,7 +211,7 @@ class Batcher:
             for job in self._failed(jobs, error):
                 self._execute([job])
             return
-        ran = time.monotonic() - started
+        ran = time.monotonic() - began
         total = sum(job.size for job in jobs)
         self._admission.measure(ran, len(jobs))
         with self._changed:
@@ -220,18 +220,18 @@ class Batcher:
             batch.executions += 1
             batch.seconds += ran
             self._counts.last_run = time.time()
-            live = [job for job in jobs if not job.done]
+            live = [job for job in jobs if not job.over]
             for job in live:
-                job.done = True
+                job.over = True
                 self._counts.requests += 1
-                self._counts.queue_seconds += started - job.arrived
+                self._counts.queue_seconds += began - job.arrived
                 self._counts.run_seconds += ran
         first = 0
         for job in jobs:
             share = {name: values[first : first + job.size] for name, values in outputs.items()}
             first += job.size
             if job in live:
-                job.finish(Ran(share, started - job.arrived, ran, total))
+                job.finish(Ran(share, began - job.arrived, ran, total))
 
     def _call(self, jobs: Sequence[Job], stop: Stop) -> Outputs:
         if stop.requested:
@@ -255,13 +255,13 @@ class Batcher:
         """
         with self._changed:
             self._end(jobs)
-            live = [job for job in jobs if not job.done]
+            live = [job for job in jobs if not job.over]
             if len(jobs) > 1 and not self._closed and not isinstance(error, Stopped):
                 for job in live:
                     self._begin([job])
                 return live
             for job in live:
-                job.done = True
+                job.over = True
                 self._counts.failures += 1
                 self._counts.failure_seconds += time.monotonic() - job.arrived
                 job.finish(_closed() if self._closed else _exception(error))
@@ -269,7 +269,7 @@ class Batcher:
 
     def _drop(self, jobs: Sequence[Job], error: Callable[[], Exception]) -> None:
         for job in jobs:
-            job.done = True
+            job.over = True
             self._counts.dropped += 1
             job.finish(error())
 
@@ -289,9 +289,9 @@ def _exception(error: BaseException) -> Exception:
     """The error as one that a future takes and that ends one request only."""
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error
-    wrapped = RuntimeError(f"the engine raised {type(error).__name__}")
-    wrapped.__cause__ = error
-    return wrapped
+    fault = RuntimeError(f"the engine raised {type(error).__name__}")
+    fault.__cause__ = error
+    return fault
 
 
 def _missed() -> DeadlineMissed:

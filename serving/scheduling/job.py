@@ -43,7 +43,7 @@ class Job(Waiting):
     inputs: Inputs
     answer: asyncio.Future[Ran]
     run: Run | None = None
-    done: bool = False
+    over: bool = False
 
     def finish(self, result: Ran | BaseException) -> None:
         """Hand the result to the waiting task, from any thread."""

@@ -75,15 +75,15 @@ class Queue(Generic[W]):
 
     def expire(self, now: float) -> list[W]:
         """Take out every request whose deadline has come."""
-        expired = [
+        late = [
             request
             for group in self._groups.values()
             for request in group
             if request.deadline <= now
         ]
-        for request in expired:
+        for request in late:
             self.discard(request)
-        return expired
+        return late
 
     def take(self, now: float) -> list[W]:
         """Take out what runs next: requests of one bucket, none if nothing may run yet."""

@@ -114,7 +114,7 @@ class _ModelCollector(Collector):
         models.subscribe(self._copy)
 
     def _copy(self, change: ModelState | None = None) -> None:
-        self._served = tuple(self._models.served())
+        self._live = tuple(self._models.served())
         self._states = tuple(self._models.index())
 
     def collect(self) -> Iterator[Metric]:
@@ -123,15 +123,15 @@ class _ModelCollector(Collector):
             "wsss_model_info", "Models served.", labels=(*MODEL, "kind", "engine", "sha256")
         )
         ready = GaugeMetricFamily("wsss_model_ready", "1 for a model that is served.", labels=MODEL)
-        for served in self._served:
-            card = served.card
+        for model in self._live:
+            card = model.card
             info.add_metric(
-                (*_labels(served), card.kind, served.engine.description, card.graph_sha256), 1
+                (*_labels(model), card.kind, model.engine.description, card.graph_sha256), 1
             )
         for state in self._states:
             ready.add_metric((state.name, str(state.version)), float(state.state == State.READY))
         yield from (info, ready)
-        figures = [(_labels(served), served.batcher.statistics()) for served in self._served]
+        figures = [(_labels(model), model.batcher.statistics()) for model in self._live]
         for name, text, value in GAUGES:
             gauge = GaugeMetricFamily(name, text, labels=MODEL)
             for labels, statistics in figures:
@@ -165,5 +165,5 @@ COUNTERS: tuple[Figure, ...] = (
 )
 
 
-def _labels(served: Served) -> tuple[str, str]:
-    return served.card.name, str(served.card.version)
+def _labels(model: Served) -> tuple[str, str]:
+    return model.card.name, str(model.card.version)

@@ -70,8 +70,8 @@ class Probes:
 
     def answer(self, path: str, headers: Any) -> Reply:
         """Status, body and content type for a path."""
-        ticked, ready = STATE.unpack_from(self._state)
-        late = time.monotonic() - ticked
+        tick, ready = STATE.unpack_from(self._state)
+        late = time.monotonic() - tick
         if path in ("/healthz", "/readyz") and late > STALLED:
             return (
                 HTTPStatus.SERVICE_UNAVAILABLE,
