@@ -1,9 +1,7 @@
-"""Serves exported models over gRPC and labels folders with them. Never imports torch or the
-trainer.
-"""
+"""Serves exported models over gRPC and labels folders with them. Never imports torch or trainer."""
 
 import os
 
-# onnxruntime reports on its users from the moment it is loaded, unless this says no. Processes that
-# the server starts inherit it.
+# ONNX Runtime sends usage data from the moment it is loaded, unless this variable is set. Child
+# processes inherit it.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"

@@ -1,4 +1,4 @@
-"""What an address means: the same to both ports that listen, and to who calls. Light to import."""
+"""How host names and addresses are read, alike for both ports and for clients. Light to import."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import re
 import socket
 from typing import Any
 
-# Every interface, by IPv4 and IPv6.
+# One IPv6 socket with dual stack serves IPv4 too.
 ANY = "::"
 WRITTEN_ANY = ("", "*", "0.0.0.0", ANY)
 LOOPBACK = ("127.0.0.1", "::1")
-# What a system says of an address that it does not have, or of a kind that is switched off.
+# Errors for an address that this machine lacks, and for a switched-off address family.
 ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 def bare(host: str) -> str:
-    """A host without brackets; every way to write "all interfaces" as ``::``."""
+    """A host without brackets, with every spelling of "all interfaces" as ``::``."""
     host = host.strip()
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
@@ -25,12 +25,12 @@ def bare(host: str) -> str:
 
 
 def joined(host: str, port: int) -> str:
-    """``HOST:PORT``, as it is typed."""
+    """``HOST:PORT`` as a user types it."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a host to listen on."""
+    """Whether only this machine can reach a listening host."""
     host = bare(host)
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -39,16 +39,15 @@ def is_loopback(host: str) -> bool:
 
 
 def listening(host: str, port: int, backlog: int = 128) -> list[socket.socket]:
-    """Sockets that listen, on one port, where gRPC would: on all interfaces by both kinds of
-    addresses, and so for ``localhost``.
+    """Listening sockets on one port, on the same addresses as gRPC: IPv4 and IPv6 for all
+    interfaces and for ``localhost``.
 
     Args:
-        host: see :func:`bare`.
         port: 0 takes a free one.
-        backlog: connections that wait for one to take them.
+        backlog: connections that may wait to be accepted.
 
     Raises:
-        OSError: taken, not allowed, or no address of this machine.
+        OSError: the port is taken or not allowed, or the address is not of this machine.
     """
     host = bare(host)
     if host == ANY and socket.has_dualstack_ipv6():
@@ -59,6 +58,7 @@ def listening(host: str, port: int, backlog: int = 128) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     absent: OSError | None = None
     for family, address in _resolved("0.0.0.0" if host == ANY else host, port):
+        # Port 0 was resolved by the first socket; the others must listen on the same port.
         if sockets:
             address = (address[0], sockets[0].getsockname()[1], *address[2:])
         try:
@@ -75,9 +75,7 @@ def listening(host: str, port: int, backlog: int = 128) -> list[socket.socket]:
 
 
 def is_local(target: str) -> bool:
-    """Whether an address to call, in any of gRPC's forms, is of this machine. No name is looked
-    up.
-    """
+    """Whether a target in any of gRPC's forms is on this machine. No name is resolved."""
     if target.startswith("unix"):
         return True
     address = re.sub(r"^(ipv4:|ipv6:|dns:(//[^/]*/)?|passthrough:///)", "", target)
@@ -87,7 +85,7 @@ def is_local(target: str) -> bool:
         return True
     try:
         family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
-        # Only an address of this machine can be bound.
+        # Only an address of this machine can be bound, and binding sends no packet.
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.bind((host, 0))
     except (ValueError, OSError):

@@ -1,4 +1,4 @@
-"""The card of an exported model: ``model.json``, what the model says of itself."""
+"""The card of an exported model, ``model.json``: what the model says about itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from serving.errors import RepositoryError
 CARD = "model.json"
 FORMAT = 1
 LARGEST_CARD = 16 * 1024 * 1024
-# As the protocol numbers them.
+# The largest value of the protocol's version fields.
 LARGEST_VERSION = 2**31 - 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 HINT = "export the model again with: wsss-trainer export RUN --name NAME --repository exported/"
@@ -35,13 +35,13 @@ OUTPUTS: dict[Kind, dict[str, tuple[str, int]]] = {
 
 @dataclass(frozen=True)
 class Golden:
-    """What a graph said of one image when it was exported.
+    """The answer of a graph to one image, recorded at export.
 
     Attributes:
-        image: name of an RGB PNG, of a size that the model takes.
+        image: name of an RGB PNG in a size that the model takes.
         output: name of a grey PNG: the mask [H,W] of a segmenter; of a CAM model its maps as 0 to
-            255, the classes one below the other, [K*h,w].
-        scores: of each class.
+            255, one class below the other, [K*h,w].
+        scores: one per class.
     """
 
     image: str
@@ -51,21 +51,19 @@ class Golden:
 
 @dataclass(frozen=True)
 class Card:
-    """What an exported model says of itself.
+    """What an exported model says about itself.
 
-    A model of kind ``tensor`` is any graph whose first axis is the batch: its inputs and outputs
-    are those of the graph, and everything here about classes, colours, sizes and thresholds is
-    empty or 0.
+    A model of kind ``tensor`` is any graph whose first axis is the batch. Its graph defines inputs
+    and outputs; classes, colours, sizes and thresholds are empty or 0 here.
 
     Attributes:
         labels: K+1 names, the background first; ``classes`` are the other K.
-        palette: one RGB triple a label.
-        min_side, max_side, max_pixels: sizes that the graph takes; others are scaled into them.
+        palette: one RGB triple per label.
+        min_side, max_side, max_pixels: sizes that the graph takes; other images are scaled.
         score_threshold: image-level score from which a class counts as present.
         background_threshold: activation below which a cell is background, where the graph uses one.
-        golden: what the graph said of one image when it was exported.
-        half_graph: file of the same graph whose network computes in float16, if there is one.
-        warm: shapes of inputs, without the batch axis, to run before the first request.
+        half_graph: file of the same graph with the network in float16, if there is one.
+        warm: input shapes, without the batch axis, to run before the first request.
     """
 
     folder: Path
@@ -100,7 +98,7 @@ class Card:
 
     @property
     def graph_sha256(self) -> str:
-        """What the graph file must hash to; names the model's exact contents."""
+        """Checksum of the graph file; it names the exact contents of the model."""
         return self.sha256[self.graph]
 
 
@@ -108,15 +106,15 @@ def read_card(folder: Path) -> Card:
     """The card of one version folder.
 
     Raises:
-        RepositoryError: no card, not JSON, a field missing or of the wrong type, or a name or
-            version that differs from the folder's.
+        RepositoryError: the card is missing or not JSON, a field is missing or has the wrong type,
+            or its name and version differ from the folder's.
     """
     path = folder / CARD
     try:
         check_file(path)
         _check_alone(folder)
         if path.stat().st_size > LARGEST_CARD:
-            raise RepositoryError(f"{path} has more than {LARGEST_CARD:,} bytes", "a card", HINT)
+            raise RepositoryError(f"{path} is larger than {LARGEST_CARD:,} bytes", "a card", HINT)
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RepositoryError(f"no {CARD} in {folder}", "a card beside the graph", HINT) from None
@@ -129,46 +127,45 @@ def read_card(folder: Path) -> Card:
         raise RepositoryError(f"{path}: {fault}", f"a card of format {FORMAT}", HINT) from error
     if (card.name, card.version) != (folder.parent.name, version_number(folder.name)):
         raise RepositoryError(
-            f"{path} says {card.name} version {card.version}",
-            f"{folder.parent.name} version {folder.name}, as its folder",
+            f"{path} describes {card.name} version {card.version}",
+            f"{folder.parent.name} version {folder.name}, as the folder says",
         )
     return card
 
 
 def _check_alone(folder: Path) -> None:
-    """See that no other folder holds the same version, as 1 and 01 would."""
+    """Refuse a second folder of the same version, such as 1 beside 01."""
     version = version_number(folder.name)
     names = sorted(entry.name for entry in folder.parent.iterdir())
     same = [name for name in names if version is not None and version_number(name) == version]
     if len(same) > 1:
         raise RepositoryError(
             f"{folder.parent} holds version {version} twice: {', '.join(same)}",
-            "one folder a version",
-            "rename or remove the one that is not meant",
+            "one folder per version",
+            "rename or remove the wrong one",
         )
 
 
 def version_number(name: str) -> int | None:
-    """The version that a folder of this name holds; ``01`` is 1. None: it is no version's."""
+    """The version of a folder name, where ``01`` is 1; None if the name is not a number."""
     return int(name) if name.isascii() and name.isdecimal() else None
 
 
 def check_file(path: Path) -> None:
-    """See that a file of a version folder is a plain one, which could be no pipe on which reading
-    waits for ever. A link may lead to another place in the repository, as those of Kubernetes'
-    ConfigMaps do, and not out of it.
+    """Check that a file of a version folder is regular and inside the repository.
+
+    A link may lead elsewhere in the repository, as in a Kubernetes ConfigMap, but not out of it.
 
     Raises:
         RepositoryError: it is something else.
-        OSError: it is not there or cannot be looked at.
+        OSError: it is missing or cannot be examined.
     """
     root = Path(os.path.realpath(path.absolute().parents[2]))
     if not Path(os.path.realpath(path)).is_relative_to(root):
-        raise RepositoryError(
-            f"{path} is a link that leads out of the repository", "a file in it", HINT
-        )
+        raise RepositoryError(f"{path} is a link out of the repository", "a file inside it", HINT)
+    # Reading a pipe would block for ever.
     if not stat.S_ISREG(path.stat().st_mode):
-        raise RepositoryError(f"{path} is no plain file", "a file beside the card", HINT)
+        raise RepositoryError(f"{path} is not a regular file", "a file beside the card", HINT)
 
 
 def _card(raw: dict[str, Any], folder: Path) -> Card:
@@ -229,7 +226,6 @@ def _card(raw: dict[str, Any], folder: Path) -> Card:
 
 
 def _check_pixels(card: Card, raw: dict[str, Any]) -> None:
-    """What the card of an image model must say besides."""
     names = len(set(card.labels)) == len(card.labels) == len(card.classes) + 1
     outputs = {output["name"]: output["dtype"] for output in raw["outputs"]}
     promise = {name: dtype for name, (dtype, _) in OUTPUTS[card.kind].items()}

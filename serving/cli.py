@@ -1,5 +1,5 @@
-"""``wsss-serving``: parse, call one function, print. Whatever is heavy is imported inside of its
-command.
+"""``wsss-serving``: parse, call one function, print. Commands import heavy modules inside their
+body.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-# Options of ``serve`` that stand for a setting.
+# Options of ``serve`` that are short for a setting.
 SETTINGS = {
     "repository": "repository",
     "host": "network.host",
@@ -140,7 +140,7 @@ def serve(
     max_pixels: MaxPixels = DEFAULT.limits.max_pixels,
     max_bytes: MaxBytes = DEFAULT.limits.max_bytes,
 ) -> None:
-    """Serve the sound models of a repository over gRPC until SIGTERM or Ctrl-C."""
+    """Serve the models of a repository over gRPC until SIGTERM or Ctrl-C."""
     import asyncio
 
     from serving.server import Server
@@ -160,7 +160,7 @@ def serve(
 
 @app.command(epilog="Example: wsss-serving models --repository exported/ --json")
 def models(repository: Repository = Path("exported"), as_json: Json = False) -> None:
-    """List the models of a repository, after checking every card and every checksum."""
+    """List the models of a repository, with every card and checksum verified."""
     from serving.repository.versions import read_repository, verify
 
     cards = [
@@ -218,7 +218,7 @@ app.command(epilog="Example: wsss-serving token ci --role infer --file tokens")(
 
 
 def _server_config(context: typer.Context, file: Path | None, texts: list[str]) -> ServerConfig:
-    """The settings of the file, overruled by the options typed, overruled by ``--set``."""
+    """The settings file, overridden by the options, overridden by ``--set``."""
     config = read_config(file) if file else DEFAULT
     for option, setting in SETTINGS.items():
         source = context.get_parameter_source(option)
@@ -230,8 +230,8 @@ def _server_config(context: typer.Context, file: Path | None, texts: list[str]) 
 
 
 def main() -> None:
-    """Entry point; prints user errors without a traceback."""
-    # Pillow's remarks on damaged metadata of pictures that it reads all the same.
+    """Run the command line; user errors are printed without a traceback."""
+    # Pillow warns about damaged metadata in pictures that it reads all the same.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         app()

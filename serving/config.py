@@ -1,8 +1,6 @@
-"""Every setting of a server: frozen dataclasses, which :mod:`serving.settings` reads from a TOML
-file.
+"""Every setting of a server, as frozen dataclasses. :mod:`serving.settings` reads them from TOML.
 
-No module that a file's reading does not need is imported here, so that the command line knows the
-defaults at once.
+This module imports nothing heavy, so that ``--help`` can show the defaults at once.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ Precision = Literal["auto", "fp32"]
 
 
 def number(default: float | None, low: float, high: float = math.inf) -> Any:
-    """A field whose value must lie in ``low`` to ``high``."""
+    """A field that accepts values from ``low`` to ``high``."""
     return field(default=default, metadata={"low": low, "high": high})
 
 
@@ -34,9 +32,9 @@ class NetworkConfig:
     """Where to listen.
 
     Attributes:
-        host: address; the machine itself by default.
+        host: address; only this machine can reach the default.
         port: of gRPC; 0 takes a free one.
-        http_port: of metrics and probes; none is opened where it is left out.
+        http_port: of metrics and probes; None opens no such port.
     """
 
     host: str = "127.0.0.1"
@@ -50,9 +48,9 @@ class AccessConfig:
 
     Attributes:
         cert, key: PEM files; with them both ports speak TLS.
-        client_ca: PEM file of who signs the certificates that gRPC callers must show.
-        tokens: file of the callers; without it everyone may do everything.
-        insecure: listen where other machines reach without TLS and tokens.
+        client_ca: PEM file of the authority that signs the certificates of gRPC clients.
+        tokens: token file; without it every caller may do everything.
+        insecure: accept an address that other machines can reach without TLS and tokens.
     """
 
     cert: Path | None = None
@@ -64,16 +62,15 @@ class AccessConfig:
 
 @dataclass(frozen=True)
 class ConnectionsConfig:
-    """Seconds after which gRPC ends or tests a connection, 0 for never.
+    """When gRPC closes or tests a connection, in seconds; 0 is never.
 
     Attributes:
-        max_age: of a connection; its callers connect anew, maybe to another replica.
-        max_age_grace: in which the calls of such a connection may finish.
+        max_age: of a connection; its clients then reconnect, perhaps to another replica.
+        max_age_grace: for the calls on such a connection to finish.
         max_idle: without a call.
-        keepalive_time, keepalive_timeout: between pings to a silent caller, and until it is given
-        up.
-        keepalive_min: callers that ping more often are sent away.
-        max_concurrent_calls: on one connection; 0 for no limit.
+        keepalive_time, keepalive_timeout: from silence to a ping, and from the ping to the end.
+        keepalive_min: clients that ping more often are disconnected.
+        max_concurrent_calls: per connection; 0 is no limit.
     """
 
     max_age: float = number(0.0, 0)
@@ -90,15 +87,14 @@ class ModelsConfig:
     """Which models to serve.
 
     Attributes:
-        versions: ``latest``, ``latest:N``, ``all``, or numbers as in ``1,3``.
-        control: what changes the models after the start. ``none``; ``poll``: the repository itself,
-            which is looked at again and again; ``explicit``: callers who load and unload models, if
-            their token has the role.
-        poll_seconds: between two looks.
-        strict: start only if every model is sound; otherwise serve those that are.
-        trial: try a model in a process of its own before it is loaded.
-        trial_seconds: after which a trial is ended and its model refused.
-        trial_memory_mb: that a trial may take; 0 for three quarters of what there is.
+        versions: ``latest``, ``latest:N``, ``all``, or numbers such as ``1,3``.
+        control: what changes the models after the start: ``none``; ``poll``, changes in the
+            repository; ``explicit``, callers with the role ``control``.
+        poll_seconds: between two looks at the repository.
+        strict: start only if every model is sound; otherwise the sound ones are served.
+        trial: load each model in a separate process first.
+        trial_seconds: time limit of a trial.
+        trial_memory_mb: memory limit of a trial; 0 is three quarters of what is available.
     """
 
     versions: str = "latest"
@@ -115,17 +111,16 @@ class ScheduleConfig:
     """How the requests of one model share the processors.
 
     Attributes:
-        workers: runs at once of each model; 0 chooses by the processors.
-        threads: of each run; 0 chooses.
-        queue: requests of one model admitted and not answered yet; one more is refused.
-        max_batch: images in a run; 0 chooses: 1 on processors, where a batch takes as long as its
-            images one by one.
-        max_delay_ms: for which a free worker lets a request wait, so that others of its shape may
-            join its run.
-        bucket: sides are rounded up to a multiple of this, so that images of about one size share a
-            run; 1 keeps every size and every bit.
+        workers: parallel runs per model; 0 derives it from the processors.
+        threads: per run; 0 derives it.
+        queue: requests of one model that may wait or run; the next one is refused.
+        max_batch: images per run; 0 is 1 on processors, where a batch takes as long as its images
+            one by one, and 8 on GPUs.
+        max_delay_ms: how long a free worker waits for more requests of the same shape.
+        bucket: sides are rounded up to a multiple of this, so that images of similar sizes share a
+            run; 1 changes no pixel.
         warm: sizes to run before the first request, as ``HEIGHTxWIDTH``.
-        models: of single models, by name, any of the settings above.
+        models: any of the settings above for single models, by name.
     """
 
     workers: int = number(0, 0)
@@ -147,19 +142,18 @@ class EngineConfig:
     """What runs the graphs.
 
     Attributes:
-        name: ``auto``, or an engine, which is used or the model is refused.
+        name: ``auto``, or an engine; a model that it cannot run is refused.
         models: engines of single models, by name.
-        precision: ``auto`` is what the engine and the device do fastest, ``fp32`` float32 on all of
-            them.
+        precision: ``auto`` is the fastest sound one; ``fp32`` is float32 everywhere.
         device: number of the GPU.
-        memory_mb: of the GPU, that a model's onnxruntime may take, and that TensorRT may use to try
-            its kernels; 0 for no limit.
-        max_side: larger images are scaled down or tiled; 0 is the model's own, or 1024 where
-            TensorRT is the engine, which plans its memory for the largest image.
-        cuda_graphs: replay the kernels of the sizes in ``schedule.warm`` as one; one run at a time
-            then.
-        cache: folder of what TensorRT built; trusted like the models. By default below the user's
-        own cache folder.
+        memory_mb: GPU memory limit of ONNX Runtime, per model, and of TensorRT's kernel search; 0
+            is no limit.
+        max_side: larger images are scaled or tiled; 0 is the model's own limit, or 1024 with
+            TensorRT, which reserves memory for the largest image.
+        cuda_graphs: replay the kernels of the sizes in ``schedule.warm`` as one graph; then only
+            one run at a time.
+        cache: folder of built TensorRT engines, to be trusted like the models; by default in the
+            user's cache folder.
     """
 
     name: EngineName = "auto"
@@ -183,24 +177,21 @@ class Limits:
     Attributes:
         max_bytes: of an image file.
         max_pixels: of an image.
-        max_passes: pixels that decoding an image goes over: all of them again in each scan of a
-            progressive JPEG. Counted before it is decoded.
-        max_decoded_bytes: of memory that all requests under way may take: messages that are read,
-            images encoded and decoded, masks; 0 for half of what the process, its container or the
-            machine has.
-        max_aspect: ratio of its longer to its shorter side.
-        max_message_bytes: of a request; 0 is twice the bytes of an image and a megabyte.
-        max_batch: first axis of one request of the Open Inference Protocol.
-        max_calls: requests of all models and callers under way at once, from their first byte to
-            their reply.
-        max_per_caller: of them, that one token, certificate or address may have; 0 for half.
+        max_passes: pixels that decoding visits; each scan of a progressive JPEG visits all of them.
+            Counted before decoding.
+        max_decoded_bytes: memory of all requests together, for messages, images and masks; 0 is
+            half of what the process, its container or the machine has.
+        max_aspect: ratio of the longer to the shorter side.
+        max_message_bytes: of a request; 0 is twice ``max_bytes`` plus a megabyte.
+        max_batch: first axis of one Open Inference request.
+        max_calls: requests in progress at once, from the first byte to the reply.
+        max_per_caller: of those, per token, certificate or address; 0 is half of ``max_calls``.
         max_streams: open at once.
         max_watches: of the health service, open at once.
         max_open_per_caller: streams, and watches, that one caller may have open.
-        idle_seconds: after which a stream without a message is ended, and a request whose message
-            does not arrive.
-        stream_in_flight: requests of one stream taken and not answered yet; further ones are not
-        read until then.
+        idle_seconds: until a stream without messages, or a request whose message does not arrive,
+            is ended.
+        stream_in_flight: unanswered requests per stream; no further one is read until then.
     """
 
     max_bytes: int = number(32 * 1024 * 1024, 1)
@@ -220,24 +211,24 @@ class Limits:
 
     @property
     def message_bytes(self) -> int:
-        """What a request may have at most."""
+        """Maximum size of a request."""
         return self.max_message_bytes or min(2 * self.max_bytes + MESSAGE_SLACK, 2**31 - 1)
 
     @property
     def calls_per_caller(self) -> int:
-        """Requests that one caller may have under way."""
+        """Maximum of requests in progress per caller."""
         return self.max_per_caller or max(1, self.max_calls // 2)
 
 
 @dataclass(frozen=True)
 class TilingConfig:
-    """What becomes of images above a model's limits, unless the request says otherwise.
+    """How images above a model's limits are treated unless the request says otherwise.
 
     Attributes:
-        oversize: ``scale`` them down, cut them into ``tile``s, or ``auto``: scale while half of
-            each side is left, else tile.
-        overlap: share of a tile that overlaps the next one at least.
-        max_tiles: of one image; more are refused.
+        oversize: ``scale``, ``tile``, or ``auto``: scale while half of each side is left, else
+            tile.
+        overlap: minimum share of a tile that overlaps the next one.
+        max_tiles: per image; an image that needs more is refused.
     """
 
     oversize: OversizeRule = "scale"
@@ -250,8 +241,8 @@ class ShutdownConfig:
     """How to end.
 
     Attributes:
-        grace: seconds in which accepted requests may finish after SIGTERM.
-        lame_duck: seconds between "not serving" in the health service and the closing of the port.
+        grace: seconds for accepted requests to finish after SIGTERM.
+        lame_duck: seconds between NOT_SERVING in the health service and the refusal of calls.
     """
 
     grace: float = number(30.0, 0)
@@ -263,11 +254,10 @@ class TelemetryConfig:
     """Logs, traces and metrics.
 
     Attributes:
-        log_format: ``text``, or ``json`` for one object a line.
-        log_level: lines below it are not written.
+        log_format: ``text``, or ``json`` for one object per line.
+        log_level: lowest level that is written.
         log_requests: level of the line that each request leaves.
-        tracing: write OpenTelemetry spans, to where the ``OTEL_*`` variables of the environment
-        say.
+        tracing: export OpenTelemetry spans as the ``OTEL_*`` environment variables say.
     """
 
     log_format: LogFormat = "text"
@@ -278,7 +268,7 @@ class TelemetryConfig:
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """How to serve the models of the folder ``repository``."""
+    """The settings of a server, for the models in the folder ``repository``."""
 
     repository: Path = Path("exported")
     network: NetworkConfig = NetworkConfig()

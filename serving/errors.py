@@ -1,7 +1,7 @@
 """Errors that a user or a caller can act on.
 
-The command line prints them without a traceback and exits with ``exit_code``. Those below
-:class:`RequestError` may travel to a client: their text never holds a path, a key or a trace.
+The command line prints them without a traceback and exits with ``exit_code``. Texts of
+:class:`RequestError` travel to clients: they never hold a path, a key or a traceback.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-# Of a list of names in an error; other texts may be twice as long. gRPC refuses metadata of more
-# than 16 KiB in all.
+# Characters of a list of names; other texts may be twice as long. gRPC refuses more than 16 KiB of
+# metadata in all.
 LONGEST = 200
 
 
 class ServingError(Exception):
-    """Something that the user gave, and can change.
+    """Something that the user gave and can change.
 
     Args:
         found: what is wrong, naming the file, field or value.
-        expected: what would have been right.
+        expected: what would be right.
         hint: what to type or do next.
     """
 
@@ -45,13 +45,13 @@ class RepositoryError(ServingError):
 
 
 class EngineError(RepositoryError):
-    """The engine asked for cannot run the model here: its library or device is missing, or it does
-    not take the graph.
+    """The chosen engine cannot run the model: a library or device is missing, or the graph is
+    refused.
     """
 
 
 class ConfigError(ServingError):
-    """A setting, or the file of settings, is not as expected."""
+    """A setting, or the settings file, is wrong."""
 
 
 class StartError(ServingError):
@@ -59,30 +59,27 @@ class StartError(ServingError):
 
 
 class LabelError(ServingError):
-    """A folder cannot be labelled as asked."""
+    """A folder cannot be labelled this way."""
 
 
 class MaskChanged(LabelError):
-    """A mask was corrected by somebody, or put there: it is not written over."""
+    """A mask was edited or comes from elsewhere; it is not overwritten."""
 
 
 class TargetError(ServingError):
-    """An output would lie in, hold or replace something that is not ours."""
+    """An output would be inside, contain or replace something that is not ours."""
 
 
 class BenchError(ServingError):
-    """Nothing can be measured as asked."""
+    """Nothing can be measured this way."""
 
 
 class OutputError(ServingError):
-    """The graph's output is not what its card promises: a fault of the model, never of the
-    image.
-    """
+    """The graph's output differs from its card: a fault of the model, not of the image."""
 
 
 class RequestError(ServingError):
-    """One request cannot be answered. Its texts are cut to what fits into the metadata of a gRPC
-    reply.
+    """One request cannot be answered. Texts are cut to fit into gRPC metadata.
 
     Attributes:
         code: name of the gRPC status code.
@@ -109,67 +106,67 @@ class RequestError(ServingError):
 
 
 class FieldError(RequestError):
-    """A request field has a value that means nothing here."""
+    """A request field has an invalid value."""
 
     reason = "INVALID_FIELD"
 
 
 class ImageError(RequestError):
-    """The bytes are no image, or a damaged one."""
+    """The bytes are not an image, or the image is damaged."""
 
     reason = "IMAGE_UNREADABLE"
 
 
 class ImageTooLarge(ImageError):
-    """The image has more bytes or pixels, or is more elongated, than the limit allows."""
+    """The image exceeds a limit of bytes, pixels or aspect ratio."""
 
     reason = "IMAGE_TOO_LARGE"
 
 
 class MaskTooComplex(RequestError):
-    """The mask is too ragged for the encoding asked for; any other encoding holds it."""
+    """The mask is too ragged for the chosen encoding; the other encodings can hold it."""
 
     code = "FAILED_PRECONDITION"
     reason = "MASK_TOO_COMPLEX"
 
 
 class ModelNotFound(RequestError):
-    """No model of this name or version is served. ``metadata["known"]`` lists those that are."""
+    """No model of this name or version is served. ``metadata["known"]`` lists the others."""
 
     code = "NOT_FOUND"
     reason = "MODEL_NOT_FOUND"
 
 
 class WrongModelKind(RequestError):
-    """The model exists and cannot do this. ``metadata["usable"]`` lists those that can."""
+    """The model cannot do this. ``metadata["usable"]`` lists the models that can."""
 
     code = "FAILED_PRECONDITION"
     reason = "WRONG_MODEL_KIND"
 
 
 class ModelRefused(RequestError):
-    """A model that should be loaded is not sound. The server keeps what it served before."""
+    """The model to load is not sound. The server keeps serving the previous version."""
 
     code = "FAILED_PRECONDITION"
     reason = "MODEL_REFUSED"
 
 
 class TokenMissing(RequestError):
-    """The server asks for a token and the call carries none."""
+    """The server needs a token and the call carries none."""
 
     code = "UNAUTHENTICATED"
     reason = "TOKEN_MISSING"
 
 
 class TokenUnknown(RequestError):
-    """The call carries a token that the server does not know."""
+    """The server does not know the token."""
 
     code = "UNAUTHENTICATED"
     reason = "TOKEN_UNKNOWN"
 
 
 class PermissionDenied(RequestError):
-    """The caller is known and may not do this. ``metadata["role"]`` is what it lacks."""
+    """The caller lacks the role in ``metadata["role"]``."""
 
     code = "PERMISSION_DENIED"
     reason = "ROLE_MISSING"
@@ -198,7 +195,7 @@ class Overloaded(RetryLater):
 
 
 class ServerFull(Overloaded):
-    """As many requests of all models are under way as may be."""
+    """The server has as many requests in progress as it allows."""
 
     reason = "SERVER_FULL"
 
@@ -211,57 +208,54 @@ class OutOfMemory(RetryLater):
 
 
 class MemoryFull(RetryLater):
-    """The requests under way take all the memory that they may."""
+    """The requests in progress use all of the memory that they may."""
 
     code = "RESOURCE_EXHAUSTED"
     reason = "MEMORY_FULL"
 
 
 class TooManyStreams(RetryLater):
-    """As many streams, or watches of the health service, are open as may be."""
+    """The server has as many streams, or health watches, open as it allows."""
 
     code = "RESOURCE_EXHAUSTED"
     reason = "STREAMS_FULL"
 
 
 class CallerBusy(RetryLater):
-    """The caller itself has as many requests under way, or streams open, as one caller may."""
+    """The caller has as many requests in progress, or streams open, as one caller may."""
 
     code = "RESOURCE_EXHAUSTED"
     reason = "CALLER_LIMIT"
 
 
 class StreamIdle(RetryLater):
-    """Nothing came on a stream for so long that the server ended it; a new one may be opened at
-    once.
-    """
+    """The server ended a stream without messages; a new one may be opened at once."""
 
     reason = "STREAM_IDLE"
 
 
 class DeadlineMissed(RequestError):
-    """The caller's deadline passed, or would have, before the engine could start."""
+    """The caller's deadline passed, or would pass before the answer."""
 
     code = "DEADLINE_EXCEEDED"
     reason = "DEADLINE_EXCEEDED"
 
 
 class ServerUnavailable(RetryLater):
-    """The server cannot be reached, is shutting down, or is still loading the model."""
+    """The server is unreachable, shutting down, or still loading the model."""
 
-    code = "UNAVAILABLE"
     reason = "UNAVAILABLE"
 
 
 class ServerFault(RequestError):
-    """The server failed; ``metadata["id"]`` finds the trace in its log."""
+    """The server failed; ``metadata["id"]`` finds the traceback in its log."""
 
     code = "INTERNAL"
     reason = "INTERNAL"
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """The names that exist, and the one most like ``name``."""
+    """The names that exist, and the one most similar to ``name``."""
     names = list(names)
     close = difflib.get_close_matches(name[:LONGEST], names, n=1, cutoff=0.5)
     listing = ", ".join(names)

@@ -8,15 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# Not made from the target's name, which may already be as long as the disk allows.
 TEMPORARY = ".wsss-{}.tmp"
-"""Short for any file name: names may be as long as the disk allows."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes ``path`` at the end of the block; if that fails nothing is
-    left behind.
-    """
+    """A path to write to, which replaces ``path`` after the block. A failure leaves nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(TEMPORARY.format(secrets.token_hex(8)))
     try:
@@ -28,7 +26,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write so that ``path`` is never seen half written.
+    """Write so that readers see all of the data or none of it.
 
     Raises:
         OSError: as writing does; nothing is left behind.

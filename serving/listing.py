@@ -1,4 +1,4 @@
-"""Which files below a folder are images to work on, and what else is there that a user may miss."""
+"""The image files below a folder, and other entries that a user may miss."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pathlib import Path
 from serving.images.decoding import EXTENSIONS
 from serving.images.kinds import HEAD_BYTES, SAVE, Unreadable, kind_of
 
-# Pictures by their endings, of kinds that are not read.
+# Endings of pictures of unsupported kinds.
 OTHER_KINDS = re.compile(
     r"\.(hei[cf]|hif|avif|gif|jp2|jpx|jpf|j2k|jxl|psd|svg|tga|pcx|p[bgnp]m|exr|hdr|ico|dcm|dng"
     r"|cr[23]|nef|arw|orf|rw2|raf|raw)",
     re.IGNORECASE,
 )
-# Thumbnails, previews and deleted files, which systems put beside photographs.
+# Folders with thumbnails, previews and deleted files that systems put beside photographs.
 SYSTEM_FOLDERS = re.compile(
     r"@(eadir|tmp|recycle)|#(recycle|snapshot)|\$recycle\.bin|recycle[dr]|lost\+found|__macosx"
     r"|system volume information",
@@ -29,12 +29,12 @@ SYSTEM_FOLDERS = re.compile(
 
 @dataclass
 class Listing:
-    """What lies below a folder; paths are relative to it.
+    """The contents of a folder; paths are relative to it.
 
     Attributes:
-        images: files that end like images, sorted; a link to nowhere is one of them.
+        images: files with an image's ending, sorted; a broken link is one of them.
         unread: pictures of other kinds and folders that cannot be opened, with the reason.
-        left_out: what is no picture or is looked at elsewhere, with the reason.
+        left_out: what is not a picture or is handled elsewhere, with the reason.
     """
 
     images: list[Path] = field(default_factory=list)
@@ -43,14 +43,13 @@ class Listing:
 
 
 def list_images(root: Path, left_out: Callable[[Path], str] = lambda folder: "") -> Listing:
-    """Look through a folder and every folder below it; what is hidden is passed over.
+    """Search a folder recursively; hidden entries are skipped.
 
-    Links are followed, after all that is reached without: each folder is read once, so that links
-    in a circle end. A link to a folder around ``root`` is not followed.
+    Links are followed last. Each folder is read once, so circular links end. A link to a folder
+    around ``root`` is not followed.
 
     Args:
-        root: the folder.
-        left_out: why a folder below is not looked into; empty if it is.
+        left_out: why a folder below is skipped; empty if it is not.
     """
     listing = Listing()
     around = {_identity(parent) for parent in root.resolve().parents}
@@ -65,7 +64,9 @@ def list_images(root: Path, left_out: Callable[[Path], str] = lambda folder: "")
             listing.unread[place] = f"the folder cannot be opened: {error.strerror}"
             continue
         if identity in seen or identity in around:
-            listing.left_out[place] = "a link to a folder that is looked into already, or around it"
+            listing.left_out[place] = (
+                "a link to a folder that is listed already, or around this one"
+            )
             continue
         seen.add(identity)
         if folder != root and (reason := left_out(folder)):
@@ -95,7 +96,7 @@ def _file(path: Path, place: Path, listing: Listing) -> None:
     is_image, is_other = path.name.lower().endswith(EXTENSIONS), OTHER_KINDS.fullmatch(path.suffix)
     if not stat.S_ISREG(kind):
         if is_image or is_other:
-            listing.left_out[place] = "a pipe, socket or device that is called like an image"
+            listing.left_out[place] = "a pipe, socket or device with the name of an image"
     elif is_image:
         listing.images.append(place)
     elif is_other or not path.suffix:

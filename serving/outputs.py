@@ -1,7 +1,7 @@
-"""Where a command may write: into a folder of its own, or to a file that is new or its own.
+"""Where a command may write: a folder of its own, or a file that is new or its own.
 
-Places are compared by what they are on the disk, not by their spelling: links, ``..``, upper and
-lower case on a disk that knows no difference, and two mounts of one folder are the same place.
+Paths are compared by identity on the disk, not by spelling: links, ``..``, case on a disk that
+ignores it, and two mounts of one folder are the same place.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ def check_folder(
     hint: str = "",
     may_lie_in: bool = False,
 ) -> None:
-    """Refuse an output folder that would touch what is not ours.
+    """Refuse an output folder that would touch something that is not ours.
 
     Args:
-        folder: need not be there.
-        is_ours: whether a folder that holds something is an earlier output of the same kind.
-        inputs: files and folders that are read, or hold what is read. The output is none of them,
-            holds none and lies in none, and no link inside of it leads to one.
+        folder: need not exist.
+        is_ours: whether a non-empty folder is an earlier output of the same kind.
+        inputs: files and folders that are read. The output must not be, contain or lie in one of
+            them, and no link inside it may lead to one.
         option: what the user typed before the folder, for the message.
         hint: what to type instead.
-        may_lie_in: the output may lie in an input, where the command leaves it out when it reads.
+        may_lie_in: the output may lie in an input, whose reader skips it.
 
     Raises:
-        TargetError: as said; or a file is in the way, or the folder cannot be looked into.
+        TargetError: it would, a file is in the way, or the folder cannot be examined.
     """
     said, inputs = f"{option} {folder}".strip(), list(inputs)
     hint = hint or "another folder"
@@ -65,17 +65,16 @@ def check_file(
     option: str = "",
     hint: str = "another name, or remove it yourself",
 ) -> None:
-    """Refuse an output file that is an input, or is there and not ours; an empty one is nobody's.
+    """Refuse an output file that is an input, or that exists, is not empty and is not ours.
 
     Args:
-        file: need not be there.
-        inputs: files that are read.
-        is_ours: whether a file that is there may be written over.
+        file: need not exist.
+        is_ours: whether an existing file may be overwritten.
         option: what the user typed before the file, for the message.
         hint: what to type instead.
 
     Raises:
-        TargetError: as said; or a folder, a device or a link to nowhere is in the way.
+        TargetError: it is; or a folder, device or broken link is in the way.
     """
     said = f"{option} {file}".strip()
     there = _identity(file)
@@ -102,17 +101,17 @@ def check_file(
 
 
 def folds_case(file: Path) -> bool:
-    """Whether the disk of a file that is there takes ``a`` and ``A`` for one name."""
+    """Whether the disk of an existing file takes ``a`` and ``A`` for one name."""
     return file.with_name(file.name.swapcase()).exists()
 
 
 def _real(path: Path) -> Path:
-    """Where a path leads; ``..`` after a folder that is yet to be made too."""
+    """Where a path leads, also for ``..`` after a folder that does not exist yet."""
     return Path(os.path.realpath(path))
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """The same for two names of one file or folder; None where nothing is."""
+    """Equal for two names of one file or folder; None if it does not exist."""
     try:
         status = os.stat(_real(path))
     except (OSError, ValueError):
@@ -121,7 +120,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _above(path: Path) -> Iterator[tuple[int, int]]:
-    """Identities of the folders around a place, from the inside out; it need not be there."""
+    """Identities of the folders around a path, innermost first; the path need not exist."""
     for parent in _real(path).parents:
         if (identity := _identity(parent)) is not None:
             yield identity
@@ -148,7 +147,7 @@ def _check_relation(
 
 
 def _check_way(said: str, folder: Path, expected: str, hint: str) -> None:
-    """The folder, or the nearest one around it that is there, has to be a folder."""
+    """Check that the folder, or its nearest existing ancestor, is a folder."""
     for place in (folder, *folder.absolute().parents):
         if os.path.lexists(place):
             if not os.path.isdir(place):

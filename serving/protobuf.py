@@ -1,4 +1,4 @@
-"""The fields of an encoded protocol buffer, read where they stand: no value is copied."""
+"""The fields of an encoded protocol buffer, found in place without copying a value."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 SIZES = {FIXED64: 8, FIXED32: 4}
-# A number has at most ten bytes of seven bits each.
+# A 64-bit number takes at most ten bytes of seven bits each. More would be an attack on the loop
+# below.
 BITS = 70
 
 
@@ -15,9 +16,9 @@ class Field(NamedTuple):
     """One field of a message.
 
     Attributes:
-        tag: number and wire type, as they are encoded: see :func:`tag`.
+        tag: encoded number and wire type, see :func:`tag`.
         start: where the field starts.
-        begin, end: where its value does, and where both end.
+        begin, end: where its value starts and ends.
     """
 
     tag: int
@@ -32,10 +33,10 @@ def tag(number: int, wire_type: int) -> int:
 
 
 def fields(data: memoryview) -> Iterator[Field]:
-    """Every field of a message, in its order.
+    """Every field of a message, in order.
 
     Raises:
-        ValueError: the bytes are no message.
+        ValueError: the bytes are not a message.
     """
     position = 0
     while position < len(data):
@@ -57,7 +58,7 @@ def fields(data: memoryview) -> Iterator[Field]:
 
 
 def encode_varint(value: int) -> bytes:
-    """A number of 0 or more, seven bits a byte, the lowest first."""
+    """A number of 0 or more, seven bits per byte, lowest first."""
     data = bytearray()
     while value > 0x7F:
         data.append(value & 0x7F | 0x80)
@@ -67,7 +68,7 @@ def encode_varint(value: int) -> bytes:
 
 
 def _varint(data: memoryview, position: int) -> tuple[int, int]:
-    """The number that starts at ``position``, and where it ends."""
+    """The number at ``position``, and where it ends."""
     value = 0
     for shift in range(0, BITS, 7):
         if position >= len(data):

@@ -1,5 +1,5 @@
-"""The server: models loaded, a gRPC port with services, health and reflection, an HTTP port, and a
-clean end on SIGTERM.
+"""The server: models, a gRPC port with services, health and reflection, an HTTP port, and a clean
+end.
 """
 
 from __future__ import annotations
@@ -43,27 +43,24 @@ log = logging.getLogger(__name__)
 SERVICES = (service.NAME, open_inference.NAME)
 REFLECTION: str = reflection.SERVICE_NAME
 NEVER = 2**31 - 1
-# Without a call at work until connections are closed: the last replies leave in it.
+# Idle time before connections are closed, in which the last replies leave.
 FLUSH_SECONDS = 0.5
 TICK_SECONDS = 0.05
-# After the grace, to free memory and send what is left; anything that takes longer is abandoned.
+# After the grace: time to free memory and flush. Anything slower is abandoned.
 END_SECONDS = 0.5
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-# Of a process that ended with accepted requests unanswered.
+# Exit code of a process that left accepted requests unanswered.
 UNANSWERED = 1
 
 
 class Server:
-    """One server. ``start``, then ``stop``, both on one event loop.
+    """One server. ``start`` and then ``stop``, both on one event loop.
 
     Attributes:
-        telemetry: its counters.
-        address, http_address: where it listens, once it does; the second is empty without HTTP
-        port.
+        address, http_address: where it listens; the second is empty without an HTTP port.
 
     Raises:
-        StartError: from the constructor, for TLS files, tokens or libraries that the settings name
-            and that are not sound or not there.
+        StartError: from the constructor: TLS files, tokens or libraries are missing or not sound.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -91,16 +88,16 @@ class Server:
 
     @property
     def names(self) -> list[str]:
-        """The models served now."""
+        """The models that are served now."""
         return sorted({model.card.name for model in self.models.served()})
 
     async def start(self) -> None:
-        """Load, listen, then report SERVING for the server, the services and ``models/NAME`` of
+        """Load, listen, then report SERVING for the server, its services and ``models/NAME`` of
         each model.
 
         Raises:
-            RepositoryError: a missing, damaged or lying model.
-            StartError: a port is taken or the host is none of this machine.
+            RepositoryError: see :meth:`serving.repository.models.Models.start`.
+            StartError: a port is taken, or the host is not of this machine.
         """
         network = self._config.network
         check_port(network.host, network.port)
@@ -127,15 +124,15 @@ class Server:
         self._set_ready(True)
 
     async def stop(self, close: bool = True) -> bool:
-        """Say NOT_SERVING, refuse new calls, let accepted ones finish within ``grace``, then free
-        everything; returns whether all were answered.
+        """Report NOT_SERVING, refuse new calls, finish accepted ones within ``grace``, free
+        everything.
 
-        Also after a start that failed or was cancelled.
+        Works after a failed or cancelled start, too. Returns whether all requests were answered.
 
         Args:
-            close: the port too. A process that ends then should not: gRPC answers CANCELLED to
-                calls that are on their way to a server that it closes (grpc/grpc#41785), but a
-                connection that breaks is UNAVAILABLE to callers.
+            close: close the port, too. A process that ends should not: gRPC answers CANCELLED to
+                calls on their way to a closing server (grpc/grpc#41785), while callers see a broken
+                connection as UNAVAILABLE and try again.
         """
         self._set_ready(False)
         self._health.end()
@@ -157,7 +154,7 @@ class Server:
             await asyncio.to_thread(self._end_trace)
 
     async def _drain(self) -> bool:
-        """Whether every request that was accepted is answered."""
+        """Wait for accepted requests; returns whether all were answered."""
         await asyncio.sleep(self._config.shutdown.lame_duck)
         self._calls.ending.set()
         until = time.monotonic() + self._config.shutdown.grace
@@ -166,11 +163,11 @@ class Server:
             await asyncio.sleep(TICK_SECONDS)
             idle = 0.0 if self._calls.in_flight else idle + TICK_SECONDS
         if left := self._calls.in_flight:
-            log.warning("the grace is over: %d requests are left unanswered", left)
+            log.warning("the grace period is over, %d requests stay unanswered", left)
         return not left
 
     def _reflection(self) -> Any:
-        """Its handler. Without limits of ours, streams of it would be open without number."""
+        """The handler of reflection, as a stream of ours: limits apply to it, too."""
         servicer = reflection.aio.ReflectionServicer((*SERVICES, health.NAME, REFLECTION))
         service, method = REFLECTION, "ServerReflectionInfo"
         stream = self._calls.streaming(
@@ -202,7 +199,7 @@ class Server:
 
 
 def channel_options(config: ServerConfig) -> list[tuple[str, int]]:
-    """The options of gRPC for limits and connections."""
+    """gRPC options for limits and connections."""
     connections = config.connections
     seconds = {
         "grpc.max_connection_age_ms": connections.max_age,
@@ -215,9 +212,10 @@ def channel_options(config: ServerConfig) -> list[tuple[str, int]]:
     options = [
         ("grpc.max_receive_message_length", config.limits.message_bytes),
         ("grpc.max_send_message_length", -1),
+        # Two servers on one port would share its calls without an error.
         ("grpc.so_reuseport", 0),
         ("grpc.keepalive_permit_without_calls", 1),
-        # A burst is answered by our own limits, with reasons, and not cut off by gRPC's.
+        # Our own limits answer a burst with reasons; gRPC would cut it off silently.
         ("grpc.server.max_pending_requests", NEVER),
         ("grpc.server.max_pending_requests_hard_limit", NEVER),
         *((name, min(int(1000 * value), NEVER)) for name, value in seconds.items() if value),
@@ -228,15 +226,15 @@ def channel_options(config: ServerConfig) -> list[tuple[str, int]]:
 
 
 def check_port(host: str, port: int) -> None:
-    """Try the address with a plain socket, whose error says what gRPC's does not.
+    """Try the address with a plain socket, whose error says more than gRPC's.
 
     Raises:
-        StartError: taken, not allowed, or no address of this machine.
+        StartError: the port is taken or not allowed, or the address is not of this machine.
     """
     try:
         for probe in listening(host, port):
             probe.close()
-    # A name of an impossible form is a ValueError.
+    # A malformed host name is a ValueError.
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             raise StartError(
@@ -253,9 +251,10 @@ def check_port(host: str, port: int) -> None:
 
 
 async def serve(config: ServerConfig, ready: Callable[[Server], None]) -> None:
-    """Serve until SIGTERM, SIGINT or SIGHUP, then end the process: with 0 if every accepted request
-    was answered, else with 1. A second signal ends it at once, with 128 and the signal's number.
-    ``ready`` is called once calls are answered.
+    """Serve until SIGTERM, SIGINT or SIGHUP, then end the process.
+
+    The exit code is 0 if every accepted request was answered, otherwise 1. A second signal ends the
+    process at once with 128 plus its number. ``ready`` is called once calls are answered.
 
     Raises:
         RepositoryError, StartError: see :meth:`Server.start`.
@@ -272,14 +271,13 @@ async def serve(config: ServerConfig, ready: Callable[[Server], None]) -> None:
             starting.result()
             ready(server)
             await ending
-        log.info("ending: accepted requests finish first")
+        log.info("shutting down after accepted requests have finished")
     finally:
         for task in (starting, ending):
             task.cancel()
         await asyncio.wait({starting, ending})
         complete = await server.stop(close=not termination.is_set())
-    # With the port still open, see above. Nothing is left to do: even Python's own end would have
-    # gRPC close it first.
+    # The port is still open, see Server.stop. Python's own exit would have gRPC close it first.
     sys.stdout.flush()
     os._exit(0 if complete else UNANSWERED)
 
@@ -294,14 +292,14 @@ def _end_on_signals(config: ServerConfig, termination: asyncio.Event) -> None:
             os._exit(128 + number)
         termination.set()
         try:
-            # A thread of C, which ends the process with 1 even where a library holds Python's lock.
+            # A C thread, which ends the process with 1 even if a library holds the GIL.
             faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
         except RuntimeError:
-            # Without memory for a thread the kernel ends it, as by a signal.
+            # No memory for a thread: let the kernel end the process by a signal.
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.setitimer(signal.ITIMER_REAL, seconds)
 
     for number in SIGNALS:
-        # Where nohup has said so, the end of the terminal is no end of the server.
+        # Under nohup the end of the terminal is not the end of the server.
         if signal.getsignal(number) != signal.SIG_IGN:
             loop.add_signal_handler(number, end, number)

@@ -1,6 +1,4 @@
-"""Settings from a TOML file, whose tables are the sections of :mod:`serving.config`, and from
-single texts.
-"""
+"""Settings from TOML files, whose tables are the sections of :mod:`serving.config`, and from text."""
 
 from __future__ import annotations
 
@@ -17,17 +15,17 @@ from serving.config import ServerConfig
 from serving.errors import ConfigError, nearest
 
 T = TypeVar("T")
-# The type of a setting that overrules its own section, by name.
+# Type of a setting that overrides its own section for single models.
 SECTIONS = Mapping[str, Mapping[str, Any]]
 
 
 def read_config(path: Path) -> ServerConfig:
-    """The settings of a TOML file; what it leaves out keeps its default. Paths in it are relative
-    to its folder.
+    """The settings of a TOML file; missing ones keep their default. Paths are relative to its
+    folder.
 
     Raises:
-        ConfigError: no such file, no TOML, an unknown setting, or a value of the wrong type or out
-        of range.
+        ConfigError: the file is missing or not TOML, or a setting is unknown, of the wrong type or
+            out of range.
     """
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -37,7 +35,7 @@ def read_config(path: Path) -> ServerConfig:
         ) from error
     except ValueError as error:
         raise ConfigError(
-            f"{path} is no TOML: {error}", "lines such as: port = 8500, below [network]"
+            f"{path} is not TOML: {error}", "lines such as port = 8500 below [network]"
         ) from error
     return changed(ServerConfig(), tree, folder=path.parent)
 
@@ -46,10 +44,9 @@ def changed(config: T, tree: Mapping[str, Any], where: str = "", folder: Path = 
     """A copy of ``config`` with the values of ``tree``, whose tables are sections.
 
     Args:
-        config: dataclass, maybe with dataclasses in it.
-        tree: as ``tomllib`` gives it.
+        tree: as ``tomllib`` returns it.
         where: dotted name of ``config``, for errors.
-        folder: what relative paths are relative to.
+        folder: base of relative paths.
 
     Raises:
         ConfigError: see :func:`read_config`.
@@ -77,11 +74,10 @@ def changed(config: T, tree: Mapping[str, Any], where: str = "", folder: Path = 
 
 
 def set_values(config: ServerConfig, texts: Sequence[str]) -> ServerConfig:
-    """A copy with ``section.key=value`` texts applied; a value is written as in TOML, text also
-    without quotes.
+    """A copy with ``section.key=value`` texts applied. Values are TOML; text needs no quotes.
 
     Raises:
-        ConfigError: no such form, or see :func:`read_config`.
+        ConfigError: another form, or see :func:`read_config`.
     """
     for text in texts:
         name, equals, value = text.partition("=")
@@ -111,9 +107,7 @@ def set_value(config: ServerConfig, name: str, value: Any) -> ServerConfig:
 def _sections(
     config: Any, key: str, value: Any, name: str, folder: Path
 ) -> dict[str, dict[str, Any]]:
-    """Tables by name, each of settings of ``config`` itself but for ``key``; those already there
-    are kept.
-    """
+    """Tables by name, each of settings of ``config`` other than ``key``; existing ones are kept."""
     sections = {entry: dict(settings) for entry, settings in getattr(config, key).items()}
     for entry, table in _typed(value, Mapping[str, Any], name, folder).items():
         where = f"{name}.{entry}"
@@ -133,7 +127,7 @@ def _sections(
 def _typed(value: Any, hint: Any, name: str, folder: Path) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        # TOML has no null: an optional setting is left out, or given as its one other type.
+        # TOML has no null: an optional setting is omitted, or given as its other type.
         return _typed(value, next(a for a in arguments if a is not type(None)), name, folder)
     if origin is Literal:
         if value in arguments:
@@ -163,7 +157,7 @@ def _typed(value: Any, hint: Any, name: str, folder: Path) -> Any:
 
 def _check_range(value: Any, metadata: Mapping[str, Any], name: str) -> None:
     low, high = metadata.get("low", -math.inf), metadata.get("high", math.inf)
-    # Written so that a NaN fails too.
+    # A NaN fails this comparison, too.
     if metadata and not low <= value <= high:
         raise ConfigError(
             f"{name} is {value}", f"{low} to {high}" if high < math.inf else f"{low} or more"

@@ -1,1 +1,1 @@
-"""Who may call: tokens and roles, TLS, and their files, read again when they change."""
+"""Who may call: tokens, roles and TLS, with files that may change while the server runs."""

@@ -1,6 +1,4 @@
-"""TLS of the gRPC port. The files may change while the server runs; the next connection uses the
-new ones.
-"""
+"""TLS of the gRPC port. When the files change, new connections use the new certificate."""
 
 from __future__ import annotations
 
@@ -18,10 +16,10 @@ log = logging.getLogger(__name__)
 
 
 class Certificates:
-    """The server's certificate and key, and who may sign its clients' certificates.
+    """The server's certificate and key, and the authority that signs client certificates.
 
     Raises:
-        StartError: a file is missing, no PEM, or key and certificate do not belong together.
+        StartError: a file is missing or is not PEM, or the key does not match the certificate.
     """
 
     def __init__(self, config: AccessConfig) -> None:
@@ -31,15 +29,16 @@ class Certificates:
         try:
             accept()
         except StartError as error:
-            log.warning("callers will refuse this server: %s", error)
+            log.warning("clients will refuse to connect: %s", error)
         self._given = self._configuration.value
 
     def credentials(self) -> grpc.ServerCredentials:
-        """For a gRPC port."""
+        """Credentials for a gRPC port."""
         mutual = self._config.client_ca is not None
         return grpc.dynamic_ssl_server_credentials(self._given, self._changed, mutual)
 
     def _changed(self) -> grpc.ServerCertificateConfiguration | None:
+        # gRPC calls this for every new connection. None tells it to keep the current certificate.
         newest = self._configuration.value
         if newest is self._given:
             return None
@@ -49,8 +48,10 @@ class Certificates:
     def _read(self) -> grpc.ServerCertificateConfiguration:
         cert, key, client_ca = self._contents()
         server_context(self._config)
+        # The check above reads the files a second time. A renewal between the two reads would hand
+        # gRPC a certificate that nobody checked.
         if self._contents() != [cert, key, client_ca]:
-            raise StartError("the TLS files change just now", "files that are whole")
+            raise StartError("the TLS files changed while they were read", "files that are whole")
         return grpc.ssl_server_certificate_configuration([(key, cert)], root_certificates=client_ca)
 
     def _contents(self) -> list[bytes | None]:

@@ -1,6 +1,4 @@
-"""The server's TLS files, checked. Light to import: the process that answers probes needs it
-too.
-"""
+"""Checks of the server's TLS files. Light to import, because the probe process needs it too."""
 
 from __future__ import annotations
 
@@ -14,21 +12,22 @@ from serving.config import AccessConfig
 from serving.errors import StartError
 
 PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
-# Of DER: the optional version of a certificate, and its two ways to write a time.
+# DER tags: the optional version field of a certificate, and the older of the two time formats.
 VERSION, UTC_TIME = 0xA0, 0x17
 
 
 def tls_files(config: AccessConfig) -> list[Path]:
-    """Those that the settings name; none without TLS."""
+    """The files that the settings name; empty without TLS."""
     return [path for path in (config.cert, config.key, config.client_ca) if path]
 
 
 def server_context(config: AccessConfig) -> ssl.SSLContext:
-    """For a port whose callers need no certificate. Also the check of the files: gRPC says nothing
-    of bad ones.
+    """The context of a port that asks for no client certificate.
+
+    This is also the check of the files: gRPC accepts bad ones without a word.
 
     Raises:
-        StartError: a file is missing, no PEM, or key and certificate do not belong together.
+        StartError: a file is missing or is not PEM, or the key does not match the certificate.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     if not config.cert or not config.key:
@@ -36,7 +35,7 @@ def server_context(config: AccessConfig) -> ssl.SSLContext:
             "TLS needs a certificate and its key", "both files", "--tls-cert CERT --tls-key KEY"
         )
     try:
-        # A key with a password would ask for it on the terminal.
+        # Without this callback OpenSSL would ask for the password on the terminal.
         context.load_cert_chain(config.cert, config.key, password=lambda: "")
         if config.client_ca:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(config.client_ca)
@@ -44,48 +43,50 @@ def server_context(config: AccessConfig) -> ssl.SSLContext:
         files = ", ".join(map(str, tls_files(config)))
         raise StartError(
             f"the TLS files do not load: {error}",
-            f"PEM files that belong together, without password: {files}",
+            f"matching PEM files without a password: {files}",
         ) from error
     return context
 
 
 def check_dates(config: AccessConfig) -> None:
-    """See that the certificates of the server, and one at least of who signs its callers', are
-    valid now: others refuse one that is not.
+    """Check that the server's certificates are valid today, and at least one certificate of the
+    client authority.
 
     Raises:
-        StartError: they have expired or are not valid yet, or cannot be read.
+        StartError: a certificate has expired, is not valid yet, or cannot be read.
     """
     if config.cert and (faults := [fault for fault in _date_faults(config.cert) if fault]):
         raise _outdated(config.cert, faults[0])
     if config.client_ca and all(faults := _date_faults(config.client_ca)):
-        raise _outdated(config.client_ca, faults[0] if faults else "is not there")
+        raise _outdated(config.client_ca, faults[0] if faults else "is missing")
 
 
 def _outdated(path: Path, fault: str) -> StartError:
     return StartError(
         f"the certificate in {path} {fault}",
-        "one that is valid now",
-        "a new one in its place; it is taken without a restart",
+        "a certificate that is valid now",
+        "put a new one in its place; the server picks it up without a restart",
     )
 
 
 def _date_faults(path: Path) -> list[str]:
-    """What is wrong with the dates of each certificate of a file, empty where nothing is."""
+    """One entry per certificate of a file: the fault of its dates, or an empty text."""
     now = datetime.now(UTC)
     try:
         blocks = PEM.findall(path.read_text(encoding="utf-8", errors="replace"))
         dates = [_validity(ssl.PEM_cert_to_DER_cert(block)) for block in blocks]
     except (OSError, ValueError, IndexError, StopIteration) as error:
-        raise StartError(f"{path} cannot be read: {error}", "certificates in PEM") from error
+        raise StartError(f"{path} cannot be read: {error}", "PEM certificates") from error
     return [
         f"is not valid before {begin}" if now < begin else f"has expired on {end}" * (now > end)
         for begin, end in dates
     ]
 
 
+# The standard library verifies certificates but does not tell the dates of one that it does not
+# connect to. These few lines of DER save a dependency on `cryptography`.
 def _validity(der: bytes) -> tuple[datetime, datetime]:
-    """Begin and end of a certificate (RFC 5280, section 4.1)."""
+    """First and last moment of a certificate (RFC 5280, section 4.1)."""
     _, certificate = next(_items(der))
     _, body = next(_items(certificate))
     fields = [item for item in _items(body) if item[0] != VERSION]
@@ -100,7 +101,7 @@ def _time(tag: int, text: bytes) -> datetime:
 
 
 def _items(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Tag and content of each element of DER."""
+    """Tag and content of each DER element."""
     at = 0
     while at < len(data):
         tag, size, at = data[at], data[at + 1], at + 2

@@ -1,6 +1,4 @@
-"""Callers, their tokens and their roles. Light to import: the process that answers probes needs it
-too.
-"""
+"""Callers, their tokens and their roles. Light to import: the probe process needs it too."""
 
 from __future__ import annotations
 
@@ -20,21 +18,21 @@ SCHEME = "bearer "
 
 @dataclass(frozen=True)
 class Caller:
-    """Whose token a call carries, and what it may do."""
+    """The owner of a token, and what the token allows."""
 
     name: str
     roles: frozenset[str]
 
 
 class Tokens:
-    """The callers of a token file. A line is ``NAME ROLE[,ROLE] SHA-256 of the token in
-    hexadecimal``; # comments.
+    """The callers in a token file.
 
-    The file holds no token itself: who reads it cannot call. ``wsss-serving token`` makes token and
-    line.
+    Each line is ``NAME ROLE[,ROLE] SHA256``, with the SHA-256 of the token in hexadecimal; ``#``
+    starts a comment. The file holds hashes only, so a reader of the file cannot call.
+    ``wsss-serving token`` makes a token and its line.
 
     Raises:
-        StartError: no such file, or a line of another form.
+        StartError: the file is missing, or a line has another form.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,20 +42,21 @@ class Tokens:
         """The caller of an ``authorization`` header.
 
         Raises:
-            TokenMissing, TokenUnknown: no token, or one that is not in the file.
+            TokenMissing: the header carries no bearer token.
+            TokenUnknown: the token is not in the file.
         """
         if not header.lower().startswith(SCHEME):
             raise TokenMissing(
-                "no token", "authorization: Bearer TOKEN", "--token TOKEN, or WSSS_TOKEN"
+                "no token", "authorization: Bearer TOKEN", "--token TOKEN or WSSS_TOKEN=TOKEN"
             )
         digest = _digest(header[len(SCHEME) :].strip())
         match = None
-        # All of them, so that the time taken tells nothing.
+        # Compare with every entry, so that the response time reveals nothing about the tokens.
         for entry, caller in self._entries.value:
             if hmac.compare_digest(entry, digest):
                 match = caller
         if match is None:
-            raise TokenUnknown("the token is not known here", "one of the server's token file")
+            raise TokenUnknown("unknown token", "a token from the server's token file")
         return match
 
 
@@ -65,7 +64,7 @@ def new_token(name: str, roles: Sequence[str]) -> tuple[str, str]:
     """A new token, and its line for the token file.
 
     Raises:
-        StartError: a role that there is not, or a name with white space.
+        StartError: an unknown role, or a name with white space.
     """
     token = secrets.token_urlsafe(32)
     line = f"{name} {','.join(roles)} {_digest(token)}"
@@ -74,10 +73,10 @@ def new_token(name: str, roles: Sequence[str]) -> tuple[str, str]:
 
 
 def add_token(path: Path, line: str) -> None:
-    """Add a line to a token file, or begin one.
+    """Append a line to a token file, which is created if needed.
 
     Raises:
-        StartError: the file is there and holds something else.
+        StartError: the file exists and is not a token file.
         OSError: it cannot be written.
     """
     if path.exists():
@@ -89,15 +88,15 @@ def add_token(path: Path, line: str) -> None:
 
 
 def allow(caller: Caller, role: str) -> None:
-    """Refuse a caller without the role.
+    """Check a caller's role.
 
     Raises:
-        PermissionDenied: it has not.
+        PermissionDenied: the caller lacks it.
     """
     if role not in caller.roles:
         roles = ", ".join(sorted(caller.roles))
         raise PermissionDenied(
-            f"{caller.name!r} has the roles: {roles}", f"the role {role}", metadata={"role": role}
+            f"{caller.name!r} has the roles {roles}", f"the role {role}", metadata={"role": role}
         )
 
 
@@ -123,8 +122,8 @@ def _token_line(line: str) -> tuple[str, Caller]:
         or set(words[2].lower()) - set("0123456789abcdef")
     ):
         raise StartError(
-            f"a line of the token file has {len(words)} words or a role or hash of another form",
-            f"NAME ROLE[,ROLE] SHA256, roles: {', '.join(ROLES)}",
+            f"a bad line in the token file: {len(words)} words, or an unknown role or hash",
+            f"NAME ROLE[,ROLE] SHA256 with the roles {', '.join(ROLES)}",
             "wsss-serving token NAME --role infer --file FILE",
         )
     return words[2].lower(), Caller(words[0], frozenset(roles))

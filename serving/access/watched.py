@@ -1,4 +1,4 @@
-"""What is made of files, made again when they change."""
+"""A value made from files, and made again when the files change."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from serving.errors import StartError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-# What is no good now may be later: a certificate that begins tomorrow, a file half written.
+# A bad change may become good without another change: a certificate that starts tomorrow, or a file
+# that was half written.
 RETRY_SECONDS = 30.0
 
 
 class Watched(Generic[T]):
-    """What ``read`` makes of some files, made again when one of them changed; a bad change is
-    logged, not taken, and looked at again later.
+    """A value that ``make`` builds from files, built again when one of them changes.
+
+    A change that fails is logged and skipped, and tried again later.
 
     Args:
-        paths: the files.
-        read: makes the value.
-        accept: is asked before a change is read; what it refuses by a StartError is a bad change.
+        accept: called before a change is read; its StartError rejects the change.
 
     Raises:
-        StartError: from the constructor, as ``read`` does.
+        StartError: from the constructor, as ``make`` raises it.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class Watched(Generic[T]):
         except StartError as error:
             self._retry = time.monotonic() + RETRY_SECONDS
             if not is_retry:
-                log.error("a changed file is not used: %s", error)
+                log.error("a changed file is ignored, the old contents stay in use: %s", error)
             return
         self._retry = math.inf
-        log.info("read again: %s", ", ".join(path.name for path in self._paths))
+        log.info("reloaded: %s", ", ".join(path.name for path in self._paths))
 
     def _now(self) -> list[tuple[int, int, int] | None]:
         return [_stamp(path) for path in self._paths]

@@ -1,6 +1,4 @@
-"""``wsss-serving bench``: a server against the bare engine, both sides measured in turns on one
-machine.
-"""
+"""``wsss-serving bench``: a server compared with the bare engine, in turns on one machine."""
 
 from __future__ import annotations
 
@@ -20,13 +18,13 @@ from serving.repository.versions import choose, read_repository
 from serving.scheduling.cpus import available_cpus
 
 Progress = Callable[[int, int], None]
-# Figures by key, and the numbers that they come from.
+# Figures and the quantities behind them, by key.
 Round = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """What a figure is, and its aim: ``least``, or ``most``, or none. A ratio has no ``unit``."""
+    """Name and aim of a figure; ratios have no ``unit``."""
 
     text: str
     least: float | None = None
@@ -35,12 +33,12 @@ class Figure:
 
     @property
     def aim(self) -> str:
-        """In words."""
+        """The aim in words."""
         limit, sign = (self.least, "≥") if self.most is None else (self.most, "≤")
         return "" if limit is None else f"{sign} {limit:g}{self.unit}"
 
     def met(self, value: float) -> bool | None:
-        """Whether a value reaches the aim."""
+        """Whether a value reaches the aim; None without one."""
         if self.least is None:
             return None if self.most is None else value <= self.most
         return value >= self.least
@@ -48,12 +46,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What gives some figures.
+    """A measurement that gives several figures.
 
     Attributes:
-        run: yields a round at a time.
+        run: yields one round at a time.
         figures: by key.
-        loads: before the first round, and in each one.
+        loads: number of loads before the first round, and in each round.
     """
 
     run: Callable[[Setting], Iterator[Round]]
@@ -61,20 +59,18 @@ class Experiment:
     loads: tuple[int, int]
 
 
-# Of the fp32 tensor call: the loop has no codec that the server could do beside a run.
+# Minimum of the tensor call. Its loop has no decoding that a server could do beside a run.
 TENSOR_AIMS = {"one-caller": 0.6, "all-callers": 1.0}
 
 
 def served(setting: Setting) -> Iterator[Round]:
-    """One server against one thread without it, then at 70 % and at 300 % of what it can do.
-
-    The sides of a ratio take turns within a round, so that what else the machine does falls on
-    both.
-    """
+    """One server against one thread without it, then at 70 % and at 300 % of its capacity."""
     callers, queue = setting.config.callers, ScheduleConfig().queue
     with setting.server() as running:
         setting.warm(running)
         for number in range(setting.config.rounds):
+            # Both sides of a ratio are measured within one round, so that other work on the machine
+            # affects both.
             raw = setting.raw()
             alone, together, more = (
                 setting.closed(running, count) for count in (1, callers, 4 * callers)
@@ -133,13 +129,13 @@ def bench(
 
     Returns:
         ``model``, ``engine``, ``cpus``, ``callers``, ``rounds``, ``seconds``; ``figures`` by key,
-        each with ``text``, ``value`` (the median), ``low`` and ``high`` of its rounds, ``aim`` and
-        ``met``; ``measured``, medians of what they come from.
+            each with ``text``, ``value`` (the median), ``low`` and ``high`` of its rounds, ``aim``
+            and ``met``; ``measured``, medians of the quantities behind them.
 
     Raises:
-        BenchError: no such figure, nothing to measure, a server that does not start or that answers
-            wrongly.
-        RepositoryError, ModelNotFound, FieldError: of the model.
+        BenchError: an unknown figure, nothing to measure, or a server that does not start or
+            answers wrongly.
+        RepositoryError, ModelNotFound, FieldError: about the model.
     """
     experiments = _choose(experiments, config.only)
     card = choose(read_repository(config.repository), config.model, 0, None)
@@ -173,7 +169,7 @@ def bench(
 
 
 def _medians(experiment: Experiment, rounds: list[Round]) -> dict[str, float]:
-    """What the figures come from."""
+    """Medians of the quantities behind the figures."""
     return {
         name: round(statistics.median(each[name] for each in rounds), 3)
         for name in rounds[0]
@@ -182,7 +178,6 @@ def _medians(experiment: Experiment, rounds: list[Round]) -> dict[str, float]:
 
 
 def _choose(experiments: Sequence[Experiment], only: Collection[str]) -> list[Experiment]:
-    """The experiments that give the figures of ``only``; all of them without."""
     keys = [key for experiment in experiments for key in experiment.figures]
     for key in only:
         if key not in keys:

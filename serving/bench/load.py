@@ -1,5 +1,5 @@
 """Load on a gRPC server: callers who wait for their answers (closed loop), or requests at random
-times that wait for no answer (open loop).
+times (open loop).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import numpy as np
 from serving.client.connection import open_channel
 
 OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-# A call without an answer by then is counted as late, so that every load ends.
+# A call without an answer by then counts as late, so that every load ends.
 TIMEOUT = 60.0
-# Requests sent and not answered yet; with more, this process would be what is measured.
+# With more open requests this process itself would be measured.
 MOST_OPEN = 2000
 TIMINGS_KEY = "wsss-timings"
 
@@ -31,8 +31,8 @@ class Request:
 
     Attributes:
         method: ``/package.Service/Method``.
-        messages: encoded requests, taken in turn; replies are not decoded.
-        timed: whether the server is asked for the times of its stages.
+        messages: encoded requests, sent in turn.
+        timed: whether to ask for the times of the server's stages.
     """
 
     method: str
@@ -42,15 +42,14 @@ class Request:
 
 @dataclass
 class Load:
-    """What callers met.
+    """What the callers saw.
 
     Attributes:
         seconds: for which requests were sent.
-        waits: seconds from when a request was to be sent to its answer, of those answered.
+        waits: seconds from the intended sending of a request to its answer.
         codes: of all calls.
-        in_time: answered before the sending ended.
-        queued, ran: seconds before and in the run of the engine, as the server tells where it was
-        asked.
+        in_time: answers that came while requests were sent.
+        queued, ran: seconds in the queue and in the engine, as the server reports them if asked.
     """
 
     seconds: float = 0.0
@@ -62,11 +61,11 @@ class Load:
 
     @property
     def rate(self) -> float:
-        """Answers a second."""
+        """Answers per second."""
         return self.in_time / self.seconds
 
     def wait(self, share: float) -> float:
-        """Seconds within which this share of the answers came; infinity without any."""
+        """Seconds within which this share of the answers came; infinity without answers."""
         return float(np.quantile(self.waits, share)) if self.waits else float("inf")
 
 
@@ -79,7 +78,7 @@ class Caller:
         self._metadata = ((TIMINGS_KEY, "1"),) if request.timed else None
 
     async def closed(self, callers: int, seconds: float, count: int) -> Load:
-        """``callers`` at once, each sending its next request once it has the last one's answer."""
+        """``callers`` at once, each sending its next request after the answer to the last."""
         load, began = Load(), time.perf_counter()
         ends = began + seconds
 
@@ -92,12 +91,7 @@ class Caller:
         return load
 
     async def open(self, rate: float, seconds: float, count: int, seed: int) -> Load:
-        """``rate`` requests a second on average, at times of a Poisson process, whether answers
-        come or not.
-
-        A wait counts from the time that the process gives, not from when this program came to send
-        the request.
-        """
+        """``rate`` requests per second on average, at the times of a Poisson process."""
         load, chance, calls = Load(), random.Random(seed), set[asyncio.Task[None]]()
         due = began = time.perf_counter()
         ends = began + seconds
@@ -109,6 +103,8 @@ class Caller:
             if len(calls) >= MOST_OPEN:
                 load.codes["NOT_SENT"] += 1
                 continue
+            # The wait counts from the time that was drawn, not from the sending: a client that
+            # falls behind must not hide the server's delay.
             call = asyncio.ensure_future(self._once(load, due, ends))
             calls.add(call)
             call.add_done_callback(calls.discard)
@@ -137,7 +133,7 @@ class Caller:
 
 
 def closed(address: str, request: Request, callers: int, seconds: float, count: int) -> Load:
-    """See :meth:`Caller.closed`."""
+    """:meth:`Caller.closed` on a new connection."""
 
     async def run() -> Load:
         async with open_channel(address, make=grpc.aio) as channel:
@@ -149,7 +145,7 @@ def closed(address: str, request: Request, callers: int, seconds: float, count: 
 def poisson(
     address: str, request: Request, rate: float, seconds: float, count: int, seed: int
 ) -> Load:
-    """See :meth:`Caller.open`."""
+    """:meth:`Caller.open` on a new connection."""
 
     async def run() -> Load:
         async with open_channel(address, make=grpc.aio) as channel:
@@ -159,5 +155,5 @@ def poisson(
 
 
 def _parts(timings: str) -> Iterator[tuple[str, str, str]]:
-    """Names and values of a list such as ``queue;dur=1.0, infer;dur=2.5``."""
+    """Name and value of each entry in ``queue;dur=1.0, infer;dur=2.5``."""
     return (part.strip().partition(";") for part in timings.split(","))

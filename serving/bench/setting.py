@@ -1,4 +1,4 @@
-"""The setting of an experiment: a model, requests, servers to load, and for how long."""
+"""The setting of an experiment: a model, its requests, and servers under load."""
 
 from __future__ import annotations
 
@@ -25,18 +25,17 @@ class BenchConfig:
     """What to measure and for how long.
 
     Attributes:
-        repository: of the model.
-        model: name; empty is the only one there.
-        images: folder of JPEGs; None sends made ones.
-        tensors: send tensors by the Open Inference Protocol, for models that take images too.
-        side: of free axes of such tensors.
-        engine: of the loop without a server, and of the servers that are started.
-        address: of a server that runs already; empty starts servers on this machine.
+        model: name; empty is the only one.
+        images: folder of JPEGs; None sends synthetic ones.
+        tensors: send tensors by the Open Inference Protocol to models that take images, too.
+        side: length of the free axes of such tensors.
+        engine: of the loop without a server, and of started servers.
+        address: of a running server; empty starts servers on this machine.
         callers: at once.
-        rounds: of each experiment; the medians count.
+        rounds: of each experiment; figures are their medians.
         seconds: of each load in a round.
-        count: requests of one load at most.
-        only: keys of the figures wanted; empty measures all of them.
+        count: maximum of requests per load.
+        only: keys of the figures to measure; empty is all.
     """
 
     repository: Path = Path("exported")
@@ -58,9 +57,7 @@ class Setting:
     """What experiments run on.
 
     Attributes:
-        config: how long and how often.
-        target: model and requests.
-        engine: of the model, for the loop without a server.
+        engine: for the loop without a server.
         step: called after every load.
     """
 
@@ -70,7 +67,7 @@ class Setting:
     step: Callable[[], None]
 
     def server(self, *settings: str) -> AbstractContextManager[Running]:
-        """The server that runs already, or a new one with these settings."""
+        """The running server, or a new one with these settings."""
         if self.config.address:
             return nullcontext(Running(self.config.address))
         return target.server(
@@ -94,7 +91,7 @@ class Setting:
         request, seconds = request or self.target.request(), seconds or self.config.seconds
         result = load.closed(running.address, request, callers, seconds, self.config.count)
         if set(result.codes) != {"OK"}:
-            raise BenchError(f"{callers} callers were answered {dict(result.codes)}", "OK alone")
+            raise BenchError(f"{callers} callers got {dict(result.codes)}", "OK only")
         self.step()
         return result
 
@@ -108,10 +105,10 @@ class Setting:
         return result
 
     def warm(self, running: Running) -> None:
-        """Let the server meet every request, and compare what it says.
+        """Send every request once, compare the answers, then warm up under load.
 
         Raises:
-            BenchError: a call failed, or the server says something else than the engine without it.
+            BenchError: a call failed, or the server's answer differs from the engine's.
         """
         request, work = self.target.request(), self.target.work(self.engine)
         with open_channel(running.address) as channel:
@@ -125,7 +122,6 @@ class Setting:
                     ) from error
                 if self.target.answer(reply) != work(number):
                     raise BenchError(
-                        f"the server's answer to request {number} is not the engine's",
-                        "the same bytes",
+                        f"server and engine disagree on request {number}", "equal bytes"
                     )
         self.closed(running, 4 * self.config.callers, seconds=WARM_SECONDS)

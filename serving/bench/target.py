@@ -1,4 +1,4 @@
-"""What is measured: a server in a process of its own, and the bare engine in a loop on the same
+"""What is measured: a server in its own process, and the bare engine in a loop on the same
 requests.
 """
 
@@ -33,7 +33,7 @@ from wsss.v1 import segmentation_pb2 as pb
 
 SEGMENT = "/wsss.v1.Segmentation/Segment"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
-# Width and height of made photographs: the commonest of VOC 2012.
+# Width and height of synthetic photographs: the most common of VOC 2012.
 SHAPES = ((500, 375), (375, 500), (500, 333), (333, 500), (480, 360), (400, 300))
 MOST_IMAGES = 64
 END_SECONDS = 60.0
@@ -41,7 +41,7 @@ END_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Running:
-    """A server that runs: where it listens, and its process if it was started here."""
+    """Address of a running server, and its process if it was started here."""
 
     address: str
     http_port: int = 0
@@ -50,8 +50,7 @@ class Running:
 
 @contextmanager
 def server(repository: Path, *settings: str) -> Iterator[Running]:
-    """A server on this machine alone, with ``section.key=value`` settings, until the end of the
-    block.
+    """A server on this machine with ``section.key=value`` settings, until the end of the block.
 
     Raises:
         BenchError: it did not start.
@@ -67,15 +66,13 @@ def server(repository: Path, *settings: str) -> Iterator[Running]:
     ):
         line = process.stdout.readline() if process.stdout else ""
         if not line:
-            raise BenchError("the server did not start", "what it said stands above")
+            raise BenchError("the server did not start", hint="read its messages above")
         yield Running(line.split()[-1], http_port, process)
 
 
 @contextmanager
 def ended(process: subprocess.Popen[str], seconds: float) -> Iterator[None]:
-    """After the block the process is asked to end, and is killed if it has not in so many
-    seconds.
-    """
+    """Terminate the process after the block, and kill it if that takes longer than ``seconds``."""
     try:
         yield
     finally:
@@ -87,7 +84,7 @@ def ended(process: subprocess.Popen[str], seconds: float) -> Iterator[None]:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on now."""
+    """A free port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -95,12 +92,11 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class Target:
-    """A model and what it is asked.
+    """A model and its requests.
 
     Attributes:
-        card: of the model.
-        images: files that are sent.
-        inputs: tensors that are sent in their place; empty to send images.
+        images: files to send.
+        inputs: tensors to send instead.
     """
 
     card: Card
@@ -116,8 +112,8 @@ class Target:
         )
 
     def work(self, engine: Engine) -> Callable[[int], bytes]:
-        """What one thread without a server does for the n-th request: decode, run, encode; for
-        tensors the run alone.
+        """What one thread does for request n without a server: decode, run and encode; only run for
+        tensors.
         """
         card, inputs = self.card, self.inputs
         if inputs is not None:
@@ -134,7 +130,7 @@ class Target:
         return segment
 
     def answer(self, reply: bytes) -> bytes:
-        """The part of a server's reply that :meth:`work` makes too."""
+        """The part of a server's reply that :meth:`work` returns."""
         if self.inputs is not None:
             return b"".join(oip.ModelInferResponse.FromString(reply).raw_output_contents)
         return bytes(pb.SegmentResponse.FromString(reply).mask.png)
@@ -147,9 +143,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Raw:
-    """What a loop without a server reached: requests a second, and the median seconds of the
-    engine's part of each.
-    """
+    """A loop without a server: requests per second, and the engine's median seconds for one."""
 
     rate: float
     run: float
@@ -166,10 +160,10 @@ def raw_loop(target: Target, engine: Engine, seconds: float) -> Raw:
 
 
 def read_images(folder: Path | None) -> tuple[bytes, ...]:
-    """Some JPEGs of a folder, or made ones of six sizes with the detail of photographs.
+    """Some JPEGs of a folder, or synthetic ones in six sizes.
 
     Raises:
-        BenchError: no such folder or no JPEG in it.
+        BenchError: no JPEG in the folder.
     """
     if folder is None:
         return tuple(made_image(*SHAPES[seed % len(SHAPES)], seed) for seed in range(24))
@@ -182,7 +176,7 @@ def read_images(folder: Path | None) -> tuple[bytes, ...]:
 
 
 def made_image(width: int, height: int, seed: int) -> bytes:
-    """A JPEG of about the size that a photograph's has."""
+    """A JPEG with the size in bytes of a photograph."""
     rng = np.random.default_rng(seed)
     layers = [
         rng.integers(0, 256, (max(2, height >> k), max(2, width >> k), 3), dtype=np.uint8)
@@ -199,7 +193,7 @@ def made_image(width: int, height: int, seed: int) -> bytes:
 
 
 def random_inputs(engine: Engine, side: int) -> Inputs:
-    """One element for each input of a graph; free axes but the first are ``side`` long."""
+    """One element for each input of a graph; free axes other than the batch are ``side`` long."""
     rng = np.random.default_rng(0)
     inputs: dict[str, npt.NDArray[np.generic]] = {}
     for spec in engine.inputs:
@@ -225,14 +219,11 @@ def infer_message(model: str, inputs: Inputs) -> bytes:
 
 
 class _Timer:
-    """An engine that notes how long each run took."""
+    """An engine that notes how long each run takes."""
 
     def __init__(self, engine: Engine) -> None:
-        self.description, self.inputs, self.outputs = (
-            engine.description,
-            engine.inputs,
-            engine.outputs,
-        )
+        self.description = engine.description
+        self.inputs, self.outputs = engine.inputs, engine.outputs
         self.seconds: list[float] = []
         self._engine = engine
 

@@ -1,4 +1,4 @@
-"""Python clients, one plain and one for asyncio. Both return NumPy arrays at the size of the image.
+"""Python clients, one blocking and one for asyncio. Both return NumPy arrays at the image's size.
 
 >>> with Client("127.0.0.1:8500") as client:  # doctest: +SKIP
 ...     result = client.segment("cat.jpg")
@@ -33,17 +33,18 @@ AsyncImages = Images | AsyncIterable[tuple[Hashable, ImageLike]]
 
 
 class Client(Connection):
-    """Calls a server and waits for the answer.
+    """A client that blocks until the answer is there.
+
+    Every call raises a subclass of ``serving.errors.RequestError``, such as ``ImageError``,
+    ``ModelNotFound``, ``Overloaded`` or ``ServerUnavailable``.
 
     Args:
         address: ``host:port``.
-        timeout: seconds for each call, all its tries together; on a stream for each image.
-        retries: further tries if the server is busy or not there, as soon as it says or ever later.
-        token: where the server asks for one.
-        tls: of :func:`credentials`; without, the connection is plain.
-
-    Every call raises a subclass of ``serving.errors.RequestError``: ``ImageError``,
-    ``ModelNotFound``, ``Overloaded``, ``ServerUnavailable``, ... as the server says.
+        timeout: seconds per call with all its retries; on a stream, per image.
+        retries: further attempts while the server is busy or unreachable, with growing pauses
+            unless the server names one.
+        token: bearer token, if the server needs one.
+        tls: from :func:`credentials`; None for a plain connection.
     """
 
     def segment(
@@ -52,9 +53,8 @@ class Client(Connection):
         """The mask of one image.
 
         Args:
-            image: path, bytes of an image file, or uint8 [H,W,3] RGB (or [H,W] grey) pixels.
-            model: name; empty means the only segmenter served, or the only CAM model where there is
-                none.
+            image: path, bytes of an image file, or uint8 pixels, [H,W,3] RGB or [H,W] grey.
+            model: name; empty is the only segmenter served, or else the only CAM model.
             wishes: see :class:`serving.client.results.SegmentWishes`.
         """
         return results.segmentation(
@@ -70,17 +70,16 @@ class Client(Connection):
         in_order: bool = False,
         **wishes: Unpack[SegmentWishes],
     ) -> Iterator[Result]:
-        """The masks of many images over one stream, each with the key that it was given, or the
-        error that it met.
+        """The masks of many images over one stream: for each key, its result or its error.
 
         Args:
-            images: keys of your choice, and images; read as they are needed.
+            images: keys of your choice with their images; consumed lazily.
             model, wishes: as in :meth:`segment`.
             in_flight: images sent and not answered yet; the server may take fewer.
-            in_order: in the order of ``images``, else whatever is finished first.
+            in_order: keep the order of ``images``; otherwise the first result ready comes first.
 
         Raises:
-            ServerUnavailable: the server went away and was not back in time.
+            ServerUnavailable: the server went away and did not come back in time.
         """
         bulk = Bulk(model, wishes, self._timeout, in_flight, in_order)
         source, tries = iter(images), None
@@ -103,16 +102,14 @@ class Client(Connection):
         in_flight: int = IN_FLIGHT,
         **wishes: Unpack[SegmentWishes],
     ) -> Iterator[Result]:
-        """:meth:`segment_many` for the image files of a folder, in their order; keys are paths
-        relative to it.
-        """
+        """:meth:`segment_many` for the images below a folder, in order; keys are relative paths."""
         return self.segment_many(
             named_images(folder), model, in_flight=in_flight, in_order=True, **wishes
         )
 
     def compute_cam(self, image: ImageLike, model: str = "", **wishes: Unpack[CamWishes]) -> Cam:
-        """Class activation maps of one image, for ``tags`` or else for the classes that score
-        enough.
+        """Class activation maps of one image: of ``tags``, or else of the classes that reach the
+        threshold.
 
         Args:
             image, model: as in :meth:`segment`.
@@ -123,11 +120,11 @@ class Client(Connection):
         )
 
     def list_models(self) -> list[Any]:
-        """``wsss.v1.Model`` of every model served, the newest version of each."""
+        """``wsss.v1.Model`` of the newest version of every model."""
         return list(self._call(self._stub.ListModels, pb.ListModelsRequest()).models)
 
     def limits(self) -> Any:
-        """``wsss.v1.Limits``: what the server refuses, and its rule for large images."""
+        """``wsss.v1.Limits``: what the server refuses, and how it treats large images."""
         return self._call(self._stub.ListModels, pb.ListModelsRequest()).limits
 
     def get_model(self, model: str = "", *, version: int = 0) -> Any:
@@ -148,7 +145,9 @@ class Client(Connection):
             time.sleep(wait)
 
     def _stream(self, bulk: Bulk, source: Iterator[tuple[Hashable, ImageLike]]) -> Iterator[Result]:
-        """Send and receive over one call until the source is empty and all is answered."""
+        """Send and receive on one call until the source is empty and everything is answered."""
+        # gRPC iterates over the requests in a thread of its own. A queue lets this thread decide
+        # when the next request goes out: an answer must arrive first once ``in_flight`` are open.
         outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for message in bulk.opening():
             outgoing.put(message)
@@ -166,6 +165,7 @@ class Client(Connection):
         except grpc.RpcError as error:
             raise status.from_call(error) from error
         finally:
+            # None ends the iterator above. Without it gRPC's thread would wait for ever.
             outgoing.put(None)
             call.cancel()
 
@@ -182,9 +182,7 @@ class Client(Connection):
 
 
 class AsyncClient(Connection):
-    """:class:`Client` with coroutines, for many calls at once; make and use it on one event
-    loop.
-    """
+    """:class:`Client` with coroutines. Create and use it on one event loop."""
 
     _grpc = grpc.aio
 
@@ -205,7 +203,7 @@ class AsyncClient(Connection):
         in_order: bool = False,
         **wishes: Unpack[SegmentWishes],
     ) -> AsyncIterator[Result]:
-        """See :meth:`Client.segment_many`; ``images`` may come asynchronously."""
+        """See :meth:`Client.segment_many`; ``images`` may be an asynchronous iterable."""
         bulk = Bulk(model, wishes, self._timeout, in_flight, in_order)
         source, tries = _each(images), None
         while True:
@@ -270,7 +268,7 @@ class AsyncClient(Connection):
     async def _stream(
         self, bulk: Bulk, source: AsyncIterator[tuple[Hashable, ImageLike]]
     ) -> AsyncIterator[Result]:
-        """Send and receive over one call until the source is empty and all is answered."""
+        """Send and receive on one call until the source is empty and everything is answered."""
         call = self._stub.SegmentStream(metadata=self._metadata)
         try:
             for message in bulk.opening():
@@ -278,7 +276,7 @@ class AsyncClient(Connection):
             while True:
                 while not bulk.full and (item := await anext(source, None)):
                     try:
-                        # Files are read in a thread, so that the loop goes on.
+                        # Reading a file must not block the event loop.
                         message = await asyncio.to_thread(bulk.message, *item)
                     except ImageError as error:
                         yield item[0], error
@@ -306,15 +304,10 @@ class AsyncClient(Connection):
 
 
 async def _send(call: Any, message: Any) -> None:
-    """Write a message to a stream.
-
-    Raises:
-        grpc.RpcError: the stream has ended.
-    """
     try:
         await call.write(message)
     except asyncio.InvalidStateError:
-        # All that this tells is that there is an end; reading tells which.
+        # The call has ended, but this error does not say why. Reading raises the status.
         await call.read()
 
 

@@ -1,6 +1,4 @@
-"""Many images over one stream: the client's half of ``SegmentStream``, without the waiting, which
-each client does its way.
-"""
+"""Many images over one stream: the client's half of ``SegmentStream``, without the waiting."""
 
 from __future__ import annotations
 
@@ -21,14 +19,13 @@ Result = tuple[Hashable, Segmentation | RequestError]
 
 
 class Bulk:
-    """What was sent and not answered yet, kept to be sent again if the connection or the server
-    goes away.
+    """The images that were sent and not answered yet, so that they can be sent again after a lost
+    connection.
 
     Args:
-        model: name; empty for the only segmenter.
         wishes: for every image.
-        timeout: seconds for each image, from its arrival at the server.
-        in_flight: images sent and not answered yet, at most.
+        timeout: seconds per image, from its arrival at the server.
+        in_flight: unanswered images at most.
         in_order: whether answers come in the order of the images.
     """
 
@@ -42,7 +39,7 @@ class Bulk:
 
     @property
     def full(self) -> bool:
-        """Whether an answer must come before the next image is sent."""
+        """Whether an answer must arrive before the next image is sent."""
         return len(self._waiting) >= self._in_flight
 
     @property
@@ -51,7 +48,7 @@ class Bulk:
         return not self._waiting
 
     def opening(self) -> list[Any]:
-        """What a new stream begins with: its options, and every request without an answer."""
+        """First messages of a new stream: its options, then every unanswered request."""
         order = pb.STREAM_ORDER_SENDING if self._in_order else pb.STREAM_ORDER_COMPLETION
         options = pb.SegmentStreamRequest(
             options=pb.StreamOptions(order=order, in_flight=self._in_flight)
@@ -62,7 +59,7 @@ class Bulk:
         """The request for an image.
 
         Raises:
-            ImageError: no such file, or an array that is no image.
+            ImageError: the file cannot be read, or the array is not an image.
         """
         try:
             request = results.segment_request(image, self._model, self._wishes)
@@ -77,11 +74,10 @@ class Bulk:
         return message
 
     def result(self, reply: Any) -> Result:
-        """What a reply says, with the key of its image. None is the end of the stream.
+        """The key and the result of a reply; None is the end of the stream.
 
         Raises:
-            RetryLater: the server cannot answer now; the request is still among those without an
-            answer.
+            RetryLater: the server cannot answer now; the request stays unanswered.
         """
         if reply is None:
             raise ServerUnavailable(
@@ -96,8 +92,7 @@ class Bulk:
 
 
 def named_images(folder: str | os.PathLike[str]) -> Iterator[tuple[str, Path]]:
-    """The image files of a folder, searched in depth: path relative to it, and path; sorted, hidden
-    ones left out.
+    """Relative path and path of each image file below a folder, sorted; hidden files are skipped.
 
     Raises:
         ImageError: no such folder.

@@ -1,6 +1,4 @@
-"""What both Python clients need for a connection: its options, TLS, token, and how often a call is
-tried.
-"""
+"""What both Python clients share: channel options, TLS, the token and the number of attempts."""
 
 from __future__ import annotations
 
@@ -19,19 +17,22 @@ ADDRESS = "127.0.0.1:8500"
 OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    # A server that starts again is found again by the next try.
+    # gRPC waits a second and more before it reconnects. A server that restarts should be found by
+    # the next attempt.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 5000),
-    # A server that vanished without a word is given up.
+    # Without keepalive a host that vanished leaves a call waiting for ever.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 20_000),
 ]
 
 
 def open_channel(address: str, tls: grpc.ChannelCredentials | None = None, make: Any = grpc) -> Any:
-    """A channel of ``grpc`` or ``grpc.aio``, plain or by TLS. The way to this machine leads through
-    no proxy, whatever the environment says; to others it heeds ``no_proxy``.
+    """A channel of ``grpc`` or ``grpc.aio``, plain or with TLS.
+
+    It bypasses proxies on the way to this machine, whatever the environment says. To other hosts it
+    respects ``no_proxy``.
     """
     options = [*OPTIONS, ("grpc.enable_http_proxy", int(not is_local(address)))]
     if tls:
@@ -40,9 +41,7 @@ def open_channel(address: str, tls: grpc.ChannelCredentials | None = None, make:
 
 
 class Connection:
-    """The arguments of both clients, and their channel, which ``grpc`` or ``grpc.aio`` makes. See
-    ``serving.client.Client``.
-    """
+    """The arguments of both clients and their channel. See :class:`serving.client.Client`."""
 
     _grpc: Any = grpc
 
@@ -67,17 +66,17 @@ class Connection:
 
 
 def bearer(token: str) -> tuple[tuple[str, str], ...]:
-    """The metadata that carry a token; none without one. White space around it, such as the line
-    break at the end of a file or a variable, is no part of it.
+    """The metadata with a token; empty without one. White space around the token, such as the line
+    break of a file, is stripped.
 
     Raises:
-        ConfigError: it has characters that no header may have.
+        ConfigError: a character that a header cannot hold.
     """
     token = token.strip()
     if odd := [character for character in token if not "!" <= character <= "~"]:
         raise ConfigError(
-            f"the token has the character {odd[0]!r} in it",
-            "letters, digits and signs without white space, as wsss-serving token makes them",
+            f"the token contains {odd[0]!r}",
+            "printable ASCII without white space, as wsss-serving token makes it",
         )
     return (("authorization", f"Bearer {token}"),) if token else ()
 
@@ -85,11 +84,11 @@ def bearer(token: str) -> tuple[tuple[str, str], ...]:
 def credentials(
     ca: str | os.PathLike[str], cert: str | os.PathLike[str] = "", key: str | os.PathLike[str] = ""
 ) -> grpc.ChannelCredentials:
-    """For a server that speaks TLS.
+    """Credentials for a server with TLS.
 
     Args:
-        ca: PEM file of who signed the server's certificate.
-        cert, key: PEM files of the caller's own certificate, where the server asks for one.
+        ca: PEM file of the authority that signed the server's certificate.
+        cert, key: PEM files of the caller's own certificate, if the server asks for one.
 
     Raises:
         OSError: a file cannot be read.

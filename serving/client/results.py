@@ -1,6 +1,4 @@
-"""What callers give and get in Python: images and wishes to requests, replies to NumPy arrays at
-the size of the image.
-"""
+"""Requests from images and wishes, and results as NumPy arrays at the size of the image."""
 
 from __future__ import annotations
 
@@ -44,10 +42,10 @@ CamFormat = Literal["uint8", "float16", "overlay"]
 
 
 class Sizing(TypedDict, total=False):
-    """Of images above the model's limits.
+    """Treatment of images above the model's limits.
 
     Attributes:
-        oversize: ``scale`` them down, ``tile`` them, ``auto``; left out, the server decides.
+        oversize: ``scale`` down, ``tile``, or ``auto``; the server decides if left out.
         tile_overlap: share of a tile that overlaps the next one, 0 to 0.5.
     """
 
@@ -56,21 +54,19 @@ class Sizing(TypedDict, total=False):
 
 
 class SegmentWishes(Sizing, total=False):
-    """The options of a segmentation besides image and model.
+    """The options of a segmentation.
 
     Attributes:
         version: of the model; 0 is the newest.
         classes: names to keep; the others become background. Empty keeps all.
-        tags: names of the classes known to be in the image, so that no other one can win a pixel.
-        score_threshold: from which a class counts as present; None takes the model's own.
-        background_threshold: CAM models: activation from which a pixel is no background; None takes
-            the model's own.
-        confidence_threshold: pixels whose confidence is below, 0 to 1, get the label 255.
-        confidence: whether to fetch the confidence map too.
-        cam: whether to fetch the activation maps too; the model must be a CAM model.
-        cam_format: of those.
-        encoding: of the mask on the way. ``png`` is small, ``raw`` quick, the others are there for
-        those who keep the reply.
+        tags: names of the classes known to be in the image; no other class can win a pixel.
+        score_threshold: score from which a class counts as present; None is the model's.
+        background_threshold: CAM models: activation from which a pixel is foreground; None is the
+            model's.
+        confidence_threshold: pixels with a lower confidence, 0 to 1, get the label 255.
+        confidence, cam: fetch the confidence map, or the activation maps of a CAM model, too.
+        encoding: of the mask in transit: ``png`` is small, ``raw`` is fast; the others are for
+            callers who keep the reply.
     """
 
     version: int
@@ -86,14 +82,12 @@ class SegmentWishes(Sizing, total=False):
 
 
 class CamWishes(Sizing, total=False):
-    """The options of activation maps besides image and model.
+    """The options of activation maps.
 
     Attributes:
         version: of the model; 0 is the newest.
-        tags: names of the classes whose maps are wanted; without, those whose score reaches the
-            threshold.
-        score_threshold: None takes the model's own, 0 gives every map.
-        format: of the maps.
+        tags: names of the classes to return; by default those that reach the threshold.
+        score_threshold: None is the model's, 0 returns every map.
     """
 
     version: int
@@ -107,15 +101,13 @@ class Cam:
     """Class activation maps.
 
     Attributes:
-        maps: [k,h,w], uint8 0..255 or float16 0..1 as asked; coarser than the image, covering all
-            of it. As ``overlay`` pictures uint8 [k,H,W,3] at the size of the image.
+        maps: [k,h,w], uint8 0..255 or float16 0..1, coarser than the image and covering all of it.
+            As ``overlay``: uint8 pictures [k,H,W,3] at the image's size.
         classes: the k names.
         scores: image-level score of every class of the model.
         present: names whose score reaches the threshold.
         size: height and width of the upright image.
-        model, version: what answered.
-        reply: the whole ``wsss.v1.ComputeCamResponse``, or ``SegmentResponse`` if the maps came
-        with a mask.
+        reply: the whole ``wsss.v1.ComputeCamResponse``, or ``SegmentResponse`` with a mask.
     """
 
     maps: npt.NDArray[np.uint8] | npt.NDArray[np.float16]
@@ -130,20 +122,19 @@ class Cam:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """A mask and what belongs to it.
+    """A mask and its figures.
 
     Attributes:
         mask: uint8 [H,W] at the size of the upright image; 0 background, k+1 the k-th class of the
             model, 255 undecided.
-        labels: the value in ``mask`` of each class kept, by name.
-        scores: image-level score of each class kept, 0 to 1.
+        labels: value in ``mask`` by class name; only classes that were kept, here and below.
+        scores: image-level score, 0 to 1.
         present: names whose score reaches the threshold.
-        areas: pixels of each class kept.
-        boxes: left, top, width, height of each class that has a pixel.
-        confidence: uint8 [H,W] if asked for, else None.
-        cam: the activation maps if asked for, else None.
-        model, version: what answered.
-        reply: the whole ``wsss.v1.SegmentResponse``: image, provenance, timings.
+        areas: pixels.
+        boxes: left, top, width, height; only classes with a pixel.
+        confidence: uint8 [H,W], if requested.
+        cam: the activation maps, if requested.
+        reply: the whole ``wsss.v1.SegmentResponse`` with image, provenance and timings.
     """
 
     mask: Pixels
@@ -163,7 +154,7 @@ def segment_request(image: ImageLike, model: str, wishes: SegmentWishes) -> Any:
     """A ``SegmentRequest``.
 
     Raises:
-        ImageError: an array that is no image.
+        ImageError: an array that is not an image.
         FieldError: an unknown encoding, format or rule.
         OSError: the file cannot be read.
     """
@@ -182,7 +173,7 @@ def segment_request(image: ImageLike, model: str, wishes: SegmentWishes) -> Any:
 
 
 def cam_request(image: ImageLike, model: str, wishes: CamWishes) -> Any:
-    """A ``ComputeCamRequest``; raises as :func:`segment_request`."""
+    """A ``ComputeCamRequest``; raises like :func:`segment_request`."""
     plain: dict[str, Any] = {**wishes}
     form = _number(CAM_FORMATS, plain.pop("format", "uint8"), "format")
     rule = _number(OVERSIZE, plain.pop("oversize", ""), "oversize")
@@ -192,9 +183,7 @@ def cam_request(image: ImageLike, model: str, wishes: CamWishes) -> Any:
 
 
 def image_message(image: ImageLike) -> Any:
-    """An ``Image`` of a path, the bytes of an image file, or uint8 [H,W,3] RGB or [H,W] grey
-    pixels.
-    """
+    """An ``Image`` from a path, the bytes of a file, or uint8 [H,W,3] RGB or [H,W] grey pixels."""
     if isinstance(image, bytes):
         return pb.Image(encoded=image)
     if not isinstance(image, np.ndarray):
@@ -209,7 +198,7 @@ def image_message(image: ImageLike) -> Any:
 
 
 def segmentation(reply: Any) -> Segmentation:
-    """What a ``SegmentResponse`` says."""
+    """A ``SegmentResponse`` as arrays."""
     return Segmentation(
         mask=mask_of(reply.mask),
         labels={result.name: result.label for result in reply.classes},
@@ -226,7 +215,7 @@ def segmentation(reply: Any) -> Segmentation:
 
 
 def cam(reply: Any) -> Cam:
-    """What the maps in a reply say."""
+    """The maps of a reply as arrays."""
     return Cam(
         maps=_maps_of(reply.cam),
         classes=list(reply.cam.classes),
@@ -240,10 +229,10 @@ def cam(reply: Any) -> Cam:
 
 
 def mask_of(mask: Any) -> Pixels:
-    """The uint8 [H,W] label map of a ``Mask`` of any encoding.
+    """The uint8 [H,W] label map of a ``Mask`` in any encoding.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the mask is malformed.
     """
     kind, height, width = mask.WhichOneof("data"), mask.height, mask.width
     if kind == "label_runs":
@@ -264,10 +253,9 @@ def mask_of(mask: Any) -> Pixels:
 
 
 def as_file(result: Segmentation) -> bytes:
-    """The mask in the encoding in which it came: PNG or raw bytes, else JSON.
+    """The mask as PNG or raw bytes, or as JSON for the other encodings.
 
-    COCO's run lengths and polygons by name of the class, ``undecided`` for pixels left open; label
-    runs as lists.
+    Run lengths and polygons are keyed by class name, with ``undecided`` for the label 255.
     """
     mask = result.reply.mask
     kind = mask.WhichOneof("data")

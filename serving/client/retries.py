@@ -1,4 +1,4 @@
-"""When a call that failed is worth another try, and when it is made."""
+"""Whether and when a failed call is tried again."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ FIRST_SECONDS = 0.1
 
 @dataclass
 class Retries:
-    """The tries of one call. Calls of this protocol change nothing on the server, so each may be
-    made again.
+    """The attempts of one call. Calls change nothing on the server, so each may be repeated.
 
     Args:
-        more: tries after the first.
+        more: attempts after the first.
         timeout: seconds for all of them.
     """
 
@@ -32,14 +31,15 @@ class Retries:
         return max(0.0, self.began + self.timeout - time.monotonic())
 
     def delay(self, error: RequestError) -> float:
-        """Seconds to wait before the next try: what the server said, or twice as long each time;
-        and up to half more, so that callers who were refused together do not come back together.
+        """Seconds to wait before the next attempt: what the server said, or twice as long each
+        time.
 
         Raises:
-            RequestError: ``error``, if another try would not help or there is no time for it.
+            RequestError: ``error``, if another attempt is useless or too late.
         """
         if not isinstance(error, RetryLater) or self.failures >= self.more:
             raise error
+        # Up to half more at random: callers who were refused together must not return together.
         wait = max(error.retry_after, FIRST_SECONDS * 2.0**self.failures) * random.uniform(1.0, 1.5)
         if wait >= self.remaining:
             raise error

@@ -1,3 +1,1 @@
-"""The commands of ``wsss-serving`` that :mod:`serving.cli` does not hold itself, and the options
-that they share.
-"""
+"""The commands of ``wsss-serving`` apart from ``serve`` and ``models``, and shared options."""

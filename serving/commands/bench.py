@@ -1,4 +1,4 @@
-"""The command that measures a server."""
+"""``wsss-serving bench``."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def shown() -> Iterator[Callable[[int, int], None]]:
 
 
 def print_table(results: dict[str, Any]) -> None:
-    """Print the figures of :func:`serving.bench.bench`."""
+    """Print the results of :func:`serving.bench.bench` as a table."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""Commands of those who call a server: segment, health, token."""
+"""Commands that call a server (segment, health) or serve its callers (token)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ ENCODINGS = ("png", "raw", "coco_rle", "polygons", "label_runs")
 
 
 class Role(StrEnum):
-    """What a caller may do."""
+    """A permission of a token."""
 
     infer = "infer"
     control = "control"
@@ -233,7 +233,7 @@ def _told() -> Iterator[None]:
 
 
 def _check_ending(target: Path, encoding: str) -> None:
-    """Refuse a name that says another kind of file than it would hold."""
+    """Refuse a file name that promises another kind of contents."""
     from serving.images.decoding import EXTENSIONS
 
     right = ENDINGS.get(encoding, (".json",))
@@ -247,7 +247,7 @@ def _check_ending(target: Path, encoding: str) -> None:
 
 
 def _write(files: dict[Path, bytes], image: Path, force: bool) -> None:
-    """Write all of the files, or none where one of them may not be."""
+    """Write all of the files, or none if one of them must not be written."""
     from serving.files import write_atomic
     from serving.outputs import check_file
 
@@ -265,7 +265,7 @@ def _write(files: dict[Path, bytes], image: Path, force: bool) -> None:
 
 
 def _overlay(image: Path, target: Path, result: Any, card: Any) -> bytes:
-    """The picture in the format that the name of ``target`` ends in."""
+    """The picture, in the format of the file name's ending."""
     from PIL import Image
 
     from serving.images import masks

@@ -1,4 +1,4 @@
-"""The command that labels a folder."""
+"""``wsss-serving label``."""
 
 from __future__ import annotations
 

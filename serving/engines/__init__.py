@@ -1,6 +1,4 @@
-"""What runs a graph. One module an inference library; each has an ``Engine`` and imports its
-library when loaded.
-"""
+"""What runs a graph: one module per inference library, each imported when it is used."""
 
 from __future__ import annotations
 
@@ -22,8 +20,8 @@ Outputs = dict[str, npt.NDArray[np.generic]]
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output: NumPy's name of its type, and its shape, -1 for a free axis. The first
-    axis is the batch.
+    """Name, NumPy dtype and shape of an input or output; -1 is a free axis, and the first is the
+    batch.
     """
 
     name: str
@@ -32,11 +30,11 @@ class TensorSpec:
 
 
 class Stopped(Exception):
-    """A run was ended by its ``Stop`` before it was done."""
+    """A run was ended by its :class:`Stop`."""
 
 
 class Stop:
-    """Ends one running call from another thread."""
+    """Ends one run from another thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -44,7 +42,7 @@ class Stop:
         self.requested = False
 
     def request(self) -> None:
-        """End the call, or prevent it."""
+        """End the run, or prevent it."""
         with self._lock:
             self.requested = True
             if self._end:
@@ -52,11 +50,10 @@ class Stop:
 
     @contextmanager
     def ending(self, end: Callable[[], None]) -> Iterator[None]:
-        """For the engine: ``end`` is how the call inside of the block is ended.
+        """For engines: calling ``end`` ends the run inside the block.
 
         Raises:
-            Stopped: before the block if the request came already, or for any error in it that came
-            after the request.
+            Stopped: the request came before the block, or an error in the block followed it.
         """
         with self._lock:
             if self.requested:
@@ -65,6 +62,8 @@ class Stop:
         try:
             yield
         except Exception as error:
+            # The library reports an ended run as some error of its own. The request tells it apart
+            # from a real failure.
             if self.requested:
                 raise Stopped from error
             raise
@@ -78,10 +77,10 @@ class Plan:
     """How an engine will be used.
 
     Attributes:
-        workers: runs at once.
-        threads: of each run.
+        workers: parallel runs.
+        threads: per run.
         max_batch: largest first axis of the inputs.
-        sizes: heights and widths of the images that most requests have, the most frequent first.
+        sizes: heights and widths that most images have, the most frequent first.
     """
 
     workers: int = 1
@@ -95,7 +94,6 @@ class Engine(Protocol):
 
     Attributes:
         description: library, version and device, for provenance.
-        inputs, outputs: what ``run`` takes and gives.
     """
 
     description: str
@@ -103,7 +101,7 @@ class Engine(Protocol):
     outputs: tuple[TensorSpec, ...]
 
     def run(self, inputs: Inputs, stop: Stop | None = None) -> Outputs:
-        """Every output by name. May be called from several threads at once; releases the GIL.
+        """Every output by name. Thread-safe; releases the GIL.
 
         Raises:
             Stopped: ``stop`` was requested before the end.
@@ -111,23 +109,23 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Free what it holds. Nothing may be run afterwards."""
+        """Free everything. Nothing may run afterwards."""
         ...
 
 
 def plan_threads(cpus: int) -> tuple[int, int]:
-    """How many runs at once, and threads for each: one a run on small machines, where that gives
-    the most in all.
+    """Parallel runs and threads per run. Small machines get one thread per run, for the highest
+    total.
     """
     workers = min(cpus, 4)
     return workers, max(1, cpus // workers)
 
 
 def check_outputs(card: Card, outputs: Outputs, batch: int, height: int, width: int) -> None:
-    """Compare what the graph of a segmenter or CAM model returned with what its kind promises.
+    """Check the outputs of a segmenter or CAM model against the promise of its kind.
 
     Raises:
-        OutputError: an output is missing, or of another type or shape; or a map has no cell.
+        OutputError: an output is missing, or has another type or shape, or a map has no cell.
     """
     classes = len(card.classes)
     shapes: dict[str, tuple[int | None, ...]] = {

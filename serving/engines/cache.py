@@ -1,8 +1,7 @@
-"""What takes minutes to build, kept in files: each says what it was built from, and is used for
-exactly that.
+"""A file cache for engines that take minutes to build. Each file says what it was built from.
 
-A plan of TensorRT is code. The folder must be as trusted as the models; it is made for its owner
-alone.
+A TensorRT plan is executable code, so the folder must be as trusted as the models. It is created
+for its owner only.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ Key = dict[str, Any]
 
 
 def cache_folder(config: EngineConfig) -> Path:
-    """Where built engines are kept, made if need be."""
+    """The folder of built engines, created if needed."""
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = config.cache or user / "wsss" / "engines"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -37,14 +36,11 @@ def cache_folder(config: EngineConfig) -> Path:
 def engine_key(
     card: Card, graph: str, library: str, device: Device, profiles: list[Profile], options: Key
 ) -> Key:
-    """All that a built engine depends on.
+    """Everything that a built engine depends on.
 
     Args:
-        card: of the model.
-        graph: the file of it that is built from.
+        graph: the graph file of the model that it is built from.
         library: name and version.
-        device: that it is built on and for.
-        profiles: shapes that it takes.
         options: all other settings of the build.
     """
     return {
@@ -57,18 +53,16 @@ def engine_key(
 
 
 def digest(key: Key) -> str:
-    """A short name for a key."""
+    """A short file name for a key."""
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def load(path: Path, key: Key) -> bytes | None:
-    """What was stored under this key; nothing, and a line in the log, if the file is another's or
-    damaged.
-    """
+    """The data of a key; None, with a warning, if the file is damaged or has another key."""
     try:
         head, _, data = path.read_bytes().partition(b"\n")
         header = json.loads(head)
-        # Tuples come back as lists.
+        # JSON turns tuples into lists.
         same_key = header["key"] == json.loads(json.dumps(key))
         whole = same_key and header["sha256"] == hashlib.sha256(data).hexdigest()
     except FileNotFoundError:
@@ -76,14 +70,14 @@ def load(path: Path, key: Key) -> bytes | None:
     except (OSError, ValueError, KeyError, TypeError):
         whole = False
     if not whole:
-        log.warning("%s is damaged, or was built from something else: it is built again", path)
+        log.warning("%s is damaged or was built from something else; building it again", path)
         return None
     return data
 
 
 def store(path: Path, key: Key, data: bytes) -> None:
-    """Keep ``data`` under a key. A disk that is full or read-only costs the next start its time,
-    and nothing else.
+    """Store ``data`` under a key. A full or read-only disk only costs the next start its build
+    time.
     """
     head = json.dumps(
         {"key": key, "sha256": hashlib.sha256(data).hexdigest()}, sort_keys=True
@@ -92,5 +86,5 @@ def store(path: Path, key: Key, data: bytes) -> None:
         write_atomic(path, head + b"\n" + data)
     except OSError as error:
         log.warning(
-            "%s cannot be written (%s): the engine is built again next time", path, error.strerror
+            "%s cannot be written (%s); the next start builds it again", path, error.strerror
         )

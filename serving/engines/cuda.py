@@ -1,6 +1,4 @@
-"""The parts of the CUDA runtime that an engine needs: which device it is, streams, and memory on
-both sides.
-"""
+"""The parts of the CUDA runtime that TensorRT needs: device properties, streams and memory."""
 
 from __future__ import annotations
 
@@ -22,12 +20,12 @@ RETRY_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU, as far as what was built for one may not run on another.
+    """A GPU as far as a built engine depends on it.
 
     Attributes:
-        name: of the make.
-        capability: of its compute units, as ``9.0``.
-        driver: its version, and that of CUDA that it brings.
+        name: of the product.
+        capability: of its compute units, such as ``9.0``.
+        driver: version of the driver and of its CUDA.
     """
 
     name: str
@@ -38,11 +36,8 @@ class Device:
 class Cuda:
     """The runtime on one device.
 
-    Args:
-        number: of the device.
-
     Raises:
-        EngineError: the bindings are not installed, or there is no such device.
+        EngineError: the bindings are not installed, or the device is missing.
     """
 
     def __init__(self, number: int) -> None:
@@ -64,11 +59,11 @@ class Cuda:
             ) from error
 
     def use(self) -> None:
-        """Make this the device of the calling thread, which CUDA keeps for each thread apart."""
+        """Make this the device of the calling thread; CUDA keeps one per thread."""
         self._call("cudaSetDevice", self.number)
 
     def device(self) -> Device:
-        """What the device is."""
+        """Properties of the device."""
         properties = self._call("cudaGetDeviceProperties", self.number)
         name = (
             properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
@@ -81,49 +76,49 @@ class Cuda:
         )
 
     def stream(self) -> int:
-        """A new stream that waits for no other."""
+        """A new stream that does not wait for the default stream."""
         return int(self._call("cudaStreamCreateWithFlags", self._runtime.cudaStreamNonBlocking))
 
     def end_stream(self, stream: int) -> None:
-        """Destroy it."""
+        """Destroy a stream."""
         self._call("cudaStreamDestroy", stream)
 
     def synchronize(self, stream: int) -> None:
-        """Wait until all that was put into the stream is done; other threads run meanwhile."""
+        """Wait for a stream; other Python threads run meanwhile."""
         self._call("cudaStreamSynchronize", stream)
 
     def upload(self, buffer: Buffer, size: int, stream: int) -> None:
-        """Copy ``size`` bytes to the device, in the order of the stream."""
+        """Queue a copy of ``size`` bytes to the device."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._call("cudaMemcpyAsync", buffer.device, buffer.host, size, kind, stream)
 
     def download(self, buffer: Buffer, size: int, stream: int) -> None:
-        """Copy ``size`` bytes from the device, in the order of the stream."""
+        """Queue a copy of ``size`` bytes from the device."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", buffer.host, buffer.device, size, kind, stream)
 
     def allocate(self, size: int) -> int:
-        """Address of new memory on the device.
+        """Address of new device memory.
 
         Raises:
-            OutOfMemory: it has none left.
+            OutOfMemory: none is left.
         """
         return int(self._call("cudaMalloc", size))
 
     def allocate_host(self, size: int) -> int:
-        """Address of new memory that the device can reach by itself.
+        """Address of new page-locked memory, which the device copies from and to by itself.
 
         Raises:
-            OutOfMemory: there is none left.
+            OutOfMemory: none is left.
         """
         return int(self._call("cudaMallocHost", size))
 
     def free(self, address: int) -> None:
-        """Give memory of the device back."""
+        """Free device memory."""
         self._call("cudaFree", address)
 
     def free_host(self, address: int) -> None:
-        """Give memory of the host back."""
+        """Free page-locked memory."""
         self._call("cudaFreeHost", address)
 
     def _call(self, name: str, *arguments: Any) -> Any:
@@ -131,7 +126,7 @@ class Cuda:
         errors = self._runtime.cudaError_t
         if code == errors.cudaErrorMemoryAllocation:
             raise OutOfMemory(
-                "the GPU has no memory left for this", hint="again soon", retry_after=RETRY_SECONDS
+                "the GPU is out of memory", hint="again in a second", retry_after=RETRY_SECONDS
             )
         if code != errors.cudaSuccess:
             raise RuntimeError(f"{name}: {getattr(code, 'name', code)}")
@@ -139,8 +134,8 @@ class Cuda:
 
 
 class Buffer:
-    """Memory on the device and its twin in the host's, which grow to the largest size that was
-    asked for.
+    """Memory on the device and its page-locked twin on the host. Both grow to the largest size
+    used.
     """
 
     def __init__(self, cuda: Cuda) -> None:
@@ -148,10 +143,10 @@ class Buffer:
         self.size = self.device = self.host = 0
 
     def reserve(self, size: int) -> None:
-        """Have room for ``size`` bytes; what was in it is lost if it must grow.
+        """Provide ``size`` bytes; growing loses the contents.
 
         Raises:
-            OutOfMemory: there is none; the buffer is empty then.
+            OutOfMemory: there is no room; the buffer is then empty.
         """
         if size <= self.size:
             return
@@ -165,12 +160,12 @@ class Buffer:
         self.size = size
 
     def view(self, dtype: str, shape: tuple[int, ...]) -> npt.NDArray[np.generic]:
-        """The host's side as an array, valid until the buffer grows or is freed."""
+        """The host side as an array, valid until the buffer grows or is freed."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         return np.ndarray(shape, dtype, memoryview((ctypes.c_uint8 * size).from_address(self.host)))
 
     def free(self) -> None:
-        """Give both back."""
+        """Free both sides."""
         device, host = self.device, self.host
         self.size = self.device = self.host = 0
         if device:
@@ -180,7 +175,7 @@ class Buffer:
 
 
 def find_device(number: int) -> Device:
-    """What GPU ``number`` is.
+    """The device of a number.
 
     Raises:
         EngineError: see :class:`Cuda`.
@@ -189,7 +184,7 @@ def find_device(number: int) -> Device:
 
 
 def library_version(*distributions: str) -> str:
-    """Version of the first of these distributions that is installed, or ``none``."""
+    """Version of the first distribution that is installed, or ``none``."""
     for name in distributions:
         try:
             return importlib.metadata.version(name)

@@ -1,4 +1,4 @@
-"""ONNX Runtime: what its sessions share, and the engine on the processors."""
+"""ONNX Runtime: options shared by its sessions, and the engine on the processors."""
 
 from __future__ import annotations
 
@@ -27,12 +27,11 @@ DTYPES = {
 
 
 class OnnxRuntimeEngine:
-    """One session. Threads do not spin and memory plans are not kept a shape: both cost more than
-    they give where images come in all sizes and other work needs the processors.
+    """One session on the processors.
 
     Args:
         card: of a verified model.
-        threads: within one run.
+        threads: per run.
 
     Raises:
         RepositoryError: the file does not load.
@@ -82,8 +81,12 @@ def session_options(threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    # A memory plan belongs to one input shape. Images come in all sizes, so plans would be made for
+    # each of them and hardly ever used again.
     options.enable_mem_pattern = False
+    # Errors only: warnings about unused initializers are of no use to an operator.
     options.log_severity_level = 3
+    # Idle threads that spin would take processor time from decoding and from other models.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
@@ -98,9 +101,14 @@ def open_session(card: Card, options: Any, providers: list[Any]) -> Any:
 
     try:
         return onnxruntime.InferenceSession(
-            str(card.graph_path), options, providers=providers, enable_fallback=0
+            # Without a fallback a missing GPU library is an error, not a silent session on
+            # processors.
+            str(card.graph_path),
+            options,
+            providers=providers,
+            enable_fallback=0,
         )
-    # The library raises its own types, derived from Exception alone.
+    # The exception types of the library derive from Exception directly.
     except Exception as error:
         raise RepositoryError(
             f"{card.graph_path} does not load: {error}", "an ONNX graph", HINT

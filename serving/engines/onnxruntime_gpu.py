@@ -1,10 +1,10 @@
-"""ONNX Runtime on a GPU: its CUDA or its TensorRT provider, and never the processors in their
-place.
+"""ONNX Runtime on a GPU, through its CUDA or TensorRT provider, and never on the processors
+instead.
 
-Without a GPU, or with a library missing, the library would make a session on the processors and say
-so in its log alone. Its own switch against that, ``session.disable_cpu_ep_fallback``, also refuses
-graphs whose shapes are computed on the processors, which is where they belong and what every graph
-of free size does. So the session is asked where it placed each node.
+Without a GPU or one of its libraries, ONNX Runtime falls back to the processors and only logs it.
+Its switch ``session.disable_cpu_ep_fallback`` is of no use: it also refuses graphs that compute
+shapes on the processors, as every graph of free size does. So this module asks the session where it
+placed each node.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from serving.engines.profiles import Profile, Shapes, profiles
 from serving.errors import EngineError
 
 CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
-# What takes the time of a run.
+# Operators that take most of the time of a run.
 HEAVY = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Resize"}
 NO_GRAPH = -1
 MEGABYTE = 1 << 20
@@ -42,19 +42,18 @@ HINT = (
 
 
 class OnnxRuntimeGpuEngine(OnnxRuntimeEngine):
-    """A session on a GPU. Inputs and outputs are bound, so that each is copied once.
+    """A session on a GPU with bound inputs and outputs, so that each is copied once.
 
-    With ``engine.cuda_graphs`` a run of a size of the plan has memory of its own on the device, at
-    addresses that never change, into which its kernels are replayed.
+    With ``engine.cuda_graphs``, a planned size has device memory at fixed addresses, and its
+    kernels are replayed as one graph.
 
     Args:
         card: of a verified model.
-        plan: how it will be used.
-        config: with the provider as its name for this model.
+        config: names the provider of this model.
 
     Raises:
-        EngineError: the provider, its libraries or a GPU are missing, or part of the graph would
-            run on the processors.
+        EngineError: the provider, a library or the GPU is missing, or part of the graph would run
+            on the processors.
         RepositoryError: the file does not load.
     """
 
@@ -66,7 +65,7 @@ class OnnxRuntimeGpuEngine(OnnxRuntimeEngine):
         if provider not in onnxruntime.get_available_providers():
             raise EngineError(
                 f"onnxruntime {onnxruntime.__version__} has no {provider}",
-                "the distribution onnxruntime-gpu, and not onnxruntime beside it",
+                "the distribution onnxruntime-gpu without onnxruntime beside it",
                 "pip uninstall onnxruntime; pip install 'wsss[serve-gpu]'",
             )
         preload(onnxruntime, tensorrt)
@@ -75,7 +74,7 @@ class OnnxRuntimeGpuEngine(OnnxRuntimeEngine):
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         providers = [(CUDA, cuda_options(config))]
         if tensorrt:
-            # The provider has one profile: everything that the card allows.
+            # The provider takes a single profile: everything that the card allows.
             shapes = profiles(card, graph_inputs(card), plan)[-1]
             providers.insert(0, (TENSORRT, tensorrt_options(card, config, device, shapes)))
         session = open_session(card, options, providers)
@@ -96,12 +95,13 @@ class OnnxRuntimeGpuEngine(OnnxRuntimeEngine):
         with stop.ending(partial(setattr, options, "terminate", True)):
             if self._lock is None:
                 return self._bound(inputs, options)
-            # A graph has one set of addresses, and is captured while nothing else runs.
+            # A CUDA graph has one set of addresses, and may be captured only while nothing else
+            # runs.
             with self._lock:
                 return self._replayed(inputs, options)
 
     def close(self) -> None:
-        """Free the session and what it holds on the device."""
+        """Free the session and its device memory."""
         self._graphs.clear()
         super().close()
 
@@ -121,7 +121,7 @@ class OnnxRuntimeGpuEngine(OnnxRuntimeEngine):
             options.add_run_config_entry("gpu_graph_id", str(NO_GRAPH))
             outputs = self._bound(inputs, options)
             if self._is_planned(inputs):
-                # 0 is a number of the library's own.
+                # The library uses 0 itself.
                 number = len(self._graphs) + 1
                 self._graphs[key] = Captured(self._session, number, inputs, outputs, self._device)
             return outputs
@@ -129,7 +129,7 @@ class OnnxRuntimeGpuEngine(OnnxRuntimeEngine):
         return graph.run(inputs, options)
 
     def _is_planned(self, inputs: Inputs) -> bool:
-        """Whether a run of this shape is to be a graph: each takes memory for good."""
+        """Whether this shape gets a graph of its own, which occupies memory for good."""
         static = all(-1 not in spec.shape[1:] for spec in self.inputs)
         usual = any(
             (1, *size) == (1, *values.shape[1:3])
@@ -142,10 +142,9 @@ class OnnxRuntimeGpuEngine(OnnxRuntimeEngine):
 
 
 class Captured:
-    """Inputs and outputs of one shape on the device, bound for good.
+    """Inputs and outputs of one shape, bound to fixed device addresses.
 
     Args:
-        session: that runs them.
         number: of the graph.
         inputs, outputs: of a run of this shape.
         device: number of the GPU.
@@ -176,13 +175,12 @@ class Captured:
         for name, value in self._inputs.items():
             value.update_inplace(np.ascontiguousarray(inputs[name]))
         self._session.run_with_iobinding(self._binding, options)
+        # A copy: the next run overwrites the device memory.
         return {name: np.array(value.numpy()) for name, value in self._results.items()}
 
 
 def preload(onnxruntime: Any, tensorrt: bool) -> None:
-    """Load the libraries that came as Python packages, which the provider would not find by
-    itself.
-    """
+    """Load the libraries of Python packages, which the provider would not find by itself."""
     if hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()
     if tensorrt:
@@ -197,10 +195,10 @@ def preload(onnxruntime: Any, tensorrt: bool) -> None:
 
 
 def check_placement(session: Any, provider: str) -> None:
-    """See that the provider is in use, and that what takes time runs on the GPU.
+    """Check that the provider is active and that all heavy nodes run on the GPU.
 
     Raises:
-        EngineError: it is not.
+        EngineError: they do not.
     """
     providers = session.get_providers()
     if not providers or providers[0] != provider:
@@ -226,12 +224,13 @@ def check_placement(session: Any, provider: str) -> None:
 
 
 def cuda_options(config: EngineConfig) -> dict[str, str]:
-    """Options of the CUDA provider: memory as asked for, no search of every kernel for every new
-    shape.
-    """
+    """Options of the CUDA provider."""
     options = {
         "device_id": str(config.device),
+        # The default doubles the arena with each request; images of many sizes would fill the
+        # device.
         "arena_extend_strategy": "kSameAsRequested",
+        # The default tries every kernel for every new shape, which costs seconds.
         "cudnn_conv_algo_search": "HEURISTIC",
         "cudnn_conv_use_max_workspace": "1",
         "do_copy_in_default_stream": "1",
@@ -246,11 +245,8 @@ def cuda_options(config: EngineConfig) -> dict[str, str]:
 def tensorrt_options(
     card: Card, config: EngineConfig, device: Device, profile: Profile
 ) -> dict[str, str]:
-    """Options of the TensorRT provider: explicit shapes, and a folder of its own for everything
-    that engines depend on.
-
-    The provider looks at names of files only, so that one folder for all would serve wrong engines
-    (onnxruntime_backend #124).
+    """Options of the TensorRT provider, with a cache folder for everything that its engines depend
+    on.
     """
     options = {
         "device_id": str(config.device),
@@ -268,6 +264,8 @@ def tensorrt_options(
         f"onnxruntime {versions} tensorrt"
         f" {library_version('tensorrt', 'tensorrt-cu13', 'tensorrt-cu12')}"
     )
+    # The provider compares file names only. One folder for everything would load wrong engines
+    # (onnxruntime_backend #124).
     key = engine_key(card, card.graph, library, device, [profile], dict(options))
     folder: Path = cache_folder(config) / f"{card.name}-{digest(key)}"
     folder.mkdir(mode=0o700, exist_ok=True)

@@ -1,4 +1,4 @@
-"""OpenVINO on the processors: in bfloat16 where they multiply in it, else in float32."""
+"""OpenVINO on the processors, in bfloat16 where they support it, else in float32."""
 
 from __future__ import annotations
 
@@ -15,25 +15,20 @@ from serving.card import HINT, OUTPUTS, Card
 from serving.engines import Inputs, Outputs, Plan, Stop, TensorSpec
 from serving.errors import RepositoryError
 
-# Kernels made for a shape, kept for when it comes again. With the library's own 5000 memory grows
-# with every new size of image, and making them anew costs little (bench/engine_memory.py).
+# Compiled kernels are cached per shape. With the default of 5000, memory grows with every new image
+# size, while compiling again is cheap (bench/engine_memory.py).
 KERNELS = 200
-# The bindings fill tables of NumPy's types at their first use, under a lock of C++ during which
-# they let go of Python's: two models that load at once have waited for each other for ever
-# (2026.4).
+# The bindings fill tables of NumPy types on first use, under a C++ lock that releases the GIL. Two
+# models that loaded at once deadlocked (2026.4).
 _LOADING = threading.Lock()
 
 
 class OpenVinoEngine:
-    """A compiled graph with a stream, and an inference request, for each run at once.
-
-    Threads are not pinned, and there are as many as the plan says: the library would count those of
-    the host.
+    """A compiled graph with one stream and one inference request per parallel run.
 
     Args:
         card: of a verified model.
-        plan: how many runs at once, and threads for each.
-        exact: float32 whatever the processors have.
+        exact: float32 on every processor.
 
     Raises:
         RepositoryError: the library cannot compile the graph.
@@ -51,7 +46,7 @@ class OpenVinoEngine:
         stop = stop or Stop()
         with self._request() as request, stop.ending(request.cancel):
             request.start_async(dict(inputs), share_inputs=True)
-            # Asked before the start, to end what had not begun.
+            # The request may have come before start_async, which cancel() would have missed.
             if stop.requested:
                 request.cancel()
             request.wait()
@@ -86,19 +81,18 @@ class OpenVinoEngine:
 
     @contextmanager
     def _request(self) -> Iterator[Any]:
-        """An inference request for one run; as many come to be as there are runs at once."""
         try:
             request = self._idle.get_nowait()
         except queue.Empty:
             request = self._compiled.create_infer_request()
         yield request
-        # One that failed is in no known state, and is not used again.
+        # After a failure the state of the request is unknown: it is not used again.
         self._idle.put(request)
 
 
 def _library() -> Any:
-    """OpenVINO, without the package by which it reports on its users when it is imported: it does
-    without where that package is not installed.
+    """OpenVINO without its telemetry package, which reports on users at import. It works without
+    it.
     """
     sys.modules.setdefault("openvino_telemetry", cast(Any, None))
     import openvino
@@ -111,7 +105,9 @@ def _options(plan: Plan, bf16: bool) -> dict[str, Any]:
         "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
         "PERFORMANCE_HINT": "THROUGHPUT" if plan.workers > 1 else "LATENCY",
         "NUM_STREAMS": plan.workers,
+        # Left to itself the library counts the host's processors, not those of the container.
         "INFERENCE_NUM_THREADS": plan.workers * plan.threads,
+        # Pinned threads of several models would share the same processors.
         "ENABLE_CPU_PINNING": False,
         "CPU_RUNTIME_CACHE_CAPACITY": KERNELS,
     }

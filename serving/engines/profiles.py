@@ -1,6 +1,4 @@
-"""The shapes that TensorRT builds for: one profile a size that is served often, and one for all
-others.
-"""
+"""The shapes that TensorRT builds for: a profile per frequent size, and one for all other sizes."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ class Profile:
     high: Shapes
 
     def takes(self, shapes: Mapping[str, Shape]) -> bool:
-        """Whether inputs of these shapes may be run with it."""
+        """Whether inputs of these shapes can run with it."""
         return shapes.keys() == self.low.keys() and all(
             len(shape) == len(self.low[name])
             and all(map(_between, self.low[name], shape, self.high[name]))
@@ -34,13 +32,10 @@ class Profile:
 
 
 def profiles(card: Card, inputs: Iterable[TensorSpec], plan: Plan) -> list[Profile]:
-    """One for each size of ``plan``, then one for everything that the card allows.
-
-    The memory of a context is planned for the largest shape, so that the card's limits should be no
-    larger than needed.
+    """One per size of the plan, then one for everything that the card allows.
 
     Raises:
-        EngineError: a tensor model has free axes besides the batch, and no shapes to warm up with.
+        EngineError: a tensor model has free axes besides the batch.
     """
     if card.kind == "tensor":
         return [_tensor_profile(card, tuple(inputs), plan)]
@@ -57,7 +52,7 @@ def profiles(card: Card, inputs: Iterable[TensorSpec], plan: Plan) -> list[Profi
 
 
 def choose_profile(profiles: Iterable[Profile], shapes: Mapping[str, Shape]) -> int | None:
-    """Index of the first profile that takes these shapes; the exact ones stand first."""
+    """Index of the first profile that takes these shapes; exact ones come first."""
     return next((index for index, profile in enumerate(profiles) if profile.takes(shapes)), None)
 
 

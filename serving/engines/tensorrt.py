@@ -1,4 +1,4 @@
-"""TensorRT 10 and 11, without ONNX Runtime between."""
+"""TensorRT 10 and 11, without ONNX Runtime in between."""
 
 from __future__ import annotations
 
@@ -22,20 +22,18 @@ MAJORS = (10, 11)
 
 
 class TensorRtEngine:
-    """An engine with a lane for each run at once: an execution context, a stream, and memory for
-    inputs and outputs.
+    """An engine with one lane per parallel run: execution context, stream and memory.
 
-    A run that has begun on the GPU cannot be ended; a stop prevents it, or drops its result.
+    A run that started on the GPU cannot be ended. A stop prevents it or drops its result.
 
     Args:
         card: of a verified model.
-        plan: how it will be used; its sizes have profiles of their own.
-        config: device, memory, cache and precision.
-        stop: ends the build of the engine, which may take minutes.
+        plan: its sizes get profiles of their own.
+        stop: ends the build, which may take minutes.
 
     Raises:
         EngineError: the library or a GPU is missing, or TensorRT does not take the graph.
-        OutOfMemory: the device has no room for the engine's contexts.
+        OutOfMemory: the device has no room for the contexts.
         Stopped: ``stop`` was requested.
     """
 
@@ -67,9 +65,7 @@ class TensorRtEngine:
             raise
 
     def run(self, inputs: Inputs, stop: Stop | None = None) -> Outputs:
-        """Every output by name; see :class:`serving.engines.Engine`. More than a profile takes is
-        run piece by piece.
-        """
+        """Every output by name; see :class:`serving.engines.Engine`. Large batches are split."""
         stop = stop or Stop()
         count = len(next(iter(inputs.values())))
         pieces = [self._piece(inputs, first, stop) for first in range(0, count, self._batch)]
@@ -135,10 +131,10 @@ class Lane:
             )
 
     def run(self, inputs: Inputs, profile: int) -> Outputs:
-        """Upload, run, download, and wait for it.
+        """Upload, run and download.
 
         Raises:
-            OutOfMemory: the device has none left; the lane gave its own back.
+            OutOfMemory: the device is full; the lane has freed its own memory.
             RuntimeError: TensorRT refuses or fails.
         """
         self._cuda.use()
@@ -176,6 +172,7 @@ class Lane:
         ran = self._context.execute_async_v3(self._stream)
         for allocator in self._outputs.values():
             if allocator.failure:
+                # Kernels may still write to the other outputs: wait before the lane is used again.
                 failure, allocator.failure = allocator.failure, None
                 self._cuda.synchronize(self._stream)
                 raise failure
@@ -200,9 +197,7 @@ class Lane:
 
 
 def make_allocator(trt: Any, buffer: Buffer) -> Any:
-    """Gives TensorRT memory for an output once its size is known, and is told its shape before a
-    run's call returns.
-    """
+    """An allocator that gives TensorRT memory once the size of an output is known."""
 
     class Allocator(trt.IOutputAllocator):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -219,8 +214,8 @@ def make_allocator(trt: Any, buffer: Buffer) -> Any:
         def reallocate_output(
             self, tensor_name: str, memory: int, size: int, alignment: int
         ) -> int:
-            # CUDA aligns to 256 bytes, which is what TensorRT asks for. An exception must not cross
-            # into it.
+            # cudaMalloc aligns to 256 bytes, which TensorRT requires. An exception must not cross
+            # into C++.
             try:
                 self.buffer.reserve(max(size, 1))
             except Exception as error:
@@ -237,12 +232,12 @@ def import_tensorrt() -> Any:
     """The library.
 
     Raises:
-        EngineError: it is not installed, or of another version than 10 or 11.
+        EngineError: it is missing, or neither version 10 nor 11.
     """
     hint = "pip install 'wsss[tensorrt]'"
     try:
         import tensorrt
-    # Its loader raises OSError and others where a shared library is missing.
+    # Its loader raises OSError and others when a shared library is missing.
     except Exception as error:
         raise EngineError(f"TensorRT does not load: {error}", "TensorRT 10 or 11", hint) from error
     if int(tensorrt.__version__.split(".")[0]) not in MAJORS:

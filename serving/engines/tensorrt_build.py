@@ -1,8 +1,8 @@
-"""From an ONNX graph to a plan of TensorRT 10 or 11, and from a plan to an engine.
+"""From an ONNX graph to a TensorRT plan, and from a plan to an engine.
 
-The network is strongly typed: every layer computes in the types of the graph, as TensorRT 11 knows
-no other way. So half precision comes from the exported half-precision graph, and the flags of
-TensorRT 10 for it are not used.
+The network is strongly typed: each layer computes in the types of the graph, the only way that
+TensorRT 11 knows. Half precision therefore comes from the exported half-precision graph, not from
+TensorRT 10's flags.
 """
 
 from __future__ import annotations
@@ -37,14 +37,11 @@ def find_engine(
     profiles: list[Profile],
     stop: Stop,
 ) -> Any:
-    """The engine of a model: from the cache, else built and cached.
+    """The engine of a model, from the cache or newly built.
 
     Args:
         trt: the library.
-        card: of the model.
-        graph: which of its files to build from.
-        config: where the cache is, and how much memory the build may take.
-        device: that it is for.
+        graph: the graph file of the model to build from.
         profiles: shapes that it will take.
         stop: ends the build.
 
@@ -63,26 +60,22 @@ def find_engine(
         if engine is not None:
             log.info("%s: TensorRT engine from the cache, %s", card.name, path.name)
             return engine
-        log.warning("TensorRT refuses %s: it is built again", path)
+        log.warning("TensorRT does not load %s; building it again", path)
     plan = build_plan(
         trt, card.folder / graph, profiles, options, timing_path(folder, trt, device), logger, stop
     )
     engine = open_plan(trt, plan, logger)
     if engine is None:
         raise EngineError(
-            f"TensorRT refuses the engine that it built of {card.name}",
-            "one that loads",
-            "see the log",
+            f"TensorRT does not load its own engine of {card.name}", hint="see the log"
         )
     store(path, key, plan)
     return engine
 
 
 def open_plan(trt: Any, plan: bytes, logger: Any) -> Any:
-    """The engine of a plan, or None if TensorRT does not take it."""
-    runtime = trt.Runtime(logger)
-    engine = runtime.deserialize_cuda_engine(plan)
-    return None if engine is None else engine
+    """The engine of a plan; None if TensorRT does not take it."""
+    return trt.Runtime(logger).deserialize_cuda_engine(plan)
 
 
 def build_plan(
@@ -94,11 +87,7 @@ def build_plan(
     logger: Any,
     stop: Stop,
 ) -> bytes:
-    """Build, telling the log how far it is.
-
-    Raises:
-        EngineError, Stopped: see :func:`find_engine`.
-    """
+    """Build a plan and log the progress; raises like :func:`find_engine`."""
     builder = trt.Builder(logger)
     # The parser owns the weights until the engine is built.
     network, _parser = _parse(trt, builder, graph, logger)
@@ -113,7 +102,7 @@ def build_plan(
         settings.add_optimization_profile(profile)
     timing_key = {"timings": timings.name}
     timing = settings.create_timing_cache(load(timings, timing_key) or b"")
-    # Timings of another device or version would choose kernels that are slow here.
+    # Timings of another device or version would choose slow kernels.
     settings.set_timing_cache(timing, ignore_mismatch=False)
     monitor = make_monitor(trt, graph.parent.parent.name, stop)
     settings.progress_monitor = monitor
@@ -122,16 +111,13 @@ def build_plan(
     if stop.requested:
         raise Stopped
     if plan is None:
-        raise EngineError(
-            f"TensorRT cannot build {graph}", "an engine", "the log has what TensorRT says"
-        )
+        raise EngineError(f"TensorRT cannot build {graph}", hint="the log says why")
     log.info("%s: TensorRT engine built in %.0f s", graph, time.monotonic() - began)
     store(timings, timing_key, bytes(settings.get_timing_cache().serialize()))
     return bytes(plan)
 
 
 def _parse(trt: Any, builder: Any, graph: Path, logger: Any) -> tuple[Any, Any]:
-    """The network of a graph, and its parser, which owns the weights."""
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(graph)):
@@ -145,7 +131,7 @@ def _parse(trt: Any, builder: Any, graph: Path, logger: Any) -> tuple[Any, Any]:
 
 
 def timing_path(folder: Path, trt: Any, device: Device) -> Path:
-    """File of what kernels took on this device in this version."""
+    """The cache of kernel timings for this device and version."""
     key = {
         "library": trt.__version__,
         "name": device.name,
@@ -156,7 +142,7 @@ def timing_path(folder: Path, trt: Any, device: Device) -> Path:
 
 
 def make_logger(trt: Any) -> Any:
-    """A logger of TensorRT that writes to ours."""
+    """A TensorRT logger that writes to ours."""
     levels = {
         trt.ILogger.Severity.INTERNAL_ERROR: logging.ERROR,
         trt.ILogger.Severity.ERROR: logging.ERROR,
@@ -174,7 +160,7 @@ def make_logger(trt: Any) -> Any:
 
 
 def make_monitor(trt: Any, name: str, stop: Stop) -> Any:
-    """A monitor that tells the log how far a build is, and ends it when ``stop`` is requested."""
+    """A monitor that logs the progress of a build, and ends it when ``stop`` is requested."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -192,12 +178,9 @@ def make_monitor(trt: Any, name: str, stop: Stop) -> Any:
             now = time.monotonic()
             if phase_name == self._outer and now - self._told >= SECONDS_BETWEEN_LINES:
                 self._told = now
+                steps = self._steps[phase_name]
                 log.info(
-                    "%s: TensorRT builds, %s, step %d of %d",
-                    name,
-                    phase_name,
-                    step + 1,
-                    self._steps[phase_name],
+                    "%s: TensorRT builds, %s, step %d of %d", name, phase_name, step + 1, steps
                 )
             return not stop.requested
 

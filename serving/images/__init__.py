@@ -1,3 +1,1 @@
-"""From the bytes of an image to its mask or maps, and the forms that those take; server and
-labeller share it.
-"""
+"""From the bytes of an image to its mask or maps, for the server and for folders alike."""

@@ -1,7 +1,6 @@
-"""Sizes that images share, so that they can share a run: sides rounded up to a multiple, by pixels
-that the mask loses.
+"""Image sizes rounded up to a multiple, so that images share a run; the padding is cut off again.
 
-Server and labeller use these functions alike, so that equal settings give equal masks.
+Server and labeller share these functions, so that equal settings give equal masks.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ D = TypeVar("D", bound=np.generic)
 
 
 def bucket_size(height: int, width: int, multiple: int, card: Card) -> tuple[int, int]:
-    """Sides rounded up to a multiple, or to the longest that the model takes; as they are if those
-    are too many pixels.
+    """Sides rounded up to a multiple within the model's limits; unchanged if that has too many
+    pixels.
     """
     tall, wide = (min(-(-side // multiple) * multiple, card.max_side) for side in (height, width))
     return (tall, wide) if tall * wide <= card.max_pixels else (height, width)
@@ -33,8 +32,10 @@ def pad(pixels: npt.NDArray[np.uint8], tall: int, wide: int) -> npt.NDArray[np.u
 
 
 def crop(maps: npt.NDArray[D], inner: tuple[int, int], outer: tuple[int, int]) -> npt.NDArray[D]:
-    """The part of [...,h,w] maps of an image padded from ``inner`` to ``outer`` that covers its own
-    part, in whole cells.
+    """The cells of maps [...,h,w] of a padded image that cover the image itself.
+
+    Args:
+        inner, outer: height and width of the image before and after padding.
     """
     rows, columns = (
         -(-side * cells // full) for side, cells, full in zip(inner, maps.shape[-2:], outer)

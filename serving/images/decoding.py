@@ -1,8 +1,8 @@
 """From untrusted bytes to RGB pixels.
 
-Every limit is checked before anything of the image's size is allocated: length of the bytes, kind,
-pixel count, aspect, the time and the memory that decoding will take. Pixels equal those that the
-trainer reads, by the modules that both have: :mod:`serving.images.headers`, ``kinds``, ``rgb``.
+Every limit is checked before memory of the image's size is allocated: bytes, kind, pixels, aspect,
+decoding time and memory. The pixels equal those that the trainer reads, because both have the
+modules :mod:`serving.images.headers`, ``kinds`` and ``rgb``.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from serving.images.kinds import Unreadable
 from serving.images.rgb import Pixels, to_rgb, upright
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
-# What decoding allocates at most, in bytes a pixel: the result's three, and what Pillow and the
-# decoder of the format hold beside it (a JPEG of several scans its coefficients, a WebP two
-# canvases, a TIFF maybe one strip as large as the image).
+# Peak memory of decoding in bytes per pixel: three for the result, and what Pillow and the decoder
+# hold beside it. A WebP has two canvases, a TIFF perhaps one strip as large as the image, and a
+# progressive JPEG all of its coefficients.
 PIXEL_BYTES = {"JPEG": 3, "PNG": 11, "BMP": 7, "TIFF": 19, "WEBP": 20}
 SLOW_JPEG_BYTES = 15
 RGB_BYTES = 3
-# How the limits are called in ``ErrorInfo.metadata``.
+# Names of the limits in ``ErrorInfo.metadata``.
 METADATA = {
     "pixels": ("max_image_pixels", "max_pixels"),
     "passes": ("max_decoded_passes", "max_passes"),
     "aspect": ("max_aspect", "max_aspect"),
 }
-# Takes bytes of memory from a budget for as long as it is entered.
+# Takes bytes from a memory budget while it is entered.
 Reserve = Callable[[int], AbstractContextManager[None]]
 
 
@@ -44,9 +44,9 @@ class Picture:
     Attributes:
         pixels: uint8 [H,W,3] RGB, contiguous.
         format: JPEG, PNG, WEBP, BMP, TIFF or RAW.
-        mode: Pillow's name of the file's own colour mode.
-        several_frames: the file has more frames or pages, and only the first was read.
-        orientation: the EXIF orientation that was undone, 1 if none.
+        mode: Pillow's name of the file's colour mode.
+        several_frames: only the first of several frames or pages was read.
+        orientation: EXIF orientation that was undone, 1 if none.
     """
 
     pixels: Pixels
@@ -60,16 +60,12 @@ def decode(data: bytes, limits: Limits, reserve: Reserve = lambda _: nullcontext
     """The first frame of an encoded image.
 
     Args:
-        data: the file.
-        limits: of what is decoded.
-        reserve: asked for the memory that decoding needs, and told when it is over; what it raises
-            is passed on.
+        reserve: enters the memory that decoding needs into a budget; its errors are passed on.
 
     Raises:
-        ImageTooLarge: too many bytes or pixels, too elongated, or too long to decode; nothing was
+        ImageTooLarge: too many bytes or pixels, too elongated, or too slow to decode; nothing was
             decoded.
-        ImageError: empty, of another kind, damaged or truncated, or of samples whose range nobody
-            states.
+        ImageError: empty, of an unsupported kind, damaged, or with samples of unknown range.
     """
     if len(data) > limits.max_bytes:
         raise ImageTooLarge(
@@ -90,7 +86,7 @@ def decode(data: bytes, limits: Limits, reserve: Reserve = lambda _: nullcontext
 
 
 def from_raw(pixels: bytes, height: int, width: int, limits: Limits) -> Picture:
-    """RGB pixels that the caller decoded.
+    """RGB pixels that the caller has decoded.
 
     Raises:
         ImageTooLarge: above ``limits``.
@@ -103,7 +99,7 @@ def from_raw(pixels: bytes, height: int, width: int, limits: Limits) -> Picture:
     if len(pixels) != height * width * RGB_BYTES:
         raise FieldError(
             f"{len(pixels):,} bytes of pixels for an image of {height}x{width}",
-            f"{height * width * RGB_BYTES:,} bytes: uint8 RGB, row by row",
+            f"{height * width * RGB_BYTES:,} bytes of uint8 RGB, row by row",
             field="image.raw.pixels",
         )
     return Picture(np.frombuffer(pixels, np.uint8).reshape(height, width, 3), "RAW")
@@ -114,7 +110,7 @@ def _bounds(limits: Limits) -> Bounds:
 
 
 def _refusal(error: Unreadable, limits: Limits, field: str) -> ImageError:
-    """The error for the caller; its metadata name the limit."""
+    """The error for the caller, with the limit in its metadata."""
     if not isinstance(error, TooLarge):
         return ImageError(error.found, error.expected, error.hint, field=field)
     name, setting = METADATA[error.bound]
@@ -132,10 +128,9 @@ def _is_fast(header: Header) -> bool:
 
 
 def _needed_bytes(header: Header) -> int:
-    """Memory that decoding takes at most."""
     each = PIXEL_BYTES[header.kind]
-    if not _is_fast(header) or header.image.info.get("progressive"):
-        each = max(each, SLOW_JPEG_BYTES if header.kind == "JPEG" else 0)
+    if header.kind == "JPEG" and (not _is_fast(header) or header.image.info.get("progressive")):
+        each = SLOW_JPEG_BYTES
     return header.image.width * header.image.height * each
 
 
@@ -148,11 +143,10 @@ def _pixels(data: bytes, header: Header) -> Pixels:
 
 
 def _fast_jpeg(data: bytes, size: tuple[int, int]) -> Pixels | None:
-    """Pixels as Pillow would give them, in half of the time; None for what only Pillow decodes,
-    such as odd subsampling.
+    """The pixels that Pillow would give, in half of the time; None if only Pillow can decode them.
 
     Raises:
-        Unreadable: two headers disagree about the size; only the one that was checked is decoded.
+        Unreadable: two headers disagree about the size, of which only one was checked.
     """
     import simplejpeg
 
@@ -161,6 +155,7 @@ def _fast_jpeg(data: bytes, size: tuple[int, int]) -> Pixels | None:
         if (width, height) != size:
             raise Unreadable("a JPEG whose headers disagree about the size")
         pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB")
+    # Odd subsampling, for example. Pillow decodes it, or reports the damage in its own words.
     except DECODER_ERRORS:
         return None
     return pixels

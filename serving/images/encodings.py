@@ -1,8 +1,7 @@
-"""Label maps as runs: the forms that are small, exact and cheap because one pass finds every
-class's runs at once.
+"""Label maps as runs of equal labels: small, exact, and all classes in one pass.
 
-N is height * width, R the number of runs. Row-major runs are this project's own form and the source
-of areas and boxes; column-major ones are what COCO's run lengths are made of.
+N is height * width, R the number of runs. Row-major runs are a format of this project and give
+areas and boxes. Column-major runs make COCO's run lengths.
 """
 
 from __future__ import annotations
@@ -16,18 +15,18 @@ import numpy.typing as npt
 Pixels = npt.NDArray[np.uint8]
 Whole = npt.NDArray[np.int64]
 
-# COCO writes a number in groups of five bits, each as one character from "0" on; the sixth bit says
-# that more follow.
+# COCO writes a number in groups of five bits, one character each from "0" on. The sixth bit marks
+# that more groups follow.
 GROUP, FIRST, MORE, SIGN = 5, 48, 0x20, 0x10
 
 
 @dataclass(frozen=True)
 class Runs:
-    """The maximal runs of equal labels of a map.
+    """The maximal runs of equal labels.
 
     Attributes:
-        labels: uint8 [R], no two neighbours equal.
-        bounds: int64 [R+1], where each run starts, and N.
+        labels: uint8 [R], neighbours differ.
+        bounds: int64 [R+1], the start of each run, then N.
     """
 
     labels: Pixels
@@ -40,7 +39,7 @@ class Runs:
 
 
 def label_runs(labels: Pixels) -> Runs:
-    """Runs of a uint8 [H,W] map, row by row, one running on into the next row."""
+    """Runs of a uint8 [H,W] map, row by row; a run may continue in the next row."""
     flat = labels.reshape(-1)
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     bounds = np.concatenate([[0], changes, [flat.size]])
@@ -51,7 +50,7 @@ def from_runs(labels: Pixels, lengths: npt.ArrayLike, height: int, width: int) -
     """The uint8 [H,W] map of runs.
 
     Raises:
-        ValueError: the runs are not ``height * width`` pixels.
+        ValueError: the runs do not add up to ``height * width`` pixels.
     """
     counts = np.asarray(lengths, np.int64)
     if len(counts) != len(labels) or counts.min(initial=0) < 0 or counts.sum() != height * width:
@@ -63,17 +62,12 @@ def from_runs(labels: Pixels, lengths: npt.ArrayLike, height: int, width: int) -
 
 
 def areas(runs: Runs) -> Whole:
-    """Pixels of each of the 256 labels, int64 [256]."""
+    """Pixels per label, int64 [256]."""
     return np.bincount(runs.labels, weights=runs.lengths, minlength=256).astype(np.int64)
 
 
 def boxes(runs: Runs, width: int) -> dict[int, tuple[int, int, int, int]]:
-    """The bounding box of every label there is, as left, top, width, height in pixels.
-
-    Args:
-        runs: row by row.
-        width: of the map.
-    """
+    """Left, top, width and height in pixels of every label that occurs in row-major runs."""
     (top, left), (bottom, right) = (
         np.divmod(edge, width) for edge in (runs.bounds[:-1], runs.bounds[1:] - 1)
     )
@@ -89,9 +83,7 @@ def boxes(runs: Runs, width: int) -> dict[int, tuple[int, int, int, int]]:
 
 
 def coco_counts(labels: Pixels) -> dict[int, bytes]:
-    """COCO's compressed run lengths of every label above 0 in a uint8 [H,W] map: the bytes that
-    pycocotools makes.
-    """
+    """COCO's compressed run lengths of every label above 0, byte for byte as pycocotools."""
     runs = label_runs(np.ascontiguousarray(labels.T))
     inside = np.flatnonzero(runs.labels)
     # A stable sort keeps the runs of a label in their order.
@@ -103,12 +95,12 @@ def coco_counts(labels: Pixels) -> dict[int, bytes]:
 
 
 def _counts(runs: Runs, order: Whole, firsts: Whole) -> tuple[Whole, Whole]:
-    """Lengths of gaps and runs in turn, the classes one after another, and where each class starts.
+    """Alternating lengths of gaps and runs, class after class, and where each class starts.
 
     Args:
         runs: column by column.
-        order: the runs of the first class, then those of the next.
-        firsts: where in ``order`` a class starts.
+        order: indices of the runs, sorted by class.
+        firsts: where in ``order`` each class starts.
     """
     start, end = runs.bounds[order], runs.bounds[order + 1]
     before = np.concatenate([[0], end[:-1]])
@@ -116,21 +108,19 @@ def _counts(runs: Runs, order: Whole, firsts: Whole) -> tuple[Whole, Whole]:
     counts = np.stack([start - before, end - start], axis=1).reshape(-1)
     lasts = np.concatenate([firsts[1:], [len(order)]])
     tail = runs.bounds[-1] - end[lasts - 1]
-    # Pixels after the last run are a gap of their own, which is left out if there are none.
+    # The pixels after the last run form a gap of their own, which is omitted when empty.
     tails = np.flatnonzero(tail)
     counts = np.insert(counts, 2 * lasts[tails], tail[tails])
     return counts, 2 * firsts + np.concatenate([[0], np.cumsum(tail > 0)[:-1]])
 
 
 def _compress(counts: Whole, firsts: Whole) -> list[bytes]:
-    """COCO's string of every class: from the fourth number on, its difference to the one two
-    before.
-    """
+    """COCO's text per class: from the fourth number on, the difference to the one two before."""
     place = np.arange(len(counts)) - np.repeat(firsts, np.diff(firsts, append=len(counts)))
     values = counts.copy()
     late = np.flatnonzero(place > 2)
     values[late] -= counts[late - 2]
-    # Bits beside the sign, so that -16 needs no more than 15.
+    # Magnitude bits of the two's complement: -16 needs one group, like 15.
     beside = np.where(values < 0, ~values, values)
     lengths = np.ones(len(values), np.int64)
     for group in range(1, int(beside.max(initial=0)).bit_length() // GROUP + 1):
@@ -148,10 +138,10 @@ def _compress(counts: Whole, firsts: Whole) -> list[bytes]:
 
 
 def from_coco_counts(counts: Mapping[int, bytes], height: int, width: int) -> Pixels:
-    """The uint8 [H,W] map of COCO's run lengths by label; what no label covers is 0.
+    """The uint8 [H,W] map of COCO run lengths by label; uncovered pixels are 0.
 
     Raises:
-        ValueError: a string that is none, or not of ``height * width`` pixels.
+        ValueError: malformed text, or not ``height * width`` pixels.
     """
     flat = np.zeros(height * width, np.uint8)
     for label, text in counts.items():
@@ -166,34 +156,33 @@ def from_coco_counts(counts: Mapping[int, bytes], height: int, width: int) -> Pi
 
 
 def _expand(text: bytes) -> Whole:
-    """Numbers of a COCO string, differences undone."""
+    """The numbers of a COCO text with the differences undone."""
     values = np.frombuffer(text, np.uint8).astype(np.int64) - FIRST
     if (
         values.min(initial=0) < 0
         or values.max(initial=0) >= 2 * MORE
         or (len(values) and values[-1] & MORE)
     ):
-        raise ValueError("no COCO run lengths: a character out of range, or the last number is cut")
+        raise ValueError("malformed COCO run lengths: a bad character or an incomplete number")
     ends = np.flatnonzero(values & MORE == 0)
     firsts = np.concatenate([[0], ends[:-1] + 1])[: len(ends)]
     shift = GROUP * (np.arange(len(values)) - np.repeat(firsts, np.diff(ends, prepend=-1)))
     if shift.max(initial=0) > 60:
-        raise ValueError("no COCO run lengths: a number of too many characters")
+        raise ValueError("malformed COCO run lengths: a number with too many characters")
     numbers = (
         np.add.reduceat((values & 0x1F) << shift, firsts) if len(ends) else np.zeros(0, np.int64)
     )
     negative = values[ends] & SIGN != 0
     numbers -= np.where(negative, np.int64(1) << (shift[ends] + GROUP), 0)
-    # The differences run through every second number: even and odd places are two running sums.
+    # Each number is the difference to the one two before, so even and odd positions are two
+    # separate running sums.
     for parity in (1, 2):
         numbers[parity::2] = np.cumsum(numbers[parity::2])
     return numbers
 
 
 def uncompressed_counts(flags: Sequence[bool] | npt.NDArray[np.bool_]) -> list[int]:
-    """Lengths of the runs of False and True in turn, beginning with False, of a flat mask; CVAT's
-    form.
-    """
+    """Alternating run lengths of False and True in a flat mask, False first; CVAT's format."""
     runs = label_runs(np.asarray(flags, np.uint8)[None])
     lengths: list[int] = runs.lengths.tolist()
     return [0] * int(runs.labels[0]) + lengths

@@ -1,7 +1,7 @@
-"""Class activation maps at the size of the image: masks made from them, and pictures of them.
+"""Class activation maps at the image's size: masks made from them, and pictures of them.
 
-Both are made in bands of rows, so that no map of the image's size stands in memory. k maps, h w
-their cells, H W the image.
+Both are made in bands of rows, so that memory never holds a map of the image's size. k maps of h by
+w cells, for an image of H by W pixels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 BAND = 64
-# Anchors of the inferno map (Smith and van der Walt, public domain), whose lightness rises evenly.
+# Anchors of the colour map inferno (Smith and van der Walt, public domain), whose lightness rises
+# evenly.
 HEAT = np.array(
     [
         (0, 0, 4),
@@ -36,14 +37,14 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def bands(maps_khw: Floats, height: int, width: int) -> Iterator[tuple[slice, Floats]]:
-    """Bilinear up-sampling to float32 [k,H,W], some rows at a time, as torch does with
-    ``align_corners=False``.
+    """Bilinear upsampling to float32 [k,H,W], like torch with ``align_corners=False``, by bands of
+    rows.
     """
     left, right, share = _taps(maps_khw.shape[2], width)
     top, bottom, below = _taps(maps_khw.shape[1], height)
     for first in range(0, height, BAND):
         rows = slice(first, min(first + BAND, height))
-        # The cells that these rows lie between, widened first: there are fewer of them than rows.
+        # Widen only the cells behind these rows: there are fewer cells than rows.
         cells = slice(top[rows][0], bottom[rows][-1] + 1)
         wide: Floats = maps_khw[:, cells, left] * (1 - share) + maps_khw[:, cells, right] * share
         part = below[rows, None]
@@ -55,7 +56,7 @@ def bands(maps_khw: Floats, height: int, width: int) -> Iterator[tuple[slice, Fl
 
 
 def _taps(source: int, target: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Floats]:
-    """For every target position the two source positions and the weight of the second."""
+    """For every target position, its two source positions and the weight of the second."""
     centre = np.maximum((np.arange(target) + 0.5) * (source / target) - 0.5, 0)
     first = np.minimum(centre.astype(np.int64), source - 1)
     return first, np.minimum(first + 1, source - 1), (centre - first).astype(np.float32)
@@ -64,9 +65,9 @@ def _taps(source: int, target: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[
 def to_mask(
     maps_khw: Floats, labels: Sequence[int], threshold: float, height: int, width: int
 ) -> tuple[Pixels, Pixels]:
-    """The mask of maps and its confidence, uint8 [H,W].
+    """The mask of maps and its confidence, both uint8 [H,W].
 
-    A pixel is background where no map exceeds ``threshold``, else of the strongest map. The
+    A pixel is background where no map exceeds ``threshold``, otherwise the strongest map wins. The
     confidence is the winner's share in the sum of threshold and maps, as in the trainer's
     refinement without a CRF.
 
@@ -74,7 +75,6 @@ def to_mask(
         maps_khw: 0..1.
         labels: of the k maps.
         threshold: 0..1.
-        height, width: of the image.
     """
     mask, confidence = np.zeros((height, width), np.uint8), np.full((height, width), 255, np.uint8)
     if not len(labels):
@@ -90,8 +90,8 @@ def to_mask(
 
 
 def overlay(pixels: Pixels, map_hw: Floats) -> Pixels:
-    """A map over its image: the stronger, the brighter and the more opaque, over the image in grey.
-    uint8 [H,W,3].
+    """A map over its image in grey, uint8 [H,W,3]: stronger activations are brighter and more
+    opaque.
     """
     height, width = pixels.shape[:2]
     picture = np.empty_like(pixels)

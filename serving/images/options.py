@@ -1,6 +1,4 @@
-"""The options of a segmentation, checked against the model's card. Server and labeller share
-it.
-"""
+"""The options of a segmentation, checked against the model's card."""
 
 from __future__ import annotations
 
@@ -14,14 +12,14 @@ from serving.errors import FieldError, nearest
 
 @dataclass(frozen=True)
 class Options:
-    """What to make of the engine's answer. Classes are indices into those of the model, rising.
+    """What to make of the engine's answer. Classes are ascending indices of the model's classes.
 
     Attributes:
-        classes: to keep; the others become background. All of them if empty.
-        tags: known to be in the image, so that no other one can win a pixel. Unknown if empty.
+        classes: to keep; the others become background. Empty keeps all.
+        tags: known to be in the image; no other class can win a pixel. Empty is unknown.
         score_threshold: image-level score from which a class counts as present.
-        background_threshold: activation up to which a pixel is background; None for a segmenter,
-            whose graph decides, and where no mask is wanted.
+        background_threshold: activation up to which a pixel is background; None for segmenters, and
+            where no mask is made.
         confidence_threshold: confidence of 0 to 1 below which a pixel is undecided.
     """
 
@@ -42,23 +40,20 @@ def options_for(
     confidence_threshold: float | None = None,
     mask: bool = True,
 ) -> Options:
-    """Options by names and numbers as a caller gives them; None takes the model's own.
+    """Options from a caller's names and numbers; None takes the model's value.
 
     Args:
-        card: of the model.
-        classes, tags, score_threshold, background_threshold, confidence_threshold: see
-        :class:`Options`.
-        mask: whether a mask is wanted, and not activation maps alone.
+        mask: whether a mask is made, not activation maps alone.
 
     Raises:
-        FieldError: a name that is no class of the model, a number out of range, a background
-            threshold for a segmenter, or none for a CAM model whose card has none.
+        FieldError: an unknown class, a number out of range, a background threshold for a segmenter,
+            or none for a CAM model whose card has none either.
     """
     ground = background_threshold
     if card.kind != "cam" and ground is not None:
         raise FieldError(
-            f"model {card.name!r} is a segmenter, whose graph knows the background",
-            "a background threshold for CAM models only",
+            f"model {card.name!r} is a segmenter and has no background threshold",
+            "background_threshold for CAM models only",
             field="background_threshold",
         )
     if card.kind == "cam" and mask:

@@ -1,9 +1,7 @@
-"""One image from bytes to finished mask or activation maps, in the steps that server and labeller
-share.
+"""One image from bytes to its mask or activation maps, in steps that server and labeller share.
 
-``prepare`` and ``Answer`` are pure and run in any thread; between them stand the runs of the
-engine, one a tile. The labeller calls them in a row, the server puts a queue before the engine. So
-both give the same bytes.
+``prepare`` and ``Answer`` are pure and run in any thread. Between them the engine runs once per
+tile: the labeller calls it directly, the server through a queue. Both give the same bytes.
 """
 
 from __future__ import annotations
@@ -31,9 +29,9 @@ from serving.images.tiling import TileMaps, Tiling
 Floats = npt.NDArray[np.float32]
 
 SCALED = TilingConfig(oversize="scale")
-# A pixel: label, confidence, their copies while they are resized and encoded.
+# Bytes per pixel: label and confidence, and their copies while they are resized and encoded.
 FINISH_BYTES = 8
-# Below it, ``auto`` cuts an image rather than scale it.
+# ``auto`` tiles an image that it would have to scale below this.
 AUTO_SCALE = 0.5
 
 
@@ -43,9 +41,9 @@ class Canvas:
 
     Attributes:
         height, width: of the upright image.
-        inner: height and width of its scaled form, which is the upper left part of ``batch``.
-        batch: uint8 [1,h,w,3], of a size within the model's limits unless it is to be cut.
-        tiling: how it is cut; a single tile for the whole.
+        inner: height and width of the scaled image, the upper left part of ``batch``.
+        batch: uint8 [1,h,w,3], within the model's limits unless it is cut into tiles.
+        tiling: a single tile for the whole image, or several.
     """
 
     height: int
@@ -56,25 +54,25 @@ class Canvas:
 
     @property
     def model_size(self) -> tuple[int, int]:
-        """Height and width that the model sees at a time."""
+        """Height and width of one input of the model."""
         return self.tiling.tile
 
     def rows(self) -> Iterator[list[Pixels]]:
-        """What to run: the tiles row by row, each uint8 [1,h,w,3]."""
+        """What to run: rows of tiles, each uint8 [1,h,w,3]."""
         return self.tiling.rows(self.batch[0])
 
 
 @dataclass(frozen=True)
 class Segmented:
-    """A finished segmentation at the size of the image.
+    """A segmentation at the image's size.
 
     Attributes:
         labels: uint8 [H,W], 0 background, k+1 class k, 255 undecided.
         confidence: uint8 [H,W].
         scores: float32 [K].
         runs: of ``labels``.
-        areas: int64 [K+1], pixels of each label.
-        activated: the maps that the mask was made from, of a CAM model.
+        areas: int64 [K+1], pixels per label.
+        activated: the maps behind the mask of a CAM model.
     """
 
     labels: Pixels
@@ -87,11 +85,11 @@ class Segmented:
 
 @dataclass(frozen=True)
 class Activated:
-    """Finished activation maps.
+    """Activation maps.
 
     Attributes:
-        classes: indices of the k classes with a map, rising.
-        maps: float32 [k,h,w] of 0..1 that cover the whole image.
+        classes: ascending indices of the k classes with a map.
+        maps: float32 [k,h,w], 0..1, covering the whole image.
         scores: float32 [K].
     """
 
@@ -101,16 +99,17 @@ class Activated:
 
 
 def model_size(height: int, width: int, card: Card) -> tuple[int, int]:
-    """The size at which ``card``'s model sees an image: the image's own if the limits allow, else
-    scaled, aspect kept.
+    """The size at which the model sees an image: its own, or scaled into the limits with its
+    aspect.
 
     Raises:
-        ImageTooLarge: so elongated that no scale puts both sides within the limits.
+        ImageTooLarge: no scale puts both sides within the limits.
     """
     scale = min(
         1.0, card.max_side / max(height, width), math.sqrt(card.max_pixels / (height * width))
     )
     scale = max(scale, card.min_side / min(height, width))
+    # A side of exactly the limit must not lose a pixel to rounding.
     tall, wide = (max(card.min_side, math.floor(side * scale + 1e-6)) for side in (height, width))
     if max(tall, wide) > card.max_side or tall * wide > card.max_pixels:
         raise ImageTooLarge(
@@ -125,8 +124,8 @@ def model_size(height: int, width: int, card: Card) -> tuple[int, int]:
 
 
 def is_tiled(height: int, width: int, card: Card, rule: OversizeRule) -> bool:
-    """Whether an image of this size is cut: it is above the model's limits, each side has room for
-    a tile, and ``rule``.
+    """Whether ``rule`` cuts an image of this size, which must exceed the limits and have room for a
+    tile.
     """
     scale = min(card.max_side / max(height, width), math.sqrt(card.max_pixels / (height * width)))
     if scale >= 1.0 or min(height, width) < card.min_side:
@@ -139,9 +138,8 @@ def prepare(picture: Picture, card: Card, bucket: int = 1, tiles: TilingConfig =
 
     Args:
         picture: upright.
-        card: of the model.
-        bucket: sides of an image that is not cut are rounded up to a multiple of this by padding.
-        tiles: what becomes of an image above the model's limits.
+        bucket: sides of an uncut image are padded to a multiple of this.
+        tiles: treatment of an image above the model's limits.
 
     Raises:
         ImageTooLarge: see :func:`model_size` and :func:`serving.images.tiling.plan`.
@@ -163,18 +161,12 @@ def prepare(picture: Picture, card: Card, bucket: int = 1, tiles: TilingConfig =
 
 
 def finish_bytes(canvas: Canvas) -> int:
-    """Memory that making a mask of the image's size takes at most."""
+    """Peak memory of making a mask of the image's size."""
     return FINISH_BYTES * canvas.height * canvas.width
 
 
 class Answer:
-    """What the engine says of an image, tile by tile, and what becomes of it.
-
-    Args:
-        prepared: what the engine is given.
-        card: of the model.
-        options: what is asked for.
-    """
+    """Collects the engine's outputs for an image, tile by tile, and turns them into a result."""
 
     def __init__(self, canvas: Canvas, card: Card, options: Options) -> None:
         self._canvas, self._card, self._options = canvas, card, options
@@ -183,10 +175,10 @@ class Answer:
         self._maps = tiling.MapStitcher(canvas.tiling)
 
     def add(self, row: Sequence[Outputs]) -> None:
-        """The engine's outputs for the next of ``prepared.rows()``.
+        """Take the engine's outputs for the next of ``canvas.rows()``.
 
         Raises:
-            OutputError: the graph broke its promise.
+            OutputError: the outputs differ from the card's promise.
         """
         for outputs in row:
             check_outputs(self._card, outputs, 1, *self._canvas.model_size)
@@ -197,13 +189,14 @@ class Answer:
             self._maps.add([self._maps_of(outputs) for outputs in row])
 
     def segmented(self) -> Segmented:
-        """The mask, once every row was added. Of a CAM model it is made from the maps."""
+        """The mask, after the last row. That of a CAM model is made from its maps."""
         labels, confidence, activated = self._labels()
         options = self._options
         if options.confidence_threshold:
             sure = confidence >= np.float32(255 * options.confidence_threshold)
             labels = np.where(sure, labels, np.uint8(masks.UNDECIDED))
         if options.classes or options.tags:
+            # Classes to show: in both lists if both are given, else in the one that is.
             names = set(options.classes or options.tags) & set(options.tags or options.classes)
             whole, labels = (
                 labels,
@@ -215,8 +208,8 @@ class Answer:
         return Segmented(labels, confidence, self._scores, runs, areas, activated)
 
     def activated(self) -> Activated:
-        """The maps of a CAM model, once every row was added: those of the tags, else of the classes
-        that score enough.
+        """The maps of a CAM model, after the last row: of the tags, or of the classes above the
+        threshold.
         """
         classes, cells = self._maps.finish()
         cropped = buckets.crop(cells, self._canvas.inner, self._canvas.tiling.image)
@@ -264,7 +257,7 @@ def segment(
     """The mask of an image, its tiles run one after another.
 
     Raises:
-        OutputError: the graph broke its promise.
+        OutputError: the outputs differ from the card's promise.
     """
     answer = Answer(canvas, card, options)
     for row in canvas.rows():

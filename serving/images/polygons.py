@@ -1,13 +1,12 @@
-"""Regions of a label map as polygons along the edges of its pixels: exact, so a mask drawn from
-them is the mask again.
+"""Regions of a label map as polygons along the edges of pixels: exact, so that filling them gives
+the same map.
 
-A point (x, y) is a corner between pixels: pixel (row, column) is the square from (column, row) to
-(column+1, row+1), and coordinates run from 0 to the width or height of the map. A region is the
-pixels of one label that touch by an edge; those that touch by a corner alone are two regions. Each
-has one outer ring, clockwise as seen, and a ring for every hole, counter-clockwise; so both the
-even-odd and the non-zero rule fill exactly its pixels.
+A point (x, y) is a corner between pixels; pixel (row, column) is the square from (column, row) to
+(column+1, row+1). A region is a set of pixels of one label that touch by an edge. Touching by a
+corner does not join them. Each region has one clockwise outer ring and a counter-clockwise ring per
+hole, so the even-odd and the non-zero rule both fill exactly its pixels.
 
-H, W: of the map. P: corners, of all rings together.
+H, W: of the map. P: number of corners.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ Pixels = npt.NDArray[np.uint8]
 Whole = npt.NDArray[np.int64]
 Points = list[tuple[int, int]]
 
-# Of a mask: some hundred bytes each stand in memory while they are joined.
+# Each corner takes some hundred bytes while rings are traced.
 MAX_CORNERS = 1_000_000
 
 
@@ -40,12 +39,13 @@ class Ring:
 
 @dataclass(frozen=True)
 class _Corners:
-    """Every corner of every region. A point at which two regions of a label touch is two corners.
+    """Every corner of every region. Where two regions of a label touch, one point is two corners.
 
     Attributes:
-        label, y, x: int64 [P]. right, down: bool [P], where the horizontal and the vertical edge of
-        the corner lead to; else left and up.
-        convex: bool [P], the region has one of the four pixels around the corner, else three.
+        label, y, x: int64 [P].
+        right, down: bool [P], direction of the horizontal and of the vertical edge; else left and
+            up.
+        convex: bool [P], one of the four pixels around the corner is in the region, else three.
     """
 
     label: Whole
@@ -58,13 +58,12 @@ class _Corners:
 
 @dataclass(frozen=True)
 class _Edges:
-    """Corners joined to lines.
+    """Corners joined by edges.
 
     Attributes:
-        labels, points, convex: of each corner.
-        across, along: the other end of its horizontal and of its vertical edge.
+        across, along: the other end of a corner's horizontal and of its vertical edge.
         firsts: every corner, by label, from top to bottom and left to right.
-        tops, keys: upper ends of the vertical edges and their sorted places, see :func:`_place`.
+        tops, keys: upper ends of the vertical edges, and their sorted places; see :func:`_place`.
     """
 
     labels: list[int]
@@ -93,11 +92,8 @@ def rings(labels: Pixels) -> dict[int, list[Ring]]:
 def outlines(labels: Pixels) -> dict[int, list[Points]]:
     """The regions of every label above 0 in a uint8 [H,W] map, each as a single ring.
 
-    For formats that know polygons and no holes: every hole is joined to the line at its left by a
-    slit of no width. The even-odd and the non-zero rule still fill exactly the region.
-
-    Raises:
-        MaskTooComplex: more corners than ``MAX_CORNERS``.
+    For formats without holes: a slit of no width joins every hole to the line at its left. The
+    even-odd and the non-zero rule still fill exactly the region. Raises like :func:`rings`.
     """
     edges = _join(_corners(labels), labels.shape)
     holes = [
@@ -107,7 +103,7 @@ def outlines(labels: Pixels) -> dict[int, list[Points]]:
     outlines: dict[int, list[Points]] = defaultdict(list)
     for label, corners, _ in _trace(edges):
         line = [edges.points[corner] for corner in corners]
-        # A slit that ends where an edge does leaves an edge of no length.
+        # A slit that meets the end of an edge leaves an edge of no length.
         outlines[label].append(
             [point for point, before in zip(line, [line[-1], *line]) if point != before]
         )
@@ -115,21 +111,17 @@ def outlines(labels: Pixels) -> dict[int, list[Points]]:
 
 
 def outlines_through_centres(labels: Pixels) -> dict[int, list[Points]]:
-    """The regions of every label above 0 in a uint8 [H,W] map, each as a line through the centres
-    of the pixels along its border; a point (x, y) is a pixel, and a line may be a single one.
+    """The regions of every label above 0 in a uint8 [H,W] map, as lines through pixel centres.
 
-    For readers that draw the line itself and fill what it encloses by the even-odd rule, as
-    OpenCV's ``fillPoly`` does: they fill exactly the region. Holes are joined to the line as by
-    :func:`outlines`, by pixels of the region.
-
-    Raises:
-        MaskTooComplex: more corners than ``MAX_CORNERS``.
+    A point (x, y) is a pixel, and a line may be a single one. For readers that draw the line and
+    fill it by the even-odd rule, like OpenCV's ``fillPoly``: they fill exactly the region. Holes
+    are joined as in :func:`outlines`, by pixels of the region. Raises like :func:`rings`.
     """
     corners = _corners(labels)
     edges = _join(corners, labels.shape)
     holes = [min(ring, key=edges.points.__getitem__) for _, ring, hole in _trace(edges) if hole]
-    # A corner that only one pixel of the region has is that pixel; one that three have is the
-    # pixel between the two others.
+    # A convex corner stands for the one pixel that has it, a concave one for the pixel between the
+    # two others.
     x, y = (
         place - 1 + np.where(corners.convex, way, ~way)
         for place, way in ((corners.x, corners.right), (corners.y, corners.down))
@@ -151,11 +143,8 @@ def outlines_through_centres(labels: Pixels) -> dict[int, list[Points]]:
 def fill(shapes: Iterable[tuple[int, Iterable[Points]]], height: int, width: int) -> Pixels:
     """The uint8 [H,W] map of rectilinear rings by label, filled by the even-odd rule.
 
-    Every vertical edge flips all pixels to its right; running exclusive ors tell inside from
-    outside.
-
     Raises:
-        ValueError: a point outside of the map, or a slanting edge.
+        ValueError: a point outside the map, or a slanted edge.
     """
     labels = np.zeros((height, width), np.uint8)
     for label, lines in shapes:
@@ -171,6 +160,8 @@ def fill(shapes: Iterable[tuple[int, Iterable[Points]]], height: int, width: int
                 )
             upright = start[:, 0] == end[:, 0]
             for y in (start[upright, 1], end[upright, 1]):
+                # Every vertical edge flips all pixels to its right; running exclusive ors turn that
+                # into inside and outside.
                 np.bitwise_xor.at(flips, (y, start[upright, 0]), np.uint8(1))
         inside = np.bitwise_xor.accumulate(
             np.bitwise_xor.accumulate(flips, axis=0)[:height, :width], axis=1
@@ -218,11 +209,9 @@ def _corners(labels: Pixels) -> _Corners:
 
 
 def _join(corners: _Corners, shape: tuple[int, ...]) -> _Edges:
-    """Sorting finds all edges, as the first two corners of a row or column are the ends of one, the
-    next two, and so on.
-    """
     height, width = shape
-    # Of two corners at one point, the one with the edge to the left, or upwards, comes first.
+    # Two corners at one point are sorted by their edges: left before right, up before down. Sorted
+    # like this, corners 0 and 1 of a row or column are the ends of one edge, 2 and 3 of the next.
     row = 2 * _place(corners.label, corners.y, corners.x, height, width) + corners.right
     column = 2 * _place(corners.label, corners.x, corners.y, width, height) + corners.down
     rows, columns = np.argsort(row), np.argsort(column)
@@ -242,7 +231,7 @@ def _join(corners: _Corners, shape: tuple[int, ...]) -> _Edges:
 
 
 def _place(label: Whole, line: Whole, position: Whole, lines: int, positions: int) -> Whole:
-    """A number that sorts by label, then by line, then by the position in the line."""
+    """A number that sorts by label, then line, then position in the line."""
     return (label * (lines + 1) + line) * (positions + 1) + position
 
 
@@ -252,7 +241,7 @@ def _trace(edges: _Edges) -> Iterator[tuple[int, list[int], bool]]:
     for first in edges.firsts:
         if seen[first]:
             continue
-        # The first corner of a ring is the leftmost of its topmost: at a hole's the region has the
+        # The first corner is the leftmost of the topmost ones. At a hole's, the region has the
         # three other pixels.
         hole = not edges.convex[first]
         one, other = (edges.along, edges.across) if hole else (edges.across, edges.along)
@@ -267,20 +256,18 @@ def _trace(edges: _Edges) -> Iterator[tuple[int, list[int], bool]]:
 
 
 def _cut(edges: _Edges, holes: list[int], labels: Pixels) -> list[tuple[int, int]]:
-    """Join the line of each hole with what lies to its left.
+    """Join the ring of each hole with the region's edge to its left.
 
-    From the corner of the hole a slit runs along the upper border of its row to the nearest edge of
-    the region, which has its leftmost corner further left than the hole has; so no chain of holes
-    closes on itself.
+    A slit runs along the upper border of the hole's first row to the nearest edge, whose ring
+    starts further left than the hole. So no chain of holes closes on itself.
 
     Args:
         edges: changed in place.
-        holes: of each hole the topmost of its leftmost corners.
-        labels: uint8 [H,W].
+        holes: the leftmost corner of each hole, the topmost of several.
 
     Returns:
-        Of each slit its end at the hole and the lower of the two corners at its other end; the
-        upper one comes before it. In the order in which those were added.
+        Per slit, in the order of insertion, its end at the hole and the lower of the two new
+            corners at its other end; the upper one precedes it.
     """
     height, width = labels.shape
     slits: list[tuple[int, int]] = []
@@ -294,7 +281,7 @@ def _cut(edges: _Edges, holes: list[int], labels: Pixels) -> list[tuple[int, int
         corner, top = holes[hole], edges.tops[edge[hole]]
         bottom, end = edges.along[top], edges.across[corner]
         above, below = len(edges.points), len(edges.points) + 1
-        # A slit further down the same edge meets what is left of it.
+        # The next slit on the same edge meets what is left below this one.
         edges.tops[edge[hole]] = below
         edges.points.extend([(int(left[hole]), int(y[hole]))] * 2)
         edges.along.extend([top, bottom])

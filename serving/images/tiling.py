@@ -1,22 +1,20 @@
-"""Images beyond a model's size, cut into overlapping tiles and put together again without seams.
+"""Images larger than a model's limits, cut into overlapping tiles and blended without seams.
 
 Tiles have one size and start at multiples of ``ALIGN``, so that the grid of a strided network lies
-as it would on the whole image; the last row and column may stand out over the image, which is
-continued there by its edge. A tile's weight falls from 1 to 0 towards each of its borders within
-the image, over the middle half of the overlap; the outermost quarter is not used at all, for there
-the network lacked what lies around. So where a network looks no further than that quarter, the
-answer equals that for the whole image.
+as on the whole image. The last row and column may extend beyond the image, whose edge is repeated
+there. A tile's weight falls from 1 to 0 towards its inner borders, over the middle half of the
+overlap. The outermost quarter is discarded, because the network lacks context there. A network that
+looks no further than that quarter gives the same answer as on the whole image.
 
-Masks are blended by votes: at each pixel every tile votes for its label with weight times
-confidence; the confidence of the winner is the weighted mean over all tiles there, of those that
-voted otherwise 0. Activation maps are blended by their weighted mean. A graph divides each map by
-its own maximum, which would make the faint noise of a tile without the object as bright as the
-object: so the maps of a class count in the ratio of the tile's score to the best tile's, and
-without tags not at all in a tile whose score is below the threshold. The score of an image is that
-of its best tile.
+Masks are blended by votes: each tile votes for its label with weight times confidence. The winner's
+confidence is the weighted mean over all tiles, with 0 for those that voted otherwise.
 
-Memory holds two rows of tiles at most, in bytes, and the finished mask; of maps, which are coarse,
-those that count.
+Activation maps are blended by weighted mean. A graph divides each map by its own maximum, which
+would make the noise of a tile without the object as bright as the object itself. So the maps of a
+class are scaled by the ratio of the tile's score to the best tile's. Without tags, a tile below the
+score threshold does not count. The score of an image is that of its best tile.
+
+Memory holds two rows of tiles at most and the final mask; of the coarse maps, all that count.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 ALIGN = 32
-# Activations of all tiles and classes together, a quarter of a gigabyte of them.
+# Values of all tiles and classes together: a quarter of a gigabyte.
 MAX_ACTIVATIONS = 64_000_000
 
 
@@ -46,7 +44,7 @@ class Tiling:
 
     Attributes:
         image, tile: height and width of the image, and of each tile.
-        tops, lefts: where rows and columns of tiles start.
+        tops, lefts: starts of the rows and columns of tiles.
     """
 
     image: tuple[int, int]
@@ -58,7 +56,7 @@ class Tiling:
         return len(self.tops) * len(self.lefts)
 
     def rows(self, pixels: Pixels) -> Iterator[list[Pixels]]:
-        """The tiles of uint8 [H,W,3] row by row, each uint8 [1,h,w,3]."""
+        """The tiles of uint8 [H,W,3], row by row, each uint8 [1,h,w,3]."""
         tall, wide = self.tile
         for top in self.tops:
             cuts = (
@@ -70,12 +68,11 @@ class Tiling:
 def plan(
     height: int, width: int, max_side: int, max_pixels: int, overlap: float, max_tiles: int
 ) -> Tiling:
-    """How to cut an image of this size: one tile if it is within the limits of one.
+    """How to cut an image of this size; a single tile if the limits allow.
 
     Args:
-        height, width: of the image.
         max_side, max_pixels: of a tile.
-        overlap: share of a tile that overlaps the next one at least, 0 to 0.5.
+        overlap: minimum share of a tile that overlaps the next one, 0 to 0.5.
         max_tiles: of an image.
 
     Raises:
@@ -98,12 +95,11 @@ def plan(
 
 
 def _side(length: int, limit: int) -> int:
-    """Of a tile along an image of ``length``."""
     return length if length <= limit else limit // ALIGN * ALIGN or limit
 
 
 def _starts(length: int, side: int, overlap: float) -> tuple[int, ...]:
-    """As few as overlap enough, evenly spread."""
+    """Starts of as few evenly spread tiles as overlap enough."""
     if side == length:
         return (0,)
     align = math.gcd(side, ALIGN)
@@ -116,11 +112,10 @@ def _starts(length: int, side: int, overlap: float) -> tuple[int, ...]:
 
 
 class _Axis:
-    """Starts of tiles along one axis, and what follows from them.
+    """Tiles along one axis.
 
     Attributes:
-        intervals: begin, end and the tiles that cover it, for the parts of the image with the same
-        tiles.
+        intervals: begin, end and tiles of each part of the image that the same tiles cover.
     """
 
     def __init__(self, starts: Sequence[int], side: int, length: int) -> None:
@@ -145,7 +140,7 @@ class _Axis:
         return slice(begin - self._starts[tile], end - self._starts[tile])
 
     def weights(self, tile: int, cells: int) -> Floats:
-        """Weight 0 to 1 at the centres of ``cells`` that cover a tile."""
+        """Weight 0 to 1 at the centres of the ``cells`` of a tile."""
         position = (np.arange(cells, dtype=np.float32) + 0.5) * (self._side / cells)
         margin = self._overlap // 4
         ramp = max(self._overlap - 2 * margin, 1)
@@ -162,7 +157,7 @@ class MaskStitcher:
     """Label and confidence maps of tiles, blended into those of the image.
 
     Attributes:
-        labels, confidence: uint8 [H,W], complete once every row was added.
+        labels, confidence: uint8 [H,W], complete after the last row.
     """
 
     def __init__(self, tiling: Tiling) -> None:
@@ -181,9 +176,7 @@ class MaskStitcher:
         self._added = 0
 
     def add(self, row: Sequence[tuple[Pixels, Pixels]]) -> None:
-        """The next row of tiles: label map and confidence of each, uint8 [h,w]. What no later row
-        touches is finished.
-        """
+        """Take the next row of tiles: label map and confidence of each, uint8 [h,w]."""
         if self._whole:
             ((self.labels, self.confidence),) = row
             return
@@ -200,6 +193,8 @@ class MaskStitcher:
                         ]
                     )
         self._added += 1
+        # A part of the image is complete once no later row overlaps it. Rows that only complete
+        # parts need are dropped, which bounds the memory.
         first = min(
             (tiles[0] for _, _, tiles in self._down.intervals if tiles[-1] >= self._added),
             default=self._added,
@@ -209,7 +204,7 @@ class MaskStitcher:
     def _ballot(
         self, y: int, x: int, top: int, bottom: int, left: int, right: int
     ) -> tuple[Pixels, Pixels, Floats]:
-        """What tile (y, x) says of a part of the image: labels, confidence and weight."""
+        """Labels, confidence and weight of tile (y, x) for a part of the image."""
         rows, columns = self._down.inside(y, top, bottom), self._across.inside(x, left, right)
         labels, confidence = self._rows[y][x]
         weight = self._heights[y][rows, None] * self._widths[x][columns]
@@ -217,12 +212,10 @@ class MaskStitcher:
 
 
 def _vote(ballots: Sequence[tuple[Pixels, Pixels, Floats]]) -> tuple[Pixels, Pixels]:
-    """The label with the most of weight times confidence, the first of equal ones; and its
-    confidence.
-    """
+    """The label with the most weight times confidence, the first of equals, and its confidence."""
     if len(ballots) == 1:
         return ballots[0][:2]
-    # One is added so that a label of confidence 0 is worth more than none.
+    # Plus one, so that a label of confidence 0 beats no label.
     strengths = [weight * (confidence + np.float32(1)) for _, confidence, weight in ballots]
     best, winner = np.full(ballots[0][0].shape, -1, np.float32), ballots[0][0]
     for labels, _, _ in ballots:
@@ -243,7 +236,7 @@ class TileMaps:
     """Activation maps of a tile.
 
     Attributes:
-        classes: that count, rising.
+        classes: that count, ascending.
         maps: float32 [k,h,w], theirs.
         scores: float32 [K] of all classes.
     """
@@ -261,10 +254,10 @@ class MapStitcher:
         self._tiles: list[TileMaps] = []
 
     def add(self, row: Sequence[TileMaps]) -> None:
-        """The next row of tiles.
+        """Take the next row of tiles.
 
         Raises:
-            ImageTooLarge: the maps of all rows until now have more than ``MAX_ACTIVATIONS``.
+            ImageTooLarge: all maps until now have more than ``MAX_ACTIVATIONS`` values.
         """
         self._tiles += row
         if sum(tile.maps.size for tile in self._tiles) > MAX_ACTIVATIONS:
@@ -278,7 +271,7 @@ class MapStitcher:
             )
 
     def finish(self) -> tuple[tuple[int, ...], Floats]:
-        """The classes that count in any tile, rising, and their maps of the image, float32
+        """The classes that count in any tile, ascending, and their maps of the image, float32
         [k,h',w'].
         """
         if len(self._tiles) == 1:
@@ -297,8 +290,8 @@ class MapStitcher:
         return tuple(classes), np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
 
     def _grid(self, count: int) -> tuple[Floats, Floats]:
-        """Zeros [count,h',w'] and [h',w']: along a single row or column the cells of a tile, else
-        as many as fit.
+        """Zeros [count,h',w'] and [h',w']: along a single row or column as many cells as a tile
+        has.
         """
         starts = (self._tiling.tops, self._tiling.lefts)
         sides = zip(self._tiles[0].maps.shape[1:], starts, self._tiling.image, self._tiling.tile)
@@ -311,7 +304,7 @@ class MapStitcher:
     def _placed(
         self, shape: tuple[int, ...]
     ) -> Iterator[tuple[TileMaps, tuple[slice, slice], Floats]]:
-        """Each tile, its place in a grid of ``shape``, and its weight there."""
+        """Each tile with its place and weight in a grid of ``shape``."""
         starts, cells = (self._tiling.tops, self._tiling.lefts), self._tiles[0].maps.shape[1:]
         down, across = (
             [

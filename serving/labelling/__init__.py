@@ -1,1 +1,1 @@
-"""A folder of images to a folder of masks, and the forms of that folder."""
+"""A folder of images to a folder of masks, in several formats."""

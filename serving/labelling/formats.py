@@ -1,7 +1,6 @@
-"""Forms of a labelled folder: what is written for each image, and what for all of them at the end.
+"""Formats of a labelled folder: a file per image, and what joins them at the end.
 
-All but VOC know only what belongs to a class: the background and undecided pixels are in none of
-their regions.
+All formats but VOC record only classes: background and undecided pixels are outside every region.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from serving.images import encodings, masks, polygons
 from serving.images.pipeline import Segmented
 from serving.labelling.ledger import Entry
 
-# What XML 1.0 cannot hold, not even escaped.
+# Characters that XML 1.0 cannot hold, not even escaped.
 NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 class Format(Protocol):
-    """One form."""
+    """One format."""
 
     def part(self, image: Path) -> Path:
-        """The file of one image, both paths relative to their folders."""
+        """The file of one image; both paths are relative to their folders."""
         ...
 
     def encode(self, image: Path, result: Segmented, card: Card) -> bytes:
@@ -37,11 +36,14 @@ class Format(Protocol):
         ...
 
     def is_whole(self, data: bytes, entry: Entry) -> bool:
-        """Whether a file of an earlier run is what it should be."""
+        """Whether a file of an earlier run is undamaged."""
         ...
 
     def finish(self, target: Path, card: Card, entries: Sequence[Entry]) -> list[Path]:
-        """Write what holds all images, atomically and with one part in memory at a time; the files.
+        """Write the files that cover all images, atomically and with one part in memory at a time.
+
+        Returns:
+            The files.
 
         Raises:
             OSError: as reading and writing do.
@@ -50,7 +52,7 @@ class Format(Protocol):
 
 
 class Voc:
-    """Palette PNGs at the paths of the images: the value of a pixel is its label, 255 undecided."""
+    """Palette PNGs at the paths of the images: a pixel's value is its label, 255 undecided."""
 
     def part(self, image: Path) -> Path:
         """See :class:`Format`."""
@@ -67,18 +69,16 @@ class Voc:
         )
 
     def finish(self, target: Path, card: Card, entries: Sequence[Entry]) -> list[Path]:
-        """Nothing: the masks are all there is."""
+        """Nothing: the masks are complete by themselves."""
         return []
 
 
 @dataclass(frozen=True)
 class Coco:
-    """``annotations.json`` of COCO's instances: a class that is in an image is one annotation of
-    its own.
+    """``annotations.json`` of COCO instances: one annotation per class in an image.
 
     Attributes:
-        outlines: polygons for regions, which every tool reads, in place of run lengths, which are
-        smaller.
+        outlines: polygons, which every tool reads, instead of run lengths, which are smaller.
     """
 
     outlines: bool = False
@@ -88,7 +88,7 @@ class Coco:
         return Path("parts", f"{image}.json")
 
     def encode(self, image: Path, result: Segmented, card: Card) -> bytes:
-        """The annotations of an image, without their numbers."""
+        """The annotations of an image, without ids."""
         height, width = result.labels.shape
         shapes: dict[int, Any]
         if self.outlines:
@@ -148,11 +148,10 @@ class Coco:
 
 
 class Yolo:
-    """``labels/*.txt`` of YOLO's segmentation: a line a region, class and outline in shares of
-    width and height.
+    """``labels/*.txt`` of YOLO segmentation: per region a line with class and relative outline.
 
-    Outlines run through the centres of pixels: readers of this format draw them so, and cut off
-    what is behind the point.
+    Outlines run through pixel centres, because readers of this format draw the line itself and
+    truncate coordinates.
     """
 
     def part(self, image: Path) -> Path:
@@ -179,8 +178,8 @@ class Yolo:
         )
 
     def finish(self, target: Path, card: Card, entries: Sequence[Entry]) -> list[Path]:
-        """``data.yaml`` with the names of the classes. Without a path in it, ``images`` lies beside
-        it, wherever the reader is started.
+        """``data.yaml`` with the class names. It names no path, so that ``images`` beside it is
+        found from any working directory.
         """
         path = target / "data.yaml"
         names = "".join(
@@ -192,8 +191,8 @@ class Yolo:
 
 
 class Cvat:
-    """``annotations.xml`` of CVAT for images 1.1, whose ``mask`` elements are exact run lengths
-    within a box.
+    """``annotations.xml`` of CVAT for images 1.1, with ``mask`` elements: exact run lengths in a
+    box.
     """
 
     def part(self, image: Path) -> Path:
@@ -204,7 +203,7 @@ class Cvat:
         """The masks of an image."""
         if match := NOT_XML.search(str(image)):
             raise LabelError(
-                f"XML cannot hold {match[0]!r} of the name {str(image)!r}", "another name"
+                f"XML cannot hold {match[0]!r} in the name {str(image)!r}", hint="rename the file"
             )
         elements = []
         for label, (left, top, width, height) in encodings.boxes(
@@ -255,17 +254,15 @@ FORMATS: dict[str, Callable[[], Format]] = {"voc": Voc, "coco": Coco, "yolo": Yo
 
 
 def find_format(name: str, outlines: bool = False) -> Format:
-    """The format of this name; ``outlines`` is for COCO alone.
+    """The format of this name; only COCO has ``outlines``.
 
     Raises:
-        LabelError: there is none, or it has no choice of outlines.
+        LabelError: an unknown format, or outlines for another one.
     """
     if name not in FORMATS:
         raise LabelError(f"no format {name!r}", nearest(name, FORMATS), "--format voc")
     if outlines and name != "coco":
-        raise LabelError(
-            f"polygons are a choice of format coco, not of {name}", "--format coco --polygons"
-        )
+        raise LabelError(f"format {name} has no choice of polygons", "--format coco --polygons")
     return Coco(outlines) if outlines else FORMATS[name]()
 
 
@@ -278,7 +275,7 @@ def _numbered(target: Path, entries: Sequence[Entry]) -> Iterable[Entry]:
 
 
 def _join(file: TextIO, entries: Iterable[Entry]) -> None:
-    """JSON objects, a line each, with commas between."""
+    """JSON objects, one per line, separated by commas."""
     separator = ""
     for entry in entries:
         file.write(separator + json.dumps(entry, ensure_ascii=False))
@@ -287,7 +284,7 @@ def _join(file: TextIO, entries: Iterable[Entry]) -> None:
 
 
 def _shares(line: polygons.Points, height: int, width: int) -> str:
-    """The centres of the pixels of a line as shares of the sides, three at least."""
+    """Relative centres of a line's pixels, at least three, as readers require."""
     line = line + line[-1:] * (3 - len(line))
     return " ".join(f"{(x + 0.5) / width:.6f} {(y + 0.5) / height:.6f}" for x, y in line)
 

@@ -1,6 +1,4 @@
-"""A folder of images to a folder of masks, by the code that the server runs: the masks are equal to
-the byte.
-"""
+"""Label a folder of images with the code of the server: the masks are equal to the byte."""
 
 from __future__ import annotations
 
@@ -36,12 +34,12 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did.
+    """The result of a run.
 
     Attributes:
-        images: the sum of ``written``, ``skipped`` and ``failed``.
-        left_out: what is no image to label: pipes, folders of systems, outputs of ours.
-        files: hold all images.
+        images: ``written``, ``skipped`` and ``failed`` together.
+        left_out: entries that are not images to label: pipes, system folders, our own outputs.
+        files: that cover all images.
     """
 
     images: int
@@ -61,16 +59,15 @@ class Summary:
 def label(config: LabelConfig, progress: Progress = lambda count, total: None) -> Summary:
     """Label every image below ``config.source``.
 
-    Writes a file an image and what its format has for all images, ``manifest.jsonl`` (a line a
-    mask), ``failures.jsonl`` (a line for whatever has no mask, with the reason) and ``classes.txt``
-    (line n is label n). An image is skipped if its mask loads and the manifest says that it came
-    from this graph, these settings and this image. Each file appears whole or not at all; run it
-    again after any stop.
+    Writes one file per image, the joint files of the format, ``manifest.jsonl`` (a line per mask),
+    ``failures.jsonl`` (a line per entry without a mask, with the reason) and ``classes.txt`` (line
+    n is label n). An image is skipped if its mask loads and the manifest records this graph, these
+    settings and this image. Files appear whole or not at all. After an interruption, run it again.
 
     Raises:
-        LabelError: no image, two images for one mask, another labeller at work, or a folder that
-            cannot be written.
-        TargetError: the output folder holds something else, or what is read.
+        LabelError: no image, two images for one mask, another labeller in the folder, or a folder
+            that cannot be written.
+        TargetError: the output folder holds something else, or is read.
         RepositoryError, ModelNotFound, WrongModelKind, FieldError: see :class:`Labeller`.
     """
     began = time.monotonic()
@@ -111,8 +108,7 @@ def label(config: LabelConfig, progress: Progress = lambda count, total: None) -
 
 
 def find_images(source: Path, target: Path) -> Listing:
-    """The image files below ``source``, and what else is there; folders of our own outputs, such as
-    ``target``, are not looked into.
+    """The image files below ``source``, without our own output folders such as ``target``.
 
     Raises:
         LabelError: see :func:`label`.
@@ -136,7 +132,7 @@ def find_images(source: Path, target: Path) -> Listing:
 
 
 def _output_of_ours(folder: Path) -> str:
-    """What a folder of our own making is; empty for others."""
+    """What kind of output of ours a folder is; empty for others."""
     if holds_labels(folder):
         return "an output of wsss-serving label"
     if (folder / "model.json").is_file():
@@ -149,15 +145,14 @@ def _output_of_ours(folder: Path) -> str:
 
 
 def check_parts(images: Sequence[Path], form: Format, folds: bool = False) -> None:
-    """Refuse two images that would have one mask.
+    """Refuse two images that would have the same mask.
 
     Args:
         images: relative paths.
-        form: says where the masks go.
         folds: whether the disk takes ``a`` and ``A`` for one name.
 
     Raises:
-        LabelError: as said.
+        LabelError: two images would.
     """
     first: dict[str, Path] = {}
     for image in images:
@@ -166,13 +161,13 @@ def check_parts(images: Sequence[Path], form: Format, folds: bool = False) -> No
         if other != image:
             raise LabelError(
                 f"{other} and {image} would both become {part}",
-                "one name an image, endings apart",
+                "names that differ in more than their ending",
                 "rename one of them",
             )
 
 
 def _label_all(labeller: Labeller, images: list[Path], ledger: Ledger) -> Iterator[State]:
-    """Outcomes in the order of ``images``, each recorded before it is given out."""
+    """Outcomes in the order of ``images``, each recorded before it is returned."""
     work = partial(labeller.one, ledger=ledger)
     with ThreadPoolExecutor(labeller.workers, thread_name_prefix="label") as threads:
         yield from _in_order(threads, work, images, ahead=4 * labeller.workers)
@@ -181,9 +176,7 @@ def _label_all(labeller: Labeller, images: list[Path], ledger: Ledger) -> Iterat
 def _in_order(
     threads: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T], ahead: int
 ) -> Iterator[R]:
-    """``map`` over threads with at most ``ahead`` items under way; the first error cancels what has
-    not begun.
-    """
+    """``map`` over threads, at most ``ahead`` items at once. The first error cancels the rest."""
     running: deque[Future[R]] = deque()
     try:
         for item in items:
@@ -203,10 +196,9 @@ def _unwritable(target: Path, error: OSError, written: int) -> LabelError:
         if error.errno in FULL
         else f"cannot write below {target}: {error.strerror}"
     )
-    note = f"the {written} masks written in this run are kept"
     return LabelError(
-        f"{problem}; {note}",
-        "room and permission to write",
+        f"{problem}; the {written} masks written in this run are kept",
+        "space and permission to write",
         "make room and run the same command again",
     )
 

@@ -1,4 +1,4 @@
-"""A model, ready to label files by the code that the server runs."""
+"""A model that labels files with the code of the server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from serving.scheduling.cpus import available_cpus
 
 State = Literal["written", "skipped", "failed"]
 
-# Of a name that the disk does not take, or that something else has: the other images go on.
+# Errors about one name, which the disk refuses or something else has. The other images go on.
 OF_ONE_NAME = (
     *(errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ),
     *(errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY),
@@ -34,22 +34,19 @@ OF_ONE_NAME = (
 
 @dataclass(frozen=True)
 class LabelConfig:
-    """What to label with what.
+    """What to label, and how.
 
     Attributes:
-        source: folder of images, searched in depth.
-        target: folder for the masks, at the images' relative paths.
-        model, version: an empty name is the only segmenter of the repository, or the only CAM model
-        where there is none;
-            version 0 is the newest.
+        source: folder of images, searched recursively.
+        target: folder for the masks, at the same relative paths.
+        model, version: an empty name is the only segmenter, or else the only CAM model; version 0
+            is the newest.
         format, polygons: see :mod:`serving.labelling.formats`.
-        force: label again what is labelled already.
-        workers: images at once; 0 chooses by the processors.
-        bucket: multiple to which sides are rounded up, as the server's ``schedule.bucket``.
-        tiles: what becomes of images above the model's limits, as the server's.
-        engine: what runs the graph, as the server's.
-        score_threshold, background_threshold, confidence_threshold: as in a request; None takes the
-        model's own.
+        force: label again what is already labelled.
+        workers: images at once; 0 derives it from the processors.
+        bucket, tiles, engine: as ``schedule.bucket``, ``tiling`` and ``engine`` of a server.
+        score_threshold, background_threshold, confidence_threshold: as in a request; None is the
+            model's.
     """
 
     source: Path
@@ -72,11 +69,11 @@ class LabelConfig:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one image.
+    """The result for one image.
 
     Attributes:
-        entry: its line of the manifest or of the failures.
-        stays: it failed, and what the manifest says of it stays true.
+        entry: its line in the manifest or in the failures.
+        stays: it failed, and its line in the manifest remains true.
     """
 
     state: State
@@ -85,12 +82,12 @@ class Outcome:
 
 
 class Labeller:
-    """A model, ready to label files.
+    """A model that labels files.
 
     Raises:
-        RepositoryError, ModelNotFound, WrongModelKind: of the model.
+        RepositoryError, ModelNotFound, WrongModelKind: about the model.
         FieldError: a threshold out of range.
-        LabelError: no such format.
+        LabelError: an unknown format.
     """
 
     def __init__(self, config: LabelConfig) -> None:
@@ -113,7 +110,7 @@ class Labeller:
             config.engine,
         )
         self._engine: Engine = open_engine(self.card, plan, config.engine)
-        # What the masks depend on besides image and graph.
+        # Everything that masks depend on besides the image and the graph.
         self._settings = {
             "format": config.format,
             "polygons": config.polygons,
@@ -128,12 +125,12 @@ class Labeller:
         }
 
     def _engine_name(self) -> str:
-        """Library, device and precision; another version alone is no reason to label again."""
+        """Library, device and precision; a new version alone is no reason to label again."""
         library, _, *where = self._engine.description.partition(",")[0].split()
         return " ".join([library, *where])
 
     def one(self, image: Path, ledger: Ledger) -> State:
-        """Label one file unless that was done, and record what became of it.
+        """Label one file unless that is done already, and record the outcome.
 
         Raises:
             OSError: no mask can be written.
@@ -163,16 +160,19 @@ class Labeller:
             return Outcome("failed", {"image": name, "error": str(error)}, stays)
 
     def write(self, image: Path, entry: Entry) -> Entry:
-        """Label one file; its line of the manifest, its name left out.
+        """Label one file.
 
         Args:
             image: relative path.
-            entry: the line of an earlier run; empty without one.
+            entry: the manifest's line of an earlier run, or empty.
+
+        Returns:
+            Its line for the manifest, without the name.
 
         Raises:
             ImageError: not an image, damaged or too large; nothing was written.
-            MaskChanged: the mask that is there is the user's.
-            OSError: the image cannot be read or its mask not written.
+            MaskChanged: the existing mask is the user's.
+            OSError: the image cannot be read, or the mask cannot be written.
         """
         config, card = self.config, self.card
         source, part = config.source / image, self.format.part(image)
@@ -207,15 +207,13 @@ class Labeller:
         }
 
     def _check_mask(self, path: Path, entry: Entry, data: bytes) -> None:
-        """Refuse to write over a mask that somebody corrected or put there.
-
-        What is equal to the new mask is left by a run that was killed before it said so; what does
-        not load is damaged.
-        """
+        """Refuse to overwrite a mask that a user edited or put there."""
         try:
             there = path.read_bytes()
         except FileNotFoundError:
             return
+        # Equal to the new mask: written by a run that was killed before it recorded it. A file that
+        # does not load is damaged.
         if there in (b"", data) or hashlib.sha256(there).hexdigest() == entry.get("mask_sha256"):
             return
         if not entry or self.format.is_whole(there, entry):
@@ -226,9 +224,7 @@ class Labeller:
             )
 
     def is_current(self, entry: Entry, source: Path) -> bool:
-        """Whether the mask loads and came from this graph, these settings and this file, as the
-        manifest tells.
-        """
+        """Whether the mask loads and the manifest records this graph, these settings and file."""
         if (entry.get("model_sha256"), entry.get("settings")) != (
             self.card.graph_sha256,
             self._settings,
@@ -249,8 +245,7 @@ class Labeller:
     def _run(self, inputs: Inputs) -> Outputs:
         try:
             return self._engine.run(inputs)
-        # The library raises its own types, derived from Exception alone; the other images may be
-        # good.
+        # The library's exceptions derive from Exception directly. The other images may be fine.
         except Exception as error:
             text = (str(error) or type(error).__name__).splitlines()[0]
             raise OutputError(

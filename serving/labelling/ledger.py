@@ -1,4 +1,4 @@
-"""What was done in a folder of labels: a line for each mask, and one for each image without."""
+"""The records of a labelled folder: a line per mask, and a line per image without one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from serving.listing import Listing
 Entry = dict[str, Any]
 MANIFEST, FAILURES, CLASSES = "manifest.jsonl", "failures.jsonl", "classes.txt"
 
-# Is there while a labeller is at work, and after it was killed.
+# Exists while a labeller works, and after it was killed.
 AT_WORK = ".wsss-at-work"
 
 
@@ -32,7 +32,7 @@ def holds_labels(folder: Path) -> bool:
 
 
 def read_manifest(path: Path) -> dict[str, Entry]:
-    """Lines by image; a line that a stop cut in two is left out."""
+    """Lines by image, without a last line that was cut off."""
     return _read(path, "mask_sha256")
 
 
@@ -54,7 +54,7 @@ def _read(path: Path, field: str) -> dict[str, Entry]:
 
 
 class Ledger:
-    """Manifest and failures of a folder that is being labelled. Threads may write to it.
+    """Manifest and failures of a folder being labelled. Thread-safe.
 
     Attributes:
         known: lines of the manifest by image.
@@ -66,34 +66,34 @@ class Ledger:
         self._manifest, self._failures, self._lock = manifest, failures, threading.Lock()
 
     def written(self, entry: Entry) -> None:
-        """One more mask, at once."""
+        """Record a mask."""
         with self._lock:
             self.known[entry["image"]] = entry
             _append(self._manifest, entry)
 
     def failed(self, entry: Entry, stays: bool = False) -> None:
-        """An image without a mask, at once; ``stays``: with one that is not to be touched."""
+        """Record an image without a mask; with ``stays``, one whose old line remains true."""
         with self._lock:
             if not stays:
                 self.known.pop(entry["image"], None)
             _append(self._failures, entry)
 
     def left_out(self, listing: Listing) -> None:
-        """What is not even tried, first."""
+        """Record the entries that are not even tried."""
         for path, reason in listing.unread.items():
             self.failed({"image": _name(path), "error": reason})
         for path, reason in listing.left_out.items():
             self.failed({"image": _name(path), "left_out": reason})
 
     def sort(self) -> None:
-        """Write the manifest anew, a line an image, sorted."""
+        """Rewrite the manifest, one line per image, sorted."""
         lines = (_line(self.known[image]) for image in sorted(self.known))
         write_atomic(self.target / MANIFEST, "".join(lines).encode())
 
 
 @contextmanager
 def open_ledger(target: Path) -> Iterator[Ledger]:
-    """Hold a folder for one labeller. What a killed one left half written is removed.
+    """Hold a folder for one labeller, and clean up after one that was killed.
 
     Raises:
         LabelError: another labeller is at work there.
@@ -105,7 +105,7 @@ def open_ledger(target: Path) -> Iterator[Ledger]:
         remove_temporaries(target)
         (target / MANIFEST).touch()
         lines = read_manifest(target / MANIFEST)
-        # A line that a stop cut in two would swallow the next one.
+        # A line that was cut off would swallow the next one.
         write_atomic(target / MANIFEST, "".join(map(_line, lines.values())).encode())
         with (
             (target / MANIFEST).open("a", encoding="utf-8") as manifest,
@@ -117,21 +117,21 @@ def open_ledger(target: Path) -> Iterator[Ledger]:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """The kernel lets go of a folder however this process ends."""
+    # The kernel releases the lock however this process ends.
     lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError as error:
         raise LabelError(
-            f"{folder} is in use by another labeller", "one at a time", "wait, or another OUT"
+            f"another labeller is at work in {folder}", "one at a time", "wait, or another OUT"
         ) from error
     finally:
         os.close(lock)
 
 
 def _name(path: Path) -> str:
-    """As JSON can hold it: a name that is no UTF-8 is spelt out."""
+    """A name that JSON can hold; invalid UTF-8 is escaped."""
     text = path.as_posix()
     return text if text.isprintable() else ascii(text)
 

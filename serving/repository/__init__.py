@@ -1,3 +1,1 @@
-"""From the folders of a model repository to the models that are served: cards, trials, changes,
-refusals.
-"""
+"""From the folders of a model repository to served models: cards, trials, changes, refusals."""

@@ -1,6 +1,4 @@
-"""How far two engines agree about a model: the share of pixels to which both give the same
-label.
-"""
+"""How far two engines agree on a model: the share of pixels with the same label."""
 
 from __future__ import annotations
 
@@ -20,32 +18,28 @@ from serving.repository.soundness import golden_image
 
 MIN_EQUAL = 0.995
 SCENES = ((192, 256), (256, 192))
-# Of a CAM model without a background threshold of its own.
+# Background threshold of a CAM model without one of its own.
 BACKGROUND = 0.3
 
 
 def agreement(card: Card, engine: Engine, exact: Engine) -> float:
-    """Share of equal pixels in the masks of two engines, over the golden image and
-    :func:`made_pictures`.
+    """Share of equal pixels in the masks of two engines, over the golden image and synthetic
+    pictures.
 
-    The maps of a CAM model, of every class whatever its score, become masks by its background
-    threshold. A picture that is all one label to ``exact`` says nothing of how they agree, and is
-    not counted.
+    Maps of a CAM model, of all classes, become masks by its background threshold. A picture on
+    which ``exact`` finds a single label says nothing about agreement and is not counted.
 
     Raises:
-        OutputError: an engine breaks the card's promise, by numbers that are not finite for one.
-        EngineError: every picture is all one label.
+        OutputError: an engine breaks the card's promise, for example by numbers that are not
+            finite.
+        EngineError: every picture has a single label.
         Exception: whatever an engine raises.
     """
-    cam = card.kind == "cam"
-    ground = (
-        BACKGROUND
-        if cam and card.background_threshold is None
-        else card.background_threshold
-        if cam
-        else None
-    )
-    options = options_for(card, score_threshold=0.0 if cam else None, background_threshold=ground)
+    if card.kind == "cam":
+        ground = BACKGROUND if card.background_threshold is None else card.background_threshold
+        options = options_for(card, score_threshold=0.0, background_threshold=ground)
+    else:
+        options = options_for(card)
     equal = total = 0
     for picture in pictures(card):
         canvas = pipeline.prepare(picture, card)
@@ -57,28 +51,28 @@ def agreement(card: Card, engine: Engine, exact: Engine) -> float:
             total += one.size
     if not total:
         raise EngineError(
-            "every picture that engines are compared on is one label to it",
-            "a model whose golden image shows it several classes",
-            "export it again: wsss-trainer export",
+            "every comparison picture gets a single label",
+            "a golden image with several classes",
+            "export the model again: wsss-trainer export",
         )
     return equal / total
 
 
 def pictures(card: Card) -> Iterator[Picture]:
-    """The golden image of the model, if it has one, and the made ones."""
+    """The golden image of the model, if it has one, and the synthetic pictures."""
     if card.golden:
         yield Picture(golden_image(card), "RAW")
     yield from made_pictures()
 
 
 def made_pictures() -> Iterator[Picture]:
-    """Pictures that are the same at every call: smooth patches, edges and grain."""
+    """Synthetic pictures, the same at every call: smooth patches, edges and grain."""
     for seed, (height, width) in enumerate(SCENES):
         yield Picture(scene(height, width, seed), "RAW")
 
 
 def scene(height: int, width: int, seed: int) -> npt.NDArray[np.uint8]:
-    """Uint8 [height,width,3] of patches at three sizes, half of it darker."""
+    """uint8 [height,width,3] of patches at three scales, with a darker right half."""
     rng = np.random.default_rng(seed)
     total = np.zeros((height, width, 3), np.float32)
     for cells, weight in ((4, 0.5), (16, 0.3), (64, 0.2)):

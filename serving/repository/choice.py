@@ -1,6 +1,4 @@
-"""Which engine runs a model: the one that the settings name, or by ``auto`` the fastest one that is
-right.
-"""
+"""Which engine runs a model: the configured one, or with ``auto`` the fastest that is correct."""
 
 from __future__ import annotations
 
@@ -22,26 +20,21 @@ TENSORRT_SIDE = 1024
 
 
 def resolve(card: Card, config: EngineConfig) -> EngineName:
-    """The engine that the settings name for a model; ``auto`` on an installation for GPUs is its
-    CUDA provider.
-    """
+    """The configured engine of a model; ``auto`` becomes the CUDA provider if that is there."""
     name = config.name_for(card.name)
     if name != "auto":
         return name
     import onnxruntime
 
-    return (
-        "onnxruntime-cuda"
-        if "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-        else "auto"
-    )
+    has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    return "onnxruntime-cuda" if has_cuda else "auto"
 
 
 def on_processors(card: Card, config: EngineConfig) -> EngineConfig:
-    """The settings, with onnxruntime on the processors in place of a GPU."""
-    return (
-        replace(config, name="onnxruntime", models={}) if resolve(card, config) in GPU else config
-    )
+    """The settings, with ONNX Runtime on the processors in place of a GPU."""
+    if resolve(card, config) not in GPU:
+        return config
+    return replace(config, name="onnxruntime", models={})
 
 
 def limited(card: Card, config: EngineConfig) -> Card:
@@ -57,13 +50,11 @@ def choose_engine(card: Card, plan: Plan, config: EngineConfig, stop: Stop | Non
     """The engine of a model, loaded.
 
     Args:
-        card: of a verified model, its limits those of :func:`limited`.
-        plan: how the engine will be used.
-        config: which one, and how.
-        stop: ends the building of an engine that takes minutes.
+        card: of a verified model, with the limits of :func:`limited`.
+        stop: ends a build that takes minutes.
 
     Raises:
-        EngineError: the engine that is named cannot run it here. No other takes its place.
+        EngineError: the configured engine cannot run it here; no other takes its place.
         RepositoryError: the graph does not load.
         Stopped: ``stop`` was requested.
     """
@@ -90,9 +81,7 @@ def choose_engine(card: Card, plan: Plan, config: EngineConfig, stop: Stop | Non
 
 
 def _fastest(card: Card, plan: Plan, config: EngineConfig) -> Engine:
-    """OpenVINO in bfloat16 if it keeps the card's promise and its masks are those of onnxruntime,
-    which it is otherwise.
-    """
+    """OpenVINO in bfloat16 if its masks agree with ONNX Runtime's, otherwise ONNX Runtime."""
     from serving.engines.onnxruntime import OnnxRuntimeEngine
 
     exact = OnnxRuntimeEngine(card, plan.threads)
@@ -108,7 +97,7 @@ def _fastest(card: Card, plan: Plan, config: EngineConfig) -> Engine:
 
 
 def _openvino(card: Card, plan: Plan, exact: Engine) -> tuple[Engine | None, str]:
-    """The engine if it agrees with ``exact``, else why it is not to be used."""
+    """The engine if it agrees with ``exact``, otherwise the reason against it."""
     from serving.engines.openvino import OpenVinoEngine
 
     try:
@@ -117,11 +106,11 @@ def _openvino(card: Card, plan: Plan, exact: Engine) -> tuple[Engine | None, str
             return None, "these processors do not multiply in bfloat16"
         check_promise(card, fast)
         share = agreement(card, fast, exact)
-    # A library that fails on a graph which another one runs is a reason, not a fault.
+    # A failure here decides against OpenVINO; the other library runs the graph.
     except Exception as error:
         return None, str(error).splitlines()[0]
     if share < MIN_EQUAL:
-        return None, f"{share:.2%} of pixels are the same, and {MIN_EQUAL:.1%} should be"
+        return None, f"{share:.2%} of pixels are equal, {MIN_EQUAL:.1%} are required"
     fast.description += f", {share:.2%} of pixels as onnxruntime fp32"
     return fast, ""
 

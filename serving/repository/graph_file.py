@@ -1,7 +1,7 @@
-"""What an ONNX file refers to, read from its bytes before any library that would act on it.
+"""What an ONNX file refers to, read from its bytes before a library acts on it.
 
-The file is a protocol buffer. Only its tree is walked: names of operator domains and places of
-external data are looked at, weights are skipped.
+Only the tree of messages is walked, for operator domains and places of external data; weights are
+skipped.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from serving.card import HINT, Card
 from serving.errors import RepositoryError
 from serving.protobuf import BYTES, fields
 
+# Operators of other domains come from native libraries that a hostile model could name.
 DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
 DEPTH = 64
-# Messages of onnx.proto that lead to names: by field number, the kind of the message in it or what
-# its text is.
+# The messages of onnx.proto that lead to names. By field number: the kind of the inner message, or
+# "=" and the meaning of a text.
 SCHEMA: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
@@ -32,11 +33,10 @@ SCHEMA: dict[str, dict[int, str]] = {
 
 
 def check_graph(card: Card) -> None:
-    """See that the graphs use no operators of unknown domains and no data outside of the files that
-    the card lists.
+    """Check that the graphs use known operator domains, and only data files that the card lists.
 
     Raises:
-        RepositoryError: one does, or is no ONNX file.
+        RepositoryError: one does not, or is not an ONNX file.
     """
     for name in (card.graph, card.half_graph):
         if name:
@@ -69,14 +69,14 @@ def _check_file(card: Card, path: Path) -> None:
         )
     if outside := sorted(places - card.sha256.keys()):
         raise RepositoryError(
-            f"{path} keeps data in {outside[0]!r}", "files that the card lists alone", HINT
+            f"{path} keeps data in {outside[0]!r}", "only files that the card lists", HINT
         )
 
 
 def _walk(data: memoryview, kind: str, depth: int) -> Iterator[tuple[str, str]]:
-    """Texts of interest in a message, each with what it is."""
+    """Texts of interest in a message, each with its meaning."""
     if depth > DEPTH:
-        raise ValueError(f"messages in messages, {depth} deep")
+        raise ValueError(f"messages nested more than {DEPTH} deep")
     for field in fields(data):
         inner = SCHEMA[kind].get(field.tag >> 3)
         if inner is None or field.tag & 7 != BYTES:

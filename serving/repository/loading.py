@@ -1,4 +1,4 @@
-"""From a version folder to an engine that is known to work."""
+"""From a version folder to an engine that works."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ from serving.repository.soundness import check_promise, warm_sizes, warm_up
 from serving.repository.versions import verify
 from serving.scheduling.cpus import available_cpus
 
-# On a GPU one run copies while another computes, and a batch takes hardly longer than an image.
+# On a GPU one run copies while another computes, and a batch takes hardly longer than one image.
 GPU_WORKERS, GPU_BATCH = 2, 8
 
 
 def open_engine(card: Card, plan: Plan, config: EngineConfig, stop: Stop | None = None) -> Engine:
-    """Verify and load a model, and see that it keeps its card's promise.
+    """Verify and load a model, and check that it keeps its card's promise.
 
     Args:
-        card: its limits those of :func:`serving.repository.choice.limited`.
-        plan: how the engine will be used.
-        config: which one, and how.
-        stop: ends what takes minutes.
+        card: with the limits of :func:`serving.repository.choice.limited`.
+        stop: ends a build that takes minutes.
 
     Raises:
-        RepositoryError: it is not sound, or the engine that is named cannot run it.
+        RepositoryError: the model is not sound, or the configured engine cannot run it.
         Stopped: ``stop`` was requested.
     """
     verify(card)
@@ -42,7 +40,7 @@ def open_engine(card: Card, plan: Plan, config: EngineConfig, stop: Stop | None 
 def open_warm_engine(
     card: Card, schedule: ScheduleConfig, config: EngineConfig, stop: Stop | None = None
 ) -> Engine:
-    """Open a model for a server, and run every size and batch to warm up.
+    """Open a model for a server and run every planned size and batch once.
 
     Raises:
         RepositoryError, Stopped: see :func:`open_engine`.
@@ -59,10 +57,10 @@ def open_warm_engine(
 
 
 def plan_for(card: Card, schedule: ScheduleConfig, config: EngineConfig) -> Plan:
-    """What the settings say of runs, threads and batches, or what suits the engine.
+    """Runs, threads and batches from the settings, or what suits the engine.
 
     Raises:
-        ConfigError: a size in ``schedule.warm`` means nothing.
+        ConfigError: a malformed size in ``schedule.warm``.
     """
     gpu = resolve(card, config) in GPU
     workers, threads = (GPU_WORKERS, 1) if gpu else plan_threads(available_cpus())

@@ -1,4 +1,4 @@
-"""Which models are served now: tried, loaded, swapped and unloaded without failing a request."""
+"""The models that are served now: tried, loaded, swapped and unloaded without failing a request."""
 
 from __future__ import annotations
 
@@ -33,18 +33,14 @@ from serving.scheduling.cpus import available_cpus
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
-GONE = "the repository cannot be read; the server keeps the models that it has: %s"
+GONE = "the repository cannot be read, the server keeps its models: %s"
 
 
 class Models:
-    """The models of a repository. Every method is called on one event loop; what takes long runs
-    elsewhere.
-
-    Args:
-        config: says where they are, which versions are served and how.
+    """The models of a repository. Call every method on one event loop; slow work runs in threads.
 
     Raises:
-        ConfigError: ``models.versions`` or ``schedule.warm`` mean nothing.
+        ConfigError: ``models.versions`` or ``schedule.warm`` is malformed.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -61,25 +57,26 @@ class Models:
         self._leases: Counter[Served] = Counter()
         self._idle: dict[Served, asyncio.Event] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        # More trials at once than processors would only slow each other, and take memory.
         self._loaders = asyncio.Semaphore(available_cpus())
         self._tasks: set[asyncio.Task[None]] = set()
         self._callbacks: list[Callable[[ModelState], None]] = []
 
     async def start(self) -> None:
-        """Load what the configuration says, and follow the repository if it says so.
+        """Load the configured models, and follow the repository if configured.
 
-        A model that is not sound is left out with its reason, and an older version of it that is
-        sound is served.
+        A model that is not sound is left out with its reason, and its newest sound version is
+        served.
 
         Raises:
-            RepositoryError: no model is sound, or one is not and ``models.strict`` is set. A
-                repository without any model is no fault where models may come later.
+            RepositoryError: no model is sound, or one is not and ``models.strict`` is set. An empty
+                repository is fine where models may come later.
         """
         if self._config.models.strict:
             await asyncio.to_thread(read_repository, self._config.repository)
         watch = await asyncio.to_thread(Watch, self._config.repository)
         if names := await asyncio.to_thread(others, self._config.repository):
-            log.info("no models, for they have no version: %s", ", ".join(names))
+            log.info("ignored, because they hold no version folder: %s", ", ".join(names))
         await asyncio.gather(*(self._refresh(name) for name in watch.models))
         error = self._refused.error()
         if error and (self._config.models.strict or not self._live):
@@ -105,7 +102,7 @@ class Models:
 
         Raises:
             FieldError, ModelNotFound, WrongModelKind: see
-            :func:`serving.repository.versions.choose`.
+                :func:`serving.repository.versions.choose`.
             ServerUnavailable: the model is being loaded.
         """
         if name not in self._cards if name else not self._cards:
@@ -115,7 +112,7 @@ class Models:
 
     @contextmanager
     def lease(self, model: Served) -> Iterator[None]:
-        """Keep a model loaded while a request uses it. Taken in the same step of the event loop as
+        """Keep a model loaded for a request. Enter it in the same step of the event loop as
         ``find``.
         """
         self._leases[model] += 1
@@ -129,11 +126,11 @@ class Models:
                     self._idle[model].set()
 
     def served(self) -> list[Served]:
-        """What is ready now, by name and version."""
+        """The models that are ready, by name and version."""
         return [self._live[key] for key in sorted(self._live)]
 
     def index(self) -> list[ModelState]:
-        """Every version that was to be served, those that are not ready included."""
+        """The state of every configured version, ready or not."""
         return [self._states[key] for key in sorted(self._states)]
 
     def subscribe(self, callback: Callable[[ModelState], None]) -> None:
@@ -141,12 +138,11 @@ class Models:
         self._callbacks.append(callback)
 
     async def load(self, name: str) -> None:
-        """Load a model, or what is new of it; requests go to the old version until the new one is
-        ready.
+        """Load a model or its new versions. The old version answers until the new one is ready.
 
         Raises:
             ModelNotFound: the repository has no such model.
-            RepositoryError: a version is not sound; the server keeps what it served.
+            RepositoryError: a version is not sound; the server keeps what it serves.
         """
         folders = await asyncio.to_thread(find_versions, self._config.repository)
         if not folders.get(name):
@@ -176,9 +172,7 @@ class Models:
         return self._locks.setdefault(name, asyncio.Lock())
 
     def _check_known(self, name: str) -> None:
-        """Tell of a model that is loaded for the first time, of any if no name is given, and of one
-        that was refused.
-        """
+        """Raise a better error than "not found" for a model that is loading or was refused."""
         states = [state for _, state in sorted(self._states.items()) if name in ("", state.name)]
         if any(state.state == State.LOADING for state in states):
             raise ServerUnavailable(
@@ -194,7 +188,7 @@ class Models:
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
-        # The loop itself keeps no task alive.
+        # The event loop holds only weak references to tasks.
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -209,7 +203,7 @@ class Models:
             callback(change)
 
     async def _refresh(self, name: str) -> None:
-        """Serve the newest sound versions of a model as its folder has them now, and no others."""
+        """Serve the newest sound versions in a model's folder, and no others."""
         async with self._lock(name):
             try:
                 models = await asyncio.to_thread(find_versions, self._config.repository)
@@ -233,8 +227,8 @@ class Models:
                 del self._refused[key], self._states[key]
 
     async def _sound(self, name: str, version: int, folder: Path) -> Served | None:
-        """This version as its files are now, loaded if need be; the one that is served still if
-        they are not sound.
+        """The model of this version's files, loaded if they changed; if they are not sound, the one
+        that is served.
         """
         key = (name, version)
         now = await asyncio.to_thread(signature, folder)
@@ -247,17 +241,12 @@ class Models:
             self._tell(key, State.LOADING)
         try:
             fresh = await self._load(folder)
-        # Whatever a hostile or vanishing folder makes a library raise must not end the server.
+        # A hostile or vanishing folder can make a library raise anything, which must not end the
+        # server.
         except Exception as error:
-            fault = isinstance(error, RepositoryError)
-            why = (
-                error
-                if isinstance(error, RepositoryError)
-                else RepositoryError(f"{folder} fails: {error}")
-            )
-            log.warning(
-                "model %s version %s is refused: %s", name, version, why, exc_info=not fault
-            )
+            fault = RepositoryError(f"{folder} fails: {error}")
+            why = error if isinstance(error, RepositoryError) else fault
+            log.warning("model %s version %s is refused: %s", *key, why, exc_info=why is fault)
             self._refused.note(key, now, why)
             self._tell(key, State.READY if model else State.UNAVAILABLE, self._refused.reason(key))
             return model
@@ -273,12 +262,12 @@ class Models:
             try:
                 return await asyncio.to_thread(build, folder, self._config, stop)
             finally:
-                # Of a server that ends while an engine is built.
+                # The server may be ending while an engine is built.
                 stop.request()
 
     def _swap(self, name: str, chosen: list[Served]) -> list[asyncio.Task[None]]:
-        """Replace what is served of a model in one step; the tasks that free what was served
-        before.
+        """Replace the served versions of a model in one step; returns the tasks that free the old
+        ones.
         """
         old = [model for (other, _), model in self._live.items() if other == name]
         for model in old:
@@ -311,7 +300,7 @@ class Models:
                 del self._states[key]
 
     async def _poll(self, watch: Watch) -> None:
-        """Look at the repository again and again, and refresh what changed."""
+        """Watch the repository and refresh what changed."""
         while True:
             await asyncio.sleep(self._config.models.poll_seconds)
             try:

@@ -15,8 +15,8 @@ LONGEST_REASON = 500
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a version is refused as its files are: the words alone, since a raised error keeps all of
-    its frames alive.
+    """Why a version with these files is refused. Holds texts, because an exception keeps its frames
+    alive.
     """
 
     signature: Signature
@@ -26,18 +26,14 @@ class Refusal:
 
 
 class Refusals(dict[Key, Refusal]):
-    """Refusals by name and version.
-
-    Args:
-        root: of the repository.
-    """
+    """Refusals by name and version, for the repository at ``root``."""
 
     def __init__(self, root: Path) -> None:
         super().__init__()
         self._roots = (root, root.resolve())
 
     def note(self, key: Key, signature: Signature, error: RepositoryError) -> None:
-        """Refuse a version as long as its files stay as they are."""
+        """Refuse a version as long as its files do not change."""
         self[key] = Refusal(signature, error.found, error.expected, error.hint)
 
     def forget(self, name: str) -> None:
@@ -46,14 +42,14 @@ class Refusals(dict[Key, Refusal]):
             del self[key]
 
     def error(self, name: str = "") -> RepositoryError | None:
-        """Of the lowest version that is refused, of this model or of any."""
+        """The error of the lowest refused version, of this model or of any."""
         for key in sorted(self):
             if name in ("", key[0]):
                 return RepositoryError(self[key].found, self[key].expected, self[key].hint)
         return None
 
     def reason(self, key: Key) -> str:
-        """Why, if so, as callers may read it: without paths but those inside of the repository."""
+        """Why a version is refused, or empty. For callers: without paths outside the repository."""
         if key not in self:
             return ""
         refusal = self[key]

@@ -15,7 +15,7 @@ from serving.scheduling.batcher import Batcher
 
 
 class State(StrEnum):
-    """What a version of a model is, in the words of the Open Inference Protocol."""
+    """The state of a version, in the words of the Open Inference Protocol."""
 
     LOADING = "LOADING"
     READY = "READY"
@@ -25,10 +25,8 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class ModelState:
-    """One version of one model.
-
-    Attributes:
-        reason: why it is not ready, or why what replaced its files is not served; without paths.
+    """One version of a model; ``reason`` says why it is not ready, or why its new files are not
+    served.
     """
 
     name: str
@@ -39,7 +37,7 @@ class ModelState:
 
 @dataclass(frozen=True, eq=False)
 class Served:
-    """A model in service, and the multiple to which the sides of its images are rounded up."""
+    """A model in service; the sides of its images are rounded up to a multiple of ``bucket``."""
 
     card: Card
     engine: Engine

@@ -1,8 +1,8 @@
-"""Whether a loaded model keeps what its card promises: names and types, a run on its golden image,
-runs at every size.
+"""Whether a loaded model keeps its card's promise: names and types, a run on its golden image, and
+runs at every planned size.
 
-Done in a trial process before a model is served (:mod:`serving.repository.trial`), and again where
-it is loaded.
+Checked in a trial process before a model is served (:mod:`serving.repository.trial`), and again
+where it is loaded.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from serving.images import buckets, masks
 from serving.images.decoding import decode
 from serving.images.pipeline import model_size
 
-# Engines round differently, in bfloat16 for one, and a rounding decides a pixel where two classes
-# are about equal: some two percent of a golden image. A damaged graph gives another picture
-# altogether.
+# Engines round differently, above all in bfloat16, and rounding decides pixels where two classes
+# are about equal: some two percent of a golden image. A damaged graph gives an entirely different
+# picture.
 MIN_EQUAL = 0.9
 MAX_SCORE_DIFFERENCE = 0.1
 MAX_LEVELS = 3
@@ -32,10 +32,10 @@ SLACK = 1e-3
 
 
 def check_promise(card: Card, engine: Engine) -> None:
-    """See that the graph has the inputs and outputs of its kind, and run it on the golden image.
+    """Check a graph's inputs and outputs, and its answer to the golden image.
 
-    A segmenter or CAM model without a golden image is run on a grey one of its smallest size, and
-    its results must be finite and in range. Of a tensor model no values are known to be right.
+    A model without a golden image runs on a grey one of its smallest size, with results that must
+    be finite and in range. The values of a tensor model are unknown.
 
     Raises:
         RepositoryError: the promise is broken, or the run fails.
@@ -65,10 +65,10 @@ def check_promise(card: Card, engine: Engine) -> None:
 
 
 def golden_image(card: Card) -> npt.NDArray[np.uint8]:
-    """Uint8 [H,W,3] of the golden image, or grey of the smallest size.
+    """uint8 [H,W,3] of the golden image, or grey in the smallest size.
 
     Raises:
-        RepositoryError: it cannot be read, or has a size that the model does not take.
+        RepositoryError: it cannot be read, or the model does not take its size.
     """
     if not card.golden:
         return np.full((card.min_side, card.min_side, 3), 128, np.uint8)
@@ -88,28 +88,21 @@ def warm_up(card: Card, engine: Engine, sizes: Iterable[str], bucket: int, max_b
     kind.
 
     Args:
-        sizes: as ``HEIGHTxWIDTH``, beside the smallest of the card and those that the card lists.
-        bucket, max_batch: as the requests will have them.
+        sizes: as ``HEIGHTxWIDTH``, besides the smallest of the card and those that it lists.
 
     Raises:
-        ConfigError: a size that is none.
+        ConfigError: a malformed size.
         RepositoryError: a run fails.
     """
     for inputs in warm_inputs(card, engine, sizes, bucket):
         for batch in range(1, max_batch + 1):
-            shapes = ", ".join(
-                f"{name} {[batch, *values.shape[1:]]}" for name, values in inputs.items()
-            )
-            _run(
-                card,
-                engine,
-                {name: values.repeat(batch, axis=0) for name, values in inputs.items()},
-                shapes,
-            )
+            stack = {name: values.repeat(batch, axis=0) for name, values in inputs.items()}
+            shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in stack.items())
+            _run(card, engine, stack, shapes)
 
 
 def warm_inputs(card: Card, engine: Engine, sizes: Iterable[str], bucket: int) -> Iterator[Inputs]:
-    """One request of zeros of each shape to warm up, each shape once."""
+    """One request of zeros for each distinct shape."""
     candidates = [dict(shapes) for shapes in card.warm]
     if card.kind == "tensor":
         static = {spec.name: spec.shape[1:] for spec in engine.inputs}
@@ -128,23 +121,21 @@ def warm_inputs(card: Card, engine: Engine, sizes: Iterable[str], bucket: int) -
 
 
 def warm_sizes(card: Card, sizes: Iterable[str], bucket: int) -> list[tuple[int, int]]:
-    """Heights and widths at which the model sees images of ``sizes``; none of a tensor model.
+    """Heights and widths at which the model sees images of ``sizes``; empty for a tensor model.
 
     Raises:
-        ConfigError: a size that is none.
+        ConfigError: a malformed size.
     """
-    return (
-        [_bucketed(*read_size(size), bucket, card) for size in sizes]
-        if card.kind != "tensor"
-        else []
-    )
+    if card.kind == "tensor":
+        return []
+    return [_bucketed(*read_size(size), bucket, card) for size in sizes]
 
 
 def read_size(text: str) -> tuple[int, int]:
     """Height and width of ``HEIGHTxWIDTH``.
 
     Raises:
-        ConfigError: no such form.
+        ConfigError: another form.
     """
     match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
     if not match:
@@ -164,7 +155,7 @@ def _bucketed(height: int, width: int, bucket: int, card: Card) -> tuple[int, in
 def _run(card: Card, engine: Engine, inputs: Inputs, what: str) -> Outputs:
     try:
         return engine.run(inputs)
-    # Each inference library raises its own types.
+    # Each inference library raises exception types of its own.
     except Exception as error:
         raise RepositoryError(
             f"{card.graph_path} fails on {what}: {error}", "a run without error", HINT
@@ -180,13 +171,13 @@ def _check_batch_axes(card: Card, engine: Engine) -> None:
         raise RepositoryError(
             f"{card.graph_path} has tensors without a free batch axis:"
             f" {names or 'it has no input or output'}",
-            "inputs and outputs whose first axis is the batch, of any size",
+            "inputs and outputs whose first axis is a batch of any size",
             "export the graph with a dynamic first axis",
         )
 
 
 def _values(card: Card, outputs: Outputs) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """The outputs of an image as a golden file holds them, and its scores.
+    """The outputs as a golden file holds them, and the scores.
 
     Raises:
         OutputError: not finite, or out of range.
@@ -206,7 +197,7 @@ def _values(card: Card, outputs: Outputs) -> tuple[npt.NDArray[np.uint8], npt.ND
 def _in_range(card: Card, name: str, outputs: Outputs) -> npt.NDArray[np.float32]:
     values: npt.NDArray[np.float32] = cast("npt.NDArray[np.float32]", outputs[name])[0]
     low, high = float(values.min()), float(values.max())
-    # Written so that a NaN fails too.
+    # A NaN fails this comparison, too.
     if not (low >= -SLACK and high <= 1 + SLACK):
         raise OutputError(
             f"{name} of {card.name} are {low:.3g} to {high:.3g}", "finite numbers of 0 to 1"
@@ -230,8 +221,8 @@ def _compare(card: Card, values: npt.NDArray[np.uint8], scores: npt.NDArray[np.f
     worst = _worst(scores, card.golden.scores)
     if equal < MIN_EQUAL or not worst <= MAX_SCORE_DIFFERENCE:
         raise RepositoryError(
-            f"{card.graph_path} gives {equal:.1%} of the golden output, and scores up to"
-            f" {worst:.3f} apart",
+            f"{card.graph_path} matches {equal:.1%} of its golden output, and its scores are up to"
+            f" {worst:.3f} off",
             f"at least {MIN_EQUAL:.1%}, and scores within {MAX_SCORE_DIFFERENCE}",
             HINT,
         )

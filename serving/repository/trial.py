@@ -1,10 +1,9 @@
-"""Whether a model can be served, found out in a process of its own, which may crash, hang or want
-all the memory.
+"""Whether a model can be served, tried in a process that may crash, hang or exhaust its memory.
 
 ``python -m serving.repository.trial FOLDER`` opens and warms up the model of a version folder and
 prints a verdict as JSON: ``{"sound": true}``, or ``{"sound": false, "found": ..., "expected": ...,
-"hint": ...}``. A model for a GPU is tried on the processors: its memory is the server's, and
-building for it takes minutes.
+"hint": ...}``. Models for a GPU are tried on the processors, because the GPU's memory belongs to
+the server and building an engine takes minutes.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ from serving.settings import changed
 log = logging.getLogger(__name__)
 
 COMMAND = (sys.executable, "-m", "serving.repository.trial")
-# Of the memory there is, what a trial may take if nothing is configured.
+# Share of the available memory that a trial may take by default.
 SHARE = 0.75
 MEGABYTE = 1 << 20
 
 
 async def try_model(folder: Path, config: ServerConfig) -> None:
-    """Try the model of a version folder in a process that ends with the trial, whatever happens.
+    """Try the model of a version folder in a process that ends with the trial in any case.
 
     Raises:
         RepositoryError: it is not sound, or the trial crashed or took too long.
@@ -64,9 +63,9 @@ async def try_model(folder: Path, config: ServerConfig) -> None:
             output, errors = await process.communicate()
     except TimeoutError:
         raise RepositoryError(
-            f"{folder} was not loaded and tried within {seconds:g} s",
-            "a model that is",
-            "a larger models.trial_seconds",
+            f"the trial of {folder} took longer than {seconds:g} s",
+            "a model that loads and runs in time",
+            "raise models.trial_seconds",
         ) from None
     finally:
         if process.returncode is None:
@@ -88,7 +87,7 @@ def _judge(folder: Path, code: int | None, output: bytes, errors: str) -> None:
         raise RepositoryError(
             f"the trial of {folder} {end}",
             "a model that loads and runs",
-            "what it wrote is in the log",
+            "its output is in the server's log",
         ) from None
     if not verdict["sound"]:
         raise RepositoryError(verdict["found"], verdict["expected"], verdict["hint"])
@@ -107,35 +106,30 @@ def _verdict(folder: Path, schedule: ScheduleConfig, config: EngineConfig) -> di
         card = read_card(folder)
         open_warm_engine(limited(card, config), schedule, on_processors(card, config))
     except ServingError as error:
-        return {
-            "sound": False,
-            "found": error.found,
-            "expected": error.expected,
-            "hint": error.hint,
-        }
+        return _unsound(error.found, error.expected, error.hint)
     except MemoryError:
-        return {
-            "sound": False,
-            "found": f"{folder} needs more memory than a trial has",
-            "expected": "",
-            "hint": "",
-        }
+        return _unsound(
+            f"{folder} needs more memory than a trial has", hint="raise models.trial_memory_mb"
+        )
     return {"sound": True}
+
+
+def _unsound(found: str, expected: str = "", hint: str = "") -> dict[str, Any]:
+    return {"sound": False, "found": found, "expected": expected, "hint": hint}
 
 
 def main() -> None:
     """The trial process: limits first, then the model."""
     folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
-    # A server that dies must not leave its trials behind.
+    # The alarm ends a trial whose server died.
     signal.alarm(int(settings.get("seconds", 3600)) + 5)
-    # What serves now goes before what is tried: for the processors, and where the kernel must free
-    # memory.
+    # Models in service come first, for the processors and when the kernel must free memory.
     os.nice(5)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
     if memory := settings.get("memory"):
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
-    # Libraries write to standard output too; it is for the verdict alone.
+    # Libraries write to standard output, too. It is reserved for the verdict.
     verdict_to = os.dup(1)
     os.dup2(2, 1)
     schedule = changed(ScheduleConfig(), settings.get("schedule", {}))
@@ -143,7 +137,7 @@ def main() -> None:
     with os.fdopen(verdict_to, "w") as file:
         json.dump(_verdict(folder, schedule, config), file)
         file.write("\n")
-    # Not the interpreter's way: what a broken model left behind may crash while it is torn down.
+    # The interpreter's own exit would tear down what a broken model left behind, which may crash.
     os._exit(0)
 
 

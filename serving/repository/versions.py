@@ -1,6 +1,4 @@
-"""The model repository: ``<root>/<name>/<version>/model.json`` beside the graph that it
-describes.
-"""
+"""The model repository: ``<root>/<name>/<version>/model.json`` beside the graph it describes."""
 
 from __future__ import annotations
 
@@ -35,11 +33,10 @@ Cards = dict[str, dict[int, Card]]
 
 
 def find_versions(root: Path) -> dict[str, dict[int, Path]]:
-    """The version folders of every model below ``root``, names sorted, versions rising. Nothing is
-    read.
+    """The version folders of every model, names sorted, versions ascending. No file is read.
 
-    A folder without a version is no model: :func:`others` names those. One that cannot be looked
-    into may be a model, and has no versions here.
+    A folder without versions is not a model; see :func:`others`. One that cannot be opened may be a
+    model, and has no versions here.
 
     Raises:
         RepositoryError: no such folder.
@@ -48,24 +45,18 @@ def find_versions(root: Path) -> dict[str, dict[int, Path]]:
 
 
 def others(root: Path) -> list[str]:
-    """The names of folders below ``root`` that are no models.
-
-    Raises:
-        RepositoryError: as :func:`find_versions` does.
-    """
+    """Folders below ``root`` that are not models, by name; raises like :func:`find_versions`."""
     return [name for name, versions in _look(root).items() if versions is None]
 
 
 def read_repository(root: Path, only: str = "") -> Cards:
-    """Every version of every model below ``root``, names sorted, versions rising. Files are not
-    hashed yet.
+    """Every version of every model, names sorted, versions ascending. Checksums are not verified.
 
     Args:
-        root: the repository.
-        only: a model; if it is there, the others are not looked at.
+        only: a model; if it exists, the others are not read.
 
     Raises:
-        RepositoryError: no such folder, no model in it, one that cannot be looked into, or a bad
+        RepositoryError: no such folder, no model in it, a folder that cannot be opened, or a bad
             card.
     """
     folders = find_versions(root)
@@ -80,7 +71,7 @@ def read_repository(root: Path, only: str = "") -> Cards:
 
 
 def no_model(root: Path) -> RepositoryError:
-    """For a repository without any model."""
+    """The error for a repository without models."""
     names = others(root)
     beside = f"; without a version: {short(', '.join(names))}" if names else ""
     return RepositoryError(
@@ -89,19 +80,17 @@ def no_model(root: Path) -> RepositoryError:
 
 
 def unreadable(folder: Path) -> RepositoryError:
-    """For a folder that cannot be looked into."""
+    """The error for a folder that cannot be opened."""
     try:
         list(folder.iterdir())
-        reason = "it changed just now"
+        reason = "it changed a moment ago"
     except OSError as error:
         reason = str(error.strerror)
-    return RepositoryError(
-        f"{folder} cannot be looked into: {reason}", "a folder of versions, or one without a model"
-    )
+    return RepositoryError(f"{folder} cannot be opened: {reason}", "a folder of versions")
 
 
 def _look(root: Path) -> dict[str, dict[int, Path] | None]:
-    """Every folder that is not hidden by name, with its versions; None for what is no model."""
+    """Every visible folder by name, with its versions; None if it is not a model."""
     if not root.is_dir():
         raise RepositoryError(
             f"no folder {root}",
@@ -136,21 +125,19 @@ def _versions(folder: Path) -> dict[int, Path] | None:
 
 
 def verify(card: Card) -> None:
-    """See that the version folder holds the files that the card lists, these alone, and with these
-    hashes.
+    """Check that the version folder holds exactly the files of the card, with these checksums.
 
-    Files whose name starts with a dot, and folders that systems make, are not looked at: nothing
-    reads them.
+    Names that start with a dot, and system folders, are ignored, because nothing reads them.
 
     Raises:
-        RepositoryError: a file is missing, is not listed, is no plain file, leads out of the
-            repository, or has another SHA-256.
+        RepositoryError: a file is missing, not listed, not regular, outside the repository, or has
+            another SHA-256.
     """
     there = {path.name for path in _entries(card.folder) if not _is_beside(path)} - {CARD}
     if strays := sorted(there - set(card.sha256)):
         raise RepositoryError(
             f"{card.folder} holds {strays[0]!r}, which the card does not list",
-            "listed files alone",
+            "only files that the card lists",
         )
     for name, checksum in card.sha256.items():
         path = card.folder / name
@@ -164,8 +151,8 @@ def verify(card: Card) -> None:
             ) from error
         if digest != checksum:
             raise RepositoryError(
-                f"{path} has SHA-256 {digest}",
-                f"{checksum}, as its card says: the file is damaged or was exchanged",
+                f"{path} is damaged or was replaced: its SHA-256 is {digest}",
+                f"{checksum}, as the card says",
                 HINT,
             )
 
@@ -175,14 +162,14 @@ def _is_beside(path: Path) -> bool:
 
 
 def wanted_versions(policy: str, versions: Iterable[int]) -> tuple[list[int], int]:
-    """The versions that may be served, the newest first, and how many of them are to be.
+    """The versions that may be served, the newest first, and how many of them are.
 
     Args:
-        policy: ``latest``, ``latest:N``, ``all``, or numbers as in ``1,3``.
-        versions: that are there.
+        policy: ``latest``, ``latest:N``, ``all``, or numbers such as ``1,3``.
+        versions: that exist.
 
     Raises:
-        ConfigError: no such policy.
+        ConfigError: an unknown policy.
     """
     falling = sorted(versions, reverse=True)
     if policy == "all":
@@ -203,13 +190,13 @@ def choose(
     version: int,
     kind: Kind | tuple[Kind, ...] | None,
 ) -> Card:
-    """The card that a request means, of ``kind`` or of one of several.
+    """The card that a request means, of one of these kinds.
 
-    Version 0 is the newest. An empty name is the only model of its kind; of several kinds, of the
-    first that is served.
+    Version 0 is the newest. An empty name is the only model of its kind; of several kinds, the
+    first that is served counts.
 
     Raises:
-        FieldError: no name, and not exactly one model to mean.
+        FieldError: no name, and not exactly one candidate.
         ModelNotFound: no such name or version.
         WrongModelKind: the model is of another kind.
     """
@@ -226,8 +213,7 @@ def choose(
         raise WrongModelKind(
             f"model {name!r} is a {card.kind}, and this needs a {' or '.join(kinds)}",
             f"one of: {', '.join(usable) or 'none is served'}",
-            "a graph of another kind comes from: wsss-trainer export RUN --name NAME --kind"
-            f" {kinds[0]}",
+            f"export one: wsss-trainer export RUN --name NAME --kind {kinds[0]}",
             field="model",
             metadata={"usable": ",".join(usable)},
         )
@@ -235,14 +221,12 @@ def choose(
 
 
 def _only(models: list[str]) -> str:
-    """The one model of a list."""
     if len(models) != 1:
         raise FieldError("no model named", nearest("", models), "name one of them", field="model")
     return models[0]
 
 
 def _version(cards: Mapping[str, Mapping[int, Card]], name: str, version: int) -> Card:
-    """The card of one version of a model, 0 for the newest."""
     if name not in cards:
         names = ",".join(cards)
         raise ModelNotFound(
@@ -262,7 +246,7 @@ def _version(cards: Mapping[str, Mapping[int, Card]], name: str, version: int) -
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What is in a folder; nothing if it vanished meanwhile."""
+    """The entries of a folder; none if it has just vanished."""
     try:
         return list(folder.iterdir())
     except OSError:

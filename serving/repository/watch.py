@@ -1,4 +1,4 @@
-"""What changed in a repository, seen by looking at it again and again."""
+"""Changes in a repository, found by polling."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 from serving.repository.versions import find_versions
 
-# Name, size, time and number of every file of a version folder: another one means another model.
+# Name, size, modification time and inode of every file: a different signature is a different model.
 Signature = tuple[tuple[str, int, int, int], ...]
 Snapshot = dict[int, Signature]
 
 
 class Watch:
-    """Looks at a repository, whose present state counts as known.
+    """Looks at a repository again and again; its present state counts as known.
 
     Raises:
         RepositoryError: no such folder.
@@ -26,18 +26,18 @@ class Watch:
 
     @property
     def models(self) -> list[str]:
-        """Every model that was there at the last look."""
+        """The models at the last look."""
         return list(self._seen)
 
     def look(self) -> list[str]:
-        """The models whose files are not as known, and the same as at the last look: copying them
-        is over.
-
-        They count as known from now on.
+        """The models that changed and then stayed the same since the last look; they are known from
+        now on.
 
         Raises:
             RepositoryError: no such folder.
         """
+        # A change is reported only once two looks agree: until then somebody is still copying
+        # files.
         now = snapshot(self._root)
         names = sorted(now.keys() | self._known.keys())
         stable = [
@@ -64,7 +64,7 @@ def snapshot(root: Path) -> dict[str, Snapshot]:
 
 
 def signature(folder: Path) -> Signature:
-    """What changes when a file of the folder does; nothing of a folder that is not there."""
+    """Changes when a file of the folder does; empty for a folder that does not exist."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         stats = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]

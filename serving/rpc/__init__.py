@@ -1,1 +1,1 @@
-"""The gRPC services: what every call goes through, and both protocols to and from messages."""
+"""The gRPC services: what every call goes through, and the messages of both protocols."""

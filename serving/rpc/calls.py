@@ -1,5 +1,5 @@
-"""The way of every call of every service: an id, a deadline, counters, times, a log line, a trace,
-and a status.
+"""What every call of every service goes through: id, deadline, counters, times, log line, trace and
+status.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from serving.telemetry.tracing import Trace
 log = logging.getLogger(__name__)
 requests_log = logging.getLogger("serving.requests")
 
-# Asked every few seconds; counted, and worth neither line nor span.
+# Probes come every few seconds; they are counted but leave neither line nor span.
 PROBES = ("/ServerLive", "/ServerReady", "/ModelReady")
-# For which a call waits until there is room to read its message; then it is refused.
+# How long a call waits for room to read its message before it is refused.
 READING_SECONDS = 1.0
-# From a request and its call to the reply.
+# Makes the reply from a request and its call.
 Work = Callable[[Any, Call], Coroutine[Any, Any, Any]]
 StreamWork = Callable[[AsyncIterator[Any], grpc.aio.ServicerContext], AsyncIterator[Any]]
 
@@ -53,16 +53,14 @@ class Calls:
     """Answers calls.
 
     Args:
-        telemetry: counts them.
-        memory: the budget that messages count in while they are read.
-        limits: of what may be open at once.
-        trace: writes their spans; None writes none.
+        memory: the budget that counts messages while they are read.
+        trace: writes the spans of a call; None writes none.
         level: of the line that each call leaves in the log.
 
     Attributes:
-        requests, messages, streams, watches: places for each. ``messages`` are those of plain calls
-            that are being read.
-        draining: the server will end soon and says so, but still answers requests.
+        requests, messages, streams, watches: places for each; ``messages`` of plain calls being
+            read.
+        draining: the server will end soon and says so, but still takes requests.
         ending: set once further requests are refused.
     """
 
@@ -78,7 +76,7 @@ class Calls:
         self._trace = trace
         self._level = level
         self._memory = memory
-        # gRPC does not tell how long a message is before all of it is there: the longest counts.
+        # gRPC does not tell the length of a message before it is complete, so the longest counts.
         self._message_bytes = min(limits.message_bytes, memory.limit // 2)
         self._idle_seconds = limits.idle_seconds
         self.requests = Places("requests", limits.max_calls, limits.calls_per_caller, ServerFull)
@@ -105,10 +103,8 @@ class Calls:
         """The handler of a whole service, for ``add_generic_rpc_handlers``.
 
         Args:
-            descriptor: of the service.
-            works: what makes the reply of each plain method, from its request and the
-                :class:`Call`.
-            special: handlers of the other methods, streams for example.
+            works: by name of a plain method, what makes its reply.
+            special: handlers of the other methods, such as streams.
         """
         handlers = dict(special or {})
         for name, work in works.items():
@@ -121,8 +117,8 @@ class Calls:
     def unary(
         self, rpc: str, work: Work, parse: Callable[[bytes], Any], write: Callable[[Any], bytes]
     ) -> Any:
-        """The handler of one plain method. ``read`` must not raise but return a
-        :class:`RequestError`.
+        """The handler of a plain method. ``parse`` returns a :class:`RequestError` instead of
+        raising it.
         """
 
         async def answer(messages: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> Any:
@@ -136,7 +132,8 @@ class Calls:
             except RequestError as error:
                 await abort(context, error, trailing(call))
 
-        # As a stream of one message: a refusal then comes before the message is read.
+        # Registered as a stream of one message: gRPC would otherwise read the message before it
+        # calls us, and every refusal would come too late to save memory.
         return grpc.stream_unary_rpc_method_handler(answer, parse, write)
 
     def streaming(
@@ -146,8 +143,10 @@ class Calls:
         parse: Callable[[bytes], Any],
         write: Callable[[Any], bytes],
     ) -> Any:
-        """The handler of one method of many requests and replies. ``work`` watches over each
-        request by itself. A stream whose caller sends nothing, or reads nothing, is ended.
+        """The handler of a method with many requests and replies. ``work`` watches over each
+        request.
+
+        A stream whose caller sends nothing, or reads nothing, is ended.
         """
         seconds = self._idle_seconds
 
@@ -159,10 +158,10 @@ class Calls:
                         async with asyncio.timeout(seconds):
                             await context.write(reply)
                     if patient.idle:
-                        raise StreamIdle(f"no message came for {seconds:g} s", hint="a new stream")
+                        raise StreamIdle(f"no message for {seconds:g} s", hint="open a new stream")
             except TimeoutError:
-                idle = StreamIdle(f"replies were not read for {seconds:g} s", hint="a new stream")
-                await self.refuse(context, rpc, idle)
+                unread = f"replies were not read for {seconds:g} s"
+                await self.refuse(context, rpc, StreamIdle(unread, hint="open a new stream"))
             except RequestError as error:
                 await self.refuse(context, rpc, error)
 
@@ -171,17 +170,17 @@ class Calls:
     async def refuse(
         self, context: grpc.aio.ServicerContext, rpc: str, error: RequestError
     ) -> NoReturn:
-        """Count a call that no :class:`Call` stands for, and end it with an error."""
+        """Count a call that has no :class:`Call`, and end it with an error."""
         self._telemetry.refused(rpc, error.code, error.reason)
         await abort(context, error)
 
     @contextmanager
     def watch(self, call: Call) -> Iterator[None]:
-        """Watch over one request, on a call of its own or one of many on a stream.
+        """Watch over one request, on a call of its own or on a stream.
 
         Raises:
-            RequestError: as the block raised it; any other exception is logged with the
-                request's id and becomes a ServerFault.
+            RequestError: as the block raised it. Any other exception is logged with the request's
+                id and becomes a ServerFault.
         """
         token = logs.REQUEST_ID.set(call.request_id)
         try:
@@ -192,6 +191,7 @@ class Calls:
             call.code, call.reason = error.code, error.reason
             raise
         except asyncio.CancelledError:
+            # gRPC cancels the handler both when the caller leaves and when the deadline passes.
             late = call.deadline is not None and time.monotonic() >= call.deadline
             call.code = "DEADLINE_EXCEEDED" if late else "CANCELLED"
             raise
@@ -209,14 +209,14 @@ class Calls:
         """The one message of a plain call.
 
         Raises:
-            RequestError: there is no room to read it, it does not arrive, cannot be read, or came
-                when the server was ending.
+            RequestError: no room to read it, no message in time, a malformed one, or a server that
+                ends.
         """
         patient = Patient(messages, self._idle_seconds)
         patience = time.monotonic() + READING_SECONDS
         self._unread += 1
         try:
-            # Most messages are read in a millisecond, and a burst of them is no reason to refuse.
+            # Most messages are read within a millisecond. A burst is no reason to refuse.
             while not (self.messages.has_room(call.caller) and self._has_room()):
                 if time.monotonic() >= patience:
                     break
@@ -226,23 +226,22 @@ class Calls:
         finally:
             self._unread -= 1
         if patient.idle:
-            raise DeadlineMissed(f"the message did not arrive in {self._idle_seconds:g} s")
+            raise DeadlineMissed(f"the message did not arrive within {self._idle_seconds:g} s")
         if request is None:
             raise FieldError("a call without a message", "one message")
         if isinstance(request, RequestError):
             raise request
         self._check_ending()
-        # The way here was the caller's time.
+        # The transfer took the caller's time, not ours.
         call.began = time.monotonic()
         return request
 
     def _has_room(self) -> bool:
-        """Whether there is memory to read one more message, whatever its length."""
         return self._memory.has_room(self._message_bytes)
 
     def _check_ending(self) -> None:
         if self.ending.is_set():
-            raise ServerUnavailable("the server is ending", hint="another server")
+            raise ServerUnavailable("the server is shutting down", hint="another server")
 
     def _end(self, call: Call) -> None:
         call.ended = time.monotonic()
@@ -258,15 +257,15 @@ class Calls:
 async def abort(
     context: grpc.aio.ServicerContext, error: RequestError, more: Metadata = ()
 ) -> NoReturn:
-    """End a call with the status of an error, and ``more`` trailing metadata."""
+    """End a call with an error's status and ``more`` trailing metadata."""
     reply = status.to_status(error)
     await context.abort(reply.code, reply.details, (*(reply.trailing_metadata or ()), *more))
     raise AssertionError("abort always raises")
 
 
 def reader(message: Any) -> Callable[[bytes], Any]:
-    """Parses a message of this class, or says what is wrong: what a deserializer raises, gRPC
-    answers with UNKNOWN.
+    """A parser of this message class that returns its error: gRPC answers UNKNOWN to what it
+    raises.
     """
 
     def parse(data: bytes) -> Any:
@@ -274,7 +273,7 @@ def reader(message: Any) -> Callable[[bytes], Any]:
             return message.FromString(data)
         except DecodeError:
             name = message.DESCRIPTOR.full_name
-            return FieldError(f"the message is no {name}", f"an encoded {name}")
+            return FieldError(f"the message is not a {name}", f"an encoded {name}")
 
     return parse
 

@@ -23,9 +23,7 @@ EXTENSIONS = (
 
 
 def extensions(config: ServerConfig) -> list[str]:
-    """What the server can do beyond the protocol, and its limits in the form that Triton gives
-    details: ``name(...)``.
-    """
+    """Extensions of the server and its limits, in Triton's form for details: ``name(...)``."""
     limits = {
         "message_bytes": config.limits.message_bytes,
         "image_bytes": config.limits.max_bytes,
@@ -39,9 +37,7 @@ def extensions(config: ServerConfig) -> list[str]:
 
 
 def metadata(model: Served, versions: list[int], config: ServerConfig) -> Any:
-    """``ModelMetadataResponse`` of a model; its properties say what it is and where its limits
-    are.
-    """
+    """``ModelMetadataResponse`` of a model; its properties give kind, engine and limits."""
     card = model.card
     properties = {
         "kind": card.kind,
@@ -92,8 +88,7 @@ def statistics(model: Served, decode_seconds: float, encode_seconds: float) -> A
     """``ModelStatistics`` of a model.
 
     Args:
-        served: whose batcher has counted.
-        decode_seconds, encode_seconds: spent on the messages of all requests answered.
+        decode_seconds, encode_seconds: spent on the messages of all answered requests.
     """
     counts: Statistics = model.batcher.statistics()
     successes, failures = counts.requests, counts.failures
@@ -124,7 +119,7 @@ def statistics(model: Served, decode_seconds: float, encode_seconds: float) -> A
 
 
 def _platform(model: Served) -> str:
-    """Triton's word where it has one."""
+    """Triton's name of the platform where it has one."""
     library = model.engine.description.split()[0]
     return {"onnxruntime": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}.get(library, library)
 

@@ -1,4 +1,4 @@
-"""Refuses callers without the right token, and a server that is open by accident."""
+"""Refuses callers without the right token, and a server that is exposed by accident."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ CONTROL = {
 
 
 class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Refuses calls without a token of the role that they need, before their message is read.
-    Health is open to all.
+    """Refuses calls without a token of the required role, before their message is read. The health
+    service is open to all.
     """
 
     def __init__(self, tokens: Tokens, telemetry: Telemetry) -> None:
@@ -47,35 +47,36 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         except RequestError as error:
             self._telemetry.refused(details.method[1:], error.code, error.reason)
             return _refusal(error)
+        # The handler runs in this task's context, where it finds the caller's name.
         TOKEN_NAME.set(caller.name)
         return handler
 
 
 def check_exposure(config: ServerConfig) -> None:
-    """Refuse to serve strangers by accident.
+    """Refuse an exposed server that nobody asked for.
 
     Raises:
-        StartError: an address that others can reach, without TLS or tokens, and ``insecure`` does
-            not ask for it; or one with model control without tokens.
+        StartError: other machines can reach the address, there is neither TLS nor a token file, and
+            ``insecure`` is not set; or model control is on without a token file.
     """
     access, host = config.access, config.network.host
     if access.insecure or is_loopback(host):
         return
     if not access.cert and not access.tokens:
         raise StartError(
-            f"{host} can be reached from other machines and anyone could call",
-            "TLS, tokens, or the machine itself alone",
+            f"other machines can reach {host}, and anyone on them could call",
+            "TLS, tokens, or an address that only this machine reaches",
             "--tls-cert CERT --tls-key KEY, --tokens FILE, --host 127.0.0.1, or --insecure behind a"
             " gateway",
         )
     if config.models.control == "explicit" and not access.tokens:
         raise StartError(
-            f"{host} can be reached from other machines and anyone could load and unload models",
-            "tokens, of which some have the role control",
+            f"other machines can reach {host}, and anyone on them could load and unload models",
+            "a token file with callers of the role control",
             "--tokens FILE",
         )
     if not access.cert:
-        log.warning("tokens travel unencrypted: %s has no TLS", host)
+        log.warning("tokens travel unencrypted, because %s has no TLS", host)
 
 
 def _header(metadata: Iterable[tuple[str, str | bytes]]) -> str:
@@ -85,7 +86,7 @@ def _header(metadata: Iterable[tuple[str, str | bytes]]) -> str:
 
 
 def _refusal(error: RequestError) -> Any:
-    """A handler that reads nothing and refuses. To gRPC every kind of call is a stream of
+    """A handler that reads nothing and refuses. To gRPC, every kind of call is a stream of
     messages.
     """
 

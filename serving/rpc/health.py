@@ -1,6 +1,4 @@
-"""``grpc.health.v1`` for the server, its services and ``models/NAME`` of each model, following what
-is served.
-"""
+"""``grpc.health.v1`` for the server, its services, and ``models/NAME`` for each model."""
 
 from __future__ import annotations
 
@@ -23,18 +21,14 @@ SERVING, NOT_SERVING, SERVICE_UNKNOWN = (
     pb.HealthCheckResponse.NOT_SERVING,
     pb.HealthCheckResponse.SERVICE_UNKNOWN,
 )
-# For the message of a call, which names a service.
+# How long the message that names the service may take.
 MESSAGE_SECONDS = 10.0
 
 
 class Health:
-    """The health service. ``start`` once calls are answered, ``end`` before they no longer are.
+    """The health service. ``start`` when calls are answered, ``end`` before they no longer are.
 
-    Every ``Check`` is answered, however many calls are open. Watches have their own places.
-
-    Args:
-        models: to report on.
-        calls: what holds the places.
+    Every ``Check`` is answered, however many calls are open. Watches have places of their own.
     """
 
     def __init__(self, models: Models, calls: Calls) -> None:
@@ -56,9 +50,7 @@ class Health:
         )
 
     def start(self, services: Iterable[str]) -> None:
-        """Report the server, ``services`` and the models, from now on with every change of a
-        model.
-        """
+        """Report the server, ``services`` and the models, and follow every change of a model."""
         for name in {state.name for state in self._models.index()}:
             self._report(name)
         self._models.subscribe(lambda change: self._report(change.name))
@@ -79,6 +71,7 @@ class Health:
         if self._ended:
             return
         self._states[service] = state
+        # Wakes every watch. Each holds the old event, so a new one serves the next change.
         self._change.set()
         self._change = asyncio.Event()
 
@@ -88,7 +81,7 @@ class Health:
         except RequestError as error:
             await abort(context, error)
         if service not in self._states:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"no service {service[:200]!r} is known")
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {service[:200]!r}")
         return pb.HealthCheckResponse(status=self._states[service])
 
     async def _watch(self, messages: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
@@ -106,7 +99,6 @@ class Health:
 
 
 async def _service(messages: AsyncIterator[Any]) -> str:
-    """What a caller asks for."""
     request = await anext(Patient(messages, MESSAGE_SECONDS), None)
     if request is None:
         raise FieldError("a call without a message", "one message")

@@ -1,4 +1,4 @@
-"""The metadata of a call: who calls and until when, and what the reply says beside its message."""
+"""The metadata of a call: who calls, until when, and what accompanies the reply."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import grpc
 from serving.telemetry import logs
 from serving.telemetry.call import Call, Metadata
 
-# A caller sends this key to get the times of the stages under the same key.
+# A caller who sends this key gets the times of the stages under the same key.
 TIMINGS_KEY = "wsss-timings"
-# The name of the token that a call carries. The check of tokens sets it before the call is handled.
+# The name on the call's token, set by the token check before the handler runs.
 TOKEN_NAME: ContextVar[str] = ContextVar("token_name", default="")
 
 
 def started(rpc: str, context: grpc.aio.ServicerContext) -> Call:
-    """A call that has just come in; on a stream, one request of it."""
+    """A call that has just arrived; on a stream, one of its requests."""
     metadata = tuple(context.invocation_metadata() or ())
     remaining = context.time_remaining()
     deadline = None if remaining is None else time.monotonic() + remaining
@@ -25,17 +25,17 @@ def started(rpc: str, context: grpc.aio.ServicerContext) -> Call:
 
 
 def caller_of(context: grpc.aio.ServicerContext) -> str:
-    """Whose token or certificate a call carries, else the address that it comes from."""
+    """The token or certificate name of a call, otherwise its address."""
     if token := TOKEN_NAME.get():
         return token
     names = context.auth_context().get("x509_common_name") or ()
-    # Without the port: another connection is no other caller.
+    # Without the port: a second connection is the same caller.
     return names[0].decode(errors="replace") if names else str(context.peer()).rpartition(":")[0]
 
 
 def trailing(call: Call) -> Metadata:
-    """The trailing metadata of a reply: the id, and the times of the stages in milliseconds if the
-    caller wants them.
+    """The trailing metadata of a reply: the id, and stage times in milliseconds if the caller
+    asked.
     """
     entries: list[tuple[str, str]] = [(logs.REQUEST_ID_KEY, call.request_id)]
     if any(key == TIMINGS_KEY and value not in ("0", "") for key, value in call.metadata):

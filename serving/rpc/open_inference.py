@@ -1,9 +1,8 @@
-"""The Open Inference Protocol, ``inference.GRPCInferenceService``: tensors in, tensors out, on our
-models and queues.
+"""The Open Inference Protocol, ``inference.GRPCInferenceService``: tensors in and out.
 
-Extensions and status codes are those of NVIDIA Triton, so that its clients and perf_analyzer work
-unchanged. A model of kind ``segmenter`` or ``cam`` also takes one encoded image, as a BYTES
-element, in place of its pixels.
+Extensions and status codes follow NVIDIA Triton, so that its clients and perf_analyzer work
+unchanged. Models of kind ``segmenter`` and ``cam`` also take one encoded image, as a BYTES element,
+instead of its pixels.
 """
 
 from __future__ import annotations
@@ -50,9 +49,6 @@ class OpenInferenceService:
     """Answers the calls of the protocol.
 
     Args:
-        models: to answer with.
-        config: of the server.
-        calls: what every call goes through.
         codecs: threads for images and for tensors that are not raw, and their memory.
     """
 
@@ -154,15 +150,16 @@ class OpenInferenceService:
         self._check_control(request)
         if request.parameters:
             raise FieldError(
-                "load parameters are not taken: models come from the repository alone",
+                "load parameters are not supported",
+                "no parameters: models come only from the repository",
                 field="parameters",
             )
         try:
             await self._models.load(request.model_name)
         except RepositoryError:
             raise ModelRefused(
-                f"model {request.model_name!r} is not sound; what was served is served still",
-                "the reason is in RepositoryIndex and in the server's log",
+                f"model {request.model_name!r} is not sound; the server keeps what it served",
+                hint="RepositoryIndex and the server's log give the reason",
                 field="model_name",
             ) from None
         return pb.RepositoryModelLoadResponse()
@@ -206,7 +203,7 @@ class OpenInferenceService:
     async def _inputs(
         self, request: InferRequest, model: Served
     ) -> tuple[Inputs, pipeline.Canvas | None]:
-        """Arrays for the engine, and the picture if the request has one in place of them."""
+        """Arrays for the engine, and the canvas if the request has an image instead of pixels."""
         if model.card.kind == "tensor":
             return await self._tensors(request, model), None
         if [tensor.datatype for tensor in request.message.inputs] == ["BYTES"]:
@@ -217,8 +214,8 @@ class OpenInferenceService:
         return inputs, None
 
     async def _tensors(self, request: InferRequest, model: Served) -> Inputs:
-        # Views of raw contents cost nothing; typed ones are read value by value, which must not
-        # stop the loop.
+        # Views of raw contents cost nothing. Typed contents are read value by value, which would
+        # block the event loop.
         if request.raw:
             return tensors.read_inputs(request, model.engine.inputs)
         arrays: Inputs = await self._codecs.run(tensors.read_inputs, request, model.engine.inputs)
@@ -278,22 +275,22 @@ class OpenInferenceService:
         self._check_repository(request)
         if self._config.models.control != "explicit":
             raise ServerUnavailable(
-                "model control is off on this server", hint="serve --set models.control=explicit"
+                "model control is off on this server", hint="start it with --control explicit"
             )
 
     @staticmethod
     def _check_repository(request: Any) -> None:
         if request.repository_name:
             raise FieldError(
-                "repositories have no names here", "an empty name", field="repository_name"
+                "the repository has no name", "an empty repository_name", field="repository_name"
             )
 
 
 def _check_outputs(outputs: Outputs, inputs: Inputs, model: Served) -> None:
-    """Compare what the graph returned with what its card, or else the graph itself, promises.
+    """Check the outputs of a run against the card or, for a tensor model, the graph.
 
     Raises:
-        OutputError: it broke its promise.
+        OutputError: they differ from its promise.
     """
     batch, *sides = next(iter(inputs.values())).shape
     if model.card.kind != "tensor":
@@ -313,8 +310,8 @@ def _check_outputs(outputs: Outputs, inputs: Inputs, model: Served) -> None:
 
 
 def _full_size(outputs: Outputs, canvas: pipeline.Canvas, model: Served) -> Outputs:
-    """What the graph says of a picture, at the picture's own size where it is a map of pixels."""
-    # Every map is wanted, whatever its score.
+    """The graph's answer to an image, with pixel maps at the image's size."""
+    # A threshold of 0 keeps every map.
     answer = pipeline.Answer(
         canvas, model.card, options_for(model.card, score_threshold=0.0, mask=False)
     )

@@ -1,4 +1,4 @@
-"""How much may be open at once: a bounded number in all, and of one caller."""
+"""How many things may be open at once, in total and per caller."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from serving.errors import CallerBusy, RetryLater
 
 
 class Places:
-    """Places of one sort. Used on one event loop.
+    """Places of one sort. Use it on one event loop.
 
     Args:
         noun: what takes a place, in the plural.
-        total: places.
+        total: number of places.
         each: of them for one caller.
-        full: the error where none is left.
+        full: the error when none is left.
 
     Attributes:
         taken: places taken now.
@@ -36,7 +36,7 @@ class Places:
         """Take a place.
 
         Raises:
-            CallerBusy: the caller has as many as one may.
+            CallerBusy: the caller has its share already.
             RetryLater: of the class ``full``: none is left.
         """
         if self._callers[caller] >= self._each:

@@ -18,7 +18,7 @@ from serving.images.rgb import Pixels
 from serving.repository.served import Served
 from wsss.v1 import segmentation_pb2 as pb
 
-# Of all overlays in a reply: they are pictures of the image's size, one a class.
+# Pixels of all overlays in a reply; each has the image's size.
 MAX_OVERLAY_PIXELS = 50_000_000
 SOURCE = ("run", "method", "backbone", "commit", "data_fingerprint")
 KINDS: dict[Kind, Any] = {
@@ -29,9 +29,7 @@ KINDS: dict[Kind, Any] = {
 
 
 def mask(result: Segmented, encoding: int, card: Card) -> Any:
-    """The ``Mask`` of a segmentation; classes without a pixel are left out of its run lengths and
-    polygons.
-    """
+    """The ``Mask`` of a segmentation. Run lengths and polygons omit classes without a pixel."""
     labels = result.labels
     height, width = labels.shape
     message = pb.Mask(height=height, width=width)
@@ -43,6 +41,7 @@ def mask(result: Segmented, encoding: int, card: Card) -> Any:
     elif encoding == pb.MASK_ENCODING_COCO_RLE:
         for label, counts in encodings.coco_counts(labels).items():
             message.coco_rle.classes.add(label=label, counts=counts.decode("ascii"))
+        # A mask without any class must still have its data field set.
         message.coco_rle.SetInParent()
     elif encoding == pb.MASK_ENCODING_POLYGONS:
         for label, rings in polygons.rings(labels).items():
@@ -58,7 +57,7 @@ def mask(result: Segmented, encoding: int, card: Card) -> Any:
 
 
 def confidence(values: Pixels, encoding: int) -> Any:
-    """The ``Confidence`` of a mask of this encoding."""
+    """The ``Confidence`` that goes with a mask of this encoding."""
     height, width = values.shape
     if encoding == pb.MASK_ENCODING_RAW:
         return pb.Confidence(height=height, width=width, raw=values.tobytes())
@@ -83,7 +82,7 @@ def cam(result: Activated, form: int, card: Card, picture: Picture) -> Any:
                 f"overlays of {len(names)} classes for an image of"
                 f" {message.height}x{message.width}",
                 f"at most {MAX_OVERLAY_PIXELS:,} pixels in all",
-                "fewer tags, or maps that are no overlays",
+                "request fewer tags, or another format",
                 field="format",
             )
         message.overlays.png.extend(
@@ -135,7 +134,7 @@ def image_info(picture: Picture, canvas: Canvas) -> Any:
 
 
 def provenance(live: Served, canvas: Canvas, options: Options, overlap: float) -> Any:
-    """What answered, and with which settings."""
+    """The model that answered, and its settings."""
     card, tiling = live.card, canvas.tiling
     message = pb.Provenance(
         model=card.name,

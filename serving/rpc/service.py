@@ -1,6 +1,4 @@
-"""The ``wsss.v1.Segmentation`` service: from requests to the pipeline, and from its results to
-replies.
-"""
+"""The ``wsss.v1.Segmentation`` service: requests to the pipeline, and its results to replies."""
 
 from __future__ import annotations
 
@@ -34,7 +32,7 @@ from wsss.v1 import segmentation_pb2 as pb
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Segmentation"]
 NAME: str = SERVICE.full_name
-# Tiles of one image that go to the engine together: enough for a batch, not all of the queue.
+# Tiles of one image in the queue at once: enough for a batch, but not the whole queue.
 TILES_AT_ONCE = 4
 NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 OVERSIZE: dict[Any, OversizeRule] = {
@@ -49,12 +47,9 @@ class Job:
     """An image on its way through a model.
 
     Attributes:
-        call: that it belongs to.
-        served: the model.
-        options: what is asked for.
-        tiles: what becomes of an image above the model's limits.
-        priority: in the queue, a larger one first.
-        overlay: maps are laid over the image, whose pixels are needed until then.
+        tiles: treatment of an image above the model's limits.
+        priority: a larger one goes first in the queue.
+        overlay: maps are laid over the image, whose pixels must be kept until then.
     """
 
     call: Call
@@ -69,10 +64,7 @@ class SegmentationService:
     """Answers the calls of the protocol.
 
     Args:
-        models: to answer with.
-        config: of the server; limits and tiling are read here.
-        codecs: threads that decode and encode, and the memory for it.
-        calls: what every call goes through.
+        codecs: threads that decode and encode, and their memory.
     """
 
     def __init__(self, models: Models, config: ServerConfig, codecs: Codecs, calls: Calls) -> None:
@@ -186,7 +178,7 @@ class SegmentationService:
         return model
 
     def _tiles(self, request: Any) -> TilingConfig:
-        """What the request says of images above the model's limits, else the server's own rule."""
+        """The request's treatment of images above the model's limits, or the server's."""
         rule = OVERSIZE.get(
             _one_of(request.oversize, pb.Oversize, "oversize"), self._config.tiling.oversize
         )
@@ -198,12 +190,13 @@ class SegmentationService:
         return dataclasses.replace(self._config.tiling, oversize=rule, overlap=overlap)
 
     async def _answer(self, request: Any, job: Job, reply: Callable[[Answer, Picture], Any]) -> Any:
-        """Run the image of a request, make ``reply`` of the answer, and complete it with what every
-        reply carries.
-        """
+        """Run the image of a request, and complete the reply with what every reply carries."""
+        # The order matters: the lease keeps the engine loaded, the place in the queue bounds how
+        # many images are in memory, and both must outlive the decoding.
         call, model, memory = job.call, job.model, self._codecs.memory
         with self._models.lease(model), model.batcher.admission(call.deadline, job.priority):
             data = _bytes(request.image)
+            # Twice: protobuf holds one copy in the message and returned another.
             with memory.reserve(2 * len(data)):
                 picture, canvas = await self._codecs.run(self._decode, data, request.image, job)
                 del data
@@ -235,14 +228,14 @@ class SegmentationService:
             picture = decoding.decode(data, limits, self._codecs.memory.reserve)
         canvas = pipeline.prepare(picture, job.model.card, job.model.bucket, job.tiles)
         if not job.overlay:
+            # Drop the pixels early. Only overlays need them later, and many requests wait at this
+            # point.
             picture = dataclasses.replace(picture, pixels=NO_PIXELS)
         job.call.stage("decode", began)
         return picture, canvas
 
     async def _run(self, canvas: Canvas, answer: Answer, job: Job) -> list[Outputs]:
-        """Give ``answer`` every row of tiles but the last, which is returned: the caller adds it
-        where it finishes.
-        """
+        """Give ``answer`` every row of tiles but the last, which is left to the caller."""
         row: list[Outputs] = []
         for batches in canvas.rows():
             if row:
@@ -253,7 +246,7 @@ class SegmentationService:
         return row
 
     async def _run_together(self, batches: list[Pixels], job: Job) -> list[Outputs]:
-        """Outputs of a few tiles; the first to fail ends the others."""
+        """Outputs of a few tiles; the first failure ends the others."""
         call, batcher = job.call, job.model.batcher
         tasks = [
             asyncio.ensure_future(batcher.run({"image": batch}, call.deadline, job.priority))

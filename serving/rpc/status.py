@@ -18,7 +18,7 @@ DOMAIN = "wsss"
 
 
 def to_status(error: RequestError) -> grpc.Status:
-    """Code, text and details of an error, for ``context.abort_with_status``."""
+    """Code, text and details of an error."""
     details: list[Message] = [
         error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata),
     ]
@@ -45,7 +45,7 @@ def to_status(error: RequestError) -> grpc.Status:
 
 
 def from_call(call: grpc.Call) -> RequestError:
-    """The error of a failed call, in the class that the server raised where the status names it."""
+    """The error of a failed call, in the class that the server raised if the status names it."""
     code, text = call.code().name, call.details() or ""
     status = rpc_status.from_call(call)
     info = error_details_pb2.ErrorInfo()
@@ -60,7 +60,7 @@ def from_call(call: grpc.Call) -> RequestError:
 
 
 def to_failure(error: RequestError) -> Any:
-    """An error as the ``Failure`` of one request of a stream."""
+    """An error as the ``Failure`` of one request on a stream."""
     return segmentation_pb2.Failure(
         code=grpc.StatusCode[error.code].value[0],
         message=str(error),
@@ -85,12 +85,12 @@ def _kind(reason: str, code: str, text: str) -> type[RequestError]:
     for kind in kinds:
         if reason and kind.reason == reason:
             return kind
-    # What gRPC itself, or something on the way, answers in place of our code.
+    # Answers of gRPC itself, or of a proxy, without our details.
     if code == "RESOURCE_EXHAUSTED" and "larger than max" in text:
         return errors.ImageTooLarge
     by_code = {
         "UNAVAILABLE": ServerUnavailable,
-        # The caller did not cancel: a server that is closed does so to what is on its way there.
+        # We did not cancel: a closing server does that to calls on their way to it.
         "CANCELLED": ServerUnavailable,
         "RESOURCE_EXHAUSTED": errors.Overloaded,
         "DEADLINE_EXCEEDED": errors.DeadlineMissed,

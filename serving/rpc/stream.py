@@ -1,5 +1,5 @@
-"""``SegmentStream``: many images over one call, bounded in number, each with an answer or an error
-of its own.
+"""``SegmentStream``: many images over one call, a limited number at once, each with an answer or
+error of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wsss.v1 import segmentation_pb2 as pb
 
 RPC = "wsss.v1.Segmentation/SegmentStream"
 MAX_ID = 1024
-# Images in bulk wait behind single ones.
+# Bulk images wait behind single ones.
 PRIORITY = -1
 
 Segment = Callable[[Any, Call, int], Coroutine[Any, Any, Any]]
@@ -32,10 +32,9 @@ class SegmentStream:
     """The handler of the method.
 
     Args:
-        calls: what every request goes through.
         segment: makes the reply of one request, from its call and priority.
-        memory: the budget that requests count in from their arrival to their reply.
-        in_flight: requests of one stream taken and not answered yet, at most.
+        memory: the budget that counts requests from arrival to reply.
+        in_flight: maximum of unanswered requests per stream.
     """
 
     def __init__(self, calls: Calls, segment: Segment, memory: Memory, in_flight: int) -> None:
@@ -61,7 +60,7 @@ class SegmentStream:
         async def pull() -> Any:
             nonlocal first
             message, first = first, None
-            # The first message may be there for its options only.
+            # The first message may carry options only.
             if message is None or not (
                 isinstance(message, RequestError) or message.HasField("segment")
             ):
@@ -78,12 +77,12 @@ class SegmentStream:
         context.set_trailing_metadata(trailing(stream))
         if self._calls.ending.is_set():
             ending = ServerUnavailable(
-                "the server is ending", hint="what has no reply was not taken: send it again"
+                "the server is shutting down", hint="send every image without a reply again"
             )
             await abort(context, ending, trailing(stream))
 
     def _options(self, first: Any) -> tuple[bool, int]:
-        """Whether replies come as requests were sent, and how many requests are taken at once."""
+        """Whether replies keep the order of the requests, and how many are taken at once."""
         if first is None or isinstance(first, RequestError):
             return False, self._in_flight
         options = first.options
@@ -98,9 +97,7 @@ class SegmentStream:
         )
 
     async def _one(self, message: Any, call: Call) -> Any:
-        """The reply to one message. Where there is no place it waits for one, and the sender waits
-        with it.
-        """
+        """The reply to one message. It waits for a place, and so does the sender."""
         reply = pb.SegmentStreamResponse()
         while not self._calls.requests.has_room(call.caller):
             await asyncio.sleep(ROOM_SECONDS)
@@ -123,9 +120,7 @@ class SegmentStream:
                     except Overloaded as full:
                         await asyncio.sleep(full.retry_after)
         except TimeoutError:
-            raise DeadlineMissed(
-                "the time for this request is over", hint="a longer timeout"
-            ) from None
+            raise DeadlineMissed("the request's time is over", hint="a longer timeout") from None
 
 
 def _check(message: Any, call: Call) -> None:
@@ -134,7 +129,7 @@ def _check(message: Any, call: Call) -> None:
     if len(message.id) > MAX_ID:
         raise FieldError(f"an id of {len(message.id)} characters", f"at most {MAX_ID}", field="id")
     if not message.HasField("segment"):
-        raise FieldError("a message without a request", "segment", field="segment")
+        raise FieldError("a message without a request", "the field segment", field="segment")
     if message.HasField("timeout"):
         seconds = message.timeout.ToNanoseconds() / 1e9
         own = time.monotonic() + seconds

@@ -6,21 +6,19 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, Self
 
-# Between looks whether there is room.
+# Pause between two checks for room.
 ROOM_SECONDS = 0.02
 
 
 class Patient:
-    """The messages of a stream, until none comes for some seconds.
+    """The messages of a stream, until one is late.
 
     Args:
-        messages: of the stream.
-        seconds: for which one may be late.
-        has_room: whether the next message may be read. Until it may, nothing is, and the sender
-            waits.
+        seconds: that a message may take.
+        has_room: whether the next message may be read; otherwise the sender has to wait.
 
     Attributes:
-        idle: whether none came for so long.
+        idle: whether a message was late.
     """
 
     def __init__(
@@ -57,16 +55,16 @@ async def side_by_side(
     in_order: bool,
     ending: asyncio.Event | None = None,
 ) -> AsyncIterator[Any]:
-    """What ``work`` makes of each message, at most ``depth`` of them taken and not handed on yet.
+    """What ``work`` makes of each message, at most ``depth`` messages at a time.
+
+    Closing the iterator cancels everything in progress.
 
     Args:
         pull: the next message, None after the last.
         work: must not raise.
-        depth: while so many are under way nothing is pulled, so that the sender is held back.
-        in_order: hand on in the order of the messages; else whatever is finished first.
-        ending: once set nothing is pulled any more, and what is under way is finished.
-
-    What is under way when the iterator is closed is cancelled.
+        depth: messages pulled and not handed on; while there are so many, the sender has to wait.
+        in_order: keep the order of the messages; otherwise the first finished comes first.
+        ending: once set, nothing more is pulled, and everything in progress is finished.
     """
     places, replies = asyncio.Semaphore(depth - 1), asyncio.Queue[Any]()
     tasks: set[asyncio.Task[Any]] = set()
@@ -79,8 +77,11 @@ async def side_by_side(
                 replies.put_nowait(task)
             else:
                 task.add_done_callback(replies.put_nowait)
+            # After the task has started: with depth 1 the first message needs no place. HTTP/2 flow
+            # control stops the sender once nobody reads.
             await places.acquire()
         if tasks:
+            # The end marker must come after the last reply.
             await asyncio.wait(tasks)
 
     taker = asyncio.ensure_future(take())
@@ -99,7 +100,7 @@ async def side_by_side(
 
 
 async def unless(event: asyncio.Event, result: Awaitable[Any]) -> Any:
-    """What ``wanted`` gives, or None and an end to it if ``event`` is set before."""
+    """The result of an awaitable, or None, and its cancellation, if ``event`` is set before."""
     waits = [asyncio.ensure_future(event.wait()), asyncio.ensure_future(result)]
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol to NumPy arrays and back, every claim of the message
+"""Tensors of the Open Inference Protocol to NumPy arrays and back. Every claim of a message is
 checked first.
 """
 
@@ -18,8 +18,7 @@ from serving.rpc.wire import Buffer, InferRequest
 
 Array = npt.NDArray[Any]
 
-# Data type of the protocol, and the field of typed contents that holds its values; the half type
-# has none.
+# Data types of the protocol, and the fields of typed contents that hold them. FP16 has none.
 DTYPES = {
     "BOOL": "bool",
     "UINT8": "uint8",
@@ -46,20 +45,19 @@ TYPED = {
     "fp64_contents": ("FP64",),
     "bytes_contents": ("BYTES",),
 }
-# Encoded with a fixed number of bytes a value, so that the encoded field holds the array as it is.
+# Fields with a fixed number of bytes per value: the encoded field is the array itself.
 FIXED = {"bool_contents", "fp32_contents", "fp64_contents"}
 MAX_RANK = 32
 
 
 def read_inputs(request: InferRequest, specs: Sequence[TensorSpec]) -> dict[str, Array]:
-    """The inputs of a request by name, one for each of ``specs``, all with the same first axis.
+    """The inputs of a request by name, one for each of ``specs``, with the same first axis.
 
-    Arrays of raw contents are views of the bytes received where their alignment allows, and
-    read-only.
+    Arrays of raw contents are read-only views of the received bytes where alignment allows.
 
     Raises:
-        FieldError: a name, data type, shape or number of bytes that is not what ``specs`` and the
-        message say.
+        FieldError: a name, data type, shape or number of bytes differs from ``specs`` or the
+            message.
     """
     tensors = request.message.inputs
     by_name = {spec.name: spec for spec in specs}
@@ -92,7 +90,7 @@ def read_inputs(request: InferRequest, specs: Sequence[TensorSpec]) -> dict[str,
 
 
 def read_encoded(request: InferRequest, name: str) -> bytes:
-    """The one BYTES element that a request has as its only input ``name``: an image file.
+    """The image file in the only BYTES element of the only input ``name``.
 
     Raises:
         FieldError: another name, or not exactly one element.
@@ -113,9 +111,7 @@ def read_encoded(request: InferRequest, name: str) -> bytes:
 
 
 def write_output(array: Array) -> Buffer:
-    """Little-endian bytes of an array row by row, without a copy where it is laid out so
-    already.
-    """
+    """Little-endian bytes of an array, row by row; no copy of an array with that layout."""
     if array.dtype == object:
         data = [value if isinstance(value, bytes) else str(value).encode() for value in array.flat]
         return b"".join(part for value in data for part in (struct.pack("<I", len(value)), value))
@@ -124,9 +120,7 @@ def write_output(array: Array) -> Buffer:
 
 
 def classification(scores: Array, count: int, labels: Sequence[str]) -> Array:
-    """The ``count`` best of each element of the batch as BYTES [N,count]: ``value:index``, with
-    ``:label`` if known.
-    """
+    """The ``count`` best of each batch element as BYTES [N,count] ``value:index[:label]``."""
     flat = scores.reshape(len(scores), -1)
     best = np.argsort(-flat, axis=1, kind="stable")[:, :count]
     names = (
@@ -146,7 +140,7 @@ def _shape(tensor: Any, spec: TensorSpec) -> tuple[int, ...]:
         raise FieldError(
             f"input {spec.name!r} is of {tensor.datatype!r}", datatype, field=f"{field}.datatype"
         )
-    # Before the numbers are looked at: a hostile message may hold millions.
+    # Check the rank before the numbers: a hostile message may hold millions.
     rank = len(tensor.shape)
     shape = tuple(tensor.shape) if rank <= MAX_RANK else ()
     fits = rank == len(spec.shape) and all(
@@ -213,7 +207,7 @@ def _typed(tensor: Any, count: int, field: str) -> Array:
         return _aligned(np.frombuffer(data, dtype, count, len(data) - count * dtype.itemsize))
     if right == "bytes_contents":
         return _objects(values)
-    # Through the widest type, so that a value out of range is seen and not wrapped.
+    # Through the widest type, so that a value out of range is refused and does not wrap around.
     wide = np.fromiter(values, np.int64 if dtype.kind == "i" else np.uint64, count)
     narrow = wide.astype(dtype)
     if not np.array_equal(wide, narrow):
@@ -224,7 +218,7 @@ def _typed(tensor: Any, count: int, field: str) -> Array:
 
 
 def _strings(raw: memoryview, count: int, field: str) -> Array:
-    """Elements of BYTES, each after its length in four bytes."""
+    """Elements of BYTES, each preceded by its length in four bytes."""
     values: list[bytes] = []
     position = 0
     while position < len(raw) and len(values) <= count:
@@ -245,8 +239,8 @@ def _strings(raw: memoryview, count: int, field: str) -> Array:
 
 
 def _aligned(values: Array) -> Array:
-    """Engines may read several numbers at a time, which not every processor does from just any
-    address.
+    """A copy if needed: engines read several numbers at once, which some processors cannot do from
+    an unaligned address.
     """
     return values if values.flags.aligned else values.copy()
 

@@ -1,10 +1,9 @@
-"""Messages of the Open Inference Protocol, with their tensors left where they are.
+"""Messages of the Open Inference Protocol whose tensors stay in place.
 
-Protobuf copies a bytes field when it parses a message, again when the field is read, and twice more
-on the way out; with tens of megabytes that stops the event loop for tenths of a second
-(docs/decisions/tensors-on-the-wire.md). Here the fields ``raw_input_contents`` and
-``raw_output_contents`` are cut out of, and laid into, the encoded message directly; protobuf sees
-the rest.
+Protobuf copies a bytes field when it parses a message, again when the field is read, and twice on
+the way out. With tens of megabytes that stops the event loop for tenths of a second
+(docs/decisions/tensors-on-the-wire.md). So ``raw_input_contents`` and ``raw_output_contents`` are
+cut out of, and laid into, the encoded message; protobuf handles the rest.
 """
 
 from __future__ import annotations
@@ -25,18 +24,17 @@ Buffer = bytes | memoryview
 RAW_INPUT = tag(pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER, BYTES)
 RAW_OUTPUT = tag(pb.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER, BYTES)
 STREAMED = tag(pb.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER, BYTES)
-# Names, parameters, inputs and outputs of one request, each counted. A hostile message could hold
-# millions.
+# Names, parameters, inputs and outputs of one request. A hostile message could hold millions.
 MAX_FIELDS = 10_000
 
 
 @dataclass(frozen=True)
 class InferRequest:
-    """A ``ModelInferRequest`` as it came.
+    """A ``ModelInferRequest`` as it arrived.
 
     Attributes:
-        message: all but the raw contents.
-        raw: the raw contents, views of the bytes received.
+        message: everything but the raw contents.
+        raw: the raw contents, as views of the received bytes.
     """
 
     message: Any
@@ -45,16 +43,14 @@ class InferRequest:
 
 @dataclass(frozen=True)
 class InferReply:
-    """A ``ModelInferResponse`` to be sent: ``message`` all but the raw contents, ``raw`` those."""
+    """A ``ModelInferResponse`` to send: everything but the raw contents, and those."""
 
     message: Any
     raw: list[Buffer] = dataclasses.field(default_factory=list)
 
 
 def read_request(data: bytes) -> InferRequest | FieldError:
-    """Parse without copying tensors. Returns what is wrong: what a deserializer raises, gRPC
-    answers with UNKNOWN.
-    """
+    """Parse without copying tensors. Returns errors: gRPC answers UNKNOWN to what it raises."""
     try:
         rest, raw = _split(memoryview(data))
         return InferRequest(pb.ModelInferRequest.FromString(rest), raw)
@@ -62,7 +58,7 @@ def read_request(data: bytes) -> InferRequest | FieldError:
         return error
     except (DecodeError, ValueError):
         name = pb.ModelInferRequest.DESCRIPTOR.full_name
-        return FieldError(f"the message is no {name}", f"an encoded {name}")
+        return FieldError(f"the message is not a {name}", f"an encoded {name}")
 
 
 def write_reply(reply: InferReply) -> bytes:
@@ -71,8 +67,8 @@ def write_reply(reply: InferReply) -> bytes:
 
 
 def write_streamed(reply: Any) -> bytes:
-    """The encoded ``ModelStreamInferResponse`` around an :class:`InferReply`, or one that is whole
-    already.
+    """The encoded ``ModelStreamInferResponse`` with an :class:`InferReply`, or one that is
+    complete.
     """
     if not isinstance(reply, InferReply):
         data: bytes = reply.SerializeToString()

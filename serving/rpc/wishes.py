@@ -1,4 +1,4 @@
-"""What a ``ModelInferRequest`` asks for beside its tensors, checked."""
+"""The parameters of a ``ModelInferRequest``, checked."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 from serving.errors import FieldError, ImageTooLarge, nearest
 from serving.repository.served import Served
 
-# A request that names a priority, 1 the most urgent, goes before those that name none.
+# Requests with a priority, 1 the most urgent, go before those without.
 PRIORITIES = 1000
 
 
 def deadline(message: Any, deadline: float | None) -> float | None:
-    """The earlier of the call's deadline and the request's ``timeout``, in microseconds."""
+    """The earlier of the call's deadline and the request's ``timeout`` in microseconds."""
     timeout = parameter(message, "timeout", "int64", "uint64")
     if not timeout:
         return deadline
@@ -22,18 +22,16 @@ def deadline(message: Any, deadline: float | None) -> float | None:
 
 
 def priority(message: Any) -> int:
-    """The batcher's priority, of which the larger goes first, from the protocol's, of which 1 goes
-    first.
-    """
+    """The batcher's priority, larger first, from the protocol's, where 1 is first."""
     level = parameter(message, "priority", "int64", "uint64")
     return max(0, PRIORITIES - level) if level else 0
 
 
 def parameter(tensor: Any, name: str, *kinds: str) -> Any:
-    """The value of a parameter that a message may carry; nothing if it has none of it.
+    """The value of an optional parameter, None if absent.
 
     Raises:
-        FieldError: it is of another kind, or negative.
+        FieldError: it has another type or is negative.
     """
     if name not in tensor.parameters:
         return None
@@ -50,8 +48,8 @@ def parameter(tensor: Any, name: str, *kinds: str) -> Any:
 
 
 def wanted_outputs(message: Any, model: Served) -> dict[str, int]:
-    """Names of the outputs asked for, each with the number of its best classes to tell, 0 for the
-    tensor itself.
+    """The requested outputs, each with the number of best classes to return, 0 for the tensor
+    itself.
     """
     names = [spec.name for spec in model.engine.outputs]
     choice: dict[str, int] = {}
@@ -78,7 +76,7 @@ def _refuse_shared_memory(tensor: Any) -> None:
 
 
 def check_batch(message: Any, limit: int) -> None:
-    """Refuse a request of more elements than one may have."""
+    """Refuse a request with more elements than allowed."""
     for tensor in message.inputs:
         if tensor.shape and tensor.shape[0] > limit:
             raise FieldError(
@@ -89,8 +87,8 @@ def check_batch(message: Any, limit: int) -> None:
 
 
 def check_sides(pixels: Any, model: Served) -> None:
-    """Refuse pixels of a size that the model does not take: nothing is scaled here, the reply is
-    the graph's own.
+    """Refuse pixels in a size that the model does not take. Nothing is scaled: the reply is the
+    graph's.
     """
     card, (height, width) = model.card, pixels.shape[1:3]
     low, high = sorted((height, width))

@@ -1,3 +1,1 @@
-"""Which request runs when: admission, the queue before each engine, what it counts, and the
-processors there are.
-"""
+"""Which request runs when: admission, the queue before each engine, memory and processors."""

@@ -1,6 +1,4 @@
-"""Admission to the queue of an engine: at most so many requests, and none that would miss its
-deadline by the measured times.
-"""
+"""Admission to an engine's queue: a limited number of requests, and none that would be too late."""
 
 from __future__ import annotations
 
@@ -17,16 +15,15 @@ SHORTEST_RETRY = 0.05
 
 
 class Admission:
-    """Places before one engine, counted exactly, and running means of the time that its runs take.
+    """Places before one engine, and running means of the time that its runs take.
 
     Args:
-        capacity: places; a request holds one from before its image is decoded until its reply is
-            made.
-        workers: runs at once.
+        capacity: places; a request holds one from before its decoding until its reply is made.
+        workers: parallel runs.
 
     Attributes:
         admitted: places taken now.
-        refused: requests that were not let in.
+        refused: requests refused until now.
         run_seconds: mean time of a run.
     """
 
@@ -59,7 +56,7 @@ class Admission:
                     del self._priorities[priority]
 
     def measure(self, seconds: float, requests: int) -> None:
-        """Take note of a run of some requests."""
+        """Record a run with this many requests."""
         with self._lock:
             self.run_seconds = _smooth(self.run_seconds, seconds)
             self._request_seconds = _smooth(self._request_seconds, seconds / requests)
@@ -68,23 +65,24 @@ class Admission:
         if self.admitted >= self._capacity:
             retry_after = max(SHORTEST_RETRY, self._request_seconds * self.admitted / self._workers)
             raise Overloaded(
-                f"{self.admitted} requests are waiting already",
+                f"{self.admitted} requests of this model wait or run already",
                 f"at most {self._capacity}",
                 f"again in {retry_after:.2f} s",
                 retry_after=retry_after,
             )
         if deadline is None:
             return
+        # Requests of a lower priority will be overtaken.
         before = sum(count for level, count in self._priorities.items() if level >= priority)
         wait = max(0, before + 1 - self._workers) * self._request_seconds / self._workers
-        # Where nobody is before it, a request is let in whatever was measured: it may be the one
-        # that measures anew.
+        # With nobody before it a request is always admitted: after one slow run, only another run
+        # can correct the mean.
         seconds = wait + self.run_seconds if self.admitted else 0.0
         left = deadline - time.monotonic()
         if left <= seconds:
             raise DeadlineMissed(
-                f"the answer would take about {seconds:.2f} s and {max(0.0, left):.2f} s are left",
-                hint="a longer deadline, or later",
+                f"the answer would take about {seconds:.2f} s, {max(0.0, left):.2f} s are left",
+                hint="a longer deadline, or again later",
             )
 
 

@@ -1,8 +1,8 @@
-"""From requests to runs of one model: a bounded queue before engine threads. They skip every
-request that no caller waits for any longer.
+"""From requests to runs of one model: a bounded queue before engine threads.
 
-A request is admitted before its image is decoded, then waits until a thread is free and its batch
-is full or due (:mod:`serving.scheduling.schedule`). Every time is of the monotonic clock.
+A request is admitted before its image is decoded. Then it waits until a thread is free and its
+batch is full or due (:mod:`serving.scheduling.schedule`). Requests that nobody waits for any more
+are skipped. All times are ``time.monotonic``.
 """
 
 from __future__ import annotations
@@ -30,12 +30,10 @@ class Batcher:
     """Runs one model's engine in ``workers`` threads of its own.
 
     Args:
-        engine: to run.
-        workers: runs at once.
-        capacity: requests admitted and not answered yet, those that run included; one more is
-            refused.
-        max_batch: images in a run; a single request may be larger and then runs alone.
-        max_delay: seconds for which a free worker lets a request wait for others of its shape.
+        workers: parallel runs.
+        capacity: requests admitted and not answered, running ones included; the next is refused.
+        max_batch: images per run; a single larger request runs alone.
+        max_delay: seconds that a free worker waits for more requests of the same shape.
     """
 
     def __init__(
@@ -46,12 +44,8 @@ class Batcher:
         max_batch: int = 1,
         max_delay: float = 0.0,
     ) -> None:
-        self.workers, self.capacity, self.max_batch, self.max_delay = (
-            workers,
-            capacity,
-            max_batch,
-            max_delay,
-        )
+        self.workers, self.capacity = workers, capacity
+        self.max_batch, self.max_delay = max_batch, max_delay
         self._engine = engine
         self._queue: Queue[Job] = Queue(max_batch)
         self._counts = Statistics()
@@ -59,7 +53,7 @@ class Batcher:
         self._runs: set[Run] = set()
         self._closed = False
         self._changed = threading.Condition()
-        # Daemons, so that an engine that hangs does not keep the process from ending.
+        # Daemons: an engine that hangs must not keep the process from ending.
         self._threads = [
             threading.Thread(target=self._work, name=f"engine-{number}", daemon=True)
             for number in range(workers)
@@ -70,27 +64,26 @@ class Batcher:
     def admission(
         self, deadline: float | None = None, priority: int = 0
     ) -> AbstractContextManager[None]:
-        """Hold a place in the queue. Taken before the image is decoded, so that memory is bounded
-        too.
+        """Hold a place in the queue. Enter it before the image is decoded, so that memory is
+        bounded, too.
 
         Args:
-            deadline: of ``time.monotonic``, after which the answer is useless.
+            deadline: after which the answer is useless.
             priority: a larger one runs first.
 
         Raises:
-            Overloaded: every place is taken; ``retry_after`` is the time that those before need.
-            DeadlineMissed: the deadline has passed, or will have by the measured time of those
-            before and of a run.
+            Overloaded: every place is taken; ``retry_after`` estimates when one is free.
+            DeadlineMissed: the deadline has passed, or will pass, by the measured time of earlier
+                requests and of a run.
         """
         return self._admission.hold(deadline, priority)
 
     async def run(self, inputs: Inputs, deadline: float | None = None, priority: int = 0) -> Ran:
-        """Wait for a worker and run the engine on ``inputs``, whose first axes are this request's
-        share of the batch.
+        """Wait for a worker and run the engine on ``inputs``, this request's share of a batch.
 
-        A caller who leaves, or whose ``deadline`` (of ``time.monotonic``) passes, costs no run if
-        it has not begun; a run that everybody left is stopped. A batch that fails is run again
-        request by request, so that one that the engine cannot bear does not fail its neighbours.
+        A caller who leaves, or whose ``deadline`` passes, costs no run that has not begun; a run
+        that everybody left is stopped. A failed batch is repeated request by request, so that one
+        bad request does not fail its neighbours.
 
         Raises:
             DeadlineMissed: the deadline passed first.
@@ -110,6 +103,7 @@ class Batcher:
             ) as timer:
                 return await job.answer
         except TimeoutError:
+            # A timeout of the engine itself is not the caller's deadline.
             if not timer.expired():
                 raise
             raise _missed() from None
@@ -119,20 +113,16 @@ class Batcher:
     def statistics(self) -> Statistics:
         """A copy of the counters."""
         with self._changed:
-            batches = {size: replace(batch) for size, batch in self._counts.batches.items()}
-            admitted, refused = self._admission.admitted, self._admission.refused
             return replace(
                 self._counts,
-                batches=batches,
+                batches={size: replace(batch) for size, batch in self._counts.batches.items()},
                 waiting=len(self._queue),
-                admitted=admitted,
-                refused=refused,
+                admitted=self._admission.admitted,
+                refused=self._admission.refused,
             )
 
     def close(self, seconds: float = 10.0) -> None:
-        """Fail what waits, stop what runs, and end the threads; one whose engine does not end in
-        time is left behind.
-        """
+        """Fail what waits, stop what runs, and join the threads; one that hangs is abandoned."""
         with self._changed:
             self._closed = True
             for run in self._runs:
@@ -147,14 +137,11 @@ class Batcher:
         sizes = sorted({len(values) for values in inputs.values()})
         if len(sizes) != 1:
             raise FieldError(f"inputs with first axes of {sizes}", "one batch size", field="inputs")
-        # Half of the time to spare is the most that waiting for others may take of it.
+        # Waiting for other requests may use half of the spare time at most.
         spare = max(0.0, deadline - now - self._admission.run_seconds) / 2
+        axes = ((name, values.dtype.str, values.shape[1:]) for name, values in inputs.items())
         return Job(
-            bucket=tuple(
-                sorted(
-                    (name, values.dtype.str, values.shape[1:]) for name, values in inputs.items()
-                )
-            ),
+            bucket=tuple(sorted(axes)),
             size=sizes[0],
             arrived=now,
             due=now + min(self.max_delay, spare),
@@ -165,9 +152,7 @@ class Batcher:
         )
 
     def _leave(self, job: Job) -> None:
-        """The caller does not wait any more: forget the job, and stop its run if it was the last
-        one of it.
-        """
+        """The caller no longer waits: forget the job, and stop its run if it was the last of it."""
         with self._changed:
             if job.over:
                 return
@@ -179,6 +164,7 @@ class Batcher:
             job.run.waiting -= 1
             left = job.run.waiting == 0
         if left:
+            # Outside of the lock: ending a run may call into the library.
             job.run.stop.request()
 
     def _work(self) -> None:
@@ -186,14 +172,14 @@ class Batcher:
             self._execute(jobs)
 
     def _next(self) -> list[Job]:
-        """Wait for what to run next; nothing once the batcher is closed."""
+        """Wait for the next batch; empty once the batcher is closed."""
         with self._changed:
             while not self._closed:
                 now = time.monotonic()
                 self._drop(self._queue.expire(now), _missed)
                 if jobs := self._queue.take(now):
                     self._begin(jobs)
-                    # This worker may have been the one that kept the time of what is left.
+                    # This worker may have been the one that watched the due time of the rest.
                     if len(self._queue):
                         self._changed.notify()
                     return jobs
@@ -206,7 +192,7 @@ class Batcher:
         began = time.monotonic()
         try:
             outputs = self._call(jobs, run.stop)
-        # A worker must outlive whatever a library raises.
+        # A worker must survive whatever a library raises.
         except BaseException as error:
             for job in self._failed(jobs, error):
                 self._execute([job])
@@ -250,9 +236,7 @@ class Batcher:
         return outputs
 
     def _failed(self, jobs: Sequence[Job], error: BaseException) -> list[Job]:
-        """Fail a job that ran alone; those of a batch that are waited for are begun again, each
-        alone, and returned.
-        """
+        """Fail a job that ran alone, or return the jobs of a batch, each begun again alone."""
         with self._changed:
             self._end(jobs)
             live = [job for job in jobs if not job.over]
@@ -286,7 +270,7 @@ class Batcher:
 
 
 def _exception(error: BaseException) -> Exception:
-    """The error as one that a future takes and that ends one request only."""
+    """The error as one that a future accepts and that ends a single request."""
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error
     fault = RuntimeError(f"the engine raised {type(error).__name__}")
@@ -296,7 +280,7 @@ def _exception(error: BaseException) -> Exception:
 
 def _missed() -> DeadlineMissed:
     return DeadlineMissed(
-        "the deadline passed before the answer was ready", hint="a longer deadline, or later"
+        "the deadline passed before the answer was ready", hint="a longer deadline, or again later"
     )
 
 

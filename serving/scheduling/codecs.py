@@ -1,4 +1,4 @@
-"""Threads that decode images and encode masks, for all models of a server."""
+"""Threads that decode images and encode masks, shared by all models of a server."""
 
 from __future__ import annotations
 
@@ -15,11 +15,7 @@ T = TypeVar("T")
 
 
 class Codecs:
-    """A thread for each processor.
-
-    Args:
-        memory: the budget that the requests under way share.
-    """
+    """One thread per processor, and the memory budget that all requests share."""
 
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
@@ -35,8 +31,8 @@ class Codecs:
         try:
             return await loop.run_in_executor(self._threads, work, *arguments)
         except MemoryError as error:
-            raise MemoryFull("no memory is left for the image", "later") from error
+            raise MemoryFull("no memory is left for the image", hint="again later") from error
 
     def close(self) -> None:
-        """Begin nothing more. What runs is left behind: no decoder is waited for."""
+        """Begin nothing more, and abandon what runs: no decoder is waited for."""
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""What a batcher counts, for metrics and the statistics of the Open Inference Protocol."""
+"""The counters of a batcher, for metrics and for the statistics of the Open Inference Protocol."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class BatchStatistics:
-    """Runs of one batch size, and the seconds that they took in all."""
+    """Runs of one batch size, and their total time."""
 
     executions: int = 0
     seconds: float = 0.0
@@ -15,20 +15,19 @@ class BatchStatistics:
 
 @dataclass
 class Statistics:
-    """What a batcher does now, and did since it was made; seconds are sums over requests.
+    """State and counters of a batcher; seconds are sums over requests.
 
     Attributes:
-        admitted: requests that hold a place now, those included that are not queued yet or any
-            more.
-        waiting, running: requests in the queue and in a run now.
+        admitted: requests that hold a place now, in the queue or not.
+        waiting, running: requests in the queue, and in a run, now.
         requests: answered.
         failures: whose run failed.
-        dropped: whose caller left, or whose deadline passed, before they were answered.
+        dropped: whose caller left, or whose deadline passed, before the answer.
         refused: not admitted.
-        queue_seconds, run_seconds: of the requests answered.
-        failure_seconds: of those that failed, queue and run together.
-        batches: of every run that ended well, by batch size.
-        last_run: time of the latest such run as seconds since 1970, 0 before the first.
+        queue_seconds, run_seconds: of answered requests.
+        failure_seconds: of failed requests, queue and run together.
+        batches: of successful runs, by batch size.
+        last_run: time of the last successful run in seconds since 1970, 0 before the first.
     """
 
     admitted: int = 0

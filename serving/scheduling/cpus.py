@@ -1,6 +1,4 @@
-"""What this process may really use: processors and memory by affinity and container, not by the
-host's count.
-"""
+"""Processors and memory that this process may really use, by affinity, limits and container."""
 
 from __future__ import annotations
 
@@ -12,9 +10,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_cpus(cgroup: Path = CGROUP) -> int:
-    """Whole processors, at least 1: the smaller of the affinity mask and the cgroup quota (v2, else
-    v1).
-    """
+    """Whole processors, at least 1: the smaller of affinity mask and cgroup quota (v2, else v1)."""
     usable = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
@@ -23,8 +19,8 @@ def available_cpus(cgroup: Path = CGROUP) -> int:
 
 
 def available_memory(cgroup: Path = CGROUP) -> int:
-    """Bytes: the smallest of the machine's memory, the process's limit (``ulimit -v``) and the
-    cgroup's (v2, else v1).
+    """Bytes: the smallest of the machine's memory, ``ulimit -v`` and the cgroup limit (v2, else
+    v1).
     """
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     own = resource.getrlimit(resource.RLIMIT_AS)[0]

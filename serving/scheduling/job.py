@@ -1,4 +1,4 @@
-"""A request on its way through the engine, the run that it is part of, and what it gets of it."""
+"""A request on its way through the engine, its run, and its share of the result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Ran:
     Attributes:
         outputs: of this request alone, by name.
         queued, ran: seconds before the run and in it.
-        batch: sum of the first axes of all requests in the run.
+        batch: first axes of all requests in the run together.
     """
 
     outputs: Outputs
@@ -27,7 +27,7 @@ class Ran:
 
 
 class Run:
-    """One call of the engine, and how many of its requests still have a waiting caller."""
+    """One call of the engine, and how many of its requests still have a caller."""
 
     def __init__(self, waiting: int) -> None:
         self.stop = Stop()
@@ -36,7 +36,7 @@ class Run:
 
 @dataclass(eq=False, kw_only=True)
 class Job(Waiting):
-    """A request on its way: ``done`` once it is answered, has failed or was left. Guarded by the
+    """A request on its way; ``over`` once it is answered, failed or abandoned. Guarded by the
     batcher's lock.
     """
 
@@ -56,6 +56,6 @@ class Job(Waiting):
             else:
                 self.answer.set_exception(result)
 
-        # Nobody waits on a closed loop.
+        # A closed loop has no caller left.
         with suppress(RuntimeError):
             self.answer.get_loop().call_soon_threadsafe(deliver)

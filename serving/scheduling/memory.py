@@ -1,4 +1,4 @@
-"""How much memory the requests under way take, counted before it is taken."""
+"""Memory of the requests in progress, counted before it is allocated."""
 
 from __future__ import annotations
 
@@ -10,19 +10,16 @@ from serving.config import Limits
 from serving.errors import ImageTooLarge, MemoryFull
 from serving.scheduling.cpus import available_memory
 
-# Of the memory that there is; the rest is for models, their runs, and Python.
+# Divisor of the available memory; the rest is for models, their runs, and Python.
 SHARE = 2
 
 
 class Memory:
-    """A budget that all requests of a server share. Safe to use from any thread.
-
-    Args:
-        limits: ``max_decoded_bytes``; 0 is half of the memory that this process may take.
+    """A memory budget that all requests of a server share. Thread-safe.
 
     Attributes:
         limit: bytes that may be taken.
-        taken: bytes that are.
+        taken: bytes that are taken now.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -36,16 +33,16 @@ class Memory:
 
     @contextmanager
     def reserve(self, size: int) -> Iterator[None]:
-        """Take ``size`` bytes for as long as the block runs.
+        """Take ``size`` bytes for the duration of the block.
 
         Raises:
-            ImageTooLarge: they are more than all that there is.
+            ImageTooLarge: the whole budget is smaller.
             MemoryFull: they are not left now.
         """
         with self._lock:
             if size > self.limit:
                 raise ImageTooLarge(
-                    f"the image takes {size:,} bytes to decode",
+                    f"the image takes {size:,} bytes of memory to decode",
                     f"at most {self.limit:,}",
                     "scale it down",
                     field="image",
@@ -53,7 +50,7 @@ class Memory:
                 )
             if not self.has_room(size):
                 raise MemoryFull(
-                    f"requests under way take {self.taken:,} bytes already, this one {size:,}",
+                    f"requests in progress take {self.taken:,} bytes, this one {size:,} more",
                     f"at most {self.limit:,}",
                     "again in a second",
                 )
@@ -65,7 +62,7 @@ class Memory:
 
     @contextmanager
     def count(self, size: int) -> Iterator[None]:
-        """Take ``size`` bytes that finish a request under way, even beyond the limit."""
+        """Take ``size`` bytes that finish a request in progress, even beyond the limit."""
         with self._lock:
             self.taken += size
         try:

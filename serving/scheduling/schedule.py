@@ -1,6 +1,4 @@
-"""Which requests run next: decisions over what waits, without threads and without a clock of its
-own.
-"""
+"""Which requests run next: decisions about a queue, without threads and without a clock."""
 
 from __future__ import annotations
 
@@ -13,14 +11,13 @@ from typing import Generic, TypeVar
 
 @dataclass(eq=False, kw_only=True)
 class Waiting:
-    """One request in a queue. Times are of one clock that never goes back.
+    """One request in a queue. Times are of one monotonic clock.
 
     Attributes:
-        bucket: requests may share a run if this is equal.
+        bucket: requests with equal buckets may share a run.
         size: its share of a batch.
-        arrived: when it came.
-        due: when it is run even if its batch is not full.
-        deadline: from when it is not run any more; infinity if never.
+        due: when it runs even if its batch is not full.
+        deadline: when it is no longer run; infinity if never.
         priority: a larger one goes first.
     """
 
@@ -33,7 +30,7 @@ class Waiting:
 
     @property
     def order(self) -> tuple[float, float, float]:
-        """Smaller goes first: by priority, then earliest deadline, then arrival."""
+        """Sort key: priority, then the earliest deadline, then arrival."""
         return -self.priority, self.deadline, self.arrived
 
 
@@ -41,13 +38,13 @@ W = TypeVar("W", bound=Waiting)
 
 
 class Queue(Generic[W]):
-    """What waits for one engine, grouped by bucket.
+    """The requests that wait for one engine, grouped by bucket.
 
-    A group may run when it fills a batch, or when one of its requests is due. Of the groups that
-    may, the one with the request that goes first runs, filled up from the same group in order.
+    A group may run when it fills a batch or one of its requests is due. Of these groups, the one
+    with the first request runs, filled up from the same group in order.
 
     Args:
-        max_batch: a run takes no more than this, except for a single request that is larger.
+        max_batch: size of a run, except for a single request that is larger.
     """
 
     def __init__(self, max_batch: int) -> None:
@@ -58,13 +55,13 @@ class Queue(Generic[W]):
         return sum(map(len, self._groups.values()))
 
     def add(self, request: W) -> None:
-        """Let a request wait; of those that are equal in order, the earlier added goes first."""
+        """Add a request; among equals, the first added goes first."""
         bisect.insort_right(
             self._groups.setdefault(request.bucket, []), request, key=lambda other: other.order
         )
 
     def discard(self, request: W) -> bool:
-        """Take a request out; whether it was waiting."""
+        """Remove a request; returns whether it was there."""
         group = self._groups.get(request.bucket, [])
         if request not in group:
             return False
@@ -74,7 +71,7 @@ class Queue(Generic[W]):
         return True
 
     def expire(self, now: float) -> list[W]:
-        """Take out every request whose deadline has come."""
+        """Remove and return every request whose deadline has passed."""
         late = [
             request
             for group in self._groups.values()
@@ -86,7 +83,7 @@ class Queue(Generic[W]):
         return late
 
     def take(self, now: float) -> list[W]:
-        """Take out what runs next: requests of one bucket, none if nothing may run yet."""
+        """Remove and return what runs next: requests of one bucket, or none yet."""
         ready = [
             group for group in self._groups.values() if self._full(group) or _due(group) <= now
         ]
@@ -105,7 +102,7 @@ class Queue(Generic[W]):
         return batch
 
     def due(self) -> float:
-        """When something is due if nothing arrives before; infinity if nothing waits."""
+        """When something is due if nothing else arrives; infinity if nothing waits."""
         return min(map(_due, self._groups.values()), default=math.inf)
 
     def _full(self, group: list[W]) -> bool:

@@ -1,1 +1,1 @@
-"""Observability: metrics, logs, traces, and the HTTP port for Prometheus and probes."""
+"""Metrics, logs and traces, and the HTTP port for Prometheus and probes."""

@@ -1,4 +1,4 @@
-"""One call, from its arrival to its reply, whatever answers it."""
+"""One call, from its arrival to its reply."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ Metadata = tuple[tuple[str, str | bytes], ...]
 
 @dataclass(eq=False)
 class Call:
-    """One request, from its arrival to its reply. Moments are of ``time.monotonic``, lengths in
-    seconds.
+    """One request, from its arrival to its reply. Times are ``time.monotonic``, in seconds.
 
     Attributes:
         rpc: ``package.Service/Method``.
         metadata: as the caller sent it.
-        request_id: the caller's or a new one.
+        request_id: the caller's, or a new one.
         deadline: when the caller stops waiting; None if never.
-        caller: whose token or certificate it carries, else the address that it comes from.
-        model, version: what answers, once it is found.
-        stages: name, beginning and length of what was done.
+        caller: name of its token or certificate, otherwise its address.
+        model, version: of the model that answers, once it is known.
+        stages: name, start and length of what was done.
         code, reason: of the reply.
     """
 
@@ -41,24 +40,24 @@ class Call:
     ended: float = 0.0
 
     def stage(self, name: str, began: float, ended: float | None = None) -> None:
-        """Say that a stage of :data:`serving.telemetry.metrics.STAGES` went from ``began`` to
-        ``ended``, or until now.
+        """Record a stage from ``began`` to ``ended`` or now; see
+        :data:`serving.telemetry.metrics.STAGES`.
         """
         self.stages.append((name, began, (time.monotonic() if ended is None else ended) - began))
 
     def seconds(self, name: str) -> float:
-        """How long a stage took, all its parts together."""
+        """Total time of a stage."""
         return sum(seconds for stage, _, seconds in self.stages if stage == name)
 
     def ran(self, ran: Ran) -> None:
-        """Say that a run of the engine is over now."""
+        """Record a run of the engine that has just ended."""
         now = time.monotonic()
         self.stage("queue", now - ran.ran - ran.queued, now - ran.ran)
         self.stage("infer", now - ran.ran, now)
 
 
 def fields_of(call: Call) -> dict[str, Any]:
-    """What the log says of a call."""
+    """The fields of a call's log line."""
     fields: dict[str, Any] = {"rpc": call.rpc, "code": call.code, "caller": call.caller}
     if call.reason:
         fields["reason"] = call.reason

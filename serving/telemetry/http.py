@@ -1,5 +1,5 @@
-"""The server's side of the HTTP port: it starts the process that answers, tells it the state, and
-sends it the metrics on request.
+"""The server's side of the HTTP port: starts the process that answers, and gives it state and
+metrics.
 """
 
 from __future__ import annotations
@@ -31,13 +31,7 @@ BACKLOG = 128
 
 
 class HttpServer:
-    """The port for probes and Prometheus, from ``start`` to ``stop``; see
-    :mod:`serving.telemetry.probes`.
-
-    Args:
-        telemetry: what ``/metrics`` shows.
-        access: TLS files for the port, and tokens for ``/metrics``.
-    """
+    """The port for probes and Prometheus; see :mod:`serving.telemetry.probes`."""
 
     def __init__(self, telemetry: Telemetry, access: AccessConfig) -> None:
         self._telemetry = telemetry
@@ -48,6 +42,7 @@ class HttpServer:
 
     async def start(self, host: str, port: int) -> str:
         """Listen; returns the address. The caller has checked that the port is free."""
+        # Shared memory needs no message: the probe process can answer while this one is busy.
         file = os.memfd_create("wsss-probes")
         os.ftruncate(file, STATE.size)
         self._state = mmap.mmap(file, STATE.size)
@@ -68,7 +63,7 @@ class HttpServer:
         return joined(bare(host), bound)
 
     def set_ready(self, ready: bool) -> None:
-        """What ``/readyz`` says."""
+        """Set the answer of ``/readyz``."""
         self._ready = ready
         self._tick()
 
@@ -121,7 +116,7 @@ class HttpServer:
         code = process.wait()
         if self._process is process:
             log.error(
-                "the process that answers probes ended with code %d: /metrics, /healthz and /readyz"
-                " are gone",
+                "the probe process ended with code %d: /metrics, /healthz and /readyz no longer"
+                " answer",
                 code,
             )

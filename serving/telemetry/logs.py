@@ -1,6 +1,6 @@
-"""Log lines as text or as one JSON object each, with the id of the request that they belong to.
+"""Log lines as text or as JSON objects, with the id of the request that they belong to.
 
-Nothing of a request but names, sizes, codes and times is ever logged: no pixels, no tokens.
+Lines hold names, sizes, codes and times of a request, never pixels or tokens.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from typing import Any, TextIO
 
 from serving.config import LogFormat, LogLevel
 
-# Metadata key under which a caller may give the id, and finds it in the reply.
+# Metadata key of the id, in the request and in the reply.
 REQUEST_ID_KEY = "x-request-id"
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
-# What may stand in a log line and in a header without harm.
+# Ids that are safe in a log line and in a header.
 SOUND_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
 def configure(
     format: LogFormat = "text", level: LogLevel = "info", stream: TextIO | None = None
 ) -> None:
-    """Send every log line of this process to ``stream`` (standard error), each as ``format``."""
+    """Send every log line of this process to ``stream``, standard error by default."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
     root = logging.getLogger()
@@ -36,7 +36,7 @@ def configure(
 
 
 def request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
-    """The caller's own id of a request if it gave a sound one, else a new one."""
+    """The caller's id of a request if it is a safe one, otherwise a new id."""
     caller_id = next((value for key, value in metadata if key == REQUEST_ID_KEY), "")
     return (
         caller_id
@@ -49,7 +49,7 @@ class TextFormatter(logging.Formatter):
     """``TIME LEVEL LOGGER: MESSAGE key=value ...``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, and the trace of an exception below it."""
+        """One line, followed by the traceback of an exception."""
         time = (
             datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
         )
@@ -59,12 +59,12 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: ``time``, ``level``, ``logger``, ``message``, what the line tells,
+    """One JSON object per line: ``time``, ``level``, ``logger``, ``message``, extra fields,
     ``exception``.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, whatever the message and the trace hold."""
+        """One line, whatever the message and the traceback hold."""
         entry: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
@@ -78,7 +78,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    """What was given as ``extra={"fields": {...}}``, and the request's id."""
+    """The fields of ``extra={"fields": {...}}``, and the request's id."""
     fields = dict(getattr(record, "fields", {}))
     if REQUEST_ID.get():
         fields.setdefault("request_id", REQUEST_ID.get())

@@ -1,8 +1,8 @@
-"""What a server counts and times, in the form that Prometheus reads.
+"""What a server counts and times, for Prometheus.
 
-Label values are bounded whatever callers send: ``rpc`` is one of the services' methods, ``model``
-one that was found (else empty), ``code`` and ``reason`` those of :mod:`serving.errors`, ``stage``
-one of :data:`STAGES`.
+Label values are bounded whatever callers send: ``rpc`` is a method of the services, ``model`` a
+served model or empty, ``code`` and ``reason`` come from :mod:`serving.errors`, and ``stage`` is one
+of :data:`STAGES`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from serving.scheduling.memory import Memory
 from serving.telemetry.call import Call
 
 STAGES = ("queue", "decode", "infer", "encode", "total")
-# Seconds, from a tiny model's run to a large one's that waited.
+# Seconds, from a run of a tiny model to a large model with a queue.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 MODEL = ("model", "version")
 # Name, description, and value of a batcher's counters.
@@ -36,10 +36,10 @@ Figure = tuple[str, str, Callable[[Statistics], float]]
 
 
 class Telemetry:
-    """The counters of one server, in a registry of its own. Safe to read from any thread."""
+    """The counters of one server, in a registry of its own. Thread-safe."""
 
     def __init__(self) -> None:
-        # Each series would have a second one for the moment of its birth.
+        # Otherwise each series comes with a second one for its creation time.
         disable_created_metrics()
         self.registry = CollectorRegistry()
         self._requests = Counter(
@@ -75,16 +75,16 @@ class Telemetry:
         ProcessCollector(registry=self.registry)
 
     def follow(self, models: Models) -> None:
-        """Report on every model that ``models`` serves from now on."""
+        """Report every model that ``models`` serves from now on."""
         self.registry.register(_ModelCollector(models))
 
     def watch(self, memory: Memory) -> None:
-        """Report what the requests under way take."""
+        """Report the memory of the requests in progress."""
         self._image_bytes.set_function(lambda: memory.taken)
         self._image_bytes_limit.set(memory.limit)
 
     def ended(self, call: Call) -> None:
-        """Count a request that was answered, whatever the answer was."""
+        """Count a request that was answered, successfully or not."""
         self._requests.labels(call.rpc, call.model, call.code, call.reason).inc()
         if call.stages:
             for name, _, seconds in call.stages:
@@ -92,21 +92,17 @@ class Telemetry:
             self._seconds.labels(call.model, "total").observe(call.ended - call.began)
 
     def refused(self, rpc: str, code: str, reason: str) -> None:
-        """Count a call that was refused before it was read."""
+        """Count a call that was refused before its message was read."""
         self._requests.labels(rpc, "", code, reason).inc()
 
     def page(self, accept: str) -> tuple[bytes, str]:
-        """Every metric, and the content type chosen for an ``Accept`` header."""
+        """Every metric, and the content type for an ``Accept`` header."""
         encoder, kind = choose_encoder(accept)
         return encoder(self.registry), kind
 
 
 class _ModelCollector(Collector):
-    """Asks the batchers when Prometheus asks, so that a request pays nothing for it.
-
-    What is served is copied at each change, since Prometheus asks from another thread than the
-    models change in.
-    """
+    """Asks the batchers when Prometheus asks, at no cost to requests."""
 
     def __init__(self, models: Models) -> None:
         self._models = models
@@ -114,11 +110,12 @@ class _ModelCollector(Collector):
         models.subscribe(self._copy)
 
     def _copy(self, change: ModelState | None = None) -> None:
+        # Prometheus asks in another thread than the one in which models change, so it gets a copy.
         self._live = tuple(self._models.served())
         self._states = tuple(self._models.index())
 
     def collect(self) -> Iterator[Metric]:
-        """A family for each figure, with a sample for each model."""
+        """A family per figure, with a sample per model."""
         info = GaugeMetricFamily(
             "wsss_model_info", "Models served.", labels=(*MODEL, "kind", "engine", "sha256")
         )

@@ -1,10 +1,9 @@
-"""The process that answers ``/metrics``, ``/healthz`` and ``/readyz``: ``python -m
-serving.telemetry.probes`` of http.py.
+"""The process that answers ``/metrics``, ``/healthz`` and ``/readyz``; started by http.py as
+``python -m serving.telemetry.probes``.
 
-A process of its own, because the server's stands still while gRPC copies a message of tens of
-megabytes, all its threads with it, and a probe must not be late for that. It knows two things of
-the server, through memory that both share: whether the server takes requests, and when its event
-loop last ran. So a loop that hangs is noticed too.
+It is a process of its own because all threads of the server stand still while gRPC copies a message
+of tens of megabytes, and probes must not be late. Through shared memory it knows whether the server
+takes requests and when its event loop last ran. So it notices a loop that hangs, too.
 """
 
 from __future__ import annotations
@@ -35,16 +34,15 @@ from serving.access.watched import Watched
 from serving.config import AccessConfig
 from serving.errors import RequestError
 
-# Seconds. A probe is over in milliseconds; a connection that says nothing, or too little, is
-# closed.
+# Seconds. A probe takes milliseconds; a connection that sends nothing, or too little, is closed.
 TIMEOUT = 5.0
 CONNECTION = 15.0
-# The event loop ticks every second, and never stands still for so long while it works.
+# The event loop ticks every second, and never pauses for so long while it works.
 STALLED = 30.0
 PAGE_TIMEOUT = 10.0
 MAX_CONNECTIONS = 64
 PLAIN = "text/plain; charset=utf-8"
-# When the event loop last ran, of the monotonic clock that all processes share, and whether
+# When the event loop last ran, by the monotonic clock that all processes share, and whether
 # requests are taken.
 STATE = struct.Struct("d?")
 
@@ -52,12 +50,12 @@ Reply = tuple[HTTPStatus, bytes, str]
 
 
 class Probes:
-    """What is answered.
+    """The answers.
 
     Args:
         state: memory shared with the server, as :data:`STATE`.
-        pages: where the server gives pages of metrics on request.
-        tokens: if given, ``/metrics`` needs one with the role ``metrics``; probes need none.
+        pages: where the server sends pages of metrics on request.
+        tokens: ``/metrics`` needs one with the role ``metrics``; probes need none.
     """
 
     def __init__(
@@ -75,7 +73,7 @@ class Probes:
         if path in ("/healthz", "/readyz") and late > STALLED:
             return (
                 HTTPStatus.SERVICE_UNAVAILABLE,
-                f"the event loop has stood still for {late:.0f} s\n".encode(),
+                f"the event loop has not run for {late:.0f} s\n".encode(),
                 PLAIN,
             )
         if path == "/healthz":
@@ -86,7 +84,7 @@ class Probes:
             return HTTPStatus.OK, b"ready\n", PLAIN
         if path == "/metrics":
             return self._metrics(headers)
-        return HTTPStatus.NOT_FOUND, b"known: /metrics /healthz /readyz\n", PLAIN
+        return HTTPStatus.NOT_FOUND, b"try /metrics, /healthz or /readyz\n", PLAIN
 
     def _metrics(self, headers: Any) -> Reply:
         try:
@@ -100,7 +98,7 @@ class Probes:
                 PLAIN,
             )
         with self._lock:
-            # Drop a page that came after its reader had given up.
+            # Drop a page whose reader gave up before it came.
             while self._pages.poll(0):
                 self._pages.recv_bytes()
             self._pages.send_bytes(headers.get("Accept", "")[:1000].encode())
@@ -111,12 +109,11 @@ class Probes:
 
 
 class ProbeServer(ThreadingHTTPServer):
-    """Answers on a socket that listens already.
+    """Answers on a listening socket.
 
     Args:
-        listening: that socket.
         answer: see :meth:`Probes.answer`.
-        context: of TLS, asked for at each connection; None without TLS.
+        context: TLS, looked up for each connection; None without TLS.
     """
 
     daemon_threads = True
@@ -135,20 +132,20 @@ class ProbeServer(ThreadingHTTPServer):
         self.socket = listening
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """A thread for the connection, or its end where too many are open."""
+        """Start a thread for the connection, or close it if too many are open."""
         if self._places.acquire(blocking=False):
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """The handshake is done here: it must not keep others waiting."""
+        """Shake hands in this thread, where it keeps nobody waiting."""
 
         def cut() -> None:
             with contextlib.suppress(OSError):
                 request.shutdown(socket.SHUT_RDWR)
 
-        # Whoever sends a byte now and then would keep its place for ever.
+        # A caller that sends a byte now and then would keep its connection for ever.
         limit = threading.Timer(CONNECTION, cut)
         limit.start()
         try:
@@ -163,7 +160,7 @@ class ProbeServer(ThreadingHTTPServer):
             self._places.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Callers that leave are not worth a line."""
+        """Callers who hang up deserve no log line."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -173,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = TIMEOUT
 
     def do_GET(self) -> None:
-        """Answer, head and body."""
+        """Send head and body."""
         status, body, kind = self.server.answer(self.path.partition("?")[0], self.headers)
         self.send_response(status)
         self.send_header("Content-Type", kind)
@@ -187,14 +184,13 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Probes come every few seconds and are not worth a line."""
+        """Probes come every few seconds and deserve no log line."""
 
 
 def main() -> None:
-    """Answer until standard input ends: until the server closes it, or is no more."""
+    """Answer until standard input ends: the server closes it, or no longer exists."""
     task = json.loads(sys.argv[1])
-    # Whoever ends the whole group of processes ends the server; probes are answered until it has
-    # drained.
+    # A signal to the process group ends the server; probes are answered until it has drained.
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)
     cert, key, tokens = (

@@ -1,8 +1,7 @@
-"""OpenTelemetry spans: one a request and one a stage of it, under the caller's span if it sent
+"""OpenTelemetry spans: one per request and one per stage, below the span of a caller's
 ``traceparent``.
 
-The spans are made when the request is over, from times that are measured anyway. So a server that
-does not trace pays nothing, and one that does pays after the reply.
+They are made after the reply, from times that are measured anyway, so requests do not pay for them.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ Trace = Callable[[Call], None]
 
 
 def tracer(version: str) -> tuple[Trace, Callable[[], None]]:
-    """What writes the spans of one finished call, and what sends those that are left at the end.
+    """The writer of a finished call's spans, and the function that flushes them at the end.
 
-    They are exported over OTLP as the ``OTEL_*`` variables of the environment say.
+    Spans are exported over OTLP as the ``OTEL_*`` environment variables say.
 
     Raises:
         StartError: OpenTelemetry is not installed.
@@ -43,7 +42,7 @@ def tracer(version: str) -> tuple[Trace, Callable[[], None]]:
 
 
 def writer(provider: Any) -> Trace:
-    """What writes the spans of one finished call to a ``TracerProvider``."""
+    """The writer of a finished call's spans to a ``TracerProvider``."""
     from opentelemetry import trace
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -51,7 +50,7 @@ def writer(provider: Any) -> Trace:
     propagator = TraceContextTextMapPropagator()
 
     def write(call: Call) -> None:
-        # Both clocks now: stages are timed with the monotonic one, spans want the other.
+        # Stages are timed by the monotonic clock, spans by the wall clock.
         offset = time.time_ns() - time.monotonic_ns()
 
         def stamp(moment: float) -> int:
