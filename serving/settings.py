@@ -1,4 +1,4 @@
-"""Settings from TOML files, whose tables are the sections of :mod:`serving.config`, and from text."""
+"""Settings from TOML files, with the sections of :mod:`serving.config` as tables, and from text."""
 
 from __future__ import annotations
 

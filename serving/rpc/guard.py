@@ -64,14 +64,14 @@ def check_exposure(config: ServerConfig) -> None:
         return
     if not access.cert and not access.tokens:
         raise StartError(
-            f"other machines can reach {host}, and anyone on them could call",
+            f"{host} is open to other machines, so anyone could call",
             "TLS, tokens, or an address that only this machine reaches",
             "--tls-cert CERT --tls-key KEY, --tokens FILE, --host 127.0.0.1, or --insecure behind a"
             " gateway",
         )
     if config.models.control == "explicit" and not access.tokens:
         raise StartError(
-            f"other machines can reach {host}, and anyone on them could load and unload models",
+            f"{host} is open to other machines, so anyone could load and unload models",
             "a token file with callers of the role control",
             "--tokens FILE",
         )

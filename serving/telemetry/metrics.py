@@ -57,7 +57,7 @@ class Telemetry:
         )
         self._image_bytes = Gauge(
             "wsss_image_bytes",
-            "Bytes of memory that the requests under way take.",
+            "Bytes of memory that the requests in progress take.",
             registry=self.registry,
         )
         self._image_bytes_limit = Gauge(

@@ -35,7 +35,7 @@ def test_a_file_changes_what_it_says_and_keeps_the_rest(tmp_path: Path):
         ("[network]\nport = true", "network.port is True\nexpected: a value of type int"),
         ("[network]\nhost = 3", "network.host is 3"),
         ("[shutdown]\ngrace = nan", "shutdown.grace is nan"),
-        ("[network", "is no TOML"),
+        ("[network", "is not TOML"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text, told):

@@ -128,7 +128,7 @@ def test_a_certificate_of_another_time_warns_and_replaces_no_good_one(
     caplog.clear()
     dated(keys, begin, end)
     with run_server(config) as server:
-        assert "callers will refuse this server" in caplog.text
+        assert "clients will refuse to connect" in caplog.text
         assert fault in caplog.text
         assert live(server.address, trusting(keys.authority)) == "UNAVAILABLE"
         dated(keys, -1, 9)
@@ -305,7 +305,7 @@ def test_bad_files_are_told_before_the_start(repository, keys, tmp_path):
         (secure(keys, access__client_ca=folder / "junk"), "do not load"),
         (secure(keys, access__client_ca=folder / "none"), "do not load"),
         ({"access__tokens": folder / "none"}, "cannot be read"),
-        ({"access__tokens": folder / "junk"}, "a line of the token file"),
+        ({"access__tokens": folder / "junk"}, "a bad line in the token file"),
     ):
         with pytest.raises(StartError, match=told):
             Server(configured(repository, **settings))

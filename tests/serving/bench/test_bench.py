@@ -177,7 +177,7 @@ def test_what_cannot_be_measured_is_said(repository, tmp_path, changes, message)
 def test_another_model_behind_the_address_is_noticed(tmp_path, server):
     """The same name and other weights."""
     tiny_models.export(tmp_path, "colours", "cam")
-    with pytest.raises(BenchError, match="not the engine's"):
+    with pytest.raises(BenchError, match="server and engine disagree"):
         bench(
             BenchConfig(
                 tmp_path, "colours", engine=EXACT, address=server.address, rounds=1, seconds=0.2

@@ -144,7 +144,7 @@ def test_a_damaged_cache_is_built_again(monkeypatch, card, config, caplog, harm)
     )
     assert_same(TensorRtEngine(card, PLAN, config), card, image())
     assert trt.builds == 2
-    assert "is damaged, or was built from something else: it is built again" in caplog.text
+    assert "is damaged or was built from something else; building it again" in caplog.text
     assert path.read_bytes() == data
 
 

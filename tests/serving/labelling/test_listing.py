@@ -177,7 +177,7 @@ def test_one_labeller_at_a_time_and_what_a_killed_one_left(config):
     left = config.target / "sub" / ".wsss-0123456789abcdef.tmp"
     left.parent.mkdir()
     left.write_text("half a mask")
-    with open_ledger(config.target), pytest.raises(LabelError, match="in use by another"):
+    with open_ledger(config.target), pytest.raises(LabelError, match="another labeller is at work"):
         label(config)
     assert label(config).skipped == 1
     assert not left.exists()

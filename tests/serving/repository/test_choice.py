@@ -153,7 +153,7 @@ def test_openvino_is_not_chosen_if_it_breaks_the_cards_promise(tmp_path, pretend
     card = read_card(tiny_models.export(tmp_path, golden=True))
     assert choose_engine(card, Plan(), EngineConfig()).description.startswith("onnxruntime")
     assert "not on OpenVINO: " in caplog.text
-    assert "of the golden output" in caplog.text
+    assert "of its golden output" in caplog.text
 
 
 def test_no_other_engine_is_tried_for_exact_answers(card, tmp_path, pretend):

@@ -208,10 +208,10 @@ def endless_card(folder: Path) -> None:
 
 
 HOSTILE = {
-    link_graph: "is a link that leads out of the repository",
-    link_folder: "is a link that leads out of the repository",
+    link_graph: "is a link out of the repository",
+    link_folder: "is a link out of the repository",
     unlisted_file: "'library.so', which the card does not list",
-    pipe_for_graph: "is no plain file",
+    pipe_for_graph: "is not a regular file",
     path_outside: "a file name has a folder in it",
     data_outside: "keeps data in '../../../secret'",
     unknown_domain: "domain 'evil.ops'",

@@ -154,9 +154,9 @@ def test_a_card_that_is_no_json(tmp_path: Path):
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (os.mkfifo, "is no plain file"),
-        (Path.mkdir, "is no plain file"),
-        (lambda path: path.symlink_to("/dev/zero"), "is a link that leads out of the repository"),
+        (os.mkfifo, "is not a regular file"),
+        (Path.mkdir, "is not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "is a link out of the repository"),
         (lambda path: path.symlink_to("model.json"), "cannot be read"),
         (lambda path: path.symlink_to("nothing"), "no model.json"),
     ],
@@ -246,7 +246,7 @@ def test_an_unreadable_folder_is_said(tmp_path: Path):
     tiny_models.export(tmp_path)
     for name in ("closed", "lost+found"):
         (tmp_path / name).mkdir(mode=0)
-    with pytest.raises(RepositoryError, match="closed cannot be looked into: Permission denied"):
+    with pytest.raises(RepositoryError, match="closed cannot be opened: Permission denied"):
         read_repository(tmp_path)
     assert list(read_repository(tmp_path, "colours")) == ["colours"]
 
