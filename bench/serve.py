@@ -23,7 +23,8 @@ from server_experiments import LABELLING, PROBES, ROUNDED, WAITING
 
 from serving.bench import SERVED, bench
 from serving.bench.setting import BenchConfig
-from serving.commands.bench import print_table, shown
+from serving.commands.bench import print_table
+from serving.commands.options import progress_bar
 from serving.config import EngineConfig
 from serving.errors import ServingError
 
@@ -51,7 +52,7 @@ def main() -> int:
             only=tuple(options.only.split(",")) if options.only else (),
         )
         try:
-            with shown() as progress:
+            with progress_bar("measuring") as progress:
                 results = bench(config, progress, OF_TENSORS if options.net == "mask" else ALL)
         except ServingError as error:
             print(error, file=sys.stderr)

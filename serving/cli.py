@@ -8,19 +8,27 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from serving.commands import bench, client, label
-from serving.commands.options import DEFAULT, EngineOption, Json, MaxBytes, MaxPixels, Repository
+from serving.commands.options import (
+    DEFAULT,
+    EngineOption,
+    Json,
+    MaxBytes,
+    MaxPixels,
+    Repository,
+    examples,
+)
 from serving.config import ServerConfig
 from serving.errors import ServingError
 from serving.settings import read_config, set_value, set_values
 
 app = typer.Typer(
     name="wsss-serving",
-    help="Serve exported models over gRPC, or label a folder of images with them.",
+    help="Serve exported models over gRPC, or label folders of images with them.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -28,6 +36,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+FIELDS = ["name", "version", "kind", "classes", "graph_sha256", "protocol", "supervision", "metrics"]
 # Options of ``serve`` that are short for a setting.
 SETTINGS = {
     "repository": "repository",
@@ -56,86 +65,93 @@ SETTINGS = {
 }
 
 
-@app.command(epilog="Example: wsss-serving serve --repository exported/ --port 8500")
+@app.command(
+    epilog=examples(
+        "wsss-serving serve --repository exported/",
+        "wsss-serving serve --config serving.toml --set schedule.queue=128",
+        "wsss-serving serve --host '*' --tls-cert server.crt --tls-key server.key --tokens tokens",
+    )
+)
 def serve(
     context: typer.Context,
     config: Annotated[
-        Path | None, typer.Option(help="TOML file of settings; the options here overrule it.")
+        Path | None, typer.Option(help="TOML file of settings; options override it.")
     ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="SECTION.KEY=VALUE",
-            help="Change any setting of the file. May be repeated.",
+            help="Override any setting. May be repeated.",
         ),
     ] = None,
     repository: Repository = DEFAULT.repository,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; * is every interface.")
+        str, typer.Option(help="Address to listen on; * is all interfaces.")
     ] = DEFAULT.network.host,
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")
+        int, typer.Option(min=0, max=65535, help="Port of gRPC; 0 takes a free one.")
     ] = DEFAULT.network.port,
     http_port: Annotated[
         int | None,
         typer.Option(
-            min=0, max=65535, help="Port of /metrics, /healthz and /readyz; none without it."
+            min=0, max=65535, help="Port of /metrics, /healthz and /readyz; closed by default."
         ),
     ] = DEFAULT.network.http_port,
     tls_cert: Annotated[
-        Path | None, typer.Option(help="PEM file of the server's certificate; both ports use it.")
+        Path | None, typer.Option(help="PEM file of the server's certificate, for both ports.")
     ] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key.")] = None,
     tls_client_ca: Annotated[
         Path | None,
-        typer.Option(help="PEM file of who signs the certificates that callers must show."),
+        typer.Option(help="PEM file of the authority that signs client certificates."),
     ] = None,
     tokens: Annotated[
-        Path | None, typer.Option(help="File of callers, their roles and hashes of their tokens.")
+        Path | None,
+        typer.Option(help="Token file: callers, roles and token hashes."),
     ] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen where others reach, without TLS and tokens.")
+        bool, typer.Option("--insecure", help="Allow other machines without TLS and tokens.")
     ] = False,
     log_format: Annotated[
-        str, typer.Option(help="text, or json for one object a line.")
+        str, typer.Option(help="text, or json for one object per line.")
     ] = DEFAULT.telemetry.log_format,
     log_level: Annotated[
         str, typer.Option(help="debug, info, warning or error.")
     ] = DEFAULT.telemetry.log_level,
     versions: Annotated[
-        str, typer.Option(help="Versions to serve: latest, latest:N, all, or numbers as in 1,3.")
+        str, typer.Option(help="Versions to serve: latest, latest:N, all, or numbers such as 1,3.")
     ] = DEFAULT.models.versions,
     all_versions: Annotated[
-        bool, typer.Option("--all-versions", help="The same as --versions all.")
+        bool, typer.Option("--all-versions", help="Short for --versions all.")
     ] = False,
     control: Annotated[
         str,
         typer.Option(
-            help="What changes the models later: none, poll (the repository), explicit (callers)."
+            help="What changes the models later: none, poll (the repository) or explicit (calls)."
         ),
     ] = DEFAULT.models.control,
     poll_seconds: Annotated[
         float, typer.Option(min=0.05, help="Seconds between two looks at the repository.")
     ] = DEFAULT.models.poll_seconds,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Do not start unless every model is sound.")
+        bool, typer.Option("--strict", help="Start only if every model is sound.")
     ] = False,
     workers: Annotated[
-        int, typer.Option(min=0, help="Runs at once of each model; 0 chooses.")
+        int, typer.Option(min=0, help="Parallel runs per model; 0 is automatic.")
     ] = DEFAULT.schedule.workers,
     threads: Annotated[
-        int, typer.Option(min=0, help="Threads of each run; 0 chooses.")
+        int, typer.Option(min=0, help="Threads per run; 0 is automatic.")
     ] = DEFAULT.schedule.threads,
     queue: Annotated[
-        int, typer.Option(min=1, help="Requests of one model waiting or running; more are refused.")
+        int, typer.Option(min=1, help="Requests per model that may wait or run; more are refused.")
     ] = DEFAULT.schedule.queue,
     engine: EngineOption = DEFAULT.engine.name,
     grace: Annotated[
-        float, typer.Option(min=0, help="Seconds for accepted requests to finish in.")
+        float, typer.Option(min=0, help="Seconds for accepted requests to finish at the end.")
     ] = DEFAULT.shutdown.grace,
     lame_duck: Annotated[
-        float, typer.Option(min=0, help="Seconds between NOT_SERVING and the closed port.")
+        float, typer.Option(min=0, help="Seconds from NOT_SERVING to the refusal of calls.")
     ] = DEFAULT.shutdown.lame_duck,
     max_pixels: MaxPixels = DEFAULT.limits.max_pixels,
     max_bytes: MaxBytes = DEFAULT.limits.max_bytes,
@@ -158,7 +174,7 @@ def serve(
     asyncio.run(run(settings, ready))
 
 
-@app.command(epilog="Example: wsss-serving models --repository exported/ --json")
+@app.command(epilog=examples("wsss-serving models --repository exported/ --json"))
 def models(repository: Repository = Path("exported"), as_json: Json = False) -> None:
     """List the models of a repository, with every card and checksum verified."""
     from serving.repository.versions import read_repository, verify
@@ -169,17 +185,7 @@ def models(repository: Repository = Path("exported"), as_json: Json = False) -> 
     for card in cards:
         verify(card)
     if as_json:
-        fields = (
-            "name",
-            "version",
-            "kind",
-            "classes",
-            "graph_sha256",
-            "protocol",
-            "supervision",
-            "metrics",
-        )
-        print(json.dumps([{field: getattr(card, field) for field in fields} for card in cards]))
+        print(json.dumps([{field: getattr(card, field) for field in FIELDS} for card in cards]))
         return
     from rich.console import Console
     from rich.table import Table
@@ -187,34 +193,34 @@ def models(repository: Repository = Path("exported"), as_json: Json = False) -> 
     table = Table("model", "version", "kind", "classes", "sha256", "method", "backbone")
     for card in cards:
         method, backbone = (str(card.source.get(key) or "") for key in ("method", "backbone"))
-        classes = ", ".join(card.classes[:6]) + (
-            f" and {len(card.classes) - 6} more" if len(card.classes) > 6 else ""
-        )
-        table.add_row(
-            card.name,
-            str(card.version),
-            card.kind,
-            classes,
-            card.graph_sha256[:12],
-            method,
-            backbone,
-        )
+        more = f" and {len(card.classes) - 6} more" if len(card.classes) > 6 else ""
+        classes = ", ".join(card.classes[:6]) + more
+        row = (card.name, str(card.version), card.kind, classes, card.graph_sha256[:12])
+        table.add_row(*row, method, backbone)
     Console().print(table)
 
 
-app.command(epilog="Example: wsss-serving label photos/ masks/ --model pets --format coco")(
-    label.label
-)
-app.command(
-    epilog="Example: wsss-serving bench --repository exported/ --model pets --images photos/"
-)(bench.bench)
-app.command(epilog="Example: wsss-serving segment photo.jpg mask.png --overlay look.jpg")(
-    client.segment
-)
-app.command(epilog="Example: wsss-serving health --address 127.0.0.1:8500 --model pets")(
-    client.health
-)
-app.command(epilog="Example: wsss-serving token ci --role infer --file tokens")(client.token)
+COMMANDS: dict[Any, tuple[str, ...]] = {
+    label.label: (
+        "wsss-serving label photos/ masks/ --repository exported/",
+        "wsss-serving label photos/ coco/ --model pets --format coco --polygons",
+    ),
+    bench.bench: (
+        "wsss-serving bench --repository exported/ --images photos/",
+        "wsss-serving bench --model pets --only all-callers,tail --rounds 2",
+    ),
+    client.segment: (
+        "wsss-serving segment photo.jpg mask.png --overlay look.jpg",
+        "wsss-serving segment photo.jpg mask.json --encoding polygons --tags cat,dog",
+    ),
+    client.health: ("wsss-serving health --address 127.0.0.1:8500 --model pets",),
+    client.token: (
+        "wsss-serving token ci --role infer --file tokens",
+        "wsss-serving token admin --role infer --role control --file tokens",
+    ),
+}
+for command, lines in COMMANDS.items():
+    app.command(epilog=examples(*lines))(command)
 
 
 def _server_config(context: typer.Context, file: Path | None, texts: list[str]) -> ServerConfig:

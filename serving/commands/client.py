@@ -30,21 +30,21 @@ from serving.errors import ServingError, StartError, nearest
 if TYPE_CHECKING:
     import grpc
 
-Address = Annotated[str, typer.Option(envvar="WSSS_ADDRESS", help="Server to ask.")]
+Address = Annotated[str, typer.Option(envvar="WSSS_ADDRESS", help="Address of the server.")]
 TlsCa = Annotated[
     Path | None,
     typer.Option(
         envvar="WSSS_TLS_CA",
-        help="PEM file of who signed the server's certificate: speak TLS to it.",
+        help="PEM file of the authority of the server's certificate; turns TLS on.",
     ),
 ]
 TlsCert = Annotated[
     Path | None,
     typer.Option(
-        envvar="WSSS_TLS_CERT", help="PEM file of the own certificate, if the server asks for one."
+        envvar="WSSS_TLS_CERT", help="PEM file of your certificate, if the server asks for one."
     ),
 ]
-TlsKey = Annotated[Path | None, typer.Option(envvar="WSSS_TLS_KEY", help="PEM file of its key.")]
+TlsKey = Annotated[Path | None, typer.Option(envvar="WSSS_TLS_KEY", help="PEM file of your key.")]
 LOCAL = "127.0.0.1:8500"
 ENDINGS = {"png": (".png",), "raw": (".raw", ".bin")}
 ENCODINGS = ("png", "raw", "coco_rle", "polygons", "label_runs")
@@ -61,25 +61,25 @@ class Role(StrEnum):
 def segment(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Image file.")],
     target: Annotated[
-        Path, typer.Argument(metavar="MASK", help="File to write; as png, pixel value = label.")
+        Path, typer.Argument(metavar="MASK", help="File to write; in a PNG, pixel value = label.")
     ],
     model: Annotated[
-        str, typer.Option(help="Model; may be left out if there is one segmenter only.")
+        str, typer.Option(help="Model; optional if there is only one segmenter.")
     ] = "",
     classes: Annotated[
-        str, typer.Option(help="Names to keep, with commas between; the others become background.")
+        str, typer.Option(help="Classes to keep, comma-separated; the others become background.")
     ] = "",
     tags: Annotated[
-        str, typer.Option(help="Names known to be in the image; no other class can win a pixel.")
+        str, typer.Option(help="Classes known to be in the image; no other can win a pixel.")
     ] = "",
     encoding: Annotated[
-        str, typer.Option(help=f"Of MASK: {', '.join(ENCODINGS)}; the last three as JSON.")
+        str, typer.Option(help=f"Of MASK: {', '.join(ENCODINGS)}; the last three are JSON.")
     ] = "png",
     overlay: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Picture to write: mask over image.")
+        Path | None, typer.Option(metavar="FILE", help="Picture to write: the mask over the image.")
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Write over MASK and FILE if they hold something else.")
+        bool, typer.Option("--force", help="Overwrite MASK and FILE whatever they hold.")
     ] = False,
     oversize: Oversize = "",
     tile: Tile = False,
@@ -89,7 +89,7 @@ def segment(
     min_confidence: MinConfidence = None,
     address: Address = LOCAL,
     token: Annotated[
-        str, typer.Option(envvar="WSSS_TOKEN", help="Token, if the server asks for one.")
+        str, typer.Option(envvar="WSSS_TOKEN", help="Token, if the server needs one.")
     ] = "",
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
@@ -97,7 +97,7 @@ def segment(
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait.")] = 30.0,
     as_json: Json = False,
 ) -> None:
-    """Segment one image through a running server."""
+    """Segment one image with a running server."""
     from serving.client import Client
     from serving.client.results import as_file
 
@@ -117,7 +117,7 @@ def segment(
         "confidence_threshold": min_confidence,
     }
     tls = _credentials(tls_ca, tls_cert, tls_key)
-    with _told(), Client(address, timeout=timeout, token=token, tls=tls) as client:
+    with _file_errors(), Client(address, timeout=timeout, token=token, tls=tls) as client:
         result = client.segment(image, model, **wishes)
         files = {target: as_file(result)}
         if overlay:
@@ -127,32 +127,31 @@ def segment(
                 raise ServingError(f"{target} is both MASK and --overlay", "two files")
             files[overlay] = picture
         _write(files, image, force)
+    if not as_json:
+        print(f"{target}: {', '.join(result.present) or 'background only'}")
+        return
+    scores, areas, boxes = result.scores, result.areas, result.boxes
     shares = {
-        name: {
-            "score": result.scores[name],
-            "pixels": result.areas[name],
-            "box": result.boxes.get(name),
-        }
+        name: {"score": scores[name], "pixels": areas[name], "box": boxes.get(name)}
         for name in result.present
     }
-    if as_json:
-        print(json.dumps({"mask": str(target), "found": shares}))
-    else:
-        print(f"{target}: {', '.join(shares) or 'background only'}")
+    print(json.dumps({"mask": str(target), "found": shares}))
 
 
 def health(
     address: Address = LOCAL,
-    model: Annotated[
-        str, typer.Option(help="Model to ask for; empty asks for the whole server.")
-    ] = "",
+    model: Annotated[str, typer.Option(help="Model to ask about; empty is the whole server.")] = "",
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait.")] = 5.0,
     as_json: Json = False,
 ) -> None:
-    """Ask a server whether it serves; exit code 0 if so, else 1. For container health checks."""
+    """Tell whether a server serves, for container health checks.
+
+    Prints the status, such as SERVING, NOT_SERVING or UNAVAILABLE. The exit code is 0 for SERVING,
+    otherwise 1.
+    """
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -171,16 +170,14 @@ def health(
 
 
 def token(
-    name: Annotated[
-        str, typer.Argument(help="Whose token it is; stands in the server's file and log.")
-    ],
-    role: Annotated[list[Role], typer.Option(help="What it allows. May be repeated.")],
+    name: Annotated[str, typer.Argument(help="Name of the caller, for the server's file and log.")],
+    role: Annotated[list[Role], typer.Option(help="Permission of the token. May be repeated.")],
     file: Annotated[
-        Path | None, typer.Option(help="The server's token file, to add the line to.")
+        Path | None, typer.Option(help="The server's token file, to which the line is added.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a token for a caller. It is shown once; the server's file holds only its hash."""
+    """Make a token for a caller. It is shown once; the token file holds only its hash."""
     from serving.access.tokens import add_token, new_token
 
     secret, line = new_token(name, [str(entry) for entry in role])
@@ -206,7 +203,7 @@ def _credentials(
     if not ca:
         if cert or key:
             raise StartError(
-                "--tls-cert or --tls-key without --tls-ca", "who signed the server's certificate"
+                "--tls-cert or --tls-key without --tls-ca", "all three", "--tls-ca CA.PEM"
             )
         return None
     try:
@@ -222,13 +219,12 @@ def _names(text: str) -> list[str]:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """A file that cannot be read or written, in words."""
+def _file_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise ServingError(
-            f"{error.filename}: {error.strerror}", "a file that may be read or written"
+            f"{error.filename}: {error.strerror}", "a file that you may read or write"
         ) from error
 
 
@@ -240,7 +236,7 @@ def _check_ending(target: Path, encoding: str) -> None:
     others = {*EXTENSIONS, *(ending for endings in ENDINGS.values() for ending in endings), ".json"}
     if target.suffix.lower() in others - set(right):
         raise ServingError(
-            f"{target} would hold a mask as {encoding}",
+            f"{target} would hold a mask in the encoding {encoding}",
             f"a name that ends in {' or '.join(right)}",
             f"{target.with_suffix(right[0])}",
         )
@@ -251,7 +247,7 @@ def _write(files: dict[Path, bytes], image: Path, force: bool) -> None:
     from serving.files import write_atomic
     from serving.outputs import check_file
 
-    hint = "another name, or --force to write over it"
+    hint = "another name, or --force to overwrite it"
     for path, data in files.items():
 
         def may_go(there: Path, data: bytes = data) -> bool:
@@ -281,6 +277,6 @@ def _overlay(image: Path, target: Path, result: Any, card: Any) -> bytes:
         Image.fromarray(masks.overlay(pixels, result.mask, palette)).save(buffer, kind)
     except (KeyError, ValueError, OSError) as error:
         raise ServingError(
-            f"{target} has no known picture format", "a name that ends in .jpg or .png"
+            f"{target} is not the name of a picture", "a name that ends in .jpg or .png"
         ) from error
     return buffer.getvalue()

@@ -1,7 +1,9 @@
-"""Options that several commands share."""
+"""Options, help texts and the progress bar that several commands share."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -12,35 +14,31 @@ from serving.config import ServerConfig
 DEFAULT = ServerConfig()
 
 Repository = Annotated[
-    Path, typer.Option(help="Folder of models: NAME/VERSION/model.json and its graph.")
+    Path, typer.Option(help="Folder of models: NAME/VERSION/model.json and a graph.")
 ]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object or array instead of text.")
-]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 MaxPixels = Annotated[
-    int, typer.Option(min=1, help="Images with more pixels are refused before they are decoded.")
+    int, typer.Option(min=1, help="Refuse images with more pixels, before decoding.")
 ]
-MaxBytes = Annotated[int, typer.Option(min=1, help="Image files with more bytes are refused.")]
+MaxBytes = Annotated[int, typer.Option(min=1, help="Refuse image files with more bytes.")]
 Oversize = Annotated[
     str,
-    typer.Option(
-        help="Of images above the model's size: scale them, tile them, or auto: tile the largest."
-    ),
+    typer.Option(help="Images above the model's limits: scale, tile, or auto (tile the largest)."),
 ]
 Tile = Annotated[
     bool,
-    typer.Option("--tile", help="The same as --oversize tile: full resolution, without seams."),
+    typer.Option("--tile", help="Short for --oversize tile: full resolution without seams."),
 ]
 Overlap = Annotated[
     float | None,
     typer.Option(
-        min=0, max=0.5, help="Share of a tile that overlaps the next one; a quarter without."
+        min=0, max=0.5, help="Share of a tile that overlaps the next one; 0.25 by default."
     ),
 ]
 ScoreThreshold = Annotated[
     float | None,
     typer.Option(
-        min=0, max=1, help="Score from which a class counts as present; the model's without."
+        min=0, max=1, help="Score from which a class counts as present; by default the model's."
     ),
 ]
 BackgroundThreshold = Annotated[
@@ -48,12 +46,12 @@ BackgroundThreshold = Annotated[
     typer.Option(
         min=0,
         max=1,
-        help="CAM models: activation from which a pixel is no background; the model's without.",
+        help="CAM models: activation from which a pixel is foreground; by default the model's.",
     ),
 ]
 MinConfidence = Annotated[
     float | None,
-    typer.Option(min=0, max=1, help="Leave pixels below this confidence open: label 255."),
+    typer.Option(min=0, max=1, help="Label pixels below this confidence 255, undecided."),
 ]
 EngineOption = Annotated[
     str,
@@ -61,3 +59,27 @@ EngineOption = Annotated[
         help="auto, onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt, openvino or tensorrt."
     ),
 ]
+
+
+def examples(*lines: str) -> str:
+    """The part of a help text that shows command lines."""
+    # An empty line keeps typer from joining lines to a paragraph.
+    return "\n\n".join(("Examples:" if len(lines) > 1 else "Example:", *lines))
+
+
+@contextmanager
+def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error; call the value with the number of finished steps and of all."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda count, total: progress.update(task, completed=count, total=total)

@@ -371,7 +371,7 @@ def test_admission_knows_what_a_run_takes(monkeypatch):
                 await batcher.run(rows(1))
             with batcher.admission(), batcher.admission():
                 # Two run; the third begins in half a second and ends a second later.
-                told = r"about 1\.50 s and 1\.49 s are left"
+                told = r"about 1\.50 s, 1\.49 s are left"
                 with pytest.raises(DeadlineMissed, match=told), batcher.admission(clock.now + 1.49):
                     raise AssertionError("admitted, and would have missed its deadline")
                 with (
