@@ -36,7 +36,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-FIELDS = ["name", "version", "kind", "classes", "graph_sha256", "protocol", "supervision", "metrics"]
+KEYS = ("name", "version", "kind", "classes", "graph_sha256", "protocol", "supervision", "metrics")
 # Options of ``serve`` that are short for a setting.
 SETTINGS = {
     "repository": "repository",
@@ -185,7 +185,7 @@ def models(repository: Repository = Path("exported"), as_json: Json = False) -> 
     for card in cards:
         verify(card)
     if as_json:
-        print(json.dumps([{field: getattr(card, field) for field in FIELDS} for card in cards]))
+        print(json.dumps([{field: getattr(card, field) for field in KEYS} for card in cards]))
         return
     from rich.console import Console
     from rich.table import Table

@@ -236,7 +236,7 @@ def _check_ending(target: Path, encoding: str) -> None:
     others = {*EXTENSIONS, *(ending for endings in ENDINGS.values() for ending in endings), ".json"}
     if target.suffix.lower() in others - set(right):
         raise ServingError(
-            f"{target} would hold a mask in the encoding {encoding}",
+            f"{target} would hold a mask as {encoding}",
             f"a name that ends in {' or '.join(right)}",
             f"{target.with_suffix(right[0])}",
         )
