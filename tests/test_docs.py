@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from documented import PAGES, ROOT, every_line
 from typer.main import get_command
 
 from serving.cli import app as serving_app
+from serving.config import ServerConfig
 from trainer import config as knobs
 from trainer.cli import app as trainer_app
 from trainer.config import ranges
@@ -28,10 +31,7 @@ from trainer.segmenters import segmenter_class
 from trainer.segmenters.config import PRESETS, SCRATCH, SegmentConfig
 from trainer.training.optimiser import Training
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted(
-    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "exported" / "README.md"]
-)
+LINKED = [*PAGES, ROOT / "CHANGELOG.md"]
 SECTIONS: dict[str, list[Any]] = {
     "data": [DataConfig()],
     "classify": [recipes.PSA, recipes.IRN, recipes.SMALL, recipes.SCRATCH],
@@ -44,6 +44,18 @@ SECTIONS: dict[str, list[Any]] = {
     "irn": [IrnConfig(), knobs.replace(IrnConfig(), irnet.SMALL, "irn")],
     "segment": [PRESETS["aspp"], SCRATCH, PRESETS["deeplab-v2-r101"], PRESETS["largefov-r38"]],
     "evaluate": [EvaluateConfig()],
+}
+METHODS = {f"method {name}": [method_classes(name)[1]()] for name in method_names()}
+KNOBS = {
+    f"{section.split()[0]}.{field.name}"
+    for section, configs in {**SECTIONS, **METHODS}.items()
+    for field in dataclasses.fields(configs[0])
+}
+SETTINGS = {
+    f"{section.name}.{field.name}"
+    for section in dataclasses.fields(ServerConfig)
+    if dataclasses.is_dataclass(value := getattr(ServerConfig(), section.name))
+    for field in dataclasses.fields(value)
 }
 
 
@@ -107,30 +119,32 @@ def test_the_table_of_ranges_is_true() -> None:
     assert {limits: names.split(", ") for limits, names in rows} == ranges_by_text()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
-def command_lines() -> list[str]:
-    """Every documented command of ours, continued lines joined, comments cut off."""
-    found = set()
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-        for block in re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-            found |= {
-                " ".join(line.split()) for line in block.splitlines() if line.startswith("wsss-")
-            }
-    return sorted(found)
-
-
-@pytest.mark.parametrize("line", command_lines())
+@pytest.mark.parametrize("line", every_line())
 def test_documented_commands_exist_with_these_options(line: str) -> None:
     script, *words = shlex.split(line, comments=True)
+    if script == "make":
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        assert re.search(rf"^{words[-1]}:", makefile, re.MULTILINE)
+    elif script == "python":
+        assert (ROOT / words[0]).exists()
+    else:
+        check_options(script, words)
+
+
+def check_options(script: str, words: list[str]) -> None:
+    """Every option is one of the command, and every ``--set`` names a knob or a setting."""
     command: Any = get_command({"wsss-trainer": trainer_app, "wsss-serving": serving_app}[script])
     while hasattr(command, "commands"):
         assert words[0] in command.commands, f"{script} has no command {words[0]}"
         command, words = command.commands[words[0]], words[1:]
-    known = {option for parameter in command.params for option in parameter.opts}
-    assert {word for word in words if word.startswith("--")} <= known
+    options = {option for parameter in command.params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= options
+    pairs = [value for option, value in pairwise(words) if option == "--set"]
+    names = {pair.partition("=")[0] for pair in pairs if "." in pair and "KEY" not in pair}
+    assert names <= (KNOBS if script == "wsss-trainer" else SETTINGS)

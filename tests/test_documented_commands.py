@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from documented import PAGES, ROOT, Block, blocks
+
 from serving.cli import app as serving_app
 from trainer.cli import app as trainer_app
 
