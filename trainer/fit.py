@@ -10,7 +10,6 @@ from trainer.checks.preflight import data_entry
 from trainer.config import as_dict
 from trainer.context import Stage
 from trainer.data.dataset import check_images
-from trainer.evaluation.measure import current_evaluation
 from trainer.interrupt import terminated
 from trainer.plan import Plan
 from trainer.report.run_page import write_report
@@ -18,7 +17,7 @@ from trainer.training.devices import launch, rank, wait_for_all
 
 
 def fit(plan: Plan, say: Callable[[str], None]) -> None:
-    """Run every stage that is not done yet, then measure and write the report.
+    """Run every stage that is not done yet, then write the report.
 
     Args:
         plan: from ``make_plan``.
@@ -38,10 +37,8 @@ def fit(plan: Plan, say: Callable[[str], None]) -> None:
         for stage in plan.stages:
             if not run.done(stage.name, plan.keys[stage.name]):
                 work(plan, stage)
-    if rank() == 0 and plan.until in ("evaluate", "report"):
-        current_evaluation(run.path)
-        if plan.until == "report":
-            say(f"report: {write_report(run.path)}")
+    if rank() == 0 and plan.until == "report":
+        say(f"report: {write_report(run.path)}")
 
 
 def work(plan: Plan, stage: Stage) -> None:

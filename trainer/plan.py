@@ -18,7 +18,7 @@ from trainer.options import STAGES, Configs, Options, make_configs
 from trainer.outputs import check_folder
 from trainer.run import Run, is_run, stage_key
 from trainer.segmenters.start import choose_source, find_start
-from trainer.stages import cams, classify, import_cams, prepare, refine, segment, walk
+from trainer.stages import cams, classify, evaluate, import_cams, prepare, refine, segment, walk
 from trainer.weights.cache import find_weights
 from trainer.weights.released import load_classifier, load_start
 
@@ -63,11 +63,10 @@ def make_plan(options: Options) -> Plan:
     context = with_weights(context, options, stages)
     if any(stage.needs == "checkpoint" for stage in stages):
         walk.trained_network(context)
-    keys = {"data": stage_key("data", context.dataset.fingerprint(), [])}
-    for stage in stages:
-        inputs = [keys[name] for name in stage.inputs]
-        keys[stage.name] = stage_key(stage.name, stage.knobs(context), inputs)
-    return Plan(context, tuple(stages), keys, options.until)
+    if options.reaches("evaluate") and context.measured_lists:
+        names = {*context.run.complete, *(stage.name for stage in stages)}
+        stages.append(evaluate.stage(names))
+    return Plan(context, tuple(stages), stage_keys(context, stages), options.until)
 
 
 def choose_stages(options: Options, configs: Configs) -> list[Stage]:
@@ -163,6 +162,17 @@ def _check_place(options: Options, configs: Configs, dataset: Dataset, run: Run)
     beside = data.parent / "runs" / data.name
     shortest = min(os.path.relpath(beside), str(beside), key=len)
     check_folder(options.run, is_run, inputs, "--run", f"--run {shortest}")
+
+
+def stage_keys(context: Context, stages: list[Stage]) -> dict[str, str]:
+    """The key of every stage. Stages that the run has from an earlier plan keep theirs: they are
+    measured too.
+    """
+    keys = context.run.complete | {"data": stage_key("data", context.dataset.fingerprint(), [])}
+    for stage in stages:
+        inputs = [keys[name] for name in stage.inputs]
+        keys[stage.name] = stage_key(stage.name, stage.knobs(context), inputs)
+    return keys
 
 
 def check_trainings(context: Context, stages: list[Stage]) -> None:

@@ -52,8 +52,8 @@ class Output:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.folders = [folder]
-        """Where its files are, to notice later when some are gone."""
+        self.places = [folder]
+        """Folders and files of its results, to notice later when some are gone."""
         self.outputs: dict[str, Any] = {}
         self.metrics: dict[str, Any] = {}
 
@@ -156,6 +156,12 @@ class Run:
             stage.get("status") == "done" and stage.get("key") == key and not self.lost(name)
         )
 
+    @property
+    def complete(self) -> dict[str, str]:
+        """The keys of the stages that are done, by name."""
+        stages = self.manifest["stages"]
+        return {name: entry["key"] for name, entry in stages.items() if entry["status"] == "done"}
+
     def key(self, name: str) -> str | None:
         """The key that a stage's outputs have, or are being made with."""
         key: str | None = self.manifest["stages"].get(name, {}).get("key")
@@ -208,7 +214,7 @@ class Run:
         try:
             yield stage
             entry["status"] = "done"
-            entry["files"] = {str(f.relative_to(self.path)): _files(f) for f in stage.folders}
+            entry["files"] = {str(f.relative_to(self.path)): _files(f) for f in stage.places}
         except BaseException:
             entry["status"] = "failed"
             raise
@@ -272,8 +278,10 @@ def peak_memory_mb() -> float:
     return round(usage / 1024, 1)
 
 
-def _files(folder: Path) -> int:
-    return sum(path.is_file() and not path.name.startswith(".") for path in folder.rglob("*"))
+def _files(place: Path) -> int:
+    """How many files a folder holds; 1 for a file."""
+    paths = [place] if place.is_file() else place.rglob("*")
+    return sum(path.is_file() and not path.name.startswith(".") for path in paths)
 
 
 def _now() -> str:

@@ -45,7 +45,7 @@ def test_a_key_depends_on_everything_that_it_is_given():
 def test_a_stage_whose_files_are_gone_is_not_done(tmp_path):
     run = Run(tmp_path)
     with run.stage("walk", "k") as stage:
-        stage.folders.append(tmp_path / "instances")
+        stage.places.append(tmp_path / "instances")
         (tmp_path / "instances").mkdir()
         for name in ("a", "b", "c"):
             (stage.folder / f"{name}.npz").write_text(name)

@@ -1,11 +1,9 @@
-"""Stage ``evaluate``: measure every stage of a run on every list with true masks, each figure with
-its protocol.
-"""
+"""Figures of a run: every measured stage on every list with true masks, each with its protocol."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,48 +16,72 @@ from trainer.evaluation.image_counts import ImageCounts, counts_path
 from trainer.evaluation.knobs import EvaluateConfig
 from trainer.evaluation.over_lists import evaluate_cams, evaluate_folder, sweep_thresholds
 from trainer.evaluation.threshold import choose
-from trainer.run import Run, stage_key, write_json
+from trainer.run import Output, Run, stage_key, write_json
 from trainer.weights.supervision import initial_weights
 
 MEASURED = ("cams", "refine", "segment", "segment_full")
+"""Stages that have figures, in the order of the path."""
+FOLDER = "evaluation"
+"""Where the counts of single images lie below the run."""
 FORMAT = 3
 """Of ``evaluation.json`` and the counts beside it: figures of another format are measured again."""
 
 
-Measured = tuple[ImageCounts, dict[str, Any]]
+Figures = tuple[ImageCounts, dict[str, Any]]
 """Counts of single images, and the entry of ``evaluation.json``."""
 
 
+def measured_stages(names: Collection[str]) -> tuple[str, ...]:
+    """Those of the stages ``names`` that have figures, in the order of the path."""
+    return tuple(name for name in MEASURED if name in names)
+
+
+def evaluation_facts(dataset: Dataset, lists: Sequence[str], config: EvaluateConfig) -> list[Any]:
+    """What the figures depend on besides the stages that are measured: settings and true masks."""
+    truth = {name: dataset.mask_fingerprint(dataset.masked(name)) for name in lists}
+    return [FORMAT, as_dict(config), truth]
+
+
 def measure(
-    run: Run, dataset: Dataset, lists: Sequence[str], config: EvaluateConfig
-) -> dict[str, Any]:
-    """Write ``evaluation.json``, and the counts of single images beside it; return ``{"<stage>
-    <list>": mean IoU}``.
-    """
-    stages = {n: s for n, s in run.manifest["stages"].items() if s["status"] == "done"}
+    run: Run, dataset: Dataset, lists: Sequence[str], config: EvaluateConfig, output: Output
+) -> None:
+    """Write ``evaluation.json``, and the counts of single images beside it."""
     result: dict[str, dict[str, Any]] = {}
     for name in lists:
-        measured: dict[str, Measured] = {}
-        if "cams" in stages:
-            measured["cam"] = _cams(run, dataset, name, lists, config)
-        if "refine" in stages:
-            measured["refined"] = _refined(run, dataset, name, config)
-        for segmenter in ("segment", "segment_full"):
-            if segmenter in stages:
-                measured[segmenter] = _segmented(run, dataset, name, segmenter, config)
-        for stage, (images, entry) in measured.items():
+        figures = _figures(run, dataset, name, lists, config)
+        for stage, (images, entry) in figures.items():
             images.write(counts_path(run.path, stage, name))
             entry["miou_interval"] = miou_interval(images).report()
             result.setdefault(stage, {})[name] = entry
-        if "segment" in measured and "segment_full" in measured:
-            compared = compare_paired(measured["segment_full"][0], measured["segment"][0])
-            result["segment"][name]["weak_full"] = compared.report()
-    write_json(run.path / "evaluation.json", result)
-    return {
-        f"{stage} {name}": entry["miou"]
-        for stage, lines in result.items()
-        for name, entry in lines.items()
-    }
+        if "segment" in figures and "segment_full" in figures:
+            comparison = compare_paired(figures["segment_full"][0], figures["segment"][0])
+            result["segment"][name]["weak_full"] = comparison.report()
+    path = run.path / "evaluation.json"
+    write_json(path, result)
+    output.places.append(path)
+    output.metrics.update(
+        {
+            f"{stage} {name}": entry["miou"]
+            for stage, lines in result.items()
+            for name, entry in lines.items()
+        }
+    )
+
+
+def _figures(
+    run: Run, dataset: Dataset, name: str, lists: Sequence[str], config: EvaluateConfig
+) -> dict[str, Figures]:
+    """Of every measured stage on list ``name``, by the names of ``evaluation.json``."""
+    stages = measured_stages(run.complete)
+    figures: dict[str, Figures] = {}
+    if "cams" in stages:
+        figures["cam"] = _cams(run, dataset, name, lists, config)
+    if "refine" in stages:
+        figures["refined"] = _refined(run, dataset, name, config)
+    for segmenter in ("segment", "segment_full"):
+        if segmenter in stages:
+            figures[segmenter] = _segmented(run, dataset, name, segmenter, config)
+    return figures
 
 
 def current_evaluation(run_dir: Path) -> dict[str, dict[str, Any]]:
@@ -70,15 +92,15 @@ def current_evaluation(run_dir: Path) -> dict[str, dict[str, Any]]:
         DataError: the data set has gone or changed.
     """
     run = Run.existing(run_dir)
-    stages = run.manifest["stages"]
     dataset = reopen_data(run.manifest)
     lists = dataset.measured_lists(run.manifest["train_list"], run.manifest["val_list"])
     config = replace(EvaluateConfig(), run.manifest["config"]["evaluate"], "evaluate")
-    key = evaluation_key(stages, config, dataset, lists)
+    inputs = [run.complete[name] for name in measured_stages(run.complete)]
+    key = stage_key("evaluate", evaluation_facts(dataset, lists, config), inputs)
     path = run_dir / "evaluation.json"
     if lists and not (run.done("evaluate", key) and _is_whole(path)):
-        with run.lock(), run.stage("evaluate", key) as stage:
-            stage.metrics.update(measure(run, dataset, lists, config))
+        with run.lock(), run.stage("evaluate", key, FOLDER) as output:
+            measure(run, dataset, lists, config, output)
     result: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
     return result
 
@@ -121,18 +143,9 @@ def in_convention(
     return result
 
 
-def evaluation_key(
-    stages: dict[str, Any], config: EvaluateConfig, dataset: Dataset, lists: Sequence[str]
-) -> str:
-    """Hash of what the figures depend on: settings, the true masks, and the stages measured."""
-    done = [stages[n]["key"] for n in MEASURED if stages.get(n, {}).get("status") == "done"]
-    truth = {name: dataset.mask_fingerprint(dataset.masked(name)) for name in lists}
-    return stage_key("evaluate", [FORMAT, as_dict(config), truth], done)
-
-
 def _cams(
     run: Run, dataset: Dataset, name: str, lists: Sequence[str], config: EvaluateConfig
-) -> Measured:
+) -> Figures:
     records, folder = _with_maps(run, dataset, name), run.path / "cams"
     source = config.threshold_from
     if source == "auto":
@@ -168,7 +181,7 @@ def _cams(
     return measured.chosen.images, entry | {"conditions": conditions.report()}
 
 
-def _refined(run: Run, dataset: Dataset, name: str, config: EvaluateConfig) -> Measured:
+def _refined(run: Run, dataset: Dataset, name: str, config: EvaluateConfig) -> Figures:
     refined, records = run.manifest["stages"]["refine"]["metrics"], _with_maps(run, dataset, name)
     measured = evaluate_folder(
         dataset, records, run.path / "masks", tolerance=config.boundary_tolerance, progress=True
@@ -188,7 +201,7 @@ def _refined(run: Run, dataset: Dataset, name: str, config: EvaluateConfig) -> M
 
 def _segmented(
     run: Run, dataset: Dataset, name: str, stage: str, config: EvaluateConfig
-) -> Measured:
+) -> Figures:
     settings, folder = run.manifest["config"]["segment"], run.path / stage / "predictions" / name
     records = dataset.masked(name)
     measured = evaluate_folder(

@@ -181,7 +181,14 @@ def test_a_copy_is_the_same_data_and_a_mended_mask_trains_on_true_masks_again(da
     write_index_png(path, mask)
     after = keys(folder)
     changed = {name for name in before if before[name] != after[name]}
-    assert changed == {"refine", "segment_train", "segment", "segment_full_train", "segment_full"}
+    assert changed == {
+        "refine",
+        "segment_train",
+        "segment",
+        "segment_full_train",
+        "segment_full",
+        "evaluate",
+    }
 
 
 def test_an_impossible_tolerance_is_refused():

@@ -1,0 +1,119 @@
+"""Stage ``evaluate`` in a plan: when it is to do, when it is done, and when it is made again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from measured import write_run
+
+from trainer.config import as_dict
+from trainer.data.formats.opening import open_dataset
+from trainer.evaluation.measure import current_evaluation
+from trainer.fit import work
+from trainer.options import Options, make_configs
+from trainer.plan import Plan, make_plan, open_context, stage_keys
+from trainer.run import Run, stage_key
+from trainer.scenes.writing import write_synthetic
+from trainer.stages import evaluate
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr("trainer.pool.cores", lambda: 1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluate") / "data"
+    write_synthetic(folder, 8, 48)
+    return folder
+
+
+@pytest.fixture
+def run(data, tmp_path) -> Path:
+    return write_run(tmp_path / "run", data, 0.4)
+
+
+def plan_of(data: Path, run: Path, *settings: str) -> Plan:
+    """``evaluate`` alone, of what the run has."""
+    options = Options(data, run, device="cpu", settings=settings)
+    context = open_context(options, make_configs(options))
+    stages = [evaluate.stage(context.run.complete)]
+    return Plan(context, tuple(stages), stage_keys(context, stages), "evaluate")
+
+
+def standing(plan: Plan) -> str:
+    return plan.context.run.standing("evaluate", plan.keys["evaluate"])
+
+
+def test_it_is_done_once_and_eval_agrees(data, run):
+    plan = plan_of(data, run)
+    assert standing(plan) == "to do"
+    work(plan, plan.stages[0])
+    path = run / "evaluation.json"
+    before = path.stat().st_mtime_ns
+    assert current_evaluation(run) == json.loads(path.read_text())
+    assert standing(plan_of(data, run)) == "done, kept"
+    assert path.stat().st_mtime_ns == before
+    entry = Run(run).manifest["stages"]["evaluate"]
+    assert entry["files"] == {"evaluation": 6, "evaluation.json": 1}
+    assert set(entry["metrics"]) == {
+        f"{stage} {name}" for stage in ("cam", "refined", "segment") for name in ("train", "val")
+    }
+
+
+def test_another_knob_or_mask_or_stage_measures_again(data, run, tmp_path):
+    current_evaluation(run)
+    again = "settings or inputs changed since it was made, will be made again"
+    assert standing(plan_of(data, run, "evaluate.boundary_tolerance=3")) == again
+    mended = shutil.copytree(data, tmp_path / "mended")
+    name = open_dataset(mended).lists["val"][0]
+    other = open_dataset(mended).lists["val"][1]
+    masks = mended / "SegmentationClass"
+    shutil.copyfile(masks / f"{other}.png", masks / f"{name}.png")
+    assert standing(plan_of(mended, run)) == again
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["stages"]["refine"]["key"] = "another"
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert standing(plan_of(data, run)) == again
+
+
+def test_figures_that_are_gone_are_measured_again(data, run):
+    current_evaluation(run)
+    (run / "evaluation.json").unlink()
+    plan = plan_of(data, run)
+    assert standing(plan) == "1 of its files are gone, will be made again"
+    work(plan, plan.stages[0])
+    assert standing(plan_of(data, run)) == "done, kept"
+
+
+def test_a_run_that_was_measured_before_evaluate_was_a_stage_of_the_plan(data, run):
+    """Its key is the same, and an empty folder ``evaluate`` is all that is counted."""
+    dataset, made = open_dataset(data), Run(run)
+    truth = {n: dataset.mask_fingerprint(dataset.masked(n)) for n in ("train", "val")}
+    knobs = [3, as_dict(make_configs(Options(data, run)).evaluate), truth]
+    key = stage_key("evaluate", knobs, ["0.4None"] * 3)
+    with made.stage("evaluate", key):
+        (run / "evaluation.json").write_text("{}")
+    assert standing(plan_of(data, run)) == "done, kept"
+
+
+def test_a_plan_ends_with_it_where_there_is_something_to_measure(data, run, tmp_path):
+    options = Options(data, run, weights="none", size=48, epochs=1, device="cpu")
+    last = make_plan(options).stages[-1]
+    assert (last.name, last.inputs) == ("evaluate", ("cams", "refine", "segment"))
+    bare = shutil.copytree(data, tmp_path / "bare")
+    shutil.rmtree(bare / "SegmentationClass")
+    options = Options(bare, tmp_path / "other", weights="none", size=48, epochs=1, device="cpu")
+    assert make_plan(options).stages[-1].name == "segment"
+
+
+def test_a_stage_of_an_earlier_plan_is_measured_too(data, tmp_path):
+    run = write_run(tmp_path / "run", data, 0.4, full=0.1)
+    options = Options(data, run, weights="none", size=48, epochs=1, device="cpu")
+    plan = make_plan(options)
+    assert plan.stages[-1].inputs == ("cams", "refine", "segment", "segment_full")
+    assert plan.keys["segment_full"] == "0.40.1"

@@ -1,0 +1,28 @@
+"""Stage ``evaluate``: figures of the maps, the masks and the segmenters, on every list with true
+masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from trainer.context import Context, Stage
+from trainer.evaluation.measure import FOLDER, evaluation_facts, measure, measured_stages
+from trainer.run import Output
+from trainer.training.devices import rank
+
+
+def stage(names: Collection[str]) -> Stage:
+    """The stage that measures those of the stages ``names`` that have figures."""
+    return Stage("evaluate", measured_stages(names), _knobs, _work, FOLDER)
+
+
+def _knobs(context: Context) -> Any:
+    return evaluation_facts(context.dataset, context.measured_lists, context.configs.evaluate)
+
+
+def _work(context: Context, output: Output) -> None:
+    if rank() == 0:
+        config = context.configs.evaluate
+        measure(context.run, context.dataset, context.measured_lists, config, output)
