@@ -26,11 +26,11 @@ from PIL import Image
 
 from serving.errors import ServingError
 from serving.images.decoding import Limits, decode
-from trainer.data.formats.coco_table import read_table as read_coco
-from trainer.data.formats.labelmap import read_labelmap
-from trainer.data.formats.tables import read_table
-from trainer.data.formats.voc_xml import object_names
+from trainer.data.coco.table import read_table as read_coco
 from trainer.data.pixels import read_image
+from trainer.data.tables.reading import read_table
+from trainer.data.voc.labelmap import read_labelmap
+from trainer.data.voc.xml import object_names
 from trainer.errors import UserError
 from trainer.maps.camfile import read_cam, write_cam
 from trainer.weights.checkpoints import read_checkpoint

@@ -1,6 +1,4 @@
-"""Errors that a user can act on. The command line prints them without a traceback and exits with
-code 2.
-"""
+"""Errors that a user can act on. The command line prints them without a traceback."""
 
 from __future__ import annotations
 
@@ -9,11 +7,11 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something that the user gave, and can change.
+    """Something that the user can change; the command exits with code 2.
 
     Args:
-        found: what is wrong, naming the file, knob or value.
-        expected: what would have been right.
+        found: what is wrong, with the file, knob or value.
+        expected: what would be right.
         hint: what to type or do next.
     """
 
@@ -59,32 +57,34 @@ class TrainingError(UserError):
 
 
 class ExportError(UserError):
-    """The exported graph differs from the model that it was made from."""
+    """The exported graph and the model compute different values."""
 
 
-def one_of(name: str, known: Iterable[str], what: str) -> None:
-    """Raise ConfigError where ``name`` is none of those that are ``known``; ``what`` says of
-    what.
+def one_of(name: str, options: Iterable[str], what: str) -> None:
+    """Check that ``name`` is one of ``options``; ``what`` says of what, for the message.
+
+    Raises:
+        ConfigError: it is none of them.
     """
-    known = list(known)
-    if name not in known:
-        raise ConfigError(f"{what} {name!r} does not exist", nearest(str(name), known))
+    options = list(options)
+    if name not in options:
+        raise ConfigError(f"{what} {name!r} does not exist", nearest(str(name), options))
 
 
 def explained(error: BaseException) -> UserError | None:
-    """What a user can do about an exception of Python, NumPy or torch that knobs or the machine
-    cause; None for any other.
+    """What a user can do about an exception of Python, NumPy or torch that a knob or the machine
+    causes; None for any other exception.
     """
-    seen: BaseException | None = error
-    before: set[int] = set()
-    while seen is not None and id(seen) not in before:
-        before.add(id(seen))
-        text = str(seen)
+    link: BaseException | None = error
+    visited: set[int] = set()
+    while link is not None and id(link) not in visited:
+        visited.add(id(link))
+        text = str(link)
         for words, found, hint in CAUSES:
-            if words in text or (words == "MemoryError" and isinstance(seen, MemoryError)):
+            if words in text or (words == "MemoryError" and isinstance(link, MemoryError)):
                 detail = text.splitlines()[0] if text else "MemoryError"
                 return RunError(f"{found}: {detail}", "", hint)
-        seen = seen.__cause__ or seen.__context__
+        link = link.__cause__ or link.__context__
     return None
 
 
@@ -94,19 +94,27 @@ CAUSES = (
     ("out of memory", "not enough memory", _SMALLER),
     ("Unable to allocate", "not enough memory", _SMALLER),
     ("MemoryError", "not enough memory", _SMALLER),
-    ("DataLoader worker", "a loader process ended, killed perhaps for memory", _SMALLER),
+    ("DataLoader worker", "a loader process ended, perhaps for lack of memory", _SMALLER),
     (
         "Expected more than 1 value per channel",
         "batch norm cannot learn from a single value",
         "a larger crop or batch, fewer parts (accumulate), or bn=frozen",
     ),
 )
-"""Words of a message, what they mean, what to do."""
+"""Words of an exception's message, their meaning, and what to do."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The sentence that names what is known, the closest match to ``name`` first."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    listing = ", ".join(known)
+def nearest(name: str, options: Iterable[str]) -> str:
+    """A sentence that lists ``options``, and first the one that is most like ``name``."""
+    options = list(options)
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    listing = ", ".join(options)
     return f"did you mean {close[0]!r}? known: {listing}" if close else f"known: {listing}"
+
+
+def some(names: Iterable[object], limit: int = 5) -> str:
+    """The first ``limit`` names, and how many more there are."""
+    # File names need not be UTF-8, messages are.
+    texts = [str(name).encode(errors="backslashreplace").decode() for name in names]
+    rest = len(texts) - limit
+    return ", ".join(texts[:limit]) + (f" and {rest} more" if rest > 0 else "")

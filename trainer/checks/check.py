@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from trainer.checks.conventions import compare
 from trainer.checks.inspection import Finding, Problem, inspect
 from trainer.checks.preflight import about_ignored, about_negatives, problems_of
-from trainer.data.dataset import Dataset, Record, some
+from trainer.data.dataset import Dataset, Record
 from trainer.data.formats.opening import open_dataset
 from trainer.data.knobs import DataConfig
 from trainer.data.sizes import PIXELS
-from trainer.errors import DataError, nearest
+from trainer.errors import DataError, nearest, some
 from trainer.pool import cores, over_images
 
 if TYPE_CHECKING:

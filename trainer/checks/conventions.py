@@ -7,12 +7,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from trainer.checks.inspection import Problem
-from trainer.data.dataset import Dataset, some
-from trainer.data.formats.coco import CocoDataset
-from trainer.data.formats.coco_classes import COCO_CLASSES
-from trainer.data.formats.voc import VOC_CLASSES, VOC_ID
-from trainer.data.formats.voc_lists import LISTS
+from trainer.data.coco.classes import COCO_CLASSES
+from trainer.data.coco.dataset import CocoDataset
+from trainer.data.dataset import Dataset
 from trainer.data.tags import FROM_MASKS
+from trainer.data.voc.classes import VOC_CLASSES, VOC_ID
+from trainer.data.voc.lists import LISTS
+from trainer.errors import some
 
 VOC_SIZES = {"train": 1464, "val": 1449, "trainval": 2913, "test": 1456, "train_aug": 10582}
 MISPRINT = 10528

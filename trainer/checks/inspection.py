@@ -8,20 +8,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trainer.data.coco.dataset import SAME_SIZE
 from trainer.data.colours import GREY_HINT, reindexed
 from trainer.data.dataset import (
     IGNORE,
     INDEX_PNG,
     Dataset,
     Record,
-    some,
 )
-from trainer.data.formats.coco import SAME_SIZE
-from trainer.data.formats.voc import VOC_CLASSES
 from trainer.data.headers import Header
 from trainer.data.pixels import MAX_PIXELS, SIZE_LIMIT, open_header, open_image
 from trainer.data.rgb import to_rgb
-from trainer.errors import DataError
+from trainer.data.voc.classes import VOC_CLASSES
+from trainer.errors import DataError, some
 
 LARGE_PIXELS = 20_000_000
 TINY_SIDE = 32

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trainer.checks.inspection import KINDS, SHOWS, Problem, inspect_mask
-from trainer.data.dataset import Dataset, Record, some
+from trainer.data.dataset import Dataset, Record
 from trainer.data.pixels import image_size
-from trainer.errors import DataError
+from trainer.errors import DataError, some
 
 Traits = Mapping[str, Sequence[tuple[str, str]]]
 """By key of ``KINDS``: names of images, masks or files, each with a detail in words or ""."""

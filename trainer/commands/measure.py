@@ -190,7 +190,7 @@ def _run(path: Path, convention: str, pictures: Path | None) -> dict[str, Any]:
 def _folder(
     folder: Any, convention: str, out: Path | None, pictures: Path | None
 ) -> dict[str, Any]:
-    from trainer.data.dataset import some
+    from trainer.errors import some
     from trainer.evaluation.figures import restated
     from trainer.evaluation.measure_folder import holds_figures, keep, measure_folder
 

@@ -1,9 +1,8 @@
-"""The one description of a data set that every stage reads, whatever the format on disk."""
+"""What every stage knows of a data set, whatever its format on disk."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,14 +12,12 @@ import numpy.typing as npt
 
 from trainer.data.colours import GREY_HINT, VOC_COLOURS, Colour, grey_levels, indices_of
 from trainer.data.knobs import DataConfig
-from trainer.data.names import folded, is_one_line
 from trainer.data.pixels import image_size, open_image
-from trainer.errors import DataError, nearest
+from trainer.errors import DataError, nearest, some
 from trainer.pool import raise_together
 
 IGNORE = 255
 INDEX_PNG = "a palette or grey PNG whose pixel values are class indices"
-MAX_CLASSES = 254
 
 
 @dataclass(frozen=True)
@@ -205,42 +202,6 @@ class Dataset:
         for row, record in enumerate(records):
             matrix[row, list(record.tags)] = 1
         return matrix
-
-
-def complain(error: DataError, problems: list[DataError] | None) -> None:
-    """Raise ``error``, or keep it in ``problems`` where the caller collects them."""
-    if problems is None:
-        raise error
-    problems.append(error)
-
-
-def some(names: Iterable[object], limit: int = 5) -> str:
-    """The first few of ``names`` and how many more there are."""
-    # File names need not be UTF-8, messages are.
-    listed = [str(name).encode(errors="backslashreplace").decode() for name in names]
-    rest = len(listed) - limit
-    return ", ".join(listed[:limit]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def check_classes(names: Sequence[str], where: Path) -> None:
-    """Refuse a class table that is empty, repeats a name, or does not fit into 8-bit label maps.
-
-    Raises:
-        DataError: as said.
-    """
-    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
-    strange = [ascii(name) for name in names if not folded(name) or not is_one_line(name)]
-    if repeated or not names or len(names) > MAX_CLASSES or strange:
-        found = (
-            f"repeats {some(repeated)}"
-            if repeated
-            else f"has names without letters, or with control characters: {some(strange)}"
-            if strange
-            else f"has {len(names)} classes"
-        )
-        raise DataError(
-            f"the class table of {where} {found}", f"1 to {MAX_CLASSES} different class names"
-        )
 
 
 def read_index_png(path: Path) -> npt.NDArray[np.uint8]:

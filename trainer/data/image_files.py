@@ -1,6 +1,4 @@
-"""Which files below a folder are images, what is left out, and which image a name in a table
-means.
-"""
+"""Image files below a folder, and the image that a name in a table means."""
 
 from __future__ import annotations
 
@@ -9,18 +7,19 @@ import os
 import posixpath
 import re
 from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
-from trainer.data.dataset import some
 from trainer.data.names import composed, is_one_line
 from trainer.data.pixels import IMAGE_SUFFIXES
+from trainer.data.remarks import Remarks
+from trainer.errors import some
 from trainer.outputs import identity
 
-# Files of cameras and of the Web that are pictures too, of kinds that are not read.
+# Pictures of cameras and of the Web, of kinds that are not read.
 OTHER_KINDS = re.compile(
     r"\.(hei[cf]|hif|avif|gif|j2k|jp[2fmx]|jxl|jif|pjpe?g?|dib|psd|tga|pcx|p[bgnp]m|exr|hdr|dcm|dng"
     r"|cr[23]|nef|arw|orf|rw2|raf|raw)",
@@ -40,7 +39,7 @@ BROKEN = "links that lead nowhere"
 REPEATED = "links to folders that are read already, or around the data"
 SPECIAL = "pipes, sockets or devices called like images"
 GLANCE = 1000
-"""Folders to look into before it is known that a folder is a data set."""
+"""How many folders to look into before it is certain that a folder is a data set."""
 STRANGE = "names with control characters or not in UTF-8"
 
 
@@ -50,8 +49,8 @@ class Walk:
 
     Attributes:
         root: the folder.
-        images: every image file, by its suffix, sorted.
-        left_out: other things that a user may miss, by why they are left out.
+        images: every file with an image suffix, sorted.
+        left_out: other things that a user may miss, by the reason.
     """
 
     root: Path
@@ -59,18 +58,18 @@ class Walk:
     left_out: dict[str, list[Path]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, other: Walk) -> None:
-        """Take over what ``other``, of a folder below, has found."""
+        """Add what lies below a folder of this one."""
         self.images += other.images
         for reason, paths in other.left_out.items():
             self.left_out[reason] += paths
 
     def add_entry(self, path: Path) -> None:
-        """Note ``path`` where its name is a reason to leave it out."""
+        """Note ``path`` if its name is a reason to leave it out."""
         if reason := passed_over(path.name):
             self.left_out[reason].append(path)
 
     def notes(self) -> list[str]:
-        """What is left out, counted and named, for the user."""
+        """For the user: what is left out, counted and named."""
         return [
             f"{len(paths)} {reason} are left out: "
             + some(ascii(str(p)) if reason == STRANGE else p for p in self._inside(paths))
@@ -92,40 +91,40 @@ def walk(root: Path, skip: Iterable[Path] = (), limit: float = math.inf) -> Walk
         skip: folders below it that are not looked into.
         limit: how many folders to look into, for a glance at what may be a whole disk.
     """
-    found, skipped = Walk(root), set(skip)
+    listing, skipped = Walk(root), set(skip)
     around = {identity(parent) for parent in root.resolve().parents}
-    seen: set[tuple[int, int]] = set()
+    visited: set[tuple[int, int]] = set()
+    # Links come last, so that a folder is listed by the name that leads to it without one.
     folders, links = deque([root]), deque[Path]()
-    while (folders or links) and len(seen) < limit:
-        linked = not folders
-        folder = links.popleft() if linked else folders.popleft()
+    while (folders or links) and len(visited) < limit:
+        folder = folders.popleft() if folders else links.popleft()
         if folder in skipped:
             continue
         try:
             place = identity(folder)
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError:
-            found.left_out[CLOSED].append(folder)
+            listing.left_out[CLOSED].append(folder)
             continue
-        if place is None or place in seen or place in around:
-            found.left_out[REPEATED].append(folder)
+        if place is None or place in visited or place in around:
+            listing.left_out[REPEATED].append(folder)
             continue
-        seen.add(place)
+        visited.add(place)
         for entry in entries:
             path = folder / entry.name
             if passed_over(entry.name) is not None:
-                found.add_entry(path)
+                listing.add_entry(path)
             elif os.path.isdir(path):
                 (links if entry.is_symlink() else folders).append(path)
             else:
-                _file(path, found)
-    found.images.sort()
-    return found
+                _file(path, listing)
+    listing.images.sort()
+    return listing
 
 
 def passed_over(name: str) -> str | None:
-    """Why something in a folder is left out by its name: "" where that need not be said; None where
-    it is not.
+    """The reason to leave something out because of its name: "" if it need not be mentioned, None
+    if there is none.
     """
     if not is_one_line(name):
         return STRANGE
@@ -134,20 +133,20 @@ def passed_over(name: str) -> str | None:
     return "" if name.startswith(".") else None
 
 
-def _file(path: Path, found: Walk) -> None:
+def _file(path: Path, listing: Walk) -> None:
     if not os.path.exists(path):
-        found.left_out[BROKEN].append(path)
+        listing.left_out[BROKEN].append(path)
     elif OTHER_KINDS.fullmatch(path.suffix):
-        found.left_out[UNREAD].append(path)
+        listing.left_out[UNREAD].append(path)
     elif path.suffix.lower() in IMAGE_SUFFIXES:
         if os.path.isfile(path):
-            found.images.append(path)
+            listing.images.append(path)
         else:
-            found.left_out[SPECIAL].append(path)
+            listing.left_out[SPECIAL].append(path)
 
 
 def entries(folder: Path) -> list[Path]:
-    """What is in a folder, sorted; nothing where it cannot be opened."""
+    """Paths of what is in a folder, sorted; none if it cannot be opened."""
     try:
         return sorted(folder.iterdir())
     except OSError:
@@ -164,18 +163,32 @@ def image_id(path: Path, root: Path) -> str:
     return composed("__".join(path.relative_to(root).with_suffix("").parts))
 
 
+def unique(
+    paths: Iterable[Path], root: Path, remarks: Remarks, key: Callable[[Path], str]
+) -> dict[str, Path]:
+    """The first path of each ``key``; others with the same key are a problem of ``root``."""
+    by_key: dict[str, Path] = {}
+    twice = [path.name for path in paths if by_key.setdefault(key(path), path) != path]
+    if twice:
+        remarks.problem(
+            f"{root} has {len(twice)} names twice, with different suffixes: {some(twice)}",
+            "one file a name: the name without suffix is the id",
+            "remove or rename one of each",
+        )
+    return by_key
+
+
 class ImageNames:
     """Finds the images that a table or list names.
 
-    A name is a path relative to the folder or a bare file name, with or without suffix. These make
-    no difference where the result is one image: letter case, Unicode form, backslashes, ``%20``,
-    and folders that every name begins with and that are not there, as in absolute paths of another
-    machine.
+    A name is a path relative to the folder or a bare file name, with or without suffix. Letter
+    case, Unicode form, backslashes and ``%20`` make no difference where the result is one image;
+    nor do folders that all names begin with and that are not there, as in paths of another machine.
 
     Args:
         root: the folder.
         images: its images.
-        names: all that the table names.
+        names: every name in the table.
     """
 
     def __init__(self, root: Path, images: Sequence[Path], names: Iterable[str]) -> None:
@@ -192,17 +205,17 @@ class ImageNames:
         self._foreign = self._count_foreign([self._inside(name) for name in names])
 
     def find(self, name: str) -> list[Path]:
-        """Images that ``name`` may mean: none, one, or several when it is ambiguous."""
+        """The images that ``name`` may mean: none, one, or several if it is ambiguous."""
         inside = self._inside(name)
-        found = self._find(inside) or self._find(unquote(inside))
-        if found or not os.path.isfile(self.root / inside):
-            return found
+        matches = self._find(inside) or self._find(unquote(inside))
+        if matches or not os.path.isfile(self.root / inside):
+            return matches
         same = self._resolved.get((self.root / inside).resolve())
         return [same] if same else []
 
     @cached_property
     def _resolved(self) -> dict[Path, Path]:
-        """Images by where they really are: a name may go through a link that was not followed."""
+        """Images by their real paths: a name may go through a link that was not followed."""
         return {path.resolve(): path for path in self.images}
 
     def _inside(self, name: str) -> str:
@@ -233,7 +246,7 @@ class ImageNames:
 
 
 def _clean(name: str) -> str:
-    """``name`` composed, with ``/`` between its parts and without ``.`` and ``..`` where it can."""
+    """``name`` composed, with ``/`` between its parts, and without ``.`` and ``..`` inside."""
     return posixpath.normpath(composed(name.strip()).replace("\\", "/").removeprefix("file://"))
 
 

@@ -8,18 +8,17 @@ from collections import Counter
 from collections.abc import Iterable
 
 BACKGROUND_NAMES = frozenset(("background", "_background_", "__background__"))
-"""Folded names that tools give to what is no object."""
+"""What tools call the background, as ``folded`` returns it."""
 IGNORE_NAMES = frozenset(("ignore", "_ignore_", "__ignore__"))
-"""Folded names that tools give to pixels that do not count."""
-
-
+"""What tools call pixels that do not count, as ``folded`` returns it."""
 NUMBER = re.compile(r"([0-9]{1,9})(\.0)?")
 HIGHEST = 254
-"""The highest mask value of a class: 255 is ignored."""
+"""The highest mask value of a class; 255 is ignored."""
 
 
 def composed(name: str) -> str:
-    """``name`` in Unicode's composed form (NFC): macOS writes file names decomposed (NFD)."""
+    """``name`` in Unicode's composed form, NFC."""
+    # macOS writes file names decomposed (NFD), most tables are composed.
     return unicodedata.normalize("NFC", name)
 
 
@@ -27,43 +26,33 @@ def folded(name: str) -> str:
     """``name`` without what people do not see: letter case, Unicode form (``é`` is one character
     or two), invisible characters and the number of blanks.
     """
-    seen = "".join(letter for letter in name if unicodedata.category(letter) != "Cf")
-    return composed(" ".join(composed(seen).casefold().split()))
+    visible = "".join(letter for letter in name if unicodedata.category(letter) != "Cf")
+    return composed(" ".join(composed(visible).casefold().split()))
 
 
 def is_one_line(name: str) -> bool:
-    """Whether ``name`` can stand in a text file: no control characters (line breaks), and UTF-8."""
+    """Whether ``name`` is valid UTF-8 without control characters such as line breaks."""
     return not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
 
 
 def is_background(name: str) -> bool:
-    """Whether ``name`` is one that tools give to what is no class."""
+    """Whether tools use ``name`` for the background or for pixels to ignore."""
     return folded(name) in BACKGROUND_NAMES | IGNORE_NAMES
 
 
 def one_spelling(counts: Counter[str]) -> dict[str, str]:
-    """For every name, the most frequent one of those that ``folded`` finds equal."""
+    """For every name, the most frequent of the names that ``folded`` makes equal to it."""
     best: dict[str, str] = {}
     for name in sorted(counts, key=lambda name: (-counts[name], name)):
         best.setdefault(folded(name), composed(name))
     return {name: best[folded(name)] for name in counts}
 
 
-def spelling_notes(spellings: dict[str, str]) -> list[str]:
-    """What ``one_spelling`` made one, for the user, where it can be seen."""
-    pairs = [
-        f"{name!r} = {taken!r}" for name, taken in spellings.items() if composed(name) != taken
-    ]
-    if not pairs:
-        return []
-    return [
-        f"tags that differ by letter case or spaces only are one class: {', '.join(sorted(pairs))}"
-    ]
-
-
 def in_order(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Class names sorted, and their mask values 1 to K; names that are numbers are sorted as
-    numbers, and are the mask values where these can be.
+    """Class names in order, and their mask values.
+
+    Names are sorted as text and have the values 1 to K. If all are numbers, they are sorted as
+    numbers, and are the mask values themselves where these are different and from 1 to 254.
     """
     classes = sorted(names)
     numbers = {name: int(m[1]) for name in classes if (m := NUMBER.fullmatch(name))}

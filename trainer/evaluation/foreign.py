@@ -18,10 +18,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from trainer.data.colours import grey_levels, indices_of, reindexed
-from trainer.data.dataset import IGNORE, Dataset, Record, read_mask_file, some
+from trainer.data.dataset import IGNORE, Dataset, Record, read_mask_file
 from trainer.data.knobs import DataConfig
 from trainer.data.pixels import image_size, open_image
-from trainer.errors import ConfigError, DataError, UserError
+from trainer.errors import ConfigError, DataError, UserError, some
 from trainer.evaluation.foreign_files import (
     ARRAY_SUFFIXES,
     CAM_SUFFIXES,

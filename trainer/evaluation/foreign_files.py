@@ -10,8 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.dataset import some
-from trainer.errors import ConfigError, DataError
+from trainer.errors import ConfigError, DataError, some
 
 Kind = Literal["masks", "cams"]
 

@@ -14,9 +14,9 @@ from rich.console import Console
 from trainer.checks import check as module
 from trainer.checks.check import Report, check, print_report
 from trainer.checks.inspection import Problem
-from trainer.data.formats.voc import VOC_CLASSES
 from trainer.data.knobs import DataConfig
 from trainer.data.palette import voc_palette
+from trainer.data.voc.classes import VOC_CLASSES
 
 RNG = np.random.default_rng(0)
 

@@ -13,12 +13,13 @@ import pytest
 
 from trainer.checks.conventions import COCO_SIZES, VOC_SIZES, VOC_TAGS, compare
 from trainer.checks.inspection import Problem
+from trainer.data.coco.classes import COCO_CLASSES
+from trainer.data.coco.dataset import CocoDataset
 from trainer.data.dataset import Dataset, Record
-from trainer.data.formats.coco import CocoDataset
-from trainer.data.formats.coco_classes import COCO_CLASSES
-from trainer.data.formats.voc import VOC_CLASSES, XML
+from trainer.data.formats.voc import XML
 from trainer.data.knobs import DataConfig
 from trainer.data.tags import FROM_MASKS
+from trainer.data.voc.classes import VOC_CLASSES
 
 TRAIN = tuple(f"2007_{n:06}" for n in range(1464))
 VAL = tuple(f"2008_{n:06}" for n in range(1449))

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from trainer.data.classes import check_classes
 from trainer.data.dataset import (
     Dataset,
     Record,
-    check_classes,
     map_mask_values,
     read_index_png,
     some,

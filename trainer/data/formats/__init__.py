@@ -1,1 +1,1 @@
-"""One file a data format, reading and writing together."""
+"""One file a format, reading and writing together. ``base`` says what a format is."""

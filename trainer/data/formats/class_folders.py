@@ -1,4 +1,4 @@
-"""One folder a class, each image with one tag (spec refine-segment 11)."""
+"""One folder a class; each image has one tag."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
+from unicodedata import normalize
 
-from trainer.data.dataset import Dataset, Record, check_classes, complain, some
-from trainer.data.formats.cells import list_name
+from trainer.data.classes import table_of_tags
+from trainer.data.dataset import Dataset, Record
+from trainer.data.formats.base import Format
+from trainer.data.formats.writing import Writer
 from trainer.data.image_files import (
     BROKEN,
     CLOSED,
@@ -20,25 +25,21 @@ from trainer.data.image_files import (
     entries,
     image_id,
     passed_over,
+    unique,
     walk,
 )
 from trainer.data.knobs import DataConfig
-from trainer.data.names import (
-    IGNORE_NAMES,
-    folded,
-    in_order,
-    is_background,
-    one_spelling,
-    spelling_notes,
-)
+from trainer.data.names import IGNORE_NAMES, folded, is_background
 from trainer.data.pixels import IMAGE_SUFFIXES
-from trainer.errors import DataError
+from trainer.data.remarks import Remarks
+from trainer.data.tables.cells import list_name
+from trainer.errors import DataError, some
+from trainer.outputs import is_portable
 from trainer.run import is_run
 
-Problems = list[DataError] | None
 SPLITS = ("train", "val", "test")
 OTHERS = ("annotations", "imagesets", "images", "jpegimages", "labels", "masks", "segmentation")
-"""Folders of other formats: where one of them is, the folders beside it are no classes."""
+"""Folders of other formats. Where one of them is, the folders beside it are no classes."""
 
 
 @dataclass
@@ -48,8 +49,8 @@ class _Layout:
     Attributes:
         lists: name and folder of each list.
         classes: the class folders of each list.
-        empty: folders without any picture, and those of runs: they count for nothing.
-        obstacles: what keeps the folders from being classes, in words.
+        empty: folders without any picture, and folders of runs.
+        obstacles: why the folders cannot be classes, in words.
     """
 
     lists: list[tuple[str, Path]] = field(default_factory=list)
@@ -59,90 +60,71 @@ class _Layout:
 
 
 def recognises(root: Path) -> bool:
-    """Whether every folder in ``root`` (or in its folders ``train*``, ``val*``, ``test*``) is a
-    class with images in it, or empty.
+    """Whether every folder in ``root`` (or in its folders ``train*``, ``val*``, ``test*``) is empty
+    or a class with images in it.
     """
     layout = _layout(root)
     return bool(layout.lists) and not layout.obstacles
 
 
 def obstacles(root: Path) -> list[str]:
-    """What keeps folders with images from being read as classes, in words; none where there are no
-    such folders.
+    """Why folders with images cannot be classes, in words; empty where there are no such
+    folders.
     """
     return _layout(root).obstacles
 
 
-def read(root: Path, problems: Problems, config: DataConfig) -> Dataset:
-    """Read ``<class>/<image>``, or ``<list>/<class>/<image>``. Ids are relative paths without
-    suffix, ``/`` as ``__``. Images in a folder ``background`` have no tag.
-
-    Args:
-        problems: collects what is wrong instead of raising it; the entries concerned are left out.
-        config: how to read it.
+def read(root: Path, config: DataConfig, remarks: Remarks) -> Dataset:
+    """Read ``<class>/<image>``, or ``<list>/<class>/<image>``. Images in a folder ``background``
+    have no tag.
 
     Raises:
-        DataError: two images with the same id, or tags asked for from elsewhere.
+        DataError: names that cannot be those of classes.
     """
-    if config.labels_from != "auto":
-        raise DataError(
-            f"{root} has one folder a class, no {config.labels_from}", "--labels-from auto"
-        )
     layout = _layout(root)
     folders = Counter(folder.name for group in layout.classes for folder in group)
-    spellings = one_spelling(Counter({n: c for n, c in folders.items() if not is_background(n)}))
-    classes, _ = in_order(set(spellings.values()))
-    check_classes(classes, root)
-    everything = Walk(root)
-    records: dict[str, Record] = {}
-    lists: dict[str, list[str]] = {name: [] for name, _ in layout.lists}
-    twice = []
+    counts = Counter({n: c for n, c in folders.items() if not is_background(n)})
+    remarks.note("every image has the one tag of its folder; others that it shows are unknown")
+    table = table_of_tags(counts, root, remarks)
+    below = Walk(root)
+    owners: dict[Path, tuple[str, str]] = {}
     for (name, _), group in zip(layout.lists, layout.classes, strict=True):
         for folder in group:
             inside = walk(folder)
-            everything.add(inside)
-            if folded(folder.name) in IGNORE_NAMES:
-                continue
-            label = spellings.get(folder.name)
-            tags = (classes.index(label),) if label else ()
-            for path in inside.images:
-                key = image_id(path, root)
-                if key in records:
-                    twice.append(path.name)
-                else:
-                    records[key] = Record(key, path, tags)
-                    lists[name].append(key)
-    if twice:
-        found = f"{root} has {len(twice)} names twice, with different suffixes: {some(twice)}"
-        complain(DataError(found, "one file a name", "remove or rename one of each"), problems)
+            below.add(inside)
+            if folded(folder.name) not in IGNORE_NAMES:
+                owners |= dict.fromkeys(inside.images, (name, folder.name))
+    images = unique(owners, root, remarks, lambda path: image_id(path, root))
+    _note(root, folders, layout, below, remarks)
+    lists: dict[str, list[str]] = {name: [] for name, _ in layout.lists}
+    for key, path in images.items():
+        lists[owners[path][0]].append(key)
     return Dataset(
-        root,
-        "folders",
-        classes,
-        tuple(range(1, len(classes) + 1)),
-        records,
-        {name: tuple(ids) for name, ids in lists.items()} | {"all": tuple(records)},
-        "the folder of each image",
-        tuple(_notes(root, folders, layout, spellings, everything)),
-        config=config,
+        root=root,
+        format="folders",
+        classes=table.names,
+        mask_values=tuple(range(1, len(table.names) + 1)),
+        records={i: Record(i, p, table.positions([owners[p][1]])) for i, p in images.items()},
+        lists={name: tuple(ids) for name, ids in lists.items()},
+        tags_from="the folder of each image",
     )
 
 
-def _notes(
-    root: Path, folders: Iterable[str], layout: _Layout, spellings: dict[str, str], found: Walk
-) -> Iterator[str]:
-    yield "every image has the one tag of its folder; others that it shows are unknown"
-    yield from spelling_notes(spellings)
+def _note(
+    root: Path, folders: Iterable[str], layout: _Layout, below: Walk, remarks: Remarks
+) -> None:
     for name in sorted(filter(is_background, folders)):
-        ignored = folded(name) in IGNORE_NAMES
-        yield f"the images of folder {name!r} " + ("are left out" if ignored else "have no tag")
+        state = "are left out" if folded(name) in IGNORE_NAMES else "have no tag"
+        remarks.note(f"the images of folder {name!r} {state}")
     if layout.empty:
         names = some(_inside(root, layout.empty))
-        yield f"{len(layout.empty)} folders without images, or of runs, are left out: {names}"
+        remarks.note(
+            f"{len(layout.empty)} folders without images, or of runs, are left out: {names}"
+        )
     for parent in (root, *(folder for _, folder in layout.lists if folder != root)):
         for entry in entries(parent):
-            found.add_entry(entry)
-    yield from found.notes()
+            below.add_entry(entry)
+    remarks.notes += below.notes()
 
 
 def _layout(root: Path) -> _Layout:
@@ -171,21 +153,23 @@ def _layout(root: Path) -> _Layout:
 
 
 def _obstacles(root: Path, layout: _Layout, folders: list[Path]) -> Iterator[str]:
-    """What is wrong with ``folders`` as the folders of classes."""
+    """Why ``folders`` cannot be the folders of classes."""
     classes = [folder for folder in folders if _has_image(folder)]
-    others = [folder for folder in folders if folder not in classes]
+    others = {f: walk(f, limit=GLANCE).images for f in folders if f not in classes}
     lists = [folder for folder in classes if folder.name.lower().startswith(SPLITS)]
     names = {folded(folder.name) for folder in classes} - IGNORE_NAMES
-    beside = [path for _, folder in layout.lists for path in _images_in(folder)]
     for paths, words in (
         ([f for (_, f), group in zip(layout.lists, layout.classes) if not group], "no class in"),
-        ([f for f in others if walk(f, limit=GLANCE).images], "images only in folders below"),
+        ([f for f, images in others.items() if images], "images only in folders below"),
         (
-            [f for f in others if not walk(f, limit=GLANCE).images],
+            [f for f, images in others.items() if not images],
             "no picture that can be read (HEIC? permission?) in",
         ),
         (lists if lists == classes else [], "images of no class in"),
-        (beside, "images beside the folders of classes:"),
+        (
+            [path for _, folder in layout.lists for path in _images_in(folder)],
+            "images beside the folders of classes:",
+        ),
         (classes if len(names) == 1 else [], "images of one class only:"),
     ):
         if paths:
@@ -197,7 +181,7 @@ def _inside(root: Path, paths: Iterable[Path]) -> list[str]:
 
 
 def _folders(parent: Path, layout: _Layout) -> list[Path]:
-    """Folders in ``parent`` with pictures, also such as cannot be read; the others are noted."""
+    """Folders in ``parent`` with pictures, readable or not; the others go to ``layout.empty``."""
     filled = []
     for path in entries(parent):
         if passed_over(path.name) is not None or not os.path.isdir(path):
@@ -207,8 +191,8 @@ def _folders(parent: Path, layout: _Layout) -> list[Path]:
         elif is_run(path) or any(map(is_run, entries(path))):
             layout.empty.append(path)
         else:
-            found = walk(path, limit=GLANCE)
-            pictures = found.images or found.left_out.keys() & {UNREAD, SPECIAL, CLOSED, BROKEN}
+            below = walk(path, limit=GLANCE)
+            pictures = below.images or below.left_out.keys() & {UNREAD, SPECIAL, CLOSED, BROKEN}
             (filled if pictures else layout.empty).append(path)
     return filled
 
@@ -222,3 +206,71 @@ def _images_in(folder: Path) -> Iterator[Path]:
 
 def _has_image(folder: Path) -> bool:
     return next(_images_in(folder), None) is not None
+
+
+class FoldersWriter(Writer):
+    """``<list>/<class>/<image>``, for the lists that train and measure by default."""
+
+    name = "folders"
+
+    def image(self, record: Record) -> Path | None:
+        """Images with one tag only."""
+        name = next((name for name, ids in self._split.items() if record.id in ids), None)
+        if len(record.tags) != 1 or name is None:
+            return None
+        folder = Path("" if name == "all" else name, self.dataset.classes[record.tags[0]])
+        return folder / f"{record.id}{record.image.suffix}"
+
+    @cached_property
+    def _split(self) -> dict[str, frozenset[str]]:
+        data = self.dataset
+        names = [name for use in ("val", "train") if (name := data.default_list(use))]
+        return {name: frozenset(data.lists[name]) for name in names or ["all"]}
+
+    def check(self) -> None:
+        """See ``Writer``; the name of each class must be a folder name on every system."""
+        super().check()
+        tags = {r.tags[0] for r in self.dataset.records.values() if len(r.tags) == 1}
+        names = [self.dataset.classes[k] for k in sorted(tags)]
+        bad = [n for n in names if not is_portable(n) or n.lower().startswith(OTHERS)]
+        if bad:
+            raise DataError(
+                f"{len(bad)} class names cannot be those of folders: {some(map(repr, bad))}",
+                'names without / \\ : * ? " < > |, without dots and spaces at their ends, and not'
+                f" those of other formats' folders ({', '.join(OTHERS)})",
+                "rename the classes, or --to csv",
+            )
+        first: dict[str, str] = {}
+        for name in names:
+            other = first.setdefault(normalize("NFC", name).casefold(), name)
+            if other != name:
+                raise DataError(
+                    f"the classes {other!r} and {name!r} are one folder on many systems",
+                    "names that differ in more than upper and lower case",
+                    "rename one of them",
+                )
+
+    def tables(self, described: dict[str, Any]) -> Iterator[tuple[Path, bytes]]:
+        """No table."""
+        return iter(())
+
+    def lost(self, described: dict[str, Any]) -> list[str]:
+        """Images without exactly one tag, other lists, masks."""
+        several = sum(len(record.tags) > 1 for record in self.dataset.records.values())
+        none = sum(not record.tags for record in self.dataset.records.values())
+        return [
+            f"{several} images with several tags and {none} without a tag",
+            f"lists other than {' and '.join(map(repr, self._split))}",
+            "all masks",
+        ]
+
+
+FORMAT = Format(
+    rank=60,
+    words="a folder with one folder a class",
+    layout="one folder a class",
+    tags_from=(),
+    recognises=recognises,
+    read=read,
+    writer=FoldersWriter,
+)

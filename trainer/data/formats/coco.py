@@ -1,100 +1,37 @@
-"""COCO instances JSON. Masks are drawn from the annotations when they are asked for."""
+"""COCO instances JSON; masks are drawn from the annotations when they are read."""
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from itertools import chain, count
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.dataset import IGNORE, Dataset, Record, complain, some
+from trainer.data.coco.categories import unite
+from trainer.data.coco.classes import COCO_CLASSES, COCO_UNUSED
+from trainer.data.coco.dataset import CocoDataset
+from trainer.data.coco.records import CocoRecords
+from trainer.data.coco.table import CocoTable, is_instances, read_table
+from trainer.data.dataset import IGNORE, Record
 from trainer.data.formats import folder
-from trainer.data.formats.coco_categories import ClassTable, unite
-from trainer.data.formats.coco_images import CocoImages, record_name
-from trainer.data.formats.coco_table import (
-    CocoTable,
-    Entry,
-    Key,
-    Problems,
-    is_instances,
-    read_table,
-)
-from trainer.data.formats.outlines import Shape
+from trainer.data.formats.base import Format
+from trainer.data.formats.writing import Writer, lost_objects
 from trainer.data.image_files import entries
 from trainer.data.knobs import DataConfig
-from trainer.data.pixels import image_size
-from trainer.data.tags import FROM_MASKS
-from trainer.errors import DataError
+from trainer.data.remarks import Remarks
+from trainer.errors import DataError, some
 
-SAME_SIZE = "a JSON whose width and height are those of the image, turned as its EXIF data say"
 TAGS = {False: "COCO annotations, crowds left out", True: "COCO annotations, crowds included"}
 CROWDS = {
     "drop": "crowds left out",
     "ignore": "crowds ignored (255)",
     "keep": "crowds painted like objects",
 }
-
-
-@dataclass(frozen=True)
-class CocoDataset(Dataset):
-    """A data set whose masks are drawn from annotations.
-
-    Attributes:
-        shapes: by id, what the mask is painted from.
-        empty: by list, how many images of the file have no annotation at all.
-    """
-
-    shapes: dict[str, Shape] = field(default_factory=dict, repr=False)
-    empty: dict[str, int] = field(default_factory=dict)
-
-    def has_mask(self, record: Record) -> bool:
-        """Whether every object of the image has an outline (an image without objects is all
-        background).
-        """
-        return record.id in self.shapes
-
-    def mask_size(self, record: Record) -> tuple[int, int] | None:
-        """(height, width) of the image as the JSON states it; None where it does not."""
-        shape = self.shapes.get(record.id)
-        return shape.size if shape else None
-
-    def mask_source(self, record: Record) -> bytes:
-        """The outlines that the mask is painted from; empty without one."""
-        shape = self.shapes.get(record.id)
-        return repr(shape).encode() if shape else b""
-
-    def read_mask(self, record: Record) -> npt.NDArray[np.uint8]:
-        """Label map ``uint8 [H,W]``: annotations painted in file order, later ones on top; crowds
-        as ``config`` says.
-
-        Raises:
-            DataError: an object of the image has no outline, one that cannot be drawn, the image
-            cannot be read, or it has another size than the JSON says.
-        """
-        if record.id not in self.shapes:
-            raise DataError(
-                f"image {record.id!r} has objects without an outline",
-                "a segmentation for every annotation",
-            )
-        shape, (height, width) = self.shapes[record.id], image_size(record.image)
-        if shape.size is not None and shape.size != (height, width):
-            stated = "x".join(map(str, reversed(shape.size)))
-            raise DataError(
-                f"{record.image} has {width}x{height} pixels, its JSON says {stated}",
-                SAME_SIZE,
-                "correct width, height and outlines in the JSON, or bring the image that they are"
-                " of",
-            )
-        try:
-            return shape.draw(height, width)
-        except ValueError as error:
-            raise DataError(
-                f"the outlines of image {record.id!r} cannot be drawn: {error}",
-                "COCO polygons or run lengths",
-            ) from error
 
 
 def recognises(root: Path) -> bool:
@@ -104,39 +41,27 @@ def recognises(root: Path) -> bool:
     return bool(_sources(root))
 
 
-def read(root: Path, problems: Problems, config: DataConfig) -> CocoDataset:
+def read(root: Path, config: DataConfig, remarks: Remarks) -> CocoDataset:
     """Read every ``annotations/instances_*.json``; without such names every
     ``annotations/*.json``; without that folder every instances JSON in ``root``, else in the
     folders of ``root``.
 
     Each file is a list called after it (``instances_train2014.json``: ``train2014``), or after its
-    folder (``train/_annotations.coco.json``: ``train``). See ``CocoImages`` for where images are
-    looked for, ``unite`` for the classes. Tags are the categories of the annotations, of crowds too
-    with ``crowd_tags``.
-
-    An annotation with ``"ignore": 1`` (as ``wsss-trainer convert`` writes the borders of VOC) is
-    255 and no tag.
-
-    Args:
-        problems: collects what is wrong instead of raising it; the entries concerned are left out.
-        config: how to read it. Where ``tags_from`` is the masks, the tags are those of the
-        annotations still.
+    folder (``train/_annotations.coco.json``: ``train``). Tags are the categories of the
+    annotations. An annotation with ``"ignore": 1`` is 255 and no tag.
 
     Raises:
-        DataError: damaged JSON, files that disagree about the categories, unknown categories,
-        images not found.
+        DataError: no file can be read, no image is there, or the categories are no class table.
     """
-    if config.labels_from in ("xml", "csv"):
-        raise DataError(
-            f"{root} is COCO: tags are in its JSON, not in {config.labels_from}",
-            "--labels-from masks or auto",
-        )
     sources = _sources(root)
-    classes, tables = unite(_tables(sources, problems), problems)
-    reader = _Reader(root, config, problems, classes)
+    categories, tables = unite(_tables(sources, remarks), remarks)
+    others = [path.name for path in _annotation_files(root) if path not in sources]
+    if others:
+        remarks.note(f"{len(others)} other JSON files are not read: {some(others)}")
+    content = CocoRecords(root, config, categories, remarks)
     for table in tables:
-        reader.add(table)
-    records, shapes = reader.records, reader.shapes
+        content.add(table)
+    records, shapes = content.records, content.shapes
     if not records:
         names = some(path.relative_to(root) for path in sources)
         raise DataError(
@@ -144,22 +69,21 @@ def read(root: Path, problems: Problems, config: DataConfig) -> CocoDataset:
             "COCO instances JSON and its images",
         )
     if len(shapes) < len(records):
-        reader.notes.append(
+        remarks.note(
             f"{len(records) - len(shapes)} images have objects without outline and so no mask"
         )
+    remarks.notes += content.images.notes
     return CocoDataset(
         root=root,
         format="coco",
-        classes=classes.names,
-        mask_values=tuple(range(1, len(classes.names) + 1)),
+        classes=categories.names,
+        mask_values=tuple(range(1, len(categories.names) + 1)),
         records=records,
-        lists={**reader.lists, "all": tuple(records)},
-        tags_from=FROM_MASKS if config.labels_from == "masks" else TAGS[config.crowd_tags],
-        notes=(*classes.notes, *_unread(root, sources), *reader.notes, *reader.images.notes),
+        lists=content.lists,
+        tags_from=TAGS[config.crowd_tags],
         masks_from=f"annotations painted in file order, {CROWDS[config.crowd]}" if shapes else "",
-        config=config,
         shapes=shapes,
-        empty=reader.empty,
+        empty=content.empty,
     )
 
 
@@ -200,113 +124,131 @@ def _json_files(place: Path) -> list[Path]:
     ]
 
 
-def _unread(root: Path, sources: dict[Path, str]) -> list[str]:
-    others = [path.name for path in _annotation_files(root) if path not in sources]
-    return [f"{len(others)} other JSON files are not read: {some(others)}"] if others else []
-
-
-def _tables(sources: dict[Path, str], problems: Problems) -> list[CocoTable]:
+def _tables(sources: dict[Path, str], remarks: Remarks) -> list[CocoTable]:
     """The files that can be read.
 
     Raises:
         DataError: none of them can.
     """
-    tables, failed = [], []
+    tables, failures = [], []
     for path, name in sources.items():
         try:
-            tables.append(read_table(path, name, problems))
+            tables.append(read_table(path, name, remarks))
         except DataError as error:
-            failed.append(error)
+            failures.append(error)
     if not tables:
-        raise failed[0]
-    for failure in failed:
-        complain(failure, problems)
+        raise failures[0]
+    for failure in failures:
+        remarks.add(failure)
     return tables
 
 
-class _Reader:
-    """What the files have said so far."""
+class CocoWriter(Writer):
+    """``images/`` and ``annotations/instances_<list>.json``, one annotation a class and image.
 
-    def __init__(
-        self, root: Path, config: DataConfig, problems: Problems, classes: ClassTable
-    ) -> None:
-        self.root, self.config, self.problems, self.classes = root, config, problems, classes
-        self.images = CocoImages(root)
-        self.records: dict[str, Record] = {}
-        self.shapes: dict[str, Shape] = {}
-        self.lists: dict[str, tuple[str, ...]] = {}
-        self.empty: dict[str, int] = {}
-        self.notes: list[str] = []
+    Outlines are run lengths, which keep masks exact. Pixels of 255 are an annotation with
+    ``"iscrowd": 1, "ignore": 1``: readers that know crowds ignore it, and this package makes it 255
+    again. A tag that the mask does not show is an annotation of area 0. A tag of an image without a
+    mask is a box of the size of the image, without an outline.
+    """
 
-    def add(self, table: CocoTable) -> None:
-        """Add the images of one file."""
-        name = table.name
-        wanted = [e for e in table.entries if e.notes or self.config.keep_empty]
-        images, errors = self.images.locate(table.path, name, [e.file_name for e in wanted])
-        for error in errors:
-            complain(error, self.problems)
-        labels = self.classes.labels_of(table)
-        ids = [
-            self._add(table, entry, images[entry.file_name], labels)
-            for entry in wanted
-            if entry.file_name in images
+    name = "coco"
+    describes = True
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """COCO's own, with their gaps, for COCO's classes; else 1 to K."""
+        if self.dataset.classes == COCO_CLASSES:
+            return tuple(i for i in range(1, 91) if i not in COCO_UNUSED)
+        return tuple(range(1, len(self.dataset.classes) + 1))
+
+    def image(self, record: Record) -> Path:
+        """In ``images``."""
+        return Path("images", f"{record.id}{record.image.suffix}")
+
+    def describe(
+        self, record: Record, size: tuple[int, int], label_HW: npt.NDArray[np.uint8] | None
+    ) -> Any:
+        """Height, width, and annotations without ids."""
+        ids, height, width = self.category_ids, *size
+        if label_HW is None:
+            box = {"bbox": [0, 0, width, height], "area": height * width, "iscrowd": 0}
+            return height, width, [{"category_id": ids[k], **box} for k in record.tags]
+        present = set(np.flatnonzero(np.bincount(label_HW.ravel(), minlength=IGNORE + 1)).tolist())
+        classes = sorted({k - 1 for k in present - {0, IGNORE}} | set(record.tags))
+        notes = [
+            {"category_id": ids[k], **_outline(label_HW == k + 1), "iscrowd": 0} for k in classes
         ]
-        self.lists[name] = tuple(dict.fromkeys((*self.lists.get(name, ()), *ids)))
-        self.empty[name] = sum(not entry.notes for entry in table.entries)
-        self.notes += [*table.remarks, *self._omissions(table)]
+        if IGNORE in present:
+            category = ids[classes[0] if classes else 0]
+            void = _outline(label_HW == IGNORE)
+            notes.append({"category_id": category, **void, "iscrowd": 1, "ignore": 1})
+        return height, width, notes
 
-    def _omissions(self, table: CocoTable) -> Iterator[str]:
-        """What the knobs leave out."""
-        config, name = self.config, table.name
-        if self.empty[name]:
-            done = (
-                "have no tag"
-                if config.keep_empty
-                else "are left out (--set data.keep_empty=on keeps them)"
-            )
-            yield (
-                f"{self.empty[name]} of {len(table.entries)} images of {name} have no annotation"
-                f" and {done}"
-            )
-        crowds = sum(note.kind == "crowd" for entry in table.entries for note in entry.notes)
-        if crowds and config.crowd == "drop" and not config.crowd_tags:
-            yield (
-                f"{crowds} annotations of {name} are crowds (iscrowd 1) and left out: --set"
-                " data.crowd=keep --set data.crowd_tags=on makes objects of them"
-            )
+    def tables(self, described: dict[str, Any]) -> Iterator[tuple[Path, bytes]]:
+        """One JSON file a list."""
+        records = self.dataset.records
+        numbers = {key: n for n, key in enumerate(records, 1)}
+        pairs = zip(self.category_ids, self.dataset.classes, strict=True)
+        categories = [{"id": i, "name": name} for i, name in pairs]
+        for name, ids in self.lists().items():
+            images, annotations = [], []
+            for key in ids:
+                height, width, notes = described[key]
+                number, file_name = numbers[key], self.image(records[key]).name
+                images.append(
+                    {"id": number, "file_name": file_name, "height": height, "width": width}
+                )
+                annotations += [
+                    {"id": number * 1000 + n, "image_id": number, **note}
+                    for n, note in enumerate(notes)
+                ]
+            table = {"images": images, "annotations": annotations, "categories": categories}
+            yield Path("annotations", f"instances_{name}.json"), json.dumps(table).encode()
 
-    def _add(
-        self, table: CocoTable, entry: Entry, image: Path, labels: dict[Key, int | None]
-    ) -> str:
-        config, records = self.config, self.records
-        record_id = self._free_id(record_name(self.root, entry.file_name, image), table.name, image)
-        tagging = ("object", "crowd") if config.crowd_tags else ("object",)
-        tagged = {labels[note.category] for note in entry.notes if note.kind in tagging}
-        tags = tuple(sorted(label - 1 for label in tagged if label not in (None, 0, IGNORE)))
-        if record_id in records and records[record_id].tags != tags:
-            found = f"{table.path} and another file disagree about {entry.file_name}"
-            complain(DataError(found, "the same annotations"), self.problems)
-        records.setdefault(record_id, Record(record_id, image, tags))
-        values: list[int | None] = []
-        for note in entry.notes:
-            value = labels[note.category]
-            if note.kind == "void" or (note.kind == "crowd" and config.crowd == "ignore"):
-                value = IGNORE
-            elif note.kind == "crowd" and config.crowd == "drop":
-                value = None
-            values.append(None if value == 0 and not note.outlined else value)
-        pairs = zip(entry.notes, values, strict=True)
-        if all(note.outlined or value is None for note, value in pairs):
-            shape = Shape(entry.size, entry.outlines, tuple(values), table.relative)
-            self.shapes.setdefault(record_id, shape)
-        return record_id
+    def lost(self, described: dict[str, Any]) -> list[str]:
+        """Tags that differ from the masks, and images without any annotation."""
+        lost = lost_objects(self.dataset)
+        index = {i: k for k, i in enumerate(self.category_ids)}
+        gained = bare = 0
+        for key, (_, _, notes) in described.items():
+            tags = self.dataset.records[key].tags
+            gained += any(
+                index[note["category_id"]] not in tags and not note.get("ignore") for note in notes
+            )
+            bare += not notes
+        if gained:
+            lost.append(f"{gained} images get tags that only their mask has")
+        if bare:
+            lost.append(
+                f"{bare} images have neither tag nor mask pixel: they need --set data.keep_empty=on"
+                " when read"
+            )
+        return lost
 
-    def _free_id(self, plain: str, name: str, image: Path) -> str:
-        """The plain id; with the list's name before it, and a number, where another image has it
-        already.
-        """
-        named = f"{name}__{plain}"
-        for each in chain((plain, named), (f"{named}__{n}" for n in count(2))):
-            if each not in self.records or self.records[each].image == image:
-                return each
-        raise AssertionError("count() does not end")
+
+def _outline(mask_HW: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """Run lengths, area and box of a region."""
+    from pycocotools import mask as rle
+
+    runs = rle.encode(np.asfortranarray(mask_HW.astype(np.uint8)))
+    with warnings.catch_warnings():
+        # pycocotools hands numpy 2 an array in a way that numpy deprecates.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        area, box = int(rle.area(runs)), [float(v) for v in rle.toBbox(runs)]
+    return {
+        "segmentation": {"size": runs["size"], "counts": runs["counts"].decode("ascii")},
+        "area": area,
+        "bbox": box,
+    }
+
+
+FORMAT = Format(
+    rank=20,
+    words="COCO, whose tags are in its JSON",
+    layout="COCO (annotations/*.json)",
+    tags_from=("masks",),
+    recognises=recognises,
+    read=read,
+    writer=CocoWriter,
+)

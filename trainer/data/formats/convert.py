@@ -1,5 +1,5 @@
-"""``wsss-trainer convert``: the same images, tags, masks and lists in another format; an
-interrupted one goes on.
+"""``wsss-trainer convert``: the same images, tags, masks and lists in another format. An
+interrupted conversion goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from unicodedata import normalize
 import numpy as np
 
 from trainer.data.dataset import IGNORE, Record, read_mask_file
-from trainer.data.formats.coco_layout import CocoLayout
-from trainer.data.formats.layouts import CsvLayout, FoldersLayout, Layout, VocLayout
-from trainer.data.formats.opening import open_dataset
+from trainer.data.formats.opening import formats, open_dataset
 from trainer.data.formats.released_labels import convert_labels
+from trainer.data.formats.writing import Writer
 from trainer.data.knobs import DataConfig
 from trainer.data.palette import write_index_png
 from trainer.data.pixels import image_size
@@ -30,17 +29,15 @@ from trainer.interrupt import terminated
 from trainer.outputs import check_folder, folds_case
 from trainer.pool import each_image
 
-LAYOUTS: dict[str, type[Layout]] = {
-    "voc": VocLayout,
-    "coco": CocoLayout,
-    "csv": CsvLayout,
-    "folders": FoldersLayout,
-}
-FORMATS = (*LAYOUTS, "labels", "masks")
 MARKER = "convert.json"
 POOL_FROM = 300
 MASK_BYTES = 6000
-"""Of a mask that is drawn, or of its run lengths in JSON."""
+"""Rough size of a mask that has no file yet, or of its run lengths in JSON."""
+
+
+def writers() -> dict[str, type[Writer]]:
+    """Every format that can be written, by its name for ``--to``."""
+    return {form.writer.name: form.writer for form in formats() if form.writer}
 
 
 def convert(
@@ -53,13 +50,14 @@ def convert(
     progress: bool = False,
 ) -> dict[str, Any]:
     """Write the data set ``source`` into the folder ``target``, its tags into the file ``target``,
-    or masks anew.
+    or its masks anew.
 
     Args:
         source: a data set of any format; for ``labels`` also ``cls_labels.npy`` or a CSV file, for
             ``masks`` a folder of PNG files.
-        target: a new folder, or that of the same conversion, interrupted: what is there is kept.
-        to: one of ``FORMATS``; default ``labels`` where ``target`` ends with ``.csv``.
+        target: a new folder, or the folder of the same conversion: its files are kept.
+        to: the name of a writer, ``labels`` or ``masks``; default ``labels`` if ``target`` ends
+            with ``.csv``.
         images: how they get there.
         config: how to read ``source``.
         force: write into a folder that holds something else, over files of the same name.
@@ -70,43 +68,50 @@ def convert(
 
     Raises:
         ConfigError: an unknown format.
-        DataError: ``source`` cannot be read, ``target`` holds other things, or images and masks
-            that are damaged; they are listed after the others are written.
+        DataError: ``source`` cannot be read; or damaged images and masks, which are listed after
+            the others are written.
+        TargetError: ``target`` holds other things.
         RunError: no space, or no links there.
     """
     config, to = config or DataConfig(), to or ("labels" if target.suffix == ".csv" else "")
-    if to not in FORMATS:
-        raise ConfigError(f"cannot convert to {to!r}", nearest(to, FORMATS), "--to voc")
     if to == "labels":
         return convert_labels(source, target, config, force)
     if to == "masks":
-        return convert_masks(source, target, config, force, progress)
-    return convert_dataset(
-        LAYOUTS[to](open_dataset(source, config=config)), target, to, images, force, progress
-    )
+        return _convert_masks(source, target, config, force, progress)
+    choices = writers()
+    if to not in choices:
+        names = (*choices, "labels", "masks")
+        raise ConfigError(f"cannot convert to {to!r}", nearest(to, names), "--to voc")
+    writer = choices[to](open_dataset(source, config=config))
+    return _convert_dataset(writer, target, images, force, progress)
 
 
-def convert_dataset(
-    layout: Layout, target: Path, to: str, images: How, force: bool, progress: bool
+def _convert_dataset(
+    writer: Writer, target: Path, images: How, force: bool, progress: bool
 ) -> dict[str, Any]:
-    """See ``convert``."""
-    dataset = layout.dataset
-    layout.check()
-    key = [dataset.fingerprint(), str(dataset.root.resolve()), to, images]
+    dataset = writer.dataset
+    writer.check()
+    key = [dataset.fingerprint(), str(dataset.root.resolve()), writer.name, images]
     destination = Destination(dataset.places(), target, key, force)
-    work = _Work(layout, target, images, destination.keep)
+    work = _Work(writer, target, images, destination.keep)
     records = list(dataset.records.values())
     needed = work.bytes_needed(records)
     with terminated():
         check_space(target, needed, "converted images and masks")
         destination.begin()
         work.check_names(records, folds_case(target / MARKER))
-        workers = None if len(records) >= POOL_FROM else 0
-        title, what = f"converting to {to}", "images could not be converted"
-        done = each_image(work, records, what, workers, title, progress, lambda record: record.id)
-        described = {record.id: each.described for record, each in zip(records, done, strict=True)}
-        for place, content in layout.tables(described):
-            # What the user changed in the tables of a finished conversion stays.
+        results = each_image(
+            work,
+            records,
+            "images could not be converted",
+            None if len(records) >= POOL_FROM else 0,
+            f"converting to {writer.name}",
+            progress,
+            lambda record: record.id,
+        )
+        described = {r.id: result.described for r, result in zip(records, results, strict=True)}
+        for place, content in writer.tables(described):
+            # Tables of a finished conversion stay: the user may have changed them.
             if not (destination.done and (target / place).exists()):
                 write_atomic(target / place, content)
         summary = {
@@ -115,38 +120,30 @@ def convert_dataset(
                 "format": dataset.format,
                 "tags_from": dataset.tags_from,
             },
-            "to": {"path": str(target), "format": to},
+            "to": {"path": str(target), "format": writer.name},
             "classes": len(dataset.classes),
             "lists": {name: len(ids) for name, ids in dataset.lists.items()},
-            "images": sum(each.image for each in done),
-            "masks": sum(each.mask for each in done),
-            "kept": sum(each.kept for each in done),
-            "lost": layout.lost(described),
+            "images": sum(result.image for result in results),
+            "masks": sum(result.mask for result in results),
+            "kept": sum(result.kept for result in results),
+            "lost": writer.lost(described),
             "disk_mb": round(needed / 1e6, 1),
         }
         destination.finish(summary)
     return summary
 
 
-def convert_masks(
+def _convert_masks(
     source: Path, target: Path, config: DataConfig, force: bool, progress: bool
 ) -> dict[str, Any]:
-    """Every PNG below ``source``, read as ``config.masks`` says, as a palette PNG of the same
-    indices. See ``convert``.
+    """Write every PNG below ``source``, read as ``config.masks`` says, as a palette PNG of its
+    indices.
     """
-    files = (
-        sorted(path for path in source.rglob("*.png") if not path.name.startswith("."))
-        if source.is_dir()
-        else []
-    )
+    files = sorted(path for path in source.rglob("*.png") if not path.name.startswith("."))
     if not files:
         raise DataError(f"{source} holds no PNG", "a folder of masks")
-    key = [
-        "masks",
-        str(source.resolve()),
-        config.masks,
-        [[str(p), p.stat().st_size] for p in files],
-    ]
+    sizes = [[str(path), path.stat().st_size] for path in files]
+    key = ["masks", str(source.resolve()), config.masks, sizes]
     destination = Destination([source], target, key, force)
     with terminated():
         check_space(target, sum(path.stat().st_size for path in files), "masks")
@@ -167,6 +164,7 @@ def convert_masks(
 
 
 def _convert_mask(source: Path, target: Path, config: DataConfig, keep: bool, path: Path) -> bool:
+    """Convert one mask; returns whether it was there already."""
     new = target / path.relative_to(source)
     if keep and new.exists():
         return True
@@ -175,7 +173,7 @@ def _convert_mask(source: Path, target: Path, config: DataConfig, keep: bool, pa
 
 
 def print_summary(summary: dict[str, Any]) -> None:
-    """What was written and what could not be, for people."""
+    """Print what was written and what could not be."""
     source, target = summary["from"], summary["to"]
     counts = [
         f"{summary[name]} {name}"
@@ -194,12 +192,11 @@ def print_summary(summary: dict[str, Any]) -> None:
 
 
 class Destination:
-    """The new folder: empty, or that of the same conversion; ``convert.json`` in it says which, and
-    what it came to.
+    """The new folder: empty, or the folder of the same conversion, as its ``convert.json`` says.
 
     Attributes:
-        keep: files that are there are whole and of this conversion.
-        done: it was finished before; the tables too are whole.
+        keep: its files are whole and of this conversion.
+        done: the conversion was finished before.
 
     Args:
         inputs: what is read.
@@ -220,17 +217,17 @@ class Destination:
         same = there.get("key") == self.key
         hint = "another folder, or --force to write over files of the same name"
         check_folder(target, lambda _: same or force, inputs, hint=hint)
-        # What was begun with --force may have older files among its own until it is done.
+        # Until a conversion with --force is done, there may be older files among its own.
         self.forced = force or bool(same and there.get("forced") and not there.get("done"))
         self.keep = same and not self.forced
         self.done = self.keep and bool(there.get("done"))
 
     def begin(self) -> None:
-        """Say that this conversion is being written here."""
+        """Mark the folder as the target of this conversion."""
         self._write({"done": False})
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Say that everything is there."""
+        """Mark the conversion as finished."""
         self._write({"done": True, **summary})
 
     def _write(self, content: dict[str, Any]) -> None:
@@ -245,9 +242,14 @@ class Destination:
 
 
 @dataclass(frozen=True)
-class _Done:
-    """What became of one image: whether it and its mask have a place, whether all was there, and
-    for the tables.
+class _Result:
+    """What became of one image.
+
+    Attributes:
+        image: it has a place in the new format.
+        mask: so has its mask.
+        kept: everything was there already.
+        described: for the tables.
     """
 
     image: bool
@@ -258,49 +260,50 @@ class _Done:
 
 @dataclass(frozen=True)
 class _Work:
-    """What is done for each image; travels to the workers."""
+    """Converts one image; travels to the workers."""
 
-    layout: Layout
+    writer: Writer
     target: Path
     images: How
     keep: bool
 
-    def __call__(self, record: Record) -> _Done:
-        dataset, layout = self.layout.dataset, self.layout
+    def __call__(self, record: Record) -> _Result:
+        dataset, writer = self.writer.dataset, self.writer
         image, mask = self._places(record)
         new_image, new_mask = self._is_new(image), self._is_new(mask)
         if image and new_image:
             place_image(record.image, self.target / image, self.images)
-        drawn = dataset.has_mask(record) and (new_mask or layout.describes)
+        drawn = dataset.has_mask(record) and (new_mask or writer.describes)
         label = dataset.read_mask(record) if drawn else None
-        size = image_size(record.image) if drawn or layout.describes else (0, 0)
+        size = image_size(record.image) if drawn or writer.describes else (0, 0)
         if label is not None and label.shape != size:
-            found = f"the mask of {record.id} has {label.shape[1]}x{label.shape[0]} pixels"
             raise DataError(
-                found, f"{size[1]}x{size[0]}, as its image", f"wsss-trainer check {dataset.root}"
+                f"the mask of {record.id} has {label.shape[1]}x{label.shape[0]} pixels",
+                f"{size[1]}x{size[0]}, as its image",
+                f"wsss-trainer check {dataset.root}",
             )
         if label is not None and mask:
             values = np.zeros(256, np.uint8)
-            values[: len(layout.values) + 1] = (0, *layout.values)
+            values[: len(writer.values) + 1] = (0, *writer.values)
             values[IGNORE] = IGNORE
             write_index_png(self.target / mask, values[label])
-        described = layout.describe(record, size, label) if layout.describes else None
+        described = writer.describe(record, size, label) if writer.describes else None
         kept = bool(image or mask) and not (new_image or new_mask)
-        return _Done(image is not None, drawn or mask is not None, kept, described)
+        return _Result(image is not None, drawn or mask is not None, kept, described)
 
     def _places(self, record: Record) -> tuple[Path | None, Path | None]:
-        image = self.layout.image(record) if self.images != "none" else None
-        return image, self.layout.mask(record) if self.layout.dataset.has_mask(record) else None
+        image = self.writer.image(record) if self.images != "none" else None
+        return image, self.writer.mask(record) if self.writer.dataset.has_mask(record) else None
 
     def check_names(self, records: Sequence[Record], folds: bool) -> None:
-        """Refuse two images or masks that would be one file.
+        """Check that no two images or masks would be one file.
 
         Args:
             records: of all images.
             folds: whether the disk takes upper and lower case for one.
 
         Raises:
-            DataError: as said.
+            DataError: two would.
         """
         first: dict[str, Record] = {}
         for record in records:
@@ -318,14 +321,14 @@ class _Work:
         return place is not None and not (self.keep and (self.target / place).exists())
 
     def bytes_needed(self, records: Sequence[Record]) -> int:
-        """Estimate of what is not there yet."""
+        """Rough size of everything that is not there yet."""
         total = 0
         for record in records:
             image, mask = self._places(record)
             if self.images == "copy" and self._is_new(image) and record.image.exists():
                 total += record.image.stat().st_size
             if self._is_new(mask) or (
-                self.layout.describes and self.layout.dataset.has_mask(record)
+                self.writer.describes and self.writer.dataset.has_mask(record)
             ):
                 total += record.mask.stat().st_size if record.mask else MASK_BYTES
         return total

@@ -1,25 +1,28 @@
-"""Images anywhere below a folder, and their tags in a table (spec refine-segment 11)."""
+"""Images anywhere below a folder, and their tags in a table."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from trainer.data.dataset import Dataset, Record, complain, some
+from trainer.data.dataset import Dataset, Record
 from trainer.data.formats import class_folders
-from trainer.data.formats.cells import lists_of
-from trainer.data.formats.class_table import class_lines, class_table
-from trainer.data.formats.mask_files import match_masks
-from trainer.data.formats.tables import Table, read_table
-from trainer.data.formats.tag_columns import Columns, find_columns, read_tags
+from trainer.data.formats.base import Format
+from trainer.data.formats.writing import Writer, csv_table, lost_objects, text_lines
 from trainer.data.image_files import UNREAD, ImageNames, Walk, entries, image_id, walk
 from trainer.data.knobs import DataConfig
-from trainer.data.tags import FROM_MASKS
-from trainer.errors import DataError
+from trainer.data.mask_files import match_masks
+from trainer.data.remarks import Remarks
+from trainer.data.tables.cells import lists_of
+from trainer.data.tables.classes import class_lines, class_table
+from trainer.data.tables.columns import Columns, find_columns, read_tags
+from trainer.data.tables.reading import Table, read_table
+from trainer.errors import DataError, some
 
 TABLES = ("labels.csv", "metadata.csv", "metadata.jsonl")
-Problems = list[DataError] | None
 
 
 @dataclass
@@ -31,8 +34,8 @@ class _Row:
 
 
 def recognises(root: Path) -> bool:
-    """Whether ``root`` has a table: ``labels.csv``, or ``metadata.csv`` or ``metadata.jsonl`` as of
-    Hugging Face where the folders are no classes.
+    """Whether ``root`` has ``labels.csv``; or ``metadata.csv`` or ``metadata.jsonl``, as Hugging
+    Face writes them, and its folders are no classes.
     """
     table = _table_file(root)
     return table is not None and (
@@ -45,36 +48,21 @@ def _table_file(root: Path) -> Path | None:
     return next((files[name] for name in TABLES if name in files and files[name].is_file()), None)
 
 
-def read(root: Path, problems: Problems, config: DataConfig) -> Dataset:
+def read(root: Path, config: DataConfig, remarks: Remarks) -> Dataset:
     """Read a folder of images with a table of tags.
 
-    The table has a column of image names (``image``, ``filename``, ``file``, ``path``,
-    ``image_id``), with or without suffix, relative to ``root`` or just the name of an image
-    anywhere below, and the tags in one of three shapes: a column ``tag`` with one row a tag, the
-    same column with ``tag1;tag2``, or one 0/1 column a class. A column ``split`` (``train``, or
-    ``train;train_aug``), or another one that holds names of lists, makes lists. Ids are relative
-    paths without suffix, ``/`` written as ``__``.
+    The table has a column of image names and the tags in one of three shapes: a column ``tag`` with
+    one row a tag, the same column with ``tag1;tag2``, or one 0/1 column a class. A column ``split``
+    makes lists. Ids are relative paths without suffix, ``/`` written as ``__``.
 
-    ``masks/`` may hold one PNG an image (same relative path, same id or same name) with the values
-    1..K in class order: the lines of ``classes.txt`` where there is one, else the names sorted.
-    Names that are numbers are the values themselves.
-
-    Args:
-        problems: collects what is wrong instead of raising it; the entries concerned are left out.
-        config: how to read it. Where ``tags_from`` is the masks, the tags are those of the table
-        still.
+    ``masks/`` may hold one mask an image, with the values 1..K in the order of ``classes.txt``,
+    else of the sorted names. Names that are numbers are the values themselves.
 
     Raises:
-        DataError: columns that do not fit, images that are not there or are ambiguous, unknown
-            classes, rows that contradict each other.
+        DataError: no image, or columns that do not fit.
     """
     path = _table_file(root)
     assert path is not None
-    if config.labels_from == "xml":
-        raise DataError(
-            f"{root} is a folder with {path.name} and has no Annotations",
-            "--labels-from csv or masks",
-        )
     mask_folders = [p for p in entries(root) if p.name.lower() == "masks" and p.is_dir()]
     files = walk(root, skip=mask_folders)
     if not files.images:
@@ -83,43 +71,43 @@ def read(root: Path, problems: Problems, config: DataConfig) -> Dataset:
             "image files anywhere below it",
         )
     table = read_table(path)
+    remarks.notes += table.notes
     columns = find_columns(table)
-    known = class_lines(root)
-    rows, counts = _read_rows(table, columns, files, known, problems)
-    classes, values, spellings, notes = class_table(path, counts, known, problems)
-    by_id = _by_id(root, files.images, rows, problems)
-    masks, mask_notes = match_masks(mask_folders, root, by_id, problems)
-    index = {tag: classes.index(name) for tag, name in spellings.items()}
+    listed = class_lines(root)
+    rows, counts = _read_rows(table, columns, files, listed, remarks)
+    classes = class_table(path, counts, listed, remarks)
+    images = _by_id(root, files.images, rows, remarks)
+    masks = match_masks(mask_folders, root, images, remarks)
     records, lists = {}, defaultdict(list)
-    for key, image in sorted(by_id.items()):
-        if image not in rows:
-            continue
-        tags = {index[tag] for tag in rows[image].tags if tag in index}
-        records[key] = Record(key, image, tuple(sorted(tags)), masks.get(key))
-        for name in rows[image].lists:
-            lists[name].append(key)
-    notes = [*table.notes, *notes, *mask_notes, *_notes(root, files, rows, table, columns)]
-    if masks and not known:
-        notes.append(_mask_order(classes, values))
-    named = {name: tuple(ids) for name, ids in sorted(lists.items())} | {"all": tuple(records)}
+    for key, image in sorted(images.items()):
+        if row := rows.get(image):
+            records[key] = Record(key, image, classes.positions(row.tags), masks.get(key))
+            for name in row.lists:
+                lists[name].append(key)
+    _note(root, files, rows, table, columns, remarks)
+    if masks and not listed:
+        pairs = zip(classes.values, classes.names, strict=True)
+        remarks.note(
+            "mask values are taken in the order of the sorted names"
+            f" ({some((f'{value}={name}' for value, name in pairs), 8)}); classes.txt fixes another"
+            " order"
+        )
     return Dataset(
         root=root,
         format="folder",
-        classes=classes,
-        mask_values=values,
+        classes=classes.names,
+        mask_values=classes.values,
         records=records,
-        lists=named,
-        tags_from=FROM_MASKS if config.labels_from == "masks" else path.name,
-        notes=tuple(notes),
+        lists={name: tuple(ids) for name, ids in sorted(lists.items())},
+        tags_from=path.name,
         masks_from="masks" if any(record.mask for record in records.values()) else "",
-        config=config,
     )
 
 
 def _by_id(
-    root: Path, images: list[Path], rows: dict[Path, _Row], problems: Problems
+    root: Path, images: list[Path], rows: dict[Path, _Row], remarks: Remarks
 ) -> dict[str, Path]:
-    """Images by id. Where several have the same, those count that the table names."""
+    """Images by id. Where several have the same id, the one that the table names."""
     groups: dict[str, list[Path]] = defaultdict(list)
     for path in images:
         groups[image_id(path, root)].append(path)
@@ -130,48 +118,45 @@ def _by_id(
             twice.append(" and ".join(str(path.relative_to(root)) for path in listed))
         by_id[key] = (listed or paths)[0]
     if twice:
-        complain(
-            DataError(
-                f"{root} has {len(twice)} pairs of images with the same id: {some(twice)}",
-                "different paths without suffix: outputs are called after them",
-                "rename one of each pair",
-            ),
-            problems,
+        remarks.problem(
+            f"{root} has {len(twice)} pairs of images with the same id: {some(twice)}",
+            "different paths without suffix: outputs are called after them",
+            "rename one of each pair",
         )
     return by_id
 
 
 def _read_rows(
-    table: Table, columns: Columns, files: Walk, known: list[str], problems: Problems
+    table: Table, columns: Columns, files: Walk, listed: list[str], remarks: Remarks
 ) -> tuple[dict[Path, _Row], Counter[str]]:
-    """What the table says by image, and how often it names each class."""
+    """What the table says about each image, and how often it names each class."""
     names = table.cells(columns.image)
+    splits = table.cells(columns.split) if columns.split is not None else [""] * len(names)
     finder = ImageNames(files.root, files.images, names)
-    tags = read_tags(table, columns, known, problems)
     rows: dict[Path, _Row] = {}
     failures: dict[str, list[str]] = defaultdict(list)
     counts: Counter[str] = Counter({table.columns[c]: 0 for c in columns.classes})
-    for n, name in enumerate(names):
-        of_row = tags[n]
-        if of_row is None:
+    all_tags = read_tags(table, columns, listed, remarks)
+    for name, tags, split in zip(names, all_tags, splits, strict=True):
+        if tags is None:
             continue
-        counts.update(of_row)
-        found = finder.find(name)
-        if len(found) != 1:
-            failures["ambiguous" if found else "missing"].append(name)
+        counts.update(tags)
+        matches = finder.find(name)
+        if len(matches) != 1:
+            failures["ambiguous" if matches else "missing"].append(name)
             continue
-        cell = table.rows[n][columns.split] if columns.split is not None else ""
-        row = _Row(set(of_row), lists_of(cell))
-        old = rows.setdefault(found[0], row)
+        row = _Row(set(tags), lists_of(split))
+        old = rows.setdefault(matches[0], row)
         if old.lists != row.lists or (columns.tag is None and old.tags != row.tags):
             failures["clashing"].append(name)
         old.tags |= row.tags
-    _complain(table.path, files, failures, problems if rows else None)
+    # Where no row can be used, the first of these problems is the cause of all that follows.
+    _complain(table.path, files, failures, remarks if rows else Remarks())
     return rows, counts
 
 
-def _complain(table: Path, files: Walk, failures: dict[str, list[str]], problems: Problems) -> None:
-    """One error for each kind of row that cannot be used."""
+def _complain(table: Path, files: Walk, failures: dict[str, list[str]], remarks: Remarks) -> None:
+    """One problem for each kind of row that cannot be used."""
     others = ImageNames(files.root, files.left_out.get(UNREAD, []), failures["missing"])
     blank = [name for name in failures["missing"] if not name]
     unread = [name for name in failures["missing"] if name and others.find(name)]
@@ -199,36 +184,85 @@ def _complain(table: Path, files: Walk, failures: dict[str, list[str]], problems
         (
             failures["clashing"],
             "contradicts itself about",
-            "the same split and the same 0/1 columns in every row",
+            "the same split and the same 0/1 columns in every row of an image",
             "keep one row each",
         ),
     ):
         if names:
             once = list(dict.fromkeys(names))
             count = len(names) if names is blank else len(once)
-            found = f"{table} {words} ({count}): {some(once)}"
-            complain(DataError(found, expected, hint), problems)
+            remarks.problem(f"{table} {words} ({count}): {some(once)}", expected, hint)
 
 
-def _notes(
-    root: Path, files: Walk, rows: dict[Path, _Row], table: Table, columns: Columns
-) -> list[str]:
-    notes = files.notes()
-    unlabelled = [path.relative_to(root).as_posix() for path in files.images if path not in rows]
-    if unlabelled:
-        notes.append(
-            f"{len(unlabelled)} images have no row in {table.path.name} and are left out:"
-            f" {some(unlabelled)}"
+def _note(
+    root: Path,
+    files: Walk,
+    rows: dict[Path, _Row],
+    table: Table,
+    columns: Columns,
+    remarks: Remarks,
+) -> None:
+    remarks.notes += files.notes()
+    bare = [path.relative_to(root).as_posix() for path in files.images if path not in rows]
+    if bare:
+        remarks.note(
+            f"{len(bare)} images have no row in {table.path.name} and are left out: {some(bare)}"
         )
     if columns.unread:
         names = some(map(repr, columns.unread))
-        notes.append(f"{table.path.name} has columns that are not read: {names}")
-    return notes
+        remarks.note(f"{table.path.name} has columns that are not read: {names}")
 
 
-def _mask_order(classes: tuple[str, ...], values: tuple[int, ...]) -> str:
-    order = some((f"{value}={name}" for value, name in zip(values, classes, strict=True)), 8)
-    return (
-        f"mask values are taken in the order of the sorted names ({order}); classes.txt fixes"
-        " another order"
-    )
+class CsvWriter(Writer):
+    """Images, ``labels.csv``, ``classes.txt``, ``masks/``."""
+
+    name = "csv"
+
+    def image(self, record: Record) -> Path:
+        """At the top, so that ids stay."""
+        return Path(f"{record.id}{record.image.suffix}")
+
+    def mask(self, record: Record) -> Path:
+        """In ``masks``."""
+        return Path("masks", f"{record.id}.png")
+
+    def check(self) -> None:
+        """See ``Writer``; the tags of an image stand in one cell with ``;`` between them."""
+        super().check()
+        names = self.dataset.classes
+        bad = [name for name in names if set(name) & set(";|\n\r") or name != name.strip()]
+        if bad:
+            raise DataError(
+                f"the class name {bad[0]!r} cannot stand in a cell of labels.csv",
+                "names without ; and |",
+            )
+
+    def tables(self, described: dict[str, Any]) -> Iterator[tuple[Path, bytes]]:
+        """Classes and tags."""
+        data = self.dataset
+        lists = {n: set(ids) for n, ids in self.lists().items() if n not in ("all", "unlisted")}
+        rows = [
+            [
+                str(self.image(record)),
+                ";".join(data.classes[k] for k in record.tags),
+                ";".join(name for name, ids in lists.items() if record.id in ids),
+            ]
+            for record in data.records.values()
+        ]
+        yield Path("classes.txt"), text_lines(data.classes)
+        yield Path("labels.csv"), csv_table(["image", "tags", "split"], rows)
+
+    def lost(self, described: dict[str, Any]) -> list[str]:
+        """The order of lists."""
+        return [*lost_objects(self.dataset), "the order of the images in each list"]
+
+
+FORMAT = Format(
+    rank=30,
+    words="a folder with a table",
+    layout="images with a labels.csv",
+    tags_from=("csv", "masks"),
+    recognises=recognises,
+    read=read,
+    writer=CsvWriter,
+)

@@ -1,42 +1,69 @@
-"""The one way in to a data set, whatever its format."""
+"""The one way to open a data set, whatever its format."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
+import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trainer.config import replace
-from trainer.data.dataset import Dataset, complain, some
-from trainer.data.formats import class_folders, coco, folder, mva, voc, xml_folder
+from trainer.data.dataset import Dataset
+from trainer.data.formats.base import Format
 from trainer.data.formats.unrecognised import unrecognised
 from trainer.data.knobs import DataConfig
+from trainer.data.remarks import Remarks
 from trainer.data.tags import FROM_MASKS, with_mask_tags
-from trainer.errors import DataError
+from trainer.errors import DataError, some
 from trainer.outputs import is_inner
 
-READERS = (voc, coco, folder, mva, xml_folder, class_folders)
-"""The first that recognises a folder reads it."""
+
+def formats() -> list[Format]:
+    """Every format, in the order in which they are tried."""
+    package = importlib.import_module("trainer.data.formats")
+    names = (module.name for module in pkgutil.iter_modules(package.__path__))
+    modules = [importlib.import_module(f"{package.__name__}.{name}") for name in names]
+    return sorted((m.FORMAT for m in modules if hasattr(m, "FORMAT")), key=lambda form: form.rank)
 
 
 def open_dataset(
     path: str | Path, problems: list[DataError] | None = None, config: DataConfig | None = None
 ) -> Dataset:
-    """Open a data set, whatever its format (VOC, COCO, folder + CSV, synthetic, MVA's lists, one
-    folder a class).
+    """Open a data set of any format.
 
     Args:
-        problems: where to put what contradicts itself, leaving out the entries concerned; without
+        path: the folder.
+        problems: collects what contradicts itself, and the entries concerned are left out; without
             it, the first problem is raised.
         config: how to read it where there is a choice.
 
     Raises:
-        DataError: nothing is there, nothing is recognised, the files contradict each other, or
-            ``labels_from`` asks for tags that are not there.
+        DataError: no folder, no known format, files that contradict each other, or no tags where
+            ``labels_from`` looks for them.
     """
-    root, config = Path(path), config or DataConfig()
+    root, config, remarks = Path(path), config or DataConfig(), Remarks(problems)
+    form = _format_of(root)
+    if config.labels_from not in ("auto", *form.tags_from):
+        raise DataError(
+            f"{root} is {form.words}: it has no tags from {config.labels_from}",
+            f"--labels-from {' or '.join((*form.tags_from, 'auto'))}",
+        )
+    dataset = form.read(root, config, remarks)
+    _check_names(dataset, remarks)
+    lists = {**dataset.lists, "all": tuple(dataset.records)}
+    dataset = dataclasses.replace(dataset, lists=lists, config=config)
+    if config.labels_from == "masks" or dataset.tags_from == FROM_MASKS:
+        dataset = with_mask_tags(dataset, remarks)
+    untagged = [record.id for record in dataset.records.values() if not record.tags]
+    if untagged:
+        remarks.note(f"{len(untagged)} images have no tag: {some(untagged)}")
+    return dataclasses.replace(dataset, notes=tuple(remarks.notes))
+
+
+def _format_of(root: Path) -> Format:
     if not root.is_dir():
         raise DataError(
             f"{root} is not a folder",
@@ -45,40 +72,30 @@ def open_dataset(
         )
     if not os.access(root, os.R_OK | os.X_OK):
         raise DataError(f"{root} cannot be opened", "a data folder that you may read")
-    reader = next((module for module in READERS if module.recognises(root)), None)
-    if reader is None:
-        raise unrecognised(root, lambda place: any(r.recognises(place) for r in READERS))
-    dataset: Dataset = reader.read(root, problems, config)
-    _check_names(dataset, problems)
-    if dataset.tags_from == FROM_MASKS:
-        dataset = with_mask_tags(dataset, problems)
-    untagged = [record.id for record in dataset.records.values() if not record.tags]
-    if untagged:
-        note = f"{len(untagged)} images have no tag: {some(untagged)}"
-        dataset = dataclasses.replace(dataset, notes=(*dataset.notes, note))
-    return dataset
+    choices = formats()
+    form = next((choice for choice in choices if choice.recognises(root)), None)
+    if form is None:
+        raise unrecognised(root, choices)
+    return form
 
 
-def _check_names(dataset: Dataset, problems: list[DataError] | None) -> None:
-    """Outputs are called after images and lists, whose names may come from inside of files."""
+def _check_names(dataset: Dataset, remarks: Remarks) -> None:
+    # Outputs are called after images and lists, and these names may come from inside of files.
     for what, names in (("images", dataset.records), ("lists", dataset.lists)):
-        if outside := [name for name in names if not is_inner(name)]:
-            found = f"{dataset.root} has {what} whose names cannot be those of files"
-            complain(
-                DataError(
-                    f"{found} ({len(outside)}): {some(name[:60] for name in outside)}",
-                    "names without '..' and without '/' at their ends, of at most 200 bytes",
-                    "rename them",
-                ),
-                problems,
+        if outside := [name[:60] for name in names if not is_inner(name)]:
+            remarks.problem(
+                f"{dataset.root} has {what} whose names cannot be file names"
+                f" ({len(outside)}): {some(outside)}",
+                "names without '..', without '/' at their ends, and of at most 200 bytes",
+                "rename them",
             )
 
 
 def reopen_data(manifest: Mapping[str, Any]) -> Dataset:
-    """The data set of a run, read as the run read it.
+    """The data set of a run, read with the run's own config.
 
     Raises:
-        DataError: it has gone or changed.
+        DataError: it is gone or has changed.
     """
     config = replace(DataConfig(), manifest.get("config", {}).get("data", {}), "data")
     return open_dataset(manifest.get("data", {}).get("path", ""), config=config)

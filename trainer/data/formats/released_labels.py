@@ -1,6 +1,4 @@
-"""Image tags as the released code keeps them, ``cls_labels.npy`` and CSV files, made into
-``image_labels.csv``.
-"""
+"""Image tags of released code, ``cls_labels.npy`` and CSV files, as ``image_labels.csv``."""
 
 from __future__ import annotations
 
@@ -9,17 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from trainer.data.dataset import some
-from trainer.data.formats.coco_classes import COCO_CLASSES
-from trainer.data.formats.layouts import check_tag_classes, tag_table
+from trainer.data.coco.classes import COCO_CLASSES
 from trainer.data.formats.mva import class_columns
 from trainer.data.formats.opening import open_dataset
-from trainer.data.formats.tables import flags, read_table
-from trainer.data.formats.voc import VOC_CLASSES
+from trainer.data.formats.writing import check_tag_classes, tag_table
 from trainer.data.knobs import DataConfig
 from trainer.data.pickles import read_pickled_dict
 from trainer.data.pixels import IMAGE_SUFFIXES
-from trainer.errors import DataError
+from trainer.data.remarks import Remarks
+from trainer.data.tables.reading import flags, read_table
+from trainer.data.voc.classes import VOC_CLASSES
+from trainer.errors import DataError, some
 from trainer.files import write_atomic
 from trainer.outputs import check_file
 
@@ -30,8 +28,7 @@ CLASSES = {len(names): names for names in (VOC_CLASSES, COCO_CLASSES)}
 
 
 def convert_labels(source: Path, target: Path, config: DataConfig, force: bool) -> dict[str, Any]:
-    """Write the tags of ``source`` as the table ``target``, which a VOC folder takes as
-    ``image_labels.csv``.
+    """Write the tags of ``source`` as a table that a VOC folder reads as ``image_labels.csv``.
 
     Args:
         source: ``cls_labels.npy``, a CSV file of ``filename`` and one 0/1 column a class, or a data
@@ -65,10 +62,8 @@ def convert_labels(source: Path, target: Path, config: DataConfig, force: bool) 
 
 
 def read_cls_labels(path: Path) -> Labels:
-    """The pickled dictionary of psa, IRN, SEAM and their descendants: image id to 20 (VOC) or 80
-    (COCO) numbers 0 or 1.
-
-    Ids are texts, or VOC's as numbers without ``_`` (IRN). Nothing in the pickle is run.
+    """The pickled dictionary of the released code of psa, IRN and SEAM: image id to 20 (VOC) or 80
+    (COCO) numbers 0 or 1. Nothing in the pickle is run.
 
     Raises:
         DataError: something else.
@@ -105,19 +100,19 @@ def read_label_csv(path: Path) -> Labels:
     table = read_table(path)
     classes, image, columns = class_columns(table)
     tags: dict[str, tuple[int, ...]] = {}
-    answers = flags(table, columns, None)
-    for n, (cells, found) in enumerate(zip(table.rows, answers, strict=True)):
-        key = _id_of(cells[image], 0)
-        if found is not None and tags.setdefault(key, found) != found:
+    rows = zip(table.cells(image), table.lines, flags(table, columns, Remarks()), strict=True)
+    for cell, line, row in rows:
+        key = _id_of(cell, 0)
+        if row is not None and tags.setdefault(key, row) != row:
             raise DataError(
-                f"{path} line {table.lines[n]}: other tags than before for {key!r}",
+                f"{path} line {line}: other tags than before for {key!r}",
                 "one row an image",
             )
     return classes, tags
 
 
 def _id_of(key: Any, count: int) -> str:
-    """``2007_000032`` of a path, of itself, or of 2007000032."""
+    """``2007_000032`` of a path, of itself, or of 2007000032, as IRN writes it."""
     if not isinstance(key, str):
         digits = str(int(key))
         return f"{digits[:4]}_{digits[4:]}" if count == len(VOC_CLASSES) else digits.zfill(12)

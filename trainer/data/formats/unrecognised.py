@@ -1,41 +1,35 @@
-"""What to say about a folder that is no data set of a known format."""
+"""The error for a folder that is of no known format, with what nearly fits."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from trainer.data.dataset import some
 from trainer.data.formats import class_folders
-from trainer.data.formats.tables import IMAGE_COLUMNS, read_table
+from trainer.data.formats.base import Format
 from trainer.data.image_files import GLANCE, entries, passed_over, walk
-from trainer.errors import DataError
+from trainer.data.tables.reading import IMAGE_COLUMNS, read_table
+from trainer.errors import DataError, some
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".xlsx", ".xls", ".ods")
 LARGEST = 50_000_000
-"""Bytes of a table that is only looked into for a hint."""
-FORMATS = (
-    "VOC (JPEGImages/ and ImageSets/Segmentation/), COCO (annotations/*.json), images with a"
-    " labels.csv, or one folder a class"
-)
+"""Bytes of a table that is opened only for a hint."""
 
 
-def unrecognised(root: Path, recognises: Callable[[Path], bool]) -> DataError:
-    """The error for a folder that no reader takes, with what nearly fits.
-
-    Args:
-        recognises: whether some reader takes a folder.
-    """
+def unrecognised(root: Path, formats: Sequence[Format]) -> DataError:
+    """The error for the folder ``root``, which none of ``formats`` recognises."""
     names = [path.name for path in entries(root)]
-    found = (
-        f"{root} holds no data set that can be recognised (found: {some(names, 8) or 'nothing'})"
+    listing = some(names, 8) or "nothing"
+    hints = list(_hints(root, formats)) or ["wsss-trainer check --help shows the formats"]
+    return DataError(
+        f"{root} holds no data set that can be recognised (found: {listing})",
+        "; or ".join(form.layout for form in formats if form.layout),
+        "; ".join(hints),
     )
-    hints = list(_hints(root, recognises)) or ["wsss-trainer check --help shows the formats"]
-    return DataError(found, FORMATS, "; ".join(hints))
 
 
-def _hints(root: Path, recognises: Callable[[Path], bool]) -> Iterator[str]:
+def _hints(root: Path, formats: Sequence[Format]) -> Iterator[str]:
     folders = [
         path
         for path in entries(root)
@@ -49,11 +43,11 @@ def _hints(root: Path, recognises: Callable[[Path], bool]) -> Iterator[str]:
     obstacles = class_folders.obstacles(root)
     if obstacles:
         yield (
-            f"as one folder a class it has {'; '.join(obstacles)}. Take away or move what is in the"
-            " way, or write a labels.csv (image,tag)"
+            f"as one folder a class it has {'; '.join(obstacles)}. Move these away, or write a"
+            " labels.csv (image,tag)"
         )
     below = walk(root, limit=GLANCE)
-    inner = [folder for folder in folders if recognises(folder)]
+    inner = [folder for folder in folders if any(form.recognises(folder) for form in formats)]
     tables = [table for folder in (root, *folders) for table in _tables(folder)]
     if inner:
         yield f"pass a folder below it that is a data set: {some(inner)}"
@@ -69,24 +63,21 @@ def _hints(root: Path, recognises: Callable[[Path], bool]) -> Iterator[str]:
 
 
 def _is_yolo(root: Path) -> bool:
-    yaml = [*root.glob("*.yaml"), *root.glob("*.yml")]
-    labels = [folder for folder in (root / "labels", *root.glob("*/labels")) if folder.is_dir()]
-    return bool(labels) and (
-        bool(yaml)
-        or any(f for folder in labels for p in ("*.txt", "*/*.txt") for f in folder.glob(p))
-    )
+    config = [*root.glob("*.yaml"), *root.glob("*.yml")]
+    folders = [folder for folder in (root / "labels", *root.glob("*/labels")) if folder.is_dir()]
+    texts = (file for folder in folders for p in ("*.txt", "*/*.txt") for file in folder.glob(p))
+    return bool(folders) and (bool(config) or any(texts))
 
 
 def _tables(folder: Path) -> Iterator[Path]:
     for path in entries(folder):
-        suffix = path.suffix.lower()
-        if suffix not in TABLE_SUFFIXES or path.name.startswith(".") or not path.is_file():
-            continue
-        if path.stat().st_size > LARGEST:
+        is_table = path.suffix.lower() in TABLE_SUFFIXES and not path.name.startswith(".")
+        if not is_table or not path.is_file() or path.stat().st_size > LARGEST:
             continue
         try:
             if read_table(path).find(IMAGE_COLUMNS) is not None:
                 yield path
         except DataError as error:
+            # It cannot be looked into, and most workbooks beside images are such tables.
             if "workbook" in error.found:
                 yield path

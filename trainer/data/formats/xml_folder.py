@@ -8,85 +8,62 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from trainer.data.dataset import Dataset, Record, check_classes, complain, some
+from trainer.data.classes import table_of_tags
+from trainer.data.dataset import Dataset, Record
 from trainer.data.formats import class_folders
-from trainer.data.formats.cells import is_list_name
-from trainer.data.formats.voc_xml import read_objects
-from trainer.data.image_files import image_id, passed_over, walk
+from trainer.data.formats.base import Format
+from trainer.data.image_files import image_id, passed_over, unique, walk
 from trainer.data.knobs import DataConfig
-from trainer.data.names import composed, in_order, one_spelling, spelling_notes
-from trainer.errors import DataError
-
-Problems = list[DataError] | None
+from trainer.data.names import composed
+from trainer.data.remarks import Remarks
+from trainer.data.tables.cells import is_list_name
+from trainer.data.voc.xml import read_objects
+from trainer.errors import some
 
 
 def recognises(root: Path) -> bool:
-    """Whether half of the images below ``root`` have an annotation called like them, or some have
-    and folders are no classes.
+    """Whether half of the images below ``root`` have an annotation of the same name; or some have,
+    and the folders are no classes.
     """
     annotations = _annotations(root)
     images = walk(root).images if annotations else []
-    matched = len(_match(images, annotations)[0])
-    return 2 * matched >= len(images) > 0 or (matched > 0 and not class_folders.recognises(root))
+    pairs, _ = _match(images, annotations)
+    return 2 * len(pairs) >= len(images) > 0 or (bool(pairs) and not class_folders.recognises(root))
 
 
-def read(root: Path, problems: Problems, config: DataConfig) -> Dataset:
-    """Read images and their annotations: ``a.jpg`` with ``a.xml`` beside it, or in any other folder
-    where the name is the only one. Ids are relative paths without suffix, ``/`` as ``__``. Folders
-    called ``train``, ``valid`` or ``test`` at the top are lists. Images without an annotation are
-    left out; one without an object has no tag.
-
-    Args:
-        problems: collects what is wrong instead of raising it; the entries concerned are left out.
-        config: how to read it.
+def read(root: Path, config: DataConfig, remarks: Remarks) -> Dataset:
+    """Read images and their annotations: ``a.xml`` beside ``a.jpg``, or in another folder if the
+    name is the only one. Folders ``train``, ``valid`` or ``test`` at the top are lists. Images
+    without an annotation are left out; one without an object has no tag.
 
     Raises:
-        DataError: annotations that cannot be used, two images with the same id, or tags asked for
-            from elsewhere.
+        DataError: no object in any annotation.
     """
-    if config.labels_from not in ("auto", "xml"):
-        raise DataError(f"{root} has annotations in XML only", "--labels-from xml or auto")
     files = walk(root)
-    matched, strangers = _match(files.images, _annotations(root))
-    images: dict[str, Path] = {}
-    for path in matched:
-        other = images.setdefault(image_id(path, root), path)
-        if other != path:
-            found = f"{root} has {other.name} and {path.name}, with the same id"
-            complain(DataError(found, "one file a name", "rename or remove one"), problems)
-    objects, error = read_objects({i: matched[path] for i, path in images.items()}, images)
-    if error:
-        complain(error, problems)
-    counts = Counter(name for shown in objects.values() for name in shown)
-    spellings = one_spelling(counts)
-    classes, values = in_order(set(spellings.values()))
-    check_classes(classes, root)
-    index = {name: classes.index(taken) for name, taken in spellings.items()}
-    records = {
-        i: Record(i, images[i], tuple(sorted({index[name] for name in shown})))
-        for i, shown in objects.items()
-    }
-    notes = [*files.notes(), *spelling_notes(spellings)]
-    if without := len(files.images) - len(matched):
-        notes.append(f"{without} images have no annotation and are left out")
+    pairs, strangers = _match(files.images, _annotations(root))
+    images = unique(pairs, root, remarks, lambda path: image_id(path, root))
+    objects = read_objects({i: pairs[path] for i, path in images.items()}, images, remarks)
+    counts = Counter(name for names in objects.values() for name in names)
+    remarks.notes += files.notes()
+    table = table_of_tags(counts, root, remarks)
+    if bare := len(files.images) - len(pairs):
+        remarks.note(f"{bare} images have no annotation and are left out")
     if strangers:
         names = some(path.relative_to(root).as_posix() for path in strangers)
-        notes.append(f"{len(strangers)} annotations belong to no image: {names}")
+        remarks.note(f"{len(strangers)} annotations belong to no image: {names}")
+    records = {i: Record(i, images[i], table.positions(of)) for i, of in objects.items()}
     return Dataset(
         root=root,
         format="xml",
-        classes=classes,
-        mask_values=values,
+        classes=table.names,
+        mask_values=table.values,
         records=records,
-        lists={**_lists(root, records), "all": tuple(records)},
+        lists=_lists(root, records),
         tags_from="objects of XML annotations, difficult ones included",
-        notes=tuple(notes),
-        config=config,
     )
 
 
 def _annotations(root: Path) -> list[Path]:
-    """XML files below ``root``, but for hidden ones and those of systems."""
     return sorted(
         path
         for path in root.rglob("*.[xX][mM][lL]")
@@ -97,22 +74,22 @@ def _annotations(root: Path) -> list[Path]:
 def _match(
     images: Iterable[Path], annotations: Iterable[Path]
 ) -> tuple[dict[Path, Path], list[Path]]:
-    """The annotation of each image, and annotations without one."""
+    """The annotation of each image, and the annotations of no image."""
     beside: dict[Path, list[Path]] = defaultdict(list)
-    named: dict[str, list[Path]] = defaultdict(list)
+    namesakes: dict[str, list[Path]] = defaultdict(list)
     for image in images:
         beside[image.parent / composed(image.stem)].append(image)
-        named[composed(image.stem)].append(image)
-    matched: dict[Path, Path] = {}
+        namesakes[composed(image.stem)].append(image)
+    pairs: dict[Path, Path] = {}
     strangers = []
     for path in annotations:
         stem = composed(path.stem)
-        found = beside.get(path.parent / stem) or named.get(stem, [])
-        if len(found) == 1 or (found and found[0].parent == path.parent):
-            matched.update((image, path) for image in found)
+        matches = beside.get(path.parent / stem) or namesakes.get(stem, [])
+        if len(matches) == 1 or (matches and matches[0].parent == path.parent):
+            pairs.update((image, path) for image in matches)
         else:
             strangers.append(path)
-    return matched, strangers
+    return pairs, strangers
 
 
 def _lists(root: Path, records: dict[str, Record]) -> dict[str, tuple[str, ...]]:
@@ -122,3 +99,13 @@ def _lists(root: Path, records: dict[str, Record]) -> dict[str, tuple[str, ...]]
         if is_list_name(top):
             lists[top.lower()].append(record.id)
     return {name: tuple(ids) for name, ids in sorted(lists.items())}
+
+
+FORMAT = Format(
+    rank=50,
+    words="a folder of images with XML annotations",
+    layout="",
+    tags_from=("xml",),
+    recognises=recognises,
+    read=read,
+)

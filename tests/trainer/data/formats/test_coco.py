@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from trainer.data.formats.coco import CocoDataset
+from trainer.data.coco.dataset import CocoDataset
 from trainer.data.formats.opening import open_dataset
 from trainer.data.knobs import DataConfig
 from trainer.data.pixels import read_image

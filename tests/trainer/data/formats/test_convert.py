@@ -14,11 +14,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from trainer.cli import app
+from trainer.data.coco.classes import COCO_CLASSES
 from trainer.data.dataset import Dataset, read_index_png
 from trainer.data.formats import convert as module
-from trainer.data.formats.coco_classes import COCO_CLASSES
-from trainer.data.formats.convert import FORMATS, convert
-from trainer.data.formats.layouts import FoldersLayout
+from trainer.data.formats.class_folders import FoldersWriter
+from trainer.data.formats.convert import convert, writers
 from trainer.data.formats.opening import open_dataset
 from trainer.data.knobs import DataConfig
 from trainer.data.palette import voc_palette
@@ -394,7 +394,7 @@ def test_classes_that_are_one_folder_elsewhere(source: Path) -> None:
     records = {i: replace(r, tags=(n % 2,)) for n, (i, r) in enumerate(data.records.items())}
     data = replace(data, classes=("Küh", "ku\u0308H"), records=records)
     with pytest.raises(DataError, match="one folder on many systems"):
-        FoldersLayout(data).check()
+        FoldersWriter(data).check()
 
 
 def test_images_that_are_one_file_on_a_disk_that_knows_no_case(
@@ -447,7 +447,10 @@ def test_command_line(source: Path, tmp_path: Path) -> None:
     result = runner.invoke(app, ["convert", str(source), str(tmp_path / "x"), "--to", "cocoa"])
     assert isinstance(result.exception, ConfigError)
     assert "'coco'" in result.exception.expected
-    assert all(form in runner.invoke(app, ["convert", "--help"]).stdout for form in FORMATS)
+    assert all(
+        form in runner.invoke(app, ["convert", "--help"]).stdout
+        for form in (*writers(), "labels", "masks")
+    )
 
 
 def test_a_pool_writes_the_same(

@@ -61,7 +61,7 @@ def test_tags_from_the_masks(tmp_path: Path) -> None:
     data = open_dataset(tmp_path, config=DataConfig(labels_from="masks"))
     assert tags(data) == {"one": ["b"], "sub__two": []}
     assert data.tags_from == "classes in the masks"
-    with pytest.raises(DataError, match="no Annotations"):
+    with pytest.raises(DataError, match="it has no tags from xml"):
         open_dataset(tmp_path, config=DataConfig(labels_from="xml"))
     (tmp_path / "masks" / "one.png").unlink()
     with pytest.raises(DataError, match="no masks to take tags from"):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.formats.outlines import Shape, compress, is_relative, pieces_of, whole
+from trainer.data.coco.outlines import Shape, compress, is_relative, pieces_of, whole
 
 HEIGHT, WIDTH = 23, 31
 POINTS = st.lists(st.tuples(st.floats(-1, 2), st.floats(-1, 2)), min_size=3, max_size=9)

@@ -202,7 +202,7 @@ def test_class_folders(tmp_path: Path) -> None:
     data = open_dataset(root)
     assert (data.format, data.classes, set(data.lists)) == ("folders", ("fern", "train"), {"all"})
     assert tags(data) == {"fern__1": ["fern"], "fern__deep__2": ["fern"], "train__x": ["train"]}
-    with pytest.raises(DataError, match="one folder a class, no masks"):
+    with pytest.raises(DataError, match="one folder a class: it has no tags from masks"):
         open_dataset(root, config=DataConfig(labels_from="masks"))
     images(root, "fern/1.png")
     with pytest.raises(DataError, match=r"1 names twice.*1\.png"):

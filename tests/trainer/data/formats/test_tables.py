@@ -16,9 +16,9 @@ from PIL import Image
 
 from trainer.checks.check import check
 from trainer.data.dataset import Dataset
-from trainer.data.formats.cells import tags_of
 from trainer.data.formats.opening import open_dataset
-from trainer.data.formats.tables import read_table
+from trainer.data.tables.cells import tags_of
+from trainer.data.tables.reading import read_table
 from trainer.errors import DataError
 
 IMAGES = ("a.jpg", "sub/b.JPG", "Kühe 1.png", "d.jpeg")

@@ -1,4 +1,4 @@
-"""What stands in the cells of a table: tags, and names of lists."""
+"""The cells of a table: tags, and names of lists."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 
-from trainer.data.dataset import some
 from trainer.data.names import NUMBER, folded
-from trainer.errors import DataError
+from trainer.errors import DataError, some
 
 NO_TAG = ("nan", "none", "null", "n/a")
 LIST = re.compile(r"(train|val|test)([^a-z].*|aug|ing|val|id|idation)?", re.DOTALL)
@@ -16,9 +15,7 @@ QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
 
 
 def list_name(name: str) -> str:
-    """``name`` in small letters where it is one that trains or measures by default: ``Train``,
-    ``VAL``, ``Test2017``.
-    """
+    """``name``, in small letters if it is the name of a usual list: ``Train``, ``Test2017``."""
     return name.lower() if is_list_name(name) else name
 
 
@@ -33,36 +30,37 @@ def lists_of(cell: str) -> list[str]:
     return list(dict.fromkeys(list_name(p) for p in parts if p and p.lower() not in NO_TAG))
 
 
-def tags_of(cells: Sequence[str], known: Collection[str] = ()) -> list[list[str]]:
-    """Tags in each of the cells of a column.
+def tags_of(cells: Sequence[str], classes: Collection[str] = ()) -> list[list[str]]:
+    """The tags in each cell of a column.
 
-    Several are written as ``cat;dog``, ``cat|dog``, ``['cat', 'dog']``, or ``cat, dog`` where cat
-    and dog are classes by themselves.
+    Several tags are written as ``cat;dog``, ``cat|dog``, ``['cat', 'dog']``, or ``cat, dog`` where
+    cat and dog are classes by themselves.
 
     Args:
         cells: the column.
-        known: class names, where a file gives them.
+        classes: their names, where a file gives them.
 
     Raises:
-        DataError: a comma stands between names of which some are classes and others not.
+        DataError: commas between names of which some are classes and others are not.
     """
-    split = [_parts(cell, known) for cell in cells]
-    _split_commas(split, known)
-    if not known and all(NUMBER.fullmatch(tag) for tags in split for tag in tags):
+    split = [_parts(cell, classes) for cell in cells]
+    _split_commas(split, classes)
+    if not classes and all(NUMBER.fullmatch(tag) for tags in split for tag in tags):
         # pandas writes 2 as 2.0 where a cell of the column is blank.
         split = [[tag.removesuffix(".0") for tag in tags] for tags in split]
     return [list(dict.fromkeys(tags)) for tags in split]
 
 
-def _split_commas(split: list[list[str]], known: Collection[str]) -> None:
-    """Put two classes in the place of a tag such as ``cat, dog``."""
+def _split_commas(split: list[list[str]], classes: Collection[str]) -> None:
+    """Put two tags in the place of one such as ``cat, dog`` if both are classes."""
     alone = {folded(tag) for tags in split for tag in tags if "," not in tag}
-    listed = {folded(name) for name in known}
-    joined = {tag for tags in split for tag in tags if "," in tag and folded(tag) not in listed}
-    seen = Counter(part for tag in joined for part in {folded(part) for part in _commas(tag)})
-    classes = listed or alone | {part for part, count in seen.items() if count > 1}
-    classes_in = {tag: [folded(part) in classes for part in _commas(tag)] for tag in joined}
-    unclear = [tag for tag in sorted(joined) if any(classes_in[tag]) and not all(classes_in[tag])]
+    names = {folded(name) for name in classes}
+    pairs = {tag for tags in split for tag in tags if "," in tag and folded(tag) not in names}
+    counts = Counter(part for tag in pairs for part in {folded(part) for part in _commas(tag)})
+    # Without a list of classes, a part that stands alone or in several pairs is one.
+    names = names or alone | {part for part, count in counts.items() if count > 1}
+    verdicts = {tag: [folded(part) in names for part in _commas(tag)] for tag in pairs}
+    unclear = [tag for tag in sorted(pairs) if any(verdicts[tag]) and not all(verdicts[tag])]
     if unclear:
         raise DataError(
             f"{len(unclear)} tags with a comma hold a class and something else:"
@@ -74,13 +72,13 @@ def _split_commas(split: list[list[str]], known: Collection[str]) -> None:
         tags[:] = [
             part
             for tag in tags
-            for part in (_commas(tag) if tag in joined and all(classes_in[tag]) else [tag])
+            for part in (_commas(tag) if tag in pairs and all(verdicts[tag]) else [tag])
         ]
 
 
-def _parts(cell: str, known: Collection[str]) -> list[str]:
-    """Tags of a cell whose separators are clear."""
-    if cell in known:
+def _parts(cell: str, classes: Collection[str]) -> list[str]:
+    """The tags of a cell, commas left as they are."""
+    if cell in classes:
         return [cell]
     ends, inner = cell[:1] + cell[-1:], cell[1:-1]
     if ends == "[]" or (ends in ("()", "{}") and (set(inner) & set(",'\"") or not inner.strip())):

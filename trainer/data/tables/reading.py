@@ -11,22 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.data.dataset import complain, some
-from trainer.errors import DataError
+from trainer.data.remarks import Remarks
+from trainer.errors import DataError, some
 
 IMAGE_COLUMNS = (
-    "image",
-    "filename",
-    "file",
-    "path",
-    "image_id",
-    "file_name",
-    "image_name",
-    "image_path",
-    "file_path",
-    "filepath",
-    "img",
-    "id",
+    *("image", "filename", "file", "path", "image_id", "file_name", "image_name", "image_path"),
+    *("file_path", "filepath", "img", "id"),
 )
 DELIMITERS = (",", "\t", ";", "|")
 YES = ("1", "1.0", "true", "t", "yes", "y", "x", "✓", "✔", "1,0")
@@ -40,14 +30,19 @@ MARKS = (
     (b"\xff\xfe", "utf-16"),
     (b"\xfe\xff", "utf-16"),
 )
-"""Byte order marks, and the encodings that they tell."""
-Problems = list[DataError] | None
+"""Byte order marks and their encodings. That of UTF-32 begins like that of UTF-16."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table: its column names, its rows with the line each one ends on, and notes on how it was
-    read.
+    """A table.
+
+    Attributes:
+        path: the file.
+        columns: their names.
+        rows: the cells of each row.
+        lines: the line of the file on which each row ends.
+        notes: what the user should know about how it was read.
     """
 
     path: Path
@@ -65,19 +60,20 @@ class Table:
         """The cells of a column."""
         return [row[column] for row in self.rows]
 
-    def found(self) -> str:
-        """The columns, in words, for messages."""
+    def headings(self) -> str:
+        """The columns in words, for messages."""
         return f"{self.path} has the columns {some(map(repr, self.columns), 12)}"
 
 
 def read_table(path: Path) -> Table:
-    """Read a CSV file with a header, as spreadsheets and pandas write it: comma, tab, semicolon or
-    bar; UTF-8, UTF-16 or the Windows code page 1252; a first line ``sep=;``; an index column. A
-    file ``.jsonl`` has one JSON object a line.
+    """Read a CSV file with a header, as spreadsheets and pandas write it, or a ``.jsonl`` file of
+    one JSON object a line.
+
+    The delimiter of CSV is a comma, tab, semicolon or bar; the encoding is UTF-8, UTF-16 or the
+    Windows code page 1252. A first line ``sep=;`` and an index column are allowed.
 
     Raises:
-        DataError: unreadable, empty, a column name twice, or rows of another length (with their
-        lines).
+        DataError: unreadable, empty, a column name twice, or rows of different lengths.
     """
     text, notes = read_text(path)
     if path.suffix.lower() == ".jsonl":
@@ -102,8 +98,7 @@ def read_table(path: Path) -> Table:
 
 
 def read_text(path: Path) -> tuple[str, list[str]]:
-    """The text of a file in the encoding that its first bytes or its contents tell, and a note
-    where that is a guess.
+    """The text of a file, and a note where its encoding is a guess.
 
     Raises:
         DataError: unreadable, a workbook, or not text.
@@ -134,15 +129,9 @@ def read_text(path: Path) -> tuple[str, list[str]]:
     return text, notes
 
 
-def flags(table: Table, columns: Sequence[int], problems: Problems) -> list[tuple[int, ...] | None]:
+def flags(table: Table, columns: Sequence[int], remarks: Remarks) -> list[tuple[int, ...] | None]:
     """For each row, the positions in ``columns`` whose cell is 1; None where a cell is neither 0
-    nor 1.
-
-    Args:
-        problems: collects one error for all such cells instead of raising it.
-
-    Raises:
-        DataError: as said.
+    nor 1, which is a problem.
     """
     answers: list[tuple[int, ...] | None] = []
     bad: list[str] = []
@@ -157,14 +146,11 @@ def flags(table: Table, columns: Sequence[int], problems: Problems) -> list[tupl
         answers.append(None if None in row else tuple(k for k, yes in enumerate(row) if yes))
     if bad:
         counts = some(f"{value!r} {count} times" for value, count in values.most_common())
-        complain(
-            DataError(
-                f"{table.path} has {len(bad)} cells that are neither 0 nor 1 ({counts}); the first"
-                f" in {bad[0]}; {table.found()}",
-                "0 or 1 in every class column",
-                "correct them, or take columns out that are no classes",
-            ),
-            problems,
+        remarks.problem(
+            f"{table.path} has {len(bad)} cells that are neither 0 nor 1 ({counts}); the first"
+            f" in {bad[0]}; {table.headings()}",
+            "0 or 1 in every class column",
+            "correct them, or remove the columns that are no classes",
         )
     return answers
 
@@ -180,10 +166,9 @@ def is_answer(text: str) -> bool:
 
 
 def _reading(table: Table, columns: Sequence[int]) -> dict[str, bool]:
-    """What each value means. -1 is no where nothing else is: beside 0, some tables mean "unknown"
-    by it.
-    """
+    """Meaning of each value."""
     values = {row[column].lower() for row in table.rows for column in columns}
+    # Beside 0, some tables mean "unknown" by -1.
     minus = MINUS if values.isdisjoint(NO) else ()
     return dict.fromkeys(YES, True) | dict.fromkeys((*NO, *minus), False)
 
@@ -193,7 +178,7 @@ def _column_key(name: str) -> str:
 
 
 def _is_index(name: str, cells: list[str]) -> bool:
-    """Whether a column is what ``to_csv`` of pandas writes first, or has neither name nor cells."""
+    """Whether it is the index that pandas writes first, or has neither name nor cells."""
     numbers = all(cell.isdecimal() or not cell for cell in cells)
     return numbers and re.fullmatch(r"|unnamed:_\d+|index|idx", _column_key(name)) is not None
 
@@ -211,10 +196,10 @@ def _check_widths(path: Path, rows: list[list[str]], lines: list[int]) -> None:
 
 
 def _csv_rows(path: Path, text: str) -> tuple[list[list[str]], list[int]]:
-    """Rows with the delimiter that the first line names or that fits best."""
-    named = re.match(r'"?sep=([,;|\t])"?\s*?(\r\n|\r|\n)', text, re.IGNORECASE)
-    if named:
-        rows, lines = _parse(path, text[named.end() :], named[1])
+    """Rows and their lines, with the delimiter that the first line names or that fits best."""
+    separator = re.match(r'"?sep=([,;|\t])"?\s*?(\r\n|\r|\n)', text, re.IGNORECASE)
+    if separator:
+        rows, lines = _parse(path, text[separator.end() :], separator[1])
         return rows, [line + 1 for line in lines]
     first = next((line for line in text.splitlines() if line.strip()), "")
     fallback = None
@@ -241,7 +226,7 @@ def _parse(path: Path, text: str, delimiter: str) -> tuple[list[list[str]], list
                     rows.append([cell.strip() for cell in row])
                     lines.append(reader.line_num)
         except csv.Error as error:
-            # Blanks after a closing quote are no fault; a quote that never closes swallows rows.
+            # Blanks after a closing quote do no harm, but a quote that never closes swallows rows.
             if strict and "unexpected end" not in str(error):
                 continue
             raise DataError(

@@ -1,29 +1,28 @@
-"""Which column of a table holds what, and the tags in it."""
+"""The columns of a table: images, tags, lists."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainer.data.dataset import some
-from trainer.data.formats.cells import is_list_name, lists_of, tags_of
-from trainer.data.formats.tables import IMAGE_COLUMNS, Table, flags, is_answer, is_flag
 from trainer.data.names import is_background
-from trainer.errors import DataError
+from trainer.data.remarks import Remarks
+from trainer.data.tables.cells import is_list_name, lists_of, tags_of
+from trainer.data.tables.reading import IMAGE_COLUMNS, Table, flags, is_answer, is_flag
+from trainer.errors import DataError, some
 
 TAG_COLUMNS = ("tag", "tags", "label", "labels", "class", "classes", "category", "categories")
 SPLIT_COLUMNS = ("split", "subset", "set", "fold", "phase", "partition")
 SHAPES = 'image,tag (one row a tag), image,"tag1;tag2", or image and one 0/1 column a class'
-Problems = list[DataError] | None
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column of a table holds what.
+    """Positions of the columns of a table.
 
     Attributes:
-        image: names of images.
-        tag: tags, or None.
-        split: lists, or None.
+        image: the names of images.
+        tag: the tags, or None.
+        split: the lists, or None.
         classes: the 0/1 columns, where there is no column of tags.
         unread: names of the other columns.
     """
@@ -36,7 +35,7 @@ class Columns:
 
 
 def find_columns(table: Table) -> Columns:
-    """Which column holds what.
+    """The columns, by their names and their cells.
 
     Raises:
         DataError: no column of images, or none of tags.
@@ -44,7 +43,7 @@ def find_columns(table: Table) -> Columns:
     image, tag = table.find(IMAGE_COLUMNS), table.find(TAG_COLUMNS)
     if image is None:
         raise DataError(
-            f"{table.found()}, none of them for the image",
+            f"{table.headings()}, none of them for the image",
             f"one of {some(IMAGE_COLUMNS, 20)}; {SHAPES}",
         )
     split = _split_column(table, {image, tag})
@@ -52,7 +51,7 @@ def find_columns(table: Table) -> Columns:
     if tag is not None:
         return Columns(image, tag, split, (), tuple(table.columns[c] for c in others))
     filled = [c for c in others if any(table.cells(c)) or not table.rows]
-    # Another name of the image, or numbers of lists, are no classes.
+    # Numbers of folds are no classes.
     filled = [c for c in filled if table.columns[c].lower() not in SPLIT_COLUMNS]
     marked = [c for c in filled if not table.rows or any(map(is_flag, table.cells(c)))]
     strange = [
@@ -62,23 +61,23 @@ def find_columns(table: Table) -> Columns:
         names = some(repr(table.columns[c]) for c in strange)
         cell = next(filter(None, table.cells(strange[0])))
         raise DataError(
-            f"{table.found()}; column {names} holds {cell!r}",
+            f"{table.headings()}; column {names} holds {cell!r}",
             SHAPES,
-            f"call the column of tags 'tag', or take {names} out",
+            f"call the column of tags 'tag', or remove {names}",
         )
     if not marked:
-        raise DataError(f"{table.found()}, none of them for tags", SHAPES)
+        raise DataError(f"{table.headings()}, none of them for tags", SHAPES)
     classes = tuple(c for c in marked if not is_background(table.columns[c]))
     unread = tuple(table.columns[c] for c in others if c not in classes)
     return Columns(image, None, split, classes, unread)
 
 
-def _split_column(table: Table, taken: set[int | None]) -> int | None:
+def _split_column(table: Table, others: set[int | None]) -> int | None:
     """The column called ``split``, else the first whose cells are all names of lists."""
-    named = table.find(("split",))
-    if named is not None and named not in taken:
-        return named
-    free = [c for c in range(len(table.columns)) if c not in taken]
+    column = table.find(("split",))
+    if column is not None and column not in others:
+        return column
+    free = [c for c in range(len(table.columns)) if c not in others]
     free.sort(key=lambda c: table.columns[c].lower() not in SPLIT_COLUMNS)
     for column in free:
         cells = [cell for cell in table.cells(column) if cell]
@@ -88,16 +87,26 @@ def _split_column(table: Table, taken: set[int | None]) -> int | None:
 
 
 def read_tags(
-    table: Table, columns: Columns, known: list[str], problems: Problems
+    table: Table, columns: Columns, classes: list[str], remarks: Remarks
 ) -> list[set[str] | None]:
-    """The tags of each row; None where a row cannot be read."""
+    """The tags of each row; None where a row cannot be read, which is a problem.
+
+    Args:
+        table: the table.
+        columns: its columns.
+        classes: the lines of ``classes.txt``; empty without it.
+        remarks: gets cells that cannot be read.
+
+    Raises:
+        DataError: tags that look like answers to a question.
+    """
     if columns.tag is None:
-        rows = flags(table, columns.classes, problems)
+        rows = flags(table, columns.classes, remarks)
         names = [table.columns[c] for c in columns.classes]
         return [None if row is None else {names[k] for k in row} for row in rows]
-    tags = [set(of_cell) for of_cell in tags_of(table.cells(columns.tag), known)]
+    tags = [set(of_cell) for of_cell in tags_of(table.cells(columns.tag), classes)]
     values = set().union(*tags)
-    if values and not known and all(map(is_answer, values)):
+    if values and not classes and all(map(is_answer, values)):
         name = table.columns[columns.tag]
         raise DataError(
             f"{table.path}: column {name!r} holds {some(sorted(values))} and nothing else",

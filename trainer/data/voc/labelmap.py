@@ -1,31 +1,32 @@
-"""``labelmap.txt``: the class table that CVAT and Datumaro put beside masks in colours."""
+"""``labelmap.txt``: the class table that CVAT and Datumaro write beside masks in colours."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+from trainer.data.classes import ClassTable, check_classes
 from trainer.data.colours import VOC_COLOURS, Colour
-from trainer.data.dataset import IGNORE, check_classes, some
+from trainer.data.dataset import IGNORE
 from trainer.data.names import BACKGROUND_NAMES, IGNORE_NAMES, folded
-from trainer.errors import DataError
+from trainer.errors import DataError, some
 
 NAME = "labelmap.txt"
 SHAPE = "# label:color_rgb:parts:actions, then lines such as cat:128,0,0::"
 VOID_NAMES = IGNORE_NAMES | {"ignored", "void"}
 BORDER = next(colour for colour, value in VOC_COLOURS.items() if value == IGNORE)
-"""The colour that VOC gives to outlines."""
+"""VOC's colour of object borders."""
 LINE = re.compile(r"(.+?):\s*(?:(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3}))?\s*(?::.*)?")
 
 
-def read_labelmap(path: Path) -> tuple[tuple[str, ...], dict[Colour, int]]:
-    """Class names in file order, and the label of each colour: 0, 1 to K, 255.
+def read_labelmap(path: Path) -> ClassTable:
+    """Classes in file order, and the label of each colour: 0, 1 to K, 255.
 
-    Black is background, whether a line says so or not, and so is what is called ``background``.
-    What is called ``ignored`` or ``void``, and VOC's colour of outlines if no class has it, is 255.
+    Black and the label ``background`` are 0. The labels ``ignored`` and ``void`` are 255, and so is
+    VOC's colour of borders if no class has it.
 
     Raises:
-        DataError: a line that is none, a class without a colour, or a colour twice.
+        DataError: unreadable, a damaged line, a class without a colour, or a colour twice.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -53,7 +54,7 @@ def read_labelmap(path: Path) -> tuple[tuple[str, ...], dict[Colour, int]]:
     check_classes(classes, path)
     colours.setdefault((0, 0, 0), 0)
     colours.setdefault(BORDER, IGNORE)
-    return tuple(classes), colours
+    return ClassTable(tuple(classes), tuple(range(1, len(classes) + 1)), colours=colours)
 
 
 def _label(name: str, following: int) -> int:

@@ -1,4 +1,4 @@
-"""Annotations of PASCAL VOC in XML: which classes an image shows."""
+"""Annotations of PASCAL VOC in XML: the classes that an image shows."""
 
 from __future__ import annotations
 
@@ -6,22 +6,20 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from xml.parsers import expat
 
-from trainer.data.dataset import some
-from trainer.errors import DataError
+from trainer.data.remarks import Remarks
+from trainer.errors import DataError, some
 
 MOST_BYTES = 16_000_000
-"""An annotation takes a few kilobytes. More is no annotation, and is not read."""
+"""An annotation has a few kilobytes. A larger file is something else, and is not read."""
 LONGEST_NAME = 200
 EXPECTED = "a VOC annotation: <annotation> with <object><name>cat</name>...</object>"
 
 
 def object_names(path: Path) -> set[str]:
-    """Names of the objects of an annotation, difficult ones included, parts of objects not.
-
-    Entities are not expanded: files that declare some are refused.
+    """Names of the objects of an annotation: with difficult objects, without parts of objects.
 
     Raises:
-        DataError: no XML, no annotation, too large, or an object without a name.
+        DataError: no XML, no annotation, too large, a declared entity, or an object without a name.
     """
     names: list[str] = []
     places: list[str] = []
@@ -38,6 +36,7 @@ def object_names(path: Path) -> set[str]:
         if len(places) == 3 and places[1:] == ["object", "name"]:
             names[-1] += content
 
+    # Entities that expand into each other can fill the memory.
     def refuse(*_: object) -> None:
         raise ValueError("it declares entities")
 
@@ -58,19 +57,21 @@ def object_names(path: Path) -> set[str]:
 
 
 def read_objects(
-    annotations: Mapping[str, Path], ids: Iterable[str]
-) -> tuple[dict[str, set[str]], DataError | None]:
-    """Names of objects by image id, and one error for all files that cannot be used."""
+    annotations: Mapping[str, Path], ids: Iterable[str], remarks: Remarks
+) -> dict[str, set[str]]:
+    """Names of the objects by image id; one problem for all files that cannot be used."""
     names: dict[str, set[str]] = {}
-    problems: list[DataError] = []
+    faults: list[str] = []
     for i in ids:
         if i in annotations:
             try:
                 names[i] = object_names(annotations[i])
             except DataError as error:
-                problems.append(error)
-    if not problems:
-        return names, None
-    listed = some((problem.found for problem in problems), 3)
-    hint = "correct these files, or take them out"
-    return names, DataError(f"{len(problems)} annotations cannot be used: {listed}", EXPECTED, hint)
+                faults.append(error.found)
+    if faults:
+        remarks.problem(
+            f"{len(faults)} annotations cannot be used: {some(faults, 3)}",
+            EXPECTED,
+            "correct these files, or take them out",
+        )
+    return names

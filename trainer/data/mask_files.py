@@ -1,4 +1,4 @@
-"""Which mask file belongs to which image."""
+"""The mask file of each image, by its name."""
 
 from __future__ import annotations
 
@@ -7,40 +7,36 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from trainer.data.dataset import complain, some
 from trainer.data.image_files import UNREAD, walk
 from trainer.data.names import composed
-from trainer.errors import DataError
+from trainer.data.remarks import Remarks
+from trainer.errors import some
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 ENDINGS = ("_mask", "-mask", ".mask", "_masks", "_label", "_labels", "_gt", "_seg")
-Problems = list[DataError] | None
 
 
 def match_masks(
-    folders: Iterable[Path], root: Path, images: Mapping[str, Path], problems: Problems
-) -> tuple[dict[str, Path], list[str]]:
-    """The mask of each image, and notes on files that belong to none.
+    folders: Iterable[Path], root: Path, images: Mapping[str, Path], remarks: Remarks
+) -> dict[str, Path]:
+    """The mask of each image that has one, by id.
 
-    A mask has the relative path, the id, or the file name of its image, with the suffix of an image
-    file without losses (``.png``, ``.TIF``); after the name may stand the image's own suffix
+    A mask has the relative path, the id, or the file name of its image, and the suffix of a
+    lossless format (``.png``, ``.TIF``). The name may end with the image's own suffix
     (``a.jpg.png``) or ``_mask`` and the like.
 
     Args:
         folders: where masks are.
         root: the data folder.
         images: image files by id.
-        problems: collects what is wrong instead of raising it.
-
-    Raises:
-        DataError: two masks for the same image.
+        remarks: gets two masks for one image, and files that belong to no image.
     """
     owners = _owners(root, images)
     masks: dict[str, Path] = {}
     strangers, twice = [], []
     for folder in folders:
-        found = walk(folder)
-        for path in (*found.images, *found.left_out.get(UNREAD, ())):
+        files = walk(folder)
+        for path in (*files.images, *files.left_out.get(UNREAD, ())):
             name = composed(path.relative_to(folder).with_suffix("").as_posix()).casefold()
             owner = _owner(name, owners) if path.suffix.lower() in MASK_SUFFIXES else None
             if owner is None:
@@ -50,18 +46,21 @@ def match_masks(
             else:
                 masks[owner] = path
     if twice:
-        message = f"{root} has two masks for the same image ({len(twice)}): {some(twice)}"
-        complain(DataError(message, "one mask an image", "remove or rename one of each"), problems)
-    if not strangers:
-        return masks, []
-    return masks, [
-        f"{len(strangers)} files among the masks belong to no image, or to several:"
-        f" {some(strangers)}; a mask is a PNG or TIFF called like its image"
-    ]
+        remarks.problem(
+            f"{root} has two masks for the same image ({len(twice)}): {some(twice)}",
+            "one mask an image",
+            "remove or rename one of each",
+        )
+    if strangers:
+        remarks.note(
+            f"{len(strangers)} files among the masks belong to no image, or to several:"
+            f" {some(strangers)}; a mask is a PNG or TIFF called like its image"
+        )
+    return masks
 
 
 def _owners(root: Path, images: Mapping[str, Path]) -> list[dict[str, list[str]]]:
-    """Ids by what their masks may be called, the most exact names first."""
+    """Ids by the names that their masks may have, the most exact names first."""
     tables: list[dict[str, list[str]]] = [defaultdict(list) for _ in range(4)]
     for key, path in images.items():
         inside = composed(path.relative_to(root).as_posix()).casefold()

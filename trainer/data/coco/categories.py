@@ -7,28 +7,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.data.dataset import IGNORE, check_classes, complain, some
-from trainer.data.formats.coco_table import CocoTable, Key
+from trainer.data.classes import check_classes
+from trainer.data.coco.table import CocoTable, Key
+from trainer.data.dataset import IGNORE
 from trainer.data.names import BACKGROUND_NAMES, IGNORE_NAMES, folded
-from trainer.errors import DataError
-
-Problems = list[DataError] | None
+from trainer.data.remarks import Remarks
+from trainer.errors import DataError, some
 
 
 @dataclass(frozen=True)
-class ClassTable:
+class Categories:
     """Classes, and what each category becomes in label maps.
 
     Attributes:
         names: of the classes, in the order of the category ids.
         labels: by folded name of a category: 0 background, k+1 class k, 255 ignore. Categories that
             are left out are absent.
-        notes: what was left out or taken together.
     """
 
     names: tuple[str, ...]
     labels: dict[str, int]
-    notes: tuple[str, ...]
 
     def labels_of(self, table: CocoTable) -> dict[Key, int | None]:
         """Label by category id of one file; None for those that are left out."""
@@ -38,19 +36,19 @@ class ClassTable:
         }
 
 
-def unite(tables: Sequence[CocoTable], problems: Problems) -> tuple[ClassTable, list[CocoTable]]:
-    """The class table, and the files that fit it.
+def unite(tables: Sequence[CocoTable], remarks: Remarks) -> tuple[Categories, list[CocoTable]]:
+    """The categories of all files together, and the files that fit them.
 
-    Files are matched by the names of their categories. The table is that of the file with the most
-    classes; the others may have some of them. No classes are: ``background``, which is background;
-    ``ignore`` as labelme writes it, which is 255; groups, which other categories name as their
-    ``supercategory`` and no annotation has.
+    Files are matched by the names of their categories. The file with the most classes decides; the
+    others may have some of them. These are no classes: ``background``; ``ignore``, which is 255;
+    and a group, which other categories name as their ``supercategory`` and no annotation has.
 
     Args:
-        problems: collects files with other classes instead of raising them; they are left out.
+        tables: the files.
+        remarks: gets files with other classes, which are left out.
 
     Raises:
-        DataError: no class, too many classes, or files that disagree.
+        DataError: no class, or too many.
     """
     used = {name for table in tables for name in table.used}
     groups = _groups(tables) - used
@@ -66,7 +64,7 @@ def unite(tables: Sequence[CocoTable], problems: Problems) -> tuple[ClassTable, 
     for table, names in zip(tables, listed, strict=True):
         extra = [name for name in names if name not in classes]
         if set(extra) & table.used:
-            complain(_disagreement(table, names, base, classes), problems)
+            remarks.add(_disagreement(table, names, base, classes))
             continue
         unused |= set(extra)
         fitting.append(table)
@@ -75,8 +73,8 @@ def unite(tables: Sequence[CocoTable], problems: Problems) -> tuple[ClassTable, 
     check_classes(names, base.path)
     labels = {name: k for k, name in enumerate(classes, 1)}
     labels |= dict.fromkeys(BACKGROUND_NAMES, 0) | dict.fromkeys(IGNORE_NAMES, IGNORE)
-    notes = [*_notes(tables, groups, spelling, unused), *_gaps(base, classes)]
-    return ClassTable(tuple(names), labels, tuple(notes)), fitting
+    remarks.notes += [*_notes(tables, groups, spelling, unused), *_gaps(base, classes)]
+    return Categories(tuple(names), labels), fitting
 
 
 def _folded_names(table: CocoTable) -> list[str]:
@@ -94,15 +92,15 @@ def _groups(tables: Sequence[CocoTable]) -> set[str]:
 
 
 def _spellings(tables: Sequence[CocoTable]) -> dict[str, list[str]]:
-    """Names by folded name, as often as a file has categories of them."""
+    """Spellings by folded name; one that a file has for several categories is repeated."""
     spellings: dict[str, list[str]] = defaultdict(list)
     for table in tables:
         again = defaultdict(list)
         for category in table.categories.values():
             again[folded(category.name)].append(category.name)
         for name, here in again.items():
-            known = spellings[name]
-            known += here if not known or len(here) > len(known) else set(here) - set(known)
+            others = spellings[name]
+            others += here if not others or len(here) > len(others) else set(here) - set(others)
     return spellings
 
 
@@ -124,7 +122,7 @@ def _notes(
     ]
     if same:
         notes.append(
-            f"categories that differ in letter case or Unicode form at most are one class:"
+            f"categories that differ only in letter case or Unicode form are one class:"
             f" {some(same)}"
         )
     return notes

@@ -1,4 +1,4 @@
-"""One COCO instances JSON, every value of it checked."""
+"""One COCO instances JSON, with every value checked."""
 
 from __future__ import annotations
 
@@ -11,31 +11,28 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from trainer.data.dataset import complain, some
-from trainer.data.formats.outlines import Piece, Size, compress, is_relative, pieces_of, whole
+from trainer.data.coco.outlines import Piece, Size, compress, is_relative, pieces_of, whole
 from trainer.data.names import folded, is_one_line
-from trainer.errors import DataError
+from trainer.data.remarks import Remarks
+from trainer.errors import DataError, some
 
-Problems = list[DataError] | None
 Key = int | str
 """Id of a category or an image."""
 Kind = Literal["object", "crowd", "void"]
 SECTIONS = ("images", "annotations", "categories")
 FLAGS = {"0": False, "1": True, "false": False, "true": True, "none": False, "": False}
-
-
 CONSTANTS = {"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class Category(NamedTuple):
-    """Name of a category and of the group that it is in ("" without)."""
+    """Name of a category, and of its group, the ``supercategory``, or ""."""
 
     name: str
     group: str
 
 
 class Note(NamedTuple):
-    """Category and kind of an annotation, and whether it has an outline."""
+    """An annotation: its category and kind, and whether it has an outline."""
 
     category: Key
     kind: Kind
@@ -47,8 +44,8 @@ class Entry:
     """One image of the JSON.
 
     Attributes:
-        file_name: as it stands there.
-        size: as it stands there, None where it does not.
+        file_name: as written there.
+        size: height and width as written there, or None.
         notes: its annotations in file order.
         outlines: their outlines, as in ``Shape.outlines``.
     """
@@ -61,15 +58,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class CocoTable:
-    """What one file says.
+    """The content of one file.
 
     Attributes:
         path: the file.
-        name: of the list that it is.
+        name: of its list.
         categories: by id, in ascending order of the ids.
         entries: the images in file order.
         relative: whether its polygons are in fractions of width and height.
-        remarks: what is meant otherwise than it stands there.
+        remarks: where it is read otherwise than written, in words.
     """
 
     path: Path
@@ -87,7 +84,7 @@ class CocoTable:
 
 
 def is_instances(path: Path) -> bool:
-    """Whether a file has the three sections, as far as can be seen without parsing it."""
+    """Whether a file seems to have the three sections; it is not parsed."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
             return all(text.find(f'"{section}"'.encode()) >= 0 for section in SECTIONS)
@@ -95,26 +92,26 @@ def is_instances(path: Path) -> bool:
         return False
 
 
-def read_table(path: Path, name: str, problems: Problems) -> CocoTable:
+def read_table(path: Path, name: str, remarks: Remarks) -> CocoTable:
     """Read one file.
 
-    Where every annotation has ``"iscrowd": 1`` (so CVAT writes brush masks), they are objects.
+    If every annotation has ``"iscrowd": 1``, as CVAT writes brush masks, they are objects.
 
     Args:
+        path: the file.
         name: of the list.
-        problems: collects damaged entries instead of raising them; they are left out.
+        remarks: gets damaged entries, which are left out.
 
     Raises:
-        DataError: no instances JSON, or damaged entries.
+        DataError: no instances JSON.
     """
     sections = _load(path)
     categories = _categories(sections["categories"], path)
     parser = _Parser(path, categories)
     parser.read_images(sections["images"])
     parser.read_annotations(sections["annotations"])
-    for error in parser.errors():
-        complain(error, problems)
-    remarks = []
+    parser.complain(remarks)
+    texts = []
     relative = is_relative(
         ring
         for outlines in parser.outlines.values()
@@ -123,7 +120,7 @@ def read_table(path: Path, name: str, problems: Problems) -> CocoTable:
         if isinstance(ring, list)
     )
     if relative:
-        remarks.append(
+        texts.append(
             f"polygons of {name} are in fractions of width and height (all coordinates lie within 0"
             " and 1): they are scaled to pixels"
         )
@@ -133,7 +130,7 @@ def read_table(path: Path, name: str, problems: Problems) -> CocoTable:
             key: [note._replace(kind="object") if note.kind == "crowd" else note for note in notes]
             for key, notes in parser.notes.items()
         }
-        remarks.append(
+        texts.append(
             f"every annotation of {name} is marked as a crowd (iscrowd 1), as some tools write all"
             " of theirs: they are objects"
         )
@@ -141,7 +138,7 @@ def read_table(path: Path, name: str, problems: Problems) -> CocoTable:
         replace(image, notes=tuple(parser.notes[key]), outlines=compress(parser.outlines[key]))
         for key, image in parser.images.items()
     )
-    return CocoTable(path, name, categories, entries, relative, tuple(remarks))
+    return CocoTable(path, name, categories, entries, relative, tuple(texts))
 
 
 def key_of(value: object) -> Key | None:
@@ -156,13 +153,14 @@ def key_of(value: object) -> Key | None:
 
 
 def printable(text: str) -> str:
-    """Text without the halves of characters that JSON can hold and no terminal can print."""
+    """Text without lone surrogates, which JSON can hold and no terminal can print."""
     return text.encode("utf-8", "replace").decode()
 
 
 def _load(path: Path) -> dict[str, list[Any]]:
-    """The three sections. NaN is read as null: pandas writes it where there is no value."""
+    """The three sections."""
     try:
+        # pandas writes NaN where there is no value.
         table = json.loads(path.read_bytes(), parse_constant=CONSTANTS.get)
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read: {error}", "COCO instances JSON") from error
@@ -185,17 +183,17 @@ def _categories(entries: list[Any], path: Path) -> dict[Key, Category]:
         stated = entry if isinstance(entry, dict) else {}
         key, name, group = key_of(stated.get("id")), stated.get("name"), stated.get("supercategory")
         text = " ".join(printable(str(name)).split())
-        known_type = isinstance(name, (str, int, float)) and not isinstance(name, bool)
-        if key is None or not folded(text) or not is_one_line(text) or not known_type:
+        is_name = isinstance(name, (str, int, float)) and not isinstance(name, bool)
+        if key is None or not folded(text) or not is_one_line(text) or not is_name:
             raise DataError(
                 f"{path} has a damaged category: categories[{n}] is {_short(entry)}",
                 'entries {"id": 1, "name": "person"}',
             )
         category = Category(text, printable(group).strip() if isinstance(group, str) else "")
-        known = categories.setdefault(key, category)
-        if folded(known.name) != folded(text):
+        first = categories.setdefault(key, category)
+        if folded(first.name) != folded(text):
             raise DataError(
-                f"{path} gives two categories the same id: {known.name!r} and {text!r} have {key}",
+                f"{path} gives two categories the same id: {first.name!r} and {text!r} have {key}",
                 "one id a category",
             )
     order = sorted(categories, key=lambda key: (isinstance(key, str), key))
@@ -276,7 +274,7 @@ class _Parser:
                 self.stray[image] += 1
 
     def _pieces(self, segmentation: object, image: Key, where: str) -> list[Piece]:
-        """Outline of an annotation; empty where it is damaged."""
+        """Outline of an annotation; empty if it is damaged."""
         entry = self.images[image]
         try:
             return pieces_of(segmentation, entry.size)
@@ -284,39 +282,30 @@ class _Parser:
             self.damaged_outlines.append(f"{where} of {entry.file_name}: {error}")
             return []
 
-    def errors(self) -> list[DataError]:
-        """One error a kind of damage."""
-        errors = []
+    def complain(self, remarks: Remarks) -> None:
+        """One problem for each kind of damage."""
         if self.damaged:
-            errors.append(
-                DataError(
-                    f"{self.path} has damaged entries ({len(self.damaged)}):"
-                    f" {some(self.damaged, 3)}",
-                    "COCO instances JSON: id, file_name, height and width of images; image_id,"
-                    " category_id and iscrowd of annotations",
-                    "correct them, or take them out of the JSON",
-                )
+            remarks.problem(
+                f"{self.path} has damaged entries ({len(self.damaged)}): {some(self.damaged, 3)}",
+                "COCO instances JSON: id, file_name, height and width of images; image_id,"
+                " category_id and iscrowd of annotations",
+                "correct them, or remove them from the JSON",
             )
         if self.damaged_outlines:
-            errors.append(
-                DataError(
-                    f"{self.path} has outlines that cannot be drawn ({len(self.damaged_outlines)}):"
-                    f" {some(self.damaged_outlines, 3)}",
-                    "polygons [[x, y, x, y, ...]] in pixels, or run lengths of the image's size",
-                    "correct their segmentation, or take them out of the JSON",
-                )
+            remarks.problem(
+                f"{self.path} has outlines that cannot be drawn ({len(self.damaged_outlines)}):"
+                f" {some(self.damaged_outlines, 3)}",
+                "polygons [[x, y, x, y, ...]] in pixels, or run lengths of the image's size",
+                "correct their segmentation, or remove them from the JSON",
             )
         if self.strange or self.stray:
-            errors.append(
-                DataError(
-                    f"{self.path} has annotations of unknown categories"
-                    f" ({some(sorted(map(str, self.strange))) or 'none'}) or unknown images"
-                    f" ({sum(self.stray.values())})",
-                    f"every category_id among {some(self.categories, 20)}, every image_id among the"
-                    " images",
-                )
+            remarks.problem(
+                f"{self.path} has annotations of unknown categories"
+                f" ({some(sorted(map(str, self.strange))) or 'none'}) or unknown images"
+                f" ({sum(self.stray.values())})",
+                f"every category_id among {some(self.categories, 20)}, every image_id among the"
+                " images",
             )
-        return errors
 
 
 def _side(value: object) -> int | None:

@@ -1,0 +1,1 @@
+"""COCO: its JSON, class table, outlines and image names. ``formats/coco.py`` puts them together."""

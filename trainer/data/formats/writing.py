@@ -1,0 +1,139 @@
+"""What every format that ``wsss-trainer convert`` writes has in common."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.data.dataset import Dataset, Record
+from trainer.errors import DataError
+
+LIST_NAME = re.compile(r"\w[\w.+-]*")
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Where a format keeps the files of a data set, relative to the new folder.
+
+    Its tables are written last, so that an interrupted conversion has none.
+
+    Attributes:
+        dataset: what is written.
+        name: of the format, for ``--to``.
+        describes: whether tables hold masks, so that ``describe`` is called for every image.
+    """
+
+    dataset: Dataset
+    name: ClassVar[str]
+    describes: ClassVar[bool] = False
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """Value of each class in mask files."""
+        return tuple(range(1, len(self.dataset.classes) + 1))
+
+    def image(self, record: Record) -> Path | None:
+        """Place of the image; None where the format has none for it."""
+        raise NotImplementedError
+
+    def mask(self, record: Record) -> Path | None:
+        """Place of the mask file; None where the format has none."""
+        return None
+
+    def describe(
+        self, record: Record, size: tuple[int, int], label_HW: npt.NDArray[np.uint8] | None
+    ) -> Any:
+        """What the tables hold about one image.
+
+        Args:
+            record: the image.
+            size: its height and width.
+            label_HW: its label map, or None.
+        """
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Check that the format can hold the names of this data set, before anything is written.
+
+        Raises:
+            DataError: it cannot.
+        """
+        self.lists()
+
+    def tables(self, described: dict[str, Any]) -> Iterator[tuple[Path, bytes]]:
+        """Place and content of each table; ``described`` has the results of ``describe`` by id."""
+        raise NotImplementedError
+
+    def lost(self, described: dict[str, Any]) -> list[str]:
+        """What the format cannot hold, in words."""
+        return []
+
+    def lists(self) -> dict[str, tuple[str, ...]]:
+        """The lists to write, so that every image is in one: without ``all`` unless there is no
+        other list, and with ``unlisted`` for the rest.
+
+        Raises:
+            DataError: the name of a list cannot be the name of a file.
+        """
+        data = self.dataset
+        lists = {name: ids for name, ids in data.lists.items() if name != "all"}
+        bad = next((name for name in lists if not LIST_NAME.fullmatch(name)), None)
+        if bad is not None:
+            raise DataError(
+                f"list {bad!r} cannot be the name of a file",
+                "letters, digits and ._+-",
+                "rename the list",
+            )
+        if not lists:
+            return {"all": data.lists["all"]}
+        listed = {i for ids in lists.values() for i in ids}
+        rest = tuple(i for i in data.records if i not in listed)
+        return {**lists, "unlisted": rest} if rest else lists
+
+
+def lost_objects(dataset: Dataset) -> list[str]:
+    """What label maps and tags do not hold of COCO's annotations or VOC's XML."""
+    if dataset.format == "coco":
+        return ["objects of a class become one region: instances, boxes and crowds"]
+    if dataset.format == "voc" and (dataset.root / "Annotations").is_dir():
+        return ["boxes, parts and difficult flags of Annotations/*.xml"]
+    return []
+
+
+def check_tag_classes(classes: Sequence[str]) -> None:
+    """Check that no class column would be taken for the column of images.
+
+    Raises:
+        DataError: a class is called ``image``.
+    """
+    if "image" in (name.lower() for name in classes):
+        raise DataError("a class is called 'image', like the column of image names", "another name")
+
+
+def tag_table(classes: Sequence[str], tags: Mapping[str, Iterable[int]]) -> bytes:
+    """A CSV file with the column ``image`` (the id) and one 0/1 column a class."""
+    rows = []
+    for key, positions in tags.items():
+        present = set(positions)
+        rows.append([key, *("1" if k in present else "0" for k in range(len(classes)))])
+    return csv_table(["image", *classes], rows)
+
+
+def csv_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
+    """A CSV file."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue().encode()
+
+
+def text_lines(texts: Iterable[str]) -> bytes:
+    """A text file with one of ``texts`` a line."""
+    return "".join(f"{text}\n" for text in texts).encode()

@@ -1,0 +1,1 @@
+"""Tables of image names and tags, as spreadsheets and scripts write them."""

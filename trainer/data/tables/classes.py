@@ -1,0 +1,72 @@
+"""The class table of a folder with tags: the lines of ``classes.txt``, or its tags in order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from trainer.data.classes import (
+    ClassTable,
+    check_classes,
+    note_spellings,
+    positions_of,
+    table_of_tags,
+)
+from trainer.data.image_files import entries
+from trainer.data.names import is_background
+from trainer.data.remarks import Remarks
+from trainer.data.tables.reading import read_text
+from trainer.errors import DataError, nearest, some
+
+
+def class_lines(root: Path) -> list[str]:
+    """The classes in ``classes.txt``, one a line; none without that file. The first line may be
+    background.
+
+    Raises:
+        DataError: unreadable, or background after a class.
+    """
+    path = next((p for p in entries(root) if p.name.lower() == "classes.txt"), None)
+    if path is None or not path.is_file():
+        return []
+    lines = [line.strip() for line in read_text(path)[0].splitlines()]
+    names = [line for line in lines if line]
+    classes = [name for name in names if not is_background(name)]
+    if classes != names[len(names) - len(classes) :]:
+        raise DataError(
+            f"{path} has background after a class",
+            "the classes only: background has the mask value 0",
+            "take it out, and make sure that the first class has the value 1 in the masks",
+        )
+    check_classes(classes, path)
+    return classes
+
+
+def class_table(
+    path: Path, counts: Counter[str], listed: list[str], remarks: Remarks
+) -> ClassTable:
+    """The classes of a table.
+
+    Args:
+        path: of the table.
+        counts: how often it has each tag.
+        listed: the classes in ``classes.txt``; empty without it.
+        remarks: gets tags that are no class, and spellings that are taken together.
+
+    Raises:
+        DataError: no class.
+    """
+    if background := sorted(name for name in counts if is_background(name)):
+        remarks.note(f"{some(map(repr, background))} is no class and is left out")
+    counts = Counter({name: n for name, n in counts.items() if not is_background(name)})
+    if not listed:
+        return table_of_tags(counts, path, remarks)
+    index = positions_of(counts, listed)
+    if unknown := sorted(counts.keys() - index.keys()):
+        remarks.problem(
+            f"{path.name} has tags that classes.txt lacks: {some(map(repr, unknown))}",
+            nearest(unknown[0], listed),
+            f"correct them, or add them to {path.with_name('classes.txt')}",
+        )
+    note_spellings(index, listed, remarks)
+    return ClassTable(tuple(listed), tuple(range(1, len(listed) + 1)), index)

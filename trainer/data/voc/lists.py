@@ -1,0 +1,91 @@
+"""Image lists of PASCAL VOC: one id a line, or columns of paths and marks, as tools write them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Container
+from pathlib import Path
+
+from trainer.data.names import composed
+from trainer.data.pixels import IMAGE_SUFFIXES
+from trainer.data.remarks import Remarks
+from trainer.data.tables.cells import list_name
+from trainer.errors import some
+
+LISTS = Path("ImageSets", "Segmentation")
+MAIN = Path("ImageSets", "Main")
+SBD_NAMES = ("train_aug", "trainaug")
+Lists = dict[str, tuple[str, ...]]
+
+SUFFIX = "|".join(re.escape(suffix) for suffix in IMAGE_SUFFIXES)
+FILE = re.compile(rf"(.+?)(?:{SUFFIX})(?=\s|$)", re.IGNORECASE)
+"""A path up to the first image suffix that ends a word."""
+MARKED = re.compile(r".*\s(?:-1|0|1)")
+"""A line of a list of one class, which marks whether each image shows it."""
+
+
+def read_lists(root: Path, images: dict[str, Path], remarks: Remarks) -> Lists:
+    """The lists of ``ImageSets/Segmentation``; if there are none, those of ``ImageSets/Main`` that
+    are not lists of a single class.
+
+    Args:
+        root: of the VOC tree.
+        images: image files by id.
+        remarks: gets unreadable lists, and images that a list names twice or that are not there.
+    """
+    files = sorted((root / LISTS).glob("*.txt"))
+    lists: Lists = {}
+    for path in files or sorted((root / MAIN).glob("*.txt")):
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            remarks.problem(f"{path} cannot be read: {error}", "one image id a line, in UTF-8")
+            continue
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        if path.parent.name == MAIN.name and "_" in path.stem and all(map(MARKED.match, lines)):
+            continue
+        counts = Counter(list_id(line, images) for line in lines)
+        if twice := [i for i, count in counts.items() if count > 1]:
+            remarks.problem(
+                f"{path} names {len(twice)} images twice: {some(twice)}", "every image once"
+            )
+        if absent := [i for i in counts if i not in images]:
+            remarks.problem(
+                f"{path} names {len(absent)} images that are not there: {some(absent)}",
+                f"each of them in {root / 'JPEGImages'}",
+                "bring the images, or take the lines out of the list",
+            )
+        name = "train_aug" if path.stem.lower() in SBD_NAMES else list_name(path.stem)
+        lists[name] = tuple(i for i in counts if i in images)
+    return lists
+
+
+def list_id(line: str, ids: Container[str]) -> str:
+    r"""The id that a line of a list means.
+
+    The line holds an id (any text, with blanks or not), a file name, a path of any system
+    (``JPEGImages\a.jpg``, ``C:\data\a.jpg``), or several columns of which the first is such a
+    name: a path and the path of a mask, or an id and marks.
+
+    Args:
+        line: without blanks at its ends.
+        ids: of the images that there are.
+    """
+    line = composed(line)
+    if line in ids:
+        return line
+    if file := FILE.match(line):
+        return _last(file[1])
+    column = re.split(r"\t|\s+(?=[/\\])", line)[0]
+    words = re.split(r"(\s+)", column)
+    # Ids may have blanks: the longest beginning that is an id counts.
+    for end in range(len(words), 0, -2):
+        name = _last("".join(words[:end]))
+        if name in ids:
+            return name
+    return _last(words[0])
+
+
+def _last(path: str) -> str:
+    return re.split(r"[/\\]", path)[-1].strip()
