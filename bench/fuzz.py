@@ -28,6 +28,7 @@ from serving.errors import ServingError
 from serving.images.decoding import Limits, decode
 from trainer.data.coco.table import read_table as read_coco
 from trainer.data.pixels import read_image
+from trainer.data.remarks import Remarks
 from trainer.data.tables.reading import read_table
 from trainer.data.voc.labelmap import read_labelmap
 from trainer.data.voc.xml import object_names
@@ -71,7 +72,11 @@ def readers(folder: Path) -> dict[str, tuple[str, list[bytes], Reader]]:
         "images, trainer": ("x.png", pictures, read_image),
         "images, serving": ("x.bin", pictures, lambda path: decode(path.read_bytes(), Limits())),
         "tables": ("labels.csv", [table, table.decode().encode("utf-16")], read_table),
-        "COCO": ("coco.json", [json.dumps(coco).encode()], lambda p: read_coco(p, p.name, None)),
+        "COCO": (
+            "coco.json",
+            [json.dumps(coco).encode()],
+            lambda p: read_coco(p, p.name, Remarks()),
+        ),
         "VOC XML": ("a.xml", [xml], object_names),
         "labelmap.txt": ("labelmap.txt", [b"# l\ncat:128,0,0::\ndog:0,128,0::\n"], read_labelmap),
         "maps": (
