@@ -99,9 +99,9 @@ def check_file(
         TargetError: as said; or a folder, a device or a link to nowhere is in the way.
     """
     said = f"{option} {file}".strip()
-    there = identity(file)
+    there = _identity(file)
     for entry in inputs:
-        if there is not None and there == identity(entry):
+        if there is not None and there == _identity(entry):
             raise TargetError(
                 f"{said} is the file {entry}, which is read", "a new file", "another name"
             )
@@ -155,7 +155,7 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def identity(path: Path) -> tuple[int, int] | None:
+def _identity(path: Path) -> tuple[int, int] | None:
     """The same for two names of one file or folder; None where nothing is."""
     try:
         status = os.stat(_real(path))
@@ -167,14 +167,14 @@ def identity(path: Path) -> tuple[int, int] | None:
 def _above(path: Path) -> Iterator[tuple[int, int]]:
     """Identities of the folders around a place, from the inside out; it need not be there."""
     for parent in _real(path).parents:
-        if (place := identity(parent)) is not None:
+        if (place := _identity(parent)) is not None:
             yield place
 
 
 def _check_relation(said: str, output: Path, inputs: Iterable[Path], hint: str) -> None:
-    there, around = identity(output), set(_above(output))
+    there, around = _identity(output), set(_above(output))
     for entry in inputs:
-        if (read := identity(entry)) is None:
+        if (read := _identity(entry)) is None:
             continue
         relation = "is" if read == there else "lies in" if read in around else ""
         if not relation and there is not None and there in _above(entry):

@@ -17,7 +17,6 @@ from trainer.data.names import composed, is_one_line
 from trainer.data.pixels import IMAGE_SUFFIXES
 from trainer.data.remarks import Remarks
 from trainer.errors import some
-from trainer.outputs import identity
 
 # Pictures of cameras and of the Web, of kinds that are not read.
 OTHER_KINDS = re.compile(
@@ -92,7 +91,7 @@ def walk(root: Path, skip: Iterable[Path] = (), limit: float = math.inf) -> Walk
         limit: how many folders to look into, for a glance at what may be a whole disk.
     """
     listing, skipped = Walk(root), set(skip)
-    around = {identity(parent) for parent in root.resolve().parents}
+    around = {_identity(parent) for parent in root.resolve().parents}
     visited: set[tuple[int, int]] = set()
     # Links come last, so that a folder is listed by the name that leads to it without one.
     folders, links = deque([root]), deque[Path]()
@@ -101,12 +100,12 @@ def walk(root: Path, skip: Iterable[Path] = (), limit: float = math.inf) -> Walk
         if folder in skipped:
             continue
         try:
-            place = identity(folder)
+            place = _identity(folder)
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError:
             listing.left_out[CLOSED].append(folder)
             continue
-        if place is None or place in visited or place in around:
+        if place in visited or place in around:
             listing.left_out[REPEATED].append(folder)
             continue
         visited.add(place)
@@ -120,6 +119,11 @@ def walk(root: Path, skip: Iterable[Path] = (), limit: float = math.inf) -> Walk
                 _file(path, listing)
     listing.images.sort()
     return listing
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def passed_over(name: str) -> str | None:
