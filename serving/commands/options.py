@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ import typer
 from serving.config import ServerConfig
 
 DEFAULT = ServerConfig()
+LINE_EVERY = 30.0
+"""Seconds between two lines of progress where no bar can be drawn."""
 
 Repository = Annotated[
     Path, typer.Option(help="Folder of models: NAME/VERSION/model.json and a graph.")
@@ -69,7 +72,10 @@ def examples(*lines: str) -> str:
 
 @contextmanager
 def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error; call the value with the number of finished steps and of all."""
+    """A bar on standard error, or a line every half minute where that is no terminal.
+
+    Call the value with the number of finished steps and of all.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -79,7 +85,26 @@ def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn,
     )
 
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield progress_lines(text)
+        return
     columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=None)
         yield lambda count, total: progress.update(task, completed=count, total=total)
+
+
+def progress_lines(text: str) -> Callable[[int, int], None]:
+    """A line on standard error every ``LINE_EVERY`` seconds, for log files and supervisors."""
+    start = line = time.monotonic()
+
+    def report(count: int, total: int) -> None:
+        nonlocal line
+        now = time.monotonic()
+        if count and now - line >= LINE_EVERY:
+            line = now
+            left = (now - start) * (total - count) / count
+            typer.echo(f"{text} {count}/{total}, about {left:.0f} s left", err=True)
+
+    return report
