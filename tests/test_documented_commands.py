@@ -14,20 +14,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from documented import PAGES, ROOT, Block, blocks
+from fast import FAST
+from PIL import Image
 
 from serving.cli import app as serving_app
 from trainer.cli import app as trainer_app
 
+ADDRESS = "127.0.0.1:8500"
 CLASSES = ("cat", "cow", "dog", "person", "horse", "sheep")
-# What makes a training a matter of seconds; added to each ``fit``.
-TINY = "--backbone resnet18 --weights none --size 48 --epochs 1 --device cpu"
-KNOBS = [
-    *("cams.scales=1", "segment.scales=1", "cams.workers=0"),
-    *("classify.workers=0", "segment.workers=0"),
-    *("classify.precision=fp32", "segment.precision=fp32"),
-]
 RUNNABLE = {
     str(page.relative_to(ROOT)): [block for block in blocks(page) if not block.needs]
     for page in PAGES
@@ -46,8 +43,7 @@ class Terminal:
 
     def enter(self, block: Block) -> None:
         if block.language == "python":
-            self.call_server()
-            exec(block.body.replace("127.0.0.1:8500", os.environ["WSSS_ADDRESS"]), {})
+            self.execute(block.body)
         for line in block.lines:
             script, *words = shlex.split(line, comments=True)
             if script == "make":
@@ -57,10 +53,15 @@ class Terminal:
             elif line not in self.history:
                 self.run(script, words)
 
+    def execute(self, code: str) -> None:
+        if ADDRESS in code:
+            self.call_server()
+        exec(code.replace(ADDRESS, os.environ.get("WSSS_ADDRESS", "")), {"__name__": "page"})
+
     def run(self, script: str, words: list[str]) -> None:
         """In this process: starting another one costs seconds."""
         if words[0] == "fit":
-            words += [*TINY.split(), *(f"--set={knob}" for knob in KNOBS)]
+            words += FAST
         if words[0] == "segment":
             self.call_server()
         if words[0] == "synth":
@@ -165,6 +166,12 @@ def test_what_a_page_says_runs(page: str, terminal: Terminal) -> None:
 
 def test_the_five_lines_end_in_the_mask_that_a_folder_gets(terminal: Terminal) -> None:
     card = json.loads(Path("exported/photos/1/model.json").read_text())
-    assert card["classes"] == list(CLASSES)
-    terminal.run("wsss-serving", ["label", "photos/", "masks/", "--model", "photos"])
-    assert Path("served.png").read_bytes() == Path("masks/scene_00000.png").read_bytes()
+    manifest = json.loads(Path("runs/photos/manifest.json").read_text())
+    assert card["classes"] == manifest["data"]["classes"] == list(CLASSES)
+    terminal.run("wsss-serving", ["label", "photos/", "labelled/", "--model", "photos"])
+    photos = sorted(path.stem for path in Path("photos").glob("*.jpg"))
+    assert sorted(path.stem for path in Path("labelled").glob("*.png")) == photos
+    assert Path("served.png").read_bytes() == Path("labelled/scene_00000.png").read_bytes()
+    with Image.open("photo.jpg") as photo, Image.open("served.png") as mask:
+        assert mask.size == photo.size
+        assert int(np.asarray(mask).max()) <= len(CLASSES)

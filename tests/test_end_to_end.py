@@ -1,5 +1,6 @@
-"""The whole path on a tiny synthetic data set, through the two command lines, as a user would type
-it.
+"""A run on a tiny synthetic data set, as a user would type it: figures, staleness, interruption.
+
+How a run is exported and served is in ``test_documented_commands.py``.
 """
 
 from __future__ import annotations
@@ -12,49 +13,14 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from fast import FAST
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-FAST = [
-    "--backbone",
-    "resnet18",
-    "--weights",
-    "none",
-    "--size",
-    "64",
-    "--epochs",
-    "1",
-    "--device",
-    "cpu",
-    "--set",
-    "cams.scales=1",
-    "--set",
-    "segment.scales=1",
-    "--set",
-    "classify.workers=0",
-    "--set",
-    "segment.workers=0",
-    "--set",
-    "cams.workers=0",
-    "--set",
-    "classify.precision=fp32",
-    "--set",
-    "segment.precision=fp32",
-]
 
 
 def trainer(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    return _run("trainer", *arguments, code=code)
-
-
-def serving(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    return _run("serving.cli", *arguments, code=code)
-
-
-def _run(module: str, *arguments: str | Path, code: int) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", module, *map(str, arguments)]
+    command = [sys.executable, "-m", "trainer", *map(str, arguments)]
     done = subprocess.run(
         command, capture_output=True, text=True, env=ENVIRONMENT, timeout=500, check=False
     )
@@ -128,51 +94,6 @@ def test_a_changed_knob_makes_its_stage_and_all_after_it_stale(
     assert "classify: done, kept" in lines
     assert "cams: done, kept" in lines
     assert any(line.startswith("refine: settings or inputs changed") for line in lines)
-
-
-def test_export_serve_segment_and_label(scenes: Path, finished: Path, tmp_path: Path) -> None:
-    repository = tmp_path / "exported"
-    exported = json.loads(
-        trainer("export", finished, "--name", "scenes", "--repository", repository, "--json").stdout
-    )
-    assert {entry["kind"] for entry in exported} == {"segmenter", "cam"}
-    card = json.loads((repository / "scenes" / "1" / "model.json").read_text())
-    assert (
-        card["classes"] == json.loads((finished / "manifest.json").read_text())["data"]["classes"]
-    )
-    masks = tmp_path / "masks"
-    serving("label", scenes / "JPEGImages", masks, "--model", "scenes", "--repository", repository)
-    names = sorted(p.stem for p in (scenes / "JPEGImages").iterdir())
-    assert sorted(p.stem for p in masks.glob("*.png")) == names
-    photo = scenes / "JPEGImages" / f"{names[0]}.jpg"
-    server = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "serving.cli",
-            "serve",
-            "--repository",
-            str(repository),
-            "--port",
-            "0",
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
-    )
-    try:
-        assert server.stdout is not None
-        address = server.stdout.readline().split()[-1]
-        serving("segment", photo, tmp_path / "one.png", "--model", "scenes", "--address", address)
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.communicate(timeout=60)
-    assert server.returncode == 0
-    assert (tmp_path / "one.png").read_bytes() == (masks / f"{names[0]}.png").read_bytes()
-    with Image.open(photo) as image, Image.open(tmp_path / "one.png") as mask:
-        assert mask.size == image.size
-        assert int(np.asarray(mask).max()) <= len(card["classes"])
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
