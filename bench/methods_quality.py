@@ -13,7 +13,8 @@ import argparse
 from pathlib import Path
 
 from trainer.data.formats.opening import open_dataset
-from trainer.evaluation.over_lists import evaluate_cams, sweep_thresholds
+from trainer.evaluation.over_lists import evaluate_cams
+from trainer.evaluation.sweep import sweep_thresholds
 from trainer.fit import fit as run_plan
 from trainer.maps.protocols import CamsConfig, protocol_of
 from trainer.methods.registry import load_method

@@ -17,7 +17,9 @@ import numpy as np
 
 from trainer.data.dataset import Dataset, Record
 from trainer.data.palette import write_index_png
-from trainer.evaluation.over_lists import SPEC_SWEEP, confusion, evaluate_cams
+from trainer.evaluation.metrics import confusion
+from trainer.evaluation.over_lists import evaluate_cams
+from trainer.evaluation.sweep import PUBLISHED_SWEEP
 from trainer.maps.camfile import cam_path, read_cam, upsample_cam, write_cam
 
 CLASSES = tuple(f"class{k}" for k in range(20))
@@ -48,8 +50,8 @@ def make_data(root: Path, images: int, height: int, width: int) -> Dataset:
 
 
 def many_passes(dataset: Dataset, records: list[Record], folder: Path) -> np.ndarray:
-    total = np.zeros((len(SPEC_SWEEP), 21, 21), np.int64)
-    for t, threshold in enumerate(SPEC_SWEEP):
+    total = np.zeros((len(PUBLISHED_SWEEP), 21, 21), np.int64)
+    for t, threshold in enumerate(PUBLISHED_SWEEP):
         for record in records:
             cam = read_cam(cam_path(folder, record.id))
             stack = np.concatenate(
@@ -68,7 +70,7 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=375)
     parser.add_argument("--width", type=int, default=500)
     args = parser.parse_args()
-    one, many = np.zeros((2, len(SPEC_SWEEP), 21, 21), np.int64)
+    one, many = np.zeros((2, len(PUBLISHED_SWEEP), 21, 21), np.int64)
     fast = slow = 0.0
     with tempfile.TemporaryDirectory() as folder:
         dataset = make_data(Path(folder), args.images, args.height, args.width)
@@ -76,12 +78,12 @@ def main() -> None:
         for first in range(0, len(records), 4):
             some = records[first : first + 4]
             start = time.perf_counter()
-            one += evaluate_cams(dataset, some, cams, SPEC_SWEEP, workers=0).confusions
+            one += evaluate_cams(dataset, some, cams, PUBLISHED_SWEEP, workers=0).confusions
             middle = time.perf_counter()
             many += many_passes(dataset, some, cams)
             fast, slow = fast + middle - start, slow + time.perf_counter() - middle
     equal = np.array_equal(one, many)
-    print(f"{len(SPEC_SWEEP)} thresholds, {args.images} images of {args.height}x{args.width}")
+    print(f"{len(PUBLISHED_SWEEP)} thresholds, {args.images} images of {args.height}x{args.width}")
     print(f"a pass a threshold {slow / args.images:8.4f} s/image")
     print(
         f"one pass           {fast / args.images:8.4f} s/image   ratio {slow / fast:.1f}  identical"

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from trainer.data.palette import write_index_png
-from trainer.evaluation.over_lists import evaluate_cams, evaluate_folder, sweep_thresholds
+from trainer.evaluation.over_lists import evaluate_cams, evaluate_folder
+from trainer.evaluation.sweep import sweep_thresholds
 from trainer.maps.camfile import cam_path, write_cam
 from trainer.report.facts import read_facts
 

@@ -199,7 +199,7 @@ def _folder(
         check_folder(out, holds_figures, read, "--out")
     if pictures:
         _check_pictures(pictures, read)
-    figures = measure_folder(folder, progress=True)
+    figures = measure_folder(folder)
     for key, words in (
         ("left_out", "images left out"),
         ("extra", "files that belong to no image of the data set"),

@@ -1,5 +1,5 @@
-"""Two or more runs on the same images: is the one better, by how much, on which classes and images,
-and is it fair?
+"""Two or more runs on the same images: which is better, by how much, on which classes and images,
+and is the comparison fair?
 """
 
 from __future__ import annotations
@@ -21,21 +21,29 @@ from trainer.evaluation.measure import current_evaluation
 from trainer.evaluation.metrics import DEFAULT
 
 STAGES = ("cam", "refined", "segment", "segment_full")
-#: Conditions that make a difference of methods unfair, in the words of the message.
+# Conditions that must agree for a fair comparison of methods, in the words of the message.
 PROTOCOL = {
     "labels": "number of classes",
     "truth": "true masks",
-    "tags": "tags given to the images",
+    "tags": "use of the images' tags",
     "views": "scales",
     "crf": "CRF",
-    "threshold_from": "threshold source",
+    "threshold_from": "origin of the threshold",
     "initial_weights": "initial weights",
     "train_list": "training list",
     "tags_from": "origin of the tags",
     "segmenter": "segmenter",
 }
-CHANGES = 8
-"""How many of the most changed images are named, half of them gains."""
+FIGURES = (
+    "miou",
+    "miou_interval",
+    "iou",
+    "boundary_f",
+    "images",
+    "threshold",
+    "threshold_from",
+    "protocol",
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class Side:
     """A run, or a folder that ``eval --out`` wrote.
 
     Attributes:
-        name: short, unique among those compared.
+        name: short, and different from that of every other side.
         path: the folder.
         evaluation: content of its ``evaluation.json``.
     """
@@ -64,9 +72,9 @@ class Match:
     Attributes:
         name: of the run.
         entry: its figures, in the convention asked for.
-        paired: the difference from the first on the images that both have; None for the first
-            itself.
-        flags: what was not the same, in sentences.
+        paired: the difference from the first run on the images that both have; None for the first
+            run itself.
+        flags: what differs between the two protocols, in sentences.
         changes: images of the largest change, ``{"id", "before", "after"}``, gains and losses.
     """
 
@@ -78,22 +86,10 @@ class Match:
 
     def report(self) -> dict[str, Any]:
         """Plain JSON values."""
-        kept = (
-            "miou",
-            "miou_interval",
-            "iou",
-            "boundary_f",
-            "images",
-            "threshold",
-            "threshold_from",
-            "protocol",
-        )
-        compared = None if self.paired is None else self.paired.report()
-        figures = {key: self.entry.get(key) for key in kept}
         return {
             "run": self.name,
-            **figures,
-            "against_first": compared,
+            **{key: self.entry.get(key) for key in FIGURES},
+            "against_first": self.paired and self.paired.report(),
             "flags": self.flags,
             "changes": self.changes,
         }
@@ -101,7 +97,7 @@ class Match:
 
 @dataclass(frozen=True)
 class Line:
-    """What was measured of a stage on a list, run by run; runs without it are left out."""
+    """The figures of a stage on a list, run by run; runs that lack them are left out."""
 
     stage: str
     list: str
@@ -112,39 +108,37 @@ def open_sides(paths: Sequence[Path]) -> list[Side]:
     """Runs, measured now where something changed, and folders of ``eval --out``.
 
     Raises:
-        ConfigError: fewer than two.
-        RunError: something else.
+        ConfigError: fewer than two, or the same one twice.
+        RunError: neither a run nor such a folder.
     """
     if len({path.resolve() for path in paths}) < 2:
         raise ConfigError(
-            "one run alone cannot be compared", "two or more", "wsss-trainer compare runs/a runs/b"
+            "compare has only one run", "two or more", "wsss-trainer compare runs/a runs/b"
         )
-    return [
-        Side(name, path, _evaluation(path)) for name, path in zip(_names(paths), paths, strict=True)
-    ]
+    return [Side(name, path, _evaluation(path)) for name, path in zip(_names(paths), paths)]
 
 
 def _evaluation(path: Path) -> dict[str, dict[str, Any]]:
     if (path / "manifest.json").exists():
         return current_evaluation(path)
-    kept = path / "evaluation.json"
+    file = path / "evaluation.json"
     try:
-        content: dict[str, dict[str, Any]] = json.loads(kept.read_text())
+        content: dict[str, dict[str, Any]] = json.loads(file.read_text())
     except FileNotFoundError as error:
         raise RunError(
-            f"{path} is neither a run nor kept figures",
+            f"{path} is no run and holds no figures",
             "a run, or a folder that eval --out wrote",
-            f"wsss-trainer eval {path} --data DATA --out kept/ for a folder of masks or maps",
+            f"wsss-trainer eval {path} --data DATA --out figures/ for a folder of masks or maps",
         ) from error
     except (OSError, ValueError) as error:
         raise RunError(
-            f"{kept} cannot be read: {error}", "what eval --out wrote", "measure that folder again"
+            f"{file} cannot be read: {error}", "the file of eval --out", "measure that folder again"
         ) from error
     return content
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The last parts of the paths that tell them apart."""
+    """The shortest ends of the paths that differ from each other."""
     parts = [path.resolve().parts for path in paths]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(p[-length:]) for p in parts]
@@ -158,19 +152,19 @@ def compare(
     convention: str = DEFAULT,
     samples: int = SAMPLES,
     seed: int = 0,
-    changes: int = CHANGES,
+    changes: int = 8,
 ) -> list[Line]:
     """Every stage and list that the first run and another one have.
 
     Args:
-        sides: the first is what the others are compared with.
+        sides: the first is the one that the others are compared with.
         convention: of ``metrics.CONVENTIONS``.
         samples: of the bootstrap.
         seed: of the bootstrap.
-        changes: how many of the most changed images to name.
+        changes: how many of the most changed images to name, half of them gains.
 
     Raises:
-        DataError: other classes, nothing in common, or counts that are missing.
+        DataError: the classes differ, nothing is in common, or counts are missing.
     """
     first, lines = sides[0], []
     for stage in STAGES:
@@ -188,16 +182,15 @@ def compare(
     if not lines:
         have = "; ".join(f"{side.name}: {_stages(side)}" for side in sides)
         raise DataError(
-            f"the first run has no stage and list in common with another ({have})", "the same lists"
+            f"the first run has no stage and list in common with another ({have})",
+            "runs with figures of one stage on one list",
         )
     return lines
 
 
 def _stages(side: Side) -> str:
-    return (
-        ", ".join(f"{stage} {name}" for stage, lines in side.evaluation.items() for name in lines)
-        or "nothing"
-    )
+    names = [f"{stage} {name}" for stage, lines in side.evaluation.items() for name in lines]
+    return ", ".join(names) or "nothing"
 
 
 def _match(
@@ -230,18 +223,15 @@ def _match(
 
 
 def _images(first: ImageCounts, other: ImageCounts, a: ImageCounts, b: ImageCounts) -> list[str]:
-    """Whether the lists are the same, and whether the true masks of the images that both have
-    are.
-    """
     flags = []
     if not len(a.ids) == len(first.ids) == len(other.ids):
         both = f"compared on the {len(a.ids)} that both have"
         flags.append(f"other images: {len(first.ids)} and {len(other.ids)}, {both}")
-    otherwise = int((a.margins().truth != b.margins().truth).any(1).sum())
-    if otherwise:
+    differences = int((a.margins().truth != b.margins().truth).any(1).sum())
+    if differences:
         flags.append(
-            f"other true masks: {otherwise} of {len(a.ids)} images have not the same true pixels on"
-            " both sides"
+            f"other true masks: {differences} of {len(a.ids)} images have different true pixels on"
+            " the two sides"
         )
     return flags
 
@@ -254,21 +244,17 @@ def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
         for words, (a, b) in both.items()
         if a != b and None not in (a, b)
     ]
+    # Segmenters have no threshold: there None on both sides is a value like others.
+    without = PROTOCOL["threshold_from"]
     unknown = [
-        words
-        for words, values in both.items()
-        if None in values and words != PROTOCOL["threshold_from"]
+        words for words, (a, b) in both.items() if None in (a, b) and (words != without or a != b)
     ]
-    sources = both[PROTOCOL["threshold_from"]]
-    if sources[0] != sources[1] and None in sources:
-        unknown.append(PROTOCOL["threshold_from"])
     return flags + (
-        [f"not recorded, so perhaps not the same: {', '.join(unknown)}"] if unknown else []
+        [f"not recorded, so perhaps different: {', '.join(unknown)}"] if unknown else []
     )
 
 
 def _changes(a: ImageCounts, b: ImageCounts, count: int) -> list[dict[str, Any]]:
-    """The largest gains and the largest losses, half of the places each."""
     before, after = a.miou(), b.miou()
     order = np.argsort(before - after, kind="stable")
     gains = [i for i in order[: count // 2] if after[i] > before[i]]

@@ -1,6 +1,4 @@
-"""What was measured on a list of images, and its entry in ``evaluation.json`` (design section
-11).
-"""
+"""The figures of a list of images, and their entry in ``evaluation.json``."""
 
 from __future__ import annotations
 
@@ -22,11 +20,11 @@ WORST = 20
 
 @dataclass(frozen=True)
 class MaskEvaluation:
-    """Finished masks of a list against the truth.
+    """Masks of a list against the truth.
 
     Attributes:
-        images: confusion, and boundary F-score if it was measured, of every image.
-        tolerance: of the boundary F-score, or None.
+        images: confusion and boundary F-score of every image.
+        tolerance: of the boundary F-score; None where it was not measured.
     """
 
     images: ImageCounts
@@ -45,11 +43,7 @@ class MaskEvaluation:
         return self.images.miou()
 
     def report(
-        self,
-        protocol: str,
-        threshold: float | None = None,
-        threshold_from: str | None = None,
-        worst: int = WORST,
+        self, protocol: str, threshold: float | None = None, threshold_from: str | None = None
     ) -> dict[str, Any]:
         """The entry of ``evaluation.json``; see ``CamEvaluation.report``."""
         names = ("background", *self.images.class_names)
@@ -59,7 +53,7 @@ class MaskEvaluation:
             "boundary_f": finite_or_none(self.images.boundary_f()),
             "boundary_f_by_class": dict(zip(names, by_class, strict=True)),
             "boundary_tolerance": self.tolerance,
-            **_rest(self.images.ids, protocol, threshold, threshold_from, self.image_miou, worst),
+            **_rest(self.images.ids, protocol, threshold, threshold_from, self.image_miou),
         }
 
 
@@ -70,10 +64,10 @@ class CamEvaluation:
     Attributes:
         thresholds: float32 ``[T]``.
         confusions: int64 ``[T,K+1,K+1]``.
-        image_miou: float32 ``[N,T]``, mean IoU of each image by itself, to find the worst ones.
+        image_miou: float32 ``[N,T]``, mean IoU of each image by itself.
         ids: the N images.
         class_names: the K foreground names.
-        at: row of the one threshold that was looked at closely, or None.
+        at: row of the threshold of ``chosen``, or None.
         chosen: the masks at that threshold.
     """
 
@@ -95,16 +89,16 @@ class CamEvaluation:
         """The threshold with the highest mean IoU; the lowest of equals."""
         return float(self.thresholds[int(np.nanargmax(self.miou))])
 
-    def report(
-        self, threshold: float, threshold_from: str, protocol: str, worst: int = WORST
-    ) -> dict[str, Any]:
-        """The entry of ``evaluation.json`` at one of the thresholds that were measured.
+    def report(self, threshold: float, threshold_from: str, protocol: str) -> dict[str, Any]:
+        """The entry of ``evaluation.json`` at one of the thresholds.
 
         Args:
-            threshold: one of ``thresholds``; see ``sweep_thresholds`` for measuring another one.
-            threshold_from: ``fixed``, the list that it was chosen on, ``oracle`` or ``label_free``.
+            threshold: one of ``thresholds``; ``sweep.sweep_thresholds`` adds a further one.
+            threshold_from: ``fixed``, ``label_free``, ``oracle``, or the list that chose it.
             protocol: one line: list, ground truth, scales and flips, CRF, initial weights.
-            worst: how many of the worst images to name.
+
+        Raises:
+            ValueError: the threshold was not measured.
         """
         row = row_of(self.thresholds, threshold)
         sweep = {
@@ -117,18 +111,18 @@ class CamEvaluation:
         }
         at = round(float(threshold), 6)
         if self.chosen is not None and row == self.at:
-            entry = self.chosen.report(protocol, at, threshold_from, worst)
+            entry = self.chosen.report(protocol, at, threshold_from)
         else:
             entry = summarise(self.confusions[row], self.class_names)
-            entry |= _rest(self.ids, protocol, at, threshold_from, self.image_miou[:, row], worst)
+            entry |= _rest(self.ids, protocol, at, threshold_from, self.image_miou[:, row])
         return {**entry, "sweep": sweep}
 
 
 def row_of(thresholds: Thresholds, threshold: float) -> int:
-    """Where a threshold stands among those that are measured.
+    """The index of a threshold.
 
     Raises:
-        ValueError: it is not among them.
+        ValueError: it is not among ``thresholds``.
     """
     row = int(np.abs(thresholds - np.float32(threshold)).argmin())
     if not np.isclose(thresholds[row], threshold, atol=1e-6):
@@ -142,9 +136,8 @@ def _rest(
     threshold: float | None,
     source: str | None,
     image_miou: Any,
-    worst: int,
 ) -> dict[str, Any]:
-    order = np.argsort(image_miou, kind="stable")[:worst]
+    order = np.argsort(image_miou, kind="stable")[:WORST]
     return {
         "threshold": threshold,
         "threshold_from": source,
@@ -156,22 +149,22 @@ def _rest(
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a figure was measured under: two figures are comparable where these are equal.
+    """The conditions of a figure: two figures are comparable where these are equal.
 
     Attributes:
-        list, listed, measured: the list, its images, and how many of them were measured.
+        list, listed, measured: the list, the number of its images, and how many were measured.
         unmasked: images of the list without a true mask, which are not measured.
-        labels: classes and background.
-        truth: where the true masks come from.
-        method: or, of masks and maps of others, where they are.
-        backbone, train_list, tags_from, initial_weights, seed: of the run; None where they are not
-        known, as below.
-        tags: whether the images' true tags were given.
+        labels: number of classes, background included.
+        truth: origin of the true masks.
+        method: of the run; of masks and maps from elsewhere, their folder.
+        backbone, train_list, tags_from, initial_weights, seed: of the run; None where unknown, as
+            below.
+        tags: whether the maps used the images' true tags.
         views: protocol, scales and mirror image.
         crf: dense CRF.
-        threshold_from: who chose the background threshold; None where there is none.
-        note: what the user says about how masks and maps of others were made.
-        segmenter: which one; empty for maps and refined masks, None where it is not known.
+        threshold_from: origin of the background threshold; None where there is none.
+        note: the user's words about masks and maps from elsewhere.
+        segmenter: its name; empty for maps and refined masks, None where unknown.
     """
 
     list: str
@@ -196,18 +189,18 @@ class Conditions:
     def line(self) -> str:
         """The first half of a protocol line."""
         unusable = self.listed - self.unmasked - self.measured
-        want = "maps" if self.backbone else "a usable file"
-        some = f", {unusable} of them left out for want of {want}" if unusable else ""
+        lack = "maps" if self.backbone else "a usable file"
+        some = f", {unusable} of them left out: they lack {lack}" if unusable else ""
         count = str(self.listed)
         if self.unmasked:
             count = f"{self.measured} of {self.listed}"
             some = f", {self.unmasked} without a true mask{some}"
-        listed = f"{self.list} ({count} images{some}), true masks of {self.truth}, "
-        listed += f"{self.labels} classes with background; {self.method}"
+        text = f"{self.list} ({count} images{some}), true masks of {self.truth}, "
+        text += f"{self.labels} classes with background; {self.method}"
         if self.backbone is None:
-            return f"{listed}, {self.note or 'and how they were made is not recorded'}"
+            return f"{text}, {self.note or 'no record of how they were made'}"
         return (
-            f"{listed} on {self.backbone}, trained on {self.train_list} tags ({self.tags_from}), "
+            f"{text} on {self.backbone}, trained on {self.train_list} tags ({self.tags_from}), "
             f"initial weights {self.initial_weights}, seed {self.seed}"
         )
 
@@ -217,8 +210,9 @@ class Conditions:
 
 
 def restated(entry: dict[str, Any], images: ImageCounts, convention: str) -> dict[str, Any]:
-    """An entry of ``evaluation.json`` in another convention, from the same counts. A sweep stays in
-    the default one.
+    """An entry of ``evaluation.json`` in another convention, from the same counts.
+
+    A sweep stays in the default convention.
 
     Raises:
         DataError: see ``metrics.margins``.

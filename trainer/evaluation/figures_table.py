@@ -24,14 +24,12 @@ OPEN = {"background": "as background", "missed": "as missed", "refused": "not at
 
 
 def print_evaluation(evaluation: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print mean IoU with its interval, class IoU and the other means, and the protocol of each
-    figure below.
-    """
+    """Print mean IoU with its interval, IoU of each class, other means, and all protocols."""
     entries = [
         (stage, name, entry) for stage, lines in evaluation.items() for name, entry in lines.items()
     ]
     if not entries:
-        print("nothing was measured: no list of this data set has true masks")
+        print("No figures: no list of this data set has true masks.")
         return
     console = Console()
     for name in dict.fromkeys(name for _, name, _ in entries):
@@ -41,7 +39,6 @@ def print_evaluation(evaluation: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _table(name: str, entries: Sequence[tuple[str, Any]]) -> Table:
-    """The figures of one list, a column a stage."""
     table = Table(name, *(stage for stage, _ in entries))
     table.add_row("mIoU", *(percent(entry["miou"]) for _, entry in entries), style="bold")
     table.add_row("95 %", *(_interval(entry.get("miou_interval")) for _, entry in entries))
@@ -61,7 +58,6 @@ def _table(name: str, entries: Sequence[tuple[str, Any]]) -> Table:
 
 
 def _foreground(entry: Mapping[str, Any]) -> float | None:
-    """Mean IoU of the classes without the background."""
     values = [v for label, v in entry["iou"].items() if label != "background" and v is not None]
     return sum(values) / len(values) if values else None
 
@@ -82,28 +78,23 @@ def _remarks(entries: list[tuple[str, str, Any]]) -> list[str]:
     first = entries[0][2]
     rule = CONVENTIONS[first["convention"]]
     open_ = sum(entry["predicted_ignore"] for *_, entry in entries)
-    counted = f"; {open_} predicted pixels of 255 counted {OPEN[rule.open]}" if open_ else ""
-    lines.append(f"mIoU by convention {first['convention']}: {rule.about}{counted}")
-    interval = first.get("miou_interval")
-    if interval:
-        lines.append(
-            f"intervals: {interval['samples']} bootstrap samples of the images, seed"
-            f" {interval['seed']}"
-        )
+    note = f"; {open_} predicted pixels of 255 counted {OPEN[rule.open]}" if open_ else ""
+    lines.append(f"mIoU by convention {first['convention']}: {rule.about}{note}")
+    if interval := first.get("miou_interval"):
+        draws = f"{interval['samples']} bootstrap samples of the images, seed {interval['seed']}"
+        lines.append(f"intervals: {draws}")
     if first.get("boundary_tolerance"):
         lines.append(f"boundary F within {describe_tolerance(first['boundary_tolerance'])}")
     return lines
 
 
 def print_comparison(lines: Sequence[Line]) -> None:
-    """Print mean IoU of every run, its difference from the first with its interval, and what was
-    not the same.
-    """
+    """Print mean IoU of every run, its difference from the first, and cautions."""
     console = Console()
-    drawn = next(
+    first = next(
         match.paired.difference for line in lines for match in line.matches if match.paired
     )
-    level = f"{100 * drawn.level:g} %"
+    level = f"{100 * first.level:g} %"
     table = Table(
         "",
         Column("run", overflow="fold"),
@@ -117,7 +108,7 @@ def print_comparison(lines: Sequence[Line]) -> None:
     console.print(table)
     console.print(
         f"points: difference from the first run, with its {level} interval: paired bootstrap over"
-        f" images, {drawn.samples} samples, seed {drawn.seed}; p is two-sided",
+        f" images, {first.samples} samples, seed {first.seed}; p is two-sided",
         highlight=False,
         soft_wrap=True,
     )
@@ -134,13 +125,9 @@ def _against(match: Match) -> list[str]:
     gain, ratio, p = match.paired.difference, match.paired.ratio, match.paired.p
     if np.isnan(gain.value):
         return ["-", "-", "-", "-"]
+    p_text = "< 0.001" if p < 0.001 else f"{p:.3f}"
     interval = f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
-    return [
-        f"{100 * gain.value:+.1f}",
-        interval,
-        f"{ratio.value:.3f}",
-        "< 0.001" if p < 0.001 else f"{p:.3f}",
-    ]
+    return [f"{100 * gain.value:+.1f}", interval, f"{ratio.value:.3f}", p_text]
 
 
 def percent(value: float | None) -> str:

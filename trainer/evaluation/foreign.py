@@ -1,9 +1,7 @@
-"""Masks and maps that others made, read into this package's labels: by image id, never by the order
-of files.
+"""Masks and maps from elsewhere, read into this package's labels.
 
-The released evaluation of one repository pairs predictions in sorted order with the data set's, so
-that one missing file shifts every pair after it (spec refine-segment 11). Here a file belongs to
-the image that it is called after, or to none.
+A file belongs to the image whose id it bears, or to none. One released evaluation pairs predictions
+with images by sorted order instead, where one missing file shifts every pair after it.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +19,7 @@ from trainer.data.colours import grey_levels, indices_of, reindexed
 from trainer.data.dataset import IGNORE, Dataset, Record, read_mask_file
 from trainer.data.knobs import DataConfig
 from trainer.data.pixels import image_size, open_image
-from trainer.errors import ConfigError, DataError, UserError, some
+from trainer.errors import ConfigError, DataError, UserError, one_of, some
 from trainer.evaluation.foreign_files import (
     ARRAY_SUFFIXES,
     CAM_SUFFIXES,
@@ -36,7 +34,8 @@ from trainer.maps.foreign import read_foreign
 Numbering = Literal["ours", "data"]
 Pixels = Literal["index", "colours", "binary"]
 
-KINDS = {
+# The faults of a file, in the words of the message and in its order.
+FAULTS = {
     "missing": "have no file",
     "format": "are neither PNG nor arrays",
     "fractions": "hold numbers with fractions, not class indices",
@@ -47,38 +46,35 @@ KINDS = {
     "size": "are of another size than their image",
     "labels": "hold labels that no class has",
 }
-"""What can be wrong with a file, in the words of the message, in its order."""
 
 
 class BadFile(DataError):
     """One file that cannot be used.
 
-    Attributes:
-        kind: of ``KINDS``.
+    Args:
+        fault: of ``FAULTS``.
+        found: the fault of this file.
+        hint: what repairs all files with the fault.
     """
 
-    kind = "unreadable"
-
-    @classmethod
-    def of(cls, kind: str, found: str, hint: str = "") -> BadFile:
-        """With what is wrong with the one file in ``found``, and what would help all like it in
-        ``hint``.
-        """
-        error = cls(found, "", hint)
-        error.kind = kind
-        return error
+    def __init__(self, fault: str, found: str, hint: str = "") -> None:
+        super().__init__(found, "", hint)
+        self.fault = fault
+        # A worker process sends these to its parent, which builds the error again.
+        self.args = (fault, found, hint)
 
 
 @dataclass(frozen=True)
 class ForeignMasks:
-    """Reads ``<id>.png`` of a folder, or ``<id>.npy`` or ``<id>.npz``: label maps
-    ``[H,W]`` or probabilities ``float [K+1,H,W]``, background first.
+    """Reads the masks of a folder: ``<id>.png``, ``<id>.npy`` or ``<id>.npz``.
+
+    Arrays are label maps ``[H,W]`` or probabilities ``float [K+1,H,W]``, background first.
 
     Attributes:
         folder: the masks.
         values: the value of each class in the files.
-        pixels: whether they hold class indices, or the colours of the VOC palette.
-        numbers: what else the values could be, for the message.
+        pixels: of PNG files: class indices, colours of the VOC palette, or 0 and 255.
+        numbers: the ways to number classes, for the message.
     """
 
     folder: Path
@@ -90,36 +86,32 @@ class ForeignMasks:
         """Label map ``uint8 [H,W]``, 0 to K and 255, of the size of the image.
 
         Raises:
-            BadFile: what is wrong.
+            BadFile: the file is missing or cannot be used.
         """
         path = file_of(self.folder, record.id, MASK_SUFFIXES)
         if path is None:
-            raise self._absent(record)
+            raise self._absence(record)
         raw = self._pixels(path, record.id)
         height, width = image_size(record.image)
         if raw.shape != (height, width):
-            raise BadFile.of(
+            raise BadFile(
                 "size", f"{record.id} is {raw.shape[1]}x{raw.shape[0]}, its image {width}x{height}"
             )
-        table = np.full(256, 254, np.uint8)
-        table[0], table[IGNORE] = 0, IGNORE
+        table = np.zeros(256, np.uint8)
+        table[IGNORE] = IGNORE
         for k, value in enumerate(self.values):
             table[value] = k + 1
-        found = np.unique(raw).tolist()
-        unknown = [v for v in found if v not in {0, IGNORE, *self.values}]
-        if unknown:
-            raise BadFile.of(
-                "labels", f"{record.id} holds {some(unknown)}", self._meaning(set(found))
-            )
+        labels = set(np.unique(raw).tolist())
+        if unknown := sorted(labels - {0, IGNORE, *self.values}):
+            raise BadFile("labels", f"{record.id} holds {some(unknown)}", self._meaning(labels))
         return table[raw]
 
-    def _absent(self, record: Record) -> BadFile:
-        """Missing altogether, or there under another suffix."""
+    def _absence(self, record: Record) -> BadFile:
         path = file_of(self.folder, record.id, OTHER_PICTURES)
         if path is None:
-            return BadFile.of("missing", record.id)
+            return BadFile("missing", record.id)
         with open_image(path) as image:
-            return BadFile.of("fractions" if image.mode == "F" else "format", path.name)
+            return BadFile("fractions" if image.mode == "F" else "format", path.name)
 
     def _pixels(self, path: Path, name: str) -> npt.NDArray[np.uint8]:
         try:
@@ -132,25 +124,25 @@ class ForeignMasks:
         except BadFile:
             raise
         except DataError as error:
-            raise BadFile.of("unreadable", error.found.replace(str(path), name)) from error
+            raise BadFile("unreadable", error.found.replace(str(path), name)) from error
 
     def _of_array(self, path: Path) -> npt.NDArray[np.uint8]:
-        """A label map, or the strongest class of probabilities, background first."""
         array, labels = read_array(path), np.array([0, *self.values], np.uint8)
         if array.ndim == 3 and array.dtype.kind == "f" and len(labels) in array.shape[::2]:
+            # Channels first as torch has them, or last as TensorFlow does.
             channels = 0 if len(array) == len(labels) else 2
             if not np.isfinite(array).all():
-                raise BadFile.of("unreadable", f"{path.name} holds NaN or inf")
+                raise BadFile("unreadable", f"{path.name} holds NaN or inf")
             strongest: npt.NDArray[np.uint8] = labels[array.argmax(channels)]
             return strongest
         if array.ndim != 2:
             found = f"{path.name} is {array.dtype} {array.shape}"
             hint = f"label maps [H,W], or probabilities [{len(labels)},H,W], background first"
-            raise BadFile.of("shape", found, hint)
+            raise BadFile("shape", found, hint)
         whole = array.astype(np.uint8) if array.dtype.kind in "iufb" else None
         if whole is None or not (whole == array).all():
-            limits = array.dtype.kind != "f" or (array == np.floor(array)).all()
-            raise BadFile.of("labels" if limits else "fractions", path.name)
+            is_whole = array.dtype.kind != "f" or (array == np.floor(array)).all()
+            raise BadFile("labels" if is_whole else "fractions", path.name)
         return whole
 
     def _decoded(self, path: Path, name: str) -> npt.NDArray[np.uint8]:
@@ -158,35 +150,33 @@ class ForeignMasks:
             if self.pixels == "colours":
                 return indices_of(image, path)
             if image.mode.startswith("I"):
-                raise BadFile.of("deep", f"{name} is {image.mode}", "save them with 8 bits a pixel")
+                raise BadFile("deep", f"{name} is {image.mode}", "save them with 8 bits a pixel")
             if image.mode not in ("P", "L", "1") or reindexed(image):
-                raise self._coloured(image, name)
+                raise self._colour_fault(image, name)
             return np.array(image, dtype=np.uint8)
 
-    def _coloured(self, image: Image.Image, name: str) -> BadFile:
-        """A colour picture: of indices in three equal channels, or of the palette's colours."""
+    def _colour_fault(self, image: Image.Image, name: str) -> BadFile:
+        """A colour picture holds indices in three equal channels, or the palette's colours."""
         pixels = np.asarray(image.convert("RGB"))
-        found = set(np.unique(pixels).tolist())
-        if (pixels == pixels[..., :1]).all() and found <= {0, IGNORE, *self.values} and found > {0}:
-            keep = (
-                "[I.open(p).getchannel(0).save(p) for p in"
-                f" pathlib.Path({str(self.folder)!r}).rglob('*.png')]"
-            )
+        labels = set(np.unique(pixels).tolist())
+        is_grey = (pixels == pixels[..., :1]).all()
+        if is_grey and {0} < labels <= {0, IGNORE, *self.values}:
+            files = f"pathlib.Path({str(self.folder)!r}).rglob('*.png')"
             hint = (
                 'keep one of the equal channels: python -c "import pathlib, PIL.Image as I;'
-                f' {keep}"'
+                f' [I.open(p).getchannel(0).save(p) for p in {files}]"'
             )
-            return BadFile.of("colours", f"{name} is {image.mode} with equal channels", hint)
+            return BadFile("colours", f"{name} is {image.mode} with equal channels", hint)
         mode = "a palette picture with indices of its own" if image.mode == "P" else image.mode
-        return BadFile.of(
+        return BadFile(
             "colours",
             f"{name} is {mode}",
-            "--masks colours reads colours of the VOC palette; or make indices of them: "
+            "--masks colours reads colours of the VOC palette; or turn them into indices: "
             f"wsss-trainer convert {self.folder} NEW --to masks --set data.masks=colours",
         )
 
-    def _meaning(self, found: set[int]) -> str:
-        if found <= grey_levels({0, IGNORE, *range(21)}):
+    def _meaning(self, labels: set[int]) -> str:
+        if labels <= grey_levels({0, IGNORE, *range(21)}):
             return (
                 "these are grey levels of VOC colours, in which classes coincide: unpack the"
                 " original masks again"
@@ -196,13 +186,13 @@ class ForeignMasks:
 
 @dataclass(frozen=True)
 class ForeignCams:
-    """Reads ``<id>.npz`` (ours) or ``<id>.npy`` (PSA, SEAM, CPN, IRN, VWE, MVA) of a folder,
-    without running code in it.
+    """Reads the maps of a folder: ``<id>.npz`` (ours) or ``<id>.npy`` (PSA, SEAM, CPN, IRN, VWE,
+    MVA). No code in the files is run.
 
     Attributes:
         folder: the maps.
-        values: the mask value of each class in their numbering: a map of key k is of the class with
-            the value k + 1.
+        values: the mask value of each class in their numbering: the map of key k belongs to the
+            class with the value k + 1.
         numbers: see ``ForeignMasks``.
     """
 
@@ -214,44 +204,45 @@ class ForeignCams:
         """Maps of an image with class indices 0..K-1.
 
         Raises:
-            BadFile: what is wrong.
+            BadFile: the file is missing or cannot be used.
         """
         path, size = file_of(self.folder, record.id, CAM_SUFFIXES), image_size(record.image)
         if path is None:
-            raise BadFile.of("missing", record.id)
+            raise BadFile("missing", record.id)
         try:
-            ours = path.suffix.lower() == ".npz"
-            cam = read_cam(path) if ours else read_foreign(path, size, as_evaluated=True)
+            is_ours = path.suffix.lower() == ".npz"
+            cam = read_cam(path) if is_ours else read_foreign(path, size, as_evaluated=True)
         except DataError as error:
-            raise BadFile.of("unreadable", error.found) from error
+            raise BadFile("unreadable", error.found) from error
         if cam.size != size:
-            raise BadFile.of(
+            raise BadFile(
                 "size",
                 f"{record.id} is for {cam.size[1]}x{cam.size[0]}, its image {size[1]}x{size[0]}",
             )
         index = {value - 1: k for k, value in enumerate(self.values)}
-        unknown = [k for k in cam.classes.tolist() if k not in index]
-        if unknown:
-            raise BadFile.of(
+        keys = cam.classes.tolist()
+        if unknown := [key for key in keys if key not in index]:
+            raise BadFile(
                 "labels", f"{record.id} has maps of the classes {some(unknown)}", self.numbers
             )
-        return cam._replace(classes=np.array([index[k] for k in cam.classes.tolist()], np.int16))
+        return cam._replace(classes=np.array([index[key] for key in keys], np.int16))
 
 
 def foreign_masks(
     folder: Path, dataset: Dataset, numbering: Numbering, pixels: Pixels = "index"
 ) -> ForeignMasks:
-    """What reads the masks of a folder.
+    """A reader of the masks of a folder.
 
     Args:
         folder: ``<id>.png``, or ``<id>.npy`` or ``<id>.npz`` of one array.
-        dataset: whose images they are of.
+        dataset: whose images they belong to.
         numbering: ``ours``: class k of the K is k + 1; ``data``: as in the data set's own masks.
-        pixels: what they hold.
+        pixels: ``index``, ``colours`` of the VOC palette, or ``binary``: 0 and 255.
 
     Raises:
-        ConfigError: ``binary`` for more than one class.
+        ConfigError: an unknown numbering or kind of pixels, or ``binary`` for several classes.
     """
+    one_of(pixels, get_args(Pixels), "the kind of masks")
     if pixels == "binary" and len(dataset.classes) > 1:
         raise ConfigError(
             f"--masks binary for the {len(dataset.classes)} classes {some(dataset.classes)}",
@@ -262,18 +253,22 @@ def foreign_masks(
 
 
 def foreign_cams(folder: Path, dataset: Dataset, numbering: Numbering) -> ForeignCams:
-    """What reads the maps of a folder.
+    """A reader of the maps of a folder.
 
     Args:
         folder: ``<id>.npz`` or ``<id>.npy``.
-        dataset: whose images they are of.
+        dataset: whose images they belong to.
         numbering: ``ours``: 0 to K-1; ``data``: one less than in the data set's own masks, so that
             PSA's key 14 is VOC's 15, person.
+
+    Raises:
+        ConfigError: an unknown numbering.
     """
     return ForeignCams(folder, _values(dataset, numbering), _numbers(dataset))
 
 
 def _values(dataset: Dataset, numbering: Numbering) -> tuple[int, ...]:
+    one_of(numbering, get_args(Numbering), "the numbering of classes")
     return dataset.mask_values if numbering == "data" else tuple(range(1, len(dataset.classes) + 1))
 
 
@@ -292,36 +287,34 @@ def describe(
     extra: Sequence[str] = (),
     ids: Collection[str] = (),
 ) -> DataError:
-    """One error that says everything that is wrong with a folder, by kind and with counts.
+    """One error about a whole folder, by fault and with counts.
 
     Args:
         problems: of single images, by id.
         total: images of the list.
         what: for example ``masks of preds/``.
         extra: files that belong to no image.
-        ids: of the data set, to see what such files may be meant for.
+        ids: of the data set, to see which images such files may be meant for.
     """
     lines = [f"{len(problems)} of {total} {what} cannot be used:"]
     hints = []
-    for kind, words in KINDS.items():
-        alike = [
-            error for error in problems.values() if getattr(error, "kind", "unreadable") == kind
-        ]
+    for fault, words in FAULTS.items():
+        alike = [e for e in problems.values() if getattr(e, "fault", "unreadable") == fault]
         if alike:
             lines.append(f"  {len(alike)} {words}: {some((error.found for error in alike), 4)}")
             hints += [error.hint for error in alike if error.hint][:1]
     if extra:
         lines.append(f"  and {len(extra)} files are not used: {some(extra, 4)}")
-        hints += _misnamed(extra, ids)
+        hints += _renaming(extra, ids)
     if len(problems) < total:
         hints.append("--bad skip measures without them, and says so")
     return DataError(
-        "\n".join(lines), "one file an image, called after its id", "\n     ".join(hints)
+        "\n".join(lines), "one file per image, named after its id", "\n     ".join(hints)
     )
 
 
-def _misnamed(extra: Sequence[str], ids: Collection[str]) -> list[str]:
-    """What to rename, where a file's name holds an id and more."""
+def _renaming(extra: Sequence[str], ids: Collection[str]) -> list[str]:
+    """A hint for a file whose name holds an id and more. A few files show the pattern."""
     for name in extra[:20]:
         stem = Path(name).stem
         inside = max((i for i in ids if i and i in stem), key=len, default=None)

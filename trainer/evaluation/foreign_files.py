@@ -1,4 +1,4 @@
-"""The files of a folder that others made: which there are, of what kind, and which are not used."""
+"""The files of a folder of masks or maps: their kind, and which of them belong to no image."""
 
 from __future__ import annotations
 
@@ -18,9 +18,6 @@ ARRAY_SUFFIXES = (".npy", ".npz")
 MASK_SUFFIXES = (".png", *ARRAY_SUFFIXES)
 OTHER_PICTURES = (".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 CAM_SUFFIXES = (".npz", ".npy")
-LOOKED_AT = 3
-"""Arrays of a folder that tell whether it holds masks or maps."""
-
 EXPECTED = (
     "masks: <id>.png, or <id>.npy or .npz of one array (labels [H,W] or probabilities [K+1,H,W]);"
     " maps: <id>.npz or <id>.npy"
@@ -28,10 +25,10 @@ EXPECTED = (
 
 
 def file_of(folder: Path, name: str, suffixes: Sequence[str]) -> Path | None:
-    """The file of an image with one of the suffixes, in small or capital letters."""
+    """The file of an image with one of the suffixes, also spelt .PNG or .Png."""
     for suffix in suffixes:
-        for written in (suffix, suffix.upper(), suffix[:2].upper() + suffix[2:]):
-            if (path := folder / f"{name}{written}").exists():
+        for spelling in (suffix, suffix.upper(), suffix[:2].upper() + suffix[2:]):
+            if (path := folder / f"{name}{spelling}").exists():
                 return path
     return None
 
@@ -43,22 +40,19 @@ def read_array(path: Path) -> npt.NDArray[Any]:
         DataError: damaged, pickled objects, or several arrays.
     """
     try:
-        # Opened here: NumPy leaves a damaged archive open.
+        # Opened here, because NumPy leaves a damaged archive open.
         with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return loaded
-            if len(loaded.files) != 1:
-                raise DataError(
-                    f"{path} holds the arrays {some(loaded.files) or 'of nothing'}", "one array"
-                )
-            array: npt.NDArray[Any] = loaded[loaded.files[0]]
-            return array
-    except DataError:
-        raise
+            content = np.load(file, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                return content
+            names = content.files
+            array: npt.NDArray[Any] | None = content[names[0]] if len(names) == 1 else None
     # A damaged archive fails in many ways, and each of them means the same.
     except Exception as error:
         raise DataError(f"{path} cannot be read: {error}", "an array without objects") from error
+    if array is None:
+        raise DataError(f"{path} holds {len(names)} arrays: {some(names)}", "one array")
+    return array
 
 
 def kind_of(folder: Path) -> Kind:
@@ -74,17 +68,18 @@ def kind_of(folder: Path) -> Kind:
     arrays = [path for path in files if path.suffix.lower() in ARRAY_SUFFIXES]
     pictures = {path.suffix.lower() for path in files} & {".png", *OTHER_PICTURES}
     if pictures and arrays:
-        found = sorted(pictures | {path.suffix.lower() for path in arrays})
+        suffixes = sorted(pictures | {path.suffix.lower() for path in arrays})
         raise ConfigError(
-            f"{folder} holds {some(found)} files", "one kind", "--kind masks or --kind cams"
+            f"{folder} holds {some(suffixes)} files", "one kind", "--kind masks or --kind cams"
         )
     if not pictures and not arrays:
         raise DataError(f"{folder} holds neither masks nor maps", EXPECTED)
-    return "masks" if pictures or any(map(_is_mask, arrays[:LOOKED_AT])) else "cams"
+    # Three files, since one may be damaged and all of a large folder would take minutes.
+    return "masks" if pictures or any(map(_is_mask, arrays[:3])) else "cams"
 
 
 def _is_mask(path: Path) -> bool:
-    """Whether an array file is a label map or probabilities: one array without class names."""
+    """Whether a file holds a label map or probabilities: one array without class names."""
     try:
         if path.suffix.lower() == ".npz":
             with zipfile.ZipFile(path) as archive:
@@ -95,16 +90,13 @@ def _is_mask(path: Path) -> bool:
 
 
 def strangers(folder: Path, kind: Kind, ids: Collection[str]) -> list[str]:
-    """Files of a folder that are not used: called after none of ``ids``, or of no kind that is
-    read; sorted.
-    """
+    """Files of a folder that belong to none of ``ids`` or have another suffix, sorted."""
     suffixes = MASK_SUFFIXES if kind == "masks" else CAM_SUFFIXES
-    known = set(ids)
-    left = []
+    names, extra = set(ids), []
     for path in folder.rglob("*"):
         inside = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in inside.parts)
-        used = path.suffix.lower() in suffixes and inside.with_suffix("").as_posix() in known
-        if path.is_file() and not hidden and not used:
-            left.append(inside.as_posix())
-    return sorted(left)
+        is_hidden = any(part.startswith(".") for part in inside.parts)
+        is_input = path.suffix.lower() in suffixes and inside.with_suffix("").as_posix() in names
+        if path.is_file() and not is_hidden and not is_input:
+            extra.append(inside.as_posix())
+    return sorted(extra)

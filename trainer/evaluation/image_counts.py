@@ -1,8 +1,7 @@
-"""Confusions of single images, kept beside every figure: what resampling, comparing and the worst
-list are made of.
+"""Confusions of single images, stored beside every figure.
 
-``evaluation/<stage>-<list>.npz`` of a run holds them sparsely, since an image has few labels: about
-100 bytes an image.
+Resampling, comparisons and the list of the worst images use them. ``evaluation/<stage>-<list>.npz``
+of a run holds them sparsely, since an image has few labels: about 100 bytes per image.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +22,11 @@ from trainer.evaluation.metrics import DEFAULT, Counts, Margins, count_open, mar
 from trainer.files import write_atomic
 
 Sparse = tuple[npt.NDArray[np.int32], Counts]
+TEXTS, ARRAYS = ("ids", "class_names"), ("starts", "cells", "pixels", "boundary")
 
 
 def sparse(confusion: Counts) -> Sparse:
-    """Cells and pixels of a matrix ``[C,C+1]`` that are not empty."""
+    """The cells of a matrix ``[C,C+1]`` that are not empty, and their pixels."""
     cells = np.flatnonzero(confusion)
     return cells.astype(np.int32), confusion.reshape(-1)[cells]
 
@@ -40,9 +41,8 @@ class ImageCounts:
         starts: int64 ``[N+1]``; image n has the entries ``starts[n]:starts[n+1]``.
         cells: int32 ``[M]``, ``truth * (C+1) + prediction``.
         pixels: int64 ``[M]``.
-        boundary: float32 ``[N,C]``, the boundary F-score of every class
-            (``trainer.evaluation.boundary``); nan where an image has no boundary of it, and
-            everywhere if it was not measured.
+        boundary: float32 ``[N,C]``, the boundary F-score of every class; nan where an image has no
+            boundary of it, and everywhere if it was not measured.
     """
 
     ids: tuple[str, ...]
@@ -94,41 +94,33 @@ class ImageCounts:
         image = np.repeat(np.arange(len(self.ids)), np.diff(self.starts))
         row, column = np.divmod(self.cells.astype(np.int64), self.labels + 1)
 
-        def summed(label: Counts, chosen: npt.NDArray[np.bool_]) -> Counts:
+        def total(label: Counts, chosen: npt.NDArray[np.bool_]) -> Counts:
             counts = np.zeros((len(self.ids), self.labels), np.int64)
             np.add.at(counts, (image[chosen], label[chosen]), self.pixels[chosen])
             return counts
 
         everywhere, open_ = np.ones(len(row), bool), column == self.labels
-        counted = Margins(
-            summed(row, row == column), summed(row, everywhere), summed(column, ~open_)
-        )
-        return count_open(counted, summed(row, open_), convention)
+        m = Margins(total(row, row == column), total(row, everywhere), total(column, ~open_))
+        return count_open(m, total(row, open_), convention)
 
     def miou(self, convention: str = DEFAULT) -> npt.NDArray[np.float32]:
-        """Mean IoU of each image by itself, float32 ``[N]``; 1 for one without known pixels."""
-        return np.nan_to_num(margins_miou(self.margins(convention), convention), nan=1.0).astype(
-            np.float32
-        )
-
-    def image_boundary_f(self) -> npt.NDArray[np.float64]:
-        """Boundary F-score of each image, float64 ``[N]``: the mean over the classes that it
-        outlines; nan without one.
-        """
-        return _mean_of_known(self.boundary, 1)
+        """Mean IoU of each image by itself, float32 ``[N]``; 1 where the truth is unknown."""
+        values = margins_miou(self.margins(convention), convention)
+        return np.nan_to_num(values, nan=1.0).astype(np.float32)
 
     def class_boundary_f(self) -> npt.NDArray[np.float64]:
-        """Boundary F-score of each class, float64 ``[C]``: the mean over the images that outline
-        it.
-        """
-        return _mean_of_known(self.boundary, 0)
+        """Boundary F-score of each class, float64 ``[C]``: the mean over images that outline it."""
+        return _finite_mean(self.boundary, 0)
 
     def boundary_f(self) -> float:
-        """Boundary F-score of the list, the mean over its images; nan if it was not measured."""
-        return float(_mean_of_known(self.image_boundary_f()[None], 1)[0])
+        """Boundary F-score of the list; nan if it was not measured.
+
+        The mean over the images, each the mean over the classes that it outlines.
+        """
+        return float(_finite_mean(_finite_mean(self.boundary, 1), 0))
 
     def select(self, ids: Sequence[str]) -> ImageCounts:
-        """The same of some of the images, in the order of ``ids``."""
+        """The counts of some of the images, in the order of ``ids``."""
         place = {name: n for n, name in enumerate(self.ids)}
         rows = [place[name] for name in ids]
         spans = [slice(self.starts[n], self.starts[n + 1]) for n in rows]
@@ -136,62 +128,44 @@ class ImageCounts:
         return ImageCounts.of(ids, self.class_names, images, list(self.boundary[rows]))
 
     def write(self, path: Path) -> None:
-        """Store it without pickle, whole or not at all.
+        """Store the counts without pickle, whole or not at all.
 
         Raises:
             RunError: no space left, or the folder cannot be written.
         """
         buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer,
-            ids=np.asarray(self.ids, np.str_),
-            class_names=np.asarray(self.class_names, np.str_),
-            starts=self.starts,
-            cells=self.cells,
-            pixels=self.pixels,
-            boundary=self.boundary,
-        )
+        values: dict[str, Any] = {key: getattr(self, key) for key in ARRAYS}
+        values |= {key: np.asarray(getattr(self, key), np.str_) for key in TEXTS}
+        np.savez_compressed(buffer, **values)
         write_atomic(path, buffer.getvalue())
 
     @classmethod
     def read(cls, path: Path) -> ImageCounts:
-        """What ``write`` stored.
+        """The counts that ``write`` stored.
 
         Raises:
             DataError: missing, or not such a file.
         """
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                return cls(
-                    tuple(map(str, stored["ids"])),
-                    tuple(map(str, stored["class_names"])),
-                    stored["starts"],
-                    stored["cells"],
-                    stored["pixels"],
-                    stored["boundary"],
-                )
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                values: dict[str, Any] = {key: archive[key] for key in ARRAYS}
+                values |= {key: tuple(map(str, archive[key])) for key in TEXTS}
+                return cls(**values)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(
                 f"counts {path} cannot be read: {error}",
                 "the counts that wsss-trainer eval writes beside evaluation.json",
-                "delete that file, then wsss-trainer eval RUN measures again",
+                "delete that file; wsss-trainer eval RUN measures again",
             ) from error
 
 
 def counts_path(folder: Path, stage: str, list_name: str) -> Path:
-    """Where the counts of a stage of ``evaluation.json`` on a list are kept, in the folder of that
-    file.
-    """
+    """The file of the counts of a stage on a list, in the folder of ``evaluation.json``."""
     return folder / "evaluation" / f"{stage}-{list_name}.npz"
 
 
-def _mean_of_known(values: npt.NDArray[np.floating], axis: int) -> npt.NDArray[np.float64]:
-    known = np.isfinite(values)
-    count = known.sum(axis)
-    mean: npt.NDArray[np.float64] = np.divide(
-        np.where(known, values, 0).sum(axis, dtype=np.float64),
-        count,
-        out=np.full(count.shape, np.nan),
-        where=count > 0,
-    )
-    return mean
+def _finite_mean(values: npt.NDArray[np.floating], axis: int) -> npt.NDArray[np.float64]:
+    # Not numpy.nanmean, which warns where all values are nan.
+    finite = np.isfinite(values)
+    total, count = np.where(finite, values, 0).sum(axis, dtype=np.float64), finite.sum(axis)
+    return np.asarray(total / np.where(count, count, np.nan))

@@ -14,12 +14,12 @@ class EvaluateConfig(Knobs):
     """Knobs of the evaluation.
 
     Attributes:
-        threshold_from: of the maps' figures: ``fixed``, ``label_free``, ``oracle``, the name of a
-            list with true masks, or ``auto``: chosen on ``train`` where another list is reported,
-            label-free on ``train`` itself.
+        threshold_from: origin of the background threshold of the maps' figures: ``fixed``,
+            ``label_free``, ``oracle``, the name of a list with true masks, or ``auto``: ``train``
+            for figures on other lists, ``label_free`` for figures on ``train`` itself.
         threshold: the value for ``fixed``.
         boundary_tolerance: of the boundary F-score: below 1 a fraction of the image's diagonal,
-        else pixels.
+            else pixels.
     """
 
     section: ClassVar[str] = "evaluate"

@@ -14,7 +14,8 @@ from trainer.evaluation.bootstrap import compare_paired, miou_interval
 from trainer.evaluation.figures import Conditions, restated
 from trainer.evaluation.image_counts import ImageCounts, counts_path
 from trainer.evaluation.knobs import EvaluateConfig
-from trainer.evaluation.over_lists import evaluate_cams, evaluate_folder, sweep_thresholds
+from trainer.evaluation.over_lists import evaluate_cams, evaluate_folder
+from trainer.evaluation.sweep import sweep_thresholds
 from trainer.evaluation.threshold import choose
 from trainer.run import Output, Run, stage_key, write_json
 from trainer.weights.supervision import initial_weights
@@ -150,9 +151,7 @@ def _cams(
     source = config.threshold_from
     if source == "auto":
         source = "train" if name != "train" and "train" in lists else "label_free"
-    threshold = choose(
-        source, config.threshold, dataset, records, folder, without=run.left_out, progress=True
-    )
+    threshold = choose(source, config.threshold, dataset, records, folder, without=run.left_out)
     measured = evaluate_cams(
         dataset,
         records,
@@ -160,7 +159,6 @@ def _cams(
         sweep_thresholds(threshold.value),
         at=threshold.value,
         tolerance=config.boundary_tolerance,
-        progress=True,
     )
     assert measured.chosen is not None
     metrics = run.manifest["stages"]["cams"]["metrics"]
@@ -184,7 +182,7 @@ def _cams(
 def _refined(run: Run, dataset: Dataset, name: str, config: EvaluateConfig) -> Figures:
     refined, records = run.manifest["stages"]["refine"]["metrics"], _with_maps(run, dataset, name)
     measured = evaluate_folder(
-        dataset, records, run.path / "masks", tolerance=config.boundary_tolerance, progress=True
+        dataset, records, run.path / "masks", tolerance=config.boundary_tolerance
     )
     said = _said(refined["threshold_from"], name)
     common = _common(run, dataset, name, "refine", len(records))
@@ -204,9 +202,7 @@ def _segmented(
 ) -> Figures:
     settings, folder = run.manifest["config"]["segment"], run.path / stage / "predictions" / name
     records = dataset.masked(name)
-    measured = evaluate_folder(
-        dataset, records, folder, tolerance=config.boundary_tolerance, progress=True
-    )
+    measured = evaluate_folder(dataset, records, folder, tolerance=config.boundary_tolerance)
     labels = "pseudo masks" if stage == "segment" else "TRUE masks (upper bound)"
     views = f"scales {_numbers(settings['scales'])}{' and mirror' if settings['flip'] else ''}"
     common, crf = (

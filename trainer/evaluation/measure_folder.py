@@ -1,6 +1,4 @@
-"""Figures of masks or maps that others made, in the same words and with the same counts as those of
-a run.
-"""
+"""Figures of masks or maps from elsewhere, with the same words and counts as those of a run."""
 
 from __future__ import annotations
 
@@ -8,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from trainer.config import as_dict
 from trainer.data.dataset import IGNORE, Dataset, Record
 from trainer.data.formats.opening import open_dataset
 from trainer.data.knobs import DataConfig
-from trainer.errors import ConfigError, DataError, RunError, UserError
+from trainer.errors import ConfigError, DataError, RunError, UserError, one_of
 from trainer.evaluation.bootstrap import miou_interval
 from trainer.evaluation.boundary import CSURKA
 from trainer.evaluation.figures import Conditions, MaskEvaluation
@@ -32,21 +31,27 @@ from trainer.evaluation.foreign import (
 )
 from trainer.evaluation.foreign_files import Kind, kind_of, strangers
 from trainer.evaluation.image_counts import ImageCounts, counts_path
-from trainer.evaluation.over_lists import (
-    MaskSource,
-    evaluate_cams,
-    evaluate_folder,
-    sweep_thresholds,
-)
-from trainer.evaluation.predictions import thresholded
+from trainer.evaluation.over_lists import MaskSource, evaluate_cams, evaluate_folder
+from trainer.evaluation.predictions import threshold_cam
+from trainer.evaluation.sweep import sweep_thresholds
 from trainer.evaluation.threshold import Threshold, choose
 from trainer.pool import over_images
 from trainer.run import write_json
 
+# The stage of a folder in evaluation.json, so that compare sets it beside that stage of a run.
 STAGES: dict[Kind, str] = {"masks": "segment", "cams": "cam"}
-"""Under which stage of ``evaluation.json`` a folder stands, so that it can be compared with that of
-a run.
-"""
+# Conditions that files from elsewhere do not tell.
+UNKNOWN = (
+    "backbone",
+    "train_list",
+    "tags_from",
+    "initial_weights",
+    "segmenter",
+    "seed",
+    "tags",
+    "views",
+    "crf",
+)
 
 
 @dataclass(frozen=True)
@@ -57,17 +62,20 @@ class Folder:
         path: masks or maps by image id.
         data: the data set.
         list: of the data set, with true masks.
-        kind: masks or maps; None to look.
-        labels: how classes are numbered, see ``foreign.open_folder``.
-        masks: what masks hold: class indices, the colours of the VOC palette, or ``binary``.
+        kind: ``masks`` or ``cams``; None decides by the files.
+        labels: numbering of the classes, see ``foreign.foreign_masks``.
+        masks: pixels of masks, see ``foreign.foreign_masks``.
         threshold: of maps, fixed.
-        threshold_from: who chooses it, see ``refine.threshold.choose``.
-        threshold_cams: maps of the list that it is chosen on; None for ``path``.
-        bad: what becomes of images without a usable file: ``stop``, or ``skip`` them and say so.
+        threshold_from: origin of the threshold, see ``threshold.choose``.
+        threshold_cams: maps of the list that chooses the threshold; None for ``path``.
+        bad: ``stop`` at images without a usable file, or ``skip`` them and say so.
         tolerance: of the boundary F-score.
-        protocol: what the user knows about how they were made, for the protocol line.
+        protocol: the user's words about how the files were made, for the protocol line.
         stage: of ``evaluation.json``; None for ``STAGES``.
-        config: how the data set is read.
+        config: how to read the data set.
+
+    Raises:
+        ConfigError: an unknown ``kind`` or ``bad``.
     """
 
     path: Path
@@ -85,16 +93,20 @@ class Folder:
     stage: str | None = None
     config: DataConfig = field(default_factory=DataConfig)
 
+    def __post_init__(self) -> None:
+        one_of(self.kind or "masks", STAGES, "the kind of folder")
+        one_of(self.bad, ("stop", "skip"), "the treatment of bad files")
+
 
 @dataclass(frozen=True)
 class FolderFigures:
-    """What was measured.
+    """The figures of a folder.
 
     Attributes:
         stage: of ``evaluation.json``.
         entry: its entry for the list.
         images: confusions of single images.
-        masks: reads the label map of an image, as it was measured.
+        masks: returns the measured label map of an image.
         dataset: the data set.
     """
 
@@ -105,9 +117,7 @@ class FolderFigures:
     dataset: Dataset
 
 
-def measure_folder(
-    folder: Folder, workers: int | None = None, progress: bool = False
-) -> FolderFigures:
+def measure_folder(folder: Folder, workers: int | None = None) -> FolderFigures:
     """Check every file of the list, then measure.
 
     Raises:
@@ -116,18 +126,17 @@ def measure_folder(
         ConfigError: options that contradict each other.
     """
     dataset = open_dataset(folder.data, config=folder.config)
-    records, kind = _listed(dataset, folder.list), folder.kind or kind_of(folder.path)
-    if kind == "masks" and (
-        folder.threshold is not None or folder.threshold_from or folder.threshold_cams
-    ):
+    records, kind = _masked(dataset, folder.list), folder.kind or kind_of(folder.path)
+    thresholds = (folder.threshold, folder.threshold_from, folder.threshold_cams)
+    if kind == "masks" and any(value is not None for value in thresholds):
         raise ConfigError(
             f"{folder.path} holds masks, and masks have no threshold", "--threshold for maps only"
         )
-    check = _Check(folder, dataset, workers, progress)
-    usable, left_out = check.usable(folder.path, kind, records)
-    measured, entry, masks = (_masks if kind == "masks" else _cams)(check, usable)
+    task = _Task(folder, dataset, workers)
+    usable, left_out = task.usable(folder.path, kind, records)
+    evaluation, entry, masks = (_masks if kind == "masks" else _cams)(task, usable)
     entry |= {
-        "miou_interval": miou_interval(measured.images).report(),
+        "miou_interval": miou_interval(evaluation.images).report(),
         "left_out": left_out,
         "extra": strangers(folder.path, kind, dataset.records),
         "source": {
@@ -139,21 +148,20 @@ def measure_folder(
             "config": as_dict(folder.config),
         },
     }
-    return FolderFigures(folder.stage or STAGES[kind], entry, measured.images, masks, dataset)
+    return FolderFigures(folder.stage or STAGES[kind], entry, evaluation.images, masks, dataset)
 
 
 def holds_figures(folder: Path) -> bool:
-    """Whether figures of an earlier command are kept in a folder."""
+    """Whether a folder holds figures of an earlier command."""
     try:
-        kept = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-        return all("miou" in entry for lines in kept.values() for entry in lines.values())
+        evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+        return all("miou" in entry for lines in evaluation.values() for entry in lines.values())
     except (OSError, ValueError, AttributeError, TypeError):
         return False
 
 
 def keep(figures: FolderFigures, list_name: str, out: Path) -> None:
-    """Write ``evaluation.json`` and the counts to ``out``, beside figures of other stages and lists
-    that are there.
+    """Write ``evaluation.json`` and the counts to ``out``, beside other stages and lists there.
 
     Raises:
         RunError: ``out`` is a run, whose figures are its own; or it cannot be written.
@@ -167,11 +175,11 @@ def keep(figures: FolderFigures, list_name: str, out: Path) -> None:
     write_json(path, evaluation)
 
 
-def _listed(dataset: Dataset, name: str) -> list[Record]:
+def _masked(dataset: Dataset, name: str) -> list[Record]:
     records = dataset.masked(name)
     if not records:
         raise DataError(
-            f"all {len(dataset.lists[name])} images of list {name!r} have no true mask",
+            f"none of the {len(dataset.lists[name])} images of list {name!r} has a true mask",
             "a list whose images have true masks",
             f"one of the lists of {dataset.root}: {', '.join(sorted(dataset.lists))}",
         )
@@ -179,44 +187,50 @@ def _listed(dataset: Dataset, name: str) -> list[Record]:
 
 
 @dataclass(frozen=True)
-class _Check:
-    """What every step needs, and the look at single files that comes before any figure."""
-
+class _Task:
     folder: Folder
     dataset: Dataset
     workers: int | None
-    progress: bool
 
     def usable(
         self, path: Path, kind: Kind, records: Sequence[Record]
     ) -> tuple[list[Record], dict[str, str]]:
-        """Images whose file can be used, and what is wrong with those of the others."""
+        """Images with a usable file, and the faults of the others by id."""
         reader = self.cams(path) if kind == "cams" else self.masks(path)
         problems: dict[str, UserError] = {}
-        found, title = [], f"check {path.name}"
-        shown: set[int] = set()
-        outcomes = over_images(
-            partial(_try, reader), records, self.workers, title, self.progress, lambda r: r.id
-        )
-        for record, problem in outcomes:
-            if isinstance(problem, UserError):
-                problems[record.id] = problem
+        usable, labels = [], set[int]()
+        work, title = partial(_labels, reader), f"check {path.name}"
+        outcomes = over_images(work, records, self.workers, title, True, attrgetter("id"))
+        for record, outcome in outcomes:
+            if isinstance(outcome, UserError):
+                problems[record.id] = outcome
             else:
-                found.append(record)
-                shown |= problem or set()
-        if problems and (self.folder.bad == "stop" or not found):
+                usable.append(record)
+                labels |= outcome
+        if problems and (self.folder.bad == "stop" or not usable):
             what = f"{'masks' if kind == 'masks' else 'maps'} of {path}"
             extra = strangers(path, kind, self.dataset.records)
             raise describe(problems, len(records), what, extra, self.dataset.records)
-        if IGNORE in shown and shown <= {0, IGNORE}:
+        if IGNORE in labels and labels <= {0, IGNORE}:
             raise _all_open(path, self.dataset.classes)
-        return found, {name: problem.found for name, problem in problems.items()}
+        return usable, {name: problem.found for name, problem in problems.items()}
 
     def masks(self, path: Path) -> ForeignMasks:
         return foreign_masks(path, self.dataset, self.folder.labels, self.folder.masks)
 
     def cams(self, path: Path) -> ForeignCams:
         return foreign_cams(path, self.dataset, self.folder.labels)
+
+    def threshold(self, usable: Sequence[Record]) -> Threshold:
+        folder, dataset = self.folder, self.dataset
+        source = _threshold_source(folder, dataset)
+        path, without = folder.threshold_cams or folder.path, dict[str, str]()
+        if source in dataset.lists and (source != folder.list or folder.threshold_cams):
+            _, without = self.usable(path, "cams", _masked(dataset, source))
+        elif source == folder.list:
+            source = "oracle"
+        fixed, reader = folder.threshold or 0.0, self.cams(path)
+        return choose(source, fixed, dataset, usable, reader, without=without, workers=self.workers)
 
     def conditions(self, what: str, measured: int, threshold_from: str | None = None) -> Conditions:
         folder, dataset = self.folder, self.dataset
@@ -228,82 +242,64 @@ class _Check:
             labels=len(dataset.classes) + 1,
             truth=dataset.masks_from,
             method=f"{what} of {folder.path.resolve()}",
-            backbone=None,
-            train_list=None,
-            tags_from=None,
-            initial_weights=None,
-            segmenter=None,
-            seed=None,
-            tags=None,
-            views=None,
-            crf=None,
+            **dict.fromkeys(UNKNOWN),
             threshold_from=threshold_from,
             note=folder.protocol,
         )
 
 
-def _try(reader: ForeignMasks | ForeignCams, record: Record) -> set[int]:
-    """Labels that a mask shows; nothing for maps."""
-    read = reader(record)
-    return set(np.unique(read).tolist()) if isinstance(read, np.ndarray) else set()
+def _labels(reader: ForeignMasks | ForeignCams, record: Record) -> set[int]:
+    """Labels of a mask; none for maps, which are only read to see that they can be."""
+    content = reader(record)
+    return set(np.unique(content).tolist()) if isinstance(content, np.ndarray) else set()
 
 
 def _all_open(path: Path, classes: Sequence[str]) -> DataError:
-    """Masks as most tools write one class: 255 would count as background everywhere."""
-    one = len(classes) == 1
+    """Most tools write the one class as 255, which would count as background everywhere."""
+    hint = "--masks binary reads 255 as the one class"
+    if len(classes) > 1:
+        names = f"1 {classes[0]}, 2 {classes[1]}, ..."
+        hint = f"save the index of the class ({names}) instead of 255"
     return DataError(
         f"the masks of {path} hold 0 and 255 only, and 255 is a pixel that is left open",
         f"0 for background, 1 to {len(classes)} for the classes",
-        "--masks binary reads 255 as the one class"
-        if one
-        else f"save the index of the class (1 {classes[0]}, 2 {classes[1]}, ...) instead of 255",
+        hint,
     )
 
 
 Figures = tuple[MaskEvaluation, dict[str, Any], MaskSource]
 
 
-def _masks(check: _Check, usable: Sequence[Record]) -> Figures:
-    folder, reader = check.folder, check.masks(check.folder.path)
-    measured = evaluate_folder(
-        check.dataset,
-        usable,
-        reader,
-        tolerance=folder.tolerance,
-        workers=check.workers,
-        progress=check.progress,
+def _masks(task: _Task, usable: Sequence[Record]) -> Figures:
+    reader, tolerance = task.masks(task.folder.path), task.folder.tolerance
+    evaluation = evaluate_folder(
+        task.dataset, usable, reader, tolerance=tolerance, workers=task.workers
     )
-    conditions = check.conditions("masks", len(usable))
-    return (
-        measured,
-        measured.report(conditions.line()) | {"conditions": conditions.report()},
-        reader,
-    )
+    conditions = task.conditions("masks", len(usable))
+    entry = evaluation.report(conditions.line())
+    return evaluation, entry | {"conditions": conditions.report()}, reader
 
 
-def _cams(check: _Check, usable: Sequence[Record]) -> Figures:
-    folder, reader = check.folder, check.cams(check.folder.path)
-    threshold = _threshold(check, usable)
-    swept = evaluate_cams(
-        check.dataset,
+def _cams(task: _Task, usable: Sequence[Record]) -> Figures:
+    reader, threshold = task.cams(task.folder.path), task.threshold(usable)
+    sweep = evaluate_cams(
+        task.dataset,
         usable,
         reader,
         sweep_thresholds(threshold.value),
         at=threshold.value,
-        tolerance=folder.tolerance,
-        workers=check.workers,
-        progress=check.progress,
+        tolerance=task.folder.tolerance,
+        workers=task.workers,
     )
-    assert swept.chosen is not None
-    said = "oracle" if threshold.source == folder.list else threshold.source
-    conditions = check.conditions("maps", len(usable), said)
-    entry = swept.report(threshold.value, said, f"{conditions.line()}; {threshold.detail}")
-    masks = partial(thresholded, reader, threshold.value)
-    return swept.chosen, entry | {"conditions": conditions.report()}, masks
+    assert sweep.chosen is not None
+    source = "oracle" if threshold.source == task.folder.list else threshold.source
+    conditions = task.conditions("maps", len(usable), source)
+    entry = sweep.report(threshold.value, source, f"{conditions.line()}; {threshold.detail}")
+    masks = partial(threshold_cam, reader, threshold.value)
+    return sweep.chosen, entry | {"conditions": conditions.report()}, masks
 
 
-def _threshold(check: _Check, usable: Sequence[Record]) -> Threshold:
-    folder, dataset = check.folder, check.dataset
+def _threshold_source(folder: Folder, dataset: Dataset) -> str:
     if folder.threshold is not None and folder.threshold_from not in (None, "fixed"):
         raise ConfigError(
             "a --threshold, and a --threshold-from that would choose another", "one of them"
@@ -315,18 +311,4 @@ def _threshold(check: _Check, usable: Sequence[Record]) -> Threshold:
         raise ConfigError(
             f"--threshold-cams, and the threshold is {source}", "--threshold-from LIST"
         )
-    path, without = folder.threshold_cams or folder.path, dict[str, str]()
-    if source in dataset.lists and (source != folder.list or folder.threshold_cams):
-        _, without = check.usable(path, "cams", _listed(dataset, source))
-    elif source == folder.list:
-        source = "oracle"
-    return choose(
-        source,
-        folder.threshold or 0.0,
-        dataset,
-        usable,
-        check.cams(path),
-        without=without,
-        workers=check.workers,
-        progress=check.progress,
-    )
+    return source

@@ -1,9 +1,9 @@
-"""Ratios of confusion counts, in every convention that papers use (spec refine-segment 12).
+"""Ratios of confusion counts, in the conventions that papers use.
 
 A confusion matrix is int64 ``[C,C]``, rows the truth, columns the prediction, C = K+1 labels with
 background first. It is summed over all images before any ratio is taken: the figures are those of
-the data set, not means over images. A matrix ``[C,C+1]`` has one more column: pixels that the
-prediction itself leaves open (255). What becomes of them is a matter of convention.
+the data set, not means over images. A matrix ``[C,C+1]`` has one more column, for pixels that the
+prediction leaves open (255); the convention decides what they count as.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.data.dataset import IGNORE
-from trainer.errors import ConfigError, DataError, nearest
+from trainer.errors import ConfigError, DataError, nearest, one_of
 
 Counts = npt.NDArray[np.int64]
 Ratios = npt.NDArray[np.float64]
@@ -27,12 +27,12 @@ class Convention:
     """How a mean IoU is taken from a confusion matrix.
 
     Attributes:
-        mean_over: ``union``: classes that the truth or the prediction holds; ``truth``: classes
-            that the truth holds; ``all``: every class, an absent one counting 0; ``every``: every
-            class, and none may be absent.
-        open: predicted 255 is ``background``; or ``missed``, a pixel of its true class that no
-            class has found; or ``refused``.
-        about: whose it is, in words.
+        mean_over: ``union``: classes in the truth or the prediction; ``truth``: classes in the
+            truth; ``all``: every class, an absent one counting 0; ``every``: every class, and the
+            mean is undefined where one is absent.
+        open: predicted 255 counts as ``background``, or as ``missed`` (a pixel of its true class
+            that the prediction gives to no class), or is ``refused``.
+        about: who uses it.
     """
 
     mean_over: Literal["union", "truth", "all", "every"]
@@ -63,20 +63,29 @@ ALIASES = {
     "largefov": "seam",
 }
 DEFAULT = "default"
+SCALARS = (
+    "mean_precision",
+    "mean_recall",
+    "mean_f",
+    "f_of_means",
+    "over_activation",
+    "under_activation",
+    "accuracy",
+)
 
 
 def convention_name(name: str) -> str:
-    """The name in ``CONVENTIONS``, from that or a paper's.
+    """The key in ``CONVENTIONS`` of a convention or a paper.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: neither is known.
     """
-    found = ALIASES.get(name, name)
-    if found not in CONVENTIONS:
+    key = ALIASES.get(name, name)
+    if key not in CONVENTIONS:
         raise ConfigError(
             f"there is no convention {name!r}", nearest(name, [*CONVENTIONS, *ALIASES])
         )
-    return found
+    return key
 
 
 def confusion(
@@ -91,71 +100,76 @@ def confusion(
 
     Args:
         pred: integer array or tensor of any shape.
-        truth: the same shape; pixels equal to ``ignore`` or not below ``num_classes`` are left out.
+        truth: the same shape; pixels of ``ignore`` or outside 0..C-1 are left out.
         num_classes: C, background included.
-        ignore: the label that stands for "not known".
-        predicted_ignore: where predicted ``ignore`` is counted: as background, as in IRN's
-            evaluation, or in a column of its own.
+        ignore: the label of unknown pixels.
+        predicted_ignore: predicted ``ignore`` counts as ``background``, as in IRN's evaluation, or
+            in a column of its ``own``.
 
     Returns:
-        int64 ``[C,C]``, rows the truth; ``[C,C+1]`` with a column of its own.
+        int64 ``[C,C]``, rows the truth; ``[C,C+1]`` with the extra column.
 
     Raises:
         DataError: shapes differ, or a predicted label is outside 0..C-1.
+        ConfigError: unknown ``predicted_ignore``.
     """
-    guess, true = _flat(pred), _flat(truth)
+    one_of(predicted_ignore, ("background", "own"), "the column of predicted ignore")
     if np.shape(pred) != np.shape(truth):
         raise DataError(
             f"prediction {tuple(np.shape(pred))} and truth {tuple(np.shape(truth))} differ in size"
         )
-    known = (true != ignore) & (true >= 0) & (true < num_classes)
-    guess, true = guess[known], true[known]
-    open_ = guess == ignore
-    if not open_.all() and not (guess[~open_].min() >= 0 and guess[~open_].max() < num_classes):
+    guess, true = _flat(pred), _flat(truth)
+    valid = (true != ignore) & (true >= 0) & (true < num_classes)
+    guess, true = guess[valid], true[valid]
+    labels = guess[guess != ignore]
+    if labels.size and not (labels.min() >= 0 and labels.max() < num_classes):
         raise DataError(
-            f"predicted labels run from {guess[~open_].min()} to {guess[~open_].max()}",
-            f"0 to {num_classes - 1}",
+            f"predicted labels run from {labels.min()} to {labels.max()}", f"0 to {num_classes - 1}"
         )
     columns = num_classes + (predicted_ignore == "own")
-    guess = np.where(open_, columns - 1 if predicted_ignore == "own" else 0, guess)
+    guess = np.where(guess == ignore, num_classes if predicted_ignore == "own" else 0, guess)
     counts = np.bincount(true * columns + guess, minlength=num_classes * columns)
     return counts.reshape(num_classes, columns).astype(np.int64)
 
 
 def _flat(labels: Any) -> Counts:
+    # A tensor on a GPU, without an import of torch for those who evaluate PNG files.
     on_host = labels.cpu() if hasattr(labels, "cpu") else labels
     return np.asarray(on_host).reshape(-1).astype(np.int64)
 
 
 @dataclass(frozen=True)
 class Margins:
-    """What every ratio is made of: pixels ``[...,C]`` that are right, that the truth holds, and
-    that were found.
+    """Pixels ``[...,C]`` of each class from which every ratio follows.
+
+    Attributes:
+        hit: in truth and prediction.
+        truth: in the truth.
+        guess: in the prediction.
     """
 
     hit: Any
     truth: Any
-    found: Any
+    guess: Any
 
 
 def margins(confusion: Any, convention: str = DEFAULT) -> Margins:
-    """Margins of matrices ``[...,C,C]`` or ``[...,C,C+1]``, as the convention counts predicted 255.
+    """Margins of matrices ``[...,C,C]`` or ``[...,C,C+1]``; the convention counts predicted 255.
 
     Raises:
-        DataError: the convention has no place for predicted 255, and there are some.
+        DataError: the convention refuses predicted 255, and there are some.
     """
     counts = np.asarray(confusion)
     labels = counts.shape[-2]
     square = counts[..., :labels]
-    hit, truth, found = np.diagonal(square, axis1=-2, axis2=-1), counts.sum(-1), square.sum(-2)
+    result = Margins(np.diagonal(square, axis1=-2, axis2=-1), counts.sum(-1), square.sum(-2))
     if counts.shape[-1] == labels:
-        return Margins(hit, truth, found)
-    return count_open(Margins(hit, truth, found), counts[..., labels], convention)
+        return result
+    return count_open(result, counts[..., labels], convention)
 
 
-def count_open(counted: Margins, open_: Any, convention: str) -> Margins:
-    """Margins in which pixels ``[...,C]`` with predicted 255, by true class, are counted as the
-    convention has it.
+def count_open(m: Margins, open_: Any, convention: str) -> Margins:
+    """``m`` after the convention has counted pixels ``[...,C]`` of predicted 255, by true class.
 
     Raises:
         DataError: see ``margins``.
@@ -163,23 +177,21 @@ def count_open(counted: Margins, open_: Any, convention: str) -> Margins:
     rule = CONVENTIONS[convention].open
     if rule == "refused" and open_.sum():
         raise DataError(
-            f"the predictions hold 255, and {convention} ({CONVENTIONS[convention].about}) stops at"
-            " such masks",
+            f"the predictions hold 255, which the convention {convention}"
+            f" ({CONVENTIONS[convention].about}) does not allow",
             "labels 0 to the number of classes only",
             "--convention default counts 255 as background, --convention seam as missed",
         )
     if rule != "background":
-        return counted
-    background = np.zeros(counted.hit.shape[-1], np.int64)
+        return m
+    background = np.zeros(m.hit.shape[-1], np.int64)
     background[0] = 1
-    hit = counted.hit + background * open_
-    return Margins(hit, counted.truth, counted.found + background * open_.sum(-1)[..., None])
+    guess = m.guess + background * open_.sum(-1)[..., None]
+    return Margins(m.hit + background * open_, m.truth, guess)
 
 
 def iou(confusion: Any) -> Ratios:
-    """``hit / (truth + predicted - hit)`` of every class, float64 ``[..., C]``; nan where both are
-    empty.
-    """
+    """IoU of every class, float64 ``[...,C]``; nan where truth and prediction are both empty."""
     return margins_iou(margins(confusion))
 
 
@@ -194,17 +206,15 @@ def mean_iou(confusion: Any, convention: str = DEFAULT) -> Ratios:
 
 def margins_iou(m: Margins) -> Ratios:
     """IoU of margins ``[...,C]``, float64 ``[...,C]``; nan where a class has none."""
-    return _ratio(m.hit, m.truth + m.found - m.hit)
+    return _ratio(m.hit, m.truth + m.guess - m.hit)
 
 
 def margins_miou(m: Margins, convention: str = DEFAULT) -> Ratios:
-    """Mean IoU of margins ``[...,C]``, float64 ``[...]``; nan where there are no pixels, or where
-    it is undefined.
-    """
+    """Mean IoU of margins ``[...,C]``, float64 ``[...]``; nan where the convention gives none."""
     rule = CONVENTIONS[convention].mean_over
-    union = m.truth + m.found - m.hit
+    union = m.truth + m.guess - m.hit
     if rule == "all":
-        # SEAM's script: the 1e-10 keeps 0/0 from being one.
+        # SEAM's script adds 1e-10, so that an absent class has IoU 0 and not 0/0.
         values: Ratios = np.where(union.sum(-1) > 0, (m.hit / (union + 1e-10)).mean(-1), np.nan)
         return values
     present = {"union": union > 0, "truth": m.truth > 0, "every": np.ones(union.shape, bool)}[rule]
@@ -227,11 +237,10 @@ class Metrics:
         miou: in the convention asked for.
         mean_precision, mean_recall: means over the entries that exist.
         mean_f: mean of the F-scores of the classes.
-        f_of_means: F-score of mean precision and mean recall, as SC-CAM's table reports it (spec
-            D20).
+        f_of_means: F-score of mean precision and mean recall, as SC-CAM's table reports it.
         over_activation, under_activation: mean over foreground classes of false positives
-        (negatives) per union (SEAM).
-        accuracy: share of right pixels.
+            (negatives) per union, as SEAM reports them.
+        accuracy: share of correct pixels.
     """
 
     iou: Ratios
@@ -255,12 +264,9 @@ def metrics(confusion: Counts, convention: str = DEFAULT) -> Metrics:
         DataError: see ``margins``.
     """
     m = margins(confusion, convention)
-    union = m.truth + m.found - m.hit
-    precision, recall, f = (
-        _ratio(m.hit, m.found),
-        _ratio(m.hit, m.truth),
-        _ratio(2 * m.hit, m.truth + m.found),
-    )
+    union = m.truth + m.guess - m.hit
+    precision, recall = _ratio(m.hit, m.guess), _ratio(m.hit, m.truth)
+    f = _ratio(2 * m.hit, m.truth + m.guess)
     mean_precision, mean_recall = _mean(precision), _mean(recall)
     return Metrics(
         iou=_ratio(m.hit, union),
@@ -272,7 +278,7 @@ def metrics(confusion: Counts, convention: str = DEFAULT) -> Metrics:
         mean_recall=mean_recall,
         mean_f=_mean(f),
         f_of_means=2 * mean_precision * mean_recall / max(mean_precision + mean_recall, 1e-12),
-        over_activation=_mean(_ratio(m.found - m.hit, union)[1:]),
+        over_activation=_mean(_ratio(m.guess - m.hit, union)[1:]),
         under_activation=_mean(_ratio(m.truth - m.hit, union)[1:]),
         accuracy=float(m.hit.sum() / max(m.truth.sum(), 1)),
     )
@@ -286,14 +292,14 @@ def _mean(values: Ratios) -> float:
 def summarise(
     confusion: Counts, class_names: Sequence[str], convention: str = DEFAULT
 ) -> dict[str, Any]:
-    """The ratios of a confusion matrix as plain JSON values; None where a class occurs in neither
-    truth nor prediction.
+    """The ratios of a confusion matrix as plain JSON values; None where one is undefined.
+
+    ``miou_by_convention`` holds the mean IoU in every convention.
 
     Args:
         confusion: int64 ``[K+1,K+1]`` or ``[K+1,K+2]``.
         class_names: the K foreground names.
-        convention: of ``CONVENTIONS``; ``miou_by_convention`` has all of them beside, None where
-        one is undefined.
+        convention: of ``CONVENTIONS``.
 
     Raises:
         DataError: see ``margins``.
@@ -309,19 +315,11 @@ def summarise(
     def named(values: Ratios) -> dict[str, float | None]:
         return {label: finite_or_none(value) for label, value in zip(labels, values, strict=True)}
 
+    vectors = {key: named(getattr(m, key)) for key in ("iou", "precision", "recall", "f")}
     return {
         "miou": finite_or_none(m.miou),
-        "iou": named(m.iou),
-        "precision": named(m.precision),
-        "recall": named(m.recall),
-        "f": named(m.f),
-        "mean_precision": finite_or_none(m.mean_precision),
-        "mean_recall": finite_or_none(m.mean_recall),
-        "mean_f": finite_or_none(m.mean_f),
-        "f_of_means": finite_or_none(m.f_of_means),
-        "over_activation": finite_or_none(m.over_activation),
-        "under_activation": finite_or_none(m.under_activation),
-        "accuracy": m.accuracy,
+        **vectors,
+        **{key: finite_or_none(getattr(m, key)) for key in SCALARS},
         "convention": convention,
         "miou_by_convention": {name: _miou_or_none(confusion, name) for name in CONVENTIONS},
         "predicted_ignore": int(open_.sum()),

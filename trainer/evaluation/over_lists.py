@@ -1,11 +1,11 @@
-"""How good masks and class activation maps are over whole lists (spec refine-segment 12)."""
+"""How good masks and class activation maps are over whole lists."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,64 +15,21 @@ from trainer.errors import DataError, UserError
 from trainer.evaluation.boundary import boundary_f
 from trainer.evaluation.figures import CamEvaluation, MaskEvaluation, row_of
 from trainer.evaluation.image_counts import ImageCounts, Sparse, sparse
-from trainer.evaluation.metrics import Counts, confusion, iou, mean_iou, metrics, summarise
-from trainer.evaluation.sweep import (
-    SPEC_SWEEP,
-    SWEEP,
-    Thresholds,
-    ascending,
-    image_mious,
-    sweep_image,
-    sweep_thresholds,
-    threshold_sweep,
-)
+from trainer.evaluation.metrics import Counts, confusion
+from trainer.evaluation.sweep import SWEEP, Thresholds, ascending, image_mious, sweep_image
 from trainer.maps.camfile import Cam, cam_path, read_cam, upsample_cam
-from trainer.pool import over_images, raise_together
+from trainer.pool import each_image, over_images, raise_together
 
-__all__ = [
-    "SPEC_SWEEP",
-    "SWEEP",
-    "CamEvaluation",
-    "CamSource",
-    "MaskEvaluation",
-    "MaskSource",
-    "cam_reader",
-    "confusion",
-    "evaluate_cams",
-    "evaluate_folder",
-    "evaluate_masks",
-    "iou",
-    "mask_reader",
-    "mean_iou",
-    "metrics",
-    "summarise",
-    "sweep_thresholds",
-    "threshold_sweep",
-]
-
+UNMEASURABLE = "images cannot be measured"
 Labels = npt.NDArray[np.uint8]
 Boundary = npt.NDArray[np.float32]
-CamSource = Path | Callable[[Record], Cam]
-"""A folder of ``<id>.npz``, or what reads the maps of an image from somewhere else."""
-MaskSource = Path | Callable[[Record], Labels]
-"""A folder of ``<id>.png`` (labels 0..K, 255 open), or what reads the label map of an image from
-somewhere else.
-"""
-
-
-def evaluate_masks(
-    pairs: Iterable[tuple[str, Labels, Labels]], class_names: Sequence[str]
-) -> MaskEvaluation:
-    """Measure ``(id, prediction [H,W], truth [H,W])`` of each image.
-
-    Raises:
-        DataError: sizes differ, or a predicted label is not known; the image is named.
-    """
-    ids, images = [], []
-    for name, pred, truth in pairs:
-        images.append(_measure(name, pred, truth, len(class_names) + 1, None)[0])
-        ids.append(name)
-    return MaskEvaluation(ImageCounts.of(ids, class_names, images), None)
+Detail = tuple[Sparse, Boundary]
+CamReader = Callable[[Record], Cam]
+MaskReader = Callable[[Record], Labels]
+CamSource = Path | CamReader
+"""A folder of ``<id>.npz``, or a function that returns the maps of an image."""
+MaskSource = Path | MaskReader
+"""A folder of ``<id>.png`` (labels 0..K, 255 open), or a function that returns a label map."""
 
 
 def evaluate_cams(
@@ -84,7 +41,6 @@ def evaluate_cams(
     at: float | None = None,
     tolerance: float | None = None,
     workers: int | None = None,
-    progress: bool = False,
 ) -> CamEvaluation:
     """Sweep the maps of a list, each up-sampled to the size of its image, in one pass.
 
@@ -93,34 +49,38 @@ def evaluate_cams(
         records: images with true masks.
         cams: the maps.
         thresholds: ascending.
-        at: one of ``thresholds``, to look at closely: ``CamEvaluation.chosen``.
-        tolerance: of the boundary F-score there; None to leave it out.
+        at: one of ``thresholds``, whose masks become ``CamEvaluation.chosen``.
+        tolerance: of the boundary F-score of those masks; None leaves the score out.
         workers: processes; None for one a core, 0 for none.
-        progress: show a bar.
 
     Raises:
-        DataError: maps or true masks that are missing, unreadable or of another size, all of them
-        named.
+        DataError: maps or true masks are missing, unreadable or of another size; lists all of them.
     """
     levels, labels = ascending(thresholds), len(dataset.classes) + 1
     row = None if at is None else row_of(levels, at)
     work = partial(_sweep_record, dataset, cam_reader(cams), levels, row, tolerance)
     total = np.zeros((len(levels), labels, labels), np.int64)
-    values, closely = [], []
-    for counts, columns, closer in _each(
-        over_images(work, records, workers, "maps", progress, _name), len(records)
-    ):
+    details: list[Detail] = []
+    mious, problems = [], []
+    # Not each_image, which returns a list: the sweep of one image holds 100 matrices.
+    for _, outcome in over_images(work, records, workers, "maps", True, attrgetter("id")):
+        if isinstance(outcome, UserError):
+            problems.append(outcome)
+            continue
+        counts, columns, detail = outcome
         total[:, :, columns] += counts
-        values.append(image_mious(counts, columns))
-        closely.append(closer)
-    image_miou = np.stack(values) if values else np.zeros((0, len(levels)), np.float32)
+        mious.append(image_mious(counts, columns))
+        if detail is not None:
+            details.append(detail)
+    raise_together(problems, len(records), UNMEASURABLE)
+    image_miou = np.stack(mious) if mious else np.zeros((0, len(levels)), np.float32)
     ids = tuple(record.id for record in records)
-    chosen = _gathered(ids, dataset.classes, closely, tolerance) if at is not None else None
+    chosen = None if row is None else _evaluation(ids, dataset, details, tolerance)
     return CamEvaluation(levels, total, image_miou, ids, dataset.classes, row, chosen)
 
 
-def cam_reader(cams: CamSource) -> Callable[[Record], Cam]:
-    """What reads the maps of an image."""
+def cam_reader(cams: CamSource) -> CamReader:
+    """A function that returns the maps of an image."""
     return partial(_read_own, cams) if isinstance(cams, Path) else cams
 
 
@@ -130,13 +90,13 @@ def _read_own(folder: Path, record: Record) -> Cam:
 
 def _sweep_record(
     dataset: Dataset,
-    read: Callable[[Record], Cam],
+    reader: CamReader,
     thresholds: Thresholds,
     row: int | None,
     tolerance: float | None,
     record: Record,
-) -> tuple[Counts, Counts, tuple[Sparse, Boundary] | None]:
-    cam, truth, labels = read(record), dataset.read_mask(record), len(dataset.classes) + 1
+) -> tuple[Counts, Counts, Detail | None]:
+    cam, truth, labels = reader(record), dataset.read_mask(record), len(dataset.classes) + 1
     if cam.size != truth.shape:
         raise DataError(
             f"maps of {record.id!r} are for {cam.size} pixels and its mask has {truth.shape}",
@@ -148,10 +108,8 @@ def _sweep_record(
         return counts, columns, None
     at_row = np.zeros((labels, labels + 1), np.int64)
     at_row[:, columns] = counts[row]
-    outlines = _outlines(
-        threshold_maps(maps, cam.classes, thresholds[row]), truth, labels, tolerance
-    )
-    return counts, columns, (sparse(at_row), outlines)
+    mask = threshold_maps(maps, cam.classes, thresholds[row])
+    return counts, columns, (sparse(at_row), _boundary(mask, truth, labels, tolerance))
 
 
 def threshold_maps(
@@ -173,22 +131,21 @@ def evaluate_folder(
     *,
     tolerance: float | None = None,
     workers: int | None = None,
-    progress: bool = False,
 ) -> MaskEvaluation:
-    """Measure masks (labels 0..K, 255 for pixels left open) against the true masks of a list; see
-    ``evaluate_cams``.
+    """Measure masks (labels 0..K, 255 open) against the true masks of a list.
+
+    The arguments are those of ``evaluate_cams``.
 
     Raises:
-        DataError: masks that are missing, unreadable or of another size, all of them named.
+        DataError: masks are missing, unreadable or of another size; lists all of them.
     """
     work = partial(_measure_record, dataset, mask_reader(masks), tolerance)
-    outcomes = over_images(work, records, workers, "masks", progress, _name)
-    closely = list(_each(outcomes, len(records)))
-    return _gathered([record.id for record in records], dataset.classes, closely, tolerance)
+    details = each_image(work, records, UNMEASURABLE, workers, "masks", True, attrgetter("id"))
+    return _evaluation([record.id for record in records], dataset, details, tolerance)
 
 
-def mask_reader(masks: MaskSource) -> Callable[[Record], Labels]:
-    """What reads the label map of an image."""
+def mask_reader(masks: MaskSource) -> MaskReader:
+    """A function that returns the label map of an image."""
     return partial(_read_png, masks) if isinstance(masks, Path) else masks
 
 
@@ -200,53 +157,25 @@ def _read_png(folder: Path, record: Record) -> Labels:
 
 
 def _measure_record(
-    dataset: Dataset, read: Callable[[Record], Labels], tolerance: float | None, record: Record
-) -> tuple[Sparse, Boundary]:
-    return _measure(
-        record.id, read(record), dataset.read_mask(record), len(dataset.classes) + 1, tolerance
-    )
-
-
-def _measure(
-    name: str, pred: Labels, truth: Labels, labels: int, tolerance: float | None
-) -> tuple[Sparse, Boundary]:
+    dataset: Dataset, reader: MaskReader, tolerance: float | None, record: Record
+) -> Detail:
+    mask, truth, labels = reader(record), dataset.read_mask(record), len(dataset.classes) + 1
     try:
-        counts = confusion(pred, truth, labels, predicted_ignore="own")
+        counts = confusion(mask, truth, labels, predicted_ignore="own")
     except DataError as error:
-        raise DataError(f"image {name!r}: {error.found}", error.expected, error.hint) from error
-    return sparse(counts), _outlines(pred, truth, labels, tolerance)
+        found = f"image {record.id!r}: {error.found}"
+        raise DataError(found, error.expected, error.hint) from error
+    return sparse(counts), _boundary(mask, truth, labels, tolerance)
 
 
-def _outlines(pred: Labels, truth: Labels, labels: int, tolerance: float | None) -> Boundary:
-    return (
-        np.full(labels, np.nan, np.float32)
-        if tolerance is None
-        else boundary_f(pred, truth, labels, tolerance)
-    )
+def _boundary(mask: Labels, truth: Labels, labels: int, tolerance: float | None) -> Boundary:
+    if tolerance is None:
+        return np.full(labels, np.nan, np.float32)
+    return boundary_f(mask, truth, labels, tolerance)
 
 
-def _each(outcomes: Iterable[tuple[Record, Any]], total: int) -> Iterator[Any]:
-    """The results of images; what was wrong with single ones is raised together, after all were
-    tried.
-    """
-    problems = []
-    for _, outcome in outcomes:
-        if isinstance(outcome, UserError):
-            problems.append(outcome)
-        else:
-            yield outcome
-    raise_together(problems, total, "images cannot be measured")
-
-
-def _gathered(
-    ids: Sequence[str],
-    class_names: Sequence[str],
-    closely: Sequence[tuple[Sparse, Boundary]],
-    tolerance: float | None,
+def _evaluation(
+    ids: Sequence[str], dataset: Dataset, details: Sequence[Detail], tolerance: float | None
 ) -> MaskEvaluation:
-    counts, outlines = [c for c, _ in closely], [o for _, o in closely]
-    return MaskEvaluation(ImageCounts.of(ids, class_names, counts, outlines), tolerance)
-
-
-def _name(record: Record) -> str:
-    return record.id
+    counts, boundaries = zip(*details) if details else ((), ())
+    return MaskEvaluation(ImageCounts.of(ids, dataset.classes, counts, boundaries), tolerance)

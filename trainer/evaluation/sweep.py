@@ -1,6 +1,4 @@
-"""The threshold sweep of class activation maps in one pass over the images (spec refine-segment
-12).
-"""
+"""The threshold sweep of class activation maps, in one pass over the images."""
 
 from __future__ import annotations
 
@@ -17,12 +15,12 @@ Thresholds = npt.NDArray[np.float32]
 SWEEP: Thresholds = (np.arange(100) / 100).astype(np.float32)
 """0.00 to 0.99 in steps of 0.01."""
 
-SPEC_SWEEP: Thresholds = SWEEP[:60]
-"""0.00 to 0.59: what SEAM and CPN sweep, and what published "best threshold" figures come from."""
+PUBLISHED_SWEEP: Thresholds = SWEEP[:60]
+"""0.00 to 0.59: the range of the scripts of SEAM and CPN, behind their "best threshold" figures."""
 
 
 def sweep_thresholds(*extra: float) -> Thresholds:
-    """``SWEEP`` and any thresholds that must be measured exactly, ascending."""
+    """``SWEEP`` with further thresholds in between, ascending."""
     return np.unique(np.concatenate([SWEEP, np.asarray(extra, np.float32)]))
 
 
@@ -73,8 +71,9 @@ def sweep_image(
     thresholds: Thresholds,
     num_classes: int,
 ) -> tuple[Counts, Counts]:
-    """The sweep of one image: counts int64 ``[T,C,k+1]`` and the labels ``[k+1]`` of its columns,
-    background first.
+    """The sweep of one image: counts int64 ``[T,C,k+1]`` and the labels ``[k+1]`` of its columns.
+
+    The background is the first column.
     """
     count, k = len(thresholds), len(classes)
     columns = np.concatenate([[0], np.asarray(classes, np.int64) + 1])
@@ -84,15 +83,16 @@ def sweep_image(
     truth = np.minimum(truth_HW, num_classes).astype(np.int64).reshape(-1)
     if not k:
         rows = np.bincount(truth, minlength=num_classes + 1)[:num_classes]
-        return np.broadcast_to(rows[None, :, None], (count, num_classes, 1)).astype(
-            np.int64
-        ), columns
+        counts = np.broadcast_to(rows[None, :, None], (count, num_classes, 1))
+        return counts.astype(np.int64), columns
     flat = maps_kHW.reshape(k, -1)
     best = flat.argmax(0)
+    # "left": a map that equals the threshold does not exceed it, so the pixel is background.
     change = np.searchsorted(thresholds, flat.max(0), side="left")
     cell = (change * (num_classes + 1) + truth) * k + best
     histogram = np.bincount(cell, minlength=(count + 1) * (num_classes + 1) * k)
     histogram = histogram.reshape(count + 1, num_classes + 1, k)[:, :num_classes]
+    # Row t of the sum over higher bins: pixels that are still foreground at threshold t - 1.
     above = histogram[::-1].cumsum(0)[::-1]
     foreground = above[1:]
     background = above[0].sum(-1) - foreground.sum(-1)
@@ -100,15 +100,16 @@ def sweep_image(
 
 
 def image_mious(counts_TCk: Counts, columns: Counts) -> npt.NDArray[np.float32]:
-    """Mean IoU ``[T]`` of one image over the classes that its truth or its prediction holds; 1
-    without known pixels.
+    """Mean IoU ``[T]`` of one image over the classes in its truth or its prediction.
+
+    An image whose truth is unknown everywhere has 1, so that it is never among the worst.
     """
-    truth = np.broadcast_to(counts_TCk.sum(2), counts_TCk.shape[:2]).copy()
-    found = np.zeros_like(truth)
+    truth = counts_TCk.sum(2)
+    guess = np.zeros_like(truth)
     hit = np.zeros_like(truth)
-    found[:, columns] = counts_TCk.sum(1)
+    guess[:, columns] = counts_TCk.sum(1)
     hit[:, columns] = counts_TCk[:, columns, np.arange(len(columns))]
-    union = truth + found - hit
+    union = truth + guess - hit
     present = (union > 0).sum(1)
     means = np.sum(hit / np.maximum(union, 1), 1) / np.maximum(present, 1)
     return np.where(present > 0, means, 1).astype(np.float32)

@@ -1,26 +1,28 @@
-"""The background threshold: where a pixel stops being background (spec methods 3.3, refine-segment
-12).
+"""The background threshold: a pixel is background where no map exceeds it.
 
-Published figures take the best value of a sweep on true masks. That is a look at the answer: here
-it is said by name (``train``, ``val``, ``oracle``), and there is a choice that needs no mask.
+Published figures take the best value of a sweep on true masks, which is a look at the answer. Here
+every threshold names its source (``train``, ``val``, ``oracle``), and one choice needs no mask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
 
 from trainer.data.dataset import Dataset, Record
-from trainer.errors import ConfigError, DataError, UserError, nearest
-from trainer.evaluation.over_lists import CamSource, cam_reader, evaluate_cams
-from trainer.maps.camfile import Cam
-from trainer.pool import over_images, raise_together
+from trainer.errors import ConfigError, DataError, nearest
+from trainer.evaluation.over_lists import CamReader, CamSource, cam_reader, evaluate_cams
+from trainer.pool import each_image
 
 BINS = 200
+# The published networks' maps turn from background to object here, and the constants of
+# AffinityNet and IRNet suit that value.
+PUBLISHED = 0.15
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,9 @@ class Threshold:
     """A threshold and its origin.
 
     Attributes:
-        value: background score in 0..1; a pixel is background iff no map exceeds it.
-        source: ``fixed``, ``label_free``, ``oracle``, or the list whose masks it was chosen on.
-        detail: one line for the protocol.
+        value: background score in 0..1.
+        source: ``fixed``, ``label_free``, ``oracle``, or the list whose masks chose it.
+        detail: its part of the protocol line.
     """
 
     value: float
@@ -48,7 +50,6 @@ def choose(
     for_masks: bool = False,
     without: Collection[str] = (),
     workers: int | None = None,
-    progress: bool = False,
 ) -> Threshold:
     """Choose the background threshold for the maps of ``records``.
 
@@ -58,100 +59,76 @@ def choose(
             ``dataset`` with masks and maps: best there.
         fixed: the value for ``fixed``.
         dataset: the data set of ``records``.
-        records: what is measured or refined.
-        cams: maps: a folder of ``<id>.npz``, or what reads those of an image.
-        for_masks: the threshold will make training masks, where ``oracle`` is refused.
-        without: ids of images that have no maps, to be passed over in a list.
+        records: the images to measure or refine.
+        cams: a folder of ``<id>.npz``, or a function that returns the maps of an image.
+        for_masks: the threshold will make training masks, for which ``oracle`` is refused.
+        without: ids of images of the list that have no maps.
         workers: processes; None for one a core, 0 for none.
-        progress: show a bar with time left.
 
     Raises:
-        ConfigError: unknown source, or oracle for masks.
+        ConfigError: unknown source, or ``oracle`` for masks.
         DataError: the list has no masks, or maps are missing or damaged.
     """
+    best = partial(_best, dataset, cams, source, workers)
     if source == "fixed":
-        return Threshold(fixed, source, f"background threshold {fixed:.3f}, fixed")
-    if source == "label_free":
-        value = label_free(records, cams, workers=workers, progress=progress)
-        return Threshold(
-            value,
-            source,
-            f"background threshold {value:.3f}, chosen without masks (Otsu on the maps)",
-        )
-    if source == "oracle" and for_masks:
+        value, detail = fixed, f"{fixed:.3f}, fixed"
+    elif source == "label_free":
+        value = label_free(records, cams, workers=workers)
+        detail = f"{value:.3f}, chosen without masks (Otsu on the maps)"
+    elif source == "oracle" and for_masks:
         raise ConfigError(
             "the threshold of masks cannot come from 'oracle'",
             "label_free, fixed, or a list with masks such as train",
         )
-    if source == "oracle":
-        value = _best(dataset, records, cams, source, workers, progress)
-        return Threshold(
-            value,
-            source,
-            f"background threshold {value:.2f}, ORACLE: the best on the very list reported",
-        )
-    if source not in dataset.lists:
-        known = ["label_free", "fixed", "oracle", *sorted(dataset.lists)]
-        raise ConfigError(f"a threshold cannot come from {source!r}", nearest(source, known))
-    listed = [record for record in dataset.subset(source) if record.id not in without]
-    value = _best(dataset, listed, cams, source, workers, progress)
-    masked = sum(dataset.has_mask(record) for record in listed)
-    some = f"{masked} of {len(listed)} images of " if masked < len(listed) else ""
-    return Threshold(
-        value,
-        source,
-        f"background threshold {value:.2f}, the best on the true masks of {some}list {source!r}",
-    )
+    elif source == "oracle":
+        value, _ = best(records)
+        detail = f"{value:.2f}, ORACLE: the best on the very list reported"
+    elif source in dataset.lists:
+        images = [record for record in dataset.subset(source) if record.id not in without]
+        value, count = best(images)
+        some = f"{count} of {len(images)} images of " if count < len(images) else ""
+        detail = f"{value:.2f}, the best on the true masks of {some}list {source!r}"
+    else:
+        names = ["label_free", "fixed", "oracle", *sorted(dataset.lists)]
+        raise ConfigError(f"a threshold cannot come from {source!r}", nearest(source, names))
+    return Threshold(value, source, f"background threshold {detail}")
 
 
 def _best(
     dataset: Dataset,
-    records: Sequence[Record],
     cams: CamSource,
     source: str,
     workers: int | None,
-    progress: bool,
-) -> float:
-    masked = [record for record in records if dataset.has_mask(record)]
-    if not masked:
+    records: Sequence[Record],
+) -> tuple[float, int]:
+    """The best threshold on the images with true masks, and how many those are."""
+    images = [record for record in records if dataset.has_mask(record)]
+    if not images:
         raise DataError(
-            f"a threshold from {source!r} needs true masks, and {len(records)} of {len(records)}"
-            " images have none",
+            f"a threshold from {source!r} needs true masks, and none of the {len(records)} images"
+            " has one",
             "a list with true masks",
             "threshold_from=label_free needs no mask",
         )
-    return evaluate_cams(dataset, masked, cams, workers=workers, progress=progress).best
+    return evaluate_cams(dataset, images, cams, workers=workers).best, len(images)
 
 
-def label_free(
-    records: Sequence[Record],
-    cams: CamSource,
-    *,
-    workers: int | None = None,
-    progress: bool = False,
-) -> float:
-    """A threshold from the maps alone: Otsu's on the strongest map of every pixel, each tagged
-    image with equal weight.
+def label_free(records: Sequence[Record], cams: CamSource, *, workers: int | None = None) -> float:
+    """A threshold from the maps alone: Otsu's on the strongest map of every pixel.
 
-    Each map reaches 1 somewhere, so the values fall into a heap of background near 0 and a flat
-    tail of objects, and one threshold for all images is steadier than one an image. It depends on
-    the scale of the maps: a method whose maps are pushed far to 0 or 1 needs another choice.
-    Agreement with the CRF does not serve: it only falls with the threshold.
+    Every tagged image has the same weight. Each map reaches 1 somewhere, so the values fall into a
+    peak of background near 0 and a flat tail of objects, and one threshold for all images is
+    steadier than one per image. The threshold depends on the scale of the maps: a method whose maps
+    lie close to 0 and 1 needs another choice. Agreement with the CRF cannot choose it either, as
+    that only falls with the threshold.
 
     Raises:
         DataError: no tagged image, or maps that are missing or damaged.
     """
-    tagged = [r for r in records if r.tags]
-    total = np.zeros(BINS)
-    problems = []
-    for _, outcome in over_images(
-        partial(_histogram, cam_reader(cams)), tagged, workers, "threshold", progress, _name
-    ):
-        if isinstance(outcome, UserError):
-            problems.append(outcome)
-        else:
-            total += outcome
-    raise_together(problems, len(tagged), "images have no usable maps")
+    images = [record for record in records if record.tags]
+    work = partial(_histogram, cam_reader(cams))
+    what, name = "images have no usable maps", attrgetter("id")
+    total = sum(each_image(work, images, what, workers, "threshold", True, name), np.zeros(BINS))
     if not total.any():
         raise DataError(
             "no tagged image to choose a threshold from", "at least one image with tags and maps"
@@ -159,8 +136,8 @@ def label_free(
     return otsu(total)
 
 
-def _histogram(read: Callable[[Record], Cam], record: Record) -> npt.NDArray[np.float64]:
-    cam = read(record)
+def _histogram(reader: CamReader, record: Record) -> npt.NDArray[np.float64]:
+    cam = reader(record)
     if not cam.maps.size:
         return np.zeros(BINS)
     counts = np.histogram(cam.maps.max(0), BINS, (0.0, 1.0))[0].astype(np.float64)
@@ -169,10 +146,10 @@ def _histogram(read: Callable[[Record], Cam], record: Record) -> npt.NDArray[np.
 
 
 def otsu(histogram: npt.ArrayLike) -> float:
-    """Otsu's threshold (1979) of a histogram over 0..1: the bin edge with the largest variance
-    between its two sides.
+    """Otsu's threshold (1979) of a histogram over 0..1.
 
-    Where several edges are equally good (an empty gap), the middle of them is taken.
+    It is the bin edge with the largest variance between its two sides. Of several equally good
+    edges, as in an empty gap, it is the middle.
     """
     counts = np.asarray(histogram, np.float64)
     edges = np.arange(1, len(counts)) / len(counts)
@@ -185,22 +162,12 @@ def otsu(histogram: npt.ArrayLike) -> float:
     return float(edges[np.isclose(between, between.max(), rtol=1e-9, atol=0)].mean())
 
 
-def _name(record: Record) -> str:
-    return record.id
-
-
-PUBLISHED = 0.15
-"""Where maps of the published networks turn from background to object; AffinityNet's and IRNet's
-constants are made for it.
-"""
-
-
 def calibration(threshold: float) -> float:
-    """The power that maps with their own ``threshold`` are raised to, so that it becomes the
-    published one.
+    """The exponent that moves the ``threshold`` of maps in 0..1 to the published 0.15.
 
-    Maps of small networks are broader: constants such as IRNet's 0.30 for sure foreground would
-    call half the picture sure.
+    Maps of small networks are broader: constants such as IRNet's 0.30 for confident foreground
+    would take half the picture for it.
     """
+    # A threshold near 0 or 1 would give an exponent that erases every map, or none.
     inside = min(max(threshold, 0.01), 0.9)
     return float(np.log(PUBLISHED) / np.log(inside))

@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer.data.dataset import Dataset, Record
 from trainer.errors import UserError
-from trainer.evaluation.over_lists import SWEEP
+from trainer.evaluation.sweep import SWEEP
 from trainer.pool import over_images
 from trainer.report.choice import Sheet, Worst, choose_sheets, worst_lists
 from trainer.report.curves import spread, swept

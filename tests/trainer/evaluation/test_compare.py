@@ -132,7 +132,7 @@ def test_a_kept_folder_is_compared_on_the_images_that_both_have(runs, data, tmp_
         == f"other images: {len(some) + 1} and {len(some)}, compared on the {len(some)} that both"
         " have"
     )
-    assert match.flags[1].startswith("not recorded, so perhaps not the same: ")
+    assert match.flags[1].startswith("not recorded, so perhaps different: ")
     assert "scales" in match.flags[1]
     text = write_page(
         open_sides([runs[0], tmp_path / "kept"]), [line], tmp_path / "page.html"
@@ -142,9 +142,9 @@ def test_a_kept_folder_is_compared_on_the_images_that_both_have(runs, data, tmp_
 
 
 def test_what_cannot_be_compared_is_refused(runs, data, tmp_path):
-    with pytest.raises(ConfigError, match="one run alone"):
+    with pytest.raises(ConfigError, match="only one run"):
         open_sides(runs[:1])
-    with pytest.raises(ConfigError, match="one run alone"):
+    with pytest.raises(ConfigError, match="only one run"):
         open_sides([runs[0], runs[0]])
     with pytest.raises(RunError, match="neither a run nor kept") as caught:
         open_sides([runs[0], tmp_path])
@@ -174,7 +174,7 @@ def test_other_true_masks_of_the_same_images_are_noticed(runs, data, tmp_path):
     flags = next(x for x in lines if (x.stage, x.list) == ("segment", "val")).matches[1].flags
     count = len(dataset.lists["val"])
     assert flags == (
-        f"other true masks: 1 of {count} images have not the same true pixels on both sides",
+        f"other true masks: 1 of {count} images have different true pixels on the two sides",
     )
 
 

@@ -31,7 +31,7 @@ def test_sums_and_margins_are_those_of_the_matrices(matrices):
             alone = margins(matrix, convention)
             np.testing.assert_array_equal(m.hit[n], alone.hit)
             np.testing.assert_array_equal(m.truth[n], alone.truth)
-            np.testing.assert_array_equal(m.found[n], alone.found)
+            np.testing.assert_array_equal(m.guess[n], alone.guess)
         np.testing.assert_allclose(
             counts.miou(convention)[3], mean_iou(matrices[3], convention), rtol=1e-6
         )

@@ -184,7 +184,7 @@ def test_every_fault_is_listed_at_once_with_counts(data, dataset, tmp_path):
     assert set(skipped["left_out"]) == set(names[:10])
     assert skipped["extra"] == [f"{names[5]}_pred.png", f"{names[8]}.jpg"]
     assert (
-        f"({len(names)} images, 10 of them left out for want of a usable file), true masks of Seg"
+        f"({len(names)} images, 10 of them left out: they lack a usable file), true masks of Seg"
         in skipped["protocol"]
     )
 
@@ -323,7 +323,7 @@ def test_a_list_without_true_masks(renumbered, masks, tmp_path):
     (bare / "SegmentationClass").mkdir(parents=True)
     for part in ("JPEGImages", "image_labels.csv", "ImageSets", "classes.json"):
         (bare / part).symlink_to(renumbered / part)
-    assert "have no true mask" in refused(masks, bare).found
+    assert "has a true mask" in refused(masks, bare).found
 
 
 def test_kept_figures_lie_beside_each_other_and_never_in_a_run(data, masks, cams, tmp_path):

@@ -122,7 +122,7 @@ def test_what_cannot_be_chosen_is_a_user_error(discs, tmp_path):
     with pytest.raises(ConfigError, match="label_fre") as caught:
         choose("label_fre", 0.2, discs, records, folder)
     assert "label_free" in caught.value.expected
-    with pytest.raises(DataError, match="2 of 2 images have none"):
+    with pytest.raises(DataError, match="none of the 2 images has one"):
         choose("bare", 0.2, discs, records, folder, workers=0)
     with pytest.raises(DataError, match="no tagged image"):
         label_free([Record("n", tmp_path / "n.jpg", ())], folder, workers=0)

@@ -375,7 +375,7 @@ def test_bad_images_are_left_out_to_the_end_and_the_protocol_says_so(
         for name in ("train", "val"):
             count = len(dataset.subset(name))
             entry = evaluation[stage][name]
-            some = f", {left_out} of them left out for want of maps" if left_out else ""
+            some = f", {left_out} of them left out: they lack maps" if left_out else ""
             assert entry["images"] == count - left_out
             assert entry["protocol"].startswith(f"{name} ({count} images{some}), ")
             assert f"maps of {theirs} on resnet18" in entry["protocol"]
