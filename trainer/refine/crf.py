@@ -1,10 +1,10 @@
-"""Fully connected CRF (Krähenbühl & Koltun, NIPS 2011) over one image, in two back ends with the
-same numbers.
+"""Fully connected CRF (Krähenbühl and Koltun, NIPS 2011) over one image, in two back ends with the
+same results.
 
 ``pydensecrf`` is the authors' C++ behind its usual wrapper. ``torch`` is the permutohedral lattice
-(Adams, Baek & Davis, Eurographics 2010) written with tensor operations, so that it also runs on a
-GPU and where no C++ wheel exists. Spec refine-segment 2: the lattice is part of the definition,
-exact Gaussians give other masks (2.5).
+(Adams, Baek and Davis, Eurographics 2010) in tensor operations, which also runs on a GPU and where
+no C++ wheel exists. Both filter with the lattice because published masks do: exact Gaussians give
+other masks.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ Float = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class CrfParameters:
-    """One row of spec refine-segment 2.3.
+    """One published set of parameters.
 
     Attributes:
         gaussian: weight and pixel deviation of the smoothness kernel, ``(w, sxy)``.
         bilateral: weight, pixel deviation and colour deviation of the appearance kernel, ``(w, sxy,
             srgb)``.
         iterations: mean-field updates.
-        gt_prob: None where the unary comes from scores; else the trust in hard labels
-            (``unary_from_labels``).
+        gt_prob: the probability that a hard label is right (``unary_from_labels``); None for a
+            unary from scores.
         used_by: who publishes or uses these numbers.
     """
 
@@ -51,9 +51,7 @@ PRESETS: dict[str, CrfParameters] = {
     "P1": CrfParameters(
         (3, 3), (10, 80, 13), 10, None, "AffinityNet labels and final masks: psa, SEAM, SC-CAM, MVA"
     ),
-    "P1-seam": CrfParameters(
-        (3, 3), (10, 80, 13), 1, None, "SEAM after the random walk (P1' in the spec)"
-    ),
+    "P1-seam": CrfParameters((3, 3), (10, 80, 13), 1, None, "SEAM after the random walk"),
     "P2": CrfParameters((3, 3), (10, 50, 5), 10, 0.7, "IR labels: IRN, VWE, CPN"),
     "P3": CrfParameters((3, 1), (4, 67, 3), 10, None, "DeepLab-v2 ResNet-101, after the softmax"),
     "P4": CrfParameters(
@@ -66,7 +64,7 @@ PRESETS: dict[str, CrfParameters] = {
 
 
 def preset(name: str) -> CrfParameters:
-    """The parameters called ``name``.
+    """The parameters of a preset.
 
     Raises:
         ConfigError: there is no such preset.
@@ -77,36 +75,35 @@ def preset(name: str) -> CrfParameters:
 
 
 def choose_backend(name: str) -> str:
-    """``pydensecrf`` or ``torch``; ``auto`` takes pydensecrf where it can be imported.
+    """``pydensecrf`` or ``torch``; ``auto`` is pydensecrf where it is installed.
 
     Raises:
-        ConfigError: unknown name, or pydensecrf was asked for and is not installed.
+        ConfigError: unknown name, or pydensecrf is not installed.
     """
     if name not in BACKENDS:
         raise ConfigError(f"unknown CRF back end {name!r}", nearest(name, BACKENDS))
-    installed = importlib.util.find_spec("pydensecrf") is not None
-    if name == "pydensecrf" and not installed:
+    is_installed = importlib.util.find_spec("pydensecrf") is not None
+    if name == "pydensecrf" and not is_installed:
         raise ConfigError(
             "the CRF back end 'pydensecrf' is not installed",
             "the package pydensecrf2 (Python below 3.13)",
             "use the back end 'torch', which gives the same masks, or pip install pydensecrf2",
         )
-    return name if name != "auto" else "pydensecrf" if installed else "torch"
+    return name if name != "auto" else "pydensecrf" if is_installed else "torch"
 
 
 def unary_from_softmax(scores: npt.ArrayLike) -> Float:
-    """``-log(clip(p, 1e-5, 1))`` as float32, for scores ``[C,H,W]`` that need not sum to one (spec
-    2.2).
-    """
-    energies: Float = -np.log(
-        np.clip(np.asarray(scores, np.float32), np.float32(1e-5), np.float32(1))
-    )
+    """``-log(clip(p, 1e-5, 1))`` as float32, for scores ``[C,H,W]`` that need not sum to one."""
+    # The floor of pydensecrf's own helper: an impossible label would have infinite energy.
+    p = np.clip(np.asarray(scores, np.float32), np.float32(1e-5), np.float32(1))
+    energies: Float = -np.log(p)
     return energies
 
 
 def unary_from_labels(labels_HW: npt.ArrayLike, num_labels: int, gt_prob: float) -> Float:
-    """Energies ``float32 [C,H,W]`` of hard labels ``0..C-1`` that are right with probability
-    ``gt_prob`` (spec 2.2).
+    """Energies ``float32 [C,H,W]`` of hard labels ``0..C-1`` that are right with ``gt_prob``.
+
+    The other labels share the rest of the probability evenly.
 
     Raises:
         ConfigError: ``gt_prob`` outside (0, 1), or a label outside 0..C-1.
@@ -120,22 +117,21 @@ def unary_from_labels(labels_HW: npt.ArrayLike, num_labels: int, gt_prob: float)
             f"0 to {num_labels - 1}, without ignored pixels",
         )
     other = (1 - gt_prob) / max(num_labels - 1, 1)
-    given = np.arange(num_labels).reshape(-1, 1, 1) == labels
+    is_label = np.arange(num_labels).reshape(-1, 1, 1) == labels
     right, wrong = np.float32(-np.log(gt_prob)), np.float32(-np.log(other))
-    energies: Float = np.where(given, right, wrong)
+    energies: Float = np.where(is_label, right, wrong)
     return energies
 
 
 class DenseCrf:
-    """The kernels of one image, built once and used for any number of unaries (spec 2.8:
-    bit-identical).
+    """The kernels of one image, built once for any number of unaries, with identical results.
 
     Args:
         image_HW3: ``uint8 [H,W,3]``; the order of the channels does not matter.
         gaussian: ``(w, sxy)``.
         bilateral: ``(w, sxy, srgb)``.
         backend: ``auto``, ``pydensecrf`` or ``torch``.
-        device: where the torch back end computes; pydensecrf knows only the CPU.
+        device: of the torch back end; pydensecrf computes on the CPU.
 
     Raises:
         ConfigError: an image of another type or shape, or impossible parameters.
@@ -149,7 +145,7 @@ class DenseCrf:
         backend: str = "auto",
         device: str = "cpu",
     ) -> None:
-        # The wrapper refuses read-only memory, which is what Pillow hands out.
+        # The wrapper refuses read-only memory, and Pillow's arrays are read-only.
         image = np.require(image_HW3, requirements=["C", "W"])
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
             raise ConfigError(
@@ -166,8 +162,7 @@ class DenseCrf:
         self._lattices: list[tuple[float, Lattice]] | None = None
 
     def infer(self, unary_CHW: npt.ArrayLike, iterations: int) -> Float:
-        """Probabilities ``Q`` ``float32 [C,H,W]`` after ``iterations`` parallel updates; each pixel
-        sums to one.
+        """Probabilities ``float32 [C,H,W]`` after ``iterations`` parallel mean-field updates.
 
         Raises:
             ConfigError: the unary does not fit the image, or is not finite.
@@ -229,12 +224,11 @@ def dense_crf(
     backend: str = "pydensecrf",
     device: str = "cpu",
 ) -> Float:
-    """Mean-field probabilities ``float32 [C,H,W]`` of one image and one unary; see ``DenseCrf`` for
-    the arguments.
+    """Mean-field probabilities ``float32 [C,H,W]`` of one image and one unary.
 
-    With pairwise weights ``w_m`` and kernels ``K_m`` normalised on both sides, one update is
-    ``Q(l,i) <- softmax_l(-U(l,i) + sum_m w_m n_m(i) sum_j K_m(i,j) n_m(j) Q(l,j))`` (spec
-    refine-segment 2.1).
+    The arguments are those of ``DenseCrf``. With pairwise weights ``w_m`` and kernels ``K_m``
+    normalised on both sides, one update is
+    ``Q(l,i) <- softmax_l(-U(l,i) + sum_m w_m n_m(i) sum_j K_m(i,j) n_m(j) Q(l,j))``.
 
     Raises:
         ConfigError: shapes, types, parameters or back end are not usable.

@@ -1,5 +1,4 @@
-"""From a trained IRNet to masks and instances (Ahn, Cho & Kwak, CVPR 2019; spec refine-segment 4.5,
-4.6).
+"""From a trained IRNet to masks and instances (Ahn, Cho and Kwak, CVPR 2019, section 5).
 
 Shapes: B images, k classes of the image, n instances, H W image, h w map at stride 4.
 """
@@ -21,25 +20,24 @@ from trainer.methods.base import at_least_float32
 from trainer.refine.irnet import EPS, STRIDE, IrnConfig, IrNet
 from trainer.refine.random_walk import boundary_walk
 
+# Constants of the released code: steps along the displacement, the length in cells below which a
+# displacement is a centre, and the share of the image below which an instance has score 0.
 MOVES = 300
 WEAK = 2.5
 LEAST_AREA = 0.01
 
 
 def on_canvas(images: torch.Tensor, sides: tuple[int, int]) -> torch.Tensor:
-    """``[...,H,W]`` at the top left of a rectangle of zeros, ``[...,*sides]``; what does not fit is
-    cut off.
-    """
+    """``[...,H,W]`` at the top left of zeros ``[...,*sides]``, cut off where it does not fit."""
     height, width = sides
     return F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
 
 
 def mean_displacement(batches: Iterable[torch.Tensor]) -> torch.Tensor:
-    """``[2]`` for ``IrNet.mean_shift``: mean over batches ``[B,2,h,w]`` of each batch's mean (spec
-    4.4).
+    """``[2]`` for ``IrNet.mean_shift``: mean over batches ``[B,2,h,w]`` of each batch's mean.
 
-    The outputs are those in evaluation mode, with a mean shift of 0, of images ``on_canvas``.
-    Batches count alike, so leave out a last one that is not full, unless it is the only one.
+    The batches are outputs in evaluation mode, with a mean shift of 0, of images ``on_canvas``.
+    All batches count alike, so leave out a last one that is not full, unless it is the only one.
     """
     return torch.stack([at_least_float32(batch).mean((0, 2, 3)) for batch in batches]).mean(0)
 
@@ -48,27 +46,26 @@ def mean_displacement(batches: Iterable[torch.Tensor]) -> torch.Tensor:
 def edge_and_displacement(
     net: IrNet, image_3HW: torch.Tensor, canvas: int = 512, pixels: int = PIXELS
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Edge in 0..1 ``[h,w]`` and displacement ``[2,h,w]`` or None of a normalised image, h =
-    ceil(H/4), w = ceil(W/4).
+    """Edge in 0..1 ``[h,w]``, and displacement ``[2,h,w]`` or None, of an image; h = ceil(H/4).
 
-    The edge logits of image and mirror are averaged (spec 4.5).
+    The edge logits of image and mirror image are averaged.
 
     Args:
         net: in evaluation mode.
         image_3HW: RGB with ImageNet statistics, on the device of the network.
         canvas: see ``IrnConfig``.
-        pixels: of a forward pass, at most, where one canvas has fewer.
+        pixels: the most in one forward pass; one canvas always passes.
     """
     height, width = image_3HW.shape[1:]
     h, w = -(-height // STRIDE), -(-width // STRIDE)
     sides = (max(canvas, -(-height // 16) * 16), max(canvas, -(-width // 16) * 16))
     pair = on_canvas(torch.stack([image_3HW, image_3HW.flip(2)]), sides)
     together = 2 if 2 * sides[0] * sides[1] <= pixels else 1
-    found = [net(part) for part in torch.split(pair, together)]
-    edges = torch.cat([at_least_float32(edge)[:, 0, :h, :w] for edge, _ in found])
-    merged = ((edges[0] + edges[1].flip(1)) / 2).sigmoid()
-    displacement = found[0][1]
-    return merged, None if displacement is None else at_least_float32(displacement)[0, :, :h, :w]
+    outputs = [net(part) for part in torch.split(pair, together)]
+    edges = torch.cat([at_least_float32(edge)[:, 0, :h, :w] for edge, _ in outputs])
+    edge = ((edges[0] + edges[1].flip(1)) / 2).sigmoid()
+    displacement = outputs[0][1]
+    return edge, None if displacement is None else at_least_float32(displacement)[0, :, :h, :w]
 
 
 def walked_maps(
@@ -78,30 +75,23 @@ def walked_maps(
     config: IrnConfig,
     enlarge: bool = True,
 ) -> torch.Tensor:
-    """The maps after the random walk, over their largest value (spec 4.5).
+    """The maps after the random walk, divided by their largest value.
 
     Args:
         cams_khw: maps >= 0.
         edge_hw: from ``edge_and_displacement``.
         size: of the result ``[k,*size]``.
         config: of the walk.
-        enlarge: fourfold, to the image's size; otherwise they stay at stride 4.
+        enlarge: fourfold, to the image's size; otherwise the maps stay at stride 4.
     """
     if not len(cams_khw):
         return cams_khw.new_zeros(0, *size)
-    walked = boundary_walk(
-        cams_khw,
-        edge_hw,
-        config.beta,
-        config.steps,
-        radius=config.walk_radius,
-        solver=config.solver,
-    )
+    knobs = (config.beta, config.steps, config.walk_radius, config.solver)
+    maps = boundary_walk(cams_khw, edge_hw, *knobs)
     if enlarge:
-        walked = F.interpolate(
-            walked[None], scale_factor=STRIDE, mode="bilinear", align_corners=False
-        )[0]
-    maps = walked[:, : size[0], : size[1]]
+        maps = F.interpolate(maps[None], scale_factor=STRIDE, mode="bilinear", align_corners=False)
+        maps = maps[0]
+    maps = maps[:, : size[0], : size[1]]
     # One maximum for all classes: a class that is weak in the image stays weak.
     return maps / maps.amax().clamp_min(torch.finfo(maps.dtype).tiny)
 
@@ -117,9 +107,9 @@ class Instances:
 
     Attributes:
         labels: ``int32 [H,W]``, 0 background, i+1 the i-th instance.
-        classes: ``int64 [n]``, index of the map that each comes from.
-        scores: ``float32 [n]`` in 0..1, the largest walked score inside; 0 if smaller than 1 % of
-        the image.
+        classes: ``int64 [n]``, index of the map of each instance.
+        scores: ``float32 [n]`` in 0..1, the largest score of the walk inside; 0 for an instance
+            smaller than 1 % of the image.
     """
 
     labels: npt.NDArray[np.int32]
@@ -134,13 +124,12 @@ def instances(
     size: tuple[int, int],
     config: IrnConfig,
 ) -> Instances:
-    """Each class map is cut into clusters of cells with one centre; each piece walks for itself
-    (spec 4.6).
+    """Cut each class map into clusters of cells with one centre, and walk from each piece.
 
     Args:
         cams_khw: maps >= 0 of the classes of the image; each is divided by its maximum.
         edge_hw: from ``edge_and_displacement``.
-        displacement_2hw: the same.
+        displacement_2hw: from ``edge_and_displacement``.
         size: (H, W) of the image.
         config: walk and threshold.
     """
@@ -150,7 +139,7 @@ def instances(
     cams = cams_khw / (cams_khw.amax((1, 2), keepdim=True) + EPS)
     pieces = (cams[:, None] * masks_nhw).flatten(0, 1)
     classes = torch.arange(len(cams), device=cams.device).repeat_interleave(count)
-    # A piece without any score would stay so, at the price of a walk.
+    # A piece without any score would stay so, at the cost of a walk.
     some = pieces.flatten(1).any(1)
     maps = walked_maps(pieces[some], edge_hw, size, config)
     winner = with_threshold(maps, config.threshold).argmax(0)
@@ -158,9 +147,7 @@ def instances(
 
 
 def centroids(displacement_2hw: torch.Tensor, moves: int = MOVES) -> torch.Tensor:
-    """Cell (y, x) that each cell ends in when it follows the displacement, ``int64 [2,h,w]``,
-    within the map.
-    """
+    """Cell (y, x) where each cell ends when it follows the displacement, ``int64 [2,h,w]``."""
     height, width = displacement_2hw.shape[1:]
     field_2N, device = displacement_2hw.flatten(1), displacement_2hw.device
     rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
@@ -181,7 +168,7 @@ def clusters(
     """Cluster 0, 1, ... of each cell, ``int64 [h,w]`` on the CPU.
 
     Clusters are the 4-connected regions where the displacement is shorter than ``weak``; a cell
-    belongs to the one that its centroid lies in. Cells whose centroid lies in none are one more.
+    belongs to the cluster around its centroid. Cells whose centroid lies in none form one more.
     """
     regions, _ = ndimage.label((displacement_2hw.norm(dim=0) < weak).cpu().numpy())
     y, x = centroids_2hw.cpu().numpy()
@@ -194,9 +181,7 @@ def connected(
     maps_nHW: npt.NDArray[np.floating[Any]],
     classes_n: npt.NDArray[np.int64],
 ) -> Instances:
-    """4-connected parts of a map of winners (0 background, i+1 the i-th of ``maps``), each an
-    instance.
-    """
+    """Instances: the 4-connected parts of a map of winners (0 background, i+1 the i-th map)."""
     labels = np.zeros(winner_HW.shape, np.int32)
     classes: list[int] = []
     scores: list[float] = []
@@ -204,10 +189,8 @@ def connected(
         parts, count = ndimage.label(winner_HW == index + 1)
         inside, each = parts > 0, range(1, count + 1)
         labels[inside] = parts[inside] + len(classes)
-        areas, best = (
-            ndimage.sum_labels(inside, parts, each),
-            ndimage.maximum(maps_nHW[index], parts, each),
-        )
+        areas = ndimage.sum_labels(inside, parts, each)
+        best = ndimage.maximum(maps_nHW[index], parts, each)
         classes += [int(classes_n[index])] * count
         scores += np.where(areas < LEAST_AREA * labels.size, 0, best).tolist()
     return Instances(labels, np.array(classes, np.int64), np.array(scores, np.float32))

@@ -1,5 +1,5 @@
-"""What IRNet learns from: label maps with open pixels, and training views of them (Ahn, Cho & Kwak,
-CVPR 2019; spec 4.3, 4.4).
+"""IRNet's training data: label maps with open pixels, and views of them (Ahn, Cho and Kwak, CVPR
+2019).
 
 Shapes: k classes of the image, H W image.
 """
@@ -22,13 +22,13 @@ Labels = npt.NDArray[np.uint8]
 
 
 def ir_label(cams_kHW: Float, image_HW3: Labels, config: IrnConfig) -> Labels:
-    """What IRNet learns from: ``uint8 [H,W]``, 0 background, i+1 the i-th map, 255 open (spec 4.3).
+    """IRNet's label map: ``uint8 [H,W]``, 0 background, i+1 the i-th map, 255 open.
 
     Args:
         cams_kHW: maps >= 0 of the classes of the image, at its size; none gives background
             everywhere.
-        image_HW3: RGB, for the two CRFs, which share their kernels.
-        config: its two thresholds and its CRF.
+        image_HW3: RGB, for the CRF.
+        config: for its two thresholds and its CRF.
     """
     if not len(cams_kHW):
         return np.zeros(image_HW3.shape[:2], np.uint8)
@@ -45,22 +45,20 @@ def ir_label(cams_kHW: Float, image_HW3: Labels, config: IrnConfig) -> Labels:
 
 
 def winners(cams_kHW: Float, threshold: float) -> npt.NDArray[np.int64]:
-    """Arg-max of a constant background and the maps, each over its maximum + 1e-5; ties are
-    background.
+    """Arg-max of a constant background and the maps, each over its maximum + 1e-5.
+
+    Ties are background.
     """
     maps = cams_kHW / (cams_kHW.max((1, 2), keepdims=True) + EPS)
-    best: npt.NDArray[np.int64] = np.concatenate([np.full_like(maps[:1], threshold), maps]).argmax(
-        0
-    )
+    scores = np.concatenate([np.full_like(maps[:1], threshold), maps])
+    best: npt.NDArray[np.int64] = scores.argmax(0)
     return best
 
 
 def sure_labels(
     foreground_HW: npt.NDArray[np.int64], background_HW: npt.NDArray[np.int64]
 ) -> Labels:
-    """The label under the strong threshold; where that is background, 0 if the weak one agrees and
-    255 if not.
-    """
+    """Labels at the high threshold; 0 where both thresholds give background, 255 where one does."""
     ground = np.where(background_HW == 0, 0, IGNORE)
     return np.where(foreground_HW == 0, ground, foreground_HW).astype(np.uint8)
 
@@ -68,10 +66,10 @@ def sure_labels(
 def irn_sample(
     pixels: Labels, label: Labels, rng: Rng, config: IrnConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Training view: image ``float32 [3,crop,crop]`` and label ``uint8 [crop/4,crop/4]``, every
-    fourth pixel from 2.
+    """Training view: image ``float32 [3,crop,crop]`` and label ``uint8 [crop/4,crop/4]``.
 
-    Scale, flip, normalise, crop as in spec 4.4; outside of the image it is mean colour and 255.
+    Scale, flip, normalise, crop; beyond the image the view has the mean colour and label 255. The
+    label is every fourth pixel, from the third on.
     """
     image, view = segment_sample(pixels, label, rng, config.rescale, config.crop, jitter=False)
     return image, view[STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE].contiguous()

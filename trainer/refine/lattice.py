@@ -1,9 +1,8 @@
-"""High-dimensional Gaussian filter on the permutohedral lattice, and the mean-field update on top
-of it, in torch.
+"""High-dimensional Gaussian filter on the permutohedral lattice, and mean-field updates with it.
 
-Adams, Baek & Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice", Eurographics
-2010, as spec refine-segment 2.5 lays down. N pixels, d feature dimensions, C labels, M lattice
-points.
+Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice",
+Eurographics 2010, with the constants and the rounding of pydensecrf, so that both back ends give
+the same masks. Shapes: N pixels, d feature dimensions, C labels, M lattice points.
 """
 
 from __future__ import annotations
@@ -20,11 +19,10 @@ from trainer.errors import ConfigError
 
 
 class Lattice:
-    """The lattice that features ``float32 [N,d]`` touch, with the symmetric normalisation of spec
-    2.1.
+    """The lattice points around features ``float32 [N,d]``, with symmetric normalisation.
 
-    Splatting and slicing are weighted sums over index lists, hence ``embedding_bag``: parallel, the
-    same order of summation on every call, and present on CPU and GPU alike.
+    Splatting and slicing are weighted sums over index lists, hence ``embedding_bag``: it is
+    parallel, sums in the same order on every call, and exists on CPU and GPU.
     """
 
     def __init__(self, features_Nd: Tensor) -> None:
@@ -34,6 +32,7 @@ class Lattice:
         points, vertex = torch.unique(codes, return_inverse=True)
         self.vertex = vertex.reshape(count, d + 1)
         self.weight = weights.contiguous()
+        # Stable, so that the order of summation does not depend on the device or the run.
         order = torch.argsort(vertex.reshape(-1), stable=True)
         self.pixel = torch.div(order, d + 1, rounding_mode="floor")
         self.pixel_weight = weights.reshape(-1)[order].contiguous()
@@ -45,9 +44,7 @@ class Lattice:
         self.norm_N1 = torch.rsqrt(self.raw_filter(ones) + 1e-20)
 
     def raw_filter(self, x_NC: Tensor) -> Tensor:
-        """Splat, blur along every lattice axis, slice: about ``sum_j exp(-|f_i - f_j|^2 / 2) x_j``,
-        ``[N,C]``.
-        """
+        """Splat, blur along each axis, slice: about ``sum_j exp(-|f_i - f_j|^2 / 2) x_j [N,C]``."""
         v_MC = F.embedding_bag(
             self.pixel,
             x_NC,
@@ -56,12 +53,13 @@ class Lattice:
             per_sample_weights=self.pixel_weight.to(x_NC.dtype),
         )
         for before, after in self.neighbours:
-            padded = F.pad(v_MC, (0, 0, 0, 1))
-            v_MC = v_MC + 0.5 * (padded.index_select(0, before) + padded.index_select(0, after))
-        sliced = F.embedding_bag(
+            # Index M stands for a neighbour outside of the lattice, whose value is 0.
+            ring = F.pad(v_MC, (0, 0, 0, 1))
+            v_MC = v_MC + 0.5 * (ring.index_select(0, before) + ring.index_select(0, after))
+        x_NC = F.embedding_bag(
             self.vertex, v_MC, mode="sum", per_sample_weights=self.weight.to(x_NC.dtype)
         )
-        return sliced * self.gain
+        return x_NC * self.gain
 
     def filter(self, x_NC: Tensor) -> Tensor:
         """``n_i sum_j K(i,j) n_j x_j`` with ``n = 1/sqrt(K 1)``, ``[N,C]``."""
@@ -69,31 +67,33 @@ class Lattice:
 
 
 def _simplices(features_Nd: Tensor) -> tuple[Tensor, Tensor]:
-    """The d+1 corners around each feature: keys ``int64 [N,d+1,d]`` and barycentric weights
-    ``float32 [N,d+1]``.
-    """
+    """Corners around each feature: keys ``int64 [N,d+1,d]``, barycentric weights ``[N,d+1]``."""
     count, d = features_Nd.shape
     device = features_Nd.device
+    # Section 3.1: this scale makes the blur of the lattice a Gaussian of deviation 1.
     k = np.arange(d, dtype=np.float64)
     scale = (math.sqrt(2.0 / 3.0) * (d + 1) / np.sqrt((k + 1) * (k + 2))).astype(np.float32)
-    scaled = features_Nd * torch.from_numpy(scale).to(device)
+    features_Nd = features_Nd * torch.from_numpy(scale).to(device)
 
-    elevated = torch.empty(count, d + 1, device=device)
+    # Onto the plane of d+1 coordinates whose sum is 0.
+    plane = torch.empty(count, d + 1, device=device)
     total = torch.zeros(count, device=device)
     for j in range(d, 0, -1):
-        elevated[:, j] = total - j * scaled[:, j - 1]
-        total = total + scaled[:, j - 1]
-    elevated[:, 0] = total
+        plane[:, j] = total - j * features_Nd[:, j - 1]
+        total = total + features_Nd[:, j - 1]
+    plane[:, 0] = total
 
-    cell = torch.round(elevated * (1.0 / (d + 1)))
-    rest = elevated - cell * (d + 1)
+    # The nearest point whose coordinates are multiples of d+1, moved back onto the plane where
+    # rounding has left it.
+    cell = torch.round(plane * (1.0 / (d + 1)))
+    rest = plane - cell * (d + 1)
     base = cell.long() * (d + 1)
     rank = _ranks(rest) + cell.long().sum(1, keepdim=True)
     low, high = rank < 0, rank > d
     shift = (low.long() - high.long()) * (d + 1)
     rank, base = rank + shift, base + shift
 
-    t = (elevated - base.to(torch.float32)) * (1.0 / (d + 1))
+    t = (plane - base.to(torch.float32)) * (1.0 / (d + 1))
     weights = torch.zeros(count, d + 2, device=device)
     for i in range(d + 1):
         column = t[:, i : i + 1]
@@ -107,9 +107,7 @@ def _simplices(features_Nd: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ranks(rest_Nd1: Tensor) -> Tensor:
-    """How many coordinates are larger than each one; among equals the later one ranks as the larger
-    index does.
-    """
+    """Number of larger coordinates of each one; of equal ones, the earlier counts as larger."""
     rank = torch.zeros(rest_Nd1.shape, dtype=torch.int64, device=rest_Nd1.device)
     for i in range(rest_Nd1.shape[1]):
         for j in range(i + 1, rest_Nd1.shape[1]):
@@ -120,10 +118,9 @@ def _ranks(rest_Nd1: Tensor) -> Tensor:
 
 
 def _pack(keys_NVd: Tensor) -> tuple[Tensor, list[int]]:
-    """One int64 a key, in mixed radix with room for the neighbours of every key, and the stride of
-    each digit.
-    """
+    """One int64 per key, in mixed radix, and the stride of each digit."""
     d = keys_NVd.shape[2]
+    # Room for the neighbours of every key, so that a step never carries into the next digit.
     flat = keys_NVd.reshape(-1, d)
     low = flat.amin(0) - (d + 2)
     radix = [int(r) for r in flat.amax(0) + (d + 3) - low]
@@ -137,20 +134,18 @@ def _pack(keys_NVd: Tensor) -> tuple[Tensor, list[int]]:
 
 
 def _neighbours(points_M: Tensor, strides: list[int]) -> list[tuple[Tensor, Tensor]]:
-    """For each of the d+1 axes the index of the point before and after every point; M where there
-    is none.
-    """
+    """For each axis, the index of the point before and after every point; M where there is none."""
     d = len(strides)
-    found = []
+    pairs = []
     for axis in range(d + 1):
         step = -sum(strides) + ((d + 1) * strides[axis] if axis < d else 0)
-        found.append((_look_up(points_M, points_M + step), _look_up(points_M, points_M - step)))
-    return found
+        pairs.append((_look_up(points_M, points_M + step), _look_up(points_M, points_M - step)))
+    return pairs
 
 
-def _look_up(points_M: Tensor, wanted_M: Tensor) -> Tensor:
-    at = torch.searchsorted(points_M, wanted_M).clamp_(max=len(points_M) - 1)
-    return torch.where(points_M[at] == wanted_M, at, len(points_M))
+def _look_up(points_M: Tensor, codes_M: Tensor) -> Tensor:
+    at = torch.searchsorted(points_M, codes_M).clamp_(max=len(points_M) - 1)
+    return torch.where(points_M[at] == codes_M, at, len(points_M))
 
 
 def image_lattices(
@@ -159,9 +154,7 @@ def image_lattices(
     bilateral: tuple[float, float, float],
     device: str = "cpu",
 ) -> list[tuple[float, Lattice]]:
-    """Weight and lattice of the smoothness and the appearance kernel of an image ``uint8
-    [H,W,3]``.
-    """
+    """Weight and lattice of the smoothness and the appearance kernel of an image."""
     height, width = image_HW3.shape[:2]
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     place = torch.stack([x, y], 2).reshape(-1, 2).to(device, torch.float32)
@@ -173,7 +166,7 @@ def image_lattices(
 
 
 def mean_field(unary_NC: Tensor, kernels: list[tuple[float, Lattice]], iterations: int) -> Tensor:
-    """``Q`` ``[N,C]`` after parallel updates from ``softmax(-U)`` (spec 2.1)."""
+    """Probabilities ``[N,C]`` after parallel updates from ``softmax(-unary)``."""
     q_NC = torch.softmax(-unary_NC, 1)
     for _ in range(iterations):
         message_NC = -unary_NC

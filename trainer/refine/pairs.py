@@ -1,7 +1,6 @@
-"""Pairs of neighbouring cells that AffinityNet and IRNet compare, and the cells between them (spec
-refine-segment 3.2, 4.2).
+"""Pairs of neighbouring cells that AffinityNet and IRNet compare, and the cells between them.
 
-Shapes: h w map, P pairs of a cell, n source cells: those from which no offset of
+Shapes: h w map, P pairs per cell, n source cells: those from which no offset of
 ``half_plane(radius)`` leaves the map.
 """
 
@@ -22,7 +21,7 @@ PairLabels = tuple[Tensor, Tensor, Tensor]
 
 @cache
 def half_plane(radius: int) -> tuple[Offset, ...]:
-    """Offsets (dy, dx) shorter than ``radius``, one of each opposite two, in psa's order."""
+    """Offsets (dy, dx) shorter than ``radius``, one of each two opposite ones, in psa's order."""
     right = [(0, dx) for dx in range(1, radius)]
     below = [
         (dy, dx)
@@ -35,16 +34,16 @@ def half_plane(radius: int) -> tuple[Offset, ...]:
 
 @cache
 def paths(radius: int) -> tuple[tuple[Offset, tuple[Offset, ...]], ...]:
-    """Each offset of ``half_plane`` with the cells of a thick line to it, destination first, short
-    lines first.
+    """Each offset of ``half_plane`` with the cells of a thick line to it, short lines first.
+
+    The cells start at the destination.
     """
-    found = [(offset, _line(*offset)) for offset in half_plane(radius)]
-    return tuple(sorted(found, key=lambda item: len(item[1])))
+    lines = [(offset, _line(*offset)) for offset in half_plane(radius)]
+    return tuple(sorted(lines, key=lambda item: len(item[1])))
 
 
 def shifted(x_hw: Tensor, offset: Offset, radius: int) -> Tensor:
-    """What each source cell sees at ``offset``: a view of ``[...,h,w]``, ``[...,h-r+1,w-2r+2]``
-    with r the radius.
+    """The value at ``offset`` from each source cell: a view ``[...,h-r+1,w-2r+2]``, r the radius.
 
     Raises:
         ConfigError: a map without source cells.
@@ -61,10 +60,9 @@ def shifted(x_hw: Tensor, offset: Offset, radius: int) -> Tensor:
 
 
 def pair_labels(label_hw: Tensor, offsets: Sequence[Offset], radius: int) -> PairLabels:
-    """Whether the two cells of each pair are both background, of one class, or of two kinds: bool
-    ``[...,P,n]`` each.
+    """Pairs of two background cells, of one class, and of two different labels: bool ``[...,P,n]``.
 
-    Offsets as given, sources row by row. A pair with an open cell is none of them.
+    Source cells are in row order. A pair with an open cell belongs to none of the three.
 
     Args:
         label_hw: ``[...,h,w]``: 0 background, 255 open, else any numbers of classes.
@@ -76,15 +74,13 @@ def pair_labels(label_hw: Tensor, offsets: Sequence[Offset], radius: int) -> Pai
     """
     start = shifted(label_hw, (0, 0), radius).flatten(-2).unsqueeze(-2)
     end = torch.stack([shifted(label_hw, offset, radius) for offset in offsets], -3).flatten(-2)
-    known = (start != IGNORE) & (end != IGNORE)
-    alike, ground = known & (start == end), start == 0
-    return alike & ground, alike & ~ground, known & ~alike
+    valid = (start != IGNORE) & (end != IGNORE)
+    alike, ground = valid & (start == end), start == 0
+    return alike & ground, alike & ~ground, valid & ~alike
 
 
 def _line(dy: int, dx: int) -> tuple[Offset, ...]:
-    """Cells less than 1 from the segment's line within its box, both ends included, the furthest
-    first.
-    """
+    """Cells of the box less than 1 from the line, both ends included, the furthest first."""
     box = [
         (y, x) for y in range(min(dy, 0), max(dy, 0) + 1) for x in range(min(dx, 0), max(dx, 0) + 1)
     ]

@@ -1,4 +1,4 @@
-"""What ``--refine NAME`` changes."""
+"""The changes of ``--refine NAME``."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from trainer.refine import affinitynet, irnet
 
 
 def named_refinement(name: str) -> dict[str, dict[str, Any]]:
-    """What ``--refine NAME`` changes, by section: a way of refining, or a published preset of one.
+    """The changes of a kind of refinement, or of a published preset of one, by section of knobs.
 
     Raises:
         ConfigError: no such name.
     """
-    known: dict[str, dict[str, dict[str, Any]]] = {
+    table: dict[str, dict[str, dict[str, Any]]] = {
         way: {"refine": {"refine": way}} for way in ("none", "crf", "affinity", "irn")
     }
     for way, presets in (("affinity", affinitynet.PRESETS), ("irn", irnet.PRESETS)):
         for preset, changes in presets.items():
-            known[preset] = {"refine": {"refine": way}, way: changes}
+            table[preset] = {"refine": {"refine": way}, way: changes}
     # The papers of psa, SC-CAM and Mixup-CAM have a dense CRF after the walk, psa's code has none.
-    known["psa-crf"] = {
+    table["psa-crf"] = {
         "refine": {"refine": "affinity", "crf_after_walk": True, "crf": "P1"},
         "affinity": affinitynet.PRESETS["psa"],
     }
-    if name not in known:
-        raise ConfigError(f"there is no refinement {name!r}", nearest(name, known))
-    return known[name]
+    if name not in table:
+        raise ConfigError(f"there is no refinement {name!r}", nearest(name, table))
+    return table[name]

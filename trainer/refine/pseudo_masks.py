@@ -1,6 +1,4 @@
-"""From class activation maps to pseudo masks: background score, dense CRF, arg-max (spec methods
-3.3).
-"""
+"""From class activation maps to pseudo masks: background score, dense CRF, arg-max."""
 
 from __future__ import annotations
 
@@ -8,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -19,7 +18,7 @@ from trainer.data.dataset import IGNORE, Dataset, Record, read_index_png
 from trainer.data.palette import write_index_png
 from trainer.data.pixels import image_size, read_image
 from trainer.data.sizes import PIXEL_RANGE, PIXELS, enlarged, shrunk, working_size
-from trainer.errors import ConfigError, DataError
+from trainer.errors import ConfigError, DataError, some
 from trainer.files import check_space
 from trainer.maps.camfile import Cam, cam_path, read_cam, stride4, upsample_cam
 from trainer.pool import Work, each_image
@@ -41,32 +40,33 @@ class RefineConfig(Knobs):
     """Knobs of the stage ``refine``.
 
     Attributes:
-        refine: ``none`` for thresholded maps as they are, ``crf``; ``affinity`` and ``irn`` first
-            spread the maps by a random walk (their knobs: sections ``affinity`` and ``irn``).
+        refine: ``none`` thresholds the maps, ``crf`` adds a dense CRF, ``affinity`` and ``irn``
+            first spread the maps by a random walk (knobs: sections ``affinity`` and ``irn``).
         crf_after_walk: dense CRF also after a walk; off as released, on in the papers of psa and
             SC-CAM.
-        calibrate: raise maps to the power that puts their own threshold at 0.15, for which the
-            constants of AffinityNet and IRNet are made. Off on ResNet-38, 50 and 101, as released;
-            on elsewhere.
-        threshold_from: where the background threshold comes from: ``label_free``, ``fixed``, or a
-            list with masks.
-        threshold: the value for ``fixed``; 0.15 to 0.26 are published, spec methods 3.3.
+        calibrate: raise maps to the power that moves their own threshold to 0.15, which suits the
+            constants of AffinityNet and IRNet. Off on ResNet-38, 50 and 101, as released; on
+            elsewhere.
+        threshold_from: origin of the background threshold: ``label_free``, ``fixed``, or a list
+            with masks.
+        threshold: the value for ``fixed``; papers use 0.15 to 0.26.
         background: ``threshold`` scores background as a constant; ``soft`` as (1 - max)^alpha (psa,
-            SC-CAM, SEAM); ``rest`` as 1 - the sum of the maps, for those of AffinityNet's walk, in
-            which the background walked along. ``auto`` is ``rest`` after AffinityNet and
-            ``threshold`` elsewhere.
+            SC-CAM, SEAM); ``rest`` as 1 - the sum of the maps, for AffinityNet's walk, which
+            includes the background. ``auto`` is ``rest`` after AffinityNet and ``threshold``
+            elsewhere.
         alpha: exponent of the soft background: 4 makes it strong, 32 weak.
-        unary: what the CRF starts from: ``scores``, ``labels`` (arg-max trusted with the preset's
-            gt_prob, or 0.7), or ``preset``, which is labels where the preset has a gt_prob.
-        crf: preset of spec refine-segment 2.3. ``P7`` keeps objects best on photographs of 320
-            pixels; ``P1``, psa's, is made for 500 pixels and the soft background, and erases much
-            of an object at thresholds above 0.3.
+        unary: start of the CRF: ``scores``, ``labels`` (the arg-max, which is right with the
+            preset's gt_prob, or 0.7), or ``preset``, which is ``labels`` where the preset has a
+            gt_prob.
+        crf: preset of the dense CRF. ``P7`` preserves objects best on photographs of 320 pixels;
+            ``P1``, psa's, suits 500 pixels and the soft background, and erases much of an object
+            at thresholds above 0.3.
         crf_backend: ``auto``, ``pydensecrf`` or ``torch``: the same masks.
-        confidence: pixels whose winning probability is below become 255; 0 for none.
+        confidence: pixels whose largest probability is lower become 255; 0 for none.
         band: pixels whose label differs between threshold - band and threshold + band become 255; 0
             for none.
-        pixels: that CRFs and walks work on at once, at most. A larger image is worked on in a
-            smaller size, and its mask is enlarged.
+        pixels: the most that CRFs and walks hold at once. A larger image is refined at a smaller
+            size, and its mask is enlarged.
     """
 
     section: ClassVar[str] = "refine"
@@ -97,9 +97,10 @@ class RefineConfig(Knobs):
 
     @property
     def score(self) -> str:
-        """``background`` with ``auto`` decided."""
-        walked = "rest" if self.refine == "affinity" else "threshold"
-        return walked if self.background == "auto" else self.background
+        """``background``, where ``auto`` depends on ``refine``."""
+        if self.background != "auto":
+            return self.background
+        return "rest" if self.refine == "affinity" else "threshold"
 
     @property
     def with_crf(self) -> bool:
@@ -109,22 +110,21 @@ class RefineConfig(Knobs):
 
 def background_scores(maps_kHW: Float, config: RefineConfig, threshold: float) -> Float:
     """``float32 [k+1,H,W]``: the background score of ``config``, then the maps."""
-    shape = (1, *maps_kHW.shape[1:])
-    if config.score == "soft" and len(maps_kHW):
+    if not len(maps_kHW):
+        return np.ones((1, *maps_kHW.shape[1:]), np.float32)
+    if config.score == "soft":
         ground = (1 - np.clip(maps_kHW.max(0, keepdims=True), 0, 1)) ** np.float32(config.alpha)
-    elif config.score == "rest" and len(maps_kHW):
+    elif config.score == "rest":
         ground = 1 - np.clip(maps_kHW.sum(0, keepdims=True), 0, 1)
     else:
-        ground = np.full(shape, threshold if len(maps_kHW) else 1, np.float32)
+        ground = np.full_like(maps_kHW[:1], threshold, np.float32)
     return np.concatenate([ground, maps_kHW]).astype(np.float32)
 
 
 def refine_scores(
     image_HW3: Labels, scores_CHW: Sequence[Float], config: RefineConfig
 ) -> list[Float]:
-    """Probabilities ``float32 [C,H,W]`` of one image for each array of scores; the CRF's kernels
-    are shared.
-    """
+    """Probabilities ``float32 [C,H,W]`` of one image for each array of scores, with one CRF."""
     if not config.with_crf or len(scores_CHW[0]) == 1:
         return [s / np.maximum(s.sum(0), np.float32(1e-5)) for s in scores_CHW]
     parameters = preset(config.crf)
@@ -142,21 +142,16 @@ def _unary(scores_CHW: Float, parameters: CrfParameters, kind: str) -> Float:
 
 
 def pseudo_mask(image_HW3: Labels, cam: Cam, config: RefineConfig, threshold: float) -> Labels:
-    """The mask of one image, ``uint8 [H,W]``: 0 background, k+1 class k, 255 where ``config`` asks
-    to leave it open.
-    """
+    """The mask of one image, ``uint8 [H,W]``: 0 background, k+1 class k, 255 open."""
     size = working_size(cam.size, config.pixels)
     maps, image_HW3 = upsample_cam(cam.maps, size), shrunk(image_HW3, size)
     labels = np.concatenate([[0], cam.classes + 1]).astype(np.uint8)
-    levels = (
-        [threshold, threshold - config.band, threshold + config.band]
-        if config.band
-        else [threshold]
-    )
+    levels = [threshold]
+    if config.band:
+        levels += [threshold - config.band, threshold + config.band]
     scores = [background_scores(maps, config, min(max(level, 0.0), 1.0)) for level in levels]
     q, *others = refine_scores(image_HW3, scores, config)
-    winner = q.argmax(0)
-    mask: Labels = labels[winner]
+    mask: Labels = labels[q.argmax(0)]
     if others:
         low, high = (other.argmax(0) for other in others)
         mask = np.where(low == high, mask, np.uint8(IGNORE))
@@ -173,43 +168,40 @@ def make_pseudo_masks(
     config: RefineConfig,
     threshold: float,
     workers: int | None = None,
-    progress: bool = False,
 ) -> dict[str, Any]:
-    """Write ``out_folder/<id>.png`` for every record, in a process pool; masks that exist and load
-    are kept.
+    """Write ``out_folder/<id>.png`` for every record; masks that exist and load stay as they are.
 
     Args:
         dataset: the data set of ``records``.
-        records: images; those without tags get an empty (all background) mask.
-        cam_folder: where ``<id>.npz`` of every tagged image lies.
-        out_folder: made if absent. Give an empty one after a change of ``config`` or ``threshold``.
-        config: what to do; its ``threshold`` and ``threshold_from`` are not read here.
+        records: images; those without tags get a mask of background.
+        cam_folder: with ``<id>.npz`` of every tagged image.
+        out_folder: must be empty after a change of ``config`` or ``threshold``.
+        config: knobs; ``threshold`` and ``threshold_from`` have no effect here.
         threshold: the background score.
         workers: processes; None for one a core, 0 for none.
-        progress: show a bar with time left.
 
     Returns:
         ``{"count", "made", "kept", "background", "ignore", "threshold", "backend"}``: numbers of
-        files, shares of pixels of the masks made now, and what was used.
+        files, shares of pixels of the new masks, and settings.
 
     Raises:
-        DataError: maps or images that are missing, damaged or of another size; every other mask is
-            there nevertheless.
-        RunError: no space left or a killed worker; what was written stays.
+        DataError: maps or images are missing, damaged or of another size; all other masks are
+            written.
+        RunError: no space left or a killed worker; finished masks stay.
     """
     backend = choose_backend(config.crf_backend) if config.with_crf else None
     check_cams(records, cam_folder)
     out_folder.mkdir(parents=True, exist_ok=True)
     work = partial(_make_one, len(dataset.classes), cam_folder, out_folder, config, threshold)
-    what = "masks could not be made, all others are kept"
-    name, limit = (lambda record: record.id), pixel_limit(config.pixels)
-    results = each_image(work, records, what, workers, "refine", progress, name, limit)
+    what = "masks could not be made, all others are written"
+    name, limit = attrgetter("id"), pixel_limit(config.pixels)
+    results = each_image(work, records, what, workers, "refine", True, name, limit)
     sizes = [result for result in results if result is not None]
-    made, pixels = len(sizes), max(sum(size for size, _, _ in sizes), 1)
+    pixels = max(sum(size for size, _, _ in sizes), 1)
     return {
         "count": len(records),
-        "made": made,
-        "kept": len(records) - made,
+        "made": len(sizes),
+        "kept": len(records) - len(sizes),
         "background": sum(background for _, background, _ in sizes) / pixels,
         "ignore": sum(ignore for _, _, ignore in sizes) / pixels,
         "threshold": threshold,
@@ -218,13 +210,13 @@ def make_pseudo_masks(
 
 
 def pixel_limit(pixels: int) -> Work:
-    """What keeps the pixels of all images at work within ``pixels``."""
+    """A limit on the pixels of all images in work together."""
 
     def of(record: Record) -> int:
         try:
             return math.prod(working_size(image_size(record.image), pixels))
         except DataError:
-            # Its own work says what is wrong with it.
+            # The work on this image will raise the error, with its name.
             return 0
 
     return Work(of, pixels)
@@ -238,7 +230,7 @@ def _make_one(
     threshold: float,
     record: Record,
 ) -> tuple[int, int, int] | None:
-    """Pixels, background pixels and ignored pixels of a mask made now; None if it was there."""
+    """Pixels, background pixels and ignored pixels of a new mask; None for one that was there."""
     path = out_folder / f"{record.id}.png"
     if _loads(path):
         return None
@@ -252,15 +244,14 @@ def image_and_cam(record: Record, cam_folder: Path, num_classes: int) -> tuple[L
     """Pixels ``uint8 [H,W,3]`` and maps of an image; one without tags has no maps.
 
     Raises:
-        DataError: either is missing, damaged, or they do not fit together.
+        DataError: either is missing or damaged, or they do not fit together.
     """
     try:
         image = read_image(record.image)
         return image, _cam_of(record, cam_folder, image, num_classes)
     except DataError as error:
-        raise DataError(
-            f"image {record.id!r}: {error.found}", error.expected, error.hint
-        ) from error
+        found = f"image {record.id!r}: {error.found}"
+        raise DataError(found, error.expected, error.hint) from error
 
 
 def _cam_of(record: Record, cam_folder: Path, image_HW3: Labels, num_classes: int) -> Cam:
@@ -270,8 +261,7 @@ def _cam_of(record: Record, cam_folder: Path, image_HW3: Labels, num_classes: in
     cam = read_cam(cam_path(cam_folder, record.id))
     if cam.size != size:
         raise DataError(
-            f"its maps are for {cam.size} pixels and the image has {size}",
-            "maps of this very image",
+            f"its maps are for {cam.size} pixels and the image has {size}", "maps of this image"
         )
     if len(cam.classes) and not (cam.classes.min() >= 0 and cam.classes.max() < num_classes):
         raise DataError(
@@ -288,7 +278,7 @@ def _loads(path: Path) -> bool:
 
 
 def has_maps(folder: Path, record: Record) -> bool:
-    """Whether the maps of an image are there, whole and of its size."""
+    """Whether the maps of an image exist, can be read and have its size."""
     try:
         return read_cam(cam_path(folder, record.id)).size == image_size(record.image)
     except DataError:
@@ -296,18 +286,18 @@ def has_maps(folder: Path, record: Record) -> bool:
 
 
 def check_maps_space(records: Sequence[Record], folder: Path, pixel_bytes: float = 0.0) -> None:
-    """Compare the space that maps at stride 4 need, and ``pixel_bytes`` a pixel beside them, with
-    what is free.
+    """Check that the disk has room for maps at stride 4, and for ``pixel_bytes`` per image pixel.
 
     Raises:
         RunError: there is too little.
     """
-    needed = 0.0
+    size = 0.0
     for record in records:
         height, width = image_size(record.image)
         rows, columns = stride4((height, width))
-        needed += 2 * len(record.tags) * rows * columns + pixel_bytes * height * width
-    check_space(folder, int(needed), "maps after the walk")
+        # Two bytes a cell: maps are stored in float16.
+        size += 2 * len(record.tags) * rows * columns + pixel_bytes * height * width
+    check_space(folder, int(size), "maps after the walk")
 
 
 def check_cams(records: Sequence[Record], cam_folder: Path) -> None:
@@ -316,7 +306,7 @@ def check_cams(records: Sequence[Record], cam_folder: Path) -> None:
     if missing:
         raise DataError(
             f"{len(missing)} of {len(records)} images have no maps in {cam_folder}:"
-            f" {', '.join(missing[:5])}" + (", ..." if len(missing) > 5 else ""),
+            f" {some(missing)}",
             "one <id>.npz for every tagged image",
             "run wsss-trainer fit with --until cams first",
         )

@@ -1,13 +1,12 @@
-"""Random walks of class maps over a sparse graph of neighbouring cells, as AffinityNet and IRNet
-refine theirs.
+"""Random walks of class maps over a sparse graph of neighbouring cells.
 
-Ahn & Kwak, "Learning Pixel-level Semantic Affinity", CVPR 2018 (psa), and Ahn, Cho & Kwak, "Weakly
-Supervised Learning of Instance Segmentation with Inter-pixel Relations", CVPR 2019 (IRN). With A
-the affinities, 1 on the diagonal, and D the row sums of A^beta (element-wise), a walk of n steps is
-``y = S^n x``, ``S = D^-1 A^beta``. The released codes square the dense ``[N,N]`` matrix; a cell has
-at most 69 neighbours, so here S stays sparse (spec refine-segment 5).
+AffinityNet's: Ahn and Kwak, "Learning Pixel-level Semantic Affinity", CVPR 2018 (psa).
+IRNet's: Ahn, Cho and Kwak, "Weakly Supervised Learning of Instance Segmentation with Inter-pixel
+Relations", CVPR 2019 (IRN). With A the affinities, 1 on the diagonal, and D the row
+sums of A^beta (element-wise), a walk of n steps is ``y = S^n x``, ``S = D^-1 A^beta``. The released
+codes square the dense ``[n,n]`` matrix. A cell has at most 69 neighbours, so here S stays sparse.
 
-Shapes: K maps, C feature channels, P pairs of a cell (``half_plane(radius)``), h w map, n = h w
+Shapes: K maps, C feature channels, P pairs per cell (``half_plane(radius)``), h w map, n = h w
 cells.
 """
 
@@ -45,12 +44,10 @@ def affinity_walk(
     borders: Borders = "psa",
     solver: Solver = "chebyshev",
 ) -> Tensor:
-    """Maps after psa's walk, ``[K,h,w]`` in the dtype and on the device of ``maps_Khw`` (spec
-    refine-segment 3.6).
+    """Maps after psa's walk, ``[K,h,w]`` in the dtype and on the device of ``maps_Khw``.
 
     Every result is a mean of the map's values with weights that sum to one, so its range does not
-    grow. Computes in float64 on a CPU and in float32 elsewhere; for the error of ``solver`` see
-    ``walk``.
+    grow. The walk computes in float64 on a CPU and in float32 elsewhere.
 
     Args:
         maps_Khw: any float maps, the background among them.
@@ -77,14 +74,13 @@ def boundary_walk(
     radius: int = 5,
     solver: Solver = "chebyshev",
 ) -> Tensor:
-    """Maps after IRN's walk of ``cams * (1 - edge)``, ``[K,h,w]``, dtype and device as given (spec
-    refine-segment 4.5).
+    """Maps after IRN's walk of ``cams * (1 - edge)``, ``[K,h,w]`` in the dtype of ``cams_Khw``.
 
-    The maps are neither divided by their maximum nor given a background; IRN does both after the
+    The maps are not divided by their maximum and get no background: IRN does both after the
     up-sampling.
 
     Args:
-        cams_Khw: float maps of the present classes, each in 0..1 as IRN has them.
+        cams_Khw: float maps of the present classes, each in 0..1.
         edge_hw: probability of a boundary, 0..1, after the sigmoid.
         beta: power of the affinities, above 0.
         steps: steps of the walk.
@@ -93,7 +89,7 @@ def boundary_walk(
 
     Raises:
         ConfigError: shapes that do not fit, maps that are not float, an edge outside 0..1, or an
-        impossible knob.
+            impossible knob.
     """
     _check(cams_Khw, edge_hw, "edge", 2)
     edge = edge_hw.detach().to(_working_dtype(cams_Khw))
@@ -102,13 +98,12 @@ def boundary_walk(
 
 
 def feature_affinity(features_Chw: Tensor, radius: int = 5, borders: Borders = "psa") -> Tensor:
-    """``exp(-mean_c |f(p) - f(p+o)|)`` in 0..1 for each offset o of ``half_plane(radius)``,
-    ``[P,h,w]``; 0 is no pair.
+    """``exp(-mean_c |f(p) - f(p+o)|)`` for each offset o of ``half_plane(radius)``, ``[P,h,w]``.
 
-    psa's pairs start only in the cells at least ``radius - 1`` away from the left, right and bottom
-    border (spec 3.2), hence the first four cells of the first row and three in each lower corner
-    are alone. A map lower than 5 or narrower than 9 has no such cell; there pairs are nearer than
-    ``(min(h, w) - 1) // 2``, SEAM's rule for tiny maps.
+    Values lie in 0..1; 0 is no pair. psa's pairs start only in cells at least ``radius - 1`` away
+    from the left, right and bottom border, so the first four cells of the first row and three in
+    each lower corner have none. A map lower than 5 or narrower than 9 has no such cell; there pairs
+    are nearer than ``(min(h, w) - 1) // 2``, SEAM's rule for tiny maps.
 
     Raises:
         ConfigError: radius below 1 or an unknown kind of borders.
@@ -134,11 +129,10 @@ def feature_affinity(features_Chw: Tensor, radius: int = 5, borders: Borders = "
 
 
 def boundary_affinity(edge_hw: Tensor, radius: int = 5) -> Tensor:
-    """1 - the largest edge on the line from p to p+o, for each offset o of ``half_plane(radius)``,
-    ``[P,h,w]`` in 0..1.
+    """1 - the largest edge from p to p+o, for each offset o of ``half_plane(radius)``, ``[P,h,w]``.
 
-    The lines are those of ``paths`` (spec 4.2). Pairs that leave the map are 0, as IRN gets by
-    padding the edge with 1.
+    The lines are those of ``paths``. Pairs that leave the map are 0, as in IRN, which pads the edge
+    with 1.
 
     Raises:
         ConfigError: radius below 1, or an edge outside 0..1.
@@ -160,12 +154,10 @@ def boundary_affinity(edge_hw: Tensor, radius: int = 5) -> Tensor:
 
 
 def transition(affinity_Phw: Tensor, radius: int = 5, beta: float = 8) -> Tensor:
-    """S = D^-1 A^beta as a sparse CSR matrix ``[n,n]`` whose rows sum to one; float64 on a CPU,
-    float32 elsewhere.
+    """S = D^-1 A^beta as a sparse CSR matrix ``[n,n]``; float64 on a CPU, float32 elsewhere.
 
     Args:
-        affinity_Phw: affinities in 0..1 in the order of ``half_plane(radius)``, 0 where there is no
-            pair.
+        affinity_Phw: affinities in 0..1 in the order of ``half_plane(radius)``; 0 for no pair.
         radius: cells nearer than this are neighbours.
         beta: power of the affinities, above 0.
 
@@ -204,9 +196,9 @@ def walk(
     """``S^steps`` applied to each map, ``[K,h,w]`` in the dtype of the maps, without gradient.
 
     ``chebyshev`` takes 112 products for 256 steps (84 in float32). Its truncation error e of a map
-    x obeys ``sum_i d_i e_i^2 <= TAIL^2 sum_i d_i x_i^2`` with d the row sums of A^beta, 1 at least
-    and 69 at most at radius 5; TAIL is 1e-12 in float64 and 1e-7 in float32. Rounding comes on top:
-    1e-15 and, in float32, 1e-6 to 5e-5.
+    x obeys ``sum_i d_i e_i^2 <= TAIL^2 sum_i d_i x_i^2``, where d are the row sums of A^beta, 1 to
+    69 at radius 5; TAIL is 1e-12 in float64 and 1e-7 in float32. Rounding adds 1e-15, in float32
+    1e-6 to 5e-5.
 
     Raises:
         ConfigError: maps that are not float, steps below 0, or an unknown solver.
@@ -220,13 +212,10 @@ def walk(
     x_nK = (
         maps_Khw.flatten(1).T.to(transition_nn.dtype).clone(memory_format=torch.contiguous_format)
     )
+    solve = _power if solver == "power" else _chebyshev
     # Autocast would round the products to 16 bits.
     with torch.autocast(x_nK.device.type, enabled=False):
-        y_nK = (
-            _power(x_nK, transition_nn, steps)
-            if solver == "power"
-            else _chebyshev(x_nK, transition_nn, steps)
-        )
+        y_nK = solve(x_nK, transition_nn, steps)
     return y_nK.T.reshape(maps_Khw.shape).to(maps_Khw.dtype)
 
 
@@ -250,13 +239,12 @@ def _chebyshev(x_nK: Tensor, s_nn: Tensor, steps: int) -> Tensor:
 
 @cache
 def chebyshev_coefficients(steps: int, tail: float) -> tuple[float, ...]:
-    """c_0.. of ``x^steps = sum_k c_k T_k(x)``, cut where those left out sum to less than ``tail``
-    (spec 5.3).
+    """c_0.. of ``x^steps = sum_k c_k T_k(x)``, up to a rest that sums to less than ``tail``.
 
     ``c_k = 2^(1-n) C(n, (n-k)/2)`` where n - k is even, half of it for k = 0, else 0. All are >= 0
-    and |T_k| <= 1 on the spectrum of S, so ``tail`` bounds the error. Quotients of whole numbers,
-    since logarithms would cost digits.
+    and |T_k| <= 1 on the spectrum of S, so ``tail`` bounds the error.
     """
+    # Quotients of whole numbers, since logarithms would cost digits.
     total = left = 2**steps
     coefficients = []
     for k in range(steps + 1):
@@ -275,16 +263,13 @@ def _offsets(radius: int) -> tuple[Offset, ...]:
 
 
 def _sources(h: int, w: int, offset: Offset) -> tuple[int, int, int, int]:
-    """Top, bottom, left and right (both ends exclusive) of the cells whose ``offset`` stays inside
-    the map.
-    """
+    """Top, bottom, left and right (ends exclusive) of the cells whose ``offset`` is in the map."""
     dy, dx = offset
     left = max(0, -dx)
     return 0, max(0, h - dy), left, max(left, w - max(0, dx))
 
 
 def _moved(x: Tensor, box: tuple[int, int, int, int], offset: Offset) -> Tensor:
-    """The view of ``x[...,h,w]`` that ``box`` shows when moved by ``offset``."""
     (top, bottom, left, right), (dy, dx) = box, offset
     return x[..., top + dy : bottom + dy, left + dx : right + dx]
 

@@ -40,10 +40,10 @@ class SegmentConfig(Training):
             is off.
         output_stride: of the backbone.
         bn: batch norm: of the backbone under ``aspp`` ``frozen``, ``stats`` or ``train``; of
-            ``largefov-r38`` ``batch`` as released by accident, or ``frozen`` (D16).
+            ``largefov-r38`` ``batch`` as released by accident, or ``frozen``.
         rates: dilation rates of the ASPP head; 3, 6, 9, 12 is DeepLab-v2's small variant.
         msc: further scales that DeepLab-v2 looks at in training and test, merged by the largest
-            logit; empty for none (D14).
+            logit; empty for none.
         stride_on: the convolution of a ResNet-101 block that has the stride: ``1x1`` in Caffe's
             weights, ``3x3`` in torchvision's; ``auto`` is what the weights want.
         input: ``caffe_bgr`` or ``torchvision_rgb`` pixels; ``auto`` is what the weights want.
@@ -62,10 +62,10 @@ class SegmentConfig(Training):
         flip: whether the test also sees the mirror image.
         pixels: of a forward pass of the test, and of its CRFs at work, at most. An image whose
             largest view has more is looked at in a smaller size, and its mask is enlarged.
-        crf: dense CRF after the test's soft-max: a preset of spec refine-segment 2.3 (DeepLab-v2's
-            is ``P3``, LargeFOV's ``P4``), or ``none``.
+        crf: dense CRF after the test's soft-max: a preset (DeepLab-v2's is ``P3``, LargeFOV's
+            ``P4``), or ``none``.
         crf_image: what the CRF sees: ``raw``, the image; ``meansub_wrap``, the image minus Caffe's
-            mean cast to 8 bits modulo 256, as deeplab-pytorch has it (D11); ``denormalised``, up to
+            mean cast to 8 bits modulo 256, as deeplab-pytorch has it; ``denormalised``, up to
             one grey level darker, as LargeFOV has it.
         test_precision: of the test.
     """
@@ -155,7 +155,7 @@ DEEPLAB_V2_R101 = SegmentConfig(
     flip=False,
     crf="P3",
 )
-"""Spec refine-segment 6.3 to 6.5."""
+"""The training and test of deeplab-pytorch."""
 
 LARGEFOV_R38 = SegmentConfig(
     network="largefov-r38",
@@ -173,8 +173,8 @@ LARGEFOV_R38 = SegmentConfig(
     scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
     crf="P4",
 )
-"""Spec refine-segment 7. Two parts of five images, because the released trainer's batch norms saw
-five on each of two GPUs.
+"""The training and test of SEAM's segmentation code. A batch is two parts of five images, because
+its batch norms saw five on each of two GPUs.
 """
 
 PRESETS = {

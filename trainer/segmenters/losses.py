@@ -1,4 +1,4 @@
-"""Losses between logits and label maps, shared by the segmenters (spec refine-segment 6.4).
+"""Losses between logits and label maps, shared by the segmenters.
 
 Shapes: B images, L labels with the background, H W label map, h w logits.
 """
@@ -15,11 +15,10 @@ from trainer.data.dataset import IGNORE
 
 
 def resize_labels(labels_BHW: Tensor, size: Sequence[int]) -> Tensor:
-    """Labels ``[...,H,W]`` of any type -> ``[...,h,w]``: the pixel under the middle of each new
-    one, on its device.
+    """Labels ``[...,H,W]`` -> ``[...,h,w]``: the pixel under the middle of each new pixel.
 
-    torch's ``nearest-exact`` in whole numbers, so that there is nothing to round; ``nearest`` takes
-    others (spec 6.4, trap 13). Pillow's ``NEAREST`` is the same but for middles that lie on the
+    This is torch's ``nearest-exact`` in whole numbers, without rounding; torch's ``nearest`` takes
+    other pixels. Pillow's ``NEAREST``, which deeplab-pytorch uses, differs only for middles on the
     edge of two pixels, where its rounding error decides; the published crop of 321 has none.
     """
     if tuple(labels_BHW.shape[-2:]) == tuple(size):
@@ -37,8 +36,9 @@ def label_loss(
     balanced: bool = False,
     weights_Bhw: Tensor | None = None,
 ) -> Tensor:
-    """Mean cross-entropy over the pixels whose label is not 255; 0 where there are none. At least
-    float32.
+    """Mean cross-entropy over the pixels whose label is not 255, in float32 at least.
+
+    It is 0 where all labels are 255.
 
     Args:
         logits_BLhw: ``[B,L,h,w]``.
@@ -48,14 +48,14 @@ def label_loss(
     """
     logits = logits_BLhw.to(torch.promote_types(logits_BLhw.dtype, torch.float32))
     labels = labels_Bhw.long()
-    known = (labels != IGNORE).to(logits.dtype)
+    weights = (labels != IGNORE).to(logits.dtype)
     if weights_Bhw is not None:
-        known = known * weights_Bhw
+        weights = weights * weights_Bhw
     losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
     ground = (labels == 0).to(logits.dtype)
-    parts = (known * ground, known * (1 - ground)) if balanced else (known,)
-    # Where nothing is known the mean would be 0/0; weights may be small, so the floor is smaller
-    # than one pixel's.
+    parts = (weights * ground, weights * (1 - ground)) if balanced else (weights,)
+    # Without any label the mean would be 0/0. Weights may be small, so the floor is smaller than
+    # the weight of one pixel.
     return torch.stack([(losses * part).sum() / part.sum().clamp_min(1e-6) for part in parts]).sum()
 
 
@@ -65,10 +65,7 @@ def multi_scale_loss(
     balanced: bool = False,
     weights_BHW: Tensor | None = None,
 ) -> Tensor:
-    """Sum over the outputs of train mode of ``label_loss`` against the labels at each one's size
-    (spec 6.4, D13).
-
-    Labels are resized once for each distinct size, on their device.
+    """Sum of ``label_loss`` over the outputs of train mode, each against labels of its own size.
 
     Args:
         logits: each ``[B,L,h,w]`` of its own size.
@@ -76,6 +73,7 @@ def multi_scale_loss(
         balanced: see ``label_loss``.
         weights_BHW: see ``label_loss``; at the size of the images.
     """
+    # Several scales may share a size: each is resized once.
     sizes = {level.shape[2:] for level in logits}
     labels = {size: resize_labels(labels_BHW, size) for size in sizes}
     weights = {

@@ -17,7 +17,7 @@ from trainer.data.palette import write_index_png
 from trainer.data.pixels import image_size, read_image
 from trainer.data.sizes import enlarged, shrunk
 from trainer.data.transforms import CAFFE_PIXELS, MEAN, STD, normalise
-from trainer.errors import DataError
+from trainer.errors import DataError, one_of
 from trainer.pool import Work, over_images
 from trainer.refine.crf import DenseCrf, Float, preset, unary_from_softmax
 from trainer.segmenters import make_segmenter
@@ -34,17 +34,16 @@ BATCH = 4
 def load(
     path: Path, expected: dict[str, Any], config: SegmentConfig | None = None
 ) -> tuple[Segmenter, nn.Module, dict[str, Any]]:
-    """The trained segmenter of a ``model.pt``: how it is asked, its network in evaluation mode, and
-    what it is.
+    """The trained segmenter of a ``model.pt``, its network in evaluation mode, and its identity.
 
     Args:
         path: the file.
-        expected: entries of its identity that must agree; see ``read_model`` for errors.
-        config: where knobs of the test come from.
+        expected: entries of the identity that must agree; see ``read_model`` for errors.
+        config: for the knobs of the test.
     """
     identity, state = read_model(path, expected)
-    made = knobs_of({k: identity[k] for k in NETWORK_KNOBS if k in identity})
-    config = knobs.replace(config or SegmentConfig(), made, "segment")
+    network_knobs = knobs_of({k: identity[k] for k in NETWORK_KNOBS if k in identity})
+    config = knobs.replace(config or SegmentConfig(), network_knobs, "segment")
     segmenter = make_segmenter(config, identity["backbone"], len(identity["classes"]))
     network = segmenter.build()
     network.load_state_dict(state)
@@ -60,8 +59,10 @@ def predict(
     device: str = "auto",
     values: Sequence[int] = (),
 ) -> None:
-    """Write a label map a record: the segmenter's probabilities, CRF, arg-max. What is there and
-    loads is kept. ``values`` are those of the classes in the files, if not 1 to K.
+    """Write a label map per record: the segmenter's probabilities, CRF, arg-max.
+
+    Label maps that exist and load stay as they are. ``values`` are the values of the classes in the
+    files, by default 1 to K.
     """
     config = segmenter.config
     table = np.array([0, *(values or range(1, segmenter.num_classes + 1))], np.uint8)
@@ -78,31 +79,33 @@ def predict(
 
 
 def crf_picture(pixels: Pixels, kind: str) -> Pixels:
-    """What the dense CRF sees of an image, ``uint8 [H,W,3]`` (spec refine-segment 2.4); channel
-    order does not matter to it.
+    """The image ``uint8 [H,W,3]`` that the dense CRF sees; its channel order does not matter.
+
+    Raises:
+        ConfigError: an unknown kind.
     """
+    one_of(kind, ("raw", "meansub_wrap", "denormalised"), "the image of the CRF")
     if kind == "raw":
         return pixels
     if kind == "meansub_wrap":
-        return np.asarray(
-            np.trunc(normalise(pixels, CAFFE_PIXELS)).astype(np.int64) % 256, np.uint8
-        )
-    restored = (normalise(pixels) * np.array(STD, np.float32) + np.array(MEAN, np.float32)) * 255
-    return np.asarray(restored.clip(0, 255), np.uint8)
+        # deeplab-pytorch casts the image minus the mean to 8 bits, where negative values wrap.
+        whole = np.trunc(normalise(pixels, CAFFE_PIXELS)).astype(np.int64)
+        return np.asarray(whole % 256, np.uint8)
+    # LargeFOV's code undoes the normalisation and cuts off fractions.
+    values = (normalise(pixels) * np.array(STD, np.float32) + np.array(MEAN, np.float32)) * 255
+    return np.asarray(values.clip(0, 255), np.uint8)
 
 
 def _probabilities(
     segmenter: Segmenter, network: nn.Module, records: Sequence[Record], target: torch.device
 ) -> Iterator[Guess]:
-    """Each record with its probabilities ``float32 [L,h,w]`` at the size that it is looked at."""
+    """Each record with its probabilities ``float32 [L,h,w]`` at the working size."""
     config = segmenter.config
     budget = Budget(BATCH, config.pixels, max(config.scales))
     for batch in iterate_views(records, segmenter.views(), budget, config.workers):
-        chance = segmenter.probabilities(
-            network, [images.to(target) for images in batch.images], batch.working
-        )
-        chance = finite(chance.cpu(), "probabilities")
-        yield from zip(batch.records, chance.numpy())
+        views = [images.to(target) for images in batch.images]
+        chance = segmenter.probabilities(network, views, batch.working)
+        yield from zip(batch.records, finite(chance.cpu(), "probabilities").numpy())
 
 
 def _write(folder: Path, table: Pixels, crf: str, crf_image: str, guess: Guess) -> None:
@@ -110,12 +113,7 @@ def _write(folder: Path, table: Pixels, crf: str, crf_image: str, guess: Guess) 
     if crf != "none":
         kernels = preset(crf)
         image = shrunk(read_image(record.image), (chance.shape[1], chance.shape[2]))
-        field = DenseCrf(
-            crf_picture(image, crf_image),
-            kernels.gaussian,
-            kernels.bilateral,
-            "auto",
-        )
+        field = DenseCrf(crf_picture(image, crf_image), kernels.gaussian, kernels.bilateral)
         chance = field.infer(unary_from_softmax(chance), kernels.iterations)
     mask = enlarged(table[chance.argmax(0)], image_size(record.image))
     write_index_png(folder / f"{record.id}.png", mask)

@@ -35,7 +35,6 @@ def _work(context: Context, output: Output) -> None:
         output.folder,
         config,
         threshold.value,
-        progress=True,
     )
     output.outputs.update(count=summary.pop("count"))
     output.metrics.update(
@@ -64,7 +63,6 @@ def threshold_of(context: Context, folder: Path, source: str) -> Threshold:
         folder,
         for_masks=True,
         without=context.run.left_out,
-        progress=True,
     )
 
 

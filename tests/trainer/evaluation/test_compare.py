@@ -146,7 +146,7 @@ def test_what_cannot_be_compared_is_refused(runs, data, tmp_path):
         open_sides(runs[:1])
     with pytest.raises(ConfigError, match="only one run"):
         open_sides([runs[0], runs[0]])
-    with pytest.raises(RunError, match="neither a run nor kept") as caught:
+    with pytest.raises(RunError, match="is no run and holds") as caught:
         open_sides([runs[0], tmp_path])
     assert "--out" in caught.value.hint
     other = tmp_path / "other"
