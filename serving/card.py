@@ -129,6 +129,7 @@ def read_card(folder: Path) -> Card:
         raise RepositoryError(
             f"{path} describes {card.name} version {card.version}",
             f"{folder.parent.name} version {folder.name}, as the folder says",
+            "rename the folder, or export the model again",
         )
     return card
 

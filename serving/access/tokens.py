@@ -66,6 +66,8 @@ def new_token(name: str, roles: Sequence[str]) -> tuple[str, str]:
     Raises:
         StartError: an unknown role, or a name with white space.
     """
+    if len(name.split()) != 1 or name.startswith("#"):
+        raise StartError(f"the name {name!r} does not fit into a token file", "a single word")
     token = secrets.token_urlsafe(32)
     line = f"{name} {','.join(roles)} {_digest(token)}"
     _token_line(line)

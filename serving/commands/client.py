@@ -186,7 +186,7 @@ def token(
             add_token(file, line)
         except OSError as error:
             raise StartError(
-                f"{file} cannot be written: {error.strerror}", "a file, or a new one in a folder"
+                f"{file} cannot be written: {error.strerror}", "a file in an existing folder"
             ) from error
     if as_json:
         print(json.dumps({"name": name, "roles": role, "token": secret, "line": line}))

@@ -114,7 +114,8 @@ def find_images(source: Path, target: Path) -> Listing:
         LabelError: see :func:`label`.
     """
     if not source.is_dir():
-        raise LabelError(f"no folder {source}", "a folder of images")
+        problem = f"{source} is not a folder" if source.exists() else f"no folder {source}"
+        raise LabelError(problem, "a folder of images")
     if reason := _output_of_ours(source):
         raise LabelError(f"{source} is {reason}", "a folder of photographs")
     output = target.resolve()

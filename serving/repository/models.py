@@ -198,7 +198,8 @@ class Models:
         if self._states.get(key) == change:
             return
         self._states[key] = change
-        log.info("model %s version %s: %s%s", *key, state, reason and f", {reason}")
+        note = ", still with its previous files" if state == State.READY else f", {reason}"
+        log.info("model %s version %s: %s%s", *key, state, note if reason else "")
         for callback in self._callbacks:
             callback(change)
 

@@ -73,7 +73,7 @@ def read_repository(root: Path, only: str = "") -> Cards:
 def no_model(root: Path) -> RepositoryError:
     """The error for a repository without models."""
     names = others(root)
-    beside = f"; without a version: {short(', '.join(names))}" if names else ""
+    beside = f"; folders without a version: {short(', '.join(names))}" if names else ""
     return RepositoryError(
         f"{root} holds no model{beside}", "NAME/VERSION/model.json and its graph", HINT
     )

@@ -54,6 +54,9 @@ def from_call(call: grpc.Call) -> RequestError:
         and any(detail.Unpack(info) for detail in status.details)
         and info.domain == DOMAIN
     )
+    if code == "UNAVAILABLE" and not ours:
+        # gRPC's own words name addresses and errno, but not what a user can do.
+        text = f"no server answers: {text}\nexpected: a running server at this address"
     error = _build(_kind(info.reason if ours else "", code, text), text, dict(info.metadata))
     error.code, error.reason = code, info.reason or error.reason
     return error
