@@ -6,8 +6,8 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -20,9 +20,10 @@ LARGEST_CARD = 16 * 1024 * 1024
 # The largest value of the protocol's version fields.
 LARGEST_VERSION = 2**31 - 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-HINT = "export the model again with: wsss-trainer export RUN --name NAME --repository exported/"
+EXPORT = "wsss-trainer export RUN --name NAME --repository exported/"
+HINT = f"export the model again with: {EXPORT}"
 
-NO_SIZE = {"min_side": 0, "max_side": 0, "max_pixels": 0}
+INPUT = {"name": "image", "dtype": "uint8", "layout": "NHWC", "color": "RGB"}
 Kind = Literal["segmenter", "cam", "tensor"]
 KINDS: tuple[Kind, ...] = ("segmenter", "cam", "tensor")
 # Type and axes of what a graph of each kind must return, at least.
@@ -72,21 +73,21 @@ class Card:
     kind: Kind
     graph: str
     sha256: dict[str, str]
-    classes: tuple[str, ...]
-    labels: tuple[str, ...]
-    palette: tuple[tuple[int, int, int], ...]
-    min_side: int
-    max_side: int
-    max_pixels: int
-    score_threshold: float
-    background_threshold: float | None
-    scales: tuple[float, ...]
-    flip: bool
-    protocol: str
-    supervision: str
-    source: dict[str, Any]
-    metrics: dict[str, Any]
-    created: datetime | None
+    classes: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    palette: tuple[tuple[int, int, int], ...] = ()
+    min_side: int = 0
+    max_side: int = 0
+    max_pixels: int = 0
+    score_threshold: float = 0.0
+    background_threshold: float | None = None
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    protocol: str = ""
+    supervision: str = ""
+    source: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    created: datetime | None = None
     golden: Golden | None = None
     half_graph: str | None = None
     warm: tuple[Mapping[str, tuple[int, ...]], ...] = ()
@@ -175,9 +176,6 @@ def _card(raw: dict[str, Any], folder: Path) -> Card:
     kind = cast(Kind, raw["kind"])
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}, none of {', '.join(KINDS)}")
-    pixels = kind != "tensor"
-    size, thresholds = (raw["input"], raw["thresholds"]) if pixels else (NO_SIZE, {"score": 0})
-    background = thresholds.get("background")
     card = Card(
         folder=folder,
         name=_text(raw, "name"),
@@ -185,16 +183,6 @@ def _card(raw: dict[str, Any], folder: Path) -> Card:
         kind=kind,
         graph=_text(raw, "graph"),
         sha256={str(name): str(digest).lower() for name, digest in raw["sha256"].items()},
-        classes=tuple(map(str, raw["classes"])) if pixels else (),
-        labels=tuple(map(str, raw["labels"])) if pixels else (),
-        palette=tuple((int(red), int(green), int(blue)) for red, green, blue in raw["palette"])
-        if pixels
-        else (),
-        min_side=int(size["min_side"]),
-        max_side=int(size["max_side"]),
-        max_pixels=int(size["max_pixels"]),
-        score_threshold=float(thresholds["score"]),
-        background_threshold=None if background is None else float(background),
         scales=tuple(map(float, raw.get("scales") or (1.0,))),
         flip=bool(raw.get("flip", False)),
         protocol=str(raw.get("protocol", "")),
@@ -202,75 +190,75 @@ def _card(raw: dict[str, Any], folder: Path) -> Card:
         source=dict(raw.get("source") or {}),
         metrics=dict(raw.get("metrics") or {}),
         created=datetime.fromisoformat(raw["created"]) if raw.get("created") else None,
-        golden=_golden(raw["golden"]) if raw.get("golden") and pixels else None,
         half_graph=_text(raw, "half_graph") if raw.get("half_graph") else None,
         warm=tuple(
             {str(name): tuple(map(int, shape)) for name, shape in one.items()}
             for one in raw.get("warm") or ()
         ),
+        **({} if kind == "tensor" else _image_fields(raw)),
     )
-    _refuse(
-        {
-            f"name is {card.name!r}": not NAME.fullmatch(card.name),
-            f"version is {card.version}": not 1 <= card.version <= LARGEST_VERSION,
-            "sha256 does not list the graph": card.graph not in card.sha256,
-            "sha256 does not list the half-precision graph": card.half_graph
-            not in (None, *card.sha256),
-            "a file name has a folder in it": any(
-                Path(name).name != name for name in (card.graph, *card.sha256)
-            ),
-        }
-    )
-    if pixels:
-        _check_pixels(card, raw)
+    for fault in (*_faults(card), *(() if kind == "tensor" else _image_faults(card, raw))):
+        raise ValueError(fault)
     return card
 
 
-def _check_pixels(card: Card, raw: dict[str, Any]) -> None:
-    names = len(set(card.labels)) == len(card.labels) == len(card.classes) + 1
+def _image_fields(raw: dict[str, Any]) -> dict[str, Any]:
+    """What only the cards of segmenters and CAM models have."""
+    golden, background = raw.get("golden"), raw["thresholds"].get("background")
+    return {
+        "classes": tuple(map(str, raw["classes"])),
+        "labels": tuple(map(str, raw["labels"])),
+        "palette": tuple((int(red), int(green), int(blue)) for red, green, blue in raw["palette"]),
+        **{key: int(raw["input"][key]) for key in ("min_side", "max_side", "max_pixels")},
+        "score_threshold": float(raw["thresholds"]["score"]),
+        "background_threshold": None if background is None else float(background),
+        "golden": Golden(
+            _text(golden, "image"), _text(golden, "output"), tuple(map(float, golden["scores"]))
+        )
+        if golden
+        else None,
+    }
+
+
+def _faults(card: Card) -> Iterator[str]:
+    if not NAME.fullmatch(card.name):
+        yield f"name is {card.name!r}"
+    if not 1 <= card.version <= LARGEST_VERSION:
+        yield f"version is {card.version}"
+    if card.graph not in card.sha256:
+        yield "sha256 does not list the graph"
+    if card.half_graph not in (None, *card.sha256):
+        yield "sha256 does not list the half-precision graph"
+    if any(Path(name).name != name for name in (card.graph, *card.sha256)):
+        yield "a file name has a folder in it"
+
+
+def _image_faults(card: Card, raw: dict[str, Any]) -> Iterator[str]:
+    count = len(card.classes)
+    if card.labels[1:] != card.classes or len(set(card.labels)) != count + 1:
+        yield "labels are not the background and the classes"
+    if not 1 <= count <= 254:
+        yield f"{count} classes"
+    values = [value for colour in card.palette for value in colour]
+    if len(card.palette) != len(card.labels) or not all(0 <= value <= 255 for value in values):
+        yield "palette is not one colour of 0 to 255 per label"
+    if not 0 <= card.score_threshold <= 1:
+        yield f"the score threshold is {card.score_threshold}"
+    if not isinstance(card.source.get("seed") or 0, int):
+        yield f"the seed is {card.source.get('seed')!r}"
+    if not 1 <= card.min_side <= card.max_side or card.max_pixels < card.min_side**2:
+        yield "input sides contradict each other"
+    if not INPUT.items() <= raw["input"].items():
+        yield "input is not uint8 NHWC RGB named 'image'"
     outputs = {output["name"]: output["dtype"] for output in raw["outputs"]}
     promise = {name: dtype for name, (dtype, _) in OUTPUTS[card.kind].items()}
-    _refuse(
-        {
-            "labels are not the background and the classes": not names
-            or card.labels[1:] != card.classes,
-            f"{len(card.classes)} classes": not 1 <= len(card.classes) <= 254,
-            "palette is not one colour of 0 to 255 a label": len(card.palette) != len(card.labels)
-            or any(not 0 <= value <= 255 for colour in card.palette for value in colour),
-            f"the score threshold is {card.score_threshold}": not 0 <= card.score_threshold <= 1,
-            f"the seed is {card.source.get('seed')!r}": not isinstance(
-                card.source.get("seed") or 0, int
-            ),
-            "input sides": not 1 <= card.min_side <= card.max_side
-            or card.max_pixels < card.min_side**2,
-            "input is not uint8 NHWC RGB named 'image'": any(
-                raw["input"].get(key) != value
-                for key, value in {
-                    "name": "image",
-                    "dtype": "uint8",
-                    "layout": "NHWC",
-                    "color": "RGB",
-                }.items()
-            ),
-            f"outputs are {outputs}, without {promise}": not promise.items() <= outputs.items(),
-            "golden names a file that sha256 does not, or not one score a class": card.golden
-            is not None
-            and (
-                not {card.golden.image, card.golden.output} <= card.sha256.keys()
-                or len(card.golden.scores) != len(card.classes)
-            ),
-        }
-    )
-
-
-def _golden(raw: dict[str, Any]) -> Golden:
-    return Golden(_text(raw, "image"), _text(raw, "output"), tuple(map(float, raw["scores"])))
-
-
-def _refuse(faults: Mapping[str, bool]) -> None:
-    for text, wrong in faults.items():
-        if wrong:
-            raise ValueError(text)
+    if not promise.items() <= outputs.items():
+        yield f"outputs are {outputs}, without {promise}"
+    golden = card.golden
+    if golden and not {golden.image, golden.output} <= card.sha256.keys():
+        yield "golden names a file that sha256 does not list"
+    if golden and len(golden.scores) != count:
+        yield "golden does not have one score per class"
 
 
 def _text(raw: dict[str, Any], key: str) -> str:

@@ -80,9 +80,7 @@ def serve(
     set_: Annotated[
         list[str] | None,
         typer.Option(
-            "--set",
-            metavar="SECTION.KEY=VALUE",
-            help="Override any setting. May be repeated.",
+            "--set", metavar="SECTION.KEY=VALUE", help="Override any setting. May be repeated."
         ),
     ] = None,
     repository: Repository = DEFAULT.repository,
@@ -103,12 +101,10 @@ def serve(
     ] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key.")] = None,
     tls_client_ca: Annotated[
-        Path | None,
-        typer.Option(help="PEM file of the authority that signs client certificates."),
+        Path | None, typer.Option(help="PEM file of the authority that signs client certificates.")
     ] = None,
     tokens: Annotated[
-        Path | None,
-        typer.Option(help="Token file: callers, roles and token hashes."),
+        Path | None, typer.Option(help="Token file: callers, roles and token hashes.")
     ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Allow other machines without TLS and tokens.")
@@ -179,9 +175,8 @@ def models(repository: Repository = Path("exported"), as_json: Json = False) -> 
     """List the models of a repository, with every card and checksum verified."""
     from serving.repository.versions import read_repository, verify
 
-    cards = [
-        card for versions in read_repository(repository).values() for card in versions.values()
-    ]
+    models = read_repository(repository).values()
+    cards = [card for versions in models for card in versions.values()]
     for card in cards:
         verify(card)
     if as_json:

@@ -21,19 +21,17 @@ def check_folder(
     hint: str = "",
     may_lie_in: bool = False,
 ) -> None:
-    """Refuse an output folder that would touch something that is not ours.
+    """Refuse an output folder that would touch something that is not ours. It need not exist.
 
     Args:
-        folder: need not exist.
         is_ours: whether a non-empty folder is an earlier output of the same kind.
-        inputs: files and folders that are read. The output must not be, contain or lie in one of
-            them, and no link inside it may lead to one.
-        option: what the user typed before the folder, for the message.
-        hint: what to type instead.
+        inputs: files and folders that are read. The output must not be, contain or lie in one, and
+            no link inside it may lead to one.
+        option, hint: what the user typed before the folder, and what to type instead.
         may_lie_in: the output may lie in an input, whose reader skips it.
 
     Raises:
-        TargetError: it would, a file is in the way, or the folder cannot be examined.
+        TargetError: it would, or a file is in the way, or it cannot be opened.
     """
     said, inputs = f"{option} {folder}".strip(), list(inputs)
     hint = hint or "another folder"
@@ -68,10 +66,8 @@ def check_file(
     """Refuse an output file that is an input, or that exists, is not empty and is not ours.
 
     Args:
-        file: need not exist.
         is_ours: whether an existing file may be overwritten.
-        option: what the user typed before the file, for the message.
-        hint: what to type instead.
+        option, hint: what the user typed before the file, and what to type instead.
 
     Raises:
         TargetError: it is; or a folder, device or broken link is in the way.
@@ -94,9 +90,7 @@ def check_file(
         raise TargetError(f"{said} is {what}", "a new file", "another name")
     if file.stat().st_size and not is_ours(file):
         raise TargetError(
-            f"{said} is there already, and this command did not make it",
-            "a new file",
-            hint,
+            f"{said} is there already, and this command did not make it", "a new file", hint
         )
 
 

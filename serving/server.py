@@ -109,8 +109,7 @@ class Server:
         self.telemetry.follow(self.models)
         interceptors = [AccessInterceptor(self._tokens, self.telemetry)] if self._tokens else []
         self._grpc = grpc.aio.server(
-            interceptors=interceptors,
-            options=channel_options(self._config),
+            interceptors=interceptors, options=channel_options(self._config)
         )
         services = (
             SegmentationService(self.models, self._config, self._codecs, self._calls),

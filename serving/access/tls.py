@@ -42,8 +42,7 @@ def server_context(config: AccessConfig) -> ssl.SSLContext:
     except (OSError, ValueError) as error:
         files = ", ".join(map(str, tls_files(config)))
         raise StartError(
-            f"the TLS files do not load: {error}",
-            f"matching PEM files without a password: {files}",
+            f"the TLS files do not load: {error}", f"matching PEM files without a password: {files}"
         ) from error
     return context
 

@@ -128,9 +128,9 @@ def bench(
     """Measure; ``progress`` is called after every load.
 
     Returns:
-        ``model``, ``engine``, ``cpus``, ``callers``, ``rounds``, ``seconds``; ``figures`` by key,
-            each with ``text``, ``value`` (the median), ``low`` and ``high`` of its rounds, ``aim``
-            and ``met``; ``measured``, medians of the quantities behind them.
+        The setting; ``figures`` by key, each with ``text``, ``value`` (the median), ``low`` and
+            ``high`` of its rounds, ``aim`` and ``met``; ``measured``, medians of the quantities
+            behind them.
 
     Raises:
         BenchError: an unknown figure, nothing to measure, or a server that does not start or
@@ -141,39 +141,30 @@ def bench(
     card = choose(read_repository(config.repository), config.model, 0, None)
     engine = open_engine(card, Plan(), config.engine)
     tensors = config.tensors or card.kind == "tensor"
-    requests = (
-        Target(card, inputs=target.random_inputs(engine, config.side))
-        if tensors
-        else Target(card, target.read_images(config.images))
-    )
-    loads = [experiment.loads for experiment in experiments]
-    total = sum(first + config.rounds * each for first, each in loads)
+    if tensors:
+        requests = Target(card, inputs=target.random_inputs(engine, config.side))
+    else:
+        requests = Target(card, target.read_images(config.images))
+    total = sum(first + config.rounds * each for first, each in (e.loads for e in experiments))
     count = iter(range(1, total + 1))
     setting = Setting(config, requests, engine, lambda: progress(next(count), total))
-    results: dict[str, Any] = {
+    figures: dict[str, Any] = {}
+    quantities: dict[str, float] = {}
+    for experiment in experiments:
+        rounds = list(experiment.run(setting))
+        figures |= _figures(experiment, rounds, config.only, tensors)
+        for name in (name for name in rounds[0] if name not in experiment.figures):
+            quantities[name] = round(statistics.median(each[name] for each in rounds), 3)
+    engine.close()
+    return {
         "model": card.name,
         "engine": engine.description,
         "cpus": available_cpus(),
         "callers": config.callers,
         "rounds": config.rounds,
         "seconds": config.seconds,
-        "figures": {},
-        "measured": {},
-    }
-    for experiment in experiments:
-        rounds = list(experiment.run(setting))
-        results["figures"] |= _figures(experiment, rounds, config.only, tensors)
-        results["measured"] |= _medians(experiment, rounds)
-    engine.close()
-    return results
-
-
-def _medians(experiment: Experiment, rounds: list[Round]) -> dict[str, float]:
-    """Medians of the quantities behind the figures."""
-    return {
-        name: round(statistics.median(each[name] for each in rounds), 3)
-        for name in rounds[0]
-        if name not in experiment.figures
+        "figures": figures,
+        "measured": quantities,
     }
 
 

@@ -29,8 +29,7 @@ Oversize = Annotated[
     typer.Option(help="Images above the model's limits: scale, tile, or auto (tile the largest)."),
 ]
 Tile = Annotated[
-    bool,
-    typer.Option("--tile", help="Short for --oversize tile: full resolution without seams."),
+    bool, typer.Option("--tile", help="Short for --oversize tile: full resolution without seams.")
 ]
 Overlap = Annotated[
     float | None,

@@ -216,11 +216,7 @@ def check_placement(session: Any, provider: str) -> None:
         missing = (
             "no " + ", ".join(sorted(lost)) if provider in operators else "nothing of the graph"
         )
-        raise EngineError(
-            f"{provider} takes {missing}",
-            "a graph that runs on the GPU",
-            HINT,
-        )
+        raise EngineError(f"{provider} takes {missing}", "a graph that runs on the GPU", HINT)
 
 
 def cuda_options(config: EngineConfig) -> dict[str, str]:

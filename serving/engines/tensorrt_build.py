@@ -37,13 +37,7 @@ def find_engine(
     profiles: list[Profile],
     stop: Stop,
 ) -> Any:
-    """The engine of a model, from the cache or newly built.
-
-    Args:
-        trt: the library.
-        graph: the graph file of the model to build from.
-        profiles: shapes that it will take.
-        stop: ends the build.
+    """The engine of a model, from the cache or newly built from ``graph``, one of its files.
 
     Raises:
         EngineError: TensorRT does not take the graph, or the build fails.

@@ -49,7 +49,18 @@ def options_for(
         FieldError: an unknown class, a number out of range, a background threshold for a segmenter,
             or none for a CAM model whose card has none either.
     """
-    ground = background_threshold
+    return Options(
+        score_threshold=_share(
+            card.score_threshold if score_threshold is None else score_threshold, "score_threshold"
+        ),
+        classes=_indices(classes, card, "classes"),
+        tags=_indices(tags, card, "tags"),
+        background_threshold=_background(card, background_threshold, mask),
+        confidence_threshold=_share(confidence_threshold or 0.0, "confidence_threshold"),
+    )
+
+
+def _background(card: Card, ground: float | None, mask: bool) -> float | None:
     if card.kind != "cam" and ground is not None:
         raise FieldError(
             f"model {card.name!r} is a segmenter and has no background threshold",
@@ -64,15 +75,7 @@ def options_for(
                 "background_threshold of 0 to 1 in the request",
                 field="background_threshold",
             )
-    return Options(
-        score_threshold=_share(
-            card.score_threshold if score_threshold is None else score_threshold, "score_threshold"
-        ),
-        classes=_indices(classes, card, "classes"),
-        tags=_indices(tags, card, "tags"),
-        background_threshold=None if ground is None else _share(ground, "background_threshold"),
-        confidence_threshold=_share(confidence_threshold or 0.0, "confidence_threshold"),
-    )
+    return None if ground is None else _share(ground, "background_threshold")
 
 
 def _indices(names: Iterable[str], card: Card, field: str) -> tuple[int, ...]:
@@ -80,11 +83,8 @@ def _indices(names: Iterable[str], card: Card, field: str) -> tuple[int, ...]:
     chosen = set()
     for name in names:
         if name not in places:
-            raise FieldError(
-                f"model {card.name!r} has no class {name!r}",
-                nearest(name, card.classes),
-                field=field,
-            )
+            problem = f"model {card.name!r} has no class {name!r}"
+            raise FieldError(problem, nearest(name, card.classes), field=field)
         chosen.add(places[name])
     return tuple(sorted(chosen))
 

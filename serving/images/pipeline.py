@@ -220,19 +220,14 @@ class Answer:
         if self._masks:
             labels, confidence = (
                 masks.resize_nearest(
-                    buckets.crop(map_, self._canvas.inner, self._canvas.tiling.image),
-                    height,
-                    width,
+                    buckets.crop(map_, self._canvas.inner, self._canvas.tiling.image), height, width
                 )
                 for map_ in (self._masks.labels, self._masks.confidence)
             )
             return labels, confidence, None
         cam = self.activated()
         ground = cast(float, self._options.background_threshold)
-        return (
-            *maps.to_mask(cam.maps, [k + 1 for k in cam.classes], ground, height, width),
-            cam,
-        )
+        return (*maps.to_mask(cam.maps, [k + 1 for k in cam.classes], ground, height, width), cam)
 
     def _mask_of(self, outputs: Outputs) -> tuple[Pixels, Pixels]:
         labels, confidence = (cast(Pixels, outputs[name])[0] for name in ("mask", "confidence"))

@@ -62,11 +62,10 @@ def label(config: LabelConfig, progress: Progress = lambda count, total: None) -
     Writes one file per image, the joint files of the format, ``manifest.jsonl`` (a line per mask),
     ``failures.jsonl`` (a line per entry without a mask, with the reason) and ``classes.txt`` (line
     n is label n). An image is skipped if its mask loads and the manifest records this graph, these
-    settings and this image. Files appear whole or not at all. After an interruption, run it again.
+    settings and this image. Files appear whole or not at all.
 
     Raises:
-        LabelError: no image, two images for one mask, another labeller in the folder, or a folder
-            that cannot be written.
+        LabelError: no image, two images for one mask, or a folder that is in use or read-only.
         TargetError: the output folder holds something else, or is read.
         RepositoryError, ModelNotFound, WrongModelKind, FieldError: see :class:`Labeller`.
     """
@@ -74,24 +73,19 @@ def label(config: LabelConfig, progress: Progress = lambda count, total: None) -
     form = find_format(config.format, config.polygons)
     check_folder(config.target, holds_labels, [config.source], "OUT", may_lie_in=True)
     listing = find_images(config.source, config.target)
-    images = listing.images
-    check_parts(images, form)
+    check_parts(listing.images, form)
     labeller = Labeller(config)
-    card, target = labeller.card, config.target
+    card = labeller.card
     tally = {"written": 0, "skipped": 0, "failed": len(listing.unread)}
     try:
-        with open_ledger(target) as ledger:
-            check_parts(images, form, folds=folds_case(target / MANIFEST))
-            write_atomic(target / CLASSES, "".join(f"{name}\n" for name in card.labels).encode())
-            ledger.left_out(listing)
-            for number, state in enumerate(_label_all(labeller, images, ledger), 1):
+        with open_ledger(config.target) as ledger:
+            for number, state in enumerate(_label_all(labeller, listing, ledger), 1):
                 tally[state] += 1
-                progress(number, len(images))
-            ledger.sort()
-            entries = [ledger.known.get(image.as_posix()) for image in images]
-            files = form.finish(target, card, [entry for entry in entries if entry])
+                progress(number, len(listing.images))
+            entries = ledger.finish(listing.images)
+            files = form.finish(config.target, card, entries)
     except OSError as error:
-        raise _unwritable(target, error, tally["written"]) from error
+        raise _unwritable(config.target, error, tally["written"]) from error
     seconds = time.monotonic() - began
     return Summary(
         images=sum(tally.values()),
@@ -99,7 +93,7 @@ def label(config: LabelConfig, progress: Progress = lambda count, total: None) -
         left_out=len(listing.left_out),
         seconds=round(seconds, 3),
         images_per_second=round(tally["written"] / seconds, 2),
-        target=str(target),
+        target=str(config.target),
         format=config.format,
         files=[str(file) for file in files],
         model=card.name,
@@ -167,11 +161,16 @@ def check_parts(images: Sequence[Path], form: Format, folds: bool = False) -> No
             )
 
 
-def _label_all(labeller: Labeller, images: list[Path], ledger: Ledger) -> Iterator[State]:
-    """Outcomes in the order of ``images``, each recorded before it is returned."""
+def _label_all(labeller: Labeller, listing: Listing, ledger: Ledger) -> Iterator[State]:
+    """Outcomes in the order of the images, each recorded before it is returned."""
+    target, card = ledger.target, labeller.card
+    # Only now is there a file on the disk that tells how it treats case.
+    check_parts(listing.images, labeller.format, folds=folds_case(target / MANIFEST))
+    write_atomic(target / CLASSES, "".join(f"{name}\n" for name in card.labels).encode())
+    ledger.left_out(listing)
     work = partial(labeller.one, ledger=ledger)
     with ThreadPoolExecutor(labeller.workers, thread_name_prefix="label") as threads:
-        yield from _in_order(threads, work, images, ahead=4 * labeller.workers)
+        yield from _in_order(threads, work, listing.images, ahead=4 * labeller.workers)
 
 
 def _in_order(

@@ -104,11 +104,8 @@ class Labeller:
             confidence_threshold=config.confidence_threshold,
         )
         threads = max(1, available_cpus() // self.workers)
-        plan = plan_for(
-            self.card,
-            ScheduleConfig(workers=self.workers, threads=threads, max_batch=1),
-            config.engine,
-        )
+        schedule = ScheduleConfig(workers=self.workers, threads=threads, max_batch=1)
+        plan = plan_for(self.card, schedule, config.engine)
         self._engine: Engine = open_engine(self.card, plan, config.engine)
         # Everything that masks depend on besides the image and the graph.
         self._settings = {
@@ -160,14 +157,11 @@ class Labeller:
             return Outcome("failed", {"image": name, "error": str(error)}, stays)
 
     def write(self, image: Path, entry: Entry) -> Entry:
-        """Label one file.
+        """Label one file; returns its line for the manifest, without the name.
 
         Args:
             image: relative path.
             entry: the manifest's line of an earlier run, or empty.
-
-        Returns:
-            Its line for the manifest, without the name.
 
         Raises:
             ImageError: not an image, damaged or too large; nothing was written.
@@ -178,16 +172,15 @@ class Labeller:
         source, part = config.source / image, self.format.part(image)
         before = source.stat()
         if before.st_size > config.limits.max_bytes:
-            raise LabelError(
-                f"the file has {before.st_size:,} bytes",
-                f"at most {config.limits.max_bytes:,} bytes",
-            )
+            limit = f"at most {config.limits.max_bytes:,} bytes"
+            raise LabelError(f"the file has {before.st_size:,} bytes", limit)
         picture = decode(source.read_bytes(), config.limits)
         canvas = pipeline.prepare(picture, card, config.bucket, config.tiles)
         result = pipeline.segment(canvas, card, self.options, self._run)
         data = self.format.encode(image, result, card)
         self._check_mask(config.target / part, entry, data)
         write_atomic(config.target / part, data)
+        scores = zip(card.classes, result.scores)
         return {
             "mask": part.as_posix(),
             "height": canvas.height,
@@ -200,9 +193,7 @@ class Labeller:
             "model_sha256": card.graph_sha256,
             "tiles": len(canvas.tiling),
             "settings": self._settings,
-            "scores": {
-                name: round(float(score), 6) for name, score in zip(card.classes, result.scores)
-            },
+            "scores": {name: round(float(score), 6) for name, score in scores},
             "areas": {name: int(area) for name, area in zip(card.labels, result.areas) if area},
         }
 
@@ -225,22 +216,16 @@ class Labeller:
 
     def is_current(self, entry: Entry, source: Path) -> bool:
         """Whether the mask loads and the manifest records this graph, these settings and file."""
-        if (entry.get("model_sha256"), entry.get("settings")) != (
-            self.card.graph_sha256,
-            self._settings,
-        ):
+        own = (self.card.graph_sha256, self._settings)
+        if (entry.get("model_sha256"), entry.get("settings")) != own:
             return False
         try:
             now = source.stat()
-            if (entry.get("image_bytes"), entry.get("image_modified_ns")) != (
-                now.st_size,
-                now.st_mtime_ns,
-            ):
-                return False
             data = (self.config.target / str(entry.get("mask"))).read_bytes()
         except OSError:
             return False
-        return self.format.is_whole(data, entry)
+        file = (entry.get("image_bytes"), entry.get("image_modified_ns"))
+        return file == (now.st_size, now.st_mtime_ns) and self.format.is_whole(data, entry)
 
     def _run(self, inputs: Inputs) -> Outputs:
         try:

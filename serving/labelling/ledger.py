@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -85,10 +85,12 @@ class Ledger:
         for path, reason in listing.left_out.items():
             self.failed({"image": _name(path), "left_out": reason})
 
-    def sort(self) -> None:
-        """Rewrite the manifest, one line per image, sorted."""
+    def finish(self, images: Iterable[Path]) -> list[Entry]:
+        """Rewrite the manifest, one line per image, sorted; returns the lines of ``images``."""
         lines = (_line(self.known[image]) for image in sorted(self.known))
         write_atomic(self.target / MANIFEST, "".join(lines).encode())
+        entries = (self.known.get(image.as_posix()) for image in images)
+        return [entry for entry in entries if entry]
 
 
 @contextmanager

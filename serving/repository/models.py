@@ -129,6 +129,10 @@ class Models:
         """The models that are ready, by name and version."""
         return [self._live[key] for key in sorted(self._live)]
 
+    def versions(self, name: str) -> list[int]:
+        """The versions of a model that are ready, ascending."""
+        return [version for model, version in sorted(self._live) if model == name]
+
     def index(self) -> list[ModelState]:
         """The state of every configured version, ready or not."""
         return [self._states[key] for key in sorted(self._states)]

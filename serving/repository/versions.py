@@ -9,6 +9,7 @@ from pathlib import Path
 
 from serving.card import (
     CARD,
+    EXPORT,
     HINT,
     KINDS,
     NAME,
@@ -75,7 +76,9 @@ def no_model(root: Path) -> RepositoryError:
     names = others(root)
     beside = f"; folders without a version: {short(', '.join(names))}" if names else ""
     return RepositoryError(
-        f"{root} holds no model{beside}", "NAME/VERSION/model.json and its graph", HINT
+        f"{root} holds no model{beside}",
+        "NAME/VERSION/model.json and its graph",
+        f"export a model with: {EXPORT}",
     )
 
 

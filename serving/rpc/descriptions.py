@@ -56,7 +56,7 @@ def metadata(model: Served, versions: list[int], config: ServerConfig) -> Any:
         properties["labels"] = ",".join(card.labels)
     return pb.ModelMetadataResponse(
         name=card.name,
-        versions=[str(version) for version in sorted(versions)],
+        versions=[str(version) for version in versions],
         platform=_platform(model),
         inputs=[_tensor(spec) for spec in model.engine.inputs],
         outputs=[_tensor(spec) for spec in model.engine.outputs],

@@ -105,11 +105,7 @@ class OpenInferenceService:
 
     async def _model_metadata(self, request: Any, call: Call) -> Any:
         model = self._find(request.name, request.version, call)
-        versions = [
-            other.card.version
-            for other in self._models.served()
-            if other.card.name == model.card.name
-        ]
+        versions = self._models.versions(model.card.name)
         return descriptions.metadata(model, versions, self._config)
 
     async def _model_config(self, request: Any, call: Call) -> Any:
@@ -117,18 +113,14 @@ class OpenInferenceService:
         return pb.ModelConfigResponse(config=descriptions.configuration(model, self._config))
 
     async def _model_statistics(self, request: Any, call: Call) -> Any:
+        models = self._models.served()
         if request.name:
             match = self._find(request.name, request.version, call)
-            choice = [
-                s
-                for s in self._models.served()
-                if s is match or (s.card.name, "") == (request.name, request.version)
-            ]
-        else:
-            choice = self._models.served()
+            names = (request.name, "")
+            models = [s for s in models if s is match or (s.card.name, request.version) == names]
         statistics = [
             descriptions.statistics(model, *self._seconds.get(model, (0.0, 0.0)))
-            for model in choice
+            for model in models
         ]
         return pb.ModelStatisticsResponse(model_stats=statistics)
 

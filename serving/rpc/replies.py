@@ -165,7 +165,7 @@ def model(card: Card, versions: Sequence[int], engine: str) -> Any:
     message = pb.Model(
         name=card.name,
         version=card.version,
-        versions=sorted(versions),
+        versions=versions,
         kind=KINDS[card.kind],
         labels=[
             pb.Label(name=name, red=red, green=green, blue=blue)

@@ -165,11 +165,7 @@ class SegmentationService:
         return self._describe(self._find(request, call, None))
 
     def _describe(self, model: Served) -> Any:
-        versions = [
-            other.card.version
-            for other in self._models.served()
-            if other.card.name == model.card.name
-        ]
+        versions = self._models.versions(model.card.name)
         return replies.model(model.card, versions, model.engine.description)
 
     def _find(self, request: Any, call: Call, kind: Kind | tuple[Kind, ...] | None) -> Served:

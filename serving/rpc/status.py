@@ -20,7 +20,7 @@ DOMAIN = "wsss"
 def to_status(error: RequestError) -> grpc.Status:
     """Code, text and details of an error."""
     details: list[Message] = [
-        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata),
+        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
     ]
     if error.code == "INVALID_ARGUMENT" and error.field:
         violation = error_details_pb2.BadRequest.FieldViolation(

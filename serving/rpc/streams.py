@@ -55,16 +55,13 @@ async def side_by_side(
     in_order: bool,
     ending: asyncio.Event | None = None,
 ) -> AsyncIterator[Any]:
-    """What ``work`` makes of each message, at most ``depth`` messages at a time.
+    """What ``work``, which must not raise, makes of each message of ``pull``, whose None is the
+    end.
 
+    At most ``depth`` messages are pulled and not handed on; meanwhile the sender has to wait.
+    Replies keep the order of the messages if ``in_order``, otherwise the first finished comes
+    first. Once ``ending`` is set nothing more is pulled, and everything in progress is finished.
     Closing the iterator cancels everything in progress.
-
-    Args:
-        pull: the next message, None after the last.
-        work: must not raise.
-        depth: messages pulled and not handed on; while there are so many, the sender has to wait.
-        in_order: keep the order of the messages; otherwise the first finished comes first.
-        ending: once set, nothing more is pulled, and everything in progress is finished.
     """
     places, replies = asyncio.Semaphore(depth - 1), asyncio.Queue[Any]()
     tasks: set[asyncio.Task[Any]] = set()

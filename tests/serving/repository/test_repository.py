@@ -84,7 +84,7 @@ def test_missing_and_empty_folders(tmp_path: Path):
     with pytest.raises(RepositoryError, match="holds no model"):
         read_repository(tmp_path)
     (tmp_path / "colours").mkdir()
-    with pytest.raises(RepositoryError, match="holds no model; without a version: colours"):
+    with pytest.raises(RepositoryError, match="holds no model; folders without a version: colours"):
         read_repository(tmp_path)
     (tmp_path / "colours" / "1").mkdir()
     with pytest.raises(RepositoryError, match=r"no model.json"):
