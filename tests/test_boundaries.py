@@ -170,7 +170,7 @@ def test_a_method_is_documented_and_has_a_config(path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["kinds", "headers", "rgb"])
+@pytest.mark.parametrize("name", ["kinds", "bounds", "headers", "rgb"])
 def test_both_halves_read_images_by_the_same_files(name: str) -> None:
     ours, theirs = (ROOT / half / f"{name}.py" for half in ("trainer/data", "serving/images"))
     assert ours.read_text() == theirs.read_text(), f"change both: cp {ours} {theirs}"

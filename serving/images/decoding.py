@@ -2,7 +2,7 @@
 
 Every limit is checked before memory of the image's size is allocated: bytes, kind, pixels, aspect,
 decoding time and memory. The pixels equal those that the trainer reads, because both have the
-modules :mod:`serving.images.headers`, ``kinds`` and ``rgb``.
+modules ``bounds``, ``headers``, ``kinds`` and ``rgb``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import numpy as np
 
 from serving.config import Limits
 from serving.errors import FieldError, ImageError, ImageTooLarge
-from serving.images.headers import DECODER_ERRORS, Bounds, Header, TooLarge, check_size, opened
+from serving.images.bounds import Bounds, TooLarge, check_size
+from serving.images.headers import DECODER_ERRORS, Header, opened
 from serving.images.kinds import Unreadable
 from serving.images.rgb import Pixels, to_rgb, upright
 

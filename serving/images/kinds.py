@@ -1,7 +1,6 @@
-"""Which kind of file some bytes are, by how they start, and how that is said of a file that is not
-read.
+"""What kind of file some bytes are, by their start, and what to say about kinds that are not read.
 
-This file stands word for word in the trainer and in serving: see ``headers.py``.
+See ``headers.py`` for the files that trainer and serving have in common.
 """
 
 from __future__ import annotations
@@ -11,13 +10,13 @@ import re
 READ = "a whole JPEG, PNG, WebP, BMP or TIFF"
 HEAD_BYTES = 512
 SAVE = "save it as PNG or JPEG"
-# Of ISO base media files (ISO/IEC 14496-12), by their brand.
+# Brands of ISO base media files (ISO/IEC 14496-12).
 BRANDS = {
     **dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"), "HEIC"),
     **dict.fromkeys((b"avif", b"avis"), "AVIF"),
     **dict.fromkeys((b"jp2 ", b"jpx "), "JPEG 2000"),
 }
-# How other kinds of files start, what they are, and what to do.
+# Starts of other kinds of files, their names, and what to do.
 OTHERS: tuple[tuple[bytes, str, str], ...] = (
     (b"GIF8", "a GIF", SAVE),
     (b"\0\0\0\x0cjP  ", "a JPEG 2000", SAVE),
@@ -40,7 +39,7 @@ OTHERS: tuple[tuple[bytes, str, str], ...] = (
     (b"/annex/objects", "a pointer of git-annex in place of the image", "git annex get"),
 )
 NETPBM = re.compile(rb"P[1-7][\s#]")
-# How the encoded forms of the kinds that are read start, and any long run of such characters.
+# Starts of base64-encoded images of the supported kinds, and any long line of such characters.
 BASE64 = re.compile(
     rb"(data:image/|/9j/|iVBORw|UklGR|SUkqA|TU0AK|[A-Za-z0-9+/]{76}\s|Qk[A-Za-z0-9])"
 )
@@ -48,11 +47,11 @@ TEXT = re.compile(rb"[\t\n\r\x20-\x7e\x80-\xff]*")
 
 
 class Unreadable(Exception):
-    """A file is no image, or one that is not read.
+    """A file is not an image, or not of a kind that is read.
 
     Attributes:
-        found: what it is, a sentence.
-        expected: what would have been right.
+        found: what it is.
+        expected: what would be right.
         hint: what to do.
     """
 
@@ -62,7 +61,7 @@ class Unreadable(Exception):
 
 
 def kind_of(head: bytes) -> str:
-    """JPEG, PNG, WEBP, TIFF or BMP, by the first ``HEAD_BYTES`` of a file.
+    """JPEG, PNG, WEBP, TIFF or BMP, from the first ``HEAD_BYTES`` of a file.
 
     Raises:
         Unreadable: it is empty or of another kind, which is named.
@@ -81,7 +80,7 @@ def kind_of(head: bytes) -> str:
 
 
 def _other(head: bytes) -> Unreadable:
-    """What a file is that is not read."""
+    """What an unsupported file is."""
     if not head:
         return Unreadable("the image is empty", hint="copy or download it again")
     if not head.strip(b"\0"):
@@ -103,7 +102,7 @@ def _other(head: bytes) -> Unreadable:
 
 
 def _text(head: bytes) -> Unreadable | None:
-    """What a text is; None for bytes that are none."""
+    """What a text file is; None for other bytes."""
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     lower = start.lower()
     if b"<svg" in lower:

@@ -1,7 +1,7 @@
 """From an opened image to 8-bit RGB pixels.
 
-This file stands word for word in the trainer and in serving: see ``headers.py``. Colour profiles
-and gamma are ignored. Depth is scaled by the type of the file's samples, never by their values.
+Colour profiles and gamma are ignored. Depth is scaled by the type of the samples, never by their
+values. See ``headers.py`` for the files that trainer and serving have in common.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from .kinds import Unreadable
 Pixels = npt.NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 
-# Pixels that are converted at a time, so that nothing but the result is of the image's size.
+# Pixels per band: only the result has the size of the image.
 BAND = 1 << 20
 ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
 PHOTOMETRIC, MAX_SAMPLE, PLANES, MAX_SAMPLE_OF_TYPE, WHITE_IS_ZERO = 262, 281, 284, 341, 0
-# Floats are rounded down too; so much of a level is forgiven to what float32 makes of k/255.
+# Floats are rounded down, too; this part of a level makes up for k/255 in float32.
 FLOAT_SLACK = 1e-3
-# What white may be said to be.
+# Values that white may have.
 DEPTHS = frozenset(2**bits - 1 for bits in range(1, 32))
-# Raw modes that unpack the upper bytes of 16-bit colour, and those for the lower ones. libtiff
-# gives the byte order of the machine.
+# Raw modes for the upper bytes of 16-bit colour, and for the lower ones. libtiff returns the byte
+# order of the machine.
 LOWER = {
     "RGB;16B": "RGB;16L",
     "RGBA;16B": "RGBA;16L",
@@ -37,19 +37,19 @@ LOWER = {
     "RGBX;16N": "RGBX;16B",
     "RGBA;16N": "RGBA;16B",
 }
-# A grey and an alpha of 16 bits are four bytes, and so are read as those of four channels.
+# 16-bit grey and alpha are four bytes, read as four channels.
 GREY_ALPHA16 = "LA;16B"
-# The byte order of what libtiff returns; Pillow expects that of the file.
+# libtiff returns the byte order of the machine, Pillow expects that of the file.
 NATIVE = {"I;16B": "I;16N", "I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
 OUTSIDE = "scale the values to 0 to 65535 and save them as 16-bit unsigned"
 
 
 def to_rgb(header: Header) -> Pixels:
-    """Pixels uint8 [H,W,3] RGB, upright, contiguous; alpha is laid on white.
+    """Pixels uint8 [H,W,3] RGB, upright, contiguous, with alpha on white.
 
     Raises:
-        Unreadable: samples whose range nobody states: 32-bit or signed integers, floats outside of
-            0 to 1; or colours that are not read.
+        Unreadable: samples of unknown range (32-bit or signed integers, floats outside 0 to 1), or
+            colours that are not read.
     """
     convert = _converter(header)
     width, height = header.image.size
@@ -58,14 +58,13 @@ def to_rgb(header: Header) -> Pixels:
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
         pixels[top:bottom] = convert((0, top, width, bottom))
-    # Of a TIFF, Pillow turned the pixels as it loaded them.
+    # Pillow has already turned the pixels of a TIFF.
     return upright(pixels, orientation(header.kind, header.image))
 
 
 def upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Undo an EXIF orientation: 5 to 8 have rows and columns exchanged; the rest are flips of the
-    two axes.
-    """
+    """Undo an EXIF orientation."""
+    # 5 to 8 exchange rows and columns; the rest are flips.
     if orientation >= 5:
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):
@@ -76,7 +75,7 @@ def upright(pixels: Pixels, orientation: int) -> Pixels:
 
 
 def _converter(header: Header) -> Callable[[Box], Any]:
-    """Load the pixels; what is returned makes uint8 RGB of a box of them."""
+    """Load the pixels, and return a function from a box to its uint8 RGB."""
     image = header.image
     if isinstance(image, TiffImageFile):
         _set_native(image)
@@ -99,7 +98,7 @@ def _converter(header: Header) -> Callable[[Box], Any]:
         raise Unreadable(
             f"colours of the kind {image.mode}, which are not read", hint="save as RGB"
         )
-    # Only the transparency of a palette is left, which is one of colours and no number.
+    # What is left is the transparency of a palette: a colour, not a number.
     transparent = image.mode in ALPHA or "transparency" in image.info
 
     def convert(box: Box) -> Any:
@@ -119,8 +118,8 @@ def _on_white(part: Image.Image) -> Image.Image:
 
 
 def _key(header: Header) -> Any:
-    """The transparent grey or colour of a PNG at the depth that its pixels are loaded with, taken
-    off the image; None without one.
+    """The transparent grey or colour of a PNG, at the depth of its loaded pixels; removed from the
+    image. None without one.
     """
     key = header.image.info.get("transparency")
     if header.kind != "PNG" or key is None or isinstance(key, bytes) or header.image.mode == "P":
@@ -150,10 +149,10 @@ def _deep_grey(header: Header, key: Any) -> Callable[[Box], Any]:
 
 
 def _top(header: Header) -> int:
-    """The value that white has.
+    """The value of white.
 
     Raises:
-        Unreadable: nobody says so.
+        Unreadable: it is unknown.
     """
     if not isinstance(header.image, TiffImageFile):
         return 65535
@@ -173,15 +172,15 @@ def _top(header: Header) -> int:
 
 
 def _in_planes(image: ImageFile.ImageFile) -> bool:
-    """Whether each colour of a TIFF lies apart; Pillow then gives the upper bytes whatever is asked
-    for, which is a level off at most.
+    """Whether each colour of a TIFF is stored apart. Pillow then returns upper bytes in any case,
+    which is one level off at most.
     """
     return isinstance(image, TiffImageFile) and image.tag_v2.get(PLANES, 1) == 2
 
 
 def _stated_top(image: ImageFile.ImageFile) -> int:
-    """The value that white has by the tags for it, 0 if they say nothing. Only 2**n - 1 is a depth;
-    other numbers are statistics of the content, by which nothing is scaled.
+    """The value of white by its tags, 0 without them. Only 2**n - 1 is a depth; other numbers are
+    statistics of the content.
     """
     for tag in (MAX_SAMPLE_OF_TYPE, MAX_SAMPLE):
         value = first(image.tag_v2.get(tag, 0)) if isinstance(image, TiffImageFile) else 0
@@ -194,10 +193,10 @@ def _scale(values: Any, top: int) -> Pixels:
     """Samples of 0 to ``top`` as 0 to 255, rounded down.
 
     Raises:
-        Unreadable: a sample lies outside.
+        Unreadable: a sample is outside.
     """
     low, high = values.min(), values.max()
-    # Written so that a NaN fails too.
+    # A NaN fails this comparison, too.
     if not (low >= 0 and high <= top):
         raise Unreadable(
             f"samples of {low:g} to {high:g} where 0 is black and {top} is white",
@@ -212,7 +211,7 @@ def _scale(values: Any, top: int) -> Pixels:
 
 
 def _colour16(header: Header) -> Callable[[Box], Any]:
-    """Pillow keeps the upper bytes of 16-bit colours only; so the lower ones are read once more."""
+    """16-bit colours. Pillow keeps only upper bytes, so the lower ones are read separately."""
     upper = header.image
     raw = _raw_mode(upper)
     key = upper.info.pop("transparency", None)
@@ -224,13 +223,13 @@ def _colour16(header: Header) -> Callable[[Box], Any]:
         values = np.asarray(upper.crop(box)).astype(np.uint16) << 8
         values |= np.asarray(lower.crop(box))
         colours = values[..., :3]
-        scaled = _scale(colours, top)
+        grey8 = _scale(colours, top)
         if values.shape[2] == 4:
             alpha = (values[..., 3:] // 257).astype(np.uint8)
-            return _on_white(Image.fromarray(np.concatenate((scaled, alpha), axis=2), "RGBA"))
+            return _on_white(Image.fromarray(np.concatenate((grey8, alpha), axis=2), "RGBA"))
         if key is not None:
-            return np.where((colours == key).all(axis=2, keepdims=True), np.uint8(255), scaled)
-        return scaled
+            return np.where((colours == key).all(axis=2, keepdims=True), np.uint8(255), grey8)
+        return grey8
 
     return convert
 
@@ -254,7 +253,7 @@ def _set_native(image: TiffImageFile) -> None:
 
 
 def _lower_bytes(header: Header, raw: str) -> Image.Image:
-    """The lower bytes of 16-bit colours, in the mode that the image has."""
+    """The lower bytes of 16-bit colours, in the mode of the image."""
     header.file.seek(0)
     again = type(header.image)(header.file)
     if raw != GREY_ALPHA16:

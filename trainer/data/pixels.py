@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from trainer.data.headers import Bounds, Header, TooLarge, opened
+from trainer.data.bounds import Bounds, TooLarge
+from trainer.data.headers import Header, opened
 from trainer.data.kinds import Unreadable
 from trainer.data.rgb import to_rgb
 from trainer.errors import DataError
