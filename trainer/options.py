@@ -13,7 +13,7 @@ from trainer.evaluation.knobs import EvaluateConfig
 from trainer.maps.protocols import CamsConfig
 from trainer.methods.recipes import RECIPES, ClassifyConfig, make_config
 from trainer.methods.recipes import recipe as recipe_of
-from trainer.methods.registry import method_classes, method_module
+from trainer.methods.registry import declaration
 from trainer.refine import affinitynet, irnet
 from trainer.refine.affinitynet import PUBLISHED_LR, AffinityConfig
 from trainer.refine.irnet import IrnConfig
@@ -118,7 +118,6 @@ def make_configs(options: Options) -> Configs:
     check_device(options.device)
     if not 0 <= options.seed < 2**32:
         raise ConfigError(f"--seed {options.seed}", f"0 to {2**32 - 1}")
-    _, method_config = method_classes(options.method)
     typed = typed_layer(options)
     recipe = options.recipe or recipe_of(options.backbone, options.weights)
     layers = [
@@ -134,7 +133,7 @@ def make_configs(options: Options) -> Configs:
     changes = merged(layers)
     defaults = {
         "data": DataConfig(),
-        "method": method_config(),
+        "method": declaration(options.method).config(),
         "classify": classify,
         "cams": CamsConfig(),
         "refine": RefineConfig(),
@@ -169,12 +168,12 @@ def is_small(recipe: str) -> bool:
 
 def recipe_layer(method: str, recipe: str) -> Layer:
     """What a recipe changes outside of the classifier, and what the method changes of a recipe."""
-    module = method_module(method)
+    declared = declaration(method)
     # A method's published training is for the networks that it was published with.
-    layer = {"classify": getattr(module, "TRAINING", {}).get(recipe, {})}
+    layer: Layer = {"classify": dict(declared.training.get(recipe, {}))}
     if is_small(recipe):
         layer |= {
-            "method": getattr(module, "SMALL", {}),
+            "method": dict(declared.small),
             "refine": {"calibrate": True},
             "affinity": affinitynet.SMALL,
             "irn": irnet.SMALL,
@@ -191,7 +190,7 @@ def method_preset(method: str, name: str | None, recipe: str = "") -> Layer:
     Raises:
         ConfigError: the method has no such preset.
     """
-    presets: dict[str, dict[str, Any]] = getattr(method_module(method), "PRESETS", {})
+    presets = declaration(method).presets
     if name is not None and name not in presets:
         raise ConfigError(
             f"{method} has no preset {name!r}",

@@ -12,8 +12,7 @@ from trainer.context import RANDOM, Context, Stage
 from trainer.data.dataset import Dataset
 from trainer.data.formats.opening import open_dataset
 from trainer.errors import ConfigError, DataError, nearest
-from trainer.methods.preparation import preparations
-from trainer.methods.registry import build_method, method_module
+from trainer.methods.registry import build_method, declaration
 from trainer.options import STAGES, Configs, Options, make_configs
 from trainer.outputs import check_folder
 from trainer.run import Run, is_run, stage_key
@@ -76,8 +75,8 @@ def choose_stages(options: Options, configs: Configs) -> list[Stage]:
         ConfigError: a preparation of the method that cannot be, or a network that would have
             nothing to start from.
     """
-    parts = preparations(method_module(options.method), configs.method)
-    parts = [] if options.classifier else parts
+    parts = declaration(options.method).preparations(configs.method)
+    parts = () if options.classifier else parts
     training = [*prepare.stages(parts), classify.stage(parts)]
     stages: list[Stage] = []
     if options.supervision != "full":

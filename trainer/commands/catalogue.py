@@ -16,7 +16,7 @@ from rich.text import Text
 
 from trainer.config import ranges
 from trainer.methods.recipes import RECIPES
-from trainer.methods.registry import method_classes, method_module, method_names
+from trainer.methods.registry import declaration, method_module, method_names
 from trainer.weights.cache import StoredWeights
 
 
@@ -36,14 +36,13 @@ def describe_method(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: no such method.
     """
-    module, (_, config) = method_module(name), method_classes(name)
+    module, declared = method_module(name), declaration(name)
+    config: type[Any] = declared.config
     presets = {
-        key: {k: _text(v) for k, v in made.items()}
-        for key, made in getattr(module, "PRESETS", {}).items()
+        key: {k: _text(v) for k, v in made.items()} for key, made in declared.presets.items()
     }
     training = {
-        key: {k: _text(v) for k, v in made.items()}
-        for key, made in getattr(module, "TRAINING", {}).items()
+        key: {k: _text(v) for k, v in made.items()} for key, made in declared.training.items()
     }
     meanings: dict[str, str] = {}
     for described in reversed(config.__mro__):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import signal
 import traceback
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -24,21 +24,25 @@ from trainer.pool import cores
 STOPPED_SECONDS = 60
 """How long a loader process lives on once it was told to stop, for the step that waits for it."""
 
-MakeSample = Callable[[Record, Rng], tuple[torch.Tensor, ...]]
+Sample = dict[str, Any]
+"""``id``, ``image``, and whatever else the training needs, by name."""
+Batch = Mapping[str, torch.Tensor]
+"""Stacked samples under the same names; the loop takes the ids out before the loss sees it."""
+MakeSample = Callable[[Record, Rng], dict[str, torch.Tensor]]
 
 
-class Samples(TorchDataset[tuple[Any, ...]]):
-    """Samples addressed by (epoch, index): ``(id, tensor, ...)``."""
+class Samples(TorchDataset[Sample]):
+    """Samples addressed by (epoch, index)."""
 
     def __init__(self, records: Sequence[Record], make: MakeSample, seed: int) -> None:
         self.records, self.make, self.seed = list(records), make, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, ...]:
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
         """One sample; its randomness is a pure function of (seed, epoch, index)."""
         epoch, index = key
         record = self.records[index]
         try:
-            return (record.id, *self.make(record, sample_rng(self.seed, epoch, index)))
+            return {"id": record.id, **self.make(record, sample_rng(self.seed, epoch, index))}
         except UserError:
             raise
         except Exception as error:
@@ -138,7 +142,7 @@ def unguarded(loader: Iterable[Any]) -> Generator[Any, None, None]:
 def training_loader(
     samples: Samples, batches: Batches, workers: int, pin: bool
 ) -> Generator[Any, None, None]:
-    """Yield ``(ids, tensors...)``, images channels-last. One loader for all epochs, so that workers
+    """Yield batches, images channels-last. One loader for all epochs, so that workers
     start once.
 
     Raises:
@@ -157,15 +161,17 @@ def training_loader(
     return unguarded(loader)
 
 
-def collate(samples: list[tuple[Any, ...] | Exception]) -> tuple[Any, ...] | Exception:
-    """Stack samples, or the first error among them; images keep their channels-last memory."""
+def collate(samples: Sequence[Sample | Exception]) -> Sample | Exception:
+    """Stack samples by name, or return the first error among them; images keep their channels-last
+    memory.
+    """
     whole = []
     for sample in samples:
         if isinstance(sample, Exception):
             return sample
         whole.append(sample)
-    ids, *columns = zip(*whole)
-    return (list(ids), *(_stack(column) for column in columns))
+    columns = {name: [sample[name] for sample in whole] for name in whole[0]}
+    return {name: x if name == "id" else _stack(x) for name, x in columns.items()}
 
 
 def _stack(column: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from trainer.config import Knobs, Range
 from trainer.data.sizes import PIXEL_RANGE, PIXELS
-from trainer.methods.registry import method_module
+from trainer.methods.registry import declaration
 from trainer.nets import traits_of
 from trainer.nets.backbone import Backbone
 from trainer.training.devices import Precision
@@ -82,7 +82,7 @@ def protocol_of(config: CamsConfig, backbone: str, method: str) -> tuple[str, Pr
     """Name and protocol; ``auto`` as in ``CamsConfig``."""
     name: str = config.protocol
     if name == "auto":
-        name = getattr(method_module(method), "PROTOCOL", traits_of(backbone).protocol)
+        name = declaration(method).protocol or traits_of(backbone).protocol
     protocol = PROTOCOLS[name]
     if config.scales:
         protocol = replace(protocol, views=replace(protocol.views, scales=config.scales))

@@ -1,18 +1,20 @@
-"""What every method shares. A method is one file, found by its name: this file holds no list of
-them.
-"""
+"""What every method's class offers. ``declaration`` has what its file declares besides."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from trainer.config import Knobs
+from trainer.data.loader import Batch
 from trainer.errors import ConfigError
+from trainer.methods.inputs import NO_INPUTS, Input
 from trainer.nets.backbone import Backbone
 
 
@@ -21,99 +23,96 @@ class Method(nn.Module):
 
     Shapes: B batch, K classes, C channels, H W image, h w map. Images are RGB, normalised with
     ImageNet statistics.
-    """
 
-    segments: int = 0
-    """Super-pixels of each image that ``loss`` takes as a fourth argument, int64 ``[B,H,W]``; 0
-    where it takes none.
-    """
-
-    subcategories: int = 0
-    """Width of the sub-category labels that ``loss`` takes as a fourth argument, 0/1 ``[B,S]``; 0
-    where it takes none.
+    Args:
+        config: knobs, of the file's ``Config``.
+        backbone: the network below the heads.
+        num_classes: K.
     """
 
     released: Mapping[str, tuple[str, ...]] = {}
-    """Names that released checkpoints have for the heads; a head keeps its own name where none is
-    given.
-    """
+    """Head -> its names in released checkpoints; other heads keep their own name there."""
 
     unused: tuple[str, ...] = ()
     """Heads of released checkpoints that the maps do not need."""
 
-    def __init__(self, backbone: Backbone, num_classes: int) -> None:
+    def __init__(self, config: Knobs, backbone: Backbone, num_classes: int) -> None:
         super().__init__()
+        self.config: Any = config
         self.backbone = backbone
         self.num_classes = num_classes
 
-    def cams_and_logits(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Maps ``[B,K,h,w] >= 0`` and image logits ``[B,K]`` of one pass. Traceable for export."""
-        raise ConfigError(f"{type(self).__name__} yields no maps")
+    def needs(self, run: Path) -> Mapping[str, Input]:
+        """What its samples carry besides image and tags, by name.
 
-    def loss(
-        self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator
-    ) -> dict[str, torch.Tensor]:
-        """Weighted terms by name for images ``[B,3,H,W]`` and 0/1 tags ``[B,K]``; the loop sums
-        them.
+        Args:
+            run: folder of the run, for files that the inputs are made into.
+        """
+        return NO_INPUTS
+
+    def loss(self, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Weighted terms by name, scalars; the loop minimises their sum.
+
+        Args:
+            batch: ``image`` ``[B,3,H,W]``, ``tags`` 0/1 ``[B,K]``, and the method's own inputs.
+            rng: for every random choice of the loss.
         """
         raise ConfigError(f"{type(self).__name__} has no loss")
 
-    def cams(self, images: torch.Tensor) -> torch.Tensor:
+    def cams_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps ``[B,K,h,w] >= 0`` and image logits ``[B,K]`` of one pass. Traceable for export."""
+        raise ConfigError(f"{type(self).__name__} yields no maps")
+
+    def cams(self, images: Tensor) -> Tensor:
         """Class activation maps ``[B,K,h,w] >= 0`` at the network's stride."""
         return self.cams_and_logits(images)[0]
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Image logits ``[B,K]``."""
         return self.cams_and_logits(images)[1]
+
+    def continue_from(self, state: Mapping[str, Tensor]) -> None:
+        """Start from the weights of a preparation that ``Prepared.weights_from`` names."""
+        self.load_state_dict(state)
 
     def param_groups(
         self, lr: float, weight_decay: float, new_factor: float = 10.0
     ) -> list[dict[str, Any]]:
-        """Optimiser groups (spec methods 4.3): backbone x1, new layers x10, biases twice that and
-        undecayed.
+        """Optimiser groups: backbone x1, new layers x ``new_factor``, their biases twice that.
 
-        Normalisation weights of the backbone that train (IRN's ResNet) decay as its other weights
-        do.
+        Biases of new layers do not decay. Trained normalisation weights of the backbone (those of
+        recipe ``irn``) decay as its other weights do.
         """
-        groups: list[dict[str, Any]] = []
-        parts = {"backbone": (list(self.backbone.named_parameters()), 1.0)}
         new = [(n, p) for n, p in self.named_parameters() if not n.startswith("backbone.")]
-        parts["new"] = (new, new_factor)
-        for name, (parameters, factor) in parts.items():
-            free = [(n, p) for n, p in parameters if p.requires_grad]
-            weights = [p for n, p in free if name == "backbone" or not n.endswith("bias")]
-            biases = [p for n, p in free if name != "backbone" and n.endswith("bias")]
-            if weights:
-                groups.append(
-                    {
-                        "name": name,
-                        "params": weights,
-                        "lr": lr * factor,
-                        "weight_decay": weight_decay,
-                    }
-                )
-            if biases:
-                groups.append(
-                    {
-                        "name": f"{name} bias",
-                        "params": biases,
-                        "lr": 2 * lr * factor,
-                        "weight_decay": 0.0,
-                    }
-                )
-        return groups
+        parts = [
+            ("backbone", list(self.backbone.parameters()), lr, weight_decay),
+            ("new", [p for n, p in new if not n.endswith("bias")], lr * new_factor, weight_decay),
+            ("new bias", [p for n, p in new if n.endswith("bias")], 2 * lr * new_factor, 0.0),
+        ]
+        groups = [
+            {
+                "name": name,
+                "params": [p for p in parameters if p.requires_grad],
+                "lr": rate,
+                "weight_decay": decay,
+            }
+            for name, parameters, rate, decay in parts
+        ]
+        return [group for group in groups if group["params"]]
 
 
-def at_least_float32(x: torch.Tensor) -> torch.Tensor:
-    """Half precision made float32, the rest as it is: losses of half-precision numbers would lose
-    their last digits.
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision as float32, anything else unchanged.
+
+    A loss of half-precision numbers would lose their last digits.
     """
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def full_precision(device: str) -> contextlib.AbstractContextManager[object]:
-    """Autocast off, where it is on: a context that does nothing leaves no trace in an exported
-    graph.
+    """Autocast off where it is on.
+
+    Where it is off already, the context does nothing and leaves no trace in an exported graph.
     """
     if torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)

@@ -23,7 +23,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from trainer.config import Range
+from trainer.data.loader import Batch
 from trainer.methods.base import Method, at_least_float32
+from trainer.methods.declaration import Declaration
 from trainer.methods.pooling import PoolingConfig, gap, gmp, pool_by
 from trainer.nets.backbone import Backbone
 
@@ -48,11 +50,11 @@ class Config(PoolingConfig):
 class Cam(Method):
     """Classifier with a bias-free linear head, whose weights also make the maps."""
 
+    config: Config
     released = MappingProxyType({"classifier.weight": ("fc8.weight", "newly_added.0.weight")})
 
     def __init__(self, config: Config, backbone: Backbone, num_classes: int) -> None:
-        super().__init__(backbone, num_classes)
-        self.config = config
+        super().__init__(config, backbone, num_classes)
         channels = self.backbone.channels[self.backbone.top]
         self.adapt = (
             nn.Conv2d(channels, config.adapt_conv, 3, padding=1, bias=False)
@@ -99,8 +101,10 @@ class Cam(Method):
         """Image logits ``[B,K]``."""
         return self.logits(self.features(images))
 
-    def loss(
-        self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator
-    ) -> dict[str, torch.Tensor]:
-        """``cls``: multi-label soft margin loss (spec 6.1)."""
-        return {"cls": F.multilabel_soft_margin_loss(at_least_float32(self(images)), tags)}
+    def loss(self, batch: Batch, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        """``cls``: multi-label soft margin loss."""
+        logits = at_least_float32(self(batch["image"]))
+        return {"cls": F.multilabel_soft_margin_loss(logits, batch["tags"])}
+
+
+METHOD = Declaration(Cam, Config, presets=PRESETS)

@@ -171,8 +171,7 @@ class Correlated(Method):
     config: NetworkConfig
 
     def __init__(self, config: NetworkConfig, backbone: Backbone, num_classes: int) -> None:
-        super().__init__(backbone, num_classes)
-        self.config = config
+        super().__init__(config, backbone, num_classes)
         self.taps = taps_of(backbone)
         low, high = (backbone.channels[tap] for tap in self.taps)
         top = backbone.channels[backbone.top]

@@ -17,6 +17,8 @@ says that of the training set. Super-pixels are made once a photograph instead o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -24,7 +26,8 @@ import numpy.typing as npt
 import torch
 
 from trainer.config import Range
-from trainer.data.superpixels import MAX_SEGMENTS
+from trainer.data.loader import Batch
+from trainer.data.superpixels import MAX_SEGMENTS, make_segments, read_segments, renumbered
 from trainer.errors import ConfigError
 from trainer.methods.correlation import (
     Correlated,
@@ -36,9 +39,11 @@ from trainer.methods.correlation import (
     select,
     with_background,
 )
+from trainer.methods.declaration import Declaration
+from trainer.methods.inputs import Input
 from trainer.methods.pooling import gap
 from trainer.methods.regularizers import adaptive_min_pooling, normalise_cam
-from trainer.nets.backbone import Backbone
+from trainer.training.devices import rank
 
 PROTOCOL = "seam"
 TRAINING: dict[str, dict[str, Any]] = {
@@ -114,28 +119,24 @@ class Cpn(Correlated):
 
     config: Config
 
-    def __init__(self, config: Config, backbone: Backbone, num_classes: int) -> None:
-        super().__init__(config, backbone, num_classes)
-        self.segments = config.segments if config.patches == "superpixel" else 0
-
-    def loss(
-        self,
-        images: torch.Tensor,
-        tags: torch.Tensor,
-        rng: np.random.Generator,
-        segments: torch.Tensor | None = None,
-    ) -> dict[str, torch.Tensor]:
-        """Terms of ``cpn_loss``.
-
-        Args:
-            images: ``[B,3,H,W]``.
-            tags: 0/1 ``[B,K]``.
-            rng: draws the masks.
-            segments: for super-pixels, their ids from 1 on, int64 ``[B,H,W]``, 0 where there is
-            none.
+    def needs(self, run: Path) -> dict[str, Input]:
+        """Super-pixels ``segments`` for ``patches=superpixel``: ids 1, 2, ... ``int64 [H,W]``, 0
+        outside of the image.
         """
+        if self.config.patches == "grid":
+            return {}
+        count = self.config.segments
+        # Beside the stages' folders: super-pixels outlive a change of the training.
+        folder = run / "superpixels" / str(count)
+        make = partial(make_segments, folder=folder, count=count, progress=rank() == 0)
+        read = partial(read_segments, folder=folder)
+        return {"segments": Input(read, follows_image=True, finish=renumbered, make=make)}
+
+    def loss(self, batch: Batch, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        """Terms of ``cpn_loss``."""
         knobs = self.config
-        mask, lam = self.masks(images, rng, segments)
+        images, tags = batch["image"], batch["tags"]
+        mask, lam = self.masks(images, rng, batch.get("segments"))
         channels, label = present_channels(tags)
         views = [
             self.compared(view, channels) for view in (images, images * mask, images * (1 - mask))
@@ -165,7 +166,10 @@ class Cpn(Correlated):
     def masks(
         self, images: torch.Tensor, rng: np.random.Generator, segments: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Masks ``[B,1,H,W]``, 1 where visible, and lam ``[B]``. Arguments as of ``loss``."""
+        """Masks ``[B,1,H,W]``, 1 where visible, and lam ``[B]``.
+
+        ``segments`` are super-pixels, int64 ``[B,H,W]`` with ids from 1 on; a grid needs none.
+        """
         knobs, size = self.config, (images.shape[2], images.shape[3])
         if knobs.patches == "grid":
             sides = grid_sides(size[0]) if knobs.grid == "auto" else knobs.grid
@@ -325,3 +329,6 @@ def segment_masks(
     counted = (segments_BHW > 0).flatten(1).sum(1).clamp(min=1)
     lam = 1 - gone.sum(1) / counted
     return (~gone).view_as(segments_BHW).float(), lam
+
+
+METHOD = Declaration(Cpn, Config, presets=PRESETS, training=TRAINING, protocol=PROTOCOL)

@@ -19,7 +19,9 @@ import numpy as np
 import torch
 
 from trainer.config import Range
+from trainer.data.loader import Batch
 from trainer.errors import ConfigError
+from trainer.methods.declaration import Declaration
 from trainer.methods.mixing import (
     MVA_KNOBS,
     MVA_REPORT,
@@ -72,10 +74,9 @@ class FmixCam(MixedCam):
 
     config: Config
 
-    def loss(
-        self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator
-    ) -> dict[str, torch.Tensor]:
+    def loss(self, batch: Batch, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """``cls``, ``ent``, ``con`` of the mixed batch."""
+        images = batch["image"]
         mixture = draw(images, self.config.alpha, False, rng)
         lam = float(mixture.lam[0])
         height, width = images.shape[2:]
@@ -85,4 +86,7 @@ class FmixCam(MixedCam):
         if self.config.lam_from_mask:
             mixture = Mixture(mixture.perm, torch.full_like(mixture.lam, float(mask.mean())))
         joined = visible * images + (1 - visible) * images[mixture.perm]
-        return self.mixed_loss(self.features(joined), mixture.tags(tags))
+        return self.mixed_loss(self.features(joined), mixture.tags(batch["tags"]))
+
+
+METHOD = Declaration(FmixCam, Config, presets=PRESETS, training=TRAINING)

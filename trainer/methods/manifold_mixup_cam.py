@@ -19,7 +19,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from trainer.data.loader import Batch
 from trainer.errors import ConfigError
+from trainer.methods.declaration import Declaration
 from trainer.methods.mixing import (
     MVA_KNOBS,
     MVA_REPORT,
@@ -61,13 +63,13 @@ class ManifoldMixupCam(MixedCam):
         names = depths(backbone)
         self.depths = names[:3] if config.eligible == "original" else names
 
-    def loss(
-        self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator
-    ) -> dict[str, torch.Tensor]:
+    def loss(self, batch: Batch, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """``cls``, ``ent``, ``con`` of the batch mixed at a random depth."""
         depth = self.depths[int(rng.integers(len(self.depths)))]
+        images = batch["image"]
         mixture = draw(images, self.config.alpha, self.config.per_sample, rng)
-        return self.mixed_loss(self.features_mixed_at(depth, images, mixture), mixture.tags(tags))
+        features = self.features_mixed_at(depth, images, mixture)
+        return self.mixed_loss(features, mixture.tags(batch["tags"]))
 
     def features_mixed_at(self, depth: str, images: torch.Tensor, mixture: Mixture) -> torch.Tensor:
         """Deepest features ``[B,C,h,w]`` of a pass that mixes the batch at ``depth``."""
@@ -91,3 +93,6 @@ def depths(backbone: Backbone) -> list[str]:
     raise ConfigError(
         f"{type(backbone).__name__} has no depths to mix at", "resnet38, or a backbone of stages"
     )
+
+
+METHOD = Declaration(ManifoldMixupCam, Config, presets=PRESETS, training=TRAINING)

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainer.data.loader import Batch
+from trainer.methods.declaration import Declaration
 from trainer.methods.mixing import MVA_KNOBS, SC_CAM_TRAINING, MixedCam, MixingConfig, draw
 
 TRAINING: dict[str, dict[str, Any]] = {"psa": SC_CAM_TRAINING}
@@ -43,9 +45,11 @@ class Config(MixingConfig):
 class MixupCam(MixedCam):
     """``cam`` on mixed images."""
 
-    def loss(
-        self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator
-    ) -> dict[str, torch.Tensor]:
+    def loss(self, batch: Batch, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """``cls``, ``ent``, ``con`` of the mixed batch."""
+        images = batch["image"]
         mixture = draw(images, self.config.alpha, self.config.per_sample, rng)
-        return self.mixed_loss(self.features(mixture.maps(images)), mixture.tags(tags))
+        return self.mixed_loss(self.features(mixture.maps(images)), mixture.tags(batch["tags"]))
+
+
+METHOD = Declaration(MixupCam, Config, presets=PRESETS, training=TRAINING)

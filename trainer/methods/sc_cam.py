@@ -22,7 +22,6 @@ their few hundred updates a round that starts anew does not come as far as ``cam
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,13 +31,17 @@ from trainer.config import Range, as_dict
 from trainer.errors import ConfigError
 from trainer.files import file_sha256
 from trainer.methods.clustering import subcategory_labels
+from trainer.methods.declaration import Declaration
 from trainer.methods.mixing import SC_CAM_TRAINING
-from trainer.methods.preparation import EMBEDDINGS, SUBCATEGORIES, Preparation, Workshop, embed
+from trainer.methods.preparation import Preparation, Prepared, Workshop
 from trainer.methods.subcategories import (
+    EMBEDDINGS,
+    SUBCATEGORIES,
     Embeddings,
     Subcategories,
     SubcategoryCam,
     SubcategoryConfig,
+    embed,
 )
 from trainer.run import Output
 from trainer.training.devices import rank
@@ -105,24 +108,27 @@ def preparations(config: Config) -> list[Preparation]:
     if config.round0:
         first["sha256"] = file_sha256(Path(config.round0))
     return [
-        Preparation(
-            f"round{r}", shared if r else first, True, config.warm_start, partial(explore, r)
-        )
+        Preparation(f"round{r}", shared if r else first, True, partial(explore, r))
         for r in range(config.rounds)
     ]
+
+
+def prepared(config: Config, run: Path, rounds: int | None = None) -> Prepared:
+    """What the training after ``rounds`` rounds starts from; after all of them by default."""
+    rounds = config.rounds if rounds is None else rounds
+    if rounds == 0:
+        return Prepared(config)
+    last = f"round{rounds - 1}"
+    clusters = Subcategories.read(run / last / SUBCATEGORIES)
+    return clusters.prepared(config, last if config.warm_start else None)
 
 
 def explore(r: int, shop: Workshop, stage: Output) -> None:
     """Round ``r``: train on the clusters of the round before, embed every image, cluster again."""
     config: Config = shop.config
-    before = Subcategories.read(shop.run / f"round{r - 1}" / SUBCATEGORIES) if r else None
-    counts = before.counts if before else ()
-    method = shop.build(
-        dataclasses.replace(config, subcategories=counts),
-        f"round{r - 1}" if r and config.warm_start else None,
-    )
-    given = Path(config.round0) if r == 0 and config.round0 else None
-    method = shop.train(method, stage, before, given)
+    start = prepared(config, shop.run, r)
+    file = Path(config.round0) if r == 0 and config.round0 else None
+    method = shop.train(shop.build(start), stage, start.inputs, file)
     if rank() > 0:
         return
     assert isinstance(method, ScCam)
@@ -137,3 +143,14 @@ def explore(r: int, shop: Workshop, stage: Output) -> None:
     )
     stage.outputs.update(count=len(stored.ids), embeddings=EMBEDDINGS, subcategories=SUBCATEGORIES)
     stage.metrics.update(subcategories=int(labels.any(0).sum()))
+
+
+METHOD = Declaration(
+    ScCam,
+    Config,
+    presets=PRESETS,
+    training=TRAINING,
+    small=SMALL,
+    preparations=preparations,
+    prepared=prepared,
+)

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from trainer.config import Range
+from trainer.data.loader import Batch
 from trainer.methods.correlation import (
     Correlated,
     NetworkConfig,
@@ -35,6 +36,7 @@ from trainer.methods.correlation import (
     strongest_foreground,
     with_background,
 )
+from trainer.methods.declaration import Declaration
 from trainer.methods.pooling import gap
 from trainer.methods.regularizers import adaptive_min_pooling, normalise_cam
 
@@ -70,10 +72,9 @@ class Seam(Correlated):
         published = self.backbone.traits.recipe == "psa"
         return (0.3 if published else 0.6) if chosen == "auto" else chosen
 
-    def loss(
-        self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator
-    ) -> dict[str, torch.Tensor]:
+    def loss(self, batch: Batch, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """Terms ``cls``, ``min`` (if on), ``er`` and ``ecr`` of ``seam_loss``."""
+        images, tags = batch["image"], batch["tags"]
         size = tuple(max(1, int(side * self.second_scale)) for side in images.shape[2:])
         channels, label = present_channels(tags)
         views = [
@@ -141,3 +142,6 @@ def consistency(
     first, second = (strongest_foreground(with_background(c.detach())) for c in (c1, c2))
     terms["ecr"] = hardest(second - q1, ohem, 1) + hardest(first - q2, ohem, 1)
     return terms
+
+
+METHOD = Declaration(Seam, Config, presets=PRESETS, training=TRAINING, protocol=PROTOCOL)

@@ -1,14 +1,14 @@
-"""Sub-categories of classes: a second head learns to tell the clusters of a class apart (spec
-methods 12 and 13).
+"""Sub-categories of classes: a second head learns to tell the clusters of a class apart.
 
-Shapes: N images, K classes, S sub-categories of all classes together, D numbers of an embedding.
+Chang et al., CVPR 2020 ("SC-CAM"), eq. 4. Shapes: N images, K classes, S sub-categories of all
+classes together, D numbers of an embedding.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -20,13 +20,22 @@ import torch
 import torch.nn.functional as F
 
 from trainer.config import Range
+from trainer.data.dataset import Record
+from trainer.data.loader import Batch
 from trainer.errors import DataError
 from trainer.files import write_atomic
 from trainer.methods.base import at_least_float32
 from trainer.methods.cam import Cam
 from trainer.methods.cam import Config as CamConfig
+from trainer.methods.inputs import Input
 from trainer.methods.pooling import gap, pool_by
+from trainer.methods.preparation import Prepared
 from trainer.nets.backbone import Backbone
+from trainer.progress import progress_bar
+from trainer.training.inference import Budget, Views, finite, inference, iterate_views
+
+SUBCATEGORIES = "subcategories.npz"
+EMBEDDINGS = "embeddings.npz"
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ class SubcategoryConfig(CamConfig):
 
     weight: Annotated[float, Range(0, 1000)] = 5.0
     maps: Literal["parent", "subcategory"] = "parent"
-    subcategories: Annotated[tuple[int, ...], Range(1, 1000, most=254)] = ()
+    subcategories: Annotated[tuple[int, ...], Range(0, 1000, most=254)] = ()
 
 
 class SubcategoryCam(Cam):
@@ -81,26 +90,21 @@ class SubcategoryCam(Cam):
         own = subcategory_maps(F.relu(self.subcategory_classifier(f)), self.config.subcategories)
         return own, gap(self.classifier(f))
 
-    def loss(
-        self,
-        images: torch.Tensor,
-        tags: torch.Tensor,
-        rng: np.random.Generator,
-        labels: torch.Tensor | None = None,
-    ) -> dict[str, torch.Tensor]:
-        """Soft margin losses (spec 6.1) of the classes: ``cls``, and of the sub-categories:
-        ``sub``.
+    def continue_from(self, state: Mapping[str, torch.Tensor]) -> None:
+        """All weights but those of the second head: clusters are numbered anew each round."""
+        rest = {k: v for k, v in state.items() if not k.startswith("subcategory_classifier.")}
+        self.load_state_dict(rest, strict=False)
 
-        Args:
-            images: ``[B,3,H,W]``.
-            tags: 0/1 ``[B,K]``.
-            rng: not used.
-            labels: 0/1 of the sub-categories, ``[B,S]``; none where there are none.
+    def loss(self, batch: Batch, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        """Soft margin losses of the classes: ``cls``, and of the sub-categories: ``sub``.
+
+        ``batch["subcategories"]`` are 0/1 labels ``[B,S]``; a batch without them has only ``cls``.
         """
-        f = pool_by(self.config, self.dropout(self.features(images)))[:, :, None, None]
-        terms = {"cls": soft_margin(self.classifier(f), tags)}
-        if labels is not None:
-            terms["sub"] = self.config.weight * soft_margin(self.subcategory_classifier(f), labels)
+        f = pool_by(self.config, self.dropout(self.features(batch["image"])))[:, :, None, None]
+        terms = {"cls": soft_margin(self.classifier(f), batch["tags"])}
+        if "subcategories" in batch:
+            scores = self.subcategory_classifier(f)
+            terms["sub"] = self.config.weight * soft_margin(scores, batch["subcategories"])
         return terms
 
 
@@ -122,7 +126,7 @@ def subcategory_maps(maps_BShw: torch.Tensor, counts: Sequence[int]) -> torch.Te
     """The largest of each class's sub-category maps, ``[B,K,h,w]`` in 0..1; zeros for a class
     without any.
 
-    Deviation: SC-CAM's code sums the views first (spec methods 12.2).
+    Deviation: SC-CAM's code sums the views of the test before it takes the largest.
     """
     none = torch.zeros_like(maps_BShw[:, 0])
     blocks = over_joint_maximum(maps_BShw, counts)
@@ -152,6 +156,27 @@ class Embeddings:
         return cls([str(i) for i in stored["ids"]], stored["values"])
 
 
+def embed(
+    embedding: Callable[[torch.Tensor], torch.Tensor],
+    module: torch.nn.Module,
+    records: Sequence[Record],
+    title: str,
+    device: str,
+) -> Embeddings:
+    """``embedding`` of every image, one view at its own size or the largest that fits, in fp32."""
+    rows: dict[str, npt.NDArray[np.float32]] = {}
+    with inference(module, "fp32", device) as target, progress_bar(title, len(records)) as advance:
+        for batch in iterate_views(records, Views(scales=(1.0,)), Budget(images=16)):
+            vectors = embedding(batch.images[0].to(target)).float().cpu()
+            rows |= zip(
+                [record.id for record in batch.records], finite(vectors, "features").numpy()
+            )
+            for _ in batch.records:
+                advance()
+    ids = [record.id for record in records]
+    return Embeddings(ids, np.stack([rows[image] for image in ids]))
+
+
 @dataclass(frozen=True)
 class Subcategories:
     """Labels of the second head.
@@ -166,9 +191,18 @@ class Subcategories:
     labels: npt.NDArray[np.uint8]
     counts: tuple[int, ...]
 
-    def of(self, image: str) -> torch.Tensor:
-        """Labels of one image, ``float32 [S]``."""
-        return torch.from_numpy(self.labels[self.rows[image]]).float()
+    def of(self, record: Record) -> npt.NDArray[np.float32]:
+        """Labels of one image, ``[S]``."""
+        row: npt.NDArray[np.float32] = self.labels[self.rows[record.id]].astype(np.float32)
+        return row
+
+    def prepared(self, config: SubcategoryConfig, weights_from: str | None = None) -> Prepared:
+        """The config with the sub-categories of each class, and their labels for the second
+        head.
+        """
+        # Only images with a tag were clustered.
+        inputs = {"subcategories": Input(self.of, tagged_only=True)}
+        return Prepared(replace(config, subcategories=self.counts), inputs, weights_from)
 
     @cached_property
     def rows(self) -> dict[str, int]:

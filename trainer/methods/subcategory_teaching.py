@@ -33,22 +33,26 @@ from torch import nn
 
 from trainer.config import Range, as_dict
 from trainer.data.dataset import Record
-from trainer.data.loader import Samples
+from trainer.data.loader import Batch, Samples
 from trainer.data.pixels import read_image
 from trainer.data.transforms import MEAN, STD, normalise, to_tensor
 from trainer.errors import ConfigError
 from trainer.files import file_sha256
 from trainer.methods.cam import Config as CamConfig
 from trainer.methods.clustering import finch_labels
+from trainer.methods.declaration import Declaration
 from trainer.methods.mixing import MVA_TRAINING
-from trainer.methods.preparation import EMBEDDINGS, SUBCATEGORIES, Preparation, Workshop, embed
+from trainer.methods.preparation import Preparation, Prepared, Workshop
 from trainer.methods.recipes import PSA
 from trainer.methods.samples import make_sample
 from trainer.methods.subcategories import (
+    EMBEDDINGS,
+    SUBCATEGORIES,
     Embeddings,
     Subcategories,
     SubcategoryCam,
     SubcategoryConfig,
+    embed,
     soft_margin,
 )
 from trainer.nets.vit import Vit
@@ -56,8 +60,8 @@ from trainer.progress import progress_bar
 from trainer.run import Metrics, Output
 from trainer.training.devices import Precision, rank
 from trainer.training.inference import inference
-from trainer.training.loop import step_rng, train
-from trainer.training.model_file import read_model, save_model
+from trainer.training.loop import Trainer, step_rng
+from trainer.training.model_file import read_model
 from trainer.training.optimiser import Training
 from trainer.weights.vit import build_vit, load_vit
 
@@ -150,11 +154,10 @@ class Teacher(nn.Module):
         tokens: torch.Tensor = self.vit(images)
         return tokens
 
-    def loss(
-        self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator
-    ) -> dict[str, torch.Tensor]:
+    def loss(self, batch: Batch, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """``cls``: multi-label soft margin loss."""
-        return {"cls": soft_margin(self.head(self.embed(images))[:, :, None, None], tags)}
+        scores = self.head(self.embed(batch["image"]))
+        return {"cls": soft_margin(scores[:, :, None, None], batch["tags"])}
 
 
 def preparations(config: Config) -> list[Preparation]:
@@ -163,23 +166,7 @@ def preparations(config: Config) -> list[Preparation]:
     Raises:
         ConfigError: a ViT without a file of weights.
     """
-    if (
-        config.teacher != "backbone"
-        and config.teacher_weights != "none"
-        and not Path(config.teacher_weights).is_file()
-    ):
-        raise ConfigError(
-            (
-                f"the teacher's weights, {config.teacher_weights}, are not there"
-                if config.teacher_weights
-                else "the teacher has no weights"
-            ),
-            "a file for method.teacher_weights: torchvision's vit_b_16-c867db91.pth, or a state"
-            " dict of timm's vit_base_patch16_224.orig_in21k_ft_in1k; a smaller ViT of either does"
-            " for a try",
-            "--set method.teacher_weights=FILE; without such a file --set method.teacher=backbone, "
-            "or --set method.teacher_weights=none to train the ViT from scratch",
-        )
+    check_weights(config)
     knobs = as_dict(config)
     of_teacher = {key: knobs[key] for key in knobs if key.startswith("teacher")} | {
         "cluster": config.cluster
@@ -190,9 +177,32 @@ def preparations(config: Config) -> list[Preparation]:
         of_teacher["sha256"] = file_sha256(Path(config.teacher_weights))
     of_clusters = {"early_exit": config.early_exit, "cluster": config.cluster}
     return [
-        Preparation("teacher", of_teacher, config.teacher == "backbone", False, teach),
-        Preparation("subcategories", of_clusters, False, False, cluster),
+        Preparation("teacher", of_teacher, config.teacher == "backbone", teach),
+        Preparation("subcategories", of_clusters, False, cluster),
     ]
+
+
+def check_weights(config: Config) -> None:
+    """Refuse a ViT without its file of weights.
+
+    Raises:
+        ConfigError: as said.
+    """
+    file = config.teacher_weights
+    if config.teacher == "backbone" or file == "none" or Path(file).is_file():
+        return
+    raise ConfigError(
+        f"the teacher's weights, {file}, are not there" if file else "the teacher has no weights",
+        "a file for method.teacher_weights: torchvision's vit_b_16-c867db91.pth, or a state dict of"
+        " timm's vit_base_patch16_224.orig_in21k_ft_in1k; a smaller ViT of either does for a try",
+        "--set method.teacher_weights=FILE; without such a file --set method.teacher=backbone, "
+        "or --set method.teacher_weights=none to train the ViT from scratch",
+    )
+
+
+def prepared(config: Config, run: Path) -> Prepared:
+    """The clusters as sub-categories; the student starts from the initial weights."""
+    return Subcategories.read(run / "subcategories" / SUBCATEGORIES).prepared(config)
 
 
 def teach(shop: Workshop, stage: Output) -> None:
@@ -200,7 +210,8 @@ def teach(shop: Workshop, stage: Output) -> None:
     config: Config = shop.config
     records = clustered(shop)
     if config.teacher == "backbone":
-        student = shop.train(shop.build(replace(config, subcategories=()), None), stage, None, None)
+        start = Prepared(replace(config, subcategories=()))
+        student = shop.train(shop.build(start), stage, start.inputs, None)
         assert isinstance(student, SubcategoryTeaching)
         make = partial(embed, student.embed, student)
     else:
@@ -216,6 +227,32 @@ def train_teacher(shop: Workshop, stage: Output) -> Teacher:
     """The ViT of ``teacher/model.pt``, trained where it is not there yet."""
     config: Config = shop.config
     step_rng(shop.seed, 0)
+    teacher = make_teacher(config, len(shop.dataset.classes))
+    path, identity = stage.folder / "model.pt", {"teacher": config.teacher}
+    if not path.exists():
+        training = teacher_training(config, len(shop.records), shop.classify.workers)
+        views = replace(PSA, resize=(256, 512), crop=teacher.vit.image_size)
+        make = partial(make_sample, config=views, num_classes=len(shop.dataset.classes))
+        group = {"name": "teacher", "lr": training.lr, "weight_decay": 0.0}
+        trainer = Trainer(
+            teacher,
+            Teacher.loss,
+            [{**group, "params": list(teacher.parameters())}],
+            Samples(shop.records, make, shop.seed),
+            training,
+            stage.folder,
+            Metrics(shop.run / "metrics.csv", "teacher"),
+            shop.seed,
+            shop.device,
+        )
+        trainer.run()
+        trainer.save(stage, identity)
+    teacher.load_state_dict(read_model(path, identity)[1])
+    return teacher.eval()
+
+
+def make_teacher(config: Config, num_classes: int) -> Teacher:
+    """The ViT on the weights of its file, or on random ones, with a fresh head."""
     if config.teacher_weights == "none":
         vit, half = build_vit(config.teacher), False
     else:
@@ -223,53 +260,23 @@ def train_teacher(shop: Workshop, stage: Output) -> Teacher:
         half = report.mean[0] == 0.5
     if config.teacher_input != "auto":
         half = config.teacher_input == "half"
-    teacher = Teacher(vit, len(shop.dataset.classes), half)
-    path, identity = stage.folder / "model.pt", {"teacher": config.teacher}
-    if not path.exists():
-        updates = max(1, len(shop.records) // config.teacher_batch) * config.teacher_epochs
-        training = Training(
-            epochs=config.teacher_epochs,
-            batch=config.teacher_batch,
-            lr=config.teacher_lr,
-            momentum=0.9,
-            weight_decay=0.0,
-            schedule="cosine" if config.teacher_schedule == "updates" else "cosine_epochs",
-            warmup=min(500, updates // 5),
-            clip=1.0,
-            workers=shop.classify.workers,
-        )
-        views = replace(PSA, resize=(256, 512), crop=vit.image_size)
-        samples = Samples(
-            shop.records,
-            partial(make_sample, config=views, num_classes=len(shop.dataset.classes)),
-            shop.seed,
-        )
-        groups = [
-            {
-                "name": "teacher",
-                "params": list(teacher.parameters()),
-                "lr": training.lr,
-                "weight_decay": 0.0,
-            }
-        ]
-        metrics = Metrics(shop.run / "metrics.csv", "teacher")
-        last = train(
-            teacher,
-            Teacher.loss,
-            groups,
-            samples,
-            training,
-            stage.folder,
-            metrics,
-            shop.seed,
-            "teacher",
-            None,
-            shop.device,
-        )
-        stage.metrics.update({key: float(f"{value:.6g}") for key, value in last.items()})
-        save_model(stage.folder, teacher, identity)
-    teacher.load_state_dict(read_model(path, identity)[1])
-    return teacher.eval()
+    return Teacher(vit, num_classes, half)
+
+
+def teacher_training(config: Config, images: int, workers: int) -> Training:
+    """Knobs of the teacher's training."""
+    updates = max(1, images // config.teacher_batch) * config.teacher_epochs
+    return Training(
+        epochs=config.teacher_epochs,
+        batch=config.teacher_batch,
+        lr=config.teacher_lr,
+        momentum=0.9,
+        weight_decay=0.0,
+        schedule="cosine" if config.teacher_schedule == "updates" else "cosine_epochs",
+        warmup=min(500, updates // 5),
+        clip=1.0,
+        workers=workers,
+    )
 
 
 def embed_stretched(
@@ -320,3 +327,12 @@ def clustered(shop: Workshop) -> list[Record]:
     if shop.config.cluster == "train+val" and shop.validation:
         chosen.update((record.id, record) for record in shop.validation if record.tags)
     return list(chosen.values())
+
+
+METHOD = Declaration(
+    SubcategoryTeaching,
+    Config,
+    presets=PRESETS,
+    preparations=preparations,
+    prepared=prepared,
+)

@@ -37,7 +37,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from trainer.config import Range
+from trainer.data.loader import Batch
 from trainer.methods.base import Method, at_least_float32, full_precision
+from trainer.methods.declaration import Declaration
 from trainer.methods.pooling import PoolingConfig, gap, gmp, pool_by
 from trainer.nets.backbone import Backbone
 
@@ -116,6 +118,7 @@ class Vwe(Method):
     words.
     """
 
+    config: Config
     released = MappingProxyType(
         {
             "word.weight": ("fc_b.weight",),
@@ -125,8 +128,7 @@ class Vwe(Method):
     )
 
     def __init__(self, config: Config, backbone: Backbone, num_classes: int) -> None:
-        super().__init__(backbone, num_classes)
-        self.config = config
+        super().__init__(config, backbone, num_classes)
         channels = self.backbone.channels[self.backbone.top]
         published = self.backbone.traits.recipe == "irn"
         self.word_weight = (
@@ -166,13 +168,11 @@ class Vwe(Method):
         """Image logits ``[B,K]``."""
         return self.logits(self.features(images))
 
-    def loss(
-        self, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator
-    ) -> dict[str, torch.Tensor]:
+    def loss(self, batch: Batch, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """Soft margin losses (spec 6.1) of the image: ``cls``, of its words: ``word``, of words to
         tags: ``w2i``.
         """
-        f = at_least_float32(self.features(images))
+        f, tags = at_least_float32(self.features(batch["image"])), batch["tags"]
         with full_precision(f.device.type):
             p = encode(f.detach() if self.config.detach_encoder else f, self.codebook)
             pairs = {
@@ -191,3 +191,6 @@ def linear(head: nn.Conv2d, pooled: torch.Tensor) -> torch.Tensor:
     """A 1x1 convolution as a linear layer, ``[B,C] -> [B,K]``."""
     scores: torch.Tensor = head(pooled[:, :, None, None])
     return scores.flatten(1)
+
+
+METHOD = Declaration(Vwe, Config, presets=PRESETS, training=TRAINING, protocol=PROTOCOL)

@@ -16,13 +16,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from trainer.data.loader import Batch
 from trainer.data.sizes import PIXELS
 from trainer.data.transforms import IMAGENET_PIXELS, PixelScale, Rng, color_jitter, shift_hsv
 from trainer.nets.backbone import Backbone
 from trainer.segmenters.config import SegmentConfig
 from trainer.segmenters.noise import heard
+from trainer.training.averaging import Teacher
 from trainer.training.inference import Views, in_parts
-from trainer.training.loop import Teacher
 from trainer.weights.loading import LoadReport
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ class Segmenter(ABC):
         config: knobs, whose ``network`` is this one.
         backbone: the run's backbone.
         num_classes: K.
+
+    Attributes:
+        teacher: the averaged network during a training; None elsewhere.
     """
 
     unused: tuple[str, ...] = ()
@@ -48,6 +52,7 @@ class Segmenter(ABC):
 
     def __init__(self, config: SegmentConfig, backbone: str, num_classes: int) -> None:
         self.config, self.backbone, self.num_classes = config, backbone, num_classes
+        self.teacher: Teacher | None = None
 
     @property
     def pixels(self) -> PixelScale:
@@ -113,21 +118,14 @@ class Segmenter(ABC):
         """Labels at the places where the loss looks at them."""
         return labels_BHW
 
-    def loss(
-        self,
-        network: nn.Module,
-        images_B3HW: Tensor,
-        labels_BHW: Tensor,
-        *more: Any,
-        teacher: Teacher | None = None,
-    ) -> dict[str, Tensor]:
-        """``ce``, as the loop wants it. ``more`` is the generator, after the possible labels where
-        a teacher is to be heard.
-        """
-        labels, weights = self.targets(labels_BHW), None
+    def loss(self, network: nn.Module, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
+        """``ce`` of ``image`` and ``label``. A teacher also needs the ``possible`` labels."""
+        labels, weights = self.targets(batch["label"]), None
+        teacher = None if self.config.teacher == "none" else self.teacher
         if teacher is not None and teacher.progress >= self.config.teacher_after:
-            labels, weights = heard(labels, teacher(images_B3HW), more[0], self.config)
-        return {"ce": self.criterion(network(images_B3HW), labels, weights)}
+            logits = teacher(batch["image"])
+            labels, weights = heard(labels, logits, batch["possible"], self.config)
+        return {"ce": self.criterion(network(batch["image"]), labels, weights)}
 
     def draw_scale(self, rng: Rng) -> float:
         """The random resize factor of one training view."""

@@ -21,8 +21,7 @@ from trainer.pool import raise_together
 from trainer.run import Metrics, Output
 from trainer.segmenters.base import Segmenter
 from trainer.segmenters.config import NETWORK_KNOBS
-from trainer.training.loop import train
-from trainer.training.model_file import save_model
+from trainer.training.loop import Trainer
 
 ReadMask = Callable[[Record], np.ndarray]
 
@@ -70,9 +69,9 @@ def _other_size(record: Record, mask: Sequence[int], image: Sequence[int]) -> tu
 
 def make_sample(
     record: Record, rng: Rng, segmenter: Segmenter, read_mask: ReadMask
-) -> tuple[torch.Tensor, ...]:
-    """Training view of an image and of its mask, and with a teacher the labels ``bool [L]`` that
-    the image can have.
+) -> dict[str, torch.Tensor]:
+    """Training view of an image and of its mask; with a teacher also which labels the image can
+    have, ``possible`` bool ``[L]``.
 
     Raises:
         DataError: a mask of another size, or with labels that no class has.
@@ -88,10 +87,10 @@ def make_sample(
         )
     image, label = segmenter.sample(pixels, mask, rng)
     if segmenter.config.teacher == "none":
-        return image, label
+        return {"image": image, "label": label}
     possible = torch.zeros(segmenter.num_classes + 1, dtype=torch.bool)
     possible[[0, *(k + 1 for k in record.tags)]] = True
-    return image, label, possible
+    return {"image": image, "label": label, "possible": possible}
 
 
 def train_segmenter(
@@ -99,7 +98,7 @@ def train_segmenter(
     network: nn.Module,
     records: Sequence[Record],
     read_mask: ReadMask,
-    stage: Output,
+    output: Output,
     metrics: Metrics,
     seed: int,
     identity: dict[str, Any],
@@ -110,22 +109,17 @@ def train_segmenter(
     """
     config = segmenter.config
     make = partial(make_sample, segmenter=segmenter, read_mask=read_mask)
-    last = train(
+    trainer = Trainer(
         network,
         segmenter.loss,
         segmenter.groups(network),
         Samples(records, make, seed),
         config,
-        stage.folder,
+        output.folder,
         metrics,
         seed,
-        metrics.stage,
-        None,
         device,
-        teacher=config.teacher != "none",
     )
-    save_model(
-        stage.folder, network, identity | {k: knobs.as_dict(config)[k] for k in NETWORK_KNOBS}
-    )
-    stage.metrics.update({k: float(f"{v:.6g}") for k, v in last.items()})
-    stage.outputs.update(count=1, weights="model.pt", images=len(records))
+    segmenter.teacher = trainer.teacher
+    trainer.run()
+    trainer.save(output, identity | {k: knobs.as_dict(config)[k] for k in NETWORK_KNOBS})

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from trainer.data.dataset import Dataset, Record
-from trainer.data.loader import Samples
+from trainer.data.loader import Batch, Samples
 from trainer.data.pixels import image_size, read_image
 from trainer.data.sizes import PIXELS, shrunk, working_size
 from trainer.data.transforms import Rng
@@ -46,8 +46,7 @@ from trainer.refine.pseudo_masks import (
 from trainer.run import Metrics, Output
 from trainer.training.devices import shard
 from trainer.training.inference import Budget, Views, finite, in_parts, inference, iterate_views
-from trainer.training.loop import train
-from trainer.training.model_file import save_model
+from trainer.training.loop import Trainer
 
 LABEL_BYTES = 0.2
 """Of a compressed label, for each pixel: CRF scores of two or three labels, low and high (spec
@@ -145,25 +144,19 @@ def train_affinity(
     device: str = "auto",
 ) -> None:
     """Train ``net`` on the labels and write ``model.pt``."""
-    samples = Samples(records, partial(_sample, labels=labels, config=config), seed)
-    groups = net.param_groups(config.lr, config.weight_decay, config.new_factor)
-    loss = partial(_loss, radius=config.radius)
-    last = train(
+    trainer = Trainer(
         net,
-        loss,
-        groups,
-        samples,
+        partial(_loss, radius=config.radius),
+        net.param_groups(config.lr, config.weight_decay, config.new_factor),
+        Samples(records, partial(_sample, labels=labels, config=config), seed),
         config,
         output.folder,
         metrics,
         seed,
-        metrics.stage,
-        None,
         device,
     )
-    save_model(output.folder, net, identity)
-    output.metrics.update({k: float(f"{v:.6g}") for k, v in last.items()})
-    output.outputs.update(count=1, weights="model.pt", images=len(records))
+    trainer.run()
+    trainer.save(output, identity)
 
 
 def walk(
@@ -243,9 +236,9 @@ def _readable(folder: Path, record: Record) -> bool:
 
 def _sample(
     record: Record, rng: Rng, labels: Path, config: AffinityConfig
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> dict[str, torch.Tensor]:
     low, high = read_labels(labels, record)
-    return affinity_sample(
+    image, label = affinity_sample(
         shrunk(read_image(record.image), low.shape[1:]),
         low / np.float32(255),
         high / np.float32(255),
@@ -253,14 +246,12 @@ def _sample(
         config.crop,
         config.jitter,
     )
+    return {"image": image, "label": label}
 
 
 def _loss(
-    net: AffinityNet,
-    images: torch.Tensor,
-    label: torch.Tensor,
-    rng: np.random.Generator,
-    radius: int,
+    net: AffinityNet, batch: Batch, rng: np.random.Generator, radius: int
 ) -> dict[str, torch.Tensor]:
-    terms = affinity_loss(affinities(net(images), radius), pair_labels(label, radius))
+    labels = pair_labels(batch["label"], radius)
+    terms = affinity_loss(affinities(net(batch["image"]), radius), labels)
     return {"bg": terms["bg"] / 4, "fg": terms["fg"] / 4, "neg": terms["neg"] / 2}

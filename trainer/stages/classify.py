@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,23 +13,23 @@ from trainer.context import Context, Stage, results_of
 from trainer.data.dataset import Dataset, Record
 from trainer.data.loader import Samples
 from trainer.methods.base import Method
-from trainer.methods.preparation import SUBCATEGORIES, Preparation
+from trainer.methods.inputs import NO_INPUTS, Input
+from trainer.methods.preparation import Preparation, Prepared
 from trainer.methods.recipes import ClassifyConfig
-from trainer.methods.registry import build_method, load_method
-from trainer.methods.samples import make_sample, method_loss, prepare_superpixels
-from trainer.methods.subcategories import Subcategories
+from trainer.methods.registry import build_method, declaration, load_method
+from trainer.methods.samples import make_sample
 from trainer.run import Metrics, Output
+from trainer.training.devices import shard, wait_for_all
 from trainer.training.inference import Budget, Views, finite, inference, iterate_views
-from trainer.training.loop import step_rng, train
+from trainer.training.loop import Trainer, step_rng
 from trainer.training.model_file import read_model, save_model
 from trainer.weights.released import load_classifier, load_start
 
 
 def stage(parts: Sequence[Preparation]) -> Stage:
     """The stage after the method's own preparations ``parts``."""
-    last = parts[-1] if parts else None
-    inputs = (last.name if last else "data",)
-    return Stage("classify", inputs, _knobs, partial(_work, last), needs="weights")
+    before = parts[-1].name if parts else "data"
+    return Stage("classify", (before,), _knobs, partial(_work, bool(parts)), needs="weights")
 
 
 def training_facts(context: Context) -> list[Any]:
@@ -41,47 +40,40 @@ def training_facts(context: Context) -> list[Any]:
 
 
 def _knobs(context: Context) -> Any:
-    given = context.classifier
     return [
         training_facts(context),
         results_of(context.configs.method),
         results_of(context.configs.classify),
-        *([given.sha256] if given else []),
+        *([context.classifier.sha256] if context.classifier else []),
     ]
 
 
-def _work(last: Preparation | None, context: Context, output: Output) -> None:
-    config, subcategories, after = context.configs.method, None, None
-    if last:
-        subcategories = Subcategories.read(context.run.path / last.name / SUBCATEGORIES)
-        config = dataclasses.replace(config, subcategories=subcategories.counts)
-        after = last.name if last.continues else None
-    method = fresh_method(context, config, after)
-    given = context.classifier
-    train_method(context, method, output, subcategories, given.path if given else None)
+def _work(after_preparations: bool, context: Context, output: Output) -> None:
+    prepared = Prepared(context.configs.method)
+    if after_preparations:
+        prepared = declaration(context.method).prepared(prepared.config, context.run.path)
+    method = fresh_method(context, prepared)
+    file = context.classifier.path if context.classifier else None
+    train_method(context, method, output, prepared.inputs, file)
 
 
-def fresh_method(context: Context, method_config: Any, after: str | None = None) -> Method:
-    """The method on its initial weights, or on those of the stage ``after``. Heads are drawn from
-    the seed.
+def fresh_method(context: Context, prepared: Prepared) -> Method:
+    """The method on its initial weights, or on those of an earlier stage. Heads are drawn from the
+    seed.
     """
     step_rng(context.seed, 0)
     method = build_method(
         context.method,
-        method_config,
+        prepared.config,
         context.backbone,
         context.backbone_knobs,
         len(context.dataset.classes),
     )
     if context.initial:
         load_start(method, context.initial.path)
-    if after:
-        _, state = read_model(context.model(after), context.expected)
-        # Clusters are numbered anew each round: the head that tells them apart is not worth
-        # keeping.
-        method.load_state_dict(
-            {k: v for k, v in state.items() if "subcategory" not in k}, strict=False
-        )
+    if prepared.weights_from:
+        _, state = read_model(context.model(prepared.weights_from), context.expected)
+        method.continue_from(state)
     return method
 
 
@@ -89,30 +81,40 @@ def train_method(
     context: Context,
     method: Method,
     output: Output,
-    subcategories: Subcategories | None = None,
-    given: Path | None = None,
+    inputs: Mapping[str, Input] = NO_INPUTS,
+    file: Path | None = None,
 ) -> Method:
-    """``model.pt`` in the folder of ``output``: trained where it is not there yet, or taken from
-    the file ``given``.
+    """The method on the weights of ``model.pt`` in the folder of ``output``, in evaluation mode.
+
+    They come from ``file``, or from a training where ``model.pt`` is not there yet.
+
+    Args:
+        context: the run.
+        method: on its initial weights.
+        output: of the stage.
+        inputs: entries of the samples besides those that the method needs by itself.
+        file: trained weights to take instead of a training.
     """
-    path, config = output.folder / "model.pt", getattr(method, "config", context.configs.method)
-    if given:
-        load_classifier(method, given, context.dataset.classes)
-        save_model(output.folder, method, context.identity(config))
-        output.outputs.update(count=1, weights="model.pt", taken_from=str(given))
+    path, identity = output.folder / "model.pt", context.identity(method.config)
+    if file:
+        load_classifier(method, file, context.dataset.classes)
+        save_model(output.folder, method, identity)
+        output.outputs.update(count=1, weights="model.pt", taken_from=str(file))
     elif not path.exists():
+        every = {**method.needs(context.run.path), **inputs}
+        tagged_only = any(i.tagged_only for i in every.values())
         classify(
             method,
             context.dataset,
-            context.tagged if subcategories else context.taught,
+            context.tagged if tagged_only else context.taught,
             context.validation,
             context.configs.classify,
             output,
             Metrics(context.run.path / "metrics.csv", output.folder.name),
             context.seed,
-            context.identity(config),
+            identity,
             context.device,
-            subcategories,
+            every,
         )
     return load_method(path, context.expected)
 
@@ -127,7 +129,7 @@ def trained_method(context: Context) -> Method:
 
 
 def classify(
-    module: Method,
+    method: Method,
     dataset: Dataset,
     records: Sequence[Record],
     validation: Sequence[Record],
@@ -137,61 +139,52 @@ def classify(
     seed: int,
     identity: dict[str, Any],
     device: str = "auto",
-    subcategories: Subcategories | None = None,
+    inputs: Mapping[str, Input] = NO_INPUTS,
 ) -> None:
     """Train on ``records`` and write ``model.pt``. ``identity`` says what the weights are, for
     ``load_method``.
     """
-    superpixels = (
-        prepare_superpixels(records, module.segments, config, output) if module.segments else None
-    )
-    make = partial(
-        make_sample,
-        config=config,
-        num_classes=len(dataset.classes),
-        superpixels=superpixels,
-        subcategories=subcategories,
-    )
-    groups = module.param_groups(config.lr, config.weight_decay, config.new_factor)
-
-    def validate(epoch: int) -> dict[str, float]:
-        return {"val_map": mean_average_precision(module, dataset, validation, config, device)}
-
-    wanted = config.validate and any(record.tags for record in validation)
-    last = train(
-        module,
-        method_loss,
-        groups,
+    workers = None if config.workers < 0 else config.workers
+    for entry in inputs.values():
+        if entry.make:
+            entry.make(shard(records), workers=workers)
+    wait_for_all()
+    make = partial(make_sample, config=config, num_classes=len(dataset.classes), inputs=inputs)
+    trainer = Trainer(
+        method,
+        type(method).loss,
+        method.param_groups(config.lr, config.weight_decay, config.new_factor),
         Samples(records, make, seed),
         config,
         output.folder,
         metrics,
         seed,
-        metrics.stage,
-        validate if wanted else None,
         device,
     )
-    save_model(output.folder, module, identity)
-    output.metrics.update({k: float(f"{v:.6g}") for k, v in last.items()})
-    output.outputs.update(count=1, weights="model.pt", images=len(records))
+
+    def validate(epoch: int) -> dict[str, float]:
+        return {"val_map": mean_average_precision(method, dataset, validation, config, device)}
+
+    measurable = config.validate and any(record.tags for record in validation)
+    trainer.run(validate if measurable else None)
+    trainer.save(output, identity)
 
 
 def mean_average_precision(
-    module: Method,
+    method: Method,
     dataset: Dataset,
     records: Sequence[Record],
     config: ClassifyConfig,
     device: str = "auto",
 ) -> float:
-    """mAP over the classes that occur, each image at its own size, one scale."""
+    """Mean average precision over the classes that occur, 0..1, each image at its own size."""
     from sklearn.metrics import average_precision_score
 
     scores: dict[str, np.ndarray] = {}
-    with inference(
-        module, config.precision if config.precision != "fp16" else "auto", device
-    ) as target:
+    precision = config.precision if config.precision != "fp16" else "auto"
+    with inference(method, precision, device) as target:
         for batch in iterate_views(records, Views(scales=(1.0,)), Budget(images=16), workers=0):
-            logits = finite(module(batch.images[0].to(target)).float().cpu(), "scores").numpy()
+            logits = finite(method(batch.images[0].to(target)).float().cpu(), "scores").numpy()
             scores.update({record.id: row for record, row in zip(batch.records, logits)})
     truth = dataset.tag_matrix(records)
     table = np.stack([scores[record.id] for record in records])

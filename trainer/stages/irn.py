@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from trainer.data.dataset import Dataset, Record, read_index_png
-from trainer.data.loader import Samples
+from trainer.data.loader import Batch, Samples
 from trainer.data.palette import write_index_png
 from trainer.data.pixels import image_size, read_image
 from trainer.data.sizes import PIXELS, enlarged, shrunk, working_size
@@ -37,8 +37,7 @@ from trainer.run import Metrics, Output
 from trainer.stages.affinity import label_images
 from trainer.training.devices import shard
 from trainer.training.inference import Budget, Views, finite, in_parts, inference, iterate_views
-from trainer.training.loop import train
-from trainer.training.model_file import save_model
+from trainer.training.loop import Trainer
 
 LABEL_BYTES, INSTANCE_BYTES = 0.05, 0.1
 """Of a label and of the instances of an image, for each pixel."""
@@ -79,27 +78,21 @@ def train_irn(
     """Train the branches of ``net`` on the labels, measure its mean shift, and write
     ``model.pt``.
     """
-    samples = Samples(records, partial(_sample, labels=labels, config=config), seed)
-    groups = net.param_groups(config.lr, config.weight_decay, config.new_factor)
-    loss = partial(_loss, radius=config.radius)
-    last = train(
+    trainer = Trainer(
         net,
-        loss,
-        groups,
-        samples,
+        partial(_loss, radius=config.radius),
+        net.param_groups(config.lr, config.weight_decay, config.new_factor),
+        Samples(records, partial(_sample, labels=labels, config=config), seed),
         config,
         output.folder,
         metrics,
         seed,
-        metrics.stage,
-        None,
         device,
     )
+    trainer.run()
     if config.displacement:
         net.mean_shift.copy_(mean_displacement(_displacements(net, records, config, device)))
-    save_model(output.folder, net, identity)
-    output.metrics.update({k: float(f"{v:.6g}") for k, v in last.items()})
-    output.outputs.update(count=1, weights="model.pt", images=len(records))
+    trainer.save(output, identity)
 
 
 def walk(
@@ -190,19 +183,17 @@ def _readable(folder: Path, record: Record) -> bool:
         return False
 
 
-def _sample(
-    record: Record, rng: Rng, labels: Path, config: IrnConfig
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return irn_sample(
-        read_image(record.image), read_index_png(labels / f"{record.id}.png"), rng, config
-    )
+def _sample(record: Record, rng: Rng, labels: Path, config: IrnConfig) -> dict[str, torch.Tensor]:
+    label = read_index_png(labels / f"{record.id}.png")
+    image, view = irn_sample(read_image(record.image), label, rng, config)
+    return {"image": image, "label": view}
 
 
 def _loss(
-    net: IrNet, images: torch.Tensor, label: torch.Tensor, rng: np.random.Generator, radius: int
+    net: IrNet, batch: Batch, rng: np.random.Generator, radius: int
 ) -> dict[str, torch.Tensor]:
-    edge, displacement = net(images)
-    terms = boundary_losses(edge, displacement, label, radius)
+    edge, displacement = net(batch["image"])
+    terms = boundary_losses(edge, displacement, batch["label"], radius)
     return {name: term / 2 for name, term in terms.items() if name != "total"}
 
 
