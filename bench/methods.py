@@ -54,12 +54,14 @@ class Stepper:
         self.pixels = 0
         start = time.perf_counter()
         self.optimizer.zero_grad()
-        more = [tags.repeat_interleave(10, dim=1)] if self.method.subcategories else []
-        if self.method.segments:
-            # Squares of 16 pixels: what they look like does not matter to the cost.
-            rows, columns = (torch.arange(side) // 16 for side in images.shape[2:])
-            more = [(1 + rows[:, None] * (columns[-1] + 1) + columns).expand(len(images), -1, -1)]
-        terms = self.method.loss(images, tags, np.random.default_rng(seed), *more)
+        # Squares of 16 pixels as super-pixels: what they look like does not matter to the cost.
+        rows, columns = (torch.arange(side) // 16 for side in images.shape[2:])
+        squares = (1 + rows[:, None] * (columns[-1] + 1) + columns).expand(len(images), -1, -1)
+        extra = {"segments": squares}
+        if hasattr(self.method.config, "subcategories"):
+            extra["subcategories"] = tags.repeat_interleave(10, dim=1)
+        batch = {"image": images, "tags": tags, **extra}
+        terms = self.method.loss(batch, np.random.default_rng(seed))
         torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.times.append(time.perf_counter() - start)

@@ -41,7 +41,7 @@ from trainer.run import Metrics
 from trainer.stages import affinity as affinity_stage
 from trainer.stages import irn as irn_stage
 from trainer.training.devices import has_bf16_units
-from trainer.training.loop import _Trainer
+from trainer.training.loop import Trainer
 from trainer.training.memory import keep_freed_memory
 from trainer.training.optimiser import Training
 
@@ -181,15 +181,15 @@ def loop_step(kind: Any, net: nn.Module, batch: list[Tensor], folder: Path) -> C
         [Record(str(n), folder, ()) for n in range(len(batch[0]))], lambda record, rng: (), 0
     )
     loss, groups = partial(kind.loss, radius=kind.radius), net.param_groups(LR, 1e-4, 10.0)  # type: ignore[operator]
-    loop = _Trainer(
+    loop = Trainer(
         net, loss, groups, samples, config, folder, Metrics(folder / "m.csv", "bench"), 0, "cpu"
     )
     net.train()
 
     def step() -> float:
-        loop._update(["x"], batch)
+        loop.update({"id": ["x"], "image": batch[0], "label": batch[1]})
         loop.step += 1
-        return float(sum(loop.pending.pop()[2].values()))
+        return float(sum(loop.unlogged.pop()[2].values()))
 
     return step
 

@@ -47,7 +47,7 @@ from trainer.segmenters.base import Segmenter
 from trainer.segmenters.config import PRESETS, SegmentConfig
 from trainer.segmenters.training import make_sample
 from trainer.training.inference import inference
-from trainer.training.loop import _Trainer
+from trainer.training.loop import Trainer
 from trainer.training.memory import keep_freed_memory
 from trainer.training.optimiser import make_optimizer, set_rate
 
@@ -189,7 +189,7 @@ def our_step(
     samples: Any = Samples(records, lambda record, rng: (), 0)
     folder.mkdir()
     metrics = Metrics(folder / "metrics.csv", "bench")
-    trainer = _Trainer(
+    trainer = Trainer(
         network,
         segmenter.loss,
         segmenter.groups(network),
@@ -203,9 +203,9 @@ def our_step(
     network.train()
 
     def step(batch: tuple[torch.Tensor, torch.Tensor]) -> float:
-        trainer._update(["x"], list(batch))
+        trainer.update({"id": ["x"], "image": batch[0], "label": batch[1]})
         trainer.step += 1
-        return float(trainer.pending.pop()[2]["ce"])
+        return float(trainer.unlogged.pop()[2]["ce"])
 
     return step
 
@@ -262,9 +262,9 @@ def batch(
     for i in range(segmenter.config.batch):
         record = records[(number * segmenter.config.batch + i) % len(records)]
         sample = make_sample(record, sample_rng(0, number, i), segmenter, truth)
-        made.append((record.id, *sample))
-    _, images, labels = collate(made)  # type: ignore[misc]
-    return images, labels
+        made.append({"id": record.id, **sample})
+    stacked: Any = collate(made)
+    return stacked["image"], stacked["label"]
 
 
 @torch.no_grad()

@@ -33,9 +33,9 @@ from trainer.methods import recipes
 from trainer.methods.base import Method
 from trainer.methods.cam import Config
 from trainer.methods.registry import build_method
-from trainer.methods.samples import make_sample, method_loss
+from trainer.methods.samples import make_sample
 from trainer.run import Metrics
-from trainer.training.loop import _Trainer, train
+from trainer.training.loop import Trainer
 from trainer.training.memory import keep_freed_memory
 from trainer.training.optimiser import Training, make_optimizer, set_rate
 from trainer.weights.loading import load_backbone
@@ -112,13 +112,13 @@ def our_step(
     groups = method.param_groups(config.lr, config.weight_decay)
     samples: Any = Samples(records, lambda record, rng: (), 0)
     metrics = Metrics(folder / "metrics.csv", "bench")
-    trainer = _Trainer(method, method_loss, groups, samples, config, folder, metrics, 0, "cpu")
+    trainer = Trainer(method, type(method).loss, groups, samples, config, folder, metrics, 0, "cpu")
     method.train()
 
     def step(batch: Batch) -> float:
-        trainer._update(["x"], list(batch))
+        trainer.update({"id": ["x"], "image": batch[0], "tags": batch[1]})
         trainer.step += 1
-        return float(trainer.pending.pop()[2]["cls"])
+        return float(trainer.unlogged.pop()[2]["cls"])
 
     return step
 
@@ -226,18 +226,19 @@ def waiting(args: argparse.Namespace, folder: Path) -> None:
     make = partial(make_sample, config=config, num_classes=CLASSES)
     groups = method.param_groups(config.lr, config.weight_decay, config.new_factor)
     metrics = Metrics(folder / "metrics.csv", "classify")
-    last = train(
+    trainer = Trainer(
         method,
-        method_loss,
+        type(method).loss,
         groups,
         Samples(records, make, 0),
         config,
         folder,
         metrics,
         0,
-        "loader",
-        device="cpu",
+        "cpu",
     )
+    trainer.run()
+    last = trainer.last
     print(
         f"real loop, steps 11 to 20: {last['images_per_second']:.1f} images/s,"
         f" {100 * last['data_wait']:.1f} % of the time waiting for data"

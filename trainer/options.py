@@ -131,7 +131,7 @@ def make_configs(options: Options) -> Configs:
         typed,
     ]
     changes = merged(layers)
-    defaults = {
+    defaults: dict[str, Any] = {
         "data": DataConfig(),
         "method": declaration(options.method).config(),
         "classify": classify,

@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from trainer.data.dataset import Record
-from trainer.data.loader import Samples
+from trainer.data.loader import Batch, Samples
 from trainer.data.transforms import Rng
 from trainer.run import Metrics
-from trainer.training.loop import train
+from trainer.training.loop import Trainer
 from trainer.training.optimiser import Training
 
 RECORDS = [Record(f"r{n}", Path(f"r{n}.png"), (n % 2,)) for n in range(22)]
@@ -49,15 +49,17 @@ class Net(nn.Module):
         return self.head(self.body(x).mean((2, 3)))  # type: ignore[no-any-return]
 
 
-def sample(record: Record, rng: Rng) -> tuple[torch.Tensor, torch.Tensor]:
+def sample(record: Record, rng: Rng) -> dict[str, torch.Tensor]:
     tags = torch.zeros(2)
     tags[list(record.tags)] = 1
-    return torch.from_numpy(rng.normal(size=(8, 9, 3)).astype("float32")).permute(2, 0, 1), tags
+    image = torch.from_numpy(rng.normal(size=(8, 9, 3)).astype("float32")).permute(2, 0, 1)
+    return {"image": image, "tags": tags}
 
 
 def noisy_loss(
-    module: nn.Module, images: torch.Tensor, tags: torch.Tensor, rng: np.random.Generator
+    module: nn.Module, batch: Batch, rng: np.random.Generator
 ) -> dict[str, torch.Tensor]:
+    images, tags = batch["image"], batch["tags"]
     noise = torch.from_numpy(rng.normal(size=tuple(images.shape)).astype("float32"))
     logits = module(images + 0.1 * noise)
     return {
@@ -90,7 +92,7 @@ def job(
         {"params": list(net.head.parameters()), "lr": 10 * config.lr, "weight_decay": 0.0},
     ]
     samples, metrics = Samples(RECORDS, sample, seed), Metrics(folder / "metrics.csv", "classify")
-    train(net, loss, groups, samples, config, folder, metrics, seed, "test", device="cpu")
+    Trainer(net, loss, groups, samples, config, folder, metrics, seed, "cpu").run()
     return net.state_dict()
 
 

@@ -27,7 +27,9 @@ def make(name: str) -> Method:
     return build_method(name, config_of(name), "resnet18", KNOBS, CLASSES)
 
 
-def batch(size: tuple[int, int] = (64, 64)) -> tuple[torch.Tensor, torch.Tensor]:
+def batch(size: tuple[int, int] = (64, 64)) -> dict[str, torch.Tensor]:
+    """Images and tags, and what preparations leave for two sub-categories a class."""
     draw = torch.Generator().manual_seed(1)
     tags = torch.tensor([[1.0, 0, 0, 1], [0, 1, 0, 0]])
-    return torch.randn(2, 3, *size, generator=draw), tags
+    images = torch.randn(2, 3, *size, generator=draw)
+    return {"image": images, "tags": tags, "subcategories": torch.eye(2, 2 * CLASSES)}

@@ -187,7 +187,7 @@ class Trainer:
         sums: Terms = {}
         parts = split({name: fabric.to_device(x) for name, x in batch.items()}, config.accumulate)
         for i, part in enumerate(parts):
-            share = len(part["image"]) / len(ids)
+            share = len(part["image"]) / len(batch["image"])
             # Processes exchange gradients once an update, with the last part.
             silent = i < len(parts) - 1 and fabric.world_size > 1
             with fabric.no_backward_sync(self.wrapped, enabled=silent):

@@ -11,13 +11,12 @@ from trainer.errors import DataError, UserError
 RECORDS = [Record(f"r{n}", Path(f"r{n}.png"), (n % 2,)) for n in range(10)]
 
 
-def sample(record: Record, rng: Rng) -> tuple[torch.Tensor, ...]:
-    return torch.tensor(rng.random((4, 5, 3), "float32")).permute(2, 0, 1), torch.tensor(
-        [float(record.tags[0])]
-    )
+def sample(record: Record, rng: Rng) -> dict[str, torch.Tensor]:
+    image = torch.tensor(rng.random((4, 5, 3), "float32")).permute(2, 0, 1)
+    return {"image": image, "tags": torch.tensor([float(record.tags[0])])}
 
 
-def broken(record: Record, rng: Rng) -> tuple[torch.Tensor, ...]:
+def broken(record: Record, rng: Rng) -> dict[str, torch.Tensor]:
     if record.id == "r3":
         raise DataError("r3.png cannot be read", "a whole image", "wsss-trainer check DATA")
     return sample(record, rng)
@@ -70,28 +69,31 @@ def test_a_number_of_updates_goes_over_the_epochs():
 def test_samples_depend_on_epoch_and_index_only():
     samples = Samples(RECORDS, sample, seed=0)
     again = Samples(RECORDS, sample, seed=0)
-    assert samples[0, 2][0] == "r2"
-    assert torch.equal(samples[1, 2][1], again[1, 2][1])
-    assert not torch.equal(samples[0, 2][1], samples[1, 2][1])
-    assert not torch.equal(samples[0, 2][1], Samples(RECORDS, sample, seed=1)[0, 2][1])
+    assert samples[0, 2]["id"] == "r2"
+    assert torch.equal(samples[1, 2]["image"], again[1, 2]["image"])
+    assert not torch.equal(samples[0, 2]["image"], samples[1, 2]["image"])
+    assert not torch.equal(samples[0, 2]["image"], Samples(RECORDS, sample, seed=1)[0, 2]["image"])
 
 
 def test_collate_keeps_channels_last():
-    names, images, tags = collate([Samples(RECORDS, sample, 0)[0, i] for i in range(3)])
-    assert names == ["r0", "r1", "r2"]
+    batch = collate([Samples(RECORDS, sample, 0)[0, i] for i in range(3)])
+    assert isinstance(batch, dict)
+    images = batch["image"]
+    assert batch["id"] == ["r0", "r1", "r2"]
     assert images.shape == (3, 3, 4, 5)
     assert images.is_contiguous(memory_format=torch.channels_last)
-    assert tags.tolist() == [[0.0], [1.0], [0.0]]
-    _, labels = collate(
-        [("a", torch.zeros(4, 5, dtype=torch.uint8)), ("b", torch.ones(4, 5, dtype=torch.uint8))]
-    )
+    assert batch["tags"].tolist() == [[0.0], [1.0], [0.0]]
+    values = {"a": torch.zeros, "b": torch.ones}
+    masks = collate([{"id": k, "label": v(4, 5, dtype=torch.uint8)} for k, v in values.items()])
+    assert isinstance(masks, dict)
+    labels = masks["label"]
     assert labels.shape == (2, 4, 5)
     assert labels.dtype == torch.uint8
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_do_not_change_what_comes(workers):
-    def batches(count: int) -> list[tuple]:
+    def batches(count: int) -> list[dict]:
         return list(
             training_loader(
                 Samples(RECORDS, sample, 0), Batches(10, 4, 2, 0, start=1), count, pin=False
@@ -99,9 +101,9 @@ def test_workers_do_not_change_what_comes(workers):
         )
 
     for one, other in zip(batches(0), batches(workers), strict=True):
-        assert one[0] == other[0]
-        assert all(torch.equal(a, b) for a, b in zip(one[1:], other[1:]))
-        assert other[1].is_contiguous(memory_format=torch.channels_last)
+        assert one["id"] == other["id"]
+        assert all(torch.equal(one[name], other[name]) for name in ("image", "tags"))
+        assert other["image"].is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -11,6 +11,7 @@ from tiny_nets import Staged, pictures
 from trainer.data.transforms import sample_rng
 from trainer.errors import ConfigError
 from trainer.maps.protocols import PROTOCOLS
+from trainer.methods.base import Method
 from trainer.methods.cam import Cam
 from trainer.methods.cam import Config as CamConfig
 from trainer.methods.cpn import (
@@ -52,12 +53,8 @@ def batch(patches: str = "grid") -> list:
         torch.arange(20).reshape(5, 4).repeat_interleave(10, 0).repeat_interleave(11, 1)[:, :41]
     )
     segments = torch.stack([blocks, blocks % 7])
-    return [
-        images,
-        tags,
-        np.random.default_rng(0),
-        *([segments] if patches == "superpixel" else []),
-    ]
+    extra = {"segments": segments} if patches == "superpixel" else {}
+    return [{"image": images, "tags": tags, **extra}, np.random.default_rng(0)]
 
 
 def reached(method: Cpn, *names: str) -> set[str]:
@@ -202,12 +199,12 @@ def test_channels_of_absent_classes_may_be_left_out():
     "tags", [[[1.0, 0, 1], [0, 1, 0]], [[1.0, 1, 1], [0, 1, 0]], [[0.0, 0, 0], [0, 0, 1]]]
 )
 def test_the_loss_is_that_of_its_maps(tags, monkeypatch):
-    method, (images, _, _) = make(loss_stride=1, grid=(50,)), batch()
+    method, images = make(loss_stride=1, grid=(50,)), batch()[0]["image"]
     there = torch.tensor(tags)
     monkeypatch.setattr(
         "trainer.methods.cpn.random_grid_mask", lambda *_: (np.ones((50, 41), np.float32), 0.75)
     )
-    terms = method.eval().loss(images, there, np.random.default_rng(0))
+    terms = method.eval().loss({"image": images, "tags": there}, np.random.default_rng(0))
     maps = [
         [resized(x, (50, 41)) for x in method.maps(view)] for view in (images, images, 0 * images)
     ]
@@ -237,12 +234,15 @@ def test_the_pair_is_complementary(patches, monkeypatch):
         return {}
 
     monkeypatch.setattr("trainer.methods.cpn.complement", loss)
-    images, *others = batch(patches)
-    method.loss(images, *others)
+    views, rng = batch(patches)
+    images = views["image"]
+    method.loss(views, rng)
     whole, one, other = method.seen  # type: ignore[misc]
     assert torch.equal(whole, images)
     assert torch.equal(one + other, images)
-    counted = others[2] > 0 if patches == "superpixel" else torch.ones(2, 50, 41, dtype=torch.bool)
+    counted = torch.ones(2, 50, 41, dtype=torch.bool)
+    if patches == "superpixel":
+        counted = views["segments"] > 0
     visible = ((one != 0).any(1) & counted).sum((1, 2)) / counted.sum((1, 2))
     hidden = ((other != 0).any(1) & counted).sum((1, 2)) / counted.sum((1, 2))
     torch.testing.assert_close(visible + hidden, torch.ones(2))
@@ -268,9 +268,9 @@ def test_loss_is_finite_and_repeats(patches, draw):
 
 def test_an_empty_half_is_no_trouble():
     method = make(grid=(500,)).train()
-    images, tags, _ = batch()
+    views, _ = batch()
     for seed in range(6):
-        terms = method.loss(images, tags, np.random.default_rng(seed))
+        terms = method.loss(views, np.random.default_rng(seed))
         torch.stack(list(terms.values())).sum().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in method.parameters())
 
@@ -286,7 +286,7 @@ def test_impossible_settings_are_user_errors():
         with pytest.raises(ConfigError, match=knob):
             make(**{knob: value})
     with pytest.raises(ConfigError, match="no super-pixels"):
-        make(patches="superpixel").loss(*batch())  # type: ignore[arg-type]
+        make(patches="superpixel").loss(*batch())
 
 
 def test_presets_and_published_training():
@@ -315,24 +315,30 @@ def test_presets_and_published_training():
     assert set_by_hand.method == Config(grid=(28,), patches="superpixel")
 
 
-def trained(module: torch.nn.Module, root: Path) -> Output:
+def trained(module: Method, root: Path) -> Output:
     data, stage = pictures(root / "data"), Output(root / "classify")
     stage.folder.mkdir(exist_ok=True)
     metrics = Metrics(root / "metrics.csv", "classify")
     records = data.subset("all")
-    classify.classify(module, data, records, records[:3], QUICK, stage, metrics, 0, {}, "cpu")  # type: ignore[arg-type]
+    needs = module.needs(root)
+    classify.classify(
+        module, data, records, records[:3], QUICK, stage, metrics, 0, {}, "cpu", needs
+    )
     return stage
 
 
 def test_training_on_superpixels(tmp_path):
-    stage = trained(make(patches="superpixel", segments=9), tmp_path)
+    method = make(patches="superpixel", segments=9)
+    stage = trained(method, tmp_path)
     folder = tmp_path / "superpixels" / "9"
     assert len(list(folder.iterdir())) == 6
     assert np.isfinite(stage.metrics["loss_tcp"])
     record = pictures(tmp_path / "data").subset("all")[0]
-    image, tags, ids = make_sample(record, sample_rng(0, 0, 0), QUICK, 3, folder)
-    assert (ids.shape, ids.dtype, tags.tolist()) == ((32, 32), torch.int64, [1, 0, 0])
-    assert torch.equal(image, make_sample(record, sample_rng(0, 0, 0), QUICK, 3)[0])
+    sample = make_sample(record, sample_rng(0, 0, 0), QUICK, 3, method.needs(tmp_path))
+    assert sample["tags"].tolist() == [1, 0, 0]
+    assert (sample["segments"].shape, sample["segments"].dtype) == ((32, 32), torch.int64)
+    plain = make_sample(record, sample_rng(0, 0, 0), QUICK, 3)
+    assert torch.equal(sample["image"], plain["image"])
 
 
 @pytest.mark.parametrize("method", ["grid", "cam"])
@@ -349,8 +355,7 @@ def test_an_image_smaller_than_a_patch_is_hidden_whole_or_not_at_all(side):
     for seed in range(6):
         _, share = random_grid_mask((50, 41), (side,), np.random.default_rng(seed))
         seen.add(share)
-        images, tags, _ = batch()
-        terms = method.loss(images, tags, np.random.default_rng(seed))
+        terms = method.loss(batch()[0], np.random.default_rng(seed))
         assert all(torch.isfinite(term) for term in terms.values())
     assert seen == {0.0, 1.0}
 

@@ -1,7 +1,7 @@
 """What every method promises, whichever it is: ``trainer.methods`` is read for names."""
 
-import importlib
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -11,10 +11,10 @@ from tiny_methods import CLASSES, KNOBS, batch, config_of, make
 from trainer import config as knobs
 from trainer.commands.catalogue import describe_method, list_methods
 from trainer.errors import ConfigError
-from trainer.maps.protocols import CamsConfig
+from trainer.maps.protocols import PROTOCOLS, CamsConfig
 from trainer.methods.base import Method
 from trainer.methods.recipes import RECIPES, SMALL, make_config
-from trainer.methods.registry import build_method, method_classes, method_names
+from trainer.methods.registry import build_method, declaration, method_classes, method_names
 from trainer.options import method_preset
 from trainer.training.loop import step_rng
 from trainer.training.model_file import knobs_of
@@ -28,11 +28,10 @@ def total(terms: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def loss_of(method: Method, step: int = 0) -> dict[str, torch.Tensor]:
-    images, tags = batch()
-    rng = step_rng(7, step)
-    if method.subcategories:
-        return method.loss(images, tags, rng, torch.eye(2, method.subcategories))
-    return method.loss(images, tags, rng)
+    sample = batch()
+    if not getattr(method, "subcategories", 0):
+        del sample["subcategories"]
+    return method.loss(sample, step_rng(7, step))
 
 
 def test_terms_of_the_loss_are_finite_scalars_with_names(name):
@@ -101,7 +100,7 @@ def test_frozen_weights_do_not_move_even_by_decay(name):
 @pytest.mark.parametrize("size", [(64, 64), (65, 97), (33, 20)])
 def test_maps_are_not_negative_and_of_the_networks_size(name, size):
     method = make(name).eval()
-    images, _ = batch(size)
+    images = batch(size)["image"]
     with torch.inference_mode():
         maps, logits = method.cams_and_logits(images)
         assert torch.equal(method.cams(images), maps)
@@ -117,7 +116,7 @@ def test_maps_are_not_negative_and_of_the_networks_size(name, size):
 
 def test_maps_of_a_batch_are_those_of_its_images(name):
     method = make(name).eval()
-    images, _ = batch()
+    images = batch()["image"]
     with torch.inference_mode():
         torch.testing.assert_close(
             torch.cat([method.cams(image[None]) for image in images]),
@@ -130,7 +129,7 @@ def test_maps_of_a_batch_are_those_of_its_images(name):
 def test_validation_scores(name):
     method = make(name).eval()
     with torch.inference_mode():
-        assert method(batch()[0]).shape == (2, CLASSES)
+        assert method(batch()["image"]).shape == (2, CLASSES)
 
 
 def test_the_config_survives_its_file(name):
@@ -140,8 +139,10 @@ def test_the_config_survives_its_file(name):
 
 
 def test_presets_and_published_training_change_knobs_that_exist(name):
-    module = importlib.import_module(f"trainer.methods.{name}")
-    for preset in getattr(module, "PRESETS", {}):
+    declared = declaration(name)
+    assert declared.protocol in (None, *PROTOCOLS)
+    knobs.replace(declared.config(), declared.small, "method")
+    for preset in declared.presets:
         changes = method_preset(name, preset)
         knobs.replace(method_classes(name)[1](), changes["method"], "method")
         knobs.replace(SMALL, changes["classify"], "classify")
@@ -153,10 +154,23 @@ def test_presets_and_published_training_change_knobs_that_exist(name):
             for section, values in changes.items()
             if values and section not in ("method", "classify", "cams")
         ]
-    for recipe, changes in getattr(module, "TRAINING", {}).items():
+    for recipe, changes in declared.training.items():
         make_config(recipe, changes)
     with pytest.raises(ConfigError, match="has no preset 'papper'"):
         method_preset(name, "papper")
+
+
+def test_the_file_declares_its_own_class_and_knobs(name):
+    declared = declaration(name)
+    for part in (declared.method, declared.config):
+        assert part.__module__ == f"trainer.methods.{name}"
+
+
+def test_inputs_can_be_sent_to_loader_processes(name, tmp_path):
+    needs = make(name).needs(tmp_path)
+    assert "image" not in needs
+    assert "tags" not in needs
+    pickle.loads(pickle.dumps(dict(needs)))
 
 
 def test_weights_survive_their_file(name, tmp_path):
@@ -164,7 +178,9 @@ def test_weights_survive_their_file(name, tmp_path):
     torch.save(method.state_dict(), tmp_path / "m.pt")
     other.load_state_dict(torch.load(tmp_path / "m.pt", weights_only=True))
     with torch.inference_mode():
-        assert torch.equal(other.eval().cams(batch()[0]), method.eval().cams(batch()[0]))
+        assert torch.equal(
+            other.eval().cams(batch()["image"]), method.eval().cams(batch()["image"])
+        )
 
 
 def test_every_knob_is_explained(name):

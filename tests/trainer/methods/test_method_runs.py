@@ -12,17 +12,16 @@ import torch
 from tiny_methods import CLASSES, batch, make
 
 from trainer.data.dataset import Record
-from trainer.data.loader import Samples
+from trainer.data.loader import Batch, Samples
 from trainer.data.transforms import Rng
 from trainer.export.onnx_graph import to_onnx
 from trainer.interrupt import Interrupted
 from trainer.maps.protocols import CamsConfig, protocol_of
 from trainer.methods.base import Method
 from trainer.methods.registry import method_classes, method_names
-from trainer.methods.samples import method_loss
 from trainer.nets.graphs import CamGraph
 from trainer.run import Metrics
-from trainer.training.loop import train
+from trainer.training.loop import Trainer
 from trainer.training.optimiser import Training
 
 RECORDS = [Record(id=f"r{i}", image=Path(), tags=(i % CLASSES,)) for i in range(4)]
@@ -39,32 +38,21 @@ def trained(name: str, folder: Path, stop_at: int = 0) -> dict[str, torch.Tensor
     """Weights after four steps; with ``stop_at`` SIGTERM comes in that step."""
     method, steps = make(name), [0]
 
-    def sample(record: Record, rng: Rng) -> tuple[torch.Tensor, ...]:
+    def sample(record: Record, rng: Rng) -> dict[str, torch.Tensor]:
         image = torch.from_numpy(rng.standard_normal((3, 64, 64)).astype(np.float32))
         tags = torch.zeros(CLASSES)
         tags[list(record.tags)] = 1
-        labels = [torch.eye(method.subcategories)[record.tags[0]]] if method.subcategories else []
-        return (image, tags, *labels)
+        return {"image": image, "tags": tags}
 
-    def loss(module: Method, *arguments: torch.Tensor) -> dict[str, torch.Tensor]:
+    def loss(module: Method, batch: Batch, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         steps[0] += 1
         if steps[0] == stop_at:
             signal.raise_signal(signal.SIGTERM)
-        return method_loss(module, *arguments)
+        return module.loss(batch, rng)
 
-    train(
-        method,
-        loss,
-        method.param_groups(1e-3, 1e-4),
-        Samples(RECORDS, sample, 0),
-        TRAINING,
-        folder,
-        Metrics(folder / "metrics.csv", "classify"),
-        0,
-        "classify",
-        None,
-        "cpu",
-    )
+    groups, metrics = method.param_groups(1e-3, 1e-4), Metrics(folder / "metrics.csv", "classify")
+    samples = Samples(RECORDS, sample, 0)
+    Trainer(method, loss, groups, samples, TRAINING, folder, metrics, 0, "cpu").run()
     return method.state_dict()
 
 
@@ -90,7 +78,9 @@ def test_the_exported_graph_gives_the_methods_maps(name):
     session = onnxruntime.InferenceSession(
         to_onnx(graph).SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    pixels = ((batch((70, 52))[0].permute(0, 2, 3, 1) * 40 + 128).clamp(0, 255)).to(torch.uint8)
+    pixels = ((batch((70, 52))["image"].permute(0, 2, 3, 1) * 40 + 128).clamp(0, 255)).to(
+        torch.uint8
+    )
     got = dict(zip(graph.outputs, session.run(None, {"image": pixels.numpy()})))
     with torch.inference_mode():
         true = dict(zip(graph.outputs, graph(pixels)))

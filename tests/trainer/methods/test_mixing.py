@@ -15,6 +15,7 @@ from trainer.nets.resnet38 import ResNet38
 
 IMAGES = torch.randn(3, 3, 40, 56, generator=torch.Generator().manual_seed(0))
 TAGS = torch.tensor([[1.0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+BATCH = {"image": IMAGES, "tags": TAGS}
 
 
 def resnet18():
@@ -141,7 +142,7 @@ def test_terms_are_weighted_and_switch_off():
     def terms(**knobs):
         torch.manual_seed(1)
         method = mixup_cam.MixupCam(mixup_cam.Config(**knobs), resnet18(), 4)
-        return method.loss(IMAGES, TAGS, np.random.default_rng(0))
+        return method.loss(BATCH, np.random.default_rng(0))
 
     usual, double = terms(), terms(w_ent=0.04, w_con=4e-4)
     assert list(usual) == ["cls", "ent", "con"]
@@ -158,7 +159,7 @@ def test_images_of_fmix_come_from_one_partner_or_the_other():
     method = fmix_cam.FmixCam(fmix_cam.Config(), resnet18(), 4)
     seen = []
     method.features = lambda images: seen.append(images) or torch.ones(3, 512, 2, 2)  # type: ignore[method-assign,func-returns-value]
-    method.loss(IMAGES, TAGS, np.random.default_rng(5))
+    method.loss(BATCH, np.random.default_rng(5))
     rng = np.random.default_rng(5)
     mixture = draw(IMAGES, 1.0, False, rng)
     own, other = seen[0] == IMAGES, seen[0] == IMAGES[mixture.perm]
@@ -189,7 +190,8 @@ def test_a_data_set_of_one_class_can_be_mixed(module):
     name = next(n for n in vars(module) if n.endswith("Cam") and n not in ("MixedCam", "Cam"))
     method = getattr(module, name)(module.Config(), build_backbone("resnet18"), 1).train()
     tags = torch.ones(4, 1)
-    terms = method.loss(torch.randn(4, 3, 64, 64), tags, np.random.default_rng(0))
+    batch = {"image": torch.randn(4, 3, 64, 64), "tags": tags}
+    terms = method.loss(batch, np.random.default_rng(0))
     assert all(torch.isfinite(term) for term in terms.values())
     assert torch.equal(
         draw(torch.zeros(4, 3, 8, 8), 0.2, False, np.random.default_rng(0)).tags(tags), tags

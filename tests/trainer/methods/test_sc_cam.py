@@ -17,12 +17,14 @@ from golden import U
 from tiny_nets import TinyBackbone
 
 from trainer.context import Context
+from trainer.data.dataset import Record
 from trainer.errors import ConfigError, DataError, WeightsError
 from trainer.fit import fit as run_plan
 from trainer.methods import sc_cam
 from trainer.methods.cam import Cam
 from trainer.methods.cam import Config as CamConfig
 from trainer.methods.clustering import subcategory_labels
+from trainer.methods.preparation import Prepared
 from trainer.methods.sc_cam import Config, ScCam
 from trainer.methods.subcategories import (
     Embeddings,
@@ -87,7 +89,8 @@ def test_the_loss_by_hand():
     images, tags = batch()
     module = method(subcategories=(2, 2, 2), weight=3.0)
     labels = torch.tensor([[0.0, 1, 0, 0, 1, 0], [0, 0, 1, 0, 0, 0]])
-    terms = module.loss(images, tags, step_rng(0, 0), labels)
+    sample = {"image": images, "tags": tags, "subcategories": labels}
+    terms = module.loss(sample, step_rng(0, 0))
     f = module.features(images).mean((2, 3))
 
     def margin(head: torch.nn.Conv2d, t: torch.Tensor) -> torch.Tensor:
@@ -108,8 +111,8 @@ def test_without_subcategories_it_is_cam():
     module = method()
     assert list(module.state_dict()) == list(plain.state_dict())
     assert torch.equal(
-        module.loss(images, tags, step_rng(0, 0))["cls"],
-        plain.loss(images, tags, step_rng(0, 0))["cls"],
+        module.loss({"image": images, "tags": tags}, step_rng(0, 0))["cls"],
+        plain.loss({"image": images, "tags": tags}, step_rng(0, 0))["cls"],
     )
     assert torch.equal(module.eval().cams(images), plain.eval().cams(images))
 
@@ -250,7 +253,8 @@ def test_the_labels_of_a_round_follow_from_its_features(data, copied):
     )
     assert np.array_equal(stored.labels, subcategory_labels(features.values, tags, 2, 0))
     assert stored.labels.sum(1).tolist() == tags.sum(1).tolist()
-    assert stored.of(stored.ids[3]).tolist() == stored.labels[3].tolist()
+    record = Record(stored.ids[3], Path())
+    assert stored.of(record).tolist() == stored.labels[3].tolist()
 
 
 def test_an_interrupted_run_goes_on(data, finished, tmp_path, tiny, monkeypatch):
@@ -323,11 +327,8 @@ def test_rounds_start_from_the_initial_weights_unless_told_otherwise(data, tmp_p
     assert not torch.equal(initial["classifier.weight"], trained["classifier.weight"])
     for run, start in (("cold", initial), ("warm", trained)):
         pipeline = make_plan(options(data, tmp_path / run, "method.rounds=1"))
-        method = fresh_method(
-            pipeline.context,
-            Config(subcategories=(2, 2, 2)),
-            "round0" if run == "warm" else None,
-        )
+        config, stage = Config(subcategories=(2, 2, 2)), "round0" if run == "warm" else None
+        method = fresh_method(pipeline.context, Prepared(config, weights_from=stage))
         assert torch.equal(method.classifier.weight, start["classifier.weight"])
         assert torch.equal(method.backbone.second.weight, start["backbone.second.weight"])
 
@@ -335,9 +336,9 @@ def test_rounds_start_from_the_initial_weights_unless_told_otherwise(data, tmp_p
 def test_warm_start_reaches_the_next_training(data, tmp_path, tiny, monkeypatch):
     seen: list[str | None] = []
 
-    def spy(context: Context, config: Any, after: str | None = None) -> Any:
-        seen.append(after)
-        return fresh_method(context, config, after)
+    def spy(context: Context, prepared: Prepared) -> Any:
+        seen.append(prepared.weights_from)
+        return fresh_method(context, prepared)
 
     for module in ("classify", "prepare"):
         monkeypatch.setattr(f"trainer.stages.{module}.fresh_method", spy)

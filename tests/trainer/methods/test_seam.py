@@ -24,13 +24,10 @@ def make(names: tuple[str, str, str] = ("stage2", "stage3", "stage4"), **changes
     return Seam(Config(**changes), Staged(names), 3)  # type: ignore[arg-type]
 
 
-def batch() -> tuple[torch.Tensor, torch.Tensor, np.random.Generator]:
-    draw = torch.Generator().manual_seed(1)
-    return (
-        torch.randn(2, 3, 50, 41, generator=draw),
-        torch.tensor([[1.0, 0, 1], [0, 1, 0]]),
-        np.random.default_rng(0),
-    )
+def batch() -> tuple[dict[str, torch.Tensor], np.random.Generator]:
+    images = torch.randn(2, 3, 50, 41, generator=torch.Generator().manual_seed(1))
+    tags = torch.tensor([[1.0, 0, 1], [0, 1, 0]])
+    return {"image": images, "tags": tags}, np.random.default_rng(0)
 
 
 def reached(method: Seam, *names: str) -> set[str]:
@@ -115,7 +112,7 @@ def test_loss_is_finite_and_repeats(names, prcm):
 
 
 def test_on_is_the_released_code():
-    images, _, _ = batch()
+    images = batch()[0]["image"]
     maps = {mode: make(prcm=mode).eval().cams(images) for mode in PRCM}
     assert torch.equal(maps["on"], maps["code"])
     assert not torch.equal(maps["on"], maps["off"])
@@ -125,11 +122,11 @@ def test_on_is_the_released_code():
 
 def test_maps_and_logits():
     method = make().eval()
-    maps, logits = method.cams_and_logits(batch()[0])
+    maps, logits = method.cams_and_logits(batch()[0]["image"])
     assert maps.shape == (2, 3, 13, 11)
     assert maps.min() >= 0
     assert maps.max() <= 1
-    cam, refined = method.maps(batch()[0])
+    cam, refined = method.maps(batch()[0]["image"])
     assert torch.equal(maps, refined[:, 1:])
     torch.testing.assert_close(logits, cam[:, 1:].mean((2, 3)))
 
@@ -215,11 +212,12 @@ def test_maps_of_absent_classes_need_not_be_enlarged():
     same.
     """
     net = make(dropout=0.0, loss_stride=1, second_scale=0.3).train()
-    images, tags, rng = batch()
+    sample, rng = batch()
+    images, tags = sample["image"], sample["tags"]
     views = (images, resized(images, (15, 12)))
     large = [resized(x, (view.shape[2], view.shape[3])) for view in views for x in net.maps(view)]
     gradients = []
-    for terms in (net.loss(images, tags, rng), seam_loss(*large, tags)):
+    for terms in (net.loss(sample, rng), seam_loss(*large, tags)):
         assert list(terms) == ["cls", "min", "er", "ecr"]
         net.zero_grad()
         torch.stack(list(terms.values())).sum().backward()

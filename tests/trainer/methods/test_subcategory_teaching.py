@@ -84,7 +84,7 @@ def test_loss_of_the_teacher():
     y = teacher.head(teacher.embed(images))
     p = torch.sigmoid(y)
     expected = -(tags * p.log() + (1 - tags) * (1 - p).log()).mean()
-    loss = teacher.loss(images, tags, np.random.default_rng(0))
+    loss = teacher.loss({"image": images, "tags": tags}, np.random.default_rng(0))
     assert set(loss) == {"cls"}
     torch.testing.assert_close(loss["cls"], expected)
 

@@ -35,7 +35,7 @@ def images() -> torch.Tensor:
 
 def terms(method: Vwe) -> dict[str, torch.Tensor]:
     tags = torch.tensor([[1.0, 0, 1], [0, 1, 0]])
-    return method.loss(images(), tags, np.random.default_rng(0))
+    return method.loss({"image": images(), "tags": tags}, np.random.default_rng(0))
 
 
 def reached(method: Vwe, term: str) -> set[str]:

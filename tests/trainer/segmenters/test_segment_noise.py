@@ -22,8 +22,8 @@ from trainer.segmenters import training
 from trainer.segmenters.aspp import Aspp
 from trainer.segmenters.config import SegmentConfig
 from trainer.segmenters.noise import heard
+from trainer.training.averaging import Teacher
 from trainer.training.inference import Views
-from trainer.training.loop import Teacher
 
 CONFIG = SegmentConfig(teacher="replace", ema=0.9, teacher_confidence=0.8, teacher_after=0.0)
 EVERYTHING = torch.ones(1, 3, dtype=torch.bool)
@@ -110,7 +110,9 @@ def test_the_teacher_is_heard_late(progress, asked):
     made = Aspp(replace(CONFIG, teacher_after=0.3, label_stride=1), "resnet18", 2)
     student = nn.Conv2d(3, 3, 1)
     images, labels = torch.randn(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.uint8)
-    loss = made.loss(student, images, labels, EVERYTHING, None, teacher=teacher)["ce"]
+    made.teacher = teacher
+    batch = {"image": images, "label": labels, "possible": EVERYTHING}
+    loss = made.loss(student, batch, np.random.default_rng(0))["ce"]
     target = torch.full((1, 4, 4), 2 if asked else 0)
     torch.testing.assert_close(loss, nn.functional.cross_entropy(student(images), target))
     assert network.asked == asked
@@ -119,10 +121,10 @@ def test_the_teacher_is_heard_late(progress, asked):
 def test_a_sample_says_what_its_tags_allow(tmp_path):
     data = pictures(tmp_path, count=2)
     made = Aspp(replace(CONFIG, crop=32), "resnet18", 3)
-    *_, possible = training.make_sample(
+    sample = training.make_sample(
         data.subset("all")[1], np.random.default_rng(0), made, data.read_mask
     )
-    assert possible.tolist() == [True, False, True, False]
+    assert sample["possible"].tolist() == [True, False, True, False]
 
 
 # Whole trainings on synthetic pictures

@@ -183,13 +183,18 @@ class Fixed(nn.Module):
         return self.logits
 
 
+def loss_of(made, network, labels, images=None):
+    batch = {"image": labels if images is None else images, "label": labels}
+    return made.loss(network, batch, np.random.default_rng(0))["ce"]
+
+
 def test_ignored_pixels_count_for_nothing():
     labels = torch.randint(
         0, 4, (2, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
     labels[:, :, 5:] = IGNORE
     net = Fixed(torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)))
-    loss = segmenter("aspp", label_stride=1).loss(net, labels, labels, None)["ce"]
+    loss = loss_of(segmenter("aspp", label_stride=1), net, labels)
     torch.testing.assert_close(loss, F.cross_entropy(net.logits[..., :5], labels[..., :5].long()))
     loss.backward()
     assert net.logits.grad is not None
@@ -199,9 +204,7 @@ def test_ignored_pixels_count_for_nothing():
 
 def test_a_batch_of_ignored_pixels_only_is_harmless():
     net = Fixed(torch.randn(2, 4, 8, 8))
-    loss = segmenter("aspp").loss(
-        net, net.logits, torch.full((2, 32, 32), IGNORE, dtype=torch.uint8), None
-    )["ce"]
+    loss = loss_of(segmenter("aspp"), net, torch.full((2, 32, 32), IGNORE, dtype=torch.uint8))
     assert loss.item() == 0
     loss.backward()
     assert net.logits.grad is not None
@@ -213,9 +216,8 @@ def test_labels_are_picked_at_cell_centres():
     labels[0, 2, 6] = 1
     net = Fixed(torch.zeros(1, 2, 2, 2))
     net.logits.data[0, 0] = 20.0
-    assert segmenter("aspp", label_stride=4).loss(net, labels, labels, None)[
-        "ce"
-    ].item() == pytest.approx(20 / 4)
+    loss = loss_of(segmenter("aspp", label_stride=4), net, labels)
+    assert loss.item() == pytest.approx(20 / 4)
 
 
 @pytest.mark.parametrize(("name", "outputs"), [("deeplab-v2-r101", 4), ("largefov-r38", 1)])
@@ -226,7 +228,7 @@ def test_loss_of_a_step_is_that_of_the_papers(name, outputs):
     images, labels = torch.randn(2, 3, 65, 65), torch.randint(0, 4, (2, 65, 65), dtype=torch.uint8)
     labels[:, :9] = IGNORE
     torch.manual_seed(1)
-    found = made.loss(network, images, labels, None)["ce"]
+    found = loss_of(made, network, labels, images)
     torch.manual_seed(1)
     levels = network(images)
     levels = levels if outputs > 1 else [levels]

@@ -127,9 +127,9 @@ def test_unknown_settings_of_a_run(setting, nearest):
 
 def test_a_sample_is_a_view_and_its_tags(tmp_path):
     record = pictures(tmp_path).subset("all")[2]
-    image, tags = make_sample(record, sample_rng(0, 0, 0), QUICK, 5)
-    assert image.shape == (3, 32, 32)
-    assert tags.tolist() == [0, 0, 1, 0, 0]
+    sample = make_sample(record, sample_rng(0, 0, 0), QUICK, 5)
+    assert sample["image"].shape == (3, 32, 32)
+    assert sample["tags"].tolist() == [0, 0, 1, 0, 0]
 
 
 class Oracle(Cam):

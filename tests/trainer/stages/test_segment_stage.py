@@ -406,7 +406,7 @@ def test_a_broken_training_goes_on_to_the_same_weights(scenes, tmp_path, monkeyp
     }
     knobs += THIN[:1] if network != "aspp" else []
     fitted(scenes, tmp_path / "whole", *knobs, **more)
-    update, steps = loop._Trainer._update, []
+    update, steps = loop.Trainer.update, []
 
     def fail_once(self, *arguments):
         steps.append(self.step)
@@ -414,7 +414,7 @@ def test_a_broken_training_goes_on_to_the_same_weights(scenes, tmp_path, monkeyp
             raise KeyboardInterrupt
         update(self, *arguments)
 
-    monkeypatch.setattr(loop._Trainer, "_update", fail_once)
+    monkeypatch.setattr(loop.Trainer, "update", fail_once)
     with pytest.raises(KeyboardInterrupt):
         fitted(scenes, tmp_path / "broken", *knobs, **more)
     assert list((tmp_path / "broken" / "segment_full").glob("checkpoint-*.pt"))

@@ -23,7 +23,7 @@ from trainer.methods.cam import Cam, Config
 from trainer.run import Metrics
 from trainer.training.checkpoints import Checkpoints
 from trainer.training.devices import make_fabric
-from trainer.training.loop import step_rng, train
+from trainer.training.loop import Trainer, step_rng
 from trainer.training.optimiser import (
     Training,
     held_poly,
@@ -127,7 +127,7 @@ def test_golden_classification_loss():
 
     logits, tags = 4 * U((3, 20), 1) - 2, (U((3, 20), 2) > 0.8).double()
     method = Fixed(Config(), TinyBackbone(), 20)
-    loss = method.loss(logits, tags, np.random.default_rng(0))
+    loss = method.loss({"image": logits, "tags": tags}, np.random.default_rng(0))
     assert loss["cls"].item() == pytest.approx(0.864687631676, abs=1e-11)
 
 
@@ -262,8 +262,8 @@ def test_a_loss_that_is_not_finite_names_the_images(tmp_path, monkeypatch):
     poisoned = RECORDS[7].id
 
     def poison(record, rng):
-        image, tags = sample(record, rng)
-        return (image * float("nan") if record.id == poisoned else image), tags
+        view = sample(record, rng)
+        return {**view, "image": view["image"] * float("nan")} if record.id == poisoned else view
 
     sample = loop_job.sample
     monkeypatch.setattr(loop_job, "sample", poison)
@@ -296,14 +296,15 @@ def test_any_exception_in_a_loader_ends_the_training_and_its_processes(
 
 
 def test_weights_that_the_last_update_ruins_are_not_returned(tmp_path):
-    def steep(module, images, tags, rng):
+    def steep(module, batch, rng):
         return {"cls": 1e37 * module.head[1].bias.sum()}
 
     net, metrics = loop_job.Net(), Metrics(tmp_path / "metrics.csv", "classify")
     config, samples = replace(PLAIN, lr=100.0, updates=1), Samples(RECORDS, loop_job.sample, 0)
     groups = [{"params": list(net.parameters())}]
+    trainer = Trainer(net, steep, groups, samples, config, tmp_path, metrics, 0, "cpu")
     with pytest.raises(TrainingError, match="left NaN or inf in head") as caught:
-        train(net, steep, groups, samples, config, tmp_path, metrics, 0, "test", device="cpu")
+        trainer.run()
     assert "classify.lr=..., it was 100" in caught.value.hint
 
 
@@ -311,21 +312,19 @@ def test_an_exception_after_an_epoch_ends_the_training(tmp_path):
     def validate(epoch: int) -> dict[str, float]:
         raise ZeroDivisionError("by design")
 
-    net = nn.Linear(2, 2)
+    trainer = Trainer(
+        loop_job.Net(),
+        loop_job.noisy_loss,
+        [{"params": list(nn.Linear(2, 2).parameters())}],
+        Samples(RECORDS, loop_job.sample, 0),
+        replace(PLAIN, workers=2),
+        tmp_path,
+        Metrics(tmp_path / "metrics.csv", "classify"),
+        0,
+        "cpu",
+    )
     with pytest.raises(ZeroDivisionError, match="by design"):
-        train(
-            loop_job.Net(),
-            loop_job.noisy_loss,
-            [{"params": list(net.parameters())}],
-            Samples(RECORDS, loop_job.sample, 0),
-            replace(PLAIN, workers=2),
-            tmp_path,
-            Metrics(tmp_path / "metrics.csv", "classify"),
-            0,
-            "test",
-            validate,
-            "cpu",
-        )
+        trainer.run(validate)
     assert multiprocessing.active_children() == []
 
 
@@ -353,25 +352,16 @@ def test_accumulation_equals_the_whole_batch(tmp_path, accumulate):
         groups = [{"params": list(net.parameters()), "lr": 0.1, "weight_decay": 0.1}]
         folder = tmp_path / str(parts)
         samples = Samples(RECORDS, loop_job.sample, 0)
-        train(
-            net,
-            linear_loss,
-            groups,
-            samples,
-            config,
-            folder,
-            Metrics(folder / "m.csv", "x"),
-            0,
-            "t",
-            device="cpu",
-        )
+        metrics = Metrics(folder / "m.csv", "x")
+        Trainer(net, linear_loss, groups, samples, config, folder, metrics, 0, "cpu").run()
         return net[1].weight.detach()
 
     torch.testing.assert_close(weights(accumulate), weights(1), rtol=1e-5, atol=1e-6)
 
 
-def linear_loss(module, images, tags, rng):
-    return {"cls": nn.functional.binary_cross_entropy_with_logits(module(images), tags)}
+def linear_loss(module, batch, rng):
+    logits = module(batch["image"])
+    return {"cls": nn.functional.binary_cross_entropy_with_logits(logits, batch["tags"])}
 
 
 def test_averaged_weights_follow_the_trained_ones(tmp_path):
@@ -409,11 +399,10 @@ def test_validation_after_every_epoch(tmp_path):
         Samples(RECORDS, loop_job.sample, 0),
         Metrics(tmp_path / "metrics.csv", "classify"),
     )
-    last = train(
-        net, linear_loss, groups, samples, PLAIN, tmp_path, metrics, 0, "t", validate, "cpu"
-    )
+    trainer = Trainer(net, linear_loss, groups, samples, PLAIN, tmp_path, metrics, 0, "cpu")
+    trainer.run(validate)
     assert modes == [(1, False), (2, False), (3, False)]
-    assert last["val_map"] == 0.3
+    assert trainer.last["val_map"] == 0.3
     assert [row[1:] for row in rows(tmp_path) if row[3] == "val_map"] == [
         (str(epoch), str(4 * epoch), "val_map", f"{epoch / 10:g}") for epoch in (1, 2, 3)
     ]
@@ -428,16 +417,6 @@ def test_impossible_wishes(tmp_path):
     net = nn.Linear(2, 2)
     groups = [{"params": list(net.parameters()), "lr": 0.1, "weight_decay": 0.0}]
     metrics = Metrics(tmp_path / "m.csv", "x")
+    samples = Samples([], loop_job.sample, 0)
     with pytest.raises(ConfigError, match="no image to train on"):
-        train(
-            net,
-            linear_loss,
-            groups,
-            Samples([], loop_job.sample, 0),
-            PLAIN,
-            tmp_path,
-            metrics,
-            0,
-            "t",
-            device="cpu",
-        )
+        Trainer(net, linear_loss, groups, samples, PLAIN, tmp_path, metrics, 0, "cpu")
