@@ -253,7 +253,7 @@ def test_the_labels_of_a_round_follow_from_its_features(data, copied):
     )
     assert np.array_equal(stored.labels, subcategory_labels(features.values, tags, 2, 0))
     assert stored.labels.sum(1).tolist() == tags.sum(1).tolist()
-    record = Record(stored.ids[3], Path())
+    record = Record(stored.ids[3], Path(), ())
     assert stored.of(record).tolist() == stored.labels[3].tolist()
 
 
