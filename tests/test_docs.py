@@ -125,6 +125,10 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
 @pytest.mark.parametrize("line", every_line())
 def test_documented_commands_exist_with_these_options(line: str) -> None:
     script, *words = shlex.split(line, comments=True)
