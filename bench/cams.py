@@ -1,12 +1,15 @@
-"""Multi-scale maps: batches of equal size with their mirrors, against one image, one scale, one
-flip at a time.
+"""Time class activation maps over scales and mirror images: batched, against one view at a time.
 
-The other side does what the released scripts do: Pillow resize, NCHW, batch norms as modules, every
-class map up-sampled to the full image, masked by the tags, summed and normalised. Neither side
-writes files. Maps are compared at the stored size (stride 4), where the other side's raw maps are
-merged outside the timing.
+Ours runs images of equal size together with their mirror images. The other side does what the
+released scripts do: one image, one scale and one mirror image at a time, Pillow resize, NCHW, batch
+norm as a module, every class map up-sampled to the full image, masked by the tags, summed and
+normalised. Neither side writes files. Maps are compared at the stored size (stride 4); merging the
+other side's raw maps for that is not timed.
 
-python bench/cams.py --images 8 --backbone mobilenet_v2 --protocol psa
+Prints for each side images a second, its ratio to the other side, and the largest difference of
+maps.
+
+    python bench/cams.py --images 8 --backbone mobilenet_v2 --protocol psa
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import command_line
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -157,22 +161,29 @@ def compare(args: argparse.Namespace, folder: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__)
     names = ("mobilenet_v2", "resnet18", "resnet34", "resnet50", "resnet101")
-    parser.add_argument("--backbone", choices=names, default="mobilenet_v2")
+    parser.add_argument(
+        "--backbone", choices=names, default="mobilenet_v2", help="network of the maps"
+    )
     parser.add_argument("--weights", type=Path, help="a weight file; without one, random weights")
     parser.add_argument(
         "--protocol", choices=[n for n in PROTOCOLS if PROTOCOLS[n].mirror == "add"], default="psa"
     )
     parser.add_argument("--folder", type=Path, help="images to take instead of synthetic ones")
-    parser.add_argument("--images", type=int, default=8)
-    parser.add_argument("--width", type=int, default=320)
-    parser.add_argument("--height", type=int, default=240)
-    parser.add_argument("--batch", type=int, default=CamsConfig().batch)
-    parser.add_argument("--workers", type=int, default=-1)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=8, help="number of images")
+    parser.add_argument("--width", type=int, default=320, help="width of synthetic images")
+    parser.add_argument("--height", type=int, default=240, help="height of synthetic images")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=CamsConfig().batch,
+        help="images of equal size per pass of our side",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=-1, help="loader processes of our side; -1 chooses by cores"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="rounds; medians count")
     args = parser.parse_args()
     args.size = 256
     print(

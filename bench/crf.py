@@ -1,10 +1,12 @@
-"""Dense CRF: the process pool against one image after another, and one set of kernels for two
-unaries against two sets.
+"""Time the dense CRF: a process pool against one image after another, and one lattice for two
+unaries against a lattice each.
 
-Both sides of the first start from photographs and maps on disk and end with masks on disk, as the
-stage ``refine`` does: start of the workers, reading, pickling and writing are in it.
+Both sides of the first comparison start from photographs and maps on disk and end with masks on
+disk, as the stage ``refine`` does: starting the workers, reading, pickling and writing count.
 
-python bench/crf.py --images 200
+Prints images a second of each side, the ratios, and whether masks and bits are equal.
+
+    python bench/crf.py --images 200
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import command_line
 import numpy as np
 from PIL import Image
 
@@ -124,16 +127,19 @@ def shared(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--height", type=int, default=240)
-    parser.add_argument("--width", type=int, default=320)
+    parser = command_line.parser(__doc__)
+    parser.add_argument("--images", type=int, default=200, help="number of images")
+    parser.add_argument("--height", type=int, default=240, help="height of the images")
+    parser.add_argument("--width", type=int, default=320, help="width of the images")
     parser.add_argument("--labels", type=int, default=3, help="with the background")
-    parser.add_argument("--preset", choices=PRESETS, default="P1")
-    parser.add_argument("--backend", choices=("pydensecrf", "torch"), default="pydensecrf")
-    parser.add_argument("--workers", type=int, default=cores())
+    parser.add_argument("--preset", choices=PRESETS, default="P1", help="parameters of the CRF")
+    parser.add_argument(
+        "--backend",
+        choices=("pydensecrf", "torch"),
+        default="pydensecrf",
+        help="library of the CRF",
+    )
+    parser.add_argument("--workers", type=int, default=cores(), help="processes of the pool")
     args = parser.parse_args()
     print(
         f"{args.preset} {args.backend}, {args.height}x{args.width}, {args.labels} labels,"

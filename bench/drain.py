@@ -1,10 +1,12 @@
-"""SIGTERM under load: what was accepted is finished, and whatever comes later is answered
-UNAVAILABLE.
+"""Check SIGTERM under load: accepted requests finish, and later calls get UNAVAILABLE.
 
-Eight callers wait for slow answers of one worker when the signal comes; from then on others ask
-every 5 ms, on the same connection and on new ones, until the process has ended. ``later`` are the
-calls from the first that was not answered OK on: before it the port was open still, and what it let
-in was answered. Health and its order are noted too.
+Eight callers wait for slow answers of one worker when the signal comes. From then on others call
+every 5 ms, on the same connection and on new ones, until the process has ended. Calls before the
+first that is not answered OK were let in by the port, which was still open; ``later`` counts the
+calls from that first one on.
+
+Prints the counts of each round and, in the end, the share of accepted requests that finished and of
+later calls that got UNAVAILABLE. Both should be 1. Health and its order are noted too.
 
     python bench/drain.py
     python bench/drain.py --rounds 10 --lame-duck 0.5
@@ -12,7 +14,6 @@ in was answered. Health and its order are noted too.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import signal
@@ -23,6 +24,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import command_line
 import grpc
 import models
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -37,11 +39,11 @@ FLIPPED = "NOT_SERVING"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = command_line.parser(__doc__)
+    parser.add_argument("--rounds", type=int, default=4, help="servers to end, one after the other")
+    parser.add_argument(
+        "--lame-duck", type=float, default=0.0, help="the server's shutdown.lame_duck, in seconds"
     )
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--lame-duck", type=float, default=0.0)
     options = parser.parse_args()
     image = target.made_image(1000, 750, 0)
     message = pb.SegmentRequest(image=pb.Image(encoded=image)).SerializeToString()

@@ -1,12 +1,14 @@
-"""Mask encodings of this project against pycocotools, on one core: time of each, and that both give
-the same bytes.
+"""Time the encodings of masks on one core, and COCO's strings against pycocotools.
 
-Sides alternate within one process. ``runs`` is one pass over a label map for all classes;
-pycocotools is called once a class, as its users do. Target: the run lengths of all classes at least
-4 times as fast as pycocotools, label runs within 0.4 ms at 512x512 on a quiet machine.
+The sides take turns within one process. pycocotools is called once per class, as its users do; ours
+encodes all classes in one pass over the label map, and must give the same bytes. Aims: the run
+lengths of all classes at least 4 times as fast as pycocotools, label runs within 0.4 ms at 512x512
+on a quiet machine.
+
+Prints the median milliseconds per mask of each encoding, and the ratio to pycocotools.
 
     python bench/encodings.py
-    python bench/encodings.py --masks masks/   # palette PNGs of `wsss-serving label`, not made ones
+    python bench/encodings.py --masks masks/   # palette PNGs of `wsss-serving label`
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import command_line
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco
@@ -105,14 +108,12 @@ def made(height: int, width: int) -> np.ndarray:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__)
     parser.add_argument(
         "--masks", type=Path, help="folder of palette PNGs; without it, made masks of four sizes"
     )
     parser.add_argument("--count", type=int, default=64, help="masks of that folder")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=9, help="rounds; medians count")
     return parser.parse_args()
 
 

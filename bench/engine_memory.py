@@ -1,9 +1,11 @@
-"""Memory of an engine whose images come in all sizes: what it has taken beyond the loaded model as
-sizes come along.
+"""Measure how much memory an engine takes while images of many sizes come.
 
-Each engine runs in a process of its own on the same sizes, then at one size. A plateau is what it
-keeps; a line that rises to the end is a leak, or a cache without a bound. The model is a
-MobileNetV2 segmenter with random weights, exported by the trainer's own code, or one of your own.
+Each engine runs in its own process, first on images of many sizes, then on one size. The model is a
+MobileNetV2 segmenter with random weights, exported by the trainer's own code, or one of a
+repository.
+
+Prints the megabytes beyond the loaded model after each eighth of the runs. A plateau is what the
+engine keeps. A line that rises to the end is a leak or a cache without a bound.
 
     python bench/engine_memory.py
     python bench/engine_memory.py --repository exported/ --model pets
@@ -22,6 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import command_line
 import engines as engine_bench
 import numpy as np
 
@@ -90,15 +93,19 @@ def resident() -> float:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__)
     parser.add_argument(
         "--repository", type=Path, help="models; without it one with random weights is exported"
     )
-    parser.add_argument("--model", default="mobilenet_v2")
-    parser.add_argument("--engines", nargs="+", default=["openvino", "onnxruntime"])
-    parser.add_argument("--runs", type=int, default=240)
+    parser.add_argument(
+        "--model",
+        default="mobilenet_v2",
+        help="network with random weights, or a name in --repository",
+    )
+    parser.add_argument(
+        "--engines", nargs="+", default=["openvino", "onnxruntime"], help="engines to measure"
+    )
+    parser.add_argument("--runs", type=int, default=240, help="runs of each engine")
     parser.add_argument("--child", default="", help=argparse.SUPPRESS)
     parser.add_argument("--fixed", default="", help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -1,12 +1,13 @@
-"""One engine against another, served end to end: JPEG in, PNG mask out, OpenVINO in bfloat16
-against onnxruntime in float32.
+"""Compare two engines behind the server, JPEG in and PNG mask out: OpenVINO in bfloat16 against
+onnxruntime in float32.
 
-Models are segmenters as `wsss-trainer` exports them, with random weights: dilated networks at
-output stride 8, or a repository of your own. One server runs for each engine; rounds alternate
-between them, the callers are this process. Printed: the ratio of each round, its median, the bare
-engines' ratio in this process (one call after the other, on one thread each), and the share of
-equal pixels (agreement of random weights says nothing of trained ones, whose classes are further
-apart). Target: at least 2.5 for a network of ResNet-50's class.
+The model is a segmenter as `wsss-trainer export` writes it: a dilated network at output stride 8
+with random weights, or one of a repository. Each engine has its own server, and rounds alternate
+between them; this process is the callers. The aim is a ratio of 2.5 for a network like ResNet-50.
+
+Prints the ratio of each round and its median, the ratio of the bare engines in this process (one
+call after the other, on one thread each), and the share of equal pixels. The share with random
+weights says nothing about trained ones, whose classes are further apart.
 
     python bench/engines.py --model resnet50
     python bench/engines.py --repository exported/ --model pets --images photos/
@@ -24,6 +25,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import command_line
 import models
 
 from serving.bench import load, target
@@ -135,9 +137,7 @@ def export_random(root: Path, backbone: str, output_stride: int) -> Path:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__)
     parser.add_argument(
         "--model", default="resnet50", help=f"{' or '.join(RANDOM)}, or a name in --repository"
     )
@@ -156,8 +156,8 @@ def arguments() -> argparse.Namespace:
         default=("openvino", "onnxruntime"),
         help="the fast one, the exact one",
     )
-    parser.add_argument("--concurrency", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--concurrency", type=int, default=4, help="callers at once")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds; medians count")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each side in each round")
     return parser.parse_args()
 

@@ -1,21 +1,23 @@
-"""Boundary F-score and bootstrap: ours against the plain way, in turns; both must give the same.
-
-python bench/evaluation.py --images 40
+"""Time the boundary F-score and the bootstrap against the plain way, in turns.
 
 Boundary: nearest outline pixels by a tree of outlines, against two distance transforms of the whole
-image a class. Bootstrap: counts of all drawn lists as one matrix product, against adding up the
-confusions of each drawn list; the plain side does a hundredth of the draws, from the same random
-numbers, and its time is scaled up.
+image for each class. Bootstrap: the counts of all drawn lists as one matrix product, against adding
+up the confusions of each drawn list. The plain bootstrap does a hundredth of the draws, from the
+same random numbers, and its time is scaled up.
+
+Prints the times, the ratios and the peak memory. Both sides must give the same values.
+
+    python bench/evaluation.py --images 40
 """
 
 from __future__ import annotations
 
-import argparse
 import resource
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import command_line
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
@@ -88,9 +90,7 @@ def counts_of(images: int, skill: float) -> ImageCounts:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__)
     parser.add_argument("--images", type=int, default=20, help="of the boundary F-score")
     parser.add_argument("--list", type=int, default=1449, help="images of the bootstrap")
     args = parser.parse_args()

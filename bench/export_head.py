@@ -1,9 +1,12 @@
-"""The head of an exported segmenter, matrix products label by label, against ``Resize`` and
+"""Time the head of an exported segmenter: matrix products label by label, against ``Resize`` and
 reductions over the labels.
 
-Both give the same masks, up to pixels between two labels, and confidences at most a level apart.
-Logits of 21 labels at stride 16 go to 512x512, arg-max and the winner's probability, in onnxruntime
-on one thread. Figures are processor time, which other work hardly touches.
+The head turns logits of 21 labels at stride 16 into a 512x512 mask and the winner's probability, in
+onnxruntime on one thread. Both sides must give the same masks, up to pixels between two labels, and
+confidences at most one level apart.
+
+Prints the median milliseconds of processor time of each side, which other work hardly affects, and
+their ratio.
 
     python bench/export_head.py
 """
@@ -15,6 +18,7 @@ import statistics
 import time
 from typing import Any
 
+import command_line
 import numpy as np
 import onnxruntime
 import torch
@@ -48,6 +52,7 @@ def session(head: Any) -> Any:
 
 
 def main() -> None:
+    command_line.parser(__doc__).parse_args()
     logits = (
         np.random.default_rng(0)
         .standard_normal((1, LABELS, SIDE // STRIDE, SIDE // STRIDE))

@@ -1,17 +1,16 @@
-"""Damaged files, many of them: each reader ends with a result or an error of its own, in time, and
-memory does not grow.
+"""Feed damaged files to every reader: each must end with a result or an error of its own, in time.
+
+A case is a valid file with bytes changed, dropped, doubled or cut. Anything but a result, a
+``UserError`` (trainer) or a ``ServingError`` (serving) is a crash, and is printed with its seed.
+
+Prints for each reader the cases, refusals and crashes, the slowest case, and the resident memory
+after a tenth of the cases and after all of them, which should not grow.
 
     python bench/fuzz.py --cases 100000
-
-A case is a valid file with bytes changed, dropped, doubled or cut. Anything but a result and a
-``UserError`` (trainer) or ``ServingError`` (serving) is a crash and is printed with its seed.
-Printed in the end, for each reader: cases, refusals, crashes, slowest case, and the resident memory
-after a tenth of the cases and after all of them.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import resource
@@ -20,6 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import command_line
 import numpy as np
 import torch
 from PIL import Image
@@ -139,7 +139,7 @@ def run(name: str, file: str, valid: list[bytes], read: Reader, cases: int, fold
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser = command_line.parser(__doc__)
     parser.add_argument("--cases", type=int, default=100_000, help="over all readers")
     cases = parser.parse_args().cases
     with tempfile.TemporaryDirectory() as place:

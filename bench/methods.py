@@ -1,20 +1,22 @@
-"""What a training step of each method costs, as a multiple of a step of ``cam``, beside its forward
-passes.
+"""Time a training step of each method as a multiple of a step of ``cam``.
 
-Every method steps in turn on the same batch, forward, backward and update, in fp32. Passes are
-counted by pixels that go through the backbone: SEAM's second view at 0.6 of the size counts 0.36.
+Every method steps in turn on the same batch, forward, backward and update, in fp32. Passes count
+the pixels that go through the backbone: SEAM's second view at 0.6 of the size counts 0.36.
 
-python bench/methods.py --backbone mobilenet_v2 --batch 8 --size 224
+Prints for each method the milliseconds per step, the multiple of ``cam``, the passes, and the
+multiple per pass.
+
+    python bench/methods.py --backbone mobilenet_v2 --batch 8 --size 224
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import statistics
 import time
 from typing import Any
 
+import command_line
 import numpy as np
 import torch
 
@@ -68,14 +70,14 @@ class Stepper:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__)
     names = ("mobilenet_v2", "resnet18", "resnet34", "resnet50", "resnet101")
-    parser.add_argument("--backbone", choices=names, default="mobilenet_v2")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument(
+        "--backbone", choices=names, default="mobilenet_v2", help="network of every method"
+    )
+    parser.add_argument("--batch", type=int, default=8, help="images per step")
+    parser.add_argument("--size", type=int, default=224, help="side of the images")
+    parser.add_argument("--rounds", type=int, default=9, help="steps of each method; medians count")
     args = parser.parse_args()
     keep_freed_memory()
     draw = torch.Generator().manual_seed(0)

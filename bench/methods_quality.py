@@ -1,16 +1,20 @@
-"""Mean IoU of the class activation maps of every method, same data, backbone, budget and seed.
+"""Measure the mean IoU of the class activation maps of every method: same data, backbone, epochs
+and seed.
 
-Trains each variant, makes the maps of the lists ``train`` and ``val`` only, chooses the background
-threshold on ``train`` and reports it on both. No CRF, no refinement, true tags given. A variant
-that is done is not trained again.
+Trains each variant, makes the maps of the lists ``train`` and ``val``, chooses the background
+threshold on ``train``, and measures both lists with it. No CRF, no refinement, true tags given. A
+variant that is finished is not trained again.
 
-python bench/methods_quality.py DATA --weights FILE --out runs/methods
+Prints the mean IoU of both lists and the threshold of each variant.
+
+    python bench/methods_quality.py DATA --weights FILE --out runs/methods
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+
+import command_line
 
 from trainer.data.formats.opening import open_dataset
 from trainer.evaluation.over_lists import evaluate_cams
@@ -41,20 +45,20 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--weights", required=True)
-    parser.add_argument("--out", type=Path, default=Path("runs/methods"))
-    parser.add_argument("--backbone", default="mobilenet_v2")
-    parser.add_argument("--train-list", default="train_balanced")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
+    parser = command_line.parser(__doc__)
+    parser.add_argument("data", type=Path, help="data set with true masks")
+    parser.add_argument("--weights", required=True, help="initial weights")
+    parser.add_argument("--out", type=Path, default=Path("runs/methods"), help="folder of the runs")
+    parser.add_argument("--backbone", default="mobilenet_v2", help="network of every variant")
+    parser.add_argument("--train-list", default="train_balanced", help="list to train on")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs of every variant")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument(
         "--min-cells", type=int, default=CamsConfig().min_cells, help="cams.min_cells; 0 keeps all"
     )
-    parser.add_argument("--only", nargs="*", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument(
+        "--only", nargs="*", choices=VARIANTS, default=list(VARIANTS), help="variants to measure"
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="for every variant"
     )

@@ -1,8 +1,8 @@
-"""Random models for measurements, written as a repository.
+"""Write random models for measurements, as a repository.
 
-``resnet``: a segmenter laid out as a ResNet-18 at output stride 32, of its cost too at width 64.
-``depthwise``: nine depthwise blocks, some 4 ms at 256x256 on one core, in three forms with the same
-weights: ``segmenter`` takes pixels, ``mask`` and ``logits`` take float32 [N,3,H,W] as most servers
+``resnet`` is a segmenter with the layout of a ResNet-18 at output stride 32, and at width 64 its
+cost. The other three are nine depthwise blocks with the same weights, about 4 ms at 256x256 on one
+core: ``segmenter`` takes pixels; ``mask`` and ``logits`` take float32 [N,3,H,W], as most servers
 do.
 
     python bench/models.py FOLDER
@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
+import command_line
 import numpy as np
 
 CLASSES = 20
@@ -315,6 +315,13 @@ def write(
     return root
 
 
+def main() -> None:
+    parser = command_line.parser(__doc__)
+    parser.add_argument("folder", type=Path, help="repository to write them into")
+    folder = parser.parse_args().folder
+    for write_one in (write_resnet, write_segmenter, write_mask, write_logits):
+        write_one(folder)
+
+
 if __name__ == "__main__":
-    for make in (write_resnet, write_segmenter, write_mask, write_logits):
-        make(Path(sys.argv[1]))
+    main()

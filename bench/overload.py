@@ -1,9 +1,11 @@
-"""A server with little memory under many callers who all send the largest images that are allowed.
+"""Check that a server with little memory survives many callers who all send the largest images.
 
-The server is held to ``--memory-mb`` by a control group (version 1 or 2, where this user may make
-one), else by ``ulimit -v`` (``--ulimit``), and its images to half of that. It must live, and every
-refusal must have a code, a reason and a time to retry. Prints replies by code and reason, and the
-most memory that it held.
+The server is held to ``--memory-mb`` by a control group (version 1 or 2, where this user may create
+one), or by ``ulimit -v`` (``--ulimit``), and its images to half of that. It must survive, and every
+refusal must have a code, a reason and a time to retry.
+
+Prints the replies by code and reason, whether the server survived, and the most memory that it
+held.
 
     python bench/overload.py
     python bench/overload.py --callers 64 --seconds 60 --memory-mb 4096 --ulimit
@@ -26,6 +28,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import command_line
 import models
 import numpy as np
 from PIL import Image
@@ -157,13 +160,11 @@ def peak(pid: int) -> float:
 
 
 def arguments() -> Any:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--callers", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=60)
+    parser = command_line.parser(__doc__)
+    parser.add_argument("--callers", type=int, default=64, help="callers at once")
+    parser.add_argument("--seconds", type=float, default=60, help="length of the load")
     parser.add_argument("--timeout", type=float, default=30, help="seconds a caller waits")
-    parser.add_argument("--memory-mb", type=int, default=4096)
+    parser.add_argument("--memory-mb", type=int, default=4096, help="memory of the server")
     parser.add_argument("--ulimit", action="store_true", help="by ulimit -v, not a control group")
     parser.add_argument("--set", action="append", default=[], help="settings of the server")
     return parser.parse_args()

@@ -1,13 +1,16 @@
-"""Random walks: the sparse Chebyshev form against squaring the dense matrix 8 times, as the papers'
-codes do.
+"""Time the random walks: Chebyshev polynomials on the sparse matrix, against squaring the dense
+matrix 8 times as the released code does.
 
-OMP_NUM_THREADS=2 python bench/random_walk.py --only psa
-OMP_NUM_THREADS=2 python bench/random_walk.py --only irn   (dense side: 1 to 3 minutes, 2 GB)
+Each side runs in its own process, so that its peak memory can be measured. Both start from the same
+affinities, computed by our functions. The dense side is float32 with denormals flushed, without
+which IRNet's takes 20 times longer, and it skips the padded matrix that the released code builds
+first. Ours is float64 and the best of ``--rounds``; the dense side runs once.
 
-Each side runs in its own process, for its peak memory. Both start from the same affinities,
-computed by our functions; the dense side is float32 with denormals flushed, without which IRN's
-takes 20 times longer, and skips the padded matrix that the released code builds first. Ours,
-float64, is the best of ``--rounds``; the dense side runs once.
+Prints the seconds and the peak memory of each side, the ratio without and with the affinities, and
+the agreement of the walked maps.
+
+    OMP_NUM_THREADS=2 python bench/random_walk.py --only psa
+    OMP_NUM_THREADS=2 python bench/random_walk.py --only irn   # dense side: 1 to 3 minutes, 2 GB
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import command_line
 import numpy as np
 import torch
 
@@ -158,15 +162,15 @@ def compare(args: argparse.Namespace, case: str, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__)
     parser.add_argument("--only", choices=BETA, help="one of the two walks")
     parser.add_argument(
         "--size", type=lambda text: tuple(map(int, text.split("x"))), default=(500, 375), help="WxH"
     )
     parser.add_argument("--rounds", type=int, default=10, help="of ours; the dense side runs once")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="threads of both sides"
+    )
     parser.add_argument("--side", choices=("ours", "dense"), help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -1,16 +1,18 @@
-"""A training step of AffinityNet and of IRNet against the form of the released code, in one run.
+"""Time a training step of AffinityNet and of IRNet against the form of the released code.
 
 The released code gathers every pair (AffinityNet) and every cell of every line (IRNet) by index,
-from three float32 masks of all pairs that its loader processes send; ours slices shifted maps, and
-the loader sends the small label. Three lines a network:
+from three float32 masks of all pairs that its loader processes send. Ours slices shifted maps, and
+its loader sends the small label.
+
+Prints three lines for each network, each with both times, their ratio and the difference of the
+losses:
 
 losses alone     forward and backward of the losses, from the same outputs of the network
-same network     a whole step, network included, which is ours on both sides: layout, precision
-                 and folded norms of our loop
-as shipped       our loop's step against plain modules: NCHW, float32, norms apart, as one would
-                 write it from the paper
+same network     a whole step; both sides use our network: layout, precision and folded norms
+as shipped       the step of our loop against plain modules (NCHW, float32, norms apart), as one
+                 would write it from the paper
 
-OMP_NUM_THREADS=2 python bench/refine_step.py --backbone mobilenet_v2 --batch 2
+    OMP_NUM_THREADS=2 python bench/refine_step.py --backbone mobilenet_v2 --batch 2
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import command_line
 import torch
 from torch import Tensor, nn
 
@@ -259,14 +262,14 @@ def compare(kind: Affinity | Irn, args: argparse.Namespace, folder: Path) -> Non
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__)
     names = ("mobilenet_v2", "resnet18", "resnet34", "resnet50", "resnet101")
-    parser.add_argument("--backbone", choices=names, default="mobilenet_v2")
-    parser.add_argument("--only", choices=("affinity", "irn"))
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--backbone", choices=names, default="mobilenet_v2", help="network of both sides"
+    )
+    parser.add_argument("--only", choices=("affinity", "irn"), help="one of the two networks")
+    parser.add_argument("--batch", type=int, default=2, help="images per step")
+    parser.add_argument("--rounds", type=int, default=5, help="steps of each side; medians count")
     args = parser.parse_args()
     keep_freed_memory()
     precision = "bfloat16" if has_bf16_units(gpu=False) else "float32"

@@ -1,18 +1,20 @@
-"""A report with many rows: its size, the time to write it, and the time until Chromium shows it.
+"""Measure a report with many rows: its size, the time to write it, and the time until Chromium
+shows it.
 
-Needs chromium and chromedriver on PATH.
+Needs chromium and chromedriver on PATH. Prints the seconds to write, the megabytes, and the seconds
+to the first paint and to the end of loading.
 
-python bench/report.py runs/photos --images 200
+    python bench/report.py runs/photos --images 200
 """
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import statistics
 import time
 from pathlib import Path
 
+import command_line
 from selenium import webdriver
 
 from trainer.report.run_page import write_report
@@ -37,12 +39,12 @@ def open_page(page: Path) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = command_line.parser(__doc__)
+    parser.add_argument("run", type=Path, help="run folder with a finished run")
+    parser.add_argument("--images", type=int, default=200, help="rows of the report")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="times that Chromium loads it; medians count"
     )
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     start = time.monotonic()
     page = write_report(options.run, options.images).absolute()

@@ -1,18 +1,18 @@
-"""Training step and test of a segmenter against the released loops' way of doing it.
+"""Time a training step and the test of a segmenter against the way of the released loops.
 
-The other side is what deeplab-pytorch and its kind do: float32, NCHW, batch norms as modules;
+The other side does what deeplab-pytorch and similar code do: float32, NCHW, batch norm as a module;
 labels resized on the host by Pillow, image by image and once for every output; samples made in the
-same process between the steps (no workers); one image, one scale and one flip at a time in the
-test. Both sides have the same weights and see the same batches in turns, and medians are compared.
-Losses of every step and label maps of every image are compared too. CRFs are left out: both sides
-have the same.
+same process between the steps (no workers); one image, one scale and one mirror image at a time in
+the test. Both sides have the same weights, see the same batches in turns, and medians are compared.
+CRFs are left out, because both sides have the same.
 
-The peak of memory is that of the process while a side works, which holds the weights of all sides.
-A trained network or ImageNet's weights make bfloat16's label maps comparable; random ones have no
-clear winner at many pixels.
+Prints for each side the time per step or the images a second, the ratio, the difference of losses
+or the share of equal pixels, and the peak memory. The peak is that of the process while a side
+works; the weights of all sides are in it. A trained network or ImageNet's weights make bfloat16's
+label maps comparable; random ones have no clear winner at many pixels.
 
-python bench/segment.py    # DeepLab-v2 ResNet-101, then aspp on MobileNetV2; about 3 minutes
-python bench/segment.py --segmenter aspp --steps 12 --images 8 --weights mobilenet_v2.pth
+    python bench/segment.py    # DeepLab-v2 ResNet-101, then aspp on MobileNetV2; about 3 minutes
+    python bench/segment.py --segmenter aspp --steps 12 --images 8 --weights mobilenet_v2.pth
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import command_line
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -340,9 +341,7 @@ def testing(segmenter: Segmenter, records: list[Record], args: argparse.Namespac
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__)
     parser.add_argument("--segmenter", choices=list(SIZES), help="one of them; both without it")
     parser.add_argument(
         "--weights",
@@ -354,10 +353,10 @@ def main() -> None:
         "--crop", type=int, default=0, help="side of the training crop; 161 and 256 by default"
     )
     parser.add_argument("--batch", type=int, default=0, help="images a step; 4 and 16 by default")
-    parser.add_argument("--images", type=int, default=4)
-    parser.add_argument("--width", type=int, default=320)
-    parser.add_argument("--height", type=int, default=240)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=4, help="images of the test")
+    parser.add_argument("--width", type=int, default=320, help="width of the test images")
+    parser.add_argument("--height", type=int, default=240, help="height of the test images")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of the test; medians count")
     parser.add_argument("--workers", type=int, default=1, help="loader processes beside our loop")
     args = parser.parse_args()
     if args.weights and not args.segmenter:

@@ -1,9 +1,12 @@
-"""The figures of ``wsss-serving bench`` and more, on a random model made for it, so that everybody
-measures the same one.
+"""Measure the server on a random model: the figures of ``wsss-serving bench``, and four more.
 
-``resnet`` has the cost of a ResNet-18 and is asked for masks of JPEGs; ``segmenter`` is a small
-one; ``mask`` is small too and takes the float32 [1,3,256,256] that servers are compared with
-(``bench/peers``), by the Open Inference Protocol.
+The model is made here, so that everybody measures the same one. ``resnet`` has the cost of a
+ResNet-18 and answers JPEGs with masks. ``segmenter`` is a small one. ``mask`` is small too and
+takes the float32 [1,3,256,256] that servers are compared with (``bench/peers``), by the Open
+Inference Protocol.
+
+Prints each figure with its aim. The four more are ``batch-wait``, ``rounded-sizes``, ``labelling``
+and ``probe-wait``.
 
     python bench/serve.py
     python bench/serve.py --net mask --rounds 6
@@ -18,6 +21,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import command_line
 import models
 from server_experiments import LABELLING, PROBES, ROUNDED, WAITING
 
@@ -65,18 +69,16 @@ def main() -> int:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--net", choices=NETS, default="resnet")
+    parser = command_line.parser(__doc__)
+    parser.add_argument("--net", choices=NETS, default="resnet", help="model to serve")
     parser.add_argument("--images", type=Path, help="folder of JPEGs; made ones without")
-    parser.add_argument("--engine", default="auto")
-    parser.add_argument("--callers", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--engine", default="auto", help="engine of the server")
+    parser.add_argument("--callers", type=int, default=4, help="callers at once")
+    parser.add_argument("--rounds", type=int, default=4, help="rounds; medians count")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each load in a round")
     parser.add_argument("--count", type=int, default=20_000, help="requests of one load at most")
     parser.add_argument("--only", default="", help="figures to measure, with commas between")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args()
 
 

@@ -1,7 +1,7 @@
-"""What ``bench/serve.py`` measures beside the figures of ``wsss-serving bench``: waits for a batch,
-sizes rounded up, a labelled folder, probes beside large messages.
+"""What ``bench/serve.py`` measures beyond ``wsss-serving bench``: the wait for a batch, sizes
+rounded up, labelling a folder, and probes during large messages.
 
-The sides of a ratio take turns within a round, so that what else the machine does falls on both.
+The sides of a ratio take turns within a round, so that other work on the machine affects both.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ PROBE_SECONDS = 0.02
 
 
 def waiting(setting: Setting) -> Iterator[Round]:
-    """Whether a request ever waits longer for its batch than the delay and one run.
+    """Measure whether a request ever waits longer for its batch than the delay and one run.
 
-    As many callers as a batch takes, all with the same request: whatever waits when a worker is
-    free fits into its run.
+    There are as many callers as a batch takes, all with the same request, so whatever waits when a
+    worker is free fits into its run.
     """
     config, request = setting.config, setting.target.request()
     request = replace(request, messages=request.messages[:1], timed=True)
@@ -63,8 +63,8 @@ def waiting(setting: Setting) -> Iterator[Round]:
 
 
 def buckets(setting: Setting) -> Iterator[Round]:
-    """Images of several sizes on a server that rounds them up and batches what is equal then, and
-    on one that does not.
+    """Compare a server that rounds the sizes of images up and batches those that are then equal
+    with one that does not.
     """
     callers = 4 * setting.config.callers
     with (
@@ -83,7 +83,7 @@ def buckets(setting: Setting) -> Iterator[Round]:
 
 
 def labelling(setting: Setting) -> Iterator[Round]:
-    """``wsss-serving label`` against the bare loop in as many processes as there are processors."""
+    """Compare ``wsss-serving label`` with the bare loop in one process per processor."""
     seconds, images, processes = setting.config.seconds, setting.target.images, available_cpus()
     with tempfile.TemporaryDirectory() as folder, _processes(processes) as pool:
         source = Path(folder, "images")
@@ -110,7 +110,7 @@ def labelling(setting: Setting) -> Iterator[Round]:
 
 
 def _label_rate(setting: Setting, source: Path, masks: Path) -> float:
-    """Images a second from the first to the last; loading the model is not counted, nor in the
+    """Images a second from the first to the last. Loading the model does not count, as in the
     loop.
     """
     times: list[float] = []
@@ -128,7 +128,7 @@ def _label_rate(setting: Setting, source: Path, masks: Path) -> float:
 
 
 def probes(setting: Setting) -> Iterator[Round]:
-    """How late probes are while two callers send 48 MB at a time, by HTTP and by gRPC."""
+    """Measure how late probes are, by HTTP and by gRPC, while two callers send 48 MB at a time."""
     config = setting.config
     limits = (f"limits.{name}={2 * LARGE}" for name in ("max_bytes", "max_message_bytes"))
     with setting.server(*limits) as running, _processes(2) as pool:
@@ -170,7 +170,7 @@ def _probe(running: Running, seconds: float) -> tuple[list[float], list[float]]:
             ready &= check(health_pb2.HealthCheckRequest(), timeout=load.TIMEOUT).status == 1
             waits[1].append(time.perf_counter() - began)
             if not ready:
-                raise BenchError("the server says that it is not ready", "ready under load too")
+                raise BenchError("the server reports that it is not ready", "ready under load too")
             time.sleep(PROBE_SECONDS)
     return waits
 
@@ -181,16 +181,14 @@ def _processes(number: int) -> ProcessPoolExecutor:
 
 
 def _raw_worker(requests: Target, config: EngineConfig, seconds: float) -> float:
-    """The rate of the loop without a server, with an engine of its own, for a process of its
-    own.
-    """
+    """The rate of the loop without a server; runs in its own process with its own engine."""
     engine = open_engine(requests.card, Plan(), config)
     requests.work(engine)(0)
     return target.raw_loop(requests, engine, seconds).rate
 
 
 def _large(requests: Target, size: int) -> Request:
-    """A request of about so many bytes: one picture of pixels, or a batch of the tensors."""
+    """A request of about ``size`` bytes: one picture of pixels, or a batch of the tensors."""
     card, inputs = requests.card, requests.inputs
     if inputs is not None:
         batch = max(1, size // sum(values.nbytes for values in inputs.values()))

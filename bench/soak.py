@@ -1,9 +1,12 @@
-"""Memory of a server under images of all sizes: after all requests against after the first tenth.
+"""Measure the memory of a server under images of all sizes: after all requests against after the
+first tenth.
 
-Sizes are drawn at random, so that hardly two are equal; ``slope`` is that of the least squares line
-through the later half of the samples, with its 95 % interval, which should hold 0. Samples follow
-each other, so the interval is computed from means of twenty stretches. Leave it running with
-``--requests`` in the millions for a day's answer.
+Sizes are drawn at random, so that hardly two are equal. Leave it running with ``--requests`` in the
+millions for a day's answer.
+
+Prints the ratio and ``slope``, the slope of the least-squares line through the later half of the
+samples with its 95 % interval, which should contain 0. Consecutive samples depend on each other, so
+the interval is computed from the means of twenty stretches.
 
     python bench/soak.py
     python bench/soak.py --requests 2000000 --repository exported/ --model pets
@@ -19,6 +22,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import command_line
 import models
 import numpy as np
 
@@ -118,16 +122,14 @@ def line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--requests", type=int, default=20_000)
+    parser = command_line.parser(__doc__)
+    parser.add_argument("--requests", type=int, default=20_000, help="number of requests")
     parser.add_argument(
         "--repository", type=Path, help="models; without it a small random one is made"
     )
     parser.add_argument("--model", default="", help="of that repository")
-    parser.add_argument("--min-side", type=int, default=64)
-    parser.add_argument("--max-side", type=int, default=256)
+    parser.add_argument("--min-side", type=int, default=64, help="shortest side of an image")
+    parser.add_argument("--max-side", type=int, default=256, help="longest side of an image")
     parser.add_argument(
         "--set", action="append", default=[], help="setting of the server, may be repeated"
     )

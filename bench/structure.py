@@ -15,7 +15,6 @@ it; a climb is a stop on a higher floor than the stop before.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import io
 import re
@@ -25,6 +24,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+
+import command_line
 
 PACKAGES = ("trainer", "serving")
 ENTRY = {"trainer/pipeline.py": "Pipeline.__init__", "trainer/plan.py": "make_plan"}
@@ -329,7 +330,7 @@ def measure(root: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser = command_line.parser(__doc__)
     here = Path(__file__).resolve().parents[1]
     parser.add_argument("--tree", type=Path, help="another checkout, shown before this one")
     parser.add_argument("--list", action="store_true", help="name the places behind the figures")

@@ -1,18 +1,19 @@
-"""Threshold sweep: one pass against one pass a threshold, as the released scripts do; the counts
-must be identical.
+"""Time the threshold sweep: one pass over all thresholds, against one pass per threshold as the
+released scripts do.
 
-Both sides take turns, four images at a time, in one process.
+Both sides take turns, four images at a time, in one process. Prints the seconds per image of each
+side and their ratio. The counts must be identical.
 
-python bench/sweep.py --images 40
+    python bench/sweep.py --images 40
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
 
+import command_line
 import numpy as np
 
 from trainer.data.dataset import Dataset, Record
@@ -63,12 +64,10 @@ def many_passes(dataset: Dataset, records: list[Record], folder: Path) -> np.nda
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--images", type=int, default=16)
-    parser.add_argument("--height", type=int, default=375)
-    parser.add_argument("--width", type=int, default=500)
+    parser = command_line.parser(__doc__)
+    parser.add_argument("--images", type=int, default=16, help="number of images")
+    parser.add_argument("--height", type=int, default=375, help="height of the images")
+    parser.add_argument("--width", type=int, default=500, help="width of the images")
     args = parser.parse_args()
     one, many = np.zeros((2, len(PUBLISHED_SWEEP), 21, 21), np.int64)
     fast = slow = 0.0

@@ -1,11 +1,14 @@
-"""A step of the training loop against the plainest correct one: torchvision's modules, NCHW,
+"""Time a step of the training loop against the plainest correct one: torchvision's modules, NCHW,
 float32, unfolded norms.
 
 Both sides start from the same weights and see the same batches; steps alternate, and medians are
-compared. The loss after the last step shows whether the faster side still learns the same. Then a
-short real training over JPEG files tells how long the loop waits for the loader.
+compared. The loss after the last step shows whether the faster side still learns the same. A short
+real training over JPEG files then measures how long the loop waits for the loader.
 
-python bench/train_step.py --backbone mobilenet_v2 --batch 16 --size 256 --rounds 18
+Prints for each side the milliseconds per step, the ratio and the losses, and for the real training
+the images a second and the share of time spent waiting.
+
+    python bench/train_step.py --backbone mobilenet_v2 --batch 16 --size 256 --rounds 18
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import command_line
 import numpy as np
 import torch
 import torchvision
@@ -246,18 +250,25 @@ def waiting(args: argparse.Namespace, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__)
     names = ("mobilenet_v2", "resnet18", "resnet34", "resnet50", "resnet101")
-    parser.add_argument("--backbone", choices=names, default="mobilenet_v2")
+    parser.add_argument(
+        "--backbone", choices=names, default="mobilenet_v2", help="network of both sides"
+    )
     parser.add_argument("--weights", type=Path, help="a weight file; without one, random weights")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=18)
-    parser.add_argument("--warmup", type=int, default=2)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--workers", type=int, default=-1)
+    parser.add_argument("--batch", type=int, default=16, help="images per step")
+    parser.add_argument("--size", type=int, default=256, help="side of the images")
+    parser.add_argument("--rounds", type=int, default=18, help="steps of each side; medians count")
+    parser.add_argument(
+        "--warmup", type=int, default=2, help="steps of each side that are not timed"
+    )
+    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=-1,
+        help="loader processes of the real training; -1 chooses by cores",
+    )
     parser.add_argument("--no-loader", action="store_true", help="only the steps")
     args = parser.parse_args()
     args.steps = args.rounds + args.warmup

@@ -1,20 +1,22 @@
-"""Other servers and this one on the same graphs, measured in turns on one machine.
+"""Compare this server with Triton and MLServer on the same graphs, in turns on one machine.
 
-Every server runs ONNX Runtime with one thread a run and no spinning, listens on the machine itself,
-and is loaded by the same client, which sends bytes made before and does not decode replies;
-``--perf-analyzer`` adds NVIDIA's own. Before anything is timed, their answers are compared. Two
-servers of a ratio take turns; the medians of the rounds count. ``cpu_ms`` is the processor time of
-a call in the server, which other work on the machine hardly touches.
+Every server runs ONNX Runtime with one thread per run and no spinning, listens on this machine
+only, and is loaded by the same client, which sends bytes made before and does not decode replies;
+``--perf-analyzer`` adds NVIDIA's own client. Before anything is timed, the answers are compared.
+The two servers of a ratio take turns, and the medians of the rounds count.
 
-photo to mask / Triton   one caller: ours, a JPEG of 512x512 in and its PNG mask out / Triton, the
-                         normalised float32 tensor in and logits out
-tensor / Triton          four callers: ours / Triton, float32 [1,3,256,256] in and the mask out, by
-                         the Open Inference Protocol
-tensor / MLServer        ours / MLServer, the same call
+Prints the rates of each round, their medians, and three ratios with their aims:
 
-Triton is the real 2.51.0; the wheel that it comes in has no C++ backend for ONNX Runtime, so the
-graphs run below its Python backend (``triton_backend/model.py``). A peer that is not set up is left
-out, and said to be.
+from photograph to mask against Triton   one caller: a JPEG of 512x512 in and its PNG mask out here
+                                         / the normalised float32 tensor in and logits out there
+float32 tensor against Triton            four callers: float32 [1,3,256,256] in and the mask out, by
+                                         the Open Inference Protocol
+float32 tensor against MLServer          the same call
+
+``cpu_ms`` is the processor time of a call in the server, which other work on the machine hardly
+affects. Triton is the real 2.51.0; the wheel that it comes in has no C++ backend for ONNX Runtime,
+so the graphs run under its Python backend (``triton_backend/model.py``). A server that is not set
+up is left out, and a line says so.
 
     bench/peers/setup.sh /somewhere/peers
     python bench/peers /somewhere/peers
@@ -45,13 +47,16 @@ from serving.repository.versions import read_repository
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
+import command_line
 import models
 
-# What is loaded, with what, and by how many callers.
+# The server, its request, and the number of callers.
 Side = tuple[Running, Request, int]
 
-PHOTO, TENSOR, OTHER = "photo to mask / Triton", "tensor / Triton", "tensor / MLServer"
+PHOTO = "from photograph to mask against Triton, closed loop, one caller"
+TENSOR = "float32 tensor against Triton, closed loop, four callers"
 BY_PERF_ANALYZER = f"{TENSOR}, by perf_analyzer"
+OTHER = "float32 tensor against MLServer, closed loop, four callers"
 AIMS = {PHOTO: 4.5, TENSOR: 1.1, BY_PERF_ANALYZER: 1.1, OTHER: 2.5}
 IMAGES = 8
 # What the peers run.
@@ -164,26 +169,24 @@ def by_perf_analyzer(
 
 
 def check(server: Running, asked: Target, engine: Engine) -> None:
-    """What a server answers is what the bare engine says, to the last bit."""
+    """Stop unless the server answers what the bare engine does, to the last bit."""
     request, work = asked.request(), asked.work(engine)
     with grpc.insecure_channel(server.address, options=load.OPTIONS) as channel:
         for number, message in enumerate(request.messages):
             reply = channel.unary_unary(request.method)(message, timeout=60)
             if asked.answer(reply) != work(number):
                 raise SystemExit(
-                    f"{server.address} answers {asked.card.name} otherwise than the engine"
+                    f"{server.address} and the engine answer {asked.card.name} differently"
                 )
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__)
     parser.add_argument("peers", type=Path, help="folder that setup.sh filled")
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=6, help="rounds; medians count")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each server in each round")
     parser.add_argument(
-        "--perf-analyzer", action="store_true", help="load ours and Triton with it too"
+        "--perf-analyzer", action="store_true", help="also load ours and Triton with it"
     )
     return parser.parse_args()
 

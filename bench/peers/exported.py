@@ -1,11 +1,14 @@
-"""An exported repository in real Triton 2.51, as it is, and NVIDIA's own tools against this server.
+"""Check an exported repository in real Triton 2.51, unchanged, and NVIDIA's own client on this
+server.
 
-Triton reads the ``config.pbtxt`` that ``wsss-trainer export`` wrote, with everything it does not
-say refused rather than guessed (``--disable-auto-complete-config``). Then every model is asked by
+Triton reads the ``config.pbtxt`` that ``wsss-trainer export`` wrote, and refuses whatever it does
+not state instead of guessing (``--disable-auto-complete-config``). Every model is then called by
 the Open Inference Protocol, here and there, with pixels of several sizes and batches: names, types,
 shapes and bytes of all outputs must be equal. perf_analyzer, unmodified, loads this server in a
 closed and an open loop. (``tests/serving/rpc/test_triton.py`` makes every call of
 tritonclient.)
+
+Prints the shapes whose outputs are equal for each model, and the requests a second of each load.
 
     python bench/peers/exported.py /somewhere/peers --repository exported/
 """
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import grpc
@@ -25,6 +29,10 @@ from serving.bench.target import Running, infer_message
 from serving.card import Card
 from serving.repository.versions import read_repository
 from wsss.inference import open_inference_pb2 as pb
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+import command_line
 
 ROOT = Path(__file__).resolve().parents[2]
 # Batch, height and width.
@@ -96,11 +104,14 @@ def tensors(server: Running, message: bytes) -> dict[str, tuple[str, tuple[int, 
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__)
     parser.add_argument("peers", type=Path, help="folder that setup.sh filled")
-    parser.add_argument("--repository", type=Path, default=ROOT / "exported")
+    parser.add_argument(
+        "--repository",
+        type=Path,
+        default=ROOT / "exported",
+        help="repository that wsss-trainer export wrote",
+    )
     parser.add_argument("--seconds", type=float, default=6.0, help="of each load")
     return parser.parse_args()
 

@@ -1,5 +1,5 @@
-"""A graph in MLServer: what its user writes, for it has no runtime for ONNX. The session is set as
-ours.
+"""Run an ONNX graph in MLServer, which has no runtime for ONNX: what a user of it would write. The
+session has our settings.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Other servers, each from its own environment (``setup.sh``), on this machine alone, until the end
-of a ``with`` block.
+"""Start other servers, each from its own environment (``setup.sh``), on this machine only, for the
+length of a ``with`` block.
 """
 
 from __future__ import annotations

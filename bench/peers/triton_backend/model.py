@@ -1,9 +1,9 @@
-"""Triton's name ``onnxruntime`` for those who have no build of its C++ backend: ONNX Runtime below
-its Python backend.
+"""Run ONNX Runtime under Triton's Python backend, by the name ``onnxruntime``, where its C++
+backend is missing.
 
-The wheel that Triton comes in ships the Python backend alone. Laid into
-``backends/onnxruntime/model.py`` this file makes Triton load repositories whose ``config.pbtxt``
-says ``backend: "onnxruntime"``, exported ones too, as they are. The session is set as ours: one
+The wheel that Triton comes in has only the Python backend. Copied to
+``backends/onnxruntime/model.py``, this file lets Triton load repositories whose ``config.pbtxt``
+says ``backend: "onnxruntime"``, exported ones too, unchanged. The session has our settings: one
 thread, no spinning.
 """
 
