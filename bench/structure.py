@@ -15,6 +15,7 @@ it; a climb is a stop on a higher floor than the stop before.
 
 from __future__ import annotations
 
+import argparse
 import ast
 import io
 import re
@@ -24,8 +25,6 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-
-import command_line
 
 PACKAGES = ("trainer", "serving")
 ENTRY = {"trainer/pipeline.py": "Pipeline.__init__", "trainer/plan.py": "make_plan"}
@@ -330,7 +329,9 @@ def measure(root: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
 
 
 def main() -> None:
-    parser = command_line.parser(__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     here = Path(__file__).resolve().parents[1]
     parser.add_argument("--tree", type=Path, help="another checkout, shown before this one")
     parser.add_argument("--list", action="store_true", help="name the places behind the figures")
