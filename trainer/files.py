@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
-from trainer.errors import RunError
+from trainer.errors import DataError, RunError
 
 How = Literal["copy", "hardlink", "symlink", "none"]
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -45,6 +41,16 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise RunError(
             f"{path} cannot be written: {error.strerror or error}", "a folder that you may write to"
         ) from error
+
+
+def is_whole(check: Callable[..., object], *arguments: object) -> bool:
+    """Whether a file of an earlier, perhaps killed, run can stay: ``check(*arguments)`` reads it,
+    raises no ``DataError``, and does not return False.
+    """
+    try:
+        return check(*arguments) is not False
+    except DataError:
+        return False
 
 
 def place_image(source: Path, target: Path, how: How) -> None:

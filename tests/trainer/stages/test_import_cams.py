@@ -363,7 +363,8 @@ def test_bad_images_are_left_out_to_the_end_and_the_protocol_says_so(
         scenes, theirs, run, "cams.bad=skip", "evaluate.threshold_from=label_free", **more
     )
     run_plan(line, said.append)
-    assert [text.split(":")[0] for text in said] == ["cams", "refine", "segment_train", "segment"]
+    stages = ["cams", "refine", "segment_train", "segment", "evaluate"]
+    assert [text.split(":")[0] for text in said] == stages
     training = {record.id for record in dataset.subset("train")}
     assert {path.stem for path in (run / "masks").glob("*.png")} == set(dataset.records) - {
         "scene_00002",
