@@ -21,7 +21,7 @@ from trainer.data.headers import DECODER_ERRORS
 from trainer.data.pixels import image_size, read_image
 from trainer.data.transforms import resize_long
 from trainer.errors import DataError
-from trainer.files import write_atomic
+from trainer.files import is_whole, write_atomic
 from trainer.pool import each_image
 
 MAX_SEGMENTS = 10_000
@@ -105,7 +105,7 @@ def renumbered(ids: npt.NDArray[np.generic]) -> npt.NDArray[np.int64]:
 
 
 def _make_one(folder: Path, count: int, record: Record) -> None:
-    if _is_whole(record, folder):
+    if is_whole(_fits, record, folder):
         return
     pixels = read_image(record.image)
     if max(pixels.shape[:2]) > LONG_SIDE:
@@ -115,14 +115,11 @@ def _make_one(folder: Path, count: int, record: Record) -> None:
     write_atomic(folder / f"{record.id}.png", buffer.getvalue())
 
 
-def _is_whole(record: Record, folder: Path) -> bool:
-    try:
-        found = read_segments(record, folder).shape
-    except DataError:
-        return False
+def _fits(record: Record, folder: Path) -> bool:
+    rows, columns = read_segments(record, folder).shape
     height, width = image_size(record.image)
     scale = min(1.0, LONG_SIDE / max(height, width))
-    fits = abs(found[0] - height * scale) < 1 and abs(found[1] - width * scale) < 1
+    fits = abs(rows - height * scale) < 1 and abs(columns - width * scale) < 1
     # Another photograph may have been put in the place of the one that these are of.
     made, taken = (path.stat().st_mtime for path in (folder / f"{record.id}.png", record.image))
     return bool(fits and made >= taken)

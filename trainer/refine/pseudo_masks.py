@@ -19,7 +19,7 @@ from trainer.data.palette import write_index_png
 from trainer.data.pixels import image_size, read_image
 from trainer.data.sizes import PIXEL_RANGE, PIXELS, enlarged, shrunk, working_size
 from trainer.errors import ConfigError, DataError, some
-from trainer.files import check_space
+from trainer.files import check_space, is_whole
 from trainer.maps.camfile import Cam, cam_path, read_cam, stride4, upsample_cam
 from trainer.pool import Work, each_image
 from trainer.refine.crf import (
@@ -232,7 +232,7 @@ def _make_one(
 ) -> tuple[int, int, int] | None:
     """Pixels, background pixels and ignored pixels of a new mask; None for one that was there."""
     path = out_folder / f"{record.id}.png"
-    if _loads(path):
+    if is_whole(read_index_png, path):
         return None
     image, cam = image_and_cam(record, cam_folder, num_classes)
     mask = pseudo_mask(image, cam, config, threshold)
@@ -270,19 +270,13 @@ def _cam_of(record: Record, cam_folder: Path, image_HW3: Labels, num_classes: in
     return cam
 
 
-def _loads(path: Path) -> bool:
-    try:
-        return path.exists() and read_index_png(path).size > 0
-    except DataError:
-        return False
-
-
 def has_maps(folder: Path, record: Record) -> bool:
     """Whether the maps of an image exist, can be read and have its size."""
-    try:
+
+    def fits() -> bool:
         return read_cam(cam_path(folder, record.id)).size == image_size(record.image)
-    except DataError:
-        return False
+
+    return is_whole(fits)
 
 
 def check_maps_space(records: Sequence[Record], folder: Path, pixel_bytes: float = 0.0) -> None:

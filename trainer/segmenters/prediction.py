@@ -17,7 +17,8 @@ from trainer.data.palette import write_index_png
 from trainer.data.pixels import image_size, read_image
 from trainer.data.sizes import enlarged, shrunk
 from trainer.data.transforms import CAFFE_PIXELS, MEAN, STD, normalise
-from trainer.errors import DataError, one_of
+from trainer.errors import one_of
+from trainer.files import is_whole
 from trainer.pool import Work, over_images
 from trainer.refine.crf import DenseCrf, Float, preset, unary_from_softmax
 from trainer.segmenters import make_segmenter
@@ -66,7 +67,7 @@ def predict(
     """
     config = segmenter.config
     table = np.array([0, *(values or range(1, segmenter.num_classes + 1))], np.uint8)
-    missing = shard([r for r in records if not _readable(folder / f"{r.id}.png")])
+    missing = shard([r for r in records if not is_whole(read_index_png, folder / f"{r.id}.png")])
     write = partial(_write, folder, table, config.crf, config.crf_image)
     workers = 0 if config.crf == "none" else None
     with inference(network, config.test_precision, device) as target:
@@ -125,11 +126,3 @@ def _name(guess: Guess) -> str:
 
 def _pixels(guess: Guess) -> int:
     return int(guess[1][0].size)
-
-
-def _readable(path: Path) -> bool:
-    try:
-        read_index_png(path)
-    except DataError:
-        return False
-    return True

@@ -21,7 +21,7 @@ from trainer.data.pixels import image_size, read_image
 from trainer.data.sizes import PIXELS, shrunk, working_size
 from trainer.data.transforms import Rng
 from trainer.errors import DataError
-from trainer.files import check_space, write_atomic
+from trainer.files import check_space, is_whole, write_atomic
 from trainer.maps.camfile import cam_path, read_cam, stride4, upsample_cam, write_cam
 from trainer.pool import each_image
 from trainer.progress import progress_bar
@@ -87,7 +87,7 @@ def make_labels(
         RunError: no space left, already or soon.
     """
     check_cams(records, cam_folder)
-    missing = [record for record in records if not _readable(out_folder, record)]
+    missing = [record for record in records if not is_whole(read_labels, out_folder, record)]
     work = partial(_label, len(dataset.classes), cam_folder, out_folder, config, power, pixels)
     label_images(work, missing, out_folder, LABEL_BYTES, "AffinityNet", workers, progress, pixels)
 
@@ -225,13 +225,6 @@ def _label(
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **stored)  # type: ignore[arg-type]
     write_atomic(out_folder / f"{record.id}.npz", buffer.getvalue())
-
-
-def _readable(folder: Path, record: Record) -> bool:
-    try:
-        return bool(read_labels(folder, record)[0].size)
-    except DataError:
-        return False
 
 
 def _sample(

@@ -5,14 +5,13 @@ image.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from trainer.context import Context, Stage
 from trainer.data.dataset import Record
-from trainer.errors import DataError
+from trainer.files import is_whole
 from trainer.maps.camfile import cam_path, read_cam, stride4, write_cam
 from trainer.maps.protocols import CamsConfig, Protocol, key_knobs, merge, protocol_of, usable_views
 from trainer.methods.base import Method
@@ -61,7 +60,7 @@ def make_cams(
     """Write ``<id>.npz`` for every record (without tags: no maps); files that exist and load are
     kept.
     """
-    missing = [r for r in records if not _readable(cam_path(output.folder, r.id))]
+    missing = [r for r in records if not is_whole(read_cam, cam_path(output.folder, r.id))]
     looks = usable_views(protocol.views, config.min_cells, method.backbone)
     with (
         inference(method, config.precision, device) as target,
@@ -86,11 +85,3 @@ def make_cams(
 
 def _float(maps: torch.Tensor) -> torch.Tensor:
     return maps.float().cpu()
-
-
-def _readable(path: Path) -> bool:
-    try:
-        read_cam(path)
-    except DataError:
-        return False
-    return True

@@ -16,6 +16,7 @@ from trainer.context import Context, Stage
 from trainer.data.dataset import Dataset, Record
 from trainer.data.pixels import image_size
 from trainer.errors import DataError, RunError
+from trainer.files import is_whole
 from trainer.maps.camfile import cam_path, read_cam, stride4, write_cam
 from trainer.maps.foreign import read_foreign
 from trainer.pool import over_images, raise_together
@@ -107,7 +108,7 @@ def import_cams(
 
 def _import_one(num_classes: int, folder: Path, out: Path, record: Record) -> None:
     target, size = cam_path(out, record.id), image_size(record.image)
-    if _loads(target):
+    if is_whole(read_cam, target):
         return
     if not record.tags:
         write_cam(target, [], np.zeros((0, 1, 1), np.float32), size)
@@ -140,10 +141,3 @@ def _reduced(maps_khw: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.ND
     ]
     clipped: npt.NDArray[np.float32] = np.clip(np.stack(small), 0, 1)
     return clipped
-
-
-def _loads(path: Path) -> bool:
-    try:
-        return bool(read_cam(path).size)
-    except DataError:
-        return False

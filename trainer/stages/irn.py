@@ -19,8 +19,7 @@ from trainer.data.palette import write_index_png
 from trainer.data.pixels import image_size, read_image
 from trainer.data.sizes import PIXELS, enlarged, shrunk, working_size
 from trainer.data.transforms import Rng
-from trainer.errors import DataError
-from trainer.files import write_atomic
+from trainer.files import is_whole, write_atomic
 from trainer.maps.camfile import cam_path, read_cam, stride4, upsample_cam, write_cam
 from trainer.progress import progress_bar
 from trainer.refine.irn_inference import (
@@ -59,7 +58,7 @@ def make_labels(
     Arguments and errors as those of ``affinity_stage.make_labels``.
     """
     check_cams(records, cam_folder)
-    missing = [record for record in records if not _readable(out_folder, record)]
+    missing = [record for record in records if not is_whole(_fits, out_folder, record)]
     work = partial(_label, len(dataset.classes), cam_folder, out_folder, config, power, pixels)
     label_images(work, missing, out_folder, LABEL_BYTES, "IRNet", workers, progress, pixels)
 
@@ -175,12 +174,9 @@ def _label(
     write_index_png(out_folder / f"{record.id}.png", enlarged(keys[local], cam.size))
 
 
-def _readable(folder: Path, record: Record) -> bool:
-    path = folder / f"{record.id}.png"
-    try:
-        return path.exists() and read_index_png(path).shape == image_size(record.image)
-    except DataError:
-        return False
+def _fits(folder: Path, record: Record) -> bool:
+    label = read_index_png(folder / f"{record.id}.png")
+    return bool(label.shape == image_size(record.image))
 
 
 def _sample(record: Record, rng: Rng, labels: Path, config: IrnConfig) -> dict[str, torch.Tensor]:
