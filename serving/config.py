@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+# Room for the fields of a message beside its image.
 MESSAGE_SLACK = 1024 * 1024
 Control = Literal["none", "poll", "explicit"]
 LogFormat = Literal["text", "json"]

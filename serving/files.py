@@ -19,6 +19,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(TEMPORARY.format(secrets.token_hex(8)))
     try:
         yield temporary
+        # In the same folder, so the rename is atomic: readers see the old file or the new one.
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -54,6 +54,7 @@ def list_images(root: Path, left_out: Callable[[Path], str] = lambda folder: "")
     listing = Listing()
     around = {_identity(parent) for parent in root.resolve().parents}
     seen: set[tuple[int, int]] = set()
+    # Links wait in a queue of their own, so that a folder is listed under its real path.
     folders, links = deque([root]), deque[Path]()
     while folders or links:
         folder = folders.popleft() if folders else links.popleft()

@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 SERVICES = (service.NAME, open_inference.NAME)
 REFLECTION: str = reflection.SERVICE_NAME
+# The largest value of a gRPC option, which is an int32.
 NEVER = 2**31 - 1
 # Idle time before connections are closed, in which the last replies leave.
 FLUSH_SECONDS = 0.5
@@ -119,6 +120,7 @@ class Server:
         self._grpc.add_generic_rpc_handlers((*handlers, self._reflection()))
         self.address = self._bind()
         await self._grpc.start()
+        # Last: a balancer sends calls as soon as it reads SERVING.
         self._health.start(SERVICES)
         self._set_ready(True)
 

@@ -150,6 +150,7 @@ def _typed(value: Any, hint: Any, name: str, folder: Path) -> Any:
         return folder / value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    # bool is a subclass of int, but true is not a number here.
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise ConfigError(f"{name} is {value!r}", f"a value of type {hint.__name__}")
     return value

@@ -81,6 +81,7 @@ def add_token(path: Path, line: str) -> None:
         StartError: the file exists and is not a token file.
         OSError: it cannot be written.
     """
+    # Refuse to append to a file that was named by mistake.
     if path.exists():
         _read_tokens(path)
         text = path.read_text(encoding="utf-8")

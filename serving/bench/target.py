@@ -58,6 +58,7 @@ def server(repository: Path, *settings: str) -> Iterator[Running]:
     http_port = free_port()
     options = [word for setting in settings for word in ("--set", setting)]
     ports = ("--host", "127.0.0.1", "--port", "0", "--http-port", str(http_port))
+    # The same code as this process, whatever is first in PATH.
     command = [sys.executable, "-m", "serving.cli", "serve", "--log-level", "warning", *ports]
     command += ["--repository", str(repository), *options]
     with (

@@ -15,6 +15,7 @@ from wsss.v1 import segmentation_pb2_grpc
 
 ADDRESS = "127.0.0.1:8500"
 OPTIONS = [
+    # gRPC's default of 4 MiB is too small for masks; the server has limits of its own.
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     # gRPC waits a second and more before it reconnects. A server that restarts should be found by

@@ -117,6 +117,7 @@ def plan_threads(cpus: int) -> tuple[int, int]:
     """Parallel runs and threads per run. Small machines get one thread per run, for the highest
     total.
     """
+    # Each parallel run needs memory; processors beyond four become threads of a run.
     workers = min(cpus, 4)
     return workers, max(1, cpus // workers)
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from serving.errors import EngineError, OutOfMemory
 
+# Written by the kernel module; asking NVML would need one more library.
 DRIVER = Path("/sys/module/nvidia/version")
 RETRY_SECONDS = 1.0
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
+# Rows per band.
 BAND = 64
 # Anchors of the colour map inferno (Smith and van der Walt, public domain), whose lightness rises
 # evenly.
@@ -57,6 +58,7 @@ def bands(maps_khw: Floats, height: int, width: int) -> Iterator[tuple[slice, Fl
 
 def _taps(source: int, target: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Floats]:
     """For every target position, its two source positions and the weight of the second."""
+    # Half-pixel centres, clamped at the borders as torch does it.
     centre = np.maximum((np.arange(target) + 0.5) * (source / target) - 0.5, 0)
     first = np.minimum(centre.astype(np.int64), source - 1)
     return first, np.minimum(first + 1, source - 1), (centre - first).astype(np.float32)

@@ -33,6 +33,7 @@ from serving.images.buckets import pad
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
+# The largest stride of common networks.
 ALIGN = 32
 # Values of all tiles and classes together: a quarter of a gigabyte.
 MAX_ACTIVATIONS = 64_000_000

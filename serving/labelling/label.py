@@ -181,6 +181,7 @@ def _in_order(
     try:
         for item in items:
             running.append(threads.submit(work, item))
+            # Bounds how many results wait in memory behind a slow first image.
             if len(running) >= ahead:
                 yield running.popleft().result()
         while running:

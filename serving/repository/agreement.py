@@ -16,6 +16,7 @@ from serving.images.decoding import Picture
 from serving.images.options import options_for
 from serving.repository.soundness import golden_image
 
+# Share of equal pixels from which engines agree; bfloat16 alone changes a few at borders.
 MIN_EQUAL = 0.995
 SCENES = ((192, 256), (256, 192))
 # Background threshold of a CAM model without one of its own.

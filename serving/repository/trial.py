@@ -56,6 +56,7 @@ async def try_model(folder: Path, config: ServerConfig) -> None:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        # Signals for the server must not end its trials with a verdict of "crashed".
         start_new_session=True,
     )
     try:
@@ -131,6 +132,7 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     # Libraries write to standard output, too. It is reserved for the verdict.
     verdict_to = os.dup(1)
+    # File descriptor 1 itself, because native libraries do not use sys.stdout.
     os.dup2(2, 1)
     schedule = changed(ScheduleConfig(), settings.get("schedule", {}))
     config = changed(EngineConfig(), settings.get("engine", {}))

@@ -118,6 +118,7 @@ def _versions(folder: Path) -> dict[int, Path] | None:
     except FileNotFoundError:
         return None
     except OSError:
+        # Perhaps a model without read permission: it must not count as removed.
         return {} if NAME.fullmatch(folder.name) else None
     versions = {
         version: path

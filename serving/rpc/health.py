@@ -89,6 +89,7 @@ class Health:
             with self._calls.watches.hold(caller_of(context)):
                 service, last = await _service(messages), None
                 while True:
+                    # Take the event before the write: a change meanwhile must not be missed.
                     change, state = self._change, self._states.get(service, SERVICE_UNKNOWN)
                     if state != last:
                         await context.write(pb.HealthCheckResponse(status=state))

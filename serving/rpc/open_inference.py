@@ -253,6 +253,7 @@ class OpenInferenceService:
             names = sorted({model.card.name for model in self._models.served()})
             raise ModelNotFound("no model named", nearest("", names), field="model_name")
         if version and not (
+            # A hostile version of a million digits would keep int() busy.
             version.isascii() and version.isdecimal() and 0 < int(version[:12]) < 2**31
         ):
             raise FieldError(

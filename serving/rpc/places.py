@@ -55,5 +55,7 @@ class Places:
         finally:
             self.taken -= 1
             self._callers[caller] -= 1
+            # Callers are named by themselves: an entry for each that ever called would grow for
+            # ever.
             if not self._callers[caller]:
                 del self._callers[caller]

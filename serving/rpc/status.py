@@ -107,6 +107,7 @@ def _below(kind: type[RequestError]) -> list[type[RequestError]]:
 
 
 def _build(kind: type[RequestError], text: str, metadata: dict[str, str]) -> RequestError:
+    # The text of ServingError.__str__, taken apart again.
     problem, _, rest = text.partition("\n")
     lines = dict(line.split(": ", 1) for line in rest.split("\n") if ": " in line)
     expected, hint = lines.get("expected", ""), lines.get("try", "")

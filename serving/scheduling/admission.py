@@ -10,7 +10,9 @@ from contextlib import contextmanager
 
 from serving.errors import DeadlineMissed, Overloaded
 
+# Weight of the newest run in the running means: about the last ten runs count.
 SMOOTHING = 0.1
+# Seconds. Callers who return sooner would only be refused again.
 SHORTEST_RETRY = 0.05
 
 

@@ -191,6 +191,7 @@ class Batcher:
         run = cast(Run, jobs[0].run)
         began = time.monotonic()
         try:
+            # Without the lock: requests arrive and leave while the engine runs.
             outputs = self._call(jobs, run.stop)
         # A worker must survive whatever a library raises.
         except BaseException as error:
@@ -214,6 +215,7 @@ class Batcher:
                 self._counts.run_seconds += ran
         first = 0
         for job in jobs:
+            # Views: a batch is split without copying.
             share = {name: values[first : first + job.size] for name, values in outputs.items()}
             first += job.size
             if job in live:

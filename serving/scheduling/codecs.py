@@ -19,6 +19,8 @@ class Codecs:
 
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
+        # More threads would gain nothing: decoders and encoders release the GIL and keep a
+        # processor busy.
         self._threads = ThreadPoolExecutor(available_cpus(), thread_name_prefix="codec")
 
     async def run(self, work: Callable[..., T], *arguments: object) -> T:

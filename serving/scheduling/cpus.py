@@ -11,6 +11,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 def available_cpus(cgroup: Path = CGROUP) -> int:
     """Whole processors, at least 1: the smaller of affinity mask and cgroup quota (v2, else v1)."""
+    # os.cpu_count() is the host's number, also inside a container.
     usable = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )

@@ -49,6 +49,7 @@ class Job(Waiting):
         """Hand the result to the waiting task, from any thread."""
 
         def deliver() -> None:
+            # The caller left, or its deadline passed, between the call and the delivery.
             if self.answer.done():
                 return
             if isinstance(result, Ran):

@@ -92,6 +92,7 @@ class HttpServer:
             stdout=subprocess.DEVNULL,
             pass_fds=(*sockets, state, pages),
             env=os.environ | {"PYTHONPATH": path},
+            # Ctrl-C in a terminal goes to the whole group; probes must be answered until the end.
             start_new_session=True,
         )
 

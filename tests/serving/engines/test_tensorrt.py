@@ -160,7 +160,7 @@ def test_a_plan_that_the_library_refuses_is_built_again(monkeypatch, card, confi
     )
     assert_same(TensorRtEngine(card, PLAN, config), card, image())
     assert trt.builds == 2
-    assert "TensorRT refuses" in caplog.text
+    assert "TensorRT does not load" in caplog.text
 
 
 def test_a_cache_that_cannot_be_written_costs_time_only(monkeypatch, card, config, caplog):

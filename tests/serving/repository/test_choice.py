@@ -92,7 +92,7 @@ def test_pictures_of_one_label_prove_nothing(card):
             outputs = super().run(inputs)
             return outputs | {"mask": np.zeros_like(outputs["mask"])}
 
-    with pytest.raises(EngineError, match="one label"):
+    with pytest.raises(EngineError, match="single label"):
         agreement(card, Blank(card), Blank(card))
     assert agreement(card, Blank(card), OnnxRuntimeEngine(card)) < 0.9
 
@@ -129,7 +129,7 @@ def test_openvino_is_chosen_if_its_masks_agree(card, pretend, caplog):
 @pytest.mark.parametrize(
     ("facts", "reason"),
     [
-        ({"share": 0.006}, "99.40% of pixels are the same, and 99.5% should be"),
+        ({"share": 0.006}, "99.40% of pixels are equal, 99.5% are required"),
         ({"precision": "fp32"}, "these processors do not multiply in bfloat16"),
         (
             {"error": RuntimeError("no such\noperator")},

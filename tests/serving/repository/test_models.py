@@ -63,7 +63,7 @@ def test_the_sound_models_are_served_and_the_others_told_with_their_reason(tmp_p
             assert told.startswith("maps/1/model.onnx is damaged or was replaced")
             assert str(tmp_path) not in told
             with pytest.raises(
-                ModelNotFound, match=r"model 'maps' is not served: maps/1/model\.onnx has"
+                ModelNotFound, match=r"model 'maps' is not served: maps/1/model\.onnx is damaged"
             ) as caught:
                 models.find("maps", 0, None)
             assert caught.value.metadata == {"known": "colours"}

@@ -197,7 +197,7 @@ def test_folders_without_a_version_are_no_models(tmp_path: Path, run_server, cap
         assert server.names == ["colours"]
         assert "wsss_model_ready" in server.telemetry.page("")[0].decode()
         assert [state.name for state in server.models.index()] == ["colours"]
-    assert "no models, for they have no version: $RECYCLE.BIN, @eaDir" in caplog.text
+    assert "ignored, because they hold no version folder: $RECYCLE.BIN, @eaDir" in caplog.text
 
 
 def test_01_is_version_1_and_both_are_one_too_many(tmp_path: Path, run_server):
@@ -258,10 +258,10 @@ def test_a_model_whose_folder_is_closed_is_served_on(tmp_path: Path, run_server,
         monkeypatch.setattr(versions, "_versions", lambda folder: {})
         time.sleep(0.4)
         assert server.names == ["colours"]
-    with pytest.raises(RepositoryError, match="colours cannot be looked into"):
+    with pytest.raises(RepositoryError, match="colours cannot be opened"):
         read_repository(tmp_path)
     with (
-        pytest.raises(RepositoryError, match="colours cannot be looked into"),
+        pytest.raises(RepositoryError, match="colours cannot be opened"),
         run_server(configured(tmp_path)),
     ):
         raise AssertionError("it started")
