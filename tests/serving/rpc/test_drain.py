@@ -119,7 +119,7 @@ def test_a_stream_that_is_open_is_told_so(ending):
 
 
 def told(replies):
-    assert "ending" in next(replies).error_message
+    assert "shutting down" in next(replies).error_message
 
 
 def test_connections_end_with_age_and_no_call_notices(tmp_path, run_server, monkeypatch):

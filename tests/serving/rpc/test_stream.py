@@ -210,7 +210,7 @@ def test_the_end_of_the_server_answers_what_it_took_and_refuses_the_rest(slow):
         stop.set()
     assert sorted(reply.id for reply in replies) == ["0", "1", "2"]
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
-    assert "ending" in caught.value.details()
+    assert "shutting down" in caught.value.details()
 
 
 def test_a_client_that_vanishes_leaves_nothing_behind(slow):
