@@ -79,7 +79,7 @@ def test_a_budget_is_never_exceeded_and_given_back():
     memory = Memory(Limits(max_decoded_bytes=100))
     with memory.reserve(60), memory.reserve(40):
         with (
-            pytest.raises(errors.MemoryFull, match="100 bytes already") as caught,
+            pytest.raises(errors.MemoryFull, match="take 100 bytes") as caught,
             memory.reserve(1),
         ):
             pass
