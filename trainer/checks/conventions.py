@@ -1,6 +1,4 @@
-"""What PASCAL VOC 2012 and COCO 2014 hold (spec refine-segment 9, 10), compared with a copy that
-claims to be one of them.
-"""
+"""Copies of PASCAL VOC 2012 and COCO 2014, compared with the originals."""
 
 from __future__ import annotations
 
@@ -25,28 +23,24 @@ VOC_TAGS = {
         *(613, 1188, 445, 492, 4155, 522, 300, 649, 503, 567),
     ),
 }
-"""Images of each class, in VOC's order; by the objects of the XML files, difficult ones
-included.
-"""
+"""Images of each class, in VOC's order, by the objects in the XML files with difficult ones."""
 COCO_SIZES = {"train2014": (82783, 82081), "val2014": (40504, 40137)}
-"""Images of each list, and how many of them have an annotation."""
+"""Images of each list, and the number of those with an annotation."""
 
 
 def compare(dataset: Dataset) -> Iterator[Problem]:
-    """What differs from VOC 2012 or COCO 2014, where the data claim to be one of them; nothing for
-    other data.
+    """What differs from VOC 2012 or COCO 2014; nothing for other data.
 
-    VOC 2012 is claimed by VOC's 20 classes and mostly VOC's ids; COCO 2014 by its list names and
-    most of its categories.
+    A copy of VOC 2012 has VOC's 20 classes and mostly VOC's ids; a copy of COCO 2014 has its list
+    names and most of its categories.
     """
     if (
         dataset.format == "voc"
         and dataset.classes == VOC_CLASSES
         and dataset.mask_values == tuple(range(1, 21))
     ):
-        strange = tuple(i for i in dataset.records if not VOC_ID.fullmatch(i))
-        if 2 * len(strange) < len(dataset.records):
-            yield from _voc_ids(strange)
+        foreign = sum(not VOC_ID.fullmatch(i) for i in dataset.records)
+        if 2 * foreign < len(dataset.records):
             yield from _voc_lists(dataset)
             yield from _voc_tags(dataset)
             yield from _sbd(dataset)
@@ -54,42 +48,27 @@ def compare(dataset: Dataset) -> Iterator[Problem]:
         yield from _coco(dataset)
 
 
-def _voc_ids(strange: tuple[str, ...]) -> Iterator[Problem]:
-    if strange:
-        message = (
-            "ids that are not VOC 2012's, which have 11 characters such as 2007_000032:"
-            f" {len(strange)}"
-        )
-        yield Problem(
-            "warning",
-            "voc-ids",
-            message,
-            strange,
-            "psa and its descendants cut 11 characters out of list lines",
-        )
-
-
 def _voc_lists(dataset: Dataset) -> Iterator[Problem]:
     lists = {name: set(ids) for name, ids in dataset.lists.items()}
-    known = _known_members(dataset, lists)
+    members = _members(dataset, lists)
     for name, size in VOC_SIZES.items():
-        listed = lists.get(name)
-        if listed is None or len(listed) == size:
+        ids = lists.get(name)
+        if ids is None or len(ids) == size:
             continue
-        surplus = len(listed) - size
+        surplus = len(ids) - size
         difference = (
             f"{abs(surplus):,} {'more' if surplus > 0 else 'fewer'} than VOC 2012's {size:,}"
         )
-        message = f"list {name!r} has {len(listed):,} images, {difference}"
+        message = f"list {name!r} has {len(ids):,} images, {difference}"
         names: set[str] = set()
-        if known[name]:
-            names = listed - known[name] if surplus > 0 else known[name] - listed
+        if members[name]:
+            names = ids - members[name] if surplus > 0 else members[name] - ids
             message += (
                 f"; {len(names):,} are known {'not to belong' if surplus > 0 else 'to belong'}"
                 " to it"
             )
         yield Problem(
-            "warning", "voc-list", message, tuple(sorted(names)), _original(name, len(listed))
+            "warning", "voc-list", message, tuple(sorted(names)), _original(name, len(ids))
         )
     train, train_aug = lists.get("train", set()), lists.get("train_aug", set())
     if train_aug and not train <= train_aug:
@@ -102,39 +81,28 @@ def _voc_lists(dataset: Dataset) -> Iterator[Problem]:
         )
 
 
-def _known_members(dataset: Dataset, lists: dict[str, set[str]]) -> dict[str, set[str]]:
-    """Ids that other lists and complete mask folders put into a list: VOC segmented train and val,
-    SBD train_aug and val.
-    """
-    segmented, augmented = (
-        _stems(dataset, "SegmentationClass"),
-        _stems(dataset, "SegmentationClassAug"),
-    )
+def _members(dataset: Dataset, lists: dict[str, set[str]]) -> dict[str, set[str]]:
+    """Ids that belong to each list, as far as other lists and complete mask folders tell."""
+    # VOC has masks of train and val, SBD of train_aug and val.
+    voc = _stems(dataset, "SegmentationClass")
+    sbd = _stems(dataset, "SegmentationClassAug")
     train, val, train_aug = (lists.get(name, set()) for name in ("train", "val", "train_aug"))
-    known = {
-        "train": segmented - val,
-        "val": segmented - train,
-        "trainval": train | val,
-        "test": set(),
-    }
-    if len(segmented) != VOC_SIZES["trainval"]:
-        known |= {"train": set(), "val": set()}
+    if len(voc) != VOC_SIZES["trainval"]:
+        members = {"train": set(), "val": set(), "trainval": train | val}
     elif len(train_aug) == VOC_SIZES["train_aug"]:
-        known |= {
-            "train": segmented & train_aug,
-            "val": segmented - train_aug,
-            "trainval": segmented,
-        }
-    complete = len(augmented) in (VOC_SIZES["train_aug"], VOC_SIZES["train_aug"] + VOC_SIZES["val"])
-    return {**known, "train_aug": train | augmented - val if complete else train}
+        members = {"train": voc & train_aug, "val": voc - train_aug, "trainval": voc}
+    else:
+        members = {"train": voc - val, "val": voc - train, "trainval": train | val}
+    is_whole = len(sbd) in (VOC_SIZES["train_aug"], VOC_SIZES["train_aug"] + VOC_SIZES["val"])
+    return {**members, "test": set(), "train_aug": train | sbd - val if is_whole else train}
 
 
 def _stems(dataset: Dataset, folder: str) -> set[str]:
     return {path.stem for path in (dataset.root / folder).glob("*.png")}
 
 
-def _original(name: str, found: int) -> str:
-    if found == MISPRINT:
+def _original(name: str, size: int) -> str:
+    if size == MISPRINT:
         return "10,528 is a misprint in several papers; the released train_aug.txt has 10,582 lines"
     if name == "train_aug":
         return "take train_aug.txt as psa, IRN or SEAM release it"
@@ -143,16 +111,18 @@ def _original(name: str, found: int) -> str:
 
 
 def _voc_tags(dataset: Dataset) -> Iterator[Problem]:
-    """Compared only where a list is complete: else it is the list that is wrong."""
-    for name, expected in VOC_TAGS.items():
+    for name, originals in VOC_TAGS.items():
+        # Of an incomplete list, it is the list that is wrong.
         if len(dataset.lists.get(name, ())) != VOC_SIZES[name]:
             continue
         counts = dataset.tag_matrix(dataset.subset(name)).sum(axis=0).astype(int).tolist()
-        wrong = [(c, n, e) for c, n, e in zip(VOC_CLASSES, counts, expected, strict=True) if n != e]
+        wrong = [
+            (c, n, e) for c, n, e in zip(VOC_CLASSES, counts, originals, strict=True) if n != e
+        ]
         if not wrong:
             continue
         figures = some((f"{c} {n:,} instead of {e:,}" for c, n, e in wrong), 20)
-        message = f"list {name!r} has {sum(counts):,} tags instead of {sum(expected):,}: {figures}"
+        message = f"list {name!r} has {sum(counts):,} tags instead of {sum(originals):,}: {figures}"
         names = tuple(c for c, _, _ in wrong)
         if dataset.tags_from == FROM_MASKS:
             hint = (
@@ -182,19 +152,6 @@ def _sbd(dataset: Dataset) -> Iterator[Problem]:
             " are in VOC 2012 already, and SBD's masks are needed for --supervision full only",
         )
         return
-    bare = tuple(
-        record.id for record in dataset.subset("train_aug") if not dataset.has_mask(record)
-    )
-    if bare:
-        message = (
-            f"images of 'train_aug' without a mask: {len(bare):,}. SBD's masks are not in"
-            " SegmentationClassAug"
-        )
-        hint = (
-            "training from tags does not need them; --supervision full has that many images less"
-            " without them"
-        )
-        yield Problem("info", "voc-sbd-masks", message, bare, hint)
 
 
 def _coco(dataset: CocoDataset) -> Iterator[Problem]:
@@ -210,33 +167,33 @@ def _coco(dataset: CocoDataset) -> Iterator[Problem]:
         hint = "take instances_*.json of annotations_trainval2014.zip"
         yield Problem("warning", "coco-classes", message, lacking + foreign, hint)
     elif classes != COCO_CLASSES:
-        moved = tuple(a for a, b in zip(classes, COCO_CLASSES, strict=True) if a != b)
-        message = f"categories in another order than COCO's: {len(moved)}"
+        others = tuple(a for a, b in zip(classes, COCO_CLASSES, strict=True) if a != b)
+        message = f"categories in another order than COCO's: {len(others)}"
         yield Problem(
             "warning",
             "coco-classes",
             message,
-            moved,
+            others,
             "label maps made by others would show other classes",
         )
     yield from _coco_lists(dataset)
 
 
 def _without(names: Iterable[str], others: Iterable[str]) -> tuple[str, ...]:
-    known = set(others)
-    return tuple(name for name in names if name not in known)
+    others = set(others)
+    return tuple(name for name in names if name not in others)
 
 
 def _coco_lists(dataset: CocoDataset) -> Iterator[Problem]:
-    for name, (everything, annotated) in COCO_SIZES.items():
+    for name, (total, with_notes) in COCO_SIZES.items():
         if name not in dataset.lists:
             continue
         empty = dataset.empty[name]
         with_tags = len(dataset.lists[name]) - (empty if dataset.config.keep_empty else 0)
-        if with_tags == annotated and empty in (0, everything - annotated):
+        if with_tags == with_notes and empty in (0, total - with_notes):
             if dataset.config.keep_empty and not empty:
                 message = (
-                    f"the JSON of {name!r} has lost its {everything - annotated} images without"
+                    f"the JSON of {name!r} has lost its {total - with_notes} images without"
                     " annotation"
                 )
                 hint = "data.keep_empty=on cannot bring them back: take the original JSON"
@@ -244,7 +201,7 @@ def _coco_lists(dataset: CocoDataset) -> Iterator[Problem]:
             continue
         message = (
             f"list {name!r} has {with_tags:,} images with annotations and {empty:,} without, "
-            f"instead of COCO 2014's {annotated:,} and {everything - annotated:,}"
+            f"instead of COCO 2014's {with_notes:,} and {total - with_notes:,}"
         )
         yield Problem(
             "warning",

@@ -1,21 +1,16 @@
-"""What ``check`` finds out: problems of a data set, and what one image and its mask are like."""
+"""Problems of a data set, and the traits of one image and its mask that lead to them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from trainer.data.coco.dataset import SAME_SIZE
 from trainer.data.colours import GREY_HINT, reindexed
-from trainer.data.dataset import (
-    IGNORE,
-    INDEX_PNG,
-    Dataset,
-    Record,
-)
+from trainer.data.dataset import IGNORE, INDEX_PNG, Dataset, Record
 from trainer.data.headers import Header
 from trainer.data.pixels import MAX_PIXELS, SIZE_LIMIT, open_header, open_image
 from trainer.data.rgb import to_rgb
@@ -24,103 +19,98 @@ from trainer.errors import DataError, some
 
 LARGE_PIXELS = 20_000_000
 TINY_SIDE = 32
-# Of 255, what an image of 16 bits stays below if no more than 14 of them are used.
+# An image of 16 bits stays below this level of 255 if it uses no more than 14 of them.
 DARK = 64
 
-# What an image or a mask may be: severity, in words, what to do about it.
-KINDS: dict[str, tuple[str, str, str]] = {
-    "unreadable": (
-        "error",
-        "images that cannot be read",
-        "replace them or take them out of the lists",
-    ),
-    "truncated": ("error", "images that are cut off (truncated)", "download or copy them again"),
-    "huge": ("error", f"images of more than {MAX_PIXELS:,} pixels", "scale them down"),
-    "mask-unreadable": (
-        "error",
-        "masks that cannot be read",
-        "save masks as palette or grey PNG with class indices",
-    ),
-    "mask-colour": (
-        "error",
-        "masks that are pictures in colours instead of class indices",
-        (
+KINDS: dict[str, dict[str, tuple[str, str]]] = {
+    "error": {
+        "unreadable": (
+            "images that cannot be read",
+            "replace them, or take them out of the lists",
+        ),
+        "truncated": ("images that are cut off (truncated)", "download or copy them again"),
+        "huge": (f"images of more than {MAX_PIXELS:,} pixels", "scale them down"),
+        "mask-unreadable": (
+            "masks that cannot be read",
+            "save masks as palette or grey PNG with class indices",
+        ),
+        "mask-colour": (
+            "masks that are pictures in colours instead of class indices",
             "colours of the VOC palette are read with --set data.masks=colours, and turned into"
-            " indices by wsss-trainer convert DATA NEW --to voc --set data.masks=colours"
+            " indices by wsss-trainer convert DATA NEW --to voc --set data.masks=colours",
         ),
-    ),
-    "mask-grey": (
-        "error",
-        "masks that hold grey levels of the VOC colours instead of class indices",
-        GREY_HINT,
-    ),
-    "mask-reindexed": (
-        "error",
-        "palette masks whose colours are VOC's but whose indices a tool has renumbered",
-        (
+        "mask-grey": (
+            "masks that hold grey levels of the VOC colours instead of class indices",
+            GREY_HINT,
+        ),
+        "mask-reindexed": (
+            "palette masks whose colours are VOC's but whose indices a tool has renumbered",
             "--set data.masks=colours reads the colours; wsss-trainer convert DATA NEW --to voc"
-            " --set data.masks=colours"
+            " --set data.masks=colours",
         ),
-    ),
-    "mask-size": (
-        "error",
-        "masks of another size than their image",
-        "EXIF-rotated images are compared after turning",
-    ),
-    "mask-value": (
-        "error",
-        "masks with values that no class has",
-        "0 is background, 255 is ignored, classes between",
-    ),
-    "mask-ignored": (
-        "info",
-        "masks that hold 255, which is 'ignore', and no class",
-        "where 255 is the object: --set data.masks=binary",
-    ),
-    "mask-missing": (
-        "warning",
-        "images without a mask, while others have one",
-        "these cannot be evaluated",
-    ),
-    "mask-untagged": ("warning", "masks that show a class which the tags lack", "correct the tags"),
-    "untagged": (
-        "warning",
-        "images without a tag",
-        "tag them, or leave them out of the training list",
-    ),
-    "cmyk": ("warning", "CMYK images, whose colours are converted roughly", "save them as RGB"),
-    "16-bit": (
-        "warning",
-        "images of more than 8 bits a channel, scaled to 8",
-        "save them with 8 bits",
-    ),
-    "few-bits": (
-        "warning",
-        "images of 16 bits whose values use 14 or fewer of them, so that they are almost black",
-        "depth is scaled by the type of the file, never by its values: multiply them, for 12 bits"
-        " as with magick IN.tif -evaluate multiply 16 OUT.png, or state the value of white in a"
-        " TIFF's tag MaxSampleValue (4095)",
-    ),
-    "large": (
-        "warning",
-        f"images of more than {LARGE_PIXELS:,} pixels",
-        "scale them down: each costs seconds and memory",
-    ),
-    "tiny": ("warning", f"images with a side under {TINY_SIDE} pixels", "leave them out"),
-    "rotated": ("info", "images turned as their EXIF data say", "masks must fit the turned image"),
-    "grey": ("info", "grey images, turned into RGB", ""),
-    "palette": ("info", "images with palette or alpha, laid on white", ""),
-    "tag-unmasked": ("info", "images with a tag that their mask does not show", ""),
+        "mask-size": (
+            "masks of another size than their image",
+            "EXIF-rotated images are compared after turning",
+        ),
+        "mask-value": (
+            "masks with values that no class has",
+            "0 is background, 255 is ignored, classes between",
+        ),
+    },
+    "warning": {
+        "mask-missing": (
+            "images without a mask, while others have one",
+            "these cannot be evaluated",
+        ),
+        "mask-untagged": ("masks that show a class which the tags lack", "correct the tags"),
+        "untagged": ("images without a tag", "tag them, or leave them out of the training list"),
+        "cmyk": ("CMYK images, whose colours are converted roughly", "save them as RGB"),
+        "16-bit": ("images of more than 8 bits a channel, scaled to 8", "save them with 8 bits"),
+        "few-bits": (
+            "images of 16 bits whose values use 14 or fewer of them, so that they are almost black",
+            "depth is scaled by the type of the file, never by its values: multiply them, for 12"
+            " bits as with magick IN.tif -evaluate multiply 16 OUT.png, or state the value of white"
+            " in a TIFF's tag MaxSampleValue (4095)",
+        ),
+        "large": (
+            f"images of more than {LARGE_PIXELS:,} pixels",
+            "scale them down: each costs seconds and memory",
+        ),
+        "tiny": (f"images with a side under {TINY_SIDE} pixels", "leave them out"),
+    },
+    "info": {
+        "rotated": ("images turned as their EXIF data say", "masks must fit the turned image"),
+        "grey": ("grey images, turned into RGB", ""),
+        "palette": ("images with palette or alpha, laid on white", ""),
+        "tag-unmasked": ("images with a tag that their mask does not show", ""),
+        "mask-ignored": (
+            "masks that hold 255, which is 'ignore', and no class",
+            "where 255 is the object: --set data.masks=binary",
+        ),
+    },
 }
-
-
+"""What an image or a mask may be: by severity and kind, in words, and what to do about it."""
+BINARY_HINT = (
+    "255 is 'ignore': where it is the object, --set data.masks=binary reads it so, for one class or"
+    " images with one tag; else save masks with the values 1 to K"
+)
 SHOWS = "mask-shows"
 """Trait of a mask that shows some class. It is no problem."""
+Traits = Mapping[str, Sequence[tuple[str, str]]]
+"""By trait: names of images or masks, each with a detail in words or ""."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One kind of problem: how bad, what, which files, what to do."""
+    """One kind of problem.
+
+    Attributes:
+        severity: ``error``, ``warning`` or ``info``.
+        kind: a short name that stays the same, for scripts.
+        message: what is wrong, with its count.
+        names: of the files, classes or lists concerned.
+        hint: what to do.
+    """
 
     severity: str
     kind: str
@@ -131,14 +121,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one image and its mask are like.
+    """The result of looking at one image and its mask.
 
     Attributes:
         pixels: height times width of the image.
-        cells: values that its CAM file will hold.
+        cells: number of values in its future CAM file.
         digest: hash of the image file.
         mask_bytes: size of the mask file, 0 without one.
-        traits: keys of ``KINDS``, or ``SHOWS``, each with a detail in words or "".
+        traits: kinds of ``KINDS``, or ``SHOWS``, each with a detail in words or "".
     """
 
     pixels: int = 0
@@ -149,7 +139,7 @@ class Finding:
 
 
 def inspect(dataset: Dataset, record: Record) -> Finding:
-    """Decode one image and its mask in full and note what is remarkable about them."""
+    """Decode one image and its mask in full and list their traits."""
     traits: list[tuple[str, str]] = []
     size, digest = (0, 0), ""
     try:
@@ -176,7 +166,7 @@ def inspect(dataset: Dataset, record: Record) -> Finding:
 
 
 def _looks(header: Header) -> Iterator[str]:
-    """Traits that the header tells."""
+    """Traits by the header of an image."""
     image = header.image
     if header.bits > 8:
         yield "16-bit"
@@ -198,11 +188,8 @@ def _damage(error: DataError) -> str:
     if error.expected == SIZE_LIMIT:
         return "huge"
     text = str(error.__cause__).lower()
-    return (
-        "truncated"
-        if "truncated" in text or "unexpected end" in text or "broken data" in text
-        else "unreadable"
-    )
+    is_cut = any(words in text for words in ("truncated", "unexpected end", "broken data"))
+    return "truncated" if is_cut else "unreadable"
 
 
 def _broken(traits: list[tuple[str, str]]) -> bool:
@@ -232,7 +219,7 @@ def inspect_mask(
         size: its (height, width); None where it is not known.
     """
     if size is None and record.mask is None:
-        return  # The outlines of an image that cannot be read have nothing to be painted on.
+        return  # Outlines cannot be drawn without the size of the image.
     try:
         raw = dataset.raw_mask(record) if record.mask else dataset.read_mask(record)
     except DataError as error:
@@ -251,13 +238,30 @@ def inspect_mask(
     except DataError as error:
         yield "mask-grey" if error.hint == GREY_HINT else "mask-value", error.found
         return
-    shown = set(np.flatnonzero(np.bincount(label.ravel(), minlength=256)).tolist()) - {0, IGNORE}
-    tagged = {k + 1 for k in record.tags}
-    if shown:
+    labels = set(np.flatnonzero(np.bincount(label.ravel(), minlength=256)).tolist()) - {0, IGNORE}
+    tags = {k + 1 for k in record.tags}
+    if labels:
         yield SHOWS, ""
     elif (label == IGNORE).any():
         yield "mask-ignored", ""
-    if shown - tagged:
-        yield "mask-untagged", some(dataset.classes[v - 1] for v in sorted(shown - tagged))
-    if tagged - shown:
-        yield "tag-unmasked", some(dataset.classes[v - 1] for v in sorted(tagged - shown))
+    if labels - tags:
+        yield "mask-untagged", some(dataset.classes[v - 1] for v in sorted(labels - tags))
+    if tags - labels:
+        yield "tag-unmasked", some(dataset.classes[v - 1] for v in sorted(tags - labels))
+
+
+def problems_of(traits: Traits) -> Iterator[Problem]:
+    """One problem for each kind of ``KINDS`` that occurs; and an error where some masks hold 255
+    and none shows a class.
+    """
+    for severity, kinds in KINDS.items():
+        for kind, (words, hint) in kinds.items():
+            if traits.get(kind):
+                names = tuple(name for name, _ in traits[kind])
+                detail = traits[kind][0][1]
+                message = f"{words}: {len(names)}" + (f" (first: {detail})" if detail else "")
+                yield Problem(severity, kind, message, names, hint)
+    empty = tuple(name for name, _ in traits.get("mask-ignored", ()))
+    if empty and not traits.get(SHOWS):
+        message = f"masks that hold 0 and 255 only, and no mask shows a class: {len(empty)}"
+        yield Problem("error", "mask-binary", message, empty, BINARY_HINT)

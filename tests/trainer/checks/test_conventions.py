@@ -159,16 +159,6 @@ def test_without_sbd_it_says_what_is_missing_and_what_it_costs(tmp_path: Path) -
     for part in ("1,464 images of 'train' instead of 10,582", "61.2 to 54.0"):
         assert part in problem.message
     assert "photographs and their XML are in VOC 2012 already" in problem.hint
-    data = voc(tmp_path, masks=False)
-    (problem,) = compare(data)
-    assert (problem.kind, problem.severity, len(problem.names)) == ("voc-sbd-masks", "info", 10582)
-
-
-def test_ids_of_other_data_among_those_of_voc(tmp_path: Path) -> None:
-    data = voc(tmp_path)
-    records = {**data.records, "mine": Record("mine", tmp_path / "mine.jpg", (0,))}
-    (problem,) = compare(dataclasses.replace(data, records=records))
-    assert (problem.kind, problem.names) == ("voc-ids", ("mine",))
 
 
 @pytest.mark.parametrize("change", ["classes", "ids", "format"])
