@@ -12,7 +12,6 @@ import os
 import queue
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Hashable, Iterable, Iterator
-from types import TracebackType
 from typing import Any, Self, Unpack
 
 import grpc
@@ -172,12 +171,7 @@ class Client(Connection):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -294,12 +288,7 @@ class AsyncClient(Connection):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()
 
 

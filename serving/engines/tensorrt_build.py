@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +127,7 @@ def _parse(trt: Any, builder: Any, graph: Path, logger: Any) -> tuple[Any, Any]:
 
 def timing_path(folder: Path, trt: Any, device: Device) -> Path:
     """The cache of kernel timings for this device and version."""
-    key = {
-        "library": trt.__version__,
-        "name": device.name,
-        "capability": device.capability,
-        "driver": device.driver,
-    }
+    key = {"library": trt.__version__, **asdict(device)}
     return folder / f"timings-{digest(key)}.cache"
 
 

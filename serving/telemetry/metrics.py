@@ -8,6 +8,7 @@ of :data:`STAGES`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from prometheus_client import (
     CollectorRegistry,
@@ -55,23 +56,14 @@ class Telemetry:
             buckets=BUCKETS,
             registry=self.registry,
         )
-        self._image_bytes = Gauge(
-            "wsss_image_bytes",
-            "Bytes of memory that the requests in progress take.",
-            registry=self.registry,
+        gauge = partial(Gauge, registry=self.registry)
+        self._image_bytes = gauge(
+            "wsss_image_bytes", "Bytes of memory that the requests in progress take."
         )
-        self._image_bytes_limit = Gauge(
-            "wsss_image_bytes_limit", "Bytes that they may take.", registry=self.registry
-        )
-        self.streams = Gauge("wsss_streams", "Streams that are open.", registry=self.registry)
-        self.watches = Gauge(
-            "wsss_watches", "Watches of the health service that are open.", registry=self.registry
-        )
-        self.ready = Gauge(
-            "wsss_ready",
-            "1 while the server takes requests, 0 while it ends.",
-            registry=self.registry,
-        )
+        self._image_bytes_limit = gauge("wsss_image_bytes_limit", "Bytes that they may take.")
+        self.streams = gauge("wsss_streams", "Streams that are open.")
+        self.watches = gauge("wsss_watches", "Watches of the health service that are open.")
+        self.ready = gauge("wsss_ready", "1 while the server takes requests, 0 while it ends.")
         ProcessCollector(registry=self.registry)
 
     def follow(self, models: Models) -> None:
@@ -129,16 +121,12 @@ class _ModelCollector(Collector):
             ready.add_metric((state.name, str(state.version)), float(state.state == State.READY))
         yield from (info, ready)
         figures = [(_labels(model), model.batcher.statistics()) for model in self._live]
-        for name, text, value in GAUGES:
-            gauge = GaugeMetricFamily(name, text, labels=MODEL)
-            for labels, statistics in figures:
-                gauge.add_metric(labels, value(statistics))
-            yield gauge
-        for name, text, value in COUNTERS:
-            counter = CounterMetricFamily(name, text, labels=MODEL)
-            for labels, statistics in figures:
-                counter.add_metric(labels, value(statistics))
-            yield counter
+        for family, rows in ((GaugeMetricFamily, GAUGES), (CounterMetricFamily, COUNTERS)):
+            for name, text, value in rows:
+                metric = family(name, text, labels=MODEL)
+                for labels, statistics in figures:
+                    metric.add_metric(labels, value(statistics))
+                yield metric
 
 
 GAUGES: tuple[Figure, ...] = (

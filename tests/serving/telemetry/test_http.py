@@ -149,7 +149,7 @@ def test_its_death_is_told(repository, run_server, caplog):
         (child,) = children(os.getpid())
         os.kill(child, signal.SIGKILL)
         ended = time.monotonic() + 10
-        while "probes ended with code -9" not in caplog.text and time.monotonic() < ended:
+        while "probe process ended with code -9" not in caplog.text and time.monotonic() < ended:
             time.sleep(0.05)
-        assert "probes ended with code -9" in caplog.text
+        assert "probe process ended with code -9" in caplog.text
         assert server.address

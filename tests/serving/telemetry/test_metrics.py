@@ -92,4 +92,4 @@ def test_a_malformed_message_is_an_invalid_argument(server, samples):
         with pytest.raises(grpc.RpcError) as caught:
             channel.unary_unary("/wsss.v1.Segmentation/Segment")(b"\xff\xff", timeout=10)
         assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-        assert caught.value.details().startswith("the message is no wsss.v1.SegmentRequest")
+        assert caught.value.details().startswith("the message is not a wsss.v1.SegmentRequest")
