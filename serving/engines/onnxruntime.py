@@ -100,13 +100,9 @@ def open_session(card: Card, options: Any, providers: list[Any]) -> Any:
     import onnxruntime
 
     try:
+        # Without the fallback a missing GPU library is an error, not a session on processors.
         return onnxruntime.InferenceSession(
-            # Without a fallback a missing GPU library is an error, not a silent session on
-            # processors.
-            str(card.graph_path),
-            options,
-            providers=providers,
-            enable_fallback=0,
+            str(card.graph_path), options, providers=providers, enable_fallback=0
         )
     # The exception types of the library derive from Exception directly.
     except Exception as error:

@@ -55,8 +55,8 @@ async def side_by_side(
     in_order: bool,
     ending: asyncio.Event | None = None,
 ) -> AsyncIterator[Any]:
-    """What ``work``, which must not raise, makes of each message of ``pull``, whose None is the
-    end.
+    """What ``work`` makes of each message of ``pull``, which ends with None. ``work`` must not
+    raise.
 
     At most ``depth`` messages are pulled and not handed on; meanwhile the sender has to wait.
     Replies keep the order of the messages if ``in_order``, otherwise the first finished comes
