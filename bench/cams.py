@@ -46,7 +46,7 @@ Raw = dict[str, list[tuple[torch.Tensor, torch.Tensor]]]
 
 
 def pictures(folder: Path, count: int, width: int, height: int) -> list[Record]:
-    """Soft coloured noise as JPEG files, half of them upright."""
+    """JPEG files of soft coloured noise, half of them in portrait format."""
     records = []
     for n in range(count):
         size = (width, height) if n % 2 else (height, width)
@@ -63,20 +63,20 @@ def ours(
     method: Method, records: list[Record], protocol: Protocol, config: CamsConfig, folder: Path
 ) -> Maps:
     """``make_cams`` with its writer replaced by a dictionary."""
-    found: Maps = {}
+    maps_by_id: Maps = {}
     original = cams.write_cam
-    cams.write_cam = lambda path, tags, maps, size: found.update({path.stem: maps})  # type: ignore[assignment]
+    cams.write_cam = lambda path, tags, maps, size: maps_by_id.update({path.stem: maps})  # type: ignore[assignment]
     try:
         make_cams(method, records, Output(folder), protocol, config, "cpu")
     finally:
         cams.write_cam = original
-    return found
+    return maps_by_id
 
 
 @torch.no_grad()
 def released(plain: Plain, records: list[Record], protocol: Protocol) -> tuple[Maps, Raw]:
-    """Full-size maps of present classes, and the raw ones to compare with."""
-    found: Maps = {}
+    """Full-size maps of the tagged classes, and the raw maps for the comparison."""
+    maps_by_id: Maps = {}
     raw: Raw = {}
     mean, std = np.array(MEAN, np.float32), np.array(STD, np.float32)
     for record in records:
@@ -104,8 +104,10 @@ def released(plain: Plain, records: list[Record], protocol: Protocol) -> tuple[M
                 total += full[:, :, ::-1] if pair else full
                 pair.append(maps[0, list(record.tags)])
             raw[record.id].append((pair[0], pair[1]))
-        found[record.id] = (total / (total.max((1, 2), keepdims=True) + 1e-5))[list(record.tags)]
-    return found, raw
+        maps_by_id[record.id] = (total / (total.max((1, 2), keepdims=True) + 1e-5))[
+            list(record.tags)
+        ]
+    return maps_by_id, raw
 
 
 def difference(maps: Maps, raw: Raw, records: list[Record], protocol: Protocol) -> float:
@@ -119,7 +121,7 @@ def difference(maps: Maps, raw: Raw, records: list[Record], protocol: Protocol) 
 
 
 def compare(args: argparse.Namespace, folder: Path) -> float:
-    """Ratio at float32."""
+    """Time all sides in turns, print a line for each; returns the ratio at float32."""
     records = pictures(folder, args.images, args.width, args.height)
     if args.folder:
         records = [
@@ -170,7 +172,7 @@ def main() -> None:
     parser.add_argument(
         "--protocol", choices=[n for n in PROTOCOLS if PROTOCOLS[n].mirror == "add"], default="psa"
     )
-    parser.add_argument("--folder", type=Path, help="images to take instead of synthetic ones")
+    parser.add_argument("--folder", type=Path, help="folder of images; without it, synthetic ones")
     parser.add_argument("--images", type=int, default=8, help="number of images")
     parser.add_argument("--width", type=int, default=320, help="width of synthetic images")
     parser.add_argument("--height", type=int, default=240, help="height of synthetic images")

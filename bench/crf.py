@@ -28,7 +28,7 @@ from trainer.refine.pseudo_masks import RefineConfig, make_pseudo_masks
 
 
 def scene(number: int, height: int, width: int, labels: int) -> tuple[np.ndarray, np.ndarray]:
-    """A picture of soft regions with noise, and scores that follow it loosely."""
+    """A picture of soft regions with noise, and scores that roughly follow it."""
     rng = np.random.RandomState(number)
     y, x = np.mgrid[:height, :width] / 60.0
     base = (
@@ -44,7 +44,7 @@ def scene(number: int, height: int, width: int, labels: int) -> tuple[np.ndarray
 
 
 def write_scenes(args: argparse.Namespace, folder: Path) -> list[Record]:
-    """Photographs, and maps of as many classes as there are labels beside the background."""
+    """Write photographs, and one map for each label other than the background."""
     tags = tuple(range(args.labels - 1))
     (folder / "images").mkdir()
     records = []
@@ -131,7 +131,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200, help="number of images")
     parser.add_argument("--height", type=int, default=240, help="height of the images")
     parser.add_argument("--width", type=int, default=320, help="width of the images")
-    parser.add_argument("--labels", type=int, default=3, help="with the background")
+    parser.add_argument(
+        "--labels", type=int, default=3, help="number of labels, background included"
+    )
     parser.add_argument("--preset", choices=PRESETS, default="P1", help="parameters of the CRF")
     parser.add_argument(
         "--backend",

@@ -53,9 +53,9 @@ def main() -> None:
         for _ in range(options.rounds):
             settings = ("schedule.workers=1", f"shutdown.lame_duck={options.lame_duck}")
             with target.server(Path(folder), *settings) as running:
-                found = asyncio.run(end(running, message))
-            print(json.dumps(found), flush=True)
-            totals.update({key: value for key, value in found.items() if isinstance(value, int)})
+                counts = asyncio.run(end(running, message))
+            print(json.dumps(counts), flush=True)
+            totals.update({key: value for key, value in counts.items() if isinstance(value, int)})
     print(
         json.dumps(
             {
@@ -105,7 +105,7 @@ async def end(running: Running, message: bytes) -> dict[str, Any]:
 
 
 def in_flight(running: Running) -> int:
-    """Requests that hold a place in the server's queue now."""
+    """Requests that hold a place in the server's queue at this moment."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with direct.open(f"http://127.0.0.1:{running.http_port}/metrics") as page:
         (line,) = (
@@ -117,7 +117,7 @@ def in_flight(running: Running) -> int:
 async def callers(
     running: Running, channel: grpc.aio.Channel, message: bytes, events: list[tuple[float, str]]
 ) -> list[str]:
-    """Codes of the calls made until the process has ended, in the order in which they were made."""
+    """Codes of all calls until the process has ended, in the order of the calls."""
     calls = []
     assert running.process
     while running.process.poll() is None:
@@ -134,7 +134,7 @@ async def noted(call: Any, events: list[tuple[float, str]]) -> str:
 
 
 async def anew(address: str, message: bytes) -> str:
-    """A call on a connection of its own."""
+    """A call on its own new connection."""
     options = [("grpc.use_local_subchannel_pool", 1)]
     async with grpc.aio.insecure_channel(address, options=options) as channel:
         return await code(channel, message)
@@ -149,7 +149,7 @@ async def code(channel: grpc.aio.Channel, message: bytes) -> str:
 
 
 async def watched(channel: grpc.aio.Channel, events: list[tuple[float, str]]) -> None:
-    """Note when the health service says that the server does not serve any more."""
+    """Note when the health service reports that the server no longer serves."""
     call = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
     try:
         async for reply in call:

@@ -75,16 +75,21 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         Plan(),
         EngineConfig(options.child),
     )
-    rng, loaded, began, taken = random.Random(0), resident(), time.perf_counter(), []
+    rng, loaded, began, megabytes = random.Random(0), resident(), time.perf_counter(), []
     for run in range(1, options.runs + 1):
         drawn = (rng.randint(128, 640), rng.randint(128, 640))
         height, width = read_size(options.fixed) if options.fixed else drawn
         engine.run({"image": np.zeros((1, height, width, 3), np.uint8)})
         if run % (options.runs // 8) == 0:
-            taken.append(round(resident() - loaded))
+            megabytes.append(round(resident() - loaded))
     seconds = round(time.perf_counter() - began, 1)
     sizes = options.fixed or "128 to 640"
-    return {"engine": engine.description, "sizes": sizes, "megabytes": taken, "seconds": seconds}
+    return {
+        "engine": engine.description,
+        "sizes": sizes,
+        "megabytes": megabytes,
+        "seconds": seconds,
+    }
 
 
 def resident() -> float:
@@ -95,7 +100,7 @@ def resident() -> float:
 def arguments() -> argparse.Namespace:
     parser = command_line.parser(__doc__)
     parser.add_argument(
-        "--repository", type=Path, help="models; without it one with random weights is exported"
+        "--repository", type=Path, help="folder of models; without it, a model with random weights"
     )
     parser.add_argument(
         "--model",

@@ -58,22 +58,22 @@ def main() -> None:
             name: choose_engine(card, Plan(), EngineConfig(name)) for name in options.engines
         }
         fast, exact = engines
-        told = {
+        facts = {
             "model": options.model,
             "engines": [engine.description for engine in engines.values()],
         }
-        told["equal_pixels"] = round(agreement(card, engines[fast], engines[exact]), 5)
+        facts["equal_pixels"] = round(agreement(card, engines[fast], engines[exact]), 5)
         bare = bare_seconds(engines, photos, options.rounds)
-        told["bare_ms"] = {name: round(1e3 * value, 1) for name, value in bare.items()}
-        told["bare_ratio"] = round(bare[exact] / bare[fast], 3)
-        print(json.dumps(told), flush=True)
+        facts["bare_ms"] = {name: round(1e3 * value, 1) for name, value in bare.items()}
+        facts["bare_ratio"] = round(bare[exact] / bare[fast], 3)
+        print(json.dumps(facts), flush=True)
         running = {
             name: servers.enter_context(target.server(repository, f"engine.name={name}"))
             for name in engines
         }
         rounds = []
         for number in range(options.rounds + 1):
-            # In turn first and second, so that a drift of the machine favours neither.
+            # The order alternates, so that a drift of the machine favours neither.
             order = list(engines)[:: 1 if number % 2 else -1]
             rates = {}
             for name in order:
@@ -119,8 +119,8 @@ def bare_seconds(engines: dict[str, Any], photos: Target, rounds: int) -> dict[s
 
 
 def export_random(root: Path, backbone: str, output_stride: int) -> Path:
-    """A repository with one segmenter of 20 classes on this backbone, exported by the trainer's own
-    code.
+    """Export one segmenter of 20 classes on this backbone with the trainer's own code; returns the
+    repository.
     """
     import torch
 
@@ -145,20 +145,22 @@ def arguments() -> argparse.Namespace:
         "--output-stride", type=int, default=8, help="of the network with random weights"
     )
     parser.add_argument(
-        "--repository", type=Path, help="models; without it one with random weights is exported"
+        "--repository", type=Path, help="folder of models; without it, a model with random weights"
     )
     parser.add_argument(
-        "--images", type=Path, help="folder of JPEGs; without it, made ones of six sizes"
+        "--images", type=Path, help="folder of JPEGs; without it, synthetic ones of six sizes"
     )
     parser.add_argument(
         "--engines",
         nargs=2,
         default=("openvino", "onnxruntime"),
-        help="the fast one, the exact one",
+        help="the fast engine, then the exact one",
     )
     parser.add_argument("--concurrency", type=int, default=4, help="callers at once")
     parser.add_argument("--rounds", type=int, default=5, help="rounds; medians count")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each side in each round")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="length of the load of each side in each round"
+    )
     return parser.parse_args()
 
 

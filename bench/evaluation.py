@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 
 
 def scene(seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Truth and prediction of one or two round things of 20 classes, of 375x500 pixels and like."""
+    """True and predicted mask of one or two round objects of 20 classes, about 375x500 pixels."""
     rng = np.random.RandomState(seed)
     y, x = np.mgrid[:height, :width]
     truth, pred = np.zeros((2, height, width), np.uint8)
@@ -49,11 +49,11 @@ def by_distance_transform(pred: np.ndarray, truth: np.ndarray, classes: int) -> 
     reach, values = tolerance_pixels(0.0075, truth.shape), np.full(classes, np.nan, np.float32)
     edges = contour(truth), contour(pred)
     for label in np.union1d(truth[edges[0]], pred[edges[1]]):
-        true, found = edges[0] & (truth == label), edges[1] & (pred == label)
+        truth_edge, pred_edge = edges[0] & (truth == label), edges[1] & (pred == label)
         values[label] = 0
-        if true.any() and found.any():
-            precision = (distance_transform_edt(~true)[found] <= reach).mean()
-            recall = (distance_transform_edt(~found)[true] <= reach).mean()
+        if truth_edge.any() and pred_edge.any():
+            precision = (distance_transform_edt(~truth_edge)[pred_edge] <= reach).mean()
+            recall = (distance_transform_edt(~pred_edge)[truth_edge] <= reach).mean()
             values[label] = (
                 2 * precision * recall / (precision + recall) if precision + recall else 0
             )
@@ -77,21 +77,23 @@ def timed(work: Callable[..., Result], *arguments: Any) -> tuple[float, Result]:
 
 
 def counts_of(images: int, skill: float) -> ImageCounts:
-    """Images of 21 classes, small: only their counts matter."""
-    found = []
+    """Counts of small images of 21 classes; only the counts matter here."""
+    confusions = []
     for n in range(images):
         rng = np.random.RandomState(n)
         truth = rng.choice([0, 1 + n % 20], (40, 40))
         pred = np.where(
             np.random.RandomState(n + 10_000).uniform(size=truth.shape) < skill, truth, 0
         )
-        found.append(sparse(confusion(pred, truth, 21, predicted_ignore="own")))
-    return ImageCounts.of([str(n) for n in range(images)], [f"class{k}" for k in range(20)], found)
+        confusions.append(sparse(confusion(pred, truth, 21, predicted_ignore="own")))
+    return ImageCounts.of(
+        [str(n) for n in range(images)], [f"class{k}" for k in range(20)], confusions
+    )
 
 
 def main() -> None:
     parser = command_line.parser(__doc__)
-    parser.add_argument("--images", type=int, default=20, help="of the boundary F-score")
+    parser.add_argument("--images", type=int, default=20, help="images of the boundary F-score")
     parser.add_argument("--list", type=int, default=1449, help="images of the bootstrap")
     args = parser.parse_args()
     boundary_f(*scene(0, 375, 500)[::-1], 21)  # imports

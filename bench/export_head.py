@@ -60,16 +60,16 @@ def main() -> None:
     )
     sessions = {"reductions": session(reductions), "exported": session(exported)}
     times: dict[str, list[float]] = {name: [] for name in sessions}
-    found = {}
+    outputs = {}
     for number in range(ROUNDS + 1):
         for name, graph in sessions.items():
             image, values = (entry.name for entry in graph.get_inputs())
             feed = {image: np.zeros((1, SIDE, SIDE, 3), np.uint8), values: logits}
             began = time.process_time()
-            found[name] = graph.run(None, feed)
+            outputs[name] = graph.run(None, feed)
             if number:
                 times[name].append(1e3 * (time.process_time() - began))
-    (mask, level), (other_mask, other_level) = found["exported"], found["reductions"]
+    (mask, level), (other_mask, other_level) = outputs["exported"], outputs["reductions"]
     assert (mask == other_mask).mean() > 0.9999
     assert np.abs(level.astype(int) - other_level).max() <= 1
     medians = {f"{name}_ms": round(statistics.median(values), 1) for name, values in times.items()}

@@ -48,7 +48,7 @@ def picture(kind: str) -> bytes:
 
 
 def saved(folder: Path, write: Callable[[Path], object], name: str) -> bytes:
-    """What ``write`` puts into a file."""
+    """The bytes that ``write`` puts into a file."""
     write(folder / name)
     return (folder / name).read_bytes()
 
@@ -93,7 +93,7 @@ def readers(folder: Path) -> dict[str, tuple[str, list[bytes], Reader]]:
 
 
 def damaged(data: bytes, rng: np.random.Generator) -> bytes:
-    """One to four changes of bytes."""
+    """The file with one to four damages."""
     changed = bytearray(data)
     for _ in range(int(rng.integers(1, 5))):
         if not changed:
@@ -119,7 +119,7 @@ def resident_mb() -> float:
 
 
 def run(name: str, file: str, valid: list[bytes], read: Reader, cases: int, folder: Path) -> str:
-    """Try ``cases`` damaged files on one reader; a line of figures."""
+    """Feed ``cases`` damaged files to one reader; returns its line of figures."""
     path, refusals, crashes, slowest, early = folder / file, 0, 0, 0.0, 0.0
     for case in range(cases):
         rng = np.random.default_rng((case, len(name)))
@@ -140,7 +140,7 @@ def run(name: str, file: str, valid: list[bytes], read: Reader, cases: int, fold
 
 def main() -> None:
     parser = command_line.parser(__doc__)
-    parser.add_argument("--cases", type=int, default=100_000, help="over all readers")
+    parser.add_argument("--cases", type=int, default=100_000, help="cases of all readers together")
     cases = parser.parse_args().cases
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)

@@ -56,7 +56,7 @@ class Stepper:
         self.pixels = 0
         start = time.perf_counter()
         self.optimizer.zero_grad()
-        # Squares of 16 pixels as super-pixels: what they look like does not matter to the cost.
+        # Squares of 16 pixels as super-pixels: their shape does not matter for the cost.
         rows, columns = (torch.arange(side) // 16 for side in images.shape[2:])
         squares = (1 + rows[:, None] * (columns[-1] + 1) + columns).expand(len(images), -1, -1)
         extra = {"segments": squares}

@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="mobilenet_v2", help="network of every variant")
     parser.add_argument("--train-list", default="train_balanced", help="list to train on")
     parser.add_argument("--epochs", type=int, default=3, help="epochs of every variant")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
     parser.add_argument(
         "--min-cells", type=int, default=CamsConfig().min_cells, help="cams.min_cells; 0 keeps all"
     )
@@ -60,7 +60,11 @@ def main() -> None:
         "--only", nargs="*", choices=VARIANTS, default=list(VARIANTS), help="variants to measure"
     )
     parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="for every variant"
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="knob of every variant; may be repeated",
     )
     args = parser.parse_args()
     print(f"{'variant':22s} {'train':>6s} {'val':>6s} {'threshold':>10s}")

@@ -22,7 +22,7 @@ CLASSES = 20
 
 
 class Graph:
-    """Nodes and weights of a graph that grows; every ``add`` returns the name of its output."""
+    """Nodes and weights of a growing graph; ``add`` returns the name of the node's output."""
 
     def __init__(self) -> None:
         self.nodes: list[Any] = []
@@ -219,7 +219,7 @@ def write_logits(root: Path, side: int = 512, name: str = "logits") -> Path:
 
 
 def write_triton(folder: Path, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
-    """``config.pbtxt``, as ``wsss-trainer export`` writes it beside its own models."""
+    """Write ``config.pbtxt`` as ``wsss-trainer export`` does."""
     types = {"float32": "TYPE_FP32", "uint8": "TYPE_UINT8"}
 
     def tensors(shapes: dict[str, Any]) -> str:
@@ -273,7 +273,7 @@ def _write(
     outputs: dict[str, Any],
     card: dict[str, Any] | None = None,
 ) -> Path:
-    """A graph as a model; axes of -1 are free, the batch comes before them all."""
+    """Write a graph as a model; axes of -1 are free, and the batch is the first axis."""
     from onnx import TensorProto, helper
 
     types = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}
@@ -288,8 +288,8 @@ def _write(
             for key, (dtype, dims) in shapes.items()
         ]
 
-    made = helper.make_graph(graph.nodes, name, infos(inputs), infos(outputs), graph.weights)
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx_graph = helper.make_graph(graph.nodes, name, infos(inputs), infos(outputs), graph.weights)
+    model = helper.make_model(onnx_graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     return write(root, name, model, inputs, outputs, card)
 
 
@@ -301,8 +301,8 @@ def write(
     outputs: dict[str, Any],
     card: dict[str, Any] | None,
 ) -> Path:
-    """The graph, its card and Triton's configuration; without a card's fields it is a model of kind
-    tensor.
+    """Write the graph, its card and Triton's configuration; without fields of a card the model is
+    of kind tensor.
     """
     folder = root / name / "1"
     folder.mkdir(parents=True)

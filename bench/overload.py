@@ -75,11 +75,11 @@ def main() -> None:
 
 
 def images() -> dict[str, bytes]:
-    """Files at the limit of pixels or at that of bytes."""
+    """Files at the limit of pixels or at the limit of bytes."""
     flat = Image.new("RGB", (SIDE, SIDE), (40, 160, 90))
     noise = np.random.default_rng(0).integers(0, 256, (3200, 3200, 3), dtype=np.uint8)
     deep = Image.fromarray(np.full((SIDE, SIDE), 30_000, np.uint16))
-    made = {
+    pictures = {
         "JPEG": (flat, "JPEG", {}),
         "progressive JPEG": (flat, "JPEG", {"progressive": True}),
         "PNG": (flat, "PNG", {"compress_level": 1}),
@@ -89,7 +89,7 @@ def images() -> dict[str, bytes]:
         "BMP of 30 MB": (Image.fromarray(noise), "BMP", {}),
     }
     files = {}
-    for name, (image, kind, settings) in made.items():
+    for name, (image, kind, settings) in pictures.items():
         file = io.BytesIO()
         image.save(file, kind, **settings)
         files[name] = file.getvalue()
@@ -97,7 +97,7 @@ def images() -> dict[str, bytes]:
 
 
 async def overload(running: Running, options: argparse.Namespace) -> Counter[str]:
-    """Replies by code and reason, with a remark where a refusal lacks what it needs."""
+    """Replies by code and reason, with a remark where a refusal lacks its details."""
     messages = [
         pb.SegmentRequest(image=pb.Image(encoded=data)).SerializeToString()
         for data in images().values()
@@ -114,10 +114,12 @@ async def overload(running: Running, options: argparse.Namespace) -> Counter[str
                     await call(messages[number % len(messages)], timeout=options.timeout)
                     replies["OK"] += 1
                 except grpc.RpcError as error:
-                    told = from_call(error)
-                    retry = "" if "retry_after_seconds" in told.metadata else ", no time to retry"
-                    replies[f"{told.code} {told.reason}{retry}"] += 1
-                    await asyncio.sleep(float(told.metadata.get("retry_after_seconds", 0.1)))
+                    refusal = from_call(error)
+                    retry = (
+                        "" if "retry_after_seconds" in refusal.metadata else ", no time to retry"
+                    )
+                    replies[f"{refusal.code} {refusal.reason}{retry}"] += 1
+                    await asyncio.sleep(float(refusal.metadata.get("retry_after_seconds", 0.1)))
                 number += options.callers + 1
 
     await asyncio.gather(*(caller(first) for first in range(options.callers)))
@@ -126,7 +128,7 @@ async def overload(running: Running, options: argparse.Namespace) -> Counter[str
 
 @contextmanager
 def held(running: Running, size: int, ulimit: bool) -> Iterator[str]:
-    """Keep the server from taking more than ``size`` bytes; says by what."""
+    """Limit the server to ``size`` bytes of memory; yields the name of the mechanism."""
     assert running.process
     pid = running.process.pid
     if ulimit:
@@ -151,7 +153,7 @@ def held(running: Running, size: int, ulimit: bool) -> Iterator[str]:
 
 
 def peak(pid: int) -> float:
-    """The most megabytes that a process held."""
+    """Peak memory of a process in megabytes."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -163,10 +165,16 @@ def arguments() -> Any:
     parser = command_line.parser(__doc__)
     parser.add_argument("--callers", type=int, default=64, help="callers at once")
     parser.add_argument("--seconds", type=float, default=60, help="length of the load")
-    parser.add_argument("--timeout", type=float, default=30, help="seconds a caller waits")
+    parser.add_argument(
+        "--timeout", type=float, default=30, help="seconds that a caller waits for its answer"
+    )
     parser.add_argument("--memory-mb", type=int, default=4096, help="memory of the server")
-    parser.add_argument("--ulimit", action="store_true", help="by ulimit -v, not a control group")
-    parser.add_argument("--set", action="append", default=[], help="settings of the server")
+    parser.add_argument(
+        "--ulimit", action="store_true", help="limit memory by ulimit -v, not by a control group"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], help="setting of the server; may be repeated"
+    )
     return parser.parse_args()
 
 

@@ -36,8 +36,8 @@ STEPS = 256
 
 
 def scene(case: str, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Maps ``[K,h,w]``, psa's with the background first, and 448 features (psa) or edges (irn) of
-    two round things.
+    """Maps ``[K,h,w]`` of two round objects, psa's with the background first, and their 448
+    features (psa) or edges (irn).
     """
     h, w = (
         (-(-height // 8), -(-width // 8))
@@ -77,24 +77,24 @@ def dense_walk(maps_Khw: torch.Tensor, affinity_Phw: torch.Tensor, beta: float) 
 
 
 def peak() -> float:
-    """MB that this process held at most."""
+    """Peak memory of this process in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def side(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
-    maps, given = scene(args.only, *args.size)
+    maps, inputs = scene(args.only, *args.size)
     if args.only == "irn":
-        maps = maps * (1 - given)
+        maps = maps * (1 - inputs)
     affinity_of = feature_affinity if args.only == "psa" else boundary_affinity
     seconds: dict[str, list[float]] = {"affinity": [], "walk": []}
-    affinity_of(given)
+    affinity_of(inputs)
     before = peak()
     if args.side == "dense":
         torch.set_flush_denormal(True)
     for _ in range(args.rounds if args.side == "ours" else 1):
         start = time.perf_counter()
-        affinity = affinity_of(given)
+        affinity = affinity_of(inputs)
         middle = time.perf_counter()
         if args.side == "ours":
             walked = walk(maps, transition(affinity, beta=BETA[args.only]), STEPS)
@@ -112,7 +112,8 @@ def side(args: argparse.Namespace) -> None:
 
 
 def labels(case: str, walked_Khw: np.ndarray) -> np.ndarray:
-    """As the papers decide: IRN puts a background of 0.25 beside the maps over their maximum."""
+    """Labels by the papers' rules: IRN divides the maps by their maximum and adds a background of
+    0.25."""
     if case == "psa":
         return walked_Khw.argmax(0)
     return np.concatenate(
@@ -167,7 +168,9 @@ def main() -> None:
     parser.add_argument(
         "--size", type=lambda text: tuple(map(int, text.split("x"))), default=(500, 375), help="WxH"
     )
-    parser.add_argument("--rounds", type=int, default=10, help="of ours; the dense side runs once")
+    parser.add_argument(
+        "--rounds", type=int, default=10, help="rounds of our side; the dense side runs once"
+    )
     parser.add_argument(
         "--threads", type=int, default=torch.get_num_threads(), help="threads of both sides"
     )

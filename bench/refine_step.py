@@ -54,7 +54,7 @@ LR = 1e-4
 
 
 class Affinity:
-    """What is compared for AffinityNet, sizes as published."""
+    """AffinityNet's side of the comparison, with the published sizes."""
 
     crop, cells, radius = 448, 56, 5
     loss = staticmethod(affinity_stage._loss)
@@ -77,7 +77,7 @@ class Affinity:
 
 
 class Irn:
-    """What is compared for IRNet, sizes as published."""
+    """IRNet's side of the comparison, with the published sizes."""
 
     crop, cells, radius = 512, 128, 10
     loss = staticmethod(irn_stage._loss)
@@ -124,24 +124,24 @@ def gathered_affinities(features_BChw: Tensor, radius: int) -> Tensor:
 
 
 def gathered_maxima(edge_Bhw: Tensor, radius: int) -> Tensor:
-    """Lines of equal length at once, as released."""
+    """Maxima of all lines of one length at once, as in the released code."""
     height, width = edge_Bhw.shape[1:]
     rows, columns = torch.arange(height - radius + 1), torch.arange(radius - 1, width - radius + 1)
     source = (rows[:, None] * width + columns).flatten()
     groups = defaultdict(list)
     for _, line in paths(radius):
         groups[len(line)].append([dy * width + dx for dy, dx in line])
-    found = []
+    maxima = []
     for lines in groups.values():
         index = torch.tensor(lines)[:, :, None] + source
-        found.append(
+        maxima.append(
             edge_Bhw.flatten(1)[:, index.flatten()].view(len(edge_Bhw), *index.shape).max(2).values
         )
-    return torch.cat(found, 1)
+    return torch.cat(maxima, 1)
 
 
 def plain(net: nn.Module) -> nn.Module:
-    """A copy on torch's own modules: convolutions and batch norms apart."""
+    """A copy made of torch's own modules, with convolution and batch norm separate."""
     other = copy.deepcopy(net)
     for module in other.modules():
         if isinstance(module, FoldingConv2d):
@@ -213,25 +213,25 @@ def compare(kind: Affinity | Irn, args: argparse.Namespace, folder: Path) -> Non
     )
     precise = torch.autocast("cpu", torch.bfloat16, enabled=has_bf16_units(gpu=False))
 
-    def alone(loss: Callable[[Outputs, Any], Tensor], given: Any) -> Callable[[], float]:
+    def alone(loss: Callable[[Outputs, Any], Tensor], labels_of_pairs: Any) -> Callable[[], float]:
         with torch.no_grad():
             outputs = tuple(x.float().requires_grad_() for x in kind.outputs(net, last))
 
         def step() -> float:
-            total = loss(outputs, given)
+            total = loss(outputs, labels_of_pairs)
             torch.autograd.grad(total, outputs)
             return total.item()
 
         return step
 
-    def whole(loss: Callable[[Outputs, Any], Tensor], given: Any) -> Callable[[], float]:
+    def whole(loss: Callable[[Outputs, Any], Tensor], labels_of_pairs: Any) -> Callable[[], float]:
         optimizer = torch.optim.SGD(net.param_groups(0.0, 0.0), lr=0.0)
 
         def step() -> float:
             optimizer.zero_grad()
             with precise:
                 outputs = kind.outputs(net, last)
-            total = loss(outputs, given)
+            total = loss(outputs, labels_of_pairs)
             total.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             return total.item()

@@ -77,14 +77,14 @@ def unfolded(network: nn.Module) -> nn.Module:
 
 
 def reset_peak() -> None:
-    """Forget the largest resident size so far, where the kernel lets us."""
+    """Reset the kernel's record of the largest resident size, where that is allowed."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_mb() -> float:
-    """Largest resident size since ``reset_peak``, in MiB; since the start where that did
-    nothing.
+    """Largest resident size in MiB since ``reset_peak``, or since the start where that is not
+    allowed.
     """
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -117,7 +117,7 @@ def fresh(segmenter: Segmenter, weights: Path | None, images: torch.Tensor) -> n
 
 
 def truth(record: Record) -> np.ndarray:
-    """Rectangles of classes on background, and a border that is open."""
+    """Rectangles of classes on background, with an ignored border."""
     height, width = read_image(record.image).shape[:2]
     mask = np.zeros((height, width), np.uint8)
     for tag in record.tags:
@@ -129,7 +129,7 @@ def truth(record: Record) -> np.ndarray:
 
 
 def pillow_labels(labels: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """As deeplab-pytorch: each label to NumPy, Pillow, back, for one output."""
+    """Labels resized as in deeplab-pytorch: each to NumPy and Pillow and back, for one output."""
     resized = []
     for label in labels:
         picture = Image.fromarray(label.float().numpy()).resize(
@@ -142,8 +142,8 @@ def pillow_labels(labels: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 def released_loss(
     network: nn.Module, images: torch.Tensor, labels: torch.Tensor, stride: int
 ) -> torch.Tensor:
-    """Sum of cross-entropies at every output's own size; of one output stretched to the label grid
-    for ``aspp``.
+    """Sum of cross-entropies at every output's own size; for ``aspp``, of its one output stretched
+    to the label grid.
     """
     outputs = network(images)
     if isinstance(outputs, list):
@@ -161,12 +161,12 @@ def released_step(segmenter: Segmenter, network: nn.Module, total: int) -> Calla
     config = segmenter.config
     network.train()
     optimizer = make_optimizer(segmenter.groups(network), config)
-    done = 0
+    number = 0
 
     def step(batch: tuple[torch.Tensor, torch.Tensor]) -> float:
-        nonlocal done
-        set_rate(optimizer, done, total, config)
-        done += 1
+        nonlocal number
+        set_rate(optimizer, number, total, config)
+        number += 1
         optimizer.zero_grad()
         loss = 0.0
         for images, labels in zip(*(part.chunk(config.accumulate) for part in batch)):
@@ -214,8 +214,8 @@ def our_step(
 def training(
     segmenter: Segmenter, records: list[Record], args: argparse.Namespace, folder: Path
 ) -> None:
-    """Steps in turns, then what a step of the released loop costs with its samples, which it makes
-    in between.
+    """Time the steps in turns, then a step of the released loop with its samples, which it makes
+    between the steps.
     """
     config, steps = segmenter.config, args.steps or STEPS[segmenter.config.network]
     start = time.perf_counter()
@@ -259,19 +259,19 @@ def batch(
     segmenter: Segmenter, records: list[Record], number: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Images and labels of one step."""
-    made = []
+    samples = []
     for i in range(segmenter.config.batch):
         record = records[(number * segmenter.config.batch + i) % len(records)]
         sample = make_sample(record, sample_rng(0, number, i), segmenter, truth)
-        made.append({"id": record.id, **sample})
-    stacked: Any = collate(made)
+        samples.append({"id": record.id, **sample})
+    stacked: Any = collate(samples)
     return stacked["image"], stacked["label"]
 
 
 @torch.no_grad()
 def released_test(segmenter: Segmenter, network: nn.Module, records: list[Record]) -> Labels:
     """One image, one scale, one flip at a time."""
-    views, found = segmenter.views(), {}
+    views, label_maps = segmenter.views(), {}
     for record in records:
         pixels = read_image(record.image)
         total = torch.zeros(())
@@ -283,19 +283,19 @@ def released_test(segmenter: Segmenter, network: nn.Module, records: list[Record
                     logits, pixels.shape[:2], mode="bilinear", align_corners=False
                 ).softmax(1)
                 total = total + (chance.flip(3) if mirror else chance)
-        found[record.id] = total[0].argmax(0).numpy().astype(np.uint8)
-    return found
+        label_maps[record.id] = total[0].argmax(0).numpy().astype(np.uint8)
+    return label_maps
 
 
 def our_test(
     segmenter: Segmenter, network: nn.Module, records: list[Record], precision: str
 ) -> Labels:
     """``trainer.segmenters.prediction.predict`` without its files."""
-    made = make_segmenter(
+    variant = make_segmenter(
         replace(segmenter.config, test_precision=precision), "mobilenet_v2", CLASSES
     )  # type: ignore[arg-type]
-    with inference(network, made.config.test_precision, "cpu") as target:
-        guesses = segment._probabilities(made, network, records, target)
+    with inference(network, variant.config.test_precision, "cpu") as target:
+        guesses = segment._probabilities(variant, network, records, target)
         return {record.id: chance.argmax(0).astype(np.uint8) for record, chance in guesses}
 
 
@@ -342,17 +342,19 @@ def testing(segmenter: Segmenter, records: list[Record], args: argparse.Namespac
 
 def main() -> None:
     parser = command_line.parser(__doc__)
-    parser.add_argument("--segmenter", choices=list(SIZES), help="one of them; both without it")
+    parser.add_argument("--segmenter", choices=list(SIZES), help="one of the two; without it, both")
     parser.add_argument(
         "--weights",
         type=Path,
         help="a weight file for the one segmenter; without one, random weights",
     )
-    parser.add_argument("--steps", type=int, default=0, help="of each side; 3 and 6 by default")
     parser.add_argument(
-        "--crop", type=int, default=0, help="side of the training crop; 161 and 256 by default"
+        "--steps", type=int, default=0, help="training steps of each side; 0 is 3 and 6"
     )
-    parser.add_argument("--batch", type=int, default=0, help="images a step; 4 and 16 by default")
+    parser.add_argument(
+        "--crop", type=int, default=0, help="side of the training crop; 0 is 161 and 256"
+    )
+    parser.add_argument("--batch", type=int, default=0, help="images per step; 0 is 4 and 16")
     parser.add_argument("--images", type=int, default=4, help="images of the test")
     parser.add_argument("--width", type=int, default=320, help="width of the test images")
     parser.add_argument("--height", type=int, default=240, help="height of the test images")
@@ -363,8 +365,8 @@ def main() -> None:
         parser.error("--weights needs --segmenter")
     print(f"{torch.get_num_threads()} threads, {CLASSES} classes")
     for name in [args.segmenter] if args.segmenter else list(SIZES):
-        asked = {k: v for k, v in (("crop", args.crop), ("batch", args.batch)) if v}
-        config: SegmentConfig = replace(PRESETS[name], **(SIZES[name] | asked), crf="none", lr=RATE)  # type: ignore[arg-type]
+        sizes = {k: v for k, v in (("crop", args.crop), ("batch", args.batch)) if v}
+        config: SegmentConfig = replace(PRESETS[name], **(SIZES[name] | sizes), crf="none", lr=RATE)  # type: ignore[arg-type]
         segmenter = make_segmenter(config, "mobilenet_v2", CLASSES)
         print(f"\n{name}")
         with tempfile.TemporaryDirectory() as folder:

@@ -71,13 +71,13 @@ def main() -> int:
 def arguments() -> argparse.Namespace:
     parser = command_line.parser(__doc__)
     parser.add_argument("--net", choices=NETS, default="resnet", help="model to serve")
-    parser.add_argument("--images", type=Path, help="folder of JPEGs; made ones without")
+    parser.add_argument("--images", type=Path, help="folder of JPEGs; without it, synthetic ones")
     parser.add_argument("--engine", default="auto", help="engine of the server")
     parser.add_argument("--callers", type=int, default=4, help="callers at once")
     parser.add_argument("--rounds", type=int, default=4, help="rounds; medians count")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each load in a round")
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of each load in a round")
     parser.add_argument("--count", type=int, default=20_000, help="requests of one load at most")
-    parser.add_argument("--only", default="", help="figures to measure, with commas between")
+    parser.add_argument("--only", default="", help="figures to measure, separated by commas")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args()
 

@@ -64,20 +64,20 @@ async def soak(running: Running, options: argparse.Namespace) -> list[tuple[int,
         for number, (width, height) in enumerate(sides)
     ]
     every = max(1, options.requests // 400)
-    done, samples = 0, [(0, resident(running.process.pid))]
+    answers, samples = 0, [(0, resident(running.process.pid))]
     async with grpc.aio.insecure_channel(running.address, options=OPTIONS) as channel:
         call = channel.unary_unary(target.SEGMENT)
 
         async def caller(first: int) -> None:
-            nonlocal done
+            nonlocal answers
             for number in range(first, options.requests, CALLERS):
                 await call(messages[number % IMAGES], timeout=60)
-                done += 1
-                if done % every == 0:
-                    samples.append((done, resident(running.process.pid)))
-                    if done % (40 * every) == 0:
+                answers += 1
+                if answers % every == 0:
+                    samples.append((answers, resident(running.process.pid)))
+                    if answers % (40 * every) == 0:
                         print(
-                            json.dumps({"requests": done, "mb": round(samples[-1][1], 1)}),
+                            json.dumps({"requests": answers, "mb": round(samples[-1][1], 1)}),
                             flush=True,
                         )
 
@@ -125,13 +125,13 @@ def arguments() -> argparse.Namespace:
     parser = command_line.parser(__doc__)
     parser.add_argument("--requests", type=int, default=20_000, help="number of requests")
     parser.add_argument(
-        "--repository", type=Path, help="models; without it a small random one is made"
+        "--repository", type=Path, help="folder of models; without it, a small random one"
     )
-    parser.add_argument("--model", default="", help="of that repository")
+    parser.add_argument("--model", default="", help="model of that repository")
     parser.add_argument("--min-side", type=int, default=64, help="shortest side of an image")
     parser.add_argument("--max-side", type=int, default=256, help="longest side of an image")
     parser.add_argument(
-        "--set", action="append", default=[], help="setting of the server, may be repeated"
+        "--set", action="append", default=[], help="setting of the server; may be repeated"
     )
     return parser.parse_args()
 

@@ -27,7 +27,7 @@ CLASSES = tuple(f"class{k}" for k in range(20))
 
 
 def make_data(root: Path, images: int, height: int, width: int) -> Dataset:
-    """Masks and maps of soft blobs with one to three classes an image."""
+    """Write masks and maps of soft blobs, one to three classes per image."""
     y, x = np.mgrid[:height, :width]
     records = {}
     for n in range(images):

@@ -50,7 +50,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class Plain(nn.Module):
-    """Torchvision's body and a linear head: what one writes first."""
+    """Torchvision's body and a linear head: the plainest classifier."""
 
     def __init__(self, name: str, ours: Method) -> None:
         super().__init__()
@@ -142,12 +142,12 @@ def plain_step(plain: Plain, args: argparse.Namespace) -> Callable[[Batch], floa
         config,
     )
     plain.eval()
-    done = 0
+    number = 0
 
     def step(batch: Batch) -> float:
-        nonlocal done
-        set_rate(optimizer, done, args.steps, config)
-        done += 1
+        nonlocal number
+        set_rate(optimizer, number, args.steps, config)
+        number += 1
         optimizer.zero_grad()
         loss = nn.functional.multilabel_soft_margin_loss(plain(batch[0]), batch[1])
         loss.backward()  # type: ignore[no-untyped-call]
@@ -160,18 +160,18 @@ def plain_step(plain: Plain, args: argparse.Namespace) -> Callable[[Batch], floa
 def batches(args: argparse.Namespace, count: int = 4) -> list[Batch]:
     """Blurred noise with tags that depend on it."""
     draw = torch.Generator().manual_seed(0)
-    made = []
+    batch_list = []
     for _ in range(count):
         coarse = torch.randn(args.batch, 3, 8, 8, generator=draw)
         images = nn.functional.interpolate(coarse, (args.size, args.size), mode="bicubic")
         tags = (coarse.flatten(1)[:, :CLASSES] > 1).float()
-        made.append((images.contiguous(memory_format=torch.channels_last), tags))
-    return made
+        batch_list.append((images.contiguous(memory_format=torch.channels_last), tags))
+    return batch_list
 
 
 def compare(args: argparse.Namespace, folder: Path) -> None:
     data = batches(args)
-    # The plain side is given the layout that it would have made itself.
+    # The plain side gets NCHW, the layout that a plain loader makes.
     plain_data = [(images.contiguous(), tags) for images, tags in data]
     method = build(args, data[0])
     plain = Plain(args.backbone, method)
@@ -193,7 +193,7 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
             for k in range(first, min(first + TURN, args.steps)):
                 start = time.perf_counter()
                 losses[name].append(step(own_data[k % len(own_data)]))
-                # The first step of a turn finds the other side's habits of memory.
+                # Not the first step of a turn: the allocator still has the other side's layout.
                 if k >= args.warmup and k > first:
                     times[name].append(time.perf_counter() - start)
     base = statistics.median(times["plain eager fp32"])

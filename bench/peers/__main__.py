@@ -115,14 +115,14 @@ def measure(
         sides["triton_logits"] = (peers["triton"], logits.request(), 1)
     rounds = []
     for number in range(options.rounds + 1):
-        found = {"raw_mask": target.raw_loop(tensor, engines["mask"], options.seconds).rate}
+        rates = {"raw_mask": target.raw_loop(tensor, engines["mask"], options.seconds).rate}
         for name, side in sides.items():
-            found[name], found[f"{name}_cpu_ms"] = loaded(*side, options.seconds)
+            rates[name], rates[f"{name}_cpu_ms"] = loaded(*side, options.seconds)
         if options.perf_analyzer:
-            found |= by_perf_analyzer(ours, peers, options)
+            rates |= by_perf_analyzer(ours, peers, options)
         # The first round warms all of them up.
         if number:
-            rounds.append(found | ratios(found))
+            rounds.append(rates | ratios(rates))
             print(
                 json.dumps({key: round(value, 2) for key, value in rounds[-1].items()}), flush=True
             )
@@ -138,11 +138,11 @@ def loaded(server: Running, request: Request, callers: int, seconds: float) -> t
     """Requests a second, and milliseconds of processor time that the server spent on each."""
     pid = server.process.pid if server.process else 0
     before = servers.cpu_seconds(pid)
-    found = load.closed(server.address, request, callers, seconds, 100_000)
-    return found.rate, 1e3 * (servers.cpu_seconds(pid) - before) / len(found.waits)
+    replies = load.closed(server.address, request, callers, seconds, 100_000)
+    return replies.rate, 1e3 * (servers.cpu_seconds(pid) - before) / len(replies.waits)
 
 
-def ratios(found: dict[str, float]) -> dict[str, float]:
+def ratios(rates: dict[str, float]) -> dict[str, float]:
     pairs = {
         PHOTO: ("ours_photo", "triton_logits"),
         TENSOR: ("ours_mask", "triton_mask"),
@@ -150,33 +150,33 @@ def ratios(found: dict[str, float]) -> dict[str, float]:
         OTHER: ("ours_mask", "mlserver_mask"),
     }
     return {
-        key: found[ours] / found[other]
+        key: rates[ours] / rates[other]
         for key, (ours, other) in pairs.items()
-        if ours in found and other in found
+        if ours in rates and other in rates
     }
 
 
 def by_perf_analyzer(
     ours: Running, peers: dict[str, Running], options: argparse.Namespace
 ) -> dict[str, float]:
-    asked = {"ours": ours} | {name: peers[name] for name in ("triton",) if name in peers}
+    loads = {"ours": ours} | {name: peers[name] for name in ("triton",) if name in peers}
     return {
         f"{name}_perf_analyzer": servers.perf_analyzer(
             options.peers, server.address, "mask", ["--concurrency-range=4"], options.seconds
         )
-        for name, server in asked.items()
+        for name, server in loads.items()
     }
 
 
-def check(server: Running, asked: Target, engine: Engine) -> None:
+def check(server: Running, load_target: Target, engine: Engine) -> None:
     """Stop unless the server answers what the bare engine does, to the last bit."""
-    request, work = asked.request(), asked.work(engine)
+    request, work = load_target.request(), load_target.work(engine)
     with grpc.insecure_channel(server.address, options=load.OPTIONS) as channel:
         for number, message in enumerate(request.messages):
             reply = channel.unary_unary(request.method)(message, timeout=60)
-            if asked.answer(reply) != work(number):
+            if load_target.answer(reply) != work(number):
                 raise SystemExit(
-                    f"{server.address} and the engine answer {asked.card.name} differently"
+                    f"{server.address} and the engine answer {load_target.card.name} differently"
                 )
 
 
@@ -184,7 +184,9 @@ def arguments() -> argparse.Namespace:
     parser = command_line.parser(__doc__)
     parser.add_argument("peers", type=Path, help="folder that setup.sh filled")
     parser.add_argument("--rounds", type=int, default=6, help="rounds; medians count")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each server in each round")
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, help="length of the load of each server in each round"
+    )
     parser.add_argument(
         "--perf-analyzer", action="store_true", help="also load ours and Triton with it"
     )

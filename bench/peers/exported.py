@@ -75,15 +75,15 @@ def main() -> None:
 
 
 def compare(card: Card, shape: tuple[int, int, int], ours: Running, triton: Running) -> str:
-    """The shape, once every output was found equal."""
+    """Compare every output of one shape; returns the shape as text."""
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     message = infer_message(card.name, {"image": pixels})
-    found = [tensors(server, message) for server in (ours, triton)]
-    assert found[0].keys() == found[1].keys(), (
-        f"outputs {sorted(found[0])} here, {sorted(found[1])} there"
+    outputs = [tensors(server, message) for server in (ours, triton)]
+    assert outputs[0].keys() == outputs[1].keys(), (
+        f"outputs {sorted(outputs[0])} here, {sorted(outputs[1])} there"
     )
-    for name, (kind, size, values) in found[0].items():
-        other_kind, other_size, other = found[1][name]
+    for name, (kind, size, values) in outputs[0].items():
+        other_kind, other_size, other = outputs[1][name]
         assert (kind, size) == (other_kind, other_size), (
             f"{name} is {kind} {size} here, {other_kind} {other_size} there"
         )
@@ -112,7 +112,7 @@ def arguments() -> argparse.Namespace:
         default=ROOT / "exported",
         help="repository that wsss-trainer export wrote",
     )
-    parser.add_argument("--seconds", type=float, default=6.0, help="of each load")
+    parser.add_argument("--seconds", type=float, default=6.0, help="length of each load")
     return parser.parse_args()
 
 

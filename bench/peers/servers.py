@@ -31,19 +31,19 @@ END_SECONDS = 30.0
 
 
 class PeerError(Exception):
-    """A peer that is not set up or does not start."""
+    """The peer is not set up or does not start."""
 
 
 @contextmanager
 def triton(folder: Path, repository: Path, model: str) -> Iterator[Running]:
-    """NVIDIA Triton on a repository whose ``config.pbtxt`` name the backend onnxruntime; ``model``
-    is one of it.
+    """Run NVIDIA Triton on a repository whose ``config.pbtxt`` files name the backend onnxruntime;
+    ``model`` is one of its models.
     """
     home = environment(folder, "triton")
     site = next(home.glob("lib/python3*/site-packages"))
     inside = site / "pytriton" / "tritonserver"
-    with tempfile.TemporaryDirectory() as made:
-        backends = Path(made, "backends")
+    with tempfile.TemporaryDirectory() as folder_name:
+        backends = Path(folder_name, "backends")
         shutil.copytree(inside / "backends" / "python", backends / "python")
         shutil.copytree(HERE / "triton_backend", backends / "onnxruntime")
         port = free_port()
@@ -64,19 +64,19 @@ def triton(folder: Path, repository: Path, model: str) -> Iterator[Running]:
             "VIRTUAL_ENV": str(home),
             "LD_LIBRARY_PATH": str(site / "nvidia_pytriton.libs"),
         }
-        with running("triton", command, variables, Path(made), port, model) as started:
+        with running("triton", command, variables, Path(folder_name), port, model) as started:
             yield started
 
 
 @contextmanager
 def mlserver(folder: Path, graph: Path, name: str) -> Iterator[Running]:
-    """MLServer with one graph, as its user would write it.
+    """Run MLServer with one graph, as its user would write it.
 
-    Its process runs the model too: a worker of its own, the default, gets every tensor through a
-    pipe, which takes longer, and does not start beside uvloop 0.22.
+    The model runs in MLServer's own process. Its default, a separate worker, gets every tensor
+    through a pipe, which is slower, and does not start with uvloop 0.22.
     """
     home = environment(folder, "mlserver")
-    with tempfile.TemporaryDirectory() as made:
+    with tempfile.TemporaryDirectory() as folder_name:
         port = free_port()
         settings = {
             "host": "127.0.0.1",
@@ -84,7 +84,7 @@ def mlserver(folder: Path, graph: Path, name: str) -> Iterator[Running]:
             "http_port": free_port(),
             "metrics_port": free_port(),
         }
-        Path(made, "settings.json").write_text(
+        Path(folder_name, "settings.json").write_text(
             json.dumps(settings | {"debug": False, "parallel_workers": 0})
         )
         model = {
@@ -92,24 +92,26 @@ def mlserver(folder: Path, graph: Path, name: str) -> Iterator[Running]:
             "implementation": "mlserver_runtime.OnnxModel",
             "parameters": {"uri": str(graph)},
         }
-        Path(made, "model-settings.json").write_text(json.dumps(model))
-        shutil.copy(HERE / "mlserver_runtime.py", made)
-        command = [str(home / "bin" / "mlserver"), "start", made]
-        with running("mlserver", command, {"PYTHONPATH": made}, Path(made), port, name) as started:
+        Path(folder_name, "model-settings.json").write_text(json.dumps(model))
+        shutil.copy(HERE / "mlserver_runtime.py", folder_name)
+        command = [str(home / "bin" / "mlserver"), "start", folder_name]
+        with running(
+            "mlserver", command, {"PYTHONPATH": folder_name}, Path(folder_name), port, name
+        ) as started:
             yield started
 
 
 def perf_analyzer(
     folder: Path, address: str, model: str, options: Sequence[str], seconds: float
 ) -> float:
-    """Requests a second as NVIDIA's own load generator counts them; NaN if it gave up.
+    """Requests a second by NVIDIA's own load generator; NaN if it gave up.
 
     Raises:
         PeerError: it is not set up.
     """
     home = environment(folder, "perf_analyzer")
-    with tempfile.TemporaryDirectory() as made:
-        table = Path(made, "table.csv")
+    with tempfile.TemporaryDirectory() as folder_name:
+        table = Path(folder_name, "table.csv")
         window = str(int(1000 * seconds / 3))
         command = [
             *(str(home / "run"), "-m", model, "-i", "grpc", "-u", address, *options),
@@ -117,18 +119,21 @@ def perf_analyzer(
             # twofold are stable enough.
             *("-p", window, "-r", "10", "-s", "100", "-f", str(table)),
         ]
-        done = subprocess.run(
+        process = subprocess.run(
             command, capture_output=True, text=True, timeout=20 * seconds + 60, check=False
         )
-        if done.returncode or not table.exists():
-            print(f"perf_analyzer: {(done.stderr or done.stdout).strip()[-300:]}", file=sys.stderr)
+        if process.returncode or not table.exists():
+            print(
+                f"perf_analyzer: {(process.stderr or process.stdout).strip()[-300:]}",
+                file=sys.stderr,
+            )
             return math.nan
         with table.open() as lines:
             return float(next(csv.DictReader(lines))["Inferences/Second"])
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor time that a process and those below it have used."""
+    """Processor time of a process and its children."""
     parents: dict[int, list[int]] = {}
     ticks: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -158,7 +163,7 @@ def environment(folder: Path, name: str) -> Path:
 def running(
     name: str, command: list[str], variables: dict[str, str], folder: Path, port: int, model: str
 ) -> Iterator[Running]:
-    """A process that serves a model on a gRPC port, until the end of the block.
+    """Run a process that serves a model on a gRPC port, until the end of the block.
 
     Raises:
         PeerError: it ended or was not ready in time.
