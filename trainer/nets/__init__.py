@@ -62,11 +62,16 @@ def usable_knobs(name: str, knobs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _network(name: str) -> tuple[type[Backbone], dict[str, Any]]:
     """The class of a backbone, and the arguments that the name stands for."""
+    if name.startswith("timm/"):
+        from trainer.nets.timm_nets import timm_class
+
+        theirs = name.removeprefix("timm/")
+        return timm_class(theirs), {"name": theirs}
     if name not in BACKBONES:
         raise ConfigError(
             f"unknown backbone {name!r}",
             nearest(name, BACKBONES),
-            "--backbone with one of these names",
+            "--backbone with one of these names, or timm/NAME",
         )
     if name == "resnet38":
         from trainer.nets.resnet38 import ResNet38

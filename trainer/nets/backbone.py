@@ -110,8 +110,7 @@ class StagedBackbone(Backbone):
         self, channels: dict[str, int], output_stride: int, bn: str, detach_after: str | None
     ) -> None:
         super().__init__()
-        if output_stride not in OUTPUT_STRIDES:
-            raise ConfigError(f"output stride {output_stride}", "8, 16 or 32")
+        check_output_stride(output_stride)
         if bn not in BATCH_NORM_MODES:
             raise ConfigError(f"batch norm mode {bn!r}", nearest(bn, BATCH_NORM_MODES))
         if detach_after is not None and detach_after not in channels:
@@ -126,7 +125,7 @@ class StagedBackbone(Backbone):
         self.detach_after = detach_after
 
     @abstractmethod
-    def stages(self) -> dict[str, Sequence[nn.Module]]:
+    def stage_modules(self) -> dict[str, Sequence[nn.Module]]:
         """Stage name -> its modules in order, shallow to deep."""
 
     def forward(self, x_B3HW: Tensor) -> dict[str, Tensor]:
@@ -135,7 +134,7 @@ class StagedBackbone(Backbone):
         """
         features: dict[str, Tensor] = {}
         x = x_B3HW
-        for name, modules in self.stages().items():
+        for name, modules in self.stage_modules().items():
             for module in modules:
                 x = module(x)
             features[name] = x
@@ -145,11 +144,11 @@ class StagedBackbone(Backbone):
 
     def hook(self, depth: str, change: Callable[[Tensor], Tensor]) -> RemovableHandle:
         """See ``Backbone``."""
-        return self.stages()[depth][-1].register_forward_hook(lambda _, x, y: change(y))
+        return self.stage_modules()[depth][-1].register_forward_hook(lambda _, x, y: change(y))
 
     def freeze(self) -> None:
         """See ``Backbone.freeze``; what is frozen follows from ``bn`` and ``detach_after``."""
-        stages = self.stages()
+        stages = self.stage_modules()
         names = list(stages)
         cut = names.index(self.detach_after) + 1 if self.detach_after else 0
         for name in names[:cut]:
@@ -158,7 +157,7 @@ class StagedBackbone(Backbone):
         if self.bn != "train":
             fix_batch_norms([self], affine=self.bn == "frozen")
         if self.bn == "stats":
-            fix([batch_norms([self])[0]])
+            fix(batch_norms([self])[:1])
 
     def keep_resolution(self, output_stride: int, dilate: bool) -> None:
         """Take the stride out of the stages that would be coarser than ``output_stride``.
@@ -167,11 +166,17 @@ class StagedBackbone(Backbone):
         cell sees what it saw before: the old output is the new one sub-sampled.
         """
         dilation = 1
-        for i, modules in enumerate(self.stages().values()):
+        for i, modules in enumerate(self.stage_modules().values()):
             if 4 << i > output_stride:
                 before, dilation = dilation, dilation * (2 if dilate else 1)
                 for conv in _of_type(modules, nn.Conv2d):
-                    _respace(conv, before if conv.stride != (1, 1) else dilation)
+                    respace(conv, before if conv.stride != (1, 1) else dilation)
+
+
+def check_output_stride(output_stride: int) -> None:
+    """Refuse a stride that no staged backbone has."""
+    if output_stride not in OUTPUT_STRIDES:
+        raise ConfigError(f"output stride {output_stride}", "8, 16 or 32")
 
 
 def fix(modules: Iterable[nn.Module]) -> None:
@@ -196,11 +201,16 @@ def fix_batch_norms(modules: Iterable[nn.Module], affine: bool = True) -> None:
         fix(norms)
 
 
+def dilated(network: nn.Module) -> list[nn.Conv2d]:
+    """Every convolution with holes."""
+    return [conv for conv in _of_type([network], nn.Conv2d) if conv.dilation != (1, 1)]
+
+
 def _of_type(modules: Iterable[nn.Module], kind: type[_M]) -> list[_M]:
     return [inner for module in modules for inner in module.modules() if isinstance(inner, kind)]
 
 
-def _respace(conv: nn.Conv2d, dilation: int) -> None:
+def respace(conv: nn.Conv2d, dilation: int) -> None:
     """Stride 1 and the given dilation, with the padding that keeps the size."""
     conv.stride = (1, 1)
     if conv.kernel_size != (1, 1):

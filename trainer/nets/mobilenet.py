@@ -50,7 +50,7 @@ class MobileNetV2(StagedBackbone):
         fold_batch_norms(self)
         self.freeze()
 
-    def stages(self) -> dict[str, Sequence[nn.Module]]:
+    def stage_modules(self) -> dict[str, Sequence[nn.Module]]:
         """The four stages; stage 1 holds the stem."""
         blocks = list(self.features)
         return {

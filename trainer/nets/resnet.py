@@ -73,7 +73,7 @@ class ResNet(StagedBackbone):
         usual = "irn" if depth in (50, 101) else ""
         return Traits(usual or "small", usual or "psa", torchvision=f"resnet{depth}")
 
-    def stages(self) -> dict[str, Sequence[nn.Module]]:
+    def stage_modules(self) -> dict[str, Sequence[nn.Module]]:
         """The four stages; stage 1 holds the stem."""
         parts = dict(self.named_children())
         stem = [parts[name] for name in ("conv1", "bn1", "relu", "maxpool", "layer1")]

@@ -177,7 +177,7 @@ class IrNet(nn.Module):
         found: list[torch.Tensor] = []
         x = before = images_B3HW
         with torch.no_grad():
-            for modules in self.backbone.stages().values():
+            for modules in self.backbone.stage_modules().values():
                 for module in modules:
                     before, x = x, module(x)
                 found += [x] if found else [before, x]

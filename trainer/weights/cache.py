@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 SEGMENTERS = {"deeplab-v2-r101": "resnet101", "largefov-r38": "resnet38"}
 """Whole networks, and the backbone whose ImageNet weights they start from."""
 NAMES = (*BACKBONES, *SEGMENTERS)
+TIMM = "timm/"
 TIMEOUT_SECONDS = 30
 
 
@@ -81,20 +83,24 @@ def find_weights(name: str, path: Path | str | None = None, cache_dir: Path | No
             )
         return Path(path)
     folder = cache_dir or cache_folder()
-    cached = folder / f"{name}.weights"
+    cached = _file(name, folder)
     if not cached.is_file():
         fetch_weights(name, folder)
     return cached
 
 
 def list_weights(cache_dir: Path | None = None) -> list[StoredWeights]:
-    """One entry a network, cached or not."""
-    return [_stored(name, cache_dir or cache_folder()) for name in NAMES]
+    """One entry a network, cached or not; of timm's networks only the cached ones."""
+    folder = cache_dir or cache_folder()
+    theirs = [
+        noted_beside(path).get("backbone", "") for path in sorted(folder.glob("timm-*.weights"))
+    ]
+    return [_stored(name, folder) for name in (*NAMES, *filter(None, theirs))]
 
 
 def fetch_weights(name: str, cache_dir: Path | None = None) -> StoredWeights:
-    """Bring torchvision's ImageNet file (V1) of network ``name`` into the cache, if need be from
-    torch's own cache.
+    """Bring the public ImageNet file of network ``name`` into the cache: torchvision's first one,
+    also from torch's own cache, or timm's.
 
     Raises:
         ConfigError: unknown network.
@@ -107,17 +113,16 @@ def fetch_weights(name: str, cache_dir: Path | None = None) -> StoredWeights:
     if url is None:
         raise WeightsError(
             f"there are no weights for {name} in {folder}, and none that can be fetched",
-            f"{_traits(name).file} (ImageNet, MXNet) or a released WSSS checkpoint such as"
-            " res38_cls.pth",
-            f"bring one of them, then: wsss-trainer weights import FILE --as {name}",
+            *_bring(_traits(name).file, name),
         )
     from torch import hub
 
     in_torch_cache = Path(hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
-    if in_torch_cache.is_file() and file_sha256(in_torch_cache).startswith(_sha_prefix(url)):
+    prefix = _sha_prefix(url)
+    if prefix and in_torch_cache.is_file() and file_sha256(in_torch_cache).startswith(prefix):
         return import_weights(in_torch_cache, name, folder)
     with _writing(folder), tempfile.TemporaryDirectory(dir=folder) as temporary:
-        file = Path(temporary) / url.rsplit("/", 1)[-1]
+        file = Path(temporary) / in_torch_cache.name
         _download(url, file, name)
         return import_weights(file, name, folder, source=url)
 
@@ -173,8 +178,9 @@ def import_weights(
             **layout,
         }
         description.write_text(json.dumps(sidecar, indent=1) + "\n")
-        copy.replace(folder / f"{name}.weights")
-        description.replace(folder / f"{name}.json")
+        target = _file(name, folder)
+        copy.replace(target)
+        description.replace(target.with_suffix(".json"))
     return _stored(name, folder)
 
 
@@ -233,8 +239,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "wsss" / "weights"
 
 
+def _file(name: str, folder: Path) -> Path:
+    return folder / (name.replace("/", "-") + ".weights")
+
+
 def _check_name(name: str) -> None:
-    if name not in NAMES:
+    if name.startswith(TIMM):
+        traits_of(name)
+    elif name not in NAMES:
         raise ConfigError(
             f"unknown backbone {name!r}", nearest(name, NAMES), "use one of these names"
         )
@@ -242,7 +254,7 @@ def _check_name(name: str) -> None:
 
 def _stored(name: str, folder: Path) -> StoredWeights:
     url = _url(name)
-    path = folder / f"{name}.weights"
+    path = _file(name, folder)
     sha256 = file_sha256(path) if path.is_file() else None
     noted: dict[str, Any] = noted_beside(path, sha256) if sha256 else {}
     return StoredWeights(
@@ -260,11 +272,24 @@ def _url(name: str) -> str | None:
     """Where torchvision keeps its first ImageNet weights; the second ones were trained with other
     recipes.
     """
-    if not (theirs := _traits(name).torchvision):
-        return None
-    from torchvision.models import get_model_weights
+    traits = _traits(name)
+    if traits.torchvision:
+        from torchvision.models import get_model_weights
 
-    return str(get_model_weights(theirs).IMAGENET1K_V1.url)
+        return str(get_model_weights(traits.torchvision).IMAGENET1K_V1.url)
+    return _timm_url(name.removeprefix(TIMM)) if name.startswith(TIMM) else None
+
+
+def _timm_url(name: str) -> str | None:
+    """Where timm's own weights are. Its files have no checksum in their names."""
+    import timm
+
+    about = timm.get_pretrained_cfg(name)
+    if about is None or not about.hf_hub_id:
+        return None
+    place = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    file = about.hf_hub_filename or traits_of(TIMM + name).file
+    return f"{place}/{about.hf_hub_id}/resolve/main/{file}"
 
 
 def _traits(name: str) -> Traits:
@@ -279,35 +304,31 @@ def _sha_prefix(url: str) -> str:
 
 def _download(url: str, target: Path, backbone: str) -> None:
     """Fetch ``url`` into ``target`` with a progress bar, and check it."""
-    import urllib.request
+    from torch import hub
 
-    from rich.progress import wrap_file
-
-    file_name = url.rsplit("/", 1)[-1]
-    bring = (
-        (
-            f"{file_name} (torchvision's ImageNet weights of {backbone}, from {url}), or another"
-            " file for this network"
-        ),
-        f"bring it by other means, then: wsss-trainer weights import FILE --as {backbone}",
-    )
+    prefix = _sha_prefix(url)
+    bring = _bring(f"{target.name} (ImageNet weights of {backbone}, from {url})", backbone)
+    patience = socket.getdefaulttimeout()
+    # torch waits for ever by itself.
+    socket.setdefaulttimeout(TIMEOUT_SECONDS)
     try:
-        with (
-            urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response,
-            target.open("wb") as file,
-        ):
-            size = int(response.headers.get("Content-Length") or 0)
-            with wrap_file(response, size, description=file_name, transient=True) as reader:
-                shutil.copyfileobj(reader, file)
+        hub.download_url_to_file(url, str(target), prefix or None)
     except (OSError, http.client.HTTPException) as error:
         raise WeightsError(
-            f"no network? {file_name} could not be fetched: {error}", *bring
+            f"no network? {target.name} could not be fetched: {error}", *bring
         ) from error
-    sha256, prefix = file_sha256(target), _sha_prefix(url)
-    if not sha256.startswith(prefix):
-        raise WeightsError(
-            f"{url} gave another file: its sha256 is {sha256}, not {prefix}...", *bring
-        )
+    except RuntimeError as error:
+        raise WeightsError(f"{url} gave another file: {error}", *bring) from error
+    finally:
+        socket.setdefaulttimeout(patience)
+
+
+def _bring(file: str, name: str) -> tuple[str, str]:
+    return (
+        f"{file}, or another file for this network",
+        f"bring it by other means, then: wsss-trainer weights import FILE --as {name};"
+        " or --weights none, to start from random weights",
+    )
 
 
 @contextmanager

@@ -34,6 +34,9 @@ WSSS_HEADS = (
 )
 CAFFE_STEM = "layer1.conv1.conv.weight"
 IMAGENET_HEADS = ("fc.weight", "classifier.1.weight", "linear1000_weight")
+TIMM_HEADS = ("classifier.weight", "head.weight", "head.fc.weight", "last_linear.weight")
+IMAGENET_CLASSES = (1000, 11821, 21841, 21843)
+"""Of ImageNet-1k, and the counts in use for 12k and 21k."""
 SHELLS = re.compile(r"^((module|_orig_mod)\.)+")
 """What DataParallel and torch.compile put before every name."""
 RESNET_DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
@@ -96,8 +99,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(tensors, "wsss run", labels, classes, identity)
     if _ends(tensors, WSSS_HEADS):
         kind = "released WSSS checkpoint"
-    elif _head_size(tensors) is not None:
+    elif _head_size(tensors, IMAGENET_HEADS) is not None:
         kind = "torchvision"
+    elif _head_size(tensors, TIMM_HEADS) in IMAGENET_CLASSES:
+        kind = "timm"
     else:
         kind = "state dict"
     return Checkpoint(tensors, kind, _supervision(tensors, kind, path.name), choice=choice)
@@ -158,16 +163,15 @@ def _ends(tensors: Mapping[str, Tensor], endings: tuple[str, ...]) -> bool:
     return any(("." + name).endswith(dotted) for name in tensors)
 
 
-def _head_size(tensors: Mapping[str, Tensor]) -> int | None:
-    """Classes of the classification head of an ImageNet file, or None."""
+def _head_size(tensors: Mapping[str, Tensor], heads: Iterable[str]) -> int | None:
+    """Classes of the first of these heads, or None."""
     bare = {SHELLS.sub("", name): tensor for name, tensor in tensors.items()}
-    return next(
-        (len(bare[head]) for head in IMAGENET_HEADS if head in bare and bare[head].ndim), None
-    )
+    return next((len(bare[head]) for head in heads if head in bare and bare[head].ndim), None)
 
 
 def _supervision(tensors: Mapping[str, Tensor], kind: str, file_name: str) -> str:
-    if _head_size(tensors) == 1000:
+    heads = (*IMAGENET_HEADS, *TIMM_HEADS)
+    if _head_size(tensors, heads) in IMAGENET_CLASSES:
         return "ImageNet tags"
     if _ends(tensors, SEGMENTER_HEADS):
         return "masks, true or pseudo ones (it is a segmenter)"
@@ -175,7 +179,7 @@ def _supervision(tensors: Mapping[str, Tensor], kind: str, file_name: str) -> st
         return "image tags"
     # deeplab-pytorch's file has COCO's 91 labels; copies of it without that head are known by their
     # name only.
-    coco = _head_size(tensors) == 91 or (
+    coco = _head_size(tensors, heads) == 91 or (
         _ends(tensors, (CAFFE_STEM,)) and "coco" in file_name.lower()
     )
     if coco or _ends(tensors, ("aux_classifier.4.weight",)):
