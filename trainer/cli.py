@@ -91,7 +91,7 @@ def fit(
     ] = Path("runs/default"),
     method: Annotated[str, typer.Option(help="See: wsss-trainer methods")] = "cam",
     backbone: Annotated[
-        str, typer.Option(help="mobilenet_v2, resnet18/34/50/101 or resnet38.")
+        str, typer.Option(help="mobilenet_v2, resnet18/34/50/101, resnet38 or timm/NAME.")
     ] = "mobilenet_v2",
     weights: Annotated[
         str | None,

@@ -30,10 +30,13 @@ def weights_list(json_: Json = False) -> None:
 
 
 @app.command("fetch")
-def weights_fetch(name: Annotated[str, typer.Argument(help="Backbone.")]) -> None:
-    """Download torchvision's ImageNet file of a backbone into the cache.
+def weights_fetch(name: Annotated[str, typer.Argument(help="Backbone, also timm/NAME.")]) -> None:
+    """Download the ImageNet weights of a backbone, torchvision's or timm's, into the cache.
 
-    Example: wsss-trainer weights fetch resnet50
+    \b
+    Examples:
+      wsss-trainer weights fetch resnet50
+      wsss-trainer weights fetch timm/efficientnet_lite0
     """
     from trainer.weights.cache import fetch_weights
 

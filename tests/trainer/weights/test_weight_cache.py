@@ -135,7 +135,7 @@ def test_no_network_says_what_to_bring(cache, monkeypatch):
     def unreachable(*args: object, **kwargs: object) -> None:
         raise TimeoutError("timed out")
 
-    monkeypatch.setattr("urllib.request.urlopen", unreachable)
+    monkeypatch.setattr("torch.hub.urlopen", unreachable)
     with pytest.raises(WeightsError) as error:
         find_weights("mobilenet_v2")
     assert "could not be fetched: timed out" in error.value.found
