@@ -159,27 +159,18 @@ def segment_request(image: ImageLike, model: str, wishes: SegmentWishes) -> Any:
         OSError: the file cannot be read.
     """
     plain: dict[str, Any] = {**wishes}
-    encoding = _number(ENCODINGS, plain.pop("encoding", "png"), "encoding")
-    form = _number(CAM_FORMATS, plain.pop("cam_format", "uint8"), "cam_format")
-    rule = _number(OVERSIZE, plain.pop("oversize", ""), "oversize")
-    return pb.SegmentRequest(
-        image=image_message(image),
-        model=model,
-        encoding=encoding,
-        cam_format=form,
-        oversize=rule,
-        **plain,
-    )
+    plain["encoding"] = _number(ENCODINGS, plain.get("encoding", "png"), "encoding")
+    plain["cam_format"] = _number(CAM_FORMATS, plain.get("cam_format", "uint8"), "cam_format")
+    plain["oversize"] = _number(OVERSIZE, plain.get("oversize", ""), "oversize")
+    return pb.SegmentRequest(image=image_message(image), model=model, **plain)
 
 
 def cam_request(image: ImageLike, model: str, wishes: CamWishes) -> Any:
     """A ``ComputeCamRequest``; raises like :func:`segment_request`."""
     plain: dict[str, Any] = {**wishes}
-    form = _number(CAM_FORMATS, plain.pop("format", "uint8"), "format")
-    rule = _number(OVERSIZE, plain.pop("oversize", ""), "oversize")
-    return pb.ComputeCamRequest(
-        image=image_message(image), model=model, format=form, oversize=rule, **plain
-    )
+    plain["format"] = _number(CAM_FORMATS, plain.get("format", "uint8"), "format")
+    plain["oversize"] = _number(OVERSIZE, plain.get("oversize", ""), "oversize")
+    return pb.ComputeCamRequest(image=image_message(image), model=model, **plain)
 
 
 def image_message(image: ImageLike) -> Any:

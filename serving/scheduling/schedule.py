@@ -72,12 +72,8 @@ class Queue(Generic[W]):
 
     def expire(self, now: float) -> list[W]:
         """Remove and return every request whose deadline has passed."""
-        late = [
-            request
-            for group in self._groups.values()
-            for request in group
-            if request.deadline <= now
-        ]
+        requests = (request for group in self._groups.values() for request in group)
+        late = [request for request in requests if request.deadline <= now]
         for request in late:
             self.discard(request)
         return late

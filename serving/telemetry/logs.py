@@ -38,11 +38,9 @@ def configure(
 def request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     """The caller's id of a request if it is a safe one, otherwise a new id."""
     caller_id = next((value for key, value in metadata if key == REQUEST_ID_KEY), "")
-    return (
-        caller_id
-        if isinstance(caller_id, str) and SOUND_ID.fullmatch(caller_id)
-        else uuid.uuid4().hex[:16]
-    )
+    if isinstance(caller_id, str) and SOUND_ID.fullmatch(caller_id):
+        return caller_id
+    return uuid.uuid4().hex[:16]
 
 
 class TextFormatter(logging.Formatter):
