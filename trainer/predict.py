@@ -35,8 +35,8 @@ def predict_list(
     settings: Sequence[str] = (),
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Write a palette PNG an image of list ``name``, as large as the image. Run again, an
-    interrupted prediction goes on.
+    """Write one palette PNG for each image of list ``name``, as large as the image. The same call
+    continues an interrupted prediction.
 
     Args:
         run_dir: a run with a trained segmenter.
@@ -55,17 +55,11 @@ def predict_list(
     Raises:
         RunError: no run, or one without that segmenter.
         DataError: no such list, an empty one, or images that cannot be read.
-        ConfigError: a knob that is none of the test.
+        ConfigError: a knob that the test does not have.
         TargetError: OUT holds something else, or is what is read.
     """
     run = Run.existing(run_dir)
-    weights = run.path / stage / "model.pt"
-    if not weights.is_file():
-        raise RunError(
-            f"{run_dir} has no trained segmenter in {stage!r}",
-            "a run until segment",
-            "wsss-trainer fit DATA --run RUN, or --supervision full for segment_full",
-        )
+    weights = _weights(run, stage)
     dataset = reopen_data(run.manifest)
     records = dataset.subset(name)
     if not records:
@@ -103,8 +97,19 @@ def predict_list(
     return {**note, "path": str(out / inside)}
 
 
+def _weights(run: Run, stage: str) -> Path:
+    path = run.path / stage / "model.pt"
+    if not path.is_file():
+        raise RunError(
+            f"{run.path} has no trained segmenter in {stage!r}",
+            "a run until segment",
+            "wsss-trainer fit DATA --run RUN, or --supervision full for segment_full",
+        )
+    return path
+
+
 def _config(run: Run, settings: Sequence[str]) -> SegmentConfig:
-    """Knobs of the run's segmenter, with those of the test that are given."""
+    """Knobs of the run's segmenter, with the test's knobs of ``settings`` in their place."""
     changes = parse_settings(settings, ("segment",))["segment"]
     for knob in changes:
         if knob not in TEST_KNOBS:
@@ -113,8 +118,8 @@ def _config(run: Run, settings: Sequence[str]) -> SegmentConfig:
                 f"one of {', '.join(sorted(TEST_KNOBS))}",
                 "wsss-trainer fit trains with others",
             )
-    made = replace(SegmentConfig(), knobs_of(run.manifest["config"]["segment"]), "segment")
-    return replace(made, changes, "segment")
+    config = replace(SegmentConfig(), knobs_of(run.manifest["config"]["segment"]), "segment")
+    return replace(config, changes, "segment")
 
 
 def _note(folder: Path) -> Any:

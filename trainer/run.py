@@ -79,10 +79,10 @@ class Run:
                 raise RunError(
                     f"{self.manifest_path} cannot be read: {error}", "a run's manifest"
                 ) from error
-            found = content.get("format") if isinstance(content, dict) else None
-            if found != FORMAT or not isinstance(content.get("stages"), dict):
+            version = content.get("format") if isinstance(content, dict) else None
+            if version != FORMAT or not isinstance(content.get("stages"), dict):
                 raise RunError(
-                    f"{self.manifest_path} is no run of this version (format {found})",
+                    f"{self.manifest_path} is no run of this version (format {version})",
                     f"the manifest of a run of format {FORMAT}",
                     "use a new --run folder",
                 )
@@ -230,10 +230,10 @@ class Run:
         """
         old = self.manifest["stages"][name]["key"]
         if list(target.glob("*.pt")):
-            kept = self.path / "stale" / f"{name}-{old}"
-            kept.parent.mkdir(exist_ok=True)
-            shutil.rmtree(kept, ignore_errors=True)
-            target.rename(kept)
+            stale = self.path / "stale" / f"{name}-{old}"
+            stale.parent.mkdir(exist_ok=True)
+            shutil.rmtree(stale, ignore_errors=True)
+            target.rename(stale)
         else:
             shutil.rmtree(target)
 
@@ -251,10 +251,11 @@ class Metrics:
             return
         with open(self.path, newline="") as file:
             rows = list(csv.reader(file))
-        kept = [r for r in rows if r[:1] != [self.stage] or (len(r) == 5 and int(r[2]) <= step)]
+        # A killed process may have left half a row.
+        rows = [r for r in rows if r[:1] != [self.stage] or (len(r) == 5 and int(r[2]) <= step)]
         temporary = self.path.with_suffix(".tmp")
         with open(temporary, "w", newline="") as file:
-            csv.writer(file).writerows(kept)
+            csv.writer(file).writerows(rows)
         temporary.replace(self.path)
 
     def write(self, epoch: int, step: int, values: dict[str, float]) -> None:

@@ -152,7 +152,7 @@ def _cams(
     if source == "auto":
         source = "train" if name != "train" and "train" in lists else "label_free"
     threshold = choose(source, config.threshold, dataset, records, folder, without=run.left_out)
-    measured = evaluate_cams(
+    figures = evaluate_cams(
         dataset,
         records,
         folder,
@@ -160,41 +160,47 @@ def _cams(
         at=threshold.value,
         tolerance=config.boundary_tolerance,
     )
-    assert measured.chosen is not None
+    assert figures.chosen is not None
     metrics = run.manifest["stages"]["cams"]["metrics"]
-    said = _said(threshold.source, name)
-    scales = f", scales {_numbers(metrics['scales'])} and mirror" if metrics["scales"] else ""
-    cells = metrics.get("min_cells", 0)
-    fewer = f", views of {cells} cells or more" if scales and cells > 1 else ""
-    views = f"protocol {metrics['protocol']}{scales}{fewer}"
+    source, views = _source(threshold.source, name), _map_views(metrics)
     conditions = Conditions(
         **_common(run, dataset, name, "cams", len(records)),
         tags="true tags",
         crf="no CRF",
-        threshold_from=said,
-        views=views if scales else None,
+        threshold_from=source,
+        views=views if metrics["scales"] else None,
     )
     line = f"{conditions.line()}; maps of {conditions.tags}, {views}, no CRF, {threshold.detail}"
-    entry = measured.report(threshold.value, said, line)
-    return measured.chosen.images, entry | {"conditions": conditions.report()}
+    entry = figures.report(threshold.value, source, line)
+    return figures.chosen.images, entry | {"conditions": conditions.report()}
+
+
+def _map_views(metrics: Mapping[str, Any]) -> str:
+    """How the maps were made, from what the stage ``cams`` noted; imported maps have no scales."""
+    protocol = f"protocol {metrics['protocol']}"
+    if not metrics["scales"]:
+        return protocol
+    cells = metrics.get("min_cells", 0)
+    fewer = f", views of {cells} cells or more" if cells > 1 else ""
+    return f"{protocol}, scales {_numbers(metrics['scales'])} and mirror{fewer}"
 
 
 def _refined(run: Run, dataset: Dataset, name: str, config: EvaluateConfig) -> Figures:
-    refined, records = run.manifest["stages"]["refine"]["metrics"], _with_maps(run, dataset, name)
-    measured = evaluate_folder(
+    metrics, records = run.manifest["stages"]["refine"]["metrics"], _with_maps(run, dataset, name)
+    figures = evaluate_folder(
         dataset, records, run.path / "masks", tolerance=config.boundary_tolerance
     )
-    said = _said(refined["threshold_from"], name)
+    source = _source(metrics["threshold_from"], name)
     common = _common(run, dataset, name, "refine", len(records))
     conditions = Conditions(
-        **common, tags="true tags", views="", crf=_crf(run), threshold_from=said
+        **common, tags="true tags", views="", crf=_crf(run), threshold_from=source
     )
     line = (
         f"{conditions.line()}; pseudo masks from {conditions.tags}, {conditions.crf},"
-        f" {refined['threshold_detail']}"
+        f" {metrics['threshold_detail']}"
     )
-    entry = measured.report(line, refined["threshold"], said)
-    return measured.images, entry | {"conditions": conditions.report()}
+    entry = figures.report(line, metrics["threshold"], source)
+    return figures.images, entry | {"conditions": conditions.report()}
 
 
 def _segmented(
@@ -202,26 +208,23 @@ def _segmented(
 ) -> Figures:
     settings, folder = run.manifest["config"]["segment"], run.path / stage / "predictions" / name
     records = dataset.masked(name)
-    measured = evaluate_folder(dataset, records, folder, tolerance=config.boundary_tolerance)
+    figures = evaluate_folder(dataset, records, folder, tolerance=config.boundary_tolerance)
     labels = "pseudo masks" if stage == "segment" else "TRUE masks (upper bound)"
     views = f"scales {_numbers(settings['scales'])}{' and mirror' if settings['flip'] else ''}"
-    common, crf = (
-        _common(run, dataset, name, stage, len(records)),
-        _named_crf(settings.get("crf", "none")),
-    )
+    crf = _named_crf(settings.get("crf", "none"))
     conditions = Conditions(
-        **common,
+        **_common(run, dataset, name, stage, len(records)),
         tags="no tags",
         views=views,
         crf=crf,
         threshold_from=None,
         segmenter=segmenter_name(settings),
     )
-    trained = (
+    training = (
         f"segmenter {segmenter_name(settings)} trained on {labels} of {run.manifest['train_list']}"
     )
-    entry = measured.report(f"{conditions.line()}; {trained}, {views}, {conditions.tags}, {crf}")
-    return measured.images, entry | {"conditions": conditions.report()}
+    entry = figures.report(f"{conditions.line()}; {training}, {views}, {conditions.tags}, {crf}")
+    return figures.images, entry | {"conditions": conditions.report()}
 
 
 def segmenter_name(settings: Mapping[str, Any]) -> str:
@@ -240,7 +243,7 @@ def _with_maps(run: Run, dataset: Dataset, name: str) -> list[Record]:
     return [record for record in dataset.masked(name) if record.id not in run.left_out]
 
 
-def _said(source: str, name: str) -> str:
+def _source(source: str, name: str) -> str:
     """A threshold chosen on the very list that is reported is an oracle, whatever the list is
     called.
     """
@@ -251,24 +254,24 @@ def _crf(run: Run) -> str:
     config = run.manifest["config"]["refine"]
     way, walk = config["refine"], ""
     if way in ("affinity", "irn"):
-        given = run.manifest["config"][way].get("checkpoint", "none")
-        source = "" if given == "none" else f" from {Path(given).name}"
+        checkpoint = run.manifest["config"][way].get("checkpoint", "none")
+        source = "" if checkpoint == "none" else f" from {Path(checkpoint).name}"
         walk = f"walk of {'AffinityNet' if way == 'affinity' else 'IRNet'}{source}, "
-    used = way == "crf" or (walk and config["crf_after_walk"])
-    return walk + _named_crf(config["crf"] if used else "none")
+    sharpens = way == "crf" or (walk and config["crf_after_walk"])
+    return walk + _named_crf(config["crf"] if sharpens else "none")
 
 
 def _named_crf(preset: str) -> str:
     return "no CRF" if preset == "none" else f"dense CRF {preset}"
 
 
-def _common(run: Run, dataset: Dataset, name: str, stage: str, measured: int) -> dict[str, Any]:
-    manifest, listed = run.manifest, len(dataset.lists[name])
+def _common(run: Run, dataset: Dataset, name: str, stage: str, images: int) -> dict[str, Any]:
+    manifest, size = run.manifest, len(dataset.lists[name])
     return {
         "list": name,
-        "listed": listed,
-        "unmasked": listed - len(dataset.masked(name)),
-        "measured": measured,
+        "listed": size,
+        "unmasked": size - len(dataset.masked(name)),
+        "measured": images,
         "labels": len(dataset.classes) + 1,
         "truth": dataset.masks_from,
         "method": manifest["method"],

@@ -1,4 +1,4 @@
-"""Class activation maps on disk: one ``.npz`` an image, without pickle (design section 5)."""
+"""Class activation maps on disk: one ``.npz`` an image, without pickle."""
 
 from __future__ import annotations
 

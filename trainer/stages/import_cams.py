@@ -4,8 +4,9 @@ CPN, IRN, VWE and MVA.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,27 +84,36 @@ def import_cams(
         if p.suffix in (".npz", ".npy") and p.stem not in dataset.records
     )
     work = partial(_import_one, len(dataset.classes), folder, output.folder)
-    problems, left_out = [], []
-    for record, outcome in over_images(
-        work, records, workers, "maps", progress, lambda record: record.id
-    ):
+    problems = _problems(work, records, workers, progress)
+    if bad == "stop":
+        what = "images have no usable maps (cams.bad=skip leaves them out)"
+        raise_together(list(problems.values()), len(records), what)
+    if len(problems) == sum(bool(record.tags) for record in records):
+        what = "images have no usable maps: none is left"
+        raise_together(list(problems.values()), len(records), what)
+    output.outputs.update(
+        count=len(records) - len(problems),
+        taken_from=str(folder),
+        left_out=list(problems),
+        foreign=foreign,
+    )
+
+
+def _problems(
+    work: Callable[[Record], None],
+    records: Sequence[Record],
+    workers: int | None,
+    progress: bool,
+) -> dict[str, DataError]:
+    """What is wrong with the maps of single images, by id, after ``work`` on all of them."""
+    problems: dict[str, DataError] = {}
+    name = attrgetter("id")
+    for record, outcome in over_images(work, records, workers, "maps", progress, name):
         if isinstance(outcome, RunError):
             raise outcome
         if isinstance(outcome, DataError):
-            problems.append(outcome)
-            left_out.append(record.id)
-    if bad == "stop":
-        raise_together(
-            problems, len(records), "images have no usable maps (cams.bad=skip leaves them out)"
-        )
-    if len(left_out) == sum(bool(record.tags) for record in records):
-        raise_together(problems, len(records), "images have no usable maps: none is left")
-    output.outputs.update(
-        count=len(records) - len(left_out),
-        taken_from=str(folder),
-        left_out=left_out,
-        foreign=foreign,
-    )
+            problems[record.id] = outcome
+    return problems
 
 
 def _import_one(num_classes: int, folder: Path, out: Path, record: Record) -> None:
@@ -121,10 +131,10 @@ def _import_one(num_classes: int, folder: Path, out: Path, record: Record) -> No
             "maps of this image",
         )
     if set(cam.classes.tolist()) != set(record.tags):
-        found = f"maps of {record.id} are of the classes {cam.classes.tolist()}"
+        what = f"maps of {record.id} are of the classes {cam.classes.tolist()}"
         if cam.classes.max(initial=-1) >= num_classes:
-            raise DataError(found, f"0 to {num_classes - 1}: the class tables differ")
-        raise DataError(found, f"those of its tags, {sorted(record.tags)}")
+            raise DataError(what, f"0 to {num_classes - 1}: the class tables differ")
+        raise DataError(what, f"those of its tags, {sorted(record.tags)}")
     write_cam(target, cam.classes, _reduced(cam.maps, stride4(size)), size)
 
 
