@@ -187,19 +187,20 @@ def walk(
             images = pad_to_stride(batch.images[0].to(target))
             features = finite(in_parts(net, images, pixels), "features")
             for record, own in zip(batch.records, features):
-                cam = read_cam(cam_path(cam_folder, record.id)) if record.tags else None
                 shares = torch.zeros(0, *stride4(batch.size))
-                if cam is not None:
-                    maps = torch.from_numpy(
-                        upsample_cam(cam.maps, batch.working) ** np.float32(power)
-                    )
-                    scores = walk_scores(own, maps.to(target), config)
-                    shares = (scores[1:] / scores.sum(0).clamp_min(1e-12)).cpu()
-                    shares = F.interpolate(shares[None], stride4(batch.size), mode="bilinear")[
-                        0
-                    ].clamp(0, 1)
+                if record.tags:
+                    cam = read_cam(cam_path(cam_folder, record.id))
+                    maps = upsample_cam(cam.maps, batch.working) ** np.float32(power)
+                    scores = walk_scores(own, torch.from_numpy(maps).to(target), config)
+                    shares = _shares(scores, stride4(batch.size))
                 write_cam(cam_path(out_folder, record.id), record.tags, shares.numpy(), batch.size)
                 advance()
+
+
+def _shares(scores_CHW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """The share of each class in the scores of background and classes, ``[k,h,w]``."""
+    shares = (scores_CHW[1:] / scores_CHW.sum(0).clamp_min(1e-12)).cpu()
+    return F.interpolate(shares[None], size, mode="bilinear")[0].clamp(0, 1)
 
 
 def _label(

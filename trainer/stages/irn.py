@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from trainer.data.dataset import Dataset, Record, read_index_png
@@ -23,6 +24,7 @@ from trainer.files import is_whole, write_atomic
 from trainer.maps.camfile import cam_path, read_cam, stride4, upsample_cam, write_cam
 from trainer.progress import progress_bar
 from trainer.refine.irn_inference import (
+    Instances,
     edge_and_displacement,
     instances,
     mean_displacement,
@@ -128,32 +130,36 @@ def walk(
         budget = Budget(1, pixels, canvas=config.canvas)
         for batch in iterate_views(missing, Views(scales=(1.0,)), budget):
             record, size = batch.records[0], batch.size
-            small = stride4(batch.working)
-            cam = read_cam(cam_path(cam_folder, record.id)) if record.tags else None
-            maps = torch.zeros(0, *stride4(size))
-            if cam is not None:
-                edge, displacement = edge_and_displacement(
-                    net, batch.images[0][0].to(target), config.canvas, pixels
-                )
-                cams = torch.from_numpy(upsample_cam(cam.maps, small) ** np.float32(power)).to(
-                    target
-                )
+            maps = np.zeros((0, *stride4(size)), np.float32)
+            if record.tags:
+                cam, small = read_cam(cam_path(cam_folder, record.id)), stride4(batch.working)
+                image = batch.images[0][0].to(target)
+                edge, displacement = edge_and_displacement(net, image, config.canvas, pixels)
+                cams = torch.from_numpy(upsample_cam(cam.maps, small) ** np.float32(power))
+                cams = cams.to(target)
                 cams = cams / (cams.amax((1, 2), keepdim=True) + EPS)
                 edge = finite(edge, "edges")
-                maps = walked_maps(cams, edge, small, config, enlarge=False).cpu().clamp(0, 1)
-                maps = torch.from_numpy(upsample_cam(maps.numpy(), stride4(size)))
+                after = walked_maps(cams, edge, small, config, enlarge=False).cpu().clamp(0, 1)
+                maps = upsample_cam(after.numpy(), stride4(size))
                 if instance_folder and displacement is not None:
-                    found = instances(cams, edge, displacement, batch.working, config)
-                    buffer = io.BytesIO()
-                    np.savez_compressed(
-                        buffer,
-                        labels=enlarged(found.labels, size),
-                        classes=cam.classes[found.classes],
-                        scores=found.scores,
-                    )
-                    write_atomic(cam_path(instance_folder, record.id), buffer.getvalue())
-            write_cam(cam_path(out_folder, record.id), record.tags, maps.numpy(), size)
+                    parts = instances(cams, edge, displacement, batch.working, config)
+                    path = cam_path(instance_folder, record.id)
+                    _write_instances(path, parts, cam.classes, size)
+            write_cam(cam_path(out_folder, record.id), record.tags, maps, size)
             advance()
+
+
+def _write_instances(
+    path: Path, parts: Instances, classes: npt.NDArray[np.int16], size: tuple[int, int]
+) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        labels=enlarged(parts.labels, size),
+        classes=classes[parts.classes],
+        scores=parts.scores,
+    )
+    write_atomic(path, buffer.getvalue())
 
 
 def _label(
