@@ -1,6 +1,4 @@
-"""What stands beside an exported graph: its card ``model.json``, and ``config.pbtxt`` for NVIDIA
-Triton (design 6).
-"""
+"""The files beside an exported graph: its card ``model.json``, and Triton's ``config.pbtxt``."""
 
 from __future__ import annotations
 
@@ -14,6 +12,9 @@ from trainer.weights.supervision import initial_weights
 
 MAX_BATCH = 8
 LIMITS = {"min_side": 32, "max_side": 4096, "max_pixels": 4_194_304}
+# Tables of evaluation.json that are too long for a card, which servers send with every answer about
+# the model.
+LONG = ("confusion", "sweep", "worst", "conditions")
 
 
 def finished_card(
@@ -25,19 +26,23 @@ def finished_card(
     parities: Mapping[str, Mapping[str, Any]],
     golden: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The whole ``model.json``: the given fields, and what only the finished graph and its files
-    can tell.
+    """The whole ``model.json``: ``fields``, and the facts about the finished graph and its files.
 
     Args:
-        graph: that was exported.
+        graph: the exported one.
         fields: see ``export_model``.
         name, version: of the model.
         digests: SHA-256 by file.
-        parities: by file: of the graph, and, second, of its half-precision form if there is one.
+        parities: by file: of the graph, then of its half-precision form if there is one.
         golden: see ``write_golden``.
     """
     full, *half = parities
     classes = list(fields["classes"])
+    pixels = {"name": "image", "dtype": "uint8", "layout": "NHWC", "color": "RGB"}
+    outputs = [
+        {"name": key, "dtype": dtype, "shape": [len(classes) if d == "K" else d for d in shape]}
+        for key, (dtype, shape) in graph.outputs.items()
+    ]
     return {
         "format": 1,
         "name": name,
@@ -49,17 +54,8 @@ def finished_card(
         "classes": classes,
         "labels": ["background", *classes],
         "palette": [[int(c) for c in colour] for colour in fields["palette"]],
-        "input": {
-            "name": "image",
-            "dtype": "uint8",
-            "layout": "NHWC",
-            "color": "RGB",
-            **fields["input"],
-        },
-        "outputs": [
-            {"name": key, "dtype": dtype, "shape": [len(classes) if d == "K" else d for d in shape]}
-            for key, (dtype, shape) in graph.outputs.items()
-        ],
+        "input": pixels | dict(fields["input"]),
+        "outputs": outputs,
         "scales": list(graph.scales),
         "flip": graph.flip,
         "thresholds": dict(fields["thresholds"]),
@@ -75,36 +71,32 @@ def finished_card(
 
 
 def triton_config(graph: PixelGraph, name: str, classes: int) -> str:
-    """``config.pbtxt`` of NVIDIA Triton: the batch axis left out of ``dims``, free axes -1, the
-    newest version served.
-    """
+    """``config.pbtxt`` of NVIDIA Triton, which serves the newest version."""
 
+    # Triton adds the batch axis to ``dims`` itself; -1 is a free axis.
     def tensor(key: str, dtype: str, dims: Sequence[int]) -> str:
         kind = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32"}[dtype]
         return f'  {{ name: "{key}" data_type: {kind} dims: [ {", ".join(map(str, dims))} ] }}'
 
-    sizes = {"K": classes}
     outputs = [
-        tensor(k, dtype, [sizes.get(d, -1) for d in shape[1:]])
+        tensor(k, dtype, [classes if d == "K" else -1 for d in shape[1:]])
         for k, (dtype, shape) in graph.outputs.items()
     ]
-    return "\n".join(
-        [
-            f'name: "{name}"',
-            'backend: "onnxruntime"',
-            'default_model_filename: "model.onnx"',
-            f"max_batch_size: {MAX_BATCH}",
-            "input [",
-            tensor("image", "uint8", (-1, -1, 3)),
-            "]",
-            "output [",
-            ",\n".join(outputs),
-            "]",
-            "version_policy { latest { num_versions: 1 } }",
-            "dynamic_batching { }",
-            "",
-        ]
-    )
+    lines = [
+        f'name: "{name}"',
+        'backend: "onnxruntime"',
+        'default_model_filename: "model.onnx"',
+        f"max_batch_size: {MAX_BATCH}",
+        "input [",
+        tensor("image", "uint8", (-1, -1, 3)),
+        "]",
+        "output [",
+        ",\n".join(outputs),
+        "]",
+        "version_policy { latest { num_versions: 1 } }",
+        "dynamic_batching { }",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def card_from_manifest(
@@ -120,23 +112,22 @@ def card_from_manifest(
         manifest: content of the run's ``manifest.json``.
         kind: of the graph to export.
         run: name of the run.
-        evaluation: content of its ``evaluation.json``, if there is one; its long tables are left
-            out.
+        evaluation: content of its ``evaluation.json``, if there is one.
         limits: ``min_side``, ``max_side`` and ``max_pixels`` of an input image.
 
     Returns:
         ``card_fields`` of ``export_model``. ``thresholds.background`` of a CAM model is the one
-        measured on ``val``, else on another list; None where it was only chosen on the truth of the
-        very list (``oracle``), or for a segmenter.
+        reported on ``val``, else on another list; None for a segmenter, and where every threshold
+        was chosen on the true masks of the same list (``oracle``).
     """
     classes = list(manifest["data"]["classes"])
-    measured = (evaluation or {}).get({"segmenter": "segment", "cam": "cam"}[kind], {})
+    figures = (evaluation or {}).get({"segmenter": "segment", "cam": "cam"}[kind], {})
     honest = [
         name
-        for name in sorted(measured, key=lambda n: n != "val")
-        if measured[name].get("threshold_from") != "oracle"
+        for name in sorted(figures, key=lambda n: n != "val")
+        if figures[name].get("threshold_from") != "oracle"
     ]
-    threshold = measured[honest[0]].get("threshold") if kind == "cam" and honest else None
+    threshold = figures[honest[0]].get("threshold") if kind == "cam" and honest else None
     return {
         "kind": kind,
         "classes": classes,
@@ -154,11 +145,7 @@ def card_from_manifest(
             "data_fingerprint": manifest["data"]["fingerprint"],
         },
         "metrics": {
-            name: {
-                k: v
-                for k, v in entry.items()
-                if k not in ("confusion", "sweep", "worst", "conditions")
-            }
-            for name, entry in measured.items()
+            name: {k: v for k, v in entry.items() if k not in LONG}
+            for name, entry in figures.items()
         },
     }

@@ -1,4 +1,4 @@
-"""``wsss-trainer export``: the graphs of a finished run, compared on its own images."""
+"""``wsss-trainer export``: the graphs of a run, compared with PyTorch on its images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from trainer.training.model_file import knobs_of
 Kind = Literal["segmenter", "cam"]
 KINDS = (*get_args(Kind), "all")
 PRECISIONS = ("fp32", "fp16")
-COMPARED = 4
+STAGES: dict[Kind, str] = {"segmenter": "segment", "cam": "classify"}
 
 
 def export_run(
@@ -38,8 +38,9 @@ def export_run(
     flip: bool = False,
     precision: str = "fp32",
 ) -> list[dict[str, Any]]:
-    """Publish a run's segmenter as ``name`` and its CAM model as ``name-cam`` (as ``name`` where it
-    is asked for alone).
+    """Publish a run's segmenter as ``name`` and its CAM model as ``name-cam``.
+
+    A CAM model that is exported alone has the name ``name``.
 
     Args:
         run_dir: the run.
@@ -48,43 +49,31 @@ def export_run(
         kind: ``segmenter``, ``cam``, or ``all`` that the run has.
         scales: of the segmenter's graph. The CAM graph always has its method's own protocol.
         flip: of the segmenter's graph.
-        precision: ``fp16`` also writes the graph with its network in float16, for TensorRT.
+        precision: ``fp32``, or ``fp16`` for a second graph in float16, for TensorRT.
 
     Returns:
-        One plain dict a model: path, name, version, kind, megabytes, seconds, parity, half_parity
+        One plain dict per model: path, name, version, kind, megabytes, seconds, parity, half_parity
         (None without fp16).
 
     Raises:
         ConfigError: an unknown kind or precision.
-        RunError: the run has not got that far.
+        RunError: the run has not finished the stage.
         TargetError: the model's folder lies in the data, or holds something else.
-        ExportError: the graph differs from PyTorch; nothing of that model is published.
+        ExportError: the graph differs from PyTorch; that model is not published.
     """
     if kind not in KINDS:
         raise ConfigError(f"cannot export {kind!r}", nearest(kind, KINDS))
     if precision not in PRECISIONS:
         raise ConfigError(f"cannot export in {precision!r}", nearest(precision, PRECISIONS))
     run = Run.existing(run_dir)
-    done = {n for n, stage in run.manifest["stages"].items() if stage["status"] == "done"}
-    needs = {"segmenter": "segment", "cam": "classify"}
-    wanted: list[Kind] = [
-        k for k in get_args(Kind) if kind in (k, "all") and (needs[k] in done or kind == k)
-    ]
-    missing = [needs[k] for k in wanted if needs[k] not in done]
-    if missing or not wanted:
-        raise RunError(
-            f"{run_dir} has no finished stage {missing[0] if missing else 'classify'!r}",
-            "a trained model",
-            "wsss-trainer fit",
-        )
+    kinds = _kinds(run, kind)
     dataset = reopen_data(run.manifest)
-    names = {each: f"{name}-cam" if each == "cam" and kind == "all" else name for each in wanted}
-    for called in names.values():
-        check_folder(repository / called, holds_model, dataset.places(), "the model folder")
-    evaluation = current_evaluation(run_dir)
-    images = _images(dataset, run)
+    names = {each: f"{name}-cam" if each == "cam" and kind == "all" else name for each in kinds}
+    for folder in names.values():
+        check_folder(repository / folder, holds_model, dataset.places(), "the model folder")
+    evaluation, images = current_evaluation(run_dir), _images(dataset, run)
     reports = []
-    for each in wanted:
+    for each in kinds:
         graph = _segmenter(run, scales, flip) if each == "segmenter" else _cam(run)
         card = card_from_manifest(run.manifest, each, run.path.name, evaluation)
         report = export_model(
@@ -92,6 +81,23 @@ def export_run(
         )
         reports.append({**asdict(report), "path": str(report.path)})
     return reports
+
+
+def _kinds(run: Run, kind: str) -> list[Kind]:
+    stages = run.manifest["stages"]
+    missing, kinds = [], list[Kind]()
+    for each, stage in STAGES.items():
+        if stages.get(stage, {}).get("status") == "done":
+            kinds += [each] if kind in (each, "all") else []
+        elif kind in (each, "all"):
+            missing.append(stage)
+    if not kinds:
+        raise RunError(
+            f"{run.path} has no finished stage {missing[-1]!r}",
+            "a trained model",
+            "wsss-trainer fit",
+        )
+    return kinds
 
 
 def _expected(run: Run) -> dict[str, Any]:
@@ -128,6 +134,6 @@ def _cam(run: Run) -> PixelGraph:
 
 
 def _images(dataset: Dataset, run: Run) -> list[Any]:
-    """A few images that were not trained on, where there are some."""
+    # Images of val, which no weights have seen, and few: each is one forward pass on a CPU.
     name = run.manifest["val_list"] or run.manifest["train_list"]
-    return [read_image(record.image) for record in dataset.subset(name)[:COMPARED]]
+    return [read_image(record.image) for record in dataset.subset(name)[:4]]

@@ -1,9 +1,9 @@
-"""One made image and what the exported graph says of it, published beside the graph.
+"""A synthetic image and the exported graph's output for it, published beside the graph.
 
-A server runs the image before it serves the model: a graph that is damaged, or an engine that
-computes something else, is found then. The image is made, not one of the data set, which may not be
-passed on. To a trained segmenter any made image is background, which would prove nothing, so its
-pixels are moved until it sees several classes.
+A server runs the image before it serves the model, and so detects a damaged graph or an engine that
+computes something else. The image is synthetic because images of the data set may be private. A
+trained segmenter takes any synthetic image for background, which would prove nothing, so its pixels
+are moved until it sees several classes.
 """
 
 from __future__ import annotations
@@ -22,36 +22,33 @@ from trainer.nets.graphs import PixelGraph, SegmenterGraph
 
 IMAGE, OUTPUT = "golden_image.png", "golden_output.png"
 SIZE = (96, 128)
-# Regions of the image, each to be seen as a label; how often all pixels are moved, and how far, in
+# Regions of the image, each with a label to see; number of moves of all pixels, and their length in
 # levels of 255.
 REGIONS = (3, 4)
 STEPS, STEP = 60, 2.0
 
 
 def golden_image(limits: Mapping[str, int]) -> npt.NDArray[np.uint8]:
-    """uint8 [H,W,3]: blobs of several sizes, the same every time, of 96x128 or what the model's
-    limits leave of it.
-    """
+    """uint8 [H,W,3]: blobs of several sizes, always the same, of 96x128 where the limits allow."""
     low, high = limits["min_side"], limits["max_side"]
     height, width = (min(max(side, low), high) for side in SIZE)
     if height * width > limits["max_pixels"]:
         height = width = low
     rng = np.random.default_rng(0)
     layers = [rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8) for cells in (3, 6, 24)]
-    resized = [
+    views = [
         np.asarray(Image.fromarray(layer).resize((width, height), Image.Resampling.BICUBIC))
         for layer in layers
     ]
-    image: npt.NDArray[np.uint8] = np.mean(resized, axis=0).round().astype(np.uint8)
+    image: npt.NDArray[np.uint8] = np.mean(views, axis=0).round().astype(np.uint8)
     return image
 
 
-def shown(image_HW3: npt.NDArray[np.uint8], graph: SegmenterGraph) -> npt.NDArray[np.uint8]:
-    """The image, uint8 [H,W,3], moved towards what the segmenter takes for one label in each of
-    twelve regions.
+def with_labels(image_HW3: npt.NDArray[np.uint8], graph: SegmenterGraph) -> npt.NDArray[np.uint8]:
+    """The image, uint8 [H,W,3], moved until the segmenter sees a label in each of twelve regions.
 
-    Signed gradient descent on the pixels (Goodfellow et al., ICLR 2015, applied in steps) of the
-    cross-entropy to those labels; how far it comes matters little.
+    Signed gradient descent on the pixels (Goodfellow et al., ICLR 2015, in steps) of the
+    cross-entropy to those labels. It need not reach them all.
     """
 
     def logits(pixels_1HW3: torch.Tensor) -> torch.Tensor:
@@ -60,11 +57,12 @@ def shown(image_HW3: npt.NDArray[np.uint8], graph: SegmenterGraph) -> npt.NDArra
     pixels_1HW3 = torch.from_numpy(image_HW3[None].astype(np.float32))
     _, count, *size = logits(pixels_1HW3).shape
     labels = np.resize(np.random.default_rng(0).permutation(count), REGIONS).astype(np.float32)
-    wanted_1hw = F.interpolate(torch.from_numpy(labels)[None, None], size=size)[0].long()
+    target_1hw = F.interpolate(torch.from_numpy(labels)[None, None], size=size)[0].long()
     for _ in range(STEPS):
         with torch.enable_grad():
-            moved = pixels_1HW3.requires_grad_()
-            (slope,) = torch.autograd.grad(F.cross_entropy(logits(moved), wanted_1hw), moved)
+            pixels_1HW3.requires_grad_()
+            loss = F.cross_entropy(logits(pixels_1HW3), target_1hw)
+            (slope,) = torch.autograd.grad(loss, pixels_1HW3)
         pixels_1HW3 = (pixels_1HW3.detach() - STEP * slope.sign()).clamp(0, 255)
     image: npt.NDArray[np.uint8] = pixels_1HW3[0].round().to(torch.uint8).numpy()
     return image
@@ -73,7 +71,7 @@ def shown(image_HW3: npt.NDArray[np.uint8], graph: SegmenterGraph) -> npt.NDArra
 def write_golden(
     folder: Path, graph: PixelGraph, session: Any, limits: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Run the image and write it and its output as PNG files.
+    """Run the image, and write it and its output as PNG files.
 
     Args:
         folder: of the version.
@@ -88,20 +86,17 @@ def write_golden(
     """
     image = golden_image(limits)
     if isinstance(graph, SegmenterGraph):
-        image = shown(image, graph)
-    got = dict(zip(graph.outputs, session.run(list(graph.outputs), {"image": image[None]})))
+        image = with_labels(image, graph)
+    results = dict(zip(graph.outputs, session.run(list(graph.outputs), {"image": image[None]})))
     if graph.kind == "segmenter":
-        output = got["mask"][0]
+        output = results["mask"][0]
     else:
-        output = (
-            np.rint(255 * np.clip(got["cam"][0], 0, 1))
-            .astype(np.uint8)
-            .reshape(-1, got["cam"].shape[3])
-        )
+        levels = np.rint(255 * np.clip(results["cam"][0], 0, 1)).astype(np.uint8)
+        output = levels.reshape(-1, levels.shape[2])
     Image.fromarray(image).save(folder / IMAGE)
     Image.fromarray(output).save(folder / OUTPUT)
     return {
         "image": IMAGE,
         "output": OUTPUT,
-        "scores": [round(float(score), 6) for score in got["scores"][0]],
+        "scores": [round(float(score), 6) for score in results["scores"][0]],
     }

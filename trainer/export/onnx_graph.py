@@ -1,8 +1,9 @@
-"""A pixel graph as one ONNX model: traced in three parts, wired together (design 6)."""
+"""A pixel graph as one ONNX model: traced in three parts, then wired together."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,9 +17,7 @@ if TYPE_CHECKING:
 
 
 class Part(nn.Module):
-    """One function as a module of its own, holding only the weights that it uses, so that it can be
-    traced alone.
-    """
+    """One function as a module with only the weights that it uses, for a trace of its own."""
 
     def __init__(self, call: Callable[..., Any], net: nn.Module | None = None) -> None:
         super().__init__()
@@ -40,8 +39,7 @@ def to_onnx(graph: PixelGraph) -> onnx.ModelProto:
 
 
 def to_onnx_with_half(graph: PixelGraph) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """The graph, and the same with the network in float16: for engines that compute in the types of
-    the graph.
+    """The graph, and the same with the network in float16, for engines that take types literally.
 
     Pixels, up-sampling, soft-max and arg-max stay in float32.
 
@@ -54,14 +52,14 @@ def to_onnx_with_half(graph: PixelGraph) -> tuple[onnx.ModelProto, onnx.ModelPro
 
 
 def traced_parts(graph: PixelGraph) -> tuple[onnx.ModelProto, onnx.ModelProto, onnx.ModelProto]:
-    """What is done before the network, the network, and what is done after it, as ONNX.
+    """The steps before the network, the network, and the steps after it, as ONNX.
 
-    The network is traced once, its batch norms folded by the exporter, and then wired in once a
-    scale on shared weights. Tracing the whole would take one network a scale (minutes), and shared
-    weights would keep the batch norms unfolded.
+    The network is traced once, with its batch norms folded by the exporter, and later wired in once
+    per scale on shared weights. A trace of the whole would hold one network per scale (minutes),
+    and its shared weights would prevent the folding.
 
     Raises:
-        ExportError: the network holds something that ONNX cannot say, or depends on the image size.
+        ExportError: ONNX cannot express the network, or it depends on the image size.
     """
     image = torch.zeros(2, 96, 128, 3, dtype=torch.uint8)
     batch, free = torch.export.Dim("batch"), torch.export.Dim.DYNAMIC
@@ -102,7 +100,7 @@ def trace(part: Part, inputs: tuple[Any, ...], free: tuple[Any, ...]) -> onnx.Mo
 
     try:
         program = torch.export.export(part.eval(), inputs, dynamic_shapes=(free,))
-        traced = torch.onnx.export(
+        export = torch.onnx.export(
             program, dynamo=True, opset_version=OPSET, verbose=False, external_data=False
         )
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
@@ -111,44 +109,35 @@ def trace(part: Part, inputs: tuple[Any, ...], free: tuple[Any, ...]) -> onnx.Mo
             f"the network cannot be exported: {reason}",
             "a forward pass without data-dependent control flow, at any image size",
         ) from error
-    assert traced is not None
-    return onnx.inliner.inline_local_functions(traced.model_proto)
+    assert export is not None
+    # Local functions would hide their nodes from ``wired``, which renames them.
+    return onnx.inliner.inline_local_functions(export.model_proto)
 
 
 def assembled(
     graph: PixelGraph, before: onnx.ModelProto, net: onnx.ModelProto, after: onnx.ModelProto
 ) -> onnx.ModelProto:
-    """``before`` -> one ``net`` a scale -> ``after``."""
+    """``before`` -> one ``net`` per scale -> ``after``."""
     from onnx import TensorProto, checker, helper
 
-    width = len(net.graph.output)
+    width, scales = len(net.graph.output), range(len(graph.scales))
     channels = net.graph.output[-1].type.tensor_type.shape.dim[1].dim_value
+    # The labels of a segmenter include the background.
     classes = channels - (graph.kind == "segmenter")
-    scales = range(len(graph.scales))
     results = [[f"result{i}/{j}" for j in range(width)] for i in scales]
     nodes = wired(before, "before", "", ["image"], [f"view{i}" for i in scales])
     for i in scales:
         nodes += wired(net, "net", str(i), [f"view{i}"], results[i])
-    nodes += wired(
-        after,
-        "after",
-        "",
-        ["image", *(r for result in results for r in result)],
-        list(graph.outputs),
-    )
+    nodes += wired(after, "after", "", ["image", *chain(*results)], list(graph.outputs))
+    nodes = needed(nodes, graph.outputs)
+    inputs = {name for node in nodes for name in node.input}
+    parts = (("before", before), ("net", net), ("after", after))
+    weights = [t for label, part in parts for t in named(part, label) if t.name in inputs]
     types = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}
     value = helper.make_tensor_value_info
     outputs = [
         value(name, types[dtype], [classes if d == "K" else d for d in shape])
         for name, (dtype, shape) in graph.outputs.items()
-    ]
-    nodes = needed(nodes, graph.outputs)
-    read = {name for node in nodes for name in node.input}
-    weights = [
-        t
-        for label, part in (("before", before), ("net", net), ("after", after))
-        for t in named(part, label)
-        if t.name in read
     ]
     body = helper.make_graph(
         nodes, graph.kind, [value("image", TensorProto.UINT8, ["N", "H", "W", 3])], outputs, weights
@@ -172,17 +161,17 @@ def wired(
 ) -> list[onnx.NodeProto]:
     """The nodes of a part with its inputs and outputs on the given wires.
 
-    Weights are named after the part, everything else after the part and ``copy``. Traces of the
-    source files that the exporter notes beside every node are left out.
+    Names of weights begin with the part, all others with the part and ``copy``. The exporter's
+    notes about source files are left out.
     """
     import onnx
 
-    shared = {t.name for t in part.graph.initializer}
+    weights = {t.name for t in part.graph.initializer}
     wires = dict(zip((v.name for v in part.graph.input), inputs, strict=True))
     wires |= dict(zip((v.name for v in part.graph.output), outputs, strict=True))
 
     def rename(name: str) -> str:
-        return wires.get(name) or (name and f"{label if name in shared else label + copy}/{name}")
+        return wires.get(name) or (name and f"{label if name in weights else label + copy}/{name}")
 
     nodes = []
     for node in part.graph.node:
@@ -201,10 +190,10 @@ def wired(
 
 
 def needed(nodes: list[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
-    """The nodes that an output depends on: image scores, for one, are read at a single scale."""
-    wanted, kept = set(outputs), []
+    """The nodes that an output depends on; image scores, for example, come from one scale only."""
+    values, path = set(outputs), []
     for node in reversed(nodes):
-        if wanted & set(node.output):
-            wanted |= set(node.input)
-            kept.append(node)
-    return kept[::-1]
+        if values & set(node.output):
+            values |= set(node.input)
+            path.append(node)
+    return path[::-1]

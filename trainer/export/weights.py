@@ -1,5 +1,5 @@
-"""``wsss-trainer weights export``: a trained segmenter as a plain state dict, and a note of what
-made it beside it.
+"""``wsss-trainer weights export``: a trained segmenter as a plain state dict, with a note of its
+origin.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from trainer.errors import ConfigError, RunError
+from trainer.errors import ConfigError, RunError, one_of
 from trainer.files import file_sha256, write_atomic
 from trainer.outputs import check_file
 from trainer.run import Run
@@ -25,9 +25,9 @@ KIND = "exported wsss run"
 def export_weights(run_dir: Path, out: Path, stage: str = "segment") -> dict[str, Any]:
     """Write the segmenter of a run to ``out``, under the released names where its network has some.
 
-    ``deeplab-v2-r101`` has those of deeplab-pytorch with its wrapper (``base.``), ``largefov-r38``
-    those of SEAM's segmentation code base, ``aspp`` torchvision's after ``backbone.``. The JSON
-    beside ``out`` is what reading it again goes by.
+    ``deeplab-v2-r101`` has the names of deeplab-pytorch with its wrapper (``base.``),
+    ``largefov-r38`` those of SEAM's segmentation code, ``aspp`` torchvision's after ``backbone.``.
+    Whoever loads ``out`` again needs the JSON beside it.
 
     Args:
         run_dir: the run.
@@ -35,25 +35,21 @@ def export_weights(run_dir: Path, out: Path, stage: str = "segment") -> dict[str
         stage: ``segment``, or ``segment_full`` for the one that learnt from true masks.
 
     Returns:
-        What was written beside it: network, classes, supervision, tensors, sha256.
+        The note in the JSON: network, classes, supervision, tensors, sha256.
 
     Raises:
         RunError: the run has no such segmenter, or ``out`` cannot be written.
-        ConfigError: ``out`` is its own note.
+        ConfigError: an unknown stage, or a name that the note needs.
         TargetError: ``out`` or its note is there, and is no earlier export.
     """
+    one_of(stage, ("segment", "segment_full"), "the segmenter")
     if out.suffix in ("", ".json"):
         raise ConfigError(
             f"--out {out}",
             "a file for weights, whose note gets the ending .json",
             "--out segmenter.pth",
         )
-    run = Run.existing(run_dir)
-    path = run.path / stage / "model.pt"
-    if run.manifest["stages"].get(stage, {}).get("status") != "done" or not path.exists():
-        raise RunError(
-            f"{run_dir} has no finished stage {stage!r}", "a trained segmenter", "wsss-trainer fit"
-        )
+    path = _model_path(Run.existing(run_dir), stage)
     note_path = out.with_suffix(".json")
     check_file(
         out, [path], lambda file: _note(note_path).get("sha256") == file_sha256(file), "--out"
@@ -66,25 +62,32 @@ def export_weights(run_dir: Path, out: Path, stage: str = "segment") -> dict[str
     write_atomic(out, buffer.getvalue())
     note = {
         "sha256": file_sha256(out),
-        "source": str(run.path.resolve()),
+        "source": str(run_dir.resolve()),
         "network": segmenter.config.network,
         "classes": checkpoint.classes,
         "supervision": checkpoint.supervision,
         "kind": KIND,
         "exported": datetime.now(UTC).isoformat(timespec="seconds"),
         "tensors": len(network.state_dict()),
-        **(
-            {"stride_on": network.stride_on, "input": network.input}
-            if hasattr(network, "stride_on")
-            else {}
-        ),
     }
+    # The layout of DeepLab-v2's ResNet-101, which the tensors alone do not tell.
+    if hasattr(network, "stride_on"):
+        note |= {"stride_on": network.stride_on, "input": network.input}
     write_atomic(note_path, (json.dumps(note, indent=1) + "\n").encode())
     return note
 
 
+def _model_path(run: Run, stage: str) -> Path:
+    path = run.path / stage / "model.pt"
+    if run.manifest["stages"].get(stage, {}).get("status") != "done" or not path.exists():
+        raise RunError(
+            f"{run.path} has no finished stage {stage!r}", "a trained segmenter", "wsss-trainer fit"
+        )
+    return path
+
+
 def _note(path: Path) -> dict[str, Any]:
-    """What a note says; nothing if it is none of an export."""
+    """The note of an earlier export; empty for any other file."""
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

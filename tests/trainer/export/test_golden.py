@@ -9,7 +9,7 @@ from PIL import Image
 from tiny_graphs import make
 from torch import nn
 
-from trainer.export.golden import golden_image, shown, write_golden
+from trainer.export.golden import golden_image, with_labels, write_golden
 from trainer.nets.graphs import PixelGraph, SegmenterGraph
 
 LIMITS = {"min_side": 32, "max_side": 4096, "max_pixels": 4_194_304}
@@ -56,7 +56,7 @@ def test_what_a_segmenter_says(tmp_path: Path) -> None:
     ):
         pixels, mask = np.asarray(picture), np.asarray(output)
         assert output.mode == "L"
-    np.testing.assert_array_equal(pixels, shown(golden_image(LIMITS), graph))
+    np.testing.assert_array_equal(pixels, with_labels(golden_image(LIMITS), graph))
     with torch.inference_mode():
         expected = dict(zip(graph.outputs, graph(torch.from_numpy(pixels[None].copy()))))
     np.testing.assert_array_equal(mask, expected["mask"][0])
@@ -71,7 +71,7 @@ def test_a_segmenter_that_sees_background_everywhere_is_shown_its_classes() -> N
         net.bias.copy_(torch.tensor([3.0, 0, 0, 0]))
     graph = SegmenterGraph(net, flip=True)
     image = golden_image(LIMITS)
-    moved = shown(image, graph)
+    moved = with_labels(image, graph)
     with torch.inference_mode():
         before, after = (
             graph(torch.from_numpy(pixels[None].copy()))[0].unique() for pixels in (image, moved)
