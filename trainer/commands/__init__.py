@@ -1,3 +1,1 @@
-"""What ``trainer.cli`` puts together: commands about data, figures and weight files, the demo,
-tables of what there is.
-"""
+"""The commands that ``trainer.cli`` puts together."""

@@ -7,6 +7,7 @@ import inspect
 import json
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -21,7 +22,7 @@ from trainer.weights.cache import StoredWeights
 
 
 def list_methods() -> list[dict[str, str]]:
-    """Name, first sentence of the documentation and paper of every method."""
+    """Name, description and paper of every method."""
     documents = {name: inspect.getdoc(method_module(name)) or "" for name in method_names()}
     return [
         {"method": name, "about": _paragraph(text, 0), "paper": _paragraph(text, 1)}
@@ -30,33 +31,28 @@ def list_methods() -> list[dict[str, str]]:
 
 
 def describe_method(name: str) -> dict[str, Any]:
-    """Documentation of a method; its knobs with default, what each preset says, and meaning;
-    presets; published training.
+    """Documentation of a method, its knobs (default, value in each preset, meaning), its presets,
+    and its published training.
 
     Raises:
         ConfigError: no such method.
     """
-    module, declared = method_module(name), declaration(name)
-    config: type[Any] = declared.config
-    presets = {
-        key: {k: _text(v) for k, v in made.items()} for key, made in declared.presets.items()
-    }
-    training = {
-        key: {k: _text(v) for k, v in made.items()} for key, made in declared.training.items()
-    }
+    module, method = method_module(name), declaration(name)
+    config: type[Any] = method.config
+    presets, training = _texts(method.presets), _texts(method.training)
     meanings: dict[str, str] = {}
-    for described in reversed(config.__mro__):
-        meanings |= _attributes(described.__doc__ or "")
-    knobs, hints = [], typing.get_type_hints(config)
-    limits = {name: [limit] for name, limit in ranges(config).items()}
+    # From the base class down, so that a method's own words about a knob prevail.
+    for base in reversed(config.__mro__):
+        meanings |= _attributes(base.__doc__ or "")
+    knobs, hints, limits = [], typing.get_type_hints(config), ranges(config)
     for f in dataclasses.fields(config):
-        default = _text(f.default)
-        said = {
-            preset: changes.get(f"method.{f.name}", default) for preset, changes in presets.items()
-        }
-        values = ", ".join([_values(hints[f.name]), *map(str, limits.get(f.name, ()))])
+        default, key = _text(f.default), f"method.{f.name}"
+        by_preset = {preset: changes.get(key, default) for preset, changes in presets.items()}
+        values = _values(hints[f.name])
+        if f.name in limits:
+            values += f", {limits[f.name]}"
         about = {"values": values, "meaning": meanings.get(f.name, "")}
-        knobs.append({"knob": f.name, "default": default, **said, **about})
+        knobs.append({"knob": f.name, "default": default, **by_preset, **about})
     return {
         "method": name,
         "about": inspect.getdoc(module) or "",
@@ -67,7 +63,7 @@ def describe_method(name: str) -> dict[str, Any]:
 
 
 def print_catalogue(value: Any) -> None:
-    """Print what ``list_methods`` or ``describe_method`` returned."""
+    """Print the result of ``list_methods`` or ``describe_method``."""
     console = Console()
     if isinstance(value, list):
         table = Table(*value[0])
@@ -77,27 +73,19 @@ def print_catalogue(value: Any) -> None:
         return
     console.print(value["about"], markup=False, highlight=False)
     for row in value["knobs"]:
-        # What a preset says otherwise than the default is what one looks for.
-        said = [
-            f"{preset}: {row[preset]}"
-            for preset in value["presets"]
-            if row[preset] != row["default"]
-        ]
-        console.print(
-            "   ".join([f"\nmethod.{row['knob']}={row['default']}", row["values"], *said]).rstrip(),
-            markup=False,
-        )
+        # Only the presets that differ from the default: those are what a reader looks for.
+        others = [f"{p}: {row[p]}" for p in value["presets"] if row[p] != row["default"]]
+        head = [f"\nmethod.{row['knob']}={row['default']}", row["values"], *others]
+        console.print("   ".join(head).rstrip(), markup=False)
         console.print(Padding(Text(row["meaning"].replace("``", "`")), (0, 0, 0, 4)))
     console.print()
     for title, changes in _settings(value).items():
-        changed = " ".join(f"--set {knob}={new}" for knob, new in changes.items()) or "the defaults"
-        console.print(f"{title}: {changed}", markup=False, highlight=False, soft_wrap=True)
+        text = " ".join(f"--set {knob}={new}" for knob, new in changes.items()) or "the defaults"
+        console.print(f"{title}: {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _settings(value: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """Title -> knobs of each preset, of what it sets with one recipe only, and of the published
-    training.
-    """
+    """Title -> knobs of each preset, of its additions for one recipe, and of published training."""
     lines: dict[str, dict[str, str]] = {}
     for preset, changes in value["presets"].items():
         lines[f"--preset {preset}"] = {}
@@ -114,10 +102,11 @@ def _settings(value: dict[str, Any]) -> dict[str, dict[str, str]]:
     }
 
 
-def print_weights(stored: list[StoredWeights], as_json: bool) -> None:
+def print_weights(entries: list[StoredWeights], as_json: bool) -> None:
     """Print the weight cache."""
     rows = [
-        {k: None if v is None else str(v) for k, v in dataclasses.asdict(s).items()} for s in stored
+        {k: None if v is None else str(v) for k, v in dataclasses.asdict(entry).items()}
+        for entry in entries
     ]
     if as_json:
         print(json.dumps(rows, indent=1))
@@ -159,6 +148,10 @@ def _values(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return "|".join(_values(option) for option in arguments)
     return "on|off" if hint is bool else {"str": "text"}.get(hint.__name__, hint.__name__)
+
+
+def _texts(table: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    return {key: {k: _text(v) for k, v in row.items()} for key, row in table.items()}
 
 
 def _text(value: Any) -> str:

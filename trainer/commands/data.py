@@ -12,25 +12,23 @@ import typer
 from trainer.data.knobs import DataConfig
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-RunArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", help="Run folder, as given to fit --run.")
-]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder: that of fit --run.")]
 LabelsFrom = Annotated[
     str | None,
-    typer.Option(help="Where tags come from: xml, masks or csv. Default: the best that is there."),
+    typer.Option(help="Origin of the tags: xml, masks or csv. Default: the best there is."),
 ]
 DataSettings = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="data.KEY=VALUE",
-        help="How to read it: data.masks, data.crowd, data.keep_empty, ...",
+        help="Knobs of reading: data.masks, data.crowd, data.keep_empty, ...",
     ),
 ]
 
 
 class Images(StrEnum):
-    """How images get into a converted data set."""
+    """How images enter a converted data set."""
 
     copy = "copy"
     hardlink = "hardlink"
@@ -41,18 +39,18 @@ class Images(StrEnum):
 def check(
     data: Annotated[Path, typer.Argument(help="Data folder.")],
     lists: Annotated[
-        list[str] | None, typer.Option("--list", help="Only these image lists.")
+        list[str] | None, typer.Option("--list", help="Check only this list; may be repeated.")
     ] = None,
     labels_from: LabelsFrom = None,
     settings: DataSettings = None,
     json_: Json = False,
 ) -> None:
-    """Find everything that is wrong with a data set in one pass: images, tags, masks, lists.
+    """List all faults of a data set in one pass: images, tags, masks and lists.
 
     Formats: VOC (JPEGImages/, ImageSets/Segmentation/), COCO (annotations/*.json), or images
-    anywhere with a labels.csv of `image,tag` rows, of one 0/1 column a class, or of
-    `image,"tag1;tag2"` rows; MVA's data_*.csv, or one folder a class. What claims to be VOC 2012 or
-    COCO 2014 is compared with it. Exit code 2 where there are errors.
+    anywhere with a labels.csv of `image,tag` rows, of one 0/1 column per class, or of
+    `image,"tag1;tag2"` rows; MVA's data_*.csv, or one folder per class. A folder with the layout of
+    VOC 2012 or COCO 2014 is compared with the published lists. The exit code is 2 after errors.
 
     Example: wsss-trainer check photos/ --json
     """
@@ -87,16 +85,15 @@ def convert(
         str | None,
         typer.Option(help="voc, coco, csv, folders; labels (the tags), masks (a folder of them)."),
     ] = None,
-    images: Annotated[Images, typer.Option(help="How images get there.")] = Images.copy,
+    images: Annotated[Images, typer.Option(help="How images enter it.")] = Images.copy,
     labels_from: LabelsFrom = None,
     settings: DataSettings = None,
-    force: Annotated[
-        bool, typer.Option(help="Write into a folder that holds something else.")
-    ] = False,
+    force: Annotated[bool, typer.Option(help="Write into a folder with other content.")] = False,
     json_: Json = False,
 ) -> None:
-    """Write a data set in another format: images, tags, masks, lists. Run again, an interrupted one
-    goes on.
+    """Write a data set in another format: images, tags, masks and lists.
+
+    The same command continues an interrupted conversion.
 
     \b
     Examples:
@@ -119,14 +116,14 @@ def convert(
 
 def synth(
     out: Annotated[Path, typer.Argument(help="Folder to write, in VOC layout.")],
-    count: Annotated[int, typer.Option(help="Images.")] = 240,
-    size: Annotated[int, typer.Option(help="Side in pixels.")] = 128,
+    count: Annotated[int, typer.Option(help="Number of images.")] = 240,
+    size: Annotated[int, typer.Option(help="Side of an image in pixels.")] = 128,
     seed: Annotated[int, typer.Option(help="The same seed writes the same bytes.")] = 0,
     difficulty: Annotated[
         float, typer.Option(help="0 easy .. 1 hard: clutter, occlusion, noise.")
     ] = 0.5,
 ) -> None:
-    """Write a synthetic data set with exact masks, to try everything without any data.
+    """Write a synthetic data set with exact masks, to try everything without data.
 
     Example: wsss-trainer synth data/ --count 300 --size 128
     """
@@ -145,6 +142,5 @@ def data_config(labels_from: str | None, settings: list[str] | None) -> DataConf
     from trainer.config import parse_settings, replace
 
     labels = {"labels_from": labels_from} if labels_from else {}
-    return replace(
-        DataConfig(), {**labels, **parse_settings(settings or (), ("data",))["data"]}, "data"
-    )
+    knobs = parse_settings(settings or (), ("data",))["data"]
+    return replace(DataConfig(), labels | knobs, "data")

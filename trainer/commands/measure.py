@@ -17,7 +17,7 @@ Convention = Annotated[
     str,
     typer.Option(
         help=(
-            "How the mean IoU is taken: default, chainercv (irn), deeplab-pytorch (sc-cam, vwe),"
+            "Convention of the mean IoU: default, chainercv (irn), deeplab-pytorch (sc-cam, vwe),"
             " seam (cpn), voc-devkit."
         )
     ),
@@ -26,25 +26,8 @@ Pictures = Annotated[
     Path | None, typer.Option(help="Folder for contact sheets of the worst images.")
 ]
 
-
-FOLDER_ONLY = (
-    "data",
-    "list_",
-    "kind",
-    "labels",
-    "masks",
-    "threshold",
-    "threshold_from",
-    "threshold_cams",
-    "bad",
-    "protocol",
-    "out",
-    "stage",
-    "tolerance",
-    "labels_from",
-    "settings",
-)
-"""Options of ``eval`` that a run has no use for."""
+# Options of eval that suit a run; all others are about a folder.
+RUN_OPTIONS = {"path", "convention", "pictures", "json_"}
 
 
 def evaluate(
@@ -60,16 +43,16 @@ def evaluate(
     ] = "val",
     kind: Annotated[
         Literal["masks", "cams"] | None,
-        typer.Option(help="What the folder holds. Default: by its files."),
+        typer.Option(help="Content of the folder. Default: by its files."),
     ] = None,
     labels: Annotated[
         Literal["ours", "data"],
-        typer.Option(help="Classes are numbered 1 to K (ours), or as in the data set's masks."),
+        typer.Option(help="Numbers of the classes: 1 to K (ours), or as in the data set's masks."),
     ] = "ours",
     masks: Annotated[
         Literal["index", "colours", "binary"],
         typer.Option(
-            help="Masks hold class indices, colours of the VOC palette, or 0 and 255 (one class)."
+            help="Pixels of masks: class indices, colours of the VOC palette, or 0 and 255."
         ),
     ] = "index",
     threshold: Annotated[
@@ -78,33 +61,33 @@ def evaluate(
     threshold_from: Annotated[
         str | None,
         typer.Option(
-            help="label_free, a list with masks such as train, or oracle. Default: label_free."
+            help="Origin of the threshold: label_free (default), oracle, or a list such as train."
         ),
     ] = None,
     threshold_cams: Annotated[
-        Path | None, typer.Option(help="Maps of that list, if they are in another folder.")
+        Path | None, typer.Option(help="Maps of that list, if another folder holds them.")
     ] = None,
     bad: Annotated[
         Literal["stop", "skip"],
         typer.Option(help="Images without a usable file: stop, or skip them and say so."),
     ] = "stop",
     protocol: Annotated[
-        str, typer.Option(help="How a folder was made, for the protocol line.")
+        str, typer.Option(help="Your words about how a folder was made, for its protocol.")
     ] = "",
     out: Annotated[
-        Path | None, typer.Option(help="Keep a folder's figures here, for wsss-trainer compare.")
+        Path | None, typer.Option(help="Folder for the figures, for wsss-trainer compare.")
     ] = None,
     stage: Annotated[
         Literal["cam", "refined", "segment"] | None,
-        typer.Option(help="Stage to keep them as. Default: by kind."),
+        typer.Option(help="Stage of the figures in --out. Default: by kind."),
     ] = None,
     convention: Convention = "default",
     tolerance: Annotated[
         float,
         typer.Option(
             help=(
-                "Of the boundary F-score of a folder: below 1 a fraction of the diagonal, else"
-                " pixels."
+                "Tolerance of the boundary F-score of a folder: below 1 a fraction of the diagonal,"
+                " else pixels."
             )
         ),
     ] = 0.0075,
@@ -113,10 +96,10 @@ def evaluate(
     settings: DataSettings = None,
     json_: Json = False,
 ) -> None:
-    """Print the figures of a run, or of any folder of masks or maps, each with its protocol.
+    """Print the mIoU and other figures of a run, or of any folder of masks or maps.
 
-    A run is measured again where something changed. Masks are <id>.png with class indices; maps
-    <id>.npz, or <id>.npy of PSA, SEAM, CPN, IRN, VWE and MVA.
+    Each figure has its protocol. A run is measured again where something changed. Masks are
+    <id>.png with class indices; maps are <id>.npz, or <id>.npy of PSA, SEAM, CPN, IRN, VWE and MVA.
 
     \b
     Examples:
@@ -129,23 +112,12 @@ def evaluate(
 
     name = convention_name(convention)
     if (path / "manifest.json").exists():
-        sources = {option: context.get_parameter_source(option) for option in FOLDER_ONLY}
-        given = [
-            option
-            for option, source in sources.items()
-            if source is not None and source.name == "COMMANDLINE"
-        ]
-        if given:
-            raise ConfigError(
-                f"{path} is a run, which has its own data and settings",
-                f"none of {_options(FOLDER_ONLY)}",
-                f"leave out {_options(given)}",
-            )
+        _refuse_folder_options(context, path)
         evaluation = _run(path, name, pictures)
     elif data is None:
         raise RunError(
             f"{path} is not a run",
-            "a run, or a folder of masks or maps and its data",
+            "a run, or a folder of masks or maps with the data set",
             f"wsss-trainer eval {path} --data DATA",
         )
     else:
@@ -171,19 +143,33 @@ def evaluate(
     show(evaluation, json_)
 
 
+def _refuse_folder_options(context: typer.Context, run: Path) -> None:
+    names = [p.name for p in context.command.params if p.name and p.name not in RUN_OPTIONS]
+    extra = [
+        name
+        for name in names
+        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
+    ]
+    if extra:
+        raise ConfigError(
+            f"{run} is a run, which has its own data and settings",
+            f"none of {_options(names)}",
+            f"leave out {_options(extra)}",
+        )
+
+
 def _run(path: Path, convention: str, pictures: Path | None) -> dict[str, Any]:
     from trainer.evaluation.measure import current_evaluation, in_convention
     from trainer.run import Run
 
     if pictures:
-        _check_pictures(
-            pictures, [Path(Run.existing(path).manifest.get("data", {}).get("path", ""))]
-        )
+        data = Run.existing(path).manifest.get("data", {})
+        _check_pictures(pictures, [Path(data.get("path", ""))])
     evaluation = current_evaluation(path)
     if pictures:
         from trainer.report.worst_pictures import write_worst_of_run
 
-        _say(write_worst_of_run(path, evaluation, pictures, progress=True))
+        _say(write_worst_of_run(path, evaluation, pictures))
     return evaluation if convention == "default" else in_convention(path, evaluation, convention)
 
 
@@ -194,11 +180,11 @@ def _folder(
     from trainer.evaluation.figures import restated
     from trainer.evaluation.measure_folder import holds_figures, keep, measure_folder
 
-    read = [path for path in (folder.path, folder.data, folder.threshold_cams) if path]
+    inputs = [path for path in (folder.path, folder.data, folder.threshold_cams) if path]
     if out:
-        check_folder(out, holds_figures, read, "--out")
+        check_folder(out, holds_figures, inputs, "--out")
     if pictures:
-        _check_pictures(pictures, read)
+        _check_pictures(pictures, inputs)
     figures = measure_folder(folder)
     for key, words in (
         ("left_out", "images left out"),
@@ -211,27 +197,18 @@ def _folder(
     if pictures:
         from trainer.report.worst_pictures import write_worst
 
-        name = f"{figures.stage}-{folder.list}"
-        _say(
-            write_worst(
-                figures.dataset,
-                figures.entry["worst"],
-                figures.masks,
-                pictures,
-                name,
-                progress=True,
-            )
-        )
+        name, worst = f"{figures.stage}-{folder.list}", figures.entry["worst"]
+        _say(write_worst(figures.dataset, worst, figures.masks, pictures, name))
     return {figures.stage: {folder.list: restated(figures.entry, figures.images, convention)}}
 
 
-def _check_pictures(folder: Path, read: list[Path]) -> None:
-    """Sheets go beside sheets, or beside figures that ``--out`` keeps."""
+def _check_pictures(folder: Path, inputs: list[Path]) -> None:
+    """Sheets may lie beside older sheets, or beside the figures of ``--out``."""
     from trainer.evaluation.measure_folder import holds_figures
     from trainer.report.worst_pictures import holds_sheets
 
     check_folder(
-        folder, lambda there: holds_sheets(there) or holds_figures(there), read, "--pictures"
+        folder, lambda there: holds_sheets(there) or holds_figures(there), inputs, "--pictures"
     )
 
 
@@ -239,26 +216,25 @@ def compare(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN RUN...", help="Runs, or folders of eval --out. The first is the measure."
+            metavar="RUN RUN...", help="Runs, or folders of eval --out; the first is the baseline."
         ),
     ],
-    page: Annotated[Path, typer.Option(help="The page with classes and pictures.")] = Path(
+    page: Annotated[Path, typer.Option(help="HTML page with classes and pictures.")] = Path(
         "compare.html"
     ),
     convention: Convention = "default",
-    samples: Annotated[int, typer.Option(min=100, help="Lists that the bootstrap draws.")] = 10_000,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    samples: Annotated[int, typer.Option(min=100, help="Samples of the bootstrap.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
     images: Annotated[
         int,
-        typer.Option(min=0, help="Most changed images of a stage and list, half of them gains."),
+        typer.Option(min=0, help="Images with the largest changes to show, half of them gains."),
     ] = 8,
     json_: Json = False,
 ) -> None:
-    """Is one run better than another? Differences with intervals, what was not the same, and a
-    page.
+    """Tell whether one run is better than another: differences, intervals, cautions and a page.
 
-    The interval is the paired bootstrap's over images: both runs on the same drawn lists, the mean
-    IoU of each list anew.
+    The intervals come from the paired bootstrap over images: both runs are measured on the same
+    resampled lists of images.
 
     \b
     Examples:
@@ -274,19 +250,16 @@ def compare(
     check_file(page, option="--page")
     sides = open_sides(runs)
     lines = compare_sides(sides, convention_name(convention), samples, seed, images)
-    _say([write_page(sides, lines, page, progress=True)])
-    if json_:
-        found = [
-            {"stage": x.stage, "list": x.list, "runs": [match.report() for match in x.matches]}
-            for x in lines
-        ]
-        print(
-            json.dumps(
-                {"runs": {side.name: str(side.path) for side in sides}, "lines": found}, indent=1
-            )
-        )
-    else:
+    _say([write_page(sides, lines, page)])
+    if not json_:
         print_comparison(lines)
+        return
+    paths = {side.name: str(side.path) for side in sides}
+    rows = [
+        {"stage": line.stage, "list": line.list, "runs": [match.report() for match in line.matches]}
+        for line in lines
+    ]
+    print(json.dumps({"runs": paths, "lines": rows}, indent=1))
 
 
 def show(evaluation: dict[str, dict[str, Any]], as_json: bool) -> None:

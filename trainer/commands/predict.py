@@ -14,18 +14,17 @@ from trainer.commands.data import Json, RunArgument
 def predict(
     run: RunArgument,
     list_: Annotated[
-        str, typer.Option("--list", help="Image list of the run's data; it needs no masks.")
+        str, typer.Option("--list", help="Image list of the run's data; without masks too.")
     ],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     stage: Annotated[
         Literal["segment", "segment_full"],
-        typer.Option(help="Which segmenter: of pseudo masks, or of true masks."),
+        typer.Option(help="The segmenter trained on pseudo masks, or on true masks."),
     ] = "segment",
     layout: Annotated[
         Literal["ids", "voc-server"],
         typer.Option(
-            help="ids: OUT/ID.png, classes 1 to K; voc-server: as VOC's server wants it, VOC's"
-            " values."
+            help="ids: OUT/ID.png, classes 1 to K; voc-server: files and values of VOC's server."
         ),
     ] = "ids",
     settings: Annotated[
@@ -33,16 +32,16 @@ def predict(
         typer.Option(
             "--set",
             metavar="segment.KEY=VALUE",
-            help="Knobs of the test: segment.crf, segment.scales, segment.flip, ...",
+            help="Knobs of the prediction: segment.crf, segment.scales, segment.flip, ...",
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
     json_: Json = False,
 ) -> None:
-    """Predict any list of a run's data, such as VOC's test, whose masks nobody has.
+    """Write the masks of any image list of a run's data, such as VOC's test list.
 
-    The segmenter, its scales and its CRF are the run's, unless --set says otherwise. Run again, an
-    interrupted prediction goes on.
+    The segmenter, its scales and its CRF are those of the run, unless --set changes them. The same
+    command continues an interrupted prediction.
 
     Example: wsss-trainer predict runs/voc --list test --out test/ --layout voc-server --set
     segment.crf=P7

@@ -11,15 +11,14 @@ import typer
 
 from trainer.commands.data import Json, RunArgument
 
-app = typer.Typer(
-    help="Weights to start from, and to hand on: list, fetch, import, export.", no_args_is_help=True
-)
+app = typer.Typer(help="List, download, import and export weight files.", no_args_is_help=True)
 
 
 @app.command("list")
 def weights_list(json_: Json = False) -> None:
-    """Which networks have weights in the cache, which labels made them, and which files the others
-    need.
+    """List the networks with weights in the cache, and the files that the others need.
+
+    The column "supervision" names the labels that the weights were trained on.
 
     Example: wsss-trainer weights list --json
     """
@@ -49,32 +48,31 @@ def weights_import(
         Path,
         typer.Argument(
             help=(
-                "torchvision .pth, Caffe layout of deeplab-pytorch, released WSSS checkpoint, MXNet"
-                " .params."
+                "torchvision .pth, Caffe layout of deeplab-pytorch, released WSSS checkpoint, or"
+                " MXNet .params."
             )
         ),
     ],
     name: Annotated[
         str,
         typer.Option(
-            "--as", help="Backbone, or deeplab-v2-r101 or largefov-r38, that it belongs to."
+            "--as", help="Network of the weights: a backbone, deeplab-v2-r101 or largefov-r38."
         ),
     ],
     supervision: Annotated[
         str | None,
         typer.Option(
             help=(
-                "Which labels made it, where the file does not tell: 'ImageNet tags', 'COCO"
-                " masks', ..."
+                "Labels that the weights were trained on, if the file does not tell: 'ImageNet"
+                " tags', 'COCO masks', ..."
             )
         ),
     ] = None,
 ) -> None:
-    """Check a weight file, convert it to the network's names where it has others, and put it into
-    the cache.
+    """Check a weight file, convert it to the names of its network, and put it into the cache.
 
-    A JSON file beside it notes where it came from and which labels made it; runs that start from
-    masks are labelled.
+    A JSON file beside it records its origin and the labels it was trained on. Reports mark runs
+    whose initial weights have seen masks.
 
     \b
     Examples:
@@ -84,24 +82,21 @@ def weights_import(
     from trainer.weights.cache import import_weights
     from trainer.weights.supervision import said
 
-    stored = import_weights(file, name, supervision=supervision)
-    print(f"{name}: supervision {said(stored.supervision)}", file=sys.stderr)
-    print(stored.path)
+    entry = import_weights(file, name, supervision=supervision)
+    print(f"{name}: supervision {said(entry.supervision)}", file=sys.stderr)
+    print(entry.path)
 
 
 @app.command("export")
 def weights_export(
     run: RunArgument,
-    out: Annotated[
-        Path, typer.Option(help="File to write; what made it goes into the .json beside it.")
-    ],
+    out: Annotated[Path, typer.Option(help="File to write; a .json beside it records its origin.")],
     full: Annotated[
-        bool, typer.Option("--full", help="The segmenter that learnt from true masks.")
+        bool, typer.Option("--full", help="Export the segmenter trained on true masks.")
     ] = False,
     json_: Json = False,
 ) -> None:
-    """Write the segmenter of RUN as a state dict, under the names of the released ones where there
-    are some.
+    """Write the segmenter of RUN as a PyTorch state dict, under the names of released weights.
 
     Example: wsss-trainer weights export runs/photos --out segmenter.pth
     """

@@ -1,24 +1,20 @@
-"""The page of ``wsss-trainer compare``: figures, classes and the images that changed most, in one
-file.
-"""
+"""The page of ``wsss-trainer compare``: figures, classes, and the images that changed most."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from trainer.data.dataset import Dataset, Record
 from trainer.data.pixels import read_image
 from trainer.errors import UserError
 from trainer.evaluation.bootstrap import Interval
 from trainer.evaluation.compare import Line, Match, Side
-from trainer.evaluation.over_lists import mask_reader
+from trainer.evaluation.over_lists import MaskReader, mask_reader
 from trainer.evaluation.predictions import open_predictions
 from trainer.files import write_atomic
 from trainer.pool import each_image
@@ -30,28 +26,24 @@ from trainer.report.pictures import fit, layer_address, photo_address, shrink
 from trainer.report.row import Row, Tile
 from trainer.report.words import percent
 
-Read = Callable[[Record], npt.NDArray[np.uint8]]
-#: Longer side of a picture in the file; the page shows it two thirds as large, for sharp screens.
+# Longer side of a picture in the file; the page shows it two thirds as large, for sharp screens.
 SIDE = 300
 
 
-def write_page(
-    sides: Sequence[Side], lines: Sequence[Line], path: Path, *, progress: bool = False
-) -> Path:
+def write_page(sides: Sequence[Side], lines: Sequence[Line], path: Path) -> Path:
     """Write the comparison as one self-contained HTML file, and return its path.
 
     Args:
-        sides: as given to ``compare``.
-        lines: what ``compare`` returned.
+        sides: the argument of ``compare``.
+        lines: the result of ``compare``.
         path: the file.
-        progress: show a bar while pictures are made.
 
     Raises:
-        RunError: it cannot be written.
+        RunError: the file cannot be written.
     """
     title = " | ".join(side.name for side in sides)
     pairs = [(line, match) for line in lines for match in line.matches[1:]]
-    pictures = [_changes(sides, line, match, progress) for line, match in pairs]
+    pictures = [_changes(sides, line, match) for line, match in pairs]
     parts = {
         "figures": _figures(lines),
         "fairness": _fairness(lines),
@@ -62,11 +54,11 @@ def write_page(
         Section(name, name.capitalize(), render(f"compare_{name}.html", **values))
         for name, values in parts.items()
     ]
-    drawn = next(match.paired.difference for _, match in pairs if match.paired)
+    first = next(match.paired.difference for _, match in pairs if match.paired)
     footer = {
-        "level": f"{100 * drawn.level:g}",
-        "samples": f"{drawn.samples:,}",
-        "seed": drawn.seed,
+        "level": f"{100 * first.level:g}",
+        "samples": f"{first.samples:,}",
+        "seed": first.seed,
         "convention": lines[0].matches[0].entry["convention"],
     }
     page = render_page("compare.html", f"{title}: wsss comparison", sections, runs=title, **footer)
@@ -105,7 +97,6 @@ def _against(match: Match, scale: float) -> dict[str, Any] | None:
 
 
 def _gain(gain: Interval, scale: float) -> dict[str, Any]:
-    """A difference in words and as a chart."""
     value, low, high = map(_signed, (gain.value, gain.low, gain.high))
     chart = forest(gain.low, gain.value, gain.high, scale, f"{value}, from {low} to {high}")
     ends = f"{low} to {high}" if math.isfinite(gain.low) else "–"
@@ -113,7 +104,7 @@ def _gain(gain: Interval, scale: float) -> dict[str, Any]:
 
 
 def _scale(intervals: Iterable[Interval]) -> float:
-    """A round number of points that holds them all."""
+    """The smallest round number of points that contains all intervals."""
     ends = [abs(v) for i in intervals for v in (i.low, i.value, i.high) if math.isfinite(v)]
     return next(
         (s / 100 for s in (2, 5, 10, 15, 20, 30, 50) if s / 100 >= max(ends, default=0)), 1.0
@@ -149,45 +140,44 @@ def _classes(line: Line, match: Match) -> dict[str, Any]:
     }
 
 
-def _changes(sides: Sequence[Side], line: Line, match: Match, progress: bool) -> dict[str, Any]:
-    """Pictures of the images that changed most, or why there are none."""
+def _changes(sides: Sequence[Side], line: Line, match: Match) -> dict[str, Any]:
     names = [line.matches[0].name, match.name]
     group = {"title": f"{_title(line)}: {names[1]} against {names[0]}", "names": names, "rows": []}
     if not match.changes:
         return group | {"note": "No image changed."}
     pair = [side for name in names for side in sides if side.name == name]
     try:
-        return group | {"rows": _rows(pair, line, match, progress), "note": ""}
+        return group | {"rows": _rows(pair, line, match), "note": ""}
+    # The figures are worth a page where the data set is gone.
     except UserError as error:
         return group | {"note": f"No pictures: {str(error).splitlines()[0]}"}
 
 
-def _rows(
-    pair: Sequence[Side], line: Line, match: Match, progress: bool
-) -> list[tuple[Row, str, str]]:
+def _rows(pair: Sequence[Side], line: Line, match: Match) -> list[tuple[Row, str, str]]:
     predictions = [
         open_predictions(side.path, line.stage, line.list, side.evaluation[line.stage][line.list])
         for side in pair
     ]
     dataset = predictions[0][0]
-    reads = [mask_reader(masks) for _, masks in predictions]
+    readers = [mask_reader(masks) for _, masks in predictions]
     changes = {row["id"]: row for row in match.changes}
     records = [dataset.records[name] for name in changes]
-    work = partial(_row, dataset, reads, changes)
-    title = f"pictures {line.stage} {line.list}"
-    return each_image(
-        work, records, "images cannot be shown", None, title, progress, lambda record: record.id
-    )
+    work = partial(_row, dataset, readers, changes)
+    what, title = "images cannot be shown", f"pictures {line.stage} {line.list}"
+    return each_image(work, records, what, None, title, True, attrgetter("id"))
 
 
 def _row(
-    dataset: Dataset, reads: Sequence[Read], changes: dict[str, dict[str, float]], record: Record
+    dataset: Dataset,
+    readers: Sequence[MaskReader],
+    changes: dict[str, dict[str, float]],
+    record: Record,
 ) -> tuple[Row, str, str]:
-    """A row of pictures, the names of its tags and how far its mean IoU changed."""
+    """A row of pictures, the names of its tags, and the change of its mean IoU."""
     photo, change = read_image(record.image), changes[record.id]
     size = fit(photo.shape, SIDE)
     titles = ("True mask", "Prediction of the first", "Prediction of the other")
-    masks = [dataset.read_mask(record), *(read(record) for read in reads)]
+    masks = [dataset.read_mask(record), *(reader(record) for reader in readers)]
     figures = ["", percent(change["before"]), percent(change["after"])]
     tiles = [
         Tile("mask", title, layer_address(mask_layer(shrink(mask, size))), figure)

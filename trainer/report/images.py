@@ -8,7 +8,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-from trainer.data.dataset import Dataset, Record
+from trainer.data.dataset import Dataset
 from trainer.errors import UserError
 from trainer.evaluation.sweep import SWEEP
 from trainer.pool import over_images
@@ -20,7 +20,7 @@ from trainer.report.pictures import map_colours
 from trainer.report.row import Row, Sources, anchor, image_row
 from trainer.report.words import badges, chosen, finite, percent, protocol
 
-#: Fewer rows than this are made here: worker processes take longer to start.
+# Fewer rows than this are drawn in this process, since worker processes take longer to start.
 FEW = 12
 
 
@@ -30,9 +30,9 @@ class Slider:
 
     Attributes:
         thresholds: ascending.
-        miou: of the list at each, in percent; empty where the maps were not swept.
-        start: the step of the reported figure, or the nearest to 0.2 where there is none.
-        source: who chose that threshold, in words; empty where nobody did.
+        miou: of the list at each, in percent; empty without a sweep.
+        start: the step of the reported figure, or else of 0.2.
+        source: origin of that threshold, in words; empty without one.
     """
 
     thresholds: tuple[float, ...]
@@ -61,12 +61,12 @@ class Slider:
         )
 
 
-def images(facts: Facts, max_images: int, progress: bool = False) -> dict[str, Any]:
-    """Legend, worst lists and sheets."""
+def images(facts: Facts, max_images: int) -> dict[str, Any]:
+    """Legend, lists of the worst images, and sheets."""
     dataset = facts.dataset
     sheets = choose_sheets(facts, dataset, max_images) if dataset else []
     sliders = {sheet.list: slider(facts, sheet.list) for sheet in sheets}
-    rows = _rows(facts, dataset, sheets, sliders, progress) if dataset else {}
+    rows = _rows(facts, dataset, sheets, sliders) if dataset else {}
     lists = []
     for name, group in groupby(sheets, lambda sheet: sheet.list):
         parts = [(sheet.title, [rows[i] for i in sheet.ids]) for sheet in group]
@@ -85,9 +85,7 @@ def images(facts: Facts, max_images: int, progress: bool = False) -> dict[str, A
 
 
 def slider(facts: Facts, name: str) -> Slider:
-    """The slider of a list: over its sweep where it was measured, from the threshold of its
-    figure.
-    """
+    """The slider of a list: over its sweep if there is one, from the threshold of its figure."""
     figures = facts.evaluation.get("cam", {}).get(name, {})
     curve = swept(figures)
     thresholds = tuple(t for t, _ in curve) or tuple(round(float(t), 2) for t in SWEEP)
@@ -99,11 +97,7 @@ def slider(facts: Facts, name: str) -> Slider:
 
 
 def _rows(
-    facts: Facts,
-    dataset: Dataset,
-    sheets: Sequence[Sheet],
-    sliders: dict[str, Slider],
-    progress: bool,
+    facts: Facts, dataset: Dataset, sheets: Sequence[Sheet], sliders: dict[str, Slider]
 ) -> dict[str, Row | UserError]:
     walk = _walk_threshold(facts)
     sources = {
@@ -113,16 +107,12 @@ def _rows(
     jobs = [(s.list, dataset.records[i]) for s in sheets for i in s.ids]
     workers = None if len(jobs) >= FEW else 0
     work = partial(image_row, sources)
-    rows = over_images(work, jobs, workers, "report", progress, _name)
+    rows = over_images(work, jobs, workers, "report", True, lambda job: job[1].id)
     return {record.id: row for (_, record), row in rows}
 
 
-def _name(job: tuple[str, Record]) -> str:
-    return job[1].id
-
-
 def _walk_threshold(facts: Facts) -> float | None:
-    """Background score of the masks, where they were made of walked maps and a constant."""
+    """The constant background score of masks from a walk; None where the score is no constant."""
     config = facts.manifest.get("config", {}).get("refine", {})
     is_soft = config.get("background", "auto") in ("soft", "rest")
     is_rest = config.get("background") == "auto" and config.get("refine") == "affinity"
@@ -130,7 +120,6 @@ def _walk_threshold(facts: Facts) -> float | None:
 
 
 def _worst(facts: Facts, worst: Worst, rows: Collection[str]) -> dict[str, Any]:
-    """The worst images of a stage and list; those that have a row are linked to it."""
     figures = facts.evaluation[worst.stage][worst.list]
     names = [(str(entry.get("id")), percent(entry.get("miou"))) for entry in worst.entries]
     return {

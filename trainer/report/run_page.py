@@ -1,7 +1,7 @@
 """``report.html``: one self-contained page about a run, for people.
 
-Style, drawings and thumbnails are inside the file; opening it makes no request. Every section says
-what is not there yet, so a run that stopped half-way has a report too.
+Style, drawings and thumbnails are inside the file; the page makes no request. Each section says what
+is missing, so a run that stopped half-way has a report too.
 """
 
 from __future__ import annotations
@@ -20,24 +20,23 @@ from trainer.report.results import header, results
 from trainer.report.subcategories import subcategories
 
 
-def write_report(run_dir: Path, max_images: int = 24, progress: bool = False) -> Path:
-    """Write ``run_dir/report.html`` from what the run directory holds, and return its path.
+def write_report(run_dir: Path, max_images: int = 24) -> Path:
+    """Write ``run_dir/report.html``, and return its path.
 
     Args:
-        run_dir: a run directory; of its files only manifest.json must be there.
-        max_images: rows of the image sheets in all: first and worst images of val, and of train
-            where only that has refined masks. 0 leaves the images out.
-        progress: show a bar while rows are made.
+        run_dir: a run directory; only its manifest.json is required.
+        max_images: number of images in all: first and worst images of val, and of train where only
+            that has refined masks. 0 leaves the images out.
 
     Raises:
-        RunError: no readable manifest.json, or the report cannot be written.
+        RunError: manifest.json is missing or damaged, or the report cannot be written.
     """
     facts = read_facts(Path(run_dir))
     groups = subcategories(facts, max_images)
     parts = {
         "results": results(facts),
         "classes": classes(facts),
-        "images": images(facts, max_images, progress),
+        "images": images(facts, max_images),
         "subcategories": groups,
         "threshold": sweep(facts),
         "confusion": confusion(facts),

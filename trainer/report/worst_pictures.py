@@ -1,22 +1,22 @@
-"""Contact sheets of the worst images of a figure: photograph, truth, prediction, and where the two
-differ.
-"""
+"""Contact sheets of the worst images of a figure: photograph, truth, prediction and errors."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from trainer.data.dataset import Dataset, Record
 from trainer.data.pixels import read_image
-from trainer.evaluation.over_lists import MaskSource, mask_reader
+from trainer.evaluation.over_lists import MaskReader, MaskSource, mask_reader
 from trainer.evaluation.predictions import open_predictions
 from trainer.files import write_atomic
 from trainer.outputs import MARK, check_file, is_marked
@@ -30,7 +30,7 @@ HEIGHT = 160
 
 
 def holds_sheets(folder: Path) -> bool:
-    """Whether there are sheets of an earlier command."""
+    """Whether a folder holds sheets of an earlier command."""
     return any(map(is_marked, folder.glob("*.png")))
 
 
@@ -42,47 +42,41 @@ def write_worst(
     name: str,
     *,
     workers: int | None = None,
-    progress: bool = False,
 ) -> list[Path]:
-    """Write ``<name>-1.png``, ... with ``ROWS`` images each, the worst first, and return their
-    paths.
+    """Write ``<name>-1.png``, ... with ``ROWS`` images each, the worst first; return the paths.
 
     Args:
         dataset: of the images.
         worst: ``worst`` of an entry of ``evaluation.json``.
-        masks: reads the label map of an image.
-        folder: where the sheets go; made if need be.
+        masks: returns the label map of an image.
+        folder: created if it is missing.
         name: of the files.
         workers: processes; None for one a core, 0 for none.
-        progress: show a bar.
 
     Raises:
         DataError: images or masks that cannot be read, listed.
-        TargetError: a file of that name is there and no such sheet.
+        TargetError: a file of that name is there, and is no such sheet.
     """
     mious = {entry["id"]: entry["miou"] for entry in worst}
     work = partial(_row, dataset, mask_reader(masks), mious)
     records = [dataset.records[name] for name in mious]
-    rows = each_image(
-        work,
-        records,
-        "images cannot be shown",
-        workers,
-        f"pictures {name}",
-        progress,
-        lambda r: r.id,
-    )
+    what, title = "images cannot be shown", f"pictures {name}"
+    rows = each_image(work, records, what, workers, title, True, attrgetter("id"))
     paths = []
-    for first in range(0, len(rows), ROWS):
+    for number, first in enumerate(range(0, len(rows), ROWS), 1):
         sheet = contact_sheet(rows[first : first + ROWS], HEIGHT, dataset.classes, ERRORS)
-        path = folder / f"{name}-{first // ROWS + 1}.png"
-        check_file(path)
-        buffer, info = io.BytesIO(), PngInfo()
-        info.add_text("Software", MARK)
-        sheet.save(buffer, "PNG", pnginfo=info)
-        write_atomic(path, buffer.getvalue())
-        paths.append(path)
+        paths.append(folder / f"{name}-{number}.png")
+        _write(sheet, paths[-1])
     return paths
+
+
+def _write(sheet: Image.Image, path: Path) -> None:
+    check_file(path)
+    buffer, info = io.BytesIO(), PngInfo()
+    # By this mark a later command knows that it may replace the file.
+    info.add_text("Software", MARK)
+    sheet.save(buffer, "PNG", pnginfo=info)
+    write_atomic(path, buffer.getvalue())
 
 
 def write_worst_of_run(
@@ -91,34 +85,25 @@ def write_worst_of_run(
     folder: Path,
     *,
     workers: int | None = None,
-    progress: bool = False,
 ) -> list[Path]:
     """``write_worst`` of every stage and list of a run: ``<stage>-<list>-1.png``, ..."""
     paths = []
     for stage, lines in evaluation.items():
         for name, entry in lines.items():
             dataset, masks = open_predictions(run_dir, stage, name, entry)
-            sheets = write_worst(
-                dataset,
-                entry["worst"],
-                masks,
-                folder,
-                f"{stage}-{name}",
-                workers=workers,
-                progress=progress,
-            )
-            paths += sheets
+            title = f"{stage}-{name}"
+            paths += write_worst(dataset, entry["worst"], masks, folder, title, workers=workers)
     return paths
 
 
 def _row(
-    dataset: Dataset, read: Callable[[Record], Pixels], mious: dict[str, float], record: Record
+    dataset: Dataset, reader: MaskReader, mious: dict[str, float], record: Record
 ) -> list[tuple[Pixels, str]]:
-    image, truth, pred = read_image(record.image), dataset.read_mask(record), read(record)
+    image, truth, mask = read_image(record.image), dataset.read_mask(record), reader(record)
     tags = ", ".join(dataset.classes[k] for k in record.tags)
     return [
         (image, f"{record.id}: {tags}"),
         (overlay_mask(image, truth), "truth"),
-        (overlay_mask(image, pred), f"prediction, mIoU {100 * mious[record.id]:.1f} %"),
-        (error_map(image, pred, truth), "errors"),
+        (overlay_mask(image, mask), f"prediction, mIoU {100 * mious[record.id]:.1f} %"),
+        (error_map(image, mask, truth), "errors"),
     ]

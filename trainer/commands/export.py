@@ -1,0 +1,54 @@
+"""The command that exports: ``wsss-trainer export``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trainer.commands.data import Json, RunArgument
+from trainer.errors import ConfigError
+
+
+def export(
+    run: RunArgument,
+    name: Annotated[str, typer.Option(help="Model name in the repository.")],
+    repository: Annotated[Path, typer.Option(help="Model repository.")] = Path("exported"),
+    kind: Annotated[
+        str, typer.Option(help="segmenter, cam, or all (the CAM model's name is NAME-cam).")
+    ] = "all",
+    scales: Annotated[
+        str, typer.Option(help="Scales of the segmenter: more are slower and more accurate.")
+    ] = "1",
+    flip: Annotated[bool, typer.Option(help="The segmenter also sees the mirror image.")] = False,
+    precision: Annotated[
+        str, typer.Option(help="fp32, or fp16 for a second graph in half precision, for TensorRT.")
+    ] = "fp32",
+    json_: Json = False,
+) -> None:
+    """Write the models of RUN as ONNX graphs: uint8 pixels in, masks or maps out.
+
+    A graph contains all pre- and post-processing. It is compared with PyTorch on images of the data
+    set, and published only where both agree.
+
+    Example: wsss-trainer export runs/photos --name photos --repository exported/
+    """
+    from trainer.export.from_run import export_run
+
+    try:
+        factors = [float(scale) for scale in scales.split(",")]
+    except ValueError as error:
+        raise ConfigError(
+            f"--scales {scales}", "numbers separated by commas, for example 0.75,1,1.25"
+        ) from error
+    reports = export_run(run, name, repository, kind, factors, flip, precision)
+    if json_:
+        print(json.dumps(reports, indent=1))
+        return
+    for entry in reports:
+        figures = {k: v for k, v in entry["parity"].items() if v is not None}
+        parity = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
+        what = f"{entry['kind']}, version {entry['version']}"
+        print(f"{entry['path']}: {what}, against PyTorch: {parity}")

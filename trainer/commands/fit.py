@@ -1,0 +1,190 @@
+"""The command that trains: ``wsss-trainer fit``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trainer.commands import measure
+from trainer.commands.data import Json, LabelsFrom
+
+
+class Supervision(StrEnum):
+    """The masks that train the segmenter."""
+
+    weak = "weak"
+    full = "full"
+    both = "both"
+
+
+def fit(
+    data: Annotated[
+        Path,
+        typer.Argument(help="Data folder: VOC, COCO, images with labels.csv, or from synth."),
+    ],
+    run: Annotated[
+        Path, typer.Option(help="Run folder; the same command continues where it stopped.")
+    ] = Path("runs/default"),
+    method: Annotated[str, typer.Option(help="Method; wsss-trainer methods lists them.")] = "cam",
+    backbone: Annotated[
+        str, typer.Option(help="mobilenet_v2, resnet18/34/50/101, resnet38 or timm/NAME.")
+    ] = "mobilenet_v2",
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Weight file; 'none' trains from scratch. Default: from the cache or a download."
+        ),
+    ] = None,
+    classifier: Annotated[
+        Path | None,
+        typer.Option(
+            help=(
+                "A trained classifier to use without training: model.pt of a run, or a released"
+                " checkpoint of the method."
+            )
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="psa, irn, small or scratch. Default: the backbone's own.")
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "code, paper or mva: the method as its code, its paper, or the code of the MVA"
+                " study has it; mva's learning rates are for ResNet-38."
+            )
+        ),
+    ] = None,
+    cams: Annotated[
+        Path | None,
+        typer.Option(
+            help=(
+                "Folder of maps, .npz or a released repository's .npy, to use instead of a"
+                " classifier."
+            )
+        ),
+    ] = None,
+    refine: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "none, crf, affinity, irn, or a published preset: psa, psa-crf, seam, irn-coco."
+                " Default: crf."
+            )
+        ),
+    ] = None,
+    segmenter: Annotated[
+        str,
+        typer.Option(
+            help="aspp (on --backbone), or as published: deeplab-v2-r101 or largefov-r38."
+        ),
+    ] = "aspp",
+    segmenter_weights: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "Initial weights of the segmenter: a file, a name in the cache, or none. Default:"
+                " --weights."
+            )
+        ),
+    ] = None,
+    train_list: Annotated[
+        str | None,
+        typer.Option(help="Image list to train on. Default: train_aug, else train, else all."),
+    ] = None,
+    val_list: Annotated[
+        str | None,
+        typer.Option(help="Image list to measure on; never used for training. Default: val."),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of classifier and segmenter.")] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the training crops, pixels.")] = None,
+    until: Annotated[
+        str, typer.Option(help="Last stage: classify, cams, refine, segment, evaluate or report.")
+    ] = "report",
+    labels_from: LabelsFrom = None,
+    supervision: Annotated[
+        Supervision,
+        typer.Option(help="weak: pseudo masks; full: true masks, the upper bound; both."),
+    ] = Supervision.weak,
+    seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="SECTION.KEY=VALUE",
+            help=(
+                "Any knob of data, method, classify, cams, refine, affinity, irn, segment,"
+                " evaluate."
+            ),
+        ),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Train a classifier on tags, turn its maps into masks, and train a segmenter on them.
+
+    The run folder gets weights, maps, masks, predictions, figures and a report.
+
+    \b
+    Examples:
+      wsss-trainer fit photos/ --run runs/photos
+      wsss-trainer fit VOC2012/ --backbone resnet50 --until cams --set cams.protocol=irn
+      wsss-trainer fit VOC2012/ --supervision both --set refine.threshold_from=label_free
+      wsss-trainer fit VOC2012/ --method seam --backbone resnet38 --classifier resnet38_SEAM.pth
+      wsss-trainer fit VOC2012/ --cams maps/ --refine irn --until refine --run runs/refined
+      wsss-trainer fit VOC2012/ --segmenter deeplab-v2-r101 --segmenter-weights resnet101.pth
+    """
+    from trainer.fit import fit as run_plan
+    from trainer.options import Options
+    from trainer.plan import make_plan
+
+    options = Options(
+        data=data,
+        run=run,
+        method=method,
+        backbone=backbone,
+        weights=weights,
+        classifier=classifier,
+        recipe=recipe,
+        preset=preset,
+        cams=cams,
+        refine=refine,
+        segmenter=segmenter,
+        segmenter_weights=segmenter_weights,
+        train_list=train_list,
+        val_list=val_list,
+        epochs=epochs,
+        size=size,
+        until=until,
+        labels_from=labels_from,
+        supervision=supervision.value,
+        seed=seed,
+        device=device,
+        settings=tuple(settings or ()),
+    )
+    plan = make_plan(options)
+    context = plan.context
+    for weight_report in dict.fromkeys((context.classifier, context.initial, context.start.report)):
+        if weight_report:
+            say(str(weight_report))
+    for line in plan.preflight.lines():
+        say(line)
+    run_plan(plan, say)
+    from trainer.evaluation.measure import current_evaluation
+
+    evaluation = current_evaluation(run) if until in ("evaluate", "report") else {}
+    if json_:
+        print(json.dumps({"data": plan.preflight.report(), **evaluation}, indent=1))
+    elif evaluation:
+        measure.show(evaluation, False)
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal; stdout is left to results."""
+    print(text, file=sys.stderr, flush=True)
