@@ -1,7 +1,7 @@
 """Charts as inline SVG: bars, lines, histograms and intervals.
 
-Colours are CSS values (``var(--cam)``), so one drawing serves the light and the dark page. Nothing
-here knows what the numbers mean. ``templates/charts.html`` has the markup.
+Colours are CSS values (``var(--cam)``), so one drawing serves the light and the dark page.
+``templates/charts.html`` has the markup.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: its name, CSS colour, points with ascending x, and whether it is the main one of
-    its chart.
-    """
+    """One curve: its name, CSS colour and points with ascending x. The main curve is on top."""
 
     name: str
     colour: str
@@ -33,7 +31,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Mark:
-    """A vertical rule at ``x`` with a text in line ``row`` from below, and dots on curves."""
+    """A vertical rule at ``x`` with a text, ``row`` lines from below, and dots on curves."""
 
     x: float
     text: str
@@ -44,16 +42,13 @@ class Mark:
 def bars(
     rows: Sequence[tuple[str, float | None]], label: str, height: int = 7, gap: int = 2
 ) -> Markup:
-    """Horizontal bars of full-width scale 0..1, one below the other.
+    """Horizontal bars, one below the other, in an ``<svg>`` as wide as its parent.
 
     Args:
         rows: ``(CSS colour, value 0..1)``; None leaves the place empty.
-        label: the chart in words.
+        label: the chart in words, for those who cannot see it.
         height: of one bar, in pixels.
         gap: between two bars.
-
-    Returns:
-        An ``<svg>`` as wide as its parent.
     """
     rects = [
         {"x": 0, "y": i * (height + gap), "width": _share(value), "colour": colour, "opacity": 1}
@@ -88,7 +83,7 @@ def line_chart(
     Args:
         lines: the curves; points that are not finite are left out, long curves are averaged to 240
             points.
-        label: the chart in words, for those who cannot see it.
+        label: the chart in words.
         x_name: under the x axis.
         y_name: above the y axis.
         marks: vertical rules.
@@ -120,19 +115,18 @@ def histogram(
     bins: int = 20,
     size: tuple[int, int] = (360, 120),
 ) -> Markup:
-    """How many of the values 0..1 fall into each of ``bins`` equal steps, with a rule at their
-    median.
+    """Histogram of values in 0..1, at least one, with a rule at their median.
 
     Args:
-        values: at least one; clipped to 0..1.
+        values: clipped to 0..1.
         colour: CSS value.
         label: the chart in words.
-        bins: steps.
+        bins: number of equal steps.
         size: drawing size in CSS pixels.
     """
-    clipped = np.clip(values, 0, 1)
-    counts = np.bincount(np.minimum(clipped * bins, bins - 1).astype(int), minlength=bins).tolist()
-    median = statistics.median(clipped.tolist()) * size[0]
+    inside = np.clip(values, 0, 1)
+    counts = np.bincount(np.minimum(inside * bins, bins - 1).astype(int), minlength=bins).tolist()
+    median = statistics.median(inside.tolist()) * size[0]
     width, floor = size[0] / bins, size[1] - 18
     rects = []
     for i, count in enumerate(counts):
@@ -143,9 +137,7 @@ def histogram(
 
 
 def forest(low: float, middle: float, high: float, scale: float, label: str) -> Markup | None:
-    """An interval around 0, in a drawing that reaches from ``-scale`` to ``scale``; None where it
-    is undefined.
-    """
+    """An interval in a drawing from ``-scale`` to ``scale``; None where it is undefined."""
     if not all(map(math.isfinite, (low, middle, high))):
         return None
     colour = "var(--segment)" if low > 0 else "var(--warn)" if high < 0 else "var(--soft)"
@@ -154,9 +146,7 @@ def forest(low: float, middle: float, high: float, scale: float, label: str) -> 
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """About ``count`` round numbers (steps 1, 2, 2.5, 5 x 10^n) whose range covers
-    ``low..high``.
-    """
+    """About ``count`` round numbers (steps 1, 2, 2.5, 5 x 10^n) that cover ``low..high``."""
     if high <= low:
         pad = abs(low) * 0.5 or 0.5
         low, high = low - pad if low else 0.0, high + pad
@@ -168,7 +158,7 @@ def ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def thin(points: Sequence[Point], limit: int = 240) -> list[Point]:
-    """At most ``limit`` points: means over runs of equal length, the last point kept."""
+    """At most ``limit`` points: means over runs of equal length, and the last point."""
     if len(points) <= limit:
         return list(points)
     size = math.ceil(len(points) / (limit - 1))
@@ -178,7 +168,7 @@ def thin(points: Sequence[Point], limit: int = 240) -> list[Point]:
 
 
 def short(value: float) -> str:
-    """An axis number: ``1500`` as ``1.5k``, ``0.0001`` as ``1e-4``, no trailing zeros."""
+    """A number for an axis: ``1500`` as ``1.5k``, ``0.0001`` as ``1e-4``, no trailing zeros."""
     size = abs(value)
     if size >= 1_000_000:
         return f"{value / 1_000_000:.3g}M"
@@ -191,7 +181,7 @@ def short(value: float) -> str:
 
 
 class Frame:
-    """Where data coordinates lie in a drawing."""
+    """The places of data coordinates in a drawing."""
 
     def __init__(self, x_ends: Point, y_ends: Point, size: tuple[int, int]) -> None:
         low, high = x_ends
@@ -212,14 +202,13 @@ class Frame:
         return self.bottom - (self.bottom - self.top) * (value - low) / (high - low)
 
     def clamped(self, value: float) -> float:
-        """Place of a value on the x axis, at its end where it lies outside."""
+        """Place of a value on the x axis, or the nearer end of the axis."""
         return self.x(min(max(value, self.x_ends[0]), self.x_ends[1]))
 
     def path(self, points: Sequence[Point]) -> str:
-        """Places of points, as an SVG path has them."""
+        """Places of points, in the syntax of an SVG path."""
         return " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in points)
 
 
 def _share(value: float) -> str:
-    """Percent of a share, clipped to 0..1."""
     return f"{100 * min(max(value, 0.0), 1.0):.2f}"

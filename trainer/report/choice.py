@@ -1,4 +1,4 @@
-"""Which images a report shows: first ones of a list, and those that each stage does worst on."""
+"""The images of a report: the first ones of each list, and the worst ones of each stage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.data.dataset import Dataset
 from trainer.maps.camfile import cam_path
 from trainer.report.facts import Facts
 
-#: Stages in the order in which their worst images get their places.
+# Stages in the order in which their worst images get places.
 _WORST = ("segment", "refined", "cam", "segment_full")
 
 
@@ -27,7 +27,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Worst:
-    """Images of one list, by the mean IoU that a stage has on each, lowest first."""
+    """Images of one list by their mean IoU at a stage, lowest first."""
 
     stage: str
     list: str
@@ -48,10 +48,9 @@ def worst_lists(facts: Facts) -> list[Worst]:
 def choose_sheets(facts: Facts, dataset: Dataset, max_images: int) -> list[Sheet]:
     """At most ``max_images`` images, each once, list after list, val first.
 
-    A third are the first images of the first list; a third those of another list where only that
-    has refined masks; the rest are the worst images, the stages and lists taking turns, then more
-    of the first ones. Lists without any output are passed over: a run without val still shows what
-    it has.
+    A third are the first images of the first list, and a third those of another list where only
+    that has refined masks. The rest are the worst images, stages and lists taking turns, then more
+    of the first ones. Lists without any output are skipped, so a run without val has images too.
     """
     names = [
         n for n in _names(facts, dataset) if next(_outputs(facts.run, dataset, n), None) is not None
@@ -61,34 +60,32 @@ def choose_sheets(facts: Facts, dataset: Dataset, max_images: int) -> list[Sheet
     main, third = names[0], max_images // 3
     other = _refined_elsewhere(facts.run, dataset, names)
     elsewhere = list(islice(_refined(facts.run, dataset, other), third)) if other else []
-    taken: dict[str, str] = dict.fromkeys(elsewhere, other or "")
-    unseen = (i for i in _outputs(facts.run, dataset, main) if i not in taken)
-    first = list(islice(unseen, max(third, 1)))
-    taken.update(dict.fromkeys(first, main))
+    places = set(elsewhere)
+    others = (i for i in _outputs(facts.run, dataset, main) if i not in places)
+    first = list(islice(others, max(third, 1)))
+    places.update(first)
     worst: dict[str, list[str]] = {}
     for name, i in _turns(facts):
-        known = name in names and i in dataset.records and _has_output(facts.run, name, i)
-        if known and i not in taken and len(taken) < max_images:
-            taken[i] = name
+        exists = name in names and i in dataset.records and _has_output(facts.run, name, i)
+        if exists and i not in places and len(places) < max_images:
+            places.add(i)
             worst.setdefault(name, []).append(i)
-    first += islice(unseen, max_images - len(taken))
+    first += islice(others, max_images - len(places))
     sheets = []
     for name in names:
         begin = first if name == main else elsewhere if name == other else []
-        sheets += [Sheet(f"First images of {name}", name, tuple(begin))] if begin else []
-        sheets += (
-            [Sheet(f"Worst images of {name}", name, tuple(worst[name]))] if name in worst else []
-        )
+        for title, ids in (("First", begin), ("Worst", worst.get(name, []))):
+            sheets += [Sheet(f"{title} images of {name}", name, tuple(ids))] if ids else []
     return sheets
 
 
 def mask_path(run: Path, record_id: str) -> Path:
-    """Pseudo mask of an image."""
+    """The file of the pseudo mask of an image."""
     return run / "masks" / f"{record_id}.png"
 
 
 def prediction_path(run: Path, stage: str, list_name: str, record_id: str) -> Path:
-    """What the segmenter of ``stage`` says about an image."""
+    """The file of a segmenter's prediction for an image."""
     return run / stage / "predictions" / list_name / f"{record_id}.png"
 
 
@@ -107,12 +104,10 @@ def _names(facts: Facts, dataset: Dataset) -> list[str]:
 
 
 def _outputs(run: Path, dataset: Dataset, list_name: str) -> Iterator[str]:
-    """Images of a list that have any output, in its order."""
     return (i for i in dataset.lists[list_name] if _has_output(run, list_name, i))
 
 
 def _refined(run: Path, dataset: Dataset, list_name: str) -> Iterator[str]:
-    """Images of a list that have a refined mask."""
     return (i for i in dataset.lists[list_name] if mask_path(run, i).exists())
 
 
@@ -131,9 +126,7 @@ def _refined_elsewhere(run: Path, dataset: Dataset, names: Sequence[str]) -> str
 
 
 def _turns(facts: Facts) -> Iterator[tuple[str, str]]:
-    """``(list, id)`` of the worst image of every stage and list, then of the second worst, and so
-    on.
-    """
+    """``(list, id)`` of the worst image of every stage and list, then of the second worst, ..."""
     for rank in zip_longest(
         *([(w.list, str(e.get("id"))) for e in w.entries] for w in worst_lists(facts))
     ):

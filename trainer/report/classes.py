@@ -1,4 +1,4 @@
-"""The figures of every class in a report: bars and tables that can be sorted."""
+"""The figures of every class in a report: bars and sortable tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trainer.report.facts import STAGES, Facts
 from trainer.report.html import COLOURS
 from trainer.report.words import finite, percent, protocol
 
-#: Figures of single classes, their means, and their headings.
+# Figures of single classes, their means, and their headings.
 _PER_CLASS = (
     ("precision", "mean_precision", "precision"),
     ("recall", "mean_recall", "recall"),
@@ -21,7 +21,7 @@ Figures = Mapping[str, Mapping[str, Any]]
 
 
 def classes(facts: Facts) -> dict[str, Any]:
-    """Grouped bars and figures of every class, one table a list."""
+    """Grouped bars and figures of every class, one table per list."""
     lists = []
     for name in facts.lists:
         stages = {stage: figures for stage, other, figures in facts.measured if other == name}

@@ -1,5 +1,6 @@
-"""The confusion matrices of a report, each drawn as one SVG; the script shows any cell's value on
-hover, tap or arrow keys.
+"""The confusion matrices of a report, each drawn as one SVG.
+
+The page's script shows the value of a cell on hover, tap or arrow keys.
 """
 
 from __future__ import annotations
@@ -16,16 +17,14 @@ from trainer.report.html import draw
 from trainer.report.words import protocol
 
 Counts = npt.NDArray[np.int64]
-#: Up to this many labels a cell has room for its number.
+# Up to this many labels a cell has room for its number.
 NUMBERED = 24
-#: Rows of the table of the largest confusions.
+# Rows of the table of the largest confusions.
 _MISTAKES = 8
 
 
 def confusion(facts: Facts) -> dict[str, Any]:
-    """Row-normalised confusion of every evaluated stage and list, the last stage of the weak path
-    first.
-    """
+    """Row-normalised confusion of every stage and list; the weak path's last stage comes first."""
     matrices = [
         _matrix(facts, stage, name, counts)
         for stage in ("segment", "refined", "cam", "segment_full")
@@ -50,10 +49,8 @@ def _matrix(facts: Facts, stage: str, name: str, counts: Counts) -> dict[str, An
     order = np.argsort(-wrong, axis=None, kind="stable")[:_MISTAKES].tolist()
     pairs = [divmod(place, len(counts)) for place in order]
     title = f"{STAGES[stage]} on {name}"
-    label = (
-        f"{title}: confusion matrix of {len(counts)} labels, true class down, predicted class"
-        " across"
-    )
+    size = f"confusion matrix of {len(counts)} labels"
+    label = f"{title}: {size}, true class down, predicted class across"
     return {
         "title": title,
         "chart": matrix(counts, facts.labels, label),
@@ -80,6 +77,5 @@ def matrix(counts: Counts, names: Sequence[str], label: str) -> Markup:
 
 
 def _shares(counts: Counts) -> npt.NDArray[np.float64]:
-    """Counts over the sums of their rows."""
     shares: npt.NDArray[np.float64] = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     return shares

@@ -25,7 +25,7 @@ _TONES = ("var(--ink)", "var(--full)", "var(--refined)", "var(--segment)")
 
 
 def sweep(facts: Facts) -> dict[str, Any]:
-    """mIoU of the CAMs over the background threshold, with the reported one marked."""
+    """mIoU of the CAMs over the background threshold, with a mark at the reported threshold."""
     cams = facts.evaluation.get("cam", {})
     curves = {name: swept(cams[name]) for name in facts.lists if swept(cams.get(name, {}))}
     tones = ("var(--cam)", *_TONES[:2])
@@ -45,7 +45,7 @@ def sweep(facts: Facts) -> dict[str, Any]:
 
 
 def swept(figures: Mapping[str, Any]) -> list[Point]:
-    """``(threshold, mIoU)`` of every threshold that the maps of a list were measured at."""
+    """``(threshold, mIoU)`` of the sweep of a list's maps."""
     curve = figures.get("sweep") or {}
     points = [
         (finite(t), finite(v)) for t, v in zip(curve.get("thresholds", ()), curve.get("miou", ()))
@@ -54,9 +54,7 @@ def swept(figures: Mapping[str, Any]) -> list[Point]:
 
 
 def spread(facts: Facts) -> list[dict[str, Any]]:
-    """How the mean IoU of single images is spread, for every stage and list whose counts are
-    there.
-    """
+    """The distribution of the mean IoU of single images, for every stage and list with counts."""
     figures = []
     for stage, name, _ in facts.measured:
         if mious := _image_mious(facts, stage, name):
@@ -68,7 +66,7 @@ def spread(facts: Facts) -> list[dict[str, Any]]:
 
 
 def training(facts: Facts) -> list[dict[str, Any]]:
-    """Loss, validation, learning rate and speed of every trained stage."""
+    """Loss, validation, learning rate and speed of every stage that trains."""
     order = {name: place for place, name in enumerate(facts.stages)}
     stages = []
     for stage in sorted(facts.curves, key=lambda name: order.get(name, len(order))):
@@ -82,7 +80,6 @@ def training(facts: Facts) -> list[dict[str, Any]]:
 
 
 def _reported(figures: Mapping[str, Mapping[str, Any]]) -> list[Mark]:
-    """A rule at each reported threshold, and a dot at each figure."""
     texts: dict[float, str] = {}
     dots: dict[float, list[Point]] = {}
     for entry in figures.values():
@@ -94,7 +91,6 @@ def _reported(figures: Mapping[str, Mapping[str, Any]]) -> list[Mark]:
 
 
 def _cost(name: str, figures: Mapping[str, Any], curve: Sequence[Point]) -> dict[str, Any]:
-    """The reported threshold of a list beside its best one."""
     at, miou = finite(figures.get("threshold")), finite(figures.get("miou"))
     best_at, best = max(curve, key=lambda point: point[1])
     return {
@@ -120,9 +116,7 @@ def _image_mious(facts: Facts, stage: str, name: str) -> list[float]:
 
 
 def _groups(curves: Mapping[str, Sequence[Point]]) -> dict[str, list[str]]:
-    """Titles and metrics of the charts of a stage: losses together, rates together, every other
-    metric alone.
-    """
+    """Titles and metrics of the charts of a stage: all losses in one, all rates in one."""
     groups: dict[str, list[str]] = {}
     rest = sorted(set(curves) - set(_TITLES))
     for metric, title in _TITLES.items():
@@ -139,10 +133,12 @@ def _figure(
     stage: str, title: str, names: Sequence[str], curves: Mapping[str, Sequence[Point]]
 ) -> dict[str, Any]:
     main = curves[names[0]]
-    shown = [name for name in names if name == names[0] or list(curves[name]) != list(main)]
+    # A part of the loss that equals the loss would hide it.
+    visible = [name for name in names if name == names[0] or list(curves[name]) != list(main)]
     tones = (COLOURS.get(stage, "var(--cam)"), *_TONES)
     lines = [
-        Line(name, tones[i % len(tones)], curves[name], main=i == 0) for i, name in enumerate(shown)
+        Line(name, tones[i % len(tones)], curves[name], main=i == 0)
+        for i, name in enumerate(visible)
     ]
     last = next((value for _, value in reversed(main) if finite(value) is not None), None)
     return {

@@ -1,6 +1,4 @@
-"""What a run directory says about itself, read for the report. Every part but the manifest may be
-missing.
-"""
+"""The content of a run directory for its report. Every part but the manifest may be missing."""
 
 from __future__ import annotations
 
@@ -15,16 +13,16 @@ from trainer.data.dataset import Dataset
 from trainer.data.formats.opening import reopen_data
 from trainer.errors import DataError, RunError
 
-#: Evaluated stages in the order of the path: key of evaluation.json, name on the page.
+# Evaluated stages in the order of the path: key of evaluation.json, name on the page.
 STAGES = {
     "cam": "CAM",
     "refined": "Refined masks",
     "segment": "Segmenter",
     "segment_full": "Full supervision",
 }
-#: Stages of the manifest that every complete run has.
+# Stages of the manifest that every complete run has.
 PIPELINE = ("classify", "cams", "refine", "segment", "evaluate")
-#: Every stage between the preparations of a method and the last figures, in the order of work.
+# Every stage between the preparations of a method and the last figures, in the order of work.
 _ORDER = (
     "classify",
     "cams",
@@ -50,10 +48,10 @@ class Facts:
     Attributes:
         run: the directory.
         manifest: manifest.json.
-        evaluation: stage -> list -> figures, as evaluation.json has them.
+        evaluation: evaluation.json: stage -> list -> figures.
         curves: stage -> metric -> ``(step, value)`` in file order.
-        dataset: the data of the run, or None when it cannot be opened here.
-        notes: what could not be read, in sentences.
+        dataset: the data of the run, or None where it cannot be opened.
+        notes: sentences about parts that cannot be read.
     """
 
     run: Path
@@ -66,11 +64,9 @@ class Facts:
     @property
     def classes(self) -> tuple[str, ...]:
         """Foreground class names, from the data set or else from the manifest."""
-        return (
-            self.dataset.classes
-            if self.dataset
-            else tuple(self.manifest.get("data", {}).get("classes", ()))
-        )
+        if self.dataset:
+            return self.dataset.classes
+        return tuple(self.manifest.get("data", {}).get("classes", ()))
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -79,7 +75,7 @@ class Facts:
 
     @property
     def lists(self) -> list[str]:
-        """Lists that something was evaluated on, val first."""
+        """Lists with any figure, val first."""
         names = dict.fromkeys(name for stage in STAGES for name in self.evaluation.get(stage, {}))
         return sorted(names, key=lambda name: (name != "val", not name.startswith("val")))
 
@@ -95,36 +91,35 @@ class Facts:
 
     @property
     def refine_metrics(self) -> Mapping[str, Any]:
-        """What the refinement recorded about itself."""
+        """Metrics of the stage ``refine``."""
         return self.manifest.get("stages", {}).get("refine", {}).get("metrics") or {}
 
     @property
     def stages(self) -> list[str]:
-        """Stages of the manifest and those that every run has, in the order of work; preparations
-        of a method first.
+        """Stages of the manifest and of every complete run, in the order of work.
+
+        Preparations of a method come first.
         """
-        recorded = list(self.manifest.get("stages", {}))
-        wanted = {*recorded, *PIPELINE}
-        if "cams" in recorded and "classify" not in recorded:
-            wanted -= {"classify"}  # The maps were imported.
-        return [name for name in recorded if name not in _ORDER] + [
-            name for name in _ORDER if name in wanted
-        ]
+        present = list(self.manifest.get("stages", {}))
+        names = {*present, *PIPELINE}
+        # A run with imported maps has no classifier.
+        if "cams" in present and "classify" not in present:
+            names.remove("classify")
+        preparations = [name for name in present if name not in _ORDER]
+        return preparations + [name for name in _ORDER if name in names]
 
     def figures(self, stage: str, name: str | None = None) -> tuple[str, Mapping[str, Any]] | None:
-        """``(list, figures)`` of an evaluated stage: on list ``name``, or on the first that it has,
-        val first.
-        """
+        """``(list, figures)`` of a stage on list ``name``, by default on val or its first list."""
         figures = self.evaluation.get(stage, {})
         names = [name] if name is not None else self.lists
         return next(((n, figures[n]) for n in names if n in figures), None)
 
 
 def read_facts(run_dir: Path) -> Facts:
-    """Read everything that is there.
+    """Read a run directory.
 
     Raises:
-        RunError: no readable manifest.json, so this is no run directory.
+        RunError: manifest.json is missing or damaged.
     """
     notes: list[str] = []
     manifest = _manifest(run_dir)
@@ -135,7 +130,7 @@ def read_facts(run_dir: Path) -> Facts:
         dataset = reopen_data(manifest)
     except (DataError, OSError) as error:
         notes.append(
-            "The data set of this run cannot be opened here, so there are no images:"
+            "The data set of this run cannot be opened here, so the report has no images:"
             f" {str(error).splitlines()[0]}"
         )
     return Facts(run_dir, manifest, evaluation, curves, dataset, tuple(notes))
@@ -149,7 +144,7 @@ def _manifest(run_dir: Path) -> dict[str, Any]:
         raise RunError(
             f"{run_dir} has no manifest.json",
             "a run directory",
-            "pass the folder given to fit --run",
+            "type the folder of fit --run",
         ) from error
     except (OSError, ValueError) as error:
         raise RunError(
@@ -175,16 +170,15 @@ def _curves(path: Path, notes: list[str]) -> Curves:
     curves: Curves = {}
     if not path.exists():
         return curves
-    damaged = 0
+    faults = 0
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             try:
                 point = (float(row["step"]), float(row["value"]))
-                curves.setdefault(str(row["stage"]), {}).setdefault(str(row["name"]), []).append(
-                    point
-                )
+                stage = curves.setdefault(str(row["stage"]), {})
+                stage.setdefault(str(row["name"]), []).append(point)
             except (KeyError, TypeError, ValueError):
-                damaged += 1
-    if damaged:
-        notes.append(f"{damaged} damaged lines of metrics.csv were left out.")
+                faults += 1
+    if faults:
+        notes.append(f"{faults} damaged lines of metrics.csv were left out.")
     return curves

@@ -1,5 +1,6 @@
-"""Pages from the templates beside this module. Every value that a template prints is escaped; only
-charts and rendered templates come as markup.
+"""Pages from the templates beside this module.
+
+Every value that a template prints is escaped; only charts and rendered templates are markup.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from trainer.outputs import MARK
 from trainer.report.facts import STAGES
 from trainer.report.words import duration, memory, moment, percent
 
-#: CSS colour of each evaluated stage, the same in cards, bars and curves.
+# CSS colour of each evaluated stage, the same in cards, bars and curves.
 COLOURS = {
     "cam": "var(--cam)",
     "refined": "var(--refined)",
@@ -40,30 +41,29 @@ class Section:
 
 
 def render(template: str, **values: Any) -> Markup:
-    """A template of this package, filled. A name that the template uses and nobody gave is an
-    error.
-    """
+    """Fill a template of this package. A name that the template uses must be in ``values``."""
     return Markup(_environment().get_template(template).render(values))
 
 
 def draw(chart: str, **values: Any) -> Markup:
-    """A macro of ``charts.html``, filled."""
+    """Fill a macro of ``charts.html``."""
     return Markup(getattr(_environment().get_template("charts.html").module, chart)(**values))
 
 
 def render_page(template: str, title: str, sections: Sequence[Section], **values: Any) -> bytes:
-    """A whole document. It loads nothing, and runs no script but its own, whatever names it shows.
+    """A whole document, which loads nothing and runs no script but its own.
 
     Args:
         template: one that extends ``page.html``.
         title: plain text.
         sections: in order.
-        values: what the template needs besides.
+        values: further names of the template.
     """
+    # The page allows only the script with this digest: names of a data set may hold markup.
     style, script = (Markup(_source(f"report.{kind}")) for kind in ("css", "js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    shared = {"style": style, "script": script, "digest": digest, "mark": MARK}
-    return render(template, title=title, sections=sections, **shared, **values).encode()
+    assets = {"style": style, "script": script, "digest": digest, "mark": MARK}
+    return render(template, title=title, sections=sections, **assets, **values).encode()
 
 
 def rgb(label: int) -> str:

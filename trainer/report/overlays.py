@@ -1,7 +1,6 @@
 """Pictures of masks and class activation maps: colours, overlays, legends and contact sheets.
 
-Needs numpy and Pillow only. Label maps follow the package's convention: 0 background, k+1 class k,
-255 ignore.
+Needs numpy and Pillow only. In label maps, 0 is background, k+1 class k and 255 ignored.
 """
 
 from __future__ import annotations
@@ -52,49 +51,39 @@ _INK, _PAPER, _FAINT = (28, 30, 33), (255, 255, 255), (110, 114, 120)
 
 
 def colourise(mask: npt.ArrayLike) -> Pixels:
-    """VOC colours of a label map.
-
-    Args:
-        mask: uint8 ``[H,W]`` label map.
-
-    Returns:
-        uint8 ``[H,W,3]`` RGB; ignore is the cream of the VOC masks.
-    """
+    """VOC colours ``uint8 [H,W,3]`` of a label map; ignored pixels have VOC's cream."""
     colours: Pixels = voc_palette(256)[_labels(mask)]
     return colours
 
 
 def mask_layer(mask: npt.ArrayLike, alpha: float = 0.6) -> Pixels:
-    """The colours of a label map, to lay over its photograph: each region with a thin contour.
+    """A label map as a layer RGBA ``uint8 [H,W,4]`` over its photograph.
 
-    Ignored pixels are hatched: no class has that look.
+    Each region has a thin contour; ignored pixels are hatched, unlike any class.
 
     Args:
-        mask: uint8 ``[H,W]`` label map.
+        mask: integer ``[H,W]`` label map.
         alpha: opacity of the regions, 0..1; contours are always opaque.
-
-    Returns:
-        uint8 ``[H,W,4]`` RGBA.
     """
     labels = _labels(mask)
-    shown = np.where(labels == IGNORE, _hatch(labels), labels > 0)
+    inside = np.where(labels == IGNORE, _hatch(labels), labels > 0)
     edge = contour(labels) & (labels > 0) & (labels != IGNORE)
     colours = colourise(labels).astype(np.float32)
     # A contour in the region's own colour vanishes on a photograph of that colour.
     colours[edge] = 0.5 * colours[edge] + 127.5
-    return _layer(colours, np.where(edge, 1.0, alpha * shown))
+    return _layer(colours, np.where(edge, 1.0, alpha * inside))
 
 
 def overlay_mask(image: npt.ArrayLike, mask: npt.ArrayLike, alpha: float = 0.6) -> Pixels:
-    """``mask_layer`` over a photograph ``uint8 [H,W,3]``, which keeps its light but half of its
-    colour, so that class colours are not mistaken for content: RGB ``uint8 [H,W,3]``.
+    """``mask_layer`` over a photograph ``uint8 [H,W,3]``: RGB ``uint8 [H,W,3]``.
 
     Raises:
         ValueError: sizes differ, or ``alpha`` is outside 0..1.
     """
     photo, labels = _photo(image), _labels(mask)
     _check(photo, labels.shape, alpha)
-    return _over(_muted(photo), mask_layer(labels, alpha))
+    # Half of the photograph's colour, so that class colours do not look like content.
+    return _over(_desaturate(photo), mask_layer(labels, alpha))
 
 
 def overlay_cam(
@@ -117,28 +106,25 @@ def overlay_cam(
     photo = _photo(image)
     cam = np.clip(np.nan_to_num(np.asarray(cam_HW, np.float32)), 0, 1)
     _check(photo, cam.shape, alpha)
-    grey = _muted(photo, keep=0.0) * 0.75
-    blended = _over(grey, _layer(heat(cam), alpha * (0.25 + 0.75 * np.sqrt(cam))))
-    return blended if threshold is None else _over(blended, line_layer(cam, threshold))
+    grey = _desaturate(photo, keep=0.0) * 0.75
+    # The square root keeps weak activation visible.
+    picture = _over(grey, _layer(heat(cam), alpha * (0.25 + 0.75 * np.sqrt(cam))))
+    return picture if threshold is None else _over(picture, line_layer(cam, threshold))
 
 
 def line_layer(cam_HW: npt.NDArray[np.floating], threshold: float) -> Pixels:
-    """The thin white line inside which a map exceeds a threshold: RGBA uint8 ``[H,W,4]``."""
+    """A thin white line around the pixels above a threshold: RGBA uint8 ``[H,W,4]``."""
     inside = cam_HW > threshold
     return _layer(np.full((*inside.shape, 3), 255.0), contour(inside) & inside)
 
 
 def error_layer(pred: npt.ArrayLike, truth: npt.ArrayLike) -> Pixels:
-    """Where a prediction is right and wrong about objects, to lay over the grey photograph.
+    """Correct and wrong pixels of objects as a layer RGBA ``uint8 [H,W,4]``, in ``ERRORS`` colours.
 
     Args:
-        pred: uint8 ``[H,W]`` label map; ignore counts as background.
-        truth: uint8 ``[H,W]`` label map; what it ignores is hatched in the ink of the page, and not
-        judged.
-
-    Returns:
-        uint8 ``[H,W,4]`` RGBA, in the colours of ``ERRORS`` where the truth or the prediction has
-        an object.
+        pred: integer ``[H,W]`` label map; ignored pixels count as background.
+        truth: integer ``[H,W]`` label map; ignored pixels are hatched, and neither correct nor
+            wrong.
     """
     true, label = _labels(truth), _labels(pred)
     label = np.where(label == IGNORE, 0, label)
@@ -156,7 +142,7 @@ def error_layer(pred: npt.ArrayLike, truth: npt.ArrayLike) -> Pixels:
 
 
 def error_map(image: npt.ArrayLike, pred: npt.ArrayLike, truth: npt.ArrayLike) -> Pixels:
-    """``error_layer`` over a photograph ``uint8 [H,W,3]`` in grey: RGB ``uint8 [H,W,3]``.
+    """``error_layer`` over a grey photograph: RGB ``uint8 [H,W,3]``.
 
     Raises:
         ValueError: sizes differ.
@@ -164,18 +150,11 @@ def error_map(image: npt.ArrayLike, pred: npt.ArrayLike, truth: npt.ArrayLike) -
     photo, label, true = _photo(image), _labels(pred), _labels(truth)
     _check(photo, true.shape, 1)
     _check(photo, label.shape, 1)
-    return _over(_muted(photo, keep=0.0), error_layer(label, true))
+    return _over(_desaturate(photo, keep=0.0), error_layer(label, true))
 
 
 def heat(values: npt.ArrayLike) -> Pixels:
-    """Colour of values 0..1 on a dark-to-bright scale of even lightness.
-
-    Args:
-        values: float array of any shape, clipped to 0..1.
-
-    Returns:
-        uint8 ``[...,3]`` RGB.
-    """
+    """RGB ``uint8 [...,3]`` of values 0..1 on a scale from dark to bright of even lightness."""
     position = np.clip(np.asarray(values, np.float32), 0, 1) * (len(HEAT) - 1)
     low = np.minimum(position.astype(np.intp), len(HEAT) - 2)
     share = (position - low)[..., None]
@@ -185,12 +164,12 @@ def heat(values: npt.ArrayLike) -> Pixels:
 def legend(
     names: Sequence[str], width: int = 640, marks: Mapping[str, Colour] = NO_MARKS
 ) -> Image.Image:
-    """Swatch and name of every class, in VOC colours, wrapped to ``width``.
+    """Swatch and name of every class, in VOC colours.
 
     Args:
-        names: the K foreground classes; background and ignore are not listed.
+        names: the K foreground classes.
+        width: of the picture in pixels; entries wrap, and a longer name is cut.
         marks: further names and their colours.
-        width: of the picture in pixels; a longer single name widens nothing and is cut.
     """
     font, height = _font(13), 24
     spots: list[tuple[int, int]] = []
@@ -219,38 +198,32 @@ def contact_sheet(
     """Rows of captioned pictures on one white sheet; columns are aligned.
 
     Args:
-        rows: every row a sequence of ``(picture, caption)``; pictures are uint8 ``[H,W,3]`` arrays
-            or PIL images.
-        height: every picture is scaled to this height.
-        classes: when given, their legend closes the sheet.
+        rows: of ``(picture, caption)``; pictures are uint8 ``[H,W,3]`` arrays or PIL images.
+        height: of every picture on the sheet.
+        classes: of the legend below the rows, if any.
         marks: further names and colours of the legend.
 
-    Returns:
-        RGB picture.
-
     Raises:
-        ValueError: there is nothing to show.
+        ValueError: there is no picture.
     """
     if not any(rows):
         raise ValueError("a contact sheet needs at least one picture")
     gap, caption, font = 8, 20, _font(12)
-    scaled = [[(_scaled(picture, height), text) for picture, text in row] for row in rows]
-    columns = max(len(row) for row in scaled)
-    widths = [max(row[i][0].width for row in scaled if i < len(row)) for i in range(columns)]
+    table = [[(_scale(picture, height), text) for picture, text in row] for row in rows]
+    columns = max(len(row) for row in table)
+    widths = [max(row[i][0].width for row in table if i < len(row)) for i in range(columns)]
     width = sum(widths) + gap * (columns + 1)
     key = legend(classes, width - 2 * gap, marks) if classes else None
-    total = gap + len(scaled) * (height + caption + gap) + (key.height + gap if key else 0)
+    total = gap + len(table) * (height + caption + gap) + (key.height + gap if key else 0)
     sheet = Image.new("RGB", (width, total), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    for r, row in enumerate(scaled):
+    for r, row in enumerate(table):
         top = gap + r * (height + caption + gap)
         for i, (picture, text) in enumerate(row):
-            left = gap + sum(widths[:i]) + gap * i
+            left, middle = gap + sum(widths[:i]) + gap * i, top + height + caption // 2
             sheet.paste(picture, (left, top))
             line = _cut(text, font, widths[i])
-            draw.text(
-                (left, top + height + caption // 2), line, fill=_FAINT, font=font, anchor="lm"
-            )
+            draw.text((left, middle), line, fill=_FAINT, font=font, anchor="lm")
     if key:
         sheet.paste(key, (gap, total - gap - key.height))
     return sheet
@@ -281,12 +254,13 @@ def _check(photo: Pixels, shape: tuple[int, ...], alpha: float) -> None:
         raise ValueError(f"alpha is {alpha}, not within 0..1")
 
 
-def _muted(photo: Pixels, keep: float = 0.5) -> npt.NDArray[np.float32]:
-    """The photograph with the share ``keep`` of its colour (ITU-R BT.601 luma)."""
+def _desaturate(photo: Pixels, keep: float = 0.5) -> npt.NDArray[np.float32]:
+    """The photograph with the share ``keep`` of its colour."""
     colour = photo.astype(np.float32)
+    # Luma of ITU-R BT.601.
     grey = colour @ np.array([0.299, 0.587, 0.114], np.float32)
-    muted: npt.NDArray[np.float32] = keep * colour + (1 - keep) * grey[..., None]
-    return muted
+    result: npt.NDArray[np.float32] = keep * colour + (1 - keep) * grey[..., None]
+    return result
 
 
 def _hatch(labels: Pixels) -> npt.NDArray[np.bool_]:
@@ -296,10 +270,11 @@ def _hatch(labels: Pixels) -> npt.NDArray[np.bool_]:
 
 
 def _layer(colours: npt.ArrayLike, opacity: npt.NDArray[np.generic]) -> Pixels:
-    """RGBA of colours ``[H,W,3]`` 0..255 and opacity ``[H,W]`` 0..1; black where nothing shows."""
+    """RGBA of colours ``[H,W,3]`` 0..255 and opacity ``[H,W]`` 0..1."""
     share = np.asarray(opacity, np.float32)[..., None]
-    shown = np.asarray(colours, np.float32) * (share > 0)
-    return _pixels(np.concatenate([shown, 255 * share], axis=-1))
+    # Black where nothing is visible, which compresses well.
+    visible = np.asarray(colours, np.float32) * (share > 0)
+    return _pixels(np.concatenate([visible, 255 * share], axis=-1))
 
 
 def _over(base: npt.ArrayLike, layer: Pixels) -> Pixels:
@@ -312,7 +287,7 @@ def _pixels(values: npt.NDArray[np.floating]) -> Pixels:
     return pixels
 
 
-def _scaled(picture: npt.ArrayLike | Image.Image, height: int) -> Image.Image:
+def _scale(picture: npt.ArrayLike | Image.Image, height: int) -> Image.Image:
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(_photo(picture))
     width = max(1, round(image.width * height / image.height))
     return image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)

@@ -1,4 +1,4 @@
-"""Pictures as data addresses, small enough that a page holds hundreds of them."""
+"""Pictures as data URLs, small enough that a page holds hundreds of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.report.overlays import heat
 
 Pixels = npt.NDArray[np.uint8]
 Size = tuple[int, int]
-#: Levels of a map: thresholds of 0.01 fall between two of them.
+# Levels of a map: thresholds in steps of 0.01 fall between two of them.
 LEVELS = 200
 
 
@@ -35,15 +35,15 @@ def photo_address(photo: Pixels, size: Size, quality: int = 70) -> str:
 
 
 def layer_address(layer: Pixels) -> str:
-    """RGBA pixels ``[H,W,4]`` without any loss."""
+    """RGBA pixels ``[H,W,4]``, lossless."""
     return _address(Image.fromarray(layer), lossless=True, quality=50, method=2)
 
 
 def map_address(values: npt.NDArray[np.floating], side: int) -> str:
-    """A map 0..1 ``[H,W]``, shrunk to ``side``, in the colours of ``heat`` and without any loss.
+    """A map 0..1 ``[H,W]``, shrunk to ``side``, in the colours of ``heat``, lossless.
 
-    The colour of a level stands for the values from ``(level - 1) / LEVELS`` to ``level / LEVELS``,
-    so that the script can tell what exceeds a threshold.
+    The colour of a level stands for values from ``(level - 1) / LEVELS`` to ``level / LEVELS``, so
+    that the page's script can compare pixels with a threshold.
     """
     image = Image.fromarray(np.asarray(values, np.float32))
     size = fit(values.shape, side)

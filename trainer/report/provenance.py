@@ -1,4 +1,4 @@
-"""What a run took, and what it takes to make it again."""
+"""Time and memory of a run, and everything needed to repeat it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from trainer.weights.supervision import initial_weights
 
 def stages(facts: Facts) -> dict[str, Any]:
     """Status, time and peak memory of every stage."""
-    recorded = facts.manifest.get("stages", {})
-    seconds = {name: finite(stage.get("seconds")) or 0 for name, stage in recorded.items()}
-    peaks = {name: finite(stage.get("peak_memory_mb")) or 0 for name, stage in recorded.items()}
+    entries = facts.manifest.get("stages", {})
+    seconds = {name: finite(stage.get("seconds")) or 0 for name, stage in entries.items()}
+    peaks = {name: finite(stage.get("peak_memory_mb")) or 0 for name, stage in entries.items()}
     rows = []
-    for name in facts.stages if recorded else ():
-        stage = recorded.get(name, {})
+    for name in facts.stages if entries else ():
+        stage = entries.get(name, {})
         time, peak = duration(stage.get("seconds")), memory(stage.get("peak_memory_mb"))
         rows.append(
             {
@@ -45,15 +45,15 @@ def provenance(facts: Facts) -> dict[str, Any]:
     """Command, versions, data and knobs of a run."""
     manifest, data = facts.manifest, facts.manifest.get("data", {})
     command = manifest.get("command", [])
-    created, updated = (moment(manifest.get(when, "–")) for when in ("created", "updated"))
-    typed = " ".join(map(str, command)) if isinstance(command, list) else str(command)
+    birth, change = (moment(manifest.get(when, "–")) for when in ("created", "updated"))
+    line = " ".join(map(str, command)) if isinstance(command, list) else str(command)
     entries = [
-        ("Command", True, typed),
+        ("Command", True, line),
         ("Commit", True, manifest.get("commit") or "not recorded"),
         ("Versions", False, pairs(manifest.get("versions", {}))),
         ("Host", False, pairs(manifest.get("host", {}))),
         ("Seed", False, manifest.get("seed", "–")),
-        ("Created", False, f"{created}; last written {updated}"),
+        ("Created", False, f"{birth}; last change {change}"),
         ("Data", True, data.get("path", "–")),
         ("Data format", False, data.get("format", "–")),
         ("Data fingerprint", True, data.get("fingerprint", "–")),

@@ -1,4 +1,4 @@
-"""The top of a report and its first section: the main figures, and what each rests on."""
+"""The top of a report and its first section: the main figures and their conditions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trainer.report.words import (
 )
 from trainer.weights.supervision import initial_weights
 
-#: Figures of evaluation.json besides those of single classes, and their headings.
+# Figures of evaluation.json besides those of single classes, and their headings.
 _FIGURES = {
     "miou": "mIoU",
     "mean_precision": "Precision",
@@ -33,7 +33,7 @@ _FIGURES = {
     "under_activation": "Under-activation",
     "accuracy": "Accuracy",
 }
-#: Other columns of that table.
+# Other columns of that table.
 _TEXTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "95 % interval of mIoU": interval,
     "Threshold": lambda figures: threshold(figures).removeprefix("threshold "),
@@ -42,7 +42,7 @@ _TEXTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
 
 
 def header(facts: Facts) -> dict[str, Any]:
-    """Name of the run, what it is in one line, its most important figure, and how far it came."""
+    """Name of the run, one line about it, its most important figure, and its progress."""
     manifest, data = facts.manifest, facts.manifest.get("data", {})
     classes = f"{len(facts.classes)} classes" if facts.classes else ""
     counts = [
@@ -66,9 +66,7 @@ def header(facts: Facts) -> dict[str, Any]:
 
 
 def results(facts: Facts) -> dict[str, Any]:
-    """One card a stage with its mIoU and protocol, the ratio weak / full, and every other figure in
-    a table.
-    """
+    """One card per stage with mIoU and protocol, the ratio weak / full, and a table of the rest."""
     return {
         "cards": [_card(facts, stage) for stage in STAGES],
         "ratio": _ratio_card(facts),
@@ -85,7 +83,7 @@ def _step(facts: Facts, name: str) -> dict[str, str]:
 
 
 def _headline(facts: Facts) -> dict[str, Any] | None:
-    """The last stage of the weak path that was measured."""
+    """The figure of the weak path's last stage that was measured."""
     for stage in ("segment", "refined", "cam"):
         if (entry := facts.figures(stage)) is None:
             continue
@@ -128,7 +126,7 @@ def _card(facts: Facts, stage: str) -> dict[str, Any]:
 
 
 def _gain(facts: Facts, stage: str) -> str:
-    """How far the stage is above the one before it, on a list that both were measured on."""
+    """The gain over the stage before, on the first list with figures of both."""
     before = {"refined": "cam", "segment": "refined"}.get(stage)
     pair = _on_one_list(facts, stage, before) if before else None
     if before is None or pair is None:
@@ -138,7 +136,7 @@ def _gain(facts: Facts, stage: str) -> str:
 
 
 def _on_one_list(facts: Facts, stage: str, other: str) -> tuple[str, float, float] | None:
-    """The first list that two stages were measured on, and the mIoU of both."""
+    """The first list with figures of two stages, and the mIoU of both."""
     for name in facts.lists:
         entries = (facts.figures(stage, name), facts.figures(other, name))
         mious = [finite(entry[1].get("miou")) for entry in entries if entry]
@@ -148,7 +146,7 @@ def _on_one_list(facts: Facts, stage: str, other: str) -> tuple[str, float, floa
 
 
 def _ratio(facts: Facts) -> tuple[str, float, float] | None:
-    """List, weak and full mIoU, where the full one is not 0."""
+    """List, weak and full mIoU; None where the full one is 0."""
     pair = _on_one_list(facts, "segment", "segment_full")
     return pair if pair and pair[2] else None
 
@@ -168,7 +166,6 @@ def _ratio_card(facts: Facts) -> dict[str, Any] | None:
 
 
 def _figures_table(facts: Facts) -> dict[str, Any] | None:
-    """A row for each stage and list, a column for each figure that any of them has."""
     every = [figures for *_, figures in facts.measured]
     keys = [key for key in _FIGURES if any(finite(f.get(key)) is not None for f in every)]
     if not keys:
@@ -182,7 +179,7 @@ def _figures_table(facts: Facts) -> dict[str, Any] | None:
 
 
 def _conventions(facts: Facts) -> dict[str, Any] | None:
-    """Mean IoU in the conventions of other code, where any of them gives another value."""
+    """Mean IoU in all conventions; None where they agree."""
     entries = [
         (f"{STAGES[stage]} on {name}", figures.get("miou_by_convention") or {})
         for stage, name, figures in facts.measured

@@ -1,8 +1,8 @@
 """One image in a report: the photograph once, and the maps and masks that lie over it.
 
-A mask is drawn here, as a layer with transparent background; style lays it over the photograph. So
-are its errors, and the line of a map at the reported threshold: the script has only to draw anew
-what moves with the threshold.
+Masks, their errors and the line of a map at the reported threshold are drawn here, as layers with
+transparent background, which CSS lays over the photograph. The page's script redraws only what
+moves with the threshold.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from trainer.report.overlays import error_layer, line_layer, mask_layer
 from trainer.report.pictures import Size, fit, layer_address, map_address, photo_address, shrink
 from trainer.report.words import finite, percent
 
-#: Longer side of a picture: twice what the page shows, for sharp screens and for the enlarged view.
+# Longer side of a picture: twice its size on the page, for sharp screens and for the enlarged view.
 SIDE = 288
-#: Longer side of a layer of errors.
+# Longer side of a layer of errors, which is for an overview.
 ERROR_SIDE = 192
-#: Longer side of a map, which is smooth.
+# Longer side of a map, which is smooth.
 MAP_SIDE = 144
 Labels = npt.NDArray[np.uint8]
 T = TypeVar("T")
@@ -40,15 +40,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Sources:
-    """What the rows of one list are made from.
+    """The inputs of the rows of one list.
 
     Attributes:
         run: run directory.
         dataset: its data.
         list: the list.
         thresholds: steps of the slider, ascending.
-        start: the step that maps are drawn at.
-        walk_threshold: background score of the walked maps, or None where they have none.
+        start: the step at which maps are drawn.
+        walk_threshold: background score of the maps after a walk; None where they have none.
     """
 
     run: Path
@@ -64,13 +64,12 @@ class Tile:
     """A picture over the photograph.
 
     Attributes:
-        kind: ``map``, ``walk``, ``cut`` (the mask that the maps make), ``truth``, ``mask`` or
-            ``labels``.
-        title: what it shows.
+        kind: ``map``, ``walk``, ``cut`` (the mask of the maps), ``truth``, ``mask`` or ``labels``.
+        title: its name on the page.
         figure: mean IoU in percent, or empty.
-        source: address of the layer.
-        errors: address of the layer of errors, or empty.
-        line: address of the line of a map, or empty.
+        source: data URL of the layer.
+        errors: data URL of the layer of errors, or empty.
+        line: data URL of the line of a map, or empty.
         label: of a map, k+1.
         iou: of a cut, mean IoU in percent at every step of the slider.
     """
@@ -87,10 +86,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Row:
-    """An image: its tags (k), its photograph and what lies over it.
-
-    ``fault`` says why there is no photograph.
-    """
+    """An image: its tags (k), its photograph and its tiles, or the ``fault`` of the photograph."""
 
     id: str
     anchor: str
@@ -102,7 +98,7 @@ class Row:
 
 
 def image_row(lists: Mapping[str, Sources], job: tuple[str, Record]) -> Row:
-    """The row of an image, with a picture of each thing that the run has of it.
+    """The row of an image, with a tile for each map and mask of it in the run.
 
     Args:
         lists: sources of the rows of each list.
@@ -121,27 +117,25 @@ def image_row(lists: Mapping[str, Sources], job: tuple[str, Record]) -> Row:
     tiles += _cams(sources, record, draw)
     tiles += _walked(sources, record, draw)
     for title, mask in _masks(sources, record):
-        # Labels of AffinityNet and IRNet leave most pixels open: an IoU of them would mean nothing.
+        # Labels of AffinityNet and IRNet leave most pixels open: their IoU would mean nothing.
         tiles.append(draw.mask("labels" if "labels" in title else "mask", title, mask))
     return row(size, photo_address(photo, size), tiles)
 
 
 def anchor(record_id: str) -> str:
-    """Name of an image's row in links; different for different ids, whatever they hold."""
+    """The anchor of an image's row; different ids have different anchors."""
     return f"image-{quote(record_id, safe='')}"
 
 
 @dataclass(frozen=True)
 class _Drawing:
-    """How the layers of one image are drawn: their size, the number of labels, the true mask."""
-
     size: Size
     labels: int
     truth: Labels | None
 
     def mask(self, kind: str, title: str, mask: Labels) -> Tile:
         truth = self.truth if kind == "mask" else None
-        source = layer_address(mask_layer(shrink(self._known(mask), self.size)))
+        source = layer_address(mask_layer(shrink(self._valid(mask), self.size)))
         return Tile(kind, title, source, self._iou(mask, truth), self._errors(mask, truth))
 
     def cut(self, cam: Cam, sources: Sources) -> Tile:
@@ -149,7 +143,7 @@ class _Drawing:
         scores = self._stretch(cam.maps)
         inside = scores.max(0) > sources.thresholds[sources.start]
         strongest = np.clip(cam.classes[scores.argmax(0)] + 1, 0, self.labels)
-        mask = self._known(np.where(inside, strongest, 0))
+        mask = self._valid(np.where(inside, strongest, 0))
         iou = [] if self.truth is None else _sweep(cam, self.truth, sources)
         figure = f"{iou[sources.start]:.1f}" if iou else ""
         source, errors = layer_address(mask_layer(mask)), self._errors(mask, self.truth)
@@ -166,27 +160,25 @@ class _Drawing:
         if truth is None:
             return ""
         size = fit(self.size[::-1], ERROR_SIDE)
-        masks = (shrink(self._known(labels), size) for labels in (mask, truth))
+        masks = (shrink(self._valid(labels), size) for labels in (mask, truth))
         return layer_address(error_layer(*masks))
 
-    def _known(self, mask: npt.NDArray[np.integer]) -> Labels:
-        """The labels of the data set; whatever else is there is ignored."""
+    def _valid(self, mask: npt.NDArray[np.integer]) -> Labels:
+        """The labels of the data set; all others become 255."""
         return np.where(mask < self.labels, mask, IGNORE).astype(np.uint8)
 
     def _stretch(self, maps: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         return upsample_cam(maps, (self.size[1], self.size[0]))
 
     def _iou(self, mask: Labels, truth: Labels | None) -> str:
-        """Mean IoU over the labels that the truth or the mask holds; empty where they cannot be
-        compared.
-        """
+        """Mean IoU over the labels of truth or mask; empty where their sizes differ."""
         counts = None if truth is None else _try(partial(confusion, mask, truth, self.labels))
         value = None if counts is None else finite(float(mean_iou(counts)))
         return "" if value is None else percent(value)
 
 
 def _cams(sources: Sources, record: Record, draw: _Drawing) -> list[Tile]:
-    """Every map, then the mask that they make."""
+    """Every map, then the mask of all maps."""
     cam = _try(partial(read_cam, cam_path(sources.run / "cams", record.id)))
     if cam is None or not len(cam.classes):
         return []
@@ -205,13 +197,14 @@ def _maps(
 ) -> Iterator[Tile]:
     names = sources.dataset.classes
     for k, values in zip(cam.classes.tolist(), cam.maps):
-        known = 0 <= k < len(names)
-        name, label = (names[k], k + 1) if known else (f"class {k}", len(names) + 1)
+        # Maps of another data set may have further classes: all get the colour after the last.
+        is_own = 0 <= k < len(names)
+        name, label = (names[k], k + 1) if is_own else (f"class {k}", len(names) + 1)
         yield draw.map(kind, f"{title} of {name}", values, label, at)
 
 
 def _masks(sources: Sources, record: Record) -> list[tuple[str, Labels]]:
-    """What refinement and segmenters made of the image."""
+    """Masks of the image from refinement and segmenters, with their titles."""
     run = sources.run
     label = _affinity_labels(run / "affinity_labels" / f"{record.id}.npz", record.tags)
     masks = [("AffinityNet labels", label)]
@@ -226,13 +219,12 @@ def _masks(sources: Sources, record: Record) -> list[tuple[str, Labels]]:
 
 
 def _affinity_labels(path: Path, tags: Sequence[int]) -> Labels | None:
-    """What AffinityNet learns from, pixel by pixel: sure where weak and strong background agree,
-    else ignored.
-    """
+    """AffinityNet's labels per pixel; 255 where low and high background scores disagree."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            low, high = stored["low"].argmax(0), stored["high"].argmax(0)
-    except Exception:  # Missing or damaged in any of a zip file's ways.
+        with np.load(path, allow_pickle=False) as archive:
+            low, high = archive["low"].argmax(0), archive["high"].argmax(0)
+    # Missing, or damaged in one of the many ways of a zip file.
+    except Exception:
         return None
     keys = np.array([0, *(k + 1 for k in tags)], np.uint8)
     if max(low.max(), high.max()) >= len(keys):
@@ -242,9 +234,7 @@ def _affinity_labels(path: Path, tags: Sequence[int]) -> Labels | None:
 
 
 def _sweep(cam: Cam, truth: Labels, sources: Sources) -> list[float]:
-    """Mean IoU of the image in percent at every threshold; empty where maps and mask do not fit
-    together.
-    """
+    """Mean IoU in percent at every threshold; empty where maps and mask do not fit together."""
     labels = len(sources.dataset.classes) + 1
     if cam.size != truth.shape or not (cam.classes.min() >= 0 and cam.classes.max() < labels - 1):
         return []
@@ -254,9 +244,9 @@ def _sweep(cam: Cam, truth: Labels, sources: Sources) -> list[float]:
     return [round(100 * float(value), 1) for value in image_mious(counts, columns)]
 
 
-def _try(read: Callable[[], T]) -> T | None:
-    """What a file holds, or None where it is missing or damaged: the report shows the rest."""
+def _try(reader: Callable[[], T]) -> T | None:
+    """The content of a file; None where it is missing or damaged."""
     try:
-        return read()
+        return reader()
     except DataError:
         return None

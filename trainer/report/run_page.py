@@ -1,7 +1,7 @@
 """``report.html``: one self-contained page about a run, for people.
 
-Style, drawings and thumbnails are inside the file; the page makes no request. Each section says what
-is missing, so a run that stopped half-way has a report too.
+Style, drawings and thumbnails are inside the file; the page makes no request. Each section says
+what is missing, so a run that stopped half-way has a report too.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""What the preparations of a method found: the sub-categories of each class, their sizes, and
-images of them.
-"""
+"""The sub-categories that a method's preparation found in each class: sizes and images."""
 
 from __future__ import annotations
 
@@ -17,9 +15,9 @@ from trainer.report.charts import strip
 from trainer.report.facts import Facts
 from trainer.report.pictures import Size, fit, photo_address
 
-#: Pictures of all sub-categories together, and of one at most.
+# The most pictures of all sub-categories together, and of one.
 PICTURES, EACH = 240, 6
-#: Longer side of a picture.
+# Longer side of a picture.
 SIDE = 112
 
 
@@ -34,8 +32,13 @@ class Small:
 
 @dataclass(frozen=True)
 class Clusters:
-    """The sub-categories that a stage left: images, ``bool [N,S]`` who is in which, and how many
-    each class has.
+    """The sub-categories of a stage.
+
+    Attributes:
+        stage: its name.
+        ids: the N images.
+        members: bool ``[N,S]``, the images of each of all S sub-categories.
+        counts: number of sub-categories of each class.
     """
 
     stage: str
@@ -44,7 +47,7 @@ class Clusters:
     counts: tuple[int, ...]
 
     def of(self, k: int) -> npt.NDArray[np.bool_]:
-        """Members ``[N,s]`` of the sub-categories of class ``k`` that have any, largest first."""
+        """Members ``[N,s]`` of the sub-categories of class ``k`` with any, largest first."""
         start = sum(self.counts[:k])
         own = self.members[:, start : start + self.counts[k]]
         order = np.argsort(-own.sum(0), kind="stable")
@@ -52,9 +55,7 @@ class Clusters:
 
 
 def subcategories(facts: Facts, max_images: int) -> dict[str, Any] | None:
-    """Sizes after every stage that clustered, and images of the last one's; None for methods
-    without sub-categories.
-    """
+    """Sizes after every stage that clustered, and images of the last; None without any."""
     rounds = [c for stage in facts.stages if (c := _read(facts, stage)) is not None]
     if not rounds:
         return None
@@ -68,11 +69,12 @@ def subcategories(facts: Facts, max_images: int) -> dict[str, Any] | None:
 def _read(facts: Facts, stage: str) -> Clusters | None:
     path = facts.run / stage / "subcategories.npz"
     try:
-        # Not by trainer.methods.subcategories, which would load torch.
-        with np.load(path, allow_pickle=False) as stored:
-            ids, members = tuple(map(str, stored["ids"])), stored["labels"].astype(bool)
-            counts = tuple(int(n) for n in stored["counts"])
-    except Exception:  # Missing or damaged in any of a zip file's ways.
+        # Not through trainer.methods.subcategories, which would load torch.
+        with np.load(path, allow_pickle=False) as archive:
+            ids, members = tuple(map(str, archive["ids"])), archive["labels"].astype(bool)
+            counts = tuple(int(n) for n in archive["counts"])
+    # Missing, or damaged in one of the many ways of a zip file.
+    except Exception:
         return None
     whole = members.shape == (len(ids), sum(counts)) and len(counts) == len(facts.classes)
     return Clusters(stage, ids, members, counts) if whole else None
@@ -90,9 +92,7 @@ def _sizes(facts: Facts, clusters: Clusters) -> list[dict[str, Any]]:
 
 
 def _pictures(dataset: Dataset, clusters: Clusters) -> list[dict[str, Any]]:
-    """The first images of each sub-category; with very many of them, of the largest of each
-    class.
-    """
+    """The first images of each sub-category, or of the largest of each class if there are many."""
     members = [clusters.of(k) for k in range(len(dataset.classes))]
     groups = max(sum(own.shape[1] for own in members), 1)
     each = min(EACH, max(1, PICTURES // groups))

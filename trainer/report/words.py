@@ -1,4 +1,4 @@
-"""Figures of a run in words: numbers with their units, protocols, and what a figure rests on."""
+"""Figures of a run in words: numbers with units, protocols and badges."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CHOSEN = {
 
 
 def finite(value: object) -> float | None:
-    """``value`` as a float, or None where there is no finite number."""
+    """``value`` as a float; None for anything but a finite number."""
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
@@ -29,12 +29,10 @@ def percent(value: object) -> str:
 
 
 def interval(figures: Mapping[str, Any]) -> str:
-    """``46.0 to 50.0``, what chance in the choice of images leaves of a mean IoU in percent, or an
-    empty text.
-    """
-    recorded = figures.get("miou_interval")
-    spread = recorded if isinstance(recorded, Mapping) else {}
-    ends = finite(spread.get("low")), finite(spread.get("high"))
+    """The bootstrap interval of a mean IoU as ``46.0 to 50.0``, in percent, or an empty text."""
+    entry = figures.get("miou_interval")
+    bounds = entry if isinstance(entry, Mapping) else {}
+    ends = finite(bounds.get("low")), finite(bounds.get("high"))
     return "" if None in ends else f"{percent(ends[0])} to {percent(ends[1])}"
 
 
@@ -46,15 +44,12 @@ def duration(seconds: object) -> str:
     if number < 60:
         return f"{number:.1f} s"
     minutes, rest = divmod(round(number), 60)
-    return (
-        f"{minutes} min {rest:02d} s"
-        if minutes < 60
-        else f"{minutes // 60} h {minutes % 60:02d} min"
-    )
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
 def moment(iso: object) -> str:
-    """``2026-11-21T03:58:40+00:00`` as ``21 November 2026, 03:58 UTC``; anything else as it is."""
+    """``2026-11-21T03:58:40+00:00`` as ``21 November 2026, 03:58 UTC``; other texts unchanged."""
     try:
         when = datetime.datetime.fromisoformat(str(iso))
     except ValueError:
@@ -71,15 +66,15 @@ def memory(megabytes: object) -> str:
 
 
 def chosen(figures: Mapping[str, Any]) -> str:
-    """Who chose the background threshold, in words: a list is named when its masks did."""
+    """The origin of the background threshold, in words."""
     source = figures.get("threshold_from")
-    return (
-        _CHOSEN.get(str(source), f"chosen on {source} masks") if source else "source not recorded"
-    )
+    if not source:
+        return "origin not recorded"
+    return _CHOSEN.get(str(source), f"chosen on {source} masks")
 
 
 def threshold(figures: Mapping[str, Any]) -> str:
-    """The background threshold and who chose it, or an empty text."""
+    """The background threshold and its origin, or an empty text."""
     value = finite(figures.get("threshold"))
     return "" if value is None else f"threshold {value:.2f}, {chosen(figures)}"
 
@@ -92,26 +87,25 @@ def chance(figures: Mapping[str, Any]) -> str:
 
 
 def protocol(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """``text`` of the line that stands under a figure, and whether its threshold is an
-    ``oracle``.
-    """
-    texts = [text for text in (threshold(figures), str(figures.get("protocol") or "")) if text]
+    """``text`` of the line under a figure, and whether its threshold is an ``oracle``."""
+    text = str(figures.get("protocol") or "")
+    # A protocol line that names the threshold does not need it twice.
+    if "background threshold" not in text:
+        text = "; ".join(filter(None, (threshold(figures), text)))
     return {
-        "text": "; ".join(texts) or "protocol not recorded",
+        "text": text or "protocol not recorded",
         "oracle": figures.get("threshold_from") == "oracle",
     }
 
 
 def badges(facts: Facts, stage: str, figures: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What a figure rests on besides image tags, as ``(CSS class, text)`` each.
-
-    A segmenter has no threshold of its own: that of the masks that it learned from counts.
-    """
-    source = figures.get("threshold_from") or (
-        facts.refine_metrics.get("threshold_from") if stage == "segment" else None
-    )
-    is_warned = is_extra(initial_weights(facts.manifest, stage))
-    marks = [("warn", "initial weights saw more than tags")] if is_warned else []
+    """The supervision of a figure besides image tags, as ``(CSS class, text)`` each."""
+    source = figures.get("threshold_from")
+    # A segmenter has no threshold of its own: that of its training masks counts.
+    if not source and stage == "segment":
+        source = facts.refine_metrics.get("threshold_from")
+    has_extra = is_extra(initial_weights(facts.manifest, stage))
+    marks = [("warn", "initial weights saw more than tags")] if has_extra else []
     if stage == "segment_full":
         return [*marks, ("", "trained on true masks")]
     if source == "oracle":

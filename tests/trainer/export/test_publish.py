@@ -377,7 +377,7 @@ def test_two_exports_at_once_cannot_take_the_same_version(
     export_model(make("segmenter"), fields(), tmp_path, "pets", IMAGES[:1])
     original = (tmp_path / "pets" / "1" / "model.json").read_bytes()
     monkeypatch.setattr(publish, "free_version", lambda model, version: 1)
-    with pytest.raises(ExportError, match="meanwhile"):
+    with pytest.raises(ExportError, match="in the meantime"):
         export_model(make("segmenter"), fields(), tmp_path, "pets", IMAGES[:1])
     assert (tmp_path / "pets" / "1" / "model.json").read_bytes() == original
     files = ("golden_image.png", "golden_output.png", "model.json", "model.onnx")
@@ -459,7 +459,7 @@ def test_limits(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(publish, "open_graph", lambda path: Tampered(path, change))
+    monkeypatch.setattr("trainer.export.parity.open_graph", lambda path: Tampered(path, change))
     with pytest.raises(ExportError, match=message):
         export_model(make(kind), fields(), tmp_path, "pets", IMAGES)
     assert everything(tmp_path) == []
@@ -475,7 +475,7 @@ def test_within_limits(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(publish, "open_graph", lambda path: Tampered(path, change))
+    monkeypatch.setattr("trainer.export.parity.open_graph", lambda path: Tampered(path, change))
     parity = export_model(make(kind), fields(), tmp_path, "pets", [scene(64, 64)]).parity
     if kind == "cam":
         assert parity.max_abs_cam == pytest.approx(5e-4, rel=0.05)
