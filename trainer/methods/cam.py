@@ -2,13 +2,13 @@
 
 Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016, eq. 2, in the two
 forms that the weakly-supervised papers start from: ResNet-38 (Ahn and Kwak, CVPR 2018, "psa") and
-ResNet-50 (Ahn et al., CVPR 2019, "irn"); pooling heads of Ru et al., IJCAI 2021 ("VWE"). Spec
-methods 8 and 18.
+ResNet-50 (Ahn et al., CVPR 2019, "irn"). Pooling heads: Ru et al., IJCAI 2021 ("VWE").
 
-Training: f = backbone features, y = W pool(f), L = multi-label soft margin. Maps: M = ReLU(W f).
+Training: f are the backbone's features, y = W pool(f), L is the multi-label soft margin loss. Maps:
+M = ReLU(W f).
 
-Deviation: ``adapt_conv`` follows the text of the SC-CAM and Mixup-CAM papers; released code has no
-such layer.
+Deviation: ``adapt_conv`` follows the text of the SC-CAM and Mixup-CAM papers. Their released code
+has no such layer, and neither have we by default.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Config(PoolingConfig):
     Attributes:
         dropout: channel dropout before pooling; ``auto`` is 0.5 on ResNet-38 and 0 elsewhere, as
             published.
-        adapt_conv: channels of an extra 3x3 convolution + ReLU before pooling; 0 is none, as
+        adapt_conv: channels of an extra 3x3 convolution and ReLU before pooling; 0 is none, as
             released.
     """
 
@@ -48,7 +48,7 @@ class Config(PoolingConfig):
 
 
 class Cam(Method):
-    """Classifier with a bias-free linear head, whose weights also make the maps."""
+    """Classifier with a linear head without bias, whose weights also make the maps."""
 
     config: Config
     released = MappingProxyType({"classifier.weight": ("fc8.weight", "newly_added.0.weight")})
@@ -87,8 +87,8 @@ class Cam(Method):
         return scores.flatten(1)
 
     def cams_and_logits(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See ``Method``. Scores of ``hspp`` come from average pooling here: its pyramid fails on
-        maps under 4x4.
+        """See ``Method``. With ``hspp``, logits come from average pooling: its pyramid fails on
+        maps smaller than 4x4.
         """
         f = self.features(images)
         maps: torch.Tensor = self.classifier(f)

@@ -1,5 +1,5 @@
-"""Maps refined by how alike their cells are: PCM (Wang et al., "SEAM", CVPR 2020) and PRCM (Zhang
-et al., "CPN", ICCV 2021).
+"""Maps refined by the similarity of their cells: PCM (Wang et al., "SEAM", CVPR 2020) and PRCM
+(Zhang et al., "CPN", ICCV 2021).
 
 Shapes: B images, K channels of the map with the background first, C feature channels, h w map, n =
 h w cells.
@@ -23,14 +23,14 @@ from trainer.nets.backbone import Backbone
 
 EPS = 1e-5
 LARGEST_AFFINITY = 2**26
-"""Values of the matrix of likenesses that are held at once, 256 MiB in float32."""
+"""Largest part of a similarity matrix in memory, in values: 256 MiB in float32."""
 RegionMode = Literal["code", "transposed", "class_softmax"]
 TAPS = (("conv4", "conv5"), ("stage2", "stage3"))
 
 
 def strongest_foreground(y_BKhw: torch.Tensor) -> torch.Tensor:
-    """At each pixel the largest foreground channels, ties kept, the others 0; background (channel
-    0) untouched.
+    """At each pixel the largest foreground channel, with ties, and 0 in the others; channel 0, the
+    background, unchanged.
     """
     foreground = y_BKhw[:, 1:]
     strongest = foreground.amax(1, keepdim=True)
@@ -47,11 +47,10 @@ def with_background(y_BKhw: torch.Tensor, alpha: float = 1.0) -> torch.Tensor:
 
 
 def normalised_seed(cam_BKhw: torch.Tensor) -> torch.Tensor:
-    """Seed e of SEAM, ``[B,K,h,w]`` in 0..1 without gradient, of a class map before the ReLU (spec
-    methods 14.1).
+    """Normalised class map e of SEAM's released code, ``[B,K,h,w]`` in 0..1, without gradient.
 
-    With d = ReLU(cam): e = ReLU(d - 1e-5) / (max d + 1e-5), e_0 = 1 - max_c e_c; then each pixel
-    keeps its largest foreground channel only. Channel 0 of the map is not read.
+    With d = ReLU(cam): e = ReLU(d - 1e-5) / (max d + 1e-5), e_0 = 1 - max_c e_c. Then each pixel
+    keeps only its largest foreground channel. Channel 0 of the map does not count.
     """
     d = F.relu(cam_BKhw.detach())
     e = F.relu(d - EPS) / (d.amax((2, 3), keepdim=True) + EPS)
@@ -59,14 +58,11 @@ def normalised_seed(cam_BKhw: torch.Tensor) -> torch.Tensor:
 
 
 def pixel_correlation(seed_BKhw: torch.Tensor, embedding_BChw: torch.Tensor) -> torch.Tensor:
-    """PCM: a map refined by the likeness of its cells, ``[B,K,h,w]`` (SEAM, eq. 6; spec methods
-    14.1).
+    """PCM: a map refined by the similarity of its cells, ``[B,K,h,w]`` (SEAM, eq. 6).
 
     With theta the embedding over its norm at each cell and A = ReLU(theta^T theta), [n,n]:
-    refined_j = sum_i e_i A_ij / (sum_i A_ij + 1e-5).
-
-    Deviation (D-PCM-1): the CPN paper prints a double sum as denominator; this is the released code
-    of both papers.
+    refined_j = sum_i e_i A_ij / (sum_i A_ij + 1e-5). This is the released code of both papers; the
+    CPN paper prints a double sum as the denominator.
 
     Args:
         seed_BKhw: e, see ``normalised_seed``.
@@ -77,13 +73,13 @@ def pixel_correlation(seed_BKhw: torch.Tensor, embedding_BChw: torch.Tensor) -> 
     if torch.compiler.is_compiling():
         refined = correlate(seed, theta, theta)
     else:
-        # One image at a time: A of a single photograph at twice its size takes half a gigabyte.
+        # One image at a time: A of one photograph at twice its size takes half a gigabyte.
         refined = torch.cat([_in_columns(e[None], t[None]) for e, t in zip(seed, theta)])
     return refined.view_as(seed_BKhw)
 
 
 def _in_columns(seed_BKn: torch.Tensor, theta_BCn: torch.Tensor) -> torch.Tensor:
-    """``correlate`` with some columns of A at a time: all of 4 megapixels take 16 GB."""
+    """``correlate`` with some columns of A at a time: A of 4 megapixels takes 16 GB."""
     count = max(1, LARGEST_AFFINITY // theta_BCn.shape[2])
     parts = [correlate(seed_BKn, theta_BCn, part) for part in torch.split(theta_BCn, count, 2)]
     return torch.cat(parts, 2)
@@ -108,23 +104,22 @@ def pixel_region_correlation(
     f10: Callable[[torch.Tensor], torch.Tensor],
     mode: RegionMode = "code",
 ) -> torch.Tensor:
-    """PRCM: weight P of each class at each cell, ``[B,K,h,w]``; the refined map is PCM + P e (spec
-    methods 15.2).
+    """PRCM: weight P of each class at each cell, ``[B,K,h,w]``; the refined map is PCM + P e.
 
-    Z = class means of F, weighted by the spatial soft-max of e; key = ReLU(f10(Z)), query =
+    Z are class means of F, weighted by the spatial soft-max of e; key = ReLU(f10(Z)), query =
     ReLU(f9(F)); P = soft-max(scale key query).
 
-    Deviations of the released code from the paper: D-PRCM-1, the key ``[C',K]`` is read in memory
-    order as ``[K,C']``; D-PRCM-2, the soft-max runs over space, which the paper does not say.
+    The released code deviates from the paper: it reads the key ``[C',K]`` in memory order as
+    ``[K,C']``, and its soft-max runs over space, which the paper does not say.
 
     Args:
         seed_BKhw: e.
         features_BChw: F, what ``f9`` and ``f10`` take.
         f9: 1x1 convolution of the query, C to C' channels, the one of PCM.
         f10: 1x1 convolution of the key, C to C' channels.
-        mode: ``code`` as released, scale K^(-1/2); ``transposed`` the same with the key transposed,
-            not re-read; ``class_softmax`` transposed, scale C'^(-1/2), soft-max over classes at
-            each cell.
+        mode: ``code`` as released, scale K^(-1/2); ``transposed`` the same with the key
+            transposed; ``class_softmax`` transposed, with scale C'^(-1/2) and the soft-max over
+            classes at each cell.
     """
     weights_BKn = seed_BKhw.flatten(2).softmax(2)
     z_BCK = torch.bmm(features_BChw.flatten(2), weights_BKn.transpose(1, 2))
@@ -149,11 +144,11 @@ class NetworkConfig(Knobs):
             papers.
         dropout: channel dropout before the head; ``auto`` is 0.5 on ResNet-38, as released, and 0
             elsewhere.
-        ohem: how many of the hardest entries the cross regularisation counts, in whole maps: 4.2
-            are the published fifth of 21, whatever the number of classes.
-        loss_stride: the losses compare maps of one cell for so many pixels of the view; 1 is
-            published. ``auto`` is 1 on ResNet-38 and 4 elsewhere, where maps at full size cost more
-            than a small network.
+        ohem: how many of the hardest entries the cross regularisation counts, in whole maps. 4.2 is
+            the published fifth of 21 maps and holds for any number of classes.
+        loss_stride: pixels of the view for one cell of the maps that the losses compare; 1 is
+            published. ``auto`` is 1 on ResNet-38 and 4 elsewhere, where maps at full size would
+            cost more than the network.
     """
 
     prcm: Literal["off", "on", "code", "transposed", "class_softmax"] = "off"
@@ -164,8 +159,8 @@ class NetworkConfig(Knobs):
 
 
 class Correlated(Method):
-    """The network of SEAM and CPN: a classifier whose maps go through pixel correlation; heads are
-    named as released.
+    """The network of SEAM and CPN: a classifier whose maps go through pixel correlation. Heads have
+    the released names.
     """
 
     config: NetworkConfig
@@ -199,7 +194,7 @@ class Correlated(Method):
         """
         features = self.backbone(images)
         with full_precision(images.device.type):
-            # Low precision ties pixels and classes that the seed and the loss compare for equality.
+            # In half precision, pixels and classes would tie that the seed and the loss compare.
             top, low, high = (
                 at_least_float32(features[name]) for name in (self.backbone.top, *self.taps)
             )
@@ -240,10 +235,10 @@ class Correlated(Method):
     def compared(
         self, images: torch.Tensor, channels_BP: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits ``[B,K]`` of a view, and its class map and refined map as losses compare them,
+        """Logits ``[B,K]`` of a view, and its class map and refined map at the size of the losses,
         ``[B,P,H',W']``.
 
-        Only the channels of present classes are ever compared, so only they are made large.
+        Losses compare channels of present classes only, so only these are resized.
         """
         height, width = images.shape[2:]
         cam, refined = self.maps(images)
@@ -258,8 +253,8 @@ def classification(logits: Sequence[torch.Tensor], tags: torch.Tensor) -> torch.
 
 
 def present_channels(tags_BK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Channels of background and present classes, ``int64 [B,P+1]``, and 1 or, where an image has
-    fewer, 0 for each.
+    """Channels of background and present classes, ``int64 [B,P+1]``, and a label for each: 1, or 0
+    for the padding of images with fewer classes.
     """
     most = max(1, int(tags_BK.sum(1).max()))
     label, classes = tags_BK.topk(most, dim=1)
@@ -276,8 +271,8 @@ def hardest(
 ) -> torch.Tensor:
     """Mean over the batch of the largest absolute entries of each image, at least one.
 
-    As many are counted as ``share`` of ``channels`` maps have. Channels that were left out are 0
-    throughout, and so are the entries that a data set of few classes lacks.
+    ``share`` of ``channels`` maps decides how many entries count. Missing channels are 0 and never
+    among the hardest.
     """
     _, given, height, width = difference_BChw.shape
     error = difference_BChw.abs().flatten(1)

@@ -3,15 +3,14 @@
 Zhang et al., "Complementary Patch for Weakly Supervised Semantic Segmentation" ("CPN"), ICCV 2021.
 
 An image I and a mask S make the pair I_h = I S and I_h' = I (1 - S); lam is the visible share of
-I_h. Three passes through the network of SEAM*, then (eq. 17) L = w_cls (L_cls + R) + w_tcp L_TCP +
-w_cpcr L_CPCR on maps scaled by their share, see ``cpn_loss``.
+I_h. All three pass through the network of SEAM*. With maps scaled by their share (eq. 17),
+L = w_cls (L_cls + R) + w_tcp L_TCP + w_cpcr L_CPCR, see ``cpn_loss``.
 
-Deviations: R (in the released code only), the gradient of the pair and the one-hot are knobs that
-default to the code; the sides of the grid and the number of super-pixels default to the paper.
-Paper and released trainer hide super-pixels; the default here is the grid, which needs no
-segmentation before the training. Hidden pixels have ImageNet's mean colour, as released; the paper
-says that of the training set. Super-pixels are made once a photograph instead of once a crop, see
-``trainer.data.superpixels``; padding is no super-pixel.
+Deviations: the term R, the gradient of the pair and the one-hot are knobs and default to the
+released code; the sides of the grid and the number of super-pixels default to the paper. Paper and
+released trainer hide super-pixels; the default here is the grid, which needs no segmentation before
+the training. Hidden pixels have ImageNet's mean colour, as released; in the paper they have that of
+the training set. SLIC runs once a photograph instead of once a crop; padding is no super-pixel.
 """
 
 from __future__ import annotations
@@ -77,20 +76,20 @@ class Config(NetworkConfig):
     """Knobs of ``cpn``, besides those of ``NetworkConfig``; ``prcm`` is on, as published.
 
     Attributes:
-        patches: what is hidden as a whole: cells of a ``grid`` or ``superpixel``.
+        patches: what is hidden as a whole: cells of a ``grid``, or a ``superpixel``.
         grid: sides of the cells in pixels of the crop; each image draws one. ``auto`` is the best
-            of the paper, an eighth and a quarter of the crop: 56 and 112 pixels of 448.
-        segments: super-pixels asked for in each photograph, 2 to 10000.
+            grid of the paper, an eighth and a quarter of the crop: 56 and 112 pixels of 448.
+        segments: number of super-pixels that SLIC aims at in each photograph.
         hidden: share of cells or super-pixels to hide, the paper's p_h.
-        draw: of hidden super-pixels: each with the probability ``hidden`` (``independent``), or as
-            released this share of them as draws with ``replacement``, which hides 39 % for 0.5.
+        draw: how super-pixels are drawn: each is hidden with the probability ``hidden``
+            (``independent``), or as released this share of them is drawn with ``replacement``,
+            which hides 39 % for 0.5.
         detach_pair: no gradient through the pair's refined maps in ``tcp_refined``, as in the
             paper.
-        onehot: in ``cpcr`` keep the largest channel of each pixel of the difference, in the
-            released code only.
-        alpha: of the background (1 - max)^alpha that ``cpcr`` compares.
-        w_cls: weight of the classification losses, and of min pooling with them. 0 leaves a loss
-            out.
+        onehot: ``cpcr`` keeps only the largest channel of each pixel of the difference, as in the
+            released code.
+        alpha: exponent of the background (1 - max)^alpha in ``cpcr``.
+        w_cls: weight of the classification losses and of min pooling; 0 leaves them out.
         w_tcp: weight of the losses between the whole and the sum of the halves.
         w_cpcr: weight of the cross regularisation of the halves.
     """
@@ -195,7 +194,7 @@ def cpn_loss(
     ohem: float = 4.2,
     alpha: float = 1.0,
 ) -> dict[str, torch.Tensor]:
-    """Terms of CPN's loss (spec methods 16.3): their sum is L.
+    """Terms of CPN's loss (eq. 17 and R); their sum is L.
 
     Args:
         maps: class map before the ReLU and refined map, ``[B,K+1,H,W]`` with the background first,
@@ -206,12 +205,12 @@ def cpn_loss(
         detach_pair: ``tcp_refined`` trains through the refined map of the whole image only.
         onehot: ``cpcr`` compares with the largest channel of each pixel instead of with all.
         ohem: how many of the hardest entries of each image ``cpcr`` counts, in maps of ``[H,W]``.
-        alpha: of the background (1 - max)^alpha in ``cpcr``.
+        alpha: exponent of the background (1 - max)^alpha in ``cpcr``.
     """
     channels, label = present_channels(tags)
-    chosen = [(select(cam, channels), select(rv, channels)) for cam, rv in maps]
+    present = [(select(cam, channels), select(rv, channels)) for cam, rv in maps]
     terms = complement(
-        chosen, lam, label, tags.shape[1], min_pooling, detach_pair, onehot, ohem, alpha
+        present, lam, label, tags.shape[1], min_pooling, detach_pair, onehot, ohem, alpha
     )
     return {"cls": classification([gap(cam[:, 1:]) for cam, _ in maps], tags), **terms}
 
@@ -227,10 +226,10 @@ def complement(
     ohem: float,
     alpha: float,
 ) -> dict[str, torch.Tensor]:
-    """Terms but ``cls`` of ``cpn_loss`` from the channels ``[B,P+1,H,W]`` of present classes, see
-    ``present_channels``.
+    """All terms of ``cpn_loss`` except ``cls``, from the channels ``[B,P+1,H,W]`` of present
+    classes, see ``present_channels``.
 
-    Exact: those of absent classes are 0 throughout, but they count in the means.
+    This is exact: channels of absent classes are 0 in every term and only count in the means.
     """
     label = label.to(maps[0][0].dtype)[:, :, None, None]
     share = lam[:, None, None, None]
@@ -253,10 +252,10 @@ def complement(
 
 
 def strongest(y_BChw: torch.Tensor, absent: bool) -> torch.Tensor:
-    """At each pixel the largest channel, the background too, ties kept; the others 0.
+    """At each pixel the largest channel, background included, with ties; 0 in the others.
 
-    With ``absent`` there are more channels, left out since they are 0: none of the given is kept
-    where all are below.
+    With ``absent``, further channels were left out because they are 0. Where all channels here are
+    negative, one of those is the largest.
     """
     highest = y_BChw.amax(1, keepdim=True)
     highest = highest.clamp(min=0) if absent else highest
@@ -264,7 +263,7 @@ def strongest(y_BChw: torch.Tensor, absent: bool) -> torch.Tensor:
 
 
 def grid_sides(crop: int) -> tuple[int, ...]:
-    """The paper's best sides of cells, in proportion to another crop than its 448 pixels."""
+    """The paper's best sides of cells, in proportion to the crop."""
     return tuple(max(1, round(side * crop / CROP)) for side in GRID)
 
 
@@ -302,7 +301,7 @@ def random_grid_mask(
 def hidden_segments(
     count: int, draw: Draw, rng: np.random.Generator, share: float = 0.5
 ) -> npt.NDArray[np.bool_]:
-    """Which of the ids 0..``count`` are hidden, ``[count + 1]``; id 0, no super-pixel, never is."""
+    """Which of the ids 0..``count`` are hidden, ``[count + 1]``; id 0, the padding, never is."""
     hidden = np.zeros(count + 1, np.bool_)
     if draw == "independent":
         hidden[1:] = rng.random(count) <= share
@@ -325,10 +324,10 @@ def segment_masks(
     table = np.zeros((len(hidden), max(map(len, hidden))), np.bool_)
     for row, flags in zip(table, hidden):
         row[: len(flags)] = flags
-    gone = torch.from_numpy(table).to(segments_BHW.device).gather(1, segments_BHW.flatten(1))
-    counted = (segments_BHW > 0).flatten(1).sum(1).clamp(min=1)
-    lam = 1 - gone.sum(1) / counted
-    return (~gone).view_as(segments_BHW).float(), lam
+    invisible = torch.from_numpy(table).to(segments_BHW.device).gather(1, segments_BHW.flatten(1))
+    pixels = (segments_BHW > 0).flatten(1).sum(1).clamp(min=1)
+    lam = 1 - invisible.sum(1) / pixels
+    return (~invisible).view_as(segments_BHW).float(), lam
 
 
 METHOD = Declaration(Cpn, Config, presets=PRESETS, training=TRAINING, protocol=PROTOCOL)

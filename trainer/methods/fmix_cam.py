@@ -6,8 +6,8 @@ The report of "liuvince/mva-wsss" for the MVA master, 2021 ("MVA"), with the mas
 Training: I' = S I + (1-S) I[perm], Y' = lam Y + (1-lam) Y[perm], lam ~ Beta(1, 1), S in {0,1}^{HxW}
 of share lam, one mask, permutation and lam a batch; the loss of Mixup-CAM. Maps: those of ``cam``.
 
-Deviation: random numbers come from the run's generator, not from numpy's global one; masks have the
-same distribution.
+Deviation: random numbers come from the run's generator instead of numpy's global one. The masks
+have the same distribution.
 """
 
 from __future__ import annotations
@@ -48,13 +48,12 @@ class Config(MixingConfig):
     """Knobs of ``fmix_cam``, besides those of ``MixingConfig``; ``per_sample`` must stay off.
 
     Attributes:
-        mask: ``reference`` draws the masks that FMix's code draws, which MVA uses; ``isotropic``
-            those that FMix's paper describes.
+        mask: ``reference`` draws masks like FMix's code, which MVA uses; ``isotropic`` like FMix's
+            paper.
         decay: power by which the mask's spectrum falls.
         softness: share of pixels on either side of the mask's border that are blended; 0 as
             published.
-        lam_from_mask: labels are mixed by the mask's own share of ones instead of by the lam that
-            was drawn.
+        lam_from_mask: mix labels by the mask's share of ones instead of by the drawn lam.
     """
 
     alpha: Annotated[float, Range(0, 100, above=True)] = 1.0
@@ -70,7 +69,7 @@ class Config(MixingConfig):
 
 
 class FmixCam(MixedCam):
-    """``cam`` on images joined by masks."""
+    """``cam`` on images that masks join."""
 
     config: Config
 

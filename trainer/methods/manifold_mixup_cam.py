@@ -3,12 +3,13 @@
 The report of "liuvince/mva-wsss" for the MVA master, 2021 ("MVA"), after Verma et al., "Manifold
 Mixup", ICML 2019.
 
-Training: a depth is drawn for each batch; there f <- lam f + (1-lam) f[perm], labels likewise, lam
-~ Beta(0.2, 0.2); the loss of Mixup-CAM on what comes out. Maps: those of ``cam``.
+Training: each batch draws a depth. There f <- lam f + (1-lam) f[perm], labels likewise, lam ~
+Beta(0.2, 0.2); the rest is Mixup-CAM. Maps: those of ``cam``.
 
 Depths: the image and the raw outputs of b2_2, b3_2, b4_5, b5_2, b6 of ResNet-38; the image and
-stages 1 to 3 of the other backbones. Deviation: none known; the study describes two batches and its
-code, like this, permutes one.
+stages 1 to 3 of the other backbones.
+
+Deviation: none from the code. The report describes two batches; its code permutes one, as we do.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Config(MixingConfig):
     """Knobs of ``manifold_mixup_cam``, besides those of ``MixingConfig``.
 
     Attributes:
-        eligible: depths to draw from: ``all``, or the ``original`` three of manifold mixup: the
+        eligible: depths to draw from: ``all``, or the three of the ``original`` manifold mixup: the
             image and the two shallowest others. MVA's report does not say which.
     """
 

@@ -1,7 +1,7 @@
-"""Mixing the images of a batch, and what the three mixing methods do with the result.
+"""Mixing the images of a batch, and the loss of a mixed batch, which three methods share.
 
-mixup: Zhang et al., ICLR 2018. FMix masks: Harris et al., 2020. Losses: Chang et al., "Mixup-CAM",
-BMVC 2020.
+mixup: Zhang et al., ICLR 2018. FMix masks: Harris et al., "FMix", 2020. Losses: Chang et al.,
+"Mixup-CAM", BMVC 2020.
 """
 
 from __future__ import annotations
@@ -33,15 +33,13 @@ Mode = Literal["reference", "isotropic"]
 
 
 def mix(x: torch.Tensor, lam: torch.Tensor | float, perm: torch.Tensor) -> torch.Tensor:
-    """``lam * x + (1 - lam) * x[perm]`` along the batch; ``lam`` is a number, or broadcasts against
-    ``x``.
-    """
+    """``lam * x + (1 - lam) * x[perm]`` along the batch; ``lam`` broadcasts against ``x``."""
     return lam * x + (1 - lam) * x[perm]
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """One draw: the partner of each sample, and its share.
+    """The partner of each sample of a batch, and the share of the sample.
 
     Attributes:
         perm: ``int64 [B]``, on the device of the batch.
@@ -80,18 +78,18 @@ class MixingConfig(CamConfig):
     Attributes:
         alpha: of Beta(alpha, alpha), from which the share lam is drawn.
         per_sample: one lam a sample instead of one a batch.
-        w_ent: weight of the entropy term. 0.02 in the paper's implementation section, 0.2 in
-            another place.
+        w_ent: weight of the entropy term. The paper says 0.02 in its implementation section and 0.2
+            elsewhere.
         w_con: weight of the concentration term.
-        entropy: reading of the entropy term: ``per_image``, ``per_pixel_max``, ``image_level``;
-            ``vector``, -sum P log P of the predicted vector, as MVA's report prints it; ``mva``,
-            what its code was meant to be (of single sigmoids); or ``mva_bug``, which is its code
-            and a constant: it looks at the labels.
+        entropy: reading of the entropy term: ``per_image``, ``per_pixel_max`` or ``image_level``;
+            ``vector``, -sum P log P of the predicted vector, as in MVA's report; ``mva``, the
+            entropy of single sigmoids that its code was meant to compute; or ``mva_bug``, what its
+            code does compute: the entropy of the labels, a constant.
         coords: of the concentration: ``cells`` as printed, or ``normalised`` to [-1, 1) as in SCOPS
             and MVA.
-        cam_map: of the concentration: ``relu``, or ``class_softmax`` as in MVA.
-        con_weights: of the concentration: ``mixed`` weighs a class by its mixed label, ``present``
-        all alike.
+        cam_map: maps of the concentration: ``relu``, or ``class_softmax`` as in MVA.
+        con_weights: ``mixed`` weighs each class in the concentration by its mixed label,
+            ``present`` weighs all present classes alike.
     """
 
     alpha: Annotated[float, Range(0, 100, above=True)] = 0.2
@@ -107,15 +105,16 @@ class MixingConfig(CamConfig):
 
 
 class MixedCam(Cam):
-    """``cam`` with the loss of a mixed batch. A method mixes images or features and hands over what
-    came out.
-    """
+    """``cam`` with the loss of a mixed batch; a method decides what it mixes."""
 
     config: MixingConfig
 
     def mixed_loss(self, f_BChw: torch.Tensor, tags_BK: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Terms ``cls``, ``ent``, ``con`` for the features of a mixed batch and its mixed labels
-        (spec methods 9.1).
+        """Terms ``cls``, ``ent``, ``con`` (Mixup-CAM, eqs. 2 to 5).
+
+        Args:
+            f_BChw: features of a mixed batch.
+            tags_BK: its mixed labels.
         """
         config = self.config
         maps, logits = (
@@ -153,9 +152,9 @@ MVA_TRAINING: dict[str, Any] = {
     "psa.epochs": 15,
     "psa.poly_power": 0.0,
 }
-"""The released training of the MVA study and its views. ``psa.*`` are its rates, for ResNet-38: one
-for all layers, which hardly falls (its schedule is made for 100,000 updates, of which it takes
-2,745), for 15 epochs.
+"""The released training of the MVA study and its views. ``psa.*`` are its rates for ResNet-38: one
+rate for all layers, for 15 epochs. It hardly falls, since the schedule expects 100,000 updates and
+there are 2,745.
 """
 MVA_KNOBS: dict[str, Any] = {
     **MVA_TRAINING,
@@ -165,19 +164,18 @@ MVA_KNOBS: dict[str, Any] = {
 }
 """The released code of the MVA study, in every mixing method."""
 MVA_REPORT: dict[str, Any] = {**MVA_TRAINING, "method.entropy": "vector"}
-"""Its report: the rates and batches that it prints, and the code where it says nothing."""
+"""The report of the MVA study: its rates and batches, and its code where it says nothing."""
 
 
 def low_frequency_field(shape: tuple[int, int], decay: float, mode: Mode, rng: Any) -> Field:
-    """Random field ``float64 [H,W]`` in 0..1 whose spectrum falls as 1 / f^decay (spec methods
-    10.2, 10.3).
+    """Random field ``float64 [H,W]`` in 0..1 whose spectrum falls as 1 / f^decay.
 
     Args:
         shape: (height, width), 2 or more each.
         decay: power.
-        mode: ``isotropic`` is the FMix paper's; ``reference`` what its code computes: it combines
-            the first two rows of the spectrum instead of real and imaginary part, so that across
-            the width there is only one harmonic.
+        mode: ``isotropic`` follows FMix's paper, ``reference`` its code. The code combines the
+            first two rows of the spectrum where the paper combines real and imaginary part, so that
+            only one harmonic runs across the width.
         rng: ``numpy.random.RandomState`` (for the published stream) or ``numpy.random.Generator``.
 
     Raises:
@@ -203,16 +201,16 @@ def low_frequency_field(shape: tuple[int, int], decay: float, mode: Mode, rng: A
 
 
 def binarise(field: Field, lam: float, softness: float = 0.0, rng: Any = None) -> Field:
-    """Mask ``float64 [H,W]`` of the ``lam`` largest share of ``field``; with ``softness`` a linear
-    ramp (spec 10.2).
+    """Mask ``float64 [H,W]``: 1 in the ``lam`` largest share of ``field``, else 0; with
+    ``softness`` a linear ramp between them.
 
     Args:
         field: any real field.
         lam: share of ones.
         softness: share of pixels on either side of the border that the ramp takes; at most min(lam,
             1 - lam).
-        rng: decides between ceil and floor by its ``random()``; needed where ``lam`` times the size
-        is no integer.
+        rng: its ``random()`` decides between ceil and floor where ``lam`` times the size is no
+            integer; None is floor.
     """
     size = field.size
     share = lam * size

@@ -2,15 +2,15 @@
 compact.
 
 Chang et al., "Mixup-CAM: Weakly-supervised Semantic Segmentation via Uncertainty Regularization",
-BMVC 2020, eqs. 2 to
-5. Spec methods 9.
+BMVC 2020, eqs. 2 to 5.
 
 Training: I' = lam I + (1-lam) I[perm], Y' likewise, lam ~ Beta(0.2, 0.2), one permutation and one
-lam a batch; L = L_cls(f(I'), Y') + w_ent L_ent + w_con L_con. Maps: those of ``cam`` for the image
-as it is.
+lam a batch; L = L_cls(f(I'), Y') + w_ent L_ent + w_con L_con. Maps: those of ``cam`` for the
+unmixed image.
 
-Deviations: what the paper leaves open follows the spec's reading; each is a knob (discrepancies
-D-MIX-1 to D-MIX-6).
+Deviations: none known; there is no released code. What the paper leaves open is a knob each: the
+maximum in the entropy (``entropy``), its weight (0.02 in one section, 0.2 in another: ``w_ent``),
+coordinates, maps and class weights of the concentration.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ class ClassifyConfig(Training):
     """Knobs of the classifier's training, besides those of ``Training``.
 
     Attributes:
-        resize: range of the longer side (spec methods 6.3).
+        resize: range of the longer side of the image, before the crop.
         crop: side of the training crop.
         jitter: colour jitter.
         output_stride: of the backbone; 0 is the backbone's usual one.

@@ -1,4 +1,4 @@
-"""Loss terms that several methods share: on maps, their spread, and their entropy."""
+"""Loss terms that several methods share: normalised maps, their spread and their entropy."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def concentration(
     """Spatial variance of the maps of present classes, a scalar (Chang et al., "Mixup-CAM", BMVC
     2020, eq. 4).
 
-    With p = (M + eps) / sum(M + eps) and mu its centre: v = sum p |(row, column) - mu|^2; the
-    weighted sum over classes, averaged over the batch (spec methods 9.1). SCOPS divides by the
-    batch twice; here once.
+    With p = (M + eps) / sum(M + eps) and mu its centre, v = sum p |(row, column) - mu|^2. Returns
+    the weighted sum over classes, averaged over the batch. SCOPS, whose loss this is, divides by
+    the batch twice.
 
     Args:
         cam_BKhw: maps, before or after the ReLU.
         weights_BK: weight of each class: its (mixed) label.
         coords: ``cells`` counts rows and columns, as printed; ``normalised`` maps them to 2 i /
             size - 1 (SCOPS).
-        cam_map: ``relu`` takes ReLU(M); ``class_softmax`` the soft-max of that over classes (MVA).
-        eps: keeps an empty map defined.
+        cam_map: ``relu`` takes ReLU(M), ``class_softmax`` its soft-max over classes (MVA).
+        eps: keeps p of an empty map defined.
 
     Raises:
         ConfigError: another name of coordinates or maps.
@@ -63,9 +63,9 @@ def prediction_entropy(
 ) -> torch.Tensor:
     """Mean entropy -sum_c P log P over images and pixels, a scalar.
 
-    P = softmax_c(q / max q), q = sigmoid(logits), in Chang et al., "Mixup-CAM", BMVC 2020, eq. 3,
-    which leaves open which maximum. The MVA report of 2021 prints the entropy of the predicted
-    vector instead, without a place: P = sigmoid(mean of the map), each class on its own.
+    In Chang et al., "Mixup-CAM", BMVC 2020, eq. 3, P = softmax_c(q / max q) with q =
+    sigmoid(logits); the paper does not say which maximum. The MVA report of 2021 has the entropy of
+    the predicted vector instead: P = sigmoid(mean of the map), each class on its own.
 
     Args:
         logits_BKhw: class map before the ReLU.
@@ -90,16 +90,16 @@ def prediction_entropy(
 
 
 def bernoulli_entropy(logits_BK: torch.Tensor) -> torch.Tensor:
-    """Mean of -s log s - (1-s) log(1-s), s = sigmoid(logits): what MVA's mixing regulariser was
-    meant to be (D-MIX-2).
+    """Mean of -s log s - (1-s) log(1-s), s = sigmoid(logits): what MVA's code was meant to
+    compute.
     """
     s = torch.sigmoid(logits_BK)
     return -(s * (s + EPS).log() + (1 - s) * (1 - s + EPS).log()).mean()
 
 
 def normalise_cam(x: torch.Tensor) -> torch.Tensor:
-    """N(.) of SEAM: ``[B,C,h,w]``, each map between its own minimum and maximum, in [0, 1) (spec
-    methods 14.2).
+    """N(.) of SEAM's released loss: each map of ``[B,C,h,w]`` from its minimum to its maximum, in
+    [0, 1).
     """
     x = F.relu(x)
     high, low = x.amax((2, 3), keepdim=True), x.amin((2, 3), keepdim=True)
@@ -107,8 +107,8 @@ def normalise_cam(x: torch.Tensor) -> torch.Tensor:
 
 
 def adaptive_min_pooling(x: torch.Tensor) -> torch.Tensor:
-    """R(.) of SEAM: the mean of the smallest quarter of pixels of the class maximum of
-    ``[B,C,h,w]`` (spec 14.2).
+    """R(.) of SEAM's released loss: with m the maximum over the classes of ``[B,C,h,w]``, the mean
+    of the smallest quarter of m's pixels.
     """
     highest = x.amax(1).flatten(1)
     lowest = highest.topk(highest.shape[1] // 4, dim=1, largest=False).values

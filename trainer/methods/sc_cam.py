@@ -1,23 +1,23 @@
-"""Class activation maps of a classifier that must also tell apart the clusters of each class, found
-in rounds.
+"""Class activation maps of a classifier that must also tell apart the clusters of each class, in
+rounds of training and clustering.
 
 Chang et al., "Weakly-Supervised Semantic Segmentation via Sub-category Exploration", CVPR 2020
 ("SC-CAM").
 
-Round 0 trains ``cam``. Each round ends with the average features of every training image, clustered
-class by class by k-means into k sub-categories: Y_s. The next round starts from the initial weights
-again, with two heads on the pooled feature f:
+Round 0 trains ``cam``. Each round ends with k-means on the average features of the training images
+of each class: its k clusters are the sub-categories Y_s. The next round starts from the initial
+weights again, with two heads on the pooled feature f:
 
     L = soft margin(W_p f, Y_p) + weight * soft margin(W_s f, Y_s)   (SC-CAM, eq. 4; weight 5)
 
-After ``rounds`` rounds the classifier that stays is trained; its maps are those of the parent head:
+After ``rounds`` rounds the final classifier is trained. Its maps are those of the parent head:
 M = ReLU(W_p f).
 
 Deviations: defaults are those of the released code on ResNet-38. The code takes weights from the
-middle of rounds 1 to 3 (epochs 31, 41 and 51 of 61), and a released classifier for round 0; ours
-trains every round to its end, and trains round 0 unless ``round0`` names a file. A class with fewer
-images than k has as many sub-categories as images. Small networks go on from the round before: in
-their few hundred updates a round that starts anew does not come as far as ``cam`` does.
+middle of rounds 1 to 3 (epochs 31, 41 and 51 of 61) and a released classifier for round 0. We train
+every round to its end, and round 0 too unless ``round0`` names a file. A class with fewer images
+than k has as many sub-categories as images. Small networks continue from the round before: a fresh
+start of a few hundred updates would end behind ``cam``.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 SMALL: dict[str, Any] = {"warm_start": True}
-"""Changes for small networks and short trainings; ours."""
+"""Changes for small networks and short trainings, which no paper has."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ class Config(SubcategoryConfig):
 
     Attributes:
         k: sub-categories of each class; the paper tries 5, 10, 20 and 50.
-        rounds: clusterings, each after a training of its own.
-        warm_start: a round goes on from the weights of the one before, as the paper's algorithm
-            reads, instead of from the initial weights, as released. On with the recipes ``small``
+        rounds: number of clusterings, each after its own training.
+        warm_start: a round starts from the weights of the round before, as in the paper's
+            algorithm, instead of the initial weights, as released. On with the recipes ``small``
             and ``scratch``.
-        round0: a trained classifier to take as round 0 instead of training one: ``model.pt`` of a
-            run of ``cam`` or a released file such as ``res38_cls.pth``.
+        round0: a trained classifier that replaces round 0: ``model.pt`` of a run of ``cam``, or a
+            released file such as ``res38_cls.pth``.
     """
 
     k: Annotated[int, Range(1, 1000)] = 10

@@ -3,14 +3,14 @@ pixels.
 
 Wang et al., "Self-supervised Equivariant Attention Mechanism for Weakly Supervised Semantic
 Segmentation" ("SEAM"), CVPR 2020; with ``prcm`` SEAM* of Zhang et al., "Complementary Patch for
-Weakly Supervised Semantic Segmentation" ("CPN"), ICCV 2021. Spec methods 14 and 15.
+Weakly Supervised Semantic Segmentation" ("CPN"), ICCV 2021.
 
-Maps: refined = e A (PCM) [+ P e (PRCM)] of the class map's seed e. Training: view 1 is the image,
-view 2 the image at 0.3 of its size; L = L_cls + R + L_ER + L_ECR (SEAM, eq. 7 to 10).
+Maps: refined = e A (PCM) [+ P e (PRCM)] with e the normalised class map. Training: view 1 is the
+image, view 2 the image at 0.3 of its size; L = L_cls + R + L_ER + L_ECR (SEAM, eqs. 7 to 10).
 
-Deviations: D-SEAM-1, the term R (adaptive min pooling) is in the released code only; D-PRCM-1 and
-2, see ``correlation``; features of other backbones than ResNet-38, and the size of their second
-view, are ours. SEAM* has no released training code.
+Deviations: the term R (adaptive min pooling) is in the released code only and a knob. PRCM follows
+the released code, see ``correlation``. The features of other backbones than ResNet-38 and the size
+of their second view are ours. SEAM* has no released training code.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Config(NetworkConfig):
 
     Attributes:
         second_scale: size of the second view, as a share of the first. ``auto`` is 0.3 on
-            ResNet-38, as published, and 0.6 elsewhere: at 0.3 a small crop leaves maps of 5 x 5
+            ResNet-38, as published, and 0.6 elsewhere: at 0.3, a small crop has maps of 5 x 5
             cells, and the refined maps learn to be as coarse.
     """
 
@@ -96,7 +96,7 @@ def seam_loss(
     min_pooling: bool = True,
     ohem: float = 4.2,
 ) -> dict[str, torch.Tensor]:
-    """Terms of SEAM's loss (spec methods 14.2): their sum is L.
+    """Terms of SEAM's loss (eqs. 7 to 10 and R); their sum is L.
 
     Args:
         cam1: class map of view 1 before the ReLU, ``[B,K+1,H,W]``, background first.
@@ -108,11 +108,11 @@ def seam_loss(
         ohem: how many of the hardest entries of each image ``ecr`` counts, in maps of ``[H2,W2]``.
     """
     channels, label = present_channels(tags)
-    found = [select(x, channels) for x in (cam1, rv1, cam2, rv2)]
+    maps = [select(x, channels) for x in (cam1, rv1, cam2, rv2)]
     logits = [gap(x[:, 1:]) for x in (cam1, cam2)]
     return {
         "cls": classification(logits, tags),
-        **consistency(found, label, tags.shape[1], min_pooling, ohem),
+        **consistency(maps, label, tags.shape[1], min_pooling, ohem),
     }
 
 
@@ -126,8 +126,7 @@ def consistency(
     """Terms ``min``, ``er`` and ``ecr`` of ``seam_loss`` from its four maps ``[B,P+1,...]`` of
     present classes.
 
-    Exact: those of absent classes are multiplied by 0 wherever they occur, but they count in the
-    means.
+    This is exact: channels of absent classes are 0 in every term and only count in the means.
     """
     cam1, rv1, cam2, rv2 = maps
     size = (cam2.shape[2], cam2.shape[3])

@@ -43,10 +43,10 @@ class SubcategoryConfig(CamConfig):
     """Knobs of methods with sub-categories, besides those of ``cam``.
 
     Attributes:
-        weight: of the sub-category loss.
-        maps: ``parent`` takes the maps of the classes; ``subcategory`` the largest of the maps of a
-            class's sub-categories, which is for diagnosis: it is worse.
-        subcategories: how many each class has; found by clustering and filled in by the run.
+        weight: weight of the sub-category loss.
+        maps: ``parent`` takes the maps of the classes; ``subcategory`` the maximum over the maps of
+            a class's sub-categories, for diagnosis: it is worse.
+        subcategories: how many each class has; the run fills it in from the clustering.
     """
 
     weight: Annotated[float, Range(0, 1000)] = 5.0
@@ -55,8 +55,8 @@ class SubcategoryConfig(CamConfig):
 
 
 class SubcategoryCam(Cam):
-    """``Cam`` with a second head on the same pooled features; without sub-categories it is
-    ``Cam``.
+    """``Cam`` with a second head on the same pooled features, or ``Cam`` itself without
+    sub-categories.
     """
 
     config: SubcategoryConfig
@@ -77,9 +77,7 @@ class SubcategoryCam(Cam):
             )
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """Average of the features below the heads, ``[B,D]``: what sub-categories are clusters
-        of.
-        """
+        """Average of the features below the heads, ``[B,D]``: what is clustered."""
         return gap(self.features(images))
 
     def cams_and_logits(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -115,7 +113,7 @@ def soft_margin(scores_BK11: torch.Tensor, labels_BK: torch.Tensor) -> torch.Ten
 
 
 def over_joint_maximum(maps_BShw: torch.Tensor, counts: Sequence[int]) -> list[torch.Tensor]:
-    """Sub-category maps of each class, all over the largest value of the class + 1e-5."""
+    """Sub-category maps of each class, over the largest value of the class + 1e-5."""
     return [
         b / (b.amax((1, 2, 3), keepdim=True) + 1e-5) if b.shape[1] else b
         for b in torch.split(maps_BShw, list(counts), 1)

@@ -1,22 +1,21 @@
-"""Class activation maps of a classifier that learns sub-categories which a vision transformer tells
-apart.
+"""Class activation maps of a classifier that learns the sub-categories of a vision transformer.
 
 The report of "liuvince/mva-wsss" for the MVA master, 2021 ("MVA"), with the clustering of Sarfraz
 et al., CVPR 2019 ("FINCH").
 
-1. The teacher, a ViT with a linear head, learns the tags; its class token after the last layer norm
-  embeds each image.
-2. FINCH clusters the embeddings of each class; its coarsest partition are the K_c sub-categories.
+1. The teacher, a ViT with a linear head, learns the tags. Its class token after the last layer norm
+  is the embedding of an image.
+2. FINCH clusters the embeddings of each class. Its coarsest partition gives the K_c sub-categories.
 3. The student is ``cam`` with a second head: L = soft margin(W_p f, Y_p) + weight * soft margin(W_s
   f, Y_s).
 
 Maps: M = ReLU(W_p f).
 
 Deviations: the teacher's schedule counts updates; MVA's counts epochs by accident. Images are
-normalised as the teacher's file expects. Only training images are clustered; MVA's clusters have
-validation images in them. Weight 1 as in the report, 2 in the code. No early stop: the teacher
-trains all its epochs. ``teacher=backbone`` clusters the features of a ``cam`` classifier, which is
-the row "Sub-category Exploration" of the report: one round, FINCH instead of k-means.
+normalised as the teacher's file expects. Only training images are clustered; MVA's clusters contain
+validation images. The weight is 1 as in the report; the code has 2. The teacher trains all its
+epochs, without early stopping. ``teacher=backbone`` clusters the features of a ``cam`` classifier
+and is the row "Sub-category Exploration" of the report: one round, FINCH instead of k-means.
 """
 
 from __future__ import annotations
@@ -92,11 +91,12 @@ class Config(SubcategoryConfig):
         teacher_lr: peak rate of the teacher.
         teacher_batch: images per update of the teacher.
         teacher_schedule: cosine after a linear warm-up, both in ``updates``, or in ``epochs`` as
-            MVA's (D-SCT-1).
-        teacher_input: ``imagenet`` statistics, ``half`` (mean and deviation 0.5), or ``auto``: what
-            the file was made with.
-        early_exit: of FINCH; on as at MVA's time.
-        cluster: ``train``, or ``train+val`` as MVA, which looks at the tags of validation images.
+            MVA's by accident.
+        teacher_input: pixels normalised by ``imagenet`` statistics, by ``half`` (mean and deviation
+            0.5), or ``auto``: as the file expects.
+        early_exit: early exit of FINCH; on as in the version that MVA used.
+        cluster: images to cluster: ``train``, or ``train+val`` as MVA, which uses the tags of
+            validation images.
     """
 
     weight: Annotated[float, Range(0, 1000)] = 1.0
@@ -119,7 +119,7 @@ class SubcategoryTeaching(SubcategoryCam):
     def param_groups(
         self, lr: float, weight_decay: float, new_factor: float = 10.0
     ) -> list[dict[str, Any]]:
-        """See ``Method``; the head of the sub-categories does not decay, as MVA's."""
+        """See ``Method``. As in MVA's code, the head of the sub-categories does not decay."""
         groups = super().param_groups(lr, weight_decay, new_factor)
         if not self.subcategories:
             return groups
@@ -138,7 +138,7 @@ class Teacher(nn.Module):
     Args:
         vit: the network.
         num_classes: K.
-        half: its input is normalised with 0.5 instead of ImageNet's statistics.
+        half: its input is normalised by mean and deviation 0.5 instead of ImageNet's.
     """
 
     def __init__(self, vit: Vit, num_classes: int, half: bool) -> None:
@@ -208,7 +208,7 @@ def prepared(config: Config, run: Path) -> Prepared:
 def teach(shop: Workshop, stage: Output) -> None:
     """Train the teacher and embed the images to cluster."""
     config: Config = shop.config
-    records = clustered(shop)
+    records = images_to_cluster(shop)
     if config.teacher == "backbone":
         start = Prepared(replace(config, subcategories=()))
         student = shop.train(shop.build(start), stage, start.inputs, None)
@@ -307,7 +307,7 @@ def cluster(shop: Workshop, stage: Output) -> None:
     if rank() > 0:
         return
     config: Config = shop.config
-    records = clustered(shop)
+    records = images_to_cluster(shop)
     stored = Embeddings.read(shop.run / "teacher" / EMBEDDINGS)
     labels, counts = finch_labels(
         stored.values, shop.dataset.tag_matrix(records), config.early_exit
@@ -319,14 +319,14 @@ def cluster(shop: Workshop, stage: Output) -> None:
     stage.metrics.update(dict(zip(shop.dataset.classes, counts.tolist())))
 
 
-def clustered(shop: Workshop) -> list[Record]:
-    """The images to cluster: the training list, with MVA's option also those of ``val`` that have
-    tags.
+def images_to_cluster(shop: Workshop) -> list[Record]:
+    """The images to cluster: the training list, with ``train+val`` also those of the validation
+    list that have tags.
     """
-    chosen = {record.id: record for record in shop.records}
-    if shop.config.cluster == "train+val" and shop.validation:
-        chosen.update((record.id, record) for record in shop.validation if record.tags)
-    return list(chosen.values())
+    records = {record.id: record for record in shop.records}
+    if shop.config.cluster == "train+val":
+        records.update((record.id, record) for record in shop.validation if record.tags)
+    return list(records.values())
 
 
 METHOD = Declaration(

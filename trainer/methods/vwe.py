@@ -2,7 +2,6 @@
 shows.
 
 Ru et al., "Learning Visual Words for Weakly-Supervised Semantic Segmentation", IJCAI 2021 ("VWE").
-Spec methods 17, 18.
 
 With f the deepest features [C,h,w], D the codebook (J words of C numbers), W three linear heads
 without bias, g and t:
@@ -16,12 +15,12 @@ without bias, g and t:
 t are the tags, and g(P), the frequency of each word, is its sum over the cells (paper, eq. 4: its
 mean).
 
-Deviations. Defaults are those of the released code where the paper differs: sum for mean, features
-cut off from the encoder's gradient, no maps of the words; ``PRESETS`` has both. Equation 8 lacks
-the leading minus of the loss, a misprint. Ours: ``pooling=gap``, while the released network and the
-paper's full method pool with ``hspp``, and a small weight of the word loss on small networks. With
-``frequency=sum`` W_w2i is learned on sums over an image but read at single cells, so that the maps
-of the words need ``word_scale=own_maximum``, which is ours too.
+Deviations: where code and paper differ, defaults are those of the released code: sum for mean, no
+gradient from the encoder to the features, no maps of the words. ``PRESETS`` has both. Equation 8
+lacks the leading minus of the loss, a misprint. Ours are ``pooling=gap``, where code and paper pool
+with ``hspp``, and the small weight of the word loss on small networks. With ``frequency=sum``,
+W_w2i learns on sums over an image and is applied to single cells, so the maps of the words need
+``word_scale=own_maximum``, which is ours too.
 """
 
 from __future__ import annotations
@@ -63,17 +62,18 @@ class Config(PoolingConfig):
 
     Attributes:
         pooling: of the image branch: ``gap`` average, ``gmp`` maximum, ``hspp`` hybrid spatial
-            pyramid, the full method.
+            pyramid, which is the full method.
         words: entries of the codebook, 2 or more.
         frequency: of a word in an image: ``sum`` over the cells as released, ``mean`` as in the
             paper.
-        detach_encoder: keep the encoder's gradient from the backbone, as released; the paper does
+        detach_encoder: no gradient from the encoder to the backbone, as released; the paper does
             not say so.
-        word_weight: of the word loss. ``auto`` is 1 on ResNet-50 and -101, as published, and 0.1
-            elsewhere: in a short training naming random words outweighs the classes.
-        word_branch: maps are the larger of image branch and words, as in the paper; off as
+        word_weight: weight of the word loss. ``auto`` is 1 on ResNet-50 and -101, as published, and
+            0.1 elsewhere, where the names of random words would outweigh the classes in a short
+            training.
+        word_branch: maps are the maximum of image branch and words, as in the paper; off as
             released.
-        word_scale: of both maps before they meet: ``none`` as printed, which fits
+        word_scale: scale of both maps before the maximum: ``none`` as printed, which fits
             ``frequency=mean``, or each over its ``own_maximum``.
     """
 
@@ -107,16 +107,14 @@ def frequencies(p: torch.Tensor, kind: Literal["sum", "mean"]) -> torch.Tensor:
 
 
 def by_own_maximum(maps: torch.Tensor) -> torch.Tensor:
-    """Maps ``[B,K,h,w] >= 0`` to 0..1, by image and class. Those that are nearly zero stay so: they
-    are noise.
+    """Maps ``[B,K,h,w] >= 0`` over the maximum of each image and class; maps near 0 are noise and
+    stay near 0.
     """
     return maps / maps.amax(dim=(2, 3), keepdim=True).clamp_min(1e-5)
 
 
 class Vwe(Method):
-    """Classifier with a second task on word labels, and a third that reads the tags off the
-    words.
-    """
+    """Classifier with a second task on word labels and a third that predicts tags from words."""
 
     config: Config
     released = MappingProxyType(
@@ -150,8 +148,8 @@ class Vwe(Method):
         return linear(self.classifier, pool_by(self.config, f))
 
     def cams_and_logits(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See ``Method``. Scores of ``hspp`` come from average pooling here: its pyramid fails on
-        maps under 4x4.
+        """See ``Method``. With ``hspp``, logits come from average pooling: its pyramid fails on
+        maps smaller than 4x4.
         """
         f = self.features(images)
         scores: torch.Tensor = self.classifier(f)
@@ -169,8 +167,8 @@ class Vwe(Method):
         return self.logits(self.features(images))
 
     def loss(self, batch: Batch, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        """Soft margin losses (spec 6.1) of the image: ``cls``, of its words: ``word``, of words to
-        tags: ``w2i``.
+        """Soft margin losses of the image: ``cls``, of its words: ``word``, of tags from words:
+        ``w2i``.
         """
         f, tags = at_least_float32(self.features(batch["image"])), batch["tags"]
         with full_precision(f.device.type):

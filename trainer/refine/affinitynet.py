@@ -1,10 +1,15 @@
-"""AffinityNet (Ahn & Kwak, "Learning Pixel-level Semantic Affinity with Image-level Supervision",
-CVPR 2018): the model side.
+"""AffinityNet: Ahn and Kwak, "Learning Pixel-level Semantic Affinity with Image-level Supervision
+for Weakly Supervised Semantic Segmentation", CVPR 2018.
 
-A network whose features agree between cells of one class, learnt from pairs of cells that a CRF is
-sure of; the class activation maps then walk along its affinities (spec refine-segment 3). Shapes: B
-images, K classes with the background first, C feature channels, H W image, h w map of 8 pixels a
-cell, O pair offsets, N source cells of a map.
+The network learns features that agree between cells of one class, from pairs of cells that a CRF is
+sure of. The class activation maps then walk along its affinities.
+
+Shapes: B images, K classes with the background first, C feature channels, H W image, h w map of 8
+pixels a cell, O pair offsets, N source cells of a map.
+
+Deviations, all of psa's released code, which is followed here: the affinity takes the mean over
+channels where the paper takes the sum; the loss is a quarter of the paper's; cells near the border
+have fewer neighbours.
 """
 
 from __future__ import annotations
@@ -13,16 +18,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from trainer.config import Range
-from trainer.data.dataset import IGNORE
-from trainer.data.transforms import Rng, color_jitter, normalise, random_crops, to_tensor
 from trainer.errors import ConfigError
 from trainer.methods.base import at_least_float32
 from trainer.nets.backbone import Backbone
@@ -35,50 +35,48 @@ from trainer.training.optimiser import Training
 STRIDE = 8
 HEADS = {"f8_3": 64, "f8_4": 128, "f8_5": 256}
 WIDTH = sum(HEADS.values())
-NO_SCORE = 1e-5
 EPS = 1e-5
 BAND = 8
-"""Rows of cells that are compared at a time on a CPU, whose cache then holds their differences."""
+"""Rows of cells compared at a time on a CPU: their differences then fit into its cache."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "psa": {"beta": 8.0, "steps": 256},
     "seam": {"beta": 8.0, "steps": 64, "high_alpha": 24.0, "walk_alpha": 6.0},
 }
-"""Walks as released, on small networks too: psa's code, and SEAM's."""
+"""Walks of psa's and of SEAM's released code, for small networks too."""
 PUBLISHED_LR = {"psa": 0.1, "psa-crf": 0.1, "seam": 0.01}
-"""Learning rates of the presets on the networks of the papers: psa's README and code, and SEAM's
-for ResNet-38, which is the default too: psa's was found for VGG-16.
+"""Learning rates of the presets on the networks of the papers. SEAM's, for ResNet-38, is also the
+default; psa's was found for VGG-16.
 """
 
 
 @dataclass(frozen=True)
 class AffinityConfig(Training):
-    """Knobs of AffinityNet, besides those of ``Training``; the defaults are psa's released code,
+    """Knobs of AffinityNet, besides those of ``Training``. Defaults follow psa's released code,
     with SEAM's learning rate for ResNet-38.
 
     Attributes:
-        init: what the backbone starts from: ``weights`` (the file given as ``--weights``; ImageNet
-            reproduces psa's table, D9), ``classifier`` (this run's own), or ``auto``: ``weights``
-            where there are some.
+        init: what the backbone starts from: ``weights`` (the file of ``--weights``; ImageNet's
+            reproduce psa's table), ``classifier`` (this run's own), or ``auto``: ``weights`` where
+            there are some.
         output_stride: of the backbone. The features always have 8 pixels a cell; ResNet-38 has
             stride 8 only.
         bn: batch norm of the backbone: ``frozen`` as released, ``stats`` or ``train``.
-        low_alpha: exponent of the background score (1 - max)^alpha that is strong: what stays
-            object is surely object.
-        high_alpha: exponent of the weak one: what stays background is surely background. 32 as
-            released, 24 in the paper and in SEAM (D3).
-        crf: preset of spec refine-segment 2.3 that sharpens both before they become labels.
+        low_alpha: exponent of the strong background score (1 - max)^alpha, under which an object
+            that stays is surely an object.
+        high_alpha: exponent of the weak one, under which background that stays is surely
+            background. 32 as released, 24 in the paper and in SEAM.
+        crf: preset of the dense CRF that sharpens both scores before they become labels.
         crop: side of the training crop, a multiple of 8.
         jitter: colour jitter.
-        radius: pairs are cells less than this apart.
+        radius: cells nearer than this make a pair.
         beta: exponent of the affinities in the walk.
-        steps: of the walk; 256 as released, 64 in SEAM (D4).
-        walk_alpha: exponent of the background score that walks along; 16 as released, 6 in SEAM
-            (D4).
+        steps: of the walk; 256 as released, 64 in SEAM.
+        walk_alpha: exponent of the background score in the walk; 16 as released, 6 in SEAM.
         checkpoint: file of a trained AffinityNet, ours (``model.pt``) or released
-            (``res38_aff.pth``): nothing is trained. ``none`` to train one.
+            (``res38_aff.pth``), instead of a training; ``none`` trains one.
         borders: ``psa``: cells near the border have fewer neighbours, as released; ``full``: every
-            pair in the map (D6).
+            pair in the map.
         solver: how the walk is computed: ``chebyshev`` or ``power``, which give the same scores.
     """
 
@@ -120,13 +118,11 @@ class AffinityConfig(Training):
 
 
 class AffinityNet(nn.Module):
-    """Features whose distance tells whether two cells are of one class (spec refine-segment 3.1).
+    """Features whose distance tells whether two cells are of one class.
 
-    ``f9(concat(ELU(f8_3), ELU(f8_4), ELU(f8_5)))`` and an ELU, 1x1 convolutions without bias on the
-    last three features of the backbone: conv4, conv5, conv6 of ResNet-38, stage2 to stage4 of the
-    others. Coarser features are up-sampled (bilinear) to the first of the three, which has stride 8
-    on every backbone. What is frozen is frozen in the backbone. The state dict is the released one
-    with ``backbone.`` before the names of the backbone.
+    ``ELU(f9(concat(ELU(f8_3), ELU(f8_4), ELU(f8_5))))``: 1x1 convolutions without bias on the last
+    three features of the backbone, the coarser two up-sampled (bilinear) to the first. The state
+    dict has the released names, with ``backbone.`` before those of the backbone.
 
     Args:
         backbone: any with three features, the first of them with stride 8.
@@ -143,9 +139,9 @@ class AffinityNet(nn.Module):
         self.backbone = backbone
         self.taps = tuple(backbone.channels)[-len(HEADS) :]
         if len(self.taps) < len(HEADS) or backbone.strides[self.taps[0]] != STRIDE:
-            found = ", ".join(f"{name} with stride {backbone.strides[name]}" for name in self.taps)
+            taps = ", ".join(f"{name} with stride {backbone.strides[name]}" for name in self.taps)
             raise ConfigError(
-                f"AffinityNet on a backbone with {found}",
+                f"AffinityNet on a backbone with {taps}",
                 f"three features, the first with stride {STRIDE}",
             )
         for tap, (name, width) in zip(self.taps, HEADS.items()):
@@ -161,8 +157,8 @@ class AffinityNet(nn.Module):
         size = features[self.taps[0]].shape[2:]
         activated = []
         for tap, name in zip(self.taps, HEADS):
-            # A 1x1 convolution and an interpolation commute; this way round the second has fewer
-            # channels.
+            # A 1x1 convolution and an interpolation commute. In this order the interpolation has
+            # fewer channels to work on.
             reduced = self.get_submodule(name)(features[tap])
             if reduced.shape[2:] != size:
                 reduced = F.interpolate(reduced, size, mode="bilinear", align_corners=False)
@@ -172,9 +168,7 @@ class AffinityNet(nn.Module):
     def param_groups(
         self, lr: float, weight_decay: float, new_factor: float = 10.0
     ) -> list[dict[str, Any]]:
-        """Optimiser groups (spec refine-segment 3.5): backbone x1, new layers x ``new_factor``;
-        there are no biases.
-        """
+        """Optimiser groups: backbone x1, new layers x ``new_factor``; there are no biases."""
         new = [p for n, p in self.named_parameters() if not n.startswith("backbone.")]
         parts = (("backbone", self.backbone.parameters(), 1.0), ("new", new, new_factor))
         groups = [
@@ -193,10 +187,8 @@ def affinities(features_BChw: Tensor, radius: int = 5) -> Tensor:
     """a = exp(-mean_c |f_c(p) - f_c(p + o)|), ``[B,O,N]`` in 0..1, N = (h-r+1)(w-2r+2); at least
     float32.
 
-    Offsets o as in ``pairs.half_plane``, sources p row by row (spec refine-segment 3.2). The same
-    numbers as by gathering every pair, in the memory of one offset.
-
-    Deviation D2: the released code takes the mean over channels, the paper the sum.
+    Offsets o in the order of ``pairs.half_plane``, sources p row by row. Needs the memory of one
+    offset at a time, not of all pairs.
 
     Raises:
         ConfigError: a map too small for the radius.
@@ -205,9 +197,9 @@ def affinities(features_BChw: Tensor, radius: int = 5) -> Tensor:
 
 
 class _Distances(torch.autograd.Function):
-    """Mean absolute difference of the two cells of each pair, ``[B,O,h-r+1,w-2r+2]``. Keeps the
-    features only: the backward pass takes the differences again, where autograd would keep O maps
-    of C channels.
+    """Mean absolute difference of the two cells of each pair, ``[B,O,h-r+1,w-2r+2]``.
+
+    The backward pass computes the differences again: autograd would store O maps of C channels.
     """
 
     @staticmethod
@@ -231,18 +223,18 @@ class _Distances(torch.autograd.Function):
             _bands(grad, radius),
             _bands(grad_BOhw / features.shape[1]),
         )
-        for band, changed, given in zip(*bands):
-            start, at_start = shifted(band, (0, 0), radius), shifted(changed, (0, 0), radius)
-            for offset, weight in zip(half_plane(radius), given.unbind(-3)):
+        for band, change_band, weights in zip(*bands):
+            start, at_start = shifted(band, (0, 0), radius), shifted(change_band, (0, 0), radius)
+            for offset, weight in zip(half_plane(radius), weights.unbind(-3)):
                 change = (start - shifted(band, offset, radius)).sign_().mul_(weight.unsqueeze(-3))
                 at_start.add_(change)
-                shifted(changed, offset, radius).sub_(change)
+                shifted(change_band, offset, radius).sub_(change)
         return grad, None
 
 
 def _bands(x_BChw: Tensor, radius: int = 1) -> Iterator[Tensor]:
-    """Views of ``BAND`` rows of source cells and the ``radius - 1`` rows below: each image so on a
-    CPU, else all at once.
+    """On a CPU, views of ``BAND`` rows of source cells and the ``radius - 1`` rows below, image by
+    image; elsewhere the whole batch.
     """
     if x_BChw.device.type != "cpu":
         yield x_BChw
@@ -253,17 +245,16 @@ def _bands(x_BChw: Tensor, radius: int = 1) -> Iterator[Tensor]:
 
 
 def pair_labels(label_hw: Tensor, radius: int = 5) -> PairLabels:
-    """Which pairs are of one class: ``(bg, fg, neg)``, bool ``[O,N]`` each, N = (h-r+1)(w-2r+2), on
-    the label's device.
+    """Which pairs agree: ``(bg, fg, neg)``, bool ``[O,N]`` each, N = (h-r+1)(w-2r+2), on the
+    label's device.
 
-    bg: both background; fg: both of one class; neg: of different classes or class and background
-    (spec refine-segment 3.3). Pairs with an ignored cell are in none. Order of the pairs as in
-    ``affinities``.
+    bg: both cells background; fg: both of one class; neg: of different labels. A
+    pair with an open cell is in none. Pairs are in the order of ``affinities``.
 
     Args:
-        label_hw: integer ``[h,w]``, or ``[B,h,w]`` for ``[B,O,N]``: 0 background, 255 ignore, else
+        label_hw: integer ``[h,w]``, or ``[B,h,w]`` for ``[B,O,N]``: 0 background, 255 open, else
             any numbers of classes.
-        radius: pairs are cells less than this apart.
+        radius: cells nearer than this make a pair.
 
     Raises:
         ConfigError: a map too small for the radius.
@@ -272,12 +263,10 @@ def pair_labels(label_hw: Tensor, radius: int = 5) -> PairLabels:
 
 
 def affinity_loss(affinities_BON: Tensor, labels: PairLabels) -> dict[str, Tensor]:
-    """Means over the pairs of the whole batch, and ``total`` = bg/4 + fg/4 + neg/2 (spec
-    refine-segment 3.4).
+    """Means over the pairs of the whole batch, and ``total`` = bg/4 + fg/4 + neg/2.
 
     bg, fg: mean of -log(a + 1e-5); neg: mean of -log(1 + 1e-5 - a); 0 where there is no such pair.
-
-    Deviation D5: the paper's sum bg + fg + 2 neg is four times this, the released code.
+    The paper's loss, bg + fg + 2 neg, is four times this total of the released code.
 
     Args:
         affinities_BON: a of ``affinities``.
@@ -290,94 +279,23 @@ def affinity_loss(affinities_BON: Tensor, labels: PairLabels) -> dict[str, Tenso
     return {**means, "total": means["bg"] / 4 + means["fg"] / 4 + means["neg"] / 2}
 
 
-def affinity_label(
-    low_KHW: npt.NDArray[np.floating], high_KHW: npt.NDArray[np.floating]
-) -> npt.NDArray[np.uint8]:
-    """Label of each cell, ``uint8 [H/8,W/8]``: 0 background, channel of the scores for an object,
-    255 for not sure.
-
-    From the arg-max of both averaged scores (spec refine-segment 3.3): the class of the low ones;
-    255 where that is background; then 0 where the high ones say background; then 255 where no score
-    is at least 1e-5.
-
-    Args:
-        low_KHW: cropped scores ``[K,H,W]`` with the strong background, channel 0; H and W multiples
-            of 8.
-        high_KHW: the same with the weak background.
-    """
-    low, high = _pooled(low_KHW), _pooled(high_KHW)
-    label: npt.NDArray[np.uint8] = low.argmax(0).astype(np.uint8)
-    label[label == 0] = IGNORE
-    label[high.argmax(0) == 0] = 0
-    label[np.maximum(low.max(0), high.max(0)) < NO_SCORE] = IGNORE
-    return label
-
-
-def _pooled(scores_KHW: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    count, height, width = scores_KHW.shape
-    cells = scores_KHW.reshape(count, height // STRIDE, STRIDE, width // STRIDE, STRIDE)
-    pooled: npt.NDArray[np.floating] = cells.mean((2, 4))
-    return pooled
-
-
-def affinity_sample(
-    pixels_HW3: npt.NDArray[np.uint8],
-    low_KHW: npt.NDArray[np.floating],
-    high_KHW: npt.NDArray[np.floating],
-    rng: Rng,
-    crop: int,
-    jitter: bool,
-) -> tuple[Tensor, Tensor]:
-    """Training view of an image and its label: jitter, crop, normalise, flip, pool (spec
-    refine-segment 3.3).
-
-    The crop is padded with black before normalising, unlike the classifier's. There is no scaling.
-
-    Args:
-        pixels_HW3: RGB.
-        low_KHW: scores of background and present classes after the CRF, low alpha.
-        high_KHW: the same with the high alpha.
-        rng: of this sample.
-        crop: side of the crop, a multiple of 8.
-        jitter: colour jitter.
-
-    Returns:
-        image ``float32 [3,crop,crop]`` and label ``uint8 [crop/8,crop/8]`` of ``affinity_label``.
-    """
-    image = np.asarray(color_jitter(Image.fromarray(pixels_HW3), rng)) if jitter else pixels_HW3
-    view, *maps = random_crops(
-        [(image, 0.0), *((plane, 0.0) for plane in (*low_KHW, *high_KHW))], crop, rng
-    )
-    scores = np.stack(maps).astype(np.float32, copy=False)
-    label = affinity_label(scores[: len(low_KHW)], scores[len(low_KHW) :])
-    normalised = normalise(view.astype(np.uint8, copy=False))
-    if rng.random() < 0.5:
-        # Cells of the mirrored maps are the mirrored cells, since the crop is a whole number of
-        # them.
-        normalised, label = normalised[:, ::-1], label[:, ::-1]
-    return to_tensor(normalised), torch.from_numpy(label.copy())
-
-
 def pad_to_stride(x_HW: Tensor) -> Tensor:
-    """``[...,H,W]`` with zeros to the right and below, up to multiples of 8: what the walk's
-    features are made from.
-    """
+    """``[...,H,W]`` with zeros to the right and below, up to multiples of 8."""
     height, width = x_HW.shape[-2:]
     return F.pad(x_HW, (0, -width % STRIDE, 0, -height % STRIDE))
 
 
 def walk_scores(features_Chw: Tensor, cams_kHW: Tensor, config: AffinityConfig) -> Tensor:
-    """Class activation maps after the walk, ``[k+1,H,W]`` with the background first (spec
-    refine-segment 3.6).
+    """Class activation maps after the walk, ``[k+1,H,W]`` with the background first (paper,
+    section 3.3).
 
-    The background (1 - max)^alpha is taken before the maps are padded: outside of the image every
-    score is 0. Scores are not normalised, and the label is their arg-max.
+    Scores are not normalised; the label of a pixel is their arg-max.
 
     Args:
         features_Chw: of the image after ``pad_to_stride``, ``[C,ceil(H/8),ceil(W/8)]``.
         cams_kHW: maps of the present classes in 0..1 at the size of the image, on the features'
             device.
-        config: its beta, steps, radius, walk_alpha, borders and solver are read.
+        config: beta, steps, radius, walk_alpha, borders and solver count.
 
     Raises:
         ConfigError: features that do not fit the maps.
@@ -388,6 +306,7 @@ def walk_scores(features_Chw: Tensor, cams_kHW: Tensor, config: AffinityConfig) 
         raise ConfigError(
             f"features of {h}x{w} cells for maps of {height}x{width}", f"{STRIDE} pixels a cell"
         )
+    # The background is computed before the padding: outside of the image every score is 0.
     strongest = F.pad(cams_kHW, (0, 0, 0, 0, 1, 0)).amax(0, keepdim=True)
     scores = torch.cat([(1 - strongest.clamp(max=1)) ** config.walk_alpha, cams_kHW])
     grid = F.avg_pool2d(pad_to_stride(scores), STRIDE)
@@ -410,6 +329,6 @@ SMALL: dict[str, Any] = {
     "beta": 16,
     "steps": 16,
 }
-"""Changes for small networks and short trainings; ours. Their affinities tell less, and a walk as
-long as published mixes all that there is (docs/refinement.md).
+"""Changes for small networks and short trainings, which no paper has. Their affinities tell less,
+and a walk of the published length mixes all regions (docs/refinement.md).
 """

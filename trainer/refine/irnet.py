@@ -1,14 +1,16 @@
-"""IRNet: where one region ends, and where its centre lies, learnt from class maps (Ahn, Cho & Kwak,
-CVPR 2019).
+"""IRNet: Ahn, Cho and Kwak, "Weakly Supervised Learning of Instance Segmentation with Inter-pixel
+Relations", CVPR 2019.
+
+The network learns from class maps where one region ends and where the centre of each instance lies.
+``irn_labels`` has what it learns from, ``irn_inference`` what follows: maps and instances.
 
 Shapes: B images, k classes of the image, H W image, h w map at stride 4, P pairs from a cell, n
-source cells. Spec refine-segment 4.1, 4.2, 4.4. What it learns from is in ``irn_labels.py``, what
-follows, maps and instances, in ``irn_inference.py``.
+source cells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -20,7 +22,8 @@ from trainer.errors import ConfigError
 from trainer.methods.base import full_precision
 from trainer.nets.backbone import Backbone, StagedBackbone
 from trainer.refine.crf import preset
-from trainer.refine.pairs import pair_labels, paths, shifted
+from trainer.refine.pair_means import edge_means, way_means
+from trainer.refine.pairs import pair_labels, paths
 from trainer.training.optimiser import Training
 
 STRIDE = 4
@@ -32,28 +35,29 @@ class IrnConfig(Training):
     """Knobs of IRNet's labels, training and inference, besides those of ``Training``.
 
     Attributes:
-        foreground: score of the background when sure foreground is looked for; cells above it keep
+        foreground: score of the background in the search for sure foreground: pixels above it keep
             their class.
-        background: the same for sure background; between the two a pixel is left open.
-        crf: preset that refines both label maps (spec 2.3), from labels.
+        background: score of the background in the search for sure background; pixels between the
+            two stay open.
+        crf: preset of the dense CRF that refines both label maps.
         crf_backend: ``auto``, ``pydensecrf`` or ``torch``: the same labels.
         crop: side of the training crop in pixels, a multiple of 4.
         rescale: range of the random scale of image and label.
-        radius: pairs of cells nearer than this are compared in training; published figures use 10.
-        displacement: also learn where each cell's instance has its centre. Semantic masks do not
-            need it, instances do.
-        canvas: side of the square, in pixels, on which an image is laid for inference, a multiple
-            of 16. Group norm sees its empty part, so another side gives other maps. A side of the
-            image that is longer has the next multiple of 16, each side for itself.
-        walk_radius: pairs of cells nearer than this are joined in the random walk.
-        beta: exponent of the affinities; larger makes boundaries harder to cross.
+        radius: cells nearer than this make a pair in training; published figures use 10.
+        displacement: also learn the way from each cell to the centre of its instance. Instances
+            need it, semantic masks do not.
+        canvas: side in pixels of the square on which an image lies for inference, a multiple of 16.
+            Group norm sees its empty part, so another side gives other maps. A longer side of an
+            image is rounded up to the next multiple of 16.
+        walk_radius: the random walk joins cells nearer than this.
+        beta: exponent of the affinities; a larger one makes boundaries harder to cross.
         steps: of the walk.
-        threshold: score of the background after the walk when instances are cut; masks have
+        threshold: score of the background where instances are cut; masks have
             ``refine.threshold``.
-        solver: ``chebyshev``, or ``power``, the plain product chain: the same scores.
-        checkpoint: file of a trained IRNet, ours (``model.pt``) or released (``res50_irn.pth``):
-            nothing is trained. ``none`` to train one.
-        instances: also cut the walked maps into instances; needs ``displacement``.
+        solver: ``chebyshev``, or ``power``, the plain product chain; both give the same scores.
+        checkpoint: file of a trained IRNet, ours (``model.pt``) or released (``res50_irn.pth``),
+            instead of a training; ``none`` trains one.
+        instances: also cut the maps after the walk into instances; needs ``displacement``.
     """
 
     section: ClassVar[str] = "irn"
@@ -106,11 +110,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "irn": {},
     "irn-coco": {"foreground": 0.35, "background": 0.10},
 }
-"""Changes to the defaults: PASCAL VOC as released, and ReCAM's thresholds for COCO."""
+"""Changes to the defaults: none for PASCAL VOC, as released, and ReCAM's thresholds for COCO."""
 
 
 def _released_names() -> dict[str, tuple[str, ...]]:
-    """Names that the heads have in IRN's files, by ours (spec 4.1)."""
+    """Our name of each tensor of the heads -> its name in IRN's files."""
     names = {
         "edge.head": "fc_edge6",
         "displacement.deep": "fc_dp6",
@@ -138,11 +142,9 @@ RELEASED = _released_names()
 class IrNet(nn.Module):
     """Two branches of 1x1 convolutions on the stages of a fixed backbone.
 
-    Besides ``stage1`` .. ``stage4`` they see what enters the last module of stage 1: ResNet's stem
-    after its max pool (64 channels, as published), MobileNetV2's ``features.2`` (24 channels); both
-    at stride 4.
-
-    Published: ``ResNet(50, output_stride=16)`` without dilation.
+    Besides ``stage1`` to ``stage4`` they see the input of the last module of stage 1: ResNet's stem
+    after its max pool (64 channels, as published) or MobileNetV2's ``features.2`` (24 channels),
+    both at stride 4. The published backbone is ``ResNet(50, output_stride=16)`` without dilation.
 
     Args:
         backbone: with trained weights; it stays in evaluation mode and gets no gradient.
@@ -174,14 +176,14 @@ class IrNet(nn.Module):
 
     def features(self, images_B3HW: torch.Tensor) -> list[torch.Tensor]:
         """The five inputs of the branches, shallow to deep, without gradient."""
-        found: list[torch.Tensor] = []
+        features: list[torch.Tensor] = []
         x = before = images_B3HW
         with torch.no_grad():
             for modules in self.backbone.stage_modules().values():
                 for module in modules:
                     before, x = x, module(x)
-                found += [x] if found else [before, x]
-        return found
+                features += [x] if features else [before, x]
+        return features
 
     def forward(self, images_B3HW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Edge logits ``[B,1,h,w]`` and displacement (dy, dx) in cells ``[B,2,h,w]`` of normalised
@@ -225,7 +227,7 @@ class IrNet(nn.Module):
 
 
 class EdgeBranch(nn.Module):
-    """Logit of a boundary at each cell of stride 4, from five features."""
+    """Logit of a boundary at each cell, from five features."""
 
     def __init__(self, channels: list[int], strides: list[int]) -> None:
         super().__init__()
@@ -240,7 +242,7 @@ class EdgeBranch(nn.Module):
 
 
 class DisplacementBranch(nn.Module):
-    """Way from each cell of stride 4 to its instance's centre, from five features, before the mean
+    """Way from each cell to the centre of its instance, from five features, before the mean
     shift.
     """
 
@@ -272,7 +274,7 @@ def lift(inputs: int, outputs: int, groups: int, factor: int = 1) -> nn.Sequenti
 
 
 def cropped(x_BChw: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The top left of ``x`` that has the size of ``like``: odd sizes come back one cell too
+    """The top left part of ``x`` in the size of ``like``: up-sampled odd sizes are a cell too
     large.
     """
     return x_BChw[..., : like.shape[2], : like.shape[3]]
@@ -284,14 +286,13 @@ def boundary_losses(
     label_Bhw: torch.Tensor,
     radius: int = 5,
 ) -> dict[str, torch.Tensor]:
-    """Terms ``pos``, ``neg``, ``dp_fg``, ``dp_bg`` and their ``total`` (Ahn et al., section 4; spec
-    4.4).
+    """Terms ``pos``, ``neg``, ``dp_fg``, ``dp_bg`` and their ``total`` (paper, section 4).
 
-    With a = 1 - the largest edge between two cells: pos is -log a over pairs of one kind,
-    background and foreground in equal parts, neg is -log(1 - a) over pairs of two kinds. With D the
-    difference of the displacements of two cells and o the way from one to the other: dp_fg is |D -
-    o| over foreground pairs, dp_bg is |D| over background pairs. total = (pos + neg)/2 + (dp_fg +
-    dp_bg)/2, every mean over the whole batch.
+    Let a = 1 - the largest edge between two cells. pos is the mean -log a over pairs of one kind,
+    background and foreground in equal parts; neg is the mean -log(1 - a) over pairs of two kinds.
+    Let D be the difference of the displacements of two cells and o the offset between them. dp_fg
+    is the mean |D - o| over foreground pairs, dp_bg the mean |D| over background pairs. total =
+    (pos + neg)/2 + (dp_fg + dp_bg)/2. Means are over the whole batch.
 
     Args:
         edge_logits_B1hw: before the sigmoid.
@@ -304,105 +305,17 @@ def boundary_losses(
     """
     masks = torch.stack(pair_labels(label_Bhw, [offset for offset, _ in paths(radius)], radius))
     with full_precision(edge_logits_B1hw.device.type):
-        background, foreground, neg = _EdgeMeans.apply(
+        background, foreground, neg = edge_means(
             edge_logits_B1hw[:, 0].float().sigmoid(), masks, radius
         )
         pos = (background + foreground) / 2
         losses, total = {"pos": pos, "neg": neg}, (pos + neg) / 2
         if displacement_B2hw is not None:
-            losses["dp_bg"], losses["dp_fg"] = _WayMeans.apply(
+            losses["dp_bg"], losses["dp_fg"] = way_means(
                 displacement_B2hw.float(), masks[:2], radius
             )
             total = total + (losses["dp_fg"] + losses["dp_bg"]) / 2
     return {**losses, "total": total}
-
-
-class _PairMeans(torch.autograd.Function):
-    """Means over kinds of pairs whose gradients were formed on the way forward, an offset at a
-    time: autograd would keep several maps of all pairs.
-    """
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (slopes_Kx,) = ctx.saved_tensors
-        return torch.tensordot(torch.stack(grads), slopes_Kx, 1), None, None
-
-
-class _EdgeMeans(_PairMeans):
-    """Mean -log a of background and of foreground pairs, and mean -log(1 - a) of different ones, a
-    = 1 - largest edge.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, edge_Bhw: torch.Tensor, masks_3BPn: torch.Tensor, radius: int
-    ) -> tuple[torch.Tensor, ...]:
-        ones = masks_3BPn.view(torch.uint8)
-        kinds_BPn = 3 - 3 * ones[0] - 2 * ones[1] - ones[2]
-        sums, counts = torch.zeros(2, 3, device=edge_Bhw.device)
-        # The fourth row takes what belongs to pairs of no kind.
-        slopes_4n = edge_Bhw.new_zeros(4, edge_Bhw.numel())
-        for k, (largest, place) in enumerate(line_maxima(edge_Bhw, radius)):
-            masks_3N = masks_3BPn[:, :, k].reshape(3, -1).float()
-            # The edge of a different pair, what it lacks to 1 of the others.
-            share = (largest.flatten() + masks_3N[2] - 1).abs_().add_(EPS)
-            sums -= masks_3N @ share.log()
-            counts += masks_3N.sum(1)
-            index = torch.add(place.flatten(), kinds_BPn[:, k].flatten(), alpha=edge_Bhw.numel())
-            slopes_4n.view(-1).scatter_add_(0, index, (1 - 2 * masks_3N[2]).div_(share))
-        scale = 1 / (counts + EPS)
-        ctx.save_for_backward((slopes_4n[:3] * scale[:, None]).view(3, *edge_Bhw.shape))
-        return tuple(sums * scale)
-
-
-class _WayMeans(_PairMeans):
-    """Mean |D| of background and |D - o| of foreground pairs, D a pair's displacement at its start
-    - that at its end.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, displacement_B2hw: torch.Tensor, masks_2BPn: torch.Tensor, radius: int
-    ) -> tuple[torch.Tensor, ...]:
-        start = shifted(displacement_B2hw, (0, 0), radius)
-        sums, counts = torch.zeros(2, 2, device=start.device)
-        slopes_2B2hw = displacement_B2hw.new_zeros(2, *displacement_B2hw.shape)
-        for k, (offset, _) in enumerate(paths(radius)):
-            masks_2Bhw = masks_2BPn[:, :, k].reshape(2, -1, *start.shape[2:]).float()
-            end, way = (
-                shifted(displacement_B2hw, offset, radius),
-                start.new_tensor(offset)[:, None, None],
-            )
-            gap_B2hw = (start - end).sub_(masks_2Bhw[1, :, None] * way)
-            sums += masks_2Bhw.flatten(1) @ gap_B2hw.abs().sum(1).flatten()
-            counts += 2 * masks_2Bhw.flatten(1).sum(1)
-            change = gap_B2hw.sign_() * masks_2Bhw[:, :, None]
-            shifted(slopes_2B2hw, (0, 0), radius).add_(change)
-            shifted(slopes_2B2hw, offset, radius).sub_(change)
-        scale = 1 / (counts + EPS)
-        ctx.save_for_backward(slopes_2B2hw * scale.view(2, 1, 1, 1, 1))
-        return tuple(sums * scale)
-
-
-def line_maxima(edge_Bhw: torch.Tensor, radius: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Largest edge on the thick line from each source cell to its partner, and its index in the
-    flat ``edge``.
-
-    ``[B,h-r+1,w-2r+2]`` each, for the offsets of ``paths``. Of equal ones the last.
-
-    Args:
-        edge_Bhw: float32, none below 0.
-        radius: see ``IrnConfig``.
-    """
-    # The bits of floats above 0 are ordered as they are: value and place in one integer go through
-    # one chain of maxima.
-    places = torch.arange(edge_Bhw.numel(), device=edge_Bhw.device).view_as(edge_Bhw)
-    keys_Bhw = edge_Bhw.contiguous().view(torch.int32).long() << 32 | places
-    for _, (first, second, *rest) in paths(radius):
-        best = torch.maximum(shifted(keys_Bhw, first, radius), shifted(keys_Bhw, second, radius))
-        for cell in rest:
-            torch.maximum(best, shifted(keys_Bhw, cell, radius), out=best)
-        yield (best >> 32).int().view(torch.float32), best & 0xFFFFFFFF
 
 
 SMALL: dict[str, Any] = {
@@ -418,4 +331,4 @@ SMALL: dict[str, Any] = {
     "canvas": 320,
     "steps": 64,
 }
-"""Changes for small networks and short trainings; ours."""
+"""Changes for small networks and short trainings, which no paper has."""

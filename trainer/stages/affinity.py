@@ -1,6 +1,4 @@
-"""AffinityNet as stages of a run: labels from class maps, training, the walk of every map (spec
-refine-segment 3).
-"""
+"""AffinityNet as stages of a run: labels from class maps, training, the walk of every map."""
 
 from __future__ import annotations
 
@@ -25,12 +23,12 @@ from trainer.files import check_space, is_whole, write_atomic
 from trainer.maps.camfile import cam_path, read_cam, stride4, upsample_cam, write_cam
 from trainer.pool import each_image
 from trainer.progress import progress_bar
+from trainer.refine.affinity_labels import affinity_sample
 from trainer.refine.affinitynet import (
     AffinityConfig,
     AffinityNet,
     affinities,
     affinity_loss,
-    affinity_sample,
     pad_to_stride,
     pair_labels,
     walk_scores,
@@ -49,9 +47,7 @@ from trainer.training.inference import Budget, Views, finite, in_parts, inferenc
 from trainer.training.loop import Trainer
 
 LABEL_BYTES = 0.2
-"""Of a compressed label, for each pixel: CRF scores of two or three labels, low and high (spec
-refine-segment 14.1).
-"""
+"""Bytes a pixel of a compressed label: CRF scores of two or three channels, low and high."""
 
 Scores = npt.NDArray[np.uint8]
 

@@ -1,6 +1,4 @@
-"""IRNet as stages of a run: labels from class maps, training, the walk of every map (spec
-refine-segment 4).
-"""
+"""IRNet as stages of a run: labels from class maps, training, the walk of every map."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a training that is going on."""
+"""Checkpoints of a training in progress."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Checkpoints:
         self.folder = folder
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write ``checkpoint-<step>.pt`` whole or not at all, drop all but the last two.
+        """Write ``checkpoint-<step>.pt`` whole or not at all, and remove all but the last two.
 
         Raises:
             RunError: no space left.
@@ -32,20 +32,18 @@ class Checkpoints:
             old.unlink()
 
     def latest(self) -> dict[str, Any] | None:
-        """The newest checkpoint that loads; a damaged one is passed over."""
+        """The newest checkpoint that loads; damaged ones are renamed."""
         for path in reversed(self._paths()):
             try:
                 return dict(torch.load(path, map_location="cpu", weights_only=True))
             except Exception:
-                # Another process of the same run may have done it already.
+                # Another process of the same run may have renamed it already.
                 with contextlib.suppress(FileNotFoundError):
                     path.rename(path.with_suffix(".damaged"))
         return None
 
     def clear(self) -> None:
-        """Remove all, damaged and unfinished ones too: the training is over and its final weights
-        are written.
-        """
+        """Remove all checkpoints, damaged and unfinished ones too."""
         for path in self.folder.glob("checkpoint-*"):
             path.unlink()
 

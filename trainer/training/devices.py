@@ -1,4 +1,4 @@
-"""Devices, precision, and the processes that torchrun starts, all by Lightning Fabric."""
+"""Devices, precision, and the processes of torchrun, by Lightning Fabric."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def make_fabric(precision: Precision, device: str = "auto") -> Fabric:
 
 
 def check_device(device: str) -> None:
-    """Whether ``device`` is a name that is known, and here.
+    """Refuse a device that has no name of ``DEVICES`` or is not in this machine.
 
     Raises:
-        ConfigError: it is not; says what is there.
+        ConfigError: says what is there.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device not in DEVICES:
@@ -63,7 +63,7 @@ def launch(device: str) -> None:
 
 
 def wait_for_all() -> None:
-    """Let every process reach this point: files of one are read by the others next."""
+    """Wait until every process is here: the next step reads files of all of them."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
 

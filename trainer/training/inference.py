@@ -1,8 +1,8 @@
-"""Multi-scale views of images, batched by equal size: what maps and segmentation inference share.
+"""Multi-scale views of images, batched by equal size, for maps and for segmentation.
 
 Images are never padded to make a batch: padding would change what the convolutions see at the
-border. Memory follows a budget in pixels: it decides how many images make a batch, and an image
-whose largest view is above it is looked at in a smaller size.
+border. A budget in pixels limits memory. It decides how many images make a batch, and an image
+whose largest view exceeds it is viewed in a smaller size.
 """
 
 from __future__ import annotations
@@ -36,15 +36,14 @@ FILTERS = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANC
 
 @dataclass(frozen=True)
 class Views:
-    """How an image is looked at.
+    """The views of an image.
 
     Attributes:
         scales: resize factors, in order.
         rounding: of the scaled sides: ``round`` half to even, ``trunc`` towards zero.
         filter: ``bicubic`` or ``lanczos`` (Pillow).
-        pixels: how values reach the network.
-        min_side: views whose longer side has fewer pixels are left out, but never the largest
-            view.
+        pixels: scale of the values.
+        min_side: views whose longer side has fewer pixels are left out, except the largest view.
     """
 
     scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
@@ -54,7 +53,7 @@ class Views:
     min_side: int = 0
 
     def usable(self, height: int, width: int) -> tuple[float, ...]:
-        """The scales at which an image of this size is looked at, in order."""
+        """The scales of the views of an image of this size, in order."""
         largest = max(self.scales)
         return tuple(
             scale
@@ -68,9 +67,7 @@ class Views:
         return max(1, cut(height * scale)), max(1, cut(width * scale))
 
     def make(self, pixels: np.ndarray, scale: float) -> torch.Tensor:
-        """One normalised view ``float32 [3,h,w]`` of ``uint8 [H,W,3]``; scale 1 is left
-        untouched.
-        """
+        """One normalised view ``float32 [3,h,w]`` of ``uint8 [H,W,3]``; scale 1 is not resized."""
         height, width = self.size(pixels.shape[0], pixels.shape[1], scale)
         image = Image.fromarray(pixels)
         if (height, width) != pixels.shape[:2]:
@@ -85,7 +82,7 @@ class ViewBatch:
     Attributes:
         records: B images.
         size: their (H, W).
-        working: the (H, W) that views are made from, smaller where the image is above the budget.
+        working: the (H, W) that views are made from, smaller than ``size`` above the budget.
         images: one ``[B,3,h,w]`` for each of the usable scales.
     """
 
@@ -97,13 +94,13 @@ class ViewBatch:
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is looked at at once.
+    """How much is viewed at once.
 
     Attributes:
         images: of one size in a batch.
         pixels: of the largest view of the batch, without mirror images.
-        scale: of the largest view that is made of an image, if not one of ``Views.scales``.
-        canvas: side of the square that views are laid on; 1 for none.
+        scale: of the largest view of an image, if it is not one of ``Views.scales``.
+        canvas: side of the square on which views lie; 1 for none.
     """
 
     images: int = 4
@@ -112,7 +109,7 @@ class Budget:
     canvas: int = 1
 
     def working(self, size: tuple[int, int], views: Views) -> tuple[int, int]:
-        """(H, W) at which an image of ``size`` is looked at."""
+        """(H, W) at which an image of ``size`` is viewed."""
         return working_size(size, self.pixels, self.largest(views), self.canvas)
 
     def count(self, size: tuple[int, int], views: Views) -> int:
@@ -169,8 +166,7 @@ def iterate_views(
     """Decode, scale and normalise in worker processes, a batch of equal sizes at a time."""
     batches = equal_size_batches(records, views, budget)
     if workers < 0:
-        # Where few cores do all the work, a loader process takes from the network more than it
-        # gives (bench/cams.py).
+        # On few cores a loader process costs the network more time than it saves (bench/cams.py).
         workers = 0 if cores() <= 4 and not torch.cuda.is_available() else default_workers()
     loader = DataLoader(
         Guarded(_Batches(batches, views, budget)),
@@ -190,7 +186,7 @@ def with_mirror(images: torch.Tensor) -> torch.Tensor:
 def in_parts(
     network: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, pixels: int
 ) -> torch.Tensor:
-    """``network(images)``, as many images at a time as have at most ``pixels``; at least one."""
+    """``network(images)``, with at most ``pixels`` at a time, but at least one image."""
     count = max(1, pixels // (images.shape[-2] * images.shape[-1]))
     if len(images) <= count:
         return network(images)
@@ -201,7 +197,7 @@ def finite(values: torch.Tensor, what: str) -> torch.Tensor:
     """``values``, if all of them are finite.
 
     Raises:
-        TrainingError: NaN or inf: what the network learnt is of no use.
+        TrainingError: NaN or inf, so the weights are useless.
     """
     if not values.isfinite().all():
         raise TrainingError(

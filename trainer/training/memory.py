@@ -1,5 +1,5 @@
-"""Feature maps on CPU: keep freed memory in the process instead of handing it back after every
-layer.
+"""Keep the memory of freed feature maps in the process instead of returning it after every layer,
+on a CPU.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ GIVE_BACK = {MMAP_MAX: 65536, TRIM_THRESHOLD: 2**17, TOP_PAD: 2**17}
 
 
 def keep_freed_memory(keep: bool = True) -> None:
-    """Tell glibc to keep what is freed; without glibc, nothing happens.
+    """Tell glibc to keep freed memory. Without glibc, nothing happens.
 
-    glibc maps every block above 32 MiB anew, and the kernel clears its pages again: for the first
-    layers of a network at twice the size of a photograph that costs more than the convolutions
-    (``bench/cams.py``, ``bench/train_step.py``).
+    By default glibc maps every block above 32 MiB anew, and the kernel clears its pages each time.
+    For the first layers of a network at twice the size of a photograph that costs more than the
+    convolutions (``bench/cams.py``, ``bench/train_step.py``).
     """
     if not sys.platform.startswith("linux"):
         return

@@ -17,7 +17,7 @@ from trainer.weights.numbers import check_finite
 
 
 def save_model(folder: Path, module: nn.Module, identity: dict[str, Any]) -> None:
-    """Write ``model.pt``, the final weights with what they are, and remove the checkpoints."""
+    """Write ``model.pt``, the final weights and their identity, and remove the checkpoints."""
     if rank() == 0:
         buffer = io.BytesIO()
         torch.save({"identity": identity, "state": module.state_dict()}, buffer)
@@ -28,10 +28,10 @@ def save_model(folder: Path, module: nn.Module, identity: dict[str, Any]) -> Non
 def read_model(
     path: Path, expected: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Identity and state of a ``model.pt``; every entry of ``expected`` must agree.
+    """Identity and state of a ``model.pt``.
 
     Raises:
-        WeightsError: missing, damaged, or made by another method, backbone or class table.
+        WeightsError: missing, damaged, or with other entries than ``expected``.
     """
     if not path.exists():
         raise WeightsError(
@@ -58,5 +58,5 @@ def read_model(
 
 
 def knobs_of(values: dict[str, Any]) -> dict[str, Any]:
-    """Knobs as JSON keeps them, with lists made knobs_of again."""
+    """Knobs from their JSON form: lists become tuples again."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}

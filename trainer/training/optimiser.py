@@ -1,4 +1,4 @@
-"""Knobs of a training, its optimiser and its schedule (spec methods 6.2 and 6.4)."""
+"""Knobs of a training, its optimiser and its schedule."""
 
 from __future__ import annotations
 
@@ -19,29 +19,28 @@ class Training(Knobs):
 
     Attributes:
         epochs: passes over the training list.
-        updates: number of updates in all, whatever the length of the list; 0 is what ``epochs``
-            make.
+        updates: number of updates in all, whatever the length of the list; 0 counts ``epochs``.
         batch: images per update, over all devices and accumulated parts.
-        accumulate: parts that a batch is cut into, each a forward and backward of its own.
+        accumulate: parts of a batch, each with its own forward and backward pass.
         optimizer: ``sgd`` with the poly schedule, or ``adam`` with the same schedule.
         lr: learning rate of the backbone.
         new_factor: learning rate of new layers, as a multiple of ``lr``.
         weight_decay: L2 penalty.
-        momentum: a number, or ``code``: the released trainers hand the weight decay to SGD's
-            momentum by accident, so their momentum is ~0 (discrepancy D-GEN-1, spec trap 1);
-            published figures were made that way.
+        momentum: a number, or ``code``: the released trainers pass the weight decay to SGD as its
+            momentum by accident, so their momentum is nearly 0. Published figures were made that
+            way.
         schedule: ``poly``; ``poly_held``: changes every 10 updates only (deeplab-pytorch);
-            ``poly_open``: T is one more than there are updates (SEAM's segmentation); ``cosine`` to
-            0 after the warm-up; ``cosine_epochs``: the same, but a unit is an epoch: warm-up over
-            500 of them, 0 at 1000, as MVA's teacher was trained by accident.
+            ``poly_open``: T is one more than the number of updates (SEAM's segmenter); ``cosine``
+            to 0 after the warm-up; ``cosine_epochs``: the same with epochs for updates, a warm-up
+            of 500 and 0 at 1000, as MVA's teacher was trained by accident.
         poly_power: exponent of the schedule lr * (1 - t/T)^power.
-        warmup: updates over which the rate rises linearly at first; 0 as published.
-        ema: decay of the averaged weights that are kept at the end; 0 is off.
+        warmup: updates over which the rate rises linearly at the start; 0 as published.
+        ema: decay of the averaged weights, which are the final ones; 0 is off.
         precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: bf16 where the processor has units for
             it.
         clip: largest gradient norm; 0 is off, as published.
         workers: loader processes; -1 chooses by cores.
-        checkpoint_minutes: time between checkpoints.
+        checkpoint_minutes: minutes between checkpoints.
         tensorboard: also write TensorBoard events.
     """
 
@@ -67,7 +66,7 @@ class Training(Knobs):
     tensorboard: bool = False
 
     def check_plan(self, images: int) -> None:
-        """Whether a training on so many images can go as planned.
+        """Check the plan of a training on so many images.
 
         Raises:
             ConfigError: the warm-up is as long as the training, or longer.
@@ -88,22 +87,23 @@ def poly(step: int, total: int, power: float = 0.9) -> float:
 
 
 def held_poly(step: int, total: int, power: float = 0.9, every: int = 10) -> float:
-    """Poly that is renewed every ``every`` updates only (spec refine-segment 6.4)."""
+    """Poly that changes every ``every`` updates only, as in deeplab-pytorch."""
     return poly(step - step % every, total, power)
 
 
 def open_poly(step: int, total: int, power: float = 0.9) -> float:
-    """(1 - t/(T+1))^power (spec refine-segment 7)."""
+    """(1 - t/(T+1))^power, as SEAM's released segmenter."""
     return poly(step, total + 1, power)
 
 
 def make_optimizer(groups: list[dict[str, Any]], config: Training) -> torch.optim.Optimizer:
-    """SGD (no Nesterov, no dampening) or Adam over groups that carry their own ``lr`` and
+    """SGD (no Nesterov, no dampening) or Adam. Each group has its own ``lr`` and
     ``weight_decay``.
     """
     if config.optimizer == "adam":
         optimizer: torch.optim.Optimizer = torch.optim.Adam(groups, lr=config.lr)
     else:
+        # The accident of the released trainers, see the knob.
         momentum = config.weight_decay if config.momentum == "code" else config.momentum
         optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=momentum)
     for group in optimizer.param_groups:

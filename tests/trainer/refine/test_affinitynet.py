@@ -11,14 +11,13 @@ from trainer import config as knobs
 from trainer.data.transforms import MEAN, STD, normalise
 from trainer.errors import ConfigError
 from trainer.nets import build_backbone
+from trainer.refine.affinity_labels import affinity_label, affinity_sample
 from trainer.refine.affinitynet import (
     PRESETS,
     AffinityConfig,
     AffinityNet,
     affinities,
-    affinity_label,
     affinity_loss,
-    affinity_sample,
     pad_to_stride,
     pair_labels,
     walk_scores,

@@ -27,7 +27,8 @@ from trainer.refine.irn_inference import (
     with_threshold,
 )
 from trainer.refine.irn_labels import ir_label, irn_sample, sure_labels, winners
-from trainer.refine.irnet import EPS, PRESETS, IrnConfig, IrNet, boundary_losses, line_maxima
+from trainer.refine.irnet import EPS, PRESETS, IrnConfig, IrNet, boundary_losses
+from trainer.refine.pair_means import line_maxima
 from trainer.refine.pairs import half_plane, pair_labels, paths, shifted
 from trainer.refine.random_walk import boundary_walk
 
