@@ -23,6 +23,7 @@ OPERATION = {"workers", "checkpoint_minutes", "tensorboard", "validate"}
 """Knobs that change no result, and so no key."""
 
 
+# Without eq, a context is hashed by identity: facts derived from it can be cached.
 @dataclass(frozen=True, eq=False)
 class Context:
     """The facts of one run: its folder, data, knobs and initial weights.
@@ -72,8 +73,8 @@ class Context:
         """What the classifier trains on. Where every tagged image has some class, only images
         without a tag show what that class is not.
         """
-        one_sided = bool(self.tagged) and self.dataset.tag_matrix(self.tagged).all(axis=0).any()
-        return self.training if one_sided else self.tagged
+        everywhere = bool(self.tagged) and self.dataset.tag_matrix(self.tagged).all(axis=0).any()
+        return self.training if everywhere else self.tagged
 
     @cached_property
     def validation(self) -> list[Record]:
@@ -150,6 +151,7 @@ class Context:
         """Hash of the true masks that a threshold from ``source`` looks at; empty where it looks
         at none.
         """
+        # Masks that no threshold looks at leave the key alone when they are mended.
         if source not in self.dataset.lists:
             return []
         return [self.dataset.mask_fingerprint(self.dataset.masked(source))]

@@ -116,14 +116,14 @@ def make_configs(options: Options) -> Configs:
         ConfigError: unknown method, recipe, preset, segmenter, section or knob.
     """
     check_device(options.device)
-    if not 0 <= options.seed < 2**32:
-        raise ConfigError(f"--seed {options.seed}", f"0 to {2**32 - 1}")
+    check_seed(options.seed)
     typed = typed_layer(options)
     recipe = options.recipe or recipe_of(options.backbone, options.weights)
     layers = [
         recipe_layer(options.method, recipe),
         method_preset(options.method, options.preset, recipe),
     ]
+    # --size shrinks the range of sizes of the layers below, so they are needed first.
     classify = make_config(recipe, merged(layers)["classify"])
     layers += [
         refinement_layer(options.refine, typed["refine"].get("refine"), is_small(recipe)),
@@ -151,6 +151,12 @@ def make_configs(options: Options) -> Configs:
     )
     check_segmenter_knobs(configs.segment.network, typed["segment"])
     return configs
+
+
+def check_seed(seed: int) -> None:
+    """Raises ConfigError: numpy takes no such seed."""
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"--seed {seed}", f"0 to {2**32 - 1}")
 
 
 def merged(layers: list[Layer]) -> Layer:
@@ -219,6 +225,7 @@ def refinement_layer(name: str | None, way: str | None, small: bool) -> Layer:
     refine = dict(changes["refine"])
     way = way or refine["refine"]
     if way in ("affinity", "irn"):
+        # Released code ends a walk with arg-max, ours for small networks with a CRF.
         refine.setdefault("crf_after_walk", small)
     if way == "irn":
         refine |= PUBLISHED_THRESHOLD

@@ -43,8 +43,9 @@ class Plan:
         """What this run trains and measures on, and what is wrong with it."""
         context = self.context
         full = any(stage.name == segment.FULL for stage in self.stages)
-        used = full or self.until in ("evaluate", "report")
-        return preflight(context.dataset, context.train_list, context.measured_lists, full, used)
+        reads_masks = full or self.until in ("evaluate", "report")
+        lists = context.measured_lists
+        return preflight(context.dataset, context.train_list, lists, full, reads_masks)
 
 
 def make_plan(options: Options) -> Plan:
@@ -56,6 +57,7 @@ def make_plan(options: Options) -> Plan:
     if options.until not in STAGES:
         raise ConfigError(f"there is no stage {options.until!r}", nearest(options.until, STAGES))
     configs = make_configs(options)
+    # What can fail at once comes first: names, then the data, then weights that may be fetched.
     stages = choose_stages(options, configs)
     context = open_context(options, configs)
     check_trainings(context, stages)
@@ -152,6 +154,7 @@ def _check_place(options: Options, configs: Configs, dataset: Dataset, run: Run)
     Raises:
         TargetError: as said.
     """
+    # The first process checks; by now it may have written there.
     if run.second:
         return
     data = options.data.resolve()
@@ -199,9 +202,10 @@ def with_weights(context: Context, options: Options, stages: list[Stage]) -> Con
     backbone, knob or weight file ends the run before it starts.
     """
     configs, classes = context.configs, context.dataset.classes
-    needed = options.weights or any(stage.needs == "weights" for stage in stages)
+    # A file that is named is read even where no stage needs it: its mistake shows now.
+    wants = options.weights or any(stage.needs == "weights" for stage in stages)
     file = None
-    if options.pretrained and needed:
+    if options.pretrained and wants:
         file = find_weights(options.backbone, options.weights)
     method = build_method(
         options.method, configs.method, options.backbone, context.backbone_knobs, len(classes)

@@ -4,7 +4,6 @@ measures, and what an evaluation server wants.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from trainer.config import as_dict, parse_settings, replace
 from trainer.data.dataset import check_images
 from trainer.data.formats.opening import reopen_data
 from trainer.errors import ConfigError, DataError, RunError
+from trainer.files import file_sha256
 from trainer.interrupt import terminated
 from trainer.outputs import check_folder
 from trainer.run import Run, write_json
@@ -69,10 +69,11 @@ def predict_list(
         weights, {"classes": list(dataset.classes)}, config
     )
     values = dataset.mask_values if layout == "voc-server" else range(1, len(dataset.classes) + 1)
+    # Everything that the masks depend on: masks of another note are never continued.
     note = {
         "run": str(run.path.resolve()),
         "stage": stage,
-        "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "weights": file_sha256(weights),
         "supervision": identity["supervision"],
         "list": name,
         "images": len(records),

@@ -130,6 +130,7 @@ class Run:
                     "one run in a folder",
                     "wait, or choose another --run",
                 ) from error
+            # For the message of whoever finds the run in use.
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}")
             file.flush()
@@ -209,6 +210,7 @@ class Run:
         spent = previous.get("seconds", 0.0) if previous.get("key") == key else 0.0
         entry = {"status": "running", "key": key, "started": _now(), "seconds": spent}
         self.manifest["stages"][name] = entry
+        # Before the work: a stage that is killed is found as running, with its key.
         self.save()
         stage, start = Output(target), time.monotonic()
         try:

@@ -99,6 +99,7 @@ def current_evaluation(run_dir: Path) -> dict[str, dict[str, Any]]:
     inputs = [run.complete[name] for name in measured_stages(run.complete)]
     key = stage_key("evaluate", evaluation_facts(dataset, lists, config), inputs)
     path = run_dir / "evaluation.json"
+    # Runs of earlier versions do not count these files among those of the stage.
     if lists and not (run.done("evaluate", key) and _is_whole(path)):
         with run.lock(), run.stage("evaluate", key, FOLDER) as output:
             measure(run, dataset, lists, config, output)

@@ -30,9 +30,10 @@ def read_foreign(path: Path, size: tuple[int, int], as_evaluated: bool = False) 
     try:
         content = read_pickled_dict(path)
         part = "high_res" if as_evaluated and "high_res" in content else "cam"
-        named = "keys" in content
+        # IRN's kind has arrays under names, PSA's has the classes themselves as keys.
+        by_name = "keys" in content
         keys, maps = (
-            (content["keys"], content[part]) if named else (list(content), list(content.values()))
+            (content["keys"], content[part]) if by_name else (list(content), list(content.values()))
         )
         classes = np.asarray(keys, np.int16)
         values = (
@@ -50,6 +51,6 @@ def read_foreign(path: Path, size: tuple[int, int], as_evaluated: bool = False) 
     values = np.maximum(values, 0)
     if not as_evaluated or values.max(initial=0) > 1:
         values = values / np.maximum(values.max((1, 2), keepdims=True), 1e-5)
-    full = as_evaluated and len(values) and (part == "high_res" or not named)
+    full = as_evaluated and len(values) and (part == "high_res" or not by_name)
     order = np.argsort(classes)
     return Cam(classes[order], values[order], (values.shape[1], values.shape[2]) if full else size)

@@ -23,6 +23,7 @@ def _knobs(context: Context) -> Any:
 
 
 def _work(context: Context, output: Output) -> None:
+    # Counting uses worker processes of its own, and all figures go into one file.
     if rank() == 0:
         config = context.configs.evaluate
         measure(context.run, context.dataset, context.measured_lists, config, output)

@@ -33,6 +33,7 @@ def stage() -> Stage:
 def _knobs(context: Context) -> Any:
     folder = context.cams_folder
     assert folder is not None
+    # Sizes and times, not bytes: maps of a large data set would take minutes to hash.
     files = [
         [path.name, path.stat().st_size, path.stat().st_mtime_ns]
         for path in sorted(folder.glob("*.np?"))
@@ -66,8 +67,8 @@ def import_cams(
         records: images.
         folder: maps by image id.
         output: of the stage.
-        bad: ``stop`` raises after all that can be read was read; ``skip`` leaves those images out
-            and notes them.
+        bad: ``stop`` raises once every image was tried; ``skip`` leaves bad ones out and notes
+            them.
         workers: processes; None for one a core, 0 for none.
         progress: show a bar.
 
@@ -149,5 +150,5 @@ def _reduced(maps_khw: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.ND
         np.asarray(Image.fromarray(m).resize((columns, rows), Image.Resampling.BILINEAR))
         for m in maps_khw
     ]
-    clipped: npt.NDArray[np.float32] = np.clip(np.stack(small), 0, 1)
-    return clipped
+    values: npt.NDArray[np.float32] = np.clip(np.stack(small), 0, 1)
+    return values

@@ -24,6 +24,7 @@ def _knobs(context: Context) -> Any:
 
 
 def _work(context: Context, output: Output) -> None:
+    # The first process fills every core with workers; the others would only compete.
     if rank() > 0:
         return
     config, maps = context.configs.refine, maps_folder(context)

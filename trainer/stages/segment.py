@@ -116,6 +116,7 @@ def _test(name: str, context: Context, output: Output) -> None:
 
 def fresh_network(context: Context) -> nn.Module:
     """The segmenter's network on its initial weights; its head is drawn from the seed."""
+    # Before the network is built: its head is drawn here, whatever stages ran in this process.
     step_rng(context.seed, 0)
     segmenter = make_segmenter(
         context.configs.segment, context.backbone, len(context.dataset.classes)

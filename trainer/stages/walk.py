@@ -104,6 +104,7 @@ def _walk_knobs(context: Context) -> Any:
 
 
 def _labels(context: Context, output: Output) -> None:
+    # The first process fills every core with workers; the others would only compete.
     if rank() > 0:
         return
     make = (
