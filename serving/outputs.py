@@ -21,12 +21,11 @@ def check_folder(
     hint: str = "",
     may_lie_in: bool = False,
 ) -> None:
-    """Refuse an output folder that would touch something that is not ours. It need not exist.
+    """Refuse an output folder that would touch something that is not ours.
 
     Args:
         is_ours: whether a non-empty folder is an earlier output of the same kind.
-        inputs: files and folders that are read. The output must not be, contain or lie in one, and
-            no link inside it may lead to one.
+        inputs: what is read. The output must not be, contain or lie in one, nor link to one.
         option, hint: what the user typed before the folder, and what to type instead.
         may_lie_in: the output may lie in an input, whose reader skips it.
 

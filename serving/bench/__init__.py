@@ -128,23 +128,19 @@ def bench(
     """Measure; ``progress`` is called after every load.
 
     Returns:
-        The setting; ``figures`` by key, each with ``text``, ``value`` (the median), ``low`` and
-            ``high`` of its rounds, ``aim`` and ``met``; ``measured``, medians of the quantities
-            behind them.
+        The setting; ``figures`` by key with ``text``, ``value`` (a median), ``low``, ``high``,
+            ``aim``
+        and ``met``; ``measured``, medians of the quantities behind them.
 
     Raises:
-        BenchError: an unknown figure, nothing to measure, or a server that does not start or
-            answers wrongly.
-        RepositoryError, ModelNotFound, FieldError: about the model.
+        BenchError: an unknown figure, nothing to measure, or a server that fails.
     """
     experiments = _choose(experiments, config.only)
     card = choose(read_repository(config.repository), config.model, 0, None)
     engine = open_engine(card, Plan(), config.engine)
     tensors = config.tensors or card.kind == "tensor"
-    if tensors:
-        requests = Target(card, inputs=target.random_inputs(engine, config.side))
-    else:
-        requests = Target(card, target.read_images(config.images))
+    inputs = target.random_inputs(engine, config.side) if tensors else None
+    requests = Target(card, () if tensors else target.read_images(config.images), inputs)
     total = sum(first + config.rounds * each for first, each in (e.loads for e in experiments))
     count = iter(range(1, total + 1))
     setting = Setting(config, requests, engine, lambda: progress(next(count), total))

@@ -59,10 +59,9 @@ class Summary:
 def label(config: LabelConfig, progress: Progress = lambda count, total: None) -> Summary:
     """Label every image below ``config.source``.
 
-    Writes one file per image, the joint files of the format, ``manifest.jsonl`` (a line per mask),
-    ``failures.jsonl`` (a line per entry without a mask, with the reason) and ``classes.txt`` (line
-    n is label n). An image is skipped if its mask loads and the manifest records this graph, these
-    settings and this image. Files appear whole or not at all.
+    Writes a file per image, the joint files of the format, ``manifest.jsonl`` (a line per mask),
+    ``failures.jsonl`` (a line per entry without one) and ``classes.txt``. An image is skipped if
+    its mask loads and the manifest records this graph, settings and image.
 
     Raises:
         LabelError: no image, two images for one mask, or a folder that is in use or read-only.
@@ -75,7 +74,6 @@ def label(config: LabelConfig, progress: Progress = lambda count, total: None) -
     listing = find_images(config.source, config.target)
     check_parts(listing.images, form)
     labeller = Labeller(config)
-    card = labeller.card
     tally = {"written": 0, "skipped": 0, "failed": len(listing.unread)}
     try:
         with open_ledger(config.target) as ledger:
@@ -83,7 +81,7 @@ def label(config: LabelConfig, progress: Progress = lambda count, total: None) -
                 tally[state] += 1
                 progress(number, len(listing.images))
             entries = ledger.finish(listing.images)
-            files = form.finish(config.target, card, entries)
+            files = form.finish(config.target, labeller.card, entries)
     except OSError as error:
         raise _unwritable(config.target, error, tally["written"]) from error
     seconds = time.monotonic() - began
@@ -96,8 +94,8 @@ def label(config: LabelConfig, progress: Progress = lambda count, total: None) -
         target=str(config.target),
         format=config.format,
         files=[str(file) for file in files],
-        model=card.name,
-        version=card.version,
+        model=labeller.card.name,
+        version=labeller.card.version,
     )
 
 

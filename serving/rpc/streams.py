@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, Self
 
+Pull = Callable[[], Awaitable[Any]]
+Work = Callable[[Any], Coroutine[Any, Any, Any]]
 # Pause between two checks for room.
 ROOM_SECONDS = 0.02
 
@@ -49,19 +51,13 @@ class Patient:
 
 
 async def side_by_side(
-    pull: Callable[[], Awaitable[Any]],
-    work: Callable[[Any], Coroutine[Any, Any, Any]],
-    depth: int,
-    in_order: bool,
-    ending: asyncio.Event | None = None,
+    pull: Pull, work: Work, depth: int, in_order: bool, ending: asyncio.Event | None = None
 ) -> AsyncIterator[Any]:
-    """What ``work`` makes of each message of ``pull``, which ends with None. ``work`` must not
-    raise.
+    """What ``work``, which must not raise, makes of each message until ``pull`` gives None.
 
     At most ``depth`` messages are pulled and not handed on; meanwhile the sender has to wait.
     Replies keep the order of the messages if ``in_order``, otherwise the first finished comes
-    first. Once ``ending`` is set nothing more is pulled, and everything in progress is finished.
-    Closing the iterator cancels everything in progress.
+    first. ``ending`` stops the pulling. Closing the iterator cancels what is in progress.
     """
     places, replies = asyncio.Semaphore(depth - 1), asyncio.Queue[Any]()
     tasks: set[asyncio.Task[Any]] = set()
