@@ -11,6 +11,7 @@ accepted.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
@@ -124,101 +125,34 @@ def subcategory_labels(
         ConfigError: if features and tags do not fit together, or ``k`` is less than 1.
     """
     features, tags = _features_and_tags(features_ND, tags_NK)
-    blocks = [
-        _one_hot(present, kmeans(features[present], k, np.random.default_rng([seed, c])), k)
-        for c, present in enumerate(tags.T)
-    ]
+    blocks = [_one_hot(present, kmeans(features[present], k, seed), k) for present in tags.T]
     return np.concatenate(blocks, axis=1)
 
 
-def kmeans(
-    x_ND: Floats, k: int, rng: np.random.Generator, starts: int = 10, max_iter: int = 300
-) -> Ints:
-    """Cluster numbers ``int64 [N]`` of the best of several Euclidean k-means runs; with N <= k, the
-    point's own index.
-
-    Runs until no point changes its cluster. An empty cluster gets the point farthest from its
-    centre.
+def kmeans(x_ND: Floats, k: int, seed: int) -> Ints:
+    """Cluster numbers ``int64 [N]`` of the best of ten Euclidean k-means runs from k-means++
+    starts; with N <= k, the point's own index.
 
     Args:
-        x_ND: points ``float32 [N,D]``.
+        x_ND: points ``float32 [N,D]``. Where fewer than ``k`` of them differ, some clusters are
+            empty.
         k: clusters, 1 or more, else ConfigError.
-        rng: for the k-means++ starts.
-        starts: runs; all go through one matrix product.
-        max_iter: iterations a run.
+        seed: of the starts.
     """
     if k < 1:
         raise ConfigError(f"{k} clusters", "1 or more clusters a class", "k=10")
-    count = len(x_ND)
-    if count <= k:
-        return np.arange(count)
-    # Distances by products lose precision far from the origin.
-    x: Floats = (x_ND - x_ND.mean(axis=0, dtype=np.float64)).astype(np.float32)
-    squares = np.einsum("nd,nd->n", x, x)
-    centres = x[_plus_plus(x, squares, k, starts, rng)]
-    labels = np.full((starts, count), -1, np.int64)
-    inertia = np.zeros(starts)
-    active = np.arange(starts)
-    for _ in range(max_iter):
-        flat = centres[active].reshape(-1, x.shape[1])
-        scores = (np.einsum("kd,kd->k", flat, flat) - 2 * (x @ flat.T)).reshape(count, -1, k)
-        nearest = scores.argmin(axis=2).T
-        distances = np.maximum(scores.min(axis=2) + squares[:, None], 0).T
-        for row, distance in zip(nearest, distances):
-            _fill_empty(row, distance, k)
-        changed = (nearest != labels[active]).any(axis=1)
-        labels[active] = nearest
-        inertia[active] = distances.sum(axis=1, dtype=np.float64)
-        active, nearest = active[changed], nearest[changed]
-        if not len(active):
-            break
-        members = (
-            (nearest[:, None, :] == np.arange(k)[:, None]).reshape(-1, count).astype(np.float32)
-        )
-        means = members @ x / members.sum(axis=1, keepdims=True)
-        centres[active] = means.reshape(-1, k, x.shape[1])
-    best: Ints = labels[inertia.argmin()]
-    return best
+    if len(x_ND) <= k:
+        return np.arange(len(x_ND))
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
 
-
-def _plus_plus(x: Floats, squares: Floats, k: int, starts: int, rng: np.random.Generator) -> Ints:
-    """Points ``[starts,k]`` to start from. Greedy k-means++ as in scikit-learn: the best of a few
-    draws each time.
-    """
-    trials = 2 + int(np.log(k))
-    chosen = rng.integers(len(x), size=(starts, 1))
-    closest = _squared_distances(x, squares, chosen[:, 0])
-    for _ in range(1, k):
-        mass = np.cumsum(closest, axis=1, dtype=np.float64)
-        thresholds = rng.random((starts, trials)) * mass[:, -1:]
-        draws = np.stack([np.searchsorted(m, t, side="right") for m, t in zip(mass, thresholds)])
-        draws = np.minimum(draws, len(x) - 1)
-        candidates = _squared_distances(x, squares, draws.ravel()).reshape(starts, trials, -1)
-        candidates = np.minimum(candidates, closest[:, None])
-        best = candidates.sum(axis=2, dtype=np.float64).argmin(axis=1)
-        closest = candidates[np.arange(starts), best]
-        chosen = np.concatenate([chosen, draws[np.arange(starts), best][:, None]], axis=1)
-    return chosen
-
-
-def _squared_distances(x: Floats, squares: Floats, indices: Ints) -> Floats:
-    """Squared distances ``[M,N]`` of the points ``indices [M]`` to all points."""
-    distances = np.maximum(squares[indices, None] + squares - 2 * (x[indices] @ x.T), 0)
-    distances[np.arange(len(indices)), indices] = 0
-    return distances
-
-
-def _fill_empty(labels: Ints, distances: Floats, k: int) -> None:
-    """Give each empty cluster the farthest point of a cluster of two or more, in place. ``labels,
-    distances [N]``.
-    """
-    sizes = np.bincount(labels, minlength=k)
-    for empty in np.flatnonzero(sizes == 0):
-        farthest = np.where(sizes[labels] > 1, distances, -1).argmax()
-        sizes[labels[farthest]] -= 1
-        sizes[empty] = 1
-        labels[farthest] = empty
-        distances[farthest] = 0
+    # SC-CAM was released when ten runs were scikit-learn's default; today's is one.
+    model = KMeans(k, n_init=10, max_iter=300, tol=0, random_state=seed)
+    # Several threads add up in any order, and then no two runs agree to the last digit.
+    with threadpool_limits(1, "openmp"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return np.asarray(model.fit_predict(x_ND), np.int64)
 
 
 def _hierarchy(x: Floats, metric: Metric, early_exit: bool) -> list[Ints]:
