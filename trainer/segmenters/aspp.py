@@ -51,9 +51,7 @@ class Aspp(Segmenter):
         cast(AsppSegmenter, network).backbone.load_state_dict(backbone.state_dict())
 
     def groups(self, network: nn.Module) -> list[dict[str, Any]]:
-        """DeepLab's (spec refine-segment 6.4): backbone x1, head weights x10, head biases x20
-        without decay.
-        """
+        """DeepLab's: backbone x1, head weights x10, head biases x20 without decay."""
         config = self.config
         head = [(n, p) for n, p in network.named_parameters() if not n.startswith("backbone.")]
         backbone = [

@@ -1,7 +1,7 @@
 """``deeplab-v2-r101``: the segmenter of Mixup-CAM, MVA, SC-CAM and VWE, as deeplab-pytorch trains
 and tests it.
 
-Chen et al., TPAMI 2018; spec refine-segment 6. The network looks at three scales and takes the
+Chen et al., "DeepLab", TPAMI 2018. The network looks at three scales and takes the
 largest logit of each pixel.
 """
 
@@ -39,7 +39,7 @@ class DeepLabV2(Segmenter):
 
     @classmethod
     def decided_by(cls, path: Path | None, config: SegmentConfig) -> dict[str, Any]:
-        """Stride and pixels that the weights were made for (spec 6.2)."""
+        """Stride and pixels that the weights were made for."""
         layout = TORCHVISION if path is None else layout_of(path) or CAFFE
         return {k: v for k, v in layout._asdict().items() if getattr(config, k) == "auto"}
 
@@ -73,8 +73,8 @@ class DeepLabV2(Segmenter):
         )
 
     def sample(self, image_HW3: Pixels, mask_HW: Pixels, rng: Rng) -> tuple[Tensor, Tensor]:
-        """Spec 6.3: scale, pad below and right by the mean colour and 255, crop, flip, subtract the
-        mean.
+        """As deeplab-pytorch: scale, pad below and right by the mean colour and 255, crop, flip,
+        subtract the mean.
 
         The image is resized as OpenCV does it, bilinear between pixel centres without a wider
         filter where it shrinks; the label as Pillow's nearest. Sides are cut to whole pixels.
@@ -110,7 +110,7 @@ class DeepLabV2(Segmenter):
     def probabilities(
         self, network: nn.Module, views: Sequence[Tensor], size: tuple[int, int]
     ) -> Tensor:
-        """Spec 6.5; the mean over views where more than the image itself were asked for (D14)."""
+        """Mean over the views; as released, the image itself is the only one."""
         return mean_probabilities(network, views, size, self.config.flip, self.config.pixels)
 
     def graph(self, network: nn.Module, scales: Sequence[float], flip: bool) -> SegmenterGraph:

@@ -1,7 +1,7 @@
 """``largefov-r38``: the segmenter of SEAM and CPN, as SEAM's segmentation code base trains and
 tests it.
 
-Chen et al., ICLR 2015, on ResNet-38; spec refine-segment 7. Views of the test are merged by the
+Chen et al., ICLR 2015, on ResNet-38. Views of the test are merged by the
 mean of their logits.
 """
 
@@ -59,8 +59,8 @@ class LargeFOV(Segmenter):
         )
 
     def sample(self, image_HW3: Pixels, mask_HW: Pixels, rng: Rng) -> tuple[Tensor, Tensor]:
-        """Spec 7: shift colours, flip, scale (bicubic, nearest), normalise, crop or pad with 0 and
-        255 at a random place.
+        """As released: shift colours, flip, scale (bicubic, nearest), normalise, crop or pad with 0
+        and 255 at a random place.
         """
         image = np.asarray(self.recolour(Image.fromarray(image_HW3), rng))
         if rng.random() < 0.5:
@@ -116,7 +116,7 @@ def multi_scale_probabilities(
     flip: bool,
     pixels: int = PIXELS,
 ) -> Tensor:
-    """Soft-max of the mean logits over scales and mirror images, ``[B,L,H,W]`` (spec 7, test).
+    """Soft-max of the mean logits over scales and mirror images, ``[B,L,H,W]``.
 
     Views are bicubic resizes of the normalised image; logits of each are resized to the image
     (bilinear, corners aligned) and mirrored back before the mean. A view and its mirror image are
