@@ -7,7 +7,6 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -18,12 +17,12 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write ``data`` beside ``path`` and rename, so that a reader or a killed run never sees half a
-    file.
+    """Write a file whole or not at all.
 
     Raises:
         RunError: no space left, or the folder cannot be written.
     """
+    # Renaming is atomic: no reader and no killed run ever sees half a file.
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,4 @@
-"""What a signal to stop becomes. Apart from the loop, so that the command line can name it without
-loading torch.
-"""
+"""Signals to stop, apart from the loop, so that the command line can use them without torch."""
 
 from __future__ import annotations
 
@@ -20,9 +18,9 @@ class Interrupted(Exception):
 
 
 class terminated:
-    """SIGTERM outside of training: per-image files are whole or absent, so there is nothing to
-    save.
-    """
+    """Raises ``Interrupted`` on SIGTERM, outside of training."""
+
+    # Files of single images are whole or absent, so there is nothing to save.
 
     def __enter__(self) -> None:
         self.old = signal.signal(signal.SIGTERM, self._stop)

@@ -1,4 +1,4 @@
-"""Where a command may write: into a folder of its own, or to a file that is new or its own.
+"""The places where a command may write: a folder of its own, a new file, or a file of its own.
 
 Places are compared by what they are on the disk, not by their spelling: links, ``..``, upper and
 lower case on a disk that knows no difference, and two mounts of one folder are the same place.
@@ -29,8 +29,8 @@ RESERVED = {
 def is_marked(file: Path) -> bool:
     """Whether a file bears ``MARK`` near its beginning; not if it cannot be read."""
     try:
-        with open(file, "rb") as opened:
-            return MARK.encode() in opened.read(HEAD)
+        with open(file, "rb") as stream:
+            return MARK.encode() in stream.read(HEAD)
     except OSError:
         return False
 
@@ -42,7 +42,7 @@ def check_folder(
     option: str = "",
     hint: str = "",
 ) -> None:
-    """Refuse an output folder that would touch what is not ours.
+    """Check that an output folder touches nothing that is not ours.
 
     Args:
         folder: need not be there.
@@ -53,7 +53,7 @@ def check_folder(
         hint: what to type instead.
 
     Raises:
-        TargetError: as said; or a file is in the way, or the folder cannot be looked into.
+        TargetError: it does; or a file is in the way, or the folder cannot be opened.
     """
     said, inputs = f"{option} {folder}".strip(), list(inputs)
     hint = hint or "another folder"
@@ -85,7 +85,7 @@ def check_file(
     option: str = "",
     hint: str = "another name, or remove it yourself",
 ) -> None:
-    """Refuse an output file that is an input, or is there and not ours; an empty one is nobody's.
+    """Check that an output file is no input, and is new, empty or ours.
 
     Args:
         file: need not be there.
@@ -96,7 +96,7 @@ def check_file(
         hint: what to type instead.
 
     Raises:
-        TargetError: as said; or a folder, a device or a link to nowhere is in the way.
+        TargetError: it is not; or a folder, device or broken link is in the way.
     """
     said = f"{option} {file}".strip()
     there = _identity(file)
@@ -151,12 +151,12 @@ def folds_case(file: Path) -> bool:
 
 
 def _real(path: Path) -> Path:
-    """Where a path leads; ``..`` after a folder that is yet to be made too."""
+    """The absolute path without links, also of a path that does not exist."""
     return Path(os.path.realpath(path))
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """The same for two names of one file or folder; None where nothing is."""
+    """Equal for two names of one file or folder; None if it does not exist."""
     try:
         status = os.stat(_real(path))
     except (OSError, ValueError):
@@ -165,7 +165,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _above(path: Path) -> Iterator[tuple[int, int]]:
-    """Identities of the folders around a place, from the inside out; it need not be there."""
+    """Identities of the folders around a path, innermost first; the path need not exist."""
     for parent in _real(path).parents:
         if (place := _identity(parent)) is not None:
             yield place
@@ -174,9 +174,9 @@ def _above(path: Path) -> Iterator[tuple[int, int]]:
 def _check_relation(said: str, output: Path, inputs: Iterable[Path], hint: str) -> None:
     there, around = _identity(output), set(_above(output))
     for entry in inputs:
-        if (read := _identity(entry)) is None:
+        if (source := _identity(entry)) is None:
             continue
-        relation = "is" if read == there else "lies in" if read in around else ""
+        relation = "is" if source == there else "lies in" if source in around else ""
         if not relation and there is not None and there in _above(entry):
             relation = "holds"
         if relation:
@@ -188,7 +188,7 @@ def _check_relation(said: str, output: Path, inputs: Iterable[Path], hint: str) 
 
 
 def _check_way(said: str, folder: Path, expected: str, hint: str) -> None:
-    """The folder, or the nearest one around it that is there, has to be a folder."""
+    """Check that the nearest existing place above an output is a folder."""
     for place in (folder, *folder.absolute().parents):
         if os.path.lexists(place):
             if not os.path.isdir(place):

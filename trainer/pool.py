@@ -1,4 +1,4 @@
-"""One function over many images on all cores, with time left, in order."""
+"""One function over many images, on all cores and in order."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ def over_images(
                 ) from error
             if isinstance(error, UserError):
                 yield item, error
-            elif error is not None and (known := explained(error)):
-                raise RunError(f"image {name(item)!r}: {known.found}", "", known.hint) from error
+            elif error is not None and (cause := explained(error)):
+                raise RunError(f"image {name(item)!r}: {cause.found}", "", cause.hint) from error
             elif error is not None:
                 raise RuntimeError(f"image {name(item)!r}: {error}") from error
             else:

@@ -1,1 +1,1 @@
-"""Data sets: one description for every format, the readers, the check."""
+"""Data sets: one description for every format, pixels, and batches."""

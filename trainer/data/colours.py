@@ -1,6 +1,4 @@
-"""Masks saved as colours instead of class indices: recognised, and turned back where that is
-possible.
-"""
+"""Masks saved as colours instead of class indices."""
 
 from __future__ import annotations
 
@@ -35,16 +33,16 @@ def indices_of(
     if image.mode in ("L", "1"):
         return np.array(image, dtype=np.uint8)
     pixels = _packed(np.asarray(image.convert("RGB")))
-    known = _packed(np.array(list(colours), np.uint8))
-    order = np.argsort(known)
-    places = order[np.minimum(np.searchsorted(known, pixels, sorter=order), len(known) - 1)]
-    strange = known[places] != pixels
+    table = _packed(np.array(list(colours), np.uint8))
+    order = np.argsort(table)
+    places = order[np.minimum(np.searchsorted(table, pixels, sorter=order), len(table) - 1)]
+    strange = table[places] != pixels
     if strange.any():
         first = int(pixels[strange][0])
         colour = (first >> 16, first >> 8 & 255, first & 255)
-        table = "the VOC palette" if colours is VOC_COLOURS else "the data set's class table"
+        source = "the VOC palette" if colours is VOC_COLOURS else "the data set's class table"
         raise DataError(
-            f"mask {where} holds colours that {table} lacks, at {strange.mean():.1%} of its"
+            f"mask {where} holds colours that {source} lacks, at {strange.mean():.1%} of its"
             f" pixels: first {colour}",
             "the exact colours of the palette: resizing and JPEG blur them",
         )
@@ -52,26 +50,20 @@ def indices_of(
 
 
 def reindexed(image: Image.Image) -> bool:
-    """Whether a palette image shows colours of the VOC palette under other indices, as after an
-    "optimising" tool.
-    """
+    """Whether a palette image has VOC's colours at other indices, as some tools write them."""
     if image.mode != "P":
         return False
     palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-    used = [i for i in np.unique(np.asarray(image)).tolist() if i < len(palette)]
-    shown, expected = palette[used], voc_palette()[used]
-    in_voc = np.isin(_packed(shown), _packed(voc_palette()[[*range(21), 255]])).all()
-    return bool(in_voc and (shown != expected).any())
+    indices = [i for i in np.unique(np.asarray(image)).tolist() if i < len(palette)]
+    colours, originals = palette[indices], voc_palette()[indices]
+    in_voc = np.isin(_packed(colours), _packed(voc_palette()[[*range(21), 255]])).all()
+    return bool(in_voc and (colours != originals).any())
 
 
 def grey_levels(values: Iterable[int]) -> set[int]:
-    """What a tool that turns colours into grey makes of the VOC colours of ``values`` (ITU-R 601
-    weights, rounded).
-    """
-    picked = sorted(values)
-    return set(
-        np.asarray(Image.fromarray(voc_palette()[picked][None]).convert("L")).ravel().tolist()
-    )
+    """The grey levels that tools make of the VOC colours of ``values``: ITU-R 601, rounded."""
+    colours = Image.fromarray(voc_palette()[sorted(values)][None])
+    return set(np.asarray(colours.convert("L")).ravel().tolist())
 
 
 def _packed(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:

@@ -50,12 +50,11 @@ class Dataset:
         mask_values: the value of each class in this data set's own mask files.
         records: every record by id.
         lists: named lists of ids (``train``, ``val``, ...). ``all`` always exists.
-        tags_from: where the tags come from, in words, for the protocol line.
+        tags_from: the source of the tags in words, for the protocol line.
         notes: remarks for the user, for example about a missing list.
-        masks_from: where the masks come from, in words, for the protocol line; empty where there
-            are none.
+        masks_from: the source of the masks in words; empty without masks.
         config: how it was read.
-        mask_colours: value of each colour (RGB) in mask files, where the data set says so itself.
+        mask_colours: value of each RGB colour in mask files, if the data set has a table of them.
     """
 
     root: Path
@@ -155,19 +154,16 @@ class Dataset:
         return record.mask.read_bytes() if record.mask and record.mask.is_file() else b""
 
     def mask_fingerprint(self, records: Iterable[Record]) -> str:
-        """Hash of the true masks of ``records``, for what was trained or measured with them.
-
-        The bytes are hashed, not sizes and times: a mask that was mended is noticed even where its
-        size stays, and a copy of the data is the same. Masks are small: 10,000 of PASCAL VOC take a
-        second.
-        """
+        """Hash of the true masks of ``records``, for what was trained or measured with them."""
+        # Sizes and times would miss a mask that was mended, or tell copies of the data apart. Masks
+        # are small: 10,000 of PASCAL VOC take a second.
         digest = hashlib.sha256(repr(sorted(self.mask_colours.items())).encode())
         for record in records:
             digest.update(repr((record.id, self.mask_source(record))).encode())
         return digest.hexdigest()[:16]
 
     def places(self) -> list[Path]:
-        """The folders that it is read from: its root, and those of images and masks elsewhere."""
+        """The folders of its files: its root, and folders of images and masks elsewhere."""
         files = (file for r in self.records.values() for file in (r.image, r.mask) if file)
         folders = {folder.resolve() for folder in {file.parent for file in files}}
         root = self.root.resolve()
@@ -248,7 +244,7 @@ def _read_binary(path: Path) -> npt.NDArray[np.uint8]:
     with open_image(path) as image:
         grey = np.array(image if image.mode == "P" else image.convert("L"), np.uint8)
     values = set(np.unique(grey).tolist())
-    # Files of one bit a pixel become 0 and 255 too.
+    # Pillow reads files of one bit a pixel as 0 and 255.
     if not values <= {0, IGNORE} and not values <= {0, 1}:
         raise DataError(
             f"mask {path} holds the values {some(sorted(values), 8)}",
@@ -260,7 +256,7 @@ def _read_binary(path: Path) -> npt.NDArray[np.uint8]:
 def map_mask_values(
     raw: npt.NDArray[np.uint8], values: Sequence[int], where: Path | str
 ) -> npt.NDArray[np.uint8]:
-    """Translate a file's own mask values to 0, 1..K, 255.
+    """Labels 0, 1..K and 255 of the values in a mask file.
 
     Raises:
         DataError: a value that is neither background, ignore, nor one of ``values``.
@@ -269,9 +265,9 @@ def map_mask_values(
     table[0], table[IGNORE] = 0, IGNORE
     for k, value in enumerate(values):
         table[value] = k + 1
-    known, found = {0, IGNORE, *values}, set(np.unique(raw).tolist())
-    unknown = sorted(found - known)
-    if unknown and found <= grey_levels(known):
+    valid, present = {0, IGNORE, *values}, set(np.unique(raw).tolist())
+    unknown = sorted(present - valid)
+    if unknown and present <= grey_levels(valid):
         raise DataError(
             f"mask {where} holds {unknown}: grey levels of the VOC colours instead of class"
             " indices",
@@ -287,10 +283,10 @@ def map_mask_values(
 
 
 def check_images(records: Sequence[Record]) -> None:
-    """Find missing files and files that are no images now, all at once, instead of one an hour.
+    """Check that every image file is there and is an image, before a run starts.
 
     Raises:
-        DataError: they are listed.
+        DataError: some are not; it lists them.
     """
     problems = []
     for record in records:

@@ -90,14 +90,14 @@ def walk(root: Path, skip: Iterable[Path] = (), limit: float = math.inf) -> Walk
         skip: folders below it that are not looked into.
         limit: how many folders to look into, for a glance at what may be a whole disk.
     """
-    listing, skipped = Walk(root), set(skip)
+    listing, skips = Walk(root), set(skip)
     around = {_identity(parent) for parent in root.resolve().parents}
-    visited: set[tuple[int, int]] = set()
+    folders_seen: set[tuple[int, int]] = set()
     # Links come last, so that a folder is listed by the name that leads to it without one.
     folders, links = deque([root]), deque[Path]()
-    while (folders or links) and len(visited) < limit:
+    while (folders or links) and len(folders_seen) < limit:
         folder = folders.popleft() if folders else links.popleft()
-        if folder in skipped:
+        if folder in skips:
             continue
         try:
             place = _identity(folder)
@@ -105,10 +105,10 @@ def walk(root: Path, skip: Iterable[Path] = (), limit: float = math.inf) -> Walk
         except OSError:
             listing.left_out[CLOSED].append(folder)
             continue
-        if place in visited or place in around:
+        if place in folders_seen or place in around:
             listing.left_out[REPEATED].append(folder)
             continue
-        visited.add(place)
+        folders_seen.add(place)
         for entry in entries:
             path = folder / entry.name
             if passed_over(entry.name) is not None:

@@ -1,4 +1,4 @@
-"""How a data set is read where there is a choice (spec refine-segment 9 and 10)."""
+"""How a data set is read where there is a choice."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Super-pixels of the training images, made once by SLIC and kept as 16-bit PNG files.
 
-Deviation from CPN (spec methods 16.1), which runs SLIC on every augmented crop, a second of work
-each: here SLIC runs once on the photograph, in RGB from 0 to 1, and the ids follow the image
-through resize, flip and crop.
+CPN's code runs SLIC on every augmented crop, a second of work each. Here SLIC runs once on the
+photograph, in RGB from 0 to 1, and the ids follow the image through resize, flip and crop.
 """
 
 from __future__ import annotations
@@ -120,6 +119,6 @@ def _fits(record: Record, folder: Path) -> bool:
     height, width = image_size(record.image)
     scale = min(1.0, LONG_SIDE / max(height, width))
     fits = abs(rows - height * scale) < 1 and abs(columns - width * scale) < 1
-    # Another photograph may have been put in the place of the one that these are of.
-    made, taken = (path.stat().st_mtime for path in (folder / f"{record.id}.png", record.image))
-    return bool(fits and made >= taken)
+    # A newer photograph may have replaced the one that these belong to.
+    ids, image = (path.stat().st_mtime for path in (folder / f"{record.id}.png", record.image))
+    return bool(fits and ids >= image)

@@ -22,18 +22,18 @@ def with_mask_tags(dataset: Dataset, remarks: Remarks) -> Dataset:
     Raises:
         DataError: no image has a mask.
     """
-    masked = [record for record in dataset.records.values() if dataset.has_mask(record)]
-    if not masked:
+    owners = [record for record in dataset.records.values() if dataset.has_mask(record)]
+    if not owners:
         raise DataError(
             f"{dataset.root} has no masks to take tags from",
             "a mask for every image",
             "--labels-from csv",
         )
-    many = len(masked) >= POOL_FROM
+    many = len(owners) >= POOL_FROM
     records = {key: dataclasses.replace(record, tags=()) for key, record in dataset.records.items()}
     work = over_images(
         partial(_tags_of_mask, dataset),
-        masked,
+        owners,
         None if many else 0,
         "tags from masks",
         many,
@@ -48,7 +48,7 @@ def with_mask_tags(dataset: Dataset, remarks: Remarks) -> Dataset:
         else:
             raise outcome
     if failures:
-        remarks.add(joined(failures, len(masked), "masks give no tags"))
+        remarks.add(joined(failures, len(owners), "masks give no tags"))
     return dataclasses.replace(dataset, records=records, tags_from=FROM_MASKS)
 
 

@@ -1,6 +1,4 @@
-"""Augmentations (spec methods 6.3). Each is a function of its input and a generator: no hidden
-randomness.
-"""
+"""Augmentations. Each is a function of its input and a generator, without hidden randomness."""
 
 from __future__ import annotations
 
@@ -17,10 +15,8 @@ STD = (0.229, 0.224, 0.225)
 
 
 class PixelScale(NamedTuple):
-    """What becomes of RGB values in 0..255 before a network sees them: minus ``mean``, over
-    ``std``, both RGB.
-
-    With ``bgr`` the channels are then reversed.
+    """How RGB values in 0..255 become input of a network: minus ``mean``, divided by ``std``; then,
+    with ``bgr``, in reverse channel order.
     """
 
     mean: tuple[float, float, float]
@@ -78,7 +74,7 @@ def shift_hsv(image: Image.Image, rng: Rng, reach: int) -> Image.Image:
     """Hue (of 180, round the circle), saturation and value (of 255, clipped), each shifted by a
     whole number up to ``reach``.
 
-    Spec refine-segment 7. Hue is kept in 255 steps, as Pillow has it, not in OpenCV's 180.
+    Hue is kept in 255 steps, as Pillow has it, not in OpenCV's 180.
     """
     hue, saturation, value = (int(shift) for shift in rng.integers(-reach, reach + 1, 3))
     planes = np.asarray(image.convert("HSV")).astype(np.int16)
@@ -112,8 +108,8 @@ def random_crop(image: Array, crop: int, rng: Rng) -> Array:
     """``[H,W,3] -> [crop,crop,3]``; the ground is zero, which is the mean colour after
     ``normalise``.
     """
-    (cropped,) = random_crops([(image, 0.0)], crop, rng)
-    return cropped.astype(np.float32, copy=False)
+    (view,) = random_crops([(image, 0.0)], crop, rng)
+    return view.astype(np.float32, copy=False)
 
 
 def random_crops(

@@ -87,8 +87,8 @@ class Pen:
 
     def _fill(self, colour: Colour, points: Numbers) -> None:
         red, green, blue = (round(float(value) * 255) for value in colour)
-        placed = points @ self.matrix.T + self.origin
-        self._brush.polygon(placed.ravel().tolist(), fill=(red, green, blue, 255))
+        corners = points @ self.matrix.T + self.origin
+        self._brush.polygon(corners.ravel().tolist(), fill=(red, green, blue, 255))
 
 
 def rotation(turn: float) -> Numbers:

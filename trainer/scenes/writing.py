@@ -89,9 +89,11 @@ def _claim(out: Path, settings: dict[str, float], count: int) -> None:
         except (ValueError, TypeError) as error:
             raise DataError(f"{note} cannot be read: {error}", "a new or empty folder") from error
         if old != settings:
-            changed = ", ".join(f"{k}={old.get(k)}" for k, v in settings.items() if old.get(k) != v)
+            differences = ", ".join(
+                f"{k}={old.get(k)}" for k, v in settings.items() if old.get(k) != v
+            )
             raise DataError(
-                f"{out} holds scenes of other settings ({changed})",
+                f"{out} holds scenes of other settings ({differences})",
                 "the same settings, or an empty folder",
             )
         if present > count:

@@ -108,8 +108,8 @@ class CocoRecords:
         """The plain id; with the name of the list before it, and a number, if another image has
         it.
         """
-        prefixed = f"{name}__{plain}"
-        for key in chain((plain, prefixed), (f"{prefixed}__{n}" for n in count(2))):
+        longer = f"{name}__{plain}"
+        for key in chain((plain, longer), (f"{longer}__{n}" for n in count(2))):
             if key not in self.records or self.records[key].image == image:
                 return key
         raise AssertionError("count() does not end")

@@ -88,8 +88,8 @@ def _parts(cell: str, classes: Collection[str]) -> list[str]:
             parts = re.split(r"[,;|]", inner)
     else:
         parts = re.split(r"[;|]", cell)
-    stripped = (part.strip() for part in parts)
-    return [part for part in stripped if part and part.casefold() not in NO_TAG]
+    texts = (part.strip() for part in parts)
+    return [part for part in texts if part and part.casefold() not in NO_TAG]
 
 
 def _commas(tag: str) -> list[str]:

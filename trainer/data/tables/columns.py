@@ -50,12 +50,12 @@ def find_columns(table: Table) -> Columns:
     others = [c for c in range(len(table.columns)) if c not in (image, tag, split)]
     if tag is not None:
         return Columns(image, tag, split, (), tuple(table.columns[c] for c in others))
-    filled = [c for c in others if any(table.cells(c)) or not table.rows]
+    candidates = [c for c in others if any(table.cells(c)) or not table.rows]
     # Numbers of folds are no classes.
-    filled = [c for c in filled if table.columns[c].lower() not in SPLIT_COLUMNS]
-    marked = [c for c in filled if not table.rows or any(map(is_flag, table.cells(c)))]
+    candidates = [c for c in candidates if table.columns[c].lower() not in SPLIT_COLUMNS]
+    answers = [c for c in candidates if not table.rows or any(map(is_flag, table.cells(c)))]
     strange = [
-        c for c in filled if c not in marked and table.columns[c].lower() not in IMAGE_COLUMNS
+        c for c in candidates if c not in answers and table.columns[c].lower() not in IMAGE_COLUMNS
     ]
     if strange:
         names = some(repr(table.columns[c]) for c in strange)
@@ -65,9 +65,9 @@ def find_columns(table: Table) -> Columns:
             SHAPES,
             f"call the column of tags 'tag', or remove {names}",
         )
-    if not marked:
+    if not answers:
         raise DataError(f"{table.headings()}, none of them for tags", SHAPES)
-    classes = tuple(c for c in marked if not is_background(table.columns[c]))
+    classes = tuple(c for c in answers if not is_background(table.columns[c]))
     unread = tuple(table.columns[c] for c in others if c not in classes)
     return Columns(image, None, split, classes, unread)
 

@@ -53,8 +53,8 @@ class Table:
 
     def find(self, names: Sequence[str]) -> int | None:
         """Index of the first column called one of ``names``, whatever the case."""
-        lowered = [_column_key(column) for column in self.columns]
-        return next((lowered.index(name) for name in names if name in lowered), None)
+        keys = [_column_key(column) for column in self.columns]
+        return next((keys.index(name) for name in names if name in keys), None)
 
     def cells(self, column: int) -> list[str]:
         """The cells of a column."""

@@ -50,10 +50,10 @@ def object_names(path: Path) -> set[str]:
         parser.Parse(path.read_bytes(), True)
     except (OSError, ValueError, LookupError, expat.ExpatError) as error:
         raise DataError(f"{path} cannot be read: {error}", EXPECTED) from error
-    stripped = [" ".join(name.split()) for name in names]
-    if not all(0 < len(name) <= LONGEST_NAME for name in stripped):
+    texts = [" ".join(name.split()) for name in names]
+    if not all(0 < len(name) <= LONGEST_NAME for name in texts):
         raise DataError(f"{path} has an object without a name", EXPECTED)
-    return set(stripped)
+    return set(texts)
 
 
 def read_objects(
