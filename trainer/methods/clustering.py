@@ -2,8 +2,8 @@
 Teaching.
 
 SC-CAM: Chang et al., "Weakly-Supervised Semantic Segmentation via Sub-category Exploration", CVPR
-2020 (spec methods 12). FINCH: Sarfraz et al., "Efficient Parameter-free Clustering Using First
-Neighbor Relations", CVPR 2019 (spec 13).
+2020. FINCH: Sarfraz et al., "Efficient Parameter-free Clustering Using First
+Neighbor Relations", CVPR 2019.
 
 Shapes: N images, D feature size, K classes, P partitions. Everything is numpy; CPU tensors are
 accepted.
@@ -106,7 +106,7 @@ def finch_labels(
 def subcategory_labels(
     features_ND: npt.ArrayLike, tags_NK: npt.ArrayLike, k: int, seed: int = 0
 ) -> Labels:
-    """Sub-category labels of SC-CAM (spec methods 12.1): k-means on the images of each class.
+    """Sub-category labels of SC-CAM: k-means on the images of each class.
 
     An image of several classes takes part in several clusterings. A class with fewer than ``k``
     images gives each its own cluster and leaves the other columns zero; so does a class without

@@ -12,7 +12,7 @@ from trainer.nets.backbone import Backbone
 class Aspp(nn.Module):
     """Atrous spatial pyramid pooling of DeepLab-v2: parallel dilated 3x3 convolutions, summed.
 
-    Chen et al., TPAMI 2018; spec refine-segment 6.1. No batch norm, ReLU or concatenation. Weights
+    Chen et al., TPAMI 2018. No batch norm, ReLU or concatenation. Weights
     N(0, 0.01), bias 0. State-dict names ``c0`` .. ``c{n-1}``.
 
     Args:

@@ -97,7 +97,7 @@ class StagedBackbone(Backbone):
         channels: stage name -> channels of its output.
         output_stride: 8, 16 or 32; no stage gets coarser.
         bn: ``frozen`` = running statistics and affine fixed; ``stats`` = statistics fixed, affine
-            trained except in the first batch norm (IRN, spec methods 5); ``train`` = ordinary batch
+            trained except in the first batch norm (IRN); ``train`` = ordinary batch
             norm.
         detach_after: name of the stage after which the gradient is cut while training (IRN:
             ``stage2``). Everything up to there is frozen, batch norms included.

@@ -1,5 +1,4 @@
-"""DeepLab-v2 on the Caffe ResNet-101 at three scales, the segmenter of most papers here (spec
-refine-segment 6).
+"""DeepLab-v2 on the Caffe ResNet-101 at three scales, the segmenter of most papers here.
 
 Chen et al., "DeepLab: Semantic Image Segmentation with Deep Convolutional Nets, Atrous Convolution,
 and Fully Connected CRFs", TPAMI 2018; released state-dict names of deeplab-pytorch. Shapes: B
@@ -223,7 +222,7 @@ class DeepLabV2ResNet101(nn.Module):
     def param_groups(
         self, lr: float = 2.5e-4, weight_decay: float = 5e-4, new_factor: float = 10.0
     ) -> list[dict[str, Any]]:
-        """Optimiser groups (spec 6.4): backbone convolutions x1, ASPP weights x10, ASPP biases x20
+        """Optimiser groups: backbone convolutions x1, ASPP weights x10, ASPP biases x20
         without decay.
         """
         named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]

@@ -1,4 +1,4 @@
-"""What an exported graph computes: pixels in, finished maps and masks out (design 6).
+"""What an exported graph computes: pixels in, finished maps and masks out.
 
 Wrappers around a trained method or segmenter, separate from it. Constants are buffers, every size
 is symbolic, and only operators are used that onnxruntime, OpenVINO and TensorRT share: the bicubic
@@ -117,8 +117,8 @@ class PixelGraph(nn.Module):
 
 
 class CamGraph(PixelGraph):
-    """Class activation maps with the multi-scale merge of spec methods 7 (IRN's, at its stride-4
-    output).
+    """Class activation maps with the multi-scale merge of IRN (Ahn et al., CVPR 2019), at its
+    stride-4 output.
 
     ``image uint8 [N,H,W,3]`` -> ``cam float32 [N,K,h,w]`` with h = (H-1)//4+1 and w = (W-1)//4+1,
     ``scores float32 [N,K]`` = sigmoid of the image logits of the plain image at scale 1. Every map
@@ -219,7 +219,7 @@ class SegmenterGraph(PixelGraph):
     highest merged probability of each foreground class, at the feature resolution of the largest
     scale; ``confidence uint8 [N,H,W]``: round(255 * merged probability of the winning label).
 
-    Every view's logits go bilinearly to (H, W) and through the soft-max (spec refine-segment 6.5);
+    Every view's logits go bilinearly to (H, W) and through the soft-max;
     several views merge as the **mean of their probabilities**, then arg-max: what
     ``trainer.segmenters.prediction.predict`` does. With one view the soft-max is not needed for the
     arg-max, and only the winner's probability is computed.
@@ -229,8 +229,8 @@ class SegmenterGraph(PixelGraph):
         scales: factors of the image size.
         flip: also run the mirrored image.
         pixels: how values reach the network.
-        merge: ``logits`` takes the mean of the resized logits before the soft-max (spec
-            refine-segment 7).
+        merge: ``logits`` takes the mean of the resized logits before the soft-max, as
+            SEAM's segmentation code does.
         align_corners: how logits are resized to the image.
     """
 

@@ -1,4 +1,4 @@
-"""DeepLab-LargeFOV on ResNet-38, the segmenter of SEAM and CPN (spec refine-segment 7).
+"""DeepLab-LargeFOV on ResNet-38, the segmenter of SEAM and CPN.
 
 Chen et al., "Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected CRFs",
 ICLR 2015, on the network of Wu et al. 2016, as in SEAM's segmentation code base. Shapes: B images,
@@ -40,7 +40,7 @@ class LargeFOVResNet38(nn.Module):
     Forward takes ``[B,3,H,W]`` RGB normalised by ImageNet's mean and deviation and returns logits
     ``[B,K,H,W]`` at the size of the input (bilinear, corners aligned), in both modes.
 
-    Deviation D16: the released trainer never calls ``train()``, where its batch norms would have
+    The released trainer never calls ``train()``, where its batch norms would have
     been frozen, and so trained with batch statistics by accident, nothing frozen but the affine of
     batch norm, which no optimiser had. That is ``bn="batch"``; the papers do not say.
 
@@ -99,7 +99,7 @@ class LargeFOVResNet38(nn.Module):
     def param_groups(
         self, lr: float = 1e-3, weight_decay: float = 5e-4, new_factor: float = 10.0
     ) -> list[dict[str, Any]]:
-        """Optimiser groups (spec 7): backbone x1, weights of the head x10, the classifier's bias
+        """Optimiser groups: backbone x1, weights of the head x10, the classifier's bias
         x20 without decay.
         """
         head = [self.conv_fov.weight, self.conv_fov2.weight, self.cls_conv.weight]

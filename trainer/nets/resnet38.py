@@ -1,4 +1,4 @@
-"""ResNet-38 ("38d", Wu et al. 2016) as AffinityNet and its successors use it (spec methods 4)."""
+"""ResNet-38 ("38d", Wu et al. 2016) as AffinityNet and its successors use it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.nets.folding import fold_batch_norms
 
 
 class BasicBlock(nn.Module):
-    """Pre-activation block of two 3x3 convolutions (spec methods 4.1).
+    """Pre-activation block of two 3x3 convolutions.
 
     The short cut is the input when sizes agree, else a 1x1 convolution of the *activated* input.
 
@@ -61,7 +61,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Pre-activation block 1x1, dilated 3x3, 1x1 with channel dropout (spec methods 4.1).
+    """Pre-activation block 1x1, dilated 3x3, 1x1 with channel dropout.
 
     Args:
         channels_in: input channels.
@@ -108,7 +108,7 @@ class ResNet38(Backbone):
     ``[ceil(H / 8), ceil(W / 8)]``.
 
     In every mode all batch norms are fixed with their affine, and ``conv1a``, ``b2``, ``b2_1``,
-    ``b2_2`` are frozen (spec methods 4.3). Channel dropout 0.3 and 0.5 in ``b6`` and ``b7`` works
+    ``b2_2`` are frozen. Channel dropout 0.3 and 0.5 in ``b6`` and ``b7`` works
     in train mode.
 
     Args:

@@ -112,7 +112,7 @@ def best_prefix(names: Iterable[str], wanted: Iterable[str]) -> str:
     """The prefix under which most of ``wanted`` are found among ``names``, the shortest of equals.
 
     Released checkpoints carry ``module.``, ``model.``, ``resnet50.``, ``backbone.`` and
-    combinations, some of them a network more than once (spec methods 4.2 and 5).
+    combinations, some of them a network more than once.
     """
     targets = set(wanted)
     counts: Counter[str] = Counter()

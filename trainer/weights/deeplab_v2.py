@@ -28,9 +28,9 @@ def load_deeplab_v2(network: DeepLabV2ResNet101, path: Path | str) -> LoadReport
 
     Reads released names with or without ``base.``, ``scale.``, ``module.`` before them: segmenters,
     and ResNet-101 in the Caffe layout, such as ``deeplabv1_resnet101-coco.pth`` (which has seen
-    COCO's masks: extra supervision, D12). Their classifier ``fc`` is not used, and the ASPP stays
+    COCO's masks: extra supervision). Their classifier ``fc`` is not used, and the ASPP stays
     random where the file has none. Reads torchvision's ResNet-101 too, but only into a network
-    built for it: the same names hide another network (spec 6.2, trap 15).
+    built for it: the same names hide another network.
 
     Raises:
         WeightsError: another network, layout or number of classes; nothing is changed.

@@ -1,4 +1,4 @@
-"""Read MXNet ``.params`` files without MXNet (spec methods 4.4), and their ResNet-38 names."""
+"""Read MXNet ``.params`` files without MXNet, and their ResNet-38 names."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _array(cursor: _Cursor) -> npt.NDArray[Any]:
 
 
 def resnet38_name(name: str) -> str:
-    """The state-dict name (spec methods 4.2) of an array of the ImageNet ResNet-38 file.
+    """The state-dict name of an array of the ImageNet ResNet-38 file.
 
     Names that belong to no layer of the backbone come back without their ``arg:`` or ``aux:``.
     """

@@ -1,6 +1,4 @@
-"""Trained networks, ours and the released ones of the papers, loaded by name (spec methods 4.2, 5;
-refine-segment 3.1, 4.1).
-"""
+"""Trained networks, ours and the released ones of the papers, loaded by name."""
 
 from __future__ import annotations
 

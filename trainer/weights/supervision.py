@@ -2,7 +2,7 @@
 numbers stand.
 
 Figures of weak supervision compare only where nothing has seen more than image tags. Weights that
-were trained on masks are extra supervision (spec refine-segment 6.2, D12), and so are weights that
+were trained on masks are extra supervision, and so are weights that
 were trained on top of those.
 """
 

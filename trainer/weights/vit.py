@@ -111,7 +111,7 @@ class VitReport(LoadReport):
     """What ``load_vit`` did.
 
     Attributes:
-        mean: of R, G and B in 0..1, that the file's net expects to be subtracted (spec D-SCT-2).
+        mean: of R, G and B in 0..1, that the file's net expects to be subtracted.
         std: likewise, to divide by.
     """
 
