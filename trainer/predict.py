@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainer.config import as_dict, parse_settings, replace
-from trainer.data.dataset import check_images
+from trainer.data.dataset import Dataset, Record, check_images
 from trainer.data.formats.opening import reopen_data
 from trainer.errors import ConfigError, DataError, RunError
 from trainer.files import file_sha256
@@ -61,9 +61,7 @@ def predict_list(
     run = Run.existing(run_dir)
     weights = _weights(run, stage)
     dataset = reopen_data(run.manifest)
-    records = dataset.subset(name)
-    if not records:
-        raise DataError(f"list {name!r} of {dataset.root} is empty", "a list with images")
+    records = _records(dataset, name)
     config = _config(run, settings)
     segmenter, network, identity = prediction.load(
         weights, {"classes": list(dataset.classes)}, config
@@ -81,13 +79,7 @@ def predict_list(
         "values": dict(zip(dataset.classes, values, strict=True)),
         "test": {knob: as_dict(config)[knob] for knob in sorted(TEST_KNOBS)},
     }
-    check_folder(
-        out,
-        lambda folder: _note(folder) == json.loads(json.dumps(note)),
-        [*dataset.places(), run.path],
-        "--out",
-        "a new folder: the one that is there holds predictions of something else",
-    )
+    _check_out(out, note, [*dataset.places(), run.path])
     check_images(records)
     inside = f"results/VOC2012/Segmentation/comp6_{name}_cls" if layout == "voc-server" else ""
     with terminated():
@@ -96,6 +88,21 @@ def predict_list(
             segmenter, network, records, out / inside, f"{stage} {name}", device, values
         )
     return {**note, "path": str(out / inside)}
+
+
+def _records(dataset: Dataset, name: str) -> list[Record]:
+    records = dataset.subset(name)
+    if not records:
+        raise DataError(f"list {name!r} of {dataset.root} is empty", "a list with images")
+    return records
+
+
+def _check_out(out: Path, note: dict[str, Any], inputs: Sequence[Path]) -> None:
+    """Refuse a folder that holds anything but predictions with this note."""
+    hint = "a new folder: the one that is there holds predictions of something else"
+    # As JSON reads it back: tuples become lists.
+    content = json.loads(json.dumps(note))
+    check_folder(out, lambda folder: _note(folder) == content, inputs, "--out", hint)
 
 
 def _weights(run: Run, stage: str) -> Path:
