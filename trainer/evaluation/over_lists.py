@@ -163,8 +163,8 @@ def _measure_record(
     try:
         counts = confusion(mask, truth, labels, predicted_ignore="own")
     except DataError as error:
-        found = f"image {record.id!r}: {error.found}"
-        raise DataError(found, error.expected, error.hint) from error
+        what = f"image {record.id!r}: {error.found}"
+        raise DataError(what, error.expected, error.hint) from error
     return sparse(counts), _boundary(mask, truth, labels, tolerance)
 
 

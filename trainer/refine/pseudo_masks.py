@@ -250,8 +250,8 @@ def image_and_cam(record: Record, cam_folder: Path, num_classes: int) -> tuple[L
         image = read_image(record.image)
         return image, _cam_of(record, cam_folder, image, num_classes)
     except DataError as error:
-        found = f"image {record.id!r}: {error.found}"
-        raise DataError(found, error.expected, error.hint) from error
+        what = f"image {record.id!r}: {error.found}"
+        raise DataError(what, error.expected, error.hint) from error
 
 
 def _cam_of(record: Record, cam_folder: Path, image_HW3: Labels, num_classes: int) -> Cam:

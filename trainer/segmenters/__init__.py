@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from trainer.errors import one_of
+
 if TYPE_CHECKING:
     from trainer.segmenters.base import Segmenter
     from trainer.segmenters.config import SegmentConfig
+
+NAMES = ("aspp", "deeplab-v2-r101", "largefov-r38")
 
 
 def make_segmenter(config: SegmentConfig, backbone: str, num_classes: int) -> Segmenter:
@@ -17,7 +21,12 @@ def make_segmenter(config: SegmentConfig, backbone: str, num_classes: int) -> Se
 
 
 def segmenter_class(network: str) -> type[Segmenter]:
-    """The class of a segmenter by name."""
+    """The class of a segmenter by name.
+
+    Raises:
+        ConfigError: there is no such segmenter.
+    """
+    one_of(network, NAMES, "the segmenter")
     if network == "aspp":
         from trainer.segmenters.aspp import Aspp
 
