@@ -25,13 +25,8 @@ from trainer.export.card import card_from_manifest
 from trainer.export.publish import export_model
 from trainer.maps.camfile import stride4
 from trainer.maps.protocols import PROTOCOLS, merge
-from trainer.nets.graphs import (
-    CamGraph,
-    PixelGraph,
-    SegmenterGraph,
-    resize_bicubic,
-    scaled_size,
-)
+from trainer.nets.graphs import CamGraph, PixelGraph, SegmenterGraph
+from trainer.nets.resampling import resize_bicubic, scaled_size
 from trainer.training.inference import with_mirror
 
 Pixels = npt.NDArray[np.uint8]
