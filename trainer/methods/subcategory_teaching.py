@@ -173,7 +173,10 @@ def preparations(config: Config) -> list[Preparation]:
     }
     if config.teacher == "backbone":
         of_teacher |= {key: knobs[key] for key in as_dict(CamConfig())}
-    elif config.teacher_weights != "none":
+    else:
+        # Teachers of earlier versions have torchvision's names and are trained again.
+        of_teacher["library"] = "timm"
+    if config.teacher != "backbone" and config.teacher_weights != "none":
         of_teacher["sha256"] = file_sha256(Path(config.teacher_weights))
     of_clusters = {"early_exit": config.early_exit, "cluster": config.cluster}
     return [

@@ -1,12 +1,10 @@
-"""Vision transformer on torchvision's modules and state-dict names, without the head: one vector an
-image.
-"""
+"""The vision transformer of timm without its head: one vector an image."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from trainer.errors import ConfigError
@@ -40,11 +38,11 @@ SIZES = {
 }
 
 
-class Vit(nn.Module):
+class Vit(VisionTransformer):
     """Vision transformer (Dosovitskiy et al., ICLR 2021, equations 1 to 4) up to its class token.
 
     ``forward`` takes ``[B, 3, image_size, image_size]`` normalised RGB and returns the class token
-    after the last layer norm, ``[B, embedding]``. The state dict has torchvision's names.
+    after the last layer norm, ``[B, embedding]``. The state dict has timm's names.
 
     Args:
         shape: size of the net.
@@ -55,41 +53,35 @@ class Vit(nn.Module):
     def __init__(
         self, shape: VitShape, dropout: float = 0.0, attention_dropout: float = 0.0
     ) -> None:
-        super().__init__()
-        from torchvision.models.vision_transformer import VisionTransformer
-
+        super().__init__(
+            img_size=shape.image_size,
+            patch_size=shape.patch,
+            embed_dim=shape.width,
+            depth=shape.layers,
+            num_heads=shape.heads,
+            # timm rounds width * ratio down; the half keeps a ratio like 1/3 from losing a number.
+            mlp_ratio=(shape.mlp + 0.5) / shape.width,
+            num_classes=0,
+            pos_drop_rate=dropout,
+            proj_drop_rate=dropout,
+            attn_drop_rate=attention_dropout,
+        )
         self.shape = shape
         self.embedding = shape.width
         self.image_size = shape.image_size
-        net = VisionTransformer(
-            image_size=shape.image_size,
-            patch_size=shape.patch,
-            num_layers=shape.layers,
-            num_heads=shape.heads,
-            hidden_dim=shape.width,
-            mlp_dim=shape.mlp,
-            dropout=dropout,
-            attention_dropout=attention_dropout,
-            num_classes=1,
+        self.register_forward_pre_hook(check_size)
+
+
+def check_size(net: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Refuse images of another size than the net's own, before timm fails on them.
+
+    Raises:
+        ConfigError: as said.
+    """
+    (images_B3HW,), side = inputs, net.image_size
+    if images_B3HW.ndim != 4 or images_B3HW.shape[1:] != (3, side, side):
+        raise ConfigError(
+            f"the vision transformer got a tensor of shape {tuple(images_B3HW.shape)}",
+            f"(B, 3, {side}, {side}): its position embeddings are for this size only",
+            f"resize or crop the images to {side} x {side}",
         )
-        self.class_token = net.class_token
-        self.conv_proj = net.conv_proj
-        self.encoder = net.encoder
-
-    def forward(self, images_B3HW: Tensor) -> Tensor:
-        """Class tokens ``[B, embedding]``.
-
-        Raises:
-            ConfigError: images of another size than the net's own.
-        """
-        side = self.image_size
-        if images_B3HW.ndim != 4 or images_B3HW.shape[1:] != (3, side, side):
-            raise ConfigError(
-                f"the vision transformer got a tensor of shape {tuple(images_B3HW.shape)}",
-                f"(B, 3, {side}, {side}): its position embeddings are for this size only",
-                f"resize or crop the images to {side} x {side}",
-            )
-        patches_BND = self.conv_proj(images_B3HW).flatten(2).transpose(1, 2)
-        class_B1D = self.class_token.expand(len(images_B3HW), -1, -1)
-        tokens: Tensor = self.encoder(torch.cat([class_B1D, patches_BND], dim=1))
-        return tokens[:, 0]

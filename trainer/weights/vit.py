@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import math
 import re
 from collections.abc import Mapping
@@ -26,12 +25,6 @@ HOW_TO_GET = (
     "bring torchvision's vit_b_16-c867db91.pth (ViT_B_16_Weights.IMAGENET1K_V1), or where timm is"
     " installed: torch.save(timm.create_model('vit_base_patch16_224.orig_in21k_ft_in1k',"
     " pretrained=True).state_dict(), FILE)"
-)
-
-
-CONVERT = (
-    "pip install safetensors, or convert it elsewhere:"
-    " torch.save(safetensors.torch.load_file(FILE), NEW_FILE)"
 )
 
 
@@ -64,7 +57,7 @@ class Naming:
     Attributes:
         kind: the library.
         landmarks: names that tell that it is this one.
-        renames: patterns and what replaces them to get torchvision's names of today.
+        renames: patterns and what replaces them to get timm's names.
         mean: of R, G and B in 0..1, that its published nets expect to be subtracted.
         std: likewise, to divide by.
     """
@@ -79,8 +72,19 @@ class Naming:
 TORCHVISION = Naming(
     "torchvision",
     ("conv_proj.weight", "encoder.pos_embedding"),
-    # torchvision's released files still have the names from before its MLP class.
-    ((r"\.mlp\.linear_1\.", ".mlp.0."), (r"\.mlp\.linear_2\.", ".mlp.3.")),
+    (
+        (r"^class_token$", "cls_token"),
+        (r"^encoder\.pos_embedding$", "pos_embed"),
+        (r"^conv_proj\.", "patch_embed.proj."),
+        (r"^encoder\.ln\.", "norm."),
+        (r"^encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
+        (r"\.ln_([12])\.", r".norm\1."),
+        (r"\.self_attention\.in_proj_", ".attn.qkv."),
+        (r"\.self_attention\.out_proj\.", ".attn.proj."),
+        # The released files were written before torchvision numbered the perceptron's layers.
+        (r"\.mlp\.(0|linear_1)\.", ".mlp.fc1."),
+        (r"\.mlp\.(3|linear_2)\.", ".mlp.fc2."),
+    ),
     (0.485, 0.456, 0.406),
     (0.229, 0.224, 0.225),
 )
@@ -89,18 +93,7 @@ TORCHVISION = Naming(
 TIMM = Naming(
     "timm",
     ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight"),
-    (
-        (r"^cls_token$", "class_token"),
-        (r"^pos_embed$", "encoder.pos_embedding"),
-        (r"^patch_embed\.proj\.", "conv_proj."),
-        (r"^norm\.", "encoder.ln."),
-        (r"^blocks\.(\d+)\.", r"encoder.layers.encoder_layer_\1."),
-        (r"\.norm([12])\.", r".ln_\1."),
-        (r"\.attn\.qkv\.", ".self_attention.in_proj_"),
-        (r"\.attn\.proj\.", ".self_attention.out_proj."),
-        (r"\.mlp\.fc1\.", ".mlp.0."),
-        (r"\.mlp\.fc2\.", ".mlp.3."),
-    ),
+    (),
     (0.5, 0.5, 0.5),
     (0.5, 0.5, 0.5),
 )
@@ -159,9 +152,9 @@ def load_vit(
     file.
 
     Reads state dicts with torchvision's or timm's names under any prefix, offline and without
-    running code from them, and safetensors files where that package is installed. Heads are left
-    out. Statistics and supervision are those of the library's published classifiers: nets that only
-    borrow timm's names (DeiT, DINO) may expect ImageNet statistics.
+    running code from them, as PyTorch's files or as safetensors. Heads are left out. Statistics and
+    supervision are those of the library's published classifiers: nets that only borrow timm's names
+    (DeiT, DINO) may expect ImageNet statistics.
 
     Raises:
         WeightsError: no such file, damaged, or not of a plain vision transformer with a class
@@ -170,14 +163,12 @@ def load_vit(
     path = Path(path)
     tensors = _read(path)
     naming, prefix = _naming(path, tensors)
-    names = {
-        torchvision_name(n.removeprefix(prefix), naming): n for n in tensors if n.startswith(prefix)
-    }
-    given = {name: tensors[original] for name, original in names.items() if not HEADS.match(name)}
-    net = Vit(_shape(path, tensors, given), dropout, attention_dropout)
-    _check_fit(path, tensors, given, net.state_dict())
-    net.load_state_dict(given)
-    used = {names[name] for name in given}
+    names = {timm_name(n.removeprefix(prefix), naming): n for n in tensors if n.startswith(prefix)}
+    own = {name: tensors[original] for name, original in names.items() if not HEADS.match(name)}
+    net = Vit(_shape(path, tensors, own), dropout, attention_dropout)
+    _check_fit(path, tensors, own, net.state_dict())
+    net.load_state_dict(own)
+    used = {names[name] for name in own}
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return net, VitReport(
@@ -185,7 +176,7 @@ def load_vit(
         sha256=sha256,
         kind=naming.kind,
         supervision=_supervision({name: tensors[original] for name, original in names.items()}),
-        loaded=tuple(given),
+        loaded=tuple(own),
         missing=(),
         unexpected=tuple(name for name in tensors if name not in used),
         mean=naming.mean,
@@ -193,10 +184,8 @@ def load_vit(
     )
 
 
-def torchvision_name(name: str, naming: Naming = TIMM) -> str:
-    """torchvision's name of today for a tensor that ``naming`` calls ``name``; other names stay as
-    they are.
-    """
+def timm_name(name: str, naming: Naming = TORCHVISION) -> str:
+    """timm's name for a tensor that ``naming`` calls ``name``; other names stay as they are."""
     for pattern, replacement in naming.renames:
         name = re.sub(pattern, replacement, name)
     return name
@@ -205,32 +194,10 @@ def torchvision_name(name: str, naming: Naming = TIMM) -> str:
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsError(f"{path} is not a file", EXPECTED, HOW_TO_GET)
-    with path.open("rb") as file:
-        # A safetensors file starts with the length of its JSON header.
-        safetensors = file.read(10)[8:] == b'{"' or path.suffix == ".safetensors"
-    if safetensors:
-        return _read_safetensors(path)
     try:
         return read_checkpoint(path).tensors
     except WeightsError as error:
         raise WeightsError(error.found, EXPECTED, f"{error.hint}; or {HOW_TO_GET}") from error
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        library = importlib.import_module("safetensors.torch")
-    except ImportError as error:
-        raise WeightsError(
-            f"{path} is a safetensors file", "a file written by torch.save", CONVERT
-        ) from error
-    try:
-        return dict(library.load_file(path))
-    # The package has an error class of its own, and the file may be cut off in the header or in the
-    # data.
-    except Exception as error:
-        raise WeightsError(
-            f"{path} is a truncated or damaged safetensors file", EXPECTED, HOW_TO_GET
-        ) from error
 
 
 def _naming(path: Path, tensors: Mapping[str, Tensor]) -> tuple[Naming, str]:
@@ -242,24 +209,24 @@ def _naming(path: Path, tensors: Mapping[str, Tensor]) -> tuple[Naming, str]:
     raise _misfit(path, tensors, f"it holds {', '.join(list(tensors)[:4])}")
 
 
-def _shape(path: Path, tensors: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> VitShape:
-    """Size of the net that the tensors ``given`` under torchvision's names belong to."""
-    block = "encoder.layers.encoder_layer_{}."
+def _shape(path: Path, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> VitShape:
+    """Size of the net that the tensors ``own`` under timm's names belong to."""
+    block = "blocks.{}."
     sizes = {}
     for name, dimensions in (
-        ("conv_proj.weight", 4),
-        ("encoder.pos_embedding", 3),
-        (block.format(0) + "mlp.0.weight", 2),
+        ("patch_embed.proj.weight", 4),
+        ("pos_embed", 3),
+        (block.format(0) + "mlp.fc1.weight", 2),
     ):
-        if name not in given or given[name].ndim != dimensions:
+        if name not in own or own[name].ndim != dimensions:
             raise _misfit(path, tensors, f"it has no {name} of {dimensions} dimensions")
-        sizes[name] = given[name].shape
+        sizes[name] = own[name].shape
     (width, _, patch, _), (_, tokens, _), (mlp, _) = sizes.values()
     side = math.isqrt(max(tokens - 1, 0))
     if width % 64 or side * side != tokens - 1 or side == 0:
         raise _misfit(path, tensors, f"its width is {width} and it has {tokens} positions")
     layers = 0
-    while block.format(layers) + "ln_1.weight" in given:
+    while block.format(layers) + "norm1.weight" in own:
         layers += 1
     # Heads leave no trace in the shapes. They are 64 wide, except that the published plain nets
     # stop at 16 of them.
@@ -270,22 +237,22 @@ def _shape(path: Path, tensors: Mapping[str, Tensor], given: Mapping[str, Tensor
 def _check_fit(
     path: Path,
     tensors: Mapping[str, Tensor],
-    given: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
     wanted: Mapping[str, Tensor],
 ) -> None:
     """Every tensor of the net must be there and nothing else: a relative's leftovers would change
     what it computes.
     """
     for name, tensor in wanted.items():
-        if name not in given:
+        if name not in own:
             raise _misfit(path, tensors, f"{name} is missing")
-        if given[name].shape != tensor.shape:
+        if own[name].shape != tensor.shape:
             raise _misfit(
                 path,
                 tensors,
-                f"{name} has shape {tuple(given[name].shape)}, not {tuple(tensor.shape)}",
+                f"{name} has shape {tuple(own[name].shape)}, not {tuple(tensor.shape)}",
             )
-    extra = [name for name in given if name not in wanted]
+    extra = [name for name in own if name not in wanted]
     if extra:
         raise _misfit(path, tensors, f"a plain one has no {extra[0]}")
 

@@ -260,7 +260,7 @@ def test_a_small_vit_file_is_a_teacher(data, finished, vit_file):
         for name, tensor in start.items()
         if not torch.equal(tensor, end["state"]["vit." + name])
     }
-    assert {"class_token", "conv_proj.weight", "encoder.ln.weight"} <= moved
+    assert {"cls_token", "patch_embed.proj.weight", "norm.weight"} <= moved
 
 
 def test_the_teachers_maps_and_training_survive_the_same_command(data, copied, vit_file):
