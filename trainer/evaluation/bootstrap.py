@@ -130,8 +130,10 @@ def compare_paired(
             "the same images and classes on both sides",
         )
     value, draws = _resample([a, b], convention, samples, seed)
+    # Both systems were drawn with the same images, so what makes a list easy or hard cancels out.
     gains, gain = draws[:, 1] - draws[:, 0], value[1] - value[0]
     finite = gains[:, -1][np.isfinite(gains[:, -1])]
+    # Ties count on both sides, so two equal systems have p = 1 and not 0.
     tail = min((finite <= 0).mean(), (finite >= 0).mean()) if finite.size else np.nan
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio, ratios = value[1, -1] / value[0, -1], draws[:, 1, -1] / draws[:, 0, -1]
@@ -175,6 +177,7 @@ def _resample(
     step = max(1, _DRAWS // images)
     for first in range(0, samples, step):
         count = min(step, samples - first)
+        # The offset gives each resampled list its own bins: one bincount serves all of them.
         picks = rng.integers(images, size=(count, images)) + images * np.arange(count)[:, None]
         times = np.bincount(picks.reshape(-1), minlength=count * images).reshape(count, images)
         # How often each image was drawn, times its counts: all lists as one matrix product.

@@ -89,6 +89,7 @@ def sweep_image(
     best = flat.argmax(0)
     # "left": a map that equals the threshold does not exceed it, so the pixel is background.
     change = np.searchsorted(thresholds, flat.max(0), side="left")
+    # Bin, truth and strongest class as one integer, so that a single bincount suffices.
     cell = (change * (num_classes + 1) + truth) * k + best
     histogram = np.bincount(cell, minlength=(count + 1) * (num_classes + 1) * k)
     histogram = histogram.reshape(count + 1, num_classes + 1, k)[:, :num_classes]

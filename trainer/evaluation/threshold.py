@@ -75,6 +75,7 @@ def choose(
     elif source == "label_free":
         value = label_free(records, cams, workers=workers)
         detail = f"{value:.3f}, chosen without masks (Otsu on the maps)"
+    # The best threshold of the very masks to be made would leak their truth into the training.
     elif source == "oracle" and for_masks:
         raise ConfigError(
             "the threshold of masks cannot come from 'oracle'",
@@ -141,6 +142,7 @@ def _histogram(reader: CamReader, record: Record) -> npt.NDArray[np.float64]:
     if not cam.maps.size:
         return np.zeros(BINS)
     counts = np.histogram(cam.maps.max(0), BINS, (0.0, 1.0))[0].astype(np.float64)
+    # A share, not a count: a large image weighs as much as a small one.
     share: npt.NDArray[np.float64] = counts / counts.sum()
     return share
 

@@ -16,6 +16,7 @@ from trainer.nets.graphs import CamGraph, PixelGraph
 
 # Smallest share of equal pixels, and largest difference of a score or CAM value, of the graph and
 # of its half-precision form.
+# Near-ties of two labels may fall to either side by rounding, so not every pixel must agree.
 EXACT = (0.999, 1e-3)
 HALF = (0.995, 2e-2)
 CAM_NOISE_PEAK = 1e-2

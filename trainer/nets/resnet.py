@@ -1,5 +1,5 @@
-"""ResNet 18 to 101 on torchvision's modules and state-dict names, without the classifier (spec
-methods 5).
+"""ResNet 18 to 101 on torchvision's modules and state-dict names, without the
+classifier.
 """
 
 from __future__ import annotations
