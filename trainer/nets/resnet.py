@@ -1,6 +1,4 @@
-"""ResNet 18 to 101 on torchvision's modules and state-dict names, without the
-classifier.
-"""
+"""ResNet 18 to 101 on torchvision's modules and state-dict names, without the classifier."""
 
 from __future__ import annotations
 
