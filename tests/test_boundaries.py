@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMIT = 425
+LIMIT = 350
 TRAINING = {"torch", "torchvision", "lightning", "torchmetrics", "trainer"}
 HEAVY = {
     *TRAINING,

@@ -62,8 +62,8 @@ def make_plan(options: Options) -> Plan:
     context = open_context(options, configs)
     check_trainings(context, stages)
     context = with_weights(context, options, stages)
-    if any(stage.needs == "checkpoint" for stage in stages):
-        walk.trained_network(context)
+    if any(stage.name == "walk" for stage in stages):
+        walk.check_network(context)
     if options.reaches("evaluate") and context.measured_lists:
         names = {*context.run.complete, *(stage.name for stage in stages)}
         stages.append(evaluate.stage(names))

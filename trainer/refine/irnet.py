@@ -170,6 +170,13 @@ class IrNet(nn.Module):
         side = 64
         features = self.features(next(backbone.parameters()).new_zeros(1, 3, side, side))
         channels, strides = [x.shape[1] for x in features], [side // x.shape[2] for x in features]
+        if strides[:2] != [STRIDE, STRIDE]:
+            # A first stage of one module has the image or its half as the input of its last.
+            raise ConfigError(
+                f"IRNet on a backbone whose first features have strides {strides[:2]}",
+                f"two features with stride {STRIDE} in the first stage",
+                "--backbone resnet50",
+            )
         self.edge = EdgeBranch(channels, strides)
         self.displacement = DisplacementBranch(channels, strides) if displacement else None
         self.register_buffer("mean_shift", torch.zeros(2))

@@ -162,6 +162,19 @@ def _walk(context: Context, output: Output) -> None:
     output.metrics.update(power=round(power(context), 4))
 
 
+def check_network(context: Context) -> None:
+    """Refuse a backbone or a trained network that the walk cannot use, before anything trains.
+
+    Raises:
+        ConfigError: a backbone without the features that the network stands on.
+        WeightsError: see ``trained_network``.
+    """
+    if context.configs.checkpoint:
+        trained_network(context)
+    else:
+        _network(context, "none")
+
+
 def trained_network(context: Context) -> AffinityNet | IrNet:
     """The network that walks: the given one, or what this run trained.
 

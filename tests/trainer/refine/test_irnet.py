@@ -384,6 +384,11 @@ def test_a_backbone_without_stages_is_refused():
         IrNet(build_backbone("resnet38"))
 
 
+def test_a_first_stage_of_one_module_is_refused():
+    with pytest.raises(ConfigError, match=r"strides \[1, 4\]|strides \[2, 4\]"):
+        IrNet(build_backbone("timm/mobilenetv3_small_050"))
+
+
 # Knobs, labels, samples
 
 

@@ -367,3 +367,17 @@ def test_background_of_an_image_without_maps_is_all():
             background_scores(cam.maps, RefineConfig(refine=way), 0.3).tolist()
             == np.ones((1, 4, 4)).tolist()
         )
+
+
+@pytest.mark.parametrize(
+    ("backbone", "refine", "words"),
+    [
+        ("resnet38", "irn", "IRNet cannot use ResNet38"),
+        ("timm/test_vit", "affinity", "patches with stride 16"),
+    ],
+)
+def test_a_backbone_that_cannot_walk_is_refused_before_anything_trains(
+    bare, tmp_path, backbone, refine, words
+):
+    with pytest.raises(ConfigError, match=words):
+        pipeline(bare, tmp_path / "run", backbone=backbone, refine=refine)
