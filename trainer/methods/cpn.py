@@ -243,6 +243,7 @@ def complement(
     terms["tcp"] = (y_1.detach() + y_2.detach() - y_o)[:, 1:].abs().sum() / entries
     both = (r_1 + r_2).detach() if detach_pair else r_1 + r_2
     terms["tcp_refined"] = (r_o - both)[:, 1:].abs().sum() / entries
+    # Here the class maps are fixed targets: this term trains the refinement only.
     y_o, y_1, y_2 = (with_background(y.detach(), alpha) for y in (y_o, y_1, y_2))
     r_1, r_2 = with_background(r_1, alpha), with_background(r_2, alpha)
     absent = y_o.shape[1] <= num_classes
@@ -306,6 +307,7 @@ def hidden_segments(
     if draw == "independent":
         hidden[1:] = rng.random(count) <= share
     else:
+        # The released code draws id 0 too, which no super-pixel has.
         hidden[rng.integers(0, count + 1, int((count + 1) * share))] = True
         hidden[0] = False
     return hidden

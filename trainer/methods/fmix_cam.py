@@ -56,6 +56,7 @@ class Config(MixingConfig):
         lam_from_mask: mix labels by the mask's share of ones instead of by the drawn lam.
     """
 
+    # FMix's alpha, which makes lam uniform, not mixup's 0.2.
     alpha: Annotated[float, Range(0, 100, above=True)] = 1.0
     mask: Mode = "reference"
     decay: Annotated[float, Range(0, 100)] = 3.0

@@ -184,9 +184,11 @@ def low_frequency_field(shape: tuple[int, int], decay: float, mode: Mode, rng: A
     height, width = shape
     if min(shape) < 2:
         raise ConfigError(f"an FMix mask of {height}x{width}", "at least 2x2 pixels")
+    # FMix's code draws one bin more for odd widths. Drawing as many keeps its random stream.
     bins = width // 2 + (2 if width % 2 else 1)
     fy = np.fft.fftfreq(height)[:, None]
     fx = np.fft.fftfreq(width)[:bins][None]
+    # The floor keeps the mean, of frequency 0, from a division by 0.
     amplitude = 1 / np.maximum(np.sqrt(fx * fx + fy * fy), 1 / max(shape)) ** decay
     normal = rng.randn if hasattr(rng, "randn") else lambda *size: rng.standard_normal(size)
     noise = np.asarray(normal(1, height, bins, 2))[0]
@@ -216,6 +218,7 @@ def binarise(field: Field, lam: float, softness: float = 0.0, rng: Any = None) -
     share = lam * size
     up = rng is not None and rng.random() > 0.5
     count = min(max(math.ceil(share) if up else math.floor(share), 0), size)
+    # Stable, so that equal values fall on the same side on every machine.
     order = np.argsort(field, axis=None, kind="stable")[::-1]
     mask = np.zeros(size)
     mask[order[:count]] = 1

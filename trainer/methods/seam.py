@@ -137,7 +137,9 @@ def consistency(
     if min_pooling:
         terms["min"] = mean([adaptive_min_pooling((x * label)[:, 1:]) for x in (rv1, rv2)])
     pixels = len(cam2) * size[0] * size[1]
+    # As released, classes absent from an image count in the mean.
     terms["er"] = (c1[:, 1:] - c2[:, 1:]).abs().sum() / (num_classes * pixels)
+    # Each view is a fixed target for the other: this term trains the refinement only.
     first, second = (strongest_foreground(with_background(c.detach())) for c in (c1, c2))
     terms["ecr"] = hardest(second - q1, ohem, 1) + hardest(first - q2, ohem, 1)
     return terms

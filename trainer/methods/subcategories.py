@@ -98,6 +98,7 @@ class SubcategoryCam(Cam):
 
         ``batch["subcategories"]`` are 0/1 labels ``[B,S]``; a batch without them has only ``cls``.
         """
+        # Pooling comes before the heads: with a maximum, the other order gives other scores.
         f = pool_by(self.config, self.dropout(self.features(batch["image"])))[:, :, None, None]
         terms = {"cls": soft_margin(self.classifier(f), batch["tags"])}
         if "subcategories" in batch:

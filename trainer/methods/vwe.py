@@ -97,6 +97,7 @@ def word_labels(p: torch.Tensor) -> torch.Tensor:
     """1 for each word that is the likeliest of at least one cell, else 0: ``[B,J,h,w] -> [B,J]``,
     without gradient.
     """
+    # An arg-max has no gradient anyway; a label must not hold the graph.
     best = p.detach().argmax(dim=1).flatten(1)
     return torch.zeros_like(p[:, :, 0, 0]).scatter_(1, best, 1.0)
 
@@ -136,6 +137,7 @@ class Vwe(Method):
         self.word = nn.Conv2d(channels, config.words, 1, bias=False)
         self.w2i = nn.Conv2d(config.words, num_classes, 1, bias=False)
         self.codebook = nn.Parameter(torch.empty(config.words, channels))
+        # The released start of the codebook: small numbers, whose scale the cosine ignores.
         nn.init.kaiming_normal_(self.codebook, a=math.sqrt(5))
 
     def features(self, images: torch.Tensor) -> torch.Tensor:

@@ -131,6 +131,7 @@ class DeepLabV2(nn.Module):
         from trainer.nets.aspp import Aspp
 
         super().__init__()
+        # Caffe rounds sizes up where torch rounds them down.
         pool = nn.MaxPool2d(3, 2, padding=1, ceil_mode=True)
         channels = thinner(64, width)
         self.layer1 = nn.Sequential(OrderedDict(conv1=ConvBn(3, channels, 7, stride=2), pool=pool))

@@ -51,6 +51,7 @@ class BasicBlock(nn.Module):
 
     def after_activation(self, x_BChw: Tensor, active_BChw: Tensor) -> Tensor:
         """The block's output from its input and its activated input."""
+        # The published weights expect the convolution on the activated input, not on x.
         shortcut = x_BChw if self.conv_branch1 is None else self.conv_branch1(active_BChw)
         main = _bn_relu(self.bn_branch2b1, self.conv_branch2a(active_BChw))
         return torch.add(shortcut, self.conv_branch2b1(main))
@@ -184,6 +185,7 @@ class ResNet38(Backbone):
     def freeze(self) -> None:
         """See ``Backbone.freeze``: all batch norms, and everything before ``b3``."""
         fix_batch_norms([self])
+        # psa's choice, which its successors share.
         fix([self.conv1a, self.b2, self.b2_1, self.b2_2])
 
 

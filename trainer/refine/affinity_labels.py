@@ -34,6 +34,7 @@ def affinity_label(
     """
     low, high = _pooled(low_KHW), _pooled(high_KHW)
     label: npt.NDArray[np.uint8] = low.argmax(0).astype(np.uint8)
+    # The order counts: first open all background, then close what the weak one is sure of.
     label[label == 0] = IGNORE
     label[high.argmax(0) == 0] = 0
     label[np.maximum(low.max(0), high.max(0)) < NO_SCORE] = IGNORE

@@ -146,6 +146,7 @@ class AffinityNet(nn.Module):
             )
         for tap, (name, width) in zip(self.taps, HEADS.items()):
             head = nn.Conv2d(backbone.channels[tap], width, 1, bias=False)
+            # psa's initial values, here and for f9.
             nn.init.kaiming_normal_(head.weight)
             self.add_module(name, head)
         self.f9 = nn.Conv2d(WIDTH, WIDTH, 1, bias=False)
@@ -275,6 +276,7 @@ def affinity_loss(affinities_BON: Tensor, labels: PairLabels) -> dict[str, Tenso
     a = at_least_float32(affinities_BON)
     alike, different = -torch.log(a + EPS), -torch.log(1 + EPS - a)
     terms = zip(("bg", "fg", "neg"), labels, (alike, alike, different))
+    # The epsilon also gives 0 where the batch has no pair of a kind.
     means = {name: (mask * term).sum() / (mask.sum() + EPS) for name, mask, term in terms}
     return {**means, "total": means["bg"] / 4 + means["fg"] / 4 + means["neg"] / 2}
 
@@ -309,6 +311,7 @@ def walk_scores(features_Chw: Tensor, cams_kHW: Tensor, config: AffinityConfig) 
     # The background is computed before the padding: outside of the image every score is 0.
     strongest = F.pad(cams_kHW, (0, 0, 0, 0, 1, 0)).amax(0, keepdim=True)
     scores = torch.cat([(1 - strongest.clamp(max=1)) ** config.walk_alpha, cams_kHW])
+    # As released, zeros of the padding count in the means of the last cells.
     grid = F.avg_pool2d(pad_to_stride(scores), STRIDE)
     walk = (config.beta, config.steps, config.radius, config.borders, config.solver)
     walked = affinity_walk(grid, features_Chw, *walk)

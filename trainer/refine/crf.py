@@ -116,6 +116,7 @@ def unary_from_labels(labels_HW: npt.ArrayLike, num_labels: int, gt_prob: float)
             f"labels run from {labels.min()} to {labels.max()}",
             f"0 to {num_labels - 1}, without ignored pixels",
         )
+    # With one label there is no other to share the rest.
     other = (1 - gt_prob) / max(num_labels - 1, 1)
     is_label = np.arange(num_labels).reshape(-1, 1, 1) == labels
     right, wrong = np.float32(-np.log(gt_prob)), np.float32(-np.log(other))

@@ -58,12 +58,15 @@ def edge_and_displacement(
     """
     height, width = image_3HW.shape[1:]
     h, w = -(-height // STRIDE), -(-width // STRIDE)
+    # Group norm sees the empty part too: published maps come from a canvas of one size.
     sides = (max(canvas, -(-height // 16) * 16), max(canvas, -(-width // 16) * 16))
     pair = on_canvas(torch.stack([image_3HW, image_3HW.flip(2)]), sides)
     together = 2 if 2 * sides[0] * sides[1] <= pixels else 1
     outputs = [net(part) for part in torch.split(pair, together)]
     edges = torch.cat([at_least_float32(edge)[:, 0, :h, :w] for edge, _ in outputs])
+    # The mean is of logits, not of probabilities, as released.
     edge = ((edges[0] + edges[1].flip(1)) / 2).sigmoid()
+    # Only the unmirrored one, as released: in the mirror image dx has the other sign.
     displacement = outputs[0][1]
     return edge, None if displacement is None else at_least_float32(displacement)[0, :, :h, :w]
 

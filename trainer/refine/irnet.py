@@ -166,7 +166,9 @@ class IrNet(nn.Module):
                 "ResNet 18 to 101 or MobileNetV2",
                 "--backbone resnet50",
             )
+        # As released: only the two branches learn.
         self.backbone = backbone.eval().requires_grad_(False)
+        # A probe tells channels and strides, so that any staged backbone fits.
         side = 64
         features = self.features(next(backbone.parameters()).new_zeros(1, 3, side, side))
         channels, strides = [x.shape[1] for x in features], [side // x.shape[2] for x in features]

@@ -41,6 +41,7 @@ class Lattice:
         self.neighbours = _neighbours(points, strides)
         self.gain = 1.0 / (1.0 + 2.0**-d)
         ones = torch.ones(count, 1, device=features_Nd.device)
+        # pydensecrf's epsilon.
         self.norm_N1 = torch.rsqrt(self.raw_filter(ones) + 1e-20)
 
     def raw_filter(self, x_NC: Tensor) -> Tensor:
