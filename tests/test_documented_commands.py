@@ -56,7 +56,9 @@ class Terminal:
     def execute(self, code: str) -> None:
         if ADDRESS in code:
             self.call_server()
-        exec(code.replace(ADDRESS, os.environ.get("WSSS_ADDRESS", "")), {"__name__": "page"})
+        text = code.replace(ADDRESS, os.environ.get("WSSS_ADDRESS", ""))
+        # A page's code has no __future__ imports but its own.
+        exec(compile(text, "page", "exec", dont_inherit=True), {"__name__": "page"})
 
     def run(self, script: str, words: list[str]) -> None:
         """In this process: starting another one costs seconds."""
