@@ -147,7 +147,7 @@ def serve(
         float, typer.Option(min=0, help="Seconds for accepted requests to finish at the end.")
     ] = DEFAULT.shutdown.grace,
     lame_duck: Annotated[
-        float, typer.Option(min=0, help="Seconds from NOT_SERVING to the refusal of calls.")
+        float, typer.Option(min=0, help="Seconds from NOT_SERVING to the refusal of new calls.")
     ] = DEFAULT.shutdown.lame_duck,
     max_pixels: MaxPixels = DEFAULT.limits.max_pixels,
     max_bytes: MaxBytes = DEFAULT.limits.max_bytes,

@@ -20,6 +20,7 @@ from trainer.errors import DataError
 from trainer.evaluation.image_counts import ImageCounts
 from trainer.evaluation.metrics import DEFAULT, Margins, finite_or_none, margins_iou, margins_miou
 
+# Each end of a 95 % interval then has 250 of the resampled values beyond it.
 SAMPLES = 10_000
 LEVEL = 0.95
 # Weights of images that are drawn at a time: 16 MB, whatever the number of images.
@@ -132,24 +133,29 @@ def compare_paired(
     value, draws = _resample([a, b], convention, samples, seed)
     # Both systems were drawn with the same images, so what makes a list easy or hard cancels out.
     gains, gain = draws[:, 1] - draws[:, 0], value[1] - value[0]
-    finite = gains[:, -1][np.isfinite(gains[:, -1])]
-    # Ties count on both sides, so two equal systems have p = 1 and not 0.
-    tail = min((finite <= 0).mean(), (finite >= 0).mean()) if finite.size else np.nan
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio, ratios = value[1, -1] / value[0, -1], draws[:, 1, -1] / draws[:, 0, -1]
     names = ("background", *a.class_names)
     return Paired(
         _interval(gain[-1], gains[:, -1], seed, level),
         _interval(ratio, ratios, seed, level),
-        min(2 * float(tail), 1.0),
+        _two_sided_p(gains[:, -1]),
         len(a.ids),
         {name: _interval(gain[c], gains[:, c], seed, level) for c, name in enumerate(names)},
     )
 
 
+def _two_sided_p(gains: npt.NDArray[np.float64]) -> float:
+    finite = gains[np.isfinite(gains)]
+    # Ties count on both sides, so two equal systems have p = 1 and not 0.
+    tail = min((finite <= 0).mean(), (finite >= 0).mean()) if finite.size else np.nan
+    return min(2 * float(tail), 1.0)
+
+
 def _interval(value: float, draws: npt.NDArray[np.float64], seed: int, level: float) -> Interval:
     # A resampled list may lack what the figure needs, such as a class that the VOC devkit asks for.
     finite = draws[np.isfinite(draws)]
+    # Percentiles assume no shape of the distribution; that of a bounded ratio may be skewed.
     tail = 50 * (1 - level)
     low, high = np.percentile(finite, [tail, 100 - tail]) if finite.size else (np.nan, np.nan)
     return Interval(float(value), float(low), float(high), len(draws), seed, level)
@@ -168,10 +174,13 @@ def _resample(
         for m in (system.margins(convention) for system in systems)
         for part in (m.hit, m.truth, m.guess)
     ]
+    # Floats, because NumPy multiplies integer matrices without BLAS. Counts below 2^53 stay exact.
     table = np.concatenate(columns, 1).astype(np.float64)
     images = len(table)
     if not images:
         raise DataError("no image to resample", "a list with true masks")
+    # Images are drawn and not pixels: pixels of one image err together, so an interval over pixels
+    # would be far too narrow.
     rng = np.random.default_rng(seed)
     draws = np.empty((samples, len(systems), systems[0].labels + 1))
     step = max(1, _DRAWS // images)

@@ -77,6 +77,7 @@ def boundary_f(
     """
     reach = tolerance_pixels(tolerance, (truth_HW.shape[0], truth_HW.shape[1]))
     truth, valid = _fill_unknown(truth_HW, num_classes, reach)
+    # As in the default convention of the mean IoU.
     guess = np.where(pred_HW == IGNORE, 0, pred_HW)
     true_edge, guess_edge = contour(truth) & valid, contour(guess) & valid
     true_points, guess_points = np.argwhere(true_edge), np.argwhere(guess_edge)
@@ -99,6 +100,7 @@ def _fill_unknown(
     from scipy.ndimage import distance_transform_edt
 
     depth, nearest = distance_transform_edt(unknown, return_indices=True)
+    # Further inside, nobody knows on which side of the outline a pixel lies.
     return truth[tuple(nearest)], depth <= reach
 
 

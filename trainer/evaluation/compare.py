@@ -72,15 +72,15 @@ class Match:
     Attributes:
         name: of the run.
         entry: its figures, in the convention asked for.
-        paired: the difference from the first run on the images that both have; None for the first
-            run itself.
+        against_first: the difference from the first run on the images that both have; None for
+            the first run itself.
         flags: what differs between the two protocols, in sentences.
         changes: images of the largest change, ``{"id", "before", "after"}``, gains and losses.
     """
 
     name: str
     entry: dict[str, Any]
-    paired: Paired | None
+    against_first: Paired | None
     flags: tuple[str, ...]
     changes: tuple[dict[str, Any], ...]
 
@@ -89,7 +89,7 @@ class Match:
         return {
             "run": self.name,
             **{key: self.entry.get(key) for key in FIGURES},
-            "against_first": self.paired and self.paired.report(),
+            "against_first": self.against_first and self.against_first.report(),
             "flags": self.flags,
             "changes": self.changes,
         }
@@ -227,6 +227,7 @@ def _images(first: ImageCounts, other: ImageCounts, a: ImageCounts, b: ImageCoun
     if not len(a.ids) == len(first.ids) == len(other.ids):
         both = f"compared on the {len(a.ids)} that both have"
         flags.append(f"other images: {len(first.ids)} and {len(other.ids)}, {both}")
+    # Counts hold no masks, but a corrected mask nearly always has other numbers of pixels.
     differences = int((a.margins().truth != b.margins().truth).any(1).sum())
     if differences:
         flags.append(
@@ -256,6 +257,7 @@ def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 def _changes(a: ImageCounts, b: ImageCounts, count: int) -> list[dict[str, Any]]:
     before, after = a.miou(), b.miou()
+    # Stable, so that images of equal change keep their order and the page is the same every time.
     order = np.argsort(before - after, kind="stable")
     gains = [i for i in order[: count // 2] if after[i] > before[i]]
     losses = [i for i in order[::-1][: count - count // 2] if after[i] < before[i]]

@@ -102,6 +102,7 @@ class CamEvaluation:
         """
         row = row_of(self.thresholds, threshold)
         sweep = {
+            # Rounding undoes float32: 0.41 instead of 0.4099999964.
             "thresholds": [round(float(t), 6) for t in self.thresholds],
             "miou": [finite_or_none(v) for v in self.miou],
             "best": {

@@ -92,7 +92,10 @@ def print_comparison(lines: Sequence[Line]) -> None:
     """Print mean IoU of every run, its difference from the first, and cautions."""
     console = Console()
     first = next(
-        match.paired.difference for line in lines for match in line.matches if match.paired
+        match.against_first.difference
+        for line in lines
+        for match in line.matches
+        if match.against_first
     )
     level = f"{100 * first.level:g} %"
     table = Table(
@@ -102,7 +105,7 @@ def print_comparison(lines: Sequence[Line]) -> None:
     )
     for line in lines:
         for match in line.matches:
-            where = f"{line.stage} {line.list}" if match.paired is None else ""
+            where = f"{line.stage} {line.list}" if match.against_first is None else ""
             table.add_row(where, match.name, percent(match.entry["miou"]), *_against(match))
         table.add_section()
     console.print(table)
@@ -120,9 +123,13 @@ def print_comparison(lines: Sequence[Line]) -> None:
 
 
 def _against(match: Match) -> list[str]:
-    if match.paired is None:
+    if match.against_first is None:
         return ["", "", "", ""]
-    gain, ratio, p = match.paired.difference, match.paired.ratio, match.paired.p
+    gain, ratio, p = (
+        match.against_first.difference,
+        match.against_first.ratio,
+        match.against_first.p,
+    )
     if np.isnan(gain.value):
         return ["-", "-", "-", "-"]
     p_text = "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -229,16 +229,16 @@ class _Task:
             _, without = self.usable(path, "cams", _masked(dataset, source))
         elif source == folder.list:
             source = "oracle"
-        fixed, reader = folder.threshold or 0.0, self.cams(path)
-        return choose(source, fixed, dataset, usable, reader, without=without, workers=self.workers)
+        value, reader = folder.threshold or 0.0, self.cams(path)
+        return choose(source, value, dataset, usable, reader, without=without, workers=self.workers)
 
-    def conditions(self, what: str, measured: int, threshold_from: str | None = None) -> Conditions:
+    def conditions(self, what: str, images: int, threshold_from: str | None = None) -> Conditions:
         folder, dataset = self.folder, self.dataset
         return Conditions(
             list=folder.list,
             listed=len(dataset.lists[folder.list]),
             unmasked=len(dataset.lists[folder.list]) - len(dataset.masked(folder.list)),
-            measured=measured,
+            measured=images,
             labels=len(dataset.classes) + 1,
             truth=dataset.masks_from,
             method=f"{what} of {folder.path.resolve()}",

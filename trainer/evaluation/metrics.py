@@ -18,6 +18,8 @@ import numpy.typing as npt
 from trainer.data.dataset import IGNORE
 from trainer.errors import ConfigError, DataError, nearest, one_of
 
+# Integers, so that a sum does not depend on the order of the workers; 64 bits, because COCO's
+# 40,504 validation images hold some 12 billion pixels.
 Counts = npt.NDArray[np.int64]
 Ratios = npt.NDArray[np.float64]
 
@@ -55,6 +57,7 @@ CONVENTIONS = {
         "every", "refused", "PASCAL VOC devkit: mean over all classes, undefined if one is absent"
     ),
 }
+# Papers by the script that computes their figures.
 ALIASES = {
     "irn": "chainercv",
     "sc-cam": "deeplab-pytorch",
@@ -114,22 +117,28 @@ def confusion(
         ConfigError: unknown ``predicted_ignore``.
     """
     one_of(predicted_ignore, ("background", "own"), "the column of predicted ignore")
+    guess, true = _judged_pixels(pred, truth, num_classes, ignore)
+    labels = guess[guess != ignore]
+    if labels.size and not (labels.min() >= 0 and labels.max() < num_classes):
+        raise DataError(
+            f"predicted labels run from {labels.min()} to {labels.max()}", f"0 to {num_classes - 1}"
+        )
+    # Conventions disagree about predicted 255. A column of its own leaves the decision to them.
+    columns = num_classes + (predicted_ignore == "own")
+    guess = np.where(guess == ignore, num_classes if predicted_ignore == "own" else 0, guess)
+    counts = np.bincount(true * columns + guess, minlength=num_classes * columns)
+    return counts.reshape(num_classes, columns).astype(np.int64)
+
+
+def _judged_pixels(pred: Any, truth: Any, num_classes: int, ignore: int) -> tuple[Counts, Counts]:
+    """Prediction and truth ``[n]`` of the pixels whose truth is one of the classes."""
     if np.shape(pred) != np.shape(truth):
         raise DataError(
             f"prediction {tuple(np.shape(pred))} and truth {tuple(np.shape(truth))} differ in size"
         )
     guess, true = _flat(pred), _flat(truth)
     valid = (true != ignore) & (true >= 0) & (true < num_classes)
-    guess, true = guess[valid], true[valid]
-    labels = guess[guess != ignore]
-    if labels.size and not (labels.min() >= 0 and labels.max() < num_classes):
-        raise DataError(
-            f"predicted labels run from {labels.min()} to {labels.max()}", f"0 to {num_classes - 1}"
-        )
-    columns = num_classes + (predicted_ignore == "own")
-    guess = np.where(guess == ignore, num_classes if predicted_ignore == "own" else 0, guess)
-    counts = np.bincount(true * columns + guess, minlength=num_classes * columns)
-    return counts.reshape(num_classes, columns).astype(np.int64)
+    return guess[valid], true[valid]
 
 
 def _flat(labels: Any) -> Counts:
@@ -162,6 +171,7 @@ def margins(confusion: Any, convention: str = DEFAULT) -> Margins:
     counts = np.asarray(confusion)
     labels = counts.shape[-2]
     square = counts[..., :labels]
+    # The truth includes open pixels, so by itself a pixel left open is missed.
     result = Margins(np.diagonal(square, axis1=-2, axis2=-1), counts.sum(-1), square.sum(-2))
     if counts.shape[-1] == labels:
         return result
@@ -184,6 +194,7 @@ def count_open(m: Margins, open_: Any, convention: str) -> Margins:
         )
     if rule != "background":
         return m
+    # As background, an open pixel is a hit where the truth is background too.
     background = np.zeros(m.hit.shape[-1], np.int64)
     background[0] = 1
     guess = m.guess + background * open_.sum(-1)[..., None]
@@ -222,6 +233,7 @@ def margins_miou(m: Margins, convention: str = DEFAULT) -> Ratios:
 
 
 def _ratio(part: Any, whole: Any) -> Ratios:
+    # nan and not 0: a mean must leave out a class without pixels instead of charging it.
     result: Ratios = np.divide(
         part, whole, out=np.full(np.shape(whole), np.nan), where=np.asarray(whole) > 0
     )
@@ -277,7 +289,9 @@ def metrics(confusion: Counts, convention: str = DEFAULT) -> Metrics:
         mean_precision=mean_precision,
         mean_recall=mean_recall,
         mean_f=_mean(f),
+        # The published F of SC-CAM is larger than a mean of F can be, so it is this one.
         f_of_means=2 * mean_precision * mean_recall / max(mean_precision + mean_recall, 1e-12),
+        # SEAM reports both for objects only.
         over_activation=_mean(_ratio(m.guess - m.hit, union)[1:]),
         under_activation=_mean(_ratio(m.truth - m.hit, union)[1:]),
         accuracy=float(m.hit.sum() / max(m.truth.sum(), 1)),

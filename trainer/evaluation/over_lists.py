@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -24,6 +24,8 @@ UNMEASURABLE = "images cannot be measured"
 Labels = npt.NDArray[np.uint8]
 Boundary = npt.NDArray[np.float32]
 Detail = tuple[Sparse, Boundary]
+Sweep = tuple[Counts, Counts, Detail | None]
+"""Counts ``[T,C,k+1]`` of an image, the labels of its columns, and its mask at the threshold."""
 CamReader = Callable[[Record], Cam]
 MaskReader = Callable[[Record], Labels]
 CamSource = Path | CamReader
@@ -61,22 +63,29 @@ def evaluate_cams(
     work = partial(_sweep_record, dataset, cam_reader(cams), levels, row, tolerance)
     total = np.zeros((len(levels), labels, labels), np.int64)
     details: list[Detail] = []
-    mious, problems = [], []
-    # Not each_image, which returns a list: the sweep of one image holds 100 matrices.
-    for _, outcome in over_images(work, records, workers, "maps", True, attrgetter("id")):
-        if isinstance(outcome, UserError):
-            problems.append(outcome)
-            continue
-        counts, columns, detail = outcome
+    mious = []
+    for counts, columns, detail in _sweeps(work, records, workers):
         total[:, :, columns] += counts
         mious.append(image_mious(counts, columns))
         if detail is not None:
             details.append(detail)
-    raise_together(problems, len(records), UNMEASURABLE)
     image_miou = np.stack(mious) if mious else np.zeros((0, len(levels)), np.float32)
     ids = tuple(record.id for record in records)
     chosen = None if row is None else _evaluation(ids, dataset, details, tolerance)
     return CamEvaluation(levels, total, image_miou, ids, dataset.classes, row, chosen)
+
+
+def _sweeps(
+    work: Callable[[Record], Sweep], records: Sequence[Record], workers: int | None
+) -> Iterator[Sweep]:
+    problems = []
+    # Not each_image, which returns a list: the sweep of one image holds 100 matrices.
+    for _, outcome in over_images(work, records, workers, "maps", True, attrgetter("id")):
+        if isinstance(outcome, UserError):
+            problems.append(outcome)
+        else:
+            yield outcome
+    raise_together(problems, len(records), UNMEASURABLE)
 
 
 def cam_reader(cams: CamSource) -> CamReader:
@@ -95,7 +104,7 @@ def _sweep_record(
     row: int | None,
     tolerance: float | None,
     record: Record,
-) -> tuple[Counts, Counts, Detail | None]:
+) -> Sweep:
     cam, truth, labels = reader(record), dataset.read_mask(record), len(dataset.classes) + 1
     if cam.size != truth.shape:
         raise DataError(

@@ -6,7 +6,7 @@ every threshold names its source (``train``, ``val``, ``oracle``), and one choic
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
@@ -23,6 +23,8 @@ BINS = 200
 # The published networks' maps turn from background to object here, and the constants of
 # AffinityNet and IRNet suit that value.
 PUBLISHED = 0.15
+Best = Callable[[Sequence[Record]], tuple[float, int]]
+"""Records -> the best threshold on those with true masks, and how many those are."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Threshold:
 
 def choose(
     source: str,
-    fixed: float,
+    constant: float,
     dataset: Dataset,
     records: Sequence[Record],
     cams: CamSource,
@@ -57,10 +59,10 @@ def choose(
         source: ``fixed``, ``label_free`` (from the maps of ``records`` alone), ``oracle`` (best
             mean IoU on ``records`` themselves, an upper bound and never a result), or a list of
             ``dataset`` with masks and maps: best there.
-        fixed: the value for ``fixed``.
-        dataset: the data set of ``records``.
+        constant: the value for ``fixed``.
+        dataset: its lists may choose the threshold.
         records: the images to measure or refine.
-        cams: a folder of ``<id>.npz``, or a function that returns the maps of an image.
+        cams: the maps of ``records``, and of the list that chooses.
         for_masks: the threshold will make training masks, for which ``oracle`` is refused.
         without: ids of images of the list that have no maps.
         workers: processes; None for one a core, 0 for none.
@@ -71,28 +73,39 @@ def choose(
     """
     best = partial(_best, dataset, cams, source, workers)
     if source == "fixed":
-        value, detail = fixed, f"{fixed:.3f}, fixed"
+        value, detail = constant, f"{constant:.3f}, fixed"
     elif source == "label_free":
         value = label_free(records, cams, workers=workers)
         detail = f"{value:.3f}, chosen without masks (Otsu on the maps)"
+    elif source == "oracle":
+        value, detail = _oracle(best, records, for_masks)
+    else:
+        value, detail = _best_on_list(best, _images_of(dataset, source, without), source)
+    return Threshold(value, source, f"background threshold {detail}")
+
+
+def _images_of(dataset: Dataset, source: str, without: Collection[str]) -> list[Record]:
+    if source not in dataset.lists:
+        names = ["label_free", "fixed", "oracle", *sorted(dataset.lists)]
+        raise ConfigError(f"a threshold cannot come from {source!r}", nearest(source, names))
+    return [record for record in dataset.subset(source) if record.id not in without]
+
+
+def _oracle(best: Best, records: Sequence[Record], for_masks: bool) -> tuple[float, str]:
     # The best threshold of the very masks to be made would leak their truth into the training.
-    elif source == "oracle" and for_masks:
+    if for_masks:
         raise ConfigError(
             "the threshold of masks cannot come from 'oracle'",
             "label_free, fixed, or a list with masks such as train",
         )
-    elif source == "oracle":
-        value, _ = best(records)
-        detail = f"{value:.2f}, ORACLE: the best on the very list reported"
-    elif source in dataset.lists:
-        images = [record for record in dataset.subset(source) if record.id not in without]
-        value, count = best(images)
-        some = f"{count} of {len(images)} images of " if count < len(images) else ""
-        detail = f"{value:.2f}, the best on the true masks of {some}list {source!r}"
-    else:
-        names = ["label_free", "fixed", "oracle", *sorted(dataset.lists)]
-        raise ConfigError(f"a threshold cannot come from {source!r}", nearest(source, names))
-    return Threshold(value, source, f"background threshold {detail}")
+    value, _ = best(records)
+    return value, f"{value:.2f}, ORACLE: the best on the very list reported"
+
+
+def _best_on_list(best: Best, images: Sequence[Record], name: str) -> tuple[float, str]:
+    value, count = best(images)
+    some = f"{count} of {len(images)} images of " if count < len(images) else ""
+    return value, f"{value:.2f}, the best on the true masks of {some}list {name!r}"
 
 
 def _best(

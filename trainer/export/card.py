@@ -29,20 +29,12 @@ def finished_card(
     """The whole ``model.json``: ``fields``, and the facts about the finished graph and its files.
 
     Args:
-        graph: the exported one.
         fields: see ``export_model``.
-        name, version: of the model.
         digests: SHA-256 by file.
         parities: by file: of the graph, then of its half-precision form if there is one.
         golden: see ``write_golden``.
     """
     full, *half = parities
-    classes = list(fields["classes"])
-    pixels = {"name": "image", "dtype": "uint8", "layout": "NHWC", "color": "RGB"}
-    outputs = [
-        {"name": key, "dtype": dtype, "shape": [len(classes) if d == "K" else d for d in shape]}
-        for key, (dtype, shape) in graph.outputs.items()
-    ]
     return {
         "format": 1,
         "name": name,
@@ -51,11 +43,8 @@ def finished_card(
         "graph": full,
         "sha256": dict(digests),
         "opset": OPSET,
-        "classes": classes,
-        "labels": ["background", *classes],
-        "palette": [[int(c) for c in colour] for colour in fields["palette"]],
-        "input": pixels | dict(fields["input"]),
-        "outputs": outputs,
+        **_labels(fields),
+        **_tensors(graph, len(fields["classes"]), fields["input"]),
         "scales": list(graph.scales),
         "flip": graph.flip,
         "thresholds": dict(fields["thresholds"]),
@@ -68,6 +57,26 @@ def finished_card(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **({"half_graph": half[0], "half_parity": dict(parities[half[0]])} if half else {}),
     }
+
+
+def _labels(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The card's ``classes``, ``labels`` and ``palette``."""
+    classes = list(fields["classes"])
+    return {
+        "classes": classes,
+        "labels": ["background", *classes],
+        "palette": [[int(c) for c in colour] for colour in fields["palette"]],
+    }
+
+
+def _tensors(graph: PixelGraph, classes: int, limits: Mapping[str, int]) -> dict[str, Any]:
+    """The card's ``input`` and ``outputs``."""
+    pixels = {"name": "image", "dtype": "uint8", "layout": "NHWC", "color": "RGB"}
+    outputs = [
+        {"name": key, "dtype": dtype, "shape": [classes if d == "K" else d for d in shape]}
+        for key, (dtype, shape) in graph.outputs.items()
+    ]
+    return {"input": pixels | dict(limits), "outputs": outputs}
 
 
 def triton_config(graph: PixelGraph, name: str, classes: int) -> str:
@@ -122,12 +131,7 @@ def card_from_manifest(
     """
     classes = list(manifest["data"]["classes"])
     figures = (evaluation or {}).get({"segmenter": "segment", "cam": "cam"}[kind], {})
-    honest = [
-        name
-        for name in sorted(figures, key=lambda n: n != "val")
-        if figures[name].get("threshold_from") != "oracle"
-    ]
-    threshold = figures[honest[0]].get("threshold") if kind == "cam" and honest else None
+    threshold = _threshold(figures) if kind == "cam" else None
     return {
         "kind": kind,
         "classes": classes,
@@ -135,17 +139,30 @@ def card_from_manifest(
         "input": dict(limits),
         "thresholds": {"background": threshold, "score": 0.5},
         "supervision": initial_weights(manifest, {"segmenter": "segment", "cam": "cams"}[kind]),
-        "source": {
-            "run": run,
-            "method": manifest["method"],
-            "backbone": manifest["backbone"],
-            **({"segmenter": manifest.get("segmenter", "aspp")} if kind == "segmenter" else {}),
-            "seed": manifest["seed"],
-            "commit": manifest.get("commit"),
-            "data_fingerprint": manifest["data"]["fingerprint"],
-        },
+        "source": _source(manifest, kind, run),
         "metrics": {
             name: {k: v for k, v in entry.items() if k not in LONG}
             for name, entry in figures.items()
         },
+    }
+
+
+def _threshold(figures: Mapping[str, Any]) -> float | None:
+    # val first: no training has seen it. An oracle's threshold is no advice for other images.
+    for name in sorted(figures, key=lambda n: n != "val"):
+        if figures[name].get("threshold_from") != "oracle":
+            value: float | None = figures[name].get("threshold")
+            return value
+    return None
+
+
+def _source(manifest: Mapping[str, Any], kind: str, run: str) -> dict[str, Any]:
+    return {
+        "run": run,
+        "method": manifest["method"],
+        "backbone": manifest["backbone"],
+        **({"segmenter": manifest.get("segmenter", "aspp")} if kind == "segmenter" else {}),
+        "seed": manifest["seed"],
+        "commit": manifest.get("commit"),
+        "data_fingerprint": manifest["data"]["fingerprint"],
     }

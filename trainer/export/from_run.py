@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -38,22 +38,16 @@ def export_run(
     flip: bool = False,
     precision: str = "fp32",
 ) -> list[dict[str, Any]]:
-    """Publish a run's segmenter as ``name`` and its CAM model as ``name-cam``.
-
-    A CAM model that is exported alone has the name ``name``.
+    """Publish a run's segmenter as ``name``, and its CAM model as ``name-cam`` or, alone, ``name``.
 
     Args:
-        run_dir: the run.
-        name: model name.
-        repository: folder of models.
+        run_dir, name, repository: the run, the model, and the folder of models.
         kind: ``segmenter``, ``cam``, or ``all`` that the run has.
-        scales: of the segmenter's graph. The CAM graph always has its method's own protocol.
-        flip: of the segmenter's graph.
+        scales, flip: of the segmenter's graph. The CAM graph has its method's own protocol.
         precision: ``fp32``, or ``fp16`` for a second graph in float16, for TensorRT.
 
     Returns:
-        One plain dict per model: path, name, version, kind, megabytes, seconds, parity, half_parity
-        (None without fp16).
+        The ``ExportReport`` of each model in plain JSON values.
 
     Raises:
         ConfigError: an unknown kind or precision.
@@ -61,26 +55,40 @@ def export_run(
         TargetError: the model's folder lies in the data, or holds something else.
         ExportError: the graph differs from PyTorch; that model is not published.
     """
+    _check_choices(kind, precision)
+    run = Run.existing(run_dir)
+    names = _names(run, kind, name)
+    dataset = reopen_data(run.manifest)
+    _check_folders(repository, names.values(), dataset)
+    evaluation, images = current_evaluation(run_dir), _images(dataset, run)
+    reports, half = [], precision == "fp16"
+    for each, model in names.items():
+        graph = _segmenter(run, scales, flip) if each == "segmenter" else _cam(run)
+        card = card_from_manifest(run.manifest, each, run.path.name, evaluation)
+        report = export_model(graph, card, repository, model, images, half=half)
+        reports.append({**asdict(report), "path": str(report.path)})
+    return reports
+
+
+def _check_choices(kind: str, precision: str) -> None:
     if kind not in KINDS:
         raise ConfigError(f"cannot export {kind!r}", nearest(kind, KINDS))
     if precision not in PRECISIONS:
         raise ConfigError(f"cannot export in {precision!r}", nearest(precision, PRECISIONS))
-    run = Run.existing(run_dir)
-    kinds = _kinds(run, kind)
-    dataset = reopen_data(run.manifest)
-    names = {each: f"{name}-cam" if each == "cam" and kind == "all" else name for each in kinds}
-    for folder in names.values():
-        check_folder(repository / folder, holds_model, dataset.places(), "the model folder")
-    evaluation, images = current_evaluation(run_dir), _images(dataset, run)
-    reports = []
-    for each in kinds:
-        graph = _segmenter(run, scales, flip) if each == "segmenter" else _cam(run)
-        card = card_from_manifest(run.manifest, each, run.path.name, evaluation)
-        report = export_model(
-            graph, card, repository, names[each], images, half=precision == "fp16"
-        )
-        reports.append({**asdict(report), "path": str(report.path)})
-    return reports
+
+
+def _check_folders(repository: Path, names: Iterable[str], dataset: Dataset) -> None:
+    # Before the figures and the graphs, which take minutes.
+    for name in names:
+        check_folder(repository / name, holds_model, dataset.places(), "the model folder")
+
+
+def _names(run: Run, kind: str, name: str) -> dict[Kind, str]:
+    """The names of the models to publish, by kind."""
+    return {
+        each: f"{name}-cam" if each == "cam" and kind == "all" else name
+        for each in _kinds(run, kind)
+    }
 
 
 def _kinds(run: Run, kind: str) -> list[Kind]:

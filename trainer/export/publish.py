@@ -15,7 +15,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import onnx
 
 GRAPH, HALF_GRAPH = "model.onnx", "model.fp16.onnx"
-GIVEN = ("classes", "palette", "input", "thresholds", "supervision", "source", "metrics")
+FIELDS = ("classes", "palette", "input", "thresholds", "supervision", "source", "metrics")
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,8 @@ def export_model(
     """Publish a graph under ``repository/name/version``, once it agrees with PyTorch on ``images``.
 
     Args:
-        graph_module: ``CamGraph`` or ``SegmenterGraph``; not changed. PyTorch runs it on the CPU in
-            float32.
-        card_fields: classes, palette, input (limits), thresholds, supervision, source and metrics
-            of the card; see ``card_from_manifest``.
+        graph_module: not changed; a copy runs in PyTorch on the CPU in float32.
+        card_fields: the fields ``FIELDS`` of the card; see ``card_from_manifest``.
         repository: the folder of models; created if it is missing.
         name: model name: letters, digits, ``_`` and ``-``, as Triton requires.
         images: real images, ``uint8 [H,W,3]`` RGB, of any sizes.
@@ -87,40 +85,50 @@ def export_model(
     models = {file: proto.SerializeToString() for file, proto in zip((GRAPH, HALF_GRAPH), protos)}
     with writing(repository), staging(repository, name) as folder:
         place = folder / str(version)
-        place.mkdir(parents=True)
-        for file, model in models.items():
-            (place / file).write_bytes(model)
-        parities = compare_files(graph, place, list(models), name, images)
-        golden = write_golden(place, graph, open_graph(place / GRAPH), card_fields["input"])
-        digests = {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(place.iterdir())
-        }
-        figures = {file: asdict(parity) for file, parity in parities.items()}
-        card = finished_card(graph, card_fields, name, version, digests, figures, golden)
-        text = json.dumps(card, indent=1, ensure_ascii=False) + "\n"
-        (place / "model.json").write_text(text, encoding="utf-8")
-        config = triton_config(graph, name, len(card["classes"]))
-        (folder / "config.pbtxt").write_text(config, encoding="utf-8")
+        parities = write_graphs(place, graph, models, name, images)
+        write_card(place, graph, card_fields, name, parities)
         publish(folder, repository / name, version)
     path, megabytes = repository / name / str(version), len(models[GRAPH]) / 1e6
     seconds = time.monotonic() - start
     return ExportReport(path, name, version, graph.kind, megabytes, seconds, *parities.values())
 
 
-def compare_files(
-    graph: PixelGraph, place: Path, files: Sequence[str], name: str, images: Images
+def write_graphs(
+    place: Path, graph: PixelGraph, models: Mapping[str, bytes], name: str, images: Images
 ) -> dict[str, Parity]:
-    """Parity of each graph file of a version.
+    """Write the graph files of a version, and return the parity of each.
 
     Raises:
         ExportError: one of them differs from PyTorch.
     """
+    place.mkdir()
+    for file, model in models.items():
+        (place / file).write_bytes(model)
     batches = batches_of(images)
     return {
         file: checked(compare(graph, place / file, batches), name, half=file == HALF_GRAPH)
-        for file in files
+        for file in models
     }
+
+
+def write_card(
+    place: Path,
+    graph: PixelGraph,
+    fields: Mapping[str, Any],
+    name: str,
+    parities: Mapping[str, Parity],
+) -> None:
+    """Write golden image and ``model.json`` beside the graphs, and ``config.pbtxt`` above them."""
+    golden = write_golden(place, graph, open_graph(place / GRAPH), fields["input"])
+    digests = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(place.iterdir())
+    }
+    figures = {file: asdict(parity) for file, parity in parities.items()}
+    card = finished_card(graph, fields, name, int(place.name), digests, figures, golden)
+    text = json.dumps(card, indent=1, ensure_ascii=False) + "\n"
+    (place / "model.json").write_text(text, encoding="utf-8")
+    config = triton_config(graph, name, len(fields["classes"]))
+    (place.parent / "config.pbtxt").write_text(config, encoding="utf-8")
 
 
 def check_request(
@@ -136,8 +144,8 @@ def check_request(
             f"model name {name!r} is not allowed",
             "letters, digits, _ and -, starting with a letter or digit",
         )
-    if missing := [field for field in GIVEN if field not in card_fields]:
-        raise ConfigError(f"the card lacks {', '.join(missing)}", f"the fields {', '.join(GIVEN)}")
+    if missing := [field for field in FIELDS if field not in card_fields]:
+        raise ConfigError(f"the card lacks {', '.join(missing)}", f"the fields {', '.join(FIELDS)}")
     if len(card_fields["palette"]) != len(card_fields["classes"]) + 1:
         raise ConfigError(
             f"{len(card_fields['palette'])} colours", "one a class and one for the background"

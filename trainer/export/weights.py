@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from trainer.errors import ConfigError, RunError, one_of
 from trainer.files import file_sha256, write_atomic
 from trainer.outputs import check_file
 from trainer.run import Run
 from trainer.segmenters import prediction
-from trainer.weights.checkpoints import read_checkpoint
+from trainer.weights.checkpoints import Checkpoint, read_checkpoint
 
 KIND = "exported wsss run"
 
@@ -43,18 +44,10 @@ def export_weights(run_dir: Path, out: Path, stage: str = "segment") -> dict[str
         TargetError: ``out`` or its note is there, and is no earlier export.
     """
     one_of(stage, ("segment", "segment_full"), "the segmenter")
-    if out.suffix in ("", ".json"):
-        raise ConfigError(
-            f"--out {out}",
-            "a file for weights, whose note gets the ending .json",
-            "--out segmenter.pth",
-        )
+    _check_name(out)
     path = _model_path(Run.existing(run_dir), stage)
     note_path = out.with_suffix(".json")
-    check_file(
-        out, [path], lambda file: _note(note_path).get("sha256") == file_sha256(file), "--out"
-    )
-    check_file(note_path, is_ours=lambda file: _note(file).get("kind") == KIND, option="the note")
+    _check_targets(out, note_path, path)
     segmenter, network, _ = prediction.load(path, {})
     checkpoint = read_checkpoint(path)
     buffer = io.BytesIO()
@@ -64,6 +57,31 @@ def export_weights(run_dir: Path, out: Path, stage: str = "segment") -> dict[str
         "sha256": file_sha256(out),
         "source": str(run_dir.resolve()),
         "network": segmenter.config.network,
+        **_facts(network, checkpoint),
+    }
+    write_atomic(note_path, (json.dumps(note, indent=1) + "\n").encode())
+    return note
+
+
+def _check_name(out: Path) -> None:
+    if out.suffix in ("", ".json"):
+        raise ConfigError(
+            f"--out {out}",
+            "a file for weights, whose note gets the ending .json",
+            "--out segmenter.pth",
+        )
+
+
+def _check_targets(out: Path, note_path: Path, model: Path) -> None:
+    # Only an unchanged export may be replaced: the note tells by its digest.
+    check_file(
+        out, [model], lambda file: _note(note_path).get("sha256") == file_sha256(file), "--out"
+    )
+    check_file(note_path, is_ours=lambda file: _note(file).get("kind") == KIND, option="the note")
+
+
+def _facts(network: nn.Module, checkpoint: Checkpoint) -> dict[str, Any]:
+    facts = {
         "classes": checkpoint.classes,
         "supervision": checkpoint.supervision,
         "kind": KIND,
@@ -72,9 +90,8 @@ def export_weights(run_dir: Path, out: Path, stage: str = "segment") -> dict[str
     }
     # The layout of DeepLab-v2's ResNet-101, which the tensors alone do not tell.
     if hasattr(network, "stride_on"):
-        note |= {"stride_on": network.stride_on, "input": network.input}
-    write_atomic(note_path, (json.dumps(note, indent=1) + "\n").encode())
-    return note
+        facts |= {"stride_on": network.stride_on, "input": network.input}
+    return facts
 
 
 def _model_path(run: Run, stage: str) -> Path:

@@ -54,7 +54,7 @@ def write_page(sides: Sequence[Side], lines: Sequence[Line], path: Path) -> Path
         Section(name, name.capitalize(), render(f"compare_{name}.html", **values))
         for name, values in parts.items()
     ]
-    first = next(match.paired.difference for _, match in pairs if match.paired)
+    first = next(match.against_first.difference for _, match in pairs if match.against_first)
     footer = {
         "level": f"{100 * first.level:g}",
         "samples": f"{first.samples:,}",
@@ -71,7 +71,9 @@ def _title(line: Line) -> str:
 
 
 def _figures(lines: Sequence[Line]) -> dict[str, Any]:
-    scale = _scale(m.paired.difference for line in lines for m in line.matches if m.paired)
+    scale = _scale(
+        m.against_first.difference for line in lines for m in line.matches if m.against_first
+    )
     rows = [
         {
             "stage": _title(line),
@@ -86,11 +88,11 @@ def _figures(lines: Sequence[Line]) -> dict[str, Any]:
 
 
 def _against(match: Match, scale: float) -> dict[str, Any] | None:
-    if match.paired is None:
+    if match.against_first is None:
         return None
-    ratio, p = match.paired.ratio.value, match.paired.p
+    ratio, p = match.against_first.ratio.value, match.against_first.p
     p_text = "< 0.001" if p < 0.001 else f"{p:.3f}"
-    return _gain(match.paired.difference, scale) | {
+    return _gain(match.against_first.difference, scale) | {
         "ratio": f"{ratio:.3f}" if math.isfinite(ratio) else "–",
         "p": p_text if math.isfinite(p) else "–",
     }
@@ -125,8 +127,8 @@ def _fairness(lines: Sequence[Line]) -> dict[str, Any]:
 
 
 def _classes(line: Line, match: Match) -> dict[str, Any]:
-    assert match.paired is not None
-    first, gains = line.matches[0], match.paired.classes
+    assert match.against_first is not None
+    first, gains = line.matches[0], match.against_first.classes
     scale = _scale(gains.values())
     rows = [
         (name, [m.entry["iou"][name] for m in (first, match)], _gain(gain, scale))

@@ -58,15 +58,15 @@ def test_every_stage_and_list_is_compared_with_the_first(runs):
     ]
     for line in lines:
         first, good = line.matches
-        assert first.paired is None
-        assert good.paired is not None
-        assert good.paired.difference.value == pytest.approx(
+        assert first.against_first is None
+        assert good.against_first is not None
+        assert good.against_first.difference.value == pytest.approx(
             good.entry["miou"] - first.entry["miou"]
         )
         assert not good.flags
-        assert good.paired.classes["background"].value > 0
-        assert set(good.paired.classes) == set(first.entry["iou"])
-    segment = lines[4].matches[1].paired
+        assert good.against_first.classes["background"].value > 0
+        assert set(good.against_first.classes) == set(first.entry["iou"])
+    segment = lines[4].matches[1].against_first
     assert segment is not None
     assert segment.difference.low > 0
     assert segment.p < 0.05
@@ -75,7 +75,7 @@ def test_every_stage_and_list_is_compared_with_the_first(runs):
 def test_a_run_differs_from_its_copy_by_nothing(runs, data, tmp_path):
     same = write_run(tmp_path / "same", data, 0.6)
     for line in compare(open_sides([runs[0], same]), samples=200):
-        paired = line.matches[1].paired
+        paired = line.matches[1].against_first
         assert paired is not None
         assert (paired.difference.low, paired.difference.high, paired.p) == (0, 0, 1)
         assert line.matches[1].changes == ()
@@ -125,8 +125,8 @@ def test_a_kept_folder_is_compared_on_the_images_that_both_have(runs, data, tmp_
     )
     (line,) = compare(open_sides([runs[0], tmp_path / "kept"]), samples=100)
     match = line.matches[1]
-    assert match.paired is not None
-    assert match.paired.images == len(some)
+    assert match.against_first is not None
+    assert match.against_first.images == len(some)
     assert (
         match.flags[0]
         == f"other images: {len(some) + 1} and {len(some)}, compared on the {len(some)} that both"
@@ -190,7 +190,7 @@ def test_a_mean_that_is_undefined_is_a_dash_and_not_a_result(runs, tmp_path):
                 two.select(two.ids[:2]).write(counts_path(tmp_path / side.name, stage, name))
     halves = [Side(side.name, tmp_path / side.name, side.evaluation) for side in sides]
     lines = compare(halves, "voc-devkit", samples=100)
-    paired = lines[0].matches[1].paired
+    paired = lines[0].matches[1].against_first
     assert paired is not None
     assert np.isnan(paired.p)
     json.dumps([match.report() for line in lines for match in line.matches], allow_nan=False)
