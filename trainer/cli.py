@@ -54,6 +54,7 @@ def main() -> None:
             raise
         fail(str(explanation), explanation.exit_code)
     except OSError as error:
+        # Only what a user can mend. Any other error is a bug, which needs its traceback.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         hint = "free some space, or get write access; then run the same command again: it goes on"

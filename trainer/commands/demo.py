@@ -41,6 +41,7 @@ def run_demo(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     first = (data / "ImageSets" / "Segmentation" / "val.txt").read_text().split()[0]
     photo = data / "JPEGImages" / f"{first}.jpg"
     _serve_and_segment(say, models, photo, folder / "segmented.png")
+    # A process of its own, because the trainer never imports the serving half.
     label = ["-m", "serving.cli", "label", str(data / "JPEGImages"), str(masks)]
     _step(say, [*label, "--model", MODEL, *repository])
     _step(say, [*trainer, "report", str(run)])
@@ -87,6 +88,7 @@ def _step(say: Callable[[str], None], arguments: Sequence[str]) -> None:
     """Print a command as a user would type it, and run it."""
     script = "wsss-trainer" if arguments[1] == "trainer" else "wsss-serving"
     say(f"\n$ {script} {shlex.join(arguments[2:])}")
+    # stdout is left to the result of the demo.
     code = subprocess.run([sys.executable, *arguments], check=False, stdout=sys.stderr).returncode
     if code:
         raise RunError(

@@ -83,6 +83,7 @@ def weights_import(
     from trainer.weights.supervision import said
 
     entry = import_weights(file, name, supervision=supervision)
+    # To stderr: stdout holds the path alone, for scripts.
     print(f"{name}: supervision {said(entry.supervision)}", file=sys.stderr)
     print(entry.path)
 

@@ -111,6 +111,8 @@ class CamEvaluation:
             },
         }
         at = round(float(threshold), 6)
+        # Only the threshold that was asked for has counts of single images, and so a boundary
+        # F-score.
         if self.chosen is not None and row == self.at:
             entry = self.chosen.report(protocol, at, threshold_from)
         else:
@@ -125,6 +127,7 @@ def row_of(thresholds: Thresholds, threshold: float) -> int:
     Raises:
         ValueError: it is not among ``thresholds``.
     """
+    # Thresholds are float32 in a sweep, and float64 in settings and JSON.
     row = int(np.abs(thresholds - np.float32(threshold)).argmin())
     if not np.isclose(thresholds[row], threshold, atol=1e-6):
         raise ValueError(f"threshold {threshold} was not measured")
@@ -190,6 +193,7 @@ class Conditions:
     def line(self) -> str:
         """The first half of a protocol line."""
         unusable = self.listed - self.unmasked - self.measured
+        # Only a run has a backbone. A folder from elsewhere lacks files.
         lack = "maps" if self.backbone else "a usable file"
         some = f", {unusable} of them left out: they lack {lack}" if unusable else ""
         count = str(self.listed)

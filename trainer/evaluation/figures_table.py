@@ -34,6 +34,8 @@ def print_evaluation(evaluation: Mapping[str, Mapping[str, Any]]) -> None:
     console = Console()
     for name in dict.fromkeys(name for _, name, _ in entries):
         console.print(_table(name, [(stage, entry) for stage, n, entry in entries if n == name]))
+    # Protocol lines may hold square brackets, which Rich would take for markup, and are copied
+    # whole, so they must not wrap.
     for line in _remarks(entries):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -132,6 +134,7 @@ def _against(match: Match) -> list[str]:
     )
     if np.isnan(gain.value):
         return ["-", "-", "-", "-"]
+    # A smaller p would rest on fewer than five of 10,000 samples.
     p_text = "< 0.001" if p < 0.001 else f"{p:.3f}"
     interval = f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
     return [f"{100 * gain.value:+.1f}", interval, f"{ratio.value:.3f}", p_text]

@@ -97,6 +97,7 @@ class ForeignMasks:
             raise BadFile(
                 "size", f"{record.id} is {raw.shape[1]}x{raw.shape[0]}, its image {width}x{height}"
             )
+        # A look-up translates all labels in one pass over the pixels.
         table = np.zeros(256, np.uint8)
         table[IGNORE] = IGNORE
         for k, value in enumerate(self.values):
@@ -139,6 +140,7 @@ class ForeignMasks:
             found = f"{path.name} is {array.dtype} {array.shape}"
             hint = f"label maps [H,W], or probabilities [{len(labels)},H,W], background first"
             raise BadFile("shape", found, hint)
+        # Some tools save labels as floats: whole numbers lose nothing.
         whole = array.astype(np.uint8) if array.dtype.kind in "iufb" else None
         if whole is None or not (whole == array).all():
             is_whole = array.dtype.kind != "f" or (array == np.floor(array)).all()
@@ -146,11 +148,13 @@ class ForeignMasks:
         return whole
 
     def _decoded(self, path: Path, name: str) -> npt.NDArray[np.uint8]:
+        # By content, not by suffix: JPEG would have changed the indices.
         with open_image(path, ("PNG",)) as image:
             if self.pixels == "colours":
                 return indices_of(image, path)
             if image.mode.startswith("I"):
                 raise BadFile("deep", f"{name} is {image.mode}", "save them with 8 bits a pixel")
+            # Colours are no class indices, nor are those of a palette in another order.
             if image.mode not in ("P", "L", "1") or reindexed(image):
                 raise self._colour_fault(image, name)
             return np.array(image, dtype=np.uint8)
@@ -211,6 +215,7 @@ class ForeignCams:
             raise BadFile("missing", record.id)
         try:
             is_ours = path.suffix.lower() == ".npz"
+            # Figures of released maps must come out as their own scripts compute them.
             cam = read_cam(path) if is_ours else read_foreign(path, size, as_evaluated=True)
         except DataError as error:
             raise BadFile("unreadable", error.found) from error
@@ -219,6 +224,7 @@ class ForeignCams:
                 "size",
                 f"{record.id} is for {cam.size[1]}x{cam.size[0]}, its image {size[1]}x{size[0]}",
             )
+        # Keys of maps count objects from 0, values of masks have the background before them.
         index = {value - 1: k for k, value in enumerate(self.values)}
         keys = cam.classes.tolist()
         if unknown := [key for key in keys if key not in index]:

@@ -95,6 +95,7 @@ def strangers(folder: Path, kind: Kind, ids: Collection[str]) -> list[str]:
     names, extra = set(ids), []
     for path in folder.rglob("*"):
         inside = path.relative_to(folder)
+        # Desktops and file servers leave hidden files everywhere.
         is_hidden = any(part.startswith(".") for part in inside.parts)
         is_input = path.suffix.lower() in suffixes and inside.with_suffix("").as_posix() in names
         if path.is_file() and not is_hidden and not is_input:

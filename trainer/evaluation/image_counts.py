@@ -82,6 +82,7 @@ class ImageCounts:
     def total(self) -> Counts:
         """The confusion of the list, int64 ``[C,C+1]``."""
         counts = np.zeros(self.labels * (self.labels + 1), np.int64)
+        # Not counts[cells] += pixels, which would add only one of the images that share a cell.
         np.add.at(counts, self.cells, self.pixels)
         return counts.reshape(self.labels, self.labels + 1)
 
@@ -135,6 +136,7 @@ class ImageCounts:
         """
         buffer = io.BytesIO()
         values: dict[str, Any] = {key: getattr(self, key) for key in ARRAYS}
+        # Not as objects: these need pickle, which can run code when it is read.
         values |= {key: np.asarray(getattr(self, key), np.str_) for key in TEXTS}
         np.savez_compressed(buffer, **values)
         write_atomic(path, buffer.getvalue())

@@ -55,6 +55,7 @@ def measure(
             entry["miou_interval"] = miou_interval(images).report()
             result.setdefault(stage, {})[name] = entry
         if "segment" in figures and "segment_full" in figures:
+            # The full segmenter comes first, so that the ratio is weak / full.
             comparison = compare_paired(figures["segment_full"][0], figures["segment"][0])
             result["segment"][name]["weak_full"] = comparison.report()
     path = run.path / "evaluation.json"
@@ -151,6 +152,7 @@ def _cams(
     records, folder = _with_maps(run, dataset, name), run.path / "cams"
     source = config.threshold_from
     if source == "auto":
+        # A list never chooses a threshold for itself without being called an oracle.
         source = "train" if name != "train" and "train" in lists else "label_free"
     threshold = choose(source, config.threshold, dataset, records, folder, without=run.left_out)
     figures = evaluate_cams(
@@ -208,6 +210,7 @@ def _segmented(
     run: Run, dataset: Dataset, name: str, stage: str, config: EvaluateConfig
 ) -> Figures:
     settings, folder = run.manifest["config"]["segment"], run.path / stage / "predictions" / name
+    # A segmenter needs no maps: images without them are measured too.
     records = dataset.masked(name)
     figures = evaluate_folder(dataset, records, folder, tolerance=config.boundary_tolerance)
     labels = "pseudo masks" if stage == "segment" else "TRUE masks (upper bound)"

@@ -133,12 +133,14 @@ def measure_folder(folder: Folder, workers: int | None = None) -> FolderFigures:
             f"{folder.path} holds masks, and masks have no threshold", "--threshold for maps only"
         )
     task = _Task(folder, dataset, workers)
+    # All files are read before any is measured, so that one error lists every fault.
     usable, left_out = task.usable(folder.path, kind, records)
     evaluation, entry, masks = (_masks if kind == "masks" else _cams)(task, usable)
     entry |= {
         "miou_interval": miou_interval(evaluation.images).report(),
         "left_out": left_out,
         "extra": strangers(folder.path, kind, dataset.records),
+        # compare opens the files again, perhaps from another working directory.
         "source": {
             "kind": kind,
             "folder": str(folder.path.resolve()),
@@ -227,6 +229,7 @@ class _Task:
         path, without = folder.threshold_cams or folder.path, dict[str, str]()
         if source in dataset.lists and (source != folder.list or folder.threshold_cams):
             _, without = self.usable(path, "cams", _masked(dataset, source))
+        # Another way to ask for an oracle, which must not go by the name of a list.
         elif source == folder.list:
             source = "oracle"
         value, reader = folder.threshold or 0.0, self.cams(path)

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from trainer.data.dataset import IGNORE
 from trainer.errors import ConfigError, DataError, nearest, one_of
 
-# Integers, so that a sum does not depend on the order of the workers; 64 bits, because COCO's
-# 40,504 validation images hold some 12 billion pixels.
+# Integers keep sums exact; 32 bits would overflow on COCO, whose 40,504 validation images hold some
+# 12 billion pixels.
 Counts = npt.NDArray[np.int64]
 Ratios = npt.NDArray[np.float64]
 
@@ -117,7 +117,7 @@ def confusion(
         ConfigError: unknown ``predicted_ignore``.
     """
     one_of(predicted_ignore, ("background", "own"), "the column of predicted ignore")
-    guess, true = _judged_pixels(pred, truth, num_classes, ignore)
+    guess, true = _judged(pred, truth, num_classes, ignore)
     labels = guess[guess != ignore]
     if labels.size and not (labels.min() >= 0 and labels.max() < num_classes):
         raise DataError(
@@ -130,7 +130,7 @@ def confusion(
     return counts.reshape(num_classes, columns).astype(np.int64)
 
 
-def _judged_pixels(pred: Any, truth: Any, num_classes: int, ignore: int) -> tuple[Counts, Counts]:
+def _judged(pred: Any, truth: Any, num_classes: int, ignore: int) -> tuple[Counts, Counts]:
     """Prediction and truth ``[n]`` of the pixels whose truth is one of the classes."""
     if np.shape(pred) != np.shape(truth):
         raise DataError(
@@ -289,9 +289,7 @@ def metrics(confusion: Counts, convention: str = DEFAULT) -> Metrics:
         mean_precision=mean_precision,
         mean_recall=mean_recall,
         mean_f=_mean(f),
-        # The published F of SC-CAM is larger than a mean of F can be, so it is this one.
         f_of_means=2 * mean_precision * mean_recall / max(mean_precision + mean_recall, 1e-12),
-        # SEAM reports both for objects only.
         over_activation=_mean(_ratio(m.guess - m.hit, union)[1:]),
         under_activation=_mean(_ratio(m.truth - m.hit, union)[1:]),
         accuracy=float(m.hit.sum() / max(m.truth.sum(), 1)),
@@ -313,7 +311,6 @@ def summarise(
     Args:
         confusion: int64 ``[K+1,K+1]`` or ``[K+1,K+2]``.
         class_names: the K foreground names.
-        convention: of ``CONVENTIONS``.
 
     Raises:
         DataError: see ``margins``.

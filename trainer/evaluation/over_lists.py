@@ -115,6 +115,7 @@ def _sweep_record(
     counts, columns = sweep_image(maps, cam.classes, truth, thresholds, labels)
     if row is None:
         return counts, columns, None
+    # The last column is for predicted 255, which maps never give.
     at_row = np.zeros((labels, labels + 1), np.int64)
     at_row[:, columns] = counts[row]
     mask = threshold_maps(maps, cam.classes, thresholds[row])

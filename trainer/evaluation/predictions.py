@@ -48,5 +48,6 @@ def open_predictions(
             return dataset, folder / "masks"
         if stage != "cam":
             return dataset, folder / stage / "predictions" / list_name
+        # A run stores maps as scores: their masks are cut again at the threshold of the figure.
         cams = cam_reader(folder / "cams")
     return dataset, partial(threshold_cam, cams, entry["threshold"])

@@ -12,6 +12,7 @@ from trainer.evaluation.metrics import Counts
 
 Thresholds = npt.NDArray[np.float32]
 
+# float32 as the maps are, so that a score equal to a threshold compares as equal.
 SWEEP: Thresholds = (np.arange(100) / 100).astype(np.float32)
 """0.00 to 0.99 in steps of 0.01."""
 

@@ -34,6 +34,7 @@ def golden_image(limits: Mapping[str, int]) -> npt.NDArray[np.uint8]:
     height, width = (min(max(side, low), high) for side in SIZE)
     if height * width > limits["max_pixels"]:
         height = width = low
+    # Always the same image, so that only the graph can change the output.
     rng = np.random.default_rng(0)
     layers = [rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8) for cells in (3, 6, 24)]
     views = [
@@ -52,6 +53,7 @@ def with_labels(image_HW3: npt.NDArray[np.uint8], graph: SegmenterGraph) -> npt.
     """
 
     def logits(pixels_1HW3: torch.Tensor) -> torch.Tensor:
+        # Of the image itself, without its mirror image.
         return graph.run(graph.views(pixels_1HW3)[0])[0][:1]
 
     pixels_1HW3 = torch.from_numpy(image_HW3[None].astype(np.float32))

@@ -47,6 +47,7 @@ def to_onnx_with_half(graph: PixelGraph) -> tuple[onnx.ModelProto, onnx.ModelPro
         ExportError: see :func:`traced_parts`.
     """
     before, net, after = traced_parts(graph)
+    # Copies, because assembling renames the weights in place.
     half = assembled(graph, copied(before), halved(copied(net)), copied(after))
     return assembled(graph, before, net, after), half
 
@@ -61,6 +62,7 @@ def traced_parts(graph: PixelGraph) -> tuple[onnx.ModelProto, onnx.ModelProto, o
     Raises:
         ExportError: ONNX cannot express the network, or it depends on the image size.
     """
+    # A batch of two, since torch.export takes a size of 0 or 1 as fixed.
     image = torch.zeros(2, 96, 128, 3, dtype=torch.uint8)
     batch, free = torch.export.Dim("batch"), torch.export.Dim.DYNAMIC
     many = batch * 2 if graph.flip else batch
@@ -145,6 +147,7 @@ def assembled(
     model = helper.make_model(
         body, producer_name="wsss", opset_imports=list(net.opset_import), ir_version=net.ir_version
     )
+    # The full check also infers all shapes, which finds parts that are wired wrongly.
     checker.check_model(model, full_check=True)
     return model
 
@@ -192,6 +195,7 @@ def wired(
 def needed(nodes: list[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
     """The nodes that an output depends on; image scores, for example, come from one scale only."""
     values, path = set(outputs), []
+    # ONNX lists nodes after those they depend on, so one pass from the end suffices.
     for node in reversed(nodes):
         if values & set(node.output):
             values |= set(node.input)

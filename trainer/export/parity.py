@@ -18,6 +18,7 @@ from trainer.nets.graphs import CamGraph, PixelGraph
 # of its half-precision form.
 # Near-ties of two labels may fall to either side by rounding, so not every pixel must agree.
 EXACT = (0.999, 1e-3)
+# float16 has 11 significant bits, so more pixels lie within rounding of a tie.
 HALF = (0.995, 2e-2)
 CAM_NOISE_PEAK = 1e-2
 Images = Sequence[npt.NDArray[np.uint8]]
@@ -87,6 +88,7 @@ def batches_of(images: Images) -> list[npt.NDArray[np.uint8]]:
     The two are the first ones of equal size, or else an image and its mirror image.
     """
     by_size: dict[tuple[int, ...], npt.NDArray[np.uint8]] = {}
+    # Two different images: a graph that gave the first result to both would be noticed.
     pair = np.stack([images[0], images[0][:, ::-1]])
     for image in images:
         if image.shape in by_size:

@@ -125,6 +125,7 @@ def write_card(
     }
     figures = {file: asdict(parity) for file, parity in parities.items()}
     card = finished_card(graph, fields, name, int(place.name), digests, figures, golden)
+    # Class names stay readable in any script.
     text = json.dumps(card, indent=1, ensure_ascii=False) + "\n"
     (place / "model.json").write_text(text, encoding="utf-8")
     config = triton_config(graph, name, len(fields["classes"]))
@@ -215,6 +216,7 @@ def writing(repository: Path) -> Iterator[None]:
 @contextmanager
 def staging(repository: Path, name: str) -> Iterator[Path]:
     """A hidden folder on the repository's disk that vanishes in the end, even after Ctrl-C."""
+    # Beside its place, because a rename is atomic within one file system only.
     with tempfile.TemporaryDirectory(
         dir=repository, prefix=f".{name}-", ignore_cleanup_errors=True
     ) as hidden:

@@ -52,6 +52,7 @@ def export_weights(run_dir: Path, out: Path, stage: str = "segment") -> dict[str
     checkpoint = read_checkpoint(path)
     buffer = io.BytesIO()
     torch.save(network.state_dict(), buffer)
+    # Weights before their note: the digest in a note is never that of a file that is not there yet.
     write_atomic(out, buffer.getvalue())
     note = {
         "sha256": file_sha256(out),

@@ -62,6 +62,7 @@ def bars(
 def strip(sizes: Sequence[int], colour: str, label: str) -> Markup:
     """One bar of full width, cut into parts in proportion to ``sizes``."""
     shares = [size / max(sum(sizes), 1) for size in sizes]
+    # Neighbouring parts share a colour, and alternate in opacity to stay apart.
     rects = [
         {"x": _share(sum(shares[:i])), "y": 0, "width": _share(share), "colour": colour}
         | {"opacity": 0.55 if i % 2 else 1}
@@ -140,6 +141,7 @@ def forest(low: float, middle: float, high: float, scale: float, label: str) -> 
     """An interval in a drawing from ``-scale`` to ``scale``; None where it is undefined."""
     if not all(map(math.isfinite, (low, middle, high))):
         return None
+    # Grey where the interval holds 0, as then the sign of the difference is open.
     colour = "var(--segment)" if low > 0 else "var(--warn)" if high < 0 else "var(--soft)"
     left, dot, right = (90 * (1 + value / scale) for value in (low, middle, high))
     return draw("forest", label=label, colour=colour, low=left, middle=dot, high=right)
@@ -153,6 +155,7 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     raw = (high - low) / max(1, count)
     unit = 10.0 ** math.floor(math.log10(raw))
     step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= raw * (1 - 1e-9))
+    # Without the tolerance, a quotient such as 0.3 / 0.1 = 2.9999999999999996 would add a step.
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)]
 
@@ -163,6 +166,7 @@ def thin(points: Sequence[Point], limit: int = 240) -> list[Point]:
         return list(points)
     size = math.ceil(len(points) / (limit - 1))
     runs = [points[i : i + size] for i in range(0, len(points), size)]
+    # Means, since single values of a noisy loss would mislead.
     means = [(sum(p[0] for p in run) / len(run), sum(p[1] for p in run) / len(run)) for run in runs]
     return [*means, points[-1]] if means[-1][0] < points[-1][0] else means
 
@@ -199,6 +203,7 @@ class Frame:
     def y(self, value: float) -> float:
         """Place of a value on the y axis."""
         low, high = self.y_ends
+        # The y axis of SVG points down.
         return self.bottom - (self.bottom - self.top) * (value - low) / (high - low)
 
     def clamped(self, value: float) -> float:

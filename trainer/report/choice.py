@@ -127,6 +127,7 @@ def _refined_elsewhere(run: Path, dataset: Dataset, names: Sequence[str]) -> str
 
 def _turns(facts: Facts) -> Iterator[tuple[str, str]]:
     """``(list, id)`` of the worst image of every stage and list, then of the second worst, ..."""
+    # In turns, because the worst images of one stage would otherwise fill all places.
     for rank in zip_longest(
         *([(w.list, str(e.get("id"))) for e in w.entries] for w in worst_lists(facts))
     ):

@@ -71,6 +71,7 @@ def _title(line: Line) -> str:
 
 
 def _figures(lines: Sequence[Line]) -> dict[str, Any]:
+    # One scale for all rows, so that intervals can be compared by eye.
     scale = _scale(
         m.against_first.difference for line in lines for m in line.matches if m.against_first
     )

@@ -70,6 +70,7 @@ def matrix(counts: Counts, names: Sequence[str], label: str) -> Markup:
     size, shares = len(names), _shares(counts)
     cell, font = (46, 12) if size <= 10 else (30, 11) if size <= NUMBERED else (11, 9)
     left = 22 + round(0.56 * font * min(20, max(map(len, names))))
+    # Paler cells could not be seen, and COCO has 6,561.
     cells = [(i, j, float(shares[i, j])) for i, j in np.argwhere(shares >= 0.005).tolist()]
     place = {"left": left, "top": round(0.75 * left), "cell": cell, "font": font}
     values = {"names": list(names), "counts": counts.tolist(), "numbered": size <= NUMBERED}
@@ -77,5 +78,6 @@ def matrix(counts: Counts, names: Sequence[str], label: str) -> Markup:
 
 
 def _shares(counts: Counts) -> npt.NDArray[np.float64]:
+    # Shares of each true class: in pixels, the background would outshine all others.
     shares: npt.NDArray[np.float64] = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     return shares

@@ -85,6 +85,7 @@ def _reported(figures: Mapping[str, Mapping[str, Any]]) -> list[Mark]:
     for entry in figures.values():
         at, miou = finite(entry.get("threshold")), finite(entry.get("miou"))
         if at is not None and miou is not None:
+            # Lists with the same threshold share one mark, since their texts would overlap.
             texts.setdefault(at, f"{at:.2f}, {chosen(entry)}")
             dots.setdefault(at, []).append((at, 100 * miou))
     return [Mark(at, texts[at], dots[at], row) for row, at in enumerate(sorted(texts))]

@@ -125,6 +125,7 @@ def read_facts(run_dir: Path) -> Facts:
     manifest = _manifest(run_dir)
     evaluation = _optional_json(run_dir / "evaluation.json", notes)
     curves = _curves(run_dir / "metrics.csv", notes)
+    # A run whose data set is gone still gets a report, without pictures.
     dataset = None
     try:
         dataset = reopen_data(manifest)

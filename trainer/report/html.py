@@ -60,6 +60,7 @@ def render_page(template: str, title: str, sections: Sequence[Section], **values
         values: further names of the template.
     """
     # The page allows only the script with this digest: names of a data set may hold markup.
+    # Inside the page, so that one file can be mailed, kept, and opened from a disk.
     style, script = (Markup(_source(f"report.{kind}")) for kind in ("css", "js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assets = {"style": style, "script": script, "digest": digest, "mark": MARK}
@@ -73,6 +74,8 @@ def rgb(label: int) -> str:
 
 @cache
 def _environment() -> Environment:
+    # Names of classes and images may hold markup, and a misspelt name in a template must not print
+    # as nothing.
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,

@@ -134,6 +134,7 @@ def error_layer(pred: npt.ArrayLike, truth: npt.ArrayLike) -> Pixels:
         (label > 0) & (true == 0),
         label != true,
     ]
+    # The first kind that fits counts, so of the last only pixels of a wrong class remain.
     kind = np.select(kinds, range(len(kinds)), -1)
     unknown = true == IGNORE
     colours = np.array([*ERRORS.values(), (255, 255, 255)], np.float32)[kind]
@@ -302,4 +303,5 @@ def _cut(text: str, font: Font, width: int) -> str:
 
 
 def _font(size: int) -> Font:
+    # Pillow's own font: a server may have none installed.
     return ImageFont.load_default(size)

@@ -25,6 +25,7 @@ def fit(shape: tuple[int, ...], side: int) -> Size:
 
 def shrink(mask: Pixels, size: Size) -> Pixels:
     """A label map ``[H,W]`` at ``size``, by nearest pixels."""
+    # A mean of two class indices would be a third class.
     return np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
 
 

@@ -84,6 +84,7 @@ def _step(facts: Facts, name: str) -> dict[str, str]:
 
 def _headline(facts: Facts) -> dict[str, Any] | None:
     """The figure of the weak path's last stage that was measured."""
+    # Not full supervision, which is a bound and no result of the method.
     for stage in ("segment", "refined", "cam"):
         if (entry := facts.figures(stage)) is None:
             continue
@@ -184,6 +185,7 @@ def _conventions(facts: Facts) -> dict[str, Any] | None:
         (f"{STAGES[stage]} on {name}", figures.get("miou_by_convention") or {})
         for stage, name, figures in facts.measured
     ]
+    # As printed: conventions that agree to one decimal need no table.
     if all(len(set(map(percent, values.values()))) < 2 for _, values in entries):
         return None
     names = list(dict.fromkeys(name for _, values in entries for name in values))
