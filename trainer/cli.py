@@ -46,8 +46,9 @@ def main() -> None:
         # A missing file of our own is a bug, which needs its traceback.
         if (error.name or "").partition(".")[0] in ("trainer", "serving"):
             raise
-        packages = "expected: the packages of the training half\ntry: pip install -e '.[train]'"
-        fail(f"{error.name} is not installed\n{packages}", 2)
+        expected = "the packages of the training half, and those that your own files import"
+        hint = "pip install -e '.[train]'"
+        fail(f"{error.name} is not installed\nexpected: {expected}\ntry: {hint}", 2)
     except (RuntimeError, MemoryError) as error:
         explanation = explained(error)
         if explanation is None:
@@ -100,7 +101,7 @@ def demo(
     ),
     json_: Json = False,
 ) -> None:
-    """Show the whole path on synthetic scenes, in about five minutes on two cores.
+    """Show the whole path on synthetic scenes, in five to ten minutes on two cores.
 
     The demo runs synth, fit, export, serve, segment, label and report, and prints each command as
     you would type it.

@@ -17,10 +17,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "develop" / "add-a-format.md"
 
 def test_every_format_has_a_rank_of_its_own_and_a_name_for_messages() -> None:
     forms = formats()
-    assert [form.rank for form in forms] == [10, 20, 30, 40, 50, 60]
+    assert len({form.rank for form in forms}) == len(forms)
     assert all(form.words for form in forms)
     writers = [form.writer.name for form in forms if form.writer]
-    assert writers == ["voc", "coco", "csv", "folders"]
+    assert {"voc", "coco", "csv", "folders"} <= set(writers)
+    assert len(set(writers)) == len(writers)
 
 
 def test_the_documented_format_works_as_one_new_file(

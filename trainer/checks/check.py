@@ -290,6 +290,4 @@ def print_report(report: Report, console: Console | None = None, limit: int = 4)
             f" {report.estimates['memory_mb'] / 1000:.1f} GB of memory, {duration}"
             f" ({escape(report.estimates['assumes'])})"
         )
-    console.print(
-        "[green]ready to use[/]" if report.ok else "[red]errors must be put right first[/]"
-    )
+    console.print("[green]ready to use[/]" if report.ok else "[red]correct the errors first[/]")

@@ -63,7 +63,7 @@ KINDS: dict[str, dict[str, tuple[str, str]]] = {
             "these cannot be evaluated",
         ),
         "mask-untagged": ("masks that show a class which the tags lack", "correct the tags"),
-        "untagged": ("images without a tag", "tag them, or leave them out of the training list"),
+        "untagged": ("images without a tag", "tag them, unless they show none of the classes"),
         "cmyk": ("CMYK images, whose colours are converted roughly", "save them as RGB"),
         "16-bit": ("images of more than 8 bits a channel, scaled to 8", "save them with 8 bits"),
         "few-bits": (

@@ -71,7 +71,7 @@ def print_catalogue(value: Any) -> None:
             table.add_row(*row.values())
         console.print(table)
         return
-    console.print(value["about"], markup=False, highlight=False)
+    console.print(_reflowed(value["about"]), markup=False, highlight=False)
     for row in value["knobs"]:
         # Only the presets that differ from the default: those are what a reader looks for.
         others = [f"{p}: {row[p]}" for p in value["presets"] if row[p] != row["default"]]
@@ -117,6 +117,12 @@ def print_weights(entries: list[StoredWeights], as_json: bool) -> None:
             row["backbone"], row["path"] or "no", row["file_name"] or "-", row["supervision"] or "-"
         )
     Console().print(table)
+
+
+def _reflowed(text: str) -> str:
+    """Each paragraph as one line, for the terminal to wrap; indented ones hold formulas."""
+    paragraphs = text.replace("``", "`").split("\n\n")
+    return "\n\n".join(p if "\n " in f"\n{p}" else " ".join(p.split()) for p in paragraphs)
 
 
 def _paragraph(text: str, number: int) -> str:

@@ -51,4 +51,4 @@ def export(
         figures = {k: v for k, v in entry["parity"].items() if v is not None}
         parity = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
         what = f"{entry['kind']}, version {entry['version']}"
-        print(f"{entry['path']}: {what}, against PyTorch: {parity}")
+        print(f"{entry['path']}: {what}, agrees with PyTorch: {parity}")

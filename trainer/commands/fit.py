@@ -25,7 +25,7 @@ class Supervision(StrEnum):
 def fit(
     data: Annotated[
         Path,
-        typer.Argument(help="Data folder: VOC, COCO, images with labels.csv, or from synth."),
+        typer.Argument(help="Data folder; wsss-trainer check --help lists the formats."),
     ],
     run: Annotated[
         Path, typer.Option(help="Run folder; the same command continues where it stopped.")
@@ -56,8 +56,9 @@ def fit(
         str | None,
         typer.Option(
             help=(
-                "code, paper or mva: the method as its code, its paper, or the code of the MVA"
-                " study has it; mva's learning rates are for ResNet-38."
+                "Preset of the method; wsss-trainer methods NAME lists them. code, paper and mva:"
+                " as its code, its paper, or the code of the MVA study has it; mva's learning rates"
+                " are for ResNet-38."
             )
         ),
     ] = None,

@@ -297,7 +297,7 @@ def test_json_and_table(tmp_path: Path) -> None:
         "error",
         "cat",
         "MB of disk",
-        "errors must be put right",
+        "correct the errors first",
     ):
         assert part in text
 

@@ -52,7 +52,9 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def find(self, names: Sequence[str]) -> int | None:
-        """Index of the first column called one of ``names``, whatever the case."""
+        """Index of the column of the first of ``names`` that is there. They are in lower case, with
+        ``_`` for blanks and hyphens; the case of the columns does not matter.
+        """
         keys = [_column_key(column) for column in self.columns]
         return next((keys.index(name) for name in names if name in keys), None)
 
