@@ -20,8 +20,8 @@ from trainer.commands import measure as measure_commands
 from trainer.commands import predict as predict_command
 from trainer.commands import weights as weights_commands
 from trainer.commands.data import Json, RunArgument
-from trainer.commands.fit import say
 from trainer.errors import UserError, explained
+from trainer.progress import say
 
 app = typer.Typer(
     help="From image-level tags to pixel masks: train, refine, segment, evaluate, export.",

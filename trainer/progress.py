@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,6 +22,11 @@ from rich.progress import (
 
 LINE_EVERY = 30.0
 """Seconds between two lines where no bar can be drawn."""
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal; stdout is left to results."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def make_progress(show: bool = True) -> Progress:

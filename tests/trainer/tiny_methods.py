@@ -27,9 +27,15 @@ def make(name: str) -> Method:
     return build_method(name, config_of(name), "resnet18", KNOBS, CLASSES)
 
 
+def own_inputs() -> dict[str, torch.Tensor]:
+    """Values of the methods' own inputs for one sample, by name: add that of a new method here."""
+    return {"subcategories": torch.eye(2 * CLASSES)[0]}
+
+
 def batch(size: tuple[int, int] = (64, 64)) -> dict[str, torch.Tensor]:
-    """Images and tags, and what preparations leave for two sub-categories a class."""
+    """Images, tags and own inputs."""
     draw = torch.Generator().manual_seed(1)
     tags = torch.tensor([[1.0, 0, 0, 1], [0, 1, 0, 0]])
     images = torch.randn(2, 3, *size, generator=draw)
-    return {"image": images, "tags": tags, "subcategories": torch.eye(2, 2 * CLASSES)}
+    own = {name: torch.stack([value, value]) for name, value in own_inputs().items()}
+    return {"image": images, "tags": tags, **own}

@@ -98,7 +98,7 @@ def check(
         *_about_unknown_lists(dataset, lists or ()),
         *_about_files(dataset, inspections),
         *_about_duplicates(dataset, inspections),
-        *_about_classes(dataset, records, choice),
+        *(_about_classes(dataset, records, choice) if choice else ()),
         *_about_lists(dataset),
         *compare(dataset),
         *(Problem("info", "note", note) for note in dataset.notes),

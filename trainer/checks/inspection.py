@@ -63,7 +63,6 @@ KINDS: dict[str, dict[str, tuple[str, str]]] = {
             "these cannot be evaluated",
         ),
         "mask-untagged": ("masks that show a class which the tags lack", "correct the tags"),
-        "untagged": ("images without a tag", "tag them, unless they show none of the classes"),
         "cmyk": ("CMYK images, whose colours are converted roughly", "save them as RGB"),
         "16-bit": ("images of more than 8 bits a channel, scaled to 8", "save them with 8 bits"),
         "few-bits": (
@@ -155,8 +154,6 @@ def inspect(dataset: Dataset, record: Record) -> Finding:
     except OSError as error:
         traits.append(("unreadable", str(error)))
     mask_bytes = 0
-    if not record.tags:
-        traits.append(("untagged", ""))
     if dataset.has_mask(record):
         mask_bytes = record.mask.stat().st_size if record.mask else 0
         traits += inspect_mask(dataset, record, None if _broken(traits) else size)

@@ -10,6 +10,7 @@ import typer
 
 from trainer.commands.data import Json, RunArgument
 from trainer.errors import ConfigError
+from trainer.progress import say
 
 
 def export(
@@ -43,7 +44,7 @@ def export(
         raise ConfigError(
             f"--scales {scales}", "numbers separated by commas, for example 0.75,1,1.25"
         ) from error
-    reports = export_run(run, name, repository, kind, factors, flip, precision)
+    reports = export_run(run, name, repository, kind, factors, flip, precision, say)
     if json_:
         print(json.dumps(reports, indent=1))
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,7 @@ import typer
 
 from trainer.commands import measure
 from trainer.commands.data import Json, LabelsFrom
+from trainer.progress import say
 
 
 class Supervision(StrEnum):
@@ -184,8 +184,3 @@ def fit(
         print(json.dumps({"data": plan.preflight.report(), **evaluation}, indent=1))
     elif evaluation:
         measure.show(evaluation, False)
-
-
-def say(text: str) -> None:
-    """A line for the person at the terminal; stdout is left to results."""
-    print(text, file=sys.stderr, flush=True)

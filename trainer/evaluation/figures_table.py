@@ -29,7 +29,11 @@ def print_evaluation(evaluation: Mapping[str, Mapping[str, Any]]) -> None:
         (stage, name, entry) for stage, lines in evaluation.items() for name, entry in lines.items()
     ]
     if not entries:
-        print("No figures: no list of this data set has true masks.")
+        print(
+            "No figures: no list of this data set has true masks."
+            "\ntry: add masks of some images (docs/data.md), then wsss-trainer eval;"
+            " or look at the maps and masks: wsss-trainer report"
+        )
         return
     console = Console()
     for name in dict.fromkeys(name for _, name, _ in entries):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -37,6 +37,7 @@ def export_run(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     precision: str = "fp32",
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
     """Publish a run's segmenter as ``name``, and its CAM model as ``name-cam`` or, alone, ``name``.
 
@@ -45,6 +46,7 @@ def export_run(
         kind: ``segmenter``, ``cam``, or ``all`` that the run has.
         scales, flip: of the segmenter's graph. The CAM graph has its method's own protocol.
         precision: ``fp32``, or ``fp16`` for a second graph in float16, for TensorRT.
+        say: receives a line before each model.
 
     Returns:
         The ``ExportReport`` of each model in plain JSON values.
@@ -63,6 +65,7 @@ def export_run(
     evaluation, images = current_evaluation(run_dir), _images(dataset, run)
     reports, half = [], precision == "fp16"
     for each, model in names.items():
+        say(f"{model}: writing the {each}, then comparing it with PyTorch on {len(images)} images")
         graph = _segmenter(run, scales, flip) if each == "segmenter" else _cam(run)
         card = card_from_manifest(run.manifest, each, run.path.name, evaluation)
         report = export_model(graph, card, repository, model, images, half=half)

@@ -95,7 +95,6 @@ def test_everything_at_once_in_one_pass(tmp_path: Path) -> None:
         "grey": ("info", "grey.png"),
         "palette": ("info", "alpha.png"),
         "tiny": ("warning", "tiny.png"),
-        "untagged": ("warning", "untagged.jpg"),
         "duplicate": ("warning", "copy.jpg = im0.jpg"),
         "class-single": ("warning", "bear"),
     }

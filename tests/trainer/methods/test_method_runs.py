@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from tiny_methods import CLASSES, batch, make
+from tiny_methods import CLASSES, batch, make, own_inputs
 
 from trainer.data.dataset import Record
 from trainer.data.loader import Batch, Samples
@@ -42,7 +42,7 @@ def trained(name: str, folder: Path, stop_at: int = 0) -> dict[str, torch.Tensor
         image = torch.from_numpy(rng.standard_normal((3, 64, 64)).astype(np.float32))
         tags = torch.zeros(CLASSES)
         tags[list(record.tags)] = 1
-        return {"image": image, "tags": tags}
+        return {"image": image, "tags": tags, **own_inputs()}
 
     def loss(module: Method, batch: Batch, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         steps[0] += 1
