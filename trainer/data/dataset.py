@@ -30,12 +30,21 @@ class Record:
         tags: class indices 0..K-1 present in the image, ascending.
         mask: the mask file, or None. Masks drawn from annotations have no file: see
         ``Dataset.read_mask``.
+        unknown: class indices, ascending, of which nobody said whether the image shows them.
+        group: what the image belongs to, such as a part or a patient; empty for itself alone.
     """
 
     id: str
     image: Path
     tags: tuple[int, ...]
     mask: Path | None = None
+    unknown: tuple[int, ...] = ()
+    group: str = ""
+
+    @property
+    def possible(self) -> tuple[int, ...]:
+        """Class indices that the image may show: present or unknown, ascending."""
+        return tuple(sorted((*self.tags, *self.unknown)))
 
 
 @dataclass(frozen=True)
@@ -179,6 +188,9 @@ class Dataset:
         for record in self.records.values():
             size = record.image.stat().st_size if record.image.exists() else -1
             digest.update(repr((record.id, record.tags, size, record.mask is not None)).encode())
+            # Only where there are any, so that the runs of other data keep their hash.
+            if record.unknown or record.group:
+                digest.update(repr((record.unknown, record.group)).encode())
         if self.config != DataConfig():
             digest.update(repr(self.config).encode())
         return digest.hexdigest()[:16]
@@ -193,10 +205,11 @@ class Dataset:
         return [name for name in names if self.masked(name)]
 
     def tag_matrix(self, records: Sequence[Record]) -> npt.NDArray[np.float32]:
-        """``float32 [N,K]`` of 0 and 1."""
+        """``float32 [N,K]``: 1 present, 0 absent, NaN unknown."""
         matrix = np.zeros((len(records), len(self.classes)), np.float32)
         for row, record in enumerate(records):
             matrix[row, list(record.tags)] = 1
+            matrix[row, list(record.unknown)] = np.nan
         return matrix
 
 
