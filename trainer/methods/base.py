@@ -84,6 +84,7 @@ class Method(nn.Module):
         recipe ``irn``) decay as its other weights do.
         """
         new = [(n, p) for n, p in self.named_parameters() if not n.startswith("backbone.")]
+        # The factors of psa's released trainer, which its successors share.
         parts = [
             ("backbone", list(self.backbone.parameters()), lr, weight_decay),
             ("new", [p for n, p in new if not n.endswith("bias")], lr * new_factor, weight_decay),

@@ -92,6 +92,8 @@ class Cam(Method):
         """
         f = self.features(images)
         maps: torch.Tensor = self.classifier(f)
+        # The head is linear, so the average of its maps is its answer to the averaged features. A
+        # maximum does not commute with it and must come first.
         if self.config.pooling != "gmp":
             return F.relu(maps), gap(maps)
         scores: torch.Tensor = self.classifier(gmp(f)[:, :, None, None])

@@ -62,9 +62,8 @@ def finch(
             "ask for fewer clusters",
         )
     if metric == "euclidean":
-        x = x - x.mean(
-            axis=0, dtype=np.float64
-        )  # and in float64: distances by products lose digits
+        # Centred and in float64, because distances made of products lose digits.
+        x = x - x.mean(axis=0, dtype=np.float64)
     partitions = _hierarchy(x, metric, early_exit)
     counts = [int(labels.max()) + 1 for labels in partitions]
     if required is not None:
@@ -141,6 +140,7 @@ def kmeans(x_ND: Floats, k: int, seed: int) -> Ints:
     """
     if k < 1:
         raise ConfigError(f"{k} clusters", "1 or more clusters a class", "k=10")
+    # scikit-learn refuses fewer points than clusters.
     if len(x_ND) <= k:
         return np.arange(len(x_ND))
     from sklearn.cluster import KMeans
@@ -166,14 +166,18 @@ def _hierarchy(x: Floats, metric: Metric, early_exit: bool) -> list[Ints]:
     partitions = [labels]
     count = int(labels.max()) + 1
     while count > 1:
+        # Means of the points themselves, not of the means before: a large cluster weighs more.
         points = _prepare(_means(x, labels, count), metric)
         nearest = _neighbours(points, metric)[0]
         merged = _components(*_short_links(points, nearest, metric, longest), count)
         left = int(merged.max()) + 1
+        # FINCH's rule: a partition of one cluster says nothing, and one that merged nothing would
+        # repeat itself for ever.
         if left in (1, count):
             break
         labels = merged[labels]
         partitions.append(labels)
+        # FINCH's second rule: a step that merged one pair only counts and is the last.
         if left == count - 1:
             break
         count = left
@@ -209,6 +213,7 @@ def _links(points: Floats, nearest: Ints, metric: Metric) -> Iterator[tuple[Ints
             rows = members[start : start + ROWS]
             lengths = _distances(points[rows], points[members], metric)
             lengths[rows[:, None] == members] = 0
+            # FINCH's multiplicity: an entry of (K + I)(K + I)^T, where K marks nearest neighbours.
             if nearest[partner] == hub:
                 lengths[np.ix_(rows == hub, members == partner)] *= 2
                 lengths[np.ix_(rows == partner, members == hub)] *= 2
@@ -235,9 +240,11 @@ def _distances(a: Floats, b: Floats, metric: Metric) -> Floats:
     """Distances ``[A,B]`` of prepared points ``[A,D]`` and ``[B,D]``."""
     products: Floats = a @ b.T
     if metric == "cosine":
+        # Rounding takes the cosine of equal vectors above 1, and no distance may be negative.
         distances: Floats = np.clip(1 - products, 0, 2)
     else:
         squares = np.einsum("nd,nd->n", a, a)[:, None] + np.einsum("nd,nd->n", b, b)
+        # Rounding can fall below 0, whose root is NaN.
         distances = np.sqrt(np.maximum(squares - 2 * products, 0))
     return distances
 
@@ -283,6 +290,8 @@ def _merge_closest(x: Floats, labels: Ints, required: int, metric: Metric) -> In
         owner[owner == drop] = keep
         gone[drop] = True
         distance[drop] = np.inf
+        # Only clusters whose neighbour was one of the two need a new search. For all others it is
+        # enough to compare with the merged mean.
         stale = np.union1d(np.flatnonzero(~gone & np.isin(nearest, (keep, drop))), [keep])
         to_keep = _distances(points[[keep]], points, metric)[0]
         closer = ~gone & (to_keep < distance)
@@ -291,6 +300,7 @@ def _merge_closest(x: Floats, labels: Ints, required: int, metric: Metric) -> In
         block[:, gone] = np.inf
         block[np.arange(len(stale)), stale] = np.inf
         nearest[stale], distance[stale] = block.argmin(axis=1), block.min(axis=1)
+    # Numbered from 0 without gaps: a gap would become a sub-category without images.
     return np.unique(owner[labels], return_inverse=True)[1].astype(np.int64)
 
 

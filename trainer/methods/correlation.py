@@ -21,10 +21,12 @@ from trainer.methods.base import Method, at_least_float32, full_precision
 from trainer.methods.pooling import gap
 from trainer.nets.backbone import Backbone
 
+# The released code's, in all three places.
 EPS = 1e-5
 LARGEST_AFFINITY = 2**26
 """Largest part of a similarity matrix in memory, in values: 256 MiB in float32."""
 RegionMode = Literal["code", "transposed", "class_softmax"]
+# ResNet-38's as published; the other pair is ours, for backbones of stages.
 TAPS = (("conv4", "conv5"), ("stage2", "stage3"))
 
 
@@ -70,6 +72,7 @@ def pixel_correlation(seed_BKhw: torch.Tensor, embedding_BChw: torch.Tensor) -> 
     """
     theta = embedding_BChw / (embedding_BChw.norm(dim=1, keepdim=True) + EPS)
     seed, theta = seed_BKhw.flatten(2), theta.flatten(2)
+    # An exported graph takes any number of images, so it cannot loop over them.
     if torch.compiler.is_compiling():
         refined = correlate(seed, theta, theta)
     else:
@@ -176,11 +179,13 @@ class Correlated(Method):
         self.loss_stride = (
             (1 if published else 4) if config.loss_stride == "auto" else config.loss_stride
         )
+        # No loss uses channel 0, the background, but released files have it.
         self.fc8 = nn.Conv2d(top, num_classes + 1, 1, bias=False)
         self.f8_3 = nn.Conv2d(low, 64, 1, bias=False)
         self.f8_4 = nn.Conv2d(high, 128, 1, bias=False)
         self.f9 = nn.Conv2d(3 + 64 + 128, 192, 1, bias=False)
         self.f10 = None if config.prcm == "off" else nn.Conv2d(3 + 64 + 128, 192, 1, bias=False)
+        # Initial values as released.
         nn.init.xavier_uniform_(self.fc8.weight)
         nn.init.kaiming_normal_(self.f8_3.weight)
         nn.init.kaiming_normal_(self.f8_4.weight)
@@ -199,6 +204,7 @@ class Correlated(Method):
                 at_least_float32(features[name]) for name in (self.backbone.top, *self.taps)
             )
             cam: torch.Tensor = self.fc8(self.dropout(top))
+            # As released, the refinement does not train the backbone.
             return cam, self.refine(cam, at_least_float32(images), low.detach(), high.detach())
 
     def refine(
@@ -296,6 +302,8 @@ def gap_of_resized(x_BChw: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """``gap(resized(x, size))`` as a weighted mean of the small map: ``[B,C]``."""
     weights = []
     for old, new in zip(x_BChw.shape[2:], size):
+        # The resized identity is the matrix of the resize. Its mean over the new pixels says how
+        # much each old cell counts.
         each = torch.eye(old, dtype=x_BChw.dtype, device=x_BChw.device)[None]
         weights.append(F.interpolate(each, new, mode="linear", align_corners=True).mean(2)[0])
     return torch.einsum("bchw,h,w->bc", x_BChw, *weights)

@@ -61,6 +61,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "method.min_pooling": False,
         "method.detach_pair": True,
         "method.onehot": False,
+        # The paper's text. In its code the momentum is nearly 0, see ``Training.momentum``.
         "classify.momentum": 0.9,
     },
 }
@@ -239,7 +240,9 @@ def complement(
     terms = {}
     if min_pooling:
         terms["min"] = mean([adaptive_min_pooling((rv * label)[:, 1:]) for _, rv in maps])
+    # As released, classes absent from an image count in the mean.
     entries = num_classes * y_o[:, 0].numel()
+    # The halves are fixed targets of the whole, as released and as in the paper.
     terms["tcp"] = (y_1.detach() + y_2.detach() - y_o)[:, 1:].abs().sum() / entries
     both = (r_1 + r_2).detach() if detach_pair else r_1 + r_2
     terms["tcp_refined"] = (r_o - both)[:, 1:].abs().sum() / entries

@@ -66,6 +66,7 @@ def draw(
     """
     count = len(images_B3HW)
     lam = rng.beta(alpha, alpha, count if per_sample else None)
+    # A copy, because torch warns of read-only memory, which broadcasting makes.
     shares = torch.as_tensor(np.broadcast_to(lam, count).copy(), dtype=images_B3HW.dtype)
     perm = torch.from_numpy(rng.permutation(count))
     return Mixture(perm.to(images_B3HW.device), shares.to(images_B3HW.device))
@@ -216,6 +217,7 @@ def binarise(field: Field, lam: float, softness: float = 0.0, rng: Any = None) -
     """
     size = field.size
     share = lam * size
+    # FMix's code rounds at random too, so the share of ones has no bias.
     up = rng is not None and rng.random() > 0.5
     count = min(max(math.ceil(share) if up else math.floor(share), 0), size)
     # Stable, so that equal values fall on the same side on every machine.

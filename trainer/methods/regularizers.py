@@ -77,6 +77,7 @@ def prediction_entropy(
     """
     one_of(normalise, get_args(Normalise), "the reading of the entropy")
     if normalise == "vector":
+        # ``logsigmoid`` and ``log_softmax`` stay finite where a probability has rounded to 0.
         logits_BK = logits_BKhw.mean((2, 3))
         return -(logits_BK.sigmoid() * F.logsigmoid(logits_BK)).sum(1).mean()
     if normalise == "image_level":
@@ -93,6 +94,7 @@ def bernoulli_entropy(logits_BK: torch.Tensor) -> torch.Tensor:
     """Mean of -s log s - (1-s) log(1-s), s = sigmoid(logits): what MVA's code was meant to
     compute.
     """
+    # MVA's epsilon keeps the logarithm finite.
     s = torch.sigmoid(logits_BK)
     return -(s * (s + EPS).log() + (1 - s) * (1 - s + EPS).log()).mean()
 

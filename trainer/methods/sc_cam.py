@@ -99,13 +99,16 @@ class ScCam(SubcategoryCam):
 
 def preparations(config: Config) -> list[Preparation]:
     """The rounds before the last training: each a training, its features and its clusters."""
+    # A change of these leaves earlier rounds valid: more rounds go on from those that are there.
     shared = {
         key: value
         for key, value in as_dict(config).items()
         if key not in ("rounds", "maps", "subcategories")
     }
+    # Round 0 has no second head, and no round before it to start from.
     first = {key: value for key, value in shared.items() if key not in ("weight", "warm_start")}
     if config.round0:
+        # The file's content is its identity: the same path may hold another file tomorrow.
         first["sha256"] = file_sha256(Path(config.round0))
     return [
         Preparation(f"round{r}", shared if r else first, True, partial(explore, r))
@@ -133,6 +136,7 @@ def explore(r: int, shop: Workshop, stage: Output) -> None:
         return
     assert isinstance(method, ScCam)
     path = stage.folder / EMBEDDINGS
+    # A round that was stopped after the features goes on with them.
     if not path.exists():
         embed(method.embed, method, shop.records, f"round {r}: features", shop.device).write(path)
     stored = Embeddings.read(path)

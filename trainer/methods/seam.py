@@ -75,6 +75,7 @@ class Seam(Correlated):
     def loss(self, batch: Batch, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """Terms ``cls``, ``min`` (if on), ``er`` and ``ecr`` of ``seam_loss``."""
         images, tags = batch["image"], batch["tags"]
+        # Whole pixels, cut off as released: 0.3 of 448 is 134.
         size = tuple(max(1, int(side * self.second_scale)) for side in images.shape[2:])
         channels, label = present_channels(tags)
         views = [

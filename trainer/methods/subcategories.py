@@ -172,6 +172,7 @@ def embed(
             )
             for _ in batch.records:
                 advance()
+    # The batches came in the order of their sizes.
     ids = [record.id for record in records]
     return Embeddings(ids, np.stack([rows[image] for image in ids]))
 
@@ -233,6 +234,7 @@ def _write(path: Path, **arrays: Any) -> None:
 
 def _read(path: Path, names: Sequence[str]) -> dict[str, Any]:
     try:
+        # A pickle in a file from elsewhere could run code.
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in names}
     except Exception as error:

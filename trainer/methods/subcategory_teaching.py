@@ -229,6 +229,7 @@ def teach(shop: Workshop, stage: Output) -> None:
 def train_teacher(shop: Workshop, stage: Output) -> Teacher:
     """The ViT of ``teacher/model.pt``, trained where it is not there yet."""
     config: Config = shop.config
+    # The new head draws from torch's global generator.
     step_rng(shop.seed, 0)
     teacher = make_teacher(config, len(shop.dataset.classes))
     path, identity = stage.folder / "model.pt", {"teacher": config.teacher}
@@ -268,6 +269,7 @@ def make_teacher(config: Config, num_classes: int) -> Teacher:
 
 def teacher_training(config: Config, images: int, workers: int) -> Training:
     """Knobs of the teacher's training."""
+    # MVA's rates and its warm-up of 500, which may be longer than a whole short training.
     updates = max(1, images // config.teacher_batch) * config.teacher_epochs
     return Training(
         epochs=config.teacher_epochs,

@@ -89,6 +89,7 @@ def encode(f: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     """Share of each word in each cell: features ``[B,C,h,w]``, codebook ``[J,C]`` -> P
     ``[B,J,h,w]``, 1 over the words.
     """
+    # As released, without a temperature: cosines lie in -1..1, so the shares are nearly even.
     cosines = torch.einsum("jc,bchw->bjhw", F.normalize(codebook, dim=1), F.normalize(f, dim=1))
     return cosines.softmax(dim=1)
 

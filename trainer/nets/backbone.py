@@ -118,6 +118,7 @@ class StagedBackbone(Backbone):
                 f"cannot detach after {detach_after!r}", nearest(detach_after, channels)
             )
         self.channels = channels
+        # The stem has stride 4 and every stage after the first doubles it.
         self.strides = {name: min(4 << i, output_stride) for i, name in enumerate(channels)}
         *depths, self.top = channels
         self.depths = tuple(depths)
@@ -169,6 +170,8 @@ class StagedBackbone(Backbone):
         for i, modules in enumerate(self.stage_modules().values()):
             if 4 << i > output_stride:
                 before, dilation = dilation, dilation * (2 if dilate else 1)
+                # The convolution that loses its stride still reads the cells of the layer before
+                # it. Only those behind it have to step over the new cells.
                 for conv in _of_type(modules, nn.Conv2d):
                     respace(conv, before if conv.stride != (1, 1) else dilation)
 

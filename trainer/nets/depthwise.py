@@ -77,9 +77,11 @@ def _input_gradient(
     g: Tensor, shape: torch.Size, weight: Tensor, stride: int, padding: int, dilation: int
 ) -> Tensor:
     reach = dilation * (weight.shape[-1] - 1)
+    # The mirrored kernel must reach every input cell, less what the forward pass had padded.
     edge = reach - padding
     size = [side + 2 * padding - reach for side in shape[2:]]
     if list(g.shape[2:]) != size:
+        # Zeros stand where the stride left cells out, also behind its last step.
         spread = g.new_zeros(g.shape[0], g.shape[1], *size).contiguous(
             memory_format=torch.channels_last
         )

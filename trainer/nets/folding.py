@@ -89,6 +89,7 @@ def fold_batch_norms(network: nn.Module) -> None:
     for parent in list(network.modules()):
         children = list(parent.children())
         for conv, norm in pairwise(children):
+            # Exactly these classes: a subclass may compute something else.
             if type(conv) is nn.Conv2d and conv.bias is None and type(norm) is nn.BatchNorm2d:
                 # Changing the class keeps the parameters, their names and all that refers to them.
                 conv.__class__ = FoldingConv2d

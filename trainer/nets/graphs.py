@@ -77,6 +77,7 @@ class PixelGraph(nn.Module):
         pixels = image_NHW3.permute(0, 3, 1, 2).float()
         views = []
         for scale in self.scales:
+            # Bicubic overshoots at edges; Pillow clips to 0..255 too.
             x = pixels if scale == 1 else resize_bicubic(pixels, scale).clamp(0, 255)
             x = (x - self.mean) / self.std
             x = torch.cat([x[:, 2:], x[:, 1:2], x[:, :1]], 1) if self.bgr else x

@@ -49,7 +49,6 @@ class LargeFOVResNet38(nn.Module):
         bn: batch norms of the backbone in train mode: ``batch`` statistics as released (running
             ones move by 3e-4 an update), or ``frozen``. Those of the head are new and use batch
             statistics either way.
-
         width: share of the published channels.
 
     Raises:

@@ -50,6 +50,8 @@ def scaled_size(size: int, scale: float) -> int:
     """``round(size * scale)``, half to even as Python and NumPy do, in integer arithmetic that a
     graph can hold.
     """
+    # A float such as 1.1 is not 11/10. The nearest fraction with a small denominator is what was
+    # meant.
     exact = Fraction(scale).limit_denominator(16)
     product, d = size * exact.numerator, exact.denominator
     return product if d == 1 else (2 * product + d - 1 + product // d % 2) // (2 * d)

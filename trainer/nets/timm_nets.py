@@ -223,10 +223,13 @@ def _network(name: str, output_stride: int) -> tuple[nn.Module, Any, bool]:
     from timm.models.mobilenetv3 import MobileNetV3Features
 
     try:
+        # A sketch without memory or computation.
         with torch.device("meta"):
             sketch = timm.create_model(
                 name, pretrained=False, features_only=True, output_stride=output_stride
             )
+            # No stride divides 65, so a network that rounds down has a cell less than one that
+            # rounds up.
             deepest = sketch.eval()(torch.zeros(1, 3, 65, 65))[-1]
     # Each family refuses an argument in its own way.
     except (TypeError, ValueError, AssertionError, RuntimeError, NotImplementedError) as error:
@@ -254,6 +257,7 @@ def _unsuitable(name: str, output_stride: int, reason: str) -> ConfigError:
 def _chain(module: nn.Module, prefix: str = "") -> Iterator[str]:
     """Paths of the modules that a network calls one after the other."""
     for name, child in module.named_children():
+        # Only a plain sequence is sure to call its children in order.
         if type(child) is nn.Sequential:
             yield from _chain(child, f"{prefix}{name}.")
         else:

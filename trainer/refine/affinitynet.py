@@ -309,6 +309,7 @@ def walk_scores(features_Chw: Tensor, cams_kHW: Tensor, config: AffinityConfig) 
             f"features of {h}x{w} cells for maps of {height}x{width}", f"{STRIDE} pixels a cell"
         )
     # The background is computed before the padding: outside of the image every score is 0.
+    # The extra channel of zeros gives an image without classes a maximum.
     strongest = F.pad(cams_kHW, (0, 0, 0, 0, 1, 0)).amax(0, keepdim=True)
     scores = torch.cat([(1 - strongest.clamp(max=1)) ** config.walk_alpha, cams_kHW])
     # As released, zeros of the padding count in the means of the last cells.

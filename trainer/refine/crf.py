@@ -190,6 +190,7 @@ class DenseCrf:
 
         height, width = self.image.shape[:2]
         labels = unary_CN.shape[0]
+        # pydensecrf fixes the number of labels when it builds the kernels.
         if self._wrapper is None or self._wrapper[0] != labels:
             crf = DenseCRF2D(width, height, labels)
             (w, sxy), (wb, sxy_b, srgb) = self.gaussian, self.bilateral

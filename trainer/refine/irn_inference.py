@@ -161,6 +161,7 @@ def centroids(displacement_2hw: torch.Tensor, moves: int = MOVES) -> torch.Tenso
         (y0, x0), (y1, x1), (ty, tx) = low.long(), at.ceil().long(), at - low
         above = field_2N[:, y0 * width + x0].lerp(field_2N[:, y0 * width + x1], tx)
         below = field_2N[:, y1 * width + x0].lerp(field_2N[:, y1 * width + x1], tx)
+        # As released, a cell that would leave the map stops at its border.
         at = torch.minimum((at + above.lerp(below, ty)).clamp_min(0), last)
     return at.round().long().view(2, height, width)
 

@@ -37,6 +37,7 @@ def ir_label(cams_kHW: Float, image_HW3: Labels, config: IrnConfig) -> Labels:
 
     def refined(threshold: float) -> npt.NDArray[np.int64]:
         winner = winners(cams_kHW, threshold)
+        # A preset for scores has no probability of a right label; 0.7 is that of P2, IRN's own.
         unary = unary_from_labels(winner, len(cams_kHW) + 1, parameters.gt_prob or 0.7)
         best: npt.NDArray[np.int64] = crf.infer(unary, parameters.iterations).argmax(0)
         return best
@@ -51,6 +52,7 @@ def winners(cams_kHW: Float, threshold: float) -> npt.NDArray[np.int64]:
     """
     maps = cams_kHW / (cams_kHW.max((1, 2), keepdims=True) + EPS)
     scores = np.concatenate([np.full_like(maps[:1], threshold), maps])
+    # Arg-max takes the first of equals, so the background goes first.
     best: npt.NDArray[np.int64] = scores.argmax(0)
     return best
 

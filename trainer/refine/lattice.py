@@ -39,6 +39,7 @@ class Lattice:
         counts = torch.bincount(vertex.reshape(-1), minlength=len(points))
         self.offsets = counts.cumsum(0) - counts
         self.neighbours = _neighbours(points, strides)
+        # pydensecrf's constant.
         self.gain = 1.0 / (1.0 + 2.0**-d)
         ones = torch.ones(count, 1, device=features_Nd.device)
         # pydensecrf's epsilon.

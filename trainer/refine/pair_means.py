@@ -62,6 +62,7 @@ class _EdgeMeans(_PairMeans):
         ctx: Any, edge_Bhw: torch.Tensor, masks_3BPn: torch.Tensor, radius: int
     ) -> tuple[torch.Tensor, ...]:
         ones = masks_3BPn.view(torch.uint8)
+        # The row of each pair in ``slopes_4n``: 0 background, 1 foreground, 2 different, 3 none.
         kinds_BPn = 3 - 3 * ones[0] - 2 * ones[1] - ones[2]
         sums, counts = torch.zeros(2, 3, device=edge_Bhw.device)
         # Pairs of no kind write into the fourth row, which is dropped.
@@ -95,6 +96,7 @@ class _WayMeans(_PairMeans):
             )
             gap_B2hw = (start - end).sub_(masks_2Bhw[1, :, None] * way)
             sums += masks_2Bhw.flatten(1) @ gap_B2hw.abs().sum(1).flatten()
+            # A pair has two coordinates, and the mean is over both.
             counts += 2 * masks_2Bhw.flatten(1).sum(1)
             change = gap_B2hw.sign_() * masks_2Bhw[:, :, None]
             shifted(slopes_2B2hw, (0, 0), radius).add_(change)

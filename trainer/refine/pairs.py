@@ -84,5 +84,6 @@ def _line(dy: int, dx: int) -> tuple[Offset, ...]:
     box = [
         (y, x) for y in range(min(dy, 0), max(dy, 0) + 1) for x in range(min(dx, 0), max(dx, 0) + 1)
     ]
+    # The distance of a cell from the line is |dy x - dx y| / sqrt(dy^2 + dx^2).
     near = [(y, x) for y, x in box if (dy * x - dx * y) ** 2 < dy**2 + dx**2]
     return tuple(sorted(near, key=lambda cell: -abs(cell[0]) - abs(cell[1])))

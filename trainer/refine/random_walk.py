@@ -209,6 +209,7 @@ def walk(
         raise ConfigError(f"a walk of {steps} steps", "0 or more")
     if not maps_Khw.is_floating_point():
         raise ConfigError(f"{maps_Khw.dtype} maps", "float maps")
+    # A copy, because the solvers write into it.
     x_nK = (
         maps_Khw.flatten(1).T.to(transition_nn.dtype).clone(memory_format=torch.contiguous_format)
     )

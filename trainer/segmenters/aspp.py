@@ -43,6 +43,7 @@ class Aspp(Segmenter):
 
     def load(self, network: nn.Module, path: Path) -> LoadReport:
         """See ``Segmenter``."""
+        # A file with a head is a whole segmenter; any other holds a backbone.
         whole = any(name.endswith("aspp.c0.weight") for name in read_checkpoint(path).tensors)
         return load_backbone(network if whole else network.backbone, path)  # type: ignore[arg-type]
 

@@ -156,9 +156,11 @@ def mean_probabilities(
         pair = torch.cat([images, images.flip(3)]) if flip else images
         logits = in_parts(network, pair, pixels).float()
         straight = _chances(logits[: len(images)], size)
+        # The first view's memory holds the sum.
         total = straight if total.ndim == 0 else total.add_(straight)
         if flip:
             total.add_(_chances(logits[len(images) :], size).flip(3))
+    # The sum over the labels is the number of views, up to rounding.
     return total.div_(total.sum(1, keepdim=True))
 
 

@@ -43,6 +43,7 @@ def heard(
     logits = F.interpolate(
         logits_BLhw.float(), labels_BHW.shape[1:], mode="bilinear", align_corners=False
     )
+    # Before the soft-max, so that impossible labels get exactly 0 and the others sum to 1.
     chance = logits.masked_fill(~possible_BL[:, :, None, None], -torch.inf).softmax(1)
     confidence, winner = chance.max(1)
     confident = confidence >= config.teacher_confidence

@@ -24,10 +24,12 @@ class Checkpoints:
         Raises:
             RunError: no space left.
         """
+        # With leading zeros, the order of the names is the order of the steps.
         path = self.folder / f"checkpoint-{state['step']:08d}.pt"
         buffer = io.BytesIO()
         torch.save(state, buffer)
         write_atomic(path, buffer.getvalue())
+        # The last but one stays in case the newest does not load.
         for old in self._paths()[:-2]:
             old.unlink()
 
@@ -36,6 +38,7 @@ class Checkpoints:
         for path in reversed(self._paths()):
             try:
                 return dict(torch.load(path, map_location="cpu", weights_only=True))
+            # A damaged file makes torch raise errors of many kinds.
             except Exception:
                 # Another process of the same run may have renamed it already.
                 with contextlib.suppress(FileNotFoundError):

@@ -138,6 +138,8 @@ class _Batches(TorchDataset[ViewBatch]):
         images = []
         for scale in self.views.usable(*pixels[0].shape[:2]):
             stack = torch.stack([self.views.make(p, scale).permute(1, 2, 0) for p in pixels])
+            # Stacked with the channels last and seen with them second: channels-last memory, as the
+            # network wants it, without another copy.
             images.append(stack.permute(0, 3, 1, 2))
         return ViewBatch(records, size, working, images)
 
@@ -170,9 +172,11 @@ def iterate_views(
         workers = 0 if cores() <= 4 and not torch.cuda.is_available() else default_workers()
     loader = DataLoader(
         Guarded(_Batches(batches, views, budget)),
+        # An item is a batch already.
         batch_size=None,
         num_workers=workers,
         worker_init_fn=start_worker,
+        # torch refuses a number without workers.
         prefetch_factor=2 if workers else None,
     )
     yield from unguarded(loader)

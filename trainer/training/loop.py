@@ -40,6 +40,7 @@ def step_rng(seed: int, step: int) -> np.random.Generator:
 
     Dropout draws from torch's global generator, colour jitter from Python's.
     """
+    # Neighbouring steps must not get neighbouring states, which SeedSequence prevents.
     mixed = int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
     torch.manual_seed(mixed)
     random.seed(mixed)
@@ -187,6 +188,7 @@ class Trainer:
         sums: Terms = {}
         parts = split({name: fabric.to_device(x) for name, x in batch.items()}, config.accumulate)
         for i, part in enumerate(parts):
+            # The last part may be smaller.
             share = len(part["image"]) / len(batch["image"])
             # Processes exchange gradients once an update, with the last part.
             silent = i < len(parts) - 1 and fabric.world_size > 1

@@ -7,8 +7,10 @@ from __future__ import annotations
 import ctypes
 import sys
 
+# glibc's numbers of these parameters, from its malloc.h.
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
 KEEP = {MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1, TOP_PAD: 2**26}
+# glibc's defaults.
 GIVE_BACK = {MMAP_MAX: 65536, TRIM_THRESHOLD: 2**17, TOP_PAD: 2**17}
 
 

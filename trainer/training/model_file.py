@@ -40,6 +40,7 @@ def read_model(
             "run wsss-trainer fit again: it goes on where it stopped",
         )
     try:
+        # Weights only: an unrestricted pickle could run code.
         content = torch.load(path, map_location="cpu", weights_only=True)
         identity, state = content["identity"], content["state"]
     except Exception as error:

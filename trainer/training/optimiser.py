@@ -107,6 +107,8 @@ def make_optimizer(groups: list[dict[str, Any]], config: Training) -> torch.opti
         momentum = config.weight_decay if config.momentum == "code" else config.momentum
         optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=momentum)
     for group in optimizer.param_groups:
+        # Rates are computed from this one, never from the last rate, so that a resumed run has the
+        # same rates.
         group["base_lr"] = group["lr"]
     return optimizer
 
@@ -125,11 +127,13 @@ def set_rate(optimizer: torch.optim.Optimizer, step: int, total: int, config: Tr
     if config.schedule == "cosine":
         factor = cosine(step, total, config.warmup)
     elif config.schedule == "cosine_epochs":
+        # The released code's numbers of updates, counted in epochs.
         factor = cosine(step * config.epochs // total, 1000, 500)
     else:
         curve = {"poly_held": held_poly, "poly_open": open_poly}.get(config.schedule, poly)
         factor = curve(step, total, config.poly_power)
         if config.warmup and step < config.warmup:
+            # From 1 on: a rate of 0 would waste the first update.
             factor *= (step + 1) / config.warmup
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
