@@ -32,6 +32,7 @@ def fit(plan: Plan, say: Callable[[str], None]) -> None:
         check_images(context.images)
         plan.preflight.raise_errors()
         run.describe(**description(plan))
+        # All of them before the first stage, whose progress would bury what comes after it.
         for stage in plan.stages:
             say(f"{stage.name}: {run.standing(stage.name, plan.keys[stage.name])}")
         for stage in plan.stages:

@@ -17,6 +17,7 @@ MARK = "made by wsss-trainer, which may write over it"
 HEAD = 4096
 LONGEST = 200
 """Bytes of a name: file systems hold 255, and suffixes come to it."""
+# Names of devices on Windows, with any suffix.
 RESERVED = {
     "con",
     "prn",
@@ -61,6 +62,7 @@ def check_folder(
     _check_way(said, folder, "a folder", hint)
     folder = _real(folder)
     try:
+        # Hidden files do not count: a run's own ``.lock``, or what file managers leave.
         entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
     except FileNotFoundError:
         return

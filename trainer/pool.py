@@ -180,6 +180,7 @@ def _in_pool(
     # Not fork: a forked copy of a process that has used OpenMP threads (torch) can hang.
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if context.get_start_method() == "forkserver":
+        # Imported once by the server, of which every worker is a fork.
         context.set_forkserver_preload(
             ["trainer.evaluation.over_lists", "trainer.refine.pseudo_masks"]
         )
@@ -191,6 +192,8 @@ def _in_pool(
         weights: dict[Future[Any], int] = {}
         for item in items:
             weight = limit.of(item) if limit else 0
+            # Results leave in order. With some in reserve, the others go on while a slow item holds
+            # them up.
             while len(waiting) >= 4 * count or (limit and _full(weights, weight, limit, count)):
                 yield _outcome(*waiting.popleft())
             waiting.append((item, _submit(pool, item)))
@@ -226,7 +229,9 @@ def _outcome(item: Item, future: Future[Any]) -> tuple[Item, Any, BaseException 
 def _start_worker(function: Callable[[Any], Any]) -> None:
     global _function
     _function = function
+    # Ctrl-C reaches every process of the terminal. The parent alone decides what happens.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A parent that was killed cannot end its workers.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # One process a core already: threads inside them would only fight for the same cores.
     os.environ["OMP_NUM_THREADS"] = "1"

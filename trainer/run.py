@@ -119,6 +119,7 @@ class Run:
         if self.second:
             yield
             return
+        # Not "w", which would empty the holder's note before the lock is tried.
         with open(self.path / ".lock", "a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -278,6 +279,7 @@ def peak_memory_mb() -> float:
         resource.getrusage(who).ru_maxrss
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
+    # Linux counts in KiB.
     return round(usage / 1024, 1)
 
 

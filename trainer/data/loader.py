@@ -74,6 +74,7 @@ class Batches:
         world: int = 1,
         updates: int = 0,
     ) -> None:
+        # A list shorter than a batch makes batches of the whole list.
         self.count, self.batch, self.seed, self.start = count, min(batch, count), seed, start
         self.rank, self.world = rank, world
         self.total = (updates or self.per_epoch * epochs) if self.per_epoch else 0
@@ -89,6 +90,7 @@ class Batches:
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in range(self.start, self.total):
             epoch, place = divmod(step, self.per_epoch)
+            # A resumed run may begin in the middle of an epoch.
             if place == 0 or step == self.start:
                 order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
             chosen = order[place * self.batch : (place + 1) * self.batch]

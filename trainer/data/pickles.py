@@ -46,6 +46,7 @@ def read_pickled_dict(path: Path) -> dict[Any, Any]:
         if not dtype.hasobject:
             raise ValueError("an array without class names")
         content = _Unpickler(file).load()
+    # ``np.save`` wraps a dictionary in an array of one object.
     content = content.item() if isinstance(content, np.ndarray) else content
     if not isinstance(content, dict):
         raise ValueError(f"a {type(content).__name__}")

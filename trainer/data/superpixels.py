@@ -92,6 +92,7 @@ def slic_segments(pixels: npt.NDArray[np.uint8], count: int) -> Ids:
     """About ``count`` super-pixels of an image ``[H,W,3]``: ids from 1 on, ``[H,W]``."""
     from skimage.segmentation import slic
 
+    # The compactness of CPN's code.
     ids = slic(pixels / 255.0, n_segments=count, compactness=10, start_label=1, channel_axis=-1)
     return np.asarray(ids, dtype=np.uint16)
 

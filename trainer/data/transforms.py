@@ -27,6 +27,7 @@ class PixelScale(NamedTuple):
 IMAGENET_PIXELS = PixelScale(
     (255 * MEAN[0], 255 * MEAN[1], 255 * MEAN[2]), (255 * STD[0], 255 * STD[1], 255 * STD[2])
 )
+# The mean of deeplab-pytorch, in RGB order; its Caffe weights know no deviation.
 CAFFE_PIXELS = PixelScale((122.675, 116.669, 104.008), (1.0, 1.0, 1.0), bgr=True)
 
 Rng = np.random.Generator

@@ -119,6 +119,7 @@ def _taps(
     source: int, target: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """For every target position the two source positions and the weight of the second."""
+    # torch's rule at the border: before the centre of the first cell only that cell counts.
     centre = np.maximum((np.arange(target) + 0.5) * (source / target) - 0.5, 0)
     first = np.minimum(centre.astype(np.int64), source - 1)
     return first, np.minimum(first + 1, source - 1), (centre - first).astype(np.float32)

@@ -101,6 +101,7 @@ def usable_views(views: Views, min_cells: int, backbone: Backbone) -> Views:
     side.
     """
     stride = backbone.strides[backbone.top]
+    # A side is rounded up to whole cells, so one pixel beyond the last full cell is enough.
     return replace(views, min_side=(min_cells - 1) * stride + 1)
 
 

@@ -16,6 +16,7 @@ Colour = Numbers | tuple[float, float, float]
 """Red, green and blue in 0..1."""
 Area = tuple[slice, slice]
 """Rows and columns of the image."""
+# Drawn this many times as large and then averaged, which makes the edges smooth.
 SUPERSAMPLE = 3
 BLACK, WHITE = (0.06, 0.06, 0.07), (0.93, 0.92, 0.89)
 _ANGLES = np.linspace(0, 2 * np.pi, 28)
@@ -52,6 +53,7 @@ class Pen:
 
     def at(self, x: float, y: float, scale: float, turn: float) -> Pen:
         """The same layer in coordinates moved to (x, y), scaled, turned by ``turn`` radians."""
+        # A shallow copy, so that both draw on one image.
         child = copy.copy(self)
         child.origin = self.origin + self.matrix @ (x, y)
         child.matrix = self.matrix @ rotation(turn) * scale
@@ -112,6 +114,7 @@ def shade(layer: Layer, light: tuple[float, float], depth: float, texture: Float
 
 def blur(field: Floats, radius: float) -> Floats:
     """Gaussian blur of a 0..1 field, to 1/255."""
+    # Pillow blurs 8-bit images only.
     image = Image.fromarray((np.clip(field, 0, 1) * 255).astype(np.uint8))
     return np.asarray(image.filter(ImageFilter.GaussianBlur(radius)), np.float32) / np.float32(255)
 
@@ -137,6 +140,7 @@ def noise(
         grid = max(2, round(height / reach)), max(2, round(width / reach / stretch))
         coarse = Image.fromarray(rng.standard_normal(grid, np.float32))
         total += gain * np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+        # Each octave is finer and fainter than the one before.
         gain, reach = gain * 0.55, reach / 2
         if reach < 1:
             break

@@ -44,6 +44,8 @@ def render(
         scene, figures = _compose(names, height, width, difficulty, rng)
         seen = np.bincount(scene.heads.ravel(), minlength=len(figures) + 1)[1:]
         radii = [CREATURES[figure.name].body.radius * figure.unit for figure in figures]
+        # A head covers about 3 r^2 pixels. Only heads say which class a figure is, so 60 % of each
+        # must be visible.
         if (seen >= 0.6 * 3.0 * np.square(radii)).all():
             break
     return (_photograph(scene, difficulty) * 255 + 0.5).astype(np.uint8), scene.label
@@ -82,7 +84,9 @@ def _compose(
     spots = [(rng.uniform(back, front), 0) for _ in range(props)]
     spots += [(figure.foot, number) for number, figure in enumerate(figures, 1)]
     if rng.random() < 0.7 * difficulty:
+        # So near that the lower border cuts it.
         spots.append((height * rng.uniform(1.0, 1.12), 0))
+    # From the back to the front: what is nearer covers the rest.
     for foot, number in sorted(spots):
         if number:
             _paint(scene, figures[number - 1], number, texture)

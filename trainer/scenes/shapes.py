@@ -92,6 +92,7 @@ def parse_numbers(group: str, side: int = 1) -> list[Number]:
     """Numbers of ``x,y``, ``r:r`` or ``@turn``; where ``side`` is -1, x and turn are mirrored."""
     numbers: list[Number] = []
     for text in re.split("[,:]", group.removeprefix("@")):
+        # The pattern also matches the empty end of the text, hence the last match is dropped.
         terms = re.findall(r"([-+]?[\d.]*)([a-z]*)", text)[:-1]
         number = [(float(f"{n}1" if n in ("", "+", "-") else n), name) for n, name in terms]
         if ":" not in group and not numbers:

@@ -196,6 +196,7 @@ def walk(
 def _shares(scores_CHW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """The share of each class in the scores of background and classes, ``[k,h,w]``."""
     shares = (scores_CHW[1:] / scores_CHW.sum(0).clamp_min(1e-12)).cpu()
+    # Rounding can leave 0..1, which ``write_cam`` refuses.
     return F.interpolate(shares[None], size, mode="bilinear")[0].clamp(0, 1)
 
 
@@ -218,6 +219,7 @@ def _label(
     for name, alpha in (("low", config.low_alpha), ("high", config.high_alpha)):
         scores = np.concatenate([(1 - strongest) ** np.float32(alpha), maps])
         q = crf.infer(unary_from_softmax(scores), parameters.iterations)
+        # Eight bits are enough: training takes the arg-max of means only.
         stored[name] = np.round(255 * q).astype(np.uint8)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **stored)  # type: ignore[arg-type]

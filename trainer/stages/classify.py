@@ -36,6 +36,7 @@ def training_facts(context: Context) -> list[Any]:
     """What every training of the method depends on: network, initial weights, images, seed."""
     facts: list[Any] = [context.method, context.backbone, context.initial_sha256]
     facts += [context.train_list, context.seed]
+    # Named only where they take part, so that the keys of all other runs stay.
     return facts if context.taught == context.tagged else [*facts, "untagged too"]
 
 
@@ -61,6 +62,7 @@ def fresh_method(context: Context, prepared: Prepared) -> Method:
     """The method on its initial weights, or on those of an earlier stage. Heads are drawn from the
     seed.
     """
+    # Before the method is built, which draws its heads from torch's global generator.
     step_rng(context.seed, 0)
     method = build_method(
         context.method,
@@ -148,6 +150,7 @@ def classify(
     for entry in inputs.values():
         if entry.make:
             entry.make(shard(records), workers=workers)
+    # Every process reads files that the others have just made.
     wait_for_all()
     make = partial(make_sample, config=config, num_classes=len(dataset.classes), inputs=inputs)
     trainer = Trainer(
@@ -188,5 +191,6 @@ def mean_average_precision(
             scores.update({record.id: row for record, row in zip(batch.records, logits)})
     truth = dataset.tag_matrix(records)
     table = np.stack([scores[record.id] for record in records])
+    # Average precision is undefined for a class without images.
     present = [k for k in range(truth.shape[1]) if truth[:, k].any()]
     return float(np.mean([average_precision_score(truth[:, k], table[:, k]) for k in present]))

@@ -204,6 +204,7 @@ def _displacements(
     full.
     """
     waiting: list[torch.Tensor] = []
+    # A list shorter than a batch is one batch, the only one.
     full = min(config.batch, len(records))
     with (
         inference(net, "fp32", device) as target,

@@ -30,6 +30,7 @@ def _work(part: Preparation, context: Context, output: Output) -> None:
     workshop = Workshop(
         run=context.run.path,
         dataset=context.dataset,
+        # A list may name an image twice, and clusters count each once.
         records=list({record.id: record for record in context.tagged}.values()),
         validation=context.validation,
         config=context.configs.method,

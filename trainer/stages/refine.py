@@ -75,6 +75,7 @@ def calibrated_by(context: Context) -> str:
     return "label_free" if source == "fixed" else source
 
 
+# Several stages ask, and the answer reads every map.
 @lru_cache(maxsize=1)
 def power(context: Context) -> float:
     """What maps are raised to, so that the published constants of a walk fit them."""

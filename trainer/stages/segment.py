@@ -69,6 +69,7 @@ def _train(name: str, context: Context, output: Output) -> None:
         "key": key,
     }
     path = output.folder / "model.pt"
+    # A run that was killed between its weights and its manifest need not train again.
     if path.exists() and read_model(path, {})[0].get("key") == key:
         return
     train_segmenter(

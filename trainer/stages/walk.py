@@ -26,6 +26,8 @@ from trainer.training.model_file import read_model
 from trainer.weights.loading import load_backbone
 from trainer.weights.released import load_refiner
 
+# A stage's key holds only the knobs that change its files, so that another beta costs another walk
+# and no training.
 LABEL_KNOBS = {"low_alpha", "high_alpha", "crf", "crf_backend", "foreground", "background"}
 WALK_KNOBS = {
     "beta",
@@ -129,6 +131,7 @@ def _train(context: Context, output: Output) -> None:
     if (output.folder / "model.pt").exists():
         return
     name = context.configs.refine.refine
+    # Before the network is built, whose heads are random.
     step_rng(context.seed, 0)
     metrics = Metrics(context.run.path / "metrics.csv", name)
     labels = context.run.path / f"{name}_labels"
@@ -197,6 +200,7 @@ def _network(context: Context, init: str = "") -> AffinityNet | IrNet:
         own = configs.affinity
         knobs = {"output_stride": own.output_stride, "bn": own.bn}
         return AffinityNet(_backbone(context, knobs, init or own.init))
+    # The published backbone of IRNet.
     knobs = {"output_stride": 16, "dilate": False}
     return IrNet(_backbone(context, knobs, init or "auto"), configs.irn.displacement)
 

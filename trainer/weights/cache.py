@@ -179,6 +179,8 @@ def import_weights(
         }
         description.write_text(json.dumps(sidecar, indent=1) + "\n")
         target = _file(name, folder)
+        # The note goes last. It holds the checksum of its file, so beside another file it says
+        # nothing.
         copy.replace(target)
         description.replace(target.with_suffix(".json"))
     return _stored(name, folder)

@@ -39,6 +39,7 @@ IMAGENET_CLASSES = (1000, 11821, 21841, 21843)
 """Of ImageNet-1k, and the counts in use for 12k and 21k."""
 SHELLS = re.compile(r"^((module|_orig_mod)\.)+")
 """What DataParallel and torch.compile put before every name."""
+# Whether its blocks are bottlenecks, and how many of them each layer has.
 RESNET_DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
     (False, (2, 2, 2, 2)): 18,
     (False, (3, 4, 6, 3)): 34,

@@ -49,8 +49,10 @@ def _kind(path: Path) -> tuple[str, str]:
             return kind, hint
     if start.startswith(b"PK") and (kind := _of_zip(path)):
         return kind, SAVE if "NumPy" in kind else UNPACK
+    # A tar file has its mark in the middle of its first header.
     if start[257:262] == b"ustar" or (path.suffix == ".tar" and tarfile.is_tarfile(path)):
         return "a tar archive", UNPACK
+    # An ONNX file begins with its version, protobuf field 1, whose tag is 8.
     if start[:1] == b"\x08" and (b"pytorch" in start or b"onnx" in start or _says_onnx(path)):
         return "an ONNX graph", "the PyTorch weights that it was exported from"
     return "truncated, damaged or not a weight file", AGAIN

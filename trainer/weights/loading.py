@@ -87,6 +87,8 @@ def load_backbone(
     loaded = {name: given[name] for name in wanted if name in given}
     missing = tuple(name for name in wanted if name not in given)
     _check_fit(path, checkpoint, wanted, loaded, missing)
+    # Not strict: counters of batch norm are left out, and so is the head of a segmenter where the
+    # file has none. All else was checked.
     module.load_state_dict(loaded, strict=False)
     sha256 = file_sha256(path)
     noted = noted_beside(path, sha256)

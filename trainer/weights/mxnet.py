@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 from trainer.errors import WeightsError
 
+# Marks of MXNet's serialisation: a list of arrays, an array with a storage type, one with a 64-bit
+# shape. Any other number is the count of dimensions, with which the first layout begins.
 LIST_MAGIC = 0x112
 DENSE_MAGIC = 0xF993FAC9
 SHAPE64_MAGIC = 0xF993FAC8
@@ -99,6 +101,7 @@ def _array(cursor: _Cursor) -> npt.NDArray[Any]:
     if ndim == 0:
         # MXNet writes nothing more for an array that was never given a value.
         return np.empty(0, dtype=np.float32)
+    # Device type, device and number type. The device does not matter here.
     _, _, flag = cursor.numbers("iii")
     if flag not in DTYPES or min(shape) < 0:
         raise ValueError(f"number type {flag} with shape {shape} at byte {cursor.at}")

@@ -49,6 +49,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         if size > min(len(data) - 8, MOST_HEADER):
             raise ValueError(f"a header of {size} bytes in a file of {len(data)}")
         header = json.loads(data[8 : 8 + size])
+        # torch wants memory that it may write into.
         body = memoryview(bytearray(data[8 + size :]))
         entries = {name: about for name, about in header.items() if name != "__metadata__"}
         return {str(name): _tensor(body, about) for name, about in entries.items()}
@@ -79,4 +80,5 @@ def _tensor(body: memoryview, about: Any) -> Tensor:
         raise ValueError(f"bytes {start} to {end} for a tensor of shape {shape} {about['dtype']}")
     if not count:
         return torch.empty(shape, dtype=dtype)
+    # A copy, because values may start at any byte and torch wants them aligned.
     return torch.frombuffer(body[start:end], dtype=torch.uint8).clone().view(dtype).reshape(shape)

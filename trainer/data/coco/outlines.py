@@ -58,6 +58,7 @@ class Shape:
             ValueError: run lengths of another size, or outlines that would take far more time or
             memory than such an image can need.
         """
+        # Run lengths go down the columns, so the map is kept column by column.
         label_WH = np.zeros((width, height), np.uint8)
         budget = _Budget(height * width)
         outlines = json.loads(zlib.decompress(self.outlines))
@@ -238,6 +239,7 @@ def _decompressed(text: str) -> npt.NDArray[np.int64]:
     place = 5 * (np.arange(len(codes)) - starts[group])
     numbers = np.zeros(len(ends), np.int64)
     np.add.at(numbers, group, (codes & 31) << place)
+    # The highest bit of the last group is the sign.
     negative = (codes[ends] & 16) != 0
     numbers[negative] -= np.int64(1) << (5 * (ends - starts + 1)[negative])
     numbers[1::2] = np.cumsum(numbers[1::2])
