@@ -89,6 +89,7 @@ def explained(error: BaseException) -> UserError | None:
 
 
 _SMALLER = "a smaller batch, crop or number of pixels (--set SECTION.KEY=VALUE), or fewer workers"
+# By their words, because these exceptions have no class of their own.
 CAUSES = (
     ("can't allocate memory", "not enough memory", _SMALLER),
     ("out of memory", "not enough memory", _SMALLER),

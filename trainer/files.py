@@ -23,8 +23,8 @@ def write_atomic(path: Path, data: bytes) -> None:
     Raises:
         RunError: no space left, or the folder cannot be written.
     """
-    # Renaming is atomic: no reader and no killed run ever sees half a file. The process id keeps two
-    # writers of one file apart.
+    # Renaming is atomic: no reader and no killed run ever sees half a file. The process id keeps
+    # two writers of one file apart.
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

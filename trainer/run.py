@@ -33,6 +33,7 @@ def stage_key(name: str, config: Any, inputs: Sequence[str]) -> str:
     """Hash of what a stage's outputs depend on: its name, config, the keys of its inputs and the
     format version.
     """
+    # Sorted, because the order of knobs must not change the key.
     text = json.dumps([FORMAT, name, config, list(inputs)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -22,6 +22,7 @@ from trainer.pool import cores, over_images
 if TYPE_CHECKING:
     from rich.console import Console
 
+# For fewer images, processes would take longer to start than the work takes.
 POOL_FROM = 300
 SEVERITIES = ("error", "warning", "info")
 Inspections = list[tuple[Record, Finding]]
@@ -187,6 +188,7 @@ def _about_duplicates(dataset: Dataset, inspections: Inspections) -> Iterator[Pr
 
 def _trains_and_tests(dataset: Dataset) -> tuple[set[str], set[str]]:
     """Ids of all training lists, and of all test lists."""
+    # "trainval" is meant for both uses and says nothing.
     train = [name for name in dataset.lists if name.startswith("train") and "val" not in name]
     test = [name for name in dataset.lists if name.startswith(("val", "test"))]
     ids = [{i for name in names for i in dataset.lists[name]} for names in (train, test)]

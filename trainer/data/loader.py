@@ -179,6 +179,8 @@ def collate(samples: Sequence[Sample | Exception]) -> Sample | Exception:
 def _stack(column: Sequence[torch.Tensor]) -> torch.Tensor:
     if column[0].ndim != 3:
         return torch.stack(list(column))
+    # Stacked with the channels last and seen with them second: no copy makes it channels-last
+    # again.
     return torch.stack([c.permute(1, 2, 0) for c in column]).permute(0, 3, 1, 2)
 
 
@@ -203,4 +205,5 @@ def _outlive_once(number: int, frame: FrameType | None) -> None:
 
 def default_workers() -> int:
     """Loader processes where the user names no number."""
+    # One core stays for this process.
     return max(1, min(8, cores() - 1))

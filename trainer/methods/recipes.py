@@ -46,9 +46,11 @@ class ClassifyConfig(Training):
             )
 
 
+# psa's released training of ResNet-38.
 PSA = ClassifyConfig()
 
 
+# IRN's released training of ResNet-50.
 IRN = ClassifyConfig(
     epochs=5,
     weight_decay=1e-4,
@@ -62,6 +64,7 @@ IRN = ClassifyConfig(
 )
 
 
+# Ours, for small networks with ImageNet's weights.
 SMALL = ClassifyConfig(
     epochs=5,
     lr=1e-3,
@@ -74,6 +77,7 @@ SMALL = ClassifyConfig(
 )
 
 
+# Ours, for networks without weights and small images.
 SCRATCH = ClassifyConfig(
     epochs=16,
     lr=1e-3,

@@ -180,6 +180,7 @@ class DenseCrf:
                 f"unary not finite, or iterations = {iterations}",
                 "finite energies and iterations >= 0",
             )
+        # With one label there is nothing to decide.
         if unary.shape[0] == 1:
             return np.ones_like(unary)
         infer = self._infer_wrapper if self.backend == "pydensecrf" else self._infer_torch

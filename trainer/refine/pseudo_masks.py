@@ -111,10 +111,12 @@ class RefineConfig(Knobs):
 def background_scores(maps_kHW: Float, config: RefineConfig, threshold: float) -> Float:
     """``float32 [k+1,H,W]``: the background score of ``config``, then the maps."""
     if not len(maps_kHW):
+        # Without a class, everything is background.
         return np.ones((1, *maps_kHW.shape[1:]), np.float32)
     if config.score == "soft":
         ground = (1 - np.clip(maps_kHW.max(0, keepdims=True), 0, 1)) ** np.float32(config.alpha)
     elif config.score == "rest":
+        # Rounding can take the sum of the shares above 1.
         ground = 1 - np.clip(maps_kHW.sum(0, keepdims=True), 0, 1)
     else:
         ground = np.full_like(maps_kHW[:1], threshold, np.float32)
@@ -137,6 +139,7 @@ def refine_scores(
 
 def _unary(scores_CHW: Float, parameters: CrfParameters, kind: str) -> Float:
     if kind == "labels" or (kind == "preset" and parameters.gt_prob is not None):
+        # 0.7 is the probability of P2, the only published preset for labels.
         return unary_from_labels(scores_CHW.argmax(0), len(scores_CHW), parameters.gt_prob or 0.7)
     return unary_from_softmax(scores_CHW)
 

@@ -180,6 +180,8 @@ class CocoWriter(Writer):
             {"category_id": ids[k], **_outline(label_HW == k + 1), "iscrowd": 0} for k in classes
         ]
         if IGNORE in present:
+            # COCO has no category for unknown pixels. Any will do, because "ignore" says what they
+            # are.
             category = ids[classes[0] if classes else 0]
             void = _outline(label_HW == IGNORE)
             notes.append({"category_id": category, **void, "iscrowd": 1, "ignore": 1})
@@ -200,6 +202,7 @@ class CocoWriter(Writer):
                     {"id": number, "file_name": file_name, "height": height, "width": width}
                 )
                 annotations += [
+                    # An image has 255 annotations at most, one a class and one for unknown pixels.
                     {"id": number * 1000 + n, "image_id": number, **note}
                     for n, note in enumerate(notes)
                 ]
@@ -231,6 +234,7 @@ def _outline(mask_HW: npt.NDArray[np.bool_]) -> dict[str, Any]:
     """Run lengths, area and box of a region."""
     from pycocotools import mask as rle
 
+    # pycocotools wants the columns of a mask one after the other.
     runs = rle.encode(np.asfortranarray(mask_HW.astype(np.uint8)))
     with warnings.catch_warnings():
         # pycocotools hands numpy 2 an array in a way that numpy deprecates.

@@ -44,6 +44,7 @@ def recognises(root: Path) -> bool:
 
 
 def _table_file(root: Path) -> Path | None:
+    # Reversed, so that the first of two spellings of one name wins.
     files = {path.name.lower(): path for path in reversed(entries(root))}
     return next((files[name] for name in TABLES if name in files and files[name].is_file()), None)
 

@@ -114,6 +114,7 @@ def read_label_csv(path: Path) -> Labels:
 def _id_of(key: Any, count: int) -> str:
     """``2007_000032`` of a path, of itself, or of 2007000032, as IRN writes it."""
     if not isinstance(key, str):
+        # IRN keeps VOC's ids as numbers, without the underscore. COCO's file names have 12 digits.
         digits = str(int(key))
         return f"{digits[:4]}_{digits[4:]}" if count == len(VOC_CLASSES) else digits.zfill(12)
     name = key.replace("\\", "/").rsplit("/", 1)[-1]

@@ -19,9 +19,11 @@ IMAGE_COLUMNS = (
     *("file_path", "filepath", "img", "id"),
 )
 DELIMITERS = (",", "\t", ";", "|")
+# "1,0" and "0,0" come from systems where a comma is the decimal point.
 YES = ("1", "1.0", "true", "t", "yes", "y", "x", "✓", "✔", "1,0")
 NO = ("0", "0.0", "false", "f", "no", "n", "-", "", "0,0")
 MINUS = ("-1", "-1.0")
+# How .xlsx, a zip archive, and .xls, an OLE file, begin.
 WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 MARKS = (
     (b"\xef\xbb\xbf", "utf-8-sig"),
@@ -88,6 +90,7 @@ def read_table(path: Path) -> Table:
     # Some programs end every line with a separator.
     while width > 1 and all(not any(row[width - 1 :]) for row in rows):
         width -= 1
+    # Cells beyond the header stay where they hold something, so that such rows are reported.
     rows = [row[:width] + row[width:] * any(row[width:]) for row in rows]
     _check_widths(path, rows, lines)
     keep = [c for c, name in enumerate(rows[0]) if not _is_index(name, [r[c] for r in rows[1:]])]
@@ -112,6 +115,7 @@ def read_text(path: Path) -> tuple[str, list[str]]:
         raise DataError(f"{path} cannot be read: {error}", "a text file in UTF-8") from error
     if data.startswith(WORKBOOKS):
         raise DataError(f"{path} is a workbook of Excel", "a text file in UTF-8", advice)
+    # UTF-16 without a mark: one of the two bytes of a Latin letter is 0.
     wide = {0: "utf-16-be", 1: "utf-16-le"}.get(data[:2].find(b"\0"), "utf-8")
     encoding = next((name for mark, name in MARKS if data.startswith(mark)), wide)
     notes = []

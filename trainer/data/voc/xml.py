@@ -33,6 +33,7 @@ def object_names(path: Path) -> set[str]:
             names.append("")
 
     def text(content: str) -> None:
+        # Parts of objects have names too, one level deeper.
         if len(places) == 3 and places[1:] == ["object", "name"]:
             names[-1] += content
 
