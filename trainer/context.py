@@ -82,9 +82,22 @@ class Context:
         return self.dataset.subset(self.val_list) if self.val_list else []
 
     @cached_property
+    def reported_lists(self) -> list[str]:
+        """Lists that figures are given for: of image scores, and of masks where they have some."""
+        return self.dataset.reported_lists(self.train_list, self.val_list)
+
+    @cached_property
     def measured_lists(self) -> list[str]:
         """Lists with true masks that figures are given for."""
         return self.dataset.measured_lists(self.train_list, self.val_list)
+
+    @cached_property
+    def scored(self) -> list[Record]:
+        """Every image that the classifier scores: training and reported lists, once each."""
+        union = {record.id: record for record in self.training}
+        for name in self.reported_lists:
+            union.update((record.id, record) for record in self.dataset.subset(name))
+        return list(union.values())
 
     @cached_property
     def images(self) -> list[Record]:

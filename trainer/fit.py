@@ -29,7 +29,7 @@ def fit(plan: Plan, say: Callable[[str], None]) -> None:
     context, run = plan.context, plan.context.run
     with run.lock(), terminated():
         launch(context.device)
-        check_images(context.images)
+        check_images(context.scored if plan.scores else context.images)
         plan.preflight.raise_errors()
         run.describe(**description(plan))
         # All of them before the first stage, whose progress would bury what comes after it.

@@ -17,7 +17,17 @@ from trainer.options import STAGES, Configs, Options, make_configs
 from trainer.outputs import check_folder
 from trainer.run import Run, is_run, stage_key
 from trainer.segmenters.start import choose_source, find_start
-from trainer.stages import cams, classify, evaluate, import_cams, prepare, refine, segment, walk
+from trainer.stages import (
+    cams,
+    classify,
+    evaluate,
+    import_cams,
+    prepare,
+    refine,
+    scores,
+    segment,
+    walk,
+)
 from trainer.weights.cache import find_weights
 from trainer.weights.released import load_classifier, load_start
 
@@ -44,8 +54,13 @@ class Plan:
         context = self.context
         full = any(stage.name == segment.FULL for stage in self.stages)
         reads_masks = full or self.until in ("evaluate", "report")
-        lists = context.measured_lists
-        return preflight(context.dataset, context.train_list, lists, full, reads_masks)
+        lists, scored = context.measured_lists, context.reported_lists if self.scores else ()
+        return preflight(context.dataset, context.train_list, lists, full, reads_masks, scored)
+
+    @property
+    def scores(self) -> bool:
+        """Whether the classifier scores the images of all reported lists."""
+        return any(stage.name == "scores" for stage in self.stages)
 
 
 def make_plan(options: Options) -> Plan:
@@ -64,9 +79,8 @@ def make_plan(options: Options) -> Plan:
     context = with_weights(context, options, stages)
     if any(stage.name == "walk" for stage in stages):
         walk.check_network(context)
-    if options.reaches("evaluate") and context.measured_lists:
-        names = {*context.run.complete, *(stage.name for stage in stages)}
-        stages.append(evaluate.stage(names))
+    if options.reaches("evaluate"):
+        stages += evaluation_stages(context, stages)
     return Plan(context, tuple(stages), stage_keys(context, stages), options.until)
 
 
@@ -117,6 +131,14 @@ def _segmenters(options: Options, configs: Configs, training: list[Stage]) -> li
         inputs = ("data", "classify") if source == "classifier" else ("data",)
         stages += segment.stages(segment.FULL, inputs, source)
     return stages
+
+
+def evaluation_stages(context: Context, stages: list[Stage]) -> list[Stage]:
+    """Scores of the plan's classifier, and the figures where there is something to measure."""
+    scoring = [scores.stage()] if any(stage.name == "classify" for stage in stages) else []
+    names = {*context.run.complete, *(stage.name for stage in (*stages, *scoring))}
+    measurable = context.measured_lists or "scores" in names
+    return [*scoring, evaluate.stage(names)] if measurable else []
 
 
 def open_context(options: Options, configs: Configs) -> Context:

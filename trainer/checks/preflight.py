@@ -64,6 +64,7 @@ class Preflight:
         unused: images of each other list.
         notes: remarks of the reader, such as what is left out.
         problems: errors first.
+        scored: lists whose tags the classifier's scores are measured against.
     """
 
     format: str
@@ -75,6 +76,7 @@ class Preflight:
     unused: dict[str, int]
     notes: tuple[str, ...]
     problems: tuple[Problem, ...]
+    scored: tuple[str, ...] = ()
 
     def report(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -91,8 +93,12 @@ class Preflight:
             f" a tag; tags from {self.tags_from}: {tags}{truth}",
             f"measures on images with a true mask: {', '.join(figures)}"
             if figures
-            else "measures nothing: no image of the training or validation list has a true mask",
+            else f"measures {'no masks' if self.scored else 'nothing'}: no image of the training or"
+            " validation list has a true mask",
         ]
+        if self.scored:
+            names = ", ".join(map(repr, self.scored))
+            lines.append(f"measures the classifier's scores on the tags of {names}")
         if self.unused:
             lists = some((f"{name} {count}" for name, count in self.unused.items()), 8)
             lines.append(f"does not use the lists: {lists}")
@@ -123,7 +129,12 @@ class Preflight:
 
 
 def preflight(
-    dataset: Dataset, train_list: str, measured: Sequence[str], true_masks: bool, masks_used: bool
+    dataset: Dataset,
+    train_list: str,
+    measured: Sequence[str],
+    true_masks: bool,
+    masks_used: bool,
+    scored: Sequence[str] = (),
 ) -> Preflight:
     """Look at what a run is going to use.
 
@@ -133,9 +144,11 @@ def preflight(
         measured: lists with true masks to measure on.
         true_masks: whether a segmenter learns from true masks.
         masks_used: whether the run measures, or trains on true masks, so that bad masks stop it.
+        scored: lists whose tags the classifier's scores are measured against.
     """
     lists = {name: len(ids) for name, ids in dataset.lists.items() if name != "all"}
-    problems = [*about_training(dataset, train_list), *about_overlap(dataset, train_list, measured)]
+    reported = list(dict.fromkeys((*measured, *scored)))
+    problems = [*about_training(dataset, train_list), *about_overlap(dataset, train_list, reported)]
     if masks_used:
         names = [*measured, train_list] if true_masks else measured
         records = {record.id: record for name in names for record in dataset.masked(name)}
@@ -148,9 +161,10 @@ def preflight(
         ListFacts.of(dataset, train_list),
         true_masks,
         tuple(ListFacts.of(dataset, name) for name in measured),
-        {name: n for name, n in lists.items() if name not in (train_list, *measured)},
+        {name: n for name, n in lists.items() if name not in (train_list, *reported)},
         dataset.notes,
         tuple(problems),
+        tuple(scored),
     )
 
 

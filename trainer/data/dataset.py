@@ -195,14 +195,20 @@ class Dataset:
             digest.update(repr(self.config).encode())
         return digest.hexdigest()[:16]
 
-    def measured_lists(self, train_list: str, val_list: str | None) -> list[str]:
+    def reported_lists(self, train_list: str, val_list: str | None) -> list[str]:
         """Lists that figures are given for: ``train`` (or the training list) and the validation
-        list, where some of their images have a true mask. Those without one are not measured.
+        list.
         """
         names = ["train" if "train" in self.lists else train_list]
         if val_list and val_list not in names:
             names.append(val_list)
-        return [name for name in names if self.masked(name)]
+        return names
+
+    def measured_lists(self, train_list: str, val_list: str | None) -> list[str]:
+        """The reported lists whose masks are measured: those with the true mask of some image.
+        Images without one are not measured.
+        """
+        return [name for name in self.reported_lists(train_list, val_list) if self.masked(name)]
 
     def tag_matrix(self, records: Sequence[Record]) -> npt.NDArray[np.float32]:
         """``float32 [N,K]``: 1 present, 0 absent, NaN unknown."""

@@ -3,13 +3,14 @@
 Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 1979; percentile
 interval. Images are drawn with replacement, the same ones for A and B, and the mean IoU of the
 drawn list is taken from the summed confusions of its images: the figure itself is resampled, not a
-mean over images. Only the images vary. The seed of the training is another source of chance, which
+mean over images. Images of one group, such as exposures of one part, are drawn together. Only the
+images vary. The seed of the training is another source of chance, which
 takes several runs to see.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -100,7 +101,7 @@ def miou_interval(
         DataError: no image, or see ``metrics.margins``.
     """
     value, draws = _resample([images], convention, samples, seed)
-    return _interval(value[0, -1], draws[:, 0, -1], seed, level)
+    return interval_of(value[0, -1], draws[:, 0, -1], seed, level)
 
 
 def compare_paired(
@@ -137,11 +138,11 @@ def compare_paired(
         ratio, ratios = value[1, -1] / value[0, -1], draws[:, 1, -1] / draws[:, 0, -1]
     names = ("background", *a.class_names)
     return Paired(
-        _interval(gain[-1], gains[:, -1], seed, level),
-        _interval(ratio, ratios, seed, level),
+        interval_of(gain[-1], gains[:, -1], seed, level),
+        interval_of(ratio, ratios, seed, level),
         _two_sided_p(gains[:, -1]),
         len(a.ids),
-        {name: _interval(gain[c], gains[:, c], seed, level) for c, name in enumerate(names)},
+        {name: interval_of(gain[c], gains[:, c], seed, level) for c, name in enumerate(names)},
     )
 
 
@@ -152,7 +153,36 @@ def _two_sided_p(gains: npt.NDArray[np.float64]) -> float:
     return min(2 * float(tail), 1.0)
 
 
-def _interval(value: float, draws: npt.NDArray[np.float64], seed: int, level: float) -> Interval:
+def resampled(
+    groups: Sequence[int], samples: int, seed: int
+) -> Iterator[tuple[int, npt.NDArray[np.float64]]]:
+    """How often each of N images is drawn: the first list of a block, and the block ``[lists,N]``.
+
+    Whole groups are drawn with replacement, as many as there are.
+
+    Args:
+        groups: the group of each image.
+        samples: lists to draw.
+        seed: of the drawing.
+    """
+    # Groups are drawn and not pixels: pixels of one image, or images of one part, err together, so
+    # an interval over pixels would be far too narrow.
+    places: dict[int, int] = {}
+    codes = [places.setdefault(group, len(places)) for group in groups]
+    count, rng = len(places), np.random.default_rng(seed)
+    step = max(1, _DRAWS // len(codes))
+    for first in range(0, samples, step):
+        lists = min(step, samples - first)
+        # The offset gives each resampled list its own bins: one bincount serves all of them.
+        picks = rng.integers(count, size=(lists, count)) + count * np.arange(lists)[:, None]
+        times = np.bincount(picks.reshape(-1), minlength=lists * count).reshape(lists, count)
+        yield first, times.astype(np.float64)[:, codes]
+
+
+def interval_of(
+    value: float, draws: npt.NDArray[np.float64], seed: int, level: float = LEVEL
+) -> Interval:
+    """A figure and the interval of its resampled values; those that are nan do not count."""
     # A resampled list may lack what the figure needs, such as a class that the VOC devkit asks for.
     finite = draws[np.isfinite(draws)]
     # Percentiles assume no shape of the distribution; that of a bounded ratio may be skewed.
@@ -176,22 +206,13 @@ def _resample(
     ]
     # Floats, because NumPy multiplies integer matrices without BLAS. Counts below 2^53 stay exact.
     table = np.concatenate(columns, 1).astype(np.float64)
-    images = len(table)
-    if not images:
+    if not len(table):
         raise DataError("no image to resample", "a list with true masks")
-    # Images are drawn and not pixels: pixels of one image err together, so an interval over pixels
-    # would be far too narrow.
-    rng = np.random.default_rng(seed)
     draws = np.empty((samples, len(systems), systems[0].labels + 1))
-    step = max(1, _DRAWS // images)
-    for first in range(0, samples, step):
-        count = min(step, samples - first)
-        # The offset gives each resampled list its own bins: one bincount serves all of them.
-        picks = rng.integers(images, size=(count, images)) + images * np.arange(count)[:, None]
-        times = np.bincount(picks.reshape(-1), minlength=count * images).reshape(count, images)
+    for first, times in resampled(systems[0].groups.tolist(), samples, seed):
         # How often each image was drawn, times its counts: all lists as one matrix product.
-        sums = times.astype(np.float64) @ table
-        draws[first : first + count] = _ious(sums, len(systems), convention)
+        sums = times @ table
+        draws[first : first + len(times)] = _ious(sums, len(systems), convention)
     return _ious(table.sum(0)[None], len(systems), convention)[0], draws
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from rich.table import Column, Table
 
 from trainer.evaluation.boundary import describe_tolerance
 from trainer.evaluation.compare import Line, Match
+from trainer.evaluation.measure import pixel_figures
+from trainer.evaluation.measure_classifier import CLASSIFIER
 from trainer.evaluation.metrics import CONVENTIONS
 
 MEANS = {
@@ -20,28 +23,52 @@ MEANS = {
     "over_activation": "over-act.",
     "under_activation": "under-act.",
 }
+NO_MASKS = (
+    "No figures of masks: no list of this data set has true masks."
+    "\ntry: add masks of some images (docs/data.md), then wsss-trainer eval;"
+    " or look at the maps and masks: wsss-trainer report"
+)
 OPEN = {"background": "as background", "missed": "as missed", "refused": "not at all"}
 
 
 def print_evaluation(evaluation: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print mean IoU with its interval, IoU of each class, other means, and all protocols."""
-    entries = [
-        (stage, name, entry) for stage, lines in evaluation.items() for name, entry in lines.items()
-    ]
-    if not entries:
-        print(
-            "No figures: no list of this data set has true masks."
-            "\ntry: add masks of some images (docs/data.md), then wsss-trainer eval;"
-            " or look at the maps and masks: wsss-trainer report"
-        )
-        return
+    """Print the figures of image scores, then mean IoU with its interval, IoU of each class, other
+    means, and all protocols.
+    """
     console = Console()
-    for name in dict.fromkeys(name for _, name, _ in entries):
-        console.print(_table(name, [(stage, entry) for stage, n, entry in entries if n == name]))
+    image_lines = evaluation.get(CLASSIFIER, {})
+    for name, figures in image_lines.items():
+        console.print(_image_table(name, figures))
     # Protocol lines may hold square brackets, which Rich would take for markup, and are copied
     # whole, so they must not wrap.
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    for name, figures in image_lines.items():
+        say(f"{CLASSIFIER} {name}: {figures['protocol']}")
+    entries = pixel_figures(evaluation)
+    if not entries:
+        say(NO_MASKS)
+        return
+    for name in dict.fromkeys(name for _, name, _ in entries):
+        console.print(_table(name, [(stage, entry) for stage, n, entry in entries if n == name]))
     for line in _remarks(entries):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line)
+
+
+def _image_table(name: str, figures: Mapping[str, Any]) -> Table:
+    table = Table(f"{name}, images", "AUROC", "95 %", "AP", "95 %", "with", "without")
+    rows = {"any class": figures["any"], **figures["classes"]}
+    for label, entry in rows.items():
+        cells = [
+            cell
+            for key in ("auroc", "average_precision")
+            for cell in (percent(entry[key]), _interval(entry[f"{key}_interval"]))
+        ]
+        counts = str(entry["positives"]), str(entry["negatives"])
+        table.add_row(label, *cells, *counts, end_section=label == "any class")
+    mean = figures["mean"]
+    table.add_section()
+    table.add_row("mean", percent(mean["auroc"]), "", percent(mean["average_precision"]))
+    return table
 
 
 def _table(name: str, entries: Sequence[tuple[str, Any]]) -> Table:

@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trainer.data.dataset import Record
 from trainer.errors import DataError
 from trainer.evaluation.metrics import DEFAULT, Counts, Margins, count_open, margins_miou
 from trainer.files import write_atomic
 
 Sparse = tuple[npt.NDArray[np.int32], Counts]
-TEXTS, ARRAYS = ("ids", "class_names"), ("starts", "cells", "pixels", "boundary")
+TEXTS = ("ids", "class_names")
+ARRAYS = ("starts", "cells", "pixels", "boundary", "groups")
 
 
 def sparse(confusion: Counts) -> Sparse:
@@ -43,6 +45,7 @@ class ImageCounts:
         pixels: int64 ``[M]``.
         boundary: float32 ``[N,C]``, the boundary F-score of every class; nan where an image has no
             boundary of it, and everywhere if it was not measured.
+        groups: int64 ``[N]``; images of one group have the same number.
     """
 
     ids: tuple[str, ...]
@@ -51,6 +54,7 @@ class ImageCounts:
     cells: npt.NDArray[np.int32]
     pixels: Counts
     boundary: npt.NDArray[np.float32]
+    groups: Counts
 
     @classmethod
     def of(
@@ -59,8 +63,9 @@ class ImageCounts:
         class_names: Sequence[str],
         images: Sequence[Sparse],
         boundary: Sequence[npt.NDArray[np.float32]] = (),
+        groups: Sequence[int] = (),
     ) -> ImageCounts:
-        """Gather what ``sparse`` made of each image."""
+        """Gather what ``sparse`` made of each image. Without ``groups`` each is by itself."""
         labels = len(class_names) + 1
         sizes = [len(cells) for cells, _ in images]
         return cls(
@@ -72,6 +77,7 @@ class ImageCounts:
             np.stack(boundary)
             if len(boundary)
             else np.full((len(ids), labels), np.nan, np.float32),
+            np.asarray(groups if len(groups) else range(len(ids)), np.int64),
         )
 
     @property
@@ -126,7 +132,9 @@ class ImageCounts:
         rows = [place[name] for name in ids]
         spans = [slice(self.starts[n], self.starts[n + 1]) for n in rows]
         images = [(self.cells[span], self.pixels[span]) for span in spans]
-        return ImageCounts.of(ids, self.class_names, images, list(self.boundary[rows]))
+        return ImageCounts.of(
+            ids, self.class_names, images, list(self.boundary[rows]), self.groups[rows].tolist()
+        )
 
     def write(self, path: Path) -> None:
         """Store the counts without pickle, whole or not at all.
@@ -150,7 +158,9 @@ class ImageCounts:
         """
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                values: dict[str, Any] = {key: archive[key] for key in ARRAYS}
+                values: dict[str, Any] = {key: archive[key] for key in ARRAYS if key in archive}
+                # Counts of earlier versions have no groups.
+                values.setdefault("groups", np.arange(len(archive["ids"])))
                 values |= {key: tuple(map(str, archive[key])) for key in TEXTS}
                 return cls(**values)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
@@ -159,6 +169,13 @@ class ImageCounts:
                 "the counts that wsss-trainer eval writes beside evaluation.json",
                 "delete that file; wsss-trainer eval RUN measures again",
             ) from error
+
+
+def group_numbers(records: Sequence[Record]) -> list[int]:
+    """The group of each record as a number; one without a group is by itself."""
+    places: dict[tuple[str, str], int] = {}
+    names = [(record.group, "" if record.group else record.id) for record in records]
+    return [places.setdefault(name, len(places)) for name in names]
 
 
 def counts_path(folder: Path, stage: str, list_name: str) -> Path:

@@ -1,4 +1,6 @@
-"""Figures of a run: every measured stage on every list with true masks, each with its protocol."""
+"""Figures of a run, each with its protocol: the classifier's scores on every reported list, and
+every measured stage on the lists with true masks.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +16,23 @@ from trainer.evaluation.bootstrap import compare_paired, miou_interval
 from trainer.evaluation.figures import Conditions, restated
 from trainer.evaluation.image_counts import ImageCounts, counts_path
 from trainer.evaluation.knobs import EvaluateConfig
+from trainer.evaluation.measure_classifier import CLASSIFIER, classifier_figures
 from trainer.evaluation.over_lists import evaluate_cams, evaluate_folder
 from trainer.evaluation.sweep import sweep_thresholds
 from trainer.evaluation.threshold import choose
 from trainer.run import Output, Run, stage_key, write_json
 from trainer.weights.supervision import initial_weights
 
-MEASURED = ("cams", "refine", "segment", "segment_full")
+MEASURED = ("scores", "cams", "refine", "segment", "segment_full")
 """Stages that have figures, in the order of the path."""
 FOLDER = "evaluation"
 """Where the counts of single images lie below the run."""
-FORMAT = 3
+FORMAT = 4
 """Of ``evaluation.json`` and the counts beside it: figures of another format are measured again."""
-
-
 Figures = tuple[ImageCounts, dict[str, Any]]
 """Counts of single images, and the entry of ``evaluation.json``."""
+Entries = dict[str, dict[str, Any]]
+"""``evaluation.json``: stage -> list -> figures."""
 
 
 def measured_stages(names: Collection[str]) -> tuple[str, ...]:
@@ -38,7 +41,10 @@ def measured_stages(names: Collection[str]) -> tuple[str, ...]:
 
 
 def evaluation_facts(dataset: Dataset, lists: Sequence[str], config: EvaluateConfig) -> list[Any]:
-    """What the figures depend on besides the stages that are measured: settings and true masks."""
+    """What the figures depend on besides the stages that are measured: settings and true masks.
+
+    Tags and lists are in the keys of all stages.
+    """
     truth = {name: dataset.mask_fingerprint(dataset.masked(name)) for name in lists}
     return [FORMAT, as_dict(config), truth]
 
@@ -46,8 +52,18 @@ def evaluation_facts(dataset: Dataset, lists: Sequence[str], config: EvaluateCon
 def measure(
     run: Run, dataset: Dataset, lists: Sequence[str], config: EvaluateConfig, output: Output
 ) -> None:
-    """Write ``evaluation.json``, and the counts of single images beside it."""
-    result: dict[str, dict[str, Any]] = {}
+    """Write ``evaluation.json``, and the counts of single images beside it.
+
+    Args:
+        run: with the stages to measure.
+        dataset: of the run.
+        lists: those with true masks.
+        config: of the figures.
+        output: of the stage.
+    """
+    result: Entries = {}
+    if "scores" in run.complete:
+        result[CLASSIFIER] = classifier_figures(run, dataset)
     for name in lists:
         figures = _figures(run, dataset, name, lists, config)
         for stage, (images, entry) in figures.items():
@@ -62,12 +78,18 @@ def measure(
     write_json(path, result)
     output.places.append(path)
     output.metrics.update(
-        {
-            f"{stage} {name}": entry["miou"]
-            for stage, lines in result.items()
-            for name, entry in lines.items()
-        }
+        {f"{stage} {name}": entry["miou"] for stage, name, entry in pixel_figures(result)}
     )
+
+
+def pixel_figures(evaluation: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, Any]]:
+    """``(stage, list, entry)`` of all figures of masks and maps, in the order of the path."""
+    return [
+        (stage, name, entry)
+        for stage, lines in evaluation.items()
+        if stage != CLASSIFIER
+        for name, entry in lines.items()
+    ]
 
 
 def _figures(
@@ -86,7 +108,7 @@ def _figures(
     return figures
 
 
-def current_evaluation(run_dir: Path) -> dict[str, dict[str, Any]]:
+def current_evaluation(run_dir: Path) -> Entries:
     """``evaluation.json`` of a run, measured now where it is missing or older than a stage.
 
     Raises:
@@ -100,11 +122,12 @@ def current_evaluation(run_dir: Path) -> dict[str, dict[str, Any]]:
     inputs = [run.complete[name] for name in measured_stages(run.complete)]
     key = stage_key("evaluate", evaluation_facts(dataset, lists, config), inputs)
     path = run_dir / "evaluation.json"
+    measurable = lists or "scores" in run.complete
     # Runs of earlier versions do not count these files among those of the stage.
-    if lists and not (run.done("evaluate", key) and _is_whole(path)):
+    if measurable and not (run.done("evaluate", key) and _is_whole(path)):
         with run.lock(), run.stage("evaluate", key, FOLDER) as output:
             measure(run, dataset, lists, config, output)
-    result: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+    result: Entries = json.loads(path.read_text()) if path.exists() else {}
     return result
 
 
@@ -116,29 +139,22 @@ def _is_whole(path: Path) -> bool:
         return False
     return all(
         counts_path(path.parent, stage, name).exists()
-        for stage, lines in evaluation.items()
-        for name in lines
+        for stage, name, _ in pixel_figures(evaluation)
     )
 
 
-def in_convention(
-    run_dir: Path, evaluation: dict[str, dict[str, Any]], convention: str
-) -> dict[str, dict[str, Any]]:
+def in_convention(run_dir: Path, evaluation: Entries, convention: str) -> Entries:
     """The figures of a run in another convention than the default, from the counts that are kept
-    beside them.
+    beside them. Those of image scores have no convention.
 
     Raises:
         DataError: counts are missing; or see ``metrics.margins``.
     """
-    counts = {
-        (s, n): ImageCounts.read(counts_path(run_dir, s, n))
-        for s, lines in evaluation.items()
-        for n in lines
-    }
-    result = {
-        s: {n: restated(entry, counts[s, n], convention) for n, entry in lines.items()}
-        for s, lines in evaluation.items()
-    }
+    result = {stage: dict(lines) for stage, lines in evaluation.items()}
+    counts = {}
+    for stage, name, entry in pixel_figures(evaluation):
+        counts[stage, name] = ImageCounts.read(counts_path(run_dir, stage, name))
+        result[stage][name] = restated(entry, counts[stage, name], convention)
     for name, entry in result.get("segment", {}).items():
         if "weak_full" in entry:
             full, weak = counts["segment_full", name], counts["segment", name]

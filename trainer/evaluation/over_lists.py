@@ -14,7 +14,7 @@ from trainer.data.dataset import Dataset, Record, read_index_png
 from trainer.errors import DataError, UserError
 from trainer.evaluation.boundary import boundary_f
 from trainer.evaluation.figures import CamEvaluation, MaskEvaluation, row_of
-from trainer.evaluation.image_counts import ImageCounts, Sparse, sparse
+from trainer.evaluation.image_counts import ImageCounts, Sparse, group_numbers, sparse
 from trainer.evaluation.metrics import Counts, confusion
 from trainer.evaluation.sweep import SWEEP, Thresholds, ascending, image_mious, sweep_image
 from trainer.maps.camfile import Cam, cam_path, read_cam, upsample_cam
@@ -71,7 +71,7 @@ def evaluate_cams(
             details.append(detail)
     image_miou = np.stack(mious) if mious else np.zeros((0, len(levels)), np.float32)
     ids = tuple(record.id for record in records)
-    chosen = None if row is None else _evaluation(ids, dataset, details, tolerance)
+    chosen = None if row is None else _evaluation(records, dataset, details, tolerance)
     return CamEvaluation(levels, total, image_miou, ids, dataset.classes, row, chosen)
 
 
@@ -151,7 +151,7 @@ def evaluate_folder(
     """
     work = partial(_measure_record, dataset, mask_reader(masks), tolerance)
     details = each_image(work, records, UNMEASURABLE, workers, "masks", True, attrgetter("id"))
-    return _evaluation([record.id for record in records], dataset, details, tolerance)
+    return _evaluation(records, dataset, details, tolerance)
 
 
 def mask_reader(masks: MaskSource) -> MaskReader:
@@ -185,7 +185,12 @@ def _boundary(mask: Labels, truth: Labels, labels: int, tolerance: float | None)
 
 
 def _evaluation(
-    ids: Sequence[str], dataset: Dataset, details: Sequence[Detail], tolerance: float | None
+    records: Sequence[Record],
+    dataset: Dataset,
+    details: Sequence[Detail],
+    tolerance: float | None,
 ) -> MaskEvaluation:
+    ids, groups = [record.id for record in records], group_numbers(records)
     counts, boundaries = zip(*details) if details else ((), ())
-    return MaskEvaluation(ImageCounts.of(ids, dataset.classes, counts, boundaries), tolerance)
+    images = ImageCounts.of(ids, dataset.classes, counts, boundaries, groups)
+    return MaskEvaluation(images, tolerance)

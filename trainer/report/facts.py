@@ -36,6 +36,7 @@ _ORDER = (
     "segment",
     "segment_full_train",
     "segment_full",
+    "scores",
     "evaluate",
 )
 Curves = dict[str, dict[str, list[tuple[float, float]]]]

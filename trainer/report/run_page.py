@@ -14,6 +14,7 @@ from trainer.report.confusion import confusion
 from trainer.report.curves import sweep, training
 from trainer.report.facts import read_facts
 from trainer.report.html import Section, render, render_page
+from trainer.report.image_scores import image_scores
 from trainer.report.images import images
 from trainer.report.provenance import provenance, stages
 from trainer.report.results import header, results
@@ -35,6 +36,7 @@ def write_report(run_dir: Path, max_images: int = 24) -> Path:
     groups = subcategories(facts, max_images)
     parts = {
         "results": results(facts),
+        "image_scores": image_scores(facts),
         "classes": classes(facts),
         "images": images(facts, max_images),
         "subcategories": groups,
@@ -44,7 +46,7 @@ def write_report(run_dir: Path, max_images: int = 24) -> Path:
         "stages": stages(facts),
         "provenance": provenance(facts),
     }
-    headings = {"subcategories": "Sub-categories"}
+    headings = {"subcategories": "Sub-categories", "image_scores": "Image scores"}
     sections = [
         Section(name, headings.get(name, name.capitalize()), render(f"{name}.html", **values))
         for name, values in parts.items()

@@ -20,7 +20,7 @@ from trainer.methods.registry import build_method, declaration, load_method
 from trainer.methods.samples import make_sample
 from trainer.run import Metrics, Output
 from trainer.training.devices import shard, wait_for_all
-from trainer.training.inference import Budget, Views, finite, inference, iterate_views
+from trainer.training.inference import image_logits
 from trainer.training.loop import Trainer, step_rng
 from trainer.training.model_file import read_model, save_model
 from trainer.weights.released import load_classifier, load_start
@@ -180,17 +180,18 @@ def mean_average_precision(
     config: ClassifyConfig,
     device: str = "auto",
 ) -> float:
-    """Mean average precision over the classes that occur, 0..1, each image at its own size."""
+    """Mean average precision over the classes that occur, 0..1, each image at its own size.
+
+    Images of which nobody said whether they show a class do not count for it.
+    """
     from sklearn.metrics import average_precision_score
 
-    scores: dict[str, np.ndarray] = {}
     precision = config.precision if config.precision != "fp16" else "auto"
-    with inference(method, precision, device) as target:
-        for batch in iterate_views(records, Views(scales=(1.0,)), Budget(images=16), workers=0):
-            logits = finite(method(batch.images[0].to(target)).float().cpu(), "scores").numpy()
-            scores.update({record.id: row for record, row in zip(batch.records, logits)})
-    truth = dataset.tag_matrix(records)
-    table = np.stack([scores[record.id] for record in records])
-    # Average precision is undefined for a class without images.
-    present = [k for k in range(truth.shape[1]) if truth[:, k].any()]
-    return float(np.mean([average_precision_score(truth[:, k], table[:, k]) for k in present]))
+    logits = image_logits(method, records, precision, device)
+    values = []
+    for truth, scores in zip(dataset.tag_matrix(records).T, logits.T, strict=True):
+        known = np.isfinite(truth)
+        # Average precision is undefined for a class without images.
+        if truth[known].any():
+            values.append(average_precision_score(truth[known], scores[known]))
+    return float(np.mean(values))

@@ -28,6 +28,7 @@ from trainer.data.transforms import IMAGENET_PIXELS, PixelScale, normalise, to_t
 from trainer.errors import TrainingError, explained
 from trainer.nets.folding import folded_once
 from trainer.pool import cores
+from trainer.progress import progress_bar
 from trainer.training.devices import Precision, has_bf16_units
 from trainer.training.memory import keep_freed_memory
 
@@ -234,3 +235,40 @@ def inference(
         if known := explained(error):
             raise known from error
         raise
+
+
+def image_logits(
+    network: nn.Module,
+    records: Sequence[Record],
+    precision: Precision = "fp32",
+    device: str = "auto",
+    *,
+    budget: Budget | None = None,
+    workers: int = 0,
+    title: str = "",
+) -> np.ndarray:
+    """Image logits of a classifier, ``float32 [N,K]`` in the order of ``records``.
+
+    Every image is seen once, as it is and at its own size.
+
+    Args:
+        network: ``images_B3HW -> logits_BK``.
+        records: N images.
+        precision: of the network.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        budget: how much is viewed at once.
+        workers: loader processes; -1 chooses by cores.
+        title: of the progress bar; without one there is none.
+    """
+    rows: dict[str, np.ndarray] = {}
+    views = Views(scales=(1.0,))
+    with (
+        inference(network, precision, device) as target,
+        progress_bar(title, len(records), show=bool(title)) as advance,
+    ):
+        for batch in iterate_views(records, views, budget or Budget(images=16), workers):
+            logits = finite(network(batch.images[0].to(target)).float().cpu(), "scores").numpy()
+            for record, row in zip(batch.records, logits, strict=True):
+                rows[record.id] = row
+                advance()
+    return np.stack([rows[record.id] for record in records])

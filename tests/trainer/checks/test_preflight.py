@@ -139,6 +139,11 @@ def test_what_is_trained_and_measured_is_said_first(tmp_path: Path) -> None:
     bare = photos(tmp_path / "bare", TWO)
     facts = preflight(open_dataset(bare), "train", (), False, True)
     assert "measures nothing: no image" in "\n".join(facts.lines())
+    facts = preflight(open_dataset(bare), "train", (), False, True, ("train", "val"))
+    text = "\n".join(facts.lines())
+    assert "measures no masks: no image" in text
+    assert "measures the classifier's scores on the tags of 'train', 'val'" in text
+    assert "does not use" not in text
 
 
 def test_lists_that_share_images_and_classes_that_cannot_be_learnt(tmp_path: Path) -> None:

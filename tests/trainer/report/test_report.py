@@ -15,6 +15,7 @@ from report_run import CHOSEN, CLASSES, TRAIN, VAL, Page, add_refinement, make_r
 
 from trainer.data.dataset import read_index_png
 from trainer.evaluation.image_counts import counts_path
+from trainer.evaluation.image_figures import image_figures
 from trainer.evaluation.over_lists import evaluate_folder
 from trainer.maps.camfile import cam_path, read_cam, upsample_cam, write_cam
 from trainer.report.facts import read_facts
@@ -411,3 +412,27 @@ def test_many_classes_make_a_picture_of_the_confusion(run: Path) -> None:
     assert "class 4" in page.text
     assert "10.0" in page.text
     assert len(text) < 400_000
+
+
+def test_figures_of_image_scores_have_a_section_of_their_own(run: Path) -> None:
+    _, page = report(run)
+    assert "image_scores" not in page.ids
+    path = run / "evaluation.json"
+    evaluation = json.loads(path.read_text())
+    tags, scores = (
+        np.array([[1, 0, 0], [0, 1, np.nan]] * 3),
+        np.random.default_rng(0).random((6, 3)),
+    )
+    figures = image_figures(scores, tags, CLASSES)
+    lists = {
+        "train": figures | {"protocol": "of <train>", "trained_on": 6},
+        "val": figures | {"protocol": "of <val>", "trained_on": 0},
+    }
+    path.write_text(json.dumps(evaluation | {"classifier": lists}))
+    text, page = report(run)
+    assert page.ids.index("results") < page.ids.index("image_scores") < page.ids.index("classes")
+    assert text.index("On val</h3>") < text.index("On train, which trained the classifier")
+    auroc = figures["classes"][CLASSES[0]]["auroc"]
+    assert f'<td class="n">{100 * auroc:.1f}</td>' in text
+    assert "no image with it" in page.text
+    assert "of <val>" in page.text

@@ -6,11 +6,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from measured import write_run
 
 from trainer.config import as_dict
 from trainer.data.formats.opening import open_dataset
+from trainer.evaluation.figures_table import print_evaluation
+from trainer.evaluation.image_scores import FILE, ImageScores
 from trainer.evaluation.measure import current_evaluation
 from trainer.fit import work
 from trainer.options import Options, make_configs
@@ -90,30 +93,67 @@ def test_figures_that_are_gone_are_measured_again(data, run):
     assert standing(plan_of(data, run)) == "done, kept"
 
 
-def test_a_run_that_was_measured_before_evaluate_was_a_stage_of_the_plan(data, run):
-    """Its key is the same, and an empty folder ``evaluate`` is all that is counted."""
+def test_figures_of_an_earlier_version_are_measured_again(data, run):
     dataset, made = open_dataset(data), Run(run)
     truth = {n: dataset.mask_fingerprint(dataset.masked(n)) for n in ("train", "val")}
     knobs = [3, as_dict(make_configs(Options(data, run)).evaluate), truth]
-    key = stage_key("evaluate", knobs, ["0.4None"] * 3)
-    with made.stage("evaluate", key):
+    with made.stage("evaluate", stage_key("evaluate", knobs, ["0.4None"] * 3)):
         (run / "evaluation.json").write_text("{}")
-    assert standing(plan_of(data, run)) == "done, kept"
+    assert "will be made again" in standing(plan_of(data, run))
+    assert "cam" in current_evaluation(run)
 
 
-def test_a_plan_ends_with_it_where_there_is_something_to_measure(data, run, tmp_path):
+def test_a_plan_ends_with_it_whether_there_are_masks_or_not(data, run, tmp_path):
     options = Options(data, run, weights="none", size=48, epochs=1, device="cpu")
-    last = make_plan(options).stages[-1]
-    assert (last.name, last.inputs) == ("evaluate", ("cams", "refine", "segment"))
+    scoring, last = make_plan(options).stages[-2:]
+    assert (scoring.name, scoring.inputs) == ("scores", ("classify",))
+    assert (last.name, last.inputs) == ("evaluate", ("scores", "cams", "refine", "segment"))
     bare = shutil.copytree(data, tmp_path / "bare")
     shutil.rmtree(bare / "SegmentationClass")
     options = Options(bare, tmp_path / "other", weights="none", size=48, epochs=1, device="cpu")
+    assert [stage.name for stage in make_plan(options).stages[-2:]] == ["scores", "evaluate"]
+    # Maps of others come without a classifier, and so without scores.
+    options = Options(bare, tmp_path / "maps", cams=run / "cams", segmenter_weights="none")
     assert make_plan(options).stages[-1].name == "segment"
+
+
+def test_without_masks_there_are_figures_of_image_scores(data, run, tmp_path, capsys):
+    bare = shutil.copytree(data, tmp_path / "bare")
+    shutil.rmtree(bare / "SegmentationClass")
+    dataset = open_dataset(bare)
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["data"] |= {"path": str(bare), "fingerprint": dataset.fingerprint()}
+    manifest["stages"]["scores"] = {"status": "done", "key": "s", "outputs": {}, "metrics": {}}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    records = list(dataset.records.values())
+    tags = dataset.tag_matrix(records).astype(float)
+    # The first class is ranked perfectly, the others the wrong way round.
+    scores = np.where(np.arange(tags.shape[1]) == 0, tags, 1 - tags)
+    ids = tuple(record.id for record in records)
+    ImageScores(ids, dataset.classes, scores).write(run / FILE)
+    evaluation = current_evaluation(run)
+    assert list(evaluation) == ["classifier"]
+    assert set(evaluation["classifier"]) == {"train", "val"}
+    firsts, rest = set(), set()
+    for name, figures in evaluation["classifier"].items():
+        first, *others = figures["classes"].values()
+        firsts |= {first["auroc"], first["average_precision"]}
+        rest |= {entry["auroc"] for entry in others}
+        assert figures["images"] == len(dataset.lists[name])
+        assert figures["trained_on"] == (figures["images"] if name == "train" else 0)
+        assert ("optimistic" in figures["protocol"]) == (name == "train")
+    # A list of few images may show a class on all of them, or on none.
+    assert firsts - {None} == {1}
+    assert rest - {None} == {0}
+    print_evaluation(evaluation)
+    printed = capsys.readouterr().out
+    assert "any class" in printed
+    assert "No figures of masks" in printed
 
 
 def test_a_stage_of_an_earlier_plan_is_measured_too(data, tmp_path):
     run = write_run(tmp_path / "run", data, 0.4, full=0.1)
     options = Options(data, run, weights="none", size=48, epochs=1, device="cpu")
     plan = make_plan(options)
-    assert plan.stages[-1].inputs == ("cams", "refine", "segment", "segment_full")
+    assert plan.stages[-1].inputs == ("scores", "cams", "refine", "segment", "segment_full")
     assert plan.keys["segment_full"] == "0.40.1"
