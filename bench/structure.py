@@ -198,7 +198,7 @@ def variables(tree: ast.Module) -> list[str]:
 
 
 def is_participle(name: str) -> bool:
-    return bool(PARTICIPLE.search(name)) and name.rpartition("_")[2] not in NOUNS
+    return bool(PARTICIPLE.search(name)) and name.rpartition("_")[2].lower() not in NOUNS
 
 
 class Journey:

@@ -86,10 +86,10 @@ def set_values(config: ServerConfig, texts: Sequence[str]) -> ServerConfig:
                 f"--set {text!r} is no setting", "section.key=value", "--set schedule.queue=128"
             )
         try:
-            parsed = tomllib.loads(f"value = {value}")["value"]
+            result = tomllib.loads(f"value = {value}")["value"]
         except ValueError:
-            parsed = value.strip()
-        config = set_value(config, name.strip(), parsed)
+            result = value.strip()
+        config = set_value(config, name.strip(), result)
     return config
 
 

@@ -46,9 +46,9 @@ def main() -> None:
         # A missing file of our own is a bug, which needs its traceback.
         if (error.name or "").partition(".")[0] in ("trainer", "serving"):
             raise
-        expected = "the packages of the training half, and those that your own files import"
+        packages = "the packages of the training half, and those that your own files import"
         hint = "pip install -e '.[train]'"
-        fail(f"{error.name} is not installed\nexpected: {expected}\ntry: {hint}", 2)
+        fail(f"{error.name} is not installed\nexpected: {packages}\ntry: {hint}", 2)
     except (RuntimeError, MemoryError) as error:
         explanation = explained(error)
         if explanation is None:

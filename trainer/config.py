@@ -64,9 +64,9 @@ class Knobs:
             wrong = [v for v in values if not isinstance(v, str) and not limits.holds(v)]
             few = isinstance(value, tuple) and not limits.least <= len(value) <= limits.most
             if wrong or few:
-                shown = ",".join(map(str, values)) or "(nothing)"
+                text = ",".join(map(str, values)) or "(nothing)"
                 count = f"{max(limits.least, 1)} to {limits.most} numbers, each " if few else ""
-                raise ConfigError(f"{self.section}.{name}={shown}", f"{count}{limits}")
+                raise ConfigError(f"{self.section}.{name}={text}", f"{count}{limits}")
 
 
 def ranges(config: type) -> dict[str, Range]:

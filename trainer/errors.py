@@ -76,14 +76,14 @@ def explained(error: BaseException) -> UserError | None:
     causes; None for any other exception.
     """
     link: BaseException | None = error
-    visited: set[int] = set()
-    while link is not None and id(link) not in visited:
-        visited.add(id(link))
+    ids: set[int] = set()
+    while link is not None and id(link) not in ids:
+        ids.add(id(link))
         text = str(link)
-        for words, found, hint in CAUSES:
+        for words, problem, hint in CAUSES:
             if words in text or (words == "MemoryError" and isinstance(link, MemoryError)):
                 detail = text.splitlines()[0] if text else "MemoryError"
-                return RunError(f"{found}: {detail}", "", hint)
+                return RunError(f"{problem}: {detail}", "", hint)
         link = link.__cause__ or link.__context__
     return None
 

@@ -76,17 +76,17 @@ def place_image(source: Path, target: Path, how: How) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
-        found = f"{target} cannot be made from {source}: {error.strerror}"
+        problem = f"{target} cannot be made from {source}: {error.strerror}"
         if error.errno in NO_SPACE:
             raise RunError(
-                found, "room on that disk", "--images hardlink or symlink needs none"
+                problem, "room on that disk", "--images hardlink or symlink needs none"
             ) from error
         raise RunError(
-            found, f"a folder where a {how} can be made", "--images copy, or another folder"
+            problem, f"a folder where a {how} can be made", "--images copy, or another folder"
         ) from error
 
 
-def check_space(folder: Path, needed: int, what: str) -> None:
+def check_space(folder: Path, size: int, what: str) -> None:
     """Compare an estimate in bytes with what is free, before hours are spent.
 
     Raises:
@@ -94,10 +94,9 @@ def check_space(folder: Path, needed: int, what: str) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
-    if needed > free:
+    if size > free:
         raise RunError(
-            f"{what} need about {needed / 1e9:.1f} GB in {folder}, and {free / 1e9:.1f} GB are"
-            " free",
+            f"{what} need about {size / 1e9:.1f} GB in {folder}, and {free / 1e9:.1f} GB are free",
             "room on that disk",
             "free some space, or choose another folder, and run the same command again",
         )

@@ -117,7 +117,7 @@ def make_configs(options: Options) -> Configs:
     """
     check_device(options.device)
     check_seed(options.seed)
-    typed = typed_layer(options)
+    user_layer = typed_layer(options)
     recipe = options.recipe or recipe_of(options.backbone, options.weights)
     layers = [
         recipe_layer(options.method, recipe),
@@ -126,9 +126,9 @@ def make_configs(options: Options) -> Configs:
     # --size shrinks the range of sizes of the layers below, so they are needed first.
     classify = make_config(recipe, merged(layers)["classify"])
     layers += [
-        refinement_layer(options.refine, typed["refine"].get("refine"), is_small(recipe)),
+        refinement_layer(options.refine, user_layer["refine"].get("refine"), is_small(recipe)),
         short_layer(options.epochs, options.size, classify),
-        typed,
+        user_layer,
     ]
     changes = merged(layers)
     defaults: dict[str, Any] = {
@@ -149,7 +149,7 @@ def make_configs(options: Options) -> Configs:
             for section, default in defaults.items()
         }
     )
-    check_segmenter_knobs(configs.segment.network, typed["segment"])
+    check_segmenter_knobs(configs.segment.network, user_layer["segment"])
     return configs
 
 
@@ -174,12 +174,12 @@ def is_small(recipe: str) -> bool:
 
 def recipe_layer(method: str, recipe: str) -> Layer:
     """What a recipe changes outside of the classifier, and what the method changes of a recipe."""
-    declared = declaration(method)
+    entry = declaration(method)
     # A method's published training is for the networks that it was published with.
-    layer: Layer = {"classify": dict(declared.training.get(recipe, {}))}
+    layer: Layer = {"classify": dict(entry.training.get(recipe, {}))}
     if is_small(recipe):
         layer |= {
-            "method": dict(declared.small),
+            "method": dict(entry.small),
             "refine": {"calibrate": True},
             "affinity": affinitynet.SMALL,
             "irn": irnet.SMALL,

@@ -205,11 +205,11 @@ def check_trainings(context: Context, stages: list[Stage]) -> None:
     Raises:
         ConfigError: a training that cannot be, see ``Training.check_plan``.
     """
-    configs, tagged, images = context.configs, len(context.tagged), len(context.training)
+    configs, with_tags, images = context.configs, len(context.tagged), len(context.training)
     trainings = {
-        "classify": (configs.classify, tagged),
-        "affinity": (configs.affinity, tagged),
-        "irn": (configs.irn, tagged),
+        "classify": (configs.classify, with_tags),
+        "affinity": (configs.affinity, with_tags),
+        "irn": (configs.irn, with_tags),
         "segment_train": (configs.segment, images),
         f"{segment.FULL}_train": (configs.segment, images),
     }

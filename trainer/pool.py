@@ -148,10 +148,10 @@ def raise_together(problems: Sequence[UserError], total: int, what: str) -> None
 
 def joined(problems: Sequence[UserError], total: int, what: str) -> DataError:
     """One error that lists those of single images."""
-    listed = "".join(f"\n  {problem.found}" for problem in problems[:10])
+    listing = "".join(f"\n  {problem.found}" for problem in problems[:10])
     more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
     return DataError(
-        f"{len(problems)} of {total} {what}:{listed}{more}",
+        f"{len(problems)} of {total} {what}:{listing}{more}",
         problems[0].expected or "a readable file of the right size for every image",
         problems[0].hint or "repair or make those files and run the same command again",
     )

@@ -110,12 +110,12 @@ def _build(kind: type[RequestError], text: str, metadata: dict[str, str]) -> Req
     # The text of ServingError.__str__, taken apart again.
     problem, _, rest = text.partition("\n")
     lines = dict(line.split(": ", 1) for line in rest.split("\n") if ": " in line)
-    expected, hint = lines.get("expected", ""), lines.get("try", "")
+    correct, hint = lines.get("expected", ""), lines.get("try", "")
     if issubclass(kind, RetryLater):
         return kind(
-            problem, expected, hint, retry_after=float(metadata.get("retry_after_seconds", "0"))
+            problem, correct, hint, retry_after=float(metadata.get("retry_after_seconds", "0"))
         )
-    return kind(problem, expected, hint, metadata=metadata)
+    return kind(problem, correct, hint, metadata=metadata)
 
 
 def _any(message: Message) -> any_pb2.Any:

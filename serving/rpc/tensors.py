@@ -197,9 +197,9 @@ def _typed(tensor: Any, count: int, field: str) -> Array:
         )
     values = getattr(tensor.contents, right)
     if len(values) != count:
-        expected = f"{count} for the shape {list(tensor.shape)}"
+        correct = f"{count} for the shape {list(tensor.shape)}"
         raise FieldError(
-            f"input {tensor.name!r} has {len(values)} values", expected, field=f"{field}.contents"
+            f"input {tensor.name!r} has {len(values)} values", correct, field=f"{field}.contents"
         )
     dtype = np.dtype(DTYPES[tensor.datatype])
     if right in FIXED:

@@ -118,10 +118,8 @@ def check(
 
 
 def _from_error(error: DataError) -> Problem:
-    expected = f"expected {error.expected}" if error.expected else ""
-    return Problem(
-        "error", "data", error.found, (), "; ".join(filter(None, (expected, error.hint)))
-    )
+    wish = f"expected {error.expected}" if error.expected else ""
+    return Problem("error", "data", error.found, (), "; ".join(filter(None, (wish, error.hint))))
 
 
 def _about_unknown_lists(dataset: Dataset, lists: Sequence[str]) -> Iterator[Problem]:
@@ -208,8 +206,8 @@ def _about_classes(dataset: Dataset, records: list[Record], choice: list[str]) -
         )
     yield from about_single_images(dataset, records, where)
     for name in ("train", "train_aug"):
-        listed = dataset.subset(name) if dataset.lists.get(name) else records
-        lost = tuple(c for c in classes_with(0, dataset, listed) if c not in none)
+        members = dataset.subset(name) if dataset.lists.get(name) else records
+        lost = tuple(c for c in classes_with(0, dataset, members) if c not in none)
         if lost:
             message = f"classes without any image in list {name!r}: {len(lost)}"
             yield Problem("warning", "class-unlisted", message, lost)

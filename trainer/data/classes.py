@@ -90,10 +90,10 @@ def check_classes(names: Sequence[str], where: Path) -> None:
         DataError: no class, too many, a name twice, or a name without letters or with control
             characters.
     """
-    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+    repeats = sorted(name for name, count in Counter(names).items() if count > 1)
     strange = [ascii(name) for name in names if not folded(name) or not is_one_line(name)]
-    if repeated:
-        fault = f"repeats {some(repeated)}"
+    if repeats:
+        fault = f"repeats {some(repeats)}"
     elif strange:
         fault = f"has names without letters, or with control characters: {some(strange)}"
     elif not 0 < len(names) <= MAX_CLASSES:

@@ -80,9 +80,9 @@ def open_header(path: Path, body: bool = True) -> Iterator[Header]:
             with path.open("rb") as file, opened(file, BOUNDS, body) as header:
                 yield header
     except TooLarge as error:
-        expected = SIZE_LIMIT if error.bound == "pixels" else error.expected
-        raise DataError(f"{path} is too large: {error.found}", expected, error.hint) from error
+        correct = SIZE_LIMIT if error.bound == "pixels" else error.expected
+        raise DataError(f"{path} is too large: {error.found}", correct, error.hint) from error
     except (Unreadable, OSError) as error:
-        expected, hint = getattr(error, "expected", "a file"), getattr(error, "hint", "")
+        correct, hint = getattr(error, "expected", "a file"), getattr(error, "hint", "")
         hint = f"{hint}; {CHECK}" if hint else CHECK
-        raise DataError(f"{path} cannot be read: {error}", expected, hint) from error
+        raise DataError(f"{path} cannot be read: {error}", correct, hint) from error

@@ -137,9 +137,9 @@ class ForeignMasks:
             strongest: npt.NDArray[np.uint8] = labels[array.argmax(channels)]
             return strongest
         if array.ndim != 2:
-            found = f"{path.name} is {array.dtype} {array.shape}"
+            problem = f"{path.name} is {array.dtype} {array.shape}"
             hint = f"label maps [H,W], or probabilities [{len(labels)},H,W], background first"
-            raise BadFile("shape", found, hint)
+            raise BadFile("shape", problem, hint)
         # Some tools save labels as floats: whole numbers lose nothing.
         whole = array.astype(np.uint8) if array.dtype.kind in "iufb" else None
         if whole is None or not (whole == array).all():

@@ -130,13 +130,13 @@ def confusion(
     return counts.reshape(num_classes, columns).astype(np.int64)
 
 
-def _judged(pred: Any, truth: Any, num_classes: int, ignore: int) -> tuple[Counts, Counts]:
+def _judged(mask: Any, truth: Any, num_classes: int, ignore: int) -> tuple[Counts, Counts]:
     """Prediction and truth ``[n]`` of the pixels whose truth is one of the classes."""
-    if np.shape(pred) != np.shape(truth):
+    if np.shape(mask) != np.shape(truth):
         raise DataError(
-            f"prediction {tuple(np.shape(pred))} and truth {tuple(np.shape(truth))} differ in size"
+            f"prediction {tuple(np.shape(mask))} and truth {tuple(np.shape(truth))} differ in size"
         )
-    guess, true = _flat(pred), _flat(truth)
+    guess, true = _flat(mask), _flat(truth)
     valid = (true != ignore) & (true >= 0) & (true < num_classes)
     return guess[valid], true[valid]
 

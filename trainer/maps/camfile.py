@@ -71,11 +71,11 @@ def read_cam(path: Path) -> Cam:
         DataError: missing, truncated, or not such a file.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             cam = Cam(
-                stored["classes"].astype(np.int16),
-                stored["maps"].astype(np.float32),
-                (int(stored["size"][0]), int(stored["size"][1])),
+                archive["classes"].astype(np.int16),
+                archive["maps"].astype(np.float32),
+                (int(archive["size"][0]), int(archive["size"][1])),
             )
     # A damaged archive fails in many ways, and each of them means the same.
     except Exception as error:

@@ -125,15 +125,15 @@ def merge(
         0).
     """
     total = torch.zeros(())
-    for straight, mirrored in maps:
+    for straight, mirror in maps:
         if protocol.mirror == "add":
             total = (
                 total
                 + _resize(straight, size, full and protocol.pad)
-                + _resize(mirrored, size, full and protocol.pad, True)
+                + _resize(mirror, size, full and protocol.pad, True)
             )
             continue
-        back = mirrored.flip(-1)
+        back = mirror.flip(-1)
         small = straight + back if protocol.mirror == "add_small" else torch.maximum(straight, back)
         total = total + _resize(small, size, full and protocol.pad)
     if protocol.normalise == "max":

@@ -82,8 +82,8 @@ class Cam(Method):
 
     def logits(self, f: torch.Tensor) -> torch.Tensor:
         """Image logits ``[B,K]`` of features ``[B,C,h,w]``."""
-        pooled = pool_by(self.config, self.dropout(f))
-        scores: torch.Tensor = self.classifier(pooled[:, :, None, None])
+        vector = pool_by(self.config, self.dropout(f))
+        scores: torch.Tensor = self.classifier(vector[:, :, None, None])
         return scores.flatten(1)
 
     def cams_and_logits(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

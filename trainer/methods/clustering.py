@@ -169,13 +169,13 @@ def _hierarchy(x: Floats, metric: Metric, early_exit: bool) -> list[Ints]:
         # Means of the points themselves, not of the means before: a large cluster weighs more.
         points = _prepare(_means(x, labels, count), metric)
         nearest = _neighbours(points, metric)[0]
-        merged = _components(*_short_links(points, nearest, metric, longest), count)
-        left = int(merged.max()) + 1
+        groups = _components(*_short_links(points, nearest, metric, longest), count)
+        left = int(groups.max()) + 1
         # FINCH's rule: a partition of one cluster says nothing, and one that merged nothing would
         # repeat itself for ever.
         if left in (1, count):
             break
-        labels = merged[labels]
+        labels = groups[labels]
         partitions.append(labels)
         # FINCH's second rule: a step that merged one pair only counts and is the last.
         if left == count - 1:
@@ -271,7 +271,7 @@ def _means(x: Floats, labels: Ints, count: int) -> Floats:
     return means
 
 
-def _merge_closest(x: Floats, labels: Ints, required: int, metric: Metric) -> Ints:
+def _merge_closest(x: Floats, labels: Ints, goal: int, metric: Metric) -> Ints:
     """``labels [N]`` after merging the two clusters with the closest means until ``required`` are
     left.
     """
@@ -281,7 +281,7 @@ def _merge_closest(x: Floats, labels: Ints, required: int, metric: Metric) -> In
     nearest, distance = _neighbours(points, metric)
     owner = np.arange(len(sizes))
     gone = np.zeros(len(sizes), bool)
-    for _ in range(len(sizes) - required):
+    for _ in range(len(sizes) - goal):
         closest = int(distance.argmin())
         keep, drop = sorted((closest, int(nearest[closest])))
         means[keep] = np.average(means[[keep, drop]], axis=0, weights=sizes[[keep, drop]])
@@ -307,11 +307,13 @@ def _merge_closest(x: Floats, labels: Ints, required: int, metric: Metric) -> In
 def _matrix(x: npt.ArrayLike, what: str) -> Floats:
     matrix = np.asarray(x).astype(np.float32)
     if matrix.ndim != 2 or not len(matrix) or not np.isfinite(matrix).all():
-        found = f"{what} of shape {matrix.shape}" + (
+        problem = f"{what} of shape {matrix.shape}" + (
             "" if np.isfinite(matrix).all() else " with NaN or infinity"
         )
         raise ConfigError(
-            found, "finite numbers of shape [N,D], N >= 1", "check the model that made the features"
+            problem,
+            "finite numbers of shape [N,D], N >= 1",
+            "check the model that made the features",
         )
     return matrix
 

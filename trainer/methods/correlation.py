@@ -74,11 +74,11 @@ def pixel_correlation(seed_BKhw: torch.Tensor, embedding_BChw: torch.Tensor) -> 
     seed, theta = seed_BKhw.flatten(2), theta.flatten(2)
     # An exported graph takes any number of images, so it cannot loop over them.
     if torch.compiler.is_compiling():
-        refined = correlate(seed, theta, theta)
+        result = correlate(seed, theta, theta)
     else:
         # One image at a time: A of one photograph at twice its size takes half a gigabyte.
-        refined = torch.cat([_in_columns(e[None], t[None]) for e, t in zip(seed, theta)])
-    return refined.view_as(seed_BKhw)
+        result = torch.cat([_in_columns(e[None], t[None]) for e, t in zip(seed, theta)])
+    return result.view_as(seed_BKhw)
 
 
 def _in_columns(seed_BKn: torch.Tensor, theta_BCn: torch.Tensor) -> torch.Tensor:
@@ -173,11 +173,11 @@ class Correlated(Method):
         self.taps = taps_of(backbone)
         low, high = (backbone.channels[tap] for tap in self.taps)
         top = backbone.channels[backbone.top]
-        published = backbone.traits.recipe == "psa"
+        is_psa = backbone.traits.recipe == "psa"
         rate = backbone.traits.dropout if config.dropout == "auto" else config.dropout
         self.dropout = nn.Dropout2d(rate)
         self.loss_stride = (
-            (1 if published else 4) if config.loss_stride == "auto" else config.loss_stride
+            (1 if is_psa else 4) if config.loss_stride == "auto" else config.loss_stride
         )
         # No loss uses channel 0, the background, but released files have it.
         self.fc8 = nn.Conv2d(top, num_classes + 1, 1, bias=False)
@@ -223,20 +223,20 @@ class Correlated(Method):
         for tap, layer, feature in zip(self.taps, (self.f8_3, self.f8_4), (low_BChw, high_BChw)):
             same = strides[tap] == strides[self.backbone.top]
             inputs.append(F.relu(layer(feature if same else resized(feature, size))))
-        joined = torch.cat(inputs, 1)
+        inputs_BChw = torch.cat(inputs, 1)
         seed = normalised_seed(cam)
-        refined = pixel_correlation(seed, self.f9(joined))
+        result = pixel_correlation(seed, self.f9(inputs_BChw))
         if self.f10 is None or self.config.prcm == "off":
-            return refined
+            return result
         mode = "code" if self.config.prcm == "on" else self.config.prcm
-        return refined + pixel_region_correlation(seed, joined, self.f9, self.f10, mode) * seed
+        return result + pixel_region_correlation(seed, inputs_BChw, self.f9, self.f10, mode) * seed
 
     def cams_and_logits(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See ``Method``: the refined maps without the background, and the average of the class
         map.
         """
-        cam, refined = self.maps(images)
-        return refined[:, 1:], gap(cam[:, 1:])
+        cam, rv = self.maps(images)
+        return rv[:, 1:], gap(cam[:, 1:])
 
     def compared(
         self, images: torch.Tensor, channels_BP: torch.Tensor
@@ -247,9 +247,9 @@ class Correlated(Method):
         Losses compare channels of present classes only, so only these are resized.
         """
         height, width = images.shape[2:]
-        cam, refined = self.maps(images)
+        cam, rv = self.maps(images)
         size = (-(-height // self.loss_stride), -(-width // self.loss_stride))
-        large = [resized(select(x, channels_BP), size) for x in (cam, refined)]
+        large = [resized(select(x, channels_BP), size) for x in (cam, rv)]
         return gap_of_resized(cam[:, 1:], (height, width)), large[0], large[1]
 
 
@@ -280,9 +280,9 @@ def hardest(
     ``share`` of ``channels`` maps decides how many entries count. Missing channels are 0 and never
     among the hardest.
     """
-    _, given, height, width = difference_BChw.shape
+    _, present, height, width = difference_BChw.shape
     error = difference_BChw.abs().flatten(1)
-    count = max(1, int(share * (channels or given) * height * width))
+    count = max(1, int(share * (channels or present) * height * width))
     if count < error.shape[1]:
         error = error.topk(count, dim=1).values
     return error.sum() / (count * len(error))
@@ -318,8 +318,8 @@ def taps_of(backbone: Backbone) -> tuple[str, str]:
     for taps in TAPS:
         if all(tap in backbone.channels for tap in taps):
             return taps
-    known = " or ".join(f"{low} and {high}" for low, high in TAPS)
+    pairs = " or ".join(f"{low} and {high}" for low, high in TAPS)
     raise ConfigError(
         f"seam finds no features to correlate in {type(backbone).__name__}",
-        f"a backbone with {known}",
+        f"a backbone with {pairs}",
     )

@@ -129,8 +129,8 @@ class Cpn(Correlated):
         # Beside the stages' folders: super-pixels outlive a change of the training.
         folder = run / "superpixels" / str(count)
         make = partial(make_segments, folder=folder, count=count, progress=rank() == 0)
-        read = partial(read_segments, folder=folder)
-        return {"segments": Input(read, follows_image=True, finish=renumbered, make=make)}
+        reader = partial(read_segments, folder=folder)
+        return {"segments": Input(reader, follows_image=True, finish=renumbered, make=make)}
 
     def loss(self, batch: Batch, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """Terms of ``cpn_loss``."""
@@ -141,7 +141,7 @@ class Cpn(Correlated):
         views = [
             self.compared(view, channels) for view in (images, images * mask, images * (1 - mask))
         ]
-        maps = [(cam, refined) for _, cam, refined in views]
+        maps = [(cam, rv) for _, cam, rv in views]
         terms = complement(
             maps,
             lam,

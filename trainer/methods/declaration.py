@@ -58,12 +58,12 @@ class Declaration:
     prepared: Callable[[Any, Path], Prepared] = unprepared
 
     def __post_init__(self) -> None:
-        nested = {**self.presets, **self.training}.values()
+        tables = {**self.presets, **self.training}.values()
         expectations = {
             "method": (_is_subclass(self.method, Method), "a subclass of Method"),
             "config": (_is_subclass(self.config, Knobs), "a dataclass that extends Knobs"),
             "presets or training": (
-                all(isinstance(changes, Mapping) for changes in nested),
+                all(isinstance(changes, Mapping) for changes in tables),
                 "a mapping of knobs to values under each name",
             ),
             "small": (isinstance(self.small, Mapping), "a mapping of knobs to values"),
@@ -71,9 +71,9 @@ class Declaration:
             "preparations": (callable(self.preparations), "a function of the config"),
             "prepared": (callable(self.prepared), "a function of the config and the run's folder"),
         }
-        for member, (holds, expected) in expectations.items():
+        for member, (holds, kind) in expectations.items():
             if not holds:
-                raise ConfigError(f"a method declares a {member} of another type", expected)
+                raise ConfigError(f"a method declares a {member} of another type", kind)
 
 
 def _is_subclass(value: Any, base: type) -> bool:

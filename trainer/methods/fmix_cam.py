@@ -85,8 +85,8 @@ class FmixCam(MixedCam):
         visible = torch.from_numpy(mask).to(images.device, images.dtype)
         if self.config.lam_from_mask:
             mixture = Mixture(mixture.perm, torch.full_like(mixture.lam, float(mask.mean())))
-        joined = visible * images + (1 - visible) * images[mixture.perm]
-        return self.mixed_loss(self.features(joined), mixture.tags(batch["tags"]))
+        mosaic = visible * images + (1 - visible) * images[mixture.perm]
+        return self.mixed_loss(self.features(mosaic), mixture.tags(batch["tags"]))
 
 
 METHOD = Declaration(FmixCam, Config, presets=PRESETS, training=TRAINING)

@@ -65,19 +65,19 @@ def declaration(name: str) -> Declaration:
     Raises:
         ConfigError: see ``method_module``; also a file without a declaration.
     """
-    declared = getattr(method_module(name), "METHOD", None)
-    if not isinstance(declared, Declaration):
+    entry = getattr(method_module(name), "METHOD", None)
+    if not isinstance(entry, Declaration):
         raise ConfigError(
             f"the file of method {name!r} declares no method",
             "METHOD = Declaration(...) at its end",
         )
-    return declared
+    return entry
 
 
 def method_classes(name: str) -> tuple[type[Method], type[Any]]:
     """The method's class and its ``Config``. See ``declaration`` for errors."""
-    declared = declaration(name)
-    return declared.method, declared.config
+    entry = declaration(name)
+    return entry.method, entry.config
 
 
 def build_method(

@@ -100,18 +100,18 @@ class ScCam(SubcategoryCam):
 def preparations(config: Config) -> list[Preparation]:
     """The rounds before the last training: each a training, its features and its clusters."""
     # A change of these leaves earlier rounds valid: more rounds go on from those that are there.
-    shared = {
+    common = {
         key: value
         for key, value in as_dict(config).items()
         if key not in ("rounds", "maps", "subcategories")
     }
     # Round 0 has no second head, and no round before it to start from.
-    first = {key: value for key, value in shared.items() if key not in ("weight", "warm_start")}
+    first = {key: value for key, value in common.items() if key not in ("weight", "warm_start")}
     if config.round0:
         # The file's content is its identity: the same path may hold another file tomorrow.
         first["sha256"] = file_sha256(Path(config.round0))
     return [
-        Preparation(f"round{r}", shared if r else first, True, partial(explore, r))
+        Preparation(f"round{r}", common if r else first, True, partial(explore, r))
         for r in range(config.rounds)
     ]
 
@@ -139,13 +139,15 @@ def explore(r: int, shop: Workshop, stage: Output) -> None:
     # A round that was stopped after the features goes on with them.
     if not path.exists():
         embed(method.embed, method, shop.records, f"round {r}: features", shop.device).write(path)
-    stored = Embeddings.read(path)
+    embeddings = Embeddings.read(path)
     tags = shop.dataset.tag_matrix(shop.records)
-    labels = subcategory_labels(stored.values, tags, config.k, shop.seed).astype("uint8")
-    Subcategories(stored.ids, labels, (config.k,) * tags.shape[1]).write(
+    labels = subcategory_labels(embeddings.values, tags, config.k, shop.seed).astype("uint8")
+    Subcategories(embeddings.ids, labels, (config.k,) * tags.shape[1]).write(
         stage.folder / SUBCATEGORIES
     )
-    stage.outputs.update(count=len(stored.ids), embeddings=EMBEDDINGS, subcategories=SUBCATEGORIES)
+    stage.outputs.update(
+        count=len(embeddings.ids), embeddings=EMBEDDINGS, subcategories=SUBCATEGORIES
+    )
     stage.metrics.update(subcategories=int(labels.any(0).sum()))
 
 

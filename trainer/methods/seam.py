@@ -69,8 +69,8 @@ class Seam(Correlated):
     def second_scale(self) -> float:
         """Size of the second view, as a share of the first."""
         chosen = self.config.second_scale
-        published = self.backbone.traits.recipe == "psa"
-        return (0.3 if published else 0.6) if chosen == "auto" else chosen
+        is_psa = self.backbone.traits.recipe == "psa"
+        return (0.3 if is_psa else 0.6) if chosen == "auto" else chosen
 
     def loss(self, batch: Batch, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """Terms ``cls``, ``min`` (if on), ``er`` and ``ecr`` of ``seam_loss``."""
@@ -81,7 +81,7 @@ class Seam(Correlated):
         views = [
             self.compared(view, channels) for view in (images, resized(images, (size[0], size[1])))
         ]
-        maps = [x for _, cam, refined in views for x in (cam, refined)]
+        maps = [x for _, cam, rv in views for x in (cam, rv)]
         terms = consistency(
             maps, label, self.num_classes, self.config.min_pooling, self.config.ohem
         )

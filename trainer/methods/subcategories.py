@@ -151,8 +151,8 @@ class Embeddings:
     @classmethod
     def read(cls, path: Path) -> Embeddings:
         """Raises DataError: missing or damaged."""
-        stored = _read(path, ("ids", "values"))
-        return cls([str(i) for i in stored["ids"]], stored["values"])
+        arrays = _read(path, ("ids", "values"))
+        return cls([str(i) for i in arrays["ids"]], arrays["values"])
 
 
 def embed(
@@ -218,11 +218,11 @@ class Subcategories:
     @classmethod
     def read(cls, path: Path) -> Subcategories:
         """Raises DataError: missing or damaged."""
-        stored = _read(path, ("ids", "labels", "counts"))
+        arrays = _read(path, ("ids", "labels", "counts"))
         return cls(
-            [str(i) for i in stored["ids"]],
-            stored["labels"],
-            tuple(int(n) for n in stored["counts"]),
+            [str(i) for i in arrays["ids"]],
+            arrays["labels"],
+            tuple(int(n) for n in arrays["counts"]),
         )
 
 
@@ -235,8 +235,8 @@ def _write(path: Path, **arrays: Any) -> None:
 def _read(path: Path, names: Sequence[str]) -> dict[str, Any]:
     try:
         # A pickle in a file from elsewhere could run code.
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in names}
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in names}
     except Exception as error:
         raise DataError(
             f"{path} cannot be read: {error}",

@@ -313,11 +313,11 @@ def cluster(shop: Workshop, stage: Output) -> None:
         return
     config: Config = shop.config
     records = images_to_cluster(shop)
-    stored = Embeddings.read(shop.run / "teacher" / EMBEDDINGS)
+    embeddings = Embeddings.read(shop.run / "teacher" / EMBEDDINGS)
     labels, counts = finch_labels(
-        stored.values, shop.dataset.tag_matrix(records), config.early_exit
+        embeddings.values, shop.dataset.tag_matrix(records), config.early_exit
     )
-    Subcategories(stored.ids, labels.astype("uint8"), tuple(counts.tolist())).write(
+    Subcategories(embeddings.ids, labels.astype("uint8"), tuple(counts.tolist())).write(
         stage.folder / SUBCATEGORIES
     )
     stage.outputs.update(count=len(records), subcategories=SUBCATEGORIES)

@@ -130,9 +130,9 @@ class Vwe(Method):
     def __init__(self, config: Config, backbone: Backbone, num_classes: int) -> None:
         super().__init__(config, backbone, num_classes)
         channels = self.backbone.channels[self.backbone.top]
-        published = self.backbone.traits.recipe == "irn"
+        is_irn = self.backbone.traits.recipe == "irn"
         self.word_weight = (
-            (1.0 if published else 0.1) if config.word_weight == "auto" else config.word_weight
+            (1.0 if is_irn else 0.1) if config.word_weight == "auto" else config.word_weight
         )
         self.classifier = nn.Conv2d(channels, num_classes, 1, bias=False)
         self.word = nn.Conv2d(channels, config.words, 1, bias=False)
@@ -188,9 +188,9 @@ class Vwe(Method):
             return {**terms, "word": self.word_weight * terms["word"]}
 
 
-def linear(head: nn.Conv2d, pooled: torch.Tensor) -> torch.Tensor:
+def linear(head: nn.Conv2d, vector: torch.Tensor) -> torch.Tensor:
     """A 1x1 convolution as a linear layer, ``[B,C] -> [B,K]``."""
-    scores: torch.Tensor = head(pooled[:, :, None, None])
+    scores: torch.Tensor = head(vector[:, :, None, None])
     return scores.flatten(1)
 
 

@@ -37,10 +37,10 @@ def build_backbone(name: str, output_stride: int | None = None, **knobs: Any) ->
         knobs["output_stride"] = output_stride
     elif "output_stride" in network.traits.knobs:
         knobs["output_stride"] = 16
-    accepted = [knob for knob in inspect.signature(network).parameters if knob not in arguments]
+    choices = [knob for knob in inspect.signature(network).parameters if knob not in arguments]
     for knob in knobs:
-        if knob not in accepted:
-            raise ConfigError(f"backbone {name} has no knob {knob!r}", nearest(knob, accepted))
+        if knob not in choices:
+            raise ConfigError(f"backbone {name} has no knob {knob!r}", nearest(knob, choices))
     return network(**arguments, **knobs)
 
 

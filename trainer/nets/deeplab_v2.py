@@ -135,9 +135,9 @@ class DeepLabV2(nn.Module):
         pool = nn.MaxPool2d(3, 2, padding=1, ceil_mode=True)
         channels = thinner(64, width)
         self.layer1 = nn.Sequential(OrderedDict(conv1=ConvBn(3, channels, 7, stride=2), pool=pool))
-        for name, (blocks, published, stride, dilation) in LAYERS.items():
+        for name, (blocks, outputs, stride, dilation) in LAYERS.items():
             layer = nn.Sequential()
-            wide = thinner(published, width)
+            wide = thinner(outputs, width)
             for i in range(blocks):
                 first = i == 0
                 block = CaffeBottleneck(
@@ -208,10 +208,10 @@ class DeepLabV2ResNet101(nn.Module):
             )
             logits.append(self.base(view))
         size = logits[0].shape[2:]
-        resized = [
+        others = [
             F.interpolate(other, size, mode="bilinear", align_corners=False) for other in logits[1:]
         ]
-        largest = torch.stack([logits[0], *resized]).max(0).values
+        largest = torch.stack([logits[0], *others]).max(0).values
         return [*logits, largest] if self.training else largest
 
     def train(self, mode: bool = True) -> DeepLabV2ResNet101:
@@ -226,12 +226,12 @@ class DeepLabV2ResNet101(nn.Module):
         """Optimiser groups: backbone convolutions x1, ASPP weights x10, ASPP biases x20
         without decay.
         """
-        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        head = [(name, p) for name, p in named if name.startswith("base.aspp.")]
+        parameters = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        head = [(name, p) for name, p in parameters if name.startswith("base.aspp.")]
         parts = (
             (
                 "backbone",
-                [p for name, p in named if not name.startswith("base.aspp.")],
+                [p for name, p in parameters if not name.startswith("base.aspp.")],
                 1,
                 weight_decay,
             ),

@@ -198,13 +198,13 @@ class CamGraph(PixelGraph):
         """Sum of the maps of all views ``[N,K,h,w]``, before each is divided by its maximum."""
         count, height, width = image_NHW3.shape[:3]
         size = ((height - 1) // CAM_STRIDE + 1, (width - 1) // CAM_STRIDE + 1)
-        merged = []
+        views = []
         for scale, (maps_BKhw, _) in zip(self.scales, results):
             maps_NKhw = self.merge_flip(maps_BKhw, count)
             if self.min_cells > 1 and scale < max(self.scales):
                 maps_NKhw = maps_NKhw * self.counts(maps_NKhw)
-            merged.append(resize_bilinear(maps_NKhw, size))
-        return add_up(merged)
+            views.append(resize_bilinear(maps_NKhw, size))
+        return add_up(views)
 
     def counts(self, maps_NKhw: torch.Tensor) -> int:
         """1, or 0 where the longer side of a map has fewer than ``min_cells`` cells."""
@@ -275,10 +275,10 @@ class SegmenterGraph(PixelGraph):
         if self.merge == "logits" or count_views == 1:
             views = []
             for x, scale in zip(logits, self.scales):
-                merged = self.merge_flip(x, count)
+                pair = self.merge_flip(x, count)
                 # The same value from all labels changes no soft-max, and no power can overflow
                 # then.
-                below = (merged - merged.amax(1, keepdim=True)) / count_views
+                below = (pair - pair.amax(1, keepdim=True)) / count_views
                 views.append(self.to_image(planes_of(below), size, scale))
             planes = [add_up(list(same)) for same in zip(*views)]
             peak_NHW, mask_NHW = largest_of(planes)

@@ -239,9 +239,9 @@ def _network(name: str, output_stride: int) -> tuple[nn.Module, Any, bool]:
     if not isinstance(sketch, FeatureListNet | EfficientNetFeatures | MobileNetV3Features):
         raise _unsuitable(name, output_stride, f"its features are a {type(sketch).__name__}")
     # The list of features has new names for the layers; the whole network has those of the files.
-    renamed = isinstance(sketch, FeatureListNet)
+    has_new_names = isinstance(sketch, FeatureListNet)
     net = timm.create_model(
-        name, pretrained=False, output_stride=output_stride, features_only=not renamed
+        name, pretrained=False, output_stride=output_stride, features_only=not has_new_names
     )
     return net, sketch.feature_info, deepest.shape[-1] * output_stride < 65
 

@@ -44,8 +44,8 @@ def affinity_label(
 def _pooled(scores_KHW: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
     count, height, width = scores_KHW.shape
     cells = scores_KHW.reshape(count, height // STRIDE, STRIDE, width // STRIDE, STRIDE)
-    pooled: npt.NDArray[np.floating] = cells.mean((2, 4))
-    return pooled
+    means: npt.NDArray[np.floating] = cells.mean((2, 4))
+    return means
 
 
 def affinity_sample(
@@ -78,8 +78,8 @@ def affinity_sample(
     )
     scores = np.stack(maps).astype(np.float32, copy=False)
     label = affinity_label(scores[: len(low_KHW)], scores[len(low_KHW) :])
-    normalised = normalise(view.astype(np.uint8, copy=False))
+    pixels = normalise(view.astype(np.uint8, copy=False))
     if rng.random() < 0.5:
         # The crop is a whole number of cells, so mirroring and pooling commute.
-        normalised, label = normalised[:, ::-1], label[:, ::-1]
-    return to_tensor(normalised), torch.from_numpy(label.copy())
+        pixels, label = pixels[:, ::-1], label[:, ::-1]
+    return to_tensor(pixels), torch.from_numpy(label.copy())

@@ -156,15 +156,15 @@ class AffinityNet(nn.Module):
         """Normalised RGB ``[B,3,H,W]`` -> features ``[B,448,ceil(H/8),ceil(W/8)]``."""
         features = self.backbone(images_B3HW)
         size = features[self.taps[0]].shape[2:]
-        activated = []
+        parts = []
         for tap, name in zip(self.taps, HEADS):
             # A 1x1 convolution and an interpolation commute. In this order the interpolation has
             # fewer channels to work on.
-            reduced = self.get_submodule(name)(features[tap])
-            if reduced.shape[2:] != size:
-                reduced = F.interpolate(reduced, size, mode="bilinear", align_corners=False)
-            activated.append(F.elu(reduced))
-        return F.elu(self.f9(torch.cat(activated, 1)))
+            part = self.get_submodule(name)(features[tap])
+            if part.shape[2:] != size:
+                part = F.interpolate(part, size, mode="bilinear", align_corners=False)
+            parts.append(F.elu(part))
+        return F.elu(self.f9(torch.cat(parts, 1)))
 
     def param_groups(
         self, lr: float, weight_decay: float, new_factor: float = 10.0
@@ -315,9 +315,9 @@ def walk_scores(features_Chw: Tensor, cams_kHW: Tensor, config: AffinityConfig) 
     # As released, zeros of the padding count in the means of the last cells.
     grid = F.avg_pool2d(pad_to_stride(scores), STRIDE)
     walk = (config.beta, config.steps, config.radius, config.borders, config.solver)
-    walked = affinity_walk(grid, features_Chw, *walk)
+    result = affinity_walk(grid, features_Chw, *walk)
     full = F.interpolate(
-        walked[None], (STRIDE * h, STRIDE * w), mode="bilinear", align_corners=False
+        result[None], (STRIDE * h, STRIDE * w), mode="bilinear", align_corners=False
     )
     return full[0, :, :height, :width]
 

@@ -82,14 +82,14 @@ def choose_backend(name: str) -> str:
     """
     if name not in BACKENDS:
         raise ConfigError(f"unknown CRF back end {name!r}", nearest(name, BACKENDS))
-    is_installed = importlib.util.find_spec("pydensecrf") is not None
-    if name == "pydensecrf" and not is_installed:
+    has_wrapper = importlib.util.find_spec("pydensecrf") is not None
+    if name == "pydensecrf" and not has_wrapper:
         raise ConfigError(
             "the CRF back end 'pydensecrf' is not installed",
             "the package pydensecrf2 (Python below 3.13)",
             "use the back end 'torch', which gives the same masks, or pip install pydensecrf2",
         )
-    return name if name != "auto" else "pydensecrf" if is_installed else "torch"
+    return name if name != "auto" else "pydensecrf" if has_wrapper else "torch"
 
 
 def unary_from_softmax(scores: npt.ArrayLike) -> Float:

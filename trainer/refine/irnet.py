@@ -245,8 +245,8 @@ class EdgeBranch(nn.Module):
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
         """``[B,1,h,w]``."""
-        lifted = [layers(x) for layers, x in zip(self.lifts, features)]
-        logits: torch.Tensor = self.head(torch.cat([cropped(x, lifted[1]) for x in lifted], 1))
+        maps = [layers(x) for layers, x in zip(self.lifts, features)]
+        logits: torch.Tensor = self.head(torch.cat([cropped(x, maps[1]) for x in maps], 1))
         return logits
 
 
@@ -266,8 +266,8 @@ class DisplacementBranch(nn.Module):
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
         """``[B,2,h,w]``."""
         x1, x2, *deep = (layers(x) for layers, x in zip(self.lifts, features))
-        joined = self.deep(torch.cat([cropped(x, deep[0]) for x in deep], 1))
-        displacement: torch.Tensor = self.head(torch.cat([x1, x2, cropped(joined, x2)], 1))
+        low = self.deep(torch.cat([cropped(x, deep[0]) for x in deep], 1))
+        displacement: torch.Tensor = self.head(torch.cat([x1, x2, cropped(low, x2)], 1))
         return displacement
 
 

@@ -118,15 +118,15 @@ def line_layer(cam_HW: npt.NDArray[np.floating], threshold: float) -> Pixels:
     return _layer(np.full((*inside.shape, 3), 255.0), contour(inside) & inside)
 
 
-def error_layer(pred: npt.ArrayLike, truth: npt.ArrayLike) -> Pixels:
+def error_layer(mask: npt.ArrayLike, truth: npt.ArrayLike) -> Pixels:
     """Correct and wrong pixels of objects as a layer RGBA ``uint8 [H,W,4]``, in ``ERRORS`` colours.
 
     Args:
-        pred: integer ``[H,W]`` label map; ignored pixels count as background.
+        mask: integer ``[H,W]`` label map; ignored pixels count as background.
         truth: integer ``[H,W]`` label map; ignored pixels are hatched, and neither correct nor
             wrong.
     """
-    true, label = _labels(truth), _labels(pred)
+    true, label = _labels(truth), _labels(mask)
     label = np.where(label == IGNORE, 0, label)
     kinds = [
         (label == true) & (label > 0),
@@ -142,13 +142,13 @@ def error_layer(pred: npt.ArrayLike, truth: npt.ArrayLike) -> Pixels:
     return _layer(colours, np.where(unknown, 0.5 * _hatch(true), 0.7 * (kind >= 0)))
 
 
-def error_map(image: npt.ArrayLike, pred: npt.ArrayLike, truth: npt.ArrayLike) -> Pixels:
+def error_map(image: npt.ArrayLike, mask: npt.ArrayLike, truth: npt.ArrayLike) -> Pixels:
     """``error_layer`` over a grey photograph: RGB ``uint8 [H,W,3]``.
 
     Raises:
         ValueError: sizes differ.
     """
-    photo, label, true = _photo(image), _labels(pred), _labels(truth)
+    photo, label, true = _photo(image), _labels(mask), _labels(truth)
     _check(photo, true.shape, 1)
     _check(photo, label.shape, 1)
     return _over(_desaturate(photo, keep=0.0), error_layer(label, true))

@@ -60,7 +60,7 @@ class Aspp(Segmenter):
             for n, p in network.named_parameters()
             if n.startswith("backbone.") and p.requires_grad
         ]
-        wanted = [
+        parts = [
             (backbone, 1.0, config.weight_decay),
             (
                 [p for n, p in head if not n.endswith("bias")],
@@ -71,7 +71,7 @@ class Aspp(Segmenter):
         ]
         return [
             {"params": p, "lr": config.lr * factor, "weight_decay": decay}
-            for p, factor, decay in wanted
+            for p, factor, decay in parts
             if p
         ]
 

@@ -119,8 +119,8 @@ class SegmentConfig(Training):
                 "a crop of one cell at least",
             )
         if self.teacher != "none" and not self.ema:
-            found = f"segment.teacher={self.teacher} without averaged weights"
-            raise ConfigError(found, "a decay", "--set segment.ema=0.99")
+            problem = f"segment.teacher={self.teacher} without averaged weights"
+            raise ConfigError(problem, "a decay", "--set segment.ema=0.99")
 
 
 SCRATCH = SegmentConfig(

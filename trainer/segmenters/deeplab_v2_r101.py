@@ -85,7 +85,7 @@ class DeepLabV2(Segmenter):
             Image.fromarray(mask_HW).resize((width, height), Image.Resampling.NEAREST)
         )
         top, left = (int(rng.integers(0, max(side - crop, 0) + 1)) for side in (height, width))
-        mirrored = rng.random() < 0.5
+        mirror = rng.random() < 0.5
         pixels = np.asarray(self.recolour(Image.fromarray(image_HW3), rng))
         planes = to_tensor(pixels.astype(np.float32))[None]
         planes = F.interpolate(planes, (height, width), mode="bilinear", align_corners=False)[0]
@@ -99,7 +99,7 @@ class DeepLabV2(Segmenter):
             np.full((crop, crop), IGNORE, np.uint8),
         )
         canvas[: len(view), : view.shape[1]], target[: len(cut), : cut.shape[1]] = view, cut
-        if mirrored:
+        if mirror:
             canvas, target = canvas[:, ::-1], target[:, ::-1]
         return to_tensor(canvas), torch.from_numpy(target.copy())
 

@@ -140,6 +140,6 @@ def multi_scale_probabilities(
         logits = in_parts(network, pair, pixels)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         # Bilinear with aligned corners commutes with mirroring, so one resize does for both.
-        merged = logits[:count] + logits[count:].flip(3) if flip else logits
-        total = total + F.interpolate(merged, (height, width), mode="bilinear", align_corners=True)
+        both = logits[:count] + logits[count:].flip(3) if flip else logits
+        total = total + F.interpolate(both, (height, width), mode="bilinear", align_corners=True)
     return (total / (len(scales) * (1 + flip))).softmax(1)

@@ -51,10 +51,10 @@ def heard(
     visible_BL = torch.zeros_like(possible_BL, dtype=chance.dtype)
     visible_BL = visible_BL.scatter_reduce(1, winner.flatten(1), votes, "amax") > 0
     visible_BL[:, 0] = True
-    labelled = labels_BHW != IGNORE
-    index = torch.where(labelled, labels_BHW, 0).long().flatten(1)
+    is_label = labels_BHW != IGNORE
+    index = torch.where(is_label, labels_BHW, 0).long().flatten(1)
     visible = visible_BL.gather(1, index).view_as(labels_BHW)
-    conflict = confident & (winner != labels_BHW) & labelled & visible
+    conflict = confident & (winner != labels_BHW) & is_label & visible
     if config.teacher == "replace":
         return torch.where(conflict, winner.to(labels_BHW.dtype), labels_BHW), None
     return labels_BHW, torch.where(conflict, config.teacher_weight, 1.0)

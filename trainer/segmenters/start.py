@@ -45,7 +45,7 @@ class Start:
 
 
 def find_start(
-    config: SegmentConfig, backbone: str, weights: Path | None, given: str | None, num_classes: int
+    config: SegmentConfig, backbone: str, weights: Path | None, choice: str | None, num_classes: int
 ) -> Start:
     """Decide what the segmenter starts from, and try it.
 
@@ -53,7 +53,7 @@ def find_start(
         config: knobs.
         backbone: of the run.
         weights: the file that the classifier starts from.
-        given: ``--segmenter-weights``: a file, a name in the weight cache, or ``none``.
+        choice: ``--segmenter-weights``: a file, a name in the weight cache, or ``none``.
         num_classes: K.
 
     Raises:
@@ -64,41 +64,41 @@ def find_start(
     with torch.device("meta"):
         # Impossible knobs end the run before it starts.
         make_segmenter(config, backbone, num_classes).build()
-    source = choose_source(config, backbone, weights is not None, given)
+    source = choose_source(config, backbone, weights is not None, choice)
     if source == "random":
         return Start("random")
     if source == "classifier":
         return Start("classifier", knobs=tuple(kind.decided_by(None, config).items()))
     own = kind.own_backbone or backbone
-    path = weights if source == "weights" else _find(own, given, config.network)
+    path = weights if source == "weights" else _find(own, choice, config.network)
     if path is None:
         raise ConfigError(
             "segment.init=weights, and there are none",
             "weights",
             "--segmenter-weights FILE, or --weights FILE",
         )
-    decided = kind.decided_by(path, config)
-    segmenter = make_segmenter(replace(config, **decided), backbone, num_classes)
-    return Start("file", path, segmenter.load(segmenter.build(), path), tuple(decided.items()))
+    knobs = kind.decided_by(path, config)
+    segmenter = make_segmenter(replace(config, **knobs), backbone, num_classes)
+    return Start("file", path, segmenter.load(segmenter.build(), path), tuple(knobs.items()))
 
 
 def choose_source(
-    config: SegmentConfig, backbone: str, pretrained: bool, given: str | None
+    config: SegmentConfig, backbone: str, has_weights: bool, choice: str | None
 ) -> Source:
     """What the segmenter starts from. Looks at names only.
 
     Args:
         config: knobs.
         backbone: of the run.
-        pretrained: whether the classifier starts from weights.
-        given: ``--segmenter-weights``.
+        has_weights: whether the classifier starts from weights.
+        choice: ``--segmenter-weights``.
 
     Raises:
         ConfigError: a classifier of another network.
     """
     own = segmenter_class(config.network).own_backbone or backbone
     # Nothing but random weights has another width.
-    if given == "none" or config.init == "random" or config.width < 1:
+    if choice == "none" or config.init == "random" or config.width < 1:
         return "random"
     if config.init == "classifier" and own != backbone:
         raise ConfigError(
@@ -107,17 +107,17 @@ def choose_source(
             f"--backbone {own}, or weights for a {own}",
             "--segmenter-weights FILE",
         )
-    shared = given is None and own == backbone
-    if config.init == "classifier" or (config.init == "auto" and shared and not pretrained):
+    same = choice is None and own == backbone
+    if config.init == "classifier" or (config.init == "auto" and same and not has_weights):
         return "classifier"
-    return "weights" if shared else "file"
+    return "weights" if same else "file"
 
 
-def _find(backbone: str, given: str | None, network: str) -> Path:
-    if given in NAMES:
-        return find_weights(given)
+def _find(backbone: str, choice: str | None, network: str) -> Path:
+    if choice in NAMES:
+        return find_weights(choice)
     try:
-        return find_weights(backbone, given)
+        return find_weights(backbone, choice)
     except WeightsError as error:
         hint = f"{error.hint}\nor --segmenter-weights FILE; none for random weights"
         raise WeightsError(f"{network}: {error.found}", error.expected, hint) from error

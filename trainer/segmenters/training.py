@@ -63,8 +63,8 @@ def _check_mask(record: Record, path: Path) -> None:
 
 
 def _other_size(record: Record, mask: Sequence[int], image: Sequence[int]) -> tuple[str, str]:
-    found = f"the mask of {record.id!r} is {mask[1]}x{mask[0]}, its image {image[1]}x{image[0]}"
-    return found, "masks of the image's size"
+    problem = f"the mask of {record.id!r} is {mask[1]}x{mask[0]}, its image {image[1]}x{image[0]}"
+    return problem, "masks of the image's size"
 
 
 def make_sample(

@@ -120,8 +120,8 @@ def read_labels(folder: Path, record: Record) -> tuple[Scores, Scores]:
     """
     path = folder / f"{record.id}.npz"
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            return stored["low"], stored["high"]
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return archive["low"], archive["high"]
     except Exception as error:
         raise DataError(
             f"{path} cannot be read: {error}", "labels", "run the same command again"
@@ -215,14 +215,14 @@ def _label(
     strongest = np.clip(maps.max(0, keepdims=True), 0, 1)
     parameters = preset(config.crf)
     crf = DenseCrf(image, parameters.gaussian, parameters.bilateral)
-    stored = {}
+    arrays = {}
     for name, alpha in (("low", config.low_alpha), ("high", config.high_alpha)):
         scores = np.concatenate([(1 - strongest) ** np.float32(alpha), maps])
         q = crf.infer(unary_from_softmax(scores), parameters.iterations)
         # Eight bits are enough: training takes the arg-max of means only.
-        stored[name] = np.round(255 * q).astype(np.uint8)
+        arrays[name] = np.round(255 * q).astype(np.uint8)
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **stored)  # type: ignore[arg-type]
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     write_atomic(out_folder / f"{record.id}.npz", buffer.getvalue())
 
 

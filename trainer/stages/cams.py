@@ -78,8 +78,8 @@ def make_cams(
                 own = [(v[i, tags], v[len(batch.records) + i, tags]) for v in views]
                 size = stride4(batch.size)
                 # SEAM's normalisation can fall just below 0.
-                merged = merge(own, size, protocol).clamp(0, 1) if tags else torch.zeros(0, *size)
-                write_cam(cam_path(output.folder, record.id), tags, merged.numpy(), batch.size)
+                maps = merge(own, size, protocol).clamp(0, 1) if tags else torch.zeros(0, *size)
+                write_cam(cam_path(output.folder, record.id), tags, maps.numpy(), batch.size)
                 advance()
     output.outputs.update(count=len(records), made=len(missing))
 

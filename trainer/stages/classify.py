@@ -50,15 +50,15 @@ def _knobs(context: Context) -> Any:
 
 
 def _work(after_preparations: bool, context: Context, output: Output) -> None:
-    prepared = Prepared(context.configs.method)
+    start = Prepared(context.configs.method)
     if after_preparations:
-        prepared = declaration(context.method).prepared(prepared.config, context.run.path)
-    method = fresh_method(context, prepared)
+        start = declaration(context.method).prepared(start.config, context.run.path)
+    method = fresh_method(context, start)
     file = context.classifier.path if context.classifier else None
-    train_method(context, method, output, prepared.inputs, file)
+    train_method(context, method, output, start.inputs, file)
 
 
-def fresh_method(context: Context, prepared: Prepared) -> Method:
+def fresh_method(context: Context, start: Prepared) -> Method:
     """The method on its initial weights, or on those of an earlier stage. Heads are drawn from the
     seed.
     """
@@ -66,15 +66,15 @@ def fresh_method(context: Context, prepared: Prepared) -> Method:
     step_rng(context.seed, 0)
     method = build_method(
         context.method,
-        prepared.config,
+        start.config,
         context.backbone,
         context.backbone_knobs,
         len(context.dataset.classes),
     )
     if context.initial:
         load_start(method, context.initial.path)
-    if prepared.weights_from:
-        _, state = read_model(context.model(prepared.weights_from), context.expected)
+    if start.weights_from:
+        _, state = read_model(context.model(start.weights_from), context.expected)
         method.continue_from(state)
     return method
 

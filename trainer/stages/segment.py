@@ -106,13 +106,13 @@ def _trained_on(context: Context, true: bool) -> list[Record]:
 
 
 def _test(name: str, context: Context, output: Output) -> None:
-    expected = {"classes": list(context.dataset.classes)}
-    segmenter, network, _ = prediction.load(context.model(name), expected, context.configs.segment)
-    for measured in context.measured_lists:
-        records = context.dataset.subset(measured)
-        folder, title = output.folder / measured, f"{name} {measured}"
+    identity = {"classes": list(context.dataset.classes)}
+    segmenter, network, _ = prediction.load(context.model(name), identity, context.configs.segment)
+    for list_name in context.measured_lists:
+        records = context.dataset.subset(list_name)
+        folder, title = output.folder / list_name, f"{name} {list_name}"
         prediction.predict(segmenter, network, records, folder, title, context.device)
-        output.outputs[measured] = len(records)
+        output.outputs[list_name] = len(records)
 
 
 def fresh_network(context: Context) -> nn.Module:

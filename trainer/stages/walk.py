@@ -42,13 +42,13 @@ WALK_KNOBS = {
 }
 
 
-def stages(configs: Configs, pretrained: bool) -> list[Stage]:
+def stages(configs: Configs, has_weights: bool) -> list[Stage]:
     """What the refinement needs before the masks; nothing without a walk, and only the walk where
     a trained network is given.
 
     Args:
         configs: knobs.
-        pretrained: whether there are weights of the backbone to start from.
+        has_weights: whether there are weights of the backbone to start from.
     """
     name = configs.refine.refine
     if name not in ("affinity", "irn"):
@@ -56,7 +56,7 @@ def stages(configs: Configs, pretrained: bool) -> list[Stage]:
     if configs.checkpoint:
         return [Stage("walk", ("cams",), _walk_knobs, _walk, needs="checkpoint")]
     own = name == "affinity" and configs.affinity.init == "classifier"
-    needs: Need = "weights" if pretrained and not own else "classifier"
+    needs: Need = "weights" if has_weights and not own else "classifier"
     return [
         Stage(f"{name}_labels", ("cams",), _label_knobs, _labels),
         Stage(name, (f"{name}_labels",), _training_knobs, _train, needs=needs),
@@ -100,8 +100,8 @@ def _walk_knobs(context: Context) -> Any:
     checkpoint = context.configs.checkpoint
     more: list[Any] = [record.id for record in context.images]
     if checkpoint:
-        given = [file_sha256(Path(checkpoint)), context.backbone, _map_facts(context)]
-        more = [more, given]
+        file_facts = [file_sha256(Path(checkpoint)), context.backbone, _map_facts(context)]
+        more = [more, file_facts]
     return [_knobs_of(context, WALK_KNOBS | {"radius"}), more]
 
 

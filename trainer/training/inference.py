@@ -154,10 +154,10 @@ def equal_size_batches(
     groups: dict[tuple[int, int], list[Record]] = defaultdict(list)
     for record in records:
         groups[image_size(record.image)].append(record)
-    ordered = sorted(groups.items(), key=lambda item: -item[0][0] * item[0][1])
+    by_area = sorted(groups.items(), key=lambda item: -item[0][0] * item[0][1])
     return [
         group[i : i + count]
-        for size, group in ordered
+        for size, group in by_area
         for count in [budget.count(size, views)]
         for i in range(0, len(group), count)
     ]
@@ -232,8 +232,8 @@ def inference(
         with torch.inference_mode(), folded_once(module), low:
             yield target
     except (RuntimeError, MemoryError) as error:
-        if known := explained(error):
-            raise known from error
+        if explanation := explained(error):
+            raise explanation from error
         raise
 
 

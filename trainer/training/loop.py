@@ -41,10 +41,10 @@ def step_rng(seed: int, step: int) -> np.random.Generator:
     Dropout draws from torch's global generator, colour jitter from Python's.
     """
     # Neighbouring steps must not get neighbouring states, which SeedSequence prevents.
-    mixed = int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
-    torch.manual_seed(mixed)
-    random.seed(mixed)
-    return np.random.default_rng(mixed)
+    state = int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
+    torch.manual_seed(state)
+    random.seed(state)
+    return np.random.default_rng(state)
 
 
 class Trainer:

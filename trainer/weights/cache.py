@@ -83,10 +83,10 @@ def find_weights(name: str, path: Path | str | None = None, cache_dir: Path | No
             )
         return Path(path)
     folder = cache_dir or cache_folder()
-    cached = _file(name, folder)
-    if not cached.is_file():
+    file = _file(name, folder)
+    if not file.is_file():
         fetch_weights(name, folder)
-    return cached
+    return file
 
 
 def list_weights(cache_dir: Path | None = None) -> list[StoredWeights]:
@@ -218,8 +218,8 @@ def _read_into(
         backbone = build_backbone(name)
         report = load_backbone(backbone, file)
         state = backbone.state_dict()
-    kept = {n: t for n, t in state.items() if not n.endswith(COUNTER) and n not in report.missing}
-    return report, kept | {n: checkpoint.tensors[n] for n in report.unexpected}, layout
+    own = {n: t for n, t in state.items() if not n.endswith(COUNTER) and n not in report.missing}
+    return report, own | {n: checkpoint.tensors[n] for n in report.unexpected}, layout
 
 
 def _without(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -258,15 +258,15 @@ def _stored(name: str, folder: Path) -> StoredWeights:
     url = _url(name)
     path = _file(name, folder)
     sha256 = file_sha256(path) if path.is_file() else None
-    noted: dict[str, Any] = noted_beside(path, sha256) if sha256 else {}
+    note: dict[str, Any] = noted_beside(path, sha256) if sha256 else {}
     return StoredWeights(
         backbone=name,
         file_name=url.rsplit("/", 1)[-1] if url else _traits(name).file,
         url=url,
         path=path if sha256 else None,
         sha256=sha256,
-        source=noted.get("source"),
-        supervision=noted.get("supervision", UNKNOWN if sha256 else "ImageNet tags"),
+        source=note.get("source"),
+        supervision=note.get("supervision", UNKNOWN if sha256 else "ImageNet tags"),
     )
 
 

@@ -109,13 +109,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(tensors, kind, _supervision(tensors, kind, path.name), choice=choice)
 
 
-def best_prefix(names: Iterable[str], wanted: Iterable[str]) -> str:
+def best_prefix(names: Iterable[str], own: Iterable[str]) -> str:
     """The prefix under which most of ``wanted`` are found among ``names``, the shortest of equals.
 
     Released checkpoints carry ``module.``, ``model.``, ``resnet50.``, ``backbone.`` and
     combinations, some of them a network more than once.
     """
-    targets = set(wanted)
+    targets = set(own)
     counts: Counter[str] = Counter()
     for name in names:
         cuts = [0, *(match.end() for match in re.finditer(r"\.", name))]
@@ -160,8 +160,8 @@ def _resnet(tensors: Mapping[str, Tensor]) -> str | None:
 
 def _ends(tensors: Mapping[str, Tensor], endings: tuple[str, ...]) -> bool:
     """Whether a name is one of ``endings``, or has one of them after a dot."""
-    dotted = tuple("." + ending for ending in endings)
-    return any(("." + name).endswith(dotted) for name in tensors)
+    suffixes = tuple("." + ending for ending in endings)
+    return any(("." + name).endswith(suffixes) for name in tensors)
 
 
 def _head_size(tensors: Mapping[str, Tensor], heads: Iterable[str]) -> int | None:
@@ -205,10 +205,10 @@ def _unreadable(path: Path, reason: str) -> WeightsError:
         return WeightsError(
             f"{path} is a TorchScript program", EXPECTED, "torch.save(model.state_dict(), FILE)"
         )
-    named = re.search(r"GLOBAL (\S+)", reason)
-    if named:
+    match = re.search(r"GLOBAL (\S+)", reason)
+    if match:
         return WeightsError(
-            f"{path} holds objects or code ({named[1]}), not only tensors; nothing of it was run",
+            f"{path} holds objects or code ({match[1]}), not only tensors; nothing of it was run",
             EXPECTED,
             "where you trust the file, save only its state dict:"
             " torch.save(checkpoint['state_dict'], NEW_FILE)",

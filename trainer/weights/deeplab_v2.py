@@ -62,9 +62,9 @@ def layout_of(path: Path) -> Layout | None:
         WeightsError: no such file, or damaged.
     """
     checkpoint = read_checkpoint(path)
-    for noted in (checkpoint.identity, noted_beside(path)):
-        if noted.get("input") in INPUTS:
-            return Layout(noted["stride_on"], noted["input"])
+    for note in (checkpoint.identity, noted_beside(path)):
+        if note.get("input") in INPUTS:
+            return Layout(note["stride_on"], note["input"])
     kind = architecture(checkpoint.tensors)
     if kind == "a torchvision resnet101":
         return TORCHVISION

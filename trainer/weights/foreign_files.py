@@ -43,9 +43,9 @@ def _kind(path: Path) -> tuple[str, str]:
         start = file.read(512)
     if not start:
         return "empty: truncated, damaged or not a weight file", AGAIN
-    lowered = start.lstrip().lower()
+    text = start.lstrip().lower()
     for beginning, kind, hint in STARTS:
-        if lowered.startswith(beginning):
+        if text.startswith(beginning):
             return kind, hint
     if start.startswith(b"PK") and (kind := _of_zip(path)):
         return kind, SAVE if "NumPy" in kind else UNPACK

@@ -21,7 +21,7 @@ def load_largefov(network: LargeFOVResNet38, path: Path | str) -> LoadReport:
         WeightsError: another network or number of classes; nothing is changed.
     """
     path = Path(path)
-    trained = any(
+    is_whole = any(
         ("." + name).endswith(".conv_fov.weight") for name in read_checkpoint(path).tensors
     )
-    return load_backbone(network if trained else network.backbone, path)
+    return load_backbone(network if is_whole else network.backbone, path)

@@ -77,33 +77,33 @@ def load_backbone(
 
     path = Path(path)
     checkpoint = content or read_checkpoint(path)
-    wanted = {
+    slots = {
         name: tensor for name, tensor in module.state_dict().items() if not name.endswith(COUNTER)
     }
-    prefix = best_prefix(checkpoint.tensors, wanted)
-    given = {
+    prefix = best_prefix(checkpoint.tensors, slots)
+    values = {
         n.removeprefix(prefix): t for n, t in checkpoint.tensors.items() if n.startswith(prefix)
     }
-    loaded = {name: given[name] for name in wanted if name in given}
-    missing = tuple(name for name in wanted if name not in given)
-    _check_fit(path, checkpoint, wanted, loaded, missing)
+    matches = {name: values[name] for name in slots if name in values}
+    missing = tuple(name for name in slots if name not in values)
+    _check_fit(path, checkpoint, slots, matches, missing)
     # Not strict: counters of batch norm are left out, and so is the head of a segmenter where the
     # file has none. All else was checked.
-    module.load_state_dict(loaded, strict=False)
+    module.load_state_dict(matches, strict=False)
     sha256 = file_sha256(path)
-    noted = noted_beside(path, sha256)
+    note = noted_beside(path, sha256)
     return LoadReport(
         path=path,
         sha256=sha256,
-        kind=noted.get("kind", checkpoint.kind),
-        supervision=noted.get("supervision", checkpoint.supervision),
-        loaded=tuple(loaded),
+        kind=note.get("kind", checkpoint.kind),
+        supervision=note.get("supervision", checkpoint.supervision),
+        loaded=tuple(matches),
         missing=missing,
         unexpected=tuple(
             name
             for name in checkpoint.tensors
             if not name.endswith(COUNTER)
-            and not (name.startswith(prefix) and name.removeprefix(prefix) in wanted)
+            and not (name.startswith(prefix) and name.removeprefix(prefix) in slots)
         ),
         choice=checkpoint.choice,
     )
@@ -112,8 +112,8 @@ def load_backbone(
 def _check_fit(
     path: Path,
     checkpoint: Checkpoint,
-    wanted: dict[str, Tensor],
-    loaded: dict[str, Tensor],
+    slots: dict[str, Tensor],
+    matches: dict[str, Tensor],
     missing: tuple[str, ...],
 ) -> None:
     """Refuse a file of another network: small ones can be contained in large ones, so names alone
@@ -121,34 +121,34 @@ def _check_fit(
     """
     from trainer.weights.checkpoints import SEGMENTER_HEADS, architecture
 
-    seen, own = architecture(checkpoint.tensors), architecture(wanted)
-    reshaped = [name for name in loaded if loaded[name].shape != wanted[name].shape]
+    seen, own = architecture(checkpoint.tensors), architecture(slots)
+    misfits = [name for name in matches if matches[name].shape != slots[name].shape]
     other = seen is not None and own is not None and seen != own
     lost = [name for name in missing if not name.startswith(HEAD)]
-    if not (other or reshaped or lost):
+    if not (other or misfits or lost):
         return
     if other:
         reason = f"this looks like {seen}"
-    elif reshaped:
-        name = reshaped[0]
+    elif misfits:
+        name = misfits[0]
         reason = (
-            f"{name} has shape {tuple(loaded[name].shape)} instead of {tuple(wanted[name].shape)}"
+            f"{name} has shape {tuple(matches[name].shape)} instead of {tuple(slots[name].shape)}"
         )
         if name.endswith(SEGMENTER_HEADS):
-            counts = (len(tensors[name]) - 1 for tensors in (loaded, wanted))
+            counts = (len(tensors[name]) - 1 for tensors in (matches, slots))
             reason += (
                 ": it is a segmenter of {} classes and background, and this one has {}".format(
                     *counts
                 )
             )
     else:
-        reason = f"{len(lost)} of {len(wanted)} tensors are missing, such as {_some(tuple(lost))}"
+        reason = f"{len(lost)} of {len(slots)} tensors are missing, such as {_some(tuple(lost))}"
         reason += f"; it holds {_some(tuple(checkpoint.tensors))}"
-    first = next(iter(wanted))
+    first = next(iter(slots))
     raise WeightsError(
         f"{path} does not fit: {reason}",
-        f"weights of {own or 'the network'}: {len(wanted)} tensors such as {first}"
-        f" {tuple(wanted[first].shape)}",
+        f"weights of {own or 'the network'}: {len(slots)} tensors such as {first}"
+        f" {tuple(slots[first].shape)}",
         "choose the backbone that the file is for, or see wsss-trainer weights list",
     )
 
@@ -167,9 +167,9 @@ def noted_beside(path: Path, sha256: str | None = None) -> dict[str, Any]:
         sha256: of it, where it is known already.
     """
     try:
-        noted = json.loads(path.with_suffix(".json").read_text())
+        note = json.loads(path.with_suffix(".json").read_text())
     except (OSError, ValueError):
         return {}
-    if not isinstance(noted, dict) or "sha256" not in noted:
+    if not isinstance(note, dict) or "sha256" not in note:
         return {}
-    return noted if noted["sha256"] == (sha256 or file_sha256(path)) else {}
+    return note if note["sha256"] == (sha256 or file_sha256(path)) else {}

@@ -121,21 +121,21 @@ def _load_whole(
             hint,
         )
     heads, sources = find_heads(net, checkpoint.tensors)
-    wanted = head_shapes(net)
-    listed = [f"{name} {tuple(shape)}" for name, shape in wanted.items()]
-    expected = f"{kind}: " + ", ".join(listed[:8]) + (", ..." if len(listed) > 8 else "")
-    found, telltale = looks_like(checkpoint.tensors)
-    missing = [name for name in wanted if name not in heads]
+    shapes = head_shapes(net)
+    lines = [f"{name} {tuple(shape)}" for name, shape in shapes.items()]
+    correct = f"{kind}: " + ", ".join(lines[:8]) + (", ..." if len(lines) > 8 else "")
+    looks, telltale = looks_like(checkpoint.tensors)
+    missing = [name for name in shapes if name not in heads]
     if missing or (telltale and telltale not in (*sources, *net.unused)):
         lacking = (
             f"it has no {', '.join(missing[:8])}" if missing else f"its {telltale} has no place"
         )
-        raise WeightsError(f"{path} does not fit: {lacking}; it looks like {found}", expected, hint)
+        raise WeightsError(f"{path} does not fit: {lacking}; it looks like {looks}", correct, hint)
     for name, tensor in heads.items():
-        if tensor.shape != wanted[name]:
+        if tensor.shape != shapes[name]:
             other = f"{name} has shape {tuple(tensor.shape)}"
             raise WeightsError(
-                f"{path} does not fit: {other}; it looks like {found}", expected, hint
+                f"{path} does not fit: {other}; it looks like {looks}", correct, hint
             )
     report = load_backbone(net.backbone, path, checkpoint)
     net.load_state_dict(heads, strict=False)
@@ -162,7 +162,7 @@ def find_heads(net: Headed, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Te
     """Tensors of a file by the names of the network's heads, and the names that they have in the
     repository's code.
     """
-    found: dict[str, Tensor] = {}
+    heads: dict[str, Tensor] = {}
     sources = []
     for name, shape in head_shapes(net).items():
         for other in (*net.released.get(name, ()), name):
@@ -170,10 +170,10 @@ def find_heads(net: Headed, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Te
             if key is not None:
                 # VWE keeps its codebook as a 1x1 convolution.
                 tensor = tensors[key]
-                found[name] = tensor.flatten(1) if tensor.ndim == 4 and len(shape) == 2 else tensor
+                heads[name] = tensor.flatten(1) if tensor.ndim == 4 and len(shape) == 2 else tensor
                 sources.append(other)
                 break
-    return found, sources
+    return heads, sources
 
 
 def head_shapes(net: Headed) -> dict[str, torch.Size]:

@@ -168,7 +168,7 @@ def load_vit(
     net = Vit(_shape(path, tensors, own), dropout, attention_dropout)
     _check_fit(path, tensors, own, net.state_dict())
     net.load_state_dict(own)
-    used = {names[name] for name in own}
+    sources = {names[name] for name in own}
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return net, VitReport(
@@ -178,7 +178,7 @@ def load_vit(
         supervision=_supervision({name: tensors[original] for name, original in names.items()}),
         loaded=tuple(own),
         missing=(),
-        unexpected=tuple(name for name in tensors if name not in used),
+        unexpected=tuple(name for name in tensors if name not in sources),
         mean=naming.mean,
         std=naming.std,
     )
@@ -238,12 +238,12 @@ def _check_fit(
     path: Path,
     tensors: Mapping[str, Tensor],
     own: Mapping[str, Tensor],
-    wanted: Mapping[str, Tensor],
+    slots: Mapping[str, Tensor],
 ) -> None:
     """Every tensor of the net must be there and nothing else: a relative's leftovers would change
     what it computes.
     """
-    for name, tensor in wanted.items():
+    for name, tensor in slots.items():
         if name not in own:
             raise _misfit(path, tensors, f"{name} is missing")
         if own[name].shape != tensor.shape:
@@ -252,7 +252,7 @@ def _check_fit(
                 tensors,
                 f"{name} has shape {tuple(own[name].shape)}, not {tuple(tensor.shape)}",
             )
-    extra = [name for name in own if name not in wanted]
+    extra = [name for name in own if name not in slots]
     if extra:
         raise _misfit(path, tensors, f"a plain one has no {extra[0]}")
 
@@ -265,17 +265,17 @@ def _misfit(path: Path, tensors: Mapping[str, Tensor], reason: str) -> WeightsEr
     )
     seen = architecture(tensors)
     if seen is None:
-        found = reason
+        verdict = reason
     elif "vision transformer" in seen:
-        found = f"this looks like {', '.join([seen, *relatives])}; {reason}"
+        verdict = f"this looks like {', '.join([seen, *relatives])}; {reason}"
     else:
-        found = f"this looks like {seen}"
-    return WeightsError(f"{path} does not fit: {found}", EXPECTED, HOW_TO_GET)
+        verdict = f"this looks like {seen}"
+    return WeightsError(f"{path} does not fit: {verdict}", EXPECTED, HOW_TO_GET)
 
 
-def _supervision(named: Mapping[str, Tensor]) -> str:
+def _supervision(tensors: Mapping[str, Tensor]) -> str:
     """``ImageNet tags`` where the head has as many classes. Without a head the net may have been
     trained in any way.
     """
-    heads = [named[name] for name in ("heads.head.weight", "head.weight") if name in named]
+    heads = [tensors[name] for name in ("heads.head.weight", "head.weight") if name in tensors]
     return "ImageNet tags" if heads and len(heads[0]) in IMAGENET_CLASSES else "unknown"

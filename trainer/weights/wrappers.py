@@ -89,8 +89,8 @@ def _groups(content: Mapping[Any, Any], keys: Path_) -> Iterator[tuple[Path_, di
     if tensors:
         yield keys, tensors
     for name, value in content.items():
-        wanted = not any(word in str(name).lower() for word in NO_WEIGHTS)
-        if isinstance(value, Mapping) and len(keys) < DEPTH and wanted:
+        may_hold = not any(word in str(name).lower() for word in NO_WEIGHTS)
+        if isinstance(value, Mapping) and len(keys) < DEPTH and may_hold:
             yield from _groups(value, (*keys, str(name)))
 
 
@@ -100,13 +100,13 @@ def _choice(chosen: Path_, others: list[Path_]) -> str:
     if _rank(chosen) == EMA:
         said += ", averaged weights (EMA)"
     if others:
-        averaged = [keys for keys in others if _rank(keys) == EMA]
+        ema = [keys for keys in others if _rank(keys) == EMA]
         said = (said or "taken: the tensors at the top") + "; not taken: "
         said += ", ".join(map(_named, others[:4]))
-        if averaged:
+        if ema:
             said += (
                 " (averaged weights, EMA; to take them:"
-                f" torch.save(torch.load(FILE){_indexed(averaged[0])}, NEW_FILE))"
+                f" torch.save(torch.load(FILE){_indexed(ema[0])}, NEW_FILE))"
             )
     return said
 

@@ -50,18 +50,19 @@ def unite(tables: Sequence[CocoTable], remarks: Remarks) -> tuple[Categories, li
     Raises:
         DataError: no class, or too many.
     """
-    used = {name for table in tables for name in table.used}
-    groups = _groups(tables) - used
+    in_use = {name for table in tables for name in table.used}
+    groups = _groups(tables) - in_use
     special = BACKGROUND_NAMES | IGNORE_NAMES | groups
-    listed = [
+    candidates = [
         list(dict.fromkeys(n for n in _folded_names(table) if n not in special)) for table in tables
     ]
     longest = max(
-        range(len(tables)), key=lambda n: (len(used.intersection(listed[n])), len(listed[n]))
+        range(len(tables)),
+        key=lambda n: (len(in_use.intersection(candidates[n])), len(candidates[n])),
     )
-    classes, base = listed[longest], tables[longest]
+    classes, base = candidates[longest], tables[longest]
     fitting, unused = [], set()
-    for table, names in zip(tables, listed, strict=True):
+    for table, names in zip(tables, candidates, strict=True):
         extra = [name for name in names if name not in classes]
         if set(extra) & table.used:
             remarks.add(_disagreement(table, names, base, classes))

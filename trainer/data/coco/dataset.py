@@ -55,9 +55,9 @@ class CocoDataset(Dataset):
             )
         shape, (height, width) = self.shapes[record.id], image_size(record.image)
         if shape.size is not None and shape.size != (height, width):
-            stated = "x".join(map(str, reversed(shape.size)))
+            text = "x".join(map(str, reversed(shape.size)))
             raise DataError(
-                f"{record.image} has {width}x{height} pixels, its JSON says {stated}",
+                f"{record.image} has {width}x{height} pixels, its JSON says {text}",
                 SAME_SIZE,
                 "correct width, height and outlines in the JSON, or bring the image that they"
                 " belong to",

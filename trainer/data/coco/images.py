@@ -149,8 +149,8 @@ def _variants(file_name: str, name: str) -> Iterator[str]:
     yield file_name
     folder, slash, base = file_name.replace("\\", "/").rpartition("/")
     bare = PREFIX.sub("", base)
-    prefixed = (f"COCO_{name}_{base}", f"COCO_train2014_{base}", f"COCO_val2014_{base}")
-    for other in (bare,) if bare != base else prefixed:
+    long_names = (f"COCO_{name}_{base}", f"COCO_train2014_{base}", f"COCO_val2014_{base}")
+    for other in (bare,) if bare != base else long_names:
         yield f"{folder}{slash}{other}"
 
 

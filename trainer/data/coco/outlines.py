@@ -177,10 +177,10 @@ def _checked_runs(runs: dict[str, Any], size: Size | None) -> dict[str, Any]:
     Raises:
         ValueError: see ``pieces_of``.
     """
-    stated = runs.get("size")
-    sides = [whole(side) for side in stated] if isinstance(stated, list) else []
+    sides_entry = runs.get("size")
+    sides = [whole(side) for side in sides_entry] if isinstance(sides_entry, list) else []
     if len(sides) != 2 or not all(side and side > 0 for side in sides):
-        raise ValueError(f"run lengths of the size {str(stated)[:40]}")
+        raise ValueError(f"run lengths of the size {str(sides_entry)[:40]}")
     height, width = (int(side or 0) for side in sides)
     if size is not None and size != (height, width):
         raise ValueError(f"run lengths of a {[height, width]} picture in one of {list(size)}")
@@ -191,9 +191,9 @@ def _checked_runs(runs: dict[str, Any], size: Size | None) -> dict[str, Any]:
             raise ValueError("run lengths that are no whole numbers")
     elif not isinstance(counts, str):
         raise ValueError("run lengths without counts")
-    checked = {"size": [height, width], "counts": counts}
-    _counts(checked)
-    return checked
+    result = {"size": [height, width], "counts": counts}
+    _counts(result)
+    return result
 
 
 def _counts(runs: dict[str, Any]) -> npt.NDArray[np.int64]:
@@ -323,8 +323,8 @@ def _clipped(
     share = (bound - points_N2[:, axis]) / span
     crossing = points_N2 + share[:, None] * (after - points_N2)
     both = np.stack((points_N2, crossing), axis=1)
-    clipped: npt.NDArray[np.float64] = both[np.stack((inside, crosses), axis=1)]
-    return clipped
+    corners: npt.NDArray[np.float64] = both[np.stack((inside, crosses), axis=1)]
+    return corners
 
 
 def _paint(

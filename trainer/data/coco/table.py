@@ -180,8 +180,8 @@ def _load(path: Path) -> dict[str, list[Any]]:
 def _categories(entries: list[Any], path: Path) -> dict[Key, Category]:
     categories: dict[Key, Category] = {}
     for n, entry in enumerate(entries):
-        stated = entry if isinstance(entry, dict) else {}
-        key, name, group = key_of(stated.get("id")), stated.get("name"), stated.get("supercategory")
+        fields = entry if isinstance(entry, dict) else {}
+        key, name, group = key_of(fields.get("id")), fields.get("name"), fields.get("supercategory")
         text = " ".join(printable(str(name)).split())
         is_name = isinstance(name, (str, int, float)) and not isinstance(name, bool)
         if key is None or not folded(text) or not is_one_line(text) or not is_name:

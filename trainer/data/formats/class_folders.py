@@ -182,19 +182,19 @@ def _inside(root: Path, paths: Iterable[Path]) -> list[str]:
 
 def _folders(parent: Path, layout: _Layout) -> list[Path]:
     """Folders in ``parent`` with pictures, readable or not; the others go to ``layout.empty``."""
-    filled = []
+    full = []
     for path in entries(parent):
         if passed_over(path.name) is not None or not os.path.isdir(path):
             continue
         if _has_image(path):
-            filled.append(path)
+            full.append(path)
         elif is_run(path) or any(map(is_run, entries(path))):
             layout.empty.append(path)
         else:
             below = walk(path, limit=GLANCE)
             pictures = below.images or below.left_out.keys() & {UNREAD, SPECIAL, CLOSED, BROKEN}
-            (filled if pictures else layout.empty).append(path)
-    return filled
+            (full if pictures else layout.empty).append(path)
+    return full
 
 
 def _images_in(folder: Path) -> Iterator[Path]:
@@ -250,11 +250,11 @@ class FoldersWriter(Writer):
                     "rename one of them",
                 )
 
-    def tables(self, described: dict[str, Any]) -> Iterator[tuple[Path, bytes]]:
+    def tables(self, descriptions: dict[str, Any]) -> Iterator[tuple[Path, bytes]]:
         """No table."""
         return iter(())
 
-    def lost(self, described: dict[str, Any]) -> list[str]:
+    def lost(self, descriptions: dict[str, Any]) -> list[str]:
         """Images without exactly one tag, other lists, masks."""
         several = sum(len(record.tags) > 1 for record in self.dataset.records.values())
         none = sum(not record.tags for record in self.dataset.records.values())

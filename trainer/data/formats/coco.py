@@ -91,9 +91,9 @@ def _sources(root: Path) -> dict[Path, str]:
     """JSON files and the names of their lists."""
     inside = _annotation_files(root)
     if inside:
-        prefixed = [path for path in inside if path.name.lower().startswith("instances_")]
-        chosen = prefixed or [path for path in inside if is_instances(path)] or inside
-        return {path: path.stem[len("instances_") * (path in prefixed) :] for path in chosen}
+        instances = [path for path in inside if path.name.lower().startswith("instances_")]
+        chosen = instances or [path for path in inside if is_instances(path)] or inside
+        return {path: path.stem[len("instances_") * (path in instances) :] for path in chosen}
     if folder.recognises(root):
         return {}
     loose = [path for path in _json_files(root) if is_instances(path)]
@@ -187,7 +187,7 @@ class CocoWriter(Writer):
             notes.append({"category_id": category, **void, "iscrowd": 1, "ignore": 1})
         return height, width, notes
 
-    def tables(self, described: dict[str, Any]) -> Iterator[tuple[Path, bytes]]:
+    def tables(self, descriptions: dict[str, Any]) -> Iterator[tuple[Path, bytes]]:
         """One JSON file a list."""
         records = self.dataset.records
         numbers = {key: n for n, key in enumerate(records, 1)}
@@ -196,7 +196,7 @@ class CocoWriter(Writer):
         for name, ids in self.lists().items():
             images, annotations = [], []
             for key in ids:
-                height, width, notes = described[key]
+                height, width, notes = descriptions[key]
                 number, file_name = numbers[key], self.image(records[key]).name
                 images.append(
                     {"id": number, "file_name": file_name, "height": height, "width": width}
@@ -209,19 +209,19 @@ class CocoWriter(Writer):
             table = {"images": images, "annotations": annotations, "categories": categories}
             yield Path("annotations", f"instances_{name}.json"), json.dumps(table).encode()
 
-    def lost(self, described: dict[str, Any]) -> list[str]:
+    def lost(self, descriptions: dict[str, Any]) -> list[str]:
         """Tags that differ from the masks, and images without any annotation."""
         lost = lost_objects(self.dataset)
         index = {i: k for k, i in enumerate(self.category_ids)}
-        gained = bare = 0
-        for key, (_, _, notes) in described.items():
+        surplus = bare = 0
+        for key, (_, _, notes) in descriptions.items():
             tags = self.dataset.records[key].tags
-            gained += any(
+            surplus += any(
                 index[note["category_id"]] not in tags and not note.get("ignore") for note in notes
             )
             bare += not notes
-        if gained:
-            lost.append(f"{gained} images get tags that only their mask has")
+        if surplus:
+            lost.append(f"{surplus} images get tags that only their mask has")
         if bare:
             lost.append(
                 f"{bare} images have neither tag nor mask pixel: they need --set data.keep_empty=on"

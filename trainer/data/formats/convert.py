@@ -95,9 +95,9 @@ def _convert_dataset(
     destination = Destination(dataset.places(), target, key, force)
     work = _Work(writer, target, images, destination.keep)
     records = list(dataset.records.values())
-    needed = work.bytes_needed(records)
+    disk_bytes = work.bytes_needed(records)
     with terminated():
-        check_space(target, needed, "converted images and masks")
+        check_space(target, disk_bytes, "converted images and masks")
         destination.begin()
         work.check_names(records, folds_case(target / MARKER))
         results = each_image(
@@ -109,8 +109,10 @@ def _convert_dataset(
             progress,
             lambda record: record.id,
         )
-        described = {r.id: result.described for r, result in zip(records, results, strict=True)}
-        for place, content in writer.tables(described):
+        descriptions = {
+            r.id: result.description for r, result in zip(records, results, strict=True)
+        }
+        for place, content in writer.tables(descriptions):
             # Tables of a finished conversion stay: the user may have changed them.
             if not (destination.done and (target / place).exists()):
                 write_atomic(target / place, content)
@@ -125,9 +127,9 @@ def _convert_dataset(
             "lists": {name: len(ids) for name, ids in dataset.lists.items()},
             "images": sum(result.image for result in results),
             "masks": sum(result.mask for result in results),
-            "kept": sum(result.kept for result in results),
-            "lost": writer.lost(described),
-            "disk_mb": round(needed / 1e6, 1),
+            "kept": sum(result.is_old for result in results),
+            "lost": writer.lost(descriptions),
+            "disk_mb": round(disk_bytes / 1e6, 1),
         }
         destination.finish(summary)
     return summary
@@ -150,14 +152,14 @@ def _convert_masks(
         destination.begin()
         work = partial(_convert_mask, source, target, config, destination.keep)
         workers = None if len(files) >= POOL_FROM else 0
-        kept = each_image(
+        old = each_image(
             work, files, "masks could not be converted", workers, "converting masks", progress
         )
         summary = {
             "from": {"path": str(source), "format": f"masks ({config.masks})"},
             "to": {"path": str(target), "format": "masks"},
             "masks": len(files),
-            "kept": sum(kept),
+            "kept": sum(old),
         }
         destination.finish(summary)
     return summary
@@ -180,10 +182,10 @@ def print_summary(summary: dict[str, Any]) -> None:
         for name in ("images", "masks", "rows", "classes")
         if name in summary
     ]
-    kept = f" ({summary['kept']} were there already)" if summary.get("kept") else ""
+    old = f" ({summary['kept']} were there already)" if summary.get("kept") else ""
     print(
         f"{source['path']} ({source['format']}) -> {target['path']} ({target['format']}):"
-        f" {', '.join(counts)}{kept}"
+        f" {', '.join(counts)}{old}"
     )
     if summary.get("lists"):
         print("lists: " + ", ".join(f"{name} {count}" for name, count in summary["lists"].items()))
@@ -248,14 +250,14 @@ class _Result:
     Attributes:
         image: it has a place in the new format.
         mask: so has its mask.
-        kept: everything was there already.
-        described: for the tables.
+        is_old: everything was there already.
+        description: for the tables.
     """
 
     image: bool
     mask: bool
-    kept: bool
-    described: Any
+    is_old: bool
+    description: Any
 
 
 @dataclass(frozen=True)
@@ -287,9 +289,9 @@ class _Work:
             values[: len(writer.values) + 1] = (0, *writer.values)
             values[IGNORE] = IGNORE
             write_index_png(self.target / mask, values[label])
-        described = writer.describe(record, size, label) if writer.describes else None
-        kept = bool(image or mask) and not (new_image or new_mask)
-        return _Result(image is not None, drawn or mask is not None, kept, described)
+        description = writer.describe(record, size, label) if writer.describes else None
+        is_old = bool(image or mask) and not (new_image or new_mask)
+        return _Result(image is not None, drawn or mask is not None, is_old, description)
 
     def _places(self, record: Record) -> tuple[Path | None, Path | None]:
         image = self.writer.image(record) if self.images != "none" else None

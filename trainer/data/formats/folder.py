@@ -74,9 +74,9 @@ def read(root: Path, config: DataConfig, remarks: Remarks) -> Dataset:
     table = read_table(path)
     remarks.notes += table.notes
     columns = find_columns(table)
-    listed = class_lines(root)
-    rows, counts = _read_rows(table, columns, files, listed, remarks)
-    classes = class_table(path, counts, listed, remarks)
+    class_names = class_lines(root)
+    rows, counts = _read_rows(table, columns, files, class_names, remarks)
+    classes = class_table(path, counts, class_names, remarks)
     images = _by_id(root, files.images, rows, remarks)
     masks = match_masks(mask_folders, root, images, remarks)
     records, lists = {}, defaultdict(list)
@@ -86,7 +86,7 @@ def read(root: Path, config: DataConfig, remarks: Remarks) -> Dataset:
             for name in row.lists:
                 lists[name].append(key)
     _note(root, files, rows, table, columns, remarks)
-    if masks and not listed:
+    if masks and not class_names:
         pairs = zip(classes.values, classes.names, strict=True)
         remarks.note(
             "mask values are taken in the order of the sorted names"
@@ -114,10 +114,10 @@ def _by_id(
         groups[image_id(path, root)].append(path)
     by_id, twice = {}, []
     for key, paths in groups.items():
-        listed = [path for path in paths if path in rows]
-        if len(listed) > 1:
-            twice.append(" and ".join(str(path.relative_to(root)) for path in listed))
-        by_id[key] = (listed or paths)[0]
+        in_table = [path for path in paths if path in rows]
+        if len(in_table) > 1:
+            twice.append(" and ".join(str(path.relative_to(root)) for path in in_table))
+        by_id[key] = (in_table or paths)[0]
     if twice:
         remarks.problem(
             f"{root} has {len(twice)} pairs of images with the same id: {some(twice)}",
@@ -128,7 +128,7 @@ def _by_id(
 
 
 def _read_rows(
-    table: Table, columns: Columns, files: Walk, listed: list[str], remarks: Remarks
+    table: Table, columns: Columns, files: Walk, class_names: list[str], remarks: Remarks
 ) -> tuple[dict[Path, _Row], Counter[str]]:
     """What the table says about each image, and how often it names each class."""
     names = table.cells(columns.image)
@@ -137,7 +137,7 @@ def _read_rows(
     rows: dict[Path, _Row] = {}
     failures: dict[str, list[str]] = defaultdict(list)
     counts: Counter[str] = Counter({table.columns[c]: 0 for c in columns.classes})
-    all_tags = read_tags(table, columns, listed, remarks)
+    all_tags = read_tags(table, columns, class_names, remarks)
     for name, tags, split in zip(names, all_tags, splits, strict=True):
         if tags is None:
             continue
@@ -162,7 +162,7 @@ def _complain(table: Path, files: Walk, failures: dict[str, list[str]], remarks:
     blank = [name for name in failures["missing"] if not name]
     unread = [name for name in failures["missing"] if name and others.find(name)]
     missing = [name for name in failures["missing"] if name and not others.find(name)]
-    for names, words, expected, hint in (
+    for names, words, correct, hint in (
         (blank, "has rows without an image", "a name in every row", "fill or delete them"),
         (
             unread,
@@ -192,7 +192,7 @@ def _complain(table: Path, files: Walk, failures: dict[str, list[str]], remarks:
         if names:
             once = list(dict.fromkeys(names))
             count = len(names) if names is blank else len(once)
-            remarks.problem(f"{table} {words} ({count}): {some(once)}", expected, hint)
+            remarks.problem(f"{table} {words} ({count}): {some(once)}", correct, hint)
 
 
 def _note(
@@ -238,7 +238,7 @@ class CsvWriter(Writer):
                 "names without ; and |",
             )
 
-    def tables(self, described: dict[str, Any]) -> Iterator[tuple[Path, bytes]]:
+    def tables(self, descriptions: dict[str, Any]) -> Iterator[tuple[Path, bytes]]:
         """Classes and tags."""
         data = self.dataset
         lists = {n: set(ids) for n, ids in self.lists().items() if n not in ("all", "unlisted")}
@@ -253,7 +253,7 @@ class CsvWriter(Writer):
         yield Path("classes.txt"), text_lines(data.classes)
         yield Path("labels.csv"), csv_table(["image", "tags", "split"], rows)
 
-    def lost(self, described: dict[str, Any]) -> list[str]:
+    def lost(self, descriptions: dict[str, Any]) -> list[str]:
         """The order of lists."""
         return [*lost_objects(self.dataset), "the order of the images in each list"]
 

@@ -57,9 +57,9 @@ def open_dataset(
     dataset = dataclasses.replace(dataset, lists=lists, config=config)
     if config.labels_from == "masks" or dataset.tags_from == FROM_MASKS:
         dataset = with_mask_tags(dataset, remarks)
-    untagged = [record.id for record in dataset.records.values() if not record.tags]
-    if untagged:
-        remarks.note(f"{len(untagged)} images have no tag: {some(untagged)}")
+    bare = [record.id for record in dataset.records.values() if not record.tags]
+    if bare:
+        remarks.note(f"{len(bare)} images have no tag: {some(bare)}")
     return dataclasses.replace(dataset, notes=tuple(remarks.notes))
 
 

@@ -72,8 +72,8 @@ def read(root: Path, config: DataConfig, remarks: Remarks) -> Dataset:
     if not lists:
         remarks.note(f"{root / LISTS} has no list: only 'all' can be used")
     if len(images) > len(ids):
-        unlisted = len(images) - len(ids)
-        remarks.note(f"{unlisted} images in JPEGImages are in no list and are left out")
+        rest = len(images) - len(ids)
+        remarks.note(f"{rest} images in JPEGImages are in no list and are left out")
     remarks.notes += walk(root / "JPEGImages").notes()
     source = _tag_source(root, ids, masks, config.labels_from, remarks)
     objects = _objects(root, ids, remarks) if source == XML else {}
@@ -232,7 +232,7 @@ class VocWriter(Writer):
         super().check()
         check_tag_classes(self.dataset.classes)
 
-    def tables(self, described: dict[str, Any]) -> Iterator[tuple[Path, bytes]]:
+    def tables(self, descriptions: dict[str, Any]) -> Iterator[tuple[Path, bytes]]:
         """Lists, tags, and the class table where it is not VOC's."""
         data = self.dataset
         for name, ids in self.lists().items():
@@ -247,7 +247,7 @@ class VocWriter(Writer):
         tags = {record.id: record.tags for record in data.records.values()}
         yield Path(CSV), tag_table(data.classes, tags)
 
-    def lost(self, described: dict[str, Any]) -> list[str]:
+    def lost(self, descriptions: dict[str, Any]) -> list[str]:
         """Nothing of tags and masks."""
         return lost_objects(self.dataset)
 

@@ -68,11 +68,13 @@ class Writer:
         """
         self.lists()
 
-    def tables(self, described: dict[str, Any]) -> Iterator[tuple[Path, bytes]]:
-        """Place and content of each table; ``described`` has the results of ``describe`` by id."""
+    def tables(self, descriptions: dict[str, Any]) -> Iterator[tuple[Path, bytes]]:
+        """Place and content of each table. ``descriptions`` are the results of ``describe`` by
+        id.
+        """
         raise NotImplementedError
 
-    def lost(self, described: dict[str, Any]) -> list[str]:
+    def lost(self, descriptions: dict[str, Any]) -> list[str]:
         """What the format cannot hold, in words."""
         return []
 
@@ -94,8 +96,8 @@ class Writer:
             )
         if not lists:
             return {"all": data.lists["all"]}
-        listed = {i for ids in lists.values() for i in ids}
-        rest = tuple(i for i in data.records if i not in listed)
+        members = {i for ids in lists.values() for i in ids}
+        rest = tuple(i for i in data.records if i not in members)
         return {**lists, "unlisted": rest} if rest else lists
 
 

@@ -43,14 +43,14 @@ def class_lines(root: Path) -> list[str]:
 
 
 def class_table(
-    path: Path, counts: Counter[str], listed: list[str], remarks: Remarks
+    path: Path, counts: Counter[str], class_names: list[str], remarks: Remarks
 ) -> ClassTable:
     """The classes of a table.
 
     Args:
         path: of the table.
         counts: how often it has each tag.
-        listed: the classes in ``classes.txt``; empty without it.
+        class_names: the classes in ``classes.txt``; empty without it.
         remarks: gets tags that are no class, and spellings that are taken together.
 
     Raises:
@@ -59,14 +59,14 @@ def class_table(
     if background := sorted(name for name in counts if is_background(name)):
         remarks.note(f"{some(map(repr, background))} is no class and is left out")
     counts = Counter({name: n for name, n in counts.items() if not is_background(name)})
-    if not listed:
+    if not class_names:
         return table_of_tags(counts, path, remarks)
-    index = positions_of(counts, listed)
+    index = positions_of(counts, class_names)
     if unknown := sorted(counts.keys() - index.keys()):
         remarks.problem(
             f"{path.name} has tags that classes.txt lacks: {some(map(repr, unknown))}",
-            nearest(unknown[0], listed),
+            nearest(unknown[0], class_names),
             f"correct them, or add them to {path.with_name('classes.txt')}",
         )
-    note_spellings(index, listed, remarks)
-    return ClassTable(tuple(listed), tuple(range(1, len(listed) + 1)), index)
+    note_spellings(index, class_names, remarks)
+    return ClassTable(tuple(class_names), tuple(range(1, len(class_names) + 1)), index)

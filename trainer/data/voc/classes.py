@@ -26,7 +26,7 @@ SHAPE = '{"classes": [{"voc_index": 8, "name": "cat"}, ...], "ignore": 255}'
 
 
 def voc_class_table(
-    root: Path, ids: list[str], objects: dict[str, set[str]], masked: bool
+    root: Path, ids: list[str], objects: dict[str, set[str]], has_masks: bool
 ) -> ClassTable:
     """The table that the data set brings, else that of VOC or the names of the objects.
 
@@ -34,7 +34,7 @@ def voc_class_table(
         root: of the VOC tree.
         ids: of its images.
         objects: names of the objects in the XML file of each image.
-        masked: whether there are masks, whose values must then be known.
+        has_masks: whether there are masks, whose values must then be known.
 
     Raises:
         DataError: a damaged table; or masks of classes that are not VOC's, and no table.
@@ -52,7 +52,7 @@ def voc_class_table(
     if len(in_voc) == len(names):
         # Masks of VOC's tools have VOC's numbers, whatever the photographs.
         return _some_of_voc(in_voc)
-    if masked and len(names) > 1:
+    if has_masks and len(names) > 1:
         example = SHAPE.replace("8", "1").replace("cat", min(names))
         raise DataError(
             f"{root} has masks and no class table, and its annotations name other classes than"
