@@ -54,7 +54,8 @@ class Method(nn.Module):
         """Weighted terms by name, scalars; the loop minimises their sum.
 
         Args:
-            batch: ``image`` ``[B,3,H,W]``, ``tags`` 0/1 ``[B,K]``, and the method's own inputs.
+            batch: ``image`` ``[B,3,H,W]``, ``tags`` ``[B,K]``, and the method's own inputs.
+                Tags are 1 present, 0 absent, NaN unknown; a row, or all of them, may be 0.
             rng: for every random choice of the loss.
         """
         raise ConfigError(f"{type(self).__name__} has no loss")

@@ -27,6 +27,7 @@ from trainer.data.loader import Batch
 from trainer.methods.base import Method, at_least_float32
 from trainer.methods.declaration import Declaration
 from trainer.methods.pooling import PoolingConfig, gap, gmp, pool_by
+from trainer.methods.tag_loss import tag_loss
 from trainer.nets.backbone import Backbone
 
 PRESETS: dict[str, dict[str, Any]] = {"code": {}, "paper": {"method.adapt_conv": 512}}
@@ -105,8 +106,7 @@ class Cam(Method):
 
     def loss(self, batch: Batch, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """``cls``: multi-label soft margin loss."""
-        logits = at_least_float32(self(batch["image"]))
-        return {"cls": F.multilabel_soft_margin_loss(logits, batch["tags"])}
+        return {"cls": tag_loss(at_least_float32(self(batch["image"])), batch["tags"])}
 
 
 METHOD = Declaration(Cam, Config, presets=PRESETS)

@@ -86,7 +86,8 @@ def finch_labels(
     class.
 
     A class with 1 or 2 images has one sub-category, a class without images none. Embeddings
-    ``[N,D]``, 0/1 image labels ``[N,K]``. ConfigError if they do not fit together.
+    ``[N,D]``, 0/1 image labels ``[N,K]``; NaN, unknown, does not cluster. ConfigError if they do
+    not fit together.
 
     Returns:
         0/1 labels ``float32 [N, sum K_c]``, one-hot within each class of the image and zero in the
@@ -113,7 +114,7 @@ def subcategory_labels(
 
     Args:
         features_ND: pooled features ``[N,D]``, not normalised.
-        tags_NK: 0/1 image labels ``[N,K]``.
+        tags_NK: 0/1 image labels ``[N,K]``; NaN, unknown, does not cluster.
         k: clusters a class.
         seed: of the k-means++ starts.
 
@@ -322,7 +323,7 @@ def _features_and_tags(
     features_ND: npt.ArrayLike, tags_NK: npt.ArrayLike
 ) -> tuple[Floats, npt.NDArray[np.bool_]]:
     features = _matrix(features_ND, "features")
-    tags = np.asarray(tags_NK) != 0
+    tags = np.asarray(tags_NK) > 0
     if tags.ndim != 2 or len(tags) != len(features) or not tags.shape[1]:
         raise ConfigError(
             f"tags of shape {tags.shape}",

@@ -19,6 +19,7 @@ from trainer.config import Knobs, Range
 from trainer.errors import ConfigError
 from trainer.methods.base import Method, at_least_float32, full_precision
 from trainer.methods.pooling import gap
+from trainer.methods.tag_loss import present, tag_loss
 from trainer.nets.backbone import Backbone
 
 # The released code's, in all three places.
@@ -255,13 +256,15 @@ class Correlated(Method):
 
 def classification(logits: Sequence[torch.Tensor], tags: torch.Tensor) -> torch.Tensor:
     """Mean soft margin loss of the views."""
-    return mean([F.multilabel_soft_margin_loss(x, tags) for x in logits])
+    return mean([tag_loss(x, tags) for x in logits])
 
 
 def present_channels(tags_BK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Channels of background and present classes, ``int64 [B,P+1]``, and a label for each: 1, or 0
-    for the padding of images with fewer classes.
+    for the padding of images with fewer classes. Unknown classes count as absent.
     """
+    tags_BK = present(tags_BK)
+    # One channel at least: a batch without any class still trains on the background.
     most = max(1, int(tags_BK.sum(1).max()))
     label, classes = tags_BK.topk(most, dim=1)
     return F.pad(classes + 1, (1, 0), value=0), F.pad(label, (1, 0), value=1.0)

@@ -201,7 +201,7 @@ def cpn_loss(
         maps: class map before the ReLU and refined map, ``[B,K+1,H,W]`` with the background first,
             of the image, of its visible part I_h and of the rest.
         lam: visible share of I_h, ``[B]``.
-        tags: 0/1 ``[B,K]``.
+        tags: 0/1 ``[B,K]``, NaN where unknown.
         min_pooling: with the term ``min``.
         detach_pair: ``tcp_refined`` trains through the refined map of the whole image only.
         onehot: ``cpcr`` compares with the largest channel of each pixel instead of with all.

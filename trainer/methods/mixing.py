@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 
 from trainer.config import Range
 from trainer.errors import ConfigError
@@ -27,6 +26,7 @@ from trainer.methods.regularizers import (
     concentration,
     prediction_entropy,
 )
+from trainer.methods.tag_loss import present, tag_loss
 
 Field = npt.NDArray[np.float64]
 Mode = Literal["reference", "isotropic"]
@@ -50,8 +50,12 @@ class Mixture:
     lam: torch.Tensor
 
     def tags(self, tags_BK: torch.Tensor) -> torch.Tensor:
-        """Mixed labels."""
-        return mix(tags_BK, self.lam[:, None], self.perm)
+        """Mixed labels: NaN where an image that has a share does not know the class."""
+        lam = self.lam[:, None]
+        mixed = mix(present(tags_BK), lam, self.perm)
+        unknown = tags_BK.isnan()
+        # NaN times 0 is NaN: an image without a share must not spread what it does not know.
+        return mixed.masked_fill(unknown & (lam > 0) | unknown[self.perm] & (lam < 1), torch.nan)
 
     def maps(self, x_BChw: torch.Tensor) -> torch.Tensor:
         """Mixed images or feature maps."""
@@ -115,14 +119,15 @@ class MixedCam(Cam):
 
         Args:
             f_BChw: features of a mixed batch.
-            tags_BK: its mixed labels.
+            tags_BK: its mixed labels; an unknown one (NaN) has no part in ``cls`` and ``con``.
         """
         config = self.config
         maps, logits = (
             at_least_float32(self.classifier(f_BChw)),
             at_least_float32(self.logits(f_BChw)),
         )
-        terms = {"cls": F.multilabel_soft_margin_loss(logits, tags_BK)}
+        terms = {"cls": tag_loss(logits, tags_BK)}
+        tags_BK = present(tags_BK)
         if config.w_ent:
             if config.entropy == "mva":
                 entropy = bernoulli_entropy(logits)

@@ -29,6 +29,7 @@ SHARED = {
     "regularizers",
     "samples",
     "subcategories",
+    "tag_loss",
 }
 """Modules of this package that are no methods."""
 

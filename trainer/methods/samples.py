@@ -20,7 +20,9 @@ def make_sample(
     num_classes: int,
     inputs: Mapping[str, Input] = NO_INPUTS,
 ) -> dict[str, torch.Tensor]:
-    """Training view of a record, its 0/1 tags, and the further ``inputs`` under their names."""
+    """Training view of a record, its tags ``[K]``, 1 present, 0 absent, NaN unknown, and the
+    further ``inputs`` under their names.
+    """
     planes = {name: i.read(record) for name, i in inputs.items() if i.follows_image}
     image, views = classify_planes(
         read_image(record.image),
@@ -32,6 +34,7 @@ def make_sample(
     )
     tags = torch.zeros(num_classes)
     tags[list(record.tags)] = 1
+    tags[list(record.unknown)] = torch.nan
     values = {name: i.read(record) for name, i in inputs.items() if not i.follows_image}
     values |= zip(planes, views)
     extra = {name: torch.from_numpy(inputs[name].finish(value)) for name, value in values.items()}

@@ -104,7 +104,7 @@ def seam_loss(
         rv1: refined map of view 1, alike.
         cam2: class map of view 2, ``[B,K+1,H2,W2]``.
         rv2: refined map of view 2, alike.
-        tags: 0/1 ``[B,K]``.
+        tags: 0/1 ``[B,K]``, NaN where unknown.
         min_pooling: with the term ``min``.
         ohem: how many of the hardest entries of each image ``ecr`` counts, in maps of ``[H2,W2]``.
     """

@@ -30,6 +30,7 @@ from trainer.methods.cam import Config as CamConfig
 from trainer.methods.inputs import Input
 from trainer.methods.pooling import gap, pool_by
 from trainer.methods.preparation import Prepared
+from trainer.methods.tag_loss import tag_loss
 from trainer.nets.backbone import Backbone
 from trainer.progress import progress_bar
 from trainer.training.inference import Budget, Views, finite, inference, iterate_views
@@ -96,21 +97,17 @@ class SubcategoryCam(Cam):
     def loss(self, batch: Batch, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """Soft margin losses of the classes: ``cls``, and of the sub-categories: ``sub``.
 
-        ``batch["subcategories"]`` are 0/1 labels ``[B,S]``; a batch without them has only ``cls``.
+        ``batch["subcategories"]`` are labels ``[B,S]``: 0, 1, or NaN for those of an unknown class.
+        A batch without them has only ``cls``.
         """
         # Pooling comes before the heads: with a maximum, the other order gives other scores.
         f = pool_by(self.config, self.dropout(self.features(batch["image"])))[:, :, None, None]
-        terms = {"cls": soft_margin(self.classifier(f), batch["tags"])}
+        scores = at_least_float32(self.classifier(f).flatten(1))
+        terms = {"cls": tag_loss(scores, batch["tags"])}
         if "subcategories" in batch:
-            scores = self.subcategory_classifier(f)
-            terms["sub"] = self.config.weight * soft_margin(scores, batch["subcategories"])
+            scores = at_least_float32(self.subcategory_classifier(f).flatten(1))
+            terms["sub"] = self.config.weight * tag_loss(scores, batch["subcategories"])
         return terms
-
-
-def soft_margin(scores_BK11: torch.Tensor, labels_BK: torch.Tensor) -> torch.Tensor:
-    """Multi-label soft margin loss of the scores of a 1x1 convolution."""
-    scores = at_least_float32(scores_BK11.flatten(1))
-    return F.multilabel_soft_margin_loss(scores, labels_BK.to(scores.dtype))
 
 
 def over_joint_maximum(maps_BShw: torch.Tensor, counts: Sequence[int]) -> list[torch.Tensor]:
@@ -182,7 +179,7 @@ class Subcategories:
     """Labels of the second head.
 
     Attributes:
-        ids: of the images.
+        ids: of the images that were clustered, which are those with a class.
         labels: 0/1, ``uint8 [N,S]``, class after class.
         counts: sub-categories of each class, ``[K]``; their sum is S.
     """
@@ -192,16 +189,22 @@ class Subcategories:
     counts: tuple[int, ...]
 
     def of(self, record: Record) -> npt.NDArray[np.float32]:
-        """Labels of one image, ``[S]``."""
-        row: npt.NDArray[np.float32] = self.labels[self.rows[record.id]].astype(np.float32)
+        """Labels of one image, ``[S]``: NaN for the sub-categories of an unknown class, and zeros
+        for an image without a class, which was not clustered.
+        """
+        row = np.zeros(self.labels.shape[1], np.float32)
+        if record.tags:
+            row[:] = self.labels[self.rows[record.id]]
+        starts = np.cumsum((0, *self.counts))
+        for k in record.unknown:
+            row[starts[k] : starts[k + 1]] = np.nan
         return row
 
     def prepared(self, config: SubcategoryConfig, weights_from: str | None = None) -> Prepared:
         """The config with the sub-categories of each class, and their labels for the second
         head.
         """
-        # Only images with a tag were clustered.
-        inputs = {"subcategories": Input(self.of, tagged_only=True)}
+        inputs = {"subcategories": Input(self.of)}
         return Prepared(replace(config, subcategories=self.counts), inputs, weights_from)
 
     @cached_property

@@ -37,6 +37,7 @@ from trainer.data.pixels import read_image
 from trainer.data.transforms import MEAN, STD, normalise, to_tensor
 from trainer.errors import ConfigError
 from trainer.files import file_sha256
+from trainer.methods.base import at_least_float32
 from trainer.methods.cam import Config as CamConfig
 from trainer.methods.clustering import finch_labels
 from trainer.methods.declaration import Declaration
@@ -52,8 +53,8 @@ from trainer.methods.subcategories import (
     SubcategoryCam,
     SubcategoryConfig,
     embed,
-    soft_margin,
 )
+from trainer.methods.tag_loss import tag_loss
 from trainer.nets.vit import Vit
 from trainer.progress import progress_bar
 from trainer.run import Metrics, Output
@@ -156,8 +157,8 @@ class Teacher(nn.Module):
 
     def loss(self, batch: Batch, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """``cls``: multi-label soft margin loss."""
-        scores = self.head(self.embed(batch["image"]))
-        return {"cls": soft_margin(scores[:, :, None, None], batch["tags"])}
+        scores = at_least_float32(self.head(self.embed(batch["image"])))
+        return {"cls": tag_loss(scores, batch["tags"])}
 
 
 def preparations(config: Config) -> list[Preparation]:

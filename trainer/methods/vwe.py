@@ -40,6 +40,7 @@ from trainer.data.loader import Batch
 from trainer.methods.base import Method, at_least_float32, full_precision
 from trainer.methods.declaration import Declaration
 from trainer.methods.pooling import PoolingConfig, gap, gmp, pool_by
+from trainer.methods.tag_loss import tag_loss
 from trainer.nets.backbone import Backbone
 
 PROTOCOL = "vwe"
@@ -181,10 +182,7 @@ class Vwe(Method):
                 "word": (linear(self.word, gap(f)), word_labels(p)),
                 "w2i": (linear(self.w2i, frequencies(p, self.config.frequency)), tags),
             }
-            terms = {
-                name: F.multilabel_soft_margin_loss(y, target)
-                for name, (y, target) in pairs.items()
-            }
+            terms = {name: tag_loss(y, target) for name, (y, target) in pairs.items()}
             return {**terms, "word": self.word_weight * terms["word"]}
 
 

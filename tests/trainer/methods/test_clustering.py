@@ -289,3 +289,15 @@ def test_subcategory_labels_refuse(
 ) -> None:
     with pytest.raises(ConfigError):
         subcategory_labels(np.ones(features), np.ones(present), k)
+
+
+def test_images_that_may_show_a_class_are_not_clustered_with_it():
+    features = np.random.default_rng(0).normal(size=(12, 5))
+    tags = np.zeros((12, 2))
+    tags[:6, 0] = tags[6:, 1] = 1
+    unknown = tags.copy()
+    unknown[:6, 1] = np.nan
+    assert np.array_equal(
+        subcategory_labels(features, tags, 2), subcategory_labels(features, unknown, 2)
+    )
+    assert np.array_equal(finch_labels(features, tags)[0], finch_labels(features, unknown)[0])

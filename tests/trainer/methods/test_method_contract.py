@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -27,11 +28,29 @@ def total(terms: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.stack(list(terms.values())).sum()
 
 
-def loss_of(method: Method, step: int = 0) -> dict[str, torch.Tensor]:
+def loss_of(method: Method, step: int = 0, change=None) -> dict[str, torch.Tensor]:
     sample = batch()
+    if change:
+        sample |= change(sample)
     if not getattr(method, "subcategories", 0):
         del sample["subcategories"]
     return method.loss(sample, step_rng(7, step))
+
+
+def without_classes(sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: torch.zeros_like(sample[key]) for key in ("tags", "subcategories")}
+
+
+def unknown(sample: dict[str, torch.Tensor], classes: list[int]) -> dict[str, torch.Tensor]:
+    """Tags and sub-categories of which nobody knows those of some classes."""
+    tags, parts = sample["tags"].clone(), sample["subcategories"].clone()
+    tags[:, classes] = torch.nan
+    parts.unflatten(1, (CLASSES, -1))[:, classes] = torch.nan
+    return {"tags": tags, "subcategories": parts}
+
+
+def gradients(method: Method) -> dict[str, torch.Tensor]:
+    return {k: p.grad for k, p in method.named_parameters() if p.grad is not None}
 
 
 def test_terms_of_the_loss_are_finite_scalars_with_names(name):
@@ -69,6 +88,56 @@ def test_gradients_reach_what_trains_and_nothing_else(name):
             assert parameter.grad.any(), key
         else:
             assert parameter.grad is None, key
+
+
+def test_a_batch_without_any_class_trains(name):
+    method = make(name).train()
+    terms = loss_of(method, change=without_classes)
+    total(terms).backward()
+    grads = gradients(method)
+    assert all(torch.isfinite(term) for term in terms.values())
+    assert all(torch.isfinite(grad).all() for grad in grads.values())
+    assert any(grad.any() for key, grad in grads.items() if not key.startswith("backbone."))
+
+
+@pytest.mark.parametrize("classes", [[2], [0, 2], list(range(CLASSES))])
+def test_unknown_classes_take_no_part_in_the_loss(name, classes, monkeypatch):
+    pairs = []
+
+    def recorded(logits, tags, *rest):
+        # Of its own, so that its gradient is that of this loss alone.
+        logits = logits.view_as(logits)
+        logits.retain_grad()
+        pairs.append((logits, tags))
+        return soft_margin(logits, tags, *rest)
+
+    soft_margin = torch.nn.functional.multilabel_soft_margin_loss
+    monkeypatch.setattr(torch.nn.functional, "multilabel_soft_margin_loss", recorded)
+    method = make(name).train()
+    terms = loss_of(method, change=partial(unknown, classes=classes))
+    total(terms).backward()
+    assert all(torch.isfinite(term) for term in terms.values())
+    assert all(torch.isfinite(grad).all() for grad in gradients(method).values())
+    # Neither the tags nor the sub-categories, two of each class.
+    width = {CLASSES: 1, 2 * CLASSES: 2}
+    blocks = [(x.grad, width[x.shape[1]]) for x, _ in pairs if x.shape[1] in width]
+    assert blocks
+    for grad, each in blocks:
+        used = grad.unflatten(1, (CLASSES, each)).any(-1).any(0)
+        assert [k for k in range(CLASSES) if not used[k]] == classes
+
+
+def test_unknown_entries_of_single_images(name):
+    method = make(name).train()
+
+    def change(sample):
+        tags = sample["tags"].clone()
+        tags[0, 0], tags[1, 3] = torch.nan, torch.nan
+        return {"tags": tags}
+
+    total(loss_of(method, change=change)).backward()
+    assert all(torch.isfinite(grad).all() for grad in gradients(method).values())
+    assert any(grad.any() for grad in gradients(method).values())
 
 
 def test_groups_hold_every_trained_parameter_once(name):

@@ -1,6 +1,7 @@
 """Mixing, FMix masks, and the three methods built on them."""
 
 import random
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from trainer.nets.resnet38 import ResNet38
 IMAGES = torch.randn(3, 3, 40, 56, generator=torch.Generator().manual_seed(0))
 TAGS = torch.tensor([[1.0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
 BATCH = {"image": IMAGES, "tags": TAGS}
+MIXING_ENTROPIES = get_args(get_type_hints(mixup_cam.Config)["entropy"])
 
 
 def resnet18():
@@ -36,6 +38,34 @@ def test_mixed_labels_give_the_mixed_losses():
     torch.testing.assert_close(
         0.3 * loss(x, y) + 0.7 * loss(x, y[perm]), loss(x, mix(y, 0.3, perm))
     )
+
+
+@pytest.mark.parametrize(
+    ("lam", "expected"),
+    [
+        (0.5, [[0.5, 0.5, None], [0.0, None, 0.5]]),
+        # An image without a share leaves no trace, not even of what it does not know.
+        (1.0, [[1.0, 0.0, None], [0.0, 1.0, 0.0]]),
+        (0.0, [[0.0, 1.0, 0.0], [0.0, None, 1.0]]),
+    ],
+)
+def test_what_a_part_does_not_know_the_mixture_does_not_know(lam, expected):
+    tags = torch.tensor([[1.0, 0, torch.nan], [0, 1, 0], [0, torch.nan, 1]])
+    mixed = Mixture(torch.tensor([1, 2, 0]), torch.full((3,), lam)).tags(tags)
+    rows = [[None if entry != entry else entry for entry in row] for row in mixed.tolist()]
+    assert rows[:2] == expected
+
+
+@pytest.mark.parametrize("entropy", MIXING_ENTROPIES)
+@pytest.mark.parametrize("con_weights", ["mixed", "present"])
+def test_every_term_of_a_mixed_batch_is_finite_with_unknown_classes(entropy, con_weights):
+    config = mixup_cam.Config(entropy=entropy, con_weights=con_weights)
+    method = mixup_cam.MixupCam(config, resnet18(), 4).train()
+    tags = TAGS.clone()
+    tags[:, 0], tags[1] = torch.nan, torch.nan
+    terms = method.loss({"image": IMAGES, "tags": tags}, np.random.default_rng(0))
+    assert set(terms) == {"cls", "ent", "con"}
+    assert all(torch.isfinite(term) for term in terms.values())
 
 
 @pytest.mark.parametrize("per_sample", [False, True])

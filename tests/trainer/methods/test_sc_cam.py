@@ -253,8 +253,20 @@ def test_the_labels_of_a_round_follow_from_its_features(data, copied):
     )
     assert np.array_equal(stored.labels, subcategory_labels(features.values, tags, 2, 0))
     assert stored.labels.sum(1).tolist() == tags.sum(1).tolist()
-    record = Record(stored.ids[3], Path(), ())
+    record = Record(stored.ids[3], Path(), (0,))
     assert stored.of(record).tolist() == stored.labels[3].tolist()
+
+
+def test_images_without_a_class_and_unknown_classes_have_labels_too():
+    labels = np.array([[1, 0, 0, 0, 0], [0, 0, 0, 1, 0]], np.uint8)
+    stored = Subcategories(["a", "b"], labels, (2, 1, 2))
+    assert stored.of(Record("free", Path(), ())).tolist() == [0] * 5
+    partly = stored.of(Record("a", Path(), (0,), unknown=(2,))).tolist()
+    assert partly[:3] == [1, 0, 0]
+    assert np.isnan(partly[3:]).all()
+    assert np.isnan(stored.of(Record("open", Path(), (), unknown=(0, 1, 2)))).all()
+    with pytest.raises(KeyError):
+        stored.of(Record("not clustered", Path(), (1,)))
 
 
 def test_an_interrupted_run_goes_on(data, finished, tmp_path, tiny, monkeypatch):
@@ -414,7 +426,8 @@ def test_classes_with_few_images(data, tmp_path, tiny):
 def test_an_image_that_is_twice_in_a_list_counts_once(data, tmp_path, tiny):
     pipeline = make_plan(options(data, tmp_path / "run", "method.rounds=1"))
     a, b, c, d, *_ = pipeline.context.tagged
-    pipeline.context.__dict__["tagged"] = [a, c, b, c, a, c, d]
+    twice = [a, c, b, c, a, c, d]
+    pipeline.context.__dict__.update(tagged=twice, taught=twice)
     run_plan(pipeline, lambda line: None)
     stored = Subcategories.read(tmp_path / "run" / "round0" / "subcategories.npz")
     assert stored.ids == [a.id, c.id, b.id, d.id]
