@@ -1,6 +1,4 @@
-"""Knobs: frozen dataclasses, and ``section.key=value`` texts turned into them with helpful
-errors.
-"""
+"""Knobs: frozen dataclasses, and how ``section.key=value`` texts become their values."""
 
 from __future__ import annotations
 
@@ -17,17 +15,17 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The values that a numeric knob may have; of a tuple each of them. NaN is in no range.
+    """The range of a numeric knob, or of each value of a tuple. NaN is outside every range.
 
-    Stands beside the type of the field: ``epochs: Annotated[int, Range(1, 10_000)]``.
+    It stands beside the type of the field: ``epochs: Annotated[int, Range(1, 10_000)]``.
 
     Attributes:
         low: the smallest value.
         high: the largest value.
         above: ``low`` itself is too small.
         below: ``high`` itself is too large.
-        least: values that a tuple has at least.
-        most: values that a tuple has at most.
+        least: smallest number of values in a tuple.
+        most: largest number of values in a tuple.
     """
 
     low: float
@@ -49,7 +47,7 @@ class Range:
 
 
 class Knobs:
-    """Base of every config dataclass: no value outside of the range of its field can be made.
+    """Base of every config dataclass. A value outside the range of its field is refused.
 
     Attributes:
         section: name in ``--set section.key=value``.
@@ -85,10 +83,10 @@ def _number(value: float) -> str:
 
 
 def parse_settings(texts: Sequence[str], sections: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Split ``section.key=value`` texts by section.
+    """Group ``section.key=value`` texts by section.
 
     Raises:
-        ConfigError: no ``=``, no section, or an unknown section.
+        ConfigError: a text without ``=`` or without a section, or an unknown section.
     """
     settings: dict[str, dict[str, str]] = {section: {} for section in sections}
     for text in texts:
@@ -107,11 +105,11 @@ def parse_settings(texts: Sequence[str], sections: Sequence[str]) -> dict[str, d
 
 
 def replace(config: T, changes: Mapping[str, Any], section: str) -> T:
-    """A copy of a config dataclass with ``changes``; text values are read as the field's type.
+    """A copy of a config dataclass with ``changes``. Text becomes a value of the field's type.
 
     Raises:
-        ConfigError: an unknown knob (the nearest is shown), or a value of the wrong kind or outside
-            of its range.
+        ConfigError: an unknown knob (the error shows the nearest), or a value of another type or
+            outside its range.
     """
     hints = typing.get_type_hints(type(config))
     names = [f.name for f in dataclasses.fields(config)]  # type: ignore[arg-type]
@@ -166,7 +164,7 @@ def _read_union(text: str, options: Sequence[Any], where: str) -> Any:
     if type(None) in options and text.lower() in ("none", ""):
         return None
     failures: list[ConfigError] = []
-    # Text is the widest type: it would swallow a number that a narrower option can read.
+    # Text comes last: it would accept a number that another type can read.
     for option in sorted((o for o in options if o is not type(None)), key=lambda o: o is str):
         try:
             return _read(text, option, where)

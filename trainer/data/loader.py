@@ -1,5 +1,5 @@
-"""From records to batches. What a batch holds depends on (seed, epoch, index) only, never on
-workers or on resuming.
+"""From records to batches. The content of a batch depends on (seed, epoch, index) only, never on
+the number of workers or on resuming.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trainer.errors import UserError
 from trainer.pool import cores
 
 STOPPED_SECONDS = 60
-"""How long a loader process lives on once it was told to stop, for the step that waits for it."""
+"""How long a loader process lives after a stop signal: the step in progress waits for its batch."""
 
 Sample = dict[str, Any]
 """``id``, ``image``, and whatever else the training needs, by name."""
@@ -60,7 +60,7 @@ class Batches:
         start: first step (for resuming).
         rank: this process.
         world: number of processes; each takes every ``world``-th sample of a batch.
-        updates: steps in all, whatever the epochs; 0 for those of the epochs.
+        updates: number of steps; 0 derives it from ``epochs``.
     """
 
     def __init__(
@@ -102,10 +102,10 @@ class LoadError(Exception):
 
 
 class Guarded(TorchDataset[Any]):
-    """Items of ``dataset``, an exception returned in place of the item.
+    """The items of ``dataset``. An exception is returned in place of its item.
 
-    A loader process that raises would make a ``UserError`` a traceback, and its traceback in this
-    process would keep the loader alive when the command ends. Read it through ``unguarded``.
+    If a loader process raised it, a ``UserError`` would arrive as a traceback, and that traceback
+    would keep the loader alive when the command ends. ``unguarded`` raises it in this process.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -124,7 +124,7 @@ class Guarded(TorchDataset[Any]):
 
 
 def unguarded(loader: Iterable[Any]) -> Generator[Any, None, None]:
-    """What ``loader`` yields; an exception among it is raised.
+    """The items of ``loader``. The first exception among them is raised.
 
     Raises:
         UserError: of an item.
@@ -137,15 +137,14 @@ def unguarded(loader: Iterable[Any]) -> Generator[Any, None, None]:
                 raise item
             yield item
     finally:
-        # Its processes end with the iterator, which a traceback would keep for as long as it lives.
+        # The loader processes end with the iterator, which a traceback would keep alive.
         del items
 
 
 def training_loader(
     samples: Samples, batches: Batches, workers: int, pin: bool
 ) -> Generator[Any, None, None]:
-    """Yield batches, images channels-last. One loader for all epochs, so that workers
-    start once.
+    """Yield batches with channels-last images. One loader serves all epochs, so workers start once.
 
     Raises:
         UserError: what a sample raised.
@@ -164,9 +163,7 @@ def training_loader(
 
 
 def collate(samples: Sequence[Sample | Exception]) -> Sample | Exception:
-    """Stack samples by name, or return the first error among them; images keep their channels-last
-    memory.
-    """
+    """Stack samples by name, or return the first error among them. Images stay channels-last."""
     whole = []
     for sample in samples:
         if isinstance(sample, Exception):
@@ -185,12 +182,11 @@ def _stack(column: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def start_worker(_: int = 0) -> None:
-    """Keep a loader worker to one thread, since the processes are the parallelism, and alive while
-    its parent saves.
+    """Limit a loader process to one thread, and let it outlive the first stop signal.
 
-    Ctrl-C and some schedulers signal every process of a job at once; the step in progress still
-    needs its batch. After ``STOPPED_SECONDS`` it ends all the same: a parent that leaves waits for
-    its processes.
+    Ctrl-C and some schedulers signal every process of a job at once, but the step in progress still
+    needs its batch. The process ends after ``STOPPED_SECONDS``, because a parent that exits waits
+    for its processes.
     """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -204,6 +200,6 @@ def _outlive_once(number: int, frame: FrameType | None) -> None:
 
 
 def default_workers() -> int:
-    """Loader processes where the user names no number."""
+    """Number of loader processes by default."""
     # One core stays for this process.
     return max(1, min(8, cores() - 1))

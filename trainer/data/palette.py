@@ -15,8 +15,8 @@ from trainer.files import write_atomic
 def voc_palette(n: int = 256) -> npt.NDArray[np.uint8]:
     """The first ``n`` (at most 256) colours of the VOC devkit as ``uint8 [n,3]`` RGB.
 
-    Bits 0, 1 and 2 of every group of three bits of the index go to red, green and blue, highest bit
-    first.
+    The index is read in groups of three bits: bit 0 goes to red, bit 1 to green, bit 2 to blue. The
+    lowest group sets the highest bit of each colour.
     """
     index = np.arange(n, dtype=np.int64)
     colours = np.zeros((n, 3), np.int64)

@@ -1,6 +1,4 @@
-"""Pickled ``.npy`` files of the released repositories, read without running anything that is in
-them.
-"""
+"""Read the pickled ``.npy`` files of released repositories without running code from them."""
 
 from __future__ import annotations
 
@@ -22,18 +20,18 @@ SAFE = {
     ("torch._utils", "_rebuild_tensor_v2"),
     ("_codecs", "encode"),
 }
-"""What a pickle may be made of. Anything else is refused, so that no code of the file is run.
-``_codecs.encode`` stands in every array that NumPy before 1.17 saved: it turns text into bytes.
+"""The only names that a pickle may use. All others are refused, so no code of the file runs.
+Arrays saved by NumPy before 1.17 use ``_codecs.encode``, which turns text into bytes.
 """
 
 
 def read_pickled_dict(path: Path) -> dict[Any, Any]:
-    """The dictionary that ``np.save`` wrote, of arrays, tensors, numbers and texts.
+    """A dictionary of arrays, tensors, numbers and texts that ``np.save`` wrote.
 
     Raises:
-        ValueError: an array of numbers, or a pickle of something else.
-        pickle.UnpicklingError: a pickle that would run code; it is not run.
-        OSError: unreadable.
+        ValueError: the file holds an array of numbers, or a pickle of something else.
+        pickle.UnpicklingError: the pickle would run code. It is not run.
+        OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         version = np.lib.format.read_magic(file)

@@ -1,6 +1,6 @@
-"""The size at which an image is worked on: memory follows a budget in pixels, not the file.
+"""The size at which an image is processed: a budget of pixels bounds the memory.
 
-Without torch, so that worker processes need not load it.
+This module does not import torch, so worker processes need not load it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from PIL import Image
 from trainer.config import Range
 
 PIXELS = 4_000_000
-"""Pixels that are worked on at once where no knob says otherwise.
+"""How many pixels are processed at once by default.
 
-A network of the ones here needs 0.1 to 0.8 kB for each, a dense CRF about 0.3 kB.
+The networks here need 0.1 to 0.8 kB for each pixel, a dense CRF about 0.3 kB.
 """
 
 PIXEL_RANGE = Range(10_000, 10_000_000_000)
@@ -28,12 +28,12 @@ Pixels = npt.NDArray[np.uint8]
 def working_size(
     size: tuple[int, int], pixels: int, scale: float = 1.0, canvas: int = 1
 ) -> tuple[int, int]:
-    """(H, W) at which an image is worked on: its own, or the largest of the same shape that fits.
+    """(H, W) at which an image is processed: its own, or the largest of the same shape that fits.
 
     Args:
         size: (H, W) of the image.
-        pixels: most pixels of its largest view.
-        scale: of that view; below 1 the image itself counts.
+        pixels: limit on the pixels of its largest view.
+        scale: of that view. Below 1, the image itself is the largest view.
         canvas: each side of a view has at least this many pixels.
     """
     height, width = size
@@ -47,7 +47,7 @@ def working_size(
 
 
 def shrunk(image_HW3: Pixels, size: tuple[int, int]) -> Pixels:
-    """An image at the size at which it is worked on, untouched where that is its own."""
+    """The image resized to ``size`` (bicubic); unchanged if that is its size."""
     if image_HW3.shape[:2] == size:
         return image_HW3
     small = Image.fromarray(image_HW3).resize((size[1], size[0]), Image.Resampling.BICUBIC)
@@ -55,7 +55,7 @@ def shrunk(image_HW3: Pixels, size: tuple[int, int]) -> Pixels:
 
 
 def enlarged(mask_HW: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
-    """A label map at the size of its image: each pixel has the label of the nearest one."""
+    """The label map resized to the ``size`` of its image, by nearest neighbour."""
     if mask_HW.shape == size:
         return mask_HW
     rows, columns = (

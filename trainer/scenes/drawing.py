@@ -25,7 +25,7 @@ _CIRCLE = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)
 
 @dataclass
 class Layer:
-    """A cut-out: ``rgb`` float32 [h,w,3], multiplied by ``alpha`` float32 [h,w], at ``area``."""
+    """A cut-out at ``area``: ``rgb`` float32 [h,w,3], multiplied by ``alpha`` float32 [h,w]."""
 
     rgb: Floats
     alpha: Floats
@@ -46,8 +46,8 @@ class Pen:
         corner = np.array([columns.start, rows.start], np.float64)
         self.matrix, self.origin = matrix * SUPERSAMPLE, (origin - corner) * SUPERSAMPLE
         size = (columns.stop - columns.start, rows.stop - rows.start)
-        # One drawing fills colour and cover: in RGBX the fourth band is a band like the others,
-        # while reducing RGBA would divide the colours by it.
+        # One drawing fills colour and cover. In RGBX the fourth band is a band like the others;
+        # reducing RGBA would divide the colours by it.
         self._image = Image.new("RGBX", (size[0] * SUPERSAMPLE, size[1] * SUPERSAMPLE))
         self._brush = ImageDraw.Draw(self._image)
 
@@ -83,7 +83,7 @@ class Pen:
         self.ellipse(colour, x1, y1, r1, r1)
 
     def layer(self) -> Layer:
-        """What was drawn, reduced to image resolution."""
+        """The drawing, reduced to the resolution of the image."""
         pixels = np.asarray(self._image.reduce(SUPERSAMPLE), np.float32) / np.float32(255)
         return Layer(pixels[..., :3], pixels[..., 3], self.area)
 
@@ -153,6 +153,6 @@ def mix(a: Colour, b: Colour, share: float) -> Numbers:
 
 
 def vary(colour: Colour, amount: float, rng: np.random.Generator) -> Numbers:
-    """``colour`` with another brightness and a slight shift of hue."""
+    """``colour`` with another brightness and a slightly different hue."""
     gain = 1 + rng.uniform(-amount, amount)
     return np.clip(np.multiply(colour, gain) + rng.normal(0, amount * 0.12, 3), 0.02, 0.98)

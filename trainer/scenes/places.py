@@ -28,7 +28,7 @@ Prop = Callable[[Pen, np.random.Generator], None]
 
 
 class Scene:
-    """A picture that is being painted, and what its pixels show.
+    """A picture in the making, and what its pixels show.
 
     Attributes:
         canvas: float32 [H,W,3], RGB in 0..1.
@@ -70,7 +70,7 @@ class Scene:
         return Pen(self.area(0, 0, self.width, self.height), np.eye(2), (0, 0))
 
     def lay(self, layer: Layer, label: int = 0, head: int = 0) -> None:
-        """Lay a cut-out over what is there; more than half covered is what a pixel shows."""
+        """Lay a cut-out over the picture. Pixels that it covers by half or more show it."""
         paste(self.canvas, layer)
         cover = layer.alpha >= 0.5
         self.label[layer.area][cover] = label

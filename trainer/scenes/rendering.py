@@ -33,8 +33,7 @@ def render(
     """Scene ``index``: ``uint8 [H,W,3]`` RGB and ``uint8 [H,W]`` labels, 0 background,
     1..``classes``.
 
-    A drawing in which some head ends up hidden is thrown away and drawn again with the next random
-    stream.
+    If a head ends up hidden, the scene is drawn again with the next random stream.
     """
     for attempt in range(ATTEMPTS):
         rng = np.random.default_rng([seed, index, attempt])
@@ -54,9 +53,7 @@ def render(
 def _choose(
     index: int, seed: int, difficulty: float, classes: int, rng: np.random.Generator
 ) -> list[str]:
-    """Who is in the scene: every class leads equally often; the next is often its friend or its own
-    kind.
-    """
+    """The classes in the scene. Every class leads equally often, often with its friend."""
     turns = np.random.default_rng([seed, index // classes]).permutation(classes)
     names = [NAMES[turns[index % classes]]]
     friend = NAMES.index(CREATURES[names[0]].friend) % classes
@@ -70,7 +67,7 @@ def _choose(
 def _compose(
     names: list[str], height: int, width: int, difficulty: float, rng: np.random.Generator
 ) -> tuple[Scene, list[_Figure]]:
-    """A scene with figures and props in it, before the camera."""
+    """A scene with figures and props, before the effects of light and camera."""
     at_home, places = rng.random() < 0.25 + 0.35 * difficulty, tuple(PLACES)
     kind = CREATURES[names[0]].place if at_home else places[rng.integers(len(places))]
     scene, size = Scene(kind, height, width, rng), max(height, width)
@@ -111,7 +108,7 @@ def _place(names: list[str], scene: Scene, difficulty: float) -> list[_Figure]:
 
 
 def _unit(foot: float, scene: Scene) -> float:
-    """Pixels of one body length for feet at row ``foot``: what stands nearer is larger."""
+    """Pixels of one body length for feet at row ``foot``. Nearer figures are larger."""
     near = min(max((foot - scene.horizon) / (scene.height - scene.horizon), 0.1), 1.1)
     return float(np.sqrt(scene.height * scene.width) * (0.28 + 0.32 * near))
 
@@ -138,8 +135,8 @@ def _paint(scene: Scene, figure: _Figure, number: int, texture: Floats) -> None:
 
 
 def _photograph(scene: Scene, difficulty: float) -> Floats:
-    """What light and camera add: patches of shade, a gradient, a colour cast, vignette, blur,
-    sensor noise.
+    """The scene with the effects of light and camera: patches of shade, a gradient, a colour cast,
+    vignette, blur and sensor noise.
     """
     height, width, rng = scene.height, scene.width, scene.rng
     gain = 1 - 0.55 * difficulty * np.clip(1.5 * scene.noise(height / 2) - 0.6, 0, 1)

@@ -20,7 +20,7 @@ from trainer.scenes.drawing import BLACK, WHITE, Colour, Pen, mix, vary
 
 _FIXED: dict[str, Colour | str] = {"black": BLACK, "white": WHITE}
 Number = list[tuple[float, str]]
-"""Terms that are added: a factor times the number of a pose with that name, "" being 1."""
+"""A sum of terms: a factor times the number of the pose with that name. The name "" means 1."""
 
 
 class Body(NamedTuple):
@@ -35,7 +35,7 @@ class Body(NamedTuple):
 
 
 class Creature(NamedTuple):
-    """A class: where and beside whom it likes to be, the coat that only it wears."""
+    """A class: its usual place, its usual companion, and the coat that only it wears."""
 
     body: Body
     place: str
@@ -68,8 +68,8 @@ def draw_pose(creature: Creature, rng: np.random.Generator, variety: float, typi
 
     Args:
         variety: 0..1, how far the numbers stray from their means.
-        typical: chance of the coat that only this class wears; others are shared by all of one
-            body.
+        typical: chance of the coat that only this class wears. All classes with one body share the
+            other coats.
     """
     coats = [creature.coat] if rng.random() < typical else creature.body.coats
     coat = vary(coats[rng.integers(len(coats))], 0.18, rng)
@@ -89,7 +89,7 @@ def draw_prop(name: str, pen: Pen, rng: np.random.Generator) -> None:
 
 @cache
 def parse_numbers(group: str, side: int = 1) -> list[Number]:
-    """Numbers of ``x,y``, ``r:r`` or ``@turn``; where ``side`` is -1, x and turn are mirrored."""
+    """Numbers of ``x,y``, ``r:r`` or ``@turn``. With ``side`` -1, x and turn are mirrored."""
     numbers: list[Number] = []
     for text in re.split("[,:]", group.removeprefix("@")):
         # The pattern also matches the empty end of the text, hence the last match is dropped.
@@ -103,8 +103,8 @@ def parse_numbers(group: str, side: int = 1) -> list[Number]:
 
 @cache
 def _parse(shapes: str) -> list[tuple[str, Colour | str, float, list[Number]]]:
-    """Of each shape: the method of ``Pen``, the colour and how far it goes to black (below 0) or
-    white, the numbers.
+    """For each shape: the method of ``Pen``, the colour, its shift towards black (below 0) or
+    white, and the numbers.
     """
     return [
         _parse_shape(words, side)

@@ -1,4 +1,4 @@
-"""Synthetic scenes in VOC layout, to try the whole path on without any download."""
+"""Synthetic scenes in VOC layout, for trying the whole path without a download."""
 
 from __future__ import annotations
 
@@ -37,13 +37,14 @@ def write_synthetic(
 
     Args:
         size: longer side in pixels; the shorter side is 3/4 of it or more.
-        difficulty: 0..1; more classes an image, smaller and more varied figures, clutter,
-            occlusion, shade, noise; from 0.5 on, coats say nothing about the class.
+        difficulty: 0..1. Higher values bring more classes per image, smaller and more varied
+            figures, clutter, occlusion, shade and noise. From 0.5 on, coats say nothing about the
+            class.
         classes: number of classes, 2 to 10.
         progress: show a bar on stderr.
 
     Raises:
-        DataError: a setting out of range, or a folder that holds scenes of others.
+        DataError: a setting out of range, or a folder that holds scenes with other settings.
         TargetError: a folder that holds something else.
     """
     out = Path(out)
@@ -80,7 +81,7 @@ def _check_range(name: str, value: float, low: float, high: float) -> None:
 
 
 def _claim(out: Path, settings: dict[str, float], count: int) -> None:
-    """Make sure that ``out`` is empty or holds the same data set, then leave the settings in it."""
+    """Check that ``out`` is empty or holds the same data set, then write the settings into it."""
     note = out / "synthetic.json"
     if note.is_file():
         try:
@@ -93,7 +94,7 @@ def _claim(out: Path, settings: dict[str, float], count: int) -> None:
                 f"{k}={old.get(k)}" for k, v in settings.items() if old.get(k) != v
             )
             raise DataError(
-                f"{out} holds scenes of other settings ({differences})",
+                f"{out} holds scenes with other settings ({differences})",
                 "the same settings, or an empty folder",
             )
         if present > count:

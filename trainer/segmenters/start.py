@@ -16,8 +16,8 @@ from trainer.weights.loading import LoadReport
 from trainer.weights.supervision import NONE
 
 Source = Literal["random", "classifier", "weights", "file"]
-"""What a segmenter starts from: chance, the run's classifier, the weights that the classifier
-starts from, or a file of its own.
+"""What a segmenter starts from: random weights, the run's classifier, the weights that the
+classifier starts from, or a file of its own.
 """
 
 
@@ -28,8 +28,8 @@ class Start:
     Attributes:
         source: ``classifier`` (the run's own), ``random``, or ``file``.
         path: of a file.
-        report: what of a file was loaded.
-        knobs: those that the file decided.
+        report: what was loaded from the file.
+        knobs: those that the weights decided.
     """
 
     source: str
@@ -38,7 +38,9 @@ class Start:
     knobs: tuple[tuple[str, Any], ...] = ()
 
     def supervision(self, classifier: str) -> str:
-        """Which labels made it, where ``classifier`` made the classifier's initial weights."""
+        """The labels that trained these weights. ``classifier`` names those of the classifier's
+        initial weights.
+        """
         if self.report is not None:
             return self.report.supervision
         return classifier if self.source == "classifier" else NONE
@@ -47,7 +49,7 @@ class Start:
 def find_start(
     config: SegmentConfig, backbone: str, weights: Path | None, choice: str | None, num_classes: int
 ) -> Start:
-    """Decide what the segmenter starts from, and try it.
+    """Choose what the segmenter starts from, and load it once to see that it fits.
 
     Args:
         config: knobs.
@@ -62,7 +64,7 @@ def find_start(
     """
     kind = segmenter_class(config.network)
     with torch.device("meta"):
-        # Impossible knobs end the run before it starts.
+        # Impossible knobs end the run here, before anything trains.
         make_segmenter(config, backbone, num_classes).build()
     source = choose_source(config, backbone, weights is not None, choice)
     if source == "random":
@@ -73,7 +75,7 @@ def find_start(
     path = weights if source == "weights" else _find(own, choice, config.network)
     if path is None:
         raise ConfigError(
-            "segment.init=weights, and there are none",
+            "segment.init=weights, but there are no weights",
             "weights",
             "--segmenter-weights FILE, or --weights FILE",
         )
@@ -85,7 +87,7 @@ def find_start(
 def choose_source(
     config: SegmentConfig, backbone: str, has_weights: bool, choice: str | None
 ) -> Source:
-    """What the segmenter starts from. Looks at names only.
+    """What the segmenter starts from, chosen by names only.
 
     Args:
         config: knobs.
@@ -97,7 +99,7 @@ def choose_source(
         ConfigError: a classifier of another network.
     """
     own = segmenter_class(config.network).own_backbone or backbone
-    # Nothing but random weights has another width.
+    # Only random weights can have another width.
     if choice == "none" or config.init == "random" or config.width < 1:
         return "random"
     if config.init == "classifier" and own != backbone:

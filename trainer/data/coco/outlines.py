@@ -31,7 +31,7 @@ UPSAMPLING = 5
 MAX_STEPS = 10_000_000
 """Steps along one polygon: pycocotools takes about 24 bytes for each."""
 MAX_STROKES = 1000
-"""How many times over an image may be painted."""
+"""How many times an image may be painted over."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ def pieces_of(segmentation: object, size: Size | None) -> list[Piece]:
         size: of the image, where it is known: run lengths must fit.
 
     Raises:
-        ValueError: numbers that are none, run lengths that do not fill the image, or a shape that
-        is none of these.
+        ValueError: coordinates that are not numbers, run lengths that do not fill the image, or
+        another kind of shape.
     """
     if segmentation is None or segmentation in ("", [], {}):
         return []
@@ -115,8 +115,8 @@ def pieces_of(segmentation: object, size: Size | None) -> list[Piece]:
 
 
 def is_relative(rings: Iterator[Ring]) -> bool:
-    """Whether polygons are in fractions of width and height: all of them lie within about a pixel,
-    and some have coordinates between whole numbers.
+    """Whether polygons are in fractions of width and height. Then all coordinates lie within 0 to
+    1, with some tolerance, and some are not whole numbers.
     """
     between = False
     for ring in rings:
@@ -248,14 +248,14 @@ def _decompressed(text: str) -> npt.NDArray[np.int64]:
 
 
 class _Budget:
-    """What may still be spent on one image; it is counted before it is spent."""
+    """The work that one image may still cost. Work is subtracted before it is done."""
 
     def __init__(self, pixels: int) -> None:
         self.strokes = MAX_STROKES * pixels
         self.steps = MAX_STEPS + pixels
 
     def walk(self, steps: float) -> None:
-        """Take steps along one polygon.
+        """Subtract the steps along one polygon.
 
         Raises:
             ValueError: there are too many.
@@ -265,7 +265,7 @@ class _Budget:
             raise ValueError(f"polygons of more than {MAX_STEPS // UPSAMPLING:,} pixels of outline")
 
     def paint(self, pixels: int) -> None:
-        """Take pixels to paint.
+        """Subtract pixels to paint.
 
         Raises:
             ValueError: there are too many.
@@ -297,7 +297,7 @@ def _rasterise(
     from pycocotools import mask as rle
 
     for axis, side in ((0, width), (1, height)):
-        # A polygon may reach beyond the image, by its own size without any rounding.
+        # A polygon that reaches beyond the image by no more than its size stays as it is.
         points_N2 = _clipped(points_N2, axis, -side, 1)
         points_N2 = _clipped(points_N2, axis, 2 * side, -1)
     if len(points_N2) < 3:
