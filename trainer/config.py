@@ -59,6 +59,7 @@ class Knobs:
         for name, limits in ranges(type(self)).items():
             value = getattr(self, name)
             values = value if isinstance(value, tuple) else (value,)
+            # Words such as "auto" have no range.
             wrong = [v for v in values if not isinstance(v, str) and not limits.holds(v)]
             few = isinstance(value, tuple) and not limits.least <= len(value) <= limits.most
             if wrong or few:

@@ -76,6 +76,7 @@ def explained(error: BaseException) -> UserError | None:
     causes; None for any other exception.
     """
     link: BaseException | None = error
+    # A chain of causes can close into a circle.
     ids: set[int] = set()
     while link is not None and id(link) not in ids:
         ids.add(id(link))

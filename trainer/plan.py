@@ -136,6 +136,7 @@ def _segmenters(options: Options, configs: Configs, training: list[Stage]) -> li
 def evaluation_stages(context: Context, stages: list[Stage]) -> list[Stage]:
     """Scores of the plan's classifier, and the figures where there is something to measure."""
     scoring = [scores.stage()] if any(stage.name == "classify" for stage in stages) else []
+    # Stages of earlier commands are measured too.
     names = {*context.run.complete, *(stage.name for stage in (*stages, *scoring))}
     measurable = context.measured_lists or "scores" in names
     return [*scoring, evaluate.stage(names)] if measurable else []

@@ -208,6 +208,7 @@ def _in_pool(
 def _full(weights: Mapping[Future[Any], int], weight: int, limit: Work, count: int) -> bool:
     """Whether one more item beside those that are not done yet would be above ``limit``."""
     busy = sum(other for future, other in weights.items() if not future.done())
+    # One item may always run, however large it is.
     return busy > 0 and busy + weight > max(limit.pixels, count * CORE_PIXELS)
 
 

@@ -80,6 +80,7 @@ class ProgressLines(Progress):
         super().stop()
 
     def _print_when_due(self, task: Task) -> None:
+        # ``stop`` prints the last line of each task.
         if time.monotonic() >= self.next_line and not task.finished:
             self.next_line = time.monotonic() + LINE_EVERY
             self._print(task)

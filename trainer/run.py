@@ -236,6 +236,7 @@ class Run:
         if list(target.glob("*.pt")):
             stale = self.path / "stale" / f"{name}-{old}"
             stale.parent.mkdir(exist_ok=True)
+            # From a change to this key and back.
             shutil.rmtree(stale, ignore_errors=True)
             target.rename(stale)
         else:

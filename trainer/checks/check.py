@@ -236,6 +236,7 @@ def estimate(findings: Sequence[Finding], workers: int | None = None) -> dict[st
     # inference, and 0.34 s of dense CRF for 187,500 pixels.
     minutes = {
         "classify": 5 * len(findings) / 11,
+        # Both mirror images at the scales 0.5, 1, 1.5 and 2.
         "cams": 2 * (0.25 + 1 + 2.25 + 4) * pixels / view / 42,
         "refine": 0.34 * pixels / 187_500,
         "segment": 8 * len(findings) / 11 + 15 * pixels / view / 42,

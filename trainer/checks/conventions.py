@@ -14,6 +14,7 @@ from trainer.data.voc.lists import LISTS
 from trainer.errors import some
 
 VOC_SIZES = {"train": 1464, "val": 1449, "trainval": 2913, "test": 1456, "train_aug": 10582}
+# Several papers print this number for train_aug, whose list has 10,582 images.
 MISPRINT = 10528
 VOC_TAGS = {
     "train": (88, 65, 105, 78, 87, 78, 128, 131, 148, 64, 82, 121, 68, 81, 442, 82, 63, 93, 83, 84),

@@ -184,6 +184,7 @@ def _looks(header: Header) -> Iterator[str]:
 def _damage(error: DataError) -> str:
     if error.expected == SIZE_LIMIT:
         return "huge"
+    # Pillow has no class of its own for files that are cut off.
     text = str(error.__cause__).lower()
     is_cut = any(words in text for words in ("truncated", "unexpected end", "broken data"))
     return "truncated" if is_cut else "unreadable"

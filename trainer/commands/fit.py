@@ -171,6 +171,7 @@ def fit(
     )
     plan = make_plan(options)
     context = plan.context
+    # Each report once: several networks may start from one file.
     for weight_report in dict.fromkeys((context.classifier, context.initial, context.start.report)):
         if weight_report:
             say(str(weight_report))

@@ -148,6 +148,7 @@ def _refuse_folder_options(context: typer.Context, run: Path) -> None:
     extra = [
         name
         for name in names
+        # Defaults of the other options do not count.
         if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
     ]
     if extra:

@@ -35,6 +35,7 @@ def indices_of(
     pixels = _packed(np.asarray(image.convert("RGB")))
     table = _packed(np.array(list(colours), np.uint8))
     order = np.argsort(table)
+    # A colour above all of the table would get a place behind its end.
     places = order[np.minimum(np.searchsorted(table, pixels, sorter=order), len(table) - 1)]
     strange = table[places] != pixels
     if strange.any():
@@ -56,6 +57,7 @@ def reindexed(image: Image.Image) -> bool:
     palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
     indices = [i for i in np.unique(np.asarray(image)).tolist() if i < len(palette)]
     colours, originals = palette[indices], voc_palette()[indices]
+    # VOC's masks hold the colours of 21 labels and of borders.
     in_voc = np.isin(_packed(colours), _packed(voc_palette()[[*range(21), 255]])).all()
     return bool(in_voc and (colours != originals).any())
 
@@ -67,5 +69,6 @@ def grey_levels(values: Iterable[int]) -> set[int]:
 
 
 def _packed(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    # One number a colour, so that a mask is compared with its table in one pass.
     wide = rgb.astype(np.int64)
     return wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]

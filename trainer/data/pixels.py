@@ -73,6 +73,7 @@ def open_header(path: Path, body: bool = True) -> Iterator[Header]:
         DataError: unreadable; ``expected`` is ``SIZE_LIMIT`` where it has too many pixels.
     """
     try:
+        # Opening a pipe would wait for ever.
         if path.exists() and not path.is_file():
             raise Unreadable("no regular file")
         with warnings.catch_warnings():

@@ -119,6 +119,7 @@ def _fits(record: Record, folder: Path) -> bool:
     rows, columns = read_segments(record, folder).shape
     height, width = image_size(record.image)
     scale = min(1.0, LONG_SIDE / max(height, width))
+    # Sides were rounded to whole pixels.
     fits = abs(rows - height * scale) < 1 and abs(columns - width * scale) < 1
     # A newer photograph may have replaced the one that these belong to.
     ids, image = (path.stat().st_mtime for path in (folder / f"{record.id}.png", record.image))

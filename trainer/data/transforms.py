@@ -57,6 +57,7 @@ def color_jitter(
     """Brightness, contrast, saturation by 1 +- ``strength`` and hue by +- ``hue``, in random
     order.
     """
+    # torchvision's ColorJitter with the strengths of psa, but drawn from the sample's generator.
     factors = rng.uniform(1 - strength, 1 + strength, 3)
     shift = float(rng.uniform(-hue, hue))
     for step in rng.permutation(4):

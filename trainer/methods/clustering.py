@@ -213,6 +213,7 @@ def _links(points: Floats, nearest: Ints, metric: Metric) -> Iterator[tuple[Ints
         for start in range(0, len(members), ROWS):
             rows = members[start : start + ROWS]
             lengths = _distances(points[rows], points[members], metric)
+            # Rounding leaves a point at a small distance from itself.
             lengths[rows[:, None] == members] = 0
             # FINCH's multiplicity: an entry of (K + I)(K + I)^T, where K marks nearest neighbours.
             if nearest[partner] == hub:

@@ -76,6 +76,7 @@ class ManifoldMixupCam(MixedCam):
         """Deepest features ``[B,C,h,w]`` of a pass that mixes the batch at ``depth``."""
         if depth == "image":
             return self.features(mixture.maps(images))
+        # A hook, so that no network needs to know about mixing.
         handle = self.backbone.hook(depth, mixture.maps)
         try:
             return self.features(images)

@@ -26,6 +26,7 @@ from trainer.nets.resampling import (
     resize_bilinear,
 )
 
+# The stride of stored maps, which is IRN's.
 CAM_STRIDE = 4
 OPSET = 18
 Results = list[tuple[torch.Tensor, ...]]

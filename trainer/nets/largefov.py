@@ -78,6 +78,7 @@ class LargeFOVResNet38(nn.Module):
             norm.momentum = BN_MOMENTUM
         fix(batch_norms([self]))
         fold_batch_norms(self)
+        # Freezes the batch norms that ``bn`` names.
         self.train()
 
     def forward(self, images_B3HW: Tensor) -> Tensor:

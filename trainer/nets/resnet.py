@@ -46,6 +46,7 @@ class ResNet(StagedBackbone):
     ) -> None:
         if depth not in DEPTHS:
             raise ConfigError(f"ResNet depth {depth}", "18, 34, 50 or 101")
+        # From depth 50 on, blocks are bottlenecks with four times the output channels.
         widths = (64, 128, 256, 512) if depth < 50 else (256, 512, 1024, 2048)
         super().__init__(
             {f"stage{i}": width for i, width in enumerate(widths, 1)},

@@ -145,6 +145,7 @@ class TimmVit(Backbone):
         from timm.models.vision_transformer import VisionTransformer
 
         net = timm.create_model(name, pretrained=False, num_classes=0)
+        # Relatives may have a forward pass of their own, and ``forward`` here is the plain one.
         if type(net) is not VisionTransformer or net.pos_embed is None:
             raise ConfigError(f"{PREFIX}{name} is no plain vision transformer", SUITABLE)
         self.rescale = Rescale(name)
@@ -172,6 +173,7 @@ class TimmVit(Backbone):
         tokens: list[Tensor] = [
             token for token in (self.cls_token, self.reg_token) if token is not None
         ]
+        # Some networks have positions for these tokens too, others for patches only.
         positions = self.pos_embed[:, : -math.prod(self.grid)]
         if not tokens:
             return positions
@@ -203,6 +205,7 @@ class Rescale(nn.Module):
         assert about is not None
         scales = zip(IMAGENET_PIXELS.mean, IMAGENET_PIXELS.std, about.mean, about.std)
         pairs = [(s / 255 / std, (m / 255 - mean) / std) for m, s, mean, std in scales]
+        # Most networks have ImageNet's numbers up to rounding and need no rescaling.
         self.needed = any(abs(f - 1) > 1e-3 or abs(shift) > 1e-3 for f, shift in pairs)
         factor, shift = torch.tensor(pairs).T[:, :, None, None]
         self.register_buffer("factor", factor, persistent=False)

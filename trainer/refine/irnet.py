@@ -241,6 +241,7 @@ class EdgeBranch(nn.Module):
     def __init__(self, channels: list[int], strides: list[int]) -> None:
         super().__init__()
         self.lifts = nn.ModuleList(lift(c, 32, 4, s // STRIDE) for c, s in zip(channels, strides))
+        # 32 channels of each of the five features.
         self.head = nn.Conv2d(160, 1, 1)
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
@@ -260,6 +261,7 @@ class DisplacementBranch(nn.Module):
         factors = [1, 1, 1, strides[3] // strides[2], strides[4] // strides[2]]
         shapes = zip(channels, (64, 128, 256, 256, 256), (8, 16, 16, 16, 16), factors)
         self.lifts = nn.ModuleList(lift(*shape) for shape in shapes)
+        # Three deep features of 256 channels; below, 448 are 64, 128 and 256.
         self.deep = lift(768, 256, 16, strides[2] // STRIDE)
         self.head = nn.Sequential(lift(448, 256, 16), nn.Conv2d(256, 2, 1, bias=False))
 

@@ -62,6 +62,7 @@ def write_synthetic(
             name = f"scene_{index:05d}"
             image = out / "JPEGImages" / f"{name}.jpg"
             mask = out / "SegmentationClass" / f"{name}.png"
+            # Files are whole or absent, so those that are there can stay.
             if not (image.is_file() and mask.is_file()):
                 _write_scene(image, mask, index, size, seed, difficulty, classes)
             with Image.open(mask) as label:
@@ -97,6 +98,7 @@ def _claim(out: Path, settings: dict[str, float], count: int) -> None:
                 f"{out} holds scenes with other settings ({differences})",
                 "the same settings, or an empty folder",
             )
+        # Fewer scenes would leave files that no table names.
         if present > count:
             raise DataError(
                 f"{out} already holds {present} scenes",

@@ -146,6 +146,7 @@ DEEPLAB_V2_R101 = SegmentConfig(
     network="deeplab-v2-r101",
     updates=20_000,
     batch=10,
+    # Two parts of five images, as released.
     accumulate=2,
     lr=2.5e-4,
     schedule="poly_held",

@@ -125,6 +125,7 @@ def walk(
     ]
     check_maps_space(missing, out_folder, INSTANCE_BYTES if instance_folder else 0)
     with inference(net, "fp32", device) as target, progress_bar("walk", len(missing)) as advance:
+        # One image at a time, since each lies on a canvas of its own.
         budget = Budget(1, pixels, canvas=config.canvas)
         for batch in iterate_views(missing, Views(scales=(1.0,)), budget):
             record, size = batch.records[0], batch.size
@@ -173,6 +174,7 @@ def _label(
     size = working_size(cam.size, pixels)
     maps = upsample_cam(cam.maps, size) ** np.float32(power)
     local = ir_label(maps, shrunk(image, size), config)
+    # From the number of a map within the image to the label of its class; 0 and 255 stay.
     keys = np.arange(256, dtype=np.uint8)
     keys[1 : len(cam.classes) + 1] = cam.classes + 1
     write_index_png(out_folder / f"{record.id}.png", enlarged(keys[local], cam.size))

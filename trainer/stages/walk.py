@@ -154,6 +154,7 @@ def _walk(context: Context, output: Output) -> None:
     else:
         own = context.configs.irn
         folder = context.run.path / "instances" if own.instances else None
+        # So that a later run notices when instances are gone.
         output.places += [folder] if folder else []
         irn.walk(
             net, context.mapped, cams, output.folder, own, power(context), device, folder, pixels

@@ -30,6 +30,7 @@ def make_fabric(precision: Precision, device: str = "auto") -> Fabric:
         raise ConfigError("precision=fp16 needs a GPU", "fp32 or bf16 on a CPU")
     if not gpu:
         keep_freed_memory()
+    # torchrun tells each process how many there are in all and on its own machine.
     world = world_size()
     fabric = Fabric(
         accelerator="gpu" if gpu else "cpu",

@@ -229,6 +229,7 @@ def inference(
     if precision != "fp32":
         low = torch.autocast(target.type, torch.bfloat16 if precision == "bf16" else torch.float16)
     try:
+        # No weight changes in here, so batch norms are folded once.
         with torch.inference_mode(), folded_once(module), low:
             yield target
     except (RuntimeError, MemoryError) as error:

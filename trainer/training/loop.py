@@ -184,6 +184,7 @@ class Trainer:
         set_rate(self.optimizer, self.step, self.total, config)
         if self.teacher is not None:
             self.teacher.progress = self.step / self.total
+        # Names are no tensors. They stay here for the messages.
         ids = batch.pop("id")
         sums: Terms = {}
         parts = split({name: fabric.to_device(x) for name, x in batch.items()}, config.accumulate)

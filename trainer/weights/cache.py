@@ -203,6 +203,7 @@ def _read_into(
         for n, t in checkpoint.tensors.items()
         if n.endswith(("aspp.c0.weight", "cls_conv.weight"))
     ]
+    # VOC's 20 classes and background, where the file has no head.
     classes = len(heads[0]) if heads else 21
     if name == "deeplab-v2-r101":
         made_for = layout_of(file) or CAFFE

@@ -62,6 +62,7 @@ def layout_of(path: Path) -> Layout | None:
         WeightsError: no such file, or damaged.
     """
     checkpoint = read_checkpoint(path)
+    # Files of a run and imported files state their layout. The names of a segmenter do not tell it.
     for note in (checkpoint.identity, noted_beside(path)):
         if note.get("input") in INPUTS:
             return Layout(note["stride_on"], note["input"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from trainer.errors import ConfigError, WeightsError, nearest
+from trainer.files import file_sha256
 from trainer.nets.vit import SIZES, Vit, VitShape
 from trainer.weights.checkpoints import architecture, best_prefix, read_checkpoint
 from trainer.weights.loading import LoadReport
@@ -169,11 +169,9 @@ def load_vit(
     _check_fit(path, tensors, own, net.state_dict())
     net.load_state_dict(own)
     sources = {names[name] for name in own}
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return net, VitReport(
         path=path,
-        sha256=sha256,
+        sha256=file_sha256(path),
         kind=naming.kind,
         supervision=_supervision({name: tensors[original] for name, original in names.items()}),
         loaded=tuple(own),

@@ -72,6 +72,7 @@ def state_dict(path: Path, content: Any) -> tuple[dict[str, Tensor], str]:
     return groups[chosen[0]], _choice(chosen[0], [k for k in groups if k != chosen[0]])
 
 
+# The lowest rank is taken: a wrapped state dict, then tensors at the top, then averages.
 FLAT, WRAPPED, EMA, UNKNOWN = 1, 0, 2, 3
 
 

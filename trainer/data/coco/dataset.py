@@ -54,6 +54,8 @@ class CocoDataset(Dataset):
                 "a segmentation for every annotation",
             )
         shape, (height, width) = self.shapes[record.id], image_size(record.image)
+        # Outlines are in pixels of the stated size. On an image of another size they would lie
+        # elsewhere.
         if shape.size is not None and shape.size != (height, width):
             text = "x".join(map(str, reversed(shape.size)))
             raise DataError(

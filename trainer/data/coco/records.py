@@ -84,6 +84,7 @@ class CocoRecords:
                 f"{table.path} and another file disagree about {entry.file_name}",
                 "the same annotations",
             )
+        # An image that several files name has one record.
         self.records.setdefault(key, Record(key, image, tags))
         values = tuple(self._values(entry, labels))
         pairs = zip(entry.notes, values, strict=True)

@@ -149,6 +149,7 @@ def key_of(value: object) -> Key | None:
     if not isinstance(value, str):
         return number
     text = printable(value).strip()
+    # "007" stays text, because as a number it would be the id of another entry.
     return number if text.removesuffix(".0") == str(number) else text or None
 
 

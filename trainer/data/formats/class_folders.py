@@ -132,6 +132,8 @@ def _layout(root: Path) -> _Layout:
     layout = _Layout()
     folders = _folders(root, layout)
     outer = [f for f in folders if f.name.lower().startswith(SPLITS) and not _has_image(f)]
+    # All folders are called like lists and have no images of their own: the classes are one level
+    # below.
     if outer and outer == folders:
         layout.lists = [(list_name(folder.name), folder) for folder in outer]
         layout.classes = [_folders(folder, layout) for folder in outer]

@@ -99,6 +99,7 @@ def _convert_dataset(
     with terminated():
         check_space(target, disk_bytes, "converted images and masks")
         destination.begin()
+        # The marker is there by now. By its name the disk shows whether it folds case.
         work.check_names(records, folds_case(target / MARKER))
         results = each_image(
             work,

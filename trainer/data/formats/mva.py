@@ -44,6 +44,7 @@ def read(root: Path, config: DataConfig, remarks: Remarks) -> Dataset:
         classes = names
         ids, missing, clashes = [], [], []
         for cell, tags in zip(table.cells(image), flags(table, columns, remarks), strict=True):
+            # An absolute path takes the place of the folder.
             file = root / cell.replace("\\", "/")
             if tags is None:
                 continue

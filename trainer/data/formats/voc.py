@@ -67,6 +67,7 @@ def read(root: Path, config: DataConfig, remarks: Remarks) -> Dataset:
     lists = read_lists(root, images, remarks)
     ids = sorted({i for names in lists.values() for i in names}) or sorted(images)
     masks = _by_stem(root / "SegmentationClassAug", (".png",), remarks)
+    # VOC's own masks go before those of SBD.
     masks |= _by_stem(root / "SegmentationClass", (".png",), remarks)
     masks = {i: masks[i] for i in ids if i in masks}
     if not lists:

@@ -85,6 +85,8 @@ def _match(
     for path in annotations:
         stem = composed(path.stem)
         matches = beside.get(path.parent / stem) or namesakes.get(stem, [])
+        # An annotation beside a.jpg and a.png belongs to both. Elsewhere, two images of its name
+        # leave open which is meant.
         if len(matches) == 1 or (matches and matches[0].parent == path.parent):
             pairs.update((image, path) for image in matches)
         else:

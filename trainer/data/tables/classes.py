@@ -32,6 +32,7 @@ def class_lines(root: Path) -> list[str]:
     lines = [line.strip() for line in read_text(path)[0].splitlines()]
     names = [line for line in lines if line]
     classes = [name for name in names if not is_background(name)]
+    # Background has the mask value 0, so it can only stand before the first class.
     if classes != names[len(names) - len(classes) :]:
         raise DataError(
             f"{path} has background after a class",
