@@ -55,12 +55,16 @@ def test_every_stage_is_done_and_measured(finished: Path) -> None:
             "segment",
             "segment_full_train",
             "segment_full",
+            "scores",
             "evaluate",
         ),
         "done",
     )
     evaluation = json.loads(trainer("eval", finished, "--json").stdout)
-    assert set(evaluation) == {"cam", "refined", "segment", "segment_full"}
+    assert set(evaluation) == {"classifier", "cam", "refined", "segment", "segment_full"}
+    for name, figures in evaluation.pop("classifier").items():
+        assert figures["images"] == {"train": 21, "val": 7}[name]
+        assert all(0 <= figures["mean"][key] <= 1 for key in ("auroc", "average_precision"))
     for lines in evaluation.values():
         for name, entry in lines.items():
             assert name in ("train", "val")
@@ -75,7 +79,7 @@ def test_every_stage_is_done_and_measured(finished: Path) -> None:
 def test_a_second_fit_makes_nothing_again(scenes: Path, finished: Path) -> None:
     before = (finished / "segment" / "model.pt").stat().st_mtime_ns
     done = trainer("fit", scenes, "--run", finished, *FAST, "--supervision", "both", "--json")
-    assert done.stderr.count("done, kept") == 8
+    assert done.stderr.count("done, kept") == 9
     assert (finished / "segment" / "model.pt").stat().st_mtime_ns == before
     assert "cam" in json.loads(done.stdout)
 

@@ -12,6 +12,8 @@ import numpy.typing as npt
 from trainer.evaluation.bootstrap import miou_interval
 from trainer.evaluation.image_counts import ImageCounts
 from trainer.evaluation.metrics import Counts, Ratios, finite_or_none, mean_iou, summarise
+from trainer.evaluation.objects import hit_figures
+from trainer.evaluation.pixel_ranking import PixelRanking
 from trainer.evaluation.sweep import Thresholds
 
 WORST = 20
@@ -53,6 +55,7 @@ class MaskEvaluation:
             "boundary_f": finite_or_none(self.images.boundary_f()),
             "boundary_f_by_class": dict(zip(names, by_class, strict=True)),
             "boundary_tolerance": self.tolerance,
+            **hit_figures(self.images.objects, self.images.class_names),
             **_rest(self.images.ids, protocol, threshold, threshold_from, self.image_miou),
         }
 
@@ -69,6 +72,7 @@ class CamEvaluation:
         class_names: the K foreground names.
         at: row of the threshold of ``chosen``, or None.
         chosen: the masks at that threshold.
+        ranking: the pixels by score; None without ``at``.
     """
 
     thresholds: Thresholds
@@ -78,6 +82,7 @@ class CamEvaluation:
     class_names: tuple[str, ...]
     at: int | None
     chosen: MaskEvaluation | None
+    ranking: PixelRanking | None = None
 
     @property
     def miou(self) -> Ratios:
@@ -118,7 +123,8 @@ class CamEvaluation:
         else:
             entry = summarise(self.confusions[row], self.class_names)
             entry |= _rest(self.ids, protocol, at, threshold_from, self.image_miou[:, row])
-        return {**entry, "sweep": sweep}
+        ranked = self.ranking.report(self.class_names) if self.ranking else {}
+        return {**entry, **ranked, "sweep": sweep}
 
 
 def row_of(thresholds: Thresholds, threshold: float) -> int:

@@ -20,6 +20,9 @@ MEANS = {
     "mean_f": "F, mean",
     "f_of_means": "F of means",
     "boundary_f": "boundary F",
+    "objects_hit": "objects hit",
+    "pixel_ap": "pixel AP",
+    "pro": "PRO",
     "over_activation": "over-act.",
     "under_activation": "under-act.",
 }
@@ -82,7 +85,8 @@ def _table(name: str, entries: Sequence[tuple[str, Any]]) -> Table:
         table.add_row(label, *(percent(entry["iou"][label]) for _, entry in entries))
     table.add_section()
     for key, words in MEANS.items():
-        table.add_row(words, *(percent(entry.get(key)) for _, entry in entries))
+        if any(entry.get(key) is not None for _, entry in entries):
+            table.add_row(words, *(percent(entry.get(key)) for _, entry in entries))
     table.add_section()
     thresholds = [entry["threshold"] for _, entry in entries]
     table.add_row("threshold", *("-" if t is None else f"{t:.2f}" for t in thresholds))

@@ -24,7 +24,7 @@ from trainer.files import write_atomic
 
 Sparse = tuple[npt.NDArray[np.int32], Counts]
 TEXTS = ("ids", "class_names")
-ARRAYS = ("starts", "cells", "pixels", "boundary", "groups")
+ARRAYS = ("starts", "cells", "pixels", "boundary", "groups", "objects")
 
 
 def sparse(confusion: Counts) -> Sparse:
@@ -46,6 +46,8 @@ class ImageCounts:
         boundary: float32 ``[N,C]``, the boundary F-score of every class; nan where an image has no
             boundary of it, and everywhere if it was not measured.
         groups: int64 ``[N]``; images of one group have the same number.
+        objects: int64 ``[N,2,C]``, the true objects of every class and those that are hit;
+            ``[N,2,0]`` where they were not counted.
     """
 
     ids: tuple[str, ...]
@@ -55,6 +57,7 @@ class ImageCounts:
     pixels: Counts
     boundary: npt.NDArray[np.float32]
     groups: Counts
+    objects: Counts
 
     @classmethod
     def of(
@@ -64,6 +67,7 @@ class ImageCounts:
         images: Sequence[Sparse],
         boundary: Sequence[npt.NDArray[np.float32]] = (),
         groups: Sequence[int] = (),
+        objects: Sequence[Counts] = (),
     ) -> ImageCounts:
         """Gather what ``sparse`` made of each image. Without ``groups`` each is by itself."""
         labels = len(class_names) + 1
@@ -78,6 +82,7 @@ class ImageCounts:
             if len(boundary)
             else np.full((len(ids), labels), np.nan, np.float32),
             np.asarray(groups if len(groups) else range(len(ids)), np.int64),
+            np.stack(objects) if len(objects) else np.zeros((len(ids), 2, 0), np.int64),
         )
 
     @property
@@ -133,7 +138,12 @@ class ImageCounts:
         spans = [slice(self.starts[n], self.starts[n + 1]) for n in rows]
         images = [(self.cells[span], self.pixels[span]) for span in spans]
         return ImageCounts.of(
-            ids, self.class_names, images, list(self.boundary[rows]), self.groups[rows].tolist()
+            ids,
+            self.class_names,
+            images,
+            list(self.boundary[rows]),
+            self.groups[rows].tolist(),
+            list(self.objects[rows]),
         )
 
     def write(self, path: Path) -> None:
@@ -159,8 +169,10 @@ class ImageCounts:
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 values: dict[str, Any] = {key: archive[key] for key in ARRAYS if key in archive}
-                # Counts of earlier versions have no groups.
-                values.setdefault("groups", np.arange(len(archive["ids"])))
+                # Counts of earlier versions have no groups and objects.
+                images = len(archive["ids"])
+                values.setdefault("groups", np.arange(images))
+                values.setdefault("objects", np.zeros((images, 2, 0), np.int64))
                 values |= {key: tuple(map(str, archive[key])) for key in TEXTS}
                 return cls(**values)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:

@@ -17,6 +17,7 @@ from trainer.evaluation.figures import Conditions, restated
 from trainer.evaluation.image_counts import ImageCounts, counts_path
 from trainer.evaluation.knobs import EvaluateConfig
 from trainer.evaluation.measure_classifier import CLASSIFIER, classifier_figures
+from trainer.evaluation.objects import hit_intervals
 from trainer.evaluation.over_lists import evaluate_cams, evaluate_folder
 from trainer.evaluation.sweep import sweep_thresholds
 from trainer.evaluation.threshold import choose
@@ -69,6 +70,7 @@ def measure(
         for stage, (images, entry) in figures.items():
             images.write(counts_path(run.path, stage, name))
             entry["miou_interval"] = miou_interval(images).report()
+            entry |= hit_intervals(images.objects, images.class_names, images.groups.tolist())
             result.setdefault(stage, {})[name] = entry
         if "segment" in figures and "segment_full" in figures:
             # The full segmenter comes first, so that the ratio is weak / full.

@@ -32,7 +32,8 @@ def classifier_figures(run: Run, dataset: Dataset) -> dict[str, Any]:
         line = (
             f"{name} ({len(ids)} images), tags of {dataset.tags_from}; scores of"
             f" {manifest['method']} on {manifest['backbone']}, trained on"
-            f" {manifest['train_list']} tags, plain image; any class: the largest score"
+            f" {manifest['train_list']} tags, seed {manifest['seed']}, plain image; any class: the"
+            " largest score"
         )
         if seen:
             line += f"; optimistic: {seen} of the images trained the classifier"

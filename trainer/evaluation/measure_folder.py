@@ -31,6 +31,7 @@ from trainer.evaluation.foreign import (
 )
 from trainer.evaluation.foreign_files import Kind, kind_of, strangers
 from trainer.evaluation.image_counts import ImageCounts, counts_path
+from trainer.evaluation.objects import hit_intervals
 from trainer.evaluation.over_lists import MaskSource, evaluate_cams, evaluate_folder
 from trainer.evaluation.predictions import threshold_cam
 from trainer.evaluation.sweep import sweep_thresholds
@@ -136,8 +137,10 @@ def measure_folder(folder: Folder, workers: int | None = None) -> FolderFigures:
     # All files are read before any is measured, so that one error lists every fault.
     usable, left_out = task.usable(folder.path, kind, records)
     evaluation, entry, masks = (_masks if kind == "masks" else _cams)(task, usable)
+    images = evaluation.images
     entry |= {
-        "miou_interval": miou_interval(evaluation.images).report(),
+        "miou_interval": miou_interval(images).report(),
+        **hit_intervals(images.objects, images.class_names, images.groups.tolist()),
         "left_out": left_out,
         "extra": strangers(folder.path, kind, dataset.records),
         # compare opens the files again, perhaps from another working directory.
@@ -150,7 +153,7 @@ def measure_folder(folder: Folder, workers: int | None = None) -> FolderFigures:
             "config": as_dict(folder.config),
         },
     }
-    return FolderFigures(folder.stage or STAGES[kind], entry, evaluation.images, masks, dataset)
+    return FolderFigures(folder.stage or STAGES[kind], entry, images, masks, dataset)
 
 
 def holds_figures(folder: Path) -> bool:

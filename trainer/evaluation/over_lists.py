@@ -16,6 +16,8 @@ from trainer.evaluation.boundary import boundary_f
 from trainer.evaluation.figures import CamEvaluation, MaskEvaluation, row_of
 from trainer.evaluation.image_counts import ImageCounts, Sparse, group_numbers, sparse
 from trainer.evaluation.metrics import Counts, confusion
+from trainer.evaluation.objects import count_objects
+from trainer.evaluation.pixel_ranking import ImagePixels, PixelRanking, image_pixels
 from trainer.evaluation.sweep import SWEEP, Thresholds, ascending, image_mious, sweep_image
 from trainer.maps.camfile import Cam, cam_path, read_cam, upsample_cam
 from trainer.pool import each_image, over_images, raise_together
@@ -23,9 +25,12 @@ from trainer.pool import each_image, over_images, raise_together
 UNMEASURABLE = "images cannot be measured"
 Labels = npt.NDArray[np.uint8]
 Boundary = npt.NDArray[np.float32]
-Detail = tuple[Sparse, Boundary]
-Sweep = tuple[Counts, Counts, Detail | None]
-"""Counts ``[T,C,k+1]`` of an image, the labels of its columns, and its mask at the threshold."""
+Detail = tuple[Sparse, Boundary, Counts]
+"""Confusion, boundary F-score and objects of the mask of an image."""
+Sweep = tuple[Counts, Counts, tuple[Detail, ImagePixels] | None]
+"""Counts ``[T,C,k+1]`` of an image, the labels of its columns, and where a threshold was asked for
+its mask there and its pixels by score.
+"""
 CamReader = Callable[[Record], Cam]
 MaskReader = Callable[[Record], Labels]
 CamSource = Path | CamReader
@@ -63,16 +68,18 @@ def evaluate_cams(
     work = partial(_sweep_record, dataset, cam_reader(cams), levels, row, tolerance)
     total = np.zeros((len(levels), labels, labels), np.int64)
     details: list[Detail] = []
+    ranking = PixelRanking.empty(len(dataset.classes)) if row is not None else None
     mious = []
-    for counts, columns, detail in _sweeps(work, records, workers):
+    for counts, columns, rest in _sweeps(work, records, workers):
         total[:, :, columns] += counts
         mious.append(image_mious(counts, columns))
-        if detail is not None:
-            details.append(detail)
+        if rest is not None and ranking is not None:
+            details.append(rest[0])
+            ranking.add(rest[1])
     image_miou = np.stack(mious) if mious else np.zeros((0, len(levels)), np.float32)
     ids = tuple(record.id for record in records)
     chosen = None if row is None else _evaluation(records, dataset, details, tolerance)
-    return CamEvaluation(levels, total, image_miou, ids, dataset.classes, row, chosen)
+    return CamEvaluation(levels, total, image_miou, ids, dataset.classes, row, chosen, ranking)
 
 
 def _sweeps(
@@ -119,7 +126,8 @@ def _sweep_record(
     at_row = np.zeros((labels, labels + 1), np.int64)
     at_row[:, columns] = counts[row]
     mask = threshold_maps(maps, cam.classes, thresholds[row])
-    return counts, columns, (sparse(at_row), _boundary(mask, truth, labels, tolerance))
+    pixels = image_pixels(maps, cam.classes.tolist(), truth, labels)
+    return counts, columns, (_detail(at_row, mask, truth, tolerance), pixels)
 
 
 def threshold_maps(
@@ -175,13 +183,15 @@ def _measure_record(
     except DataError as error:
         what = f"image {record.id!r}: {error.found}"
         raise DataError(what, error.expected, error.hint) from error
-    return sparse(counts), _boundary(mask, truth, labels, tolerance)
+    return _detail(counts, mask, truth, tolerance)
 
 
-def _boundary(mask: Labels, truth: Labels, labels: int, tolerance: float | None) -> Boundary:
-    if tolerance is None:
-        return np.full(labels, np.nan, np.float32)
-    return boundary_f(mask, truth, labels, tolerance)
+def _detail(counts: Counts, mask: Labels, truth: Labels, tolerance: float | None) -> Detail:
+    labels = len(counts)
+    boundary = np.full(labels, np.nan, np.float32)
+    if tolerance is not None:
+        boundary = boundary_f(mask, truth, labels, tolerance)
+    return sparse(counts), boundary, count_objects(mask, truth, labels)
 
 
 def _evaluation(
@@ -191,6 +201,6 @@ def _evaluation(
     tolerance: float | None,
 ) -> MaskEvaluation:
     ids, groups = [record.id for record in records], group_numbers(records)
-    counts, boundaries = zip(*details) if details else ((), ())
-    images = ImageCounts.of(ids, dataset.classes, counts, boundaries, groups)
+    counts, boundaries, objects = zip(*details) if details else ((), (), ())
+    images = ImageCounts.of(ids, dataset.classes, counts, boundaries, groups, objects)
     return MaskEvaluation(images, tolerance)

@@ -16,6 +16,9 @@ _PER_CLASS = (
     ("recall", "mean_recall", "recall"),
     ("f", "mean_f", "F"),
     ("boundary_f_by_class", "boundary_f", "boundary F"),
+    ("objects_hit_by_class", "objects_hit", "objects hit"),
+    ("pixel_ap_by_class", "pixel_ap", "pixel AP"),
+    ("pro_by_class", "pro", "PRO"),
 )
 Figures = Mapping[str, Mapping[str, Any]]
 
@@ -56,16 +59,18 @@ def _iou(facts: Facts, name: str, stages: Figures) -> dict[str, Any]:
 
 
 def _scores(facts: Facts, stages: Figures) -> dict[str, Any]:
-    parts = [part for part in _PER_CLASS if any(f.get(part[0]) for f in stages.values())]
+    # Scores of pixels are figures of maps only: a column without any figure is left out.
+    columns = [
+        (f"#{STAGES[stage]} {title}", figures[key], figures.get(mean))
+        for stage, figures in stages.items()
+        for key, mean, title in _PER_CLASS
+        if figures.get(key)
+    ]
     rows = [
-        (
-            label,
-            [percent((f.get(key) or {}).get(label)) for f in stages.values() for key, *_ in parts],
-        )
-        for label in facts.labels
+        (label, [percent(values.get(label)) for _, values, _ in columns]) for label in facts.labels
     ]
     return {
-        "head": [f"#{STAGES[stage]} {title}" for stage in stages for *_, title in parts],
+        "head": [head for head, *_ in columns],
         "rows": rows,
-        "mean": [percent(f.get(mean)) for f in stages.values() for _, mean, _ in parts],
+        "mean": [percent(mean) for *_, mean in columns],
     }

@@ -61,12 +61,17 @@ def test_missing_and_damaged_files_say_what_to_do(tmp_path):
         assert "wsss-trainer eval" in caught.value.hint
 
 
-def test_selection_keeps_order_and_boundaries(matrices):
+def test_selection_keeps_order_and_what_belongs_to_each_image(matrices):
     outlines = [np.full(4, n, np.float32) for n in range(len(matrices))]
-    some = gathered(matrices, boundary=outlines).select(["i7", "i2"])
+    groups = [n // 2 for n in range(len(matrices))]
+    objects = [np.full((2, 4), n) for n in range(len(matrices))]
+    every = gathered(matrices, boundary=outlines, groups=groups, objects=objects)
+    some = every.select(["i7", "i2"])
     assert some.ids == ("i7", "i2")
     np.testing.assert_array_equal(some.total(), matrices[7] + matrices[2])
     assert some.boundary[:, 0].tolist() == [7, 2]
+    assert some.groups.tolist() == [3, 1]
+    assert some.objects[:, 1, 3].tolist() == [7, 2]
 
 
 def test_boundary_is_a_mean_of_images_over_the_classes_they_outline(matrices):
@@ -82,3 +87,18 @@ def test_an_image_without_known_pixels_is_not_the_worst():
     empty = confusion(np.zeros((2, 2)), np.full((2, 2), 255), 4, predicted_ignore="own")
     for convention in CONVENTIONS:
         assert gathered([empty]).miou(convention)[0] == 1
+
+
+def test_counts_of_an_earlier_version_have_no_groups_and_objects(matrices, tmp_path):
+    counts, path = (
+        gathered(matrices, objects=[np.ones((2, 4), int)] * len(matrices)),
+        tmp_path / "c",
+    )
+    counts.write(path)
+    with np.load(path) as archive:
+        old = {key: archive[key] for key in archive if key not in ("groups", "objects")}
+    with path.open("wb") as file:
+        np.savez(file, **old)
+    read = ImageCounts.read(path)
+    assert read.groups.tolist() == list(range(len(matrices)))
+    assert read.objects.shape == (len(matrices), 2, 0)

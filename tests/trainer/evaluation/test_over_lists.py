@@ -10,7 +10,9 @@ from trainer.data.palette import write_index_png
 from trainer.errors import DataError
 from trainer.evaluation.boundary import boundary_f
 from trainer.evaluation.metrics import confusion, iou, mean_iou, metrics, summarise
-from trainer.evaluation.over_lists import evaluate_cams, evaluate_folder
+from trainer.evaluation.objects import count_objects
+from trainer.evaluation.over_lists import evaluate_cams, evaluate_folder, threshold_maps
+from trainer.evaluation.pixel_ranking import PixelRanking, image_pixels
 from trainer.evaluation.sweep import SWEEP, sweep_thresholds, threshold_sweep
 from trainer.maps.camfile import cam_path, read_cam, upsample_cam, write_cam
 
@@ -248,3 +250,22 @@ def test_the_threshold_looked_at_closely_has_counts_and_outlines_of_every_image(
     assert report["boundary_tolerance"] == 2
     with pytest.raises(ValueError, match="not measured"):
         evaluate_cams(scenes, records, folder, at=0.3825, workers=0)
+
+
+def test_objects_and_pixels_by_score_are_those_of_single_images(scenes):
+    records = list(scenes.records.values())
+    folder = scenes.root / "cams"
+    figures = evaluate_cams(scenes, records, folder, [0.2, 0.4], at=0.4, workers=0)
+    ranking, objects = PixelRanking.empty(3), []
+    for record in records:
+        cam, truth = read_cam(cam_path(folder, record.id)), scenes.read_mask(record)
+        maps = upsample_cam(cam.maps, cam.size)
+        ranking.add(image_pixels(maps, cam.classes.tolist(), truth, 4))
+        objects.append(count_objects(threshold_maps(maps, cam.classes, 0.4), truth, 4))
+    entry = figures.report(0.4, "fixed", "")
+    assert entry["pixel_ap_by_class"] == ranking.report(CLASSES)["pixel_ap_by_class"]
+    assert 0 < entry["pro"] < 1
+    assert entry["objects"] == dict(zip(CLASSES, np.sum(objects, 0)[0, 1:].tolist(), strict=True))
+    np.testing.assert_array_equal(figures.chosen.images.objects, objects)
+    # Another threshold of the sweep has no masks, and so no objects.
+    assert "objects_hit" not in figures.report(0.2, "fixed", "")
