@@ -117,6 +117,7 @@ def make_configs(options: Options) -> Configs:
     """
     check_device(options.device)
     check_seed(options.seed)
+    # First, because ``refine.refine`` decides what ``--refine`` changes.
     user_layer = typed_layer(options)
     recipe = options.recipe or recipe_of(options.backbone, options.weights)
     layers = [

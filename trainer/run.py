@@ -71,6 +71,7 @@ class Run:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        # torchrun numbers its processes; only the first one writes.
         self.second = os.environ.get("RANK", "0") != "0"
         self.manifest: dict[str, Any] = {"format": FORMAT, "created": _now(), "stages": {}}
         if self.manifest_path.exists():

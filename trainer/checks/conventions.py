@@ -13,6 +13,7 @@ from trainer.data.voc.classes import VOC_CLASSES, VOC_ID
 from trainer.data.voc.lists import LISTS
 from trainer.errors import some
 
+# VOC 2012, with SBD's list as psa, IRN and SEAM release it.
 VOC_SIZES = {"train": 1464, "val": 1449, "trainval": 2913, "test": 1456, "train_aug": 10582}
 # Several papers print this number for train_aug, whose list has 10,582 images.
 MISPRINT = 10528

@@ -39,6 +39,7 @@ def working_size(
     height, width = size
     budget = max(pixels, canvas * canvas)
     share = math.sqrt(budget / (height * width)) / max(1.0, scale)
+    # The short side is padded to the canvas, which leaves less of the budget for the long side.
     if min(size) * share < canvas:
         share = min(share, budget / (canvas * max(size)))
     if share >= 1:

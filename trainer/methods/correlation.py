@@ -266,6 +266,8 @@ def present_channels(tags_BK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     tags_BK = present(tags_BK)
     # One channel at least: a batch without any class still trains on the background.
     most = max(1, int(tags_BK.sum(1).max()))
+    # topk takes one number for the whole batch, so images with fewer classes get others with label
+    # 0.
     label, classes = tags_BK.topk(most, dim=1)
     return F.pad(classes + 1, (1, 0), value=0), F.pad(label, (1, 0), value=1.0)
 
@@ -283,9 +285,9 @@ def hardest(
     ``share`` of ``channels`` maps decides how many entries count. Missing channels are 0 and never
     among the hardest.
     """
-    _, present, height, width = difference_BChw.shape
+    _, own, height, width = difference_BChw.shape
     error = difference_BChw.abs().flatten(1)
-    count = max(1, int(share * (channels or present) * height * width))
+    count = max(1, int(share * (channels or own) * height * width))
     if count < error.shape[1]:
         error = error.topk(count, dim=1).values
     return error.sum() / (count * len(error))

@@ -130,6 +130,7 @@ class Cpn(Correlated):
         folder = run / "superpixels" / str(count)
         make = partial(make_segments, folder=folder, count=count, progress=rank() == 0)
         reader = partial(read_segments, folder=folder)
+        # Numbered anew after the crop, so that only super-pixels that are left are drawn.
         return {"segments": Input(reader, follows_image=True, finish=renumbered, make=make)}
 
     def loss(self, batch: Batch, rng: np.random.Generator) -> dict[str, torch.Tensor]:

@@ -78,6 +78,7 @@ class FmixCam(MixedCam):
         """``cls``, ``ent``, ``con`` of the mixed batch."""
         images = batch["image"]
         mixture = draw(images, self.config.alpha, False, rng)
+        # One lam a batch, since ``per_sample`` is refused.
         lam = float(mixture.lam[0])
         height, width = images.shape[2:]
         field = low_frequency_field((height, width), self.config.decay, self.config.mask, rng)

@@ -52,6 +52,7 @@ class Mixture:
     def tags(self, tags_BK: torch.Tensor) -> torch.Tensor:
         """Mixed labels: NaN where an image that has a share does not know the class."""
         lam = self.lam[:, None]
+        # A share of 0 must not spread NaN: 0 times NaN is NaN.
         mixed = mix(present(tags_BK), lam, self.perm)
         unknown = tags_BK.isnan()
         # NaN times 0 is NaN: an image without a share must not spread what it does not know.

@@ -135,6 +135,7 @@ class Vwe(Method):
         self.word_weight = (
             (1.0 if is_irn else 0.1) if config.word_weight == "auto" else config.word_weight
         )
+        # All three heads keep torch's initial values, as released.
         self.classifier = nn.Conv2d(channels, num_classes, 1, bias=False)
         self.word = nn.Conv2d(channels, config.words, 1, bias=False)
         self.w2i = nn.Conv2d(config.words, num_classes, 1, bias=False)

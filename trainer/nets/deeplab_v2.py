@@ -264,12 +264,12 @@ def by_torchvision_names(base: DeepLabV2) -> nn.Module:
     for i, name in enumerate(LAYERS, 1):
         blocks = nn.Sequential()
         for block in base.get_submodule(name).children():
-            blocks.append(_blockby_torchvision_names(cast(CaffeBottleneck, block)))
+            blocks.append(_block_by_torchvision_names(cast(CaffeBottleneck, block)))
         view.add_module(f"layer{i}", blocks)
     return view
 
 
-def _blockby_torchvision_names(block: CaffeBottleneck) -> nn.Module:
+def _block_by_torchvision_names(block: CaffeBottleneck) -> nn.Module:
     view = nn.Module()
     for i, part in enumerate((block.reduce, block.conv3x3, block.increase), 1):
         view.add_module(f"conv{i}", part.conv)

@@ -140,6 +140,7 @@ def instances(
     count = int(ids_hw.max()) + 1
     masks_nhw = torch.arange(count, device=ids_hw.device)[:, None, None] == ids_hw
     cams = cams_khw / (cams_khw.amax((1, 2), keepdim=True) + EPS)
+    # Every class meets every cluster, as released.
     pieces = (cams[:, None] * masks_nhw).flatten(0, 1)
     classes = torch.arange(len(cams), device=cams.device).repeat_interleave(count)
     # A piece without any score would stay so, at the cost of a walk.

@@ -33,6 +33,7 @@ def ir_label(cams_kHW: Float, image_HW3: Labels, config: IrnConfig) -> Labels:
     if not len(cams_kHW):
         return np.zeros(image_HW3.shape[:2], np.uint8)
     parameters = preset(config.crf)
+    # One CRF for both thresholds: its kernels depend on the image alone.
     crf = DenseCrf(image_HW3, parameters.gaussian, parameters.bilateral, config.crf_backend)
 
     def refined(threshold: float) -> npt.NDArray[np.int64]:

@@ -159,6 +159,7 @@ def image_lattices(
     """Weight and lattice of the smoothness and the appearance kernel of an image."""
     height, width = image_HW3.shape[:2]
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    # x before y, as in pydensecrf: each dimension has a scale of its own.
     place = torch.stack([x, y], 2).reshape(-1, 2).to(device, torch.float32)
     colour = torch.tensor(image_HW3).reshape(-1, 3).to(device, torch.float32)
     (w, sxy), (w_b, sxy_b, srgb) = gaussian, bilateral

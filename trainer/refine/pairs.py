@@ -39,6 +39,7 @@ def paths(radius: int) -> tuple[tuple[Offset, tuple[Offset, ...]], ...]:
     The cells start at the destination.
     """
     lines = [(offset, _line(*offset)) for offset in half_plane(radius)]
+    # IRN's order: short lines first, in the half plane's order among equals.
     return tuple(sorted(lines, key=lambda item: len(item[1])))
 
 

@@ -90,6 +90,7 @@ class Scene:
         draw = self.props[self.rng.integers(len(self.props))]
         area = self.area(x - 0.8 * unit, foot - 2.3 * unit, x + 0.8 * unit, foot + 0.1 * unit)
         side = 1 if self.rng.random() < 0.5 else -1
+        # Props are drawn with their foot at y = 0.58.
         pen = Pen(area, np.diag([unit * side, unit]), (x, foot - 0.58 * unit))
         draw(pen, self.rng)
         patch = 1 + 0.22 * texture[area]

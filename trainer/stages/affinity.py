@@ -214,6 +214,7 @@ def _label(
     image, maps = shrunk(image, size), upsample_cam(cam.maps, size) ** np.float32(power)
     strongest = np.clip(maps.max(0, keepdims=True), 0, 1)
     parameters = preset(config.crf)
+    # One CRF for both scores: its kernels depend on the image alone.
     crf = DenseCrf(image, parameters.gaussian, parameters.bilateral)
     arrays = {}
     for name, alpha in (("low", config.low_alpha), ("high", config.high_alpha)):

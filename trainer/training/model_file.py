@@ -22,6 +22,7 @@ def save_model(folder: Path, module: nn.Module, identity: dict[str, Any]) -> Non
         buffer = io.BytesIO()
         torch.save({"identity": identity, "state": module.state_dict()}, buffer)
         write_atomic(folder / "model.pt", buffer.getvalue())
+        # Last: until the weights are there, a checkpoint is all there is.
         Checkpoints(folder).clear()
 
 

@@ -51,6 +51,7 @@ class CocoImages:
         """
         folders = [json.parent.relative_to(self.root).as_posix(), name, f"images/{name}", "images"]
         folders += [".", "JPEGImages"]
+        # Exact places first: a search below all folders may find several images of one name.
         hits = {each: self._exact(each, name, folders) for each in file_names}
         rest = [each for each, paths in hits.items() if not paths]
         if rest:

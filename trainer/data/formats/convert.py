@@ -286,6 +286,7 @@ class _Work:
                 f"wsss-trainer check {dataset.root}",
             )
         if label is not None and mask:
+            # From the labels of this package to the values of the new files.
             values = np.zeros(256, np.uint8)
             values[: len(writer.values) + 1] = (0, *writer.values)
             values[IGNORE] = IGNORE

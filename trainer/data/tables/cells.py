@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from trainer.data.names import NUMBER, folded
 from trainer.errors import DataError, some
 
+# How tools write an empty cell.
 NO_TAG = ("nan", "none", "null", "n/a")
 LIST = re.compile(r"(train|val|test)([^a-z].*|aug|ing|val|id|idation)?", re.DOTALL)
 QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")

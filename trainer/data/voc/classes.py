@@ -47,6 +47,8 @@ def voc_class_table(
     names = set(one_spelling(counts).values())
     in_voc = {folded(name) for name in names} & set(VOC_CLASSES)
     from_voc = 2 * sum(bool(VOC_ID.fullmatch(i)) for i in ids) >= len(ids)
+    # With VOC's photographs and classes VOC's table holds, also for classes that no image here
+    # shows.
     if not names or (from_voc and in_voc):
         return VOC_TABLE
     if len(in_voc) == len(names):

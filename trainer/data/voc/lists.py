@@ -38,11 +38,13 @@ def read_lists(root: Path, images: dict[str, Path], remarks: Remarks) -> Lists:
     lists: Lists = {}
     for path in files or sorted((root / MAIN).glob("*.txt")):
         try:
+            # Editors on Windows put a mark before UTF-8 text.
             text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             remarks.problem(f"{path} cannot be read: {error}", "one image id a line, in UTF-8")
             continue
         lines = [line.strip() for line in text.splitlines() if line.strip()]
+        # Main has a list for each class, such as cat_train.txt, which marks every image.
         if path.parent.name == MAIN.name and "_" in path.stem and all(map(MARKED.match, lines)):
             continue
         counts = Counter(list_id(line, images) for line in lines)
