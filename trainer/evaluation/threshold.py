@@ -130,8 +130,8 @@ def _best(
 def label_free(records: Sequence[Record], cams: CamSource, *, workers: int | None = None) -> float:
     """A threshold from the maps alone: Otsu's on the strongest map of every pixel.
 
-    Every tagged image has the same weight. Each map reaches 1 somewhere, so the values fall into a
-    peak of background near 0 and a flat tail of objects, and one threshold for all images is
+    Every image with a map has the same weight. Each map reaches 1 somewhere, so the values fall
+    into a peak of background near 0 and a flat tail of objects, and one threshold for all images is
     steadier than one per image. The threshold depends on the scale of the maps: a method whose maps
     lie close to 0 and 1 needs another choice. Agreement with the CRF cannot choose it either, as
     that only falls with the threshold.
@@ -139,7 +139,7 @@ def label_free(records: Sequence[Record], cams: CamSource, *, workers: int | Non
     Raises:
         DataError: no tagged image, or maps that are missing or damaged.
     """
-    images = [record for record in records if record.tags]
+    images = [record for record in records if record.possible]
     work = partial(_histogram, cam_reader(cams))
     what, name = "images have no usable maps", attrgetter("id")
     total = sum(each_image(work, images, what, workers, "threshold", True, name), np.zeros(BINS))

@@ -28,6 +28,11 @@ class Cam(NamedTuple):
     size: tuple[int, int]
 
 
+def no_maps(size: tuple[int, int]) -> Cam:
+    """The maps of an image of (H, W) that shows no class."""
+    return Cam(np.zeros(0, np.int16), np.zeros((0, *stride4(size)), np.float32), size)
+
+
 def cam_path(folder: Path, record_id: str) -> Path:
     """Where the maps of an image are kept."""
     return folder / f"{record_id}.npz"

@@ -64,6 +64,8 @@ class CamsConfig(Knobs):
             in a smaller size; its maps have the size that they always have.
         workers: loader processes; -1 chooses by cores.
         bad: maps of ``--cams`` that are missing or damaged: ``stop``, or ``skip`` those images.
+        unknown: least score of the classifier for an image at which it has a map of a class whose
+            tag is unknown. Below it the class counts as absent from the masks.
     """
 
     section: ClassVar[str] = "cams"
@@ -76,6 +78,7 @@ class CamsConfig(Knobs):
     pixels: Annotated[int, PIXEL_RANGE] = PIXELS
     workers: Annotated[int, Range(-1, 128)] = -1
     bad: Literal["stop", "skip"] = "stop"
+    unknown: Annotated[float, Range(0, 1)] = 0.5
 
 
 def protocol_of(config: CamsConfig, backbone: str, method: str) -> tuple[str, Protocol]:
@@ -91,9 +94,10 @@ def protocol_of(config: CamsConfig, backbone: str, method: str) -> tuple[str, Pr
 
 def key_knobs(config: CamsConfig) -> list[Any]:
     """The knobs that the maps depend on, besides the protocol."""
-    # The default adds nothing to the key: it changes no map of an ordinary photograph.
+    # Defaults add nothing to the key, so that runs of earlier versions keep theirs.
     larger = [] if config.pixels == PIXELS else [config.pixels]
-    return [config.scales, config.min_cells, config.precision, *larger]
+    other = [] if config.unknown == CamsConfig.unknown else [["unknown", config.unknown]]
+    return [config.scales, config.min_cells, config.precision, *larger, *other]
 
 
 def usable_views(views: Views, min_cells: int, backbone: Backbone) -> Views:

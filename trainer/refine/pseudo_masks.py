@@ -20,7 +20,7 @@ from trainer.data.pixels import image_size, read_image
 from trainer.data.sizes import PIXEL_RANGE, PIXELS, enlarged, shrunk, working_size
 from trainer.errors import ConfigError, DataError, some
 from trainer.files import check_space, is_whole
-from trainer.maps.camfile import Cam, cam_path, read_cam, stride4, upsample_cam
+from trainer.maps.camfile import Cam, cam_path, no_maps, read_cam, stride4, upsample_cam
 from trainer.pool import Work, each_image
 from trainer.refine.crf import (
     CrfParameters,
@@ -176,8 +176,8 @@ def make_pseudo_masks(
 
     Args:
         dataset: the data set of ``records``.
-        records: images; those without tags get a mask of background.
-        cam_folder: with ``<id>.npz`` of every tagged image.
+        records: images; those without a map get a mask of background.
+        cam_folder: with ``<id>.npz`` of every image with a tag or an unknown class.
         out_folder: must be empty after a change of ``config`` or ``threshold``.
         config: knobs; ``threshold`` and ``threshold_from`` have no effect here.
         threshold: the background score.
@@ -244,7 +244,7 @@ def _make_one(
 
 
 def image_and_cam(record: Record, cam_folder: Path, num_classes: int) -> tuple[Labels, Cam]:
-    """Pixels ``uint8 [H,W,3]`` and maps of an image; one without tags has no maps.
+    """Pixels ``uint8 [H,W,3]`` and maps of an image; one that shows no class has no maps.
 
     Raises:
         DataError: either is missing or damaged, or they do not fit together.
@@ -259,9 +259,7 @@ def image_and_cam(record: Record, cam_folder: Path, num_classes: int) -> tuple[L
 
 def _cam_of(record: Record, cam_folder: Path, image_HW3: Labels, num_classes: int) -> Cam:
     size = image_HW3.shape[:2]
-    if not record.tags:
-        return Cam(np.zeros(0, np.int16), np.zeros((0, 1, 1), np.float32), size)
-    cam = read_cam(cam_path(cam_folder, record.id))
+    cam = maps_of(record, cam_folder)
     if cam.size != size:
         raise DataError(
             f"its maps are for {cam.size} pixels and the image has {size}", "maps of this image"
@@ -271,6 +269,18 @@ def _cam_of(record: Record, cam_folder: Path, image_HW3: Labels, num_classes: in
             f"its maps are of the classes {cam.classes.tolist()}", f"0 to {num_classes - 1}"
         )
     return cam
+
+
+def maps_of(record: Record, folder: Path) -> Cam:
+    """The maps of an image in a folder of a run; none for an image that shows no class.
+
+    Raises:
+        DataError: missing or damaged.
+    """
+    # Such an image needs no file. Folders of earlier versions have none.
+    if not record.possible:
+        return no_maps(image_size(record.image))
+    return read_cam(cam_path(folder, record.id))
 
 
 def has_maps(folder: Path, record: Record) -> bool:
@@ -293,13 +303,13 @@ def check_maps_space(records: Sequence[Record], folder: Path, pixel_bytes: float
         height, width = image_size(record.image)
         rows, columns = stride4((height, width))
         # Two bytes a cell: maps are stored in float16.
-        size += 2 * len(record.tags) * rows * columns + pixel_bytes * height * width
+        size += 2 * len(record.possible) * rows * columns + pixel_bytes * height * width
     check_space(folder, int(size), "maps after the walk")
 
 
 def check_cams(records: Sequence[Record], cam_folder: Path) -> None:
-    """Raises DataError: tagged images without maps, listed."""
-    missing = [r.id for r in records if r.tags and not cam_path(cam_folder, r.id).exists()]
+    """Raises DataError: images that may show a class without maps, listed."""
+    missing = [r.id for r in records if r.possible and not cam_path(cam_folder, r.id).exists()]
     if missing:
         raise DataError(
             f"{len(missing)} of {len(records)} images have no maps in {cam_folder}:"

@@ -206,7 +206,10 @@ def _maps(
 def _masks(sources: Sources, record: Record) -> list[tuple[str, Labels]]:
     """Masks of the image from refinement and segmenters, with their titles."""
     run = sources.run
-    label = _affinity_labels(run / "affinity_labels" / f"{record.id}.npz", record.tags)
+    # The labels are numbered in the order of the maps, which may be of unknown classes too.
+    cam = _try(partial(read_cam, cam_path(run / "cams", record.id))) if record.unknown else None
+    classes = record.tags if cam is None else cam.classes.tolist()
+    label = _affinity_labels(run / "affinity_labels" / f"{record.id}.npz", classes)
     masks = [("AffinityNet labels", label)]
     for title, path in (
         ("IRNet labels", run / "irn_labels" / f"{record.id}.png"),
@@ -218,7 +221,7 @@ def _masks(sources: Sources, record: Record) -> list[tuple[str, Labels]]:
     return [(title, mask) for title, mask in masks if mask is not None]
 
 
-def _affinity_labels(path: Path, tags: Sequence[int]) -> Labels | None:
+def _affinity_labels(path: Path, classes: Sequence[int]) -> Labels | None:
     """AffinityNet's labels per pixel; 255 where low and high background scores disagree."""
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -226,7 +229,7 @@ def _affinity_labels(path: Path, tags: Sequence[int]) -> Labels | None:
     # Missing, or damaged in one of the many ways of a zip file.
     except Exception:
         return None
-    keys = np.array([0, *(k + 1 for k in tags)], np.uint8)
+    keys = np.array([0, *(k + 1 for k in classes)], np.uint8)
     if max(low.max(), high.max()) >= len(keys):
         return None
     label: Labels = np.where(high == 0, 0, np.where(low == 0, IGNORE, keys[low])).astype(np.uint8)

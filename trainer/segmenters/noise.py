@@ -3,8 +3,8 @@
 The teacher is the exponential average of the weights in training (mean teacher: Tarvainen and
 Valpola, NeurIPS 2017). Networks fit the correct part of noisy masks before the wrong part (Liu et
 al., ADELE, CVPR 2022), and an average of weights lags behind, so it has fitted less of the wrong
-part. For a pixel with label y, and the teacher's probabilities p over background and the tags of
-the image:
+part. For a pixel with label y, and the teacher's probabilities p over background and the classes
+that the image may show (its tags and the unknown ones):
 
     confident = max p >= teacher_confidence
     conflict  = confident  and  arg-max p != y  and  y != 255  and
@@ -12,10 +12,10 @@ the image:
 
 ``replace`` trains such a pixel on arg-max p, which is ADELE's correction with one threshold in
 place of its curves, or hard bootstrapping (Reed et al., ICLR 2015 workshop) of confident pixels
-only. ``weigh`` multiplies its loss by ``teacher_weight``. Pixels of label 255 stay open. Classes
-outside the image's tags have probability 0, because tags are certain. The last condition comes from
-this repository: a teacher that has not learnt a class yet predicts background everywhere, and would
-erase the class for good.
+only. ``weigh`` multiplies its loss by ``teacher_weight``. Pixels of label 255 stay open. Absent
+classes have probability 0, because tags are certain. The last condition comes from this repository:
+a teacher that has not learnt a class yet predicts background everywhere, and would erase the class
+for good.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def make_sample(
     if segmenter.config.teacher == "none":
         return {"image": image, "label": label}
     possible = torch.zeros(segmenter.num_classes + 1, dtype=torch.bool)
-    possible[[0, *(k + 1 for k in record.tags)]] = True
+    possible[[0, *(k + 1 for k in record.possible)]] = True
     return {"image": image, "label": label, "possible": possible}
 
 

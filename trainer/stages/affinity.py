@@ -20,7 +20,7 @@ from trainer.data.sizes import PIXELS, shrunk, working_size
 from trainer.data.transforms import Rng
 from trainer.errors import DataError
 from trainer.files import check_space, is_whole, write_atomic
-from trainer.maps.camfile import cam_path, read_cam, stride4, upsample_cam, write_cam
+from trainer.maps.camfile import cam_path, stride4, upsample_cam, write_cam
 from trainer.pool import each_image
 from trainer.progress import progress_bar
 from trainer.refine.affinity_labels import affinity_sample
@@ -39,6 +39,7 @@ from trainer.refine.pseudo_masks import (
     check_maps_space,
     has_maps,
     image_and_cam,
+    maps_of,
     pixel_limit,
 )
 from trainer.run import Metrics, Output
@@ -183,13 +184,12 @@ def walk(
             images = pad_to_stride(batch.images[0].to(target))
             features = finite(in_parts(net, images, pixels), "features")
             for record, own in zip(batch.records, features):
-                shares = torch.zeros(0, *stride4(batch.size))
-                if record.tags:
-                    cam = read_cam(cam_path(cam_folder, record.id))
+                cam, shares = maps_of(record, cam_folder), torch.zeros(0, *stride4(batch.size))
+                if len(cam.classes):
                     maps = upsample_cam(cam.maps, batch.working) ** np.float32(power)
                     scores = walk_scores(own, torch.from_numpy(maps).to(target), config)
                     shares = _shares(scores, stride4(batch.size))
-                write_cam(cam_path(out_folder, record.id), record.tags, shares.numpy(), batch.size)
+                write_cam(cam_path(out_folder, record.id), cam.classes, shares.numpy(), batch.size)
                 advance()
 
 

@@ -12,7 +12,7 @@ import torch
 from trainer.context import Context, Stage
 from trainer.data.dataset import Record
 from trainer.files import is_whole
-from trainer.maps.camfile import cam_path, read_cam, stride4, write_cam
+from trainer.maps.camfile import cam_path, no_maps, read_cam, stride4, write_cam
 from trainer.maps.protocols import CamsConfig, Protocol, key_knobs, merge, protocol_of, usable_views
 from trainer.methods.base import Method
 from trainer.progress import progress_bar
@@ -22,6 +22,7 @@ from trainer.training.devices import shard
 from trainer.training.inference import (
     Budget,
     finite,
+    image_logits,
     in_parts,
     inference,
     iterate_views,
@@ -57,10 +58,11 @@ def make_cams(
     config: CamsConfig,
     device: str = "auto",
 ) -> None:
-    """Write ``<id>.npz`` for every record (without tags: no maps); files that exist and load are
-    kept.
+    """Write ``<id>.npz`` for every record, with a map of each class that ``classes_of`` names;
+    files that exist and load are kept.
     """
     missing = [r for r in records if not is_whole(read_cam, cam_path(output.folder, r.id))]
+    classes = classes_of(method, shard(missing), config, device)
     looks = usable_views(protocol.views, config.min_cells, method.backbone)
     with (
         inference(method, config.precision, device) as target,
@@ -74,14 +76,41 @@ def make_cams(
                 for x in batch.images
             ]
             for i, record in enumerate(batch.records):
-                tags = list(record.tags)
-                own = [(v[i, tags], v[len(batch.records) + i, tags]) for v in views]
-                size = stride4(batch.size)
-                # SEAM's normalisation can fall just below 0.
-                maps = merge(own, size, protocol).clamp(0, 1) if tags else torch.zeros(0, *size)
-                write_cam(cam_path(output.folder, record.id), tags, maps.numpy(), batch.size)
+                own, maps = classes[record.id], no_maps(batch.size).maps
+                if own:
+                    pairs = [(v[i, own], v[len(batch.records) + i, own]) for v in views]
+                    # SEAM's normalisation can fall just below 0.
+                    maps = merge(pairs, stride4(batch.size), protocol).clamp(0, 1).numpy()
+                write_cam(cam_path(output.folder, record.id), own, maps, batch.size)
                 advance()
     output.outputs.update(count=len(records), made=len(missing))
+
+
+def classes_of(
+    method: Method, records: Sequence[Record], config: CamsConfig, device: str
+) -> dict[str, list[int]]:
+    """Classes that each image gets a map of, by id, ascending: those of its tags, and of the
+    unknown ones those whose score, for the image at its own size, is at least ``config.unknown``.
+    """
+    classes = {record.id: list(record.tags) for record in records}
+    # Images that may show a class are looked at once more before their maps: each map is over its
+    # own maximum, so the map alone would find every class somewhere.
+    open_records = [record for record in records if record.unknown]
+    if open_records:
+        budget = Budget(config.batch, config.pixels)
+        logits = image_logits(
+            method,
+            open_records,
+            config.precision,
+            device,
+            budget=budget,
+            workers=config.workers,
+            title="scores of unknown tags",
+        )
+        for record, scores in zip(open_records, torch.from_numpy(logits).sigmoid()):
+            sure = [k for k in record.unknown if scores[k] >= config.unknown]
+            classes[record.id] = sorted([*record.tags, *sure])
+    return classes
 
 
 def _float(maps: torch.Tensor) -> torch.Tensor:

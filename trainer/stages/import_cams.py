@@ -18,7 +18,7 @@ from trainer.data.dataset import Dataset, Record
 from trainer.data.pixels import image_size
 from trainer.errors import DataError, RunError
 from trainer.files import is_whole
-from trainer.maps.camfile import cam_path, read_cam, stride4, write_cam
+from trainer.maps.camfile import cam_path, no_maps, read_cam, stride4, write_cam
 from trainer.maps.foreign import read_foreign
 from trainer.pool import over_images, raise_together
 from trainer.run import Output
@@ -59,8 +59,11 @@ def import_cams(
     workers: int | None = None,
     progress: bool = False,
 ) -> None:
-    """Write ``<id>.npz`` of every tagged record from ``folder``'s ``<id>.npz`` or ``<id>.npy``;
-    files that load are kept.
+    """Write ``<id>.npz`` of every record from ``folder``'s ``<id>.npz`` or ``<id>.npy``; files that
+    load are kept.
+
+    The maps of an image are of all its tags, and of those unknown classes that it shows. An image
+    without tags needs no file.
 
     Args:
         dataset: the data set of ``records``.
@@ -89,7 +92,7 @@ def import_cams(
     if bad == "stop":
         what = "images have no usable maps (cams.bad=skip leaves them out)"
         raise_together(list(problems.values()), len(records), what)
-    if len(problems) == sum(bool(record.tags) for record in records):
+    if not any(record.tags and record.id not in problems for record in records):
         what = "images have no usable maps: none is left"
         raise_together(list(problems.values()), len(records), what)
     output.outputs.update(
@@ -121,21 +124,22 @@ def _import_one(num_classes: int, folder: Path, out: Path, record: Record) -> No
     target, size = cam_path(out, record.id), image_size(record.image)
     if is_whole(read_cam, target):
         return
-    if not record.tags:
-        write_cam(target, [], np.zeros((0, 1, 1), np.float32), size)
-        return
     own, theirs = cam_path(folder, record.id), folder / f"{record.id}.npy"
+    if not record.possible or (not record.tags and not own.exists() and not theirs.exists()):
+        write_cam(target, *no_maps(size))
+        return
     cam = read_foreign(theirs, size) if theirs.exists() and not own.exists() else read_cam(own)
     if cam.size != size:
         raise DataError(
             f"maps of {record.id} are for {cam.size} pixels and the image has {size}",
             "maps of this image",
         )
-    if set(cam.classes.tolist()) != set(record.tags):
+    if not set(record.tags) <= set(cam.classes.tolist()) <= set(record.possible):
         what = f"maps of {record.id} are of the classes {cam.classes.tolist()}"
         if cam.classes.max(initial=-1) >= num_classes:
             raise DataError(what, f"0 to {num_classes - 1}: the class tables differ")
-        raise DataError(what, f"those of its tags, {sorted(record.tags)}")
+        also = f", and any of the unknown {sorted(record.unknown)}" if record.unknown else ""
+        raise DataError(what, f"those of its tags, {sorted(record.tags)}{also}")
     write_cam(target, cam.classes, _reduced(cam.maps, stride4(size)), size)
 
 

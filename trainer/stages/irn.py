@@ -19,7 +19,7 @@ from trainer.data.pixels import image_size, read_image
 from trainer.data.sizes import PIXELS, enlarged, shrunk, working_size
 from trainer.data.transforms import Rng
 from trainer.files import is_whole, write_atomic
-from trainer.maps.camfile import cam_path, read_cam, stride4, upsample_cam, write_cam
+from trainer.maps.camfile import cam_path, no_maps, stride4, upsample_cam, write_cam
 from trainer.progress import progress_bar
 from trainer.refine.irn_inference import (
     Instances,
@@ -31,7 +31,13 @@ from trainer.refine.irn_inference import (
 )
 from trainer.refine.irn_labels import ir_label, irn_sample
 from trainer.refine.irnet import EPS, IrnConfig, IrNet, boundary_losses
-from trainer.refine.pseudo_masks import check_cams, check_maps_space, has_maps, image_and_cam
+from trainer.refine.pseudo_masks import (
+    check_cams,
+    check_maps_space,
+    has_maps,
+    image_and_cam,
+    maps_of,
+)
 from trainer.run import Metrics, Output
 from trainer.stages.affinity import label_images
 from trainer.training.devices import shard
@@ -129,9 +135,9 @@ def walk(
         budget = Budget(1, pixels, canvas=config.canvas)
         for batch in iterate_views(missing, Views(scales=(1.0,)), budget):
             record, size = batch.records[0], batch.size
-            maps = np.zeros((0, *stride4(size)), np.float32)
-            if record.tags:
-                cam, small = read_cam(cam_path(cam_folder, record.id)), stride4(batch.working)
+            maps, cam = no_maps(size).maps, maps_of(record, cam_folder)
+            if len(cam.classes):
+                small = stride4(batch.working)
                 image = batch.images[0][0].to(target)
                 edge, displacement = edge_and_displacement(net, image, config.canvas, pixels)
                 cams = torch.from_numpy(upsample_cam(cam.maps, small) ** np.float32(power))
@@ -144,7 +150,7 @@ def walk(
                     parts = instances(cams, edge, displacement, batch.working, config)
                     path = cam_path(instance_folder, record.id)
                     _write_instances(path, parts, cam.classes, size)
-            write_cam(cam_path(out_folder, record.id), record.tags, maps, size)
+            write_cam(cam_path(out_folder, record.id), cam.classes, maps, size)
             advance()
 
 

@@ -1,0 +1,100 @@
+"""Runs on data that leaves open whether some images show some classes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny_nets import TinyBackbone, pictures
+
+from trainer.data.dataset import Record
+from trainer.data.pixels import image_size
+from trainer.errors import DataError
+from trainer.maps.camfile import cam_path, read_cam, write_cam
+from trainer.maps.protocols import PROTOCOLS, CamsConfig, key_knobs
+from trainer.methods.cam import Cam, Config
+from trainer.run import Output
+from trainer.segmenters.aspp import Aspp
+from trainer.segmenters.config import SegmentConfig
+from trainer.segmenters.training import make_sample
+from trainer.stages.cams import make_cams
+from trainer.stages.import_cams import import_cams
+from trainer.training.inference import image_logits
+
+CLASSES = 3
+
+
+def tiny_cam() -> Cam:
+    torch.manual_seed(0)
+    return Cam(Config(), TinyBackbone(), CLASSES)
+
+
+def test_an_unknown_class_has_a_map_where_its_score_is_high_enough(tmp_path):
+    data = pictures(tmp_path / "data")
+    first, second, *_ = data.subset("all")
+    scores = 1 / (1 + np.exp(-image_logits(tiny_cam(), [first], device="cpu")[0]))
+    order = np.argsort(scores)
+    least = float(scores[order[1:]].mean())
+    records = [
+        Record("none known", first.image, (), unknown=(0, 1, 2)),
+        Record("one known", first.image, (int(order[0]),), unknown=tuple(sorted(order[1:]))),
+        Record("all known", first.image, (1,)),
+        Record("free", second.image, ()),
+    ]
+    expected = {
+        "none known": [order[2]],
+        "one known": sorted(order[[0, 2]]),
+        "all known": [1],
+        "free": [],
+    }
+    stage, config = Output(tmp_path / "cams"), CamsConfig(workers=0, unknown=least)
+    make_cams(tiny_cam(), records, stage, PROTOCOLS["psa"], config, "cpu")
+    for name, classes in expected.items():
+        cam = read_cam(cam_path(stage.folder, name))
+        assert cam.classes.tolist() == classes
+        assert len(cam.maps) == len(classes)
+    alone = Output(tmp_path / "alone")
+    known = Record("one known", first.image, (int(order[0]),))
+    make_cams(tiny_cam(), [known], alone, PROTOCOLS["psa"], config, "cpu")
+    both = read_cam(cam_path(stage.folder, "one known"))
+    one = read_cam(cam_path(alone.folder, "one known"))
+    assert np.array_equal(both.maps[both.classes.tolist().index(order[0])], one.maps[0])
+
+
+def test_the_default_leaves_the_key_of_older_runs_alone():
+    usual = key_knobs(CamsConfig())
+    assert "unknown" not in str(usual)
+    assert key_knobs(CamsConfig(unknown=0.7)) == [*usual, ["unknown", 0.7]]
+
+
+def test_imported_maps_may_show_unknown_classes(tmp_path):
+    data = pictures(tmp_path / "data", count=4)
+    a, b, c, d = data.subset("all")
+    records = [
+        replace(a, tags=(1,), unknown=(0,)),
+        replace(b, tags=(1,), unknown=(2,)),
+        replace(c, tags=(), unknown=(0, 2)),
+        replace(d, tags=(), unknown=(0,)),
+    ]
+    folder = tmp_path / "theirs"
+    for record, classes in zip(records, ([0, 1], [1], [2])):
+        size = image_size(record.image)
+        write_cam(cam_path(folder, record.id), classes, np.ones((len(classes), 3, 3)), size)
+    stage = Output(tmp_path / "cams")
+    import_cams(data, records, folder, stage, workers=0)
+    stored = [read_cam(cam_path(stage.folder, r.id)).classes.tolist() for r in records]
+    assert stored == [[0, 1], [1], [2], []]
+    wrong = replace(a, tags=(1,), unknown=(2,))
+    with pytest.raises(DataError, match=r"are of the classes \[0, 1\]") as caught:
+        import_cams(data, [wrong], folder, Output(tmp_path / "others"), workers=0)
+    assert "those of its tags, [1], and any of the unknown [2]" in str(caught.value)
+
+
+def test_the_teacher_of_a_segmenter_may_find_unknown_classes(tmp_path):
+    data = pictures(tmp_path, count=2)
+    record = replace(data.subset("all")[1], tags=(1,), unknown=(2,))
+    segmenter = Aspp(SegmentConfig(teacher="replace", ema=0.9, crop=32), "resnet18", CLASSES)
+    sample = make_sample(record, np.random.default_rng(0), segmenter, data.read_mask)
+    assert sample["possible"].tolist() == [True, False, True, True]
