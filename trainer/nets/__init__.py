@@ -15,7 +15,9 @@ from trainer.errors import ConfigError, nearest
 if TYPE_CHECKING:
     from trainer.nets.backbone import Backbone, Traits
 
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet38", "mobilenet_v2")
+SHORT = {f"efficientnet_lite{size}": f"timm/tf_efficientnet_lite{size}" for size in range(3)}
+"""Short names of timm's networks."""
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet38", "mobilenet_v2", *SHORT)
 
 
 def build_backbone(name: str, output_stride: int | None = None, **knobs: Any) -> Backbone:
@@ -62,10 +64,10 @@ def usable_knobs(name: str, knobs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _network(name: str) -> tuple[type[Backbone], dict[str, Any]]:
     """The class of a backbone, and the arguments that the name stands for."""
-    if name.startswith("timm/"):
+    if name.startswith("timm/") or name in SHORT:
         from trainer.nets.timm_nets import timm_class
 
-        theirs = name.removeprefix("timm/")
+        theirs = SHORT.get(name, name).removeprefix("timm/")
         return timm_class(theirs), {"name": theirs}
     if name not in BACKBONES:
         raise ConfigError(

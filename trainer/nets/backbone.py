@@ -30,6 +30,8 @@ class Traits:
         head: how the linear head of a classifier starts.
         dropout: share of channels that the head drops, as published.
         torchvision: torchvision's name of the network whose ImageNet weights it takes.
+        timm: timm's name of it, where it is one of timm's.
+        package: the Python package that holds its ImageNet weights, if there is one.
         file: the published weight file to bring where torchvision has none.
     """
 
@@ -39,6 +41,8 @@ class Traits:
     head: Literal["kaiming", "xavier"] = "kaiming"
     dropout: float = 0.0
     torchvision: str = ""
+    timm: str = ""
+    package: str = ""
     file: str = ""
 
 

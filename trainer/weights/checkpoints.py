@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from trainer.errors import WeightsError
+from trainer.weights.efficientnet import is_efficientnet, timm_names
 from trainer.weights.foreign_files import EXPECTED, not_weights
 from trainer.weights.mxnet import is_mxnet, read_params, resnet38_name
 from trainer.weights.numbers import check_finite
@@ -54,9 +55,10 @@ class Checkpoint:
     """Tensors of a weight file.
 
     Attributes:
-        tensors: by name; MXNet names already translated to those of ResNet-38.
-        kind: ``torchvision``, ``released WSSS checkpoint``, ``wsss run``, ``MXNet`` or ``state
-            dict``.
+        tensors: by name; MXNet names already translated to those of ResNet-38, and
+            EfficientNet-PyTorch names to timm's.
+        kind: ``torchvision``, ``timm``, ``EfficientNet-PyTorch``, ``released WSSS checkpoint``,
+            ``wsss run``, ``MXNet`` or ``state dict``.
         supervision: what trained it, as far as the file tells: ``ImageNet tags``, ``image tags``,
             ``COCO masks`` or ``unknown``.
         classes: of a run's own classifier; other files do not say theirs.
@@ -104,6 +106,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         kind = "torchvision"
     elif _head_size(tensors, TIMM_HEADS) in IMAGENET_CLASSES:
         kind = "timm"
+    elif is_efficientnet(tensors):
+        kind, tensors = "EfficientNet-PyTorch", timm_names(tensors)
     else:
         kind = "state dict"
     return Checkpoint(tensors, kind, _supervision(tensors, kind, path.name), choice=choice)

@@ -29,8 +29,7 @@ class LoadReport:
     Attributes:
         path: the file.
         sha256: of the file, hexadecimal.
-        kind: ``torchvision``, ``released WSSS checkpoint``, ``wsss run``, ``MXNet`` or ``state
-            dict``.
+        kind: see ``Checkpoint``.
         supervision: ``ImageNet tags``, ``image tags``, ``masks``, ``COCO masks``, ``unknown``, or
             as said at import.
         loaded: names of the module that got a value.
@@ -66,9 +65,9 @@ def load_backbone(
     """Copy the weights of a file, or its ``content`` where that is read already, into ``module``,
     offline.
 
-    Reads torchvision ``.pth`` and ``.safetensors`` files, released WSSS checkpoints (whatever
-    prefix their names carry) and MXNet ``.params``. Heads and counters of batch norm are left out.
-    Every tensor of the network must be there. Nothing is changed on error.
+    Reads torchvision ``.pth`` and ``.safetensors`` files, EfficientNet-PyTorch files, released WSSS
+    checkpoints (whatever prefix their names carry) and MXNet ``.params``. Heads and counters of
+    batch norm are left out. Every tensor of the network must be there. Nothing is changed on error.
 
     Raises:
         WeightsError: not a weight file, or of another network; says which one it looks like.

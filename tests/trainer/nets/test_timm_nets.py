@@ -30,6 +30,7 @@ CHAINS = (
     "test_efficientnet",
     "test_convnext",
     "mobilenetv3_small_050",
+    "tf_efficientnet_lite0",
     "test_nfnet",
 )
 

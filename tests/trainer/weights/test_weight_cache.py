@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torchvision.models import resnet101
 from weight_files import assert_loaded, fake, mxnet_name, shapes, torchvision_file, write_params
 
 from trainer.errors import ConfigError, WeightsError
-from trainer.nets import BACKBONES, build_backbone
+from trainer.nets import BACKBONES, SHORT, build_backbone
 from trainer.nets.deeplab import DeepLabV2ResNet101, LargeFOVResNet38
 from trainer.nets.deeplab_v2 import CAFFE, TORCHVISION
 from trainer.weights import cache as weight_cache
@@ -30,11 +31,17 @@ def resnet18_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return torchvision_file(tmp_path_factory.mktemp("files"), "resnet18")
 
 
+def no_package(name: str) -> None:
+    raise metadata.PackageNotFoundError(name)
+
+
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, and an empty cache of torch's own."""
+    """An empty cache, empty caches of torch and Hugging Face, and no package of weights."""
     monkeypatch.setenv("WSSS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("trainer.weights.places.metadata.distribution", no_package)
     return tmp_path / "cache" / "weights"
 
 
@@ -82,7 +89,7 @@ def test_list_names_every_backbone_and_its_file(cache):
     assert all(entry.path is None and entry.sha256 is None for entry in entries.values())
     assert entries["resnet38"].url is entries["largefov-r38"].url is None
     assert entries["deeplab-v2-r101"].url == entries["resnet101"].url
-    for name in set(BACKBONES) - {"resnet38"}:
+    for name in set(BACKBONES) - {"resnet38", *SHORT}:
         assert entries[name].url.endswith("/" + entries[name].file_name)
         assert re.fullmatch(rf"{name}-[0-9a-f]{{8}}\.pth", entries[name].file_name)
 
@@ -100,7 +107,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, file: Path, sha256: str, folder: Path
     """A URL of torchvision's form that gives ``file``."""
     target = folder / f"resnet18-{sha256[:8]}.pth"
     target.write_bytes(file.read_bytes())
-    monkeypatch.setattr(weight_cache, "_url", lambda name: target.as_uri())
+    monkeypatch.setattr(weight_cache, "url_of", lambda traits: target.as_uri())
     return target.as_uri()
 
 
@@ -124,11 +131,20 @@ def test_a_download_with_another_checksum_is_refused(cache, resnet18_file, tmp_p
 def test_the_cache_of_torch_is_used(cache, resnet18_file, tmp_path, monkeypatch):
     sha256 = hashlib.sha256(resnet18_file.read_bytes()).hexdigest()
     name = f"resnet18-{sha256[:8]}.pth"
-    monkeypatch.setattr(weight_cache, "_url", lambda backbone: f"https://nowhere.invalid/{name}")
+    url = f"https://nowhere.invalid/{name}"
+    monkeypatch.setattr("trainer.weights.places.url_of", lambda traits: url)
     hub = tmp_path / "torch" / "hub" / "checkpoints"
     hub.mkdir(parents=True)
     (hub / name).write_bytes(resnet18_file.read_bytes())
+    assert find_weights("resnet18") == hub / name
+    entry = next(e for e in list_weights() if e.backbone == "resnet18")
+    assert (entry.place, entry.path, entry.size) == (
+        "torch hub",
+        hub / name,
+        resnet18_file.stat().st_size,
+    )
     assert fetch_weights("resnet18").source == str(hub / name)
+    assert find_weights("resnet18") == cache / "resnet18.weights"
 
 
 def test_no_network_says_what_to_bring(cache, monkeypatch):
