@@ -46,6 +46,7 @@ def count_objects(
     for label in np.unique(truth_HW[(truth_HW > 0) & (truth_HW < num_classes)]).tolist():
         true, objects = components(truth_HW == label)
         guess, guesses = components(pred_HW == label)
+        # One bincount counts the pixels of every pair of components.
         pairs = np.bincount(
             (true * (guesses + 1) + guess).reshape(-1), minlength=(objects + 1) * (guesses + 1)
         ).reshape(objects + 1, guesses + 1)

@@ -129,6 +129,7 @@ class PixelRanking:
             self.overlap[k, bins] += overlap
             self.regions[k] += regions
             without[k] = False
+        # A class with neither map nor pixels has score 0 everywhere.
         self.false[without, 0] += image.known
 
     def report(self, class_names: Sequence[str]) -> dict[str, Any]:

@@ -149,6 +149,7 @@ class StagedBackbone(Backbone):
 
     def hook(self, depth: str, change: Callable[[Tensor], Tensor]) -> RemovableHandle:
         """See ``Backbone``."""
+        # What a forward hook returns takes the place of the output.
         return self.stage_modules()[depth][-1].register_forward_hook(lambda _, x, y: change(y))
 
     def freeze(self) -> None:

@@ -104,6 +104,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         kind = "released WSSS checkpoint"
     elif _head_size(tensors, IMAGENET_HEADS) is not None:
         kind = "torchvision"
+    # Other networks have heads of these names too, so the number of classes decides.
     elif _head_size(tensors, TIMM_HEADS) in IMAGENET_CLASSES:
         kind = "timm"
     elif is_efficientnet(tensors):

@@ -126,6 +126,7 @@ def _load_whole(
     correct = f"{kind}: " + ", ".join(lines[:8]) + (", ..." if len(lines) > 8 else "")
     looks, telltale = looks_like(checkpoint.tensors)
     missing = [name for name in shapes if name not in heads]
+    # A telltale without a place means another network, even where no head is missing.
     if missing or (telltale and telltale not in (*sources, *net.unused)):
         lacking = (
             f"it has no {', '.join(missing[:8])}" if missing else f"its {telltale} has no place"

@@ -150,6 +150,7 @@ def _read_rows(
         old = rows.setdefault(matches[0], row)
         if old.lists != row.lists or (columns.tag is None and old.tags != row.tags):
             failures["clashing"].append(name)
+        # With one row a tag, the rows of an image add up.
         old.tags |= row.tags
     # Where no row can be used, the first of these problems is the cause of all that follows.
     _complain(table.path, files, failures, remarks if rows else Remarks())

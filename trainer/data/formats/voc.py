@@ -151,6 +151,7 @@ def _csv_tags(
     """Tags of ``images`` by id."""
     table = read_table(path)
     remarks.notes += table.notes
+    # A class may be called like a column of images, such as "file".
     name = table.find([n for n in IMAGE_COLUMNS if n not in map(folded, classes)])
     there = {folded(column): n for n, column in enumerate(table.columns) if n != name}
     absent = [c for c in classes if folded(c) not in there]

@@ -78,6 +78,7 @@ def _split_column(table: Table, others: set[int | None]) -> int | None:
     if column is not None and column not in others:
         return column
     free = [c for c in range(len(table.columns)) if c not in others]
+    # Columns with a usual name first, each group in the order of the table.
     free.sort(key=lambda c: table.columns[c].lower() not in SPLIT_COLUMNS)
     for column in free:
         cells = [cell for cell in table.cells(column) if cell]
