@@ -116,6 +116,7 @@ def check_file(
     if not file.is_file():
         what = "a folder" if file.is_dir() else "no regular file"
         raise TargetError(f"{said} is {what}", "a new file", "another name")
+    # An empty file holds nothing that could be lost.
     if file.stat().st_size and not is_ours(file):
         raise TargetError(
             f"{said} is there already, and this command did not make it",

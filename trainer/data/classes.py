@@ -67,6 +67,7 @@ def positions_of(tags: Iterable[str], names: Sequence[str]) -> dict[str, int]:
     index = {}
     for tag in tags:
         same = [exact[tag]] if tag in exact else alike[folded(tag)]
+        # A tag that could be two classes is none of them.
         if len(same) == 1:
             index[tag] = same[0]
     return index

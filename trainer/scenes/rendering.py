@@ -36,6 +36,7 @@ def render(
     If a head ends up hidden, the scene is drawn again with the next random stream.
     """
     for attempt in range(ATTEMPTS):
+        # A stream of its own, so that no scene depends on the ones before it.
         rng = np.random.default_rng([seed, index, attempt])
         short = round(size * rng.choice([0.75, 0.8, 1.0]))
         height, width = (size, short) if rng.random() < 0.35 else (short, size)
@@ -56,6 +57,7 @@ def _choose(
     """The classes in the scene. Every class leads equally often, often with its friend."""
     turns = np.random.default_rng([seed, index // classes]).permutation(classes)
     names = [NAMES[turns[index % classes]]]
+    # With few classes the friend may be missing, and another class takes its part.
     friend = NAMES.index(CREATURES[names[0]].friend) % classes
     for chance in (0.2 + 0.35 * difficulty, 0.3 * difficulty):
         if rng.random() >= chance:

@@ -79,6 +79,7 @@ def make_sample(
     pixels, mask = read_image(record.image), read_mask(record)
     if mask.shape != pixels.shape[:2]:
         raise DataError(*_other_size(record, mask.shape, pixels.shape))
+    # ``check_masks`` reads headers only, which do not tell the values.
     labels = np.unique(mask)
     if len(wrong := labels[(labels > segmenter.num_classes) & (labels != 255)]):
         raise DataError(

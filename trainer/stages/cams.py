@@ -78,6 +78,7 @@ def make_cams(
             for i, record in enumerate(batch.records):
                 own, maps = classes[record.id], no_maps(batch.size).maps
                 if own:
+                    # The mirror images are the second half of each batch.
                     pairs = [(v[i, own], v[len(batch.records) + i, own]) for v in views]
                     # SEAM's normalisation can fall just below 0.
                     maps = merge(pairs, stride4(batch.size), protocol).clamp(0, 1).numpy()

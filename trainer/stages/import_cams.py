@@ -128,6 +128,7 @@ def _import_one(num_classes: int, folder: Path, out: Path, record: Record) -> No
     if not record.possible or (not record.tags and not own.exists() and not theirs.exists()):
         write_cam(target, *no_maps(size))
         return
+    # Where an image has files of both kinds, ours counts.
     cam = read_foreign(theirs, size) if theirs.exists() and not own.exists() else read_cam(own)
     if cam.size != size:
         raise DataError(

@@ -176,6 +176,7 @@ def check_network(context: Context) -> None:
     if context.configs.checkpoint:
         trained_network(context)
     else:
+        # Random weights are enough: only the shape of the network is in question.
         _network(context, "none")
 
 
