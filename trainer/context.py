@@ -73,7 +73,9 @@ class Context:
         """What the classifier trains on. Where every tagged image has some class, only images
         without a tag show what that class is not.
         """
-        everywhere = bool(self.tagged) and self.dataset.tag_matrix(self.tagged).all(axis=0).any()
+        everywhere = (
+            bool(self.tagged) and (self.dataset.tag_matrix(self.tagged) == 1).all(axis=0).any()
+        )
         return self.training if everywhere else self.tagged
 
     @cached_property

@@ -6,12 +6,24 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from trainer.checks.conventions import compare
 from trainer.checks.inspection import Finding, Problem, inspect, problems_of
-from trainer.checks.lists import about_negatives, about_single_images, classes_with
+from trainer.checks.lists import (
+    TagCounts,
+    about_all_negative,
+    about_groups,
+    about_negatives,
+    about_single_images,
+    classes_with,
+    tag_counts,
+)
+from trainer.checks.near_duplicates import near_pairs
 from trainer.data.dataset import Dataset, Record
 from trainer.data.formats.opening import open_dataset
 from trainer.data.knobs import DataConfig
@@ -34,6 +46,9 @@ class Report:
 
     Attributes:
         classes: images of each class.
+        tags: for each class, how many images show it, do not show it, and may show it.
+        negatives: images that show no class.
+        groups: how many groups there are.
         lists: images of each list.
         problems: errors first.
         estimates: rough disk, memory and time of a run, and what they assume.
@@ -47,6 +62,9 @@ class Report:
     tags_from: str
     problems: tuple[Problem, ...]
     estimates: dict[str, Any] = field(default_factory=dict)
+    tags: dict[str, TagCounts] = field(default_factory=dict)
+    negatives: int = 0
+    groups: int = 0
 
     @property
     def ok(self) -> bool:
@@ -99,21 +117,25 @@ def check(
         *_about_unknown_lists(dataset, lists or ()),
         *_about_files(dataset, inspections),
         *_about_duplicates(dataset, inspections),
+        *_about_near_duplicates(dataset, inspections),
         *(_about_classes(dataset, records, choice) if choice else ()),
         *_about_lists(dataset),
         *compare(dataset),
         *(Problem("info", "note", note) for note in dataset.notes),
     ]
-    counts = dataset.tag_matrix(records).sum(axis=0)
+    counts = tag_counts(dataset, records)
     return Report(
         path=str(Path(path)),
         format=dataset.format,
         images=len(records),
-        classes={name: int(count) for name, count in zip(dataset.classes, counts, strict=True)},
+        classes={name: count.present for name, count in counts.items()},
         lists={name: len(ids) for name, ids in dataset.lists.items()},
         tags_from=dataset.tags_from,
         problems=tuple(sorted(problems, key=lambda problem: SEVERITIES.index(problem.severity))),
         estimates=estimate([finding for _, finding in inspections]),
+        tags=counts,
+        negatives=sum(record.is_negative for record in records),
+        groups=len({record.group for record in records} - {""}),
     )
 
 
@@ -184,19 +206,57 @@ def _about_duplicates(dataset: Dataset, inspections: Inspections) -> Iterator[Pr
         )
 
 
-def _trains_and_tests(dataset: Dataset) -> tuple[set[str], set[str]]:
-    """Ids of all training lists, and of all test lists."""
+def _about_near_duplicates(dataset: Dataset, inspections: Inspections) -> Iterator[Problem]:
+    looks = {record.id: finding for record, finding in inspections if finding.likeness is not None}
+    for (name, ids), (other, others) in combinations(_uses(dataset).items(), 2):
+        # An image in both lists, a copy, and a group in both lists are told elsewhere.
+        keys = [sorted(each & looks.keys() - (ids & others)) for each in (ids, others)]
+        hashes = [np.array([looks[i].likeness for i in each], np.uint64) for each in keys]
+        pairs = [(keys[0][m], keys[1][n]) for m, n in near_pairs(*hashes)]
+        names = tuple(
+            f"{a} = {b}"
+            for a, b in pairs
+            if looks[a].digest != looks[b].digest and not _same_group(dataset, a, b)
+        )
+        if names:
+            yield Problem(
+                "warning",
+                "near-duplicate",
+                f"pairs of images that look nearly the same, one in a {name} list and one in a"
+                f" {other} list: {len(names)}",
+                names,
+                "figures will be too good where they show the same thing: give both one group"
+                " (column group), and wsss-trainer split DATA --val 0.2 keeps it together",
+            )
+
+
+def _same_group(dataset: Dataset, a: str, b: str) -> bool:
+    return bool(dataset.records[a].group) and dataset.records[a].group == dataset.records[b].group
+
+
+def _uses(dataset: Dataset) -> dict[str, set[str]]:
+    """Ids by what lists are for by their names: training, validation, test."""
     # "trainval" is meant for both uses and says nothing.
-    train = [name for name in dataset.lists if name.startswith("train") and "val" not in name]
-    test = [name for name in dataset.lists if name.startswith(("val", "test"))]
-    ids = [{i for name in names for i in dataset.lists[name]} for names in (train, test)]
-    return ids[0], ids[1]
+    names = {
+        "training": [n for n in dataset.lists if n.startswith("train") and "val" not in n],
+        "validation": [n for n in dataset.lists if n.startswith("val")],
+        "test": [n for n in dataset.lists if n.startswith("test")],
+    }
+    return {use: {i for n in of_use for i in dataset.lists[n]} for use, of_use in names.items()}
+
+
+def _trains_and_tests(dataset: Dataset) -> tuple[set[str], set[str]]:
+    """Ids of all training lists, and of all lists that measure."""
+    uses = _uses(dataset)
+    return uses["training"], uses["validation"] | uses["test"]
 
 
 def _about_classes(dataset: Dataset, records: list[Record], choice: list[str]) -> Iterator[Problem]:
     where = "the data set" if choice == ["all"] else f"the lists {some(choice)}"
     none = classes_with(0, dataset, records)
-    if none:
+    if len(none) == len(dataset.classes):
+        yield from about_all_negative(records, where)
+    elif none:
         yield Problem(
             "error",
             "class-empty",
@@ -220,6 +280,8 @@ def _about_lists(dataset: Dataset) -> Iterator[Problem]:
     if both := tuple(sorted(train & test)):
         message = f"images both in a training list and in a test list: {len(both)}"
         yield Problem("warning", "overlap", message, both, "test figures will be too good")
+    for (name, ids), (other, others) in combinations(_uses(dataset).items(), 2):
+        yield from about_groups(dataset, ids, f"a {name} list", others, f"a {other} list")
     if empty := tuple(name for name in dataset.lists if not dataset.lists[name]):
         yield Problem("warning", "list-empty", f"empty lists: {len(empty)}", empty)
 
@@ -271,9 +333,12 @@ def print_report(report: Report, console: Console | None = None, limit: int = 4)
     if report.lists:
         sizes = ", ".join(f"{name} {count}" for name, count in report.lists.items())
         console.print(f"lists: {escape(sizes)}\ntags from {escape(report.tags_from)}")
-        classes = Table("class", "images", title="classes", title_justify="left")
-        for name, count in report.classes.items():
-            classes.add_row(escape(name), str(count))
+        console.print(f"{report.negatives} images show none of the classes", end="")
+        console.print(f"; {report.groups} groups" if report.groups else "")
+        heads = ("class", "images", "without it", "unknown")
+        classes = Table(*heads, title="classes", title_justify="left")
+        for name, tags in report.tags.items():
+            classes.add_row(escape(name), *map(str, (tags.present, tags.absent, tags.unknown)))
         console.print(classes)
     table = Table("severity", "what", "files", "what to do", title="problems", title_justify="left")
     colours = {"error": "red", "warning": "yellow", "info": "cyan"}

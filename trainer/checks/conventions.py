@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from trainer.checks.inspection import Problem
+from trainer.checks.lists import tag_counts
 from trainer.data.coco.classes import COCO_CLASSES
 from trainer.data.coco.dataset import CocoDataset
 from trainer.data.dataset import Dataset
@@ -117,7 +118,7 @@ def _voc_tags(dataset: Dataset) -> Iterator[Problem]:
         # Of an incomplete list, it is the list that is wrong.
         if len(dataset.lists.get(name, ())) != VOC_SIZES[name]:
             continue
-        counts = dataset.tag_matrix(dataset.subset(name)).sum(axis=0).astype(int).tolist()
+        counts = [count.present for count in tag_counts(dataset, dataset.subset(name)).values()]
         wrong = [
             (c, n, e) for c, n, e in zip(VOC_CLASSES, counts, originals, strict=True) if n != e
         ]

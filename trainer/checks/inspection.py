@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trainer.checks.near_duplicates import perceptual_hash
 from trainer.data.coco.dataset import SAME_SIZE
 from trainer.data.colours import GREY_HINT, reindexed
 from trainer.data.dataset import IGNORE, INDEX_PNG, Dataset, Record
@@ -126,6 +127,7 @@ class Finding:
         pixels: height times width of the image.
         cells: number of values in its future CAM file.
         digest: hash of the image file.
+        likeness: hash of its looks, see ``perceptual_hash``; None without one.
         mask_bytes: size of the mask file, 0 without one.
         traits: kinds of ``KINDS``, or ``SHOWS``, each with a detail in words or "".
     """
@@ -133,6 +135,7 @@ class Finding:
     pixels: int = 0
     cells: int = 0
     digest: str = ""
+    likeness: int | None = None
     mask_bytes: int = 0
     traits: tuple[tuple[str, str], ...] = ()
 
@@ -140,12 +143,13 @@ class Finding:
 def inspect(dataset: Dataset, record: Record) -> Finding:
     """Decode one image and its mask in full and list their traits."""
     traits: list[tuple[str, str]] = []
-    size, digest = (0, 0), ""
+    size, digest, likeness = (0, 0), "", None
     try:
         with open_header(record.image) as header:
             size = header.size
             traits += [(trait, "") for trait in _looks(header)]
             pixels = to_rgb(header)
+            likeness = perceptual_hash(pixels)
             if header.bits > 8 and pixels.max() < DARK:
                 traits.append(("few-bits", ""))
         digest = hashlib.sha256(record.image.read_bytes()).hexdigest()
@@ -158,8 +162,8 @@ def inspect(dataset: Dataset, record: Record) -> Finding:
         mask_bytes = record.mask.stat().st_size if record.mask else 0
         traits += inspect_mask(dataset, record, None if _broken(traits) else size)
     height, width = size
-    cells = len(record.tags) * ((height - 1) // 4 + 1) * ((width - 1) // 4 + 1)
-    return Finding(height * width, cells, digest, mask_bytes, tuple(traits))
+    cells = len(record.possible) * ((height - 1) // 4 + 1) * ((width - 1) // 4 + 1)
+    return Finding(height * width, cells, digest, likeness, mask_bytes, tuple(traits))
 
 
 def _looks(header: Header) -> Iterator[str]:
@@ -242,8 +246,8 @@ def inspect_mask(
         yield SHOWS, ""
     elif (label == IGNORE).any():
         yield "mask-ignored", ""
-    if labels - tags:
-        yield "mask-untagged", some(dataset.classes[v - 1] for v in sorted(labels - tags))
+    if strange := labels - {k + 1 for k in record.possible}:
+        yield "mask-untagged", some(dataset.classes[v - 1] for v in sorted(strange))
     if tags - labels:
         yield "tag-unmasked", some(dataset.classes[v - 1] for v in sorted(tags - labels))
 

@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from trainer.checks.inspection import Problem
 from trainer.data.dataset import Dataset, Record
 
 
+@dataclass(frozen=True)
+class TagCounts:
+    """How many images show a class, do not show it, and may show it."""
+
+    present: int
+    absent: int
+    unknown: int
+
+
+def tag_counts(dataset: Dataset, records: Sequence[Record]) -> dict[str, TagCounts]:
+    """Counts of every class over ``records``."""
+    tags = dataset.tag_matrix(records)
+    counts = zip(*((tags == 1).sum(0), (tags == 0).sum(0), np.isnan(tags).sum(0)), strict=True)
+    return {
+        name: TagCounts(*map(int, of_class))
+        for name, of_class in zip(dataset.classes, counts, strict=True)
+    }
+
+
 def classes_with(count: int, dataset: Dataset, records: Sequence[Record]) -> tuple[str, ...]:
     """Names of the classes that ``count`` of ``records`` show."""
-    counts = dataset.tag_matrix(records).sum(axis=0)
-    return tuple(name for name, n in zip(dataset.classes, counts, strict=True) if n == count)
+    counts = tag_counts(dataset, records)
+    return tuple(name for name, of_class in counts.items() if of_class.present == count)
 
 
 def about_training(dataset: Dataset, name: str) -> Iterator[Problem]:
@@ -19,7 +41,8 @@ def about_training(dataset: Dataset, name: str) -> Iterator[Problem]:
     records = dataset.subset(name)
     none = classes_with(0, dataset, records)
     if len(none) == len(dataset.classes):
-        return  # Without any tag there is no training.
+        yield from about_all_negative(records, f"list {name!r}")
+        return
     if none:
         message = f"classes without any image in list {name!r}: {len(none)}"
         hint = "nothing can be learnt of them: take them out of the class table, or add images"
@@ -27,6 +50,16 @@ def about_training(dataset: Dataset, name: str) -> Iterator[Problem]:
     if len(records) > 1:
         yield from about_single_images(dataset, records, f"list {name!r}")
     yield from about_negatives(dataset, name)
+
+
+def about_all_negative(records: Sequence[Record], where: str) -> Iterator[Problem]:
+    """Whether no image shows a class."""
+    if records and not any(record.tags for record in records):
+        negatives = sum(record.is_negative for record in records)
+        others = "" if negatives == len(records) else " or have unknown classes"
+        message = f"all {len(records)} images of {where} show none of the classes{others}"
+        hint = "name the class that an image shows in its row, for some images of each class"
+        yield Problem("error", "all-negative", message, (), hint)
 
 
 def about_single_images(
@@ -40,19 +73,21 @@ def about_single_images(
 
 
 def about_negatives(dataset: Dataset, name: str) -> Iterator[Problem]:
-    """Classes that every image of the list ``name`` shows."""
-    records = dataset.subset(name)
-    if records and (everywhere := classes_with(len(records), dataset, records)):
-        message = f"classes that every image of list {name!r} has: {len(everywhere)}"
+    """Classes that no image of the list ``name`` is known to lack."""
+    counts = tag_counts(dataset, dataset.subset(name))
+    everywhere = tuple(n for n, count in counts.items() if count.present and not count.absent)
+    if everywhere:
+        may = " has or may have" if any(counts[n].unknown for n in everywhere) else " has"
+        message = f"classes that every image of list {name!r}{may}: {len(everywhere)}"
         hint = (
             "a classifier learns nothing where there is nothing to tell apart: add images without"
-            " the class, with an empty tag"
+            " the class, with an empty tag (with data.missing=unknown: the tag background)"
         )
         yield Problem("warning", "no-negatives", message, everywhere, hint)
 
 
 def about_overlap(dataset: Dataset, train_list: str, lists: Iterable[str]) -> Iterator[Problem]:
-    """Images of the training list in one of ``lists``, which are measured as other images."""
+    """Images and groups of the training list in one of ``lists``, which are measured as others."""
     ids = set(dataset.lists[train_list])
     for name in lists:
         both = tuple(i for i in dataset.lists[name] if i in ids)
@@ -61,3 +96,31 @@ def about_overlap(dataset: Dataset, train_list: str, lists: Iterable[str]) -> It
             yield Problem(
                 "warning", "overlap", message, both, f"figures of {name!r} will be too good"
             )
+        if name not in (train_list, "train"):
+            # Not an error here: somebody who knows better must be able to train.
+            for problem in about_groups(
+                dataset, ids, repr(train_list), dataset.lists[name], repr(name)
+            ):
+                yield replace(problem, severity="warning")
+
+
+def about_groups(
+    dataset: Dataset, ids: Iterable[str], name: str, others: Iterable[str], other: str
+) -> Iterator[Problem]:
+    """Groups of which images are in two lists.
+
+    Args:
+        dataset: the data set.
+        ids: images of one list.
+        name: of that list.
+        others: images of another list.
+        other: its name.
+    """
+    first, second = ({dataset.records[i].group for i in each} - {""} for each in (ids, others))
+    if shared := tuple(sorted(first & second)):
+        message = f"groups with images both in {name} and in {other}: {len(shared)}"
+        hint = (
+            "figures will be too good: wsss-trainer split DATA --val 0.2 keeps groups together; if"
+            " the column means something else, --set data.group=none"
+        )
+        yield Problem("error", "group-shared", message, shared, hint)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from trainer.checks.inspection import Problem, inspect_mask, problems_of
-from trainer.checks.lists import about_overlap, about_training
+from trainer.checks.lists import about_overlap, about_training, tag_counts
 from trainer.data.dataset import Dataset, Record
 from trainer.data.pixels import image_size
 from trainer.errors import DataError, some
@@ -25,7 +25,10 @@ class ListFacts:
     Attributes:
         name: of the list.
         images: how many it has.
-        negatives: how many of them have no tag.
+        negatives: how many of them show no class.
+        positives: how many of them have a tag.
+        unknown: how many of them may show a class of which nobody said so.
+        groups: how many groups they belong to.
         masks: how many have a true mask.
         tags: images of each class.
     """
@@ -35,19 +38,34 @@ class ListFacts:
     negatives: int
     masks: int
     tags: dict[str, int]
+    positives: int = 0
+    unknown: int = 0
+    groups: int = 0
 
     @classmethod
     def of(cls, dataset: Dataset, name: str) -> ListFacts:
         """The facts of list ``name``."""
         records = dataset.subset(name)
-        counts = dataset.tag_matrix(records).sum(axis=0).astype(int).tolist()
         return cls(
             name,
             len(records),
-            sum(not record.tags for record in records),
+            sum(record.is_negative for record in records),
             len(dataset.masked(name)),
-            dict(zip(dataset.classes, counts, strict=True)),
+            {each: count.present for each, count in tag_counts(dataset, records).items()},
+            sum(bool(record.tags) for record in records),
+            sum(bool(record.unknown) for record in records),
+            len({record.group for record in records} - {""}),
         )
+
+    def line(self) -> str:
+        """The numbers in words."""
+        parts = [
+            f"{self.images} images",
+            f"{self.positives} with a tag and {self.negatives} that show no class",
+        ]
+        parts += [f"{self.unknown} with unknown classes"] if self.unknown else []
+        parts += [f"in {self.groups} groups"] if self.groups else []
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -89,8 +107,7 @@ class Preflight:
         truth = f"; the upper bound on {facts.masks} true masks" if self.true_masks else ""
         figures = [f"{each.name!r} ({each.masks} of {each.images})" for each in self.measured]
         lines = [
-            f"trains on {facts.name!r}: {facts.images} images, {facts.negatives} of them without"
-            f" a tag; tags from {self.tags_from}: {tags}{truth}",
+            f"trains on {facts.name!r}: {facts.line()}; tags from {self.tags_from}: {tags}{truth}",
             f"measures on images with a true mask: {', '.join(figures)}"
             if figures
             else f"measures {'no masks' if self.scored else 'nothing'}: no image of the training or"
@@ -149,6 +166,12 @@ def preflight(
     lists = {name: len(ids) for name, ids in dataset.lists.items() if name != "all"}
     reported = list(dict.fromkeys((*measured, *scored)))
     problems = [*about_training(dataset, train_list), *about_overlap(dataset, train_list, reported)]
+    if true_masks:
+        # A segmenter of true masks needs no tags.
+        problems = [
+            replace(problem, severity="warning") if problem.kind == "all-negative" else problem
+            for problem in problems
+        ]
     if masks_used:
         names = [*measured, train_list] if true_masks else measured
         records = {record.id: record for name in names for record in dataset.masked(name)}

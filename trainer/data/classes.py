@@ -36,6 +36,16 @@ class ClassTable:
         """Positions of ``tags`` in ``names``, ascending; tags of no class are left out."""
         return tuple(sorted({self.index[tag] for tag in tags if tag in self.index}))
 
+    def complement(self, positions: Iterable[int]) -> tuple[int, ...]:
+        """Positions of all other classes, ascending."""
+        return complement(positions, len(self.names))
+
+
+def complement(positions: Iterable[int], count: int) -> tuple[int, ...]:
+    """The numbers below ``count`` that are not among ``positions``, ascending."""
+    without = set(positions)
+    return tuple(k for k in range(count) if k not in without)
+
 
 def table_of_tags(counts: Counter[str], where: Path, remarks: Remarks) -> ClassTable:
     """The class table of a data set that lists no classes: the spellings of its tags, sorted.

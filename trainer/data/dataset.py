@@ -46,6 +46,11 @@ class Record:
         """Class indices that the image may show: present or unknown, ascending."""
         return tuple(sorted((*self.tags, *self.unknown)))
 
+    @property
+    def is_negative(self) -> bool:
+        """Whether the image is said to show no class."""
+        return not self.tags and not self.unknown
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -191,8 +196,10 @@ class Dataset:
             # Only where there are any, so that the runs of other data keep their hash.
             if record.unknown or record.group:
                 digest.update(repr((record.unknown, record.group)).encode())
-        if self.config != DataConfig():
-            digest.update(repr(self.config).encode())
+        # The other knobs of reading change records or lists, which are in the hash already.
+        painting = (self.config.masks, self.config.crowd)
+        if painting != (DataConfig.masks, DataConfig.crowd):
+            digest.update(repr(painting).encode())
         return digest.hexdigest()[:16]
 
     def reported_lists(self, train_list: str, val_list: str | None) -> list[str]:

@@ -17,7 +17,8 @@ POOL_FROM = 300
 
 
 def with_mask_tags(dataset: Dataset, remarks: Remarks) -> Dataset:
-    """The data set with the classes of each mask as tags, and none for images without a mask.
+    """The data set with the classes of each mask as tags. Those of images without a mask are
+    unknown.
 
     Raises:
         DataError: no image has a mask.
@@ -30,7 +31,11 @@ def with_mask_tags(dataset: Dataset, remarks: Remarks) -> Dataset:
             "--labels-from csv",
         )
     many = len(owners) >= POOL_FROM
-    records = {key: dataclasses.replace(record, tags=()) for key, record in dataset.records.items()}
+    every = tuple(range(len(dataset.classes)))
+    records = {
+        key: dataclasses.replace(record, tags=(), unknown=every)
+        for key, record in dataset.records.items()
+    }
     work = over_images(
         partial(_tags_of_mask, dataset),
         owners,
@@ -42,7 +47,7 @@ def with_mask_tags(dataset: Dataset, remarks: Remarks) -> Dataset:
     failures: list[UserError] = []
     for record, outcome in work:
         if isinstance(outcome, tuple):
-            records[record.id] = dataclasses.replace(record, tags=outcome)
+            records[record.id] = dataclasses.replace(record, tags=outcome, unknown=())
         elif isinstance(outcome, DataError):
             failures.append(outcome)
         else:

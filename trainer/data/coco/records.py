@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, count
 from pathlib import Path
 
+from trainer.data.classes import complement
 from trainer.data.coco.categories import Categories
 from trainer.data.coco.images import CocoImages, record_name
 from trainer.data.coco.outlines import Shape
@@ -54,15 +55,10 @@ class CocoRecords:
     def _omissions(self, table: CocoTable) -> Iterator[str]:
         """What the knobs leave out."""
         config, name = self.config, table.name
-        if self.empty[name]:
-            fate = (
-                "have no tag"
-                if config.keep_empty
-                else "are left out (--set data.keep_empty=on keeps them)"
-            )
+        if self.empty[name] and not config.keep_empty:
             yield (
                 f"{self.empty[name]} of {len(table.entries)} images of {name} have no annotation"
-                f" and {fate}"
+                " and are left out (--set data.keep_empty=on keeps them)"
             )
         crowds = sum(note.kind == "crowd" for entry in table.entries for note in entry.notes)
         if crowds and config.crowd == "drop" and not config.crowd_tags:
@@ -77,21 +73,31 @@ class CocoRecords:
         """Add one image; returns its id."""
         key = self._free_id(record_name(self.root, entry.file_name, image), table.name, image)
         kinds = ("object", "crowd") if self.config.crowd_tags else ("object",)
-        present = {labels[note.category] for note in entry.notes if note.kind in kinds}
-        tags = tuple(sorted(label - 1 for label in present if label not in (None, 0, IGNORE)))
-        if key in self.records and self.records[key].tags != tags:
+        tags = _classes((n.category for n in entry.notes if n.kind in kinds), labels)
+        unknown = self._unknown(entry, labels, tags)
+        record = Record(key, image, tags, unknown=unknown, group=entry.group)
+        # An image that several files name has one record.
+        if self.records.setdefault(key, record) != record:
             self.remarks.problem(
                 f"{table.path} and another file disagree about {entry.file_name}",
                 "the same annotations",
             )
-        # An image that several files name has one record.
-        self.records.setdefault(key, Record(key, image, tags))
         values = tuple(self._values(entry, labels))
         pairs = zip(entry.notes, values, strict=True)
         if all(note.outlined or value is None for note, value in pairs):
             shape = Shape(entry.size, entry.outlines, values, table.relative)
             self.shapes.setdefault(key, shape)
         return key
+
+    def _unknown(
+        self, entry: Entry, labels: dict[Key, int | None], tags: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        """Classes of which nobody said whether the image shows them."""
+        partial = set(_classes(entry.partial, labels)) - set(tags)
+        if entry.absent is None and self.config.missing == "absent":
+            return tuple(sorted(partial))
+        absent = set(_classes(entry.absent or (), labels)) - partial
+        return complement({*tags, *absent}, len(self.categories.names))
 
     def _values(self, entry: Entry, labels: dict[Key, int | None]) -> Iterator[int | None]:
         """What each annotation paints; None for nothing."""
@@ -114,3 +120,9 @@ class CocoRecords:
             if key not in self.records or self.records[key].image == image:
                 return key
         raise AssertionError("count() does not end")
+
+
+def _classes(categories: Iterable[Key], labels: dict[Key, int | None]) -> tuple[int, ...]:
+    """Class indices of categories, ascending; those that are no classes are left out."""
+    present = {labels.get(category) for category in categories}
+    return tuple(sorted(label - 1 for label in present if label not in (None, 0, IGNORE)))

@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from trainer.data.coco.outlines import Piece, Size, compress, is_relative, pieces_of, whole
+from trainer.data.groups import group_field
 from trainer.data.names import folded, is_one_line
 from trainer.data.remarks import Remarks
+from trainer.data.tables.reading import cell_of
 from trainer.errors import DataError, some
 
 Key = int | str
 """Id of a category or an image."""
 Kind = Literal["object", "crowd", "void"]
 SECTIONS = ("images", "annotations", "categories")
+ABSENT, PARTIAL = "neg_category_ids", "not_exhaustive_category_ids"
+"""Fields of an image that LVIS adds."""
 FLAGS = {"0": False, "1": True, "false": False, "true": True, "none": False, "": False}
 CONSTANTS = {"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -48,12 +52,19 @@ class Entry:
         size: height and width as written there, or None.
         notes: its annotations in file order.
         outlines: their outlines, as in ``Shape.outlines``.
+        absent: categories that were looked for and not found; None where nothing says which were
+            looked for.
+        partial: categories of which perhaps not all objects are annotated.
+        group: what the image belongs to, or "".
     """
 
     file_name: str
     size: Size | None
     notes: tuple[Note, ...] = ()
     outlines: bytes = b""
+    absent: frozenset[Key] | None = None
+    partial: frozenset[Key] = frozenset()
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,7 +104,7 @@ def is_instances(path: Path) -> bool:
         return False
 
 
-def read_table(path: Path, name: str, remarks: Remarks) -> CocoTable:
+def read_table(path: Path, name: str, group: str, remarks: Remarks) -> CocoTable:
     """Read one file.
 
     If every annotation has ``"iscrowd": 1``, as CVAT writes brush masks, they are objects.
@@ -101,6 +112,7 @@ def read_table(path: Path, name: str, remarks: Remarks) -> CocoTable:
     Args:
         path: the file.
         name: of the list.
+        group: ``data.group``, the field of the images that names their groups.
         remarks: gets damaged entries, which are left out.
 
     Raises:
@@ -108,7 +120,7 @@ def read_table(path: Path, name: str, remarks: Remarks) -> CocoTable:
     """
     sections = _load(path)
     categories = _categories(sections["categories"], path)
-    parser = _Parser(path, categories)
+    parser = _Parser(path, categories, group_field(sections["images"], group, path, remarks))
     parser.read_images(sections["images"])
     parser.read_annotations(sections["annotations"])
     parser.complain(remarks)
@@ -211,8 +223,8 @@ def _short(value: object) -> str:
 class _Parser:
     """Images and annotations of one file, and what is wrong with them."""
 
-    def __init__(self, path: Path, categories: dict[Key, Category]) -> None:
-        self.path, self.categories = path, categories
+    def __init__(self, path: Path, categories: dict[Key, Category], group: str | None) -> None:
+        self.path, self.categories, self.group = path, categories, group
         self.images: dict[Key, Entry] = {}
         self.notes: dict[Key, list[Note]] = {}
         self.outlines: dict[Key, list[list[Piece]]] = {}
@@ -236,10 +248,18 @@ class _Parser:
                 wrong = "id"
             elif not isinstance(file_name, str) or not file_name.strip():
                 wrong = "file_name"
+            absent, partial = (_keys(entry.get(field)) for field in (ABSENT, PARTIAL))
+            if absent is None or partial is None:
+                wrong = ABSENT if absent is None else PARTIAL
             if wrong is None and key is not None and key not in self.images:
                 height, width = (side or 0 for side in sides.values())
-                size = (height, width) if height and width else None
-                self.images[key] = Entry(printable(str(file_name)), size)
+                self.images[key] = Entry(
+                    printable(str(file_name)),
+                    (height, width) if height and width else None,
+                    absent=absent if ABSENT in entry else None,
+                    partial=partial or frozenset(),
+                    group=cell_of(entry.get(self.group)) if self.group else "",
+                )
                 self.notes[key], self.outlines[key] = [], []
             elif wrong is None:
                 self.damaged.append(f"{where} has the id {key} of another image")
@@ -316,6 +336,14 @@ def _side(value: object) -> int | None:
         return 0
     number = whole(value)
     return number if number is not None and number >= 0 else None
+
+
+def _keys(value: object) -> frozenset[Key] | None:
+    """Ids of categories; empty where there are none; None where it is no list of ids."""
+    if value is None:
+        return frozenset()
+    keys = [key_of(each) for each in value] if isinstance(value, list) else [None]
+    return None if None in keys else frozenset(key for key in keys if key is not None)
 
 
 def _flag(value: object) -> bool | None:

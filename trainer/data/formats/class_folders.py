@@ -14,7 +14,7 @@ from unicodedata import normalize
 from trainer.data.classes import table_of_tags
 from trainer.data.dataset import Dataset, Record
 from trainer.data.formats.base import Format
-from trainer.data.formats.writing import Writer
+from trainer.data.formats.writing import Writer, is_grouped
 from trainer.data.image_files import (
     BROKEN,
     CLOSED,
@@ -75,16 +75,18 @@ def obstacles(root: Path) -> list[str]:
 
 
 def read(root: Path, config: DataConfig, remarks: Remarks) -> Dataset:
-    """Read ``<class>/<image>``, or ``<list>/<class>/<image>``. Images in a folder ``background``
-    have no tag.
+    """Read ``<class>/<image>``, or ``<list>/<class>/<image>``. Images in a folder ``background`` or
+    ``good`` show no class: see ``DataConfig.negative``.
 
     Raises:
         DataError: names that cannot be those of classes.
     """
     layout = _layout(root)
     folders = Counter(folder.name for group in layout.classes for folder in group)
-    counts = Counter({n: c for n, c in folders.items() if not is_background(n)})
-    remarks.note("every image has the one tag of its folder; others that it shows are unknown")
+    negative = {name for name in folders if config.is_negative(name, folder=True)}
+    counts = Counter({n: c for n, c in folders.items() if n not in negative})
+    rest = "unknown" if config.missing == "unknown" else "not there (--set data.missing=unknown)"
+    remarks.note(f"every image has the one tag of its folder; the other classes count as {rest}")
     table = table_of_tags(counts, root, remarks)
     below = Walk(root)
     owners: dict[Path, tuple[str, str]] = {}
@@ -95,27 +97,33 @@ def read(root: Path, config: DataConfig, remarks: Remarks) -> Dataset:
             if folded(folder.name) not in IGNORE_NAMES:
                 owners |= dict.fromkeys(inside.images, (name, folder.name))
     images = unique(owners, root, remarks, lambda path: image_id(path, root))
-    _note(root, folders, layout, below, remarks)
+    _note(root, negative, layout, below, remarks)
     lists: dict[str, list[str]] = {name: [] for name, _ in layout.lists}
+    records = {}
     for key, path in images.items():
-        lists[owners[path][0]].append(key)
+        name, folder_name = owners[path]
+        tags = table.positions([folder_name])
+        is_open = config.missing == "unknown" and folder_name not in negative
+        records[key] = Record(key, path, tags, unknown=table.complement(tags) if is_open else ())
+        lists[name].append(key)
     return Dataset(
         root=root,
         format="folders",
         classes=table.names,
         mask_values=tuple(range(1, len(table.names) + 1)),
-        records={i: Record(i, p, table.positions([owners[p][1]])) for i, p in images.items()},
+        records=records,
         lists={name: tuple(ids) for name, ids in lists.items()},
         tags_from="the folder of each image",
     )
 
 
 def _note(
-    root: Path, folders: Iterable[str], layout: _Layout, below: Walk, remarks: Remarks
+    root: Path, negative: Iterable[str], layout: _Layout, below: Walk, remarks: Remarks
 ) -> None:
-    for name in sorted(filter(is_background, folders)):
-        state = "are left out" if folded(name) in IGNORE_NAMES else "have no tag"
-        remarks.note(f"the images of folder {name!r} {state}")
+    for name in sorted(negative):
+        state = "are left out" if folded(name) in IGNORE_NAMES else "show none of the classes"
+        usual = "" if is_background(name) else " (--set data.negative=none makes it a class)"
+        remarks.note(f"the images of folder {name!r} {state}{usual}")
     if layout.empty:
         names = some(_inside(root, layout.empty))
         remarks.note(
@@ -216,12 +224,12 @@ class FoldersWriter(Writer):
     name = "folders"
 
     def image(self, record: Record) -> Path | None:
-        """Images with one tag only."""
+        """Images with one tag, and negatives in a folder ``background``."""
         name = next((name for name, ids in self._split.items() if record.id in ids), None)
-        if len(record.tags) != 1 or name is None:
+        if name is None or not (len(record.tags) == 1 or record.is_negative):
             return None
-        folder = Path("" if name == "all" else name, self.dataset.classes[record.tags[0]])
-        return folder / f"{record.id}{record.image.suffix}"
+        label = self.dataset.classes[record.tags[0]] if record.tags else "background"
+        return Path("" if name == "all" else name, label, f"{record.id}{record.image.suffix}")
 
     @cached_property
     def _split(self) -> dict[str, frozenset[str]]:
@@ -257,11 +265,17 @@ class FoldersWriter(Writer):
         return iter(())
 
     def lost(self, descriptions: dict[str, Any]) -> list[str]:
-        """Images without exactly one tag, other lists, masks."""
-        several = sum(len(record.tags) > 1 for record in self.dataset.records.values())
-        none = sum(not record.tags for record in self.dataset.records.values())
+        """Images with several tags or none that is known, unknown classes, groups, other lists,
+        masks.
+        """
+        records = self.dataset.records.values()
+        several = sum(len(record.tags) > 1 for record in records)
+        none = sum(not record.tags and not record.is_negative for record in records)
+        partly = sum(len(record.tags) == 1 and bool(record.unknown) for record in records)
         return [
-            f"{several} images with several tags and {none} without a tag",
+            f"{several} images with several tags and {none} whose tags are unknown",
+            *([f"which classes of {partly} images are unknown"] if partly else []),
+            *(["groups"] if is_grouped(records) else []),
             f"lists other than {' and '.join(map(repr, self._split))}",
             "all masks",
         ]

@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trainer.data.classes import complement
 from trainer.data.coco.categories import unite
 from trainer.data.coco.classes import COCO_CLASSES, COCO_UNUSED
 from trainer.data.coco.dataset import CocoDataset
 from trainer.data.coco.records import CocoRecords
-from trainer.data.coco.table import CocoTable, is_instances, read_table
+from trainer.data.coco.table import ABSENT, CocoTable, is_instances, read_table
 from trainer.data.dataset import IGNORE, Record
 from trainer.data.formats import folder
 from trainer.data.formats.base import Format
-from trainer.data.formats.writing import Writer, lost_objects
+from trainer.data.formats.writing import GROUP, Writer, lost_objects
 from trainer.data.image_files import entries
 from trainer.data.knobs import DataConfig
 from trainer.data.remarks import Remarks
@@ -54,7 +55,7 @@ def read(root: Path, config: DataConfig, remarks: Remarks) -> CocoDataset:
         DataError: no file can be read, no image is there, or the categories are no class table.
     """
     sources = _sources(root)
-    categories, tables = unite(_tables(sources, remarks), remarks)
+    categories, tables = unite(_tables(sources, config, remarks), remarks)
     others = [path.name for path in _annotation_files(root) if path not in sources]
     if others:
         remarks.note(f"{len(others)} other JSON files are not read: {some(others)}")
@@ -124,7 +125,7 @@ def _json_files(place: Path) -> list[Path]:
     ]
 
 
-def _tables(sources: dict[Path, str], remarks: Remarks) -> list[CocoTable]:
+def _tables(sources: dict[Path, str], config: DataConfig, remarks: Remarks) -> list[CocoTable]:
     """The files that can be read.
 
     Raises:
@@ -133,7 +134,7 @@ def _tables(sources: dict[Path, str], remarks: Remarks) -> list[CocoTable]:
     tables, failures = [], []
     for path, name in sources.items():
         try:
-            tables.append(read_table(path, name, remarks))
+            tables.append(read_table(path, name, config.group, remarks))
         except DataError as error:
             failures.append(error)
     if not tables:
@@ -149,7 +150,8 @@ class CocoWriter(Writer):
     Outlines are run lengths, which keep masks exact. Pixels of 255 are an annotation with
     ``"iscrowd": 1, "ignore": 1``: readers that know crowds ignore it, and this package makes it 255
     again. A tag that the mask does not show is an annotation of area 0. A tag of an image without a
-    mask is a box of the size of the image, without an outline.
+    mask is a box of the size of the image, without an outline. Where an image has unknown classes,
+    ``neg_category_ids`` has those that are absent, as in LVIS.
     """
 
     name = "coco"
@@ -200,6 +202,7 @@ class CocoWriter(Writer):
                 number, file_name = numbers[key], self.image(records[key]).name
                 images.append(
                     {"id": number, "file_name": file_name, "height": height, "width": width}
+                    | self._facts(records[key])
                 )
                 annotations += [
                     # An image has 255 annotations at most, one a class and one for unknown pixels.
@@ -209,24 +212,26 @@ class CocoWriter(Writer):
             table = {"images": images, "annotations": annotations, "categories": categories}
             yield Path("annotations", f"instances_{name}.json"), json.dumps(table).encode()
 
+    def _facts(self, record: Record) -> dict[str, Any]:
+        """Fields of an image that its annotations do not hold."""
+        facts: dict[str, Any] = {GROUP: record.group} if record.group else {}
+        if record.unknown:
+            absent = complement(record.possible, len(self.dataset.classes))
+            facts[ABSENT] = [self.category_ids[k] for k in absent]
+        return facts
+
     def lost(self, descriptions: dict[str, Any]) -> list[str]:
-        """Tags that differ from the masks, and images without any annotation."""
+        """Tags that differ from the masks."""
         lost = lost_objects(self.dataset)
         index = {i: k for k, i in enumerate(self.category_ids)}
-        surplus = bare = 0
+        surplus = 0
         for key, (_, _, notes) in descriptions.items():
             tags = self.dataset.records[key].tags
             surplus += any(
                 index[note["category_id"]] not in tags and not note.get("ignore") for note in notes
             )
-            bare += not notes
         if surplus:
             lost.append(f"{surplus} images get tags that only their mask has")
-        if bare:
-            lost.append(
-                f"{bare} images have neither tag nor mask pixel: they need --set data.keep_empty=on"
-                " when read"
-            )
         return lost
 
 

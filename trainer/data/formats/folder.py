@@ -8,17 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.data.classes import ClassTable
 from trainer.data.dataset import Dataset, Record
 from trainer.data.formats import class_folders
 from trainer.data.formats.base import Format
-from trainer.data.formats.writing import Writer, csv_table, lost_objects, text_lines
+from trainer.data.formats.writing import (
+    GROUP,
+    Writer,
+    csv_table,
+    is_grouped,
+    lost_objects,
+    text_lines,
+)
 from trainer.data.image_files import UNREAD, ImageNames, Walk, entries, image_id, walk
 from trainer.data.knobs import DataConfig
 from trainer.data.mask_files import match_masks
 from trainer.data.remarks import Remarks
-from trainer.data.tables.cells import lists_of
+from trainer.data.tables.cells import OPEN, lists_of
 from trainer.data.tables.classes import class_lines, class_table
-from trainer.data.tables.columns import Columns, find_columns, read_tags
+from trainer.data.tables.columns import Columns, RowTags, find_columns, read_tags
 from trainer.data.tables.reading import Table, read_table
 from trainer.errors import DataError, some
 
@@ -29,8 +37,32 @@ TABLES = ("labels.csv", "metadata.csv", "metadata.jsonl")
 class _Row:
     """What the table says about one image."""
 
-    tags: set[str]
+    tags: RowTags
     lists: list[str]
+    group: str
+
+    def add(self, other: _Row, one_row: bool) -> bool:
+        """Add another row of the same image; whether the two agree.
+
+        Args:
+            other: the row.
+            one_row: each row says everything, as where every class has a column.
+        """
+        same = (self.lists, self.group) == (other.lists, other.group)
+        agree = same and not (one_row and self.tags != other.tags)
+        # With one row a tag, the rows of an image add up.
+        self.tags.present |= other.tags.present
+        self.tags.unknown = (self.tags.unknown | other.tags.unknown) - self.tags.present
+        self.tags.open |= other.tags.open
+        return agree
+
+    def record(self, key: str, image: Path, mask: Path | None, classes: ClassTable) -> Record:
+        """The record of the image."""
+        present = classes.positions(self.tags.present)
+        unknown = classes.positions(self.tags.unknown)
+        if self.tags.open:
+            unknown = classes.complement(present)
+        return Record(key, image, present, mask, unknown, self.group)
 
 
 def recognises(root: Path) -> bool:
@@ -53,8 +85,10 @@ def read(root: Path, config: DataConfig, remarks: Remarks) -> Dataset:
     """Read a folder of images with a table of tags.
 
     The table has a column of image names and the tags in one of three shapes: a column ``tag`` with
-    one row a tag, the same column with ``tag1;tag2``, or one 0/1 column a class. A column ``split``
-    makes lists. Ids are relative paths without suffix, ``/`` written as ``__``.
+    one row a tag, the same column with ``tag1;tag2``, or one 0/1 column a class. ``?`` means
+    unknown: alone every class that is not named, before a tag that class, in a 0/1 column its
+    class. A column ``split`` makes lists, a column ``group`` groups. Ids are relative paths without
+    suffix, ``/`` written as ``__``.
 
     ``masks/`` may hold one mask an image, with the values 1..K in the order of ``classes.txt``,
     else of the sorted names. Names that are numbers are the values themselves.
@@ -73,16 +107,17 @@ def read(root: Path, config: DataConfig, remarks: Remarks) -> Dataset:
         )
     table = read_table(path)
     remarks.notes += table.notes
-    columns = find_columns(table)
+    columns = find_columns(table, config, remarks)
     class_names = class_lines(root)
-    rows, counts = _read_rows(table, columns, files, class_names, remarks)
-    classes = class_table(path, counts, class_names, remarks)
+    tags = read_tags(table, columns, class_names, config, remarks)
+    rows, counts = _read_rows(table, columns, files, tags, remarks)
+    classes = class_table(path, counts, class_names, config, remarks)
     images = _by_id(root, files.images, rows, remarks)
     masks = match_masks(mask_folders, root, images, remarks)
     records, lists = {}, defaultdict(list)
     for key, image in sorted(images.items()):
         if row := rows.get(image):
-            records[key] = Record(key, image, classes.positions(row.tags), masks.get(key))
+            records[key] = row.record(key, image, masks.get(key), classes)
             for name in row.lists:
                 lists[name].append(key)
     _note(root, files, rows, table, columns, remarks)
@@ -128,30 +163,35 @@ def _by_id(
 
 
 def _read_rows(
-    table: Table, columns: Columns, files: Walk, class_names: list[str], remarks: Remarks
+    table: Table,
+    columns: Columns,
+    files: Walk,
+    all_tags: list[RowTags | None],
+    remarks: Remarks,
 ) -> tuple[dict[Path, _Row], Counter[str]]:
     """What the table says about each image, and how often it names each class."""
     names = table.cells(columns.image)
-    splits = table.cells(columns.split) if columns.split is not None else [""] * len(names)
+    blank = [""] * len(names)
+    splits = table.cells(columns.split) if columns.split is not None else blank
+    groups = table.cells(columns.group) if columns.group is not None else blank
     finder = ImageNames(files.root, files.images, names)
     rows: dict[Path, _Row] = {}
     failures: dict[str, list[str]] = defaultdict(list)
     counts: Counter[str] = Counter({table.columns[c]: 0 for c in columns.classes})
-    all_tags = read_tags(table, columns, class_names, remarks)
-    for name, tags, split in zip(names, all_tags, splits, strict=True):
+    for name, tags, split, group in zip(names, all_tags, splits, groups, strict=True):
         if tags is None:
             continue
-        counts.update(tags)
+        counts.update(tags.present)
+        # A class that is unknown everywhere is one all the same: ``check`` tells that it is empty.
+        counts.update(dict.fromkeys(tags.unknown, 0))
         matches = finder.find(name)
         if len(matches) != 1:
             failures["ambiguous" if matches else "missing"].append(name)
             continue
-        row = _Row(set(tags), lists_of(split))
+        row = _Row(tags, lists_of(split), group)
         old = rows.setdefault(matches[0], row)
-        if old.lists != row.lists or (columns.tag is None and old.tags != row.tags):
+        if old is not row and not old.add(row, columns.tag is None):
             failures["clashing"].append(name)
-        # With one row a tag, the rows of an image add up.
-        old.tags |= row.tags
     # Where no row can be used, the first of these problems is the cause of all that follows.
     _complain(table.path, files, failures, remarks if rows else Remarks())
     return rows, counts
@@ -186,7 +226,7 @@ def _complain(table: Path, files: Walk, failures: dict[str, list[str]], remarks:
         (
             failures["clashing"],
             "contradicts itself about",
-            "the same split and the same 0/1 columns in every row of an image",
+            "the same split, group and 0/1 columns in every row of an image",
             "keep one row each",
         ),
     ):
@@ -232,27 +272,41 @@ class CsvWriter(Writer):
         """See ``Writer``; the tags of an image stand in one cell with ``;`` between them."""
         super().check()
         names = self.dataset.classes
-        bad = [name for name in names if set(name) & set(";|\n\r") or name != name.strip()]
+        bad = [
+            name
+            for name in names
+            if set(name) & set(";|\n\r") or name != name.strip() or name.startswith(OPEN)
+        ]
         if bad:
             raise DataError(
                 f"the class name {bad[0]!r} cannot stand in a cell of labels.csv",
-                "names without ; and |",
+                f"names without ; and |, and without {OPEN} before them",
             )
 
     def tables(self, descriptions: dict[str, Any]) -> Iterator[tuple[Path, bytes]]:
         """Classes and tags."""
         data = self.dataset
         lists = {n: set(ids) for n, ids in self.lists().items() if n not in ("all", "unlisted")}
+        grouped = [GROUP] if is_grouped(data.records.values()) else []
         rows = [
             [
                 str(self.image(record)),
-                ";".join(data.classes[k] for k in record.tags),
+                ";".join(self._tags(record)),
                 ";".join(name for name, ids in lists.items() if record.id in ids),
+                *([record.group] if grouped else []),
             ]
             for record in data.records.values()
         ]
+        header = ["image", "tags", "split", *grouped]
         yield Path("classes.txt"), text_lines(data.classes)
-        yield Path("labels.csv"), csv_table(["image", "tags", "split"], rows)
+        yield Path("labels.csv"), csv_table(header, rows)
+
+    def _tags(self, record: Record) -> list[str]:
+        names = self.dataset.classes
+        tags = [names[k] for k in record.tags]
+        if len(record.tags) + len(record.unknown) == len(names) and record.unknown:
+            return [*tags, OPEN]
+        return [*tags, *(f"{OPEN}{names[k]}" for k in record.unknown)]
 
     def lost(self, descriptions: dict[str, Any]) -> list[str]:
         """The order of lists."""

@@ -12,6 +12,7 @@ from trainer.data.formats.base import Format
 from trainer.data.knobs import DataConfig
 from trainer.data.remarks import Remarks
 from trainer.data.tables.cells import list_name
+from trainer.data.tables.columns import find_group
 from trainer.data.tables.reading import IMAGE_COLUMNS, Table, flags, read_table
 from trainer.errors import DataError, some
 
@@ -37,21 +38,23 @@ def read(root: Path, config: DataConfig, remarks: Remarks) -> Dataset:
     lists: dict[str, tuple[str, ...]] = {}
     for path in sorted(root.glob("data_*.csv")):
         table = read_table(path)
-        names, image, columns = class_columns(table)
+        names, image, columns, group = class_columns(table, config, remarks)
         if classes and names != classes:
             remarks.problem(f"{path} has other classes than the files before it", some(classes, 20))
             continue
         classes = names
         ids, missing, clashes = [], [], []
-        for cell, tags in zip(table.cells(image), flags(table, columns, remarks), strict=True):
+        groups = [""] * len(table.rows) if group is None else table.cells(group)
+        rows = flags(table, columns, remarks, config.missing)
+        for cell, row, belongs in zip(table.cells(image), rows, groups, strict=True):
             # An absolute path takes the place of the folder.
             file = root / cell.replace("\\", "/")
-            if tags is None:
+            if row is None:
                 continue
             if not os.path.isfile(file):
                 missing.append(cell)
                 continue
-            record = Record(file.stem, file, tags)
+            record = Record(file.stem, file, row.present, None, row.unknown, belongs)
             if records.setdefault(record.id, record) != record:
                 clashes.append(record.id)
             ids.append(record.id)
@@ -74,13 +77,15 @@ def read(root: Path, config: DataConfig, remarks: Remarks) -> Dataset:
     return Dataset(root, "mva", classes, values, records, lists, "data_*.csv")
 
 
-def class_columns(table: Table) -> tuple[tuple[str, ...], int, list[int]]:
-    """Class names, the column of images, and the columns of the classes.
+def class_columns(
+    table: Table, config: DataConfig, remarks: Remarks
+) -> tuple[tuple[str, ...], int, list[int], int | None]:
+    """Class names, the column of images, the columns of the classes, and that of the groups.
 
     Columns ``cluster_<class>_<k>``, which MVA's method adds, are left out.
 
     Raises:
-        DataError: no column of images, or no class.
+        DataError: no column of images, no class, or not the column that ``data.group`` names.
     """
     image = table.find(IMAGE_COLUMNS)
     if image is None:
@@ -90,9 +95,11 @@ def class_columns(table: Table) -> tuple[tuple[str, ...], int, list[int]]:
     columns = [
         c for c, name in enumerate(table.columns) if c != image and not CLUSTER.fullmatch(name)
     ]
+    group = find_group(table, columns, config, remarks)
+    columns = [c for c in columns if c != group]
     names = tuple(table.columns[c] for c in columns)
     check_classes(names, table.path)
-    return names, image, columns
+    return names, image, columns, group
 
 
 FORMAT = Format(

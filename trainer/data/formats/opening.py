@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import os
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from trainer.data.formats.base import Format
 from trainer.data.formats.unrecognised import unrecognised
 from trainer.data.knobs import DataConfig
 from trainer.data.remarks import Remarks
+from trainer.data.tables.lists import with_lists
 from trainer.data.tags import FROM_MASKS, with_mask_tags
 from trainer.errors import DataError, some
 from trainer.outputs import is_inner
@@ -51,16 +52,27 @@ def open_dataset(
             f"{root} is {form.words}: it has no tags from {config.labels_from}",
             f"--labels-from {' or '.join((*form.tags_from, 'auto'))}",
         )
-    dataset = form.read(root, config, remarks)
+    dataset = with_lists(form.read(root, config, remarks), config, remarks)
     _check_names(dataset, remarks)
     lists = {**dataset.lists, "all": tuple(dataset.records)}
     dataset = dataclasses.replace(dataset, lists=lists, config=config)
     if config.labels_from == "masks" or dataset.tags_from == FROM_MASKS:
         dataset = with_mask_tags(dataset, remarks)
-    bare = [record.id for record in dataset.records.values() if not record.tags]
-    if bare:
-        remarks.note(f"{len(bare)} images have no tag: {some(bare)}")
+    remarks.notes += _tag_notes(dataset)
     return dataclasses.replace(dataset, notes=tuple(remarks.notes))
+
+
+def _tag_notes(dataset: Dataset) -> Iterator[str]:
+    """How many images show no class, and of how many that is not known."""
+    records = dataset.records.values()
+    negatives = sum(record.is_negative for record in records)
+    partly = [record for record in records if record.unknown]
+    bare = sum(len(record.unknown) == len(dataset.classes) for record in partly)
+    if negatives:
+        yield f"{negatives} of {len(records)} images show none of the classes"
+    if partly:
+        every = f"; of {bare} of them nothing is known" if bare else ""
+        yield f"{len(partly)} of {len(records)} images have unknown classes{every}"
 
 
 def _format_of(root: Path) -> Format:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from trainer.data.coco.classes import COCO_CLASSES
+from trainer.data.dataset import Record
 from trainer.data.formats.mva import class_columns
 from trainer.data.formats.opening import open_dataset
 from trainer.data.formats.writing import check_tag_classes, tag_table
@@ -43,20 +44,20 @@ def convert_labels(source: Path, target: Path, config: DataConfig, force: bool) 
     """
     if source.suffix == ".npy":
         form, (classes, tags) = "cls_labels.npy", read_cls_labels(source)
+        records = [Record(key, source, positions) for key, positions in tags.items()]
     elif source.suffix == ".csv":
-        form, (classes, tags) = "csv", read_label_csv(source)
+        form, (classes, records) = "csv", read_label_csv(source, config)
     else:
         dataset = open_dataset(source, config=config)
-        form, classes = dataset.format, dataset.classes
-        tags = {record.id: record.tags for record in dataset.records.values()}
-    check_tag_classes(classes)
-    data = tag_table(classes, tags)
+        form, classes, records = dataset.format, dataset.classes, list(dataset.records.values())
+    check_tag_classes(classes, records)
+    data = tag_table(classes, records)
     check_file(target, [source], lambda file: force or file.read_bytes() == data, hint=FORCE)
     write_atomic(target, data)
     return {
         "from": {"path": str(source), "format": form},
         "to": {"path": str(target), "format": "labels"},
-        "rows": len(tags),
+        "rows": len(records),
         "classes": len(classes),
     }
 
@@ -89,26 +90,30 @@ def read_cls_labels(path: Path) -> Labels:
     return CLASSES[count], tags
 
 
-def read_label_csv(path: Path) -> Labels:
-    """A table of image names or paths, which need not be there, and one 0/1 column a class (MVA's
-    lists).
+def read_label_csv(path: Path, config: DataConfig) -> tuple[tuple[str, ...], list[Record]]:
+    """Class names and records of a table of image names or paths, which need not be there, and one
+    0/1 column a class (MVA's lists).
 
     Raises:
         DataError: columns that do not fit, cells that are neither 0 nor 1, or rows that contradict
         each other.
     """
-    table = read_table(path)
-    classes, image, columns = class_columns(table)
-    tags: dict[str, tuple[int, ...]] = {}
-    rows = zip(table.cells(image), table.lines, flags(table, columns, Remarks()), strict=True)
-    for cell, line, row in rows:
+    table, remarks = read_table(path), Remarks()
+    classes, image, columns, group = class_columns(table, config, remarks)
+    groups = [""] * len(table.rows) if group is None else table.cells(group)
+    records: dict[str, Record] = {}
+    rows = flags(table, columns, remarks, config.missing)
+    for cell, line, row, belongs in zip(table.cells(image), table.lines, rows, groups, strict=True):
         key = _id_of(cell, 0)
-        if row is not None and tags.setdefault(key, row) != row:
+        # Without a list for problems, flags has raised one for a row that says nothing.
+        assert row is not None
+        record = Record(key, path, row.present, None, row.unknown, belongs)
+        if records.setdefault(key, record) != record:
             raise DataError(
                 f"{path} line {line}: other tags than before for {key!r}",
                 "one row an image",
             )
-    return classes, tags
+    return classes, list(records.values())
 
 
 def _id_of(key: Any, count: int) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.data.classes import note_spellings, positions_of
+from trainer.data.classes import complement, note_spellings, positions_of
 from trainer.data.dataset import IGNORE, Dataset, Record
 from trainer.data.formats.base import Format
 from trainer.data.formats.writing import (
@@ -24,7 +24,8 @@ from trainer.data.knobs import DataConfig
 from trainer.data.names import composed, folded
 from trainer.data.pixels import IMAGE_SUFFIXES
 from trainer.data.remarks import Remarks
-from trainer.data.tables.reading import IMAGE_COLUMNS, flags, read_table
+from trainer.data.tables.columns import find_group
+from trainer.data.tables.reading import IMAGE_COLUMNS, Flags, flags, read_table
 from trainer.data.tags import FROM_MASKS
 from trainer.data.voc.classes import VOC_CLASSES, VOC_TABLE, voc_class_table
 from trainer.data.voc.lists import LISTS, read_lists
@@ -35,7 +36,8 @@ CSV = "image_labels.csv"
 XML = "objects of Annotations/*.xml, difficult ones included"
 TREE = ("ImageSets", "Annotations", "SegmentationClass", "SegmentationClassAug")
 """Folders that a VOC tree has beside its images."""
-Tags = dict[str, tuple[int, ...]]
+Facts = dict[str, tuple[Flags, str]]
+"""Tags and group of each image."""
 
 
 def recognises(root: Path) -> bool:
@@ -52,7 +54,8 @@ def read(root: Path, config: DataConfig, remarks: Remarks) -> Dataset:
     ``SegmentationClass/``, else ``SegmentationClassAug/``. Classes come from ``classes.json`` or
     CVAT's ``labelmap.txt``; else they are VOC's, or the names of the objects if these are others.
     Tags come from ``image_labels.csv``, else from ``Annotations/*.xml``, else from the masks,
-    unless ``labels_from`` says otherwise.
+    unless ``labels_from`` says otherwise. Of an image that the source of the tags does not name,
+    every class is unknown.
 
     Raises:
         DataError: no image, no tags, or a damaged table.
@@ -79,17 +82,25 @@ def read(root: Path, config: DataConfig, remarks: Remarks) -> Dataset:
     source = _tag_source(root, ids, masks, config.labels_from, remarks)
     objects = _objects(root, ids, remarks) if source == XML else {}
     table = voc_class_table(root, ids, objects, bool(masks))
-    tags: Tags = {}
+    facts: Facts = {}
     if source == CSV:
-        tags = _csv_tags(root / CSV, {i: images[i] for i in ids}, table.names, remarks)
+        listed = {i: images[i] for i in ids}
+        facts = _csv_facts(root / CSV, listed, table.names, config, remarks)
     elif source == XML:
-        tags = _xml_tags(objects, table.names, remarks)
+        facts = _xml_facts(objects, table.names, config, remarks)
+    nothing = Flags((), tuple(range(len(table.names)))), ""
+    records = {}
+    for key in ids:
+        flags_, group = facts.get(key, nothing)
+        records[key] = Record(
+            key, images[key], flags_.present, masks.get(key), flags_.unknown, group
+        )
     return Dataset(
         root=root,
         format="synthetic" if (root / "synthetic.json").is_file() else "voc",
         classes=table.names,
         mask_values=table.values,
-        records={i: Record(i, images[i], tags.get(i, ()), masks.get(i)) for i in ids},
+        records=records,
         lists=lists,
         tags_from=source,
         masks_from=" and ".join(sorted({mask.parent.name for mask in masks.values()})),
@@ -145,10 +156,14 @@ def _tag_source(
     return {"csv": CSV, "xml": XML, "masks": FROM_MASKS}[choice]
 
 
-def _csv_tags(
-    path: Path, images: dict[str, Path], classes: tuple[str, ...], remarks: Remarks
-) -> Tags:
-    """Tags of ``images`` by id."""
+def _csv_facts(
+    path: Path,
+    images: dict[str, Path],
+    classes: tuple[str, ...],
+    config: DataConfig,
+    remarks: Remarks,
+) -> Facts:
+    """Tags and groups of ``images`` by id."""
     table = read_table(path)
     remarks.notes += table.notes
     # A class may be called like a column of images, such as "file".
@@ -164,14 +179,17 @@ def _csv_tags(
         )
     finder = ImageNames(path.parent, list(images.values()), table.cells(name))
     ids = {image: key for key, image in images.items()}
-    tags: Tags = {}
+    facts: Facts = {}
     clashes, strangers = [], []
-    rows = flags(table, [there[folded(c)] for c in classes], remarks)
-    for cell, row in zip(table.cells(name), rows, strict=True):
+    columns = [there[folded(c)] for c in classes]
+    group = find_group(table, set(there.values()) - set(columns), config, remarks)
+    groups = [""] * len(table.rows) if group is None else table.cells(group)
+    rows = flags(table, columns, remarks, config.missing)
+    for cell, row, belongs in zip(table.cells(name), rows, groups, strict=True):
         matches = finder.find(cell)
         if len(matches) != 1:
             strangers.append(cell)
-        elif row is not None and tags.setdefault(ids[matches[0]], row) != row:
+        elif row is not None and facts.setdefault(ids[matches[0]], (row, belongs))[0] != row:
             clashes.append(ids[matches[0]])
     if clashes:
         remarks.problem(
@@ -181,9 +199,12 @@ def _csv_tags(
         remarks.note(
             f"{len(strangers)} rows of {path.name} name no listed image: {some(strangers)}"
         )
-    if bare := [key for key in images if key not in tags]:
-        remarks.note(f"{len(bare)} listed images have no row in {path.name}: {some(bare)}")
-    return tags
+    if bare := [key for key in images if key not in facts]:
+        remarks.note(
+            f"{len(bare)} listed images have no row in {path.name}, so that their classes are"
+            f" unknown: {some(bare)}"
+        )
+    return facts
 
 
 def _objects(root: Path, ids: list[str], remarks: Remarks) -> dict[str, set[str]]:
@@ -191,18 +212,27 @@ def _objects(root: Path, ids: list[str], remarks: Remarks) -> dict[str, set[str]
     annotations = _by_stem(root / "Annotations", (".xml",), remarks)
     objects = read_objects(annotations, ids, remarks)
     if bare := sum(i not in annotations for i in ids):
-        remarks.note(f"{bare} listed images have no file in Annotations")
+        remarks.note(
+            f"{bare} listed images have no file in Annotations, so that their classes are unknown"
+        )
     return objects
 
 
-def _xml_tags(objects: dict[str, set[str]], classes: tuple[str, ...], remarks: Remarks) -> Tags:
+def _xml_facts(
+    objects: dict[str, set[str]], classes: tuple[str, ...], config: DataConfig, remarks: Remarks
+) -> Facts:
     counts = Counter(name for names in objects.values() for name in names)
     index = positions_of(counts, classes)
     if others := sorted(counts.keys() - index.keys()):
         listing = some(f"{name!r} in {counts[name]} images" for name in others)
         remarks.note(f"objects of other classes are ignored: {listing}")
     note_spellings(index, classes, remarks)
-    return {i: tuple(sorted({index[n] for n in of if n in index})) for i, of in objects.items()}
+    facts: Facts = {}
+    for key, names in objects.items():
+        tags = tuple(sorted({index[name] for name in names if name in index}))
+        unknown = complement(tags, len(classes)) if config.missing == "unknown" else ()
+        facts[key] = Flags(tags, unknown), ""
+    return facts
 
 
 class VocWriter(Writer):
@@ -232,7 +262,7 @@ class VocWriter(Writer):
     def check(self) -> None:
         """See ``Writer``."""
         super().check()
-        check_tag_classes(self.dataset.classes)
+        check_tag_classes(self.dataset.classes, self.dataset.records.values())
 
     def tables(self, descriptions: dict[str, Any]) -> Iterator[tuple[Path, bytes]]:
         """Lists, tags, and the class table where it is not VOC's."""
@@ -246,8 +276,7 @@ class VocWriter(Writer):
             ]
             text = json.dumps({"classes": classes, "ignore": IGNORE}, indent=1)
             yield Path("classes.json"), text.encode()
-        tags = {record.id: record.tags for record in data.records.values()}
-        yield Path(CSV), tag_table(data.classes, tags)
+        yield Path(CSV), tag_table(data.classes, data.records.values())
 
     def lost(self, descriptions: dict[str, Any]) -> list[str]:
         """Nothing of tags and masks."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +16,8 @@ import numpy.typing as npt
 from trainer.data.dataset import Dataset, Record
 from trainer.errors import DataError
 
+GROUP = "group"
+"""The column of groups in tables that are written."""
 LIST_NAME = re.compile(r"\w[\w.+-]*")
 
 
@@ -110,23 +112,37 @@ def lost_objects(dataset: Dataset) -> list[str]:
     return []
 
 
-def check_tag_classes(classes: Sequence[str]) -> None:
-    """Check that no class column would be taken for the column of images.
+def is_grouped(records: Iterable[Record]) -> bool:
+    """Whether an image belongs to a group."""
+    return any(record.group for record in records)
+
+
+def check_tag_classes(classes: Sequence[str], records: Iterable[Record]) -> None:
+    """Check that no class column would be taken for another column of ``tag_table``.
 
     Raises:
-        DataError: a class is called ``image``.
+        DataError: a class is called ``image``, or ``group`` where images have groups.
     """
-    if "image" in (name.lower() for name in classes):
-        raise DataError("a class is called 'image', like the column of image names", "another name")
+    columns = {"image": "image names"} | ({GROUP: "groups"} if is_grouped(records) else {})
+    for name in classes:
+        if meaning := columns.get(name.lower()):
+            raise DataError(
+                f"a class is called {name!r}, like the column of {meaning}", "another name"
+            )
 
 
-def tag_table(classes: Sequence[str], tags: Mapping[str, Iterable[int]]) -> bytes:
-    """A CSV file with the column ``image`` (the id) and one 0/1 column a class."""
+def tag_table(classes: Sequence[str], records: Iterable[Record]) -> bytes:
+    """A CSV file with the column ``image`` (the id), one column a class of 0, 1 or ``?``, and a
+    column ``group`` where images have groups.
+    """
+    records = list(records)
+    grouped = [GROUP] if is_grouped(records) else []
     rows = []
-    for key, positions in tags.items():
-        present = set(positions)
-        rows.append([key, *("1" if k in present else "0" for k in range(len(classes)))])
-    return csv_table(["image", *classes], rows)
+    for record in records:
+        cells = dict.fromkeys(record.tags, "1") | dict.fromkeys(record.unknown, "?")
+        row = [record.id, *(cells.get(k, "0") for k in range(len(classes)))]
+        rows.append([*row, *([record.group] if grouped else [])])
+    return csv_table(["image", *classes, *grouped], rows)
 
 
 def csv_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:

@@ -51,7 +51,11 @@ def read(root: Path, config: DataConfig, remarks: Remarks) -> Dataset:
     if strangers:
         names = some(path.relative_to(root).as_posix() for path in strangers)
         remarks.note(f"{len(strangers)} annotations belong to no image: {names}")
-    records = {i: Record(i, images[i], table.positions(of)) for i, of in objects.items()}
+    records = {}
+    for key, of_image in objects.items():
+        tags = table.positions(of_image)
+        unknown = table.complement(tags) if config.missing == "unknown" else ()
+        records[key] = Record(key, images[key], tags, unknown=unknown)
     return Dataset(
         root=root,
         format="xml",

@@ -11,6 +11,8 @@ from trainer.errors import DataError, some
 
 # How tools write an empty cell.
 NO_TAG = ("nan", "none", "null", "n/a")
+OPEN = "?"
+"""As a tag: every class that is not named is unknown. Before a tag: this class is unknown."""
 LIST = re.compile(r"(train|val|test)([^a-z].*|aug|ing|val|id|idation)?", re.DOTALL)
 QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
 
@@ -35,7 +37,7 @@ def tags_of(cells: Sequence[str], classes: Collection[str] = ()) -> list[list[st
     """The tags in each cell of a column.
 
     Several tags are written as ``cat;dog``, ``cat|dog``, ``['cat', 'dog']``, or ``cat, dog`` where
-    cat and dog are classes by themselves.
+    cat and dog are classes by themselves. ``?dog`` and ``?`` stay as they are: see ``OPEN``.
 
     Args:
         cells: the column.
@@ -54,13 +56,13 @@ def tags_of(cells: Sequence[str], classes: Collection[str] = ()) -> list[list[st
 
 def _split_commas(split: list[list[str]], classes: Collection[str]) -> None:
     """Put two tags in the place of one such as ``cat, dog`` if both are classes."""
-    alone = {folded(tag) for tags in split for tag in tags if "," not in tag}
+    alone = {_class_key(tag) for tags in split for tag in tags if "," not in tag}
     names = {folded(name) for name in classes}
     pairs = {tag for tags in split for tag in tags if "," in tag and folded(tag) not in names}
-    counts = Counter(part for tag in pairs for part in {folded(part) for part in _commas(tag)})
+    counts = Counter(part for tag in pairs for part in {_class_key(part) for part in _commas(tag)})
     # Without a list of classes, a part that stands alone or in several pairs is one.
-    names = names or alone | {part for part, count in counts.items() if count > 1}
-    verdicts = {tag: [folded(part) in names for part in _commas(tag)] for tag in pairs}
+    names = (names or alone | {part for part, count in counts.items() if count > 1}) | {""}
+    verdicts = {tag: [_class_key(part) in names for part in _commas(tag)] for tag in pairs}
     unclear = [tag for tag in sorted(pairs) if any(verdicts[tag]) and not all(verdicts[tag])]
     if unclear:
         raise DataError(
@@ -95,3 +97,8 @@ def _parts(cell: str, classes: Collection[str]) -> list[str]:
 
 def _commas(tag: str) -> list[str]:
     return [part.strip() for part in tag.split(",") if part.strip()]
+
+
+def _class_key(tag: str) -> str:
+    """The class of a tag that may be unknown (``?dog``); empty for ``?`` alone."""
+    return folded(tag.removeprefix(OPEN))

@@ -13,6 +13,7 @@ from trainer.data.classes import (
     table_of_tags,
 )
 from trainer.data.image_files import entries
+from trainer.data.knobs import DataConfig
 from trainer.data.names import is_background
 from trainer.data.remarks import Remarks
 from trainer.data.tables.reading import read_text
@@ -44,7 +45,7 @@ def class_lines(root: Path) -> list[str]:
 
 
 def class_table(
-    path: Path, counts: Counter[str], class_names: list[str], remarks: Remarks
+    path: Path, counts: Counter[str], class_names: list[str], config: DataConfig, remarks: Remarks
 ) -> ClassTable:
     """The classes of a table.
 
@@ -52,22 +53,26 @@ def class_table(
         path: of the table.
         counts: how often it has each tag.
         class_names: the classes in ``classes.txt``; empty without it.
+        config: says which tags mean "shows no class".
         remarks: gets tags that are no class, and spellings that are taken together.
 
     Raises:
         DataError: no class.
     """
-    if background := sorted(name for name in counts if is_background(name)):
-        remarks.note(f"{some(map(repr, background))} is no class and is left out")
-    counts = Counter({name: n for name, n in counts.items() if not is_background(name)})
+    if negative := sorted(filter(config.is_negative, counts)):
+        remarks.note(f"{some(map(repr, negative))} is no class and is left out")
+    counts = Counter({name: n for name, n in counts.items() if name not in negative})
     if not class_names:
         return table_of_tags(counts, path, remarks)
-    index = positions_of(counts, class_names)
-    if unknown := sorted(counts.keys() - index.keys()):
+    # A line that is no class keeps its value in the masks.
+    values = {name: n for n, name in enumerate(class_names, 1) if not config.is_negative(name)}
+    names = tuple(values)
+    index = positions_of(counts, names)
+    if strangers := sorted(counts.keys() - index.keys()):
         remarks.problem(
-            f"{path.name} has tags that classes.txt lacks: {some(map(repr, unknown))}",
-            nearest(unknown[0], class_names),
+            f"{path.name} has tags that classes.txt lacks: {some(map(repr, strangers))}",
+            nearest(strangers[0], names),
             f"correct them, or add them to {path.with_name('classes.txt')}",
         )
-    note_spellings(index, class_names, remarks)
-    return ClassTable(tuple(class_names), tuple(range(1, len(class_names) + 1)), index)
+    note_spellings(index, names, remarks)
+    return ClassTable(names, tuple(values.values()), index)

@@ -1,13 +1,15 @@
-"""The columns of a table: images, tags, lists."""
+"""The columns of a table: images, tags, lists, groups."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
-from trainer.data.names import is_background
+from trainer.data.groups import group_column
+from trainer.data.knobs import DataConfig
 from trainer.data.remarks import Remarks
-from trainer.data.tables.cells import is_list_name, lists_of, tags_of
-from trainer.data.tables.reading import IMAGE_COLUMNS, Table, flags, is_answer, is_flag
+from trainer.data.tables.cells import OPEN, is_list_name, lists_of, tags_of
+from trainer.data.tables.reading import IMAGE_COLUMNS, UNKNOWN, Table, flags, is_answer, is_flag
 from trainer.errors import DataError, some
 
 TAG_COLUMNS = ("tag", "tags", "label", "labels", "class", "classes", "category", "categories")
@@ -23,6 +25,7 @@ class Columns:
         image: the names of images.
         tag: the tags, or None.
         split: the lists, or None.
+        group: the groups, or None.
         classes: the 0/1 columns, where there is no column of tags.
         unread: names of the other columns.
     """
@@ -30,15 +33,36 @@ class Columns:
     image: int
     tag: int | None
     split: int | None
+    group: int | None
     classes: tuple[int, ...]
     unread: tuple[str, ...]
 
 
-def find_columns(table: Table) -> Columns:
+@dataclass
+class RowTags:
+    """What a row says about the classes of its image.
+
+    Attributes:
+        present: names of classes that it shows.
+        unknown: names of classes that it may show.
+        open: whether the classes that are not named are unknown instead of absent.
+    """
+
+    present: set[str] = field(default_factory=set)
+    unknown: set[str] = field(default_factory=set)
+    open: bool = False
+
+
+def find_columns(table: Table, config: DataConfig, remarks: Remarks) -> Columns:
     """The columns, by their names and their cells.
 
+    Args:
+        table: the table.
+        config: says which column holds the groups, and which 0/1 columns are no classes.
+        remarks: gets a note where a column is taken for the groups that is not called so.
+
     Raises:
-        DataError: no column of images, or none of tags.
+        DataError: no column of images, none of tags, or not the one that ``data.group`` names.
     """
     image, tag = table.find(IMAGE_COLUMNS), table.find(TAG_COLUMNS)
     if image is None:
@@ -47,13 +71,15 @@ def find_columns(table: Table) -> Columns:
             f"one of {some(IMAGE_COLUMNS, 20)}; {SHAPES}",
         )
     split = _split_column(table, {image, tag})
-    others = [c for c in range(len(table.columns)) if c not in (image, tag, split)]
+    free = [c for c in range(len(table.columns)) if c not in (image, tag, split)]
+    grouping = find_group(table, free, config, remarks)
+    others = [c for c in free if c != grouping]
     if tag is not None:
-        return Columns(image, tag, split, (), tuple(table.columns[c] for c in others))
+        return Columns(image, tag, split, grouping, (), tuple(table.columns[c] for c in others))
     candidates = [c for c in others if any(table.cells(c)) or not table.rows]
     # Numbers of folds are no classes.
     candidates = [c for c in candidates if table.columns[c].lower() not in SPLIT_COLUMNS]
-    answers = [c for c in candidates if not table.rows or any(map(is_flag, table.cells(c)))]
+    answers = [c for c in candidates if not table.rows or _may_be_class(table.cells(c))]
     strange = [
         c for c in candidates if c not in answers and table.columns[c].lower() not in IMAGE_COLUMNS
     ]
@@ -67,9 +93,34 @@ def find_columns(table: Table) -> Columns:
         )
     if not answers:
         raise DataError(f"{table.headings()}, none of them for tags", SHAPES)
-    classes = tuple(c for c in answers if not is_background(table.columns[c]))
+    classes = tuple(c for c in answers if not config.is_negative(table.columns[c]))
     unread = tuple(table.columns[c] for c in others if c not in classes)
-    return Columns(image, None, split, classes, unread)
+    return Columns(image, None, split, grouping, classes, unread)
+
+
+def find_group(
+    table: Table, columns: Iterable[int], config: DataConfig, remarks: Remarks
+) -> int | None:
+    """The one of ``columns`` that names groups; None without one.
+
+    Raises:
+        DataError: not the one that ``data.group`` names.
+    """
+    names = [table.columns[c] for c in columns if config.group != "auto" or not _is_0_1(table, c)]
+    place = group_column(names, config.group, table.path.name, remarks)
+    return None if place is None else table.columns.index(names[place])
+
+
+def _is_0_1(table: Table, column: int) -> bool:
+    """Whether a column holds answers and nothing else, so that "tile" is a class there."""
+    cells = [cell for cell in table.cells(column) if cell]
+    return bool(cells) and all(is_flag(cell) or cell.lower() in UNKNOWN for cell in cells)
+
+
+def _may_be_class(cells: Iterable[str]) -> bool:
+    """Whether a cell is an answer, or all of them say that it is unknown."""
+    words = [cell.lower() for cell in cells if cell]
+    return any(map(is_flag, words)) or all(word in UNKNOWN for word in words)
 
 
 def _split_column(table: Table, others: set[int | None]) -> int | None:
@@ -88,25 +139,31 @@ def _split_column(table: Table, others: set[int | None]) -> int | None:
 
 
 def read_tags(
-    table: Table, columns: Columns, classes: list[str], remarks: Remarks
-) -> list[set[str] | None]:
+    table: Table, columns: Columns, classes: list[str], config: DataConfig, remarks: Remarks
+) -> list[RowTags | None]:
     """The tags of each row; None where a row cannot be read, which is a problem.
 
     Args:
         table: the table.
         columns: its columns.
         classes: the lines of ``classes.txt``; empty without it.
+        config: its ``missing`` says what classes are that nobody names.
         remarks: gets cells that cannot be read.
 
     Raises:
         DataError: tags that look like answers to a question.
     """
     if columns.tag is None:
-        rows = flags(table, columns.classes, remarks)
+        rows = flags(table, columns.classes, remarks, config.missing)
         names = [table.columns[c] for c in columns.classes]
-        return [None if row is None else {names[k] for k in row} for row in rows]
-    tags = [set(of_cell) for of_cell in tags_of(table.cells(columns.tag), classes)]
-    values = set().union(*tags)
+        return [
+            None
+            if row is None
+            else RowTags({names[k] for k in row.present}, {names[k] for k in row.unknown})
+            for row in rows
+        ]
+    cells = tags_of(table.cells(columns.tag), classes)
+    values = {tag.removeprefix(OPEN).strip() for tags in cells for tag in tags} - {""}
     if values and not classes and all(map(is_answer, values)):
         name = table.columns[columns.tag]
         raise DataError(
@@ -115,4 +172,20 @@ def read_tags(
             f"call the column {name!r} what 1 means, for example 'cat'; or write names for"
             f" {some(sorted(values))}; or list these as names in classes.txt",
         )
-    return list(tags)
+    return [_row_tags(tags, config) for tags in cells]
+
+
+def _row_tags(tags: Iterable[str], config: DataConfig) -> RowTags:
+    row = RowTags(open=config.missing == "unknown")
+    for tag in tags:
+        name = tag.removeprefix(OPEN).strip()
+        if tag == name:
+            row.present.add(tag)
+            # Whoever writes "background" says that the image shows no class.
+            row.open = row.open and not config.is_negative(name)
+        elif name:
+            row.unknown.add(name)
+        else:
+            row.open = True
+    row.unknown -= row.present
+    return row

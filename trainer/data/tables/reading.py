@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from trainer.data.remarks import Remarks
 from trainer.errors import DataError, some
@@ -21,8 +22,9 @@ IMAGE_COLUMNS = (
 DELIMITERS = (",", "\t", ";", "|")
 # "1,0" and "0,0" come from systems where a comma is the decimal point.
 YES = ("1", "1.0", "true", "t", "yes", "y", "x", "✓", "✔", "1,0")
-NO = ("0", "0.0", "false", "f", "no", "n", "-", "", "0,0")
+NO = ("0", "0.0", "false", "f", "no", "n", "-", "0,0")
 MINUS = ("-1", "-1.0")
+UNKNOWN = ("?", "unknown", "nan", "n/a", "null")
 # How .xlsx, a zip archive, and .xls, an OLE file, begin.
 WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 MARKS = (
@@ -33,6 +35,16 @@ MARKS = (
     (b"\xfe\xff", "utf-16"),
 )
 """Byte order marks and their encodings. That of UTF-32 begins like that of UTF-16."""
+
+
+class Flags(NamedTuple):
+    """What a row of 0/1 cells says: positions of the cells that are 1, and of those that are open.
+
+    All other cells are 0.
+    """
+
+    present: tuple[int, ...]
+    unknown: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,11 +66,11 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def find(self, names: Sequence[str]) -> int | None:
-        """Index of the column of the first of ``names`` that is there. They are in lower case, with
-        ``_`` for blanks and hyphens; the case of the columns does not matter.
+        """Index of the column of the first of ``names`` that is there. Letter case does not matter,
+        nor whether words are separated by ``_``, blanks or hyphens.
         """
-        keys = [_column_key(column) for column in self.columns]
-        return next((keys.index(name) for name in names if name in keys), None)
+        keys = [column_key(column) for column in self.columns]
+        return next((keys.index(key) for name in names if (key := column_key(name)) in keys), None)
 
     def cells(self, column: int) -> list[str]:
         """The cells of a column."""
@@ -135,30 +147,54 @@ def read_text(path: Path) -> tuple[str, list[str]]:
     return text, notes
 
 
-def flags(table: Table, columns: Sequence[int], remarks: Remarks) -> list[tuple[int, ...] | None]:
-    """For each row, the positions in ``columns`` whose cell is 1; None where a cell is neither 0
-    nor 1, which is a problem.
+def flags(
+    table: Table, columns: Sequence[int], remarks: Remarks, missing: str = "absent"
+) -> list[Flags | None]:
+    """What each row says about ``columns``; None for a row with a cell that says nothing.
+
+    Args:
+        table: the table.
+        columns: its 0/1 columns.
+        remarks: gets cells that are neither 0 nor 1 nor unknown, and columns of unknowns only.
+        missing: ``data.missing``, the meaning of a blank cell in a table of marks, which has no
+            cell that says 0. A blank cell beside zeros is unknown.
     """
-    answers: list[tuple[int, ...] | None] = []
+    rows: list[Flags | None] = []
     bad: list[str] = []
     values: Counter[str] = Counter()
-    yes_or_no = _reading(table, columns)
+    meaning = _reading(table, columns, missing)
+    said: set[int] = set()
     for cells, line in zip(table.rows, table.lines, strict=True):
-        row = [yes_or_no.get(cells[column].lower()) for column in columns]
-        for column, answer in zip(columns, row, strict=True):
+        answers = [meaning.get(cells[column].lower()) for column in columns]
+        for column, answer in zip(columns, answers, strict=True):
             if answer is None:
                 values[cells[column]] += 1
                 bad.append(f"line {line}, column {table.columns[column]!r}: {cells[column]!r}")
-        answers.append(None if None in row else tuple(k for k, yes in enumerate(row) if yes))
+        said.update(c for c, answer in zip(columns, answers, strict=True) if answer != "unknown")
+        rows.append(None if None in answers else _flags_of(answers))
     if bad:
         counts = some(f"{value!r} {count} times" for value, count in values.most_common())
         remarks.problem(
             f"{table.path} has {len(bad)} cells that are neither 0 nor 1 ({counts}); the first"
             f" in {bad[0]}; {table.headings()}",
-            "0 or 1 in every class column",
+            "0, 1 or ? (unknown) in every class column",
             "correct them, or remove the columns that are no classes",
         )
-    return answers
+    if open_columns := [table.columns[c] for c in columns if table.rows and c not in said]:
+        remarks.problem(
+            f"{table.path} says of no image whether it shows {some(map(repr, open_columns))}: every"
+            " cell of the column is unknown",
+            "a 1 for some images and a 0 for others",
+            "fill in some cells, or remove the column",
+        )
+    return rows
+
+
+def _flags_of(answers: Sequence[str | None]) -> Flags:
+    return Flags(
+        tuple(k for k, answer in enumerate(answers) if answer == "present"),
+        tuple(k for k, answer in enumerate(answers) if answer == "unknown"),
+    )
 
 
 def is_flag(text: str) -> bool:
@@ -171,22 +207,26 @@ def is_answer(text: str) -> bool:
     return is_flag(text) and (text.lower() in ("true", "false", "yes", "no") or not text.isalpha())
 
 
-def _reading(table: Table, columns: Sequence[int]) -> dict[str, bool]:
-    """Meaning of each value."""
+def _reading(table: Table, columns: Sequence[int], missing: str) -> dict[str, str]:
+    """Meaning of each value: present, absent or unknown."""
     values = {row[column].lower() for row in table.rows for column in columns}
-    # Beside 0, some tables mean "unknown" by -1.
-    minus = MINUS if values.isdisjoint(NO) else ()
-    return dict.fromkeys(YES, True) | dict.fromkeys((*NO, *minus), False)
+    # Beside 0, some tables mean "unknown" by -1 and others "absent": that is for the user to say.
+    no = NO if not values.isdisjoint(NO) else (*NO, *MINUS)
+    # Who writes zeros has said nothing with a blank cell; who writes marks has said "absent".
+    blank = "absent" if missing == "absent" and values.isdisjoint(no) else "unknown"
+    words = dict.fromkeys(YES, "present") | dict.fromkeys(no, "absent")
+    return words | dict.fromkeys(UNKNOWN, "unknown") | {"": blank}
 
 
-def _column_key(name: str) -> str:
+def column_key(name: str) -> str:
+    """The name of a column without letter case, with ``_`` for blanks and hyphens."""
     return re.sub(r"[\s_-]+", "_", name.lower())
 
 
 def _is_index(name: str, cells: list[str]) -> bool:
     """Whether it is the index that pandas writes first, or has neither name nor cells."""
     numbers = all(cell.isdecimal() or not cell for cell in cells)
-    return numbers and re.fullmatch(r"|unnamed:_\d+|index|idx", _column_key(name)) is not None
+    return numbers and re.fullmatch(r"|unnamed:_\d+|index|idx", column_key(name)) is not None
 
 
 def _check_widths(path: Path, rows: list[list[str]], lines: list[int]) -> None:
@@ -258,12 +298,13 @@ def _json_rows(path: Path, text: str) -> tuple[list[list[str]], list[int]]:
         objects.append(entry)
         lines.append(number)
     columns = list(dict.fromkeys(key for entry in objects for key in entry))
-    rows = [[_json_cell(entry.get(key)) for key in columns] for entry in objects]
+    rows = [[cell_of(entry.get(key)) for key in columns] for entry in objects]
     return ([columns, *rows] if columns else []), [1, *lines]
 
 
-def _json_cell(value: object) -> str:
+def cell_of(value: object) -> str:
+    """A JSON value as the text of a cell; "" for null."""
     if isinstance(value, list):
-        return ";".join(map(_json_cell, value))
+        return ";".join(map(cell_of, value))
     text = "" if value is None else str(value).strip()
     return text.encode("utf-8", "replace").decode()  # a lone half of a surrogate pair is no text
