@@ -90,6 +90,7 @@ def report(
 
 app.command()(export_command.export)
 app.command()(data_commands.check)
+app.command()(data_commands.split)
 app.command()(data_commands.convert)
 app.command()(data_commands.synth)
 

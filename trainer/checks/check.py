@@ -10,20 +10,19 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from trainer.checks.conventions import compare
 from trainer.checks.inspection import Finding, Problem, inspect, problems_of
 from trainer.checks.lists import (
     TagCounts,
     about_all_negative,
     about_groups,
+    about_near_duplicates,
     about_negatives,
     about_single_images,
     classes_with,
     tag_counts,
+    uses,
 )
-from trainer.checks.near_duplicates import near_pairs
 from trainer.data.dataset import Dataset, Record
 from trainer.data.formats.opening import open_dataset
 from trainer.data.knobs import DataConfig
@@ -117,7 +116,7 @@ def check(
         *_about_unknown_lists(dataset, lists or ()),
         *_about_files(dataset, inspections),
         *_about_duplicates(dataset, inspections),
-        *_about_near_duplicates(dataset, inspections),
+        *about_near_duplicates(dataset, {r.id: finding for r, finding in inspections}),
         *(_about_classes(dataset, records, choice) if choice else ()),
         *_about_lists(dataset),
         *compare(dataset),
@@ -206,49 +205,10 @@ def _about_duplicates(dataset: Dataset, inspections: Inspections) -> Iterator[Pr
         )
 
 
-def _about_near_duplicates(dataset: Dataset, inspections: Inspections) -> Iterator[Problem]:
-    looks = {record.id: finding for record, finding in inspections if finding.likeness is not None}
-    for (name, ids), (other, others) in combinations(_uses(dataset).items(), 2):
-        # An image in both lists, a copy, and a group in both lists are told elsewhere.
-        keys = [sorted(each & looks.keys() - (ids & others)) for each in (ids, others)]
-        hashes = [np.array([looks[i].likeness for i in each], np.uint64) for each in keys]
-        pairs = [(keys[0][m], keys[1][n]) for m, n in near_pairs(*hashes)]
-        names = tuple(
-            f"{a} = {b}"
-            for a, b in pairs
-            if looks[a].digest != looks[b].digest and not _same_group(dataset, a, b)
-        )
-        if names:
-            yield Problem(
-                "warning",
-                "near-duplicate",
-                f"pairs of images that look nearly the same, one in a {name} list and one in a"
-                f" {other} list: {len(names)}",
-                names,
-                "figures will be too good where they show the same thing: give both one group"
-                " (column group), and wsss-trainer split DATA --val 0.2 keeps it together",
-            )
-
-
-def _same_group(dataset: Dataset, a: str, b: str) -> bool:
-    return bool(dataset.records[a].group) and dataset.records[a].group == dataset.records[b].group
-
-
-def _uses(dataset: Dataset) -> dict[str, set[str]]:
-    """Ids by what lists are for by their names: training, validation, test."""
-    # "trainval" is meant for both uses and says nothing.
-    names = {
-        "training": [n for n in dataset.lists if n.startswith("train") and "val" not in n],
-        "validation": [n for n in dataset.lists if n.startswith("val")],
-        "test": [n for n in dataset.lists if n.startswith("test")],
-    }
-    return {use: {i for n in of_use for i in dataset.lists[n]} for use, of_use in names.items()}
-
-
 def _trains_and_tests(dataset: Dataset) -> tuple[set[str], set[str]]:
     """Ids of all training lists, and of all lists that measure."""
-    uses = _uses(dataset)
-    return uses["training"], uses["validation"] | uses["test"]
+    ids = uses(dataset)
+    return ids["training"], ids["validation"] | ids["test"]
 
 
 def _about_classes(dataset: Dataset, records: list[Record], choice: list[str]) -> Iterator[Problem]:
@@ -280,7 +240,7 @@ def _about_lists(dataset: Dataset) -> Iterator[Problem]:
     if both := tuple(sorted(train & test)):
         message = f"images both in a training list and in a test list: {len(both)}"
         yield Problem("warning", "overlap", message, both, "test figures will be too good")
-    for (name, ids), (other, others) in combinations(_uses(dataset).items(), 2):
+    for (name, ids), (other, others) in combinations(uses(dataset).items(), 2):
         yield from about_groups(dataset, ids, f"a {name} list", others, f"a {other} list")
     if empty := tuple(name for name in dataset.lists if not dataset.lists[name]):
         yield Problem("warning", "list-empty", f"empty lists: {len(empty)}", empty)

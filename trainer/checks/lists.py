@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 
-from trainer.checks.inspection import Problem
+from trainer.checks.inspection import Finding, Problem
+from trainer.checks.near_duplicates import near_pairs
 from trainer.data.dataset import Dataset, Record
 
 
@@ -124,3 +126,48 @@ def about_groups(
             " the column means something else, --set data.group=none"
         )
         yield Problem("error", "group-shared", message, shared, hint)
+
+
+def about_near_duplicates(dataset: Dataset, findings: Mapping[str, Finding]) -> Iterator[Problem]:
+    """Pairs of images that look nearly the same, in lists of different use.
+
+    Args:
+        dataset: the data set.
+        findings: of its images, by id.
+    """
+    looks = {key: finding for key, finding in findings.items() if finding.likeness is not None}
+    for (name, ids), (other, others) in combinations(uses(dataset).items(), 2):
+        # An image in both lists, a copy, and a group in both lists are told elsewhere.
+        keys = [sorted(each & looks.keys() - (ids & others)) for each in (ids, others)]
+        hashes = [np.array([looks[i].likeness for i in each], np.uint64) for each in keys]
+        pairs = [(keys[0][m], keys[1][n]) for m, n in near_pairs(*hashes)]
+        names = tuple(
+            f"{a} = {b}"
+            for a, b in pairs
+            if looks[a].digest != looks[b].digest and not _same_group(dataset, a, b)
+        )
+        if names:
+            yield Problem(
+                "warning",
+                "near-duplicate",
+                f"pairs of images that look nearly the same, one in a {name} list and one in a"
+                f" {other} list: {len(names)}",
+                names,
+                "figures will be too good where they show the same thing: give both one group"
+                " (column group), and wsss-trainer split DATA --val 0.2 keeps it together",
+            )
+
+
+def _same_group(dataset: Dataset, a: str, b: str) -> bool:
+    return bool(dataset.records[a].group) and dataset.records[a].group == dataset.records[b].group
+
+
+def uses(dataset: Dataset) -> dict[str, set[str]]:
+    """Ids by what lists are for by their names: training, validation, test."""
+    # "trainval" is meant for both uses and says nothing.
+    names = {
+        "training": [n for n in dataset.lists if n.startswith("train") and "val" not in n],
+        "validation": [n for n in dataset.lists if n.startswith("val")],
+        "test": [n for n in dataset.lists if n.startswith("test")],
+    }
+    return {use: {i for n in of_use for i in dataset.lists[n]} for use, of_use in names.items()}

@@ -7,8 +7,6 @@ perceptual image hash functions", 2010).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -38,10 +36,14 @@ def perceptual_hash(image_HW3: npt.NDArray[np.uint8]) -> int | None:
 
 def near_pairs(
     first: npt.NDArray[np.uint64], second: npt.NDArray[np.uint64]
-) -> Iterator[tuple[int, int]]:
-    """Positions in ``first`` and ``second`` of the hashes that differ in ``NEAR`` bits at most."""
+) -> list[tuple[int, int]]:
+    """Positions in ``first`` and ``second`` of the hashes that differ in ``NEAR`` bits at most, the
+    most alike first.
+    """
+    pairs = []
     step = max(1, _BLOCK // max(1, len(second)))
     for start in range(0, len(first), step):
         differences = np.bitwise_count(first[start : start + step, None] ^ second[None])
         for row, column in np.argwhere(differences <= NEAR).tolist():
-            yield start + row, column
+            pairs.append((int(differences[row, column]), start + row, column))
+    return [(row, column) for _, row, column in sorted(pairs)]

@@ -1,15 +1,18 @@
-"""Commands about data sets: check, convert, synth."""
+"""Commands about data sets: check, split, convert, synth."""
 
 from __future__ import annotations
 
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from trainer.data.knobs import DataConfig
+
+if TYPE_CHECKING:
+    from trainer.data.split import Split
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder: that of fit --run.")]
@@ -22,7 +25,7 @@ DataSettings = Annotated[
     typer.Option(
         "--set",
         metavar="data.KEY=VALUE",
-        help="Knobs of reading: data.masks, data.crowd, data.keep_empty, ...",
+        help="Knobs of reading: data.group, data.missing, data.lists, data.masks, ...",
     ),
 ]
 
@@ -67,6 +70,57 @@ def check(
         print_report(result)
     if result.exit_code:
         raise typer.Exit(result.exit_code)
+
+
+def split(
+    data: Annotated[Path, typer.Argument(help="Data folder.")],
+    val: Annotated[float, typer.Option(help="Share of the images that validates.")] = 0.2,
+    test: Annotated[float, typer.Option(help="Share of the images that tests.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same lists.")] = 0,
+    list_: Annotated[
+        str, typer.Option("--list", help="Divide this list only; other lists stay.")
+    ] = "all",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="New CSV file of image and list. Default: DATA-lists.csv, here."),
+    ] = None,
+    labels_from: LabelsFrom = None,
+    settings: DataSettings = None,
+    json_: Json = False,
+) -> None:
+    """Divide images into training, validation and test lists.
+
+    Images of one group (column group, patient, slide, scene or tile) stay together, and each list
+    gets its share of every class and of the images without any. The lists go into a new file, which
+    --set data.lists=FILE reads; called lists.csv in the data folder, it is read by itself. Nothing
+    of the data changes.
+
+    \b
+    Examples:
+      wsss-trainer split photos/ --val 0.2 --test 0.2
+      wsss-trainer split photos/ --out photos/lists.csv
+      wsss-trainer split photos/ --list train --val 0.1 --set data.group=patient --seed 1
+    """
+    from trainer.data.formats.opening import open_dataset
+    from trainer.data.split import default_file
+    from trainer.data.split import split as divide
+    from trainer.data.tables.lists import LISTS_FILE
+    from trainer.files import write_atomic
+    from trainer.outputs import check_file
+
+    dataset = open_dataset(data, config=data_config(labels_from, settings))
+    result = divide(dataset, {"val": val, "test": test}, seed, list_)
+    target, table = out or default_file(dataset), result.table()
+    check_file(target, is_ours=lambda file: file.read_bytes() == table, hint="--out NEW.csv")
+    write_atomic(target, table)
+    if json_:
+        facts = {"from": str(data), "out": str(target), "seed": seed, "lists": result.facts()}
+        print(json.dumps({**facts, "warnings": result.warnings()}, indent=1))
+        return
+    print_split(result)
+    in_place = target.resolve() == (data / LISTS_FILE).resolve()
+    setting = "" if in_place else f" --set data.lists={target}"
+    print(f"{target}\nnext: wsss-trainer fit {data}{setting}")
 
 
 def convert(
@@ -145,3 +199,27 @@ def data_config(labels_from: str | None, settings: list[str] | None) -> DataConf
     labels = {"labels_from": labels_from} if labels_from else {}
     knobs = parse_settings(settings or (), ("data",))["data"]
     return replace(DataConfig(), labels | knobs, "data")
+
+
+def print_split(split: Split) -> None:
+    """Print how many images of each class every list has."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    facts = split.facts()
+    table = Table("", *map(escape, facts))
+    for words, key in (
+        ("images", "images"),
+        ("groups", "groups"),
+        ("show no class", "negatives"),
+        ("unknown classes", "unknown"),
+    ):
+        table.add_row(words, *(str(entry[key]) for entry in facts.values()))
+    table.add_section()
+    for name in split.dataset.classes:
+        table.add_row(escape(name), *(str(entry["classes"][name]) for entry in facts.values()))
+    console = Console()
+    console.print(table)
+    for text in split.warnings():
+        console.print(f"[yellow]warning[/]: {escape(text)}")

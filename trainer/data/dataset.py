@@ -197,9 +197,10 @@ class Dataset:
             if record.unknown or record.group:
                 digest.update(repr((record.unknown, record.group)).encode())
         # The other knobs of reading change records or lists, which are in the hash already.
-        painting = (self.config.masks, self.config.crowd)
-        if painting != (DataConfig.masks, DataConfig.crowd):
-            digest.update(repr(painting).encode())
+        config = self.config
+        unseen = (config.masks, config.crowd, config.labels_from)
+        if unseen != (DataConfig.masks, DataConfig.crowd, DataConfig.labels_from):
+            digest.update(repr(unseen).encode())
         return digest.hexdigest()[:16]
 
     def reported_lists(self, train_list: str, val_list: str | None) -> list[str]:

@@ -126,7 +126,7 @@ def test_what_is_trained_and_measured_is_said_first(tmp_path: Path) -> None:
     facts = preflight(open_dataset(data), "train", ("train", "val"), True, True)
     text = "\n".join(facts.lines())
     for part in (
-        "trains on 'train': 3 images, 1 of them without a tag; tags from labels.csv: cat 1, cow 1",
+        "trains on 'train': 3 images, 2 with a tag and 1 that show no class; tags from labels.csv:",
         "the upper bound on 2 true masks",
         "measures on images with a true mask: 'train' (2 of 3), 'val' (1 of 2)",
         "does not use the lists: test 1",

@@ -23,7 +23,6 @@ Key = int | str
 Kind = Literal["object", "crowd", "void"]
 SECTIONS = ("images", "annotations", "categories")
 ABSENT, PARTIAL = "neg_category_ids", "not_exhaustive_category_ids"
-"""Fields of an image that LVIS adds."""
 FLAGS = {"0": False, "1": True, "false": False, "true": True, "none": False, "": False}
 CONSTANTS = {"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -52,8 +51,8 @@ class Entry:
         size: height and width as written there, or None.
         notes: its annotations in file order.
         outlines: their outlines, as in ``Shape.outlines``.
-        absent: categories that were looked for and not found; None where nothing says which were
-            looked for.
+        absent: categories that were looked for and not found, as LVIS lists them; None where nobody
+            says which were looked for.
         partial: categories of which perhaps not all objects are annotated.
         group: what the image belongs to, or "".
     """
@@ -248,7 +247,7 @@ class _Parser:
                 wrong = "id"
             elif not isinstance(file_name, str) or not file_name.strip():
                 wrong = "file_name"
-            absent, partial = (_keys(entry.get(field)) for field in (ABSENT, PARTIAL))
+            absent, partial = _keys(entry.get(ABSENT)), _keys(entry.get(PARTIAL))
             if absent is None or partial is None:
                 wrong = ABSENT if absent is None else PARTIAL
             if wrong is None and key is not None and key not in self.images:

@@ -112,7 +112,7 @@ def test_lists_of_any_spelling(tmp_path: Path, outer: tuple[str, str]) -> None:
 def test_background_is_no_class(tmp_path: Path) -> None:
     data = open_dataset(make(tmp_path, "cat/a.jpg", "Background/b.jpg", "__ignore__/c.jpg"))
     assert tags(data) == {"Background__b": [], "cat__a": ["cat"]}
-    assert any("'Background' have no tag" in note for note in data.notes)
+    assert any("'Background' show none of the classes" in note for note in data.notes)
     assert any("'__ignore__' are left out" in note for note in data.notes)
 
 

@@ -22,7 +22,7 @@ CATEGORIES = [
 SQUARE = [[1, 1, 4, 1, 4, 4, 1, 4]]
 
 
-KEEP = DataConfig(keep_empty=True)
+DROP = DataConfig(keep_empty=False)
 
 
 def note(image: int, category: int, segmentation: Any = None, **extra: Any) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def make(
 
 def test_categories_by_rank_and_tags_without_crowds(tmp_path: Path) -> None:
     make(tmp_path, [note(0, 90), note(0, 1), note(0, 90), note(0, 13, iscrowd=1)])
-    data = open_dataset(tmp_path, config=KEEP)
+    data = open_dataset(tmp_path)
     assert data.format == "coco"
     assert data.classes == ("person", "stop sign", "toothbrush")
     assert data.lists["train2014"] == ("COCO_train2014_000000000009", "b")
@@ -64,28 +64,26 @@ def test_categories_by_rank_and_tags_without_crowds(tmp_path: Path) -> None:
     assert data.records["COCO_train2014_000000000009"].tags == (0, 2)
     assert data.records["b"].tags == ()
     assert "crowds left out" in data.tags_from
-    assert any(
-        "1 of 2 images of train2014 have no annotation and have no tag" in text
-        for text in data.notes
-    )
+    assert data.records["b"].is_negative
+    assert "1 of 2 images show none of the classes" in data.notes
     assert any("ids run from 1 to 90 with gaps: masks hold 1 to 3" in text for text in data.notes)
     with_crowds = open_dataset(tmp_path, config=DataConfig(crowd_tags=True))
     assert with_crowds.records["COCO_train2014_000000000009"].tags == (0, 1, 2)
     assert "crowds included" in with_crowds.tags_from
 
 
-def test_images_without_annotation_are_left_out_unless_kept(tmp_path: Path) -> None:
+def test_images_without_annotation_are_negatives_or_left_out(tmp_path: Path) -> None:
     make(tmp_path, [note(0, 1, iscrowd=1), note(0, 1, ignore=1), note(0, 90)])
-    data = open_dataset(tmp_path)
+    data = open_dataset(tmp_path, config=DROP)
     assert data.lists["train2014"] == data.lists["all"] == ("COCO_train2014_000000000009",)
     assert isinstance(data, CocoDataset)
     tags = data.records["COCO_train2014_000000000009"].tags
     assert (data.empty, tags) == ({"train2014": 1}, (2,))
     assert any("1 annotations of train2014 are crowds" in text for text in data.notes)
     assert any("data.keep_empty=on keeps them" in text for text in data.notes)
-    kept = open_dataset(tmp_path, config=KEEP)
-    assert len(kept.records) == 2
-    assert kept.fingerprint() != data.fingerprint()
+    whole = open_dataset(tmp_path)
+    assert len(whole.records) == 2
+    assert whole.fingerprint() != data.fingerprint()
 
 
 @pytest.mark.parametrize(("crowd", "value"), [("drop", 0), ("ignore", 255), ("keep", 1)])
@@ -95,7 +93,7 @@ def test_masks_are_painted_in_order_with_crowds_as_asked(
     runs = {"size": [8, 10], "counts": [72, 8]}  # the last column, column-major
     later = [[3, 3, 6, 3, 6, 6, 3, 6]]
     make(tmp_path, [note(0, 1), note(0, 90, later), note(0, 1, runs, iscrowd=1)])
-    opened = open_dataset(tmp_path, config=DataConfig(crowd=crowd, keep_empty=True))
+    opened = open_dataset(tmp_path, config=DataConfig(crowd=crowd))
     data = pickle.loads(pickle.dumps(opened))  # as a worker process gets it
     record = data.records["COCO_train2014_000000000009"]
     assert data.has_mask(record)
@@ -118,7 +116,7 @@ def test_ignored_annotations_are_255_and_no_tag(tmp_path: Path) -> None:
     runs = {"size": [8, 10], "counts": [72, 8]}
     make(tmp_path, [note(0, 1), note(0, 90, runs, iscrowd=1, ignore=1)])
     data = open_dataset(tmp_path, config=DataConfig(crowd="keep", crowd_tags=True))
-    (record,) = data.subset("train2014")
+    record, _ = data.subset("train2014")
     assert record.tags == (0,)
     assert (data.read_mask(record)[:, 9] == 255).all()
 
@@ -126,7 +124,7 @@ def test_ignored_annotations_are_255_and_no_tag(tmp_path: Path) -> None:
 def test_tags_from_the_masks_are_what_no_later_object_hides(tmp_path: Path) -> None:
     make(tmp_path, [note(0, 1), note(0, 90)])
     data = open_dataset(tmp_path, config=DataConfig(labels_from="masks"))
-    (record,) = data.subset("train2014")
+    record, _ = data.subset("train2014")
     assert [data.classes[k] for k in record.tags] == ["toothbrush"]
     assert data.tags_from == "classes in the masks"
     with pytest.raises(DataError, match="tags are in its JSON"):
@@ -179,14 +177,14 @@ def test_compressed_run_lengths(tmp_path: Path) -> None:
 @pytest.mark.parametrize("folder", ["train2014", "images/train2014", "images", "."])
 def test_image_folders(tmp_path: Path, folder: str) -> None:
     make(tmp_path, [note(0, 1)], folder=folder)
-    assert len(open_dataset(tmp_path, config=KEEP).records) == 2
+    assert len(open_dataset(tmp_path).records) == 2
 
 
 def test_several_files_are_several_lists(tmp_path: Path) -> None:
     make(tmp_path, [note(0, 1)])
     make(tmp_path, [note(0, 90)], "instances_val2014", "val2014", ("b.jpg",))
     (tmp_path / "annotations" / "captions_val2014.json").write_text("[]")
-    data = open_dataset(tmp_path, config=KEEP)
+    data = open_dataset(tmp_path)
     assert data.lists["val2014"] == ("val2014__b",)
     assert len(data.lists["all"]) == 3
     assert data.records["val2014__b"].tags == (2,)
@@ -230,7 +228,7 @@ def test_bad_tables(tmp_path: Path, change: dict[str, Any], message: str) -> Non
     path = tmp_path / "annotations" / "instances_train2014.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(DataError, match=message):
-        open_dataset(tmp_path, config=KEEP)
+        open_dataset(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"images": []}', b"\xff\xff"])

@@ -107,14 +107,12 @@ def test_nothing_is_lost_in_voc_and_csv(source: Path, tmp_path: Path, form: str)
 
 def test_voc_to_coco_and_back(source: Path, tmp_path: Path) -> None:
     summary = convert(source, tmp_path / "coco", "coco", "hardlink")
-    assert summary["lost"] == [
-        "1 images have neither tag nor mask pixel: they need --set data.keep_empty=on when read",
-    ]
-    keep = DataConfig(keep_empty=True)
-    old, coco = facts(open_dataset(source)), facts(open_dataset(tmp_path / "coco", config=keep))
+    assert summary["lost"] == []
+    old, coco = facts(open_dataset(source)), facts(open_dataset(tmp_path / "coco"))
     assert coco == old
-    assert NAMES[2] not in open_dataset(tmp_path / "coco").records
-    convert(tmp_path / "coco", tmp_path / "back", "voc", "symlink", config=keep)
+    without = DataConfig(keep_empty=False)
+    assert NAMES[2] not in open_dataset(tmp_path / "coco", config=without).records
+    convert(tmp_path / "coco", tmp_path / "back", "voc", "symlink")
     assert facts(open_dataset(tmp_path / "back")) == old
     for name in (NAMES[0], NAMES[4]):
         values = [
@@ -165,7 +163,7 @@ def test_coco_to_voc_with_gaps_crowds_polygons_and_empty_images(tmp_path: Path) 
         ],
     }
     (root / "annotations" / "instances_train.json").write_text(json.dumps(table))
-    config = DataConfig(crowd="ignore", keep_empty=True)
+    config = DataConfig(crowd="ignore")
     summary = convert(root, tmp_path / "voc", "voc", config=config)
     new = open_dataset(tmp_path / "voc")
     assert (new.classes, new.mask_values) == (("ant", "zebra"), (1, 2))
@@ -175,7 +173,7 @@ def test_coco_to_voc_with_gaps_crowds_polygons_and_empty_images(tmp_path: Path) 
     assert (mask == 2).sum() == 16
     assert not new.read_mask(new.records["b"]).any()
     assert summary["lost"] == ["objects of a class become one region: instances, boxes and crowds"]
-    convert(root, tmp_path / "dropped", "voc")
+    convert(root, tmp_path / "dropped", "voc", config=DataConfig(keep_empty=False))
     assert list(open_dataset(tmp_path / "dropped").records) == ["a"]
 
 

@@ -183,16 +183,20 @@ def test_psa_lists_are_read_as_they_are(tmp_path: Path) -> None:
 
 def test_one_folder_a_class_there_and_back(tmp_path: Path) -> None:
     summary = convert(folder(tmp_path), tmp_path / "folders", "folders")
-    assert summary["images"] == 2
-    assert summary["lost"][0] == "1 images with several tags and 1 without a tag"
+    assert summary["images"] == 3
+    assert summary["lost"][0] == "1 images with several tags and 0 whose tags are unknown"
     assert (tmp_path / "folders" / "train_aug" / "dog" / "b.png").is_file()
     data = open_dataset(tmp_path / "folders")
     assert data.lists == {
         "train_aug": ("train_aug__dog__b",),
-        "val": ("val__cat__c",),
+        "val": ("val__background__d", "val__cat__c"),
         "all": tuple(data.records),
     }
-    assert tags(data) == {"train_aug__dog__b": ["dog"], "val__cat__c": ["cat"]}
+    assert tags(data) == {
+        "train_aug__dog__b": ["dog"],
+        "val__background__d": [],
+        "val__cat__c": ["cat"],
+    }
 
 
 def test_class_folders(tmp_path: Path) -> None:

@@ -60,8 +60,9 @@ def test_two_column_lists_and_sbd_name(tmp_path: Path) -> None:
     assert data.lists["train_aug"] == ("2007_000032", "b 1")
     assert data.lists["train"] == ("2007_000032",)
     assert any("1 listed images have no row" in note for note in data.notes)
-    assert any("1 images have no tag" in note for note in data.notes)
+    assert "1 of 2 images have unknown classes; of 1 of them nothing is known" in data.notes
     assert data.records["b 1"].tags == ()
+    assert data.records["b 1"].unknown == (0, 1)
 
 
 def test_xml_tags_count_difficult_objects_but_not_parts(tmp_path: Path) -> None:
@@ -111,7 +112,7 @@ def test_labels_from_is_obeyed_and_part_of_the_fingerprint(tmp_path: Path) -> No
     assert len(prints) == 3
     data = open_dataset(root, config=DataConfig(labels_from="masks"))
     assert data.tags_from == "classes in the masks"
-    assert any(note == "1 images have no tag: 2007_000033" for note in data.notes)
+    assert data.records["2007_000033"].unknown == (0, 1)
     (root / "image_labels.csv").unlink()
     assert open_dataset(root).tags_from.startswith("objects of Annotations")
     with pytest.raises(DataError, match=r"has no image_labels\.csv") as error:
