@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.data.classes import check_classes
-from trainer.data.coco.table import CocoTable, Key
+from trainer.data.coco.fields import Key
+from trainer.data.coco.table import CocoTable
 from trainer.data.dataset import IGNORE
 from trainer.data.names import BACKGROUND_NAMES, IGNORE_NAMES, folded
 from trainer.data.remarks import Remarks

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from trainer.data.classes import complement
 from trainer.data.coco.categories import Categories
+from trainer.data.coco.fields import Key
 from trainer.data.coco.images import CocoImages, record_name
 from trainer.data.coco.outlines import Shape
-from trainer.data.coco.table import CocoTable, Entry, Key
+from trainer.data.coco.table import CocoTable, Entry
 from trainer.data.dataset import IGNORE, Record
 from trainer.data.knobs import DataConfig
 from trainer.data.remarks import Remarks

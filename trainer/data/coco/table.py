@@ -11,19 +11,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from trainer.data.coco.outlines import Piece, Size, compress, is_relative, pieces_of, whole
+from trainer.data.coco.fields import Key, flag_of, key_of, keys_of, printable, side_of
+from trainer.data.coco.outlines import Piece, Size, compress, is_relative, pieces_of
 from trainer.data.groups import group_field
 from trainer.data.names import folded, is_one_line
 from trainer.data.remarks import Remarks
 from trainer.data.tables.reading import cell_of
 from trainer.errors import DataError, some
 
-Key = int | str
-"""Id of a category or an image."""
 Kind = Literal["object", "crowd", "void"]
 SECTIONS = ("images", "annotations", "categories")
 ABSENT, PARTIAL = "neg_category_ids", "not_exhaustive_category_ids"
-FLAGS = {"0": False, "1": True, "false": False, "true": True, "none": False, "": False}
 CONSTANTS = {"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -153,23 +151,6 @@ def read_table(path: Path, name: str, group: str, remarks: Remarks) -> CocoTable
     return CocoTable(path, name, categories, entries, relative, tuple(texts))
 
 
-def key_of(value: object) -> Key | None:
-    """An id as a number where it is one (``1``, ``1.0``, ``"1"``), else as text (``007`` too); None
-    for anything else.
-    """
-    number = whole(value)
-    if not isinstance(value, str):
-        return number
-    text = printable(value).strip()
-    # "007" stays text, because as a number it would be the id of another entry.
-    return number if text.removesuffix(".0") == str(number) else text or None
-
-
-def printable(text: str) -> str:
-    """Text without lone surrogates, which JSON can hold and no terminal can print."""
-    return text.encode("utf-8", "replace").decode()
-
-
 def _load(path: Path) -> dict[str, list[Any]]:
     """The three sections."""
     try:
@@ -241,13 +222,13 @@ class _Parser:
                 self.damaged.append(f"{where} is {_short(entry)}")
                 continue
             key, file_name = key_of(entry.get("id")), entry.get("file_name")
-            sides = {field: _side(entry.get(field)) for field in ("height", "width")}
+            sides = {field: side_of(entry.get(field)) for field in ("height", "width")}
             wrong = next((field for field, side in sides.items() if side is None), None)
             if key is None:
                 wrong = "id"
             elif not isinstance(file_name, str) or not file_name.strip():
                 wrong = "file_name"
-            absent, partial = _keys(entry.get(ABSENT)), _keys(entry.get(PARTIAL))
+            absent, partial = keys_of(entry.get(ABSENT)), keys_of(entry.get(PARTIAL))
             if absent is None or partial is None:
                 wrong = ABSENT if absent is None else PARTIAL
             if wrong is None and key is not None and key not in self.images:
@@ -274,7 +255,7 @@ class _Parser:
                 self.damaged.append(f"{where} is {_short(entry)}")
                 continue
             image, category = key_of(entry.get("image_id")), key_of(entry.get("category_id"))
-            crowd, void = _flag(entry.get("iscrowd")), _flag(entry.get("ignore"))
+            crowd, void = flag_of(entry.get("iscrowd")), flag_of(entry.get("ignore"))
             checks = {
                 "image_id": image,
                 "category_id": category,
@@ -327,26 +308,3 @@ class _Parser:
                 f"every category_id among {some(self.categories, 20)}, every image_id among the"
                 " images",
             )
-
-
-def _side(value: object) -> int | None:
-    """Height or width; 0 where it is not stated; None where it is no size."""
-    if value is None:
-        return 0
-    number = whole(value)
-    return number if number is not None and number >= 0 else None
-
-
-def _keys(value: object) -> frozenset[Key] | None:
-    """Ids of categories; empty where there are none; None where it is no list of ids."""
-    if value is None:
-        return frozenset()
-    keys = [key_of(each) for each in value] if isinstance(value, list) else [None]
-    return None if None in keys else frozenset(key for key in keys if key is not None)
-
-
-def _flag(value: object) -> bool | None:
-    """Yes or no, None for anything else."""
-    if isinstance(value, float) and value in (0.0, 1.0):
-        return bool(value)
-    return FLAGS.get(str(value).strip().lower())
