@@ -12,7 +12,7 @@ import typer
 from trainer.data.knobs import DataConfig
 
 if TYPE_CHECKING:
-    from trainer.data.split import Split
+    from trainer.data.formats.split import Split
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder: that of fit --run.")]
@@ -102,8 +102,8 @@ def split(
       wsss-trainer split photos/ --list train --val 0.1 --set data.group=patient --seed 1
     """
     from trainer.data.formats.opening import open_dataset
-    from trainer.data.split import default_file
-    from trainer.data.split import split as divide
+    from trainer.data.formats.split import default_file
+    from trainer.data.formats.split import split as divide
     from trainer.data.tables.lists import LISTS_FILE
     from trainer.files import write_atomic
     from trainer.outputs import check_file

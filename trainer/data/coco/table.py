@@ -13,9 +13,9 @@ from typing import Any, Literal, NamedTuple
 
 from trainer.data.coco.fields import Key, flag_of, key_of, keys_of, printable, side_of
 from trainer.data.coco.outlines import Piece, Size, compress, is_relative, pieces_of
-from trainer.data.groups import group_field
 from trainer.data.names import folded, is_one_line
 from trainer.data.remarks import Remarks
+from trainer.data.tables.groups import group_field
 from trainer.data.tables.reading import cell_of
 from trainer.errors import DataError, some
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from trainer.data.groups import group_column
 from trainer.data.knobs import DataConfig
 from trainer.data.remarks import Remarks
 from trainer.data.tables.cells import OPEN, is_list_name, lists_of, tags_of
+from trainer.data.tables.groups import group_column
 from trainer.data.tables.reading import IMAGE_COLUMNS, UNKNOWN, Table, flags, is_answer, is_flag
 from trainer.errors import DataError, some
 
