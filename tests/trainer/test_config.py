@@ -118,4 +118,5 @@ def test_as_dict_is_plain_json():
         "workers": -1,
         "bad": "stop",
         "pixels": 4_000_000,
+        "unknown": 0.5,
     }
