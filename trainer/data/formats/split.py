@@ -141,6 +141,7 @@ def default_file(dataset: Dataset) -> Path:
 def _by_group(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
+        # An image without a group is one of its own. The pair keeps ids apart from names of groups.
         key = (record.group, "" if record.group else record.id)
         groups.setdefault(key, []).append(record)
     return groups
@@ -177,6 +178,7 @@ def _assign(counts: Counts, shares: Sequence[float], seed: int) -> npt.NDArray[n
             bare = np.flatnonzero(given[:, column] == 0)
             # The last groups of a class go to the lists that have none of it.
             choices = bare if 0 < len(groups) - place <= len(bare) else np.arange(len(shares))
+            # lexsort goes by its last key first: images of the class, then images of any kind.
             order = np.lexsort((lacking[choices, -1], lacking[choices, column]))
             owner = choices[order[-1]]
             owners[group] = owner
