@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from refined import fit, names
 from tiny_nets import TinyBackbone, pictures
 
-from trainer.data.dataset import Record
+from trainer import cli, plan
+from trainer.data.dataset import Record, read_index_png
+from trainer.data.formats.opening import open_dataset
 from trainer.data.pixels import image_size
 from trainer.errors import DataError
 from trainer.maps.camfile import cam_path, read_cam, write_cam
@@ -24,6 +29,8 @@ from trainer.stages.import_cams import import_cams
 from trainer.training.inference import image_logits
 
 CLASSES = 3
+OPEN, PARTLY, FREE = "scene_00001", "scene_00002", "scene_00003"
+"""Nobody knows any class; one class is unknown; it shows none."""
 
 
 def tiny_cam() -> Cam:
@@ -98,3 +105,71 @@ def test_the_teacher_of_a_segmenter_may_find_unknown_classes(tmp_path):
     segmenter = Aspp(SegmentConfig(teacher="replace", ema=0.9, crop=32), "resnet18", CLASSES)
     sample = make_sample(record, np.random.default_rng(0), segmenter, data.read_mask)
     assert sample["possible"].tolist() == [True, False, True, True]
+
+
+@pytest.fixture
+def gaps(scenes, monkeypatch) -> Path:
+    """The scenes with unknown tags and an image without any class."""
+
+    def with_gaps(*args, **more):
+        dataset = open_dataset(*args, **more)
+        every = tuple(range(len(dataset.classes)))
+        records = dict(dataset.records)
+        records[OPEN] = replace(records[OPEN], tags=(), unknown=every)
+        rest = tuple(k for k in every if k not in records[PARTLY].tags)
+        records[PARTLY] = replace(records[PARTLY], unknown=rest[:1])
+        records[FREE] = replace(records[FREE], tags=())
+        return replace(dataset, records=records)
+
+    monkeypatch.setattr(plan, "open_dataset", with_gaps)
+    return scenes
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("way", ["crf", "affinity", "irn"])
+@pytest.mark.parametrize("least", [0, 1])
+def test_a_whole_run_with_unknown_tags_and_negatives(gaps, tmp_path, way, least):
+    run = tmp_path / "run"
+    fit(gaps, run, f"cams.unknown={least}", refine=way, until="refine")
+    everything = set(open_dataset(gaps).records)
+    maps = {name: read_cam(cam_path(run / "cams", name)).classes.tolist() for name in everything}
+    assert len(maps[OPEN]) == (0 if least else len(open_dataset(gaps).classes))
+    tags = open_dataset(gaps).records[PARTLY].tags
+    assert len(maps[PARTLY]) == len(tags) + (0 if least else 1)
+    assert maps[FREE] == []
+    if way != "crf":
+        walked = {name: read_cam(cam_path(run / "walk", name)) for name in everything}
+        assert {name: cam.classes.tolist() for name, cam in walked.items()} == maps
+        # Only images with a tag teach the walk.
+        labels = names(run / f"{way}_labels", ".npz" if way == "affinity" else ".png")
+        assert {OPEN, FREE} & labels == set()
+        assert PARTLY in labels
+    if way == "irn":
+        assert (run / "instances" / f"{OPEN}.npz").exists() == (not least)
+    masks = {name: read_index_png(run / "masks" / f"{name}.png") for name in everything}
+    for name, classes in maps.items():
+        assert set(np.unique(masks[name])) <= {0, 255, *(k + 1 for k in classes)}
+    assert not masks[FREE].any()
+    assert json.loads((run / "manifest.json").read_text())["stages"]["refine"]["status"] == "done"
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("least", [0, 1])
+def test_the_segmenter_and_the_report_take_such_runs(gaps, tmp_path, least):
+    run = tmp_path / "run"
+    fit(
+        gaps,
+        run,
+        f"cams.unknown={least}",
+        "segment.epochs=1",
+        "segment.crop=64",
+        "segment.workers=0",
+        "segment.ema=0.5",
+        "segment.teacher=replace",
+        refine="affinity",
+        until="evaluate",
+    )
+    stages = json.loads((run / "manifest.json").read_text())["stages"]
+    assert {"segment", "evaluate"} <= {n for n, s in stages.items() if s["status"] == "done"}
+    cli.app(["report", str(run), "--images", "10"], standalone_mode=False)
+    assert (run / "report.html").read_text().count("AffinityNet labels") >= 6

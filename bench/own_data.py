@@ -1,0 +1,173 @@
+"""Measure the product on data as people have them. One subcommand answers one question.
+
+    python bench/own_data.py hidden-tags DATA --weights FILE --out runs/hidden-tags
+
+Further options are those of wsss-trainer fit, such as --backbone or --set. Every run is a run of
+the command line. A run that is finished is not made again, so an interrupted program goes on when
+it is called again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import command_line
+import numpy as np
+
+from trainer.data.dataset import Record
+from trainer.data.formats.opening import open_dataset
+from trainer.data.formats.voc import CSV
+from trainer.data.formats.writing import tag_table
+from trainer.files import write_atomic
+
+STAGES = ("cam", "refined", "segment")
+WAYS = ("absent", "unknown")
+
+
+def main() -> None:
+    parser = command_line.parser(__doc__)
+    questions = parser.add_subparsers(required=True, metavar="QUESTION")
+    add(questions, "hidden-tags", hidden_tags, add_hidden_tags)
+    args, args.fit = parser.parse_known_args()
+    args.answer(args)
+
+
+def add(
+    questions: Any,
+    name: str,
+    answer: Callable[[argparse.Namespace], None],
+    *options: Callable[[argparse.ArgumentParser], None],
+) -> None:
+    """A subcommand: ``answer``, whose docstring is its help, with the options of all runs."""
+    about = inspect.cleandoc(answer.__doc__ or "")
+    parser = questions.add_parser(
+        name,
+        description=about,
+        help=about.split(".")[0],
+        formatter_class=command_line.Help,
+    )
+    parser.add_argument("data", type=Path, help="data set with true masks")
+    parser.add_argument("--weights", required=True, help="initial weights of the backbone")
+    parser.add_argument("--out", type=Path, default=Path("runs") / name, help="folder of the runs")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--train-list", help="list to train on; fit's default")
+    parser.add_argument("--val-list", default="val", help="list whose tags stay as they are")
+    parser.add_argument("--until", default="cams", help="last stage of every run")
+    for more in options:
+        more(parser)
+    parser.set_defaults(answer=answer)
+
+
+def add_hidden_tags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--shares", type=float, nargs="+", default=[0.2, 0.4], help="shares of the tags to hide"
+    )
+
+
+def hidden_tags(args: argparse.Namespace) -> None:
+    """How far the maps fall if some tags are unknown, and how far if they are called absent.
+
+    Draws a share of the entries of the 0/1 table of tags, of all images outside of the validation
+    list, and hides them in two ways. "unknown": these entries become "?". "absent": those of them
+    that were 1 become 0. Measured is the mean IoU of the maps on each list with true masks: on the
+    training list, where hidden tags also decide which maps an image has, and on the validation
+    list, whose tags all stay, where only what the classifier has learned can differ. The seed
+    draws the entries and everything random of the run.
+
+    Prints the mean and the deviation over seeds, and for each share the fall of "unknown" as a
+    part of the fall of "absent".
+    """
+    base = args.out / "data" / "whole"
+    command("convert", args.data, base, "--to", "voc", "--images", "symlink")
+    variants: list[tuple[float, str]] = [(0.0, "whole"), *itertools.product(args.shares, WAYS)]
+    rows = []
+    for (share, way), seed in itertools.product(variants, range(args.seeds)):
+        name = f"{way}-{share:g}-{seed}" if share else f"whole-{seed}"
+        data = hidden(base, args.out / "data" / name, share, way, seed, args) if share else base
+        figures = run(args, data, args.out / name, seed)
+        for stage, lists in figures.items():
+            rows += [(stage, on, share, way, value) for on, value in lists.items()]
+            print(name, stage, {on: f"{value:.2f}" for on, value in lists.items()}, flush=True)
+    write_atomic(args.out / "hidden_tags.json", json.dumps(rows, indent=1).encode())
+    for stage, on in dict.fromkeys(row[:2] for row in rows):
+        print_falls(stage, on, [row[2:] for row in rows if row[:2] == (stage, on)])
+
+
+def hidden(
+    base: Path, folder: Path, share: float, way: str, seed: int, args: argparse.Namespace
+) -> Path:
+    """``folder``: the VOC data set ``base`` with hidden tags, its other files as links."""
+    dataset = open_dataset(base)
+    measured = set(dataset.lists.get(args.val_list, ()))
+    draws = np.random.default_rng(seed).random((len(dataset.records), len(dataset.classes)))
+    records = [
+        record if record.id in measured else without(record, np.flatnonzero(row < share), way)
+        for record, row in zip(dataset.records.values(), draws, strict=True)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in base.iterdir():
+        if path.name != CSV and not (folder / path.name).exists():
+            (folder / path.name).symlink_to(path.resolve())
+    write_atomic(folder / CSV, tag_table(dataset.classes, records))
+    return folder
+
+
+def without(record: Record, classes: Iterable[int], way: str) -> Record:
+    """The record with the tags of ``classes`` hidden."""
+    hidden_classes = set(map(int, classes))
+    tags = tuple(k for k in record.tags if k not in hidden_classes)
+    unknown = tuple(sorted(hidden_classes)) if way == "unknown" else ()
+    return dataclasses.replace(record, tags=tags, unknown=unknown)
+
+
+def run(
+    args: argparse.Namespace, data: Path, folder: Path, seed: int
+) -> dict[str, dict[str, float]]:
+    """Mean IoU in percent of maps and masks on each list."""
+    lists = ["--train-list", args.train_list] if args.train_list else []
+    options = ["--weights", args.weights, "--seed", seed, "--until", args.until, *lists, *args.fit]
+    command("fit", data, "--run", folder, "--val-list", args.val_list, *options)
+    report = json.loads(command("eval", folder, "--json"))
+    return {
+        stage: {on: 100 * report[stage][on]["miou"] for on in report[stage]}
+        for stage in STAGES
+        if stage in report
+    }
+
+
+def command(*words: object) -> str:
+    """What ``wsss-trainer`` prints; its progress goes to stderr."""
+    line = [sys.executable, "-m", "trainer", *map(str, words)]
+    process = subprocess.run(line, stdout=subprocess.PIPE, text=True)
+    if process.returncode:
+        # The command has said why.
+        raise SystemExit(process.returncode)
+    return process.stdout
+
+
+def print_falls(stage: str, on: str, rows: Sequence[tuple[float, str, float]]) -> None:
+    values: dict[tuple[float, str], list[float]] = {}
+    for share, way, value in rows:
+        values.setdefault((share, way), []).append(value)
+    print(f"\n{stage}, list {on}: mean IoU in percent")
+    for (share, way), several in values.items():
+        deviation = f" ± {np.std(several, ddof=1):.2f}" if len(several) > 1 else ""
+        print(f"  {share:4.0%} {way:8s} {np.mean(several):6.2f}{deviation}")
+    whole = np.mean(values[0.0, "whole"])
+    for share in dict.fromkeys(share for share, _ in values if share):
+        absent, unknown = (whole - np.mean(values[share, way]) for way in WAYS)
+        part = f"{unknown / absent:.2f} of it" if absent > 0 else "no fall to compare with"
+        print(f"  falls at {share:.0%}: absent {absent:.2f}, unknown {unknown:.2f}, {part}")
+
+
+if __name__ == "__main__":
+    main()
