@@ -54,13 +54,14 @@ class _Row:
         self.tags.present |= other.tags.present
         self.tags.unknown = (self.tags.unknown | other.tags.unknown) - self.tags.present
         self.tags.open |= other.tags.open
+        self.tags.closed |= other.tags.closed
         return agree
 
     def record(self, key: str, image: Path, mask: Path | None, classes: ClassTable) -> Record:
         """The record of the image."""
         present = classes.positions(self.tags.present)
         unknown = classes.positions(self.tags.unknown)
-        if self.tags.open:
+        if self.tags.open and not self.tags.closed:
             unknown = classes.complement(present)
         return Record(key, image, present, mask, unknown, self.group)
 

@@ -46,11 +46,13 @@ class RowTags:
         present: names of classes that it shows.
         unknown: names of classes that it may show.
         open: whether the classes that are not named are unknown instead of absent.
+        closed: whether they are absent for certain, because a tag says that no class is there.
     """
 
     present: set[str] = field(default_factory=set)
     unknown: set[str] = field(default_factory=set)
     open: bool = False
+    closed: bool = False
 
 
 def find_columns(table: Table, config: DataConfig, remarks: Remarks) -> Columns:
@@ -181,8 +183,8 @@ def _row_tags(tags: Iterable[str], config: DataConfig) -> RowTags:
         name = tag.removeprefix(OPEN).strip()
         if tag == name:
             row.present.add(tag)
-            # Whoever writes "background" says that the image shows no class.
-            row.open = row.open and not config.is_negative(name)
+            # Whoever writes "background" has looked at the image.
+            row.closed = row.closed or config.is_negative(name)
         elif name:
             row.unknown.add(name)
         else:
