@@ -23,7 +23,7 @@ from trainer.checks.lists import (
     tag_counts,
     uses,
 )
-from trainer.data.dataset import Dataset, Record
+from trainer.data.dataset import Dataset, Record, group_count
 from trainer.data.formats.opening import open_dataset
 from trainer.data.knobs import DataConfig
 from trainer.data.sizes import PIXELS
@@ -134,7 +134,7 @@ def check(
         estimates=estimate([finding for _, finding in inspections]),
         tags=counts,
         negatives=sum(record.is_negative for record in records),
-        groups=len({record.group for record in records} - {""}),
+        groups=group_count(records),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from trainer.checks.inspection import Problem, inspect_mask, problems_of
 from trainer.checks.lists import about_overlap, about_training, tag_counts
-from trainer.data.dataset import Dataset, Record
+from trainer.data.dataset import Dataset, Record, group_count
 from trainer.data.pixels import image_size
 from trainer.errors import DataError, some
 
@@ -54,7 +54,7 @@ class ListFacts:
             {each: count.present for each, count in tag_counts(dataset, records).items()},
             sum(bool(record.tags) for record in records),
             sum(bool(record.unknown) for record in records),
-            len({record.group for record in records} - {""}),
+            group_count(records),
         )
 
     def line(self) -> str:

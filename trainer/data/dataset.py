@@ -47,6 +47,11 @@ class Record:
         return tuple(sorted((*self.tags, *self.unknown)))
 
     @property
+    def unit(self) -> tuple[str, str]:
+        """What is drawn and divided as a whole: its group, or the image itself."""
+        return self.group, "" if self.group else self.id
+
+    @property
     def is_negative(self) -> bool:
         """Whether the image is said to show no class."""
         return not self.tags and not self.unknown
@@ -225,6 +230,14 @@ class Dataset:
             matrix[row, list(record.tags)] = 1
             matrix[row, list(record.unknown)] = np.nan
         return matrix
+
+
+def group_count(records: Iterable[Record]) -> int:
+    """How many groups ``records`` belong to, where an image without a group is one by itself; 0
+    where no image has a group.
+    """
+    units = {record.unit for record in records}
+    return len(units) if any(group for group, _ in units) else 0
 
 
 def read_index_png(path: Path) -> npt.NDArray[np.uint8]:

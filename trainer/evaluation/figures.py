@@ -175,6 +175,7 @@ class Conditions:
         threshold_from: origin of the background threshold; None where there is none.
         note: the user's words about masks and maps from elsewhere.
         segmenter: its name; empty for maps and refined masks, None where unknown.
+        groups: how many groups the measured images belong to, which intervals draw; 0 without any.
     """
 
     list: str
@@ -195,6 +196,7 @@ class Conditions:
     note: str = ""
     segmenter: str | None = ""
     unmasked: int = 0
+    groups: int = 0
 
     def line(self) -> str:
         """The first half of a protocol line."""
@@ -206,7 +208,8 @@ class Conditions:
         if self.unmasked:
             count = f"{self.measured} of {self.listed}"
             some = f", {self.unmasked} without a true mask{some}"
-        text = f"{self.list} ({count} images{some}), true masks of {self.truth}, "
+        groups = f" in {self.groups} groups" if self.groups else ""
+        text = f"{self.list} ({count} images{groups}{some}), true masks of {self.truth}, "
         text += f"{self.labels} classes with background; {self.method}"
         if self.backbone is None:
             return f"{text}, {self.note or 'no record of how they were made'}"

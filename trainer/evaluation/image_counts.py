@@ -186,8 +186,7 @@ class ImageCounts:
 def group_numbers(records: Sequence[Record]) -> list[int]:
     """The group of each record as a number; one without a group is by itself."""
     places: dict[tuple[str, str], int] = {}
-    names = [(record.group, "" if record.group else record.id) for record in records]
-    return [places.setdefault(name, len(places)) for name in names]
+    return [places.setdefault(record.unit, len(places)) for record in records]
 
 
 def counts_path(folder: Path, stage: str, list_name: str) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import as_dict, replace
-from trainer.data.dataset import Dataset, Record
+from trainer.data.dataset import Dataset, Record, group_count
 from trainer.data.formats.opening import reopen_data
 from trainer.evaluation.bootstrap import compare_paired, miou_interval
 from trainer.evaluation.figures import Conditions, restated
@@ -294,6 +294,7 @@ def _common(run: Run, dataset: Dataset, name: str, stage: str, images: int) -> d
         "listed": size,
         "unmasked": size - len(dataset.masked(name)),
         "measured": images,
+        "groups": group_count(dataset.masked(name)),
         "labels": len(dataset.classes) + 1,
         "truth": dataset.masks_from,
         "method": manifest["method"],

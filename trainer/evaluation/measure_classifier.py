@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainer.data.dataset import Dataset
+from trainer.data.dataset import Dataset, group_count
 from trainer.evaluation.image_counts import group_numbers
 from trainer.evaluation.image_figures import image_figures
 from trainer.evaluation.image_scores import FILE, ImageScores
@@ -28,9 +28,10 @@ def classifier_figures(run: Run, dataset: Dataset) -> dict[str, Any]:
             dataset.classes,
             group_numbers(records),
         )
-        seen = len(training & set(ids))
+        seen, groups = len(training & set(ids)), group_count(records)
+        count = f"{len(ids)} images" + (f" in {groups} groups" if groups else "")
         line = (
-            f"{name} ({len(ids)} images), tags of {dataset.tags_from}; scores of"
+            f"{name} ({count}), tags of {dataset.tags_from}; scores of"
             f" {manifest['method']} on {manifest['backbone']}, trained on"
             f" {manifest['train_list']} tags, seed {manifest['seed']}, plain image; any class: the"
             " largest score"

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from trainer.config import as_dict
-from trainer.data.dataset import IGNORE, Dataset, Record
+from trainer.data.dataset import IGNORE, Dataset, Record, group_count
 from trainer.data.formats.opening import open_dataset
 from trainer.data.knobs import DataConfig
 from trainer.errors import ConfigError, DataError, RunError, UserError, one_of
@@ -245,6 +245,7 @@ class _Task:
             listed=len(dataset.lists[folder.list]),
             unmasked=len(dataset.lists[folder.list]) - len(dataset.masked(folder.list)),
             measured=images,
+            groups=group_count(dataset.masked(folder.list)),
             labels=len(dataset.classes) + 1,
             truth=dataset.masks_from,
             method=f"{what} of {folder.path.resolve()}",

@@ -142,8 +142,7 @@ def _by_group(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         # An image without a group is one of its own. The pair keeps ids apart from names of groups.
-        key = (record.group, "" if record.group else record.id)
-        groups.setdefault(key, []).append(record)
+        groups.setdefault(record.unit, []).append(record)
     return groups
 
 
