@@ -22,6 +22,7 @@ from serving.commands.options import (
     Repository,
     examples,
 )
+from serving.commands.progress import tell
 from serving.config import ServerConfig
 from serving.errors import ServingError
 from serving.settings import read_config, set_value, set_values
@@ -237,7 +238,7 @@ def main() -> None:
     try:
         app()
     except ServingError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}", "error", text=str(error))
         sys.exit(error.exit_code)
 
 

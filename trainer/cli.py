@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,9 +18,9 @@ from trainer.commands import fit as fit_command
 from trainer.commands import measure as measure_commands
 from trainer.commands import predict as predict_command
 from trainer.commands import weights as weights_commands
-from trainer.commands.data import Json, RunArgument
+from trainer.commands.data import Json, LogOption, RunArgument
 from trainer.errors import UserError, explained
-from trainer.progress import say
+from trainer.progress import Log, say, tell
 
 app = typer.Typer(
     help="From image-level tags to pixel masks: train, refine, segment, evaluate, export.",
@@ -64,7 +63,7 @@ def main() -> None:
 
 def fail(text: str, code: int) -> None:
     """Print an error to stderr and exit with ``code``."""
-    print(f"error: {text}", file=sys.stderr)
+    tell(f"error: {text}", "error", text=text, exit_code=code)
     raise SystemExit(code)
 
 
@@ -78,6 +77,7 @@ app.command()(predict_command.predict)
 def report(
     run: RunArgument,
     images: Annotated[int, typer.Option(min=0, help="Number of images to show; 0 for none.")] = 24,
+    log: LogOption = Log.text,
 ) -> None:
     """Write RUN/report.html: figures, pictures, curves and protocols of a run in one file.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from trainer.context import Stage
 from trainer.data.dataset import check_images
 from trainer.interrupt import terminated
 from trainer.plan import Plan
+from trainer.progress import announced, tell
 from trainer.report.run_page import write_report
 from trainer.training.devices import launch, rank, wait_for_all
 
@@ -36,7 +38,10 @@ def fit(plan: Plan, say: Callable[[str], None]) -> None:
         for stage in plan.stages:
             say(f"{stage.name}: {run.standing(stage.name, plan.keys[stage.name])}")
         for stage in plan.stages:
-            if not run.done(stage.name, plan.keys[stage.name]):
+            if run.done(stage.name, plan.keys[stage.name]):
+                # The line for people stands in the list above.
+                tell("", "stage", stage=stage.name, state="kept")
+            else:
                 work(plan, stage)
     if rank() == 0 and plan.until == "report":
         say(f"report: {write_report(run.path)}")
@@ -45,7 +50,8 @@ def fit(plan: Plan, say: Callable[[str], None]) -> None:
 def work(plan: Plan, stage: Stage) -> None:
     """Do one stage of a plan; all processes wait for it."""
     run, key = plan.context.run, plan.keys[stage.name]
-    with run.stage(stage.name, key, stage.folder or None) as output:
+    title = announced(stage.name) if rank() == 0 else contextlib.nullcontext()
+    with title, run.stage(stage.name, key, stage.folder or None) as output:
         stage.work(plan.context, output)
     wait_for_all()
 

@@ -1,11 +1,18 @@
-"""Progress of long work on stderr: a bar in a terminal, now and then a line elsewhere."""
+"""What long work says on stderr: a bar in a terminal, now and then a line elsewhere, or JSON lines.
+
+stdout is left to results.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from enum import StrEnum
 from typing import Any
 
 from rich.console import Console
@@ -24,15 +31,73 @@ LINE_EVERY = 30.0
 """Seconds between two lines where no bar can be drawn."""
 
 
+class Log(StrEnum):
+    """The form of what is said."""
+
+    text = "text"
+    json = "json"
+
+
+_log = Log.text
+
+
+def set_log(log: Log) -> Log:
+    """Choose the form of everything that is said from now on, warnings included."""
+    global _log
+    _log = log
+    logging.captureWarnings(is_json())
+    if is_json():
+        logging.basicConfig(handlers=[_Warnings()], level=logging.WARNING, force=True)
+    return log
+
+
+def is_json() -> bool:
+    """Whether every line has to be a JSON object."""
+    return _log is Log.json
+
+
 def say(text: str) -> None:
-    """A line for the person at the terminal; stdout is left to results."""
-    print(text, file=sys.stderr, flush=True)
+    """A line for the person at the terminal."""
+    tell(text, "message", text=text)
+
+
+def tell(line: str, event: str, **facts: Any) -> None:
+    """Print a line, or the facts of the same event as a JSON object.
+
+    Args:
+        line: for people; nothing is printed for them where it is empty.
+        event: what happened: ``message``, ``stage``, ``progress``, ``warning`` or ``error``.
+        facts: the other fields of the object.
+    """
+    if is_json():
+        line = json.dumps({"event": event, **facts})
+    if line:
+        print(line, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def announced(stage: str) -> Iterator[None]:
+    """Say when a stage starts and when it is done."""
+    tell(f"{stage}: started", "stage", stage=stage, state="started")
+    start = time.monotonic()
+    yield
+    seconds = time.monotonic() - start
+    tell(
+        f"{stage}: done in {clock(seconds)}",
+        "stage",
+        stage=stage,
+        state="done",
+        seconds=round(seconds, 1),
+    )
 
 
 def make_progress(show: bool = True) -> Progress:
-    """Count, time spent, time left and a free ``status`` text of each task."""
+    """Count, time spent, time left and a free ``status`` text of each task.
+
+    A task may have the fields ``images``, the images of one step, and ``losses``.
+    """
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if is_json() or not console.is_terminal:
         return ProgressLines(console, show)
     return Progress(
         TextColumn("{task.description}"),
@@ -48,9 +113,9 @@ def make_progress(show: bool = True) -> Progress:
 
 @contextlib.contextmanager
 def progress_bar(title: str, total: int, show: bool = True) -> Iterator[Callable[[], None]]:
-    """Yield a function to call once an item."""
+    """Yield a function to call once an image."""
     with make_progress(show and total > 0) as bar:
-        task = bar.add_task(title, total=total, status="")
+        task = bar.add_task(title, total=total, status="", images=1)
         yield lambda: bar.advance(task)
 
 
@@ -80,7 +145,6 @@ class ProgressLines(Progress):
         super().stop()
 
     def _print_when_due(self, task: Task) -> None:
-        # ``stop`` prints the last line of each task.
         if time.monotonic() >= self.next_line and not task.finished:
             self.next_line = time.monotonic() + LINE_EVERY
             self._print(task)
@@ -88,16 +152,43 @@ class ProgressLines(Progress):
     def _print(self, task: Task) -> None:
         if not self.show:
             return
-        left = "" if task.finished or task.time_remaining is None else _clock(task.time_remaining)
+        total = task.total or 0
+        share = task.completed / total if total else 1.0
+        speed = (task.finished_speed or task.speed or 0) * task.fields.get("images", 0)
+        left = 0.0 if task.finished else task.time_remaining
         parts = [
-            f"{task.description} {task.completed:.0f}/{task.total:.0f}",
-            f"{_clock(task.elapsed or 0)} spent",
-            f"{left} left" if left else "",
+            f"{task.description} {task.completed:.0f}/{total:.0f} ({share:.0%})",
+            f"{speed:.3g} images/s" if speed else "",
+            f"{clock(task.elapsed or 0)} spent",
+            f"{clock(left)} left" if left else "",
             task.fields["status"],
         ]
-        self.console.print(", ".join(part for part in parts if part), highlight=False, markup=False)
+        tell(
+            ", ".join(part for part in parts if part),
+            "progress",
+            stage=task.description,
+            step=int(task.completed),
+            steps=int(total),
+            share=round(share, 4),
+            images_per_second=float(f"{speed:.4g}") if speed else None,
+            seconds_left=left,
+            losses=_finite(task.fields.get("losses", {})),
+        )
 
 
-def _clock(seconds: float) -> str:
+class _Warnings(logging.Handler):
+    """Warnings of Python and of libraries as events."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tell(record.getMessage(), "warning", text=record.getMessage())
+
+
+def _finite(losses: dict[str, float]) -> dict[str, float | None]:
+    # JSON has no NaN.
+    return {name: value if math.isfinite(value) else None for name, value in losses.items()}
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

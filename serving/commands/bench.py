@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from serving.commands.options import DEFAULT, EngineOption, Json, Repository, progress_bar
+from serving.commands.options import DEFAULT, EngineOption, Json, Repository
+from serving.commands.progress import progress_bar
 
 
 def bench(
@@ -66,7 +67,7 @@ def bench(
         keys,
         changed(DEFAULT.engine, {"name": engine}),
     )
-    with progress_bar("measuring") as progress:
+    with progress_bar("measuring", images=False) as progress:
         results = run(config, progress)
     if as_json:
         print(json.dumps(results))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -21,8 +20,8 @@ from serving.commands.options import (
     Repository,
     ScoreThreshold,
     Tile,
-    progress_bar,
 )
+from serving.commands.progress import Log, LogOption, progress_bar, tell
 from serving.config import Limits, TilingConfig
 from serving.settings import changed
 
@@ -67,6 +66,7 @@ def label(
     max_pixels: MaxPixels = DEFAULT.limits.max_pixels,
     max_bytes: MaxBytes = DEFAULT.limits.max_bytes,
     as_json: Json = False,
+    log: LogOption = Log.text,
 ) -> None:
     """Label a folder of images with a model, without a server.
 
@@ -108,7 +108,8 @@ def label(
             f" {', '.join(summary.files) or target}"
         )
     if summary.failed or summary.left_out:
-        print(f"the reasons are in {target / FAILURES}", file=sys.stderr)
+        text = f"the reasons are in {target / FAILURES}"
+        tell(text, "message", text=text)
     raise typer.Exit(1 if summary.failed else 0)
 
 

@@ -10,11 +10,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trainer.data.knobs import DataConfig
+from trainer.progress import Log, set_log
 
 if TYPE_CHECKING:
     from trainer.data.formats.split import Split
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+LogOption = Annotated[
+    Log,
+    typer.Option(
+        "--log",
+        callback=set_log,
+        help="What stderr gets: text, or json for one JSON object a line (docs/long-work.md).",
+    ),
+]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder: that of fit --run.")]
 LabelsFrom = Annotated[
     str | None,
@@ -47,6 +56,7 @@ def check(
     labels_from: LabelsFrom = None,
     settings: DataSettings = None,
     json_: Json = False,
+    log: LogOption = Log.text,
 ) -> None:
     """List all faults of a data set in one pass: images, tags, masks and lists.
 
@@ -145,6 +155,7 @@ def convert(
     settings: DataSettings = None,
     force: Annotated[bool, typer.Option(help="Write into a folder with other content.")] = False,
     json_: Json = False,
+    log: LogOption = Log.text,
 ) -> None:
     """Write a data set in another format: images, tags, masks and lists.
 
@@ -177,6 +188,7 @@ def synth(
     difficulty: Annotated[
         float, typer.Option(help="0 easy .. 1 hard: clutter, occlusion, noise.")
     ] = 0.5,
+    log: LogOption = Log.text,
 ) -> None:
     """Write a synthetic data set with exact masks, to try everything without data.
 

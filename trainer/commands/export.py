@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from trainer.commands.data import Json, RunArgument
+from trainer.commands.data import Json, LogOption, RunArgument
 from trainer.errors import ConfigError
-from trainer.progress import say
+from trainer.progress import Log, say
 
 
 def export(
@@ -28,6 +28,7 @@ def export(
         str, typer.Option(help="fp32, or fp16 for a second graph in half precision, for TensorRT.")
     ] = "fp32",
     json_: Json = False,
+    log: LogOption = Log.text,
 ) -> None:
     """Write the models of RUN as ONNX graphs: uint8 pixels in, masks or maps out.
 

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from trainer.commands import measure
-from trainer.commands.data import Json, LabelsFrom
-from trainer.progress import say
+from trainer.commands.data import Json, LabelsFrom, LogOption
+from trainer.progress import Log, say
 
 
 class Supervision(StrEnum):
@@ -137,6 +137,7 @@ def fit(
         ),
     ] = None,
     json_: Json = False,
+    log: LogOption = Log.text,
 ) -> None:
     """Train a classifier on tags, turn its maps into masks, and train a segmenter on them.
 

@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from trainer.commands.data import DataSettings, Json, LabelsFrom, data_config
+from trainer.commands.data import DataSettings, Json, LabelsFrom, LogOption, data_config
 from trainer.errors import ConfigError, RunError
 from trainer.outputs import check_file, check_folder
+from trainer.progress import Log, say
 
 Convention = Annotated[
     str,
@@ -27,7 +28,7 @@ Pictures = Annotated[
 ]
 
 # Options of eval that suit a run; all others are about a folder.
-RUN_OPTIONS = {"path", "convention", "pictures", "json_"}
+RUN_OPTIONS = {"log", "path", "convention", "pictures", "json_"}
 
 
 def evaluate(
@@ -95,6 +96,7 @@ def evaluate(
     labels_from: LabelsFrom = None,
     settings: DataSettings = None,
     json_: Json = False,
+    log: LogOption = Log.text,
 ) -> None:
     """Print the mIoU and other figures of a run, or of any folder of masks or maps.
 
@@ -192,7 +194,7 @@ def _folder(
         ("extra", "files that belong to no image of the data set"),
     ):
         if figures.entry[key]:
-            typer.echo(f"{len(figures.entry[key])} {words}: {some(figures.entry[key])}", err=True)
+            say(f"{len(figures.entry[key])} {words}: {some(figures.entry[key])}")
     if out:
         keep(figures, folder.list, out)
     if pictures:
@@ -231,6 +233,7 @@ def compare(
         typer.Option(min=0, help="Images with the largest changes to show, half of them gains."),
     ] = 8,
     json_: Json = False,
+    log: LogOption = Log.text,
 ) -> None:
     """Tell whether one run is better than another: differences, intervals, cautions and a page.
 
@@ -282,4 +285,4 @@ def _options(names: Sequence[str]) -> str:
 
 def _say(paths: list[Path]) -> None:
     for path in paths:
-        typer.echo(path, err=True)
+        say(str(path))

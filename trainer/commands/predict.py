@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from trainer.commands.data import Json, RunArgument
+from trainer.commands.data import Json, LogOption, RunArgument
+from trainer.progress import Log
 
 
 def predict(
@@ -37,6 +38,7 @@ def predict(
     ] = None,
     device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
     json_: Json = False,
+    log: LogOption = Log.text,
 ) -> None:
     """Write the masks of any image list of a run's data, such as VOC's test list.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from trainer.commands.data import Json, RunArgument
+from trainer.progress import say
 
 app = typer.Typer(help="List, download, import and export weight files.", no_args_is_help=True)
 
@@ -86,7 +86,7 @@ def weights_import(
 
     entry = import_weights(file, name, supervision=supervision)
     # To stderr: stdout holds the path alone, for scripts.
-    print(f"{name}: supervision {said(entry.supervision)}", file=sys.stderr)
+    say(f"{name}: supervision {said(entry.supervision)}")
     print(entry.path)
 
 

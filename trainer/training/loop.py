@@ -152,7 +152,13 @@ class Trainer:
             stop_signals() as stop,
             contextlib.closing(loader),
         ):
-            task = bar.add_task(title, total=self.total, completed=self.step, status="")
+            task = bar.add_task(
+                title,
+                total=self.total,
+                completed=self.step,
+                status="",
+                images=self.batches.batch,
+            )
             checkpoint_time = idle_since = time.monotonic()
             for batch in loader:
                 start = time.monotonic()
@@ -161,7 +167,8 @@ class Trainer:
                 self.step += 1
                 if self.step % LOG_EVERY == 0 or self.step == self.total:
                     self.log_losses()
-                    bar.update(task, status=f"loss {self.last['loss']:.4f}")
+                    losses = {k: v for k, v in self.last.items() if k.startswith("loss")}
+                    bar.update(task, status=f"loss {self.last['loss']:.4f}", losses=losses)
                 bar.update(task, completed=self.step)
                 self.busy += time.monotonic() - start
                 if after_epoch and self.step % self.batches.per_epoch == 0:

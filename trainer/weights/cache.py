@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.errors import ConfigError, WeightsError, nearest
 from trainer.files import file_sha256
 from trainer.nets import BACKBONES, SHORT, build_backbone, traits_of
+from trainer.progress import is_json
 from trainer.weights.loading import COUNTER, LoadReport, load_backbone, noted_beside
 from trainer.weights.places import (
     hugging_face_names,
@@ -304,7 +305,7 @@ def _download(url: str, target: Path, backbone: str) -> None:
     # torch waits for ever by itself.
     socket.setdefaulttimeout(TIMEOUT_SECONDS)
     try:
-        hub.download_url_to_file(url, str(target), prefix or None)
+        hub.download_url_to_file(url, str(target), prefix or None, progress=not is_json())
     except (OSError, http.client.HTTPException) as error:
         raise WeightsError(
             f"no network? {target.name} could not be fetched: {error}", *bring
