@@ -91,14 +91,16 @@ def announced(stage: str) -> Iterator[None]:
     )
 
 
-def make_progress(show: bool = True) -> Progress:
+def make_progress(show: bool = True, images: int = 1) -> Progress:
     """Count, time spent, time left and a free ``status`` text of each task.
 
-    A task may have the fields ``images``, the images of one step, and ``losses``.
+    Args:
+        show: whether anything is printed.
+        images: of one step.
     """
     console = Console(stderr=True)
     if is_json() or not console.is_terminal:
-        return ProgressLines(console, show)
+        return ProgressLines(console, show, images)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -115,17 +117,17 @@ def make_progress(show: bool = True) -> Progress:
 def progress_bar(title: str, total: int, show: bool = True) -> Iterator[Callable[[], None]]:
     """Yield a function to call once an image."""
     with make_progress(show and total > 0) as bar:
-        task = bar.add_task(title, total=total, status="", images=1)
+        task = bar.add_task(title, total=total, status="")
         yield lambda: bar.advance(task)
 
 
 class ProgressLines(Progress):
     """Progress for log files: a line every half minute, and one at the end of each task."""
 
-    def __init__(self, console: Console, show: bool) -> None:
+    def __init__(self, console: Console, show: bool, images: int) -> None:
         # Disabled, a Progress still counts and estimates, and draws nothing.
         super().__init__(console=console, disable=True, get_time=time.monotonic)
-        self.show = show
+        self.show, self.images = show, images
         self.next_line = time.monotonic() + LINE_EVERY
 
     def update(self, task_id: TaskID, **changes: Any) -> None:
@@ -154,7 +156,7 @@ class ProgressLines(Progress):
             return
         total = task.total or 0
         share = task.completed / total if total else 1.0
-        speed = (task.finished_speed or task.speed or 0) * task.fields.get("images", 0)
+        speed = (task.finished_speed or task.speed or 0) * self.images
         left = 0.0 if task.finished else task.time_remaining
         parts = [
             f"{task.description} {task.completed:.0f}/{total:.0f} ({share:.0%})",
@@ -172,7 +174,7 @@ class ProgressLines(Progress):
             share=round(share, 4),
             images_per_second=float(f"{speed:.4g}") if speed else None,
             seconds_left=left,
-            losses=_finite(task.fields.get("losses", {})),
+            losses=_losses(task.fields.get("losses", {})),
         )
 
 
@@ -183,8 +185,9 @@ class _Warnings(logging.Handler):
         tell(record.getMessage(), "warning", text=record.getMessage())
 
 
-def _finite(losses: dict[str, float]) -> dict[str, float | None]:
+def _losses(values: dict[str, float]) -> dict[str, float | None]:
     # JSON has no NaN.
+    losses = {name: value for name, value in values.items() if name.startswith("loss")}
     return {name: value if math.isfinite(value) else None for name, value in losses.items()}
 
 

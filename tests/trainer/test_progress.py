@@ -53,8 +53,8 @@ def test_a_log_gets_a_line_every_half_minute_and_one_at_the_end(clock, capsys):
 
 
 def test_a_resumed_training_starts_at_its_step_and_shows_its_loss(clock, capsys):
-    with progress.make_progress() as bar:
-        task = bar.add_task("classify", total=80, completed=40, status="", images=16)
+    with progress.make_progress(images=16) as bar:
+        task = bar.add_task("classify", total=80, completed=40, status="")
         for step in range(41, 81):
             clock[0] += 1
             bar.update(task, completed=step, status=f"loss {step / 100}")
@@ -73,8 +73,8 @@ def test_the_other_processes_of_a_training_print_nothing(clock, capsys):
 
 
 def test_progress_as_json_has_every_figure(clock, capsys, in_json):
-    with progress.make_progress() as bar:
-        task = bar.add_task("classify", total=80, status="", images=16)
+    with progress.make_progress(images=16) as bar:
+        task = bar.add_task("classify", total=80, status="")
         for step in range(1, 81):
             clock[0] += 1
             bar.update(task, completed=step, losses={"loss": step / 100, "loss_x": float("nan")})

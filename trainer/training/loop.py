@@ -148,17 +148,11 @@ class Trainer:
         loader = training_loader(self.samples, self.batches, workers, pin)
         self.module.train()
         with (
-            make_progress(fabric.is_global_zero) as bar,
+            make_progress(fabric.is_global_zero, self.batches.batch) as bar,
             stop_signals() as stop,
             contextlib.closing(loader),
         ):
-            task = bar.add_task(
-                title,
-                total=self.total,
-                completed=self.step,
-                status="",
-                images=self.batches.batch,
-            )
+            task = bar.add_task(title, total=self.total, completed=self.step, status="")
             checkpoint_time = idle_since = time.monotonic()
             for batch in loader:
                 start = time.monotonic()
@@ -167,8 +161,7 @@ class Trainer:
                 self.step += 1
                 if self.step % LOG_EVERY == 0 or self.step == self.total:
                     self.log_losses()
-                    losses = {k: v for k, v in self.last.items() if k.startswith("loss")}
-                    bar.update(task, status=f"loss {self.last['loss']:.4f}", losses=losses)
+                    bar.update(task, status=f"loss {self.last['loss']:.4f}", losses=self.last)
                 bar.update(task, completed=self.step)
                 self.busy += time.monotonic() - start
                 if after_epoch and self.step % self.batches.per_epoch == 0:
