@@ -38,12 +38,19 @@ def classes_with(count: int, dataset: Dataset, records: Sequence[Record]) -> tup
     return tuple(name for name, of_class in counts.items() if of_class.present == count)
 
 
-def about_training(dataset: Dataset, name: str) -> Iterator[Problem]:
-    """Classes that a classifier cannot learn from the list ``name``."""
+def about_training(dataset: Dataset, name: str, true_masks: bool) -> Iterator[Problem]:
+    """Classes that a classifier cannot learn from the list ``name``.
+
+    Args:
+        dataset: the data set.
+        name: of the training list.
+        true_masks: whether a segmenter learns from true masks, which needs no tags.
+    """
     records = dataset.subset(name)
     none = classes_with(0, dataset, records)
     if len(none) == len(dataset.classes):
-        yield from about_all_negative(records, f"list {name!r}")
+        for problem in about_all_negative(records, f"list {name!r}"):
+            yield replace(problem, severity="warning" if true_masks else "error")
         return
     if none:
         message = f"classes without any image in list {name!r}: {len(none)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from trainer.checks.inspection import Problem, inspect_mask, problems_of
@@ -165,13 +165,10 @@ def preflight(
     """
     lists = {name: len(ids) for name, ids in dataset.lists.items() if name != "all"}
     reported = list(dict.fromkeys((*measured, *scored)))
-    problems = [*about_training(dataset, train_list), *about_overlap(dataset, train_list, reported)]
-    if true_masks:
-        # A segmenter of true masks needs no tags.
-        problems = [
-            replace(problem, severity="warning") if problem.kind == "all-negative" else problem
-            for problem in problems
-        ]
+    problems = [
+        *about_training(dataset, train_list, true_masks),
+        *about_overlap(dataset, train_list, reported),
+    ]
     if masks_used:
         names = [*measured, train_list] if true_masks else measured
         records = {record.id: record for name in names for record in dataset.masked(name)}

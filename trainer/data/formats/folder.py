@@ -100,12 +100,7 @@ def read(root: Path, config: DataConfig, remarks: Remarks) -> Dataset:
     path = _table_file(root)
     assert path is not None
     mask_folders = [p for p in entries(root) if p.name.lower() == "masks" and p.is_dir()]
-    files = walk(root, skip=mask_folders)
-    if not files.images:
-        raise DataError(
-            f"{root} holds {path.name} but no image" + "".join(f"; {n}" for n in files.notes()),
-            "image files anywhere below it",
-        )
+    files = _walk(root, mask_folders, path)
     table = read_table(path)
     remarks.notes += table.notes
     columns = find_columns(table, config, remarks)
@@ -123,12 +118,7 @@ def read(root: Path, config: DataConfig, remarks: Remarks) -> Dataset:
                 lists[name].append(key)
     _note(root, files, rows, table, columns, remarks)
     if masks and not class_names:
-        pairs = zip(classes.values, classes.names, strict=True)
-        remarks.note(
-            "mask values are taken in the order of the sorted names"
-            f" ({some((f'{value}={name}' for value, name in pairs), 8)}); classes.txt fixes another"
-            " order"
-        )
+        _note_values(classes, remarks)
     return Dataset(
         root=root,
         format="folder",
@@ -139,6 +129,16 @@ def read(root: Path, config: DataConfig, remarks: Remarks) -> Dataset:
         tags_from=path.name,
         masks_from="masks" if any(record.mask for record in records.values()) else "",
     )
+
+
+def _walk(root: Path, mask_folders: list[Path], table: Path) -> Walk:
+    files = walk(root, skip=mask_folders)
+    if not files.images:
+        raise DataError(
+            f"{root} holds {table.name} but no image" + "".join(f"; {n}" for n in files.notes()),
+            "image files anywhere below it",
+        )
+    return files
 
 
 def _by_id(
@@ -172,9 +172,7 @@ def _read_rows(
 ) -> tuple[dict[Path, _Row], Counter[str]]:
     """What the table says about each image, and how often it names each class."""
     names = table.cells(columns.image)
-    blank = [""] * len(names)
-    splits = table.cells(columns.split) if columns.split is not None else blank
-    groups = table.cells(columns.group) if columns.group is not None else blank
+    splits, groups = table.cells(columns.split), table.cells(columns.group)
     finder = ImageNames(files.root, files.images, names)
     rows: dict[Path, _Row] = {}
     failures: dict[str, list[str]] = defaultdict(list)
@@ -256,6 +254,15 @@ def _note(
         remarks.note(f"{table.path.name} has columns that are not read: {names}")
 
 
+def _note_values(classes: ClassTable, remarks: Remarks) -> None:
+    pairs = zip(classes.values, classes.names, strict=True)
+    remarks.note(
+        "mask values are taken in the order of the sorted names"
+        f" ({some((f'{value}={name}' for value, name in pairs), 8)}); classes.txt fixes another"
+        " order"
+    )
+
+
 class CsvWriter(Writer):
     """Images, ``labels.csv``, ``classes.txt``, ``masks/``."""
 
@@ -288,17 +295,17 @@ class CsvWriter(Writer):
         """Classes and tags."""
         data = self.dataset
         lists = {n: set(ids) for n, ids in self.lists().items() if n not in ("all", "unlisted")}
-        grouped = [GROUP] if is_grouped(data.records.values()) else []
+        extra = [GROUP] if is_grouped(data.records.values()) else []
         rows = [
             [
                 str(self.image(record)),
                 ";".join(self._tags(record)),
                 ";".join(name for name, ids in lists.items() if record.id in ids),
-                *([record.group] if grouped else []),
+                *([record.group] if extra else []),
             ]
             for record in data.records.values()
         ]
-        header = ["image", "tags", "split", *grouped]
+        header = ["image", "tags", "split", *extra]
         yield Path("classes.txt"), text_lines(data.classes)
         yield Path("labels.csv"), csv_table(header, rows)
 

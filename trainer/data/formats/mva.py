@@ -43,38 +43,49 @@ def read(root: Path, config: DataConfig, remarks: Remarks) -> Dataset:
             remarks.problem(f"{path} has other classes than the files before it", some(classes, 20))
             continue
         classes = names
-        ids, missing, clashes = [], [], []
-        groups = [""] * len(table.rows) if group is None else table.cells(group)
-        rows = flags(table, columns, remarks, config.missing)
-        for cell, row, belongs in zip(table.cells(image), rows, groups, strict=True):
-            # An absolute path takes the place of the folder.
-            file = root / cell.replace("\\", "/")
-            if row is None:
-                continue
-            if not os.path.isfile(file):
-                missing.append(cell)
-                continue
-            record = Record(file.stem, file, row.present, None, row.unknown, belongs)
-            if records.setdefault(record.id, record) != record:
-                clashes.append(record.id)
-            ids.append(record.id)
+        members = _records(root, table, image, columns, group, config, remarks)
+        clashes = [r.id for r in members if records.setdefault(r.id, r) != r]
         name = LISTS.get(path.stem, list_name(path.stem.removeprefix("data_")))
-        lists[name] = tuple(dict.fromkeys(ids))
-        if missing:
-            remarks.problem(
-                f"{path} names {len(missing)} images that are not there: {some(missing)}",
-                f"absolute paths, or paths relative to {path.parent}",
-                f"wsss-trainer convert {path} image_labels.csv keeps the tags, for use in a VOC"
-                " folder",
-            )
+        lists[name] = tuple(dict.fromkeys(record.id for record in members))
         if clashes:
             remarks.problem(
-                f"{path} has other tags or another file for images of a list before:"
+                f"{path} has other tags, another group or another file for images of a list before:"
                 f" {some(clashes)}",
                 "the same in every list",
             )
     values = tuple(range(1, len(classes) + 1))
     return Dataset(root, "mva", classes, values, records, lists, "data_*.csv")
+
+
+def _records(
+    root: Path,
+    table: Table,
+    image: int,
+    columns: list[int],
+    group: int | None,
+    config: DataConfig,
+    remarks: Remarks,
+) -> list[Record]:
+    """The images of a list that are there."""
+    records, missing = [], []
+    rows = flags(table, columns, remarks, config.missing)
+    for cell, row, belongs in zip(table.cells(image), rows, table.cells(group), strict=True):
+        # An absolute path takes the place of the folder.
+        file = root / cell.replace("\\", "/")
+        if row is None:
+            continue
+        if os.path.isfile(file):
+            records.append(Record(file.stem, file, row.present, None, row.unknown, belongs))
+        else:
+            missing.append(cell)
+    if missing:
+        remarks.problem(
+            f"{table.path} names {len(missing)} images that are not there: {some(missing)}",
+            f"absolute paths, or paths relative to {table.path.parent}",
+            f"wsss-trainer convert {table.path} image_labels.csv keeps the tags, for use in a VOC"
+            " folder",
+        )
+    return records
 
 
 def class_columns(

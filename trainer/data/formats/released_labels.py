@@ -100,7 +100,7 @@ def read_label_csv(path: Path, config: DataConfig) -> tuple[tuple[str, ...], lis
     """
     table, remarks = read_table(path), Remarks()
     classes, image, columns, group = class_columns(table, config, remarks)
-    groups = [""] * len(table.rows) if group is None else table.cells(group)
+    groups = table.cells(group)
     records: dict[str, Record] = {}
     rows = flags(table, columns, remarks, config.missing)
     for cell, line, row, belongs in zip(table.cells(image), table.lines, rows, groups, strict=True):

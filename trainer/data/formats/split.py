@@ -80,13 +80,13 @@ class Split:
         for name, records in self.lists.items():
             for record in records:
                 members.setdefault(record.id, []).append(name)
-        grouped = [GROUP] if is_grouped(self.dataset.records.values()) else []
+        extra = [GROUP] if is_grouped(self.dataset.records.values()) else []
         for key, names in sorted(members.items()):
             record = self.dataset.records[key]
             inside = record.image.is_relative_to(root)
             image = record.image.relative_to(root).as_posix() if inside else key
-            rows.append([image, ";".join(names), *([record.group] if grouped else [])])
-        return csv_table(["image", "list", *grouped], rows)
+            rows.append([image, ";".join(names), *([record.group] if extra else [])])
+        return csv_table(["image", "list", *extra], rows)
 
 
 def split(
@@ -105,32 +105,36 @@ def split(
         ConfigError: shares that are not between 0 and 1, or leave nothing for ``train``.
         DataError: no such list, or fewer groups than lists.
     """
-    wanted = {name: share for name, share in shares.items() if share}
-    rest = 1 - sum(wanted.values())
-    if not wanted or min(*wanted.values(), rest) <= 0:
+    portions = _portions(shares)
+    records = dataset.subset(source)
+    groups = list(_by_group(records).values())
+    if len(groups) < len(portions):
+        raise DataError(
+            f"the {len(records)} images of list {source!r} belong to {len(groups)} groups",
+            f"at least one group for each of {len(portions)} lists",
+            "--set data.group=none divides single images",
+        )
+    owners = _assign(_counts(groups, len(dataset.classes)), list(portions.values()), seed)
+    places = {r.id: owner for group, owner in zip(groups, owners, strict=True) for r in group}
+    lists = {name: [r for r in records if places[r.id] == n] for n, name in enumerate(portions)}
+    for name, ids in dataset.lists.items():
+        if name not in (*portions, "all", source) and not places.keys() & set(ids):
+            lists[name] = dataset.subset(name)
+    return Split(dataset, lists, seed)
+
+
+def _portions(shares: Mapping[str, float]) -> dict[str, float]:
+    """The share of every list that gets one."""
+    portions = {name: share for name, share in shares.items() if share}
+    rest = 1 - sum(portions.values())
+    if not portions or min(*portions.values(), rest) <= 0:
         listing = " ".join(f"--{name} {share:g}" for name, share in shares.items())
         raise ConfigError(
             f"{listing} leaves no share for a list",
             "shares above 0 whose sum is below 1",
             "--val 0.2",
         )
-    wanted = {REST: rest, **wanted}
-    records = dataset.subset(source)
-    groups = _by_group(records)
-    if len(groups) < len(wanted):
-        raise DataError(
-            f"the {len(records)} images of list {source!r} belong to {len(groups)} groups",
-            f"at least one group for each of {len(wanted)} lists",
-            "--set data.group=none divides single images",
-        )
-    members, names = list(groups.values()), list(wanted)
-    owners = _assign(_counts(members, len(dataset.classes)), list(wanted.values()), seed)
-    places = {r.id: owner for group, owner in zip(members, owners, strict=True) for r in group}
-    lists = {name: [r for r in records if places[r.id] == n] for n, name in enumerate(names)}
-    for name, ids in dataset.lists.items():
-        if name not in (*names, "all", source) and not places.keys() & set(ids):
-            lists[name] = dataset.subset(name)
-    return Split(dataset, lists, seed)
+    return {REST: rest, **portions}
 
 
 def default_file(dataset: Dataset) -> Path:
@@ -164,23 +168,23 @@ def _assign(counts: Counts, shares: Sequence[float], seed: int) -> npt.NDArray[n
     a class, the largest group does. Each group goes to the list that lacks most images of it.
     """
     rng = np.random.default_rng(seed)
-    lacking = np.outer(shares, counts.sum(0))
-    given = np.zeros(lacking.shape, np.int64)
+    needs = np.outer(shares, counts.sum(0))
+    holdings = np.zeros(needs.shape, np.int64)
     owners = np.full(len(counts), -1)
     while (free := owners < 0).any():
-        waiting = (counts[free] > 0).sum(0)
-        column = int(np.where(waiting > 0, waiting, len(counts) + 1).argmin())
+        candidates = (counts[free] > 0).sum(0)
+        column = int(np.where(candidates > 0, candidates, len(counts) + 1).argmin())
         groups = np.flatnonzero(free & (counts[:, column] > 0))
         groups = rng.permutation(groups)
         groups = groups[np.argsort(-counts[groups, column], kind="stable")]
         for place, group in enumerate(groups):
-            bare = np.flatnonzero(given[:, column] == 0)
+            bare = np.flatnonzero(holdings[:, column] == 0)
             # The last groups of a class go to the lists that have none of it.
             choices = bare if 0 < len(groups) - place <= len(bare) else np.arange(len(shares))
             # lexsort goes by its last key first: images of the class, then images of any kind.
-            order = np.lexsort((lacking[choices, -1], lacking[choices, column]))
+            order = np.lexsort((needs[choices, -1], needs[choices, column]))
             owner = choices[order[-1]]
             owners[group] = owner
-            lacking[owner] -= counts[group]
-            given[owner] += counts[group]
+            needs[owner] -= counts[group]
+            holdings[owner] += counts[group]
     return owners

@@ -25,7 +25,7 @@ from trainer.data.names import composed, folded
 from trainer.data.pixels import IMAGE_SUFFIXES
 from trainer.data.remarks import Remarks
 from trainer.data.tables.columns import find_group
-from trainer.data.tables.reading import IMAGE_COLUMNS, Flags, flags, read_table
+from trainer.data.tables.reading import IMAGE_COLUMNS, Flags, Table, flags, read_table
 from trainer.data.tags import FROM_MASKS
 from trainer.data.voc.classes import VOC_CLASSES, VOC_TABLE, voc_class_table
 from trainer.data.voc.lists import LISTS, read_lists
@@ -60,19 +60,10 @@ def read(root: Path, config: DataConfig, remarks: Remarks) -> Dataset:
     Raises:
         DataError: no image, no tags, or a damaged table.
     """
-    images = _by_stem(root / "JPEGImages", IMAGE_SUFFIXES, remarks)
-    if not images:
-        raise DataError(
-            f"{root / 'JPEGImages'} holds no image",
-            "files such as 2007_000032.jpg",
-            "CVAT exports images only where 'Save images' is on: copy them to JPEGImages",
-        )
+    images = _images(root, remarks)
     lists = read_lists(root, images, remarks)
     ids = sorted({i for names in lists.values() for i in names}) or sorted(images)
-    masks = _by_stem(root / "SegmentationClassAug", (".png",), remarks)
-    # VOC's own masks go before those of SBD.
-    masks |= _by_stem(root / "SegmentationClass", (".png",), remarks)
-    masks = {i: masks[i] for i in ids if i in masks}
+    masks = _masks(root, ids, remarks)
     if not lists:
         remarks.note(f"{root / LISTS} has no list: only 'all' can be used")
     if len(images) > len(ids):
@@ -84,17 +75,15 @@ def read(root: Path, config: DataConfig, remarks: Remarks) -> Dataset:
     table = voc_class_table(root, ids, objects, bool(masks))
     facts: Facts = {}
     if source == CSV:
-        listed = {i: images[i] for i in ids}
-        facts = _csv_facts(root / CSV, listed, table.names, config, remarks)
+        own = {i: images[i] for i in ids}
+        facts = _csv_facts(root / CSV, own, table.names, config, remarks)
     elif source == XML:
         facts = _xml_facts(objects, table.names, config, remarks)
-    nothing = Flags((), tuple(range(len(table.names)))), ""
+    silence = Flags((), complement((), len(table.names))), ""
     records = {}
     for key in ids:
-        flags_, group = facts.get(key, nothing)
-        records[key] = Record(
-            key, images[key], flags_.present, masks.get(key), flags_.unknown, group
-        )
+        row, group = facts.get(key, silence)
+        records[key] = Record(key, images[key], row.present, masks.get(key), row.unknown, group)
     return Dataset(
         root=root,
         format="synthetic" if (root / "synthetic.json").is_file() else "voc",
@@ -106,6 +95,25 @@ def read(root: Path, config: DataConfig, remarks: Remarks) -> Dataset:
         masks_from=" and ".join(sorted({mask.parent.name for mask in masks.values()})),
         mask_colours=table.colours,
     )
+
+
+def _images(root: Path, remarks: Remarks) -> dict[str, Path]:
+    images = _by_stem(root / "JPEGImages", IMAGE_SUFFIXES, remarks)
+    if not images:
+        raise DataError(
+            f"{root / 'JPEGImages'} holds no image",
+            "files such as 2007_000032.jpg",
+            "CVAT exports images only where 'Save images' is on: copy them to JPEGImages",
+        )
+    return images
+
+
+def _masks(root: Path, ids: list[str], remarks: Remarks) -> dict[str, Path]:
+    """The mask of each image that has one."""
+    masks = _by_stem(root / "SegmentationClassAug", (".png",), remarks)
+    # VOC's own masks go before those of SBD.
+    masks |= _by_stem(root / "SegmentationClass", (".png",), remarks)
+    return {i: masks[i] for i in ids if i in masks}
 
 
 def _by_stem(folder: Path, suffixes: tuple[str, ...], remarks: Remarks) -> dict[str, Path]:
@@ -166,34 +174,26 @@ def _csv_facts(
     """Tags and groups of ``images`` by id."""
     table = read_table(path)
     remarks.notes += table.notes
-    # A class may be called like a column of images, such as "file".
-    name = table.find([n for n in IMAGE_COLUMNS if n not in map(folded, classes)])
-    there = {folded(column): n for n, column in enumerate(table.columns) if n != name}
-    absent = [c for c in classes if folded(c) not in there]
-    if name is None or absent:
-        lacking = "no column of image names" if name is None else f"no column for {some(absent)}"
-        raise DataError(
-            f"{table.headings()}: {lacking}",
-            f"image_id and one 0/1 column for each of {some(classes, 20)}",
-            "write other classes into classes.json",
-        )
+    name, columns = _table_columns(table, classes)
+    others = set(range(len(table.columns))) - {name, *columns}
+    group = find_group(table, sorted(others), config, remarks)
     finder = ImageNames(path.parent, list(images.values()), table.cells(name))
     ids = {image: key for key, image in images.items()}
     facts: Facts = {}
     clashes, strangers = [], []
-    columns = [there[folded(c)] for c in classes]
-    group = find_group(table, set(there.values()) - set(columns), config, remarks)
-    groups = [""] * len(table.rows) if group is None else table.cells(group)
     rows = flags(table, columns, remarks, config.missing)
-    for cell, row, belongs in zip(table.cells(name), rows, groups, strict=True):
+    for cell, row, belongs in zip(table.cells(name), rows, table.cells(group), strict=True):
         matches = finder.find(cell)
         if len(matches) != 1:
             strangers.append(cell)
-        elif row is not None and facts.setdefault(ids[matches[0]], (row, belongs))[0] != row:
-            clashes.append(ids[matches[0]])
+        elif row is not None:
+            key, said = ids[matches[0]], (row, belongs)
+            if facts.setdefault(key, said) != said:
+                clashes.append(key)
     if clashes:
         remarks.problem(
-            f"{path} has different tags for the same image: {some(clashes)}", "one row an image"
+            f"{path} has different tags or groups for the same image: {some(clashes)}",
+            "one row an image",
         )
     if strangers:
         remarks.note(
@@ -205,6 +205,26 @@ def _csv_facts(
             f" unknown: {some(bare)}"
         )
     return facts
+
+
+def _table_columns(table: Table, classes: tuple[str, ...]) -> tuple[int, list[int]]:
+    """The column of images, and that of each class.
+
+    Raises:
+        DataError: one of them is not there.
+    """
+    # A class may be called like a column of images, such as "file".
+    name = table.find([n for n in IMAGE_COLUMNS if n not in map(folded, classes)])
+    there = {folded(column): n for n, column in enumerate(table.columns) if n != name}
+    absent = [c for c in classes if folded(c) not in there]
+    if name is None or absent:
+        lacking = "no column of image names" if name is None else f"no column for {some(absent)}"
+        raise DataError(
+            f"{table.headings()}: {lacking}",
+            f"image_id and one 0/1 column for each of {some(classes, 20)}",
+            "write other classes into classes.json",
+        )
+    return name, [there[folded(c)] for c in classes]
 
 
 def _objects(root: Path, ids: list[str], remarks: Remarks) -> dict[str, set[str]]:

@@ -82,9 +82,16 @@ def find_columns(table: Table, config: DataConfig, remarks: Remarks) -> Columns:
     # Numbers of folds are no classes.
     candidates = [c for c in candidates if table.columns[c].lower() not in SPLIT_COLUMNS]
     answers = [c for c in candidates if not table.rows or _may_be_class(table.cells(c))]
-    strange = [
-        c for c in candidates if c not in answers and table.columns[c].lower() not in IMAGE_COLUMNS
-    ]
+    _check_answers(table, [c for c in candidates if c not in answers])
+    if not answers:
+        raise DataError(f"{table.headings()}, none of them for tags", SHAPES)
+    classes = tuple(c for c in answers if not config.is_negative(table.columns[c]))
+    unread = tuple(table.columns[c] for c in others if c not in classes)
+    return Columns(image, None, split, grouping, classes, unread)
+
+
+def _check_answers(table: Table, columns: Iterable[int]) -> None:
+    strange = [c for c in columns if table.columns[c].lower() not in IMAGE_COLUMNS]
     if strange:
         names = some(repr(table.columns[c]) for c in strange)
         cell = next(filter(None, table.cells(strange[0])))
@@ -93,11 +100,6 @@ def find_columns(table: Table, config: DataConfig, remarks: Remarks) -> Columns:
             SHAPES,
             f"call the column of tags 'tag', or remove {names}",
         )
-    if not answers:
-        raise DataError(f"{table.headings()}, none of them for tags", SHAPES)
-    classes = tuple(c for c in answers if not config.is_negative(table.columns[c]))
-    unread = tuple(table.columns[c] for c in others if c not in classes)
-    return Columns(image, None, split, grouping, classes, unread)
 
 
 def find_group(

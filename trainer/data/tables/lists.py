@@ -12,7 +12,7 @@ from trainer.data.knobs import DataConfig
 from trainer.data.remarks import Remarks
 from trainer.data.tables.cells import lists_of
 from trainer.data.tables.columns import find_group
-from trainer.data.tables.reading import IMAGE_COLUMNS, read_table
+from trainer.data.tables.reading import IMAGE_COLUMNS, Table, read_table
 from trainer.errors import DataError, some
 
 LISTS_FILE = "lists.csv"
@@ -33,13 +33,7 @@ def with_lists(dataset: Dataset, config: DataConfig, remarks: Remarks) -> Datase
         return dataset
     table = read_table(path)
     remarks.notes += table.notes
-    image, column = table.find(IMAGE_COLUMNS), table.find(LIST_COLUMNS)
-    if image is None or column is None:
-        raise DataError(
-            f"{table.headings()}, none of them for the {'image' if image is None else 'list'}",
-            "the columns image and list",
-            "--set data.lists=none reads the lists of the data themselves",
-        )
+    image, column = _columns(table)
     others = [c for c in range(len(table.columns)) if c not in (image, column)]
     group = find_group(table, others, config, remarks) if others else None
     ids = _ids(dataset, path, table.cells(image), remarks)
@@ -80,6 +74,22 @@ def _lists_file(root: Path, config: DataConfig) -> Path | None:
             f"wsss-trainer split {root} --val 0.2 makes one",
         )
     return path
+
+
+def _columns(table: Table) -> tuple[int, int]:
+    """The columns of images and of lists.
+
+    Raises:
+        DataError: one of them is not there.
+    """
+    image, column = table.find(IMAGE_COLUMNS), table.find(LIST_COLUMNS)
+    if image is None or column is None:
+        raise DataError(
+            f"{table.headings()}, none of them for the {'image' if image is None else 'list'}",
+            "the columns image and list",
+            "--set data.lists=none reads the lists of the data themselves",
+        )
+    return image, column
 
 
 def _ids(dataset: Dataset, path: Path, names: list[str], remarks: Remarks) -> dict[str, str]:

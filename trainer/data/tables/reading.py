@@ -72,9 +72,9 @@ class Table:
         keys = [column_key(column) for column in self.columns]
         return next((keys.index(key) for name in names if (key := column_key(name)) in keys), None)
 
-    def cells(self, column: int) -> list[str]:
-        """The cells of a column."""
-        return [row[column] for row in self.rows]
+    def cells(self, column: int | None) -> list[str]:
+        """The cells of a column; blanks for None."""
+        return ["" if column is None else row[column] for row in self.rows]
 
     def headings(self) -> str:
         """The columns in words, for messages."""
@@ -180,14 +180,19 @@ def flags(
             "0, 1 or ? (unknown) in every class column",
             "correct them, or remove the columns that are no classes",
         )
-    if open_columns := [table.columns[c] for c in columns if table.rows and c not in said]:
+    _check_stated(table, [c for c in columns if c not in said], remarks)
+    return rows
+
+
+def _check_stated(table: Table, columns: Sequence[int], remarks: Remarks) -> None:
+    if columns and table.rows:
+        names = some(repr(table.columns[c]) for c in columns)
         remarks.problem(
-            f"{table.path} says of no image whether it shows {some(map(repr, open_columns))}: every"
-            " cell of the column is unknown",
+            f"{table.path} says of no image whether it shows {names}: every cell of the column is"
+            " unknown",
             "a 1 for some images and a 0 for others",
             "fill in some cells, or remove the column",
         )
-    return rows
 
 
 def _flags_of(answers: Sequence[str | None]) -> Flags:
