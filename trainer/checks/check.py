@@ -111,17 +111,7 @@ def check(
         dataset.records[i] for i in dict.fromkeys(i for n in choice for i in dataset.lists[n])
     ]
     inspections = _inspect_all(dataset, records, progress)
-    problems = [
-        *map(_from_error, errors),
-        *_about_unknown_lists(dataset, lists or ()),
-        *_about_files(dataset, inspections),
-        *_about_duplicates(dataset, inspections),
-        *about_near_duplicates(dataset, {r.id: finding for r, finding in inspections}),
-        *(_about_classes(dataset, records, choice) if choice else ()),
-        *_about_lists(dataset),
-        *compare(dataset),
-        *(Problem("info", "note", note) for note in dataset.notes),
-    ]
+    problems = [*map(_from_error, errors), *_problems(dataset, lists or (), choice, inspections)]
     counts = tag_counts(dataset, records)
     return Report(
         path=str(Path(path)),
@@ -136,6 +126,28 @@ def check(
         negatives=sum(record.is_negative for record in records),
         groups=group_count(records),
     )
+
+
+def _problems(
+    dataset: Dataset, lists: Sequence[str], choice: list[str], inspections: Inspections
+) -> Iterator[Problem]:
+    """What is wrong with a data set that could be opened.
+
+    Args:
+        dataset: the data set.
+        lists: the lists that the user named.
+        choice: those of them that are there; ``all`` where none was named.
+        inspections: of their images.
+    """
+    yield from _about_unknown_lists(dataset, lists)
+    yield from _about_files(dataset, inspections)
+    yield from _about_duplicates(dataset, inspections)
+    yield from about_near_duplicates(dataset, {r.id: finding for r, finding in inspections})
+    if choice:
+        yield from _about_classes(dataset, [record for record, _ in inspections], choice)
+    yield from _about_lists(dataset)
+    yield from compare(dataset)
+    yield from (Problem("info", "note", note) for note in dataset.notes)
 
 
 def _from_error(error: DataError) -> Problem:

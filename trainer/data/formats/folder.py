@@ -110,12 +110,11 @@ def read(root: Path, config: DataConfig, remarks: Remarks) -> Dataset:
     classes = class_table(path, counts, class_names, config, remarks)
     images = _by_id(root, files.images, rows, remarks)
     masks = match_masks(mask_folders, root, images, remarks)
-    records, lists = {}, defaultdict(list)
-    for key, image in sorted(images.items()):
-        if row := rows.get(image):
-            records[key] = row.record(key, image, masks.get(key), classes)
-            for name in row.lists:
-                lists[name].append(key)
+    images = {key: image for key, image in sorted(images.items()) if image in rows}
+    records = {
+        key: rows[image].record(key, image, masks.get(key), classes)
+        for key, image in images.items()
+    }
     _note(root, files, rows, table, columns, remarks)
     if masks and not class_names:
         _note_values(classes, remarks)
@@ -125,7 +124,7 @@ def read(root: Path, config: DataConfig, remarks: Remarks) -> Dataset:
         classes=classes.names,
         mask_values=classes.values,
         records=records,
-        lists={name: tuple(ids) for name, ids in sorted(lists.items())},
+        lists=_lists({key: rows[image] for key, image in images.items()}),
         tags_from=path.name,
         masks_from="masks" if any(record.mask for record in records.values()) else "",
     )
@@ -139,6 +138,14 @@ def _walk(root: Path, mask_folders: list[Path], table: Path) -> Walk:
             "image files anywhere below it",
         )
     return files
+
+
+def _lists(rows: dict[str, _Row]) -> dict[str, tuple[str, ...]]:
+    lists = defaultdict(list)
+    for key, row in rows.items():
+        for name in row.lists:
+            lists[name].append(key)
+    return {name: tuple(ids) for name, ids in sorted(lists.items())}
 
 
 def _by_id(

@@ -73,17 +73,16 @@ def read(root: Path, config: DataConfig, remarks: Remarks) -> Dataset:
     source = _tag_source(root, ids, masks, config.labels_from, remarks)
     objects = _objects(root, ids, remarks) if source == XML else {}
     table = voc_class_table(root, ids, objects, bool(masks))
-    facts: Facts = {}
+    facts: Facts = dict.fromkeys(ids, (Flags((), complement((), len(table.names))), ""))
     if source == CSV:
         own = {i: images[i] for i in ids}
-        facts = _csv_facts(root / CSV, own, table.names, config, remarks)
+        facts |= _csv_facts(root / CSV, own, table.names, config, remarks)
     elif source == XML:
-        facts = _xml_facts(objects, table.names, config, remarks)
-    silence = Flags((), complement((), len(table.names))), ""
-    records = {}
-    for key in ids:
-        row, group = facts.get(key, silence)
-        records[key] = Record(key, images[key], row.present, masks.get(key), row.unknown, group)
+        facts |= _xml_facts(objects, table.names, config, remarks)
+    records = {
+        key: Record(key, images[key], row.present, masks.get(key), row.unknown, group)
+        for key, (row, group) in facts.items()
+    }
     return Dataset(
         root=root,
         format="synthetic" if (root / "synthetic.json").is_file() else "voc",
