@@ -61,7 +61,7 @@ class Card:
         labels: K+1 names, the background first; ``classes`` are the other K.
         palette: one RGB triple per label.
         min_side, max_side, max_pixels: sizes that the graph takes; other images are scaled.
-        score_threshold: image-level score from which a class counts as present.
+        score_thresholds: of each class, the image-level score from which it counts as present.
         background_threshold: activation below which a cell is background, where the graph uses one.
         half_graph: file of the same graph with the network in float16, if there is one.
         warm: input shapes, without the batch axis, to run before the first request.
@@ -79,7 +79,7 @@ class Card:
     min_side: int = 0
     max_side: int = 0
     max_pixels: int = 0
-    score_threshold: float = 0.0
+    score_thresholds: tuple[float, ...] = ()
     background_threshold: float | None = None
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
@@ -91,6 +91,11 @@ class Card:
     golden: Golden | None = None
     half_graph: str | None = None
     warm: tuple[Mapping[str, tuple[int, ...]], ...] = ()
+
+    @property
+    def score_threshold(self) -> float:
+        """The smallest of the score thresholds; 0 without classes."""
+        return min(self.score_thresholds, default=0.0)
 
     @property
     def graph_path(self) -> Path:
@@ -210,7 +215,7 @@ def _image_fields(raw: dict[str, Any]) -> dict[str, Any]:
         "labels": tuple(map(str, raw["labels"])),
         "palette": tuple((int(red), int(green), int(blue)) for red, green, blue in raw["palette"]),
         **{key: int(raw["input"][key]) for key in ("min_side", "max_side", "max_pixels")},
-        "score_threshold": float(raw["thresholds"]["score"]),
+        "score_thresholds": _score_thresholds(raw["thresholds"], len(raw["classes"])),
         "background_threshold": None if background is None else float(background),
         "golden": Golden(
             _text(golden, "image"), _text(golden, "output"), tuple(map(float, golden["scores"]))
@@ -218,6 +223,14 @@ def _image_fields(raw: dict[str, Any]) -> dict[str, Any]:
         if golden
         else None,
     }
+
+
+def _score_thresholds(raw: dict[str, Any], count: int) -> tuple[float, ...]:
+    """Cards of earlier exports have one number for all classes; later ones keep it beside a
+    list.
+    """
+    everywhere = float(raw["score"])
+    return tuple(map(float, raw.get("scores") or [everywhere] * count))
 
 
 def _faults(card: Card) -> Iterator[str]:
@@ -242,8 +255,11 @@ def _image_faults(card: Card, raw: dict[str, Any]) -> Iterator[str]:
     values = [value for colour in card.palette for value in colour]
     if len(card.palette) != len(card.labels) or not all(0 <= value <= 255 for value in values):
         yield "palette is not one colour of 0 to 255 per label"
-    if not 0 <= card.score_threshold <= 1:
-        yield f"the score threshold is {card.score_threshold}"
+    for threshold in card.score_thresholds:
+        if not 0 <= threshold <= 1:
+            yield f"a score threshold is {threshold}"
+    if len(card.score_thresholds) != count:
+        yield f"{len(card.score_thresholds)} score thresholds for {count} classes"
     if not isinstance(card.source.get("seed") or 0, int):
         yield f"the seed is {card.source.get('seed')!r}"
     if not 1 <= card.min_side <= card.max_side or card.max_pixels < card.min_side**2:

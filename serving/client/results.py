@@ -60,7 +60,8 @@ class SegmentWishes(Sizing, total=False):
         version: of the model; 0 is the newest.
         classes: names to keep; the others become background. Empty keeps all.
         tags: names of the classes known to be in the image; no other class can win a pixel.
-        score_threshold: score from which a class counts as present; None is the model's.
+        score_threshold: score below which a class is not in the mask, unless it is a tag; None is
+            the model's, which a segmenter's graph applies by itself: a request can only raise it.
         background_threshold: CAM models: activation from which a pixel is foreground; None is the
             model's.
         confidence_threshold: pixels with a lower confidence, 0 to 1, get the label 255.
@@ -129,7 +130,7 @@ class Segmentation:
             model, 255 undecided.
         labels: value in ``mask`` by class name; only classes that were kept, here and below.
         scores: image-level score, 0 to 1.
-        present: names whose score reaches the threshold.
+        present: names of the classes that the mask has.
         areas: pixels.
         boxes: left, top, width, height; only classes with a pixel.
         confidence: uint8 [H,W], if requested.

@@ -35,7 +35,7 @@ Overlap = Annotated[
 ScoreThreshold = Annotated[
     float | None,
     typer.Option(
-        min=0, max=1, help="Score from which a class counts as present; by default the model's."
+        min=0, max=1, help="Score from which a class may be in the mask; by default the model's."
     ),
 ]
 BackgroundThreshold = Annotated[

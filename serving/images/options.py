@@ -17,17 +17,22 @@ class Options:
     Attributes:
         classes: to keep; the others become background. Empty keeps all.
         tags: known to be in the image; no other class can win a pixel. Empty is unknown.
-        score_threshold: image-level score from which a class counts as present.
+        score_thresholds: of each class, the image-level score from which it counts as present.
         background_threshold: activation up to which a pixel is background; None for segmenters, and
             where no mask is made.
         confidence_threshold: confidence of 0 to 1 below which a pixel is undecided.
     """
 
-    score_threshold: float
+    score_thresholds: tuple[float, ...]
     classes: tuple[int, ...] = ()
     tags: tuple[int, ...] = ()
     background_threshold: float | None = None
     confidence_threshold: float = 0.0
+
+    @property
+    def score_threshold(self) -> float:
+        """The smallest of the score thresholds."""
+        return min(self.score_thresholds, default=0.0)
 
 
 def options_for(
@@ -49,10 +54,11 @@ def options_for(
         FieldError: an unknown class, a number out of range, a background threshold for a segmenter,
             or none for a CAM model whose card has none either.
     """
+    scores = card.score_thresholds
+    if score_threshold is not None:
+        scores = (_share(score_threshold, "score_threshold"),) * len(card.classes)
     return Options(
-        score_threshold=_share(
-            card.score_threshold if score_threshold is None else score_threshold, "score_threshold"
-        ),
+        score_thresholds=scores,
         classes=_indices(classes, card, "classes"),
         tags=_indices(tags, card, "tags"),
         background_threshold=_background(card, background_threshold, mask),

@@ -195,17 +195,26 @@ class Answer:
         if options.confidence_threshold:
             sure = confidence >= np.float32(255 * options.confidence_threshold)
             labels = np.where(sure, labels, np.uint8(masks.UNDECIDED))
-        if options.classes or options.tags:
-            # Classes to show: in both lists if both are given, else in the one that is.
-            names = set(options.classes or options.tags) & set(options.tags or options.classes)
-            whole, labels = (
-                labels,
-                masks.keep_labels(labels, [k + 1 for k in names] + [masks.UNDECIDED]),
-            )
+        shown = self._shown()
+        if len(shown) < len(self._card.classes):
+            whole = labels
+            labels = masks.keep_labels(labels, [k + 1 for k in shown] + [masks.UNDECIDED])
             confidence = np.where(whole == labels, confidence, np.uint8(0))
         runs = encodings.label_runs(labels)
         areas = encodings.areas(runs)[: len(self._card.labels)]
         return Segmented(labels, confidence, self._scores, runs, areas, activated)
+
+    def _shown(self) -> list[int]:
+        """The classes that the mask may hold."""
+        options, every = self._options, range(len(self._card.classes))
+        # Both lists, where both are given. Tags are known, whatever the scores say.
+        wanted = [k for k in every if not options.classes or k in options.classes]
+        if options.tags:
+            return [k for k in wanted if k in options.tags]
+        # The mask of a graph agrees with its own thresholds already, and maps were chosen by them.
+        if options.score_thresholds == self._card.score_thresholds:
+            return wanted
+        return [k for k in wanted if self._scores[k] >= options.score_thresholds[k]]
 
     def activated(self) -> Activated:
         """The maps of a CAM model, after the last row: of the tags, or of the classes above the
@@ -241,7 +250,7 @@ class Answer:
     def _maps_of(self, outputs: Outputs) -> TileMaps:
         cells, scores = _finite(outputs, "cam", self._card), _finite(outputs, "scores", self._card)
         classes = self._options.tags or tuple(
-            np.flatnonzero(scores >= self._options.score_threshold).tolist()
+            np.flatnonzero(scores >= np.array(self._options.score_thresholds)).tolist()
         )
         return TileMaps(classes, cells[list(classes)], scores)
 

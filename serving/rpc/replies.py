@@ -97,14 +97,19 @@ def cam(result: Activated, form: int, card: Card, picture: Picture) -> Any:
 def classes(
     card: Card, scores: npt.NDArray[np.float32], options: Options, result: Segmented | None = None
 ) -> list[Any]:
-    """A ``ClassResult`` for each class kept, with area and box if there is a mask."""
+    """A ``ClassResult`` for each class kept, with area and box if there is a mask.
+
+    A class is present where the mask has it; without a mask, where its score reaches the threshold.
+    """
     boxes = encodings.boxes(result.runs, result.labels.shape[1]) if result else {}
     return [
         pb.ClassResult(
             name=card.classes[k],
             label=k + 1,
             score=float(scores[k]),
-            present=bool(scores[k] >= options.score_threshold),
+            present=bool(
+                result.areas[k + 1] if result else scores[k] >= options.score_thresholds[k]
+            ),
             area=int(result.areas[k + 1]) if result else 0,
             box=_box(boxes[k + 1]) if k + 1 in boxes else None,
         )
@@ -188,6 +193,10 @@ def model(card: Card, versions: Sequence[int], engine: str) -> Any:
         ),
     )
     message.metrics.update(card.metrics)
+    if len(set(card.score_thresholds)) > 1:
+        # Beside ``score_threshold``, the smallest of them.
+        own = dict(zip(card.classes, card.score_thresholds, strict=True))
+        message.metrics.update({"score_thresholds": own})
     if card.created:
         message.created.FromDatetime(card.created)
     return message

@@ -27,6 +27,15 @@ def export(
     precision: Annotated[
         str, typer.Option(help="fp32, or fp16 for a second graph in half precision, for TensorRT.")
     ] = "fp32",
+    verdict: Annotated[
+        bool,
+        typer.Option(
+            help=(
+                "Choose a score threshold for each class on the training tags, and leave classes"
+                " under it out of masks."
+            )
+        ),
+    ] = True,
     json_: Json = False,
     log: LogOption = Log.text,
 ) -> None:
@@ -45,7 +54,7 @@ def export(
         raise ConfigError(
             f"--scales {scales}", "numbers separated by commas, for example 0.75,1,1.25"
         ) from error
-    reports = export_run(run, name, repository, kind, factors, flip, precision, say)
+    reports = export_run(run, name, repository, kind, factors, flip, precision, say, verdict)
     if json_:
         print(json.dumps(reports, indent=1))
         return

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from trainer.errors import DataError
 from trainer.files import write_atomic
 
+Values = npt.NDArray[np.float64]
 FILE = "scores/scores.csv"
 """Its place in a run."""
 
@@ -30,7 +31,7 @@ class ImageScores:
 
     ids: tuple[str, ...]
     class_names: tuple[str, ...]
-    scores: npt.NDArray[np.float64]
+    scores: Values
 
     @classmethod
     def of_logits(
@@ -42,7 +43,7 @@ class ImageScores:
         # In float64 scores saturate at a logit of 36 and not of 17, so fewer become equal.
         return cls(tuple(ids), tuple(class_names), expit(np.asarray(logits_NK, np.float64)))
 
-    def of(self, ids: Sequence[str]) -> npt.NDArray[np.float64]:
+    def of(self, ids: Sequence[str]) -> Values:
         """Scores ``[n,K]`` of some of the images, in the order of ``ids``."""
         place = {name: n for n, name in enumerate(self.ids)}
         return self.scores[[place[name] for name in ids]]

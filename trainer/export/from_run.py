@@ -15,9 +15,14 @@ from trainer.errors import ConfigError, RunError, nearest
 from trainer.evaluation.measure import current_evaluation
 from trainer.export.card import card_from_manifest
 from trainer.export.publish import export_model, holds_model
+from trainer.export.score_thresholds import (
+    card_entry,
+    classifier_thresholds,
+    segmenter_thresholds,
+)
 from trainer.maps.protocols import CamsConfig, protocol_of
 from trainer.methods.registry import load_method
-from trainer.nets.graphs import CamGraph, PixelGraph
+from trainer.nets.graphs import CamGraph, PixelGraph, SegmenterGraph
 from trainer.outputs import check_folder
 from trainer.run import Run
 from trainer.segmenters import prediction
@@ -38,6 +43,7 @@ def export_run(
     flip: bool = False,
     precision: str = "fp32",
     say: Callable[[str], None] = lambda text: None,
+    verdict: bool = True,
 ) -> list[dict[str, Any]]:
     """Publish a run's segmenter as ``name``, and its CAM model as ``name-cam`` or, alone, ``name``.
 
@@ -47,6 +53,7 @@ def export_run(
         scales, flip: of the segmenter's graph. The CAM graph has its method's own protocol.
         precision: ``fp32``, or ``fp16`` for a second graph in float16, for TensorRT.
         say: receives a line before each model.
+        verdict: choose a score threshold for each class, and keep classes under it out of masks.
 
     Returns:
         The ``ExportReport`` of each model in plain JSON values.
@@ -68,6 +75,8 @@ def export_run(
         say(f"{model}: writing the {each}, then comparing it with PyTorch on {len(images)} images")
         graph = _segmenter(run, scales, flip) if each == "segmenter" else _cam(run)
         card = card_from_manifest(run.manifest, each, run.path.name, evaluation)
+        if verdict:
+            card["thresholds"] |= _decided(graph, run, dataset)
         report = export_model(graph, card, repository, model, images, half=half)
         reports.append({**asdict(report), "path": str(report.path)})
     return reports
@@ -117,6 +126,20 @@ def _expected(run: Run) -> dict[str, Any]:
         "backbone": run.manifest["backbone"],
         "classes": run.manifest["data"]["classes"],
     }
+
+
+def _decided(graph: PixelGraph, run: Run, dataset: Dataset) -> dict[str, Any]:
+    """The score thresholds of a graph for its card; a segmenter's graph leaves out classes under
+    its own from now on.
+    """
+    if isinstance(graph, SegmenterGraph):
+        thresholds = segmenter_thresholds(run, dataset, graph)
+        graph.require_scores([threshold.value for threshold in thresholds])
+    elif (chosen := classifier_thresholds(run, dataset)) is None:
+        return {}
+    else:
+        thresholds = chosen
+    return card_entry(thresholds, dataset.classes, run.manifest["train_list"])
 
 
 def _segmenter(run: Run, scales: Sequence[float], flip: bool) -> PixelGraph:

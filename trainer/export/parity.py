@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from trainer.errors import ExportError
-from trainer.nets.graphs import CamGraph, PixelGraph
+from trainer.nets.graphs import CamGraph, PixelGraph, SegmenterGraph
 
 # Smallest share of equal pixels, and largest difference of a score or CAM value, of the graph and
 # of its half-precision form.
@@ -147,7 +147,14 @@ def difference(
     image = torch.from_numpy(batch)
     with torch.inference_mode():
         results = [graph.run(view) for view in graph.views(image)]
-        truth = {k: v.numpy() for k, v in zip(graph.outputs, graph.after(image, results))}
+        tensors = graph.after(image, results)
+        if isinstance(graph, SegmenterGraph):
+            # By the file's own scores: a score that rounding moves over its threshold changes the
+            # whole mask, and is an error of the score only.
+            scores, logits = torch.from_numpy(outputs["scores"]), [result[0] for result in results]
+            mask, confidence = graph.mask(image, logits, scores)
+            tensors = mask, tensors[1], confidence
+        truth = {k: v.numpy() for k, v in zip(graph.outputs, tensors)}
         gaps = {k: np.abs(outputs[k].astype(np.float64) - truth[k]) for k in truth}
         if isinstance(graph, CamGraph):
             peak = graph.merged(image, results).amax((2, 3), keepdim=True).numpy()

@@ -19,6 +19,7 @@ from torch import nn
 
 from trainer.data.transforms import IMAGENET_PIXELS, PixelScale
 from trainer.errors import ConfigError
+from trainer.nets.planes import add_up, largest_of, planes_of, softmax
 from trainer.nets.resampling import (
     bilinear_weights,
     resize_aligned,
@@ -29,6 +30,8 @@ from trainer.nets.resampling import (
 # The stride of stored maps, which is IRN's.
 CAM_STRIDE = 4
 OPSET = 18
+# Far below any logit, and a number that float16 holds.
+EXCLUDED = -1e4
 Results = list[tuple[torch.Tensor, ...]]
 
 
@@ -237,6 +240,7 @@ class SegmenterGraph(PixelGraph):
     """
 
     kind = "segmenter"
+    least: torch.Tensor | None
     outputs = {  # noqa: RUF012
         "mask": ("uint8", ("N", "H", "W")),
         "scores": ("float32", ("N", "K")),
@@ -258,6 +262,16 @@ class SegmenterGraph(PixelGraph):
             "soft-max of the mean logits" if merge == "logits" else "mean of soft-max probabilities"
         )
         self.merging = f"bilinear to the image size, {mean}, arg-max"
+        self.register_buffer("least", None, persistent=False)
+
+    def require_scores(self, thresholds_K: Sequence[float]) -> None:
+        """Keep classes out of the mask of an image whose score for them is under the threshold.
+
+        The arg-max is then over the other labels, and ``confidence`` is the winner's share among
+        them. Without this call all labels may win.
+        """
+        self.least = torch.tensor(thresholds_K, dtype=torch.float32)
+        self.merging += ", among the classes that reach their score threshold"
 
     def run(self, view_B3hw: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Logits ``[B,L,h,w]``."""
@@ -265,14 +279,19 @@ class SegmenterGraph(PixelGraph):
 
     def after(self, image_NHW3: torch.Tensor, results: Results) -> tuple[torch.Tensor, ...]:
         """``mask``, ``scores`` and ``confidence``."""
-        count, *size = image_NHW3.shape[:3]
         logits = [result[0] for result in results]
-        largest = self.scales.index(max(self.scales))
-        finest = logits[largest].shape[2:]
-        small = [self.merge_flip(softmax(x)[:, 1:], count) for x in logits]
-        small = [x if i == largest else resize_bilinear(x, finest) for i, x in enumerate(small)]
+        scores_NK = self.scores(logits, image_NHW3.shape[0])
+        mask_NHW, confidence_NHW = self.mask(image_NHW3, logits, scores_NK)
+        return mask_NHW, scores_NK, confidence_NHW
+
+    def mask(
+        self, image_NHW3: torch.Tensor, logits: Sequence[torch.Tensor], scores_NK: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``mask`` and ``confidence`` for image scores, which say what classes may win."""
+        count, *size = image_NHW3.shape[:3]
         count_views = len(logits) * (2 if self.flip else 1)
-        scores_NK = add_up(small).amax((2, 3)) / count_views
+        # Before the resize, where maps are small; every view leaves out the same classes.
+        logits = [self.allowed(x, scores_NK) for x in logits]
         if self.merge == "logits" or count_views == 1:
             views = []
             for x, scale in zip(logits, self.scales):
@@ -289,7 +308,24 @@ class SegmenterGraph(PixelGraph):
             total_NLHW = add_up([self.merge_flip(softmax(x), count) for x in large])
             peak_NHW, mask_NHW = largest_of(planes_of(total_NLHW))
             top_NHW = peak_NHW / count_views
-        return mask_NHW, scores_NK, (top_NHW * 255).round().to(torch.uint8)
+        return mask_NHW, (top_NHW * 255).round().to(torch.uint8)
+
+    def scores(self, logits: Sequence[torch.Tensor], count: int) -> torch.Tensor:
+        """Image scores ``[N,K]`` of the logits of all views, one ``[B,L,h,w]`` a scale."""
+        largest = self.scales.index(max(self.scales))
+        finest = logits[largest].shape[2:]
+        small = [self.merge_flip(softmax(x)[:, 1:], count) for x in logits]
+        small = [x if i == largest else resize_bilinear(x, finest) for i, x in enumerate(small)]
+        return add_up(small).amax((2, 3)) / (len(logits) * (2 if self.flip else 1))
+
+    def allowed(self, logits_BLhw: torch.Tensor, scores_NK: torch.Tensor) -> torch.Tensor:
+        """The logits, those of classes under their score threshold so low that none can win."""
+        if self.least is None:
+            return logits_BLhw
+        fall_NK = (scores_NK < self.least).to(logits_BLhw.dtype) * EXCLUDED
+        fall_NL = torch.cat([torch.zeros_like(fall_NK[:, :1]), fall_NK], 1)
+        fall_BL = torch.cat([fall_NL, fall_NL]) if self.flip else fall_NL
+        return logits_BLhw + fall_BL[:, :, None, None]
 
     def to_image(
         self, logits: list[torch.Tensor], size: Sequence[int], scale: float
@@ -303,42 +339,3 @@ class SegmenterGraph(PixelGraph):
         rows = bilinear_weights(height, size[0], logits[0])
         columns = bilinear_weights(width, size[1], logits[0]).T
         return [rows @ (x @ columns) for x in logits]
-
-
-def softmax(logits_BLhw: torch.Tensor) -> torch.Tensor:
-    """Soft-max over the labels, spelt out: onnxruntime's own transposes twice where the axis is not
-    the last.
-    """
-    powers = (logits_BLhw - logits_BLhw.amax(1, keepdim=True)).exp()
-    return powers / powers.sum(1, keepdim=True)
-
-
-def planes_of(maps_NLHW: torch.Tensor) -> list[torch.Tensor]:
-    """[N,H,W] of each label, each a Gather in the graph: OpenVINO takes ten times as long over a
-    Split.
-    """
-    return [maps_NLHW[:, label] for label in range(maps_NLHW.shape[1])]
-
-
-def largest_of(planes: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Largest value of each pixel, and which plane has it (uint8; the first one of equals), of
-    planes [N,H,W].
-
-    One plane after another, each still in the cache: twice as fast in onnxruntime as reductions
-    over an axis that is not the last (bench/export_head.py).
-    """
-    peak_NHW, index_NHW = planes[0], torch.zeros_like(planes[0], dtype=torch.uint8)
-    for number, plane in enumerate(planes[1:], 1):
-        index_NHW = torch.where(
-            plane > peak_NHW, torch.tensor(number, dtype=torch.uint8), index_NHW
-        )
-        peak_NHW = torch.maximum(peak_NHW, plane)
-    return peak_NHW, index_NHW
-
-
-def add_up(maps: list[torch.Tensor]) -> torch.Tensor:
-    """Sum of equally sized tensors, without the integer 0 that ``sum`` starts from."""
-    total = maps[0]
-    for other in maps[1:]:
-        total = total + other
-    return total

@@ -14,6 +14,7 @@ from serving.errors import ImageTooLarge, OutputError
 from serving.images import pipeline
 from serving.images.decoding import Picture
 from serving.images.options import options_for
+from serving.rpc import replies
 
 
 @pytest.fixture(scope="module")
@@ -220,3 +221,40 @@ def test_padded_activation_maps_cover_the_image_alone(maps_card, pixels):
         np.testing.assert_allclose(
             result.maps, pixels[::4, ::4].transpose(2, 0, 1) / 255, rtol=1e-6
         )
+
+
+def test_each_class_has_its_own_score_threshold(card: Card, maps_card: Card):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+    scores = segmented(maps_card, pixels).scores
+    # Red is just present, green is just not.
+    own = (float(scores[0]), float(np.nextafter(scores[1], np.float32(2))), 0.0)
+    strict = replace(maps_card, score_thresholds=own)
+    assert answered(strict, pixels).activated().classes == (0, 2)
+    assert set(np.unique(segmented(strict, pixels).labels)) <= {0, 1, 3}
+    # A request with one number for all has its way with maps.
+    assert answered(strict, pixels, score_threshold=0).activated().classes == (0, 1, 2)
+    # A segmenter's own thresholds are in its graph; a request can only raise them.
+    whole = segmented(card, pixels)
+    assert set(np.unique(whole.labels)) == {0, 1, 2, 3}
+    middle = float(np.sort(whole.scores)[1])
+    raised = segmented(card, pixels, score_threshold=middle)
+    lost = np.flatnonzero(whole.scores < np.float32(middle)) + 1
+    assert len(lost) == 1
+    np.testing.assert_array_equal(
+        raised.labels, np.where(np.isin(whole.labels, lost), 0, whole.labels)
+    )
+    assert not raised.confidence[np.isin(whole.labels, lost)].any()
+
+
+def test_the_verdict_of_a_reply_is_that_of_its_mask(card: Card, maps_card: Card):
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+    for model in (card, maps_card):
+        for threshold in np.linspace(0, 1, 11).tolist():
+            options = options_for(model, score_threshold=threshold)
+            result = segmented(model, pixels, score_threshold=threshold)
+            for entry in replies.classes(model, result.scores, options, result):
+                assert entry.present == (result.labels == entry.label).any()
+                assert not entry.present or entry.score >= np.float32(threshold)
+    options = options_for(card, score_threshold=0.5)
+    without_mask = replies.classes(card, np.float32([0.4, 0.5, 0.6]), options)
+    assert [entry.present for entry in without_mask] == [False, True, True]

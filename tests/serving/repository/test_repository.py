@@ -112,6 +112,15 @@ def test_checksums(tmp_path: Path):
         verify(card)
 
 
+def test_a_card_has_one_score_threshold_or_one_a_class(tmp_path: Path):
+    one = read_card(tiny_models.export(tmp_path, "one"))
+    assert one.score_thresholds == (0.3, 0.3, 0.3)
+    thresholds = {"background": 0.5, "score": 0.2, "scores": [0.4, 0.2, 0.6]}
+    many = read_card(tiny_models.export(tmp_path, "many", changes={"thresholds": thresholds}))
+    assert many.score_thresholds == (0.4, 0.2, 0.6)
+    assert many.score_threshold == 0.2
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -131,6 +140,9 @@ def test_checksums(tmp_path: Path):
         ({"input": {"name": "image"}}, "no field 'min_side'"),
         ({"thresholds": {}}, "no field 'score'"),
         ({"thresholds": {"score": float("nan")}}, "score threshold is nan"),
+        ({"thresholds": {"score": 0.5, "scores": [0.5, 2, 0.5]}}, "score threshold is 2"),
+        ({"thresholds": {"score": 0.5, "scores": [0.5]}}, "1 score thresholds for 3 classes"),
+        ({"thresholds": {"score": 0.5, "scores": "abc"}}, "could not convert"),
         ({"source": {"seed": "one"}}, "seed is 'one'"),
         ({"outputs": []}, "outputs"),
         ({"created": "yesterday"}, "yesterday"),

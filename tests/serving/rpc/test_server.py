@@ -60,12 +60,19 @@ def test_without_a_name_the_only_model_of_the_kind_answers(client, pixels):
 
 
 def test_classes_to_keep_and_the_threshold(client, pixels):
-    result = client.segment(pixels, classes=["blue"], score_threshold=0.99)
-    np.testing.assert_array_equal(
-        result.mask, np.where(tiny_models.expected_mask(pixels) == 3, 3, 0)
-    )
+    blue = np.where(tiny_models.expected_mask(pixels) == 3, 3, 0)
+    result = client.segment(pixels, classes=["blue"])
+    np.testing.assert_array_equal(result.mask, blue)
     assert list(result.scores) == ["blue"]
+    assert result.present == ["blue"]
+    # A higher threshold takes the class out of the mask, so that mask and verdict agree.
+    result = client.segment(pixels, classes=["blue"], score_threshold=0.99)
     assert result.present == []
+    assert not result.mask.any()
+    # A tag is known, whatever the score says.
+    result = client.segment(pixels, tags=["blue"], score_threshold=0.99)
+    np.testing.assert_array_equal(result.mask, blue)
+    assert result.present == ["blue"]
     assert result.reply.provenance.score_threshold == pytest.approx(0.99)
 
 

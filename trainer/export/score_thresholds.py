@@ -1,0 +1,97 @@
+"""The score from which a class counts as present, for the graphs and the card of a run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainer.data.dataset import Dataset, Record
+from trainer.data.pixels import read_image
+from trainer.data.sizes import PIXELS, shrunk, working_size
+from trainer.evaluation.image_counts import group_numbers
+from trainer.evaluation.image_scores import FILE, ImageScores, Values
+from trainer.evaluation.metrics import finite_or_none
+from trainer.evaluation.score_threshold import ScoreThreshold, choose_score_thresholds
+from trainer.nets.graphs import SegmenterGraph
+from trainer.progress import progress_bar
+from trainer.run import Run
+from trainer.training.inference import inference
+
+IMAGES = 300
+"""How many training images a segmenter looks at, at most: one forward pass each."""
+
+
+def classifier_thresholds(run: Run, dataset: Dataset) -> list[ScoreThreshold] | None:
+    """Of the image scores that the run has; None for a run without them."""
+    if "scores" not in run.complete:
+        return None
+    records = dataset.subset(run.manifest["train_list"])
+    scores = ImageScores.read(run.path / FILE).of([record.id for record in records])
+    return _chosen(scores, dataset, records)
+
+
+def segmenter_thresholds(run: Run, dataset: Dataset, graph: SegmenterGraph) -> list[ScoreThreshold]:
+    """Of the scores that the graph itself gives to training images."""
+    records = spread(dataset.subset(run.manifest["train_list"]), IMAGES)
+    rows = []
+    # A copy, since the network goes to the best device and layout here.
+    copied = copy.deepcopy(graph)
+    with (
+        inference(copied, "fp32") as target,
+        progress_bar("score thresholds", len(records)) as advance,
+    ):
+        for record in records:
+            pixels = read_image(record.image)
+            size = working_size(pixels.shape[:2], PIXELS, max(1.0, *graph.scales))
+            image_1HW3 = torch.tensor(shrunk(pixels, size))[None].to(target)
+            results = [copied.run(view)[0] for view in copied.views(image_1HW3)]
+            rows.append(copied.scores(results, 1)[0].cpu().numpy())
+            advance()
+    return _chosen(np.stack(rows).astype(np.float64), dataset, records)
+
+
+def spread(records: Sequence[Record], most: int) -> list[Record]:
+    """At most ``most`` records with as many as possible of the rare classes: each class and the
+    negatives in turn give their next image.
+    """
+    queues: dict[int, list[Record]] = {}
+    for record in records:
+        for k in record.tags or (-1,):
+            queues.setdefault(k, []).append(record)
+    chosen: dict[str, Record] = {}
+    rounds = max(map(len, queues.values()), default=0)
+    for number in range(rounds):
+        for queue in queues.values():
+            if number < len(queue) and len(chosen) < most:
+                chosen[queue[number].id] = queue[number]
+    return [record for record in records if record.id in chosen]
+
+
+def card_entry(
+    thresholds: Sequence[ScoreThreshold], class_names: Sequence[str], source: str
+) -> dict[str, Any]:
+    """What a card's ``thresholds`` says of them.
+
+    ``score`` is the smallest, for servers that know one number only: with it no class of a mask
+    counts as absent.
+    """
+    values = [threshold.value for threshold in thresholds]
+    f1 = {name: finite_or_none(t.f1) for name, t in zip(class_names, thresholds, strict=True)}
+    return {
+        "score": min(values),
+        "scores": values,
+        "scores_from": (
+            f"largest F1 on the tags of {source}, median of the choices without each of 5 folds;"
+            " 0.5 for a class with too few images; the images also trained the model"
+        ),
+        "scores_f1": f1,
+    }
+
+
+def _chosen(scores: Values, dataset: Dataset, records: Sequence[Record]) -> list[ScoreThreshold]:
+    tags = dataset.tag_matrix(records).astype(np.float64)
+    return choose_score_thresholds(scores, tags, group_numbers(records))
