@@ -128,9 +128,12 @@ def split(
         print(json.dumps({**facts, "warnings": result.warnings()}, indent=1))
         return
     print_split(result)
-    in_place = target.resolve() == (data / LISTS_FILE).resolve()
-    setting = "" if in_place else f" --set data.lists={target}"
-    print(f"{target}\nnext: wsss-trainer fit {data}{setting}")
+    knobs = [text for text in settings or () if not text.startswith("data.lists")]
+    if target.resolve() != (data / LISTS_FILE).resolve():
+        knobs.append(f"data.lists={target}")
+    options = [f"--labels-from {labels_from}"] if labels_from else []
+    options += [f"--set {text}" for text in knobs]
+    print(f"{target}\nnext: {' '.join(['wsss-trainer fit', str(data), *options])}")
 
 
 def convert(

@@ -118,7 +118,8 @@ def _remarks(entries: list[tuple[str, str, Any]]) -> list[str]:
     note = f"; {open_} predicted pixels of 255 counted {OPEN[rule.open]}" if open_ else ""
     lines.append(f"mIoU by convention {first['convention']}: {rule.about}{note}")
     if interval := first.get("miou_interval"):
-        draws = f"{interval['samples']} bootstrap samples of the images, seed {interval['seed']}"
+        units = "groups" if first.get("conditions", {}).get("groups") else "images"
+        draws = f"{interval['samples']} bootstrap samples of the {units}, seed {interval['seed']}"
         lines.append(f"intervals: {draws}")
     if first.get("boundary_tolerance"):
         lines.append(f"boundary F within {describe_tolerance(first['boundary_tolerance'])}")

@@ -35,7 +35,10 @@ def with_lists(dataset: Dataset, config: DataConfig, remarks: Remarks) -> Datase
     remarks.notes += table.notes
     image, column = _columns(table)
     others = [c for c in range(len(table.columns)) if c not in (image, column)]
-    group = find_group(table, others, config, remarks) if others else None
+    # The column that data.group names may be one of the data, which split wrote here as "group".
+    if config.group != "none" and table.find((config.group,)) is None:
+        config = dataclasses.replace(config, group="auto")
+    group = find_group(table, others, config, remarks)
     ids = _ids(dataset, path, table.cells(image), remarks)
     records, lists = dict(dataset.records), defaultdict(list)
     for row in table.rows:

@@ -90,6 +90,13 @@ def test_a_file_of_lists_takes_the_place_of_the_data_s_own(tmp_path: Path) -> No
     assert own.fingerprint() != data.fingerprint()
 
 
+def test_the_groups_of_a_split_keep_their_column(tmp_path: Path) -> None:
+    root = table(tmp_path, "image,tag,lot\na,cat,1\nb,dog,1\nc,cat,2\n")
+    (root / "lists.csv").write_text("image,list,group\na.png,train,1\nb.png,train,1\nc.png,val,2\n")
+    assert groups(open_dataset(root, config=DataConfig(group="lot"))) == ["1", "1", "2"]
+    assert groups(open_dataset(root, config=DataConfig(group="none"))) == ["", "", ""]
+
+
 def test_a_file_of_lists_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "photos"
     for name in ("cat/1.png", "dog/1.png"):
