@@ -161,7 +161,7 @@ def about_near_duplicates(dataset: Dataset, findings: Mapping[str, Finding]) -> 
                 f" {other} list: {len(names)}",
                 names,
                 "figures will be too good where they show the same thing: give both one group"
-                " (column group), and wsss-trainer split DATA --val 0.2 keeps it together",
+                " (column group), or keep them together by wsss-trainer split DATA --alike",
             )
 
 

@@ -90,6 +90,9 @@ def split(
     list_: Annotated[
         str, typer.Option("--list", help="Divide this list only; other lists stay.")
     ] = "all",
+    alike: Annotated[
+        bool, typer.Option("--alike", help="Keep images that look nearly the same together too.")
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(help="New CSV file of image and list. Default: DATA-lists.csv, here."),
@@ -108,7 +111,7 @@ def split(
     \b
     Examples:
       wsss-trainer split photos/ --val 0.2 --test 0.2
-      wsss-trainer split photos/ --out photos/lists.csv
+      wsss-trainer split photos/ --alike --out photos/lists.csv
       wsss-trainer split photos/ --list train --val 0.1 --set data.group=patient --seed 1
     """
     from trainer.data.formats.opening import open_dataset
@@ -119,6 +122,10 @@ def split(
     from trainer.outputs import check_file
 
     dataset = open_dataset(data, config=data_config(labels_from, settings))
+    if alike:
+        from trainer.checks.near_duplicates import with_groups_of_looks
+
+        dataset = with_groups_of_looks(dataset, progress=True)
     result = divide(dataset, {"val": val, "test": test}, seed, list_)
     target, table = out or default_file(dataset), result.table()
     check_file(target, is_ours=lambda file: file.read_bytes() == table, hint="--out NEW.csv")
@@ -128,7 +135,9 @@ def split(
         print(json.dumps({**facts, "warnings": result.warnings()}, indent=1))
         return
     print_split(result)
-    knobs = [text for text in settings or () if not text.startswith("data.lists")]
+    # The file names the lists, and the groups where there are any.
+    obsolete = ("data.lists", *(["data.group"] if result.groups else []))
+    knobs = [text for text in settings or () if not text.startswith(obsolete)]
     if target.resolve() != (data / LISTS_FILE).resolve():
         knobs.append(f"data.lists={target}")
     options = [f"--labels-from {labels_from}"] if labels_from else []

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from trainer.checks.check import Report, check
 from trainer.checks.inspection import Problem
-from trainer.checks.near_duplicates import near_pairs, perceptual_hash
+from trainer.checks.near_duplicates import near_pairs, perceptual_hash, with_groups_of_looks
 from trainer.checks.preflight import preflight
 from trainer.cli import app
 from trainer.data.formats.opening import open_dataset
@@ -145,6 +145,32 @@ def test_near_duplicates_across_lists(tmp_path: Path) -> None:
     assert "d = b" not in pairs
     assert "c = f" not in pairs
     assert {"a = b", "a = f", "c = b"} <= pairs
+
+
+def test_images_that_look_alike_are_divided_together(tmp_path: Path) -> None:
+    root = table(tmp_path, "image,tag,group\na,cat,\nb,dog,\nc,dog,p\nd,cat,p\ne,dog,\nf,,\n")
+    for name, seed in (("a", 50), ("b", 50), ("c", 50), ("e", 51)):
+        scene(seed, (60 + seed + ord(name), 90)).save(root / f"{name}.png")
+    Image.new("RGB", (40, 40)).save(root / "f.png")
+    data = with_groups_of_looks(open_dataset(root))
+    groups = [record.group for record in data.records.values()]
+    # a, b and c look alike; d belongs to the part of c.
+    assert groups[:4] == ["a"] * 4
+    assert groups[4:] == ["", ""]
+    arguments = [
+        "split",
+        str(root),
+        "--alike",
+        "--val",
+        "0.4",
+        "--out",
+        str(tmp_path / "lists.csv"),
+    ]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    split = open_dataset(root)
+    owners = {name for name in ("train", "val") for i in "abcd" if i in split.lists[name]}
+    assert len(owners) == 1
+    assert [record.group for record in split.records.values()] == groups
 
 
 def test_the_hash_of_looks() -> None:

@@ -37,6 +37,11 @@ class Split:
     lists: dict[str, list[Record]]
     seed: int
 
+    @property
+    def groups(self) -> bool:
+        """Whether images belong to groups."""
+        return is_grouped(self.dataset.records.values())
+
     def facts(self) -> dict[str, dict[str, Any]]:
         """By list: numbers of images, groups, negatives, images with unknown classes, and images
         of each class.
@@ -80,7 +85,7 @@ class Split:
         for name, records in self.lists.items():
             for record in records:
                 members.setdefault(record.id, []).append(name)
-        extra = [GROUP] if is_grouped(self.dataset.records.values()) else []
+        extra = [GROUP] if self.groups else []
         for key, names in sorted(members.items()):
             record = self.dataset.records[key]
             inside = record.image.is_relative_to(root)
