@@ -70,13 +70,15 @@ class Context:
 
     @cached_property
     def taught(self) -> list[Record]:
-        """What the classifier trains on. Where every tagged image has some class, only images
-        without a tag show what that class is not.
+        """What the classifier trains on: images of which some class is known to show or not to.
+
+        Images that show no class teach what the classes are not, unless ``classify.negatives`` is
+        0.
         """
-        everywhere = (
-            bool(self.tagged) and (self.dataset.tag_matrix(self.tagged) == 1).all(axis=0).any()
-        )
-        return self.training if everywhere else self.tagged
+        if not self.configs.classify.negatives:
+            return self.tagged
+        classes = len(self.dataset.classes)
+        return [record for record in self.training if len(record.unknown) < classes]
 
     @cached_property
     def validation(self) -> list[Record]:

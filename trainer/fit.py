@@ -70,6 +70,7 @@ def description(plan: Plan) -> dict[str, Any]:
         "train_list": context.train_list,
         "val_list": context.val_list,
         "data": data_entry(context.dataset, plan.preflight),
+        "choices": list(plan.reasons),
         "config": {
             field.name: as_dict(getattr(context.configs, field.name))
             for field in dataclasses.fields(context.configs)

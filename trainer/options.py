@@ -108,9 +108,13 @@ class Configs:
         return "" if file == "none" else file
 
 
-def make_configs(options: Options) -> Configs:
-    """The knobs of every stage, in layers, each over the ones before: recipe, ``--preset``,
-    ``--refine``, ``--epochs`` and ``--size``, ``--set``.
+def make_configs(options: Options, of_data: Layer | None = None) -> Configs:
+    """The knobs of every stage, in layers, each over the ones before: recipe, what the data ask
+    for, ``--preset``, ``--refine``, ``--epochs`` and ``--size``, ``--set``.
+
+    Args:
+        options: as typed.
+        of_data: see ``trainer.adaptation``.
 
     Raises:
         ConfigError: unknown method, recipe, preset, segmenter, section or knob.
@@ -122,6 +126,7 @@ def make_configs(options: Options) -> Configs:
     recipe = options.recipe or recipe_of(options.backbone, options.weights)
     layers = [
         recipe_layer(options.method, recipe),
+        of_data or {},
         method_preset(options.method, options.preset, recipe),
     ]
     # --size shrinks the range of sizes of the layers below, so they are needed first.
@@ -244,8 +249,8 @@ def short_layer(epochs: int | None, size: int | None, classify: ClassifyConfig) 
     """
     layer: Layer = {"classify": {}, "segment": {}}
     if epochs is not None:
-        layer["classify"]["epochs"] = epochs
-        # Where a paper counts updates, epochs count instead of them.
+        # Where a paper or the data ask for updates, epochs count instead of them.
+        layer["classify"] |= {"epochs": epochs, "updates": 0}
         layer["segment"] |= {"epochs": epochs, "updates": 0}
     if size is not None:
         if not (sides := knobs.ranges(ClassifyConfig)["crop"]).holds(size):
@@ -260,6 +265,10 @@ def typed_layer(options: Options) -> Layer:
     """What ``--labels-from`` and ``--set`` change."""
     layer: Layer = dict(knobs.parse_settings(options.settings, SECTIONS))
     labels = {"labels_from": options.labels_from} if options.labels_from else {}
+    for section in ("classify", "segment"):
+        # Who types epochs wants them to count.
+        if "epochs" in layer[section]:
+            layer[section] = {"updates": 0, **layer[section]}
     return {**layer, "data": {**labels, **layer["data"]}}
 
 

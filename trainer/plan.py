@@ -7,13 +7,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from trainer.adaptation import choices, distance_of
 from trainer.checks.preflight import Preflight, preflight
 from trainer.context import RANDOM, Context, Stage
-from trainer.data.dataset import Dataset
+from trainer.data.dataset import Dataset, Record
 from trainer.data.formats.opening import open_dataset
+from trainer.data.sampling import epoch_length
 from trainer.errors import ConfigError, DataError, nearest
+from trainer.methods.recipes import recipe as recipe_of
 from trainer.methods.registry import build_method, declaration
-from trainer.options import STAGES, Configs, Options, make_configs
+from trainer.options import STAGES, Configs, Options, is_small, make_configs, merged
 from trainer.outputs import check_folder
 from trainer.run import Run, is_run, stage_key
 from trainer.segmenters.start import choose_source, find_start
@@ -28,6 +31,7 @@ from trainer.stages import (
     segment,
     walk,
 )
+from trainer.training.optimiser import Training
 from trainer.weights.cache import find_weights
 from trainer.weights.released import load_classifier, load_start
 
@@ -41,12 +45,14 @@ class Plan:
         stages: in the order of work.
         keys: stage name -> hash of everything that its outputs depend on.
         until: where ``--until`` stops, one of ``STAGES``.
+        reasons: why knobs follow the data, a sentence each.
     """
 
     context: Context
     stages: tuple[Stage, ...]
     keys: dict[str, str]
     until: str
+    reasons: tuple[str, ...] = ()
 
     @cached_property
     def preflight(self) -> Preflight:
@@ -75,13 +81,15 @@ def make_plan(options: Options) -> Plan:
     # What can fail at once comes first: names, then the data, then weights that may be fetched.
     stages = choose_stages(options, configs)
     context = open_context(options, configs)
+    context, reasons = adapt(context, options, stages)
+    stages = choose_stages(options, context.configs)
     check_trainings(context, stages)
     context = with_weights(context, options, stages)
     if any(stage.name == "walk" for stage in stages):
         walk.check_network(context)
     if options.reaches("evaluate"):
         stages += evaluation_stages(context, stages)
-    return Plan(context, tuple(stages), stage_keys(context, stages), options.until)
+    return Plan(context, tuple(stages), stage_keys(context, stages), options.until, reasons)
 
 
 def choose_stages(options: Options, configs: Configs) -> list[Stage]:
@@ -189,6 +197,23 @@ def _check_place(options: Options, configs: Configs, dataset: Dataset, run: Run)
     check_folder(options.run, is_run, inputs, "--run", f"--run {shortest}")
 
 
+def adapt(
+    context: Context, options: Options, stages: list[Stage]
+) -> tuple[Context, tuple[str, ...]]:
+    """The context with the knobs that the data ask for, and why. What was typed stays."""
+    recipe = options.recipe or recipe_of(options.backbone, options.weights)
+    if not is_small(recipe):
+        return context, ()
+    distance = None
+    trains = any(stage.needs == "weights" for stage in stages)
+    if recipe == "small" and options.pretrained and trains:
+        file = find_weights(options.backbone, options.weights)
+        distance = distance_of(options.backbone, file, context.training)
+    own = choices(options, context.configs, context.training, distance)
+    configs = make_configs(options, merged([choice.layer for choice in own]))
+    return replace(context, configs=configs), tuple(choice.reason for choice in own)
+
+
 def stage_keys(context: Context, stages: list[Stage]) -> dict[str, str]:
     """The key of every stage. Stages that the run has from an earlier plan keep theirs: they are
     measured too.
@@ -206,18 +231,18 @@ def check_trainings(context: Context, stages: list[Stage]) -> None:
     Raises:
         ConfigError: a training that cannot be, see ``Training.check_plan``.
     """
-    configs, with_tags, images = context.configs, len(context.tagged), len(context.training)
-    trainings = {
-        "classify": (configs.classify, with_tags),
-        "affinity": (configs.affinity, with_tags),
-        "irn": (configs.irn, with_tags),
-        "segment_train": (configs.segment, images),
-        f"{segment.FULL}_train": (configs.segment, images),
+    configs = context.configs
+    trainings: dict[str, tuple[Training, list[Record]]] = {
+        "classify": (configs.classify, context.taught),
+        "affinity": (configs.affinity, context.tagged),
+        "irn": (configs.irn, context.tagged),
+        "segment_train": (configs.segment, context.training),
+        f"{segment.FULL}_train": (configs.segment, context.training),
     }
     for stage in stages:
         if stage.name in trainings:
-            config, count = trainings[stage.name]
-            config.check_plan(count)
+            config, records = trainings[stage.name]
+            config.check_plan(epoch_length(records, config.negatives, config.balance))
 
 
 def with_weights(context: Context, options: Options, stages: list[Stage]) -> Context:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -133,8 +132,7 @@ def split(
     write_atomic(target, table)
     if json_:
         facts = {"from": str(data), "out": str(target), "seed": seed, "lists": result.facts()}
-        remarks = {"warnings": result.warnings(), "notes": list(dataset.notes)}
-        print(json.dumps(facts | remarks, indent=1))
+        print(json.dumps({**facts, "warnings": result.warnings()}, indent=1))
         return
     print_split(result)
     # The file names the lists, and the groups where there are any.
@@ -142,9 +140,9 @@ def split(
     knobs = [text for text in settings or () if not text.startswith(obsolete)]
     if target.resolve() != (data / LISTS_FILE).resolve():
         knobs.append(f"data.lists={target}")
-    options = ["--labels-from", labels_from] if labels_from else []
-    options += [word for text in knobs for word in ("--set", text)]
-    print(f"{target}\nnext: {shlex.join(['wsss-trainer', 'fit', str(data), *options])}")
+    options = [f"--labels-from {labels_from}"] if labels_from else []
+    options += [f"--set {text}" for text in knobs]
+    print(f"{target}\nnext: {' '.join(['wsss-trainer fit', str(data), *options])}")
 
 
 def convert(
@@ -247,7 +245,5 @@ def print_split(split: Split) -> None:
         table.add_row(escape(name), *(str(entry["classes"][name]) for entry in facts.values()))
     console = Console()
     console.print(table)
-    for text in split.dataset.notes:
-        console.print(f"note: {escape(text)}")
     for text in split.warnings():
         console.print(f"[yellow]warning[/]: {escape(text)}")

@@ -193,13 +193,17 @@ def fit(
     for weight_report in dict.fromkeys((context.classifier, context.initial, context.start.report)):
         if weight_report:
             say(str(weight_report))
-    for line in plan.preflight.lines():
+    for line in (*plan.preflight.lines(), *plan.reasons):
         say(line)
     run_plan(plan, say)
     from trainer.evaluation.measure import current_evaluation
 
     evaluation = current_evaluation(run) if until in ("evaluate", "report") else {}
     if json_:
-        print(json.dumps({"data": plan.preflight.report(), **evaluation}, indent=1))
+        print(
+            json.dumps(
+                {"data": plan.preflight.report(), "choices": plan.reasons, **evaluation}, indent=1
+            )
+        )
     elif evaluation:
         measure.show(evaluation, False)

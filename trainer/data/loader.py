@@ -12,11 +12,13 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from trainer.data.dataset import Record
+from trainer.data.sampling import Order
 from trainer.data.transforms import Rng, sample_rng
 from trainer.errors import UserError
 from trainer.pool import cores
@@ -61,6 +63,8 @@ class Batches:
         rank: this process.
         world: number of processes; each takes every ``world``-th sample of a batch.
         updates: number of steps; 0 derives it from ``epochs``.
+        order: what each epoch draws, instead of every sample once. Here the last batch of an epoch
+            is filled up from its start, so that nothing is dropped.
     """
 
     def __init__(
@@ -73,16 +77,21 @@ class Batches:
         rank: int = 0,
         world: int = 1,
         updates: int = 0,
+        order: Order | None = None,
     ) -> None:
         # A list shorter than a batch makes batches of the whole list.
-        self.count, self.batch, self.seed, self.start = count, min(batch, count), seed, start
+        self.count = count if order is None else len(order)
+        self.batch, self.seed, self.start = min(batch, self.count), seed, start
+        self.order = order
         self.rank, self.world = rank, world
         self.total = (updates or self.per_epoch * epochs) if self.per_epoch else 0
 
     @property
     def per_epoch(self) -> int:
         """Steps of one epoch."""
-        return self.count // self.batch if self.batch else 0
+        if not self.batch:
+            return 0
+        return -(-self.count // self.batch) if self.order is not None else self.count // self.batch
 
     def __len__(self) -> int:
         return self.total - self.start
@@ -92,9 +101,15 @@ class Batches:
             epoch, place = divmod(step, self.per_epoch)
             # A resumed run may begin in the middle of an epoch.
             if place == 0 or step == self.start:
-                order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
-            chosen = order[place * self.batch : (place + 1) * self.batch]
-            yield [(epoch, int(i)) for i in chosen[self.rank :: self.world]]
+                images = self.images(epoch)
+            part = images[place * self.batch : (place + 1) * self.batch]
+            yield [(epoch, int(i)) for i in part[self.rank :: self.world]]
+
+    def images(self, epoch: int) -> npt.NDArray[np.int64]:
+        """Positions of the samples of an epoch in the order of their use."""
+        if self.order is not None:
+            return np.resize(self.order(epoch), self.per_epoch * self.batch)
+        return np.random.default_rng((self.seed, epoch)).permutation(self.count)
 
 
 class LoadError(Exception):

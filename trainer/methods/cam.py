@@ -26,7 +26,7 @@ from trainer.config import Range
 from trainer.data.loader import Batch
 from trainer.methods.base import Method, at_least_float32
 from trainer.methods.declaration import Declaration
-from trainer.methods.pooling import PoolingConfig, gap, gmp, pool_by
+from trainer.methods.pooling import PoolingConfig, gap, pooled_logits
 from trainer.methods.tag_loss import tag_loss
 from trainer.nets.backbone import Backbone
 
@@ -83,9 +83,7 @@ class Cam(Method):
 
     def logits(self, f: torch.Tensor) -> torch.Tensor:
         """Image logits ``[B,K]`` of features ``[B,C,h,w]``."""
-        vector = pool_by(self.config, self.dropout(f))
-        scores: torch.Tensor = self.classifier(vector[:, :, None, None])
-        return scores.flatten(1)
+        return pooled_logits(self.config, self.dropout(f), self.classifier)
 
     def cams_and_logits(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See ``Method``. With ``hspp``, logits come from average pooling: its pyramid fails on
@@ -95,10 +93,10 @@ class Cam(Method):
         maps: torch.Tensor = self.classifier(f)
         # The head is linear, so the average of its maps is its answer to the averaged features. A
         # maximum does not commute with it and must come first.
-        if self.config.pooling != "gmp":
+        # The average commutes with the linear head; the maximum does not.
+        if self.config.pooling in ("gap", "hspp"):
             return F.relu(maps), gap(maps)
-        scores: torch.Tensor = self.classifier(gmp(f)[:, :, None, None])
-        return F.relu(maps), scores.flatten(1)
+        return F.relu(maps), pooled_logits(self.config, f, self.classifier)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Image logits ``[B,K]``."""

@@ -1,8 +1,9 @@
-"""Global pooling heads: GAP, GMP and HSPP of the VWE paper (Ru et al., IJCAI 2021)."""
+"""Global pooling: average, maximum, HSPP (Ru et al., "VWE", IJCAI 2021), log-sum-exp and top-k."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -11,7 +12,9 @@ import torch.nn.functional as F
 
 from trainer.config import Knobs, Range
 
-Pooling = Literal["gap", "gmp", "hspp"]
+Pooling = Literal["gap", "gmp", "hspp", "lse", "topk"]
+OF_MAPS = ("lse", "topk")
+"""Poolings of the class maps. The others pool the features below them."""
 Bins = Literal["floor", "adaptive"]
 LEVELS = (1, 2, 4)
 """Sides of the grids of HSPP, as published."""
@@ -34,7 +37,10 @@ class PoolingConfig(Knobs):
     """Knobs of a method that pools its features.
 
     Attributes:
-        pooling: ``gap`` average, ``gmp`` maximum, ``hspp`` hybrid spatial pyramid.
+        pooling: ``gap`` average, ``gmp`` maximum, ``hspp`` hybrid spatial pyramid; for objects of
+            any size, down to a cell, ``lse`` log-sum-exp or ``topk`` mean of the highest cells.
+        lse_sharpness: 0 is the average, large values are the maximum.
+        topk_share: share of the cells that ``topk`` averages; one cell at least.
         hspp_bins: ``floor`` as released, ``adaptive`` for maps of any size.
         hspp_gamma: weight of the average beside the block maxima of ``hspp``, 0 or more.
         hspp_levels: sides of the grids whose blocks ``hspp`` takes the maxima of.
@@ -44,6 +50,24 @@ class PoolingConfig(Knobs):
     hspp_bins: Bins = "floor"
     hspp_gamma: Annotated[float, Range(0, 1000)] = 2.0
     hspp_levels: Annotated[tuple[int, ...], Range(1, 64, least=1)] = LEVELS
+    lse_sharpness: Annotated[float, Range(0, 1000, above=True)] = 4.0
+    topk_share: Annotated[float, Range(0, 1, above=True)] = 0.05
+
+
+def lse(maps: torch.Tensor, sharpness: float = 4.0) -> torch.Tensor:
+    """Log-sum-exp pooling, ``[B,K,h,w] -> [B,K]``: log(mean(exp(r M))) / r, a smooth step from
+    average to maximum (Pinheiro and Collobert, CVPR 2015, eq. 6).
+    """
+    cells = maps.flatten(2)
+    # torch.logsumexp subtracts the largest value first, so that nothing overflows.
+    total = torch.logsumexp(sharpness * cells, dim=2)
+    return (total - math.log(cells.shape[2])) / sharpness
+
+
+def topk(maps: torch.Tensor, share: float = 0.05) -> torch.Tensor:
+    """Mean of the highest cells of each map, ``[B,K,h,w] -> [B,K]``."""
+    cells = maps.flatten(2)
+    return cells.topk(max(1, round(share * cells.shape[2])), dim=2).values.mean(2)
 
 
 def hspp(
@@ -85,19 +109,21 @@ def hspp(
     return total / (len(levels) + gamma)
 
 
-def pool(
-    f: torch.Tensor,
-    kind: Pooling,
-    gamma: float = 2.0,
-    bins: Bins = "floor",
-    levels: Sequence[int] = LEVELS,
-) -> torch.Tensor:
-    """Pool by name."""
-    if kind == "gap":
-        return gap(f)
-    return gmp(f) if kind == "gmp" else hspp(f, gamma, bins, levels)
-
-
 def pool_by(config: PoolingConfig, f: torch.Tensor) -> torch.Tensor:
-    """Pool as the knobs say."""
-    return pool(f, config.pooling, config.hspp_gamma, config.hspp_bins, config.hspp_levels)
+    """Pool features or maps as the knobs say, ``[B,C,h,w] -> [B,C]``."""
+    if config.pooling == "gmp":
+        return gmp(f)
+    if config.pooling == "hspp":
+        return hspp(f, config.hspp_gamma, config.hspp_bins, config.hspp_levels)
+    if config.pooling == "lse":
+        return lse(f, config.lse_sharpness)
+    return topk(f, config.topk_share) if config.pooling == "topk" else gap(f)
+
+
+def pooled_logits(
+    config: PoolingConfig, f: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """Image logits ``[B,K]`` of a linear head on the features ``[B,C,h,w]``."""
+    if config.pooling in OF_MAPS:
+        return pool_by(config, head(f))
+    return head(pool_by(config, f)[:, :, None, None]).flatten(1)

@@ -28,7 +28,7 @@ from trainer.methods.base import at_least_float32
 from trainer.methods.cam import Cam
 from trainer.methods.cam import Config as CamConfig
 from trainer.methods.inputs import Input
-from trainer.methods.pooling import gap, pool_by
+from trainer.methods.pooling import gap, pooled_logits
 from trainer.methods.preparation import Prepared
 from trainer.methods.tag_loss import tag_loss
 from trainer.nets.backbone import Backbone
@@ -100,12 +100,11 @@ class SubcategoryCam(Cam):
         ``batch["subcategories"]`` are labels ``[B,S]``: 0, 1, or NaN for those of an unknown class.
         A batch without them has only ``cls``.
         """
-        # Pooling comes before the heads: with a maximum, the other order gives other scores.
-        f = pool_by(self.config, self.dropout(self.features(batch["image"])))[:, :, None, None]
-        scores = at_least_float32(self.classifier(f).flatten(1))
+        f = self.dropout(self.features(batch["image"]))
+        scores = at_least_float32(pooled_logits(self.config, f, self.classifier))
         terms = {"cls": tag_loss(scores, batch["tags"])}
         if "subcategories" in batch:
-            scores = at_least_float32(self.subcategory_classifier(f).flatten(1))
+            scores = at_least_float32(pooled_logits(self.config, f, self.subcategory_classifier))
             terms["sub"] = self.config.weight * tag_loss(scores, batch["subcategories"])
         return terms
 

@@ -39,7 +39,7 @@ from trainer.config import Range
 from trainer.data.loader import Batch
 from trainer.methods.base import Method, at_least_float32, full_precision
 from trainer.methods.declaration import Declaration
-from trainer.methods.pooling import PoolingConfig, gap, gmp, pool_by
+from trainer.methods.pooling import PoolingConfig, gap, pooled_logits
 from trainer.methods.tag_loss import tag_loss
 from trainer.nets.backbone import Backbone
 
@@ -150,7 +150,7 @@ class Vwe(Method):
 
     def logits(self, f: torch.Tensor) -> torch.Tensor:
         """Image logits ``[B,K]`` of features ``[B,C,h,w]``."""
-        return linear(self.classifier, pool_by(self.config, f))
+        return pooled_logits(self.config, f, self.classifier)
 
     def cams_and_logits(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See ``Method``. With ``hspp``, logits come from average pooling: its pyramid fails on
@@ -158,7 +158,8 @@ class Vwe(Method):
         """
         f = self.features(images)
         scores: torch.Tensor = self.classifier(f)
-        logits = linear(self.classifier, gmp(f)) if self.config.pooling == "gmp" else gap(scores)
+        is_average = self.config.pooling in ("gap", "hspp")
+        logits = gap(scores) if is_average else self.logits(f)
         maps = F.relu(scores)
         if self.config.word_branch:
             words = F.relu(self.w2i(encode(f, self.codebook)))

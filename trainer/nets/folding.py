@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from trainer.nets.depthwise import applies, depthwise_conv2d
+from trainer.nets.depthwise import applies, depthwise_conv2d, quick_conv2d
 
 
 class FoldingConv2d(nn.Conv2d):
@@ -40,7 +40,7 @@ class FoldingConv2d(nn.Conv2d):
     def forward(self, x_BChw: Tensor) -> Tensor:
         """The convolution, normalised if the batch norm is in eval mode."""
         if not self.followed_by[0].is_folded():
-            return super().forward(x_BChw)
+            return quick_conv2d(self, x_BChw)
         weight, bias = self.ready or self.fold()
         if applies(x_BChw, self):
             return depthwise_conv2d(x_BChw, weight, bias, self)
@@ -95,3 +95,11 @@ def fold_batch_norms(network: nn.Module) -> None:
                 conv.__class__ = FoldingConv2d
                 norm.__class__ = FoldedBatchNorm2d
                 cast(FoldingConv2d, conv).followed_by = (cast(FoldedBatchNorm2d, norm),)
+
+
+def unfold(network: nn.Module) -> None:
+    """Undo ``fold_batch_norms``, in place."""
+    plain: dict[type[nn.Module], type[nn.Module]]
+    plain = {FoldingConv2d: nn.Conv2d, FoldedBatchNorm2d: nn.BatchNorm2d}
+    for module in network.modules():
+        module.__class__ = plain.get(type(module), type(module))

@@ -26,6 +26,7 @@ from trainer.nets.backbone import (
     dilated,
     respace,
 )
+from trainer.nets.depthwise import quicken
 from trainer.nets.resampling import bicubic_weights
 
 PREFIX = "timm/"
@@ -115,6 +116,7 @@ class TimmCnn(StagedBackbone):
         if not dilate:
             for conv in dilated(self):
                 respace(conv, 1)
+        quicken(self)
         self.freeze()
 
     def stage_modules(self) -> dict[str, Sequence[nn.Module]]:

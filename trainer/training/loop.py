@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from trainer.data.loader import Batch, Batches, Samples, default_workers, training_loader
+from trainer.data.sampling import make_order
 from trainer.errors import ConfigError, TrainingError, WeightsError, explained
 from trainer.interrupt import Interrupted, stop_signals
 from trainer.progress import make_progress
@@ -110,6 +111,7 @@ class Trainer:
             fabric.global_rank,
             fabric.world_size,
             config.updates,
+            make_order(samples.records, config.negatives, config.balance, seed),
         )
         if not self.batches.per_epoch:
             raise ConfigError("there is no image to train on", "a training list with images")

@@ -21,8 +21,11 @@ class Training(Knobs):
         epochs: passes over the training list.
         updates: number of updates in all, whatever the length of the list; 0 counts ``epochs``.
         batch: images per update, over all devices and accumulated parts.
+        negatives: largest share of images without a class in a batch. Every epoch draws each of the
+            other images; 1 draws the negatives as often.
+        balance: draw images of rare classes more often, so that all classes come up alike.
         accumulate: parts of a batch, each with its own forward and backward pass.
-        optimizer: ``sgd`` with the poly schedule, or ``adam`` with the same schedule.
+        optimizer: ``sgd``, ``adam``, or ``adamw``, whose weight decay is apart from the gradient.
         lr: learning rate of the backbone.
         new_factor: learning rate of new layers, as a multiple of ``lr``.
         weight_decay: L2 penalty.
@@ -49,8 +52,10 @@ class Training(Knobs):
     epochs: Annotated[int, Range(1, 10_000)] = 15
     updates: Annotated[int, Range(0, 10_000_000)] = 0
     batch: Annotated[int, Range(1, 4096)] = 16
+    negatives: Annotated[float, Range(0, 1)] = 0.5
+    balance: bool = False
     accumulate: Annotated[int, Range(1, 4096)] = 1
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: Annotated[float, Range(0, 100, above=True)] = 0.1
     new_factor: Annotated[float, Range(0, 1000)] = 10.0
     weight_decay: Annotated[float, Range(0, 1)] = 5e-4
@@ -65,13 +70,17 @@ class Training(Knobs):
     checkpoint_minutes: Annotated[float, Range(0, 10_080)] = 5.0
     tensorboard: bool = False
 
+    def total(self, images: int) -> int:
+        """Updates of a training whose epochs draw so many images."""
+        return self.updates or max(1, images // self.batch) * self.epochs
+
     def check_plan(self, images: int) -> None:
-        """Check the plan of a training on so many images.
+        """Check the plan of a training whose epochs draw so many images.
 
         Raises:
             ConfigError: the warm-up is as long as the training, or longer.
         """
-        total = self.updates or max(1, images // self.batch) * self.epochs
+        total = self.total(images)
         if self.warmup and self.warmup >= total and self.schedule != "cosine_epochs":
             raise ConfigError(
                 f"{self.section}.warmup={self.warmup} of {total} updates",
@@ -97,11 +106,13 @@ def open_poly(step: int, total: int, power: float = 0.9) -> float:
 
 
 def make_optimizer(groups: list[dict[str, Any]], config: Training) -> torch.optim.Optimizer:
-    """SGD (no Nesterov, no dampening) or Adam. Each group has its own ``lr`` and
+    """SGD (no Nesterov, no dampening), Adam or AdamW. Each group has its own ``lr`` and
     ``weight_decay``.
     """
     if config.optimizer == "adam":
         optimizer: torch.optim.Optimizer = torch.optim.Adam(groups, lr=config.lr)
+    elif config.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(groups, lr=config.lr)
     else:
         # The accident of the released trainers, see the knob.
         momentum = config.weight_decay if config.momentum == "code" else config.momentum

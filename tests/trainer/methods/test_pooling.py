@@ -5,7 +5,17 @@ from golden import U
 from trainer.errors import ConfigError
 from trainer.methods import vwe
 from trainer.methods.cam import Config
-from trainer.methods.pooling import PoolingConfig, gap, gmp, hspp, pool, pool_by
+from trainer.methods.pooling import (
+    OF_MAPS,
+    PoolingConfig,
+    gap,
+    gmp,
+    hspp,
+    lse,
+    pool_by,
+    pooled_logits,
+    topk,
+)
 
 
 def test_the_generator_is_that_of_the_specification():
@@ -67,9 +77,36 @@ def test_the_gradient_of_gmp_goes_to_one_of_equal_maxima():
 
 def test_pool_by_name():
     f = U((2, 3, 11, 14), 43)
-    assert torch.equal(pool(f, "gap"), gap(f))
-    assert torch.equal(pool(f, "gmp"), gmp(f))
-    assert torch.equal(pool(f, "hspp", 1.0, "adaptive"), hspp(f, 1.0, "adaptive"))
+    assert torch.equal(pool_by(PoolingConfig("gap"), f), gap(f))
+    assert torch.equal(pool_by(PoolingConfig("gmp"), f), gmp(f))
+    assert torch.equal(pool_by(PoolingConfig("hspp", "adaptive", 1.0), f), hspp(f, 1.0, "adaptive"))
+    assert torch.equal(pool_by(PoolingConfig("lse", lse_sharpness=2.0), f), lse(f, 2.0))
+    assert torch.equal(pool_by(PoolingConfig("topk", topk_share=0.1), f), topk(f, 0.1))
+
+
+def test_log_sum_exp_lies_between_average_and_maximum():
+    f = 3 * torch.randn(2, 3, 9, 7, generator=torch.Generator().manual_seed(0)).double()
+    torch.testing.assert_close(lse(f, 1e-4), gap(f), atol=1e-3, rtol=0)
+    torch.testing.assert_close(lse(f, 200.0), gmp(f), atol=0.03, rtol=0)
+    torch.testing.assert_close(lse(f, 4.0), (4.0 * f).exp().mean((2, 3)).log() / 4.0)
+    assert lse(1000 * f, 4.0).isfinite().all()
+
+
+def test_top_k_is_the_mean_of_the_highest_cells_and_one_at_least():
+    f = torch.arange(40.0).reshape(1, 1, 5, 8)
+    assert topk(f, 0.1).item() == 37.5
+    assert topk(f, 0.001).item() == 39.0
+
+
+@pytest.mark.parametrize("pooling", ["gap", "gmp", "hspp", "lse", "topk"])
+def test_a_linear_head_scores_what_the_pooling_leaves(pooling):
+    config, f = PoolingConfig(pooling), U((2, 3, 8, 8), 5).float()
+    head = torch.nn.Conv2d(3, 4, 1, bias=False)
+    logits = pooled_logits(config, f, head)
+    if pooling in OF_MAPS:
+        assert torch.equal(logits, pool_by(config, head(f)))
+    else:
+        assert torch.equal(logits, head(pool_by(config, f)[:, :, None, None]).flatten(1))
 
 
 def test_levels_of_the_pyramid_are_a_knob():

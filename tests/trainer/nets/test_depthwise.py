@@ -1,10 +1,12 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from trainer.nets import build_backbone
-from trainer.nets.depthwise import applies, depthwise_conv2d
+from trainer.nets.depthwise import QuickConv2d, applies, depthwise_conv2d, quicken
 
 
 def depthwise(
@@ -97,3 +99,22 @@ def names_of_graph(tensor: torch.Tensor) -> str:
             seen.add(node)
             todo.extend(parent for parent, _ in node.next_functions)
     return " ".join(node.name() for node in seen)
+
+
+def test_a_quick_network_has_the_gradients_of_the_plain_one():
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, padding=1),
+        torch.nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=8),
+        torch.nn.Conv2d(8, 8, (1, 3), padding=(0, 1), groups=8),
+    )
+    quick = copy.deepcopy(plain)
+    quicken(quick)
+    assert [type(m) is QuickConv2d for m in quick] == [False, True, True]
+    assert [applies(torch.rand(1, 8, 9, 9), m) for m in quick] == [False, True, False]
+    assert list(quick.state_dict()) == list(plain.state_dict())
+    x = torch.rand(2, 3, 17, 15).contiguous(memory_format=torch.channels_last)
+    for network in (plain, quick):
+        network(x).square().sum().backward()
+    for a, b in zip(plain.parameters(), quick.parameters()):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)

@@ -136,19 +136,6 @@ def test_voc_table_xml_and_masks(tmp_path: Path) -> None:
     assert states(masks) == {"a": "??", "b": "??", "c": "-+"}
 
 
-def test_lists_of_mva(tmp_path: Path) -> None:
-    images(tmp_path, "a.png", "b.png", "c.png")
-    rows = "filename,cat,dog,cluster_0_1,slide\na.png,1,?,1,s1\nb.png,0,0,0,s2\n"
-    (tmp_path / "data_train.csv").write_text(rows)
-    data = open_dataset(tmp_path)
-    assert (data.format, data.classes) == ("mva", ("cat", "dog"))
-    assert states(data) == {"a": "+?", "b": "--"}
-    assert [record.group for record in data.records.values()] == ["s1", "s2"]
-    (tmp_path / "data_test.csv").write_text("filename,cat,dog,slide\na.png,1,?,s3\nc.png,0,0,\n")
-    with pytest.raises(DataError, match="another group or another file"):
-        open_dataset(tmp_path)
-
-
 def test_xml_beside_images(tmp_path: Path) -> None:
     images(tmp_path, "a.png", "b.png")
     (tmp_path / "a.xml").write_text(f"<annotation>{OBJECT}</annotation>")

@@ -1,0 +1,160 @@
+"""Knobs that follow the data: what ``fit`` chooses where nobody typed a knob, and why.
+
+Only our own recipes follow the data. Published ones (``psa``, ``irn``) stay as published.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image, ImageOps
+
+from trainer.data.dataset import Record
+from trainer.data.pixels import read_image
+from trainer.data.sampling import epoch_length
+from trainer.data.transforms import normalise, to_tensor
+from trainer.nets import build_backbone
+from trainer.nets.statistics import statistics_distance
+from trainer.options import Configs, Layer, Options, typed_layer
+from trainer.training.optimiser import Training
+from trainer.weights.loading import load_backbone
+
+UNLIKE = 0.1
+"""Nats from which images count as unlike those of ImageNet. Photographs of animals have 0.005,
+synthetic scenes 0.02, grey photographs of magnetic tiles 0.21.
+"""
+LOOKS = 24
+SIDE = 224
+"""Images, and their side, that the distance is measured on: it takes seconds."""
+UNEVEN = 2.0
+"""How many times as many images as the rarest class the most frequent one has, to be uneven."""
+UPDATES = {"classify": 500, "segment": 500}
+"""With fewer, batch norms and heads do not settle."""
+
+UNLIKE_LAYER: Layer = {
+    # Frozen statistics of other images leave features that tell little apart, and the early layers
+    # must learn too.
+    "classify": {
+        "bn": "train",
+        "detach_after": "none",
+        "optimizer": "adamw",
+        "lr": 5e-4,
+        "new_factor": 4.0,
+        "weight_decay": 0.01,
+        "warmup": 50,
+        "ema": 0.99,
+    },
+    "method": {"pooling": "lse"},
+    "segment": {
+        "bn": "train",
+        "optimizer": "adamw",
+        "lr": 5e-4,
+        "new_factor": 4.0,
+        "weight_decay": 0.01,
+        "warmup": 50,
+        "ema": 0.99,
+    },
+}
+
+
+class Choice(NamedTuple):
+    """Knobs that the data ask for, and the reason in words."""
+
+    layer: Layer
+    reason: str
+
+
+def choices(
+    options: Options, configs: Configs, records: Sequence[Record], distance: float | None
+) -> list[Choice]:
+    """What the data ask for; knobs that were typed are left out.
+
+    Args:
+        options: as typed.
+        configs: the knobs as they are without it.
+        records: training images.
+        distance: see ``distance_of``; None for a network that starts from no weights, which learns
+            from the data alone anyhow.
+    """
+    reasons = [*_about_classes(records), *_about_looks(configs, distance)]
+    if distance is not None:
+        reasons += _about_length(configs, records, reasons)
+    own = [_free(choice, options) for choice in reasons]
+    return [choice for choice in own if choice.layer]
+
+
+def _free(choice: Choice, options: Options) -> Choice:
+    """A choice without the knobs that were typed, and without those that a segmenter lacks."""
+    typed = typed_layer(options)
+    layer: Layer = {}
+    for section, changes in choice.layer.items():
+        free = {knob: value for knob, value in changes.items() if knob not in typed[section]}
+        if options.epochs is not None:
+            free.pop("updates", None)
+        if section == "segment" and options.segmenter != "aspp":
+            free = {}
+        if free:
+            layer[section] = free
+    return Choice(layer, choice.reason)
+
+
+def distance_of(backbone: str, file: Path, records: Sequence[Record]) -> float | None:
+    """How far the images are from those that the backbone's weights were trained on, in nats.
+
+    See ``statistics_distance``. It is a function of the files alone, so a resumed run finds the
+    same.
+    """
+    network = build_backbone(backbone)
+    load_backbone(network, file)
+    images = records[:: max(1, len(records) // LOOKS)][:LOOKS]
+    views = [ImageOps.fit(Image.fromarray(read_image(r.image)), (SIDE, SIDE)) for r in images]
+    return statistics_distance(network, torch.stack([to_tensor(normalise(v)) for v in views]))
+
+
+def _about_classes(records: Sequence[Record]) -> Iterator[Choice]:
+    counts = Counter(k for record in records for k in record.tags)
+    negatives = sum(not record.possible for record in records)
+    # Without negatives the classes of photographs balance each other: one image shows several.
+    if not negatives or not counts:
+        return
+    least, most = min(counts.values()), max(counts.values())
+    if most > UNEVEN * least:
+        layer: Layer = {section: {"balance": True} for section in ("classify", "segment")}
+        yield Choice(
+            layer, f"classes have {least} to {most} images: rare ones are drawn more often"
+        )
+
+
+def _about_looks(configs: Configs, distance: float | None) -> Iterator[Choice]:
+    if distance is None or distance < UNLIKE:
+        return
+    layer = {section: dict(changes) for section, changes in UNLIKE_LAYER.items()}
+    if not hasattr(configs.method, "pooling"):
+        del layer["method"]
+    pooling = "" if "method" not in layer else ", log-sum-exp pooling"
+    yield Choice(
+        layer,
+        f"the images are unlike those of ImageNet (distance {distance:.2f}, photographs have about"
+        f" 0.01): batch norms adapt, all layers train by AdamW{pooling}",
+    )
+
+
+def _about_length(
+    configs: Configs, records: Sequence[Record], others: Sequence[Choice]
+) -> Iterator[Choice]:
+    for section, least in UPDATES.items():
+        config: Training = getattr(configs, section)
+        changes: dict[str, Any] = {}
+        for choice in others:
+            changes |= choice.layer.get(section, {})
+        images = epoch_length(records, config.negatives, changes.get("balance", config.balance))
+        updates = config.total(images)
+        if updates < least:
+            yield Choice(
+                {section: {"updates": least}},
+                f"{section}: {least} updates, because {config.epochs} passes would be {updates}",
+            )

@@ -1,0 +1,104 @@
+"""Which images each epoch of a training draws, where negatives or rare classes need a share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.data.dataset import Record
+
+Indices = npt.NDArray[np.int64]
+MOST_REPEATS = 8.0
+"""An image of a rare class is drawn so often in an epoch at most: more would learn it by heart."""
+
+
+class Order:
+    """The images of each epoch, a pure function of (seed, epoch).
+
+    Every image that shows a class is drawn at least once an epoch. Negatives come from a deck that
+    is shuffled when it is used up, so that all of them are seen over the epochs.
+
+    Args:
+        records: training images.
+        negatives: largest share of images without a class, 0 to 1.
+        balance: draw images of rare classes so often that every class comes up equally often.
+        seed: of the shuffling.
+    """
+
+    def __init__(
+        self, records: Sequence[Record], negatives: float, balance: bool, seed: int
+    ) -> None:
+        is_negative = np.array([not record.tags for record in records], bool)
+        self.positives, self.deck = np.flatnonzero(~is_negative), np.flatnonzero(is_negative)
+        self.seed = seed
+        self.repeats = _repeats([records[int(i)] for i in self.positives], balance)
+        draws = round(float(self.repeats.sum()))
+        limit = len(self.deck)
+        if negatives < 1 and draws:
+            limit = int(draws * negatives / (1 - negatives))
+        self.draws, self.negatives = draws, min(len(self.deck), limit)
+
+    def __len__(self) -> int:
+        """Images of an epoch."""
+        return self.draws + self.negatives
+
+    def __call__(self, epoch: int) -> Indices:
+        """Positions of the images of an epoch, in the order of their use."""
+        rng = np.random.default_rng((self.seed, epoch))
+        positives = rng.permutation(self._draw(rng))
+        # Evenly spread, so that no batch holds more negatives than its share.
+        ends = np.arange(1, len(self) + 1) * self.negatives // max(1, len(self))
+        is_negative = np.diff(ends, prepend=0).astype(bool)
+        order = np.empty(len(self), np.int64)
+        order[~is_negative] = positives
+        order[is_negative] = rng.permutation(self._deal(epoch))
+        return order
+
+    def _draw(self, rng: np.random.Generator) -> Indices:
+        """Each image as often as the whole part of its repeats, and some of them once more."""
+        whole = np.floor(self.repeats)
+        rest = self.repeats - whole
+        count = self.draws - int(whole.sum())
+        extra = np.empty(0, np.int64)
+        if count:
+            # Systematic sampling: always the same number of draws, each in proportion to its rest.
+            marks = (np.arange(count) + rng.random()) * rest.sum() / count
+            extra = np.searchsorted(np.cumsum(rest), marks, side="right").clip(0, len(rest) - 1)
+        return np.concatenate([self.positives.repeat(whole.astype(int)), self.positives[extra]])
+
+    def _deal(self, epoch: int) -> Indices:
+        """The negatives of an epoch: the next ones of the deck."""
+        places = np.arange(epoch * self.negatives, (epoch + 1) * self.negatives)
+        rounds = places // max(1, len(self.deck))
+        decks = {
+            int(n): np.random.default_rng((self.seed, 1, int(n))).permutation(self.deck)
+            for n in np.unique(rounds)
+        }
+        return np.array([decks[int(n)][p % len(self.deck)] for p, n in zip(places, rounds)], int)
+
+
+def make_order(
+    records: Sequence[Record], negatives: float, balance: bool, seed: int
+) -> Order | None:
+    """The order of a training; None where every image is drawn once an epoch."""
+    order = Order(records, negatives, balance, seed)
+    return None if len(order) == len(records) and not balance else order
+
+
+def epoch_length(records: Sequence[Record], negatives: float, balance: bool) -> int:
+    """How many images an epoch draws."""
+    order = make_order(records, negatives, balance, seed=0)
+    return len(records) if order is None else len(order)
+
+
+def _repeats(records: Sequence[Record], balance: bool) -> npt.NDArray[np.float64]:
+    """How often each image is drawn in an epoch, from 1."""
+    if not balance or not records:
+        return np.ones(len(records))
+    counts = Counter(k for record in records for k in record.tags)
+    most = max(counts.values())
+    # As the rarest class of the image needs (Gupta et al., "LVIS", CVPR 2019, without the root).
+    return np.array([min(MOST_REPEATS, max(most / counts[k] for k in r.tags)) for r in records])
