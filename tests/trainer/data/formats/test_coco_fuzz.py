@@ -33,7 +33,15 @@ BOUNDED = settings(
 SQUARE = [[1, 1, 4, 1, 4, 4, 1, 4]]
 VALID: dict[str, Any] = {
     "images": [
-        {"id": n, "file_name": name, "height": 8, "width": 10}
+        {
+            "id": n,
+            "file_name": name,
+            "height": 8,
+            "width": 10,
+            "neg_category_ids": [3][n:],
+            "not_exhaustive_category_ids": [1],
+            "group": f"part {n}",
+        }
         for n, name in enumerate(("a.jpg", "sub\\b.jpg", "/x/c.jpg"))
     ],
     "categories": [
