@@ -113,6 +113,8 @@ class Preflight:
             else f"measures {'no masks' if self.scored else 'nothing'}: no image of the training or"
             " validation list has a true mask",
         ]
+        others = [each for each in self.measured if each.name != facts.name]
+        lines += [f"{each.name!r} has {each.line()}" for each in others]
         if self.scored:
             names = ", ".join(map(repr, self.scored))
             lines.append(f"measures the classifier's scores on the tags of {names}")
