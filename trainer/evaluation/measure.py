@@ -18,7 +18,7 @@ from trainer.evaluation.image_counts import ImageCounts, counts_path
 from trainer.evaluation.knobs import EvaluateConfig
 from trainer.evaluation.measure_classifier import CLASSIFIER, classifier_figures
 from trainer.evaluation.objects import hit_intervals
-from trainer.evaluation.over_lists import evaluate_cams, evaluate_folder
+from trainer.evaluation.over_lists import evaluate_cams, evaluate_folder, rank_pixels
 from trainer.evaluation.sweep import sweep_thresholds
 from trainer.evaluation.threshold import choose
 from trainer.run import Output, Run, stage_key, write_json
@@ -28,6 +28,8 @@ MEASURED = ("scores", "cams", "refine", "segment", "segment_full")
 """Stages that have figures, in the order of the path."""
 FOLDER = "evaluation"
 """Where the counts of single images lie below the run."""
+MAPS = "maps"
+"""Where the probabilities of a segmenter lie below its predictions, list by list."""
 FORMAT = 4
 """Of ``evaluation.json`` and the counts beside it: figures of another format are measured again."""
 Figures = tuple[ImageCounts, dict[str, Any]]
@@ -246,6 +248,10 @@ def _segmented(
         f"segmenter {segmenter_name(settings)} trained on {labels} of {run.manifest['train_list']}"
     )
     entry = figures.report(f"{conditions.line()}; {training}, {views}, {conditions.tags}, {crf}")
+    maps = folder.parent / MAPS / name
+    # Predictions of earlier versions have no maps.
+    if maps.is_dir():
+        entry |= rank_pixels(dataset, records, maps).report(dataset.classes)
     return figures.images, entry | {"conditions": conditions.report()}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from trainer.evaluation.sweep import SWEEP, Thresholds, ascending, image_mious, 
 from trainer.maps.camfile import Cam, cam_path, read_cam, upsample_cam
 from trainer.pool import each_image, over_images, raise_together
 
+T = TypeVar("T")
 UNMEASURABLE = "images cannot be measured"
 Labels = npt.NDArray[np.uint8]
 Boundary = npt.NDArray[np.float32]
@@ -70,7 +72,7 @@ def evaluate_cams(
     details: list[Detail] = []
     ranking = PixelRanking.empty(len(dataset.classes)) if row is not None else None
     mious = []
-    for counts, columns, rest in _sweeps(work, records, workers):
+    for counts, columns, rest in _outcomes(work, records, workers):
         total[:, :, columns] += counts
         mious.append(image_mious(counts, columns))
         if rest is not None and ranking is not None:
@@ -82,9 +84,10 @@ def evaluate_cams(
     return CamEvaluation(levels, total, image_miou, ids, dataset.classes, row, chosen, ranking)
 
 
-def _sweeps(
-    work: Callable[[Record], Sweep], records: Sequence[Record], workers: int | None
-) -> Iterator[Sweep]:
+def _outcomes(
+    work: Callable[[Record], T], records: Sequence[Record], workers: int | None
+) -> Iterator[T]:
+    """What ``work`` makes of each image, one at a time; faults are raised together at the end."""
     problems = []
     # Not each_image, which returns a list: the sweep of one image holds 100 matrices.
     for _, outcome in over_images(work, records, workers, "maps", True, attrgetter("id")):
@@ -112,12 +115,7 @@ def _sweep_record(
     tolerance: float | None,
     record: Record,
 ) -> Sweep:
-    cam, truth, labels = reader(record), dataset.read_mask(record), len(dataset.classes) + 1
-    if cam.size != truth.shape:
-        raise DataError(
-            f"maps of {record.id!r} are for {cam.size} pixels and its mask has {truth.shape}",
-            "one size",
-        )
+    (cam, truth), labels = _with_truth(dataset, reader, record), len(dataset.classes) + 1
     maps = upsample_cam(cam.maps, cam.size)
     counts, columns = sweep_image(maps, cam.classes, truth, thresholds, labels)
     if row is None:
@@ -160,6 +158,41 @@ def evaluate_folder(
     work = partial(_measure_record, dataset, mask_reader(masks), tolerance)
     details = each_image(work, records, UNMEASURABLE, workers, "masks", True, attrgetter("id"))
     return _evaluation(records, dataset, details, tolerance)
+
+
+def rank_pixels(
+    dataset: Dataset, records: Sequence[Record], cams: CamSource, workers: int | None = None
+) -> PixelRanking:
+    """The pixels of a list by the scores of its maps.
+
+    The arguments are those of ``evaluate_cams``.
+
+    Raises:
+        DataError: maps or true masks are missing, unreadable or of another size; lists all of them.
+    """
+    work, ranking = (
+        partial(_rank, dataset, cam_reader(cams)),
+        PixelRanking.empty(len(dataset.classes)),
+    )
+    for image in _outcomes(work, records, workers):
+        ranking.add(image)
+    return ranking
+
+
+def _rank(dataset: Dataset, reader: CamReader, record: Record) -> ImagePixels:
+    cam, truth = _with_truth(dataset, reader, record)
+    maps = upsample_cam(cam.maps, cam.size)
+    return image_pixels(maps, cam.classes.tolist(), truth, len(dataset.classes) + 1)
+
+
+def _with_truth(dataset: Dataset, reader: CamReader, record: Record) -> tuple[Cam, Labels]:
+    cam, truth = reader(record), dataset.read_mask(record)
+    if cam.size != truth.shape:
+        raise DataError(
+            f"maps of {record.id!r} are for {cam.size} pixels and its mask has {truth.shape}",
+            "one size",
+        )
+    return cam, truth
 
 
 def mask_reader(masks: MaskSource) -> MaskReader:

@@ -120,6 +120,21 @@ def upsample_cam(
     return full
 
 
+def reduced(maps_khw: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """Maps larger than ``size`` made that small; smaller ones stay as they are."""
+    from PIL import Image
+
+    rows, columns = size
+    if not len(maps_khw) or (maps_khw.shape[1] <= rows and maps_khw.shape[2] <= columns):
+        return maps_khw
+    small = [
+        np.asarray(Image.fromarray(m).resize((columns, rows), Image.Resampling.BILINEAR))
+        for m in maps_khw
+    ]
+    values: npt.NDArray[np.float32] = np.clip(np.stack(small), 0, 1)
+    return values
+
+
 def _taps(
     source: int, target: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:

@@ -19,6 +19,7 @@ from trainer.data.sizes import enlarged, shrunk
 from trainer.data.transforms import CAFFE_PIXELS, MEAN, STD, normalise
 from trainer.errors import one_of
 from trainer.files import is_whole
+from trainer.maps.camfile import cam_path, read_cam, reduced, stride4, write_cam
 from trainer.pool import Work, over_images
 from trainer.refine.crf import DenseCrf, Float, preset, unary_from_softmax
 from trainer.segmenters import make_segmenter
@@ -30,6 +31,8 @@ from trainer.training.model_file import knobs_of, read_model
 
 Guess = tuple[Record, Float]
 BATCH = 4
+FLOOR = 0.01
+"""Classes that are nowhere as probable have no map: most of them, and most of the disk space."""
 
 
 def load(
@@ -59,16 +62,27 @@ def predict(
     title: str,
     device: str = "auto",
     values: Sequence[int] = (),
+    maps: Path | None = None,
 ) -> None:
     """Write a label map per record: the segmenter's probabilities, CRF, arg-max.
 
-    Label maps that exist and load stay as they are. ``values`` are the values of the classes in the
-    files, by default 1 to K.
+    Files that exist and load stay as they are.
+
+    Args:
+        segmenter: with the knobs of the test.
+        network: its network.
+        records: images.
+        folder: of the label maps.
+        title: of the progress bar.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        values: of the classes in the files, by default 1 to K.
+        maps: folder for the probabilities, as maps at stride 4 of the classes that reach ``FLOOR``
+            somewhere; None keeps none.
     """
     config = segmenter.config
     table = np.array([0, *(values or range(1, segmenter.num_classes + 1))], np.uint8)
-    missing = shard([r for r in records if not is_whole(read_index_png, folder / f"{r.id}.png")])
-    write = partial(_write, folder, table, config.crf, config.crf_image)
+    missing = shard([r for r in records if not _is_there(r, folder, maps)])
+    write = partial(_write, folder, table, config.crf, config.crf_image, maps)
     workers = 0 if config.crf == "none" else None
     with inference(network, config.test_precision, device) as target:
         guesses = _probabilities(segmenter, network, missing, target)
@@ -109,14 +123,27 @@ def _probabilities(
         yield from zip(batch.records, finite(chance.cpu(), "probabilities").numpy())
 
 
-def _write(folder: Path, table: Pixels, crf: str, crf_image: str, guess: Guess) -> None:
+def _is_there(record: Record, folder: Path, maps: Path | None) -> bool:
+    """Whether the files of an image are whole."""
+    mask = is_whole(read_index_png, folder / f"{record.id}.png")
+    return mask and (maps is None or is_whole(read_cam, cam_path(maps, record.id)))
+
+
+def _write(
+    folder: Path, table: Pixels, crf: str, crf_image: str, maps: Path | None, guess: Guess
+) -> None:
     record, chance = guess
+    size = image_size(record.image)
     if crf != "none":
         kernels = preset(crf)
         image = shrunk(read_image(record.image), (chance.shape[1], chance.shape[2]))
         field = DenseCrf(crf_picture(image, crf_image), kernels.gaussian, kernels.bilateral)
         chance = field.infer(unary_from_softmax(chance), kernels.iterations)
-    mask = enlarged(table[chance.argmax(0)], image_size(record.image))
+    if maps is not None:
+        own = np.flatnonzero(chance[1:].max((1, 2)) >= FLOOR)
+        values = reduced(np.ascontiguousarray(chance[1 + own], np.float32), stride4(size))
+        write_cam(cam_path(maps, record.id), own, values.clip(0, 1), size)
+    mask = enlarged(table[chance.argmax(0)], size)
     write_index_png(folder / f"{record.id}.png", mask)
 
 

@@ -10,15 +10,12 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-
 from trainer.context import Context, Stage
 from trainer.data.dataset import Dataset, Record
 from trainer.data.pixels import image_size
 from trainer.errors import DataError, RunError
 from trainer.files import is_whole
-from trainer.maps.camfile import cam_path, no_maps, read_cam, stride4, write_cam
+from trainer.maps.camfile import cam_path, no_maps, read_cam, reduced, stride4, write_cam
 from trainer.maps.foreign import read_foreign
 from trainer.pool import over_images, raise_together
 from trainer.run import Output
@@ -141,19 +138,4 @@ def _import_one(num_classes: int, folder: Path, out: Path, record: Record) -> No
             raise DataError(what, f"0 to {num_classes - 1}: the class tables differ")
         also = f", and any of the unknown {sorted(record.unknown)}" if record.unknown else ""
         raise DataError(what, f"those of its tags, {sorted(record.tags)}{also}")
-    write_cam(target, cam.classes, _reduced(cam.maps, stride4(size)), size)
-
-
-def _reduced(maps_khw: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """Maps larger than ``size`` made that small; smaller ones stay as they are."""
-    from PIL import Image
-
-    rows, columns = size
-    if maps_khw.shape[1] <= rows and maps_khw.shape[2] <= columns:
-        return maps_khw
-    small = [
-        np.asarray(Image.fromarray(m).resize((columns, rows), Image.Resampling.BILINEAR))
-        for m in maps_khw
-    ]
-    values: npt.NDArray[np.float32] = np.clip(np.stack(small), 0, 1)
-    return values
+    write_cam(target, cam.classes, reduced(cam.maps, stride4(size)), size)

@@ -15,6 +15,7 @@ from torch import nn
 from trainer.context import Context, Need, Stage, results_of
 from trainer.data.dataset import Record
 from trainer.errors import DataError
+from trainer.evaluation.measure import MAPS
 from trainer.run import Metrics, Output
 from trainer.segmenters import make_segmenter, prediction
 from trainer.segmenters.config import TEST_KNOBS
@@ -111,7 +112,8 @@ def _test(name: str, context: Context, output: Output) -> None:
     for list_name in context.measured_lists:
         records = context.dataset.subset(list_name)
         folder, title = output.folder / list_name, f"{name} {list_name}"
-        prediction.predict(segmenter, network, records, folder, title, context.device)
+        maps = output.folder / MAPS / list_name
+        prediction.predict(segmenter, network, records, folder, title, context.device, maps=maps)
         output.outputs[list_name] = len(records)
 
 

@@ -15,6 +15,7 @@ from trainer.data.dataset import read_index_png
 from trainer.data.palette import write_index_png
 from trainer.data.pixels import read_image
 from trainer.errors import ConfigError, DataError, WeightsError
+from trainer.maps.camfile import cam_path, read_cam, stride4, upsample_cam
 from trainer.nets.aspp import AsppSegmenter
 from trainer.refine.crf import DenseCrf, unary_from_softmax
 from trainer.run import Metrics, Output
@@ -230,3 +231,31 @@ def test_weights_of_something_else_are_refused(trained, key, value):
     with pytest.raises(WeightsError, match=f"made with {key}") as caught:
         segment.load(trained[1].folder / "model.pt", {key: value})
     assert str(value) in caught.value.expected
+
+
+def test_probabilities_are_kept_as_maps_of_the_classes_that_are_somewhere_likely(tmp_path):
+    data = pictures(tmp_path / "data")
+    net, config = tiny(), replace(QUICK, scales=(1.0,), flip=False)
+    net.aspp.c0.weight.data.normal_(std=0.5)
+    # The last class is nowhere.
+    net.aspp.c0.bias.data[3] = -100
+    records, maps = data.subset("all"), tmp_path / "maps"
+    predict(aspp(config), net, records, tmp_path / "out", "test", "cpu", maps=maps)
+    sure = 0
+    for record in records:
+        cam = read_cam(cam_path(maps, record.id))
+        chance = naive(net, read_image(record.image), config)
+        assert cam.size == chance.shape[1:]
+        assert cam.maps.shape[1:] == stride4(cam.size)
+        assert cam.classes.tolist() == [k for k in range(3) if chance[k + 1].max() >= 0.01]
+        assert 2 not in cam.classes
+        for k, values in zip(cam.classes, cam.maps, strict=True):
+            full = upsample_cam(values[None], cam.size)[0]
+            assert np.abs(full - chance[k + 1]).mean() < 0.05
+            assert abs(values.mean() - chance[k + 1].mean()) < 0.02
+            sure += int(values.max() > 0.5)
+    assert sure
+    # Where the mask alone is whole, the image is predicted again.
+    cam_path(maps, "p1").unlink()
+    predict(aspp(config), net, records, tmp_path / "out", "test", "cpu", maps=maps)
+    assert cam_path(maps, "p1").exists()

@@ -15,7 +15,9 @@ from trainer.data.formats.opening import open_dataset
 from trainer.evaluation.figures_table import print_evaluation
 from trainer.evaluation.image_scores import FILE, ImageScores
 from trainer.evaluation.measure import current_evaluation
+from trainer.evaluation.over_lists import rank_pixels
 from trainer.fit import work
+from trainer.maps.camfile import cam_path, write_cam
 from trainer.options import Options, make_configs
 from trainer.plan import Plan, make_plan, open_context, stage_keys
 from trainer.run import Run, stage_key
@@ -157,3 +159,22 @@ def test_a_stage_of_an_earlier_plan_is_measured_too(data, tmp_path):
     plan = make_plan(options)
     assert plan.stages[-1].inputs == ("scores", "cams", "refine", "segment", "segment_full")
     assert plan.keys["segment_full"] == "0.40.1"
+
+
+def test_the_pixels_of_a_segmenter_are_ranked_by_its_own_maps(data, run):
+    before = current_evaluation(run)["segment"]["val"]
+    assert "pixel_ap" not in before
+    dataset = open_dataset(data)
+    folder = run / "segment" / "predictions" / "maps" / "val"
+    for record in dataset.subset("val"):
+        truth = dataset.read_mask(record)
+        # Right about one class, and never sure of another.
+        maps = [np.where(truth[::4, ::4] == 1, 0.9, 0.1), np.full(truth[::4, ::4].shape, 0.1)]
+        write_cam(cam_path(folder, record.id), [0, 1], maps, truth.shape)
+    (run / "evaluation.json").unlink()
+    after = current_evaluation(run)["segment"]["val"]
+    ranking = rank_pixels(dataset, dataset.subset("val"), folder, 0).report(dataset.classes)
+    assert {key: after[key] for key in ranking} == ranking
+    assert after["miou"] == before["miou"]
+    first, second = list(ranking["pixel_ap_by_class"].values())[:2]
+    assert first is None or second is None or first > second
