@@ -240,7 +240,9 @@ def _about_classes(dataset: Dataset, records: list[Record], choice: list[str]) -
     for name in ("train", "train_aug"):
         members = dataset.subset(name) if dataset.lists.get(name) else records
         lost = tuple(c for c in classes_with(0, dataset, members) if c not in none)
-        if lost:
+        if lost and len(lost) + len(none) == len(dataset.classes):
+            yield from about_all_negative(members, f"list {name!r}")
+        elif lost:
             message = f"classes without any image in list {name!r}: {len(lost)}"
             yield Problem("warning", "class-unlisted", message, lost)
     if len(none) < len(dataset.classes):

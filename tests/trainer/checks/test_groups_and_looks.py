@@ -97,6 +97,14 @@ def test_no_image_shows_a_class(tmp_path: Path) -> None:
     preflight(open_dataset(root), "all", (), True, False).raise_errors()
 
 
+def test_no_training_image_shows_a_class(tmp_path: Path) -> None:
+    root = table(tmp_path, "image,tag,split\na,,train\nb,,train\nc,crack,test\nd,hole,test\n")
+    errors = [problem for problem in check(root).problems if problem.severity == "error"]
+    assert [problem.message for problem in errors] == [
+        "all 2 images of list 'train' show none of the classes"
+    ]
+
+
 def test_unknown_everywhere_leaves_nothing_to_tell_apart(tmp_path: Path) -> None:
     root = table(tmp_path, "image,tag\na,cat\nb,dog\nc,background\n")
     assert "no-negatives" not in problems(check(root, config=DataConfig(missing="unknown")))
