@@ -163,8 +163,10 @@ def test_lists_that_share_images_and_classes_that_cannot_be_learnt(tmp_path: Pat
 def test_images_without_a_tag_teach_what_a_class_is_not(tmp_path: Path) -> None:
     data = photos(tmp_path / "data", ONE_CLASS)
     assert [r.id for r in pipeline(data, tmp_path / "run").context.taught] == ["a", "b"]
-    data = photos(tmp_path / "two", [*TWO, ("e", "", "train")])
-    assert [r.id for r in pipeline(data, tmp_path / "run").context.taught] == ["a", "b"]
+    data = photos(tmp_path / "two", [*TWO, ("e", "", "train"), ("f", "?", "train")])
+    assert [r.id for r in pipeline(data, tmp_path / "run").context.taught] == ["a", "b", "e"]
+    without = pipeline(data, tmp_path / "run", "classify.negatives=0")
+    assert [r.id for r in without.context.taught] == ["a", "b"]
     report = check(photos(tmp_path / "all", [("a", "cow", ""), ("b", "cow", "")]))
     (problem,) = (p for p in report.problems if p.kind == "no-negatives")
     assert problem.names == ("cow",)
