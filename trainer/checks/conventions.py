@@ -199,7 +199,10 @@ def _coco_lists(dataset: CocoDataset) -> Iterator[Problem]:
                     f"the JSON of {name!r} has lost its {total - with_notes} images without"
                     " annotation"
                 )
-                hint = "data.keep_empty=on cannot bring them back: take the original JSON"
+                hint = (
+                    "take the original JSON to train with them as negatives, or"
+                    " --set data.keep_empty=off to train without them, as AFA and ToCo do"
+                )
                 yield Problem("warning", "coco-list", message, (), hint)
             continue
         message = (
