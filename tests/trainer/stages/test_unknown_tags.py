@@ -20,16 +20,23 @@ from trainer.errors import DataError
 from trainer.maps.camfile import cam_path, read_cam, write_cam
 from trainer.maps.protocols import PROTOCOLS, CamsConfig, key_knobs
 from trainer.methods.cam import Cam, Config
+from trainer.methods.registry import method_names
+from trainer.methods.samples import make_sample as make_classifier_sample
 from trainer.run import Output
 from trainer.segmenters.aspp import Aspp
 from trainer.segmenters.config import SegmentConfig
 from trainer.segmenters.training import make_sample
+from trainer.stages import classify
 from trainer.stages.cams import make_cams
 from trainer.stages.import_cams import import_cams
 from trainer.training.inference import image_logits
 
 CLASSES = 3
-OPEN, PARTLY, FREE = "scene_00001", "scene_00002", "scene_00003"
+QUICK = {
+    "sc_cam": ("method.rounds=1", "method.k=2"),
+    "subcategory_teaching": ("method.teacher=backbone",),
+}
+OPEN, PARTLY, FREE = "scene_00001", "scene_00002", "scene_00004"
 """Nobody knows any class; one class is unknown; it shows none."""
 
 
@@ -123,6 +130,33 @@ def gaps(scenes, monkeypatch) -> Path:
 
     monkeypatch.setattr(plan, "open_dataset", with_gaps)
     return scenes
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("name", method_names())
+def test_every_method_trains_on_negatives_and_unknown_tags(gaps, tmp_path, name, monkeypatch):
+    run = tmp_path / "run"
+    seen = {}
+
+    def spied(record, *args, **more):
+        sample = make_classifier_sample(record, *args, **more)
+        seen[record.id] = sample
+        return sample
+
+    monkeypatch.setattr(classify, "make_sample", spied)
+    fit(gaps, run, "classify.batch=7", *QUICK.get(name, ()), method=name, until="classify")
+    assert {PARTLY, FREE} <= set(seen)
+    # Nothing can be learned from an image of which nothing is known.
+    assert OPEN not in seen
+    assert seen[PARTLY]["tags"].isnan().sum() == 1
+    assert not seen[FREE]["tags"].any()
+    if "subcategories" in seen[FREE]:
+        assert not seen[FREE]["subcategories"].any()
+    state = torch.load(run / "classify" / "model.pt", weights_only=True)["state"]
+    assert all(value.isfinite().all() for value in state.values() if value.is_floating_point())
+    rows = (run / "metrics.csv").read_text()
+    assert "nan" not in rows
+    assert "loss" in rows
 
 
 @pytest.mark.usefixtures("one_process")
