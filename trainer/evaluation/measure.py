@@ -188,7 +188,7 @@ def _cams(
     source, views = _source(threshold.source, name), _map_views(metrics)
     conditions = Conditions(
         **_common(run, dataset, name, "cams", len(records)),
-        tags="true tags",
+        tags=_tags(records),
         crf="no CRF",
         threshold_from=source,
         views=views if metrics["scales"] else None,
@@ -196,6 +196,13 @@ def _cams(
     line = f"{conditions.line()}; maps of {conditions.tags}, {views}, no CRF, {threshold.detail}"
     entry = figures.report(threshold.value, source, line)
     return figures.chosen.images, entry | {"conditions": conditions.report()}
+
+
+def _tags(records: Sequence[Record]) -> str:
+    """What says which classes an image has maps of."""
+    open_images = sum(bool(record.unknown) for record in records)
+    some = f" ({open_images} of {len(records)} images have unknown ones)" if open_images else ""
+    return f"true tags{some}"
 
 
 def _map_views(metrics: Mapping[str, Any]) -> str:
@@ -216,7 +223,7 @@ def _refined(run: Run, dataset: Dataset, name: str, config: EvaluateConfig) -> F
     source = _source(metrics["threshold_from"], name)
     common = _common(run, dataset, name, "refine", len(records))
     conditions = Conditions(
-        **common, tags="true tags", views="", crf=_crf(run), threshold_from=source
+        **common, tags=_tags(records), views="", crf=_crf(run), threshold_from=source
     )
     line = (
         f"{conditions.line()}; pseudo masks from {conditions.tags}, {conditions.crf},"

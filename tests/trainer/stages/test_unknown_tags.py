@@ -205,5 +205,9 @@ def test_the_segmenter_and_the_report_take_such_runs(gaps, tmp_path, least):
     )
     stages = json.loads((run / "manifest.json").read_text())["stages"]
     assert {"segment", "evaluate"} <= {n for n, s in stages.items() if s["status"] == "done"}
+    figures = json.loads((run / "evaluation.json").read_text())
+    protocol = figures["cam"]["train"]["protocol"]
+    assert "true tags (2 of 8 images have unknown ones)" in protocol
+    assert "unknown" not in figures["cam"]["val"]["protocol"]
     cli.app(["report", str(run), "--images", "10"], standalone_mode=False)
     assert (run / "report.html").read_text().count("AffinityNet labels") >= 6
