@@ -19,6 +19,7 @@ from trainer.commands import measure as measure_commands
 from trainer.commands import predict as predict_command
 from trainer.commands import weights as weights_commands
 from trainer.commands.data import Json, LogOption, RunArgument
+from trainer.cores import wait_passively
 from trainer.errors import UserError, explained
 from trainer.progress import Log, say, tell
 
@@ -29,6 +30,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(weights_commands.app, name="weights")
+# Here, before a command imports torch, whose OpenMP reads the environment once.
+wait_passively()
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from trainer.checks.preflight import data_entry
 from trainer.config import as_dict
 from trainer.context import Stage
+from trainer.cores import shared_cores
 from trainer.data.dataset import check_images
 from trainer.interrupt import terminated
 from trainer.plan import Plan
@@ -51,7 +52,7 @@ def work(plan: Plan, stage: Stage) -> None:
     """Do one stage of a plan; all processes wait for it."""
     run, key = plan.context.run, plan.keys[stage.name]
     title = announced(stage.name) if rank() == 0 else contextlib.nullcontext()
-    with title, run.stage(stage.name, key, stage.folder or None) as output:
+    with title, shared_cores(), run.stage(stage.name, key, stage.folder or None) as output:
         stage.work(plan.context, output)
     wait_for_all()
 

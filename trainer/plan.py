@@ -252,12 +252,13 @@ def with_weights(context: Context, options: Options, stages: list[Stage]) -> Con
     configs, classes = context.configs, context.dataset.classes
     # A file that is named is read even where no stage needs it: its mistake shows now.
     wants = options.weights or any(stage.needs == "weights" for stage in stages)
-    file = None
-    if options.pretrained and wants:
-        file = find_weights(options.backbone, options.weights)
+    # Before its weights, which may be fetched: a backbone that cannot be needs none.
     method = build_method(
         options.method, configs.method, options.backbone, context.backbone_knobs, len(classes)
     )
+    file = None
+    if options.pretrained and wants:
+        file = find_weights(options.backbone, options.weights)
     classifier = (
         load_classifier(method, options.classifier, classes) if options.classifier else None
     )

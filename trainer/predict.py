@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainer.config import as_dict, parse_settings, replace
+from trainer.cores import shared_cores
 from trainer.data.dataset import Dataset, Record, check_images
 from trainer.data.formats.opening import reopen_data
 from trainer.errors import ConfigError, DataError, RunError
@@ -82,7 +83,7 @@ def predict_list(
     _check_out(out, note, [*dataset.places(), run.path])
     check_images(records)
     inside = f"results/VOC2012/Segmentation/comp6_{name}_cls" if layout == "voc-server" else ""
-    with terminated():
+    with terminated(), shared_cores():
         write_json(out / NOTE, note)
         prediction.predict(
             segmenter, network, records, out / inside, f"{stage} {name}", device, values

@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from trainer.cores import use_all_cores
 from trainer.data.dataset import Record
 from trainer.data.sampling import Order
 from trainer.data.transforms import Rng, sample_rng
@@ -204,6 +205,7 @@ def start_worker(_: int = 0) -> None:
     for its processes.
     """
     torch.set_num_threads(1)
+    use_all_cores()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _outlive_once)
 

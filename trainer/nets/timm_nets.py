@@ -42,7 +42,7 @@ so that timm's ``efficientnet_lite`` without ``tf_`` is another network.
 """
 SUITABLE = (
     "a network of timm that has features_only and output_stride, or a plain vision transformer:"
-    " timm/resnet18, timm/efficientnet_lite0, timm/convnext_atto, timm/vit_tiny_patch16_224"
+    " efficientnet_lite0, timm/resnet18, timm/convnext_atto, timm/vit_small_patch14_dinov2"
 )
 
 
@@ -268,8 +268,10 @@ def _network(name: str, output_stride: int) -> tuple[nn.Module, Any, bool]:
             deepest = sketch.eval()(torch.zeros(1, 3, 65, 65))[-1]
     # Each family refuses an argument in its own way.
     except (TypeError, ValueError, AssertionError, RuntimeError, NotImplementedError) as error:
+        # The TypeError is about timm's own arguments, which no user has typed.
+        reason = "" if isinstance(error, TypeError) else str(error).rstrip(".")
         raise _unsuitable(
-            name, output_stride, str(error).rstrip(".") or "timm refuses it"
+            name, output_stride, reason or "timm has no smaller stride for it"
         ) from error
     if not isinstance(sketch, FeatureListNet | EfficientNetFeatures | MobileNetV3Features):
         raise _unsuitable(name, output_stride, f"its features are a {type(sketch).__name__}")

@@ -91,6 +91,35 @@ def test_patches_are_those_of_timm(name: str) -> None:
     assert other_size.shape[2:] == (64 // net.strides["patches"], 96 // net.strides["patches"])
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_small_patch14_dinov2",
+        "vit_small_patch14_reg4_dinov2",
+        "vit_small_patch16_224.dino",
+        "vit_base_patch16_224.mae",
+    ],
+)
+def test_self_supervised_transformers_make_maps_of_their_patches(name: str) -> None:
+    method = build_method("cam", method_classes("cam")[1](), f"timm/{name}", {}, 3).eval()
+    # Two blocks are enough: what differs are the tokens and their positions.
+    method.backbone.blocks = method.backbone.blocks[:2]
+    theirs = timm.create_model(name, num_classes=0, dynamic_img_size=True).eval()
+    theirs.blocks = theirs.blocks[:2]
+    theirs.load_state_dict(method.backbone.state_dict(), strict=False)
+    patch = method.backbone.strides["patches"]
+    with torch.no_grad():
+        pixels = images(4 * patch, 6 * patch)
+        ours = method.backbone(pixels)["patches"]
+        tokens = theirs.forward_features(method.backbone.rescale(pixels))
+        if isinstance(theirs.norm, torch.nn.Identity):
+            tokens = theirs.fc_norm(tokens)
+        patches = tokens[:, theirs.num_prefix_tokens :].transpose(1, 2)
+        torch.testing.assert_close(ours.flatten(2), patches, atol=2e-5, rtol=1e-4)
+        # Sides that are no multiples of a patch get a cell more.
+        assert method.cams(images(3 * patch + 1, 5 * patch)).shape == (1, 3, 4, 5)
+
+
 @pytest.mark.parametrize("name", [*CHAINS, "test_vit"])
 def test_sizes_are_rounded_up(name: str) -> None:
     net = build(name).eval()
@@ -182,7 +211,7 @@ def test_the_cache_knows_weights_of_timm(tmp_path: Path, monkeypatch: pytest.Mon
     assert "--as timm/test_vit; or --weights none" in caught.value.hint
 
 
-@pytest.mark.parametrize("name", ["test_efficientnet", "test_convnext", "test_vit"])
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_convnext", "test_vit", "test_vit2"])
 def test_the_exported_graph_agrees_with_pytorch(tmp_path: Path, name: str) -> None:
     method = build_method("cam", method_classes("cam")[1](), f"timm/{name}", {}, 3)
     graph = CamGraph(method, scales=(1,), flip=False)

@@ -1,0 +1,146 @@
+"""Threads of a step on a machine that others use too.
+
+The threads of one step wait for each other, so a step is as slow as the thread that another process
+has taken the core from. How many threads share a step must not change while it trains: sums over
+another number of parts are rounded in other ways, and a training would not end with the same bits
+again. What changes here is how threads wait, and how many cores they run on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from trainer.pool import cores
+from trainer.progress import say
+
+POLICIES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+PERIOD = 10.0
+"""Seconds between two looks."""
+CROWDED = 0.2
+"""Share of its time that a thread waits for a core, from which on the cores are not free."""
+BUSY = 0.5
+"""Cores that the threads of a process use at least, where it matters how they wait."""
+FREE = 0.7
+"""Share of its time that a core is idle, or busy with niced work, from which on it is free."""
+TASKS = Path("/proc/self/task")
+STAT = Path("/proc/stat")
+
+_own: set[int] = set()
+"""The cores that this process started with, inside ``shared_cores``."""
+
+
+def wait_passively() -> None:
+    """Let threads sleep while they wait for each other, unless the environment says otherwise. Call
+    it before torch is imported.
+
+    A thread that spins uses up the time slice that the thread it waits for needs.
+    """
+    if not any(name in os.environ for name in POLICIES):
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+@contextlib.contextmanager
+def shared_cores() -> Iterator[None]:
+    """Keep this process to one of its two cores while other processes want them too.
+
+    On one core the two threads of a step take turns; one thread instead of two would change the
+    rounding. With more cores, threads that take turns would slow down the others, so nothing is
+    done there.
+    """
+    global _own
+    if _own or cores() != 2 or not TASKS.is_dir():
+        yield
+        return
+    _own = os.sched_getaffinity(0)
+    watch, stopped = Watch(_own), threading.Event()
+    thread = threading.Thread(target=watch.run, args=(stopped,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+        watch.keep_to(_own)
+        _own = set()
+
+
+def use_all_cores() -> None:
+    """Let a process that was forked inside ``shared_cores`` run on every core: it has one thread,
+    which waits for no other.
+    """
+    if _own:
+        os.sched_setaffinity(0, _own)
+
+
+class Watch:
+    """Looks at the cores now and then, and moves the threads of this process.
+
+    Args:
+        own: the two cores that this process may use.
+    """
+
+    def __init__(self, own: set[int]) -> None:
+        self.both = own
+        # Not the first core, which serves the interrupts.
+        self.other, self.chosen = sorted(own)
+        self.shares = False
+        self.times = thread_times()
+        self.idle = idle_times()
+
+    def run(self, stopped: threading.Event) -> None:
+        """Look every ``PERIOD`` seconds until ``stopped``."""
+        while not stopped.wait(PERIOD):
+            self.look()
+
+    def look(self) -> None:
+        """Compare the time since the last look with the limits."""
+        times, idle = thread_times(), idle_times()
+        working, waiting = (now - before for now, before in zip(times, self.times))
+        other_idle = idle[self.other] - self.idle[self.other]
+        self.times, self.idle = times, idle
+        if self.shares:
+            # On one core its own threads wait for each other, which says nothing about the rest.
+            if other_idle > FREE * PERIOD:
+                self.keep_to(self.both)
+                say("both cores are free again: threads run on both")
+        elif working > BUSY * PERIOD and waiting > CROWDED * (working + waiting):
+            self.keep_to({self.chosen})
+            share = waiting / (working + waiting)
+            say(
+                f"other processes use the cores too (threads waited {share:.0%} of their time):"
+                " threads run on one of two cores until both are free"
+            )
+
+    def keep_to(self, chosen: set[int]) -> None:
+        """Let every thread of this process run on these cores only."""
+        self.shares = chosen != self.both
+        for task in TASKS.iterdir():
+            # A thread may have ended since it was listed.
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(int(task.name), chosen)
+
+
+def thread_times() -> tuple[float, float]:
+    """Seconds that the threads of this process have worked, and have waited for a core."""
+    working = waiting = 0
+    for task in TASKS.iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            ran, delayed, _ = (task / "schedstat").read_text().split()
+            working, waiting = working + int(ran), waiting + int(delayed)
+    return working / 1e9, waiting / 1e9
+
+
+def idle_times() -> dict[int, float]:
+    """Core -> seconds that it was idle or ran niced work, which gives way."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    times: dict[int, float] = {}
+    for line in STAT.read_text().splitlines():
+        name, *fields = line.split()
+        if name.startswith("cpu") and name != "cpu":
+            _, nice, _, idle, waiting = (int(field) for field in fields[:5])
+            times[int(name[3:])] = (nice + idle + waiting) / ticks
+    return times
