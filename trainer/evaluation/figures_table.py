@@ -58,7 +58,9 @@ def print_evaluation(evaluation: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _image_table(name: str, figures: Mapping[str, Any]) -> Table:
-    table = Table(f"{name}, images", "AUROC", "95 %", "AP", "95 %", "with", "without")
+    table = Table(
+        f"{name}, images", "AUROC", "95 %", "AP", "95 %", "false at 90", "with", "without"
+    )
     rows = {"any class": figures["any"], **figures["classes"]}
     for label, entry in rows.items():
         cells = [
@@ -66,8 +68,9 @@ def _image_table(name: str, figures: Mapping[str, Any]) -> Table:
             for key in ("auroc", "average_precision")
             for cell in (percent(entry[key]), _interval(entry[f"{key}_interval"]))
         ]
-        counts = str(entry["positives"]), str(entry["negatives"])
-        table.add_row(label, *cells, *counts, end_section=label == "any class")
+        cells.append(percent(entry["false_alarms_at_90"]))
+        cells += [str(entry["positives"]), str(entry["negatives"])]
+        table.add_row(label, *cells, end_section=label == "any class")
     mean = figures["mean"]
     table.add_section()
     table.add_row("mean", percent(mean["auroc"]), "", percent(mean["average_precision"]))

@@ -3,7 +3,8 @@
 Area under the ROC curve (AUROC): the share of pairs of an image with and one without the class in
 which the first has the higher score; ties count half. 0.5 is chance. Average precision (AP): the
 mean precision over the images with the class, each at its own score as the threshold. Chance is
-the share of images with the class.
+the share of images with the class. False alarms: the share of images without the class at the
+highest threshold that 90 % of the images with it reach.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ Values = npt.NDArray[np.float64]
 # would take a minute for 20 classes.
 SAMPLES = 1000
 FIGURES = ("auroc", "average_precision")
+RECALL = 0.9
+"""At which false alarms are counted: the share of images without the class that score as high."""
 
 
 def image_figures(
@@ -54,18 +57,12 @@ def image_figures(
     """
     truth = np.column_stack([tags_NK, any_tag(tags_NK)])
     ranked = np.column_stack([scores_NK, scores_NK.max(1)])
-    values = [_ranking(score, tag) for score, tag in zip(ranked.T, truth.T, strict=True)]
     draws = _resampled(ranked, truth, groups or range(len(truth)), samples, seed)
-    entries = [
-        _entry(value, draw, tag, seed)
-        for value, draw, tag in zip(values, draws, truth.T, strict=True)
-    ]
-    means = {
-        key: _mean([entry[key] for entry in entries[:-1] if entry[key] is not None])
-        for key in FIGURES
-    }
-    names = dict(zip(class_names, entries[:-1], strict=True))
-    return {"images": len(truth), "classes": names, "any": entries[-1], "mean": means}
+    columns = zip(ranked.T, truth.T, draws, strict=True)
+    *entries, whole = [_entry(*column, seed) for column in columns]
+    means = {key: _mean([entry[key] for entry in entries]) for key in FIGURES}
+    names = dict(zip(class_names, entries, strict=True))
+    return {"images": len(truth), "classes": names, "any": whole, "mean": means}
 
 
 def any_tag(tags_NK: npt.NDArray[np.floating]) -> Values:
@@ -84,18 +81,22 @@ def no_better_than_chance(figures: Mapping[str, Any]) -> bool:
     return low is not None and low <= 0.5
 
 
-def _ranking(scores_N: Values, tags_N: Values) -> tuple[float, float]:
-    """AUROC and AP; nan without both an image with and one without the class."""
-    from sklearn.metrics import average_precision_score, roc_auc_score
+def _ranking(scores_N: Values, tags_N: Values) -> tuple[float, float, float]:
+    """AUROC, AP and false alarms; nan without both an image with and one without the class."""
+    from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
     known = np.isfinite(tags_N)
     truth, scores = tags_N[known], scores_N[known]
     if len(np.unique(truth)) < 2:
-        return np.nan, np.nan
-    return float(roc_auc_score(truth, scores)), float(average_precision_score(truth, scores))
+        return np.nan, np.nan, np.nan
+    false, recall, _ = roc_curve(truth, scores, drop_intermediate=False)
+    alarms = false[np.searchsorted(recall, RECALL - 1e-9)]
+    auroc, precision = roc_auc_score(truth, scores), average_precision_score(truth, scores)
+    return float(auroc), float(precision), float(alarms)
 
 
-def _entry(values: tuple[float, float], draws: Values, tags_N: Values, seed: int) -> dict[str, Any]:
+def _entry(scores_N: Values, tags_N: Values, draws: Values, seed: int) -> dict[str, Any]:
+    *values, alarms = _ranking(scores_N, tags_N)
     positives, negatives = int((tags_N == 1).sum()), int((tags_N == 0).sum())
     why = None
     if not positives or not negatives:
@@ -105,6 +106,7 @@ def _entry(values: tuple[float, float], draws: Values, tags_N: Values, seed: int
     for key, value, column in zip(FIGURES, values, draws.T, strict=True):
         interval = None if why else interval_of(value, column, seed).report()
         entry |= {key: finite_or_none(value), f"{key}_interval": interval}
+    entry["false_alarms_at_90"] = finite_or_none(alarms)
     counts = {"positives": positives, "negatives": negatives}
     return entry | counts | {"unknown": int(np.isnan(tags_N).sum()), "why": why}
 
@@ -148,5 +150,6 @@ class _Column:
         return np.stack([auroc, np.where(negatives > 0, average, np.nan)], 1)
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if values else None
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

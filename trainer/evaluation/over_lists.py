@@ -69,19 +69,18 @@ def evaluate_cams(
     row = None if at is None else row_of(levels, at)
     work = partial(_sweep_record, dataset, cam_reader(cams), levels, row, tolerance)
     total = np.zeros((len(levels), labels, labels), np.int64)
-    details: list[Detail] = []
     ranking = PixelRanking.empty(len(dataset.classes)) if row is not None else None
-    mious = []
+    mious, details = [], list[Detail]()
     for counts, columns, rest in _outcomes(work, records, workers):
         total[:, :, columns] += counts
         mious.append(image_mious(counts, columns))
         if rest is not None and ranking is not None:
             details.append(rest[0])
             ranking.add(rest[1])
-    image_miou = np.stack(mious) if mious else np.zeros((0, len(levels)), np.float32)
-    ids = tuple(record.id for record in records)
+    image_miou = np.array(mious, np.float32).reshape(len(mious), len(levels))
     chosen = None if row is None else _evaluation(records, dataset, details, tolerance)
-    return CamEvaluation(levels, total, image_miou, ids, dataset.classes, row, chosen, ranking)
+    facts = tuple(record.id for record in records), dataset.classes
+    return CamEvaluation(levels, total, image_miou, *facts, row, chosen, ranking)
 
 
 def _outcomes(

@@ -45,7 +45,11 @@ class ScoreThreshold:
 
 
 def choose_score_thresholds(
-    scores_NK: Values, tags_NK: npt.NDArray[np.floating], groups: Sequence[int], seed: int = 0
+    scores_NK: Values,
+    tags_NK: npt.NDArray[np.floating],
+    groups: Sequence[int],
+    least: float = LOW,
+    seed: int = 0,
 ) -> list[ScoreThreshold]:
     """The threshold of each class.
 
@@ -53,18 +57,23 @@ def choose_score_thresholds(
         scores_NK: image scores in 0..1.
         tags_NK: 1 present, 0 absent, NaN unknown: left out.
         groups: of the images; none is split over two folds.
+        least: thresholds below are raised to it.
         seed: of the folds.
     """
     result = []
     for scores, tags in zip(scores_NK.T, tags_NK.T, strict=True):
         known = np.isfinite(tags)
         own = np.asarray(groups)[known]
-        result.append(_of_class(_logit(scores[known]), tags[known] == 1, own, seed))
+        result.append(_of_class(_logit(scores[known]), tags[known] == 1, own, least, seed))
     return result
 
 
 def _of_class(
-    logits: Values, shown: npt.NDArray[np.bool_], groups: npt.NDArray[Any], seed: int
+    logits: Values,
+    shown: npt.NDArray[np.bool_],
+    groups: npt.NDArray[Any],
+    least: float,
+    seed: int,
 ) -> ScoreThreshold:
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -72,7 +81,7 @@ def _of_class(
     if count < 2:
         return ScoreThreshold()
     folds = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
-    values, counts = [], np.zeros(3)
+    floor, values, counts = float(_logit(np.array(least))), [], np.zeros(3)
     with warnings.catch_warnings():
         # Groups may leave a fold without the class, which is no harm here.
         warnings.simplefilter("ignore", UserWarning)
@@ -80,7 +89,7 @@ def _of_class(
     for chosen_on, held_out in splits:
         if len(np.unique(shown[chosen_on])) < 2:
             continue
-        values.append(_best(logits[chosen_on], shown[chosen_on]))
+        values.append(max(floor, _best(logits[chosen_on], shown[chosen_on])))
         guess, truth = logits[held_out] >= values[-1], shown[held_out]
         counts += (guess & truth).sum(), (guess & ~truth).sum(), (~guess & truth).sum()
     hit, false, missed = counts

@@ -15,7 +15,7 @@ from trainer.data.sizes import PIXELS, shrunk, working_size
 from trainer.evaluation.image_counts import group_numbers
 from trainer.evaluation.image_scores import FILE, ImageScores, Values
 from trainer.evaluation.metrics import finite_or_none
-from trainer.evaluation.score_threshold import ScoreThreshold, choose_score_thresholds
+from trainer.evaluation.score_threshold import LOW, NEUTRAL, ScoreThreshold, choose_score_thresholds
 from trainer.nets.graphs import SegmenterGraph
 from trainer.progress import progress_bar
 from trainer.run import Run
@@ -35,7 +35,11 @@ def classifier_thresholds(run: Run, dataset: Dataset) -> list[ScoreThreshold] | 
 
 
 def segmenter_thresholds(run: Run, dataset: Dataset, graph: SegmenterGraph) -> list[ScoreThreshold]:
-    """Of the scores that the graph itself gives to training images."""
+    """Of the scores that the graph itself gives to training images; at least 0.5.
+
+    A class that is nowhere more likely than all others together wins few pixels or none: a lower
+    threshold would call present what the mask does not show.
+    """
     records = spread(dataset.subset(run.manifest["train_list"]), IMAGES)
     rows = []
     # A copy, since the network goes to the best device and layout here.
@@ -51,7 +55,7 @@ def segmenter_thresholds(run: Run, dataset: Dataset, graph: SegmenterGraph) -> l
             results = [copied.run(view)[0] for view in copied.views(image_1HW3)]
             rows.append(copied.scores(results, 1)[0].cpu().numpy())
             advance()
-    return _chosen(np.stack(rows).astype(np.float64), dataset, records)
+    return _chosen(np.stack(rows).astype(np.float64), dataset, records, least=NEUTRAL)
 
 
 def spread(records: Sequence[Record], most: int) -> list[Record]:
@@ -86,12 +90,15 @@ def card_entry(
         "scores": values,
         "scores_from": (
             f"largest F1 on the tags of {source}, median of the choices without each of 5 folds;"
-            " 0.5 for a class with too few images; the images also trained the model"
+            " 0.5 for a class with too few images, at least 0.5 for a segmenter; the images also"
+            " trained the model"
         ),
         "scores_f1": f1,
     }
 
 
-def _chosen(scores: Values, dataset: Dataset, records: Sequence[Record]) -> list[ScoreThreshold]:
+def _chosen(
+    scores: Values, dataset: Dataset, records: Sequence[Record], least: float = LOW
+) -> list[ScoreThreshold]:
     tags = dataset.tag_matrix(records).astype(np.float64)
-    return choose_score_thresholds(scores, tags, group_numbers(records))
+    return choose_score_thresholds(scores, tags, group_numbers(records), least)

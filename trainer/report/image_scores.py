@@ -42,6 +42,7 @@ def _row(title: str, entry: Mapping[str, Any]) -> dict[str, Any]:
         "auroc_interval": _ends(entry.get("auroc_interval")),
         "precision": percent(entry.get("average_precision")),
         "precision_interval": _ends(entry.get("average_precision_interval")),
+        "alarms": percent(entry.get("false_alarms_at_90")),
         "counts": [str(entry.get(key, "")) for key in ("positives", "negatives", "unknown")],
         "why": entry.get("why") or "",
     }

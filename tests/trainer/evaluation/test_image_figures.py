@@ -27,8 +27,18 @@ def test_a_case_by_hand():
     assert entry["auroc"] == 3 / 4
     # Precision 1 at the first positive, 2 of 3 at the second.
     assert entry["average_precision"] == pytest.approx((1 + 2 / 3) / 2)
+    # To find both, one of the two others is called, too.
+    assert entry["false_alarms_at_90"] == 1 / 2
     assert (entry["positives"], entry["negatives"], entry["unknown"]) == (2, 2, 0)
     assert entry["why"] is None
+
+
+def test_false_alarms_are_counted_where_nine_of_ten_are_found():
+    scores = np.concatenate([np.arange(10, 0, -1), [9.5, 2.5, 2, 1.5, 0]])[:, None] / 10
+    tags = np.concatenate([np.ones(10), np.zeros(5)])[:, None]
+    # The ninth of ten scores 0.2: above or at it are 0.95, 0.25 and 0.2, ties included.
+    entry = image_figures(scores, tags, ["dog"])["classes"]["dog"]
+    assert entry["false_alarms_at_90"] == 3 / 5
 
 
 def test_unknown_tags_are_left_out_class_by_class():

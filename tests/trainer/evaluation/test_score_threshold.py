@@ -82,3 +82,9 @@ def test_scores_that_are_all_the_same_but_for_rounding_exclude_nothing() -> None
     rng = np.random.default_rng(0)
     scores = 0.4 + rng.uniform(0, 1e-6, 30)
     assert chosen(scores, np.arange(30) % 2).value < 0.1
+
+
+def test_a_floor_counts_in_the_f1_too() -> None:
+    scores, tags = [0.4] * 10 + [0.1] * 10, [1] * 10 + [0] * 10
+    assert chosen(scores, tags).f1 == 1
+    assert chosen(scores, tags, least=0.5) == ScoreThreshold(0.5, 5, 0.0)

@@ -267,6 +267,17 @@ def test_graphs_equal_the_network(finished, tmp_path):
     card = json.loads((tmp_path / "x" / "1" / "model.json").read_text())
     assert card["source"]["segmenter"] == name
     assert ("mean logits" in card["protocol"]) == (name == "largefov-r38")
+    assert len(card["thresholds"]["scores"]) == len(card["classes"])
+    assert card["thresholds"]["score"] == min(card["thresholds"]["scores"])
+    assert "score threshold" in card["protocol"]
+
+
+def test_without_a_verdict_the_graph_is_left_alone(finished, tmp_path):
+    _, run = finished
+    export_run(run, "x", tmp_path, "segmenter", verdict=False)
+    card = json.loads((tmp_path / "x" / "1" / "model.json").read_text())
+    assert card["thresholds"] == {"background": None, "score": 0.5}
+    assert "score threshold" not in card["protocol"]
 
 
 def test_the_graph_at_one_scale_is_the_test_of_the_run(finished, tmp_path):
