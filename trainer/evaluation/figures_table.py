@@ -58,19 +58,20 @@ def print_evaluation(evaluation: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _image_table(name: str, figures: Mapping[str, Any]) -> Table:
-    table = Table(
-        f"{name}, images", "AUROC", "95 %", "AP", "95 %", "false at 90", "with", "without"
-    )
-    rows = {"any class": figures["any"], **figures["classes"]}
-    for label, entry in rows.items():
-        cells = [
-            cell
-            for key in ("auroc", "average_precision")
-            for cell in (percent(entry[key]), _interval(entry[f"{key}_interval"]))
-        ]
-        cells.append(percent(entry["false_alarms_at_90"]))
-        cells += [str(entry["positives"]), str(entry["negatives"])]
-        table.add_row(label, *cells, end_section=label == "any class")
+    # The interval of the average precision would not fit into 80 columns.
+    heads = ("AUROC", "95 %", "AP", "false at 90", "with", "without")
+    table = Table(f"{name}, images", *heads)
+    for label, entry in {"any class": figures["any"], **figures["classes"]}.items():
+        table.add_row(
+            label,
+            percent(entry["auroc"]),
+            _interval(entry["auroc_interval"]),
+            percent(entry["average_precision"]),
+            percent(entry["false_alarms_at_90"]),
+            str(entry["positives"]),
+            str(entry["negatives"]),
+            end_section=label == "any class",
+        )
     mean = figures["mean"]
     table.add_section()
     table.add_row("mean", percent(mean["auroc"]), "", percent(mean["average_precision"]))

@@ -30,7 +30,7 @@ FOLDER = "evaluation"
 """Where the counts of single images lie below the run."""
 MAPS = "maps"
 """Where the probabilities of a segmenter lie below its predictions, list by list."""
-FORMAT = 4
+FORMAT = 5
 """Of ``evaluation.json`` and the counts beside it: figures of another format are measured again."""
 Figures = tuple[ImageCounts, dict[str, Any]]
 """Counts of single images, and the entry of ``evaluation.json``."""
