@@ -19,6 +19,7 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -225,6 +226,8 @@ def main() -> None:
         (args.work,), (args.threads,) = args.work, args.threads
         child(args)
         return
+    # An exception, so that no busy process is left behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     print(json.dumps({"cores": len(os.sched_getaffinity(0)), "busy": args.busy}), flush=True)
     for work in args.work:
         for row in measure(args, work):

@@ -46,8 +46,7 @@ def set_log(log: Log) -> Log:
     global _log
     _log = log
     logging.captureWarnings(is_json())
-    if is_json():
-        logging.basicConfig(handlers=[_Warnings()], level=logging.WARNING, force=True)
+    (logging.root.addHandler if is_json() else logging.root.removeHandler)(_WARNINGS)
     return log
 
 
@@ -183,6 +182,9 @@ class _Warnings(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         tell(record.getMessage(), "warning", text=record.getMessage())
+
+
+_WARNINGS = _Warnings(logging.WARNING)
 
 
 def _losses(values: dict[str, float]) -> dict[str, float | None]:

@@ -31,7 +31,7 @@ def in_json():
     progress.set_log(progress.Log.json)
     yield
     progress.set_log(progress.Log.text)
-    logging.root.handlers[:] = handlers
+    assert logging.root.handlers == handlers
 
 
 def test_a_log_gets_a_line_every_half_minute_and_one_at_the_end(clock, capsys):
