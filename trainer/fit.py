@@ -13,9 +13,11 @@ from trainer.context import Stage
 from trainer.cores import shared_cores
 from trainer.data.dataset import check_images
 from trainer.interrupt import terminated
+from trainer.outcome import signs
 from trainer.plan import Plan
 from trainer.progress import announced, tell
 from trainer.report.run_page import write_report
+from trainer.run import Run
 from trainer.training.devices import launch, rank, wait_for_all
 
 
@@ -44,6 +46,9 @@ def fit(plan: Plan, say: Callable[[str], None]) -> None:
                 tell("", "stage", stage=stage.name, state="kept")
             else:
                 work(plan, stage)
+                note_signs(plan, stage.name)
+            for text in warnings(run).get(stage.name, ()):
+                say(f"warning: {stage.name}: {text}")
     if rank() == 0 and plan.until == "report":
         say(f"report: {write_report(run.path)}")
 
@@ -55,6 +60,19 @@ def work(plan: Plan, stage: Stage) -> None:
     with title, shared_cores(), run.stage(stage.name, key, stage.folder or None) as output:
         stage.work(plan.context, output)
     wait_for_all()
+
+
+def note_signs(plan: Plan, stage: str) -> None:
+    """Keep the signs of a bad result in the manifest, for the report and for the next run."""
+    if rank() == 0 and (texts := signs(stage, plan.context)):
+        plan.context.run.manifest["stages"][stage]["warnings"] = texts
+        plan.context.run.save()
+
+
+def warnings(run: Run) -> dict[str, list[str]]:
+    """The signs of a bad result of a run, by stage; see ``trainer.outcome``."""
+    stages = run.manifest["stages"]
+    return {name: entry["warnings"] for name, entry in stages.items() if "warnings" in entry}
 
 
 def description(plan: Plan) -> dict[str, Any]:

@@ -153,6 +153,7 @@ def fit(
       wsss-trainer fit VOC2012/ --segmenter deeplab-v2-r101 --segmenter-weights resnet101.pth
     """
     from trainer.fit import fit as run_plan
+    from trainer.fit import warnings
     from trainer.options import Options
     from trainer.plan import make_plan
     from trainer.weights.default import USUAL, default_backbone
@@ -200,10 +201,11 @@ def fit(
 
     evaluation = current_evaluation(run) if until in ("evaluate", "report") else {}
     if json_:
-        print(
-            json.dumps(
-                {"data": plan.preflight.report(), "choices": plan.reasons, **evaluation}, indent=1
-            )
-        )
+        facts = {
+            "data": plan.preflight.report(),
+            "choices": plan.reasons,
+            "warnings": warnings(context.run),
+        }
+        print(json.dumps({**facts, **evaluation}, indent=1))
     elif evaluation:
         measure.show(evaluation, False)

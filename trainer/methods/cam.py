@@ -26,9 +26,12 @@ from trainer.config import Range
 from trainer.data.loader import Batch
 from trainer.methods.base import Method, at_least_float32
 from trainer.methods.declaration import Declaration
-from trainer.methods.pooling import PoolingConfig, gap, pooled_logits
+from trainer.methods.pooling import OF_MAPS, PoolingConfig, gap, pooled_logits
 from trainer.methods.tag_loss import tag_loss
 from trainer.nets.backbone import Backbone
+
+RARE = -2.0
+"""Logit that a class starts from where maps are pooled: one image in eight shows it."""
 
 PRESETS: dict[str, dict[str, Any]] = {"code": {}, "paper": {"method.adapt_conv": 512}}
 
@@ -49,7 +52,9 @@ class Config(PoolingConfig):
 
 
 class Cam(Method):
-    """Classifier with a linear head without bias, whose weights also make the maps."""
+    """Classifier with a linear head, whose weights also make the maps. It has no bias, except for
+    poolings of the maps.
+    """
 
     config: Config
     released = MappingProxyType({"classifier.weight": ("fc8.weight", "newly_added.0.weight")})
@@ -71,6 +76,13 @@ class Cam(Method):
 
         All heads of a method start alike: one that starts larger than the others outweighs them.
         """
+        if self.config.pooling in OF_MAPS:
+            # Most images show no class, and a map without an offset has about as many cells above 0
+            # as below: its log-sum-exp could never be clearly negative.
+            head = nn.Conv2d(channels, outputs, 1)
+            nn.init.normal_(head.weight, std=0.01)
+            nn.init.constant_(head.get_parameter("bias"), RARE)
+            return head
         head = nn.Conv2d(channels, outputs, 1, bias=False)
         if self.backbone.traits.head == "xavier":
             nn.init.xavier_uniform_(head.weight)

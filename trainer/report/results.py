@@ -64,8 +64,18 @@ def header(facts: Facts) -> dict[str, Any]:
         "origin": f"{tags} {weights if manifest.get('supervision') else ''}",
         "headline": _headline(facts),
         "steps": [_step(facts, name) for name in facts.stages],
-        "notes": facts.notes,
+        "notes": [*facts.notes, *_warnings(facts)],
     }
+
+
+def _warnings(facts: Facts) -> list[str]:
+    """The signs of a bad result that the stages left."""
+    stages = facts.manifest.get("stages", {})
+    return [
+        f"Warning, {name}: {text}."
+        for name, entry in stages.items()
+        for text in entry.get("warnings", ())
+    ]
 
 
 def results(facts: Facts) -> dict[str, Any]:
