@@ -1,6 +1,7 @@
 """Measure the product on data as people have them. One subcommand answers one question.
 
     python bench/own_data.py hidden-tags DATA --weights FILE --out runs/hidden-tags
+    python bench/own_data.py negatives DATA --until report
 
 Further options are those of wsss-trainer fit, such as --backbone or --set. Every run is a run of
 the command line. A run that is finished is not made again, so an interrupted program goes on when
@@ -37,6 +38,7 @@ def main() -> None:
     parser = command_line.parser(__doc__)
     questions = parser.add_subparsers(required=True, metavar="QUESTION")
     add(questions, "hidden-tags", hidden_tags, add_hidden_tags)
+    add(questions, "negatives", negatives)
     args, args.fit = parser.parse_known_args()
     args.answer(args)
 
@@ -56,7 +58,7 @@ def add(
         formatter_class=command_line.Help,
     )
     parser.add_argument("data", type=Path, help="data set with true masks")
-    parser.add_argument("--weights", required=True, help="initial weights of the backbone")
+    parser.add_argument("--weights", help="initial weights of the backbone; fit's default")
     parser.add_argument("--out", type=Path, default=Path("runs") / name, help="folder of the runs")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--train-list", help="list to train on; fit's default")
@@ -129,19 +131,74 @@ def without(record: Record, classes: Iterable[int], way: str) -> Record:
     return dataclasses.replace(record, tags=tags, unknown=unknown)
 
 
+def negatives(args: argparse.Namespace) -> None:
+    """What images that show no class are good for: with them, and without.
+
+    "without" leaves them out of the training of the classifier, and the segmenter sees none
+    (classify.negatives=0, segment.negatives=0). Measured are the validation list's AUROC of each
+    class and of "any class" by the classifier, the share of free images that are called defective
+    at 90 % recall, and mean IoU and share of objects hit of maps, masks and segmenter.
+    """
+    out = ("--set", "classify.negatives=0", "--set", "segment.negatives=0")
+    table: dict[str, dict[str, list[float]]] = {}
+    for (way, settings), seed in itertools.product(
+        {"with": (), "without": out}.items(), range(args.seeds)
+    ):
+        report = evaluation(args, args.data, args.out / f"{way}-{seed}", seed, settings)
+        for figure, value in own_figures(report, args.val_list):
+            table.setdefault(figure, {}).setdefault(way, []).append(value)
+    write_atomic(args.out / "negatives.json", json.dumps(table, indent=1).encode())
+    print(f"{'list ' + args.val_list:34s} {'with negatives':>16s} {'without':>16s}")
+    for figure, ways in table.items():
+        cells = (mean_and_deviation(ways.get(way, [])) for way in ("with", "without"))
+        print(f"{figure:34s} " + " ".join(f"{cell:>16s}" for cell in cells))
+
+
+def own_figures(report: Any, on: str) -> Iterable[tuple[str, float]]:
+    """Name and value of the figures on a list, in percent."""
+    scores = report.get("classifier", {}).get(on)
+    if scores:
+        for name, entry in {**scores["classes"], "any class": scores["any"]}.items():
+            if entry["auroc"] is not None:
+                yield f"AUROC, {name}", 100 * entry["auroc"]
+        if scores["any"]["false_alarms_at_90"] is not None:
+            yield "false alarms at 90 % recall", 100 * scores["any"]["false_alarms_at_90"]
+    for stage in STAGES:
+        entry = report.get(stage, {}).get(on)
+        if entry:
+            yield f"{stage}, mean IoU", 100 * entry["miou"]
+            for name, value in entry["objects_hit_by_class"].items():
+                if value is not None:
+                    yield f"{stage}, objects hit, {name}", 100 * value
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{deviation}" if values else "-"
+
+
 def run(
     args: argparse.Namespace, data: Path, folder: Path, seed: int
 ) -> dict[str, dict[str, float]]:
     """Mean IoU in percent of maps and masks on each list."""
-    lists = ["--train-list", args.train_list] if args.train_list else []
-    options = ["--weights", args.weights, "--seed", seed, "--until", args.until, *lists, *args.fit]
-    command("fit", data, "--run", folder, "--val-list", args.val_list, *options)
-    report = json.loads(command("eval", folder, "--json"))
+    report = evaluation(args, data, folder, seed)
     return {
         stage: {on: 100 * report[stage][on]["miou"] for on in report[stage]}
         for stage in STAGES
         if stage in report
     }
+
+
+def evaluation(
+    args: argparse.Namespace, data: Path, folder: Path, seed: int, settings: Sequence[str] = ()
+) -> Any:
+    """What ``eval RUN --json`` prints of a run."""
+    options = ["--seed", seed, "--until", args.until, *settings, *args.fit]
+    for name in ("weights", "train_list"):
+        if value := getattr(args, name):
+            options += [f"--{name.replace('_', '-')}", value]
+    command("fit", data, "--run", folder, "--val-list", args.val_list, *options)
+    return json.loads(command("eval", folder, "--json"))
 
 
 def command(*words: object) -> str:
