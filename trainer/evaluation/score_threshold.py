@@ -92,8 +92,10 @@ def _of_class(
         values.append(max(floor, _best(logits[chosen_on], shown[chosen_on])))
         guess, truth = logits[held_out] >= values[-1], shown[held_out]
         counts += (guess & truth).sum(), (guess & ~truth).sum(), (~guess & truth).sum()
+    if not values:
+        return ScoreThreshold()
     hit, false, missed = counts
-    f1 = 2 * hit / (2 * hit + false + missed)
+    f1 = 2 * hit / max(1, 2 * hit + false + missed)
     # The same digits in a graph, in its card, and in whatever reads the card.
     value = round(float(1 / (1 + np.exp(-np.median(values)))), 6)
     return ScoreThreshold(value, len(values), float(f1))
