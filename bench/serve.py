@@ -28,7 +28,7 @@ from server_experiments import LABELLING, PROBES, ROUNDED, WAITING
 from serving.bench import SERVED, bench
 from serving.bench.setting import BenchConfig
 from serving.commands.bench import print_table
-from serving.commands.options import progress_bar
+from serving.commands.progress import progress_bar
 from serving.config import EngineConfig
 from serving.errors import ServingError
 
@@ -56,7 +56,7 @@ def main() -> int:
             only=tuple(options.only.split(",")) if options.only else (),
         )
         try:
-            with progress_bar("measuring") as progress:
+            with progress_bar("measuring", images=False) as progress:
                 results = bench(config, progress, OF_TENSORS if options.net == "mask" else ALL)
         except ServingError as error:
             print(error, file=sys.stderr)

@@ -35,6 +35,9 @@ UNEVEN = 2.0
 UPDATES = {"classify": 500, "segment": 500}
 """With fewer, batch norms and heads do not settle."""
 
+LONG = ("updates", "warmup", "ema")
+"""Knobs that need a long training: whoever types its length may want a short one."""
+
 UNLIKE_LAYER: Layer = {
     # Frozen statistics of other images leave features that tell little apart, and the early layers
     # must learn too.
@@ -93,8 +96,9 @@ def _free(choice: Choice, options: Options) -> Choice:
     layer: Layer = {}
     for section, changes in choice.layer.items():
         free = {knob: value for knob, value in changes.items() if knob not in typed[section]}
-        if options.epochs is not None:
-            free.pop("updates", None)
+        if options.epochs is not None or {"epochs", "updates"} & {*typed[section]}:
+            for knob in LONG:
+                free.pop(knob, None)
         if section == "segment" and options.segmenter != "aspp":
             free = {}
         if free:

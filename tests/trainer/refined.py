@@ -68,7 +68,7 @@ def fit(data: Path, run: Path, *settings: str, **more: Any) -> dict[str, str]:
     """What was said of each stage."""
     said: list[str] = []
     run_plan(pipeline(data, run, *settings, **more), said.append)
-    return dict(line.split(": ", 1) for line in said)
+    return dict(line.split(": ", 1) for line in said if not line.startswith("warning: "))
 
 
 def again(said: dict[str, str]) -> set[str]:

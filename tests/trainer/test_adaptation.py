@@ -64,6 +64,7 @@ def test_what_was_typed_stays():
     assert (configs.segment.epochs, configs.segment.updates) == (3, 0)
     configs, reasons = chosen(UNEVEN, 0.3, epochs=2)
     assert configs.classify.total(160) == 20
+    assert (configs.classify.warmup, configs.classify.ema) == (0, 0.0)
     assert not any("updates" in reason for reason in reasons)
 
 

@@ -16,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from trainer.data.dataset import Dataset, Record
 from trainer.data.pixels import read_image
+from trainer.evaluation.measure import pixel_figures
 from trainer.evaluation.over_lists import MaskReader, MaskSource, mask_reader
 from trainer.evaluation.predictions import open_predictions
 from trainer.files import write_atomic
@@ -88,11 +89,10 @@ def write_worst_of_run(
 ) -> list[Path]:
     """``write_worst`` of every stage and list of a run: ``<stage>-<list>-1.png``, ..."""
     paths = []
-    for stage, lines in evaluation.items():
-        for name, entry in lines.items():
-            dataset, masks = open_predictions(run_dir, stage, name, entry)
-            title = f"{stage}-{name}"
-            paths += write_worst(dataset, entry["worst"], masks, folder, title, workers=workers)
+    for stage, name, entry in pixel_figures(evaluation):
+        dataset, masks = open_predictions(run_dir, stage, name, entry)
+        title = f"{stage}-{name}"
+        paths += write_worst(dataset, entry["worst"], masks, folder, title, workers=workers)
     return paths
 
 

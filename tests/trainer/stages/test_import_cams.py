@@ -364,7 +364,7 @@ def test_bad_images_are_left_out_to_the_end_and_the_protocol_says_so(
     )
     run_plan(line, said.append)
     stages = ["cams", "refine", "segment_train", "segment", "evaluate"]
-    assert [text.split(":")[0] for text in said] == stages
+    assert [text.split(":")[0] for text in said if not text.startswith("warning")] == stages
     training = {record.id for record in dataset.subset("train")}
     assert {path.stem for path in (run / "masks").glob("*.png")} == set(dataset.records) - {
         "scene_00002",
