@@ -28,19 +28,31 @@ FREE = 0.7
 """Share of its time that a core is idle, or busy with niced work, from which on it is free."""
 TASKS = Path("/proc/self/task")
 STAT = Path("/proc/stat")
+LOAD = Path("/proc/loadavg")
 
 _own: set[int] = set()
 """The cores that this process started with, inside ``shared_cores``."""
 
 
 def wait_passively() -> None:
-    """Let threads sleep while they wait for each other, unless the environment says otherwise. Call
-    it before torch is imported.
+    """Let threads sleep while they wait for each other, where other processes want the cores and
+    the environment does not say otherwise. Call it before torch is imported.
 
-    A thread that spins uses up the time slice that the thread it waits for needs.
+    A thread that spins uses up the time slice that the thread it waits for needs. On free cores, to
+    wake a thread that sleeps costs a step a sixth of its speed.
     """
-    if not any(name in os.environ for name in POLICIES):
+    if crowded() and not any(name in os.environ for name in POLICIES):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+def crowded() -> bool:
+    """Whether other processes run that leave this one too few cores for all its threads."""
+    try:
+        running, _, _ = LOAD.read_text().split()[3].partition("/")
+    except OSError:
+        return False
+    # One of those that run is this process.
+    return int(running) - 1 + cores() > (os.cpu_count() or 1)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ COMMAND = "import os, trainer.cli; print(os.environ.get('OMP_WAIT_POLICY'))"
 
 @pytest.mark.parametrize(
     ("environment", "policy"),
-    [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), ({"GOMP_SPINCOUNT": "9"}, "None")],
+    [({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), ({"GOMP_SPINCOUNT": "9"}, "None")],
 )
 def test_threads_sleep_unless_the_user_says_otherwise(environment, policy):
     others = {k: v for k, v in os.environ.items() if k not in cores.POLICIES}
@@ -120,3 +120,21 @@ def test_times_are_those_of_the_kernel(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(cores, "STAT", stat)
     monkeypatch.setattr(os, "sysconf", lambda name: 100)
     assert cores.idle_times() == {0: 3.5, 3: 1.0}
+
+
+@pytest.mark.parametrize(("running", "answer"), [(1, False), (2, True), (5, True)])
+def test_threads_sleep_only_where_others_want_the_cores(tmp_path, monkeypatch, running, answer):
+    monkeypatch.setattr(cores, "LOAD", tmp_path / "loadavg")
+    (tmp_path / "loadavg").write_text(f"0.5 0.4 0.3 {running}/80 1234\n")
+    monkeypatch.setattr(cores, "cores", lambda: 2)
+    monkeypatch.setattr(cores.os, "cpu_count", lambda: 2)
+    assert cores.crowded() is answer
+    for name in cores.POLICIES:
+        monkeypatch.delenv(name, raising=False)
+    cores.wait_passively()
+    assert (os.environ.pop("OMP_WAIT_POLICY", None) == "PASSIVE") is answer
+
+
+def test_without_a_load_file_nothing_is_crowded(tmp_path, monkeypatch):
+    monkeypatch.setattr(cores, "LOAD", tmp_path / "none")
+    assert not cores.crowded()
