@@ -17,7 +17,7 @@ from trainer.data.dataset import Record
 from trainer.data.pixels import read_image
 from trainer.data.sampling import epoch_length
 from trainer.data.transforms import normalise, to_tensor
-from trainer.nets import build_backbone
+from trainer.nets.backbone import Backbone
 from trainer.nets.statistics import statistics_distance
 from trainer.options import Configs, Layer, Options, typed_layer
 from trainer.training.optimiser import Training
@@ -38,29 +38,21 @@ UPDATES = {"classify": 500, "segment": 500}
 LONG = ("updates", "warmup", "ema")
 """Knobs that need a long training: whoever types its length may want a short one."""
 
+ADAPTING: dict[str, Any] = {
+    "bn": "train",
+    "optimizer": "adamw",
+    "lr": 5e-4,
+    "new_factor": 4.0,
+    "weight_decay": 0.01,
+    "warmup": 50,
+    "ema": 0.99,
+}
 UNLIKE_LAYER: Layer = {
     # Frozen statistics of other images leave features that tell little apart, and the early layers
     # must learn too.
-    "classify": {
-        "bn": "train",
-        "detach_after": "none",
-        "optimizer": "adamw",
-        "lr": 5e-4,
-        "new_factor": 4.0,
-        "weight_decay": 0.01,
-        "warmup": 50,
-        "ema": 0.99,
-    },
+    "classify": ADAPTING | {"detach_after": "none"},
     "method": {"pooling": "lse"},
-    "segment": {
-        "bn": "train",
-        "optimizer": "adamw",
-        "lr": 5e-4,
-        "new_factor": 4.0,
-        "weight_decay": 0.01,
-        "warmup": 50,
-        "ema": 0.99,
-    },
+    "segment": ADAPTING,
 }
 
 
@@ -106,13 +98,12 @@ def _free(choice: Choice, options: Options) -> Choice:
     return Choice(layer, choice.reason)
 
 
-def distance_of(backbone: str, file: Path, records: Sequence[Record]) -> float | None:
+def distance_of(network: Backbone, file: Path, records: Sequence[Record]) -> float | None:
     """How far the images are from those that the backbone's weights were trained on, in nats.
 
     See ``statistics_distance``. It is a function of the files alone, so a resumed run finds the
     same.
     """
-    network = build_backbone(backbone)
     load_backbone(network, file)
     images = records[:: max(1, len(records) // LOOKS)][:LOOKS]
     views = [ImageOps.fit(Image.fromarray(read_image(r.image)), (SIDE, SIDE)) for r in images]
@@ -121,7 +112,7 @@ def distance_of(backbone: str, file: Path, records: Sequence[Record]) -> float |
 
 def _about_classes(records: Sequence[Record]) -> Iterator[Choice]:
     counts = Counter(k for record in records for k in record.tags)
-    negatives = sum(not record.possible for record in records)
+    negatives = any(record.is_negative for record in records)
     # Without negatives the classes of photographs balance each other: one image shows several.
     if not negatives or not counts:
         return

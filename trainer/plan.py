@@ -16,6 +16,7 @@ from trainer.data.sampling import epoch_length
 from trainer.errors import ConfigError, DataError, nearest
 from trainer.methods.recipes import recipe as recipe_of
 from trainer.methods.registry import build_method, declaration
+from trainer.nets import build_backbone
 from trainer.options import STAGES, Configs, Options, is_small, make_configs, merged
 from trainer.outputs import check_folder
 from trainer.run import Run, is_run, stage_key
@@ -207,8 +208,10 @@ def adapt(
     distance = None
     trains = any(stage.needs == "weights" for stage in stages)
     if recipe == "small" and options.pretrained and trains:
+        # A backbone that cannot be is refused before its weights are fetched.
+        network = build_backbone(options.backbone)
         file = find_weights(options.backbone, options.weights)
-        distance = distance_of(options.backbone, file, context.training)
+        distance = distance_of(network, file, context.training)
     own = choices(options, context.configs, context.training, distance)
     configs = make_configs(options, merged([choice.layer for choice in own]))
     return replace(context, configs=configs), tuple(choice.reason for choice in own)
