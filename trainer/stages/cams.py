@@ -11,6 +11,7 @@ import torch
 
 from trainer.context import Context, Stage
 from trainer.data.dataset import Record
+from trainer.data.pixels import image_size
 from trainer.files import is_whole
 from trainer.maps.camfile import cam_path, no_maps, read_cam, stride4, write_cam
 from trainer.maps.protocols import CamsConfig, Protocol, key_knobs, merge, protocol_of, usable_views
@@ -62,26 +63,32 @@ def make_cams(
     files that exist and load are kept.
     """
     missing = [r for r in records if not is_whole(read_cam, cam_path(output.folder, r.id))]
-    classes = classes_of(method, shard(missing), config, device)
+    own_records = shard(missing)
+    classes = classes_of(method, own_records, config, device)
     looks = usable_views(protocol.views, config.min_cells, method.backbone)
     with (
         inference(method, config.precision, device) as target,
         progress_bar("cams", len(missing)) as advance,
     ):
+        # The network works only for images that get a map. Of a conveyor's parts few do.
+        for record in own_records:
+            if not classes[record.id]:
+                write_cam(cam_path(output.folder, record.id), *no_maps(image_size(record.image)))
+                advance()
+        mapped = [record for record in own_records if classes[record.id]]
         pixels = config.pixels
         budget = Budget(config.batch, pixels)
-        for batch in iterate_views(shard(missing), looks, budget, config.workers):
+        for batch in iterate_views(mapped, looks, budget, config.workers):
             views = [
                 finite(_float(in_parts(method.cams, with_mirror(x.to(target)), pixels)), "maps")
                 for x in batch.images
             ]
             for i, record in enumerate(batch.records):
-                own, maps = classes[record.id], no_maps(batch.size).maps
-                if own:
-                    # The mirror images are the second half of each batch.
-                    pairs = [(v[i, own], v[len(batch.records) + i, own]) for v in views]
-                    # SEAM's normalisation can fall just below 0.
-                    maps = merge(pairs, stride4(batch.size), protocol).clamp(0, 1).numpy()
+                own = classes[record.id]
+                # The mirror images are the second half of each batch.
+                pairs = [(v[i, own], v[len(batch.records) + i, own]) for v in views]
+                # SEAM's normalisation can fall just below 0.
+                maps = merge(pairs, stride4(batch.size), protocol).clamp(0, 1).numpy()
                 write_cam(cam_path(output.folder, record.id), own, maps, batch.size)
                 advance()
     output.outputs.update(count=len(records), made=len(missing))

@@ -254,6 +254,34 @@ def test_files_are_written_kept_and_repaired(tmp_path, workers):
         )
 
 
+def test_images_without_a_class_cost_the_network_nothing(tmp_path, monkeypatch, capsys):
+    data = pictures(tmp_path / "data")
+    records = data.subset("all")
+    free = [Record(f"free {r.id}", r.image, ()) for r in records]
+    mixed = [record for pair in zip(free, records) for record in pair]
+    method, seen = tiny_cam(), []
+    monkeypatch.setattr(method, "cams", lambda x: seen.append(len(x)) or Cam.cams(method, x))
+    stage, alone = Output(tmp_path / "cams"), Output(tmp_path / "alone")
+    make_cams(method, mixed, stage, PROTOCOLS["psa"], QUIET, "cpu")
+    # Each view of each image and its mirror.
+    assert sum(seen) == len(records) * len(SCALES) * 2
+    assert "cams 12/12 (100%)" in capsys.readouterr().err
+    make_cams(method, records, alone, PROTOCOLS["psa"], QUIET, "cpu")
+    for record in records:
+        files = [cam_path(output.folder, record.id).read_bytes() for output in (stage, alone)]
+        assert files[0] == files[1]
+    for record in free:
+        assert read_cam(cam_path(stage.folder, record.id)).maps.shape[0] == 0
+
+
+def test_images_without_a_class_need_no_network_at_all(tmp_path, monkeypatch):
+    free = [Record(r.id, r.image, ()) for r in pictures(tmp_path / "data").subset("all")]
+    method, stage = tiny_cam(), Output(tmp_path / "cams")
+    monkeypatch.setattr(method, "cams", lambda x: pytest.fail("the network ran"))
+    make_cams(method, free, stage, PROTOCOLS["psa"], QUIET, "cpu")
+    assert stage.outputs == {"count": 6, "made": 6}
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_image_is_the_users_error_and_the_rest_is_kept(tmp_path, workers):
     data = pictures(tmp_path / "data")
