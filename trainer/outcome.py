@@ -37,6 +37,9 @@ LOSERS = (
 
 def signs(stage: str, context: Context) -> list[str]:
     """What a stage that has just ended shows of a bad result, in sentences; empty if nothing."""
+    # A round of self-training is looked at as the training that it is.
+    if stage.startswith("segment_round") and stage.endswith("_train"):
+        return list(_about_loss(stage.removesuffix("_train"), "segment", context))
     look = _LOOKS.get(stage)
     return list(look(context)) if look else []
 

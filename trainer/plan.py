@@ -133,7 +133,8 @@ def _segmenters(options: Options, configs: Configs, training: list[Stage]) -> li
     )
     stages: list[Stage] = []
     if options.supervision != "full":
-        stages += segment.stages("segment", ("refine",), source)
+        rounds = configs.segment.rounds
+        stages += segment.stages("segment", ("refine",), source, rounds)
     elif source == "classifier":
         stages += training
     if options.supervision != "weak":

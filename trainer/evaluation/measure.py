@@ -240,6 +240,8 @@ def _segmented(
     # A segmenter needs no maps: images without them are measured too.
     records = dataset.masked(name)
     figures = evaluate_folder(dataset, records, folder, tolerance=config.boundary_tolerance)
+    rounds = settings.get("rounds", 1) if stage == "segment" else 1
+    times = f" in {rounds} rounds" if rounds > 1 else ""
     labels = "pseudo masks" if stage == "segment" else "TRUE masks (upper bound)"
     views = f"scales {_numbers(settings['scales'])}{' and mirror' if settings['flip'] else ''}"
     crf = _named_crf(settings.get("crf", "none"))
@@ -249,10 +251,11 @@ def _segmented(
         views=views,
         crf=crf,
         threshold_from=None,
-        segmenter=segmenter_name(settings),
+        segmenter=segmenter_name(settings) + times,
     )
     training = (
         f"segmenter {segmenter_name(settings)} trained on {labels} of {run.manifest['train_list']}"
+        f"{times}"
     )
     entry = figures.report(f"{conditions.line()}; {training}, {views}, {conditions.tags}, {crf}")
     maps = folder.parent / MAPS / name

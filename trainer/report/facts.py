@@ -106,8 +106,12 @@ class Facts:
         # A run with imported maps has no classifier.
         if "cams" in present and "classify" not in present:
             names.remove("classify")
-        preparations = [name for name in present if name not in _ORDER]
-        return preparations + [name for name in _ORDER if name in names]
+        rounds = [name for name in present if name.startswith("segment_round")]
+        preparations = [name for name in present if name not in (*_ORDER, *rounds)]
+        order = list(_ORDER)
+        # Rounds stand in the manifest in the order of work.
+        order[order.index("segment_train") : order.index("segment_train")] = rounds
+        return preparations + [name for name in order if name in names]
 
     def figures(self, stage: str, name: str | None = None) -> tuple[str, Mapping[str, Any]] | None:
         """``(list, figures)`` of a stage on list ``name``, by default on val or its first list."""

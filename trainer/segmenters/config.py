@@ -17,6 +17,11 @@ Network = Literal["aspp", "deeplab-v2-r101", "largefov-r38"]
 TEST_KNOBS = {"scales", "flip", "pixels", "crf", "crf_image", "test_precision"}
 """Knobs that change predictions and no weights."""
 
+ROUND_KNOBS = {"rounds", "round_confidence", "round_crf"}
+"""Knobs of self-training. The number of rounds decides which trainings there are, and so changes
+the key of none that stays.
+"""
+
 NETWORK_KNOBS = ("network", "output_stride", "bn", "rates", "msc", "stride_on", "input", "width")
 """Knobs that weights depend on by their shape or meaning: they stand in ``model.pt``."""
 
@@ -68,6 +73,12 @@ class SegmentConfig(Training):
             mean cast to 8 bits modulo 256, as deeplab-pytorch has it; ``denormalised``, up to
             one grey level darker, as LargeFOV has it.
         test_precision: of the test.
+        rounds: of self-training. Each round after the first predicts the training images with the
+            network of the round before, leaves out the classes that the tags exclude, and trains on
+            that anew. No true mask is used.
+        round_confidence: pixels of these predictions whose probability is lower become 255.
+        round_crf: dense CRF of these predictions: a preset, ``none``, or ``auto``, the CRF of the
+            pseudo masks where they have one.
     """
 
     section: ClassVar[str] = "segment"
@@ -102,11 +113,16 @@ class SegmentConfig(Training):
     crf: str = "none"
     crf_image: Literal["raw", "meansub_wrap", "denormalised"] = "raw"
     test_precision: Precision = "fp32"
+    rounds: Annotated[int, Range(1, 20)] = 1
+    round_confidence: Annotated[float, Range(0, 1, below=True)] = 0.7
+    round_crf: str = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.crf != "none":
-            preset(self.crf)
+        rounds_crf = "none" if self.round_crf == "auto" else self.round_crf
+        for name in (self.crf, rounds_crf):
+            if name != "none":
+                preset(name)
         if self.scale_draw == "range" and (len(self.scale) != 2 or self.scale[0] > self.scale[1]):
             raise ConfigError(
                 f"segment.scale={_text(self.scale)}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,10 +84,26 @@ def predict(
     missing = shard([r for r in records if not _is_there(r, folder, maps)])
     write = partial(_write, folder, table, config.crf, config.crf_image, maps)
     workers = 0 if config.crf == "none" else None
+    write_guesses(segmenter, network, missing, write, workers, title, device)
+
+
+def write_guesses(
+    segmenter: Segmenter,
+    network: nn.Module,
+    records: Sequence[Record],
+    write: Callable[[Guess], None],
+    workers: int | None,
+    title: str,
+    device: str = "auto",
+) -> None:
+    """Call ``write`` with each record and its probabilities ``float32 [L,h,w]`` at the working
+    size, in ``workers`` processes.
+    """
+    config = segmenter.config
     with inference(network, config.test_precision, device) as target:
-        guesses = _probabilities(segmenter, network, missing, target)
+        guesses = _probabilities(segmenter, network, records, target)
         work = Work(_pixels, config.pixels)
-        outcomes = over_images(write, guesses, workers, title, True, _name, len(missing), work)
+        outcomes = over_images(write, guesses, workers, title, True, _name, len(records), work)
         for _, problem in outcomes:
             if problem is not None:
                 raise problem
@@ -134,17 +150,24 @@ def _write(
 ) -> None:
     record, chance = guess
     size = image_size(record.image)
-    if crf != "none":
-        kernels = preset(crf)
-        image = shrunk(read_image(record.image), (chance.shape[1], chance.shape[2]))
-        field = DenseCrf(crf_picture(image, crf_image), kernels.gaussian, kernels.bilateral)
-        chance = field.infer(unary_from_softmax(chance), kernels.iterations)
+    chance = sharpened(record, chance, crf, crf_image)
     if maps is not None:
         own = np.flatnonzero(chance[1:].max((1, 2)) >= FLOOR)
         values = reduced(np.ascontiguousarray(chance[1 + own], np.float32), stride4(size))
         write_cam(cam_path(maps, record.id), own, values.clip(0, 1), size)
     mask = enlarged(table[chance.argmax(0)], size)
     write_index_png(folder / f"{record.id}.png", mask)
+
+
+def sharpened(record: Record, chance_LHW: Float, crf: str, crf_image: str) -> Float:
+    """Probabilities after the dense CRF ``crf`` on the image, or as they are for ``none``."""
+    # One label alone is certain, and the CRF's back end refuses it.
+    if crf == "none" or len(chance_LHW) == 1:
+        return chance_LHW
+    kernels = preset(crf)
+    image = shrunk(read_image(record.image), (chance_LHW.shape[1], chance_LHW.shape[2]))
+    field = DenseCrf(crf_picture(image, crf_image), kernels.gaussian, kernels.bilateral)
+    return field.infer(unary_from_softmax(chance_LHW), kernels.iterations)
 
 
 def _name(guess: Guess) -> str:

@@ -2,11 +2,13 @@
 predict every measured list.
 
 Training and test are stages of their own, so that predictions can be made again, with other scales
-or another CRF, without another training.
+or another CRF, without another training. With self-training, each round but the last is two stages
+more: a training, and the masks that it leaves for the next one.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,40 +18,78 @@ from trainer.context import Context, Need, Stage, results_of
 from trainer.data.dataset import Record
 from trainer.errors import DataError
 from trainer.evaluation.measure import MAPS
-from trainer.run import Metrics, Output
+from trainer.files import write_atomic
+from trainer.run import Metrics, Output, stage_key
 from trainer.segmenters import make_segmenter, prediction
-from trainer.segmenters.config import TEST_KNOBS
+from trainer.segmenters.config import ROUND_KNOBS, TEST_KNOBS
+from trainer.segmenters.self_training import write_round
 from trainer.segmenters.start import Source
 from trainer.segmenters.training import check_masks, read_pseudo_mask, train_segmenter
 from trainer.stages.classify import trained_method
+from trainer.training.devices import rank
 from trainer.training.loop import step_rng
 from trainer.training.model_file import read_model
 
 FULL = "segment_full"
 
 
-def stages(name: str, inputs: tuple[str, ...], source: Source) -> list[Stage]:
+def stages(name: str, inputs: tuple[str, ...], source: Source, rounds: int = 1) -> list[Stage]:
     """Training and test of ``segment`` or ``segment_full``.
 
     Args:
-        name: of the test; the training's is ``<name>_train``.
-        inputs: stages that the training reads.
+        name: of the test; the last training's is ``<name>_train``.
+        inputs: stages that the first training reads.
         source: what the network starts from.
+        rounds: of self-training.
     """
-    knobs, work = partial(_training_knobs, name), partial(_train, name)
     # A segmenter's own file is found by its start; the backbone's is the run's.
     needs: Need = source if source in ("weights", "classifier") else "nothing"
-    training = Stage(f"{name}_train", inputs, knobs, work, name, needs)
+    knobs, stages = partial(_training_knobs, name), []
+    for number in range(1, rounds):
+        training = Training(name, inputs, number)
+        trained, masks = f"{training.title}_train", training.title
+        stages += [
+            Stage(trained, inputs, knobs, training.work, _model_folder(number), needs),
+            Stage(masks, (trained,), _round_knobs, partial(_predict_round, number), _masks(number)),
+        ]
+        inputs = (masks,)
+    last = Stage(
+        f"{name}_train", inputs, knobs, Training(name, inputs, rounds, True).work, name, needs
+    )
     folder = f"{name}/predictions"
-    return [training, Stage(name, (training.name,), _test_knobs, partial(_test, name), folder)]
+    return [*stages, last, Stage(name, (last.name,), _test_knobs, partial(_test, name), folder)]
+
+
+def _model_folder(number: int | str) -> str:
+    """Where the model of an earlier round lies below the run."""
+    return f"rounds/{number}/segment"
+
+
+def _masks(number: int) -> str:
+    """Where the masks that round ``number`` leaves lie below the run; round 0 is ``refine``."""
+    return f"rounds/{number}/masks" if number else "masks"
 
 
 def _training_knobs(name: str, context: Context) -> Any:
     every, start = results_of(context.configs.segment), context.start
-    own = {k: v for k, v in every.items() if k not in TEST_KNOBS}
+    own = {k: v for k, v in every.items() if k not in TEST_KNOBS | ROUND_KNOBS}
     sha256 = start.report.sha256 if start.report else start.source
     truth = [context.dataset.mask_fingerprint(context.training)] if name == FULL else []
     return [context.backbone, sha256, context.train_list, context.seed, own, *truth]
+
+
+def _round_knobs(context: Context) -> Any:
+    every = results_of(context.configs.segment)
+    test = {k: v for k, v in every.items() if k in TEST_KNOBS - {"crf"}}
+    return [test, every["round_confidence"], _round_crf(context)]
+
+
+def _round_crf(context: Context) -> str:
+    """The dense CRF of predictions for the next round."""
+    own, refine = context.configs.segment.round_crf, context.configs.refine
+    if own != "auto":
+        return own
+    return refine.crf if refine.with_crf else "none"
 
 
 def _test_knobs(context: Context) -> Any:
@@ -57,33 +97,76 @@ def _test_knobs(context: Context) -> Any:
     return [{k: v for k, v in every.items() if k in TEST_KNOBS}, context.measured_lists]
 
 
-def _train(name: str, context: Context, output: Output) -> None:
-    true, dataset, masks = name == FULL, context.dataset, context.run.path / "masks"
-    records = _trained_on(context, true)
-    if not true:
-        check_masks(records, masks)
-    key = context.run.key(f"{name}_train")
-    identity = {
-        **context.identity(),
-        "initial": context.start.supervision(context.supervision),
-        "supervision": "true masks" if true else "tags",
-        "key": key,
-    }
-    path = output.folder / "model.pt"
-    # A run that was killed between its weights and its manifest need not train again.
-    if path.exists() and read_model(path, {})[0].get("key") == key:
-        return
-    train_segmenter(
-        make_segmenter(context.configs.segment, context.backbone, len(dataset.classes)),
-        fresh_network(context),
-        records,
-        dataset.read_mask if true else partial(read_pseudo_mask, folder=masks),
-        output,
-        Metrics(context.run.path / "metrics.csv", name),
-        context.seed,
-        identity,
-        context.device,
-    )
+@dataclass(frozen=True)
+class Training:
+    """One training of a segmenter.
+
+    Attributes:
+        name: ``segment`` or ``segment_full``.
+        inputs: stages that it reads.
+        number: of the round, from 1.
+        is_last: whether its model is the run's.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    number: int = 1
+    is_last: bool = False
+
+    @property
+    def title(self) -> str:
+        """Its name in progress lines and in ``metrics.csv``."""
+        return self.name if self.is_last else f"{self.name}_round{self.number}"
+
+    def work(self, context: Context, output: Output) -> None:
+        """Train, and write ``model.pt``."""
+        true, dataset = self.name == FULL, context.dataset
+        masks = context.run.path / _masks(self.number - 1)
+        records = _trained_on(context, true)
+        if not true:
+            check_masks(records, masks)
+        key = self.key(context)
+        identity = {
+            **context.identity(),
+            "initial": context.start.supervision(context.supervision),
+            "supervision": "true masks" if true else "tags",
+            "key": key,
+        }
+        if _is_trained(context, output, key):
+            return
+        train_segmenter(
+            make_segmenter(context.configs.segment, context.backbone, len(dataset.classes)),
+            fresh_network(context),
+            records,
+            dataset.read_mask if true else partial(read_pseudo_mask, folder=masks),
+            output,
+            Metrics(context.run.path / "metrics.csv", self.title),
+            context.seed,
+            identity,
+            context.device,
+        )
+
+    def key(self, context: Context) -> str:
+        """Hash of what the weights depend on: the key of the stage, if its round were the last."""
+        if self.is_last:
+            return str(context.run.key(f"{self.name}_train"))
+        inputs = [str(context.run.key(name)) for name in self.inputs]
+        return stage_key(f"{self.name}_train", _training_knobs(self.name, context), inputs)
+
+
+def _is_trained(context: Context, output: Output, key: str) -> bool:
+    """Whether the weights are there: of a run that was killed before its manifest was written, or
+    of the same training under another number of rounds, whose file is copied.
+    """
+    path, run = output.folder / "model.pt", context.run.path
+    others = [context.model("segment"), *sorted(run.glob(f"{_model_folder('*')}/model.pt"))]
+    for file in (path, *others):
+        if file.exists() and read_model(file, {})[0].get("key") == key:
+            if file != path and rank() == 0:
+                write_atomic(path, file.read_bytes())
+            output.outputs.update(count=1, weights="model.pt")
+            return True
+    return False
 
 
 def _trained_on(context: Context, true: bool) -> list[Record]:
@@ -115,6 +198,18 @@ def _test(name: str, context: Context, output: Output) -> None:
         maps = output.folder / MAPS / list_name
         prediction.predict(segmenter, network, records, folder, title, context.device, maps=maps)
         output.outputs[list_name] = len(records)
+
+
+def _predict_round(number: int, context: Context, output: Output) -> None:
+    identity = {"classes": list(context.dataset.classes)}
+    model = context.run.path / _model_folder(number) / "model.pt"
+    segmenter, network, _ = prediction.load(model, identity, context.configs.segment)
+    records, crf = _trained_on(context, False), _round_crf(context)
+    former = context.run.path / _masks(number - 1)
+    title = f"segment_round{number}"
+    write_round(segmenter, network, records, former, output.folder, crf, title, context.device)
+    output.outputs.update(count=len(records))
+    output.metrics.update(crf=crf, confidence=context.configs.segment.round_confidence)
 
 
 def fresh_network(context: Context) -> nn.Module:
