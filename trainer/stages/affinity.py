@@ -20,7 +20,7 @@ from trainer.data.sizes import PIXELS, shrunk, working_size
 from trainer.data.transforms import Rng
 from trainer.errors import DataError
 from trainer.files import check_space, is_whole, write_atomic
-from trainer.maps.camfile import cam_path, stride4, upsample_cam, write_cam
+from trainer.maps.camfile import cam_path, no_maps, stride4, upsample_cam, write_cam
 from trainer.pool import each_image
 from trainer.progress import progress_bar
 from trainer.refine.affinity_labels import affinity_sample
@@ -180,7 +180,13 @@ def walk(
     missing = [record for record in shard(records) if not has_maps(out_folder, record)]
     check_maps_space(missing, out_folder)
     with inference(net, "fp32", device) as target, progress_bar("walk", len(missing)) as advance:
-        for batch in iterate_views(missing, Views(scales=(1.0,)), Budget(pixels=pixels)):
+        # The network works only for images that may have a map.
+        for record in missing:
+            if record.is_negative:
+                write_cam(cam_path(out_folder, record.id), *no_maps(image_size(record.image)))
+                advance()
+        open_records = [record for record in missing if not record.is_negative]
+        for batch in iterate_views(open_records, Views(scales=(1.0,)), Budget(pixels=pixels)):
             images = pad_to_stride(batch.images[0].to(target))
             features = finite(in_parts(net, images, pixels), "features")
             for record, own in zip(batch.records, features):
