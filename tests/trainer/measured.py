@@ -42,7 +42,12 @@ def write_cams(dataset: Dataset, folder: Path, share: float) -> None:
         pred = spoilt(dataset.read_mask(record), share, rng)
         noise = rng.uniform(0, 0.4, pred[::4, ::4].shape)
         maps = [np.where(pred[::4, ::4] == tag + 1, 0.6 + noise, noise) for tag in record.tags]
-        write_cam(cam_path(folder, record.id), record.tags, np.stack(maps), pred.shape)
+        write_cam(
+            cam_path(folder, record.id),
+            record.tags,
+            np.reshape(maps, (-1, *noise.shape)),
+            pred.shape,
+        )
 
 
 def write_run(

@@ -61,8 +61,7 @@ KINDS: dict[str, dict[str, tuple[str, str]]] = {
     "warning": {
         "mask-missing": (
             "images without a mask, while others have one",
-            "these are not measured: give an image that shows no class an empty mask, so that false"
-            " alarms count",
+            "these are not measured",
         ),
         "mask-untagged": ("masks that show a class which the tags lack", "correct the tags"),
         "cmyk": ("CMYK images, whose colours are converted roughly", "save them as RGB"),

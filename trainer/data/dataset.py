@@ -108,7 +108,12 @@ class Dataset:
         Raises:
             DataError: there is no such list.
         """
-        return [record for record in self.subset(name) if self.has_mask(record)]
+        return self.with_masks(self.subset(name))
+
+    def with_masks(self, records: Sequence[Record]) -> list[Record]:
+        """Those of ``records`` that have a true mask; none where nobody drew any of these masks."""
+        owners = [record for record in records if self.has_mask(record)]
+        return [] if all(map(self.is_blank, owners)) else owners
 
     def default_list(self, use: str) -> str | None:
         """``train_aug`` or ``train``, ``val``, or the first list called like it (COCO's
@@ -119,7 +124,13 @@ class Dataset:
 
     def has_mask(self, record: Record) -> bool:
         """Whether ``read_mask`` would return a mask."""
-        return record.mask is not None
+        return record.mask is not None or self.is_blank(record)
+
+    def is_blank(self, record: Record) -> bool:
+        """Whether the true mask is background by the tags alone: the image shows no class and has
+        no mask, while others have one.
+        """
+        return record.mask is None and record.is_negative and bool(self.masks_from)
 
     def read_mask(self, record: Record) -> npt.NDArray[np.uint8]:
         """Label map ``uint8 [H,W]``: 0 background, 1..K classes, 255 ignore.
@@ -127,6 +138,8 @@ class Dataset:
         Raises:
             DataError: no mask, an unreadable file, or a value that no class of this data set has.
         """
+        if self.is_blank(record):
+            return np.zeros(image_size(record.image), np.uint8)
         return self.label_map(record, self.raw_mask(record))
 
     def raw_mask(self, record: Record) -> npt.NDArray[np.uint8]:

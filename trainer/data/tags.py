@@ -23,7 +23,9 @@ def with_mask_tags(dataset: Dataset, remarks: Remarks) -> Dataset:
     Raises:
         DataError: no image has a mask.
     """
-    owners = [record for record in dataset.records.values() if dataset.has_mask(record)]
+    records = dataset.records.values()
+    # Before the masks are read no image has a tag, and so every image looks like a negative.
+    owners = [r for r in records if dataset.has_mask(r) and not dataset.is_blank(r)]
     if not owners:
         raise DataError(
             f"{dataset.root} has no masks to take tags from",
@@ -32,7 +34,7 @@ def with_mask_tags(dataset: Dataset, remarks: Remarks) -> Dataset:
         )
     many = len(owners) >= POOL_FROM
     every = tuple(range(len(dataset.classes)))
-    records = {
+    result = {
         key: dataclasses.replace(record, tags=(), unknown=every)
         for key, record in dataset.records.items()
     }
@@ -47,14 +49,14 @@ def with_mask_tags(dataset: Dataset, remarks: Remarks) -> Dataset:
     failures: list[UserError] = []
     for record, outcome in work:
         if isinstance(outcome, tuple):
-            records[record.id] = dataclasses.replace(record, tags=outcome, unknown=())
+            result[record.id] = dataclasses.replace(record, tags=outcome, unknown=())
         elif isinstance(outcome, DataError):
             failures.append(outcome)
         else:
             raise outcome
     if failures:
         remarks.add(joined(failures, len(owners), "masks give no tags"))
-    return dataclasses.replace(dataset, records=records, tags_from=FROM_MASKS)
+    return dataclasses.replace(dataset, records=result, tags_from=FROM_MASKS)
 
 
 def _tags_of_mask(dataset: Dataset, record: Record) -> tuple[int, ...]:

@@ -164,6 +164,7 @@ class Conditions:
     Attributes:
         list, listed, measured: the list, the number of its images, and how many were measured.
         unmasked: images of the list without a true mask, which are not measured.
+        blank: measured images whose true mask is background by their tags alone.
         labels: number of classes, background included.
         truth: origin of the true masks.
         method: of the run; of masks and maps from elsewhere, their folder.
@@ -196,6 +197,7 @@ class Conditions:
     note: str = ""
     segmenter: str | None = ""
     unmasked: int = 0
+    blank: int = 0
     groups: int = 0
 
     def line(self) -> str:
@@ -208,6 +210,8 @@ class Conditions:
         if self.unmasked:
             count = f"{self.measured} of {self.listed}"
             some = f", {self.unmasked} without a true mask{some}"
+        if self.blank:
+            some = f", {self.blank} of them without a class and a mask: background{some}"
         groups = f" in {self.groups} groups" if self.groups else ""
         text = f"{self.list} ({count} images{groups}{some}), true masks of {self.truth}, "
         text += f"{self.labels} classes with background; {self.method}"

@@ -187,7 +187,7 @@ def _cams(
     metrics = run.manifest["stages"]["cams"]["metrics"]
     source, views = _source(threshold.source, name), _map_views(metrics)
     conditions = Conditions(
-        **_common(run, dataset, name, "cams", len(records)),
+        **_common(run, dataset, name, "cams", records),
         tags=_tags(records),
         crf="no CRF",
         threshold_from=source,
@@ -221,7 +221,7 @@ def _refined(run: Run, dataset: Dataset, name: str, config: EvaluateConfig) -> F
         dataset, records, run.path / "masks", tolerance=config.boundary_tolerance
     )
     source = _source(metrics["threshold_from"], name)
-    common = _common(run, dataset, name, "refine", len(records))
+    common = _common(run, dataset, name, "refine", records)
     conditions = Conditions(
         **common, tags=_tags(records), views="", crf=_crf(run), threshold_from=source
     )
@@ -246,7 +246,7 @@ def _segmented(
     views = f"scales {_numbers(settings['scales'])}{' and mirror' if settings['flip'] else ''}"
     crf = _named_crf(settings.get("crf", "none"))
     conditions = Conditions(
-        **_common(run, dataset, name, stage, len(records)),
+        **_common(run, dataset, name, stage, records),
         tags="no tags",
         views=views,
         crf=crf,
@@ -303,13 +303,16 @@ def _named_crf(preset: str) -> str:
     return "no CRF" if preset == "none" else f"dense CRF {preset}"
 
 
-def _common(run: Run, dataset: Dataset, name: str, stage: str, images: int) -> dict[str, Any]:
+def _common(
+    run: Run, dataset: Dataset, name: str, stage: str, records: Sequence[Record]
+) -> dict[str, Any]:
     manifest, size = run.manifest, len(dataset.lists[name])
     return {
         "list": name,
         "listed": size,
         "unmasked": size - len(dataset.masked(name)),
-        "measured": images,
+        "blank": sum(map(dataset.is_blank, records)),
+        "measured": len(records),
         "groups": group_count(dataset.masked(name)),
         "labels": len(dataset.classes) + 1,
         "truth": dataset.masks_from,

@@ -21,6 +21,7 @@ from trainer.evaluation.bootstrap import miou_interval
 from trainer.evaluation.boundary import CSURKA
 from trainer.evaluation.figures import Conditions, MaskEvaluation
 from trainer.evaluation.foreign import (
+    BadFile,
     ForeignCams,
     ForeignMasks,
     Numbering,
@@ -212,7 +213,10 @@ class _Task:
             else:
                 usable.append(record)
                 labels |= outcome
-        if problems and (self.folder.bad == "stop" or not usable):
+        # Whoever predicts only images that have a mask file leaves these out.
+        blank = {record.id for record in records if self.dataset.is_blank(record)}
+        lacks = {name for name in blank & {*problems} if _is_missing(problems[name])}
+        if (problems.keys() - lacks and self.folder.bad == "stop") or not usable:
             what = f"{'masks' if kind == 'masks' else 'maps'} of {path}"
             extra = strangers(path, kind, self.dataset.records)
             raise describe(problems, len(records), what, extra, self.dataset.records)
@@ -238,13 +242,16 @@ class _Task:
         value, reader = folder.threshold or 0.0, self.cams(path)
         return choose(source, value, dataset, usable, reader, without=without, workers=self.workers)
 
-    def conditions(self, what: str, images: int, threshold_from: str | None = None) -> Conditions:
+    def conditions(
+        self, what: str, usable: Sequence[Record], threshold_from: str | None = None
+    ) -> Conditions:
         folder, dataset = self.folder, self.dataset
         return Conditions(
             list=folder.list,
             listed=len(dataset.lists[folder.list]),
             unmasked=len(dataset.lists[folder.list]) - len(dataset.masked(folder.list)),
-            measured=images,
+            blank=sum(map(dataset.is_blank, usable)),
+            measured=len(usable),
             groups=group_count(dataset.masked(folder.list)),
             labels=len(dataset.classes) + 1,
             truth=dataset.masks_from,
@@ -253,6 +260,10 @@ class _Task:
             threshold_from=threshold_from,
             note=folder.protocol,
         )
+
+
+def _is_missing(problem: UserError) -> bool:
+    return isinstance(problem, BadFile) and problem.fault == "missing"
 
 
 def _labels(reader: ForeignMasks | ForeignCams, record: Record) -> set[int]:
@@ -282,7 +293,7 @@ def _masks(task: _Task, usable: Sequence[Record]) -> Figures:
     evaluation = evaluate_folder(
         task.dataset, usable, reader, tolerance=tolerance, workers=task.workers
     )
-    conditions = task.conditions("masks", len(usable))
+    conditions = task.conditions("masks", usable)
     entry = evaluation.report(conditions.line())
     return evaluation, entry | {"conditions": conditions.report()}, reader
 
@@ -300,7 +311,7 @@ def _cams(task: _Task, usable: Sequence[Record]) -> Figures:
     )
     assert sweep.chosen is not None
     source = "oracle" if threshold.source == task.folder.list else threshold.source
-    conditions = task.conditions("maps", len(usable), source)
+    conditions = task.conditions("maps", usable, source)
     entry = sweep.report(threshold.value, source, f"{conditions.line()}; {threshold.detail}")
     masks = partial(threshold_cam, reader, threshold.value)
     return sweep.chosen, entry | {"conditions": conditions.report()}, masks

@@ -116,7 +116,7 @@ def _best(
     records: Sequence[Record],
 ) -> tuple[float, int]:
     """The best threshold on the images with true masks, and how many those are."""
-    images = [record for record in records if dataset.has_mask(record)]
+    images = dataset.with_masks(records)
     if not images:
         raise DataError(
             f"a threshold from {source!r} needs true masks, and none of the {len(records)} images"

@@ -176,11 +176,8 @@ def _trained_on(context: Context, true: bool) -> list[Record]:
         DataError: there is none.
     """
     without = set() if true else context.run.left_out
-    records = [
-        record
-        for record in context.training
-        if record.id not in without and (not true or context.dataset.has_mask(record))
-    ]
+    training = context.dataset.with_masks(context.training) if true else context.training
+    records = [record for record in training if record.id not in without]
     if not records:
         raise DataError(
             f"no image of list {context.train_list!r} has a true mask",

@@ -117,7 +117,8 @@ def test_masks(tmp_path: Path) -> None:
     (tmp_path / "masks" / "im5.png").write_text("no PNG")
     picture(tmp_path / "im6.jpg")
     with (tmp_path / "labels.csv").open("a") as table:
-        table.write("im6,dog\n")
+        table.write("im6,dog\nim7,\n")
+    picture(tmp_path / "im7.jpg")
     report = check(tmp_path)
     assert of_kind(report, "mask-size").names == ("masks/im1.png",)
     assert "40x48 for an image of 48x40" in of_kind(report, "mask-size").message

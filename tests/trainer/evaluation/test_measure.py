@@ -150,6 +150,36 @@ def test_images_without_a_mask_are_left_out_and_counted(data, tmp_path):
     assert "(9 images)" in evaluation["cam"]["train"]["protocol"]
 
 
+def test_an_image_without_a_class_and_a_mask_counts_as_background(data, tmp_path):
+    folder = shutil.copytree(data, tmp_path / "data")
+    names = open_dataset(folder).lists["val"]
+    free = names[0]
+    table = folder / "image_labels.csv"
+    rows = [
+        ",".join([free, *("0" for _ in row.split(",")[1:])]) if row.startswith(free) else row
+        for row in table.read_text().splitlines()
+    ]
+    table.write_text("\n".join(rows))
+    (folder / "SegmentationClass" / f"{free}.png").unlink()
+    run = write_run(tmp_path / "run", folder, 0.4)
+    calm = current_evaluation(run)["segment"]["val"]
+    assert calm["images"] == len(names)
+    assert (calm["conditions"]["unmasked"], calm["conditions"]["blank"]) == (0, 1)
+    assert calm["protocol"].startswith(
+        f"val ({len(names)} images, 1 of them without a class and a mask: background), true masks"
+    )
+    prediction = run / "segment" / "predictions" / "val" / f"{free}.png"
+    mask = read_index_png(prediction)
+    mask[:20] = 1
+    write_index_png(prediction, mask)
+    (run / "evaluation.json").unlink()
+    alarmed = current_evaluation(run)["segment"]["val"]
+    assert alarmed["iou"] != calm["iou"]
+    assert alarmed["miou"] < calm["miou"]
+    for stage in ("cam", "refined"):
+        assert current_evaluation(run)[stage]["val"]["images"] == len(names)
+
+
 def test_figures_follow_a_mask_that_was_mended(data, run, tmp_path):
     folder = shutil.copytree(data, tmp_path / "data")
     run = write_run(tmp_path / "mended", folder, 0.4)

@@ -210,6 +210,27 @@ def test_a_missing_file_does_not_shift_the_pairs_after_it(data, dataset, masks):
     assert part["images"] == whole["images"] - 1
 
 
+def test_negatives_without_mask_and_prediction_are_left_out(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    truth, masks = np.zeros((8, 8), np.uint8), tmp_path / "masks"
+    truth[2:5, 2:5] = 1
+    names = ("part", "free", "clean")
+    for name in names:
+        Image.new("RGB", (8, 8), (90, 90, 90)).save(folder / f"{name}.png")
+    (folder / "labels.csv").write_text("image,tag,split\npart,a,val\nfree,,val\nclean,,val\n")
+    write_index_png(folder / "masks" / "part.png", truth)
+    for name in ("part", "free"):
+        write_index_png(masks / f"{name}.png", truth)
+    figures = entry(masks, folder)
+    assert figures["images"] == 2
+    assert figures["iou"]["a"] == 0.5
+    assert set(figures["left_out"]) == {"clean"}
+    assert "1 of them without a class and a mask: background" in figures["protocol"]
+    (masks / "part.png").unlink()
+    assert "have no file" in str(refused(masks, folder))
+
+
 def test_files_of_other_lists_are_no_strangers_and_a_folder_of_none_is_refused(
     data, dataset, masks, tmp_path
 ):

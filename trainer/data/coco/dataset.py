@@ -31,6 +31,12 @@ class CocoDataset(Dataset):
         """Whether every object of the image has an outline; without objects it is background."""
         return record.id in self.shapes
 
+    def is_blank(self, record: Record) -> bool:
+        """Never: an image without any object is drawn, and a crowd without an outline gives its
+        image no tag.
+        """
+        return False
+
     def mask_size(self, record: Record) -> tuple[int, int] | None:
         """Height and width of the image in the JSON; None where it has none."""
         shape = self.shapes.get(record.id)

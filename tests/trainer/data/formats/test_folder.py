@@ -110,6 +110,24 @@ def test_masks_follow_the_class_order(tmp_path: Path) -> None:
     assert data.read_mask(data.records["sub__Über drei"]).max() == 255
 
 
+def test_negatives_need_no_mask_where_others_have_one(tmp_path: Path) -> None:
+    text = "image,a,split\none,1,val\nsub/two,0,val\nÜber drei,0,train\nx,?,val\ny,1,val\n"
+    make(tmp_path, text, (*IMAGES, "x.png", "y.png"))
+    assert open_dataset(tmp_path).masked("all") == []
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(np.ones((3, 4), np.uint8)).save(tmp_path / "masks" / "one.png")
+    data = open_dataset(tmp_path)
+    # Neither an image whose class is unknown nor a tagged one without a mask has a true mask.
+    assert [record.id for record in data.masked("val")] == ["one", "sub__two"]
+    blank = data.records["sub__two"]
+    assert data.is_blank(blank)
+    assert data.read_mask(blank).tolist() == [[0] * 4] * 3
+    # Nobody drew a mask of this list.
+    assert data.masked("train") == []
+    assert data.measured_lists("train", "val") == ["val"]
+    assert data.mask_fingerprint(data.masked("val")) != data.mask_fingerprint([data.records["one"]])
+
+
 def test_masks_beside_an_images_folder(tmp_path: Path) -> None:
     make(tmp_path, "image,tag\nx.jpg,a\n", ("images/x.jpg",))
     (tmp_path / "masks").mkdir()
