@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from trainer.commands import answer as answer_command
+from trainer.commands import ask as ask_command
 from trainer.commands import data as data_commands
 from trainer.commands import export as export_command
 from trainer.commands import fit as fit_command
@@ -74,6 +76,8 @@ app.command()(fit_command.fit)
 app.command("eval")(measure_commands.evaluate)
 app.command()(measure_commands.compare)
 app.command()(predict_command.predict)
+app.command()(ask_command.ask)
+app.command()(answer_command.answer)
 
 
 @app.command()

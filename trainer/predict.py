@@ -60,10 +60,10 @@ def predict_list(
         TargetError: OUT holds something else, or is what is read.
     """
     run = Run.existing(run_dir)
-    weights = _weights(run, stage)
+    weights = segmenter_weights(run, stage)
     dataset = reopen_data(run.manifest)
     records = _records(dataset, name)
-    config = _config(run, settings)
+    config = segmenter_config(run, settings)
     segmenter, network, identity = prediction.load(
         weights, {"classes": list(dataset.classes)}, config
     )
@@ -106,7 +106,12 @@ def _check_out(out: Path, note: dict[str, Any], inputs: Sequence[Path]) -> None:
     check_folder(out, lambda folder: _note(folder) == content, inputs, "--out", hint)
 
 
-def _weights(run: Run, stage: str) -> Path:
+def segmenter_weights(run: Run, stage: str) -> Path:
+    """The weights of a run's trained segmenter.
+
+    Raises:
+        RunError: it has none.
+    """
     path = run.path / stage / "model.pt"
     if not path.is_file():
         raise RunError(
@@ -117,8 +122,12 @@ def _weights(run: Run, stage: str) -> Path:
     return path
 
 
-def _config(run: Run, settings: Sequence[str]) -> SegmentConfig:
-    """Knobs of the run's segmenter, with the test's knobs of ``settings`` in their place."""
+def segmenter_config(run: Run, settings: Sequence[str]) -> SegmentConfig:
+    """Knobs of the run's segmenter, with the test's knobs of ``settings`` in their place.
+
+    Raises:
+        ConfigError: a knob that the test does not have.
+    """
     changes = parse_settings(settings, ("segment",))["segment"]
     for knob in changes:
         if knob not in TEST_KNOBS:

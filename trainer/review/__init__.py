@@ -1,0 +1,1 @@
+"""Ask a person for the few masks that help most, and read the answers."""

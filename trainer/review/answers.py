@@ -1,0 +1,208 @@
+"""Read what a person answered, check it against what was asked, and keep it as corrections.
+
+Everything is read and checked before anything is written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+from trainer.data.corrections import Correction, Corrections, is_corrections, read_corrections
+from trainer.data.dataset import Dataset
+from trainer.data.formats.opening import reopen_data
+from trainer.errors import DataError, some
+from trainer.files import place_image, write_atomic
+from trainer.outputs import check_folder
+from trainer.review.exam import Exam, Verdict
+from trainer.review.forms import opened_export
+from trainer.review.record import FILE, is_review, read_review, reviews_of
+from trainer.review.tag_table import TABLE, TagAnswer, read_tag_answers
+from trainer.run import Run
+
+Unchanged = Literal["leave", "take"]
+IMAGES, EARLIER = "images", "earlier"
+
+
+def default_folder(dataset: Dataset) -> Path:
+    """Where corrections of a data set go unless the user says so: never into the data."""
+    return Path(f"{dataset.root.resolve().name}-corrections")
+
+
+def answer(
+    run_dir: Path, place: Path, out: Path | None = None, unchanged: Unchanged = "leave"
+) -> dict[str, Any]:
+    """Read the answers to a review into a folder of corrections. The data are not touched.
+
+    Args:
+        run_dir: the run that ``ask`` was given.
+        place: the folder of the review, or what the tool exports: a zip, a JSON file or a folder.
+        out: folder of corrections, new or with earlier ones; None for ``default_folder``.
+        unchanged: whether masks that are as predicted, and that no one declared finished, are
+            left out or taken as correct.
+
+    Returns:
+        What changed, as ``--json`` prints it.
+
+    Raises:
+        RunError: no run.
+        DataError: answers that are damaged, contradict each other, or belong to another review.
+        TargetError: ``out`` holds something else.
+    """
+    run = Run.existing(run_dir)
+    dataset = reopen_data(run.manifest)
+    exam = Exam(run.path, dataset, reviews_of(run.path))
+    form, files = opened_export(place)
+    if is_review(place):
+        exam.expect(read_review(place / FILE), place)
+    for entry in form.read(files, exam.labels):
+        exam.take(entry)
+    exam.check_strangers()
+    tags = read_tag_answers(place / TABLE, dataset) if place.is_dir() else []
+    verdicts = _with_tags(exam.verdicts, tags, dataset)
+    if not verdicts:
+        raise DataError(
+            f"{place} holds no answers",
+            f"masks or submitted tasks of {form.tool}, or answers in {TABLE}",
+            "; ".join(step.format(review=place) for step in form.steps),
+        )
+    out = out or default_folder(dataset)
+    taken = {n: v for n, v in verdicts.items() if v.is_new or unchanged == "take"}
+    if taken:
+        corrections = _opened_corrections(out, dataset, run.path)
+        _write(corrections, taken, form.name, exam)
+    return _summary(exam, verdicts, taken, form.name, place, out)
+
+
+def _with_tags(
+    verdicts: dict[str, Verdict], tags: list[TagAnswer], dataset: Dataset
+) -> dict[str, Verdict]:
+    """The verdicts with what was said of single tags.
+
+    Raises:
+        DataError: a mask says otherwise.
+    """
+    result = dict(verdicts)
+    for tag in tags:
+        verdict = result.get(tag.id, Verdict(where=tag.where))
+        opposite = verdict.tags_removed if tag.is_present else verdict.tags_added
+        if verdict.png and tag.name in opposite and verdict.is_new:
+            raise DataError(
+                f"image {tag.id!r} has two answers about {tag.name!r}: in {tag.where} and in"
+                f" {verdict.where}",
+                "one answer an image",
+                f"change the mask, or empty the answer in {TABLE}",
+            )
+        key = "tags_added" if tag.is_present else "tags_removed"
+        names = {*getattr(verdict, key), tag.name}
+        ordered = tuple(name for name in dataset.classes if name in names)
+        result[tag.id] = dataclasses.replace(verdict, **{key: ordered})
+    return result
+
+
+def _opened_corrections(out: Path, dataset: Dataset, run: Path) -> Corrections:
+    """The corrections that are there, or none yet.
+
+    Raises:
+        DataError: of another class table.
+        TargetError: the folder holds something else.
+    """
+    hint = "--out with a new folder, or with earlier corrections"
+    check_folder(out, is_corrections, [*dataset.places(), run], "--out", hint)
+    if not is_corrections(out):
+        return Corrections(out, dataset.classes)
+    corrections = read_corrections(out)
+    if corrections.classes != dataset.classes:
+        raise DataError(
+            f"{out} has corrections of the classes {some(corrections.classes)}",
+            f"those of the run: {some(dataset.classes)}",
+            hint,
+        )
+    return corrections
+
+
+def _write(corrections: Corrections, verdicts: dict[str, Verdict], tool: str, exam: Exam) -> None:
+    time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    images = dict(corrections.images)
+    for record_id, verdict in verdicts.items():
+        entry = _entry(verdict, images.get(record_id), str(exam.run), tool, time)
+        path = corrections.mask_path(record_id)
+        if verdict.png and path.exists() and path.read_bytes() != verdict.png:
+            # An earlier answer is never lost.
+            target = corrections.folder / EARLIER / time.replace(":", "-") / f"{record_id}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(path, target)
+        if verdict.png:
+            write_atomic(path, verdict.png)
+        entry = dataclasses.replace(entry, image=_kept_image(corrections, record_id, exam))
+        before = images.get(record_id)
+        # The same answer again changes nothing, not even its time.
+        if before is None or dataclasses.replace(entry, time=before.time) != before:
+            images[record_id] = entry
+    dataclasses.replace(corrections, images=images).write()
+
+
+def _entry(
+    verdict: Verdict, before: Correction | None, run: str, tool: str, time: str
+) -> Correction:
+    """The correction after an answer. A mask says all of an image; tags are added to what is
+    there.
+    """
+    added, removed = set(verdict.tags_added), set(verdict.tags_removed)
+    is_whole = bool(verdict.png)
+    if before and not is_whole:
+        added |= set(before.tags_added) - removed
+        removed |= set(before.tags_removed) - added
+    mask = is_whole or bool(before and before.mask)
+    return Correction(mask, tuple(sorted(added)), tuple(sorted(removed)), run, tool, time)
+
+
+def _kept_image(corrections: Corrections, record_id: str, exam: Exam) -> str:
+    """The copy of an image that the data set lacks; empty for others."""
+    if record_id in exam.dataset.records:
+        return ""
+    review = next(review for review in exam.reviews if record_id in review.images)
+    source = Path(review.images[record_id].source)
+    name = f"{IMAGES}/{record_id}{source.suffix.lower()}"
+    if not (corrections.folder / name).exists():
+        place_image(source, corrections.folder / name, "copy")
+    return name
+
+
+def _summary(
+    exam: Exam,
+    verdicts: dict[str, Verdict],
+    taken: dict[str, Verdict],
+    tool: str,
+    place: Path,
+    out: Path,
+) -> dict[str, Any]:
+    asked = {i for review in exam.reviews if review.key in exam.keys for i in review.images}
+    masks = [name for name, verdict in verdicts.items() if verdict.png]
+    pixels: dict[str, int] = {}
+    for verdict in taken.values():
+        for name, change in verdict.change.items():
+            pixels[name] = pixels.get(name, 0) + change
+    return {
+        "review": str(place),
+        "tool": tool,
+        "corrections": str(out),
+        "images": {name: _facts(verdict) for name, verdict in taken.items()},
+        "pixels": pixels,
+        "unchanged": [name for name in masks if name not in taken],
+        "waiting": sorted(asked - set(masks)),
+        "not_asked": [name for name in taken if not verdicts[name].is_asked],
+    }
+
+
+def _facts(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "mask": bool(verdict.png),
+        "asked": verdict.is_asked,
+        "pixels": verdict.change,
+        "tags_added": list(verdict.tags_added),
+        "tags_removed": list(verdict.tags_removed),
+    }

@@ -1,0 +1,68 @@
+"""Choose the images whose correction helps most: doubtful ones that stand for many others.
+
+Each doubtful image counts as served by the chosen image that looks most like it. The choice
+maximises the served doubt one image at a time, which comes within 1 - 1/e of the best choice
+(Nemhauser, Wolsey and Fisher, 1978). So a second image of the same problem adds little, and an
+outlier that looks like nothing else adds little too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Values = npt.NDArray[np.floating]
+MOST = 5000
+"""Of so many images each is compared with each; of more, the most doubtful ones."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A chosen image: its position, and how many images it stands for, itself included."""
+
+    position: int
+    stands_for: int
+
+
+def choose(
+    doubts_N: Values, features_NC: Values, groups: Sequence[int], count: int
+) -> list[Choice]:
+    """The images to ask about, the most helpful first; never two of one group.
+
+    Args:
+        doubts_N: at least 0.
+        features_NC: what images look like; only their direction counts.
+        groups: of the images.
+        count: how many to choose; fewer where there are fewer groups.
+    """
+    order = np.argsort(-doubts_N, kind="stable")[:MOST]
+    likeness = _likeness(features_NC[order])
+    weights, group = doubts_N[order].astype(np.float64), np.asarray(groups)[order]
+    served, is_free = np.zeros(len(order)), np.ones(len(order), bool)
+    places: list[int] = []
+    while len(places) < count and is_free.any():
+        gains = (np.maximum(likeness - served, 0) @ weights) * is_free
+        # Where nothing is left to gain, the most doubtful image that is free.
+        best = int(gains.argmax()) if gains.max() > 0 else int(is_free.argmax())
+        places.append(best)
+        served = np.maximum(served, likeness[best])
+        is_free &= group != group[best]
+    owners = likeness[places].argmax(0) if places else np.zeros(0, int)
+    return [
+        Choice(int(order[place]), int((owners == number).sum()))
+        for number, place in enumerate(places)
+    ]
+
+
+def _likeness(features: Values) -> npt.NDArray[np.float64]:
+    """Cosine of every pair around the mean image, 0 where it is negative."""
+    # Features after a ReLU all point the same way: their mean says nothing.
+    centred = features.astype(np.float64) - features.mean(0)
+    length = np.linalg.norm(centred, axis=1, keepdims=True)
+    unit = centred / np.maximum(length, 1e-12)
+    likeness = np.maximum(unit @ unit.T, 0)
+    np.fill_diagonal(likeness, 1)
+    return likeness

@@ -1,0 +1,140 @@
+"""The files of a review as a tool gives them back: a folder, a zip, or a single file."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from trainer.data.headers import opened
+from trainer.data.image_files import passed_over
+from trainer.data.kinds import Unreadable
+from trainer.data.pixels import BOUNDS
+from trainer.errors import DataError
+from trainer.outputs import is_inner
+
+MOST_FILES = 200_000
+MOST_BYTES = 2_000_000_000
+"""Of one file. A file of Label Studio may hold thirty photographs."""
+MOST_TOTAL = 20_000_000_000
+
+
+class Files:
+    """Files below a place, by their relative names with ``/``. Hidden files are passed over.
+
+    Args:
+        place: a folder, a zip, or a single file.
+
+    Raises:
+        DataError: not there, a damaged zip, or one with names that lead out of it or that would
+            fill the disk.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.zip: zipfile.ZipFile | None = None
+        if place.is_dir():
+            names = [p.relative_to(place).as_posix() for p in place.rglob("*") if p.is_file()]
+        elif not place.is_file():
+            raise DataError(
+                f"{place} is not there", "the folder of a review, or what the tool exports"
+            )
+        elif zipfile.is_zipfile(place):
+            self.zip, names = _opened_zip(place)
+        else:
+            names = [place.name]
+        visible = (n for n in names if all(passed_over(p) is None for p in n.split("/")))
+        self.names = sorted(visible)
+
+    def read(self, name: str) -> bytes:
+        """The content of a file.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        try:
+            if self.zip:
+                return self.zip.read(name)
+            path = self.place / name if self.place.is_dir() else self.place
+            if path.stat().st_size > MOST_BYTES:
+                raise DataError(f"{path} is too large", f"at most {MOST_BYTES:,} bytes")
+            return path.read_bytes()
+        # A damaged member raises one of many errors, depending on the damage.
+        except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, EOFError) as error:
+            raise DataError(
+                f"{self.where(name)} cannot be read: {error}", "a whole file", "export it again"
+            ) from error
+
+    def where(self, name: str) -> str:
+        """A file as messages name it."""
+        return str(self.place) if self.place.name == name else f"{self.place}/{name}"
+
+    def below(self, folder: str, suffix: str) -> dict[str, str]:
+        """Files whose path has a folder of that name: the path behind it, without the suffix, and
+        the whole name.
+        """
+        entries = {}
+        for name in self.names:
+            path = PurePosixPath(name)
+            if folder in path.parts[:-1] and path.suffix.lower() == suffix:
+                inside = path.parts[path.parts.index(folder) + 1 :]
+                entries[str(PurePosixPath(*inside).with_suffix(""))] = name
+        return entries
+
+    def find(self, file: str) -> str | None:
+        """The name of the first file that is called ``file``, the one nearest to the top."""
+        alike = [name for name in self.names if PurePosixPath(name).name.lower() == file]
+        return min(alike, key=lambda name: (name.count("/"), name), default=None)
+
+    @contextmanager
+    def image(self, name: str) -> Iterator[Image.Image]:
+        """An image whose pixels are not decoded yet.
+
+        Raises:
+            DataError: no image, damaged, or too large.
+        """
+        where = self.where(name)
+        try:
+            with opened(io.BytesIO(self.read(name)), BOUNDS) as header:
+                yield header.image
+        except Unreadable as error:
+            raise DataError(
+                f"{where} cannot be read: {error}", error.expected, error.hint or "export it again"
+            ) from error
+
+
+def _opened_zip(place: Path) -> tuple[zipfile.ZipFile, list[str]]:
+    """A zip and the names of its files, all of them checked before anything is unpacked."""
+    try:
+        archive = zipfile.ZipFile(place)
+        members = [member for member in archive.infolist() if not member.is_dir()]
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{place} cannot be read: {error}", "a whole zip", "export it again"
+        ) from error
+    for member in members:
+        if not is_inner(member.filename.replace("\\", "/")):
+            fault = f"the name {member.filename!a}, which leads out of the zip"
+        elif member.flag_bits & 1:
+            fault = f"{member.filename!a}, which needs a password"
+        elif member.file_size > MOST_BYTES:
+            fault = f"{member.filename!a} of {member.file_size:,} bytes"
+        else:
+            continue
+        raise DataError(
+            f"{place} holds {fault}",
+            f"plain relative names, and at most {MOST_BYTES:,} bytes a file",
+            "take the zip that the tool exports; nothing was unpacked",
+        )
+    total = sum(member.file_size for member in members)
+    if total > MOST_TOTAL or len(members) > MOST_FILES:
+        raise DataError(
+            f"{place} would unpack to {len(members):,} files and {total:,} bytes",
+            f"at most {MOST_FILES:,} files and {MOST_TOTAL:,} bytes",
+            "export fewer images at a time; nothing was unpacked",
+        )
+    return archive, [member.filename for member in members]
