@@ -28,6 +28,8 @@ INPUTS = {
     "compare": {"runs"},
     "report": {"run"},
     "predict": {"run"},
+    "ask": {"run", "also", "corrections"},
+    "answer": {"run", "review"},
     "export": {"run"},
     "check": {"data"},
     "split": {"data"},
@@ -63,6 +65,8 @@ OUTPUTS: dict[tuple[str, str], list[Arguments]] = {
         ],
     ],
     ("predict", "out"): [lambda data, run, to: ["predict", run, "--list", "all", "--out", to]],
+    ("ask", "out"): [lambda data, run, to: ["ask", run, "--out", to]],
+    ("answer", "out"): [lambda data, run, to: ["answer", run, run / "masks", "--out", to]],
     ("compare", "page"): [lambda data, run, to: ["compare", run, run, "--page", to]],
     ("export", "repository"): [
         lambda data, run, to, name=name: ["export", run, "--name", name, "--repository", to]

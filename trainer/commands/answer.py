@@ -56,8 +56,8 @@ def _text(summary: dict[str, Any]) -> str:
     images, lines = summary["images"], []
     for name, facts in images.items():
         parts = [f"{change:+,} pixels of {label}" for label, change in facts["pixels"].items()]
-        parts += [f"+{label}" for label in facts["tags_added"]]
-        parts += [f"-{label}" for label in facts["tags_removed"]]
+        parts += [f"tag {label} added" for label in facts["tags_added"]]
+        parts += [f"tag {label} removed" for label in facts["tags_removed"]]
         lines.append(f"  {name}: {', '.join(parts) or 'as predicted'}")
     for key, words in (
         ("not_asked", "were not asked for, and are taken"),

@@ -128,6 +128,9 @@ def _entry(correction: Correction) -> dict[str, Any]:
 
 
 def _correction(entry: dict[str, Any]) -> Correction:
-    lists = {key: tuple(entry.get(key, ())) for key in ("tags_added", "tags_removed")}
-    texts = {key: str(entry.get(key, "")) for key in ("run", "tool", "time", "image")}
-    return Correction(bool(entry.get("mask", False)), **lists, **texts)
+    return Correction(
+        bool(entry.get("mask", False)),
+        tuple(map(str, entry.get("tags_added", ()))),
+        tuple(map(str, entry.get("tags_removed", ()))),
+        *(str(entry.get(key, "")) for key in ("run", "tool", "time", "image")),
+    )

@@ -62,24 +62,22 @@ def answer(
         exam.take(entry)
     exam.check_strangers()
     tags = read_tag_answers(place / TABLE, dataset) if place.is_dir() else []
-    verdicts = _with_tags(exam.verdicts, tags, dataset)
-    if not verdicts:
+    if not exam.verdicts and not tags:
         raise DataError(
             f"{place} holds no answers",
             f"masks or submitted tasks of {form.tool}, or answers in {TABLE}",
             "; ".join(step.format(review=place) for step in form.steps),
         )
+    masks = {n: v for n, v in exam.verdicts.items() if v.is_new or unchanged == "take"}
+    taken = _with_tags(masks, tags)
     out = out or default_folder(dataset)
-    taken = {n: v for n, v in verdicts.items() if v.is_new or unchanged == "take"}
     if taken:
         corrections = _opened_corrections(out, dataset, run.path)
         _write(corrections, taken, form.name, exam)
-    return _summary(exam, verdicts, taken, form.name, place, out)
+    return _summary(exam, taken, form.name, place, out)
 
 
-def _with_tags(
-    verdicts: dict[str, Verdict], tags: list[TagAnswer], dataset: Dataset
-) -> dict[str, Verdict]:
+def _with_tags(verdicts: dict[str, Verdict], tags: list[TagAnswer]) -> dict[str, Verdict]:
     """The verdicts with what was said of single tags.
 
     Raises:
@@ -88,18 +86,18 @@ def _with_tags(
     result = dict(verdicts)
     for tag in tags:
         verdict = result.get(tag.id, Verdict(where=tag.where))
-        opposite = verdict.tags_removed if tag.is_present else verdict.tags_added
-        if verdict.png and tag.name in opposite and verdict.is_new:
+        if tag.name in (verdict.denies if tag.is_present else verdict.shows):
             raise DataError(
                 f"image {tag.id!r} has two answers about {tag.name!r}: in {tag.where} and in"
                 f" {verdict.where}",
                 "one answer an image",
                 f"change the mask, or empty the answer in {TABLE}",
             )
-        key = "tags_added" if tag.is_present else "tags_removed"
-        names = {*getattr(verdict, key), tag.name}
-        ordered = tuple(name for name in dataset.classes if name in names)
-        result[tag.id] = dataclasses.replace(verdict, **{key: ordered})
+        added = {*verdict.tags_added, *([tag.name] if tag.is_present else ())}
+        removed = {*verdict.tags_removed, *(() if tag.is_present else [tag.name])}
+        result[tag.id] = dataclasses.replace(
+            verdict, tags_added=tuple(sorted(added)), tags_removed=tuple(sorted(removed))
+        )
     return result
 
 
@@ -173,15 +171,10 @@ def _kept_image(corrections: Corrections, record_id: str, exam: Exam) -> str:
 
 
 def _summary(
-    exam: Exam,
-    verdicts: dict[str, Verdict],
-    taken: dict[str, Verdict],
-    tool: str,
-    place: Path,
-    out: Path,
+    exam: Exam, taken: dict[str, Verdict], tool: str, place: Path, out: Path
 ) -> dict[str, Any]:
     asked = {i for review in exam.reviews if review.key in exam.keys for i in review.images}
-    masks = [name for name, verdict in verdicts.items() if verdict.png]
+    masks = [name for name, verdict in taken.items() if verdict.png]
     pixels: dict[str, int] = {}
     for verdict in taken.values():
         for name, change in verdict.change.items():
@@ -192,9 +185,9 @@ def _summary(
         "corrections": str(out),
         "images": {name: _facts(verdict) for name, verdict in taken.items()},
         "pixels": pixels,
-        "unchanged": [name for name in masks if name not in taken],
-        "waiting": sorted(asked - set(masks)),
-        "not_asked": [name for name in taken if not verdicts[name].is_asked],
+        "unchanged": sorted(exam.verdicts.keys() - masks),
+        "waiting": sorted(asked - exam.verdicts.keys()),
+        "not_asked": [name for name in masks if not taken[name].is_asked],
     }
 
 

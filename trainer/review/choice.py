@@ -63,6 +63,6 @@ def _likeness(features: Values) -> npt.NDArray[np.float64]:
     centred = features.astype(np.float64) - features.mean(0)
     length = np.linalg.norm(centred, axis=1, keepdims=True)
     unit = centred / np.maximum(length, 1e-12)
-    likeness = np.maximum(unit @ unit.T, 0)
+    likeness: npt.NDArray[np.float64] = np.maximum(unit @ unit.T, 0)
     np.fill_diagonal(likeness, 1)
     return likeness

@@ -121,7 +121,8 @@ def _label_map(files: Files) -> tuple[list[str], dict[Colour, int]]:
             "the zip that CVAT exports",
             "export as Segmentation mask 1.1",
         )
-    names, colours = [], {}
+    names: list[str] = []
+    colours: dict[Colour, int] = {}
     for line in files.read(file).decode("utf-8-sig", "replace").splitlines():
         if not line.strip() or line.startswith("#"):
             continue

@@ -14,7 +14,7 @@ from trainer.data.palette import encode_index_png
 from trainer.data.pixels import image_size
 from trainer.errors import DataError, some
 from trainer.review.form import Answer, Pixels, Size
-from trainer.review.labels import Labels, differences
+from trainer.review.labels import Labels
 from trainer.review.record import Review
 
 
@@ -27,6 +27,8 @@ class Verdict:
         change: pixels that each class gained or lost against the prediction.
         is_new: whether the mask differs from the prediction, or a person declared it finished.
         is_asked: whether the review asked for the image.
+        shows: names of the classes that the mask shows.
+        denies: names of the classes that it does not show.
         tags_added: names of classes.
         tags_removed: names of classes.
         where: the file, for messages.
@@ -36,6 +38,8 @@ class Verdict:
     change: dict[str, int] = field(default_factory=dict)
     is_new: bool = True
     is_asked: bool = True
+    shows: tuple[str, ...] = ()
+    denies: tuple[str, ...] = ()
     tags_added: tuple[str, ...] = ()
     tags_removed: tuple[str, ...] = ()
     where: str = ""
@@ -109,27 +113,23 @@ class Exam:
         before = review.predicted_mask(self.run, record_id) if review else np.zeros_like(mask)
         if review:
             self.keys.add(review.key)
-        counts = [self.labels.counts(pixels) for pixels in (before, mask)]
-        added, removed = self._tags(record_id, mask)
-        return Verdict(
-            encode_index_png(mask),
-            differences(*counts, tuple(self.labels.names)),
-            entry.is_final or review is None or not np.array_equal(before, mask),
-            review is not None,
-            added,
-            removed,
-            entry.where,
-        )
-
-    def _tags(self, record_id: str, mask: Pixels) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Classes that the mask shows against the tags, and tags that it does not show."""
-        record, names = self.dataset.records.get(record_id), self.dataset.classes
-        tags, possible = (record.tags, record.possible) if record else ((), range(len(names)))
+        classes, record = self.dataset.classes, self.dataset.records.get(record_id)
         values = set(np.unique(mask).tolist())
         shown = {value - 1 for value in values - {0, IGNORE}}
         # What does not count may hide an object, so that its tag stays.
-        absent = set() if IGNORE in values else set(possible) - shown
-        return _names(shown - set(tags), names), _names(absent, names)
+        absent = set() if IGNORE in values else set(range(len(classes))) - shown
+        tags, possible = (record.tags, record.possible) if record else ((), range(len(classes)))
+        return Verdict(
+            encode_index_png(mask),
+            self.labels.changes(before, mask),
+            entry.is_final or review is None or not np.array_equal(before, mask),
+            review is not None,
+            _names(shown, classes),
+            _names(absent, classes),
+            _names(shown - set(tags), classes),
+            _names(absent & set(possible), classes),
+            entry.where,
+        )
 
     def _match(self, name: str) -> str | None:
         """The image that a tool means by ``name``, with folders before it or without its own."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,15 +72,8 @@ class Labels:
                 f"0, 1 to {len(self.classes)} in the order of the classes, and {IGNORE}",
             )
 
-    def counts(self, mask: Pixels) -> dict[str, int]:
-        """Pixels of each name that a mask shows; background is not counted."""
-        pixels = np.bincount(mask.ravel(), minlength=256)
-        return {name: int(pixels[v]) for name, v in self.names.items() if pixels[v]}
-
-
-def differences(
-    before: dict[str, int], after: dict[str, int], names: Sequence[str]
-) -> dict[str, int]:
-    """Pixels that each name has gained, or lost where negative; names without a change left out."""
-    changes = {name: after.get(name, 0) - before.get(name, 0) for name in names}
-    return {name: change for name, change in changes.items() if change}
+    def changes(self, before: Pixels, after: Pixels) -> dict[str, int]:
+        """Pixels that each name gains, or loses where negative; names that do neither left out."""
+        old, new = (np.bincount(mask.ravel(), minlength=256) for mask in (before, after))
+        changes = {name: int(new[value] - old[value]) for name, value in self.names.items()}
+        return {name: change for name, change in changes.items() if change}

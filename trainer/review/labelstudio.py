@@ -160,11 +160,11 @@ def _size(results: list[Any], where: str) -> tuple[int, int] | None:
     }
     if not sizes:
         return None
-    size = sizes.pop()
-    sides = all(isinstance(side, int) and side > 0 for side in size)
-    if sizes or not sides or size[0] * size[1] > MAX_PIXELS:
+    (height, width), *others = sizes
+    is_size = all(isinstance(side, int) and side > 0 for side in (height, width))
+    if others or not is_size or height * width > MAX_PIXELS:
         raise DataError(f"{where} has results of several or impossible sizes", "one size an image")
-    return size
+    return height, width
 
 
 def _mask(results: list[Any], labels: Labels, where: str) -> Pixels | None:
