@@ -160,9 +160,9 @@ def _size(results: list[Any], where: str) -> tuple[int, int] | None:
     }
     if not sizes:
         return None
-    (height, width), *others = sizes
+    height, width = next(iter(sizes))
     is_size = all(isinstance(side, int) and side > 0 for side in (height, width))
-    if others or not is_size or height * width > MAX_PIXELS:
+    if len(sizes) > 1 or not is_size or height * width > MAX_PIXELS:
         raise DataError(f"{where} has results of several or impossible sizes", "one size an image")
     return height, width
 
