@@ -176,7 +176,8 @@ def _mask(results: list[Any], labels: Labels, where: str) -> Pixels | None:
         kind = str(result.get("type", ""))
         if not kind.endswith("labels"):
             continue
-        value, names = result["value"], result["value"].get(kind) or ()
+        value: Mapping[str, Any] = result["value"]
+        names = list(value.get(kind) or [])
         if len(names) != 1 or result.get("image_rotation"):
             raise DataError(
                 f"{where} has a region with {len(names)} labels, or a rotated image",
