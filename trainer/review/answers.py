@@ -11,7 +11,6 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer.data.corrections import Correction, Corrections, is_corrections, read_corrections
 from trainer.data.dataset import Dataset
 from trainer.data.formats.opening import reopen_data
 from trainer.errors import DataError, some
@@ -19,6 +18,7 @@ from trainer.files import place_image, write_atomic
 from trainer.outputs import check_folder
 from trainer.review.exam import Exam, Verdict
 from trainer.review.forms import opened_export
+from trainer.review.ledger import Correction, Ledger, is_ledger, read_ledger
 from trainer.review.record import FILE, is_review, read_review, reviews_of
 from trainer.review.tag_table import TABLE, TagAnswer, read_tag_answers
 from trainer.run import Run
@@ -101,7 +101,7 @@ def _with_tags(verdicts: dict[str, Verdict], tags: list[TagAnswer]) -> dict[str,
     return result
 
 
-def _opened_corrections(out: Path, dataset: Dataset, run: Path) -> Corrections:
+def _opened_corrections(out: Path, dataset: Dataset, run: Path) -> Ledger:
     """The corrections that are there, or none yet.
 
     Raises:
@@ -109,10 +109,10 @@ def _opened_corrections(out: Path, dataset: Dataset, run: Path) -> Corrections:
         TargetError: the folder holds something else.
     """
     hint = "--out with a new folder, or with earlier corrections"
-    check_folder(out, is_corrections, [*dataset.places(), run], "--out", hint)
-    if not is_corrections(out):
-        return Corrections(out, dataset.classes)
-    corrections = read_corrections(out)
+    check_folder(out, is_ledger, [*dataset.places(), run], "--out", hint)
+    if not is_ledger(out):
+        return Ledger(out, dataset.classes)
+    corrections = read_ledger(out)
     if corrections.classes != dataset.classes:
         raise DataError(
             f"{out} has corrections of the classes {some(corrections.classes)}",
@@ -122,7 +122,7 @@ def _opened_corrections(out: Path, dataset: Dataset, run: Path) -> Corrections:
     return corrections
 
 
-def _write(corrections: Corrections, verdicts: dict[str, Verdict], tool: str, exam: Exam) -> None:
+def _write(corrections: Ledger, verdicts: dict[str, Verdict], tool: str, exam: Exam) -> None:
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     images = dict(corrections.images)
     for record_id, verdict in verdicts.items():
@@ -152,13 +152,13 @@ def _entry(
     added, removed = set(verdict.tags_added), set(verdict.tags_removed)
     is_whole = bool(verdict.png)
     if before and not is_whole:
-        added |= set(before.tags_added) - removed
-        removed |= set(before.tags_removed) - added
+        added |= set(before.added) - removed
+        removed |= set(before.removed) - added
     mask = is_whole or bool(before and before.mask)
     return Correction(mask, tuple(sorted(added)), tuple(sorted(removed)), run, tool, time)
 
 
-def _kept_image(corrections: Corrections, record_id: str, exam: Exam) -> str:
+def _kept_image(corrections: Ledger, record_id: str, exam: Exam) -> str:
     """The copy of an image that the data set lacks; empty for others."""
     if record_id in exam.dataset.records:
         return ""

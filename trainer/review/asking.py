@@ -15,7 +15,6 @@ import numpy.typing as npt
 from PIL import Image
 from torch import Tensor, nn
 
-from trainer.data.corrections import read_corrections
 from trainer.data.dataset import Dataset, Record, check_images, read_index_png
 from trainer.data.formats.opening import reopen_data
 from trainer.data.image_files import image_id, list_images
@@ -32,6 +31,7 @@ from trainer.review.doubt import Doubt, Float, doubts
 from trainer.review.form import Form, Request, Task
 from trainer.review.forms import form_of
 from trainer.review.labels import Labels
+from trainer.review.ledger import read_ledger
 from trainer.review.record import FOLDER, Question, Review, review_key
 from trainer.review.sheet import FILE as SHEET
 from trainer.review.sheet import Entry, write_sheet
@@ -146,7 +146,7 @@ def _candidates(dataset: Dataset, run: Run, wish: Wish) -> list[Record]:
     records = dataset.subset(wish.list or run.manifest["train_list"])
     if wish.also:
         records = [*records, *_untagged(wish.also, dataset)]
-    corrected = set(read_corrections(wish.corrections).masks) if wish.corrections else set()
+    corrected = set(read_ledger(wish.corrections).masks) if wish.corrections else set()
     records = [record for record in records if record.id not in corrected]
     if not records:
         raise DataError(

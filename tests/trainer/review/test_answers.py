@@ -12,7 +12,6 @@ import pytest
 from typer.testing import CliRunner
 
 from trainer.cli import app
-from trainer.data.corrections import read_corrections
 from trainer.data.dataset import Dataset, read_index_png
 from trainer.data.formats.opening import open_dataset
 from trainer.data.palette import write_index_png
@@ -22,6 +21,7 @@ from trainer.review.answers import answer
 from trainer.review.form import Request, Task
 from trainer.review.forms import FORMS
 from trainer.review.labels import Labels
+from trainer.review.ledger import read_ledger
 from trainer.review.record import Question, Review
 from trainer.review.tag_table import TABLE
 
@@ -105,8 +105,8 @@ def test_a_corrected_mask_and_its_tags(run: Path, dataset: Dataset, tmp_path: Pa
     tags = {dataset.classes[k] for k in record.tags}
     assert set(facts["tags_added"]) == set(dataset.classes[:2]) - tags
     assert set(facts["tags_removed"]) == tags - set(dataset.classes[:2])
-    corrections = read_corrections(tmp_path / "out")
-    assert (corrections.read_mask(record.id) == mask).all()
+    corrections = read_ledger(tmp_path / "out")
+    assert (read_index_png(corrections.mask_path(record.id)) == mask).all()
     assert corrections.masks == [record.id]
     assert corrections.images[record.id].tool == "folder"
     assert set(corrections.classes) == names
@@ -125,8 +125,8 @@ def test_an_earlier_answer_is_never_lost(run: Path, dataset: Dataset, tmp_path: 
     second = paint(place / "masks" / f"{ids[0]}.png", 3)
     paint(place / "masks" / f"{ids[1]}.png", 3)
     answer(run, place, tmp_path / "out")
-    corrections = read_corrections(tmp_path / "out")
-    assert (corrections.read_mask(ids[0]) == second).all()
+    corrections = read_ledger(tmp_path / "out")
+    assert (read_index_png(corrections.mask_path(ids[0])) == second).all()
     assert set(corrections.masks) == set(ids)
     (earlier,) = (tmp_path / "out" / "earlier").rglob("*.png")
     assert (read_index_png(earlier) == first).all()
@@ -140,7 +140,7 @@ def test_ignored_pixels_survive_and_keep_tags(run: Path, dataset: Dataset, tmp_p
     write_index_png(path, mask)
     facts = answer(run, place, tmp_path / "out")["images"][record.id]
     assert facts["tags_removed"] == []
-    assert (read_corrections(tmp_path / "out").read_mask(record.id) == 255).all()
+    assert (read_index_png(read_ledger(tmp_path / "out").mask_path(record.id)) == 255).all()
 
 
 def test_a_mask_that_was_not_asked_for_is_taken(
@@ -153,7 +153,7 @@ def test_a_mask_that_was_not_asked_for_is_taken(
     )
     summary = answer(run, place, tmp_path / "out")
     assert summary["not_asked"] == [record.id]
-    assert read_corrections(tmp_path / "out").masks == [record.id]
+    assert read_ledger(tmp_path / "out").masks == [record.id]
 
 
 def test_corrections_are_merged_like_a_review(run: Path, dataset: Dataset, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_corrections_are_merged_like_a_review(run: Path, dataset: Dataset, tmp_p
     paint(place / "masks" / f"{ids[1]}.png", 2)
     answer(run, place, tmp_path / "two")
     answer(run, tmp_path / "one", tmp_path / "two")
-    assert set(read_corrections(tmp_path / "two").masks) == set(ids)
+    assert set(read_ledger(tmp_path / "two").masks) == set(ids)
 
 
 def test_answers_about_tags(run: Path, dataset: Dataset, tmp_path: Path) -> None:
@@ -185,8 +185,8 @@ def test_answers_about_tags(run: Path, dataset: Dataset, tmp_path: Path) -> None
         "tags_added": [absent],
         "tags_removed": [present],
     }
-    correction = read_corrections(tmp_path / "out").images[record.id]
-    assert (correction.mask, correction.tags_added) == (False, (absent,))
+    correction = read_ledger(tmp_path / "out").images[record.id]
+    assert (correction.mask, correction.added) == (False, (absent,))
     # The table says that the image shows the class, and the mask is empty.
     path = place / "masks" / f"{record.id}.png"
     write_index_png(path, np.zeros(image_size(record.image), np.uint8))

@@ -1,8 +1,9 @@
-"""A folder of corrections: masks and tags that a person gave, beside the data and never in it.
+"""The book of a folder of corrections: which image was corrected when, in which tool.
 
-``masks/<id>.png`` has the values 1 to K in the order of ``classes.txt``, 0 for background and 255
-for pixels that do not count. ``corrections.json`` says which image was corrected when, in which
-tool, and which tags changed. Images that the data set lacks lie in ``images/``.
+``corrections.json`` has the changes of tags under ``tags``, as ``fit --corrections`` reads them,
+and under ``images`` where each correction comes from. The masks lie beside it, ``masks/<id>.png``
+with the values 1 to K in the order of ``classes.txt``, and images that the data set lacks in
+``images/``.
 """
 
 from __future__ import annotations
@@ -13,16 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from trainer.data.classes import check_classes
-from trainer.data.dataset import map_mask_values, read_index_png
 from trainer.errors import DataError
 from trainer.files import write_atomic
 
-FILE = "corrections.json"
-CLASSES = "classes.txt"
+FILE, CLASSES, MASKS = "corrections.json", "classes.txt", "masks"
 FORMAT = 1
 
 
@@ -32,8 +28,8 @@ class Correction:
 
     Attributes:
         mask: whether there is a mask of it.
-        tags_added: classes that the image shows, and whose tag was absent or unknown.
-        tags_removed: classes that it does not show, and whose tag was present or unknown.
+        added: classes that the image shows, and whose tag was absent or unknown.
+        removed: classes that it does not show, and whose tag was present or unknown.
         run: folder of the run whose masks were corrected.
         tool: ``labelstudio``, ``cvat`` or ``folder``.
         time: of the answer, ISO 8601.
@@ -41,8 +37,8 @@ class Correction:
     """
 
     mask: bool = False
-    tags_added: tuple[str, ...] = ()
-    tags_removed: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
     run: str = ""
     tool: str = ""
     time: str = ""
@@ -50,8 +46,8 @@ class Correction:
 
 
 @dataclass(frozen=True)
-class Corrections:
-    """The content of a folder of corrections.
+class Ledger:
+    """The corrections of a folder.
 
     Attributes:
         folder: where it is; it need not exist yet.
@@ -70,16 +66,7 @@ class Corrections:
 
     def mask_path(self, record_id: str) -> Path:
         """Where the mask of an image lies."""
-        return self.folder / "masks" / f"{record_id}.png"
-
-    def read_mask(self, record_id: str) -> npt.NDArray[np.uint8]:
-        """Label map ``uint8 [H,W]``: 0 background, 1..K classes, 255 ignored.
-
-        Raises:
-            DataError: missing, unreadable, or with a value that no class has.
-        """
-        path = self.mask_path(record_id)
-        return map_mask_values(read_index_png(path), range(1, len(self.classes) + 1), path)
+        return self.folder / MASKS / f"{record_id}.png"
 
     def write(self) -> None:
         """Write ``classes.txt`` and ``corrections.json``; the masks are there already.
@@ -88,19 +75,22 @@ class Corrections:
             RunError: no space left, or the folder cannot be written.
         """
         write_atomic(self.folder / CLASSES, "".join(f"{n}\n" for n in self.classes).encode())
-        entries = {name: _entry(self.images[name]) for name in sorted(self.images)}
-        content = {"format": FORMAT, "classes": list(self.classes), "images": entries}
+        # Sorted and without empty entries, so that version control shows short differences.
+        entries = {name: self.images[name] for name in sorted(self.images)}
+        tags = {n: _tags(entry) for n, entry in entries.items() if entry.added or entry.removed}
+        images = {name: _source(entry) for name, entry in entries.items()}
+        content = {"format": FORMAT, "classes": self.classes, "tags": tags, "images": images}
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         write_atomic(self.folder / FILE, text.encode())
 
 
-def is_corrections(folder: Path) -> bool:
-    """Whether a folder holds corrections; ``read_corrections`` says whether they can be read."""
+def is_ledger(folder: Path) -> bool:
+    """Whether a folder holds corrections; ``read_ledger`` says whether they can be read."""
     return (folder / FILE).is_file()
 
 
-def read_corrections(folder: Path) -> Corrections:
-    """Read ``corrections.json``; the masks are read one by one.
+def read_ledger(folder: Path) -> Ledger:
+    """Read ``corrections.json``.
 
     Raises:
         DataError: no such folder, or a file that is none of ours.
@@ -110,8 +100,8 @@ def read_corrections(folder: Path) -> Corrections:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}")
-        classes = tuple(map(str, content["classes"]))
-        images = {name: _correction(entry) for name, entry in content["images"].items()}
+        classes, tags = tuple(map(str, content["classes"])), content["tags"]
+        images = {n: _correction(e, tags.get(n, {})) for n, e in content["images"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} cannot be read: {type(error).__name__} {error}",
@@ -119,18 +109,22 @@ def read_corrections(folder: Path) -> Corrections:
             "wsss-trainer answer RUN REVIEW --out DIR writes one",
         ) from error
     check_classes(classes, path)
-    return Corrections(folder, classes, images)
+    return Ledger(folder, classes, images)
 
 
-def _entry(correction: Correction) -> dict[str, Any]:
-    # Empty entries are left out, so that a folder under version control has short differences.
-    return {key: value for key, value in dataclasses.asdict(correction).items() if value}
+def _tags(correction: Correction) -> dict[str, list[str]]:
+    return {"added": list(correction.added), "removed": list(correction.removed)}
 
 
-def _correction(entry: dict[str, Any]) -> Correction:
+def _source(correction: Correction) -> dict[str, Any]:
+    facts = dataclasses.asdict(correction)
+    return {key: facts[key] for key in ("mask", "run", "tool", "time", "image") if facts[key]}
+
+
+def _correction(entry: dict[str, Any], tags: dict[str, Any]) -> Correction:
     return Correction(
         bool(entry.get("mask", False)),
-        tuple(map(str, entry.get("tags_added", ()))),
-        tuple(map(str, entry.get("tags_removed", ()))),
+        tuple(map(str, tags.get("added", ()))),
+        tuple(map(str, tags.get("removed", ()))),
         *(str(entry.get(key, "")) for key in ("run", "tool", "time", "image")),
     )
