@@ -65,4 +65,6 @@ if environment perf_analyzer 'numpy<2' nvidia-cuda-runtime-cu12; then
 fi
 
 environment mlserver mlserver==1.7.1 $ORT && ready
+# What bench/peers/review.py reads reviews with; CVAT reads and writes its masks with datumaro.
+environment review label-studio-sdk==2.1.2 datumaro==1.13.12 && ready
 exit $failed
