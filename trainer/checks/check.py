@@ -227,7 +227,7 @@ def _about_classes(dataset: Dataset, records: list[Record], choice: list[str]) -
     where = "the data set" if choice == ["all"] else f"the lists {some(choice)}"
     none = classes_with(0, dataset, records)
     if len(none) == len(dataset.classes):
-        yield from about_all_negative(records, where)
+        yield from about_all_negative(dataset, records, where)
     elif none:
         yield Problem(
             "error",
@@ -241,7 +241,7 @@ def _about_classes(dataset: Dataset, records: list[Record], choice: list[str]) -
         members = dataset.subset(name) if dataset.lists.get(name) else records
         lost = tuple(c for c in classes_with(0, dataset, members) if c not in none)
         if lost and len(lost) + len(none) == len(dataset.classes):
-            yield from about_all_negative(members, f"list {name!r}")
+            yield from about_all_negative(dataset, members, f"list {name!r}")
         elif lost:
             message = f"classes without any image in list {name!r}: {len(lost)}"
             yield Problem("warning", "class-unlisted", message, lost)

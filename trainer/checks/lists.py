@@ -49,7 +49,7 @@ def about_training(dataset: Dataset, name: str, true_masks: bool) -> Iterator[Pr
     records = dataset.subset(name)
     none = classes_with(0, dataset, records)
     if len(none) == len(dataset.classes):
-        for problem in about_all_negative(records, f"list {name!r}"):
+        for problem in about_all_negative(dataset, records, f"list {name!r}"):
             yield replace(problem, severity="warning" if true_masks else "error")
         return
     if none:
@@ -61,14 +61,27 @@ def about_training(dataset: Dataset, name: str, true_masks: bool) -> Iterator[Pr
     yield from about_negatives(dataset, name)
 
 
-def about_all_negative(records: Sequence[Record], where: str) -> Iterator[Problem]:
+def _other_lists(dataset: Dataset) -> str:
+    """What to do where only other lists than the training list show classes; else empty."""
+    for name in dataset.lists:
+        if name != "all" and any(record.tags for record in dataset.subset(name)):
+            return (
+                f"images of list {name!r} show classes: wsss-trainer split {dataset.root} --val 0.2"
+                " divides all images anew, and --train-list trains on another list"
+            )
+    return ""
+
+
+def about_all_negative(
+    dataset: Dataset, records: Sequence[Record], where: str
+) -> Iterator[Problem]:
     """Whether no image shows a class."""
     if records and not any(record.tags for record in records):
         negatives = sum(record.is_negative for record in records)
         others = "" if negatives == len(records) else " or have unknown classes"
         message = f"all {len(records)} images of {where} show none of the classes{others}"
         hint = "name the class that an image shows in its row, for some images of each class"
-        yield Problem("error", "all-negative", message, (), hint)
+        yield Problem("error", "all-negative", message, (), _other_lists(dataset) or hint)
 
 
 def about_single_images(
@@ -88,9 +101,12 @@ def about_negatives(dataset: Dataset, name: str) -> Iterator[Problem]:
     if everywhere:
         may = " has or may have" if any(counts[n].unknown for n in everywhere) else " has"
         message = f"classes that every image of list {name!r}{may}: {len(everywhere)}"
-        hint = (
-            "a classifier learns nothing where there is nothing to tell apart: add images without"
-            " the class, with an empty tag (with data.missing=unknown: the tag background)"
+        hint = "a classifier learns nothing where there is nothing to tell apart: "
+        hint += (
+            "tag images that show none of the classes with background, write 0 in columns of 0/1,"
+            " or --set data.missing=absent where every class that an image shows is named"
+            if dataset.config.missing == "unknown"
+            else "add images without the class, with an empty tag"
         )
         yield Problem("warning", "no-negatives", message, everywhere, hint)
 

@@ -63,7 +63,8 @@ def check(
     Formats: VOC (JPEGImages/, ImageSets/Segmentation/), COCO (annotations/*.json), or images
     anywhere with a labels.csv of `image,tag` rows, of one 0/1 column per class, or of
     `image,"tag1;tag2"` rows; metadata.csv or metadata.jsonl; MVA's data_*.csv; XML annotations
-    beside the images; or one folder per class. A folder with the layout of VOC 2012 or COCO 2014 is
+    beside the images; a category of MVTec AD (train/, test/, ground_truth/); or one folder per
+    class. A folder with the layout of VOC 2012 or COCO 2014 is
     compared with the published lists. The exit code is 2 after errors.
 
     Example: wsss-trainer check photos/ --json

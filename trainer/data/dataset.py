@@ -63,7 +63,7 @@ class Dataset:
 
     Attributes:
         root: folder that was opened.
-        format: ``voc``, ``coco``, ``folder``, ``synthetic``, ``mva``, ``xml`` or ``folders``.
+        format: short name of its format, such as ``voc`` or ``folders``.
         classes: K foreground class names. In every label map of this package 0 is background, k+1
             is ``classes[k]`` and 255 is "ignore".
         mask_values: the value of each class in this data set's own mask files.

@@ -1,4 +1,6 @@
-"""Which images each epoch of a training draws, where negatives or rare classes need a share."""
+"""Which images an epoch of a training draws: of those without a tag a share, rare classes more
+often.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,14 @@ MOST_REPEATS = 8.0
 class Order:
     """The images of each epoch, a pure function of (seed, epoch).
 
-    Every image that shows a class is drawn at least once an epoch. Negatives come from a deck that
-    is shuffled when it is used up, so that all of them are seen over the epochs.
+    Every image with a tag is drawn at least once an epoch. Images without come from a deck that is
+    shuffled when it is used up, so that all of them are seen over the epochs. They are negatives,
+    and images with unknown classes alone: most of these show nothing either, and many of them
+    would crowd out the images with tags.
 
     Args:
         records: training images.
-        negatives: largest share of images without a class, 0 to 1.
+        negatives: largest share of images without a tag, 0 to 1.
         balance: draw images of rare classes so often that every class comes up equally often.
         seed: of the shuffling.
     """
@@ -31,30 +35,30 @@ class Order:
     def __init__(
         self, records: Sequence[Record], negatives: float, balance: bool, seed: int
     ) -> None:
-        is_negative = np.array([not record.tags for record in records], bool)
-        self.positives, self.deck = np.flatnonzero(~is_negative), np.flatnonzero(is_negative)
+        has_tags = np.array([bool(record.tags) for record in records], bool)
+        self.positives, self.deck = np.flatnonzero(has_tags), np.flatnonzero(~has_tags)
         self.seed = seed
         self.repeats = _repeats([records[int(i)] for i in self.positives], balance)
         draws = round(float(self.repeats.sum()))
         limit = len(self.deck)
         if negatives < 1 and draws:
             limit = int(draws * negatives / (1 - negatives))
-        self.draws, self.negatives = draws, min(len(self.deck), limit)
+        self.draws, self.others = draws, min(len(self.deck), limit)
 
     def __len__(self) -> int:
         """Images of an epoch."""
-        return self.draws + self.negatives
+        return self.draws + self.others
 
     def __call__(self, epoch: int) -> Indices:
         """Positions of the images of an epoch, in the order of their use."""
         rng = np.random.default_rng((self.seed, epoch))
         positives = rng.permutation(self._draw(rng))
-        # Evenly spread, so that no batch holds more negatives than its share.
-        ends = np.arange(1, len(self) + 1) * self.negatives // max(1, len(self))
-        is_negative = np.diff(ends, prepend=0).astype(bool)
+        # Evenly spread, so that no batch holds more images without a tag than their share.
+        ends = np.arange(1, len(self) + 1) * self.others // max(1, len(self))
+        is_other = np.diff(ends, prepend=0).astype(bool)
         order = np.empty(len(self), np.int64)
-        order[~is_negative] = positives
-        order[is_negative] = rng.permutation(self._deal(epoch))
+        order[~is_other] = positives
+        order[is_other] = rng.permutation(self._deal(epoch))
         return order
 
     def _draw(self, rng: np.random.Generator) -> Indices:
@@ -70,8 +74,8 @@ class Order:
         return np.concatenate([self.positives.repeat(whole.astype(int)), self.positives[extra]])
 
     def _deal(self, epoch: int) -> Indices:
-        """The negatives of an epoch: the next ones of the deck."""
-        places = np.arange(epoch * self.negatives, (epoch + 1) * self.negatives)
+        """The images without a tag of an epoch: the next ones of the deck."""
+        places = np.arange(epoch * self.others, (epoch + 1) * self.others)
         rounds = places // max(1, len(self.deck))
         decks = {
             int(n): np.random.default_rng((self.seed, 1, int(n))).permutation(self.deck)

@@ -24,7 +24,7 @@ from trainer.report.html import Section, render, render_page
 from trainer.report.overlays import mask_layer
 from trainer.report.pictures import fit, layer_address, photo_address, shrink
 from trainer.report.row import Row, Tile
-from trainer.report.words import percent
+from trainer.report.words import percent, tag_words
 
 # Longer side of a picture in the file; the page shows it two thirds as large, for sharp screens.
 SIDE = 300
@@ -187,5 +187,4 @@ def _row(
         for title, mask, figure in zip(titles, masks, figures, strict=True)
     ]
     row = Row(record.id, "", tuple(record.tags), size, photo_address(photo, size), tiles)
-    tags = ", ".join(dataset.classes[k] for k in record.tags)
-    return row, tags, _signed(change["after"] - change["before"])
+    return row, tag_words(record, dataset.classes), _signed(change["after"] - change["before"])

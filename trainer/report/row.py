@@ -26,7 +26,7 @@ from trainer.maps.camfile import Cam, cam_path, read_cam, upsample_cam
 from trainer.report.choice import mask_path, prediction_path
 from trainer.report.overlays import error_layer, line_layer, mask_layer
 from trainer.report.pictures import Size, fit, layer_address, map_address, photo_address, shrink
-from trainer.report.words import finite, percent
+from trainer.report.words import finite, percent, unknown_words
 
 # Longer side of a picture: twice its size on the page, for sharp screens and for the enlarged view.
 SIDE = 288
@@ -86,7 +86,9 @@ class Tile:
 
 @dataclass(frozen=True)
 class Row:
-    """An image: its tags (k), its photograph and its tiles, or the ``fault`` of the photograph."""
+    """An image: its tags (k), its unknown ones in words, its photograph and its tiles, or the
+    ``fault`` of the photograph.
+    """
 
     id: str
     anchor: str
@@ -95,6 +97,7 @@ class Row:
     photo: str = ""
     tiles: list[Tile] = field(default_factory=list)
     fault: str = ""
+    unknown: tuple[str, ...] = ()
 
 
 def image_row(lists: Mapping[str, Sources], job: tuple[str, Record]) -> Row:
@@ -105,7 +108,8 @@ def image_row(lists: Mapping[str, Sources], job: tuple[str, Record]) -> Row:
         job: a list and one of its images.
     """
     sources, record = lists[job[0]], job[1]
-    row = partial(Row, record.id, anchor(record.id), tuple(record.tags))
+    unknown = unknown_words(record, sources.dataset.classes)
+    row = partial(Row, record.id, anchor(record.id), tuple(record.tags), unknown=unknown)
     try:
         photo = read_image(record.image)
     except DataError as error:

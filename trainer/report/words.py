@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trainer.data.dataset import Record
 from trainer.report.facts import Facts
 from trainer.weights.supervision import initial_weights, is_extra
 
+MOST_NAMES = 6
+"""Unknown classes of an image that are named."""
 _CHOSEN = {
     "fixed": "set beforehand",
     "oracle": "oracle: best on this very list",
@@ -113,6 +116,18 @@ def badges(facts: Facts, stage: str, figures: Mapping[str, Any]) -> list[tuple[s
     if source in ("label_free", "fixed"):
         return [*marks, ("good", "no mask chose the threshold")]
     return [*marks, ("", f"threshold from {source} masks")] if source else marks
+
+
+def unknown_words(record: Record, names: Sequence[str]) -> tuple[str, ...]:
+    """``cat?`` for each class that the image may show, or their number where they are many."""
+    if len(record.unknown) > MOST_NAMES:
+        return (f"{len(record.unknown)} unknown",)
+    return tuple(f"{names[k]}?" for k in record.unknown)
+
+
+def tag_words(record: Record, names: Sequence[str]) -> str:
+    """``dog, cat?``: the tags of an image, then its unknown ones."""
+    return ", ".join([*(names[k] for k in record.tags), *unknown_words(record, names)])
 
 
 def pairs(entries: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from trainer.files import write_atomic
 from trainer.outputs import MARK, check_file, is_marked
 from trainer.pool import each_image
 from trainer.report.overlays import ERRORS, contact_sheet, error_map, overlay_mask
+from trainer.report.words import tag_words
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -100,7 +101,7 @@ def _row(
     dataset: Dataset, reader: MaskReader, mious: dict[str, float], record: Record
 ) -> list[tuple[Pixels, str]]:
     image, truth, mask = read_image(record.image), dataset.read_mask(record), reader(record)
-    tags = ", ".join(dataset.classes[k] for k in record.tags)
+    tags = tag_words(record, dataset.classes)
     return [
         (image, f"{record.id}: {tags}"),
         (overlay_mask(image, truth), "truth"),

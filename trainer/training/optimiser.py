@@ -21,8 +21,9 @@ class Training(Knobs):
         epochs: passes over the training list.
         updates: number of updates in all, whatever the length of the list; 0 counts ``epochs``.
         batch: images per update, over all devices and accumulated parts.
-        negatives: largest share of images without a class in a batch. Every epoch draws each of the
-            other images; 1 draws the negatives as often.
+        negatives: largest share of images without a tag in a batch: negatives, and images with
+            unknown classes alone. Every epoch draws each of the other images; 1 draws these as
+            often.
         balance: draw images of rare classes more often, so that all classes come up alike.
         accumulate: parts of a batch, each with its own forward and backward pass.
         optimizer: ``sgd``, ``adam``, or ``adamw``, whose weight decay is apart from the gradient.

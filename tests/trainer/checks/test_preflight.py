@@ -127,8 +127,8 @@ def test_what_is_trained_and_measured_is_said_first(tmp_path: Path) -> None:
     text = "\n".join(facts.lines())
     for part in (
         "trains on 'train': 3 images, 2 with a tag and 1 that show no class; tags from labels.csv:",
-        "the upper bound on 2 true masks",
-        "measures on images with a true mask: 'train' (2 of 3), 'val' (1 of 2)",
+        "the upper bound on 3 true masks",
+        "measures on images with a true mask: 'train' (3 of 3), 'val' (1 of 2)",
         "'val' has 2 images, 2 with a tag and 0 that show no class",
         "does not use the lists: test 1",
         "1 images have no row in labels.csv",

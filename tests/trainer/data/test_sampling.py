@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,15 @@ def test_no_batch_holds_more_negatives_than_its_share(batch, share):
     for step in batches:
         negatives = sum(i >= 8 for _, i in step)
         assert negatives <= np.ceil(batch * share)
+
+
+def test_images_with_unknown_classes_alone_do_not_crowd_out_those_with_tags():
+    many = [replace(record, unknown=(0,)) for record in MOSTLY_FREE[8:]]
+    order = Order([*MOSTLY_FREE[:8], *many], 0.5, True, 0)
+    assert not many[0].is_negative
+    assert len(order) == len(Order(MOSTLY_FREE, 0.5, True, 0)) == 24
+    counts = Counter(int(i) >= 8 for i in order(0))
+    assert counts == {True: 12, False: 12}
 
 
 def test_all_negatives_are_seen_over_the_epochs():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from trainer.data.dataset import Dataset
 from trainer.data.formats.writing import Writer
@@ -30,6 +31,7 @@ class Format:
         read: reads a folder. Problems and notes go to the remarks; whatever a problem concerns is
             left out.
         writer: writes it, for ``convert --to``; None if that is not possible.
+        masks: what its mask files hold where ``data.masks`` has its default.
     """
 
     rank: int
@@ -39,3 +41,4 @@ class Format:
     recognises: Callable[[Path], bool]
     read: Callable[[Path, DataConfig, Remarks], Dataset]
     writer: type[Writer] | None = None
+    masks: Literal["index", "binary"] = "index"

@@ -43,7 +43,7 @@ OTHERS = ("annotations", "imagesets", "images", "jpegimages", "labels", "masks",
 
 
 @dataclass
-class _Layout:
+class Layout:
     """How folders are classes.
 
     Attributes:
@@ -81,7 +81,11 @@ def read(root: Path, config: DataConfig, remarks: Remarks) -> Dataset:
     Raises:
         DataError: names that cannot be those of classes.
     """
-    layout = _layout(root)
+    return read_layout(root, _layout(root), config, remarks)
+
+
+def read_layout(root: Path, layout: Layout, config: DataConfig, remarks: Remarks) -> Dataset:
+    """Read the class folders of ``layout``. See ``read`` for errors."""
     folders = Counter(folder.name for group in layout.classes for folder in group)
     negative = {name for name in folders if config.is_negative(name, folder=True)}
     counts = Counter({n: c for n, c in folders.items() if n not in negative})
@@ -118,7 +122,7 @@ def read(root: Path, config: DataConfig, remarks: Remarks) -> Dataset:
 
 
 def _note(
-    root: Path, negative: Iterable[str], layout: _Layout, below: Walk, remarks: Remarks
+    root: Path, negative: Iterable[str], layout: Layout, below: Walk, remarks: Remarks
 ) -> None:
     for name in sorted(negative):
         state = "are left out" if folded(name) in IGNORE_NAMES else "show none of the classes"
@@ -135,22 +139,22 @@ def _note(
     remarks.notes += below.notes()
 
 
-def _layout(root: Path) -> _Layout:
+def _layout(root: Path) -> Layout:
     """How the folders in ``root`` are classes; without lists where they are something else."""
-    layout = _Layout()
-    folders = _folders(root, layout)
+    layout = Layout()
+    folders = folders_of(root, layout)
     outer = [f for f in folders if f.name.lower().startswith(SPLITS) and not _has_image(f)]
     # All folders are called like lists and have no images of their own: the classes are one level
     # below.
     if outer and outer == folders:
         layout.lists = [(list_name(folder.name), folder) for folder in outer]
-        layout.classes = [_folders(folder, layout) for folder in outer]
+        layout.classes = [folders_of(folder, layout) for folder in outer]
     elif folders:
         layout.lists, layout.classes = [("all", root)], [folders]
     classes = [folder for group in layout.classes for folder in group]
     foreign = any(folder.name.lower().startswith(OTHERS) for folder in (*folders, *classes))
     if foreign or (not outer and not any(map(_has_image, classes))):
-        return _Layout()
+        return Layout()
     if outer and outer != folders:
         others = [folder for folder in folders if folder not in outer]
         layout.obstacles = [
@@ -162,7 +166,7 @@ def _layout(root: Path) -> _Layout:
     return layout
 
 
-def _obstacles(root: Path, layout: _Layout, folders: list[Path]) -> Iterator[str]:
+def _obstacles(root: Path, layout: Layout, folders: list[Path]) -> Iterator[str]:
     """Why ``folders`` cannot be the folders of classes."""
     classes = [folder for folder in folders if _has_image(folder)]
     others = {f: walk(f, limit=GLANCE).images for f in folders if f not in classes}
@@ -190,7 +194,7 @@ def _inside(root: Path, paths: Iterable[Path]) -> list[str]:
     return [path.relative_to(root).as_posix() for path in paths]
 
 
-def _folders(parent: Path, layout: _Layout) -> list[Path]:
+def folders_of(parent: Path, layout: Layout) -> list[Path]:
     """Folders in ``parent`` with pictures, readable or not; the others go to ``layout.empty``."""
     full = []
     for path in entries(parent):

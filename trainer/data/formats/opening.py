@@ -52,6 +52,8 @@ def open_dataset(
             f"{root} is {form.words}: it has no tags from {config.labels_from}",
             f"--labels-from {' or '.join((*form.tags_from, 'auto'))}",
         )
+    if config.masks == DataConfig.masks:
+        config = dataclasses.replace(config, masks=form.masks)
     dataset = with_lists(form.read(root, config, remarks), config, remarks)
     _check_names(dataset, remarks)
     lists = {**dataset.lists, "all": tuple(dataset.records)}
