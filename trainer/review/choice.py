@@ -17,6 +17,8 @@ import numpy.typing as npt
 Values = npt.NDArray[np.floating]
 MOST = 5000
 """Of so many images each is compared with each; of more, the most doubtful ones."""
+ALIKE = 0.5
+"""From this cosine on, a chosen image stands for another one."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ def choose(
         places.append(best)
         served = np.maximum(served, likeness[best])
         is_free &= group != group[best]
-    owners = likeness[places].argmax(0) if places else np.zeros(0, int)
+    nearest = likeness[places]
+    owners = np.where(nearest.max(0) >= ALIKE, nearest.argmax(0), -1)
     return [
         Choice(int(order[place]), int((owners == number).sum()))
         for number, place in enumerate(places)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from trainer.data.dataset import IGNORE, Record, read_index_png
+from trainer.data.dataset import IGNORE, Record
 from trainer.progress import progress_bar
 from trainer.report.pictures import shrink
-from trainer.segmenters.base import Segmenter
+from trainer.review.model import Model
 from trainer.training.inference import Budget, Views, inference, iterate_views
 
 SCALES = (1.0, 0.75)
@@ -55,39 +54,28 @@ class Doubt:
 
 
 def doubts(
-    segmenter: Segmenter,
-    network: nn.Module,
-    records: Sequence[Record],
-    masks: Path,
-    device: str = "auto",
-    title: str = "doubt",
+    model: Model, records: Sequence[Record], title: str = "doubt"
 ) -> Iterator[tuple[Record, Doubt, Float]]:
-    """Each record with its doubt and its doubt map ``float32 [h,w]``, in the order of sizes.
-
-    Args:
-        segmenter: with the knobs of the test.
-        network: its network.
-        records: images.
-        masks: folder of the refined masks; images without one do without.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        title: of the progress bar.
-    """
-    config = segmenter.config
-    views = Views(SCALES, pixels=segmenter.pixels)
+    """Each record with its doubt and its doubt map ``float32 [h,w]``, in the order of sizes."""
+    segmenter = model.segmenter
+    config, views = segmenter.config, Views(SCALES, pixels=segmenter.pixels)
     with (
-        inference(network, config.test_precision, device) as target,
+        inference(model.network, config.test_precision, model.device) as target,
         progress_bar(title, len(records)) as advance,
     ):
         for batch in iterate_views(records, views, Budget(4, config.pixels), config.workers):
             chances = []
             for number, images in enumerate(batch.images):
                 # One of the two is mirrored, so that they share as little as two views can.
-                seen = images.flip(3) if number else images
-                chance = segmenter.probabilities(network, [seen.to(target)], batch.working)
+                view = images.flip(3) if number else images
+                chance = segmenter.probabilities(model.network, [view.to(target)], batch.working)
                 chances.append(chance.flip(3) if number else chance)
             stack = torch.stack(chances, 1).float().cpu().numpy()
+            height, width = batch.working
             for record, chance in zip(batch.records, stack, strict=True):
-                yield record, *judge(chance, _labels(masks, record, batch.working), record)
+                labels = model.refined_mask(record.id)
+                small = None if labels is None else shrink(labels, (width, height))
+                yield record, *judge(chance, small, record)
                 advance()
 
 
@@ -138,10 +126,3 @@ def _shortfall(mean: Float, mask: Any, sure: Float, labels: set[int]) -> float:
 def _layout(mean_Lhw: Float) -> Float:
     pooled = nn.functional.adaptive_avg_pool2d(torch.from_numpy(mean_Lhw), GRID)
     return np.asarray(pooled.numpy().ravel(), np.float32)
-
-
-def _labels(masks: Path, record: Record, size: tuple[int, int]) -> Pixels | None:
-    path = masks / f"{record.id}.png"
-    if not path.is_file():
-        return None
-    return shrink(read_index_png(path), (size[1], size[0]))
