@@ -11,13 +11,16 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer.data.dataset import Dataset
+import numpy as np
+
+from trainer.data.dataset import IGNORE, Dataset, read_index_png
 from trainer.data.formats.opening import reopen_data
 from trainer.errors import DataError, some
 from trainer.files import place_image, write_atomic
 from trainer.outputs import check_folder
 from trainer.review.exam import Exam, Verdict
 from trainer.review.forms import opened_export
+from trainer.review.ledger import FILE as LEDGER
 from trainer.review.ledger import Correction, Ledger, is_ledger, read_ledger
 from trainer.review.record import FILE, is_review, read_review, reviews_of
 from trainer.review.tag_table import TABLE, TagAnswer, read_tag_answers
@@ -62,6 +65,8 @@ def answer(
         exam.take(entry)
     exam.check_strangers()
     tags = read_tag_answers(place / TABLE, dataset) if place.is_dir() else []
+    if is_ledger(place):
+        tags += _tags_of(read_ledger(place))
     if not exam.verdicts and not tags:
         raise DataError(
             f"{place} holds no answers",
@@ -72,8 +77,9 @@ def answer(
     taken = _with_tags(masks, tags)
     out = out or default_folder(dataset)
     if taken:
-        corrections = _opened_corrections(out, dataset, run.path)
-        _write(corrections, taken, form.name, exam)
+        ledger = _opened(out, dataset, run.path)
+        _check_masks(ledger, taken)
+        _write(ledger, taken, form.name, exam)
     return _summary(exam, taken, form.name, place, out)
 
 
@@ -86,7 +92,12 @@ def _with_tags(verdicts: dict[str, Verdict], tags: list[TagAnswer]) -> dict[str,
     result = dict(verdicts)
     for tag in tags:
         verdict = result.get(tag.id, Verdict(where=tag.where))
-        if tag.name in (verdict.denies if tag.is_present else verdict.shows):
+        opposite = (
+            {*verdict.denies, *verdict.tags_removed}
+            if tag.is_present
+            else {*verdict.shows, *verdict.tags_added}
+        )
+        if tag.name in opposite:
             raise DataError(
                 f"image {tag.id!r} has two answers about {tag.name!r}: in {tag.where} and in"
                 f" {verdict.where}",
@@ -101,7 +112,18 @@ def _with_tags(verdicts: dict[str, Verdict], tags: list[TagAnswer]) -> dict[str,
     return result
 
 
-def _opened_corrections(out: Path, dataset: Dataset, run: Path) -> Ledger:
+def _tags_of(ledger: Ledger) -> list[TagAnswer]:
+    """What other corrections say of images without a mask; a mask speaks for itself."""
+    return [
+        TagAnswer(record_id, name, is_present, f"{ledger.folder}/{LEDGER}")
+        for record_id, entry in ledger.images.items()
+        if not entry.mask
+        for names, is_present in ((entry.added, True), (entry.removed, False))
+        for name in names
+    ]
+
+
+def _opened(out: Path, dataset: Dataset, run: Path) -> Ledger:
     """The corrections that are there, or none yet.
 
     Raises:
@@ -112,35 +134,64 @@ def _opened_corrections(out: Path, dataset: Dataset, run: Path) -> Ledger:
     check_folder(out, is_ledger, [*dataset.places(), run], "--out", hint)
     if not is_ledger(out):
         return Ledger(out, dataset.classes)
-    corrections = read_ledger(out)
-    if corrections.classes != dataset.classes:
+    ledger = read_ledger(out)
+    if ledger.classes != dataset.classes:
         raise DataError(
-            f"{out} has corrections of the classes {some(corrections.classes)}",
+            f"{out} has corrections of the classes {some(ledger.classes)}",
             f"those of the run: {some(dataset.classes)}",
             hint,
         )
-    return corrections
+    return ledger
 
 
-def _write(corrections: Ledger, verdicts: dict[str, Verdict], tool: str, exam: Exam) -> None:
-    time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    images = dict(corrections.images)
+def _check_masks(ledger: Ledger, verdicts: dict[str, Verdict]) -> None:
+    """Check answers about tags against masks of earlier answers.
+
+    Raises:
+        DataError: an earlier mask says otherwise.
+    """
     for record_id, verdict in verdicts.items():
-        entry = _entry(verdict, images.get(record_id), str(exam.run), tool, time)
-        path = corrections.mask_path(record_id)
-        if verdict.png and path.exists() and path.read_bytes() != verdict.png:
-            # An earlier answer is never lost.
-            target = corrections.folder / EARLIER / time.replace(":", "-") / f"{record_id}.png"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(path, target)
-        if verdict.png:
-            write_atomic(path, verdict.png)
-        entry = dataclasses.replace(entry, image=_kept_image(corrections, record_id, exam))
+        before = ledger.images.get(record_id)
+        if verdict.png or not before or not before.mask:
+            continue
+        path = ledger.mask_path(record_id)
+        values = set(np.unique(read_index_png(path)).tolist())
+        shown = {name for k, name in enumerate(ledger.classes, 1) if k in values}
+        missing = set() if IGNORE in values else {*verdict.tags_added} - shown
+        if wrong := sorted(missing | (shown & {*verdict.tags_removed})):
+            raise DataError(
+                f"image {record_id!r} has two answers about {some(wrong)}: in {verdict.where} and"
+                f" in the earlier mask {path}",
+                "tags and a mask that agree",
+                "correct the mask too, or empty the answer",
+            )
+
+
+def _write(ledger: Ledger, verdicts: dict[str, Verdict], tool: str, exam: Exam) -> None:
+    time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    images = dict(ledger.images)
+    for record_id, verdict in verdicts.items():
         before = images.get(record_id)
+        entry = _entry(verdict, before, str(exam.run), tool, time)
+        entry = dataclasses.replace(entry, image=_image(ledger, record_id, exam))
+        is_same = before is not None and _said(entry) == _said(before)
+        path = ledger.mask_path(record_id)
+        if verdict.png and not (path.is_file() and path.read_bytes() == verdict.png):
+            is_same = False
+            if path.exists():
+                # An earlier answer is never lost.
+                target = ledger.folder / EARLIER / time.replace(":", "-") / f"{record_id}.png"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(path, target)
+            write_atomic(path, verdict.png)
         # The same answer again changes nothing, not even its time.
-        if before is None or dataclasses.replace(entry, time=before.time) != before:
+        if not is_same:
             images[record_id] = entry
-    dataclasses.replace(corrections, images=images).write()
+    dataclasses.replace(ledger, images=images).write()
+
+
+def _said(entry: Correction) -> tuple[object, ...]:
+    return entry.mask, entry.added, entry.removed
 
 
 def _entry(
@@ -158,15 +209,15 @@ def _entry(
     return Correction(mask, tuple(sorted(added)), tuple(sorted(removed)), run, tool, time)
 
 
-def _kept_image(corrections: Ledger, record_id: str, exam: Exam) -> str:
+def _image(ledger: Ledger, record_id: str, exam: Exam) -> str:
     """The copy of an image that the data set lacks; empty for others."""
     if record_id in exam.dataset.records:
         return ""
     review = next(review for review in exam.reviews if record_id in review.images)
     source = Path(review.images[record_id].source)
     name = f"{IMAGES}/{record_id}{source.suffix.lower()}"
-    if not (corrections.folder / name).exists():
-        place_image(source, corrections.folder / name, "copy")
+    if not (ledger.folder / name).exists():
+        place_image(source, ledger.folder / name, "copy")
     return name
 
 

@@ -78,17 +78,8 @@ class Exam:
         if record_id is None:
             self.strangers.append(entry.name)
             return
-        review = self._review(record_id)
-        size = review.images[record_id].size if review else self._size(record_id)
-        mask = np.zeros(size, np.uint8) if entry.mask is None else entry.mask
-        if mask.shape != size:
-            raise DataError(
-                f"{entry.where} is {mask.shape[0]} pixels high and {mask.shape[1]} wide",
-                f"{size[0]} and {size[1]}, the size of image {record_id!r}",
-                "export masks at the size of the images",
-            )
-        self.labels.check_values(mask, entry.where)
-        verdict = self._verdict(record_id, review, mask, entry)
+        mask = self._mask(record_id, entry)
+        verdict = self._verdict(record_id, mask, entry)
         earlier = self.verdicts.setdefault(record_id, verdict)
         if earlier.png != verdict.png:
             raise DataError(
@@ -107,12 +98,21 @@ class Exam:
                 "give the export of this review, or rename its files",
             )
 
-    def _verdict(
-        self, record_id: str, review: Review | None, mask: Pixels, entry: Answer
-    ) -> Verdict:
-        before = review.predicted_mask(self.run, record_id) if review else np.zeros_like(mask)
-        if review:
-            self.keys.add(review.key)
+    def _mask(self, record_id: str, entry: Answer) -> Pixels:
+        """The mask of an answer, of the size of its image and with values of the class table."""
+        size = self._size(record_id)
+        mask = np.zeros(size, np.uint8) if entry.mask is None else entry.mask
+        if mask.shape != size:
+            raise DataError(
+                f"{entry.where} is {mask.shape[0]} pixels high and {mask.shape[1]} wide",
+                f"{size[0]} and {size[1]}, the size of image {record_id!r}",
+                "export masks at the size of the images",
+            )
+        self.labels.check_values(mask, entry.where)
+        return mask
+
+    def _verdict(self, record_id: str, mask: Pixels, entry: Answer) -> Verdict:
+        before = self._prediction(record_id, mask)
         classes, record = self.dataset.classes, self.dataset.records.get(record_id)
         values = set(np.unique(mask).tolist())
         shown = {value - 1 for value in values - {0, IGNORE}}
@@ -121,9 +121,9 @@ class Exam:
         tags, possible = (record.tags, record.possible) if record else ((), range(len(classes)))
         return Verdict(
             encode_index_png(mask),
-            self.labels.changes(before, mask),
-            entry.is_final or review is None or not np.array_equal(before, mask),
-            review is not None,
+            self.labels.changes(np.zeros_like(mask) if before is None else before, mask),
+            entry.is_final or before is None or not np.array_equal(before, mask),
+            before is not None,
             _names(shown, classes),
             _names(absent, classes),
             _names(shown - set(tags), classes),
@@ -143,10 +143,25 @@ class Exam:
                 return alike.pop()
         return None
 
-    def _review(self, record_id: str) -> Review | None:
-        return next((review for review in self.reviews if record_id in review.images), None)
+    def _prediction(self, record_id: str, mask: Pixels) -> Pixels | None:
+        """The mask that the image was asked about with; None where it was not."""
+        reviews = [review for review in self.reviews if record_id in review.images]
+        # Some tools do not say which review they answer: a mask that is as one of them had it is
+        # untouched. Otherwise the latest review counts.
+        for review in reviews:
+            prediction = review.predicted_mask(self.run, record_id)
+            if np.array_equal(prediction, mask):
+                self.keys.add(review.key)
+                return prediction
+        if not reviews:
+            return None
+        self.keys.add(reviews[0].key)
+        return reviews[0].predicted_mask(self.run, record_id)
 
     def _size(self, record_id: str) -> Size:
+        for review in self.reviews:
+            if record_id in review.images:
+                return review.images[record_id].size
         return image_size(self.dataset.records[record_id].image)
 
 

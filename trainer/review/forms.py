@@ -8,6 +8,7 @@ from trainer.errors import ConfigError, DataError, nearest
 from trainer.review import cvat, folder, labelstudio
 from trainer.review.files import Files
 from trainer.review.form import Form
+from trainer.review.ledger import is_ledger
 from trainer.review.record import FILE, is_review, read_review
 
 # An export is tried in this order: the first two are told apart by names of files.
@@ -54,6 +55,9 @@ def opened_export(place: Path) -> tuple[Form, Files]:
             return form, Files(place / form.own if is_file else place)
         place = exports[0]
     files = Files(place)
+    # Corrections of tags alone have no mask that would tell.
+    if is_ledger(place):
+        return folder.FORM, files
     for form in FORMS.values():
         if form.fits(files):
             return form, files

@@ -105,9 +105,19 @@ def _fits(files: Files) -> bool:
 
 def _read(files: Files, labels: Labels) -> Iterator[Answer]:
     for name in files.names:
-        if name.lower().endswith(".json"):
-            for number, entry in enumerate(_tasks(files, name)):
-                yield from _answers(entry, labels, f"{files.where(name)}, task {number + 1}")
+        if not name.lower().endswith(".json"):
+            continue
+        for number, entry in enumerate(_tasks(files, name), 1):
+            where = f"{files.where(name)}, task {number}"
+            try:
+                yield from _answers(entry, labels, where)
+            # A file that somebody has edited fails in its own way, and each means the same.
+            except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+                raise DataError(
+                    f"{where} is not as Label Studio writes it: {type(error).__name__} {error}",
+                    "tasks of Label Studio",
+                    "export again as JSON",
+                ) from error
 
 
 def _tasks(files: Files, name: str) -> list[Mapping[str, Any]]:
@@ -151,15 +161,8 @@ def _long(result: Mapping[str, Any]) -> dict[str, Any]:
     return {**result, "type": kind, "value": result}
 
 
-def _size(results: list[Any], where: str) -> tuple[int, int] | None:
-    """(H, W) that the results state; None where none does."""
-    sizes = {
-        (result["original_height"], result["original_width"])
-        for result in results
-        if "original_height" in result
-    }
-    if not sizes:
-        return None
+def _size(regions: list[Mapping[str, Any]], where: str) -> tuple[int, int]:
+    sizes = {(region["original_height"], region["original_width"]) for region in regions}
     height, width = next(iter(sizes))
     is_size = all(isinstance(side, int) and side > 0 for side in (height, width))
     if len(sizes) > 1 or not is_size or height * width > MAX_PIXELS:
@@ -168,14 +171,13 @@ def _size(results: list[Any], where: str) -> tuple[int, int] | None:
 
 
 def _mask(results: list[Any], labels: Labels, where: str) -> Pixels | None:
-    size = _size(results, where)
-    if size is None:
+    regions = [result for result in results if str(result.get("type", "")).endswith("labels")]
+    if not regions:
         return None
+    size = _size(regions, where)
     mask = np.zeros(size, np.uint8)
-    for result in results:
-        kind = str(result.get("type", ""))
-        if not kind.endswith("labels"):
-            continue
+    for result in regions:
+        kind = result["type"]
         value: Mapping[str, Any] = result["value"]
         names = list(value.get(kind) or [])
         if len(names) != 1 or result.get("image_rotation"):

@@ -200,6 +200,44 @@ def test_answers_about_tags(run: Path, dataset: Dataset, tmp_path: Path) -> None
         answer(run, place, tmp_path / "out")
 
 
+def test_tags_and_earlier_masks_agree(run: Path, dataset: Dataset, tmp_path: Path) -> None:
+    place = review(run, dataset)
+    record = dataset.subset("train")[0]
+    other = next(k for k in range(2, len(dataset.classes)) if k not in record.tags)
+    original = (place / "masks" / f"{record.id}.png").read_bytes()
+    paint(place / "masks" / f"{record.id}.png", 2)
+    answer(run, place, tmp_path / "out")
+    (place / "masks" / f"{record.id}.png").write_bytes(original)
+    row = f"{record.id},{dataset.classes[other]},absent,0.9,present"
+    (place / TABLE).write_text(f"id,class,tag,score,answer\n{row}\n")
+    with pytest.raises(DataError, match="the earlier mask"):
+        answer(run, place, tmp_path / "out")
+    # Elsewhere the tag is taken, and merging finds the same contradiction.
+    answer(run, place, tmp_path / "tags")
+    assert read_ledger(tmp_path / "tags").images[record.id].mask is False
+    with pytest.raises(DataError, match="the earlier mask"):
+        answer(run, tmp_path / "tags", tmp_path / "out")
+    answer(run, tmp_path / "tags", tmp_path / "merged")
+    merged = read_ledger(tmp_path / "merged").images[record.id]
+    assert merged.added == (dataset.classes[other],)
+
+
+def test_an_untouched_mask_of_an_earlier_review_is_no_answer(
+    run: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    """A zip of CVAT does not say which review it answers."""
+    place = review(run, dataset, "cvat")
+    export = shutil.copy(place / "annotations.zip", tmp_path / "export.zip")
+    later = run / "reviews" / "later"
+    shutil.copytree(run / "reviews" / "cvat", later)
+    content = json.loads((later / "review.json").read_text())
+    (later / "review.json").write_text(json.dumps({**content, "key": "later", "time": "2027"}))
+    for path in (later / "predicted").glob("*.png"):
+        paint(path, 2)
+    summary = answer(run, Path(export), tmp_path / "out")
+    assert (summary["images"], len(summary["unchanged"])) == ({}, 3)
+
+
 def submitted(place: Path, count: int) -> list[dict[str, Any]]:
     tasks: list[dict[str, Any]] = json.loads((place / "tasks.json").read_text())
     for task in tasks[:count]:

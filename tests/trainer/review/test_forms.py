@@ -255,6 +255,25 @@ def test_boxes_and_unknown_labels_of_label_studio(tmp_path: Path) -> None:
         labelstudio(tmp_path, {"images": [], "annotations": []})
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"annotations": 3},
+        {"annotations": [{"result": [{"type": "brushlabels"}]}]},
+        {"annotations": [{"result": [{"type": "brushlabels", "original_height": 3}]}]},
+        {
+            "annotations": [
+                {"result": [{"type": "brushlabels", "original_height": 3, "original_width": 0}]}
+            ]
+        },
+        {"data": None},
+    ],
+)
+def test_tasks_that_label_studio_would_not_write(change: Any, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"not as Label Studio writes it|impossible sizes"):
+        labelstudio(tmp_path, [{**task(), **change}])
+
+
 def test_skipped_tasks_are_no_answers_and_the_declared_truth_counts(tmp_path: Path) -> None:
     rle = brush.encode(np.ones((4, 5), bool))
     entry = task({"type": "brushlabels", "value": {"rle": rle, "brushlabels": ["cat"]}})
