@@ -22,8 +22,8 @@ and standard deviation.
 The peers use anomalib's own models and defaults, with these exceptions. The network is the one of
 the runs and takes its pixels in its own scale. Its layers are those at the strides of the papers: 8
 and 16 for PatchCore, and 4 as well for PaDiM. PaDiM keeps 100 features, anomalib's number for a
-ResNet-18. PatchCore keeps 1 % of its patches and not 10 %: anomalib's greedy selection takes time
-in proportion.
+ResNet-18. PatchCore keeps 1 % of its patches and not 10 %, because the choice takes time in
+proportion; distances are exact where anomalib projects them at random (see anomaly_maps.py).
 
 The first call makes an environment for anomalib, 7 GB and some minutes. Maps that are made stay
 below OUT, so that further runs are compared at once. Remove OUT when all is measured.
