@@ -29,6 +29,10 @@ from rich.progress import (
 
 LINE_EVERY = 30.0
 """Seconds between two lines where no bar can be drawn."""
+SPEED_OVER = 300.0
+"""Seconds that a speed is the mean of. It needs two steps, and one step of a large network may take
+longer than rich's 30 s.
+"""
 
 
 class Log(StrEnum):
@@ -109,6 +113,7 @@ def make_progress(show: bool = True, images: int = 1) -> Progress:
         TextColumn("{task.fields[status]}"),
         console=console,
         disable=not show,
+        speed_estimate_period=SPEED_OVER,
     )
 
 
@@ -125,7 +130,12 @@ class ProgressLines(Progress):
 
     def __init__(self, console: Console, show: bool, images: int) -> None:
         # Disabled, a Progress still counts and estimates, and draws nothing.
-        super().__init__(console=console, disable=True, get_time=time.monotonic)
+        super().__init__(
+            console=console,
+            disable=True,
+            get_time=time.monotonic,
+            speed_estimate_period=SPEED_OVER,
+        )
         self.show, self.images = show, images
         self.next_line = time.monotonic() + LINE_EVERY
 
@@ -159,7 +169,7 @@ class ProgressLines(Progress):
         left = 0.0 if task.finished else task.time_remaining
         parts = [
             f"{task.description} {task.completed:.0f}/{total:.0f} ({share:.0%})",
-            f"{speed:.3g} images/s" if speed else "",
+            f"{_digits(speed)} images/s" if speed else "",
             f"{clock(task.elapsed or 0)} spent",
             f"{clock(left)} left" if left else "",
             task.fields["status"],
@@ -197,3 +207,7 @@ def clock(seconds: float) -> str:
     """Hours, minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def _digits(speed: float) -> str:
+    return f"{speed:.0f}" if speed >= 100 else f"{speed:.3g}"

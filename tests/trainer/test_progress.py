@@ -52,6 +52,16 @@ def test_a_log_gets_a_line_every_half_minute_and_one_at_the_end(clock, capsys):
     assert "left" not in lines[-1]
 
 
+@pytest.mark.parametrize(("seconds", "text"), [(1, "16"), (0.01, "1600"), (200, "0.08")])
+def test_speeds_are_plain_numbers(clock, capsys, seconds, text):
+    with progress.make_progress(images=16) as bar:
+        task = bar.add_task("cams", total=40, status="")
+        for _ in range(40):
+            clock[0] += seconds
+            bar.advance(task)
+    assert f", {text} images/s, " in capsys.readouterr().err
+
+
 def test_a_resumed_training_starts_at_its_step_and_shows_its_loss(clock, capsys):
     with progress.make_progress(images=16) as bar:
         task = bar.add_task("classify", total=80, completed=40, status="")
