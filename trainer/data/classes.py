@@ -56,8 +56,14 @@ def table_of_tags(counts: Counter[str], where: Path, remarks: Remarks) -> ClassT
         remarks: gets the spellings that are taken together.
 
     Raises:
-        DataError: see ``check_classes``.
+        DataError: no tag; or see ``check_classes``.
     """
+    if not counts:
+        raise DataError(
+            f"no image of {where} shows a class: every one is a negative",
+            "images of one class at least",
+            "tag what an image shows, for some images of each class",
+        )
     spellings = one_spelling(counts)
     names, values = in_order(set(spellings.values()))
     check_classes(names, where)

@@ -34,8 +34,8 @@ class DataConfig(Knobs):
         missing: what a class is that nobody names: ``absent``, or ``unknown``. Cells that say 0 are
             absent, and cells ``?`` are unknown, in any case.
         negative: tags and class folders that mean "shows no class", with commas between them;
-            ``auto`` takes folders called good, none, normal, ok, negative or no_defect; ``none``
-            takes no name. ``background`` always means it.
+            ``auto`` takes folders called good, none, normal, ok, negative, negatives, no defect or
+            no_defect; ``none`` takes no name. ``background`` always means it.
         group: the column that names what an image belongs to, such as a part or a patient, so that
             lists and intervals keep its images together; ``auto`` takes group, patient, slide,
             scene or tile; ``none`` reads no groups.

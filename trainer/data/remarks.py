@@ -28,5 +28,6 @@ class Remarks:
         self.problems.append(error)
 
     def note(self, text: str) -> None:
-        """Something that the user should know and that is no fault."""
-        self.notes.append(text)
+        """Something that the user should know and that is no fault; it is kept once."""
+        if text not in self.notes:
+            self.notes.append(text)

@@ -112,8 +112,7 @@ def _ids(dataset: Dataset, path: Path, names: list[str], remarks: Remarks) -> di
             strange.append(name)
     if strange:
         remarks.problem(
-            f"{path} names {len(strange)} images that the data lack, or several at once:"
-            f" {some(strange)}",
+            f"{path} has names that fit no image, or several: {some(strange)}",
             "ids, or paths relative to the data folder",
             "correct the rows, or take them out",
         )

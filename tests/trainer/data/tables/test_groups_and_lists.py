@@ -113,10 +113,16 @@ def test_a_file_of_lists_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "wsss-trainer split" in error.value.hint
 
 
+def test_a_note_about_two_files_of_one_name_is_said_once(tmp_path: Path) -> None:
+    root = table(tmp_path / "data", "image,tag,split,tile\na,cat,train,1\nb,dog,val,2\nc,,val,2\n")
+    data = open_dataset(root, config=DataConfig(lists=str(root / "labels.csv")))
+    assert [note.startswith("column 'tile' of labels.csv") for note in data.notes].count(True) == 1
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("image,list\nz.png,train\n", r"names 1 images that the data lack.*: z\.png"),
+        ("image,list\nz.png,train\n", r"has names that fit no image, or several: z\.png\n"),
         ("image,tag\na.png,train\n", "none of them for the list"),
         ("photo,list\na.png,train\n", "none of them for the image"),
     ],
