@@ -193,12 +193,22 @@ def evaluation(
     args: argparse.Namespace, data: Path, folder: Path, seed: int, settings: Sequence[str] = ()
 ) -> Any:
     """What ``eval RUN --json`` prints of a run."""
-    options = ["--seed", seed, "--until", args.until, *settings, *args.fit]
+    return json.loads(command("eval", fitted(args, data, folder, seed, settings), "--json"))
+
+
+def fitted(
+    args: argparse.Namespace, data: Path, folder: Path, seed: int, settings: Sequence[str] = ()
+) -> Path:
+    """The run in ``folder``, after ``fit`` has done what is missing. ``settings`` go over the
+    options that all runs have.
+    """
+    options = ["--seed", seed, "--until", args.until]
     for name in ("weights", "train_list"):
         if value := getattr(args, name):
             options += [f"--{name.replace('_', '-')}", value]
-    command("fit", data, "--run", folder, "--val-list", args.val_list, *options)
-    return json.loads(command("eval", folder, "--json"))
+    options += ["--val-list", args.val_list, *args.fit, *settings]
+    command("fit", data, "--run", folder, *options)
+    return folder
 
 
 def command(*words: object) -> str:

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from trainer.data.dataset import Record
 from trainer.data.pixels import read_image
 from trainer.data.sampling import epoch_length
+from trainer.data.tables.training_masks import LIST
 from trainer.data.transforms import normalise, to_tensor
 from trainer.nets.backbone import Backbone
 from trainer.nets.statistics import statistics_distance
@@ -108,6 +109,32 @@ def distance_of(network: Backbone, file: Path, records: Sequence[Record]) -> flo
     images = records[:: max(1, len(records) // LOOKS)][:LOOKS]
     views = [ImageOps.fit(Image.fromarray(read_image(r.image)), (SIDE, SIDE)) for r in images]
     return statistics_distance(network, torch.stack([to_tensor(normalise(v)) for v in views]))
+
+
+def choice_of_masks(
+    options: Options, configs: Configs, records: Sequence[Record], count: int
+) -> Choice:
+    """What ``count`` true masks beside pseudo masks ask for; knobs that were typed are left out.
+
+    The values of the teacher are those of UniMatch V2 (Yang et al., 2024).
+    """
+    config = configs.segment
+    updates = config.total(epoch_length(records, config.negatives, config.balance))
+    # The average looks back over a twentieth of a short training: the published decay would keep
+    # the initial weights.
+    ema = round(min(0.996, max(0.5, 1 - 20 / updates)), 3)
+    teacher = {"teacher": "fill", "teacher_confidence": 0.95, "teacher_after": 0.33, "ema": ema}
+    layer: Layer = {"refine": {"threshold_from": LIST, "crf": LIST}, "segment": teacher}
+    typed = typed_layer(options)
+    free = {
+        section: {knob: value for knob, value in changes.items() if knob not in typed[section]}
+        for section, changes in layer.items()
+    }
+    reason = (
+        f"true masks of {count} images choose how pseudo masks are made, and train the segmenter in"
+        " half of each batch; an averaged network labels the other half where it is sure"
+    )
+    return Choice(free, reason)
 
 
 def _about_classes(records: Sequence[Record]) -> Iterator[Choice]:

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from trainer import config as knobs
 from trainer.data.dataset import Dataset, Record
+from trainer.data.tables.corrections import Corrections
+from trainer.data.tables.training_masks import LIST, TrainingMasks
 from trainer.methods.recipes import backbone_knobs
 from trainer.options import Configs
 from trainer.run import Output, Run
@@ -38,6 +40,8 @@ class Context:
         device: ``auto``, ``cpu`` or ``cuda``.
         train_list: name of the list that trains.
         val_list: name of the list that validates, or None.
+        masks: the true masks that train the segmenter, beside pseudo masks; None without any.
+        corrections: of ``dataset``, which has them; None without any.
         cams_folder: ``--cams``: a folder of maps to take instead of making them, or None.
         initial: the weights of the backbone that training starts from; None for random ones.
         classifier: what was loaded of ``--classifier``, or None.
@@ -53,6 +57,8 @@ class Context:
     device: str
     train_list: str
     val_list: str | None
+    masks: TrainingMasks | None = None
+    corrections: Corrections | None = None
     cams_folder: Path | None = None
     initial: LoadReport | None = None
     classifier: LoadReport | None = None
@@ -168,6 +174,8 @@ class Context:
         """Hash of the true masks that a threshold from ``source`` looks at; empty where it looks
         at none.
         """
+        if self.masks and source == LIST:
+            return [self.masks.mask_fingerprint(self.masks.images)]
         # Masks that no threshold looks at leave the key alone when they are mended.
         if source not in self.dataset.lists:
             return []

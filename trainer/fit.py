@@ -9,7 +9,7 @@ from typing import Any
 
 from trainer.checks.preflight import data_entry
 from trainer.config import as_dict
-from trainer.context import Stage
+from trainer.context import Context, Stage
 from trainer.cores import shared_cores
 from trainer.data.dataset import check_images
 from trainer.interrupt import terminated
@@ -89,9 +89,24 @@ def description(plan: Plan) -> dict[str, Any]:
         "train_list": context.train_list,
         "val_list": context.val_list,
         "data": data_entry(context.dataset, plan.preflight),
+        "masks": masks_entry(context),
         "choices": list(plan.reasons),
         "config": {
             field.name: as_dict(getattr(context.configs, field.name))
             for field in dataclasses.fields(context.configs)
         },
+    }
+
+
+def masks_entry(context: Context) -> dict[str, Any] | None:
+    """What ``manifest.json`` says of the true masks and corrected tags that a run trains on; None
+    without any. Figures are measured without them, so the ids are told.
+    """
+    masks, corrections = context.masks, context.corrections
+    if masks is None and corrections is None:
+        return None
+    return {
+        "ids": [record.id for record in masks.images] if masks else [],
+        "corrections": str(corrections.folder.resolve()) if corrections else None,
+        "tags": corrections.tags if corrections else {},
     }

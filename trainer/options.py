@@ -64,6 +64,8 @@ class Options:
     cams: Path | None = None
     train_list: str | None = None
     val_list: str | None = None
+    masks: str | None = None
+    corrections: Path | None = None
     epochs: int | None = None
     size: int | None = None
     until: str = "report"
@@ -108,13 +110,17 @@ class Configs:
         return "" if file == "none" else file
 
 
-def make_configs(options: Options, of_data: Layer | None = None) -> Configs:
+def make_configs(
+    options: Options, of_data: Layer | None = None, of_masks: Layer | None = None
+) -> Configs:
     """The knobs of every stage, in layers, each over the ones before: recipe, what the data ask
-    for, ``--preset``, ``--refine``, ``--epochs`` and ``--size``, ``--set``.
+    for, ``--preset``, ``--refine``, ``--epochs`` and ``--size``, what true masks that train ask
+    for, ``--set``.
 
     Args:
         options: as typed.
         of_data: see ``trainer.adaptation``.
+        of_masks: see ``trainer.adaptation``.
 
     Raises:
         ConfigError: unknown method, recipe, preset, segmenter, section or knob.
@@ -134,6 +140,7 @@ def make_configs(options: Options, of_data: Layer | None = None) -> Configs:
     layers += [
         refinement_layer(options.refine, user_layer["refine"].get("refine"), is_small(recipe)),
         short_layer(options.epochs, options.size, classify),
+        of_masks or {},
         user_layer,
     ]
     changes = merged(layers)

@@ -7,18 +7,21 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from trainer.adaptation import choices, distance_of
+from trainer.adaptation import Choice, choice_of_masks, choices, distance_of
 from trainer.checks.preflight import Preflight, preflight
 from trainer.context import RANDOM, Context, Stage
 from trainer.data.dataset import Dataset, Record
 from trainer.data.formats.opening import open_dataset
 from trainer.data.sampling import epoch_length
+from trainer.data.tables.corrections import corrected, extended, read_corrections
+from trainer.data.tables.training_masks import LIST, choose_masks
 from trainer.errors import ConfigError, DataError, nearest
 from trainer.methods.recipes import recipe as recipe_of
 from trainer.methods.registry import build_method, declaration
 from trainer.nets import build_backbone
 from trainer.options import STAGES, Configs, Options, is_small, make_configs, merged
 from trainer.outputs import check_folder
+from trainer.refine.crf import PRESETS
 from trainer.run import Run, is_run, stage_key
 from trainer.segmenters.start import choose_source, find_start
 from trainer.stages import (
@@ -30,6 +33,7 @@ from trainer.stages import (
     refine,
     scores,
     segment,
+    sure_masks,
     walk,
 )
 from trainer.training.optimiser import Training
@@ -78,12 +82,13 @@ def make_plan(options: Options) -> Plan:
     """
     if options.until not in STAGES:
         raise ConfigError(f"there is no stage {options.until!r}", nearest(options.until, STAGES))
+    _check_masks(options)
     configs = make_configs(options)
     # What can fail at once comes first: names, then the data, then weights that may be fetched.
     stages = choose_stages(options, configs)
     context = open_context(options, configs)
     context, reasons = adapt(context, options, stages)
-    stages = choose_stages(options, context.configs)
+    stages = choose_stages(options, context.configs, context.masks is not None)
     check_trainings(context, stages)
     context = with_weights(context, options, stages)
     if any(stage.name == "walk" for stage in stages):
@@ -93,8 +98,28 @@ def make_plan(options: Options) -> Plan:
     return Plan(context, tuple(stages), stage_keys(context, stages), options.until, reasons)
 
 
-def choose_stages(options: Options, configs: Configs) -> list[Stage]:
+def _check_masks(options: Options) -> None:
+    """Refuse true masks beside pseudo masks where there are no pseudo masks.
+
+    Raises:
+        ConfigError: as said.
+    """
+    if options.supervision == "full" and (options.masks or options.corrections):
+        name = "--masks" if options.masks else "--corrections"
+        raise ConfigError(
+            f"{name} with --supervision full, which trains on every true mask",
+            "--supervision weak or both",
+            "for a training on a few true masks alone: --supervision full --train-list LIST",
+        )
+
+
+def choose_stages(options: Options, configs: Configs, has_masks: bool = False) -> list[Stage]:
     """The stages that were asked for, up to ``--until``. Looks at names and knobs only.
+
+    Args:
+        options: as typed.
+        configs: knobs.
+        has_masks: whether some true masks train beside the pseudo masks.
 
     Raises:
         ConfigError: a preparation of the method that cannot be, or a network that would have
@@ -107,7 +132,7 @@ def choose_stages(options: Options, configs: Configs) -> list[Stage]:
     if options.supervision != "full":
         stages += _until_masks(options, configs, training)
     if options.reaches("segment"):
-        stages += _segmenters(options, configs, training)
+        stages += _segmenters(options, configs, training, has_masks)
     if options.cams and any(stage.needs == "classifier" for stage in stages):
         raise ConfigError(
             "--cams brings no classifier whose weights could start a network", "--weights FILE"
@@ -126,15 +151,18 @@ def _until_masks(options: Options, configs: Configs, training: list[Stage]) -> l
     return [stage for part, group in parts.items() if options.reaches(part) for stage in group]
 
 
-def _segmenters(options: Options, configs: Configs, training: list[Stage]) -> list[Stage]:
+def _segmenters(
+    options: Options, configs: Configs, training: list[Stage], has_masks: bool
+) -> list[Stage]:
     """The segmenter of pseudo masks, that of true masks, or both."""
     source = choose_source(
         configs.segment, options.backbone, options.pretrained, options.segmenter_weights
     )
     stages: list[Stage] = []
     if options.supervision != "full":
-        rounds = configs.segment.rounds
-        stages += segment.stages("segment", ("refine",), source, rounds)
+        sure = [sure_masks.stage()] if has_masks else []
+        before = (sure_masks.NAME if has_masks else "refine",)
+        stages += [*sure, *segment.stages("segment", before, source, configs.segment.rounds)]
     elif source == "classifier":
         stages += training
     if options.supervision != "weak":
@@ -160,16 +188,27 @@ def open_context(options: Options, configs: Configs) -> Context:
     """
     dataset, run = open_dataset(options.data, config=configs.data), Run(options.run)
     _check_place(options, configs, dataset, run)
+    folder = options.corrections
+    corrections = read_corrections(folder, dataset) if folder else None
+    train_list = options.train_list or dataset.default_list("train") or "all"
+    if corrections:
+        dataset = corrected(extended(dataset, corrections, train_list), corrections.tags)
+    val_list = options.val_list or dataset.default_list("val")
+    masks = choose_masks(dataset, options.masks, corrections, train_list, val_list)
+    if masks:
+        dataset = replace(dataset, withheld=masks.ids)
     context = Context(
         run=run,
         dataset=dataset,
+        masks=masks,
+        corrections=corrections,
         configs=configs,
         method=options.method,
         backbone=options.backbone,
         seed=options.seed,
         device=options.device,
-        train_list=options.train_list or dataset.default_list("train") or "all",
-        val_list=options.val_list or dataset.default_list("val"),
+        train_list=train_list,
+        val_list=val_list,
         cams_folder=options.cams,
     )
     if not context.tagged:
@@ -192,7 +231,12 @@ def _check_place(options: Options, configs: Configs, dataset: Dataset, run: Run)
         return
     data = options.data.resolve()
     texts = (options.weights, options.segmenter_weights, configs.checkpoint)
-    files = [options.cams, options.classifier, *(Path(text) for text in texts if text)]
+    files = [
+        options.cams,
+        options.classifier,
+        options.corrections,
+        *(Path(text) for text in texts if text),
+    ]
     inputs = [*dataset.places(), *(path for path in files if path)]
     beside = data.parent / "runs" / data.name
     shortest = min(os.path.relpath(beside), str(beside), key=len)
@@ -202,10 +246,28 @@ def _check_place(options: Options, configs: Configs, dataset: Dataset, run: Run)
 def adapt(
     context: Context, options: Options, stages: list[Stage]
 ) -> tuple[Context, tuple[str, ...]]:
-    """The context with the knobs that the data ask for, and why. What was typed stays."""
+    """The context with the knobs that the data and the true masks that train ask for, and why.
+    What was typed stays.
+    """
+    own = _choices_of_data(context, options, stages)
+    layer = merged([choice.layer for choice in own])
+    configs = make_configs(options, layer)
+    if context.masks:
+        choice = choice_of_masks(options, configs, context.training, len(context.masks.ids))
+        configs, own = make_configs(options, layer, choice.layer), [*own, choice]
+    elif configs.refine.crf == LIST:
+        raise ConfigError(
+            "refine.crf=masks, and no true masks train",
+            f"a preset: {', '.join(PRESETS)}",
+            "--masks LIST or --corrections DIR brings masks",
+        )
+    return replace(context, configs=configs), tuple(choice.reason for choice in own)
+
+
+def _choices_of_data(context: Context, options: Options, stages: list[Stage]) -> list[Choice]:
     recipe = options.recipe or recipe_of(options.backbone, options.weights)
     if not is_small(recipe):
-        return context, ()
+        return []
     distance = None
     trains = any(stage.needs == "weights" for stage in stages)
     if recipe == "small" and options.pretrained and trains:
@@ -213,9 +275,7 @@ def adapt(
         network = build_backbone(options.backbone)
         file = find_weights(options.backbone, options.weights)
         distance = distance_of(network, file, context.training)
-    own = choices(options, context.configs, context.training, distance)
-    configs = make_configs(options, merged([choice.layer for choice in own]))
-    return replace(context, configs=configs), tuple(choice.reason for choice in own)
+    return choices(options, context.configs, context.training, distance)
 
 
 def stage_keys(context: Context, stages: list[Stage]) -> dict[str, str]:

@@ -113,6 +113,21 @@ def fit(
         str | None,
         typer.Option(help="Image list to measure on; never used for training. Default: val."),
     ] = None,
+    masks: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "A list of the data, or a file of ids: their true masks train the segmenter and"
+                " choose how pseudo masks are made; all other masks stay unused."
+            )
+        ),
+    ] = None,
+    corrections: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of corrected masks and tags, which train; wsss-trainer answer writes one."
+        ),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of classifier and segmenter.")] = None,
     size: Annotated[int | None, typer.Option(help="Side of the training crops, pixels.")] = None,
     until: Annotated[
@@ -151,6 +166,9 @@ def fit(
       wsss-trainer fit VOC2012/ --method seam --backbone resnet38 --classifier resnet38_SEAM.pth
       wsss-trainer fit VOC2012/ --cams maps/ --refine irn --until refine --run runs/refined
       wsss-trainer fit VOC2012/ --segmenter deeplab-v2-r101 --segmenter-weights resnet101.pth
+      wsss-trainer fit photos/ --set segment.rounds=2 --run runs/rounds
+      wsss-trainer fit photos/ --masks masked.txt --run runs/masks
+      wsss-trainer fit photos/ --corrections corrections/ --run runs/corrected
     """
     from trainer.fit import fit as run_plan
     from trainer.fit import warnings
@@ -179,6 +197,8 @@ def fit(
         segmenter_weights=segmenter_weights,
         train_list=train_list,
         val_list=val_list,
+        masks=masks,
+        corrections=corrections,
         epochs=epochs,
         size=size,
         until=until,

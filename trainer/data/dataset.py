@@ -74,6 +74,7 @@ class Dataset:
         masks_from: the source of the masks in words; empty without masks.
         config: how it was read.
         mask_colours: value of each RGB colour in mask files, if the data set has a table of them.
+        withheld: ids of the images whose true mask trains, and so measures nothing.
     """
 
     root: Path
@@ -87,6 +88,7 @@ class Dataset:
     masks_from: str = ""
     config: DataConfig = field(default_factory=DataConfig)
     mask_colours: dict[Colour, int] = field(default_factory=dict, kw_only=True)
+    withheld: frozenset[str] = field(default=frozenset(), kw_only=True)
 
     def subset(self, name: str) -> list[Record]:
         """Records of list ``name``, in list order.
@@ -103,12 +105,12 @@ class Dataset:
         return [self.records[i] for i in self.lists[name]]
 
     def masked(self, name: str) -> list[Record]:
-        """Records of list ``name`` that have a true mask, in list order.
+        """Records of list ``name`` with a true mask to measure by, in list order.
 
         Raises:
             DataError: there is no such list.
         """
-        return self.with_masks(self.subset(name))
+        return self.with_masks([r for r in self.subset(name) if r.id not in self.withheld])
 
     def with_masks(self, records: Sequence[Record]) -> list[Record]:
         """Those of ``records`` that have a true mask; none where nobody drew any of these masks."""
@@ -222,9 +224,7 @@ class Dataset:
         return digest.hexdigest()[:16]
 
     def reported_lists(self, train_list: str, val_list: str | None) -> list[str]:
-        """Lists that figures are given for: ``train`` (or the training list) and the validation
-        list.
-        """
+        """Lists that figures are for: ``train`` (or the training list) and the validation list."""
         names = ["train" if "train" in self.lists else train_list]
         if val_list and val_list not in names:
             names.append(val_list)

@@ -35,10 +35,14 @@ MakeSample = Callable[[Record, Rng], dict[str, torch.Tensor]]
 
 
 class Samples(TorchDataset[Sample]):
-    """Samples addressed by (epoch, index)."""
+    """Samples addressed by (epoch, index), and the order in which epochs draw them, where it is not
+    the usual one.
+    """
 
-    def __init__(self, records: Sequence[Record], make: MakeSample, seed: int) -> None:
-        self.records, self.make, self.seed = list(records), make, seed
+    def __init__(
+        self, records: Sequence[Record], make: MakeSample, seed: int, order: Order | None = None
+    ) -> None:
+        self.records, self.make, self.seed, self.order = list(records), make, seed, order
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """One sample; its randomness is a pure function of (seed, epoch, index)."""

@@ -75,13 +75,48 @@ class Order:
 
     def _deal(self, epoch: int) -> Indices:
         """The images without a tag of an epoch: the next ones of the deck."""
-        places = np.arange(epoch * self.others, (epoch + 1) * self.others)
-        rounds = places // max(1, len(self.deck))
-        decks = {
-            int(n): np.random.default_rng((self.seed, 1, int(n))).permutation(self.deck)
-            for n in np.unique(rounds)
-        }
-        return np.array([decks[int(n)][p % len(self.deck)] for p, n in zip(places, rounds)], int)
+        return _deal(self.deck, epoch, self.others, (self.seed, 1))
+
+
+class MixedOrder(Order):
+    """An order whose every second image is one of a few, for example those with a true mask.
+
+    It is as long as the order without them. Two epochs draw the images of one such order, and the
+    few come from a deck that is shuffled when it is used up.
+
+    Args:
+        records: training images.
+        few: how many images stand after ``records``.
+        negatives: see ``Order``; of ``records``.
+        balance: see ``Order``; of ``records``.
+        seed: of the shuffling.
+    """
+
+    def __init__(
+        self, records: Sequence[Record], few: int, negatives: float, balance: bool, seed: int
+    ) -> None:
+        super().__init__(records, negatives, balance, seed)
+        self.few = np.arange(len(records), len(records) + few)
+
+    def __call__(self, epoch: int) -> Indices:
+        """See ``Order``."""
+        length = len(self)
+        half = (length + 1) // 2
+        start = (epoch % 2) * (length - half)
+        order = np.empty(length, np.int64)
+        order[::2] = super().__call__(epoch // 2)[start : start + half]
+        order[1::2] = _deal(self.few, epoch, length - half, (self.seed, 2))
+        return order
+
+
+def _deal(deck: Indices, epoch: int, count: int, seed: tuple[int, int]) -> Indices:
+    """The next ``count`` of a deck that is shuffled when it is used up."""
+    places = np.arange(epoch * count, (epoch + 1) * count)
+    rounds = places // max(1, len(deck))
+    decks = {
+        int(n): np.random.default_rng((*seed, int(n))).permutation(deck) for n in np.unique(rounds)
+    }
+    return np.array([decks[int(n)][p % len(deck)] for p, n in zip(places, rounds)], int)
 
 
 def make_order(

@@ -32,6 +32,7 @@ PROTOCOL = {
     "initial_weights": "initial weights",
     "train_list": "training list",
     "tags_from": "origin of the tags",
+    "masks": "number of true masks that train",
     "segmenter": "segmenter",
 }
 FIGURES = (

@@ -177,6 +177,8 @@ class Conditions:
         note: the user's words about masks and maps from elsewhere.
         segmenter: its name; empty for maps and refined masks, None where unknown.
         groups: how many groups the measured images belong to, which intervals draw; 0 without any.
+        masks: how many true masks train beside pseudo masks, or choose how these are made.
+        tagged: with such masks, how many images train by their tags.
     """
 
     list: str
@@ -199,6 +201,8 @@ class Conditions:
     unmasked: int = 0
     blank: int = 0
     groups: int = 0
+    masks: int = 0
+    tagged: int = 0
 
     def line(self) -> str:
         """The first half of a protocol line."""
@@ -217,8 +221,12 @@ class Conditions:
         text += f"{self.labels} classes with background; {self.method}"
         if self.backbone is None:
             return f"{text}, {self.note or 'no record of how they were made'}"
+        training = f"{self.train_list} tags ({self.tags_from})"
+        if self.masks:
+            origin = f"{self.train_list} ({self.tags_from})"
+            training = f"tags of {self.tagged:,} images of {origin} and masks of {self.masks:,}"
         return (
-            f"{text} on {self.backbone}, trained on {self.train_list} tags ({self.tags_from}), "
+            f"{text} on {self.backbone}, trained on {training}, "
             f"initial weights {self.initial_weights}, seed {self.seed}"
         )
 

@@ -243,6 +243,8 @@ def _segmented(
     rounds = settings.get("rounds", 1) if stage == "segment" else 1
     times = f" in {rounds} rounds" if rounds > 1 else ""
     labels = "pseudo masks" if stage == "segment" else "TRUE masks (upper bound)"
+    if stage == "segment" and (count := len(_masks(run))):
+        labels = f"{count} true masks and on pseudo masks"
     views = f"scales {_numbers(settings['scales'])}{' and mirror' if settings['flip'] else ''}"
     crf = _named_crf(settings.get("crf", "none"))
     conditions = Conditions(
@@ -290,13 +292,15 @@ def _source(source: str, name: str) -> str:
 
 def _crf(run: Run) -> str:
     config = run.manifest["config"]["refine"]
+    metrics = run.manifest["stages"]["refine"]["metrics"]
     way, walk = config["refine"], ""
     if way in ("affinity", "irn"):
         checkpoint = run.manifest["config"][way].get("checkpoint", "none")
         source = "" if checkpoint == "none" else f" from {Path(checkpoint).name}"
         walk = f"walk of {'AffinityNet' if way == 'affinity' else 'IRNet'}{source}, "
     sharpens = way == "crf" or (walk and config["crf_after_walk"])
-    return walk + _named_crf(config["crf"] if sharpens else "none")
+    # True masks may have chosen another one than the knob says.
+    return walk + _named_crf(metrics.get("crf") or (config["crf"] if sharpens else "none"))
 
 
 def _named_crf(preset: str) -> str:
@@ -307,7 +311,10 @@ def _common(
     run: Run, dataset: Dataset, name: str, stage: str, records: Sequence[Record]
 ) -> dict[str, Any]:
     manifest, size = run.manifest, len(dataset.lists[name])
+    masks = _masks(run) if stage in ("refine", "segment") else []
     return {
+        "masks": len(masks),
+        "tagged": manifest["data"]["used"]["trained"]["images"] if masks else 0,
         "list": name,
         "listed": size,
         "unmasked": size - len(dataset.masked(name)),
@@ -323,6 +330,11 @@ def _common(
         "initial_weights": initial_weights(manifest, stage),
         "seed": manifest["seed"],
     }
+
+
+def _masks(run: Run) -> list[str]:
+    """Ids of the images whose true masks train beside pseudo masks."""
+    return list((run.manifest.get("masks") or {}).get("ids", ()))
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -259,6 +259,8 @@ class _Task:
             **dict.fromkeys(UNKNOWN),
             threshold_from=threshold_from,
             note=folder.protocol,
+            masks=0,
+            tagged=0,
         )
 
 

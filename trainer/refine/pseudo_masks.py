@@ -47,8 +47,8 @@ class RefineConfig(Knobs):
         calibrate: raise maps to the power that moves their own threshold to 0.15, which suits the
             constants of AffinityNet and IRNet. Off on ResNet-38, 50 and 101, as released; on
             elsewhere.
-        threshold_from: origin of the background threshold: ``label_free``, ``fixed``, or a list
-            with masks.
+        threshold_from: origin of the background threshold: ``label_free``, ``fixed``, ``masks``
+            (the true masks that train), or a list with masks.
         threshold: the value for ``fixed``; papers use 0.15 to 0.26.
         background: ``threshold`` scores background as a constant; ``soft`` as (1 - max)^alpha (psa,
             SC-CAM, SEAM); ``rest`` as 1 - the sum of the maps, for AffinityNet's walk, which
@@ -58,9 +58,9 @@ class RefineConfig(Knobs):
         unary: start of the CRF: ``scores``, ``labels`` (the arg-max, which is right with the
             preset's gt_prob, or 0.7), or ``preset``, which is ``labels`` where the preset has a
             gt_prob.
-        crf: preset of the dense CRF. ``P7`` preserves objects best on photographs of 320 pixels;
-            ``P1``, psa's, suits 500 pixels and the soft background, and erases much of an object
-            at thresholds above 0.3.
+        crf: preset of the dense CRF, or ``masks``: the best on the true masks that train. ``P7``
+            preserves objects best on photographs of 320 pixels; ``P1``, psa's, suits 500 pixels and
+            the soft background, and erases much of an object at thresholds above 0.3.
         crf_backend: ``auto``, ``pydensecrf`` or ``torch``: the same masks.
         confidence: pixels whose largest probability is lower become 255; 0 for none.
         band: pixels whose label differs between threshold - band and threshold + band become 255; 0
@@ -93,7 +93,8 @@ class RefineConfig(Knobs):
                 "background=threshold",
                 "drop band, or use confidence",
             )
-        preset(self.crf)
+        if self.crf != "masks":
+            preset(self.crf)
 
     @property
     def score(self) -> str:
@@ -146,14 +147,11 @@ def _unary(scores_CHW: Float, parameters: CrfParameters, kind: str) -> Float:
 
 def pseudo_mask(image_HW3: Labels, cam: Cam, config: RefineConfig, threshold: float) -> Labels:
     """The mask of one image, ``uint8 [H,W]``: 0 background, k+1 class k, 255 open."""
-    size = working_size(cam.size, config.pixels)
-    maps, image_HW3 = upsample_cam(cam.maps, size), shrunk(image_HW3, size)
-    labels = np.concatenate([[0], cam.classes + 1]).astype(np.uint8)
     levels = [threshold]
     if config.band:
         levels += [threshold - config.band, threshold + config.band]
-    scores = [background_scores(maps, config, min(max(level, 0.0), 1.0)) for level in levels]
-    q, *others = refine_scores(image_HW3, scores, config)
+    q, *others = _probabilities(image_HW3, cam, config, levels)
+    labels = _labels_of(cam)
     mask: Labels = labels[q.argmax(0)]
     if others:
         low, high = (other.argmax(0) for other in others)
@@ -161,6 +159,28 @@ def pseudo_mask(image_HW3: Labels, cam: Cam, config: RefineConfig, threshold: fl
     if config.confidence:
         mask = np.where(q.max(0) >= config.confidence, mask, np.uint8(IGNORE))
     return enlarged(mask, cam.size)
+
+
+def masks_at(
+    image_HW3: Labels, cam: Cam, config: RefineConfig, levels: Sequence[float]
+) -> list[Labels]:
+    """The mask of one image at each of several thresholds, without open pixels."""
+    chances = _probabilities(image_HW3, cam, config, levels)
+    return [enlarged(_labels_of(cam)[q.argmax(0)], cam.size) for q in chances]
+
+
+def _labels_of(cam: Cam) -> Labels:
+    return np.concatenate([[0], cam.classes + 1]).astype(np.uint8)
+
+
+def _probabilities(
+    image_HW3: Labels, cam: Cam, config: RefineConfig, levels: Sequence[float]
+) -> list[Float]:
+    """Probabilities ``float32 [k+1,h,w]`` at the working size for each threshold."""
+    size = working_size(cam.size, config.pixels)
+    maps = upsample_cam(cam.maps, size)
+    scores = [background_scores(maps, config, min(max(level, 0.0), 1.0)) for level in levels]
+    return refine_scores(shrunk(image_HW3, size), scores, config)
 
 
 def make_pseudo_masks(

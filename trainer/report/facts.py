@@ -32,6 +32,7 @@ _ORDER = (
     "irn",
     "walk",
     "refine",
+    "sure_masks",
     "segment_train",
     "segment",
     "segment_full_train",

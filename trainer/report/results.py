@@ -55,13 +55,15 @@ def header(facts: Facts) -> dict[str, Any]:
     ]
     lead = [manifest.get("method"), manifest.get("backbone"), classes, *counts]
     tags = f"Tags: {data['tags_from']}." if data.get("tags_from") else ""
+    count = len((manifest.get("masks") or {}).get("ids", ()))
+    masks = f" True masks of {count} images train too." if count else ""
     weights = f"Initial weights: {initial_weights(manifest)}."
     when = moment(manifest.get("updated", manifest.get("created", "")))
     return {
         "name": facts.run.name,
         "over": ", ".join(filter(None, ("Weakly-supervised segmentation run", when))),
         "lead": [str(word) for word in lead if word],
-        "origin": f"{tags} {weights if manifest.get('supervision') else ''}",
+        "origin": f"{tags}{masks} {weights if manifest.get('supervision') else ''}",
         "headline": _headline(facts),
         "steps": [_step(facts, name) for name in facts.stages],
         "notes": [*facts.notes, *_warnings(facts)],

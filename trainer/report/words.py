@@ -17,6 +17,7 @@ _CHOSEN = {
     "fixed": "set beforehand",
     "oracle": "oracle: best on this very list",
     "label_free": "chosen without masks",
+    "masks": "tuned on the true masks that train",
 }
 
 
@@ -115,6 +116,9 @@ def badges(facts: Facts, stage: str, figures: Mapping[str, Any]) -> list[tuple[s
         return [*marks, ("warn", "oracle threshold")]
     if source in ("label_free", "fixed"):
         return [*marks, ("good", "no mask chose the threshold")]
+    count = len((facts.manifest.get("masks") or {}).get("ids", ()))
+    if count and stage in ("refined", "segment"):
+        return [*marks, ("", f"{count} true masks trained")]
     return [*marks, ("", f"threshold from {source} masks")] if source else marks
 
 

@@ -119,13 +119,32 @@ class Segmenter(ABC):
         return labels_BHW
 
     def loss(self, network: nn.Module, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
-        """``ce`` of ``image`` and ``label``. A teacher also needs the ``possible`` labels."""
-        labels, weights = self.targets(batch["label"]), None
+        """``ce`` of ``image`` and ``label``. A teacher also needs the ``possible`` labels.
+
+        With ``is_true``, bool ``[B]``, the images with a true mask weigh as much as the others,
+        and no teacher corrects their labels: ``ce_masks`` and ``ce_tags``.
+        """
+        images, labels = batch["image"], self.targets(batch["label"])
+        weights, is_true = None, batch.get("is_true")
         teacher = None if self.config.teacher == "none" else self.teacher
         if teacher is not None and teacher.progress >= self.config.teacher_after:
-            logits = teacher(batch["image"])
-            labels, weights = heard(labels, logits, batch["possible"], self.config)
-        return {"ce": self.criterion(network(batch["image"]), labels, weights)}
+            # Views are padded with zeros after normalisation; see ``sample``.
+            inside = self.targets((images != 0).any(1).to(torch.uint8)) > 0
+            truth, logits = labels, teacher(images)
+            labels, weights = heard(labels, logits, batch["possible"], self.config, inside)
+            if is_true is not None:
+                rows = is_true[:, None, None]
+                labels = torch.where(rows, truth, labels)
+                weights = None if weights is None else weights.masked_fill(rows, 1)
+        outputs = network(images)
+        if is_true is None:
+            return {"ce": self.criterion(outputs, labels, weights)}
+        groups = {"ce_masks": is_true, "ce_tags": ~is_true}
+        present = {name: rows for name, rows in groups.items() if rows.any()}
+        return {
+            name: self.criterion(_rows(outputs, r), labels[r], _rows(weights, r)) / len(present)
+            for name, r in present.items()
+        }
 
     def draw_scale(self, rng: Rng) -> float:
         """The random resize factor of one training view."""
@@ -139,6 +158,13 @@ class Segmenter(ABC):
         if self.config.hsv:
             image = shift_hsv(image, rng, self.config.hsv)
         return color_jitter(image, rng) if self.config.jitter else image
+
+
+def _rows(outputs: Any, rows: Tensor) -> Any:
+    """The images ``rows`` of what a network returns: a tensor, several of them, or None."""
+    if isinstance(outputs, Tensor):
+        return outputs[rows]
+    return None if outputs is None else type(outputs)(_rows(each, rows) for each in outputs)
 
 
 def mean_probabilities(

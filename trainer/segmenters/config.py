@@ -22,6 +22,9 @@ ROUND_KNOBS = {"rounds", "round_confidence", "round_crf"}
 the key of none that stays.
 """
 
+MASK_KNOBS = {"mask_precision", "mask_centred"}
+"""Knobs that mean nothing without true masks that train."""
+
 NETWORK_KNOBS = ("network", "output_stride", "bn", "rates", "msc", "stride_on", "input", "width")
 """Knobs that weights depend on by their shape or meaning: they stand in ``model.pt``."""
 
@@ -58,8 +61,9 @@ class SegmentConfig(Training):
         balanced: the mean loss over background plus the mean over the rest, as RIB trains, instead
             of one mean.
         teacher: what happens to pixels whose label the averaged network (``ema``) contradicts with
-            confidence: ``none``, ``weigh`` them by ``teacher_weight``, or ``replace`` their label
-            by its own. Classes that are not among the image's tags are impossible for it.
+            confidence: ``none``, ``weigh`` them by ``teacher_weight``, ``replace`` their label by
+            its own, or ``fill``: replace, and label open pixels (255) too. Classes that are not
+            among the image's tags are impossible for it.
         teacher_confidence: from which probability on it is heard.
         teacher_after: share of the training before it is heard.
         teacher_weight: of contradicted pixels under ``weigh``; 0 ignores them.
@@ -79,6 +83,10 @@ class SegmentConfig(Training):
         round_confidence: pixels of these predictions whose probability is lower become 255.
         round_crf: dense CRF of these predictions: a preset, ``none``, or ``auto``, the CRF of the
             pseudo masks where they have one.
+        mask_precision: with true masks that train: the precision that the pixels of pseudo masks
+            must reach on them, class by class; less sure pixels become 255.
+        mask_centred: with true masks that train: share of their crops that are taken around an
+            object.
     """
 
     section: ClassVar[str] = "segment"
@@ -103,7 +111,7 @@ class SegmentConfig(Training):
     width: Annotated[float, Range(0.01, 1)] = 1.0
     label_stride: Annotated[int, Range(1, 64)] = 4
     balanced: bool = False
-    teacher: Literal["none", "weigh", "replace"] = "none"
+    teacher: Literal["none", "weigh", "replace", "fill"] = "none"
     teacher_confidence: Annotated[float, Range(0, 1)] = 0.8
     teacher_after: Annotated[float, Range(0, 1)] = 0.3
     teacher_weight: Annotated[float, Range(0, 1)] = 0.0
@@ -116,6 +124,8 @@ class SegmentConfig(Training):
     rounds: Annotated[int, Range(1, 20)] = 1
     round_confidence: Annotated[float, Range(0, 1, below=True)] = 0.7
     round_crf: str = "auto"
+    mask_precision: Annotated[float, Range(0, 1)] = 0.9
+    mask_centred: Annotated[float, Range(0, 1)] = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()

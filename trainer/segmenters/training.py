@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,14 +13,15 @@ import torch
 from torch import nn
 
 from trainer import config as knobs
-from trainer.data.dataset import Record, read_index_png
+from trainer.data.dataset import IGNORE, Record, read_index_png
 from trainer.data.loader import Samples
 from trainer.data.pixels import image_size, read_image
+from trainer.data.sampling import MixedOrder
 from trainer.data.transforms import Rng
 from trainer.errors import DataError, UserError
 from trainer.pool import raise_together
 from trainer.run import Metrics, Output
-from trainer.segmenters.base import Segmenter
+from trainer.segmenters.base import Pixels, Segmenter
 from trainer.segmenters.config import NETWORK_KNOBS
 from trainer.training.loop import Trainer
 
@@ -68,10 +70,15 @@ def _other_size(record: Record, mask: Sequence[int], image: Sequence[int]) -> tu
 
 
 def make_sample(
-    record: Record, rng: Rng, segmenter: Segmenter, read_mask: ReadMask
+    record: Record,
+    rng: Rng,
+    segmenter: Segmenter,
+    read_mask: ReadMask,
+    true_ids: frozenset[str] = frozenset(),
 ) -> dict[str, torch.Tensor]:
     """Training view of an image and of its mask; with a teacher also which labels the image can
-    have, ``possible`` bool ``[L]``.
+    have, ``possible`` bool ``[L]``; with true masks of some images also ``is_true``, whether it is
+    one of them.
 
     Raises:
         DataError: a mask of another size, or with labels that no class has.
@@ -86,12 +93,38 @@ def make_sample(
             f"the mask of {record.id!r} has the label {wrong[0]}",
             f"0 to {segmenter.num_classes}, or 255 for open pixels",
         )
+    config, extra = segmenter.config, dict[str, torch.Tensor]()
+    if true_ids:
+        is_true = record.id in true_ids
+        extra["is_true"] = torch.tensor(is_true)
+        if is_true and rng.random() < config.mask_centred:
+            side = math.ceil(config.crop / min(config.scale))
+            pixels, mask = around_object(pixels, mask, side, rng)
+    if config.teacher != "none":
+        possible = torch.zeros(segmenter.num_classes + 1, dtype=torch.bool)
+        possible[[0, *(k + 1 for k in record.possible)]] = True
+        extra["possible"] = possible
     image, label = segmenter.sample(pixels, mask, rng)
-    if segmenter.config.teacher == "none":
-        return {"image": image, "label": label}
-    possible = torch.zeros(segmenter.num_classes + 1, dtype=torch.bool)
-    possible[[0, *(k + 1 for k in record.possible)]] = True
-    return {"image": image, "label": label, "possible": possible}
+    return {"image": image, "label": label, **extra}
+
+
+def around_object(
+    pixels_HW3: Pixels, mask_HW: Pixels, side: int, rng: Rng
+) -> tuple[Pixels, Pixels]:
+    """The window of ``side`` pixels around a pixel of a class in the mask, and its mask; the whole
+    image where the mask shows no class. Small classes are drawn as often as large ones.
+    """
+    labels = np.setdiff1d(mask_HW, (0, IGNORE))
+    if not len(labels):
+        return pixels_HW3, mask_HW
+    places = np.argwhere(mask_HW == rng.choice(labels))
+    place = places[rng.integers(len(places))]
+    sides = zip(place, mask_HW.shape, strict=True)
+    rows, columns = (
+        slice(low := int(np.clip(p - side // 2, 0, max(0, most - side))), low + side)
+        for p, most in sides
+    )
+    return pixels_HW3[rows, columns], mask_HW[rows, columns]
 
 
 def train_segmenter(
@@ -104,17 +137,24 @@ def train_segmenter(
     seed: int,
     identity: dict[str, Any],
     device: str = "auto",
+    true_records: Sequence[Record] = (),
 ) -> None:
     """Train ``network`` on the masks that ``read_mask`` returns and write ``model.pt``, which says
     what it is.
+
+    Of ``true_records``, it returns true masks: where there are others too, half of each batch are
+    drawn from them.
     """
-    config = segmenter.config
-    make = partial(make_sample, segmenter=segmenter, read_mask=read_mask)
+    config, true_ids = segmenter.config, frozenset(record.id for record in true_records)
+    order = None
+    if records and true_records:
+        order = MixedOrder(records, len(true_records), config.negatives, config.balance, seed)
+    make = partial(make_sample, segmenter=segmenter, read_mask=read_mask, true_ids=true_ids)
     trainer = Trainer(
         network,
         segmenter.loss,
         segmenter.groups(network),
-        Samples(records, make, seed),
+        Samples([*records, *true_records], make, seed, order),
         config,
         output.folder,
         metrics,

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from trainer.context import Context, Stage, results_of
+from trainer.data.tables.training_masks import LIST
 from trainer.evaluation.threshold import Threshold, calibration, choose
 from trainer.refine.pseudo_masks import make_pseudo_masks
 from trainer.run import Output
+from trainer.stages.tuning import tune
 from trainer.training.devices import rank
 
 
@@ -20,7 +22,8 @@ def stage(after: str) -> Stage:
 
 def _knobs(context: Context) -> Any:
     config = context.configs.refine
-    return [results_of(config), *context.truth(config.threshold_from)]
+    sources = dict.fromkeys((config.threshold_from, LIST if config.crf == LIST else "fixed"))
+    return [results_of(config), *(text for source in sources for text in context.truth(source))]
 
 
 def _work(context: Context, output: Output) -> None:
@@ -29,6 +32,9 @@ def _work(context: Context, output: Output) -> None:
         return
     config, maps = context.configs.refine, maps_folder(context)
     threshold = threshold_of(context, maps, config.threshold_from)
+    if LIST in (config.threshold_from, config.crf):
+        config, threshold, rows = tune(context, maps, threshold)
+        output.metrics.update(crf=config.crf if config.with_crf else "none", tuning=rows)
     summary = make_pseudo_masks(
         context.dataset,
         context.mapped,
@@ -51,7 +57,7 @@ def maps_folder(context: Context) -> Path:
 
 def threshold_of(context: Context, folder: Path, source: str) -> Threshold:
     """The background threshold of the maps in a folder; ``source`` as in ``RefineConfig``."""
-    config = context.configs.refine
+    config, masks = context.configs.refine, context.masks
     if config.score == "rest" and folder == maps_folder(context):
         alpha = context.configs.affinity.walk_alpha
         detail = f"no threshold: (1 - max)^{alpha:g} walks along as background"
@@ -59,7 +65,7 @@ def threshold_of(context: Context, folder: Path, source: str) -> Threshold:
     return choose(
         source,
         config.threshold,
-        context.dataset,
+        masks if masks and source == LIST else context.dataset,
         context.labelled,
         folder,
         for_masks=True,

@@ -10,21 +10,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from torch import nn
 
 from trainer.context import Context, Need, Stage, results_of
 from trainer.data.dataset import Record
+from trainer.data.tables.training_masks import LIST, TrainingMasks
 from trainer.errors import DataError
 from trainer.evaluation.measure import MAPS
 from trainer.files import write_atomic
-from trainer.run import Metrics, Output, stage_key
+from trainer.run import Metrics, Output, Run, stage_key
 from trainer.segmenters import make_segmenter, prediction
-from trainer.segmenters.config import ROUND_KNOBS, TEST_KNOBS
+from trainer.segmenters.config import MASK_KNOBS, ROUND_KNOBS, TEST_KNOBS
 from trainer.segmenters.self_training import write_round
 from trainer.segmenters.start import Source
-from trainer.segmenters.training import check_masks, read_pseudo_mask, train_segmenter
+from trainer.segmenters.training import (
+    ReadMask,
+    check_masks,
+    read_pseudo_mask,
+    train_segmenter,
+)
+from trainer.stages import sure_masks
 from trainer.stages.classify import trained_method
 from trainer.training.devices import rank
 from trainer.training.loop import step_rng
@@ -46,16 +56,15 @@ def stages(name: str, inputs: tuple[str, ...], source: Source, rounds: int = 1) 
     needs: Need = source if source in ("weights", "classifier") else "nothing"
     knobs, stages = partial(_training_knobs, name), []
     for number in range(1, rounds):
-        training = Training(name, inputs, number)
+        training = SegmenterTraining(name, inputs, number)
         trained, masks = f"{training.title}_train", training.title
         stages += [
             Stage(trained, inputs, knobs, training.work, _model_folder(number), needs),
             Stage(masks, (trained,), _round_knobs, partial(_predict_round, number), _masks(number)),
         ]
         inputs = (masks,)
-    last = Stage(
-        f"{name}_train", inputs, knobs, Training(name, inputs, rounds, True).work, name, needs
-    )
+    work = SegmenterTraining(name, inputs, rounds, True).work
+    last = Stage(f"{name}_train", inputs, knobs, work, name, needs)
     folder = f"{name}/predictions"
     return [*stages, last, Stage(name, (last.name,), _test_knobs, partial(_test, name), folder)]
 
@@ -66,30 +75,49 @@ def _model_folder(number: int | str) -> str:
 
 
 def _masks(number: int) -> str:
-    """Where the masks that round ``number`` leaves lie below the run; round 0 is ``refine``."""
-    return f"rounds/{number}/masks" if number else "masks"
+    """Where the masks that round ``number`` leaves lie below the run."""
+    return f"rounds/{number}/masks"
+
+
+def _pseudo_masks(context: Context, number: int) -> Path:
+    """The folder of the pseudo masks that round ``number`` trains on."""
+    first = sure_masks.NAME if context.masks else "masks"
+    return context.run.path / (_masks(number - 1) if number > 1 else first)
 
 
 def _training_knobs(name: str, context: Context) -> Any:
     every, start = results_of(context.configs.segment), context.start
-    own = {k: v for k, v in every.items() if k not in TEST_KNOBS | ROUND_KNOBS}
+    masks = None if name == FULL else context.masks
+    others = TEST_KNOBS | ROUND_KNOBS | (set() if masks else MASK_KNOBS)
+    own = {k: v for k, v in every.items() if k not in others}
     sha256 = start.report.sha256 if start.report else start.source
     truth = [context.dataset.mask_fingerprint(context.training)] if name == FULL else []
+    truth += context.truth(LIST) if masks else []
     return [context.backbone, sha256, context.train_list, context.seed, own, *truth]
 
 
 def _round_knobs(context: Context) -> Any:
     every = results_of(context.configs.segment)
     test = {k: v for k, v in every.items() if k in TEST_KNOBS - {"crf"}}
-    return [test, every["round_confidence"], _round_crf(context)]
+    return [test, every["round_confidence"], _planned_crf(context)]
 
 
-def _round_crf(context: Context) -> str:
-    """The dense CRF of predictions for the next round."""
+def _planned_crf(context: Context) -> str:
+    """The dense CRF of predictions for the next round, as far as knobs say."""
     own, refine = context.configs.segment.round_crf, context.configs.refine
     if own != "auto":
         return own
     return refine.crf if refine.with_crf else "none"
+
+
+def _round_crf(context: Context) -> str:
+    """The dense CRF of predictions for the next round, after ``refine``."""
+    planned = _planned_crf(context)
+    if planned != LIST:
+        return planned
+    # True masks have chosen. The first process has written it, and this one may be another.
+    manifest = Run.existing(context.run.path).manifest
+    return str(manifest["stages"]["refine"]["metrics"]["crf"])
 
 
 def _test_knobs(context: Context) -> Any:
@@ -98,7 +126,7 @@ def _test_knobs(context: Context) -> Any:
 
 
 @dataclass(frozen=True)
-class Training:
+class SegmenterTraining:
     """One training of a segmenter.
 
     Attributes:
@@ -121,15 +149,21 @@ class Training:
     def work(self, context: Context, output: Output) -> None:
         """Train, and write ``model.pt``."""
         true, dataset = self.name == FULL, context.dataset
-        masks = context.run.path / _masks(self.number - 1)
-        records = _trained_on(context, true)
+        masks, folder = context.masks, _pseudo_masks(context, self.number)
+        records, true_records = _trained_on(context, true), list[Record]()
+        read_mask: ReadMask = dataset.read_mask
+        supervision = "true masks" if true else "tags"
         if not true:
-            check_masks(records, masks)
+            check_masks(records, folder)
+            read_mask = partial(read_pseudo_mask, folder=folder)
+        if not true and masks:
+            true_records, read_mask = masks.images, partial(_read_either, masks, folder)
+            supervision = f"tags and masks of {len(true_records)} images"
         key = self.key(context)
         identity = {
             **context.identity(),
             "initial": context.start.supervision(context.supervision),
-            "supervision": "true masks" if true else "tags",
+            "supervision": supervision,
             "key": key,
         }
         if _is_trained(context, output, key):
@@ -138,12 +172,13 @@ class Training:
             make_segmenter(context.configs.segment, context.backbone, len(dataset.classes)),
             fresh_network(context),
             records,
-            dataset.read_mask if true else partial(read_pseudo_mask, folder=masks),
+            read_mask,
             output,
             Metrics(context.run.path / "metrics.csv", self.title),
             context.seed,
             identity,
             context.device,
+            true_records,
         )
 
     def key(self, context: Context) -> str:
@@ -169,16 +204,22 @@ def _is_trained(context: Context, output: Output, key: str) -> bool:
     return False
 
 
+def _read_either(masks: TrainingMasks, folder: Path, record: Record) -> npt.NDArray[np.uint8]:
+    """The true mask of an image whose mask trains, else its pseudo mask."""
+    return masks.read_mask(record) if masks.has_mask(record) else read_pseudo_mask(record, folder)
+
+
 def _trained_on(context: Context, true: bool) -> list[Record]:
-    """The images that have a mask to learn from.
+    """The images that train on true masks alone, or those that train on pseudo masks.
 
     Raises:
-        DataError: there is none.
+        DataError: true masks are to train, and there is none.
     """
-    without = set() if true else context.run.left_out
+    trusted = context.masks.ids if context.masks else frozenset()
+    without = set() if true else context.run.left_out | trusted
     training = context.dataset.with_masks(context.training) if true else context.training
     records = [record for record in training if record.id not in without]
-    if not records:
+    if true and not records:
         raise DataError(
             f"no image of list {context.train_list!r} has a true mask",
             "masks for --supervision full",
@@ -202,7 +243,7 @@ def _predict_round(number: int, context: Context, output: Output) -> None:
     model = context.run.path / _model_folder(number) / "model.pt"
     segmenter, network, _ = prediction.load(model, identity, context.configs.segment)
     records, crf = _trained_on(context, False), _round_crf(context)
-    former = context.run.path / _masks(number - 1)
+    former = _pseudo_masks(context, number)
     title = f"segment_round{number}"
     write_round(segmenter, network, records, former, output.folder, crf, title, context.device)
     output.outputs.update(count=len(records))

@@ -111,7 +111,7 @@ class Trainer:
             fabric.global_rank,
             fabric.world_size,
             config.updates,
-            make_order(samples.records, config.negatives, config.balance, seed),
+            samples.order or make_order(samples.records, config.negatives, config.balance, seed),
         )
         if not self.batches.per_epoch:
             raise ConfigError("there is no image to train on", "a training list with images")

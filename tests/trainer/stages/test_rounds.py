@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,16 @@ def rounds(data: Path, run: Path, number: int, *settings: str, **more: Any) -> d
     return fit(data, run, *QUICK, f"segment.rounds={number}", *settings, until=until, **more)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def alone() -> Iterator[None]:
+    """Images are worked on in this process: to start others would take longer than the work."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.pool.cores", lambda: 1)
+        yield
+
+
 @pytest.fixture(scope="module")
-def trained(scenes, tmp_path_factory) -> Path:
+def trained(scenes, alone, tmp_path_factory) -> Path:
     """Two rounds."""
     run: Path = tmp_path_factory.mktemp("rounds") / "run"
     rounds(scenes, run, 2, until="evaluate")

@@ -16,6 +16,7 @@ from trainer.data.formats.base import Format
 from trainer.data.formats.unrecognised import unrecognised
 from trainer.data.knobs import DataConfig
 from trainer.data.remarks import Remarks
+from trainer.data.tables.corrections import corrected
 from trainer.data.tables.lists import with_lists
 from trainer.data.tags import FROM_MASKS, with_mask_tags
 from trainer.errors import DataError, some
@@ -106,10 +107,13 @@ def _check_names(dataset: Dataset, remarks: Remarks) -> None:
 
 
 def reopen_data(manifest: Mapping[str, Any]) -> Dataset:
-    """The data set of a run, read with the run's own config.
+    """The data set of a run, read with the run's own config, with the tags that it was trained on.
 
     Raises:
         DataError: it is gone or has changed.
     """
     config = replace(DataConfig(), manifest.get("config", {}).get("data", {}), "data")
-    return open_dataset(manifest.get("data", {}).get("path", ""), config=config)
+    dataset = open_dataset(manifest.get("data", {}).get("path", ""), config=config)
+    masks = manifest.get("masks") or {}
+    dataset = corrected(dataset, masks.get("tags", {}))
+    return dataclasses.replace(dataset, withheld=frozenset(masks.get("ids", ())))
