@@ -18,9 +18,11 @@ from trainer.data.pixels import read_image
 from trainer.data.sampling import epoch_length
 from trainer.data.tables.training_masks import LIST
 from trainer.data.transforms import normalise, to_tensor
+from trainer.files import file_sha256
 from trainer.nets.backbone import Backbone
 from trainer.nets.statistics import statistics_distance
 from trainer.options import Configs, Layer, Options, typed_layer
+from trainer.run import stage_key
 from trainer.training.optimiser import Training
 from trainer.weights.loading import load_backbone
 
@@ -99,15 +101,49 @@ def _free(choice: Choice, options: Options) -> Choice:
     return Choice(layer, choice.reason)
 
 
-def distance_of(network: Backbone, file: Path, records: Sequence[Record]) -> float | None:
-    """How far the images are from those that the backbone's weights were trained on, in nats.
+def stored_distance(
+    manifest: dict[str, Any],
+    backbone: str,
+    network: Backbone,
+    file: Path,
+    records: Sequence[Record],
+) -> float | None:
+    """``distance_of`` some of the training images, measured again only for other images or weights.
+
+    Args:
+        manifest: of the run, which keeps the distance when it is saved.
+        backbone: name of the network.
+        network: to measure with.
+        file: its weights.
+        records: training images.
+    """
+    looks = records[:: max(1, len(records) // LOOKS)][:LOOKS]
+    images = [_content(record) for record in looks]
+    key = stage_key("distance", [backbone, file_sha256(file), images], [])
+    entry = manifest.get("distance", {})
+    if entry.get("key") != key:
+        entry = {"key": key, "nats": distance_of(network, file, looks)}
+        manifest["distance"] = entry
+    distance: float | None = entry["nats"]
+    return distance
+
+
+def _content(record: Record) -> str:
+    try:
+        return file_sha256(record.image)
+    except OSError:
+        # Whoever decodes the image says what is wrong.
+        return ""
+
+
+def distance_of(network: Backbone, file: Path, looks: Sequence[Record]) -> float | None:
+    """How far images are from those that the backbone's weights were trained on, in nats.
 
     See ``statistics_distance``. It is a function of the files alone, so a resumed run finds the
     same.
     """
     load_backbone(network, file)
-    images = records[:: max(1, len(records) // LOOKS)][:LOOKS]
-    views = [ImageOps.fit(Image.fromarray(read_image(r.image)), (SIDE, SIDE)) for r in images]
+    views = [ImageOps.fit(Image.fromarray(read_image(r.image)), (SIDE, SIDE)) for r in looks]
     return statistics_distance(network, torch.stack([to_tensor(normalise(v)) for v in views]))
 
 

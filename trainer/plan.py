@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from trainer.adaptation import Choice, choice_of_masks, choices, distance_of
+from trainer.adaptation import Choice, choice_of_masks, choices, stored_distance
 from trainer.checks.preflight import Preflight, preflight
 from trainer.context import RANDOM, Context, Stage
 from trainer.data.dataset import Dataset, Record
@@ -274,7 +274,8 @@ def _choices_of_data(context: Context, options: Options, stages: list[Stage]) ->
         # A backbone that cannot be is refused before its weights are fetched.
         network = build_backbone(options.backbone)
         file = find_weights(options.backbone, options.weights)
-        distance = distance_of(network, file, context.training)
+        manifest = context.run.manifest
+        distance = stored_distance(manifest, options.backbone, network, file, context.training)
     return choices(options, context.configs, context.training, distance)
 
 

@@ -1,8 +1,10 @@
 from pathlib import Path
 
+from trainer import adaptation
 from trainer.adaptation import UPDATES, choices
 from trainer.data.dataset import Record
 from trainer.options import Options, make_configs, merged
+from trainer.run import Run
 
 
 def records(*tags: tuple[int, ...]) -> list[Record]:
@@ -66,6 +68,29 @@ def test_what_was_typed_stays():
     assert configs.classify.total(160) == 20
     assert (configs.classify.warmup, configs.classify.ema) == (0, 0.0)
     assert not any("updates" in reason for reason in reasons)
+
+
+def test_the_distance_is_measured_once_for_the_same_images_and_weights(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(adaptation, "distance_of", lambda *args: calls.append(args) or 0.21)
+    weights, image = tmp_path / "w.pth", tmp_path / "a.png"
+    weights.write_bytes(b"weights")
+    image.write_bytes(b"pixels")
+    data = [Record("a", image, (0,)), Record("gone", tmp_path / "gone.png", (0,))]
+
+    def distance() -> float | None:
+        # As fit does: the manifest is saved and read again.
+        run = Run(tmp_path / "run")
+        value = adaptation.stored_distance(run.manifest, "resnet18", None, weights, data)
+        run.save()
+        return value
+
+    (tmp_path / "run").mkdir()
+    assert [distance(), distance(), len(calls)] == [0.21, 0.21, 1]
+    image.write_bytes(b"other pixels")
+    assert [distance(), distance(), len(calls)] == [0.21, 0.21, 2]
+    weights.write_bytes(b"other weights")
+    assert [distance(), len(calls)] == [0.21, 3]
 
 
 def test_published_segmenters_keep_their_training():

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from trainer.context import Context, Stage
-from trainer.evaluation.image_scores import FILE, ImageScores
+from trainer.data.dataset import Record
+from trainer.errors import DataError
+from trainer.evaluation.image_scores import FILE, ImageScores, Values
 from trainer.run import Output
 from trainer.stages.classify import trained_method
 from trainer.training.devices import rank
 from trainer.training.inference import Budget, image_logits
+
+SAVE_EVERY = 30.0
+"""Seconds of work that a run loses at most where it is killed."""
 
 
 def stage() -> Stage:
@@ -26,16 +35,44 @@ def _work(context: Context, output: Output) -> None:
     # One look at each image, where the maps take about fifteen: no work to share.
     if rank() > 0:
         return
-    config, records = context.configs.cams, context.scored
-    logits = image_logits(
-        trained_method(context),
-        records,
-        config.precision,
-        context.device,
-        budget=Budget(config.batch, config.pixels),
-        workers=config.workers,
-        title="scores",
-    )
-    ids, classes = [record.id for record in records], context.dataset.classes
-    ImageScores.of_logits(ids, classes, logits).write(context.run.path / FILE)
-    output.outputs.update(count=len(records))
+    config, path = context.configs.cams, context.run.path / FILE
+    classes = context.dataset.classes
+    rows = _earlier(path, classes)
+    due = time.monotonic() + SAVE_EVERY
+
+    def keep(records: list[Record], logits: np.ndarray) -> None:
+        nonlocal due
+        scores = ImageScores.of_logits([record.id for record in records], classes, logits)
+        rows.update(zip(scores.ids, scores.scores, strict=True))
+        if time.monotonic() >= due:
+            _table(list(rows), classes, rows).write(path)
+            due = time.monotonic() + SAVE_EVERY
+
+    if missing := [record for record in context.scored if record.id not in rows]:
+        image_logits(
+            trained_method(context),
+            missing,
+            config.precision,
+            context.device,
+            budget=Budget(config.batch, config.pixels),
+            workers=config.workers,
+            title="scores",
+            on_batch=keep,
+        )
+    _table([record.id for record in context.scored], classes, rows).write(path)
+    output.outputs.update(count=len(context.scored), made=len(missing))
+
+
+def _earlier(path: Path, classes: tuple[str, ...]) -> dict[str, Values]:
+    """The scores that an interrupted run left, by image."""
+    if not path.exists():
+        return {}
+    try:
+        table = ImageScores.read(path)
+    except DataError:
+        return {}
+    return dict(zip(table.ids, table.scores)) if table.class_names == classes else {}
+
+
+def _table(ids: list[str], classes: tuple[str, ...], rows: dict[str, Values]) -> ImageScores:
+    return ImageScores(tuple(ids), classes, np.stack([rows[name] for name in ids]))

@@ -247,6 +247,7 @@ def image_logits(
     budget: Budget | None = None,
     workers: int = 0,
     title: str = "",
+    on_batch: Callable[[list[Record], np.ndarray], None] | None = None,
 ) -> np.ndarray:
     """Image logits of a classifier, ``float32 [N,K]`` in the order of ``records``.
 
@@ -260,6 +261,7 @@ def image_logits(
         budget: how much is viewed at once.
         workers: loader processes; -1 chooses by cores.
         title: of the progress bar; without one there is none.
+        on_batch: is told the images of each batch and their logits, for long work to keep.
     """
     rows: dict[str, np.ndarray] = {}
     views = Views(scales=(1.0,))
@@ -272,4 +274,6 @@ def image_logits(
             for record, row in zip(batch.records, logits, strict=True):
                 rows[record.id] = row
                 advance()
+            if on_batch:
+                on_batch(batch.records, logits)
     return np.stack([rows[record.id] for record in records])

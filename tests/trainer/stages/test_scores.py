@@ -1,0 +1,84 @@
+"""Stage ``scores``."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_nets import TinyBackbone, pictures
+
+from trainer.evaluation.image_scores import FILE, ImageScores
+from trainer.maps.protocols import CamsConfig
+from trainer.methods.cam import Cam, Config
+from trainer.run import Output
+from trainer.stages import scores
+
+
+class Killed(BaseException):
+    """As a signal ends a process."""
+
+
+@pytest.fixture
+def context(tmp_path) -> Any:
+    data = pictures(tmp_path / "data")
+    return SimpleNamespace(
+        run=SimpleNamespace(path=tmp_path / "run"),
+        dataset=data,
+        scored=data.subset("all"),
+        configs=SimpleNamespace(cams=CamsConfig(batch=1, workers=0)),
+        device="cpu",
+    )
+
+
+@pytest.fixture
+def seen(monkeypatch) -> list[int]:
+    """The number of images of each batch that the network sees."""
+    torch.manual_seed(0)
+    method, batches = Cam(Config(), TinyBackbone(), 3), []
+    monkeypatch.setattr(scores, "trained_method", lambda _: method)
+    method.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+    return batches
+
+
+def work(context: Any) -> tuple[ImageScores, dict[str, Any]]:
+    output = Output(context.run.path / "scores")
+    scores.stage().work(context, output)
+    return ImageScores.read(context.run.path / FILE), output.outputs
+
+
+def test_a_killed_stage_keeps_the_scores_that_it_has(context, seen, tmp_path, monkeypatch):
+    whole, outputs = work(context)
+    assert whole.ids == tuple(record.id for record in context.scored)
+    assert outputs == {"count": 6, "made": 6}
+    seen.clear()
+    context.run.path = tmp_path / "killed"
+    monkeypatch.setattr(scores, "SAVE_EVERY", 0.0)
+    write, tables = ImageScores.write, []
+
+    def killed_at_four(table: ImageScores, path: Any) -> None:
+        tables.append(len(table.ids))
+        write(table, path)
+        if tables == [1, 2, 3, 4]:
+            raise Killed
+
+    monkeypatch.setattr(ImageScores, "write", killed_at_four)
+    with pytest.raises(Killed):
+        work(context)
+    assert sum(seen) == 4
+    resumed, outputs = work(context)
+    assert sum(seen) == 6
+    assert outputs == {"count": 6, "made": 2}
+    assert (resumed.ids, resumed.class_names) == (whole.ids, whole.class_names)
+    np.testing.assert_allclose(resumed.scores, whole.scores, atol=1e-6)
+
+
+def test_a_damaged_table_is_made_again(context, seen):
+    whole, _ = work(context)
+    path = context.run.path / FILE
+    path.write_bytes(path.read_bytes()[:-20])
+    again, outputs = work(context)
+    assert outputs["made"] == 6
+    assert np.array_equal(again.scores, whole.scores)
