@@ -15,7 +15,7 @@ from trainer.data.dataset import check_images
 from trainer.interrupt import terminated
 from trainer.outcome import signs
 from trainer.plan import Plan
-from trainer.progress import announced, tell
+from trainer.progress import WARNING, announced, tell
 from trainer.report.run_page import write_report
 from trainer.run import Run
 from trainer.training.devices import launch, rank, wait_for_all
@@ -48,7 +48,7 @@ def fit(plan: Plan, say: Callable[[str], None]) -> None:
                 work(plan, stage)
                 note_signs(plan, stage.name)
             for text in warnings(run).get(stage.name, ()):
-                say(f"warning: {stage.name}: {text}")
+                say(f"{WARNING}{stage.name}: {text}")
     if rank() == 0 and plan.until == "report":
         say(f"report: {write_report(run.path)}")
 

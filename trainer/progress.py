@@ -27,6 +27,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+WARNING = "warning: "
 LINE_EVERY = 30.0
 """Seconds between two lines where no bar can be drawn."""
 SPEED_OVER = 300.0
@@ -60,8 +61,9 @@ def is_json() -> bool:
 
 
 def say(text: str) -> None:
-    """A line for the person at the terminal."""
-    tell(text, "message", text=text)
+    """A line for the person at the terminal; one that begins with ``WARNING`` is a warning."""
+    event = "warning" if text.startswith(WARNING) else "message"
+    tell(text, event, text=text.removeprefix(WARNING))
 
 
 def tell(line: str, event: str, **facts: Any) -> None:

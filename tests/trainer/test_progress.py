@@ -104,13 +104,16 @@ def test_progress_as_json_has_every_figure(clock, capsys, in_json):
 
 def test_messages_stages_and_warnings_are_objects_too(clock, capsys, in_json):
     progress.say("two\nlines")
+    progress.say("warning: segment: background alone")
     with progress.announced("refine"):
         clock[0] += 2.5
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.warn("careful", stacklevel=1)
-    message, started, finished, warning = map(json.loads, capsys.readouterr().err.splitlines())
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    message, sign, started, finished, warning = lines
     assert message == {"event": "message", "text": "two\nlines"}
+    assert sign == {"event": "warning", "text": "segment: background alone"}
     assert started == {"event": "stage", "stage": "refine", "state": "started"}
     assert finished == {"event": "stage", "stage": "refine", "state": "done", "seconds": 2.5}
     assert warning["event"] == "warning"
