@@ -8,18 +8,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image, ImageOps
 
 from trainer.data.dataset import Record
-from trainer.data.pixels import read_image
+from trainer.data.pixels import image_size, read_image
 from trainer.data.sampling import epoch_length
+from trainer.data.sizes import TILE
 from trainer.data.tables.training_masks import LIST
 from trainer.data.transforms import normalise, to_tensor
 from trainer.files import file_sha256
 from trainer.nets.backbone import Backbone
+from trainer.nets.detail import STRIDE
 from trainer.nets.statistics import statistics_distance
 from trainer.options import Configs, Layer, Options, typed_layer
 from trainer.run import stage_key
@@ -33,6 +36,12 @@ synthetic scenes 0.02, grey photographs of magnetic tiles 0.21.
 LOOKS = 24
 SIDE = 224
 """Images, and their side, that the distance is measured on: it takes seconds."""
+SIZES = 200
+"""Images whose size is read: the header of each."""
+SMALL = 480
+"""Longer side, pixels, up to which a training view shows the whole image."""
+CROP = 352
+"""Side of the training views of larger images."""
 UNEVEN = 2.0
 """How many times as many images as the rarest class the most frequent one has, to be uneven."""
 UPDATES = {"classify": 500, "segment": 500}
@@ -42,7 +51,8 @@ LONG = ("updates", "warmup", "ema")
 """Knobs that need a long training: whoever types its length may want a short one."""
 
 ADAPTING: dict[str, Any] = {
-    "bn": "train",
+    "bn": "adapt",
+    "upright": False,
     "optimizer": "adamw",
     "lr": 5e-4,
     "new_factor": 4.0,
@@ -51,12 +61,28 @@ ADAPTING: dict[str, Any] = {
     "ema": 0.99,
 }
 UNLIKE_LAYER: Layer = {
-    # Frozen statistics of other images leave features that tell little apart, and the early layers
-    # must learn too.
+    # Statistics of other images leave features that tell little apart, and the early layers must
+    # learn too.
     "classify": ADAPTING | {"detach_after": "none"},
     "method": {"pooling": "lse"},
-    "segment": ADAPTING,
+    # The classifier has learned from these images already.
+    "segment": ADAPTING | {"init": "classifier"},
 }
+
+
+class Looks(NamedTuple):
+    """What the images look like to a backbone that starts from weights.
+
+    Attributes:
+        distance: from the images of its weights, in nats; see ``statistics_distance``. None for a
+            network without batch norms.
+        longer: median of the longer sides, pixels.
+        fine: whether the backbone has the features that ``--detail fine`` joins.
+    """
+
+    distance: float | None
+    longer: int
+    fine: bool
 
 
 class Choice(NamedTuple):
@@ -67,7 +93,7 @@ class Choice(NamedTuple):
 
 
 def choices(
-    options: Options, configs: Configs, records: Sequence[Record], distance: float | None
+    options: Options, configs: Configs, records: Sequence[Record], looks: Looks | None
 ) -> list[Choice]:
     """What the data ask for; knobs that were typed are left out.
 
@@ -75,11 +101,12 @@ def choices(
         options: as typed.
         configs: the knobs as they are without it.
         records: training images.
-        distance: see ``distance_of``; None for a network that starts from no weights, which learns
-            from the data alone anyhow.
+        looks: see ``looks_of``; None for a network that starts from no weights, which learns from
+            the data alone anyhow.
     """
-    reasons = [*_about_classes(records), *_about_looks(configs, distance)]
-    if distance is not None:
+    reasons = [*_about_classes(records)]
+    if looks is not None:
+        reasons += _about_looks(configs, looks)
         reasons += _about_length(configs, records, reasons)
     own = [_free(choice, options) for choice in reasons]
     return [choice for choice in own if choice.layer]
@@ -96,9 +123,34 @@ def _free(choice: Choice, options: Options) -> Choice:
                 free.pop(knob, None)
         if section == "segment" and options.segmenter != "aspp":
             free = {}
+        if options.detail != "auto":
+            free.pop("detail", None)
+            free.pop("tile", None)
+        if options.size is not None:
+            free.pop("resize", None)
+            free.pop("crop", None)
         if free:
             layer[section] = free
     return Choice(layer, choice.reason)
+
+
+def looks_of(
+    manifest: dict[str, Any],
+    backbone: str,
+    network: Backbone,
+    file: Path,
+    records: Sequence[Record],
+) -> Looks:
+    """See ``Looks``. It is a function of the files alone, so a resumed run finds the same.
+
+    Args: as of ``stored_distance``.
+    """
+    sizes = [max(image_size(r.image)) for r in records[:: len(records) // SIZES + 1]]
+    return Looks(
+        stored_distance(manifest, backbone, network, file, records),
+        round(median(sizes)),
+        STRIDE in network.strides.values(),
+    )
 
 
 def stored_distance(
@@ -187,8 +239,8 @@ def _about_classes(records: Sequence[Record]) -> Iterator[Choice]:
         )
 
 
-def _about_looks(configs: Configs, distance: float | None) -> Iterator[Choice]:
-    if distance is None or distance < UNLIKE:
+def _about_looks(configs: Configs, looks: Looks) -> Iterator[Choice]:
+    if looks.distance is None or looks.distance < UNLIKE:
         return
     layer = {section: dict(changes) for section, changes in UNLIKE_LAYER.items()}
     if not hasattr(configs.method, "pooling"):
@@ -196,9 +248,31 @@ def _about_looks(configs: Configs, distance: float | None) -> Iterator[Choice]:
     pooling = "" if "method" not in layer else ", log-sum-exp pooling"
     yield Choice(
         layer,
-        f"the images are unlike those of ImageNet (distance {distance:.2f}, photographs have about"
-        f" 0.01): batch norms adapt, all layers train by AdamW{pooling}",
+        f"the images are unlike those of ImageNet (distance {looks.distance:.2f}, photographs have"
+        f" about 0.01): batch norms adapt, all layers train by AdamW{pooling}",
     )
+    if looks.fine:
+        # Deep features of photographs know objects that these images do not show.
+        fine = {"detail": "fine", "tile": TILE}
+        layer = {"classify": {"detail": "fine"}, "cams": {"tile": TILE}, "segment": fine}
+        yield Choice(layer, "detail=fine: features of several depths, joined at 8 pixels a cell")
+    yield Choice(*_views(looks.longer))
+
+
+def _views(longer: int) -> tuple[Layer, str]:
+    """Sizes of the training views for images with such a longer side, and the reason."""
+    if longer <= SMALL:
+        low, high = max(16, round(0.8 * longer)), max(16, round(1.05 * longer))
+        # A cell less than the largest view: what lies at a border is rarely lost.
+        crop = max(64, 32 * round(0.89 * longer / 32))
+        why = f"training views show whole images, up to {high} pixels"
+    else:
+        # Smaller ones would lose small objects, larger ones need more memory.
+        high = min(longer, 3 * CROP)
+        low, crop = round(0.75 * high), min(CROP, 32 * (longer // 32))
+        why = f"training views are tiles of {crop} pixels of images of {low} to {high}"
+    layer = {"classify": {"resize": (low, high), "crop": crop}}
+    return layer, f"the longer side of the images is {longer} pixels: {why}"
 
 
 def _about_length(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from trainer import config as knobs
 from trainer.data.knobs import DataConfig
+from trainer.data.sizes import TILE
 from trainer.errors import ConfigError, nearest
 from trainer.evaluation.knobs import EvaluateConfig
 from trainer.maps.protocols import CamsConfig
@@ -59,6 +60,7 @@ class Options:
     recipe: str | None = None
     preset: str | None = None
     refine: str | None = None
+    detail: Literal["auto", "coarse", "fine"] = "auto"
     segmenter: str = "aspp"
     segmenter_weights: str | None = None
     cams: Path | None = None
@@ -141,6 +143,7 @@ def make_configs(
         refinement_layer(options.refine, user_layer["refine"].get("refine"), is_small(recipe)),
         short_layer(options.epochs, options.size, classify),
         of_masks or {},
+        detail_layer(options.detail, options.segmenter),
         user_layer,
     ]
     changes = merged(layers)
@@ -265,6 +268,18 @@ def short_layer(epochs: int | None, size: int | None, classify: ClassifyConfig) 
         low, high = (round(side * size / classify.crop) for side in classify.resize)
         layer["classify"] |= {"crop": size, "resize": (low, high)}
         layer["segment"]["crop"] = size
+    return layer
+
+
+def detail_layer(detail: str, segmenter: str) -> Layer:
+    """What ``--detail`` changes; with ``auto`` the data decide, see ``trainer.adaptation``."""
+    if detail == "auto":
+        return {}
+    tile = TILE if detail == "fine" else 0
+    layer: Layer = {"classify": {"detail": detail}, "cams": {"tile": tile}}
+    if segmenter == "aspp":
+        # Published networks have a form of their own.
+        layer["segment"] = {"detail": detail, "tile": tile}
     return layer
 
 

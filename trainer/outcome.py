@@ -27,6 +27,8 @@ EVERYTHING, NOTHING = 0.97, 0.0002
 """Shares of pixels from which masks cover all or nothing. The median crack of an industrial image
 covers 0.3 % of it.
 """
+STABLE = 0.2
+"""Agreement of the views of an image (see ``stability``) under which maps do not show objects."""
 SAMPLE, OF_CLASS = 400, 20
 """Images that are looked at, and of each class at least: 50,000 masks would take minutes."""
 LOSERS = (
@@ -66,6 +68,18 @@ def logged_losses(path: Path, stage: str) -> list[float]:
     with open(path, newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["stage"] == stage]
     return [float(row["value"]) for row in rows if row["name"] == "loss"]
+
+
+def _about_maps(context: Context) -> Iterator[str]:
+    shared = context.run.metrics("cams").get("stability", 1.0)
+    if shared < STABLE:
+        # Finer features cannot be had twice.
+        fine = context.configs.classify.detail == "fine"
+        hint = "larger views (--size)" if fine else "--detail fine, or larger views (--size)"
+        yield (
+            f"the maps of different scales agree little (IoU {shared:.2f}): objects may be smaller"
+            f" than a cell of the map; look at the maps in the report, and try {hint}"
+        )
 
 
 def _about_scores(context: Context) -> Iterator[str]:
@@ -162,6 +176,7 @@ def _sample(records: Sequence[Record]) -> list[Record]:
 
 _LOOKS: dict[str, Callable[[Context], Iterator[str]]] = {
     "classify": lambda context: _about_loss("classify", "classify", context),
+    "cams": _about_maps,
     "refine": _about_masks,
     "segment_train": lambda context: _about_loss("segment", "segment", context),
     "segment_full_train": lambda context: _about_loss("segment_full", "segment", context),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from trainer.adaptation import Choice, choice_of_masks, choices, stored_distance
+from trainer.adaptation import Choice, choice_of_masks, choices, looks_of
 from trainer.checks.preflight import Preflight, preflight
 from trainer.context import RANDOM, Context, Stage
 from trainer.data.dataset import Dataset, Record
@@ -268,15 +268,15 @@ def _choices_of_data(context: Context, options: Options, stages: list[Stage]) ->
     recipe = options.recipe or recipe_of(options.backbone, options.weights)
     if not is_small(recipe):
         return []
-    distance = None
+    looks = None
     trains = any(stage.needs == "weights" for stage in stages)
     if recipe == "small" and options.pretrained and trains:
         # A backbone that cannot be is refused before its weights are fetched.
         network = build_backbone(options.backbone)
         file = find_weights(options.backbone, options.weights)
         manifest = context.run.manifest
-        distance = stored_distance(manifest, options.backbone, network, file, context.training)
-    return choices(options, context.configs, context.training, distance)
+        looks = looks_of(manifest, options.backbone, network, file, context.training)
+    return choices(options, context.configs, context.training, looks)
 
 
 def stage_keys(context: Context, stages: list[Stage]) -> dict[str, str]:

@@ -176,6 +176,11 @@ class Run:
         files = self.manifest["stages"].get(name, {}).get("files", {})
         return sum(max(0, count - _files(self.path / folder)) for folder, count in files.items())
 
+    def metrics(self, name: str) -> dict[str, Any]:
+        """What a stage measured of itself, as in the manifest."""
+        values: dict[str, Any] = self.manifest["stages"].get(name, {}).get("metrics", {})
+        return values
+
     @property
     def left_out(self) -> set[str]:
         """Images without usable maps, where maps were imported and such images were to be

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from trainer import adaptation
-from trainer.adaptation import UPDATES, choices
+from trainer.adaptation import UPDATES, Looks, choices
 from trainer.data.dataset import Record
 from trainer.options import Options, make_configs, merged
 from trainer.run import Run
@@ -15,9 +15,12 @@ UNEVEN = records(*[(0,)] * 60, *[(1,)] * 20, *[()] * 200)
 PHOTOGRAPHS = records(*[(0,)] * 900, *[(0, 1)] * 900)
 
 
-def chosen(data: list[Record], distance: float | None, **options):
+def chosen(
+    data: list[Record], distance: float | None, longer: int = 2000, fine: bool = False, **options
+):
     typed = Options(Path("data"), Path("run"), **options)
-    reasons = choices(typed, make_configs(typed), data, distance)
+    looks = None if distance is None else Looks(distance, longer, fine)
+    reasons = choices(typed, make_configs(typed), data, looks)
     layer = merged([choice.layer for choice in reasons])
     return make_configs(typed, layer), [choice.reason for choice in reasons]
 
@@ -30,16 +33,52 @@ def test_photographs_change_nothing():
 
 def test_images_unlike_those_of_imagenet_adapt_batch_norms_and_pool_small_objects():
     configs, reasons = chosen(PHOTOGRAPHS, 0.21)
-    assert (configs.classify.bn, configs.classify.optimizer) == ("train", "adamw")
-    assert configs.segment.bn == "train"
+    assert (configs.classify.bn, configs.classify.optimizer) == ("adapt", "adamw")
+    assert (configs.segment.bn, configs.segment.init) == ("adapt", "classifier")
+    assert not configs.classify.upright
     assert configs.method.pooling == "lse"
     assert "distance 0.21" in reasons[0]
 
 
 def test_methods_without_pooling_keep_their_heads():
     configs, reasons = chosen(PHOTOGRAPHS, 0.21, method="seam")
-    assert configs.classify.bn == "train"
+    assert configs.classify.bn == "adapt"
     assert "log-sum-exp" not in reasons[0]
+
+
+def test_backbones_that_can_join_features_of_unlike_images():
+    configs, reasons = chosen(PHOTOGRAPHS, 0.21, fine=True)
+    assert (configs.classify.detail, configs.segment.detail) == ("fine", "fine")
+    assert (configs.cams.tile, configs.segment.tile) == (1024, 1024)
+    assert "detail=fine" in reasons[1]
+    assert chosen(PHOTOGRAPHS, 0.21)[0].classify.detail == "coarse"
+    assert chosen(PHOTOGRAPHS, 0.01, fine=True)[0].classify.detail == "coarse"
+
+
+def test_detail_that_was_typed_stays():
+    configs, reasons = chosen(PHOTOGRAPHS, 0.21, fine=True, detail="coarse")
+    assert (configs.classify.detail, configs.cams.tile) == ("coarse", 0)
+    assert not any("detail" in reason for reason in reasons)
+    configs, _ = chosen(PHOTOGRAPHS, 0.01, detail="fine")
+    assert (configs.classify.detail, configs.segment.detail) == ("fine", "fine")
+    assert configs.cams.tile == configs.segment.tile == 1024
+    configs, _ = chosen(PHOTOGRAPHS, 0.01, detail="fine", segmenter="largefov-r38")
+    assert (configs.segment.detail, configs.segment.tile) == ("coarse", 0)
+
+
+def test_training_views_follow_the_size_of_unlike_images():
+    configs, reasons = chosen(PHOTOGRAPHS, 0.21, longer=324)
+    assert (configs.classify.resize, configs.classify.crop) == ((259, 340), 288)
+    assert "whole images" in reasons[-1]
+    configs, reasons = chosen(PHOTOGRAPHS, 0.21, longer=4000)
+    assert (configs.classify.resize, configs.classify.crop) == ((792, 1056), 352)
+    assert "tiles of 352 pixels" in reasons[-1]
+    configs, _ = chosen(PHOTOGRAPHS, 0.21, longer=324, size=96)
+    assert configs.classify.crop == 96
+    configs, _ = chosen(PHOTOGRAPHS, 0.21, longer=20)
+    assert configs.classify.crop == 64
+    assert configs.classify.resize == (16, 21)
+    assert chosen(PHOTOGRAPHS, 0.21, longer=8)[0].classify.resize == (16, 16)
 
 
 def test_rare_classes_beside_negatives_are_balanced():

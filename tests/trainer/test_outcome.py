@@ -13,11 +13,13 @@ from trainer.run import Metrics
 CLASSES = ("crack", "blowhole")
 
 
-def context(folder: Path, records: list[Record]) -> SimpleNamespace:
+def context(
+    folder: Path, records: list[Record], stability: float = 0.6, detail: str = "coarse"
+) -> SimpleNamespace:
     dataset = SimpleNamespace(classes=CLASSES, subset=lambda name: records)
-    training = SimpleNamespace(lr=0.1)
+    training = SimpleNamespace(lr=0.1, detail=detail)
     return SimpleNamespace(
-        run=SimpleNamespace(path=folder),
+        run=SimpleNamespace(path=folder, metrics=lambda name: {"stability": stability}),
         dataset=dataset,
         labelled=[record for record in records if record.tags],
         measured_lists=["val"],
@@ -52,6 +54,15 @@ def test_a_loss_that_does_not_fall_is_told_with_the_rate(tmp_path):
     assert "did not fall: 0.7 at the start" in text
     assert "it was 0.1" in text
     assert signs("segment_train", run) == []
+
+
+def test_maps_that_differ_between_scales_are_told(tmp_path):
+    assert signs("cams", context(tmp_path, [])) == []
+    (text,) = signs("cams", context(tmp_path, [], stability=0.1))
+    assert "IoU 0.10" in text
+    assert "--detail fine" in text
+    (text,) = signs("cams", context(tmp_path, [], stability=0.1, detail="fine"))
+    assert "--detail" not in text
 
 
 def test_too_few_losses_say_nothing(tmp_path):

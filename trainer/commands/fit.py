@@ -14,6 +14,14 @@ from trainer.commands.data import Json, LabelsFrom, LogOption
 from trainer.progress import Log, say
 
 
+class Detail(StrEnum):
+    """How fine maps and masks are."""
+
+    auto = "auto"
+    coarse = "coarse"
+    fine = "fine"
+
+
 class Supervision(StrEnum):
     """The masks that train the segmenter."""
 
@@ -90,6 +98,15 @@ def fit(
             )
         ),
     ] = None,
+    detail: Annotated[
+        Detail,
+        typer.Option(
+            help=(
+                "coarse: the deepest features; fine: several depths joined at 8 pixels a cell, for"
+                " objects of a few pixels, and tiles of large images; auto: what the data ask for."
+            )
+        ),
+    ] = Detail.auto,
     segmenter: Annotated[
         str,
         typer.Option(
@@ -164,6 +181,7 @@ def fit(
       wsss-trainer fit VOC2012/ --backbone resnet50 --until cams --set cams.protocol=irn
       wsss-trainer fit VOC2012/ --supervision both --set refine.threshold_from=label_free
       wsss-trainer fit VOC2012/ --method seam --backbone resnet38 --classifier resnet38_SEAM.pth
+      wsss-trainer fit tiles/ --detail fine --run runs/tiles
       wsss-trainer fit VOC2012/ --cams maps/ --refine irn --until refine --run runs/refined
       wsss-trainer fit VOC2012/ --segmenter deeplab-v2-r101 --segmenter-weights resnet101.pth
       wsss-trainer fit photos/ --set segment.rounds=2 --run runs/rounds
@@ -193,6 +211,7 @@ def fit(
         preset=preset,
         cams=cams,
         refine=refine,
+        detail=detail.value,
         segmenter=segmenter,
         segmenter_weights=segmenter_weights,
         train_list=train_list,

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from trainer.config import Range
+from trainer.errors import ConfigError
 
 PIXELS = 4_000_000
 """How many pixels are processed at once by default.
@@ -20,9 +21,26 @@ PIXELS = 4_000_000
 The networks here need 0.1 to 0.8 kB for each pixel, a dense CRF about 0.3 kB.
 """
 
+TILE = 1024
+"""Side of a tile, pixels, where small objects matter."""
+MARGIN = 128
+"""What a tile shows around its own part, pixels. What lies further away changes little in it."""
+TILED = 4
+"""How many times as many pixels an image may have that is looked at in tiles."""
+
 PIXEL_RANGE = Range(10_000, 10_000_000_000)
 
 Pixels = npt.NDArray[np.uint8]
+
+
+def check_tile(knob: str, side: int) -> None:
+    """Refuse a side that no tile can have.
+
+    Raises:
+        ConfigError: tiles start at whole cells of every network, and half of a tile is its own.
+    """
+    if side % 32 or 0 < side < 4 * MARGIN:
+        raise ConfigError(f"{knob}={side}", f"0, or a multiple of 32 from {4 * MARGIN} on")
 
 
 def working_size(

@@ -136,6 +136,17 @@ def to_tensor(image: Array) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
 
 
+def flipped(images: list[Image.Image], rng: Rng, upright: bool) -> list[Image.Image]:
+    """The images, all of them mirrored at random; from top to bottom too if they have no up."""
+    ways = [Image.Transpose.FLIP_LEFT_RIGHT]
+    if not upright:
+        ways.append(Image.Transpose.FLIP_TOP_BOTTOM)
+    for way in ways:
+        if rng.random() < 0.5:
+            images = [image.transpose(way) for image in images]
+    return images
+
+
 def classify_planes(
     pixels: npt.NDArray[np.uint8],
     ids: list[npt.NDArray[np.uint16]],
@@ -143,6 +154,7 @@ def classify_planes(
     resize: tuple[int, int],
     crop: int,
     jitter: bool,
+    upright: bool = True,
 ) -> tuple[torch.Tensor, list[npt.NDArray[np.generic]]]:
     """Training view of one image: resize-long, flip, jitter, normalise, crop -> ``float32
     [3,crop,crop]``.
@@ -151,8 +163,7 @@ def classify_planes(
     """
     image = resize_long(Image.fromarray(pixels), int(rng.integers(resize[0], resize[1] + 1)))
     planes = [Image.fromarray(plane).resize(image.size, Image.Resampling.NEAREST) for plane in ids]
-    if rng.random() < 0.5:
-        image, *planes = (i.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for i in (image, *planes))
+    image, *planes = flipped([image, *planes], rng, upright)
     if jitter:
         image = color_jitter(image, rng)
     view, *cut = random_crops(
@@ -168,6 +179,7 @@ def segment_sample(
     scale: tuple[float, float],
     crop: int,
     jitter: bool,
+    upright: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Training view of an image and its mask: flip, scale (bicubic, nearest), jitter, normalise,
     crop (0, 255).
@@ -179,9 +191,7 @@ def segment_sample(
     size = (max(1, round(pixels.shape[1] * factor)), max(1, round(pixels.shape[0] * factor)))
     image = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
     label = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)
-    if rng.random() < 0.5:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        label = label.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    image, label = flipped([image, label], rng, upright)
     if jitter:
         image = color_jitter(image, rng)
     planes: list[tuple[npt.NDArray[np.generic], float]] = [

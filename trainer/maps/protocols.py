@@ -10,14 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from trainer.config import Knobs, Range
-from trainer.data.sizes import PIXEL_RANGE, PIXELS
+from trainer.data.sizes import PIXEL_RANGE, PIXELS, TILED, check_tile
 from trainer.methods.registry import declaration
 from trainer.nets import traits_of
 from trainer.nets.backbone import Backbone
 from trainer.training.devices import Precision
-from trainer.training.inference import (
-    Views,
-)
+from trainer.training.inference import Budget, Views
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,8 @@ class CamsConfig(Knobs):
         batch: images of equal size that are looked at together, at most.
         pixels: pixels of a forward pass, at most. An image whose largest view has more is looked at
             in a smaller size; its maps have the size that they always have.
+        tile: side of the tiles in which larger views are looked at, pixels; an image may then have
+            four times as many ``pixels`` before it is looked at in a smaller size. 0: no tiles.
         workers: loader processes; -1 chooses by cores.
         bad: maps of ``--cams`` that are missing or damaged: ``stop``, or ``skip`` those images.
         unknown: least score of the classifier for an image at which it has a map of a class whose
@@ -76,9 +76,19 @@ class CamsConfig(Knobs):
     precision: Precision = "fp32"
     batch: Annotated[int, Range(1, 1024)] = 4
     pixels: Annotated[int, PIXEL_RANGE] = PIXELS
+    tile: Annotated[int, Range(0, 65_536)] = 0
     workers: Annotated[int, Range(-1, 128)] = -1
     bad: Literal["stop", "skip"] = "stop"
     unknown: Annotated[float, Range(0, 1)] = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_tile("cams.tile", self.tile)
+
+    @property
+    def budget(self) -> Budget:
+        """How much is viewed at once."""
+        return Budget(self.batch, self.pixels * (TILED if self.tile else 1))
 
 
 def protocol_of(config: CamsConfig, backbone: str, method: str) -> tuple[str, Protocol]:
@@ -96,8 +106,9 @@ def key_knobs(config: CamsConfig) -> list[Any]:
     """The knobs that the maps depend on, besides the protocol."""
     # Defaults add nothing to the key, so that runs of earlier versions keep theirs.
     larger = [] if config.pixels == PIXELS else [config.pixels]
+    tiles = [["tile", config.tile]] if config.tile else []
     other = [] if config.unknown == CamsConfig.unknown else [["unknown", config.unknown]]
-    return [config.scales, config.min_cells, config.precision, *larger, *other]
+    return [config.scales, config.min_cells, config.precision, *larger, *tiles, *other]
 
 
 def usable_views(views: Views, min_cells: int, backbone: Backbone) -> Views:

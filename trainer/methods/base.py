@@ -15,7 +15,7 @@ from trainer.config import Knobs
 from trainer.data.loader import Batch
 from trainer.errors import ConfigError
 from trainer.methods.inputs import NO_INPUTS, Input
-from trainer.nets.backbone import Backbone
+from trainer.nets.backbone import Backbone, split_parameters
 
 
 class Method(nn.Module):
@@ -84,10 +84,10 @@ class Method(nn.Module):
         Biases of new layers do not decay. Trained normalisation weights of the backbone (those of
         recipe ``irn``) decay as its other weights do.
         """
-        new = [(n, p) for n, p in self.named_parameters() if not n.startswith("backbone.")]
+        old, new = split_parameters(self, self.backbone)
         # The factors of psa's released trainer, which its successors share.
         parts = [
-            ("backbone", list(self.backbone.parameters()), lr, weight_decay),
+            ("backbone", old, lr, weight_decay),
             ("new", [p for n, p in new if not n.endswith("bias")], lr * new_factor, weight_decay),
             ("new bias", [p for n, p in new if n.endswith("bias")], 2 * lr * new_factor, 0.0),
         ]

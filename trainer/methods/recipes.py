@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from trainer import config as knobs
 from trainer.config import Range
 from trainer.errors import ConfigError, nearest
-from trainer.nets import traits_of, usable_knobs
+from trainer.nets import Detail, traits_of, usable_knobs
 from trainer.training.optimiser import Training
 
 
@@ -20,22 +20,29 @@ class ClassifyConfig(Training):
         resize: range of the longer side of the image, before the crop.
         crop: side of the training crop.
         jitter: colour jitter.
+        upright: images have an up, so training mirrors them from left to right only; ``off`` also
+            mirrors them from top to bottom.
         output_stride: of the backbone; 0 is the backbone's usual one.
         dilate: keep the field of view with dilation where stride was taken away.
-        bn: batch norm of the backbone: ``frozen``, ``stats`` (fixed statistics, trained affine), or
+        bn: batch norm of the backbone: ``frozen``; ``stats`` (fixed statistics, trained affine);
+            ``adapt`` (the same, with statistics of the training images, measured before); or
             ``train``.
         detach_after: feature behind which the gradient is cut (IRN cuts after stage 2), or
             ``none``.
+        detail: ``coarse`` takes the deepest features, ``fine`` joins those of several depths at 8
+            pixels a cell, for objects of a few pixels.
         validate: measure mAP on the validation list's tags after each epoch.
     """
 
     resize: Annotated[tuple[int, int], Range(16, 8192)] = (256, 512)
     crop: Annotated[int, Range(16, 4096)] = 448
     jitter: bool = True
+    upright: bool = True
     output_stride: Annotated[int, Range(0, 32)] = 0
     dilate: bool = True
     bn: str = "frozen"
     detach_after: str = "none"
+    detail: Detail = "coarse"
     validate: bool = True
 
     def __post_init__(self) -> None:
@@ -117,4 +124,7 @@ def backbone_knobs(backbone: str, config: ClassifyConfig) -> dict[str, Any]:
     options: dict[str, Any] = {"bn": config.bn, "dilate": config.dilate, "detach_after": detach}
     if config.output_stride:
         options["output_stride"] = config.output_stride
+    # Left out where it is the default, so that models of earlier versions are still the run's.
+    if config.detail != "coarse":
+        options["detail"] = config.detail
     return usable_knobs(backbone, options)

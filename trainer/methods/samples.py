@@ -31,6 +31,7 @@ def make_sample(
         config.resize,
         config.crop,
         config.jitter,
+        config.upright,
     )
     tags = torch.zeros(num_classes)
     tags[list(record.tags)] = 1

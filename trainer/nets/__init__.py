@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from trainer.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from trainer.nets.backbone import Backbone, Traits
 
+Detail = Literal["coarse", "fine"]
 SHORT = {f"efficientnet_lite{size}": f"timm/tf_efficientnet_lite{size}" for size in range(3)}
 """Short names of timm's networks."""
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet38", "mobilenet_v2", *SHORT)
 
 
-def build_backbone(name: str, output_stride: int | None = None, **knobs: Any) -> Backbone:
+def build_backbone(
+    name: str, output_stride: int | None = None, detail: Detail = "coarse", **knobs: Any
+) -> Backbone:
     """The backbone ``name`` with random weights; see ``trainer.weights.loading.load_backbone`` for
     trained ones.
 
@@ -28,6 +31,7 @@ def build_backbone(name: str, output_stride: int | None = None, **knobs: Any) ->
         name: one of ``BACKBONES``.
         output_stride: 8, 16 or 32 (ResNet-38: 8 only). None is what the methods use: 8 for
             ResNet-38, else 16.
+        detail: ``fine`` joins features of several depths, see ``Detailed``.
         **knobs: keyword arguments of the class: ``bn``, ``detach_after``, and ``dilate`` for ResNet
         and MobileNetV2.
 
@@ -43,7 +47,12 @@ def build_backbone(name: str, output_stride: int | None = None, **knobs: Any) ->
     for knob in knobs:
         if knob not in choices:
             raise ConfigError(f"backbone {name} has no knob {knob!r}", nearest(knob, choices))
-    return network(**arguments, **knobs)
+    backbone = network(**arguments, **knobs)
+    if detail == "coarse":
+        return backbone
+    from trainer.nets.detail import Detailed
+
+    return Detailed(backbone)
 
 
 def traits_of(name: str) -> Traits:
@@ -58,7 +67,7 @@ def traits_of(name: str) -> Traits:
 
 def usable_knobs(name: str, knobs: Mapping[str, Any]) -> dict[str, Any]:
     """The ``knobs`` that the backbone ``name`` has."""
-    usable = traits_of(name).knobs
+    usable = (*traits_of(name).knobs, "detail")
     return {knob: value for knob, value in knobs.items() if knob in usable}
 
 

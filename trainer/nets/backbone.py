@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from trainer.errors import ConfigError, nearest
 
-BATCH_NORM_MODES = ("frozen", "stats", "train")
+BATCH_NORM_MODES = ("frozen", "stats", "train", "adapt")
 OUTPUT_STRIDES = (8, 16, 32)
 
 _M = TypeVar("_M", bound=nn.Module)
@@ -74,6 +74,11 @@ class Backbone(nn.Module, ABC):
         size.
         """
 
+    @property
+    def pretrained(self) -> Backbone:
+        """The part that weight files are for; layers around it are new."""
+        return self
+
     @abstractmethod
     def freeze(self) -> None:
         """Put every frozen batch norm in eval mode and take the gradient from every frozen
@@ -94,6 +99,17 @@ class Backbone(nn.Module, ABC):
         return self
 
 
+def split_parameters(
+    module: nn.Module, backbone: Backbone
+) -> tuple[list[nn.Parameter], list[tuple[str, nn.Parameter]]]:
+    """Parameters of the pretrained part of a module's backbone, and the new ones with their
+    names.
+    """
+    old = list(backbone.pretrained.parameters())
+    ids = {id(parameter) for parameter in old}
+    return old, [(n, p) for n, p in module.named_parameters() if id(p) not in ids]
+
+
 class StagedBackbone(Backbone):
     """A backbone that is a chain of stages, each giving one feature.
 
@@ -101,8 +117,9 @@ class StagedBackbone(Backbone):
         channels: stage name -> channels of its output.
         output_stride: 8, 16 or 32; no stage gets coarser.
         bn: ``frozen`` = running statistics and affine fixed; ``stats`` = statistics fixed, affine
-            trained except in the first batch norm (IRN); ``train`` = ordinary batch
-            norm.
+            trained except in the first batch norm (IRN); ``train`` = ordinary batch norm;
+            ``adapt`` = statistics measured once, before the training, and then fixed, affine
+            trained.
         detach_after: name of the stage after which the gradient is cut while training (IRN:
             ``stage2``). Everything up to there is frozen, batch norms included.
 

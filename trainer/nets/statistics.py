@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -38,6 +38,30 @@ def statistics_distance(backbone: Backbone, images_BCHW: Tensor) -> float | None
             network(part)
     distances = [_divergence(norm, *total) for norm, total in zip(norms, sums)]
     return float(np.median(distances)) if distances else None
+
+
+def adapt_batch_norms(backbone: Backbone, batches: Iterable[Tensor]) -> None:
+    """Give the batch norms the statistics of other images, in place; weights stay.
+
+    Li et al., "Revisiting Batch Normalization For Practical Domain Adaptation", ICLR workshop 2017.
+
+    Args:
+        backbone: on trained weights.
+        batches: ``[B,3,H,W]``, normalised as for the backbone; each counts the same.
+    """
+    norms = batch_norms([backbone])
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        # None averages over all batches.
+        norm.momentum = None
+        norm.train()
+    with torch.no_grad():
+        for images in batches:
+            backbone(images)
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+    backbone.train(backbone.training)
 
 
 def _adding_to(total_3C: Tensor) -> Callable[[nn.Module, tuple[Tensor]], None]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from trainer.data.transforms import Rng, segment_sample, shift_hsv
 from trainer.nets import build_backbone, usable_knobs
 from trainer.nets.aspp import AsppSegmenter
-from trainer.nets.backbone import Backbone
+from trainer.nets.backbone import Backbone, split_parameters
 from trainer.segmenters.base import Pixels, Segmenter, mean_probabilities
 from trainer.segmenters.losses import label_loss, resize_labels
 from trainer.weights.checkpoints import read_checkpoint
@@ -37,7 +37,13 @@ class Aspp(Segmenter):
     def build(self) -> nn.Module:
         """See ``Segmenter``."""
         config = self.config
-        knobs = {"output_stride": config.output_stride, "bn": config.bn, "dilate": True}
+        knobs: dict[str, Any] = {
+            "output_stride": config.output_stride,
+            "bn": config.bn,
+            "dilate": True,
+        }
+        if config.detail != "coarse":
+            knobs["detail"] = config.detail
         net = build_backbone(self.backbone, **usable_knobs(self.backbone, knobs))
         return AsppSegmenter(net, self.num_classes + 1, self.config.rates)
 
@@ -45,23 +51,21 @@ class Aspp(Segmenter):
         """See ``Segmenter``."""
         # A file with a head is a whole segmenter; any other holds a backbone.
         whole = any(name.endswith("aspp.c0.weight") for name in read_checkpoint(path).tensors)
-        return load_backbone(network if whole else network.backbone, path)  # type: ignore[arg-type]
+        return load_backbone(network if whole else network.backbone.pretrained, path)  # type: ignore[arg-type,union-attr]
 
     def take_backbone(self, network: nn.Module, backbone: Backbone) -> None:
         """See ``Segmenter``."""
-        cast(AsppSegmenter, network).backbone.load_state_dict(backbone.state_dict())
+        own = cast(AsppSegmenter, network).backbone
+        if type(own) is not type(backbone):
+            own, backbone = own.pretrained, backbone.pretrained
+        own.load_state_dict(backbone.state_dict())
 
     def groups(self, network: nn.Module) -> list[dict[str, Any]]:
         """DeepLab's: backbone x1, head weights x10, head biases x20 without decay."""
         config = self.config
-        head = [(n, p) for n, p in network.named_parameters() if not n.startswith("backbone.")]
-        backbone = [
-            p
-            for n, p in network.named_parameters()
-            if n.startswith("backbone.") and p.requires_grad
-        ]
+        old, head = split_parameters(network, cast(AsppSegmenter, network).backbone)
         parts = [
-            (backbone, 1.0, config.weight_decay),
+            ([p for p in old if p.requires_grad], 1.0, config.weight_decay),
             (
                 [p for n, p in head if not n.endswith("bias")],
                 config.new_factor,
@@ -83,7 +87,9 @@ class Aspp(Segmenter):
         if config.hsv:
             image_HW3 = np.asarray(shift_hsv(Image.fromarray(image_HW3), rng, config.hsv))
         low, high = config.scale if config.scale_draw == "range" else (self.draw_scale(rng),) * 2
-        return segment_sample(image_HW3, mask_HW, rng, (low, high), config.crop, config.jitter)
+        return segment_sample(
+            image_HW3, mask_HW, rng, (low, high), config.crop, config.jitter, config.upright
+        )
 
     def targets(self, labels_BHW: Tensor) -> Tensor:
         """The pixel in the middle of each cell of ``label_stride``."""
@@ -103,7 +109,9 @@ class Aspp(Segmenter):
         self, network: nn.Module, views: Sequence[Tensor], size: tuple[int, int]
     ) -> Tensor:
         """Mean of the probabilities of all views."""
-        return mean_probabilities(network, views, size, self.config.flip, self.config.pixels)
+        return mean_probabilities(
+            network, views, size, self.config.flip, self.config.pixels, self.config.tile
+        )
 
     def graph(self, network: nn.Module, scales: Sequence[float], flip: bool) -> SegmenterGraph:
         """See ``Segmenter``."""

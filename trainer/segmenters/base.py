@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from trainer.segmenters.config import SegmentConfig
 from trainer.segmenters.noise import heard
 from trainer.training.averaging import Teacher
 from trainer.training.inference import Views, in_parts
+from trainer.training.tiles import in_tiles
 from trainer.weights.loading import LoadReport
 
 if TYPE_CHECKING:
@@ -173,6 +175,7 @@ def mean_probabilities(
     size: tuple[int, int],
     flip: bool,
     pixels: int = PIXELS,
+    tile: int = 0,
 ) -> Tensor:
     """Mean over views, and their mirror images with ``flip``, of the soft-max of logits resized to
     ``size``.
@@ -180,7 +183,8 @@ def mean_probabilities(
     total = torch.zeros(())
     for images in views:
         pair = torch.cat([images, images.flip(3)]) if flip else images
-        logits = in_parts(network, pair, pixels).float()
+        look = partial(in_parts, network, pixels=pixels)
+        logits = in_tiles(look, pair, tile).float()
         straight = _chances(logits[: len(images)], size)
         # The first view's memory holds the sum.
         total = straight if total.ndim == 0 else total.add_(straight)

@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from trainer.config import Range
-from trainer.data.sizes import PIXEL_RANGE, PIXELS
+from trainer.data.sizes import PIXEL_RANGE, PIXELS, check_tile
 from trainer.errors import ConfigError
+from trainer.nets import Detail
 from trainer.refine.crf import preset
 from trainer.training.devices import Precision
 from trainer.training.optimiser import Training
 
 Network = Literal["aspp", "deeplab-v2-r101", "largefov-r38"]
 
-TEST_KNOBS = {"scales", "flip", "pixels", "crf", "crf_image", "test_precision"}
+TEST_KNOBS = {"scales", "flip", "pixels", "tile", "crf", "crf_image", "test_precision"}
 """Knobs that change predictions and no weights."""
 
 ROUND_KNOBS = {"rounds", "round_confidence", "round_crf"}
@@ -25,7 +26,17 @@ the key of none that stays.
 MASK_KNOBS = {"mask_precision", "mask_centred"}
 """Knobs that mean nothing without true masks that train."""
 
-NETWORK_KNOBS = ("network", "output_stride", "bn", "rates", "msc", "stride_on", "input", "width")
+NETWORK_KNOBS = (
+    "network",
+    "output_stride",
+    "detail",
+    "bn",
+    "rates",
+    "msc",
+    "stride_on",
+    "input",
+    "width",
+)
 """Knobs that weights depend on by their shape or meaning: they stand in ``model.pt``."""
 
 
@@ -44,10 +55,12 @@ class SegmentConfig(Training):
         scale_draw: ``range`` or ``set``.
         crop: side of the training crop.
         jitter: colour jitter.
+        upright: see ``classify.upright``.
         hsv: largest shift of hue (of 180), saturation and value (of 255), each by a whole number; 0
             is off.
         output_stride: of the backbone.
-        bn: batch norm: of the backbone under ``aspp`` ``frozen``, ``stats`` or ``train``; of
+        detail: ``coarse`` or ``fine``, see ``classify.detail``.
+        bn: batch norm: of the backbone under ``aspp`` as ``classify.bn``; of
             ``largefov-r38`` ``batch`` as released by accident, or ``frozen``.
         rates: dilation rates of the ASPP head; 3, 6, 9, 12 is DeepLab-v2's small variant.
         msc: further scales that DeepLab-v2 looks at in training and test, merged by the largest
@@ -71,6 +84,8 @@ class SegmentConfig(Training):
         flip: whether the test also sees the mirror image.
         pixels: of a forward pass of the test, and of its CRFs at work, at most. An image whose
             largest view has more is looked at in a smaller size, and its mask is enlarged.
+        tile: side of the tiles in which the test looks at larger views, pixels; an image may then
+            have four times as many ``pixels``. 0: no tiles.
         crf: dense CRF after the test's soft-max: a preset (DeepLab-v2's is ``P3``, LargeFOV's
             ``P4``), or ``none``.
         crf_image: what the CRF sees: ``raw``, the image; ``meansub_wrap``, the image minus Caffe's
@@ -101,8 +116,10 @@ class SegmentConfig(Training):
     scale_draw: Literal["range", "set"] = "range"
     crop: Annotated[int, Range(8, 4096)] = 256
     jitter: bool = False
+    upright: bool = True
     hsv: Annotated[int, Range(0, 180)] = 0
     output_stride: Annotated[int, Range(8, 32)] = 16
+    detail: Detail = "coarse"
     bn: str = "frozen"
     rates: Annotated[tuple[int, ...], Range(1, 128, least=1)] = (6, 12, 18, 24)
     msc: Annotated[tuple[float, ...], Range(0.05, 8)] = (0.5, 0.75)
@@ -118,6 +135,7 @@ class SegmentConfig(Training):
     scales: Annotated[tuple[float, ...], Range(0.05, 8, least=1)] = (0.75, 1.0, 1.25)
     flip: bool = True
     pixels: Annotated[int, PIXEL_RANGE] = PIXELS
+    tile: Annotated[int, Range(0, 65_536)] = 0
     crf: str = "none"
     crf_image: Literal["raw", "meansub_wrap", "denormalised"] = "raw"
     test_precision: Precision = "fp32"
@@ -129,6 +147,7 @@ class SegmentConfig(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_tile("segment.tile", self.tile)
         rounds_crf = "none" if self.round_crf == "auto" else self.round_crf
         for name in (self.crf, rounds_crf):
             if name != "none":

@@ -36,7 +36,17 @@ if TYPE_CHECKING:
 class LargeFOV(Segmenter):
     """See the module."""
 
-    unused = ("rates", "output_stride", "label_stride", "msc", "stride_on", "input")
+    unused = (
+        "rates",
+        "output_stride",
+        "detail",
+        "tile",
+        "upright",
+        "label_stride",
+        "msc",
+        "stride_on",
+        "input",
+    )
     own_backbone = "resnet38"
 
     def build(self) -> nn.Module:

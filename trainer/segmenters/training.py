@@ -23,6 +23,7 @@ from trainer.pool import raise_together
 from trainer.run import Metrics, Output
 from trainer.segmenters.base import Pixels, Segmenter
 from trainer.segmenters.config import NETWORK_KNOBS
+from trainer.training.batch_norms import adapt
 from trainer.training.loop import Trainer
 
 ReadMask = Callable[[Record], np.ndarray]
@@ -150,11 +151,13 @@ def train_segmenter(
     if records and true_records:
         order = MixedOrder(records, len(true_records), config.negatives, config.balance, seed)
     make = partial(make_sample, segmenter=segmenter, read_mask=read_mask, true_ids=true_ids)
+    samples = Samples([*records, *true_records], make, seed, order)
+    adapt(getattr(network, "backbone", None), config.bn, samples)
     trainer = Trainer(
         network,
         segmenter.loss,
         segmenter.groups(network),
-        Samples([*records, *true_records], make, seed, order),
+        samples,
         config,
         output.folder,
         metrics,

@@ -5,6 +5,8 @@ image.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from trainer.data.pixels import image_size
 from trainer.files import is_whole
 from trainer.maps.camfile import cam_path, no_maps, read_cam, stride4, write_cam
 from trainer.maps.protocols import CamsConfig, Protocol, key_knobs, merge, protocol_of, usable_views
+from trainer.maps.stability import stability
 from trainer.methods.base import Method
 from trainer.progress import progress_bar
 from trainer.run import Output
@@ -29,6 +32,7 @@ from trainer.training.inference import (
     iterate_views,
     with_mirror,
 )
+from trainer.training.tiles import in_tiles
 
 
 def stage() -> Stage:
@@ -76,21 +80,25 @@ def make_cams(
                 write_cam(cam_path(output.folder, record.id), *no_maps(image_size(record.image)))
                 advance()
         mapped = [record for record in own_records if classes[record.id]]
-        pixels = config.pixels
-        budget = Budget(config.batch, pixels)
-        for batch in iterate_views(mapped, looks, budget, config.workers):
+        stable: list[float | None] = []
+        look = partial(in_parts, method.cams, pixels=config.pixels)
+        for batch in iterate_views(mapped, looks, config.budget, config.workers):
             views = [
-                finite(_float(in_parts(method.cams, with_mirror(x.to(target)), pixels)), "maps")
+                finite(_float(in_tiles(look, with_mirror(x.to(target)), config.tile)), "maps")
                 for x in batch.images
             ]
             for i, record in enumerate(batch.records):
                 own = classes[record.id]
                 # The mirror images are the second half of each batch.
                 pairs = [(v[i, own], v[len(batch.records) + i, own]) for v in views]
+                stable.append(stability(pairs))
                 # SEAM's normalisation can fall just below 0.
                 maps = merge(pairs, stride4(batch.size), protocol).clamp(0, 1).numpy()
                 write_cam(cam_path(output.folder, record.id), own, maps, batch.size)
                 advance()
+    shares = [share for share in stable if share is not None]
+    if shares:
+        output.metrics["stability"] = round(median(shares), 3)
     output.outputs.update(count=len(records), made=len(missing))
 
 
@@ -105,13 +113,12 @@ def classes_of(
     # own maximum, so the map alone would find every class somewhere.
     open_records = [record for record in records if record.unknown]
     if open_records:
-        budget = Budget(config.batch, config.pixels)
         logits = image_logits(
             method,
             open_records,
             config.precision,
             device,
-            budget=budget,
+            budget=Budget(config.batch, config.pixels),
             workers=config.workers,
             title="scores of unknown tags",
         )

@@ -19,6 +19,7 @@ from trainer.methods.recipes import ClassifyConfig
 from trainer.methods.registry import build_method, declaration, load_method
 from trainer.methods.samples import make_sample
 from trainer.run import Metrics, Output
+from trainer.training.batch_norms import adapt
 from trainer.training.devices import shard, wait_for_all
 from trainer.training.inference import image_logits
 from trainer.training.loop import Trainer, step_rng
@@ -153,11 +154,13 @@ def classify(
     # Every process reads files that the others have just made.
     wait_for_all()
     make = partial(make_sample, config=config, num_classes=len(dataset.classes), inputs=inputs)
+    samples = Samples(records, make, seed)
+    adapt(method.backbone, config.bn, samples)
     trainer = Trainer(
         method,
         type(method).loss,
         method.param_groups(config.lr, config.weight_decay, config.new_factor),
-        Samples(records, make, seed),
+        samples,
         config,
         output.folder,
         metrics,

@@ -214,7 +214,7 @@ def _backbone(context: Context, knobs: dict[str, Any], init: str) -> Backbone:
     name = context.backbone
     backbone = build_backbone(name, **usable_knobs(name, knobs))
     if init == "classifier" or (init == "auto" and context.initial is None):
-        backbone.load_state_dict(trained_method(context).backbone.state_dict())
+        backbone.load_state_dict(trained_method(context).backbone.pretrained.state_dict())
     elif init != "none" and context.initial:
         load_backbone(backbone, context.initial.path)
     return backbone

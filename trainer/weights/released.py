@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trainer.errors import WeightsError
 from trainer.weights.checkpoints import architecture, read_checkpoint
-from trainer.weights.loading import LoadReport, load_backbone
+from trainer.weights.loading import COUNTER, LoadReport, load_backbone
 
 
 class Headed(Protocol):
@@ -138,7 +138,7 @@ def _load_whole(
             raise WeightsError(
                 f"{path} does not fit: {other}; it looks like {looks}", correct, hint
             )
-    report = load_backbone(net.backbone, path, checkpoint)
+    report = load_backbone(net.backbone.pretrained, path, checkpoint)
     net.load_state_dict(heads, strict=False)
     return with_heads(report, heads, sources)
 
@@ -151,7 +151,7 @@ def load_start(method: Classifier, path: Path) -> LoadReport:
         WeightsError: another network.
     """
     checkpoint = read_checkpoint(path)
-    report = load_backbone(method.backbone, path, checkpoint)
+    report = load_backbone(method.backbone.pretrained, path, checkpoint)
     heads, sources = find_heads(method, checkpoint.tensors)
     if heads and {name: tensor.shape for name, tensor in heads.items()} == head_shapes(method):
         method.load_state_dict(heads, strict=False)
@@ -178,10 +178,12 @@ def find_heads(net: Headed, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Te
 
 
 def head_shapes(net: Headed) -> dict[str, torch.Size]:
-    """Everything of a network but its backbone."""
-    state = net.state_dict()
+    """Everything of a network but the pretrained part of its backbone."""
+    prefix = "backbone." if net.backbone.pretrained is net.backbone else "backbone.network."
     return {
-        name: tensor.shape for name, tensor in state.items() if not name.startswith("backbone.")
+        name: tensor.shape
+        for name, tensor in net.state_dict().items()
+        if not name.startswith(prefix) and not name.endswith(COUNTER)
     }
 
 
