@@ -60,12 +60,18 @@ def choose(
     ]
 
 
-def _likeness(features: Values) -> npt.NDArray[np.float64]:
-    """Cosine of every pair around the mean image, 0 where it is negative."""
+def directions(features_NC: Values) -> npt.NDArray[np.float64]:
+    """Features from the mean image, each of length 1; 0 for an image that equals it."""
     # Features after a ReLU all point the same way: their mean says nothing.
-    centred = features.astype(np.float64) - features.mean(0)
+    centred = features_NC.astype(np.float64) - features_NC.mean(0)
     length = np.linalg.norm(centred, axis=1, keepdims=True)
-    unit = centred / np.maximum(length, 1e-12)
+    unit: npt.NDArray[np.float64] = centred / np.maximum(length, 1e-12)
+    return unit
+
+
+def _likeness(features_NC: Values) -> npt.NDArray[np.float64]:
+    """Cosine of every pair, 0 where it is negative."""
+    unit = directions(features_NC)
     likeness: npt.NDArray[np.float64] = np.maximum(unit @ unit.T, 0)
     np.fill_diagonal(likeness, 1)
     return likeness
