@@ -56,7 +56,8 @@ def answer(
         TargetError: ``out`` holds something else.
     """
     run = Run.existing(run_dir)
-    dataset = reopen_data(run.manifest)
+    # Tags as the data have them: corrections of the run's training would hide what changed.
+    dataset = reopen_data({**run.manifest, "masks": None})
     exam = Exam(run.path, dataset, reviews_of(run.path))
     form, files = opened_export(place)
     if is_review(place):

@@ -110,11 +110,13 @@ def ask(run_dir: Path, out: Path, wish: Wish) -> dict[str, Any]:
 
 
 def _candidates(dataset: Dataset, run: Run, wish: Wish) -> list[Record]:
-    """Images that have not been corrected yet."""
+    """Images whose mask nobody has corrected, and no training has had."""
     records = dataset.subset(wish.list or run.manifest["train_list"])
     if wish.also:
         records = [*records, *_untagged(wish.also, dataset)]
-    corrected = set(read_ledger(wish.corrections).masks) if wish.corrections else set()
+    corrected = set(dataset.withheld)
+    if wish.corrections:
+        corrected |= set(read_ledger(wish.corrections).masks)
     records = [record for record in records if record.id not in corrected]
     if not records:
         raise DataError(

@@ -16,6 +16,7 @@ from trainer.data.dataset import Dataset, read_index_png
 from trainer.data.formats.opening import open_dataset
 from trainer.data.palette import write_index_png
 from trainer.data.pixels import image_size
+from trainer.data.tables.corrections import read_corrections as training_corrections
 from trainer.errors import DataError, TargetError
 from trainer.review.answers import answer
 from trainer.review.form import Request, Task
@@ -110,6 +111,10 @@ def test_a_corrected_mask_and_its_tags(run: Path, dataset: Dataset, tmp_path: Pa
     assert corrections.masks == [record.id]
     assert corrections.images[record.id].tool == "folder"
     assert set(corrections.classes) == names
+    # As fit --corrections reads the folder.
+    trained = training_corrections(tmp_path / "out", dataset)
+    assert (trained.read(record.id) == mask).all()
+    assert set(trained.tags[record.id]["removed"]) == tags - set(dataset.classes[:2])
     assert before == {path: path.read_bytes() for path in before}
     # The same answer again changes nothing, not even its time.
     content = (tmp_path / "out" / "corrections.json").read_bytes()
@@ -198,6 +203,22 @@ def test_answers_about_tags(run: Path, dataset: Dataset, tmp_path: Path) -> None
     (place / TABLE).write_text(f"id,class,tag,score,answer\n{record.id},{present},x,0.1,perhaps\n")
     with pytest.raises(DataError, match="answer 'perhaps'"):
         answer(run, place, tmp_path / "out")
+
+
+def test_tags_are_compared_with_the_data_not_with_earlier_corrections(
+    run: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    place = review(run, dataset)
+    record = next(r for r in dataset.subset("train")[:3] if r.tags)
+    path = place / "masks" / f"{record.id}.png"
+    write_index_png(path, np.zeros(image_size(record.image), np.uint8))
+    names = [dataset.classes[k] for k in record.tags]
+    assert answer(run, place, tmp_path / "out")["images"][record.id]["tags_removed"] == names
+    # A run that was trained on the correction has the tags without them.
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["masks"] = {"ids": [], "tags": {record.id: {"added": [], "removed": names}}}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert answer(run, place, tmp_path / "out")["images"][record.id]["tags_removed"] == names
 
 
 def test_tags_and_earlier_masks_agree(run: Path, dataset: Dataset, tmp_path: Path) -> None:

@@ -64,6 +64,12 @@ def test_the_whole_way_there_and_back(run: Path, tmp_path: Path) -> None:
     again = ask(run, tmp_path / "again", wish)
     assert {entry["id"] for entry in again["images"]} == training - {ids[0]}
     assert before == {path: path.read_bytes() for path in before}
+    # Nor is what the run was trained on.
+    copied = Path(shutil.copytree(run, tmp_path / "trained"))
+    manifest = json.loads((copied / "manifest.json").read_text())
+    (copied / "manifest.json").write_text(json.dumps({**manifest, "masks": {"ids": [ids[1]]}}))
+    trained = ask(copied, tmp_path / "once more", wish)
+    assert {entry["id"] for entry in trained["images"]} == training - set(ids[:2])
 
 
 @pytest.mark.parametrize("tool", ["labelstudio", "cvat"])
