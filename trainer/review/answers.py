@@ -19,6 +19,7 @@ from trainer.errors import DataError, some
 from trainer.files import place_image, write_atomic
 from trainer.outputs import check_folder
 from trainer.review.exam import Exam, Verdict
+from trainer.review.form import Form
 from trainer.review.forms import opened_export
 from trainer.review.ledger import FILE as LEDGER
 from trainer.review.ledger import Correction, Ledger, is_ledger, read_ledger
@@ -59,13 +60,30 @@ def answer(
     # Tags as the data have them: corrections of the run's training would hide what changed.
     dataset = reopen_data({**run.manifest, "masks": None})
     exam = Exam(run.path, dataset, reviews_of(run.path))
+    form, tags = _read(place, exam)
+    masks = {n: v for n, v in exam.verdicts.items() if v.is_new or unchanged == "take"}
+    verdicts = _with_tags(masks, tags)
+    out = out or default_folder(dataset)
+    if verdicts:
+        ledger = _opened(out, dataset, run.path)
+        _check_masks(ledger, verdicts)
+        _write(ledger, verdicts, form.name, exam)
+    return _summary(exam, verdicts, form.name, place, out)
+
+
+def _read(place: Path, exam: Exam) -> tuple[Form, list[TagAnswer]]:
+    """Let ``exam`` see every mask; return the form that they came in, and answers about tags.
+
+    Raises:
+        DataError: there is neither.
+    """
     form, files = opened_export(place)
     if is_review(place):
         exam.expect(read_review(place / FILE), place)
     for entry in form.read(files, exam.labels):
         exam.take(entry)
     exam.check_strangers()
-    tags = read_tag_answers(place / TABLE, dataset) if place.is_dir() else []
+    tags = read_tag_answers(place / TABLE, exam.dataset) if place.is_dir() else []
     if is_ledger(place):
         tags += _tags_of(read_ledger(place))
     if not exam.verdicts and not tags:
@@ -74,14 +92,7 @@ def answer(
             f"masks or submitted tasks of {form.tool}, or answers in {TABLE}",
             "; ".join(step.format(review=place) for step in form.steps),
         )
-    masks = {n: v for n, v in exam.verdicts.items() if v.is_new or unchanged == "take"}
-    taken = _with_tags(masks, tags)
-    out = out or default_folder(dataset)
-    if taken:
-        ledger = _opened(out, dataset, run.path)
-        _check_masks(ledger, taken)
-        _write(ledger, taken, form.name, exam)
-    return _summary(exam, taken, form.name, place, out)
+    return form, tags
 
 
 def _with_tags(verdicts: dict[str, Verdict], tags: list[TagAnswer]) -> dict[str, Verdict]:
@@ -157,9 +168,9 @@ def _check_masks(ledger: Ledger, verdicts: dict[str, Verdict]) -> None:
             continue
         path = ledger.mask_path(record_id)
         values = set(np.unique(read_index_png(path)).tolist())
-        shown = {name for k, name in enumerate(ledger.classes, 1) if k in values}
-        missing = set() if IGNORE in values else {*verdict.tags_added} - shown
-        if wrong := sorted(missing | (shown & {*verdict.tags_removed})):
+        visible = {name for k, name in enumerate(ledger.classes, 1) if k in values}
+        missing = set() if IGNORE in values else {*verdict.tags_added} - visible
+        if wrong := sorted(missing | (visible & {*verdict.tags_removed})):
             raise DataError(
                 f"image {record_id!r} has two answers about {some(wrong)}: in {verdict.where} and"
                 f" in the earlier mask {path}",
@@ -223,30 +234,30 @@ def _image(ledger: Ledger, record_id: str, exam: Exam) -> str:
 
 
 def _summary(
-    exam: Exam, taken: dict[str, Verdict], tool: str, place: Path, out: Path
+    exam: Exam, verdicts: dict[str, Verdict], tool: str, place: Path, out: Path
 ) -> dict[str, Any]:
-    asked = {i for review in exam.reviews if review.key in exam.keys for i in review.images}
-    masks = [name for name, verdict in taken.items() if verdict.png]
+    questions = {i for review in exam.reviews if review.key in exam.keys for i in review.images}
+    masks = [name for name, verdict in verdicts.items() if verdict.png]
     pixels: dict[str, int] = {}
-    for verdict in taken.values():
+    for verdict in verdicts.values():
         for name, change in verdict.change.items():
             pixels[name] = pixels.get(name, 0) + change
     return {
         "review": str(place),
         "tool": tool,
         "corrections": str(out),
-        "images": {name: _facts(verdict) for name, verdict in taken.items()},
+        "images": {name: _facts(verdict) for name, verdict in verdicts.items()},
         "pixels": pixels,
         "unchanged": sorted(exam.verdicts.keys() - masks),
-        "waiting": sorted(asked - exam.verdicts.keys()),
-        "not_asked": [name for name in masks if not taken[name].is_asked],
+        "waiting": sorted(questions - exam.verdicts.keys()),
+        "not_asked": [name for name in masks if not verdicts[name].in_review],
     }
 
 
 def _facts(verdict: Verdict) -> dict[str, Any]:
     return {
         "mask": bool(verdict.png),
-        "asked": verdict.is_asked,
+        "asked": verdict.in_review,
         "pixels": verdict.change,
         "tags_added": list(verdict.tags_added),
         "tags_removed": list(verdict.tags_removed),

@@ -110,17 +110,17 @@ def ask(run_dir: Path, out: Path, wish: Wish) -> dict[str, Any]:
 
 
 def _candidates(dataset: Dataset, run: Run, wish: Wish) -> list[Record]:
-    """Images whose mask nobody has corrected, and no training has had."""
+    """Images whose mask nobody has without, and no training has had."""
     records = dataset.subset(wish.list or run.manifest["train_list"])
     if wish.also:
         records = [*records, *_untagged(wish.also, dataset)]
-    corrected = set(dataset.withheld)
+    without = set(dataset.withheld)
     if wish.corrections:
-        corrected |= set(read_ledger(wish.corrections).masks)
-    records = [record for record in records if record.id not in corrected]
+        without |= set(read_ledger(wish.corrections).masks)
+    records = [record for record in records if record.id not in without]
     if not records:
         raise DataError(
-            f"no image of {dataset.root} is left to ask about", "images without a corrected mask"
+            f"no image of {dataset.root} is left to ask about", "images without a without mask"
         )
     return records
 

@@ -25,9 +25,9 @@ HALF = 128
 Pixels = npt.NDArray[np.uint8]
 
 
-def encode(painted: npt.NDArray[np.bool_]) -> list[int]:
+def encode(mask_HW: npt.NDArray[np.bool_]) -> list[int]:
     """The bytes of a mask ``[H,W]``, opaque white where it is true."""
-    flat = painted.ravel()
+    flat = mask_HW.ravel()
     ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]) + 1, flat.size)
     lengths = np.diff(ends, prepend=0) * 4
     header = f"{flat.size * 4:032b}{VALUE_BITS - 1:05b}"
@@ -65,10 +65,10 @@ def decode(rle: Any, size: tuple[int, int], where: str) -> npt.NDArray[np.bool_]
     values = np.zeros(count, np.uint8)
     start = 0
     while start < count:
-        is_repeated = stream.number(1)
+        is_run = stream.number(1)
         length = stream.number(sizes[stream.number(2)]) + 1
         part = values[start : start + length]
-        if is_repeated:
+        if is_run:
             part[:] = min(stream.number(value_bits), 255)
         else:
             part[:] = stream.numbers(value_bits, len(part))

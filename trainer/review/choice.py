@@ -43,14 +43,14 @@ def choose(
     order = np.argsort(-doubts_N, kind="stable")[:MOST]
     likeness = _likeness(features_NC[order])
     weights, group = doubts_N[order].astype(np.float64), np.asarray(groups)[order]
-    served, is_free = np.zeros(len(order)), np.ones(len(order), bool)
+    cover, is_free = np.zeros(len(order)), np.ones(len(order), bool)
     places: list[int] = []
     while len(places) < count and is_free.any():
-        gains = (np.maximum(likeness - served, 0) @ weights) * is_free
+        gains = (np.maximum(likeness - cover, 0) @ weights) * is_free
         # Where nothing is left to gain, the most doubtful image that is free.
         best = int(gains.argmax()) if gains.max() > 0 else int(is_free.argmax())
         places.append(best)
-        served = np.maximum(served, likeness[best])
+        cover = np.maximum(cover, likeness[best])
         is_free &= group != group[best]
     nearest = likeness[places]
     owners = np.where(nearest.max(0) >= ALIKE, nearest.argmax(0), -1)
@@ -63,9 +63,9 @@ def choose(
 def directions(features_NC: Values) -> npt.NDArray[np.float64]:
     """Features from the mean image, each of length 1; 0 for an image that equals it."""
     # Features after a ReLU all point the same way: their mean says nothing.
-    centred = features_NC.astype(np.float64) - features_NC.mean(0)
-    length = np.linalg.norm(centred, axis=1, keepdims=True)
-    unit: npt.NDArray[np.float64] = centred / np.maximum(length, 1e-12)
+    offsets = features_NC.astype(np.float64) - features_NC.mean(0)
+    length = np.linalg.norm(offsets, axis=1, keepdims=True)
+    unit: npt.NDArray[np.float64] = offsets / np.maximum(length, 1e-12)
     return unit
 
 

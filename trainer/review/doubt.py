@@ -41,7 +41,7 @@ class Doubt:
         views: share of pixels on which the views disagree.
         labels: share of pixels on which the refined mask says otherwise; None without such a mask.
         missing: class indices that the tags name and the mask lacks.
-        denied: class indices that the mask shows and the tags deny.
+        surplus: class indices that the mask shows and the tags deny.
         layout: mean probability of each label on a grid of 4x4, ``float32 [L*16]``.
     """
 
@@ -49,7 +49,7 @@ class Doubt:
     views: float
     labels: float | None
     missing: tuple[int, ...]
-    denied: tuple[int, ...]
+    surplus: tuple[int, ...]
     layout: Float
 
 
@@ -96,8 +96,8 @@ def judge(chances_VLhw: Float, labels_hw: Pixels | None, record: Record) -> tupl
         against = (labels_hw != mask) & (labels_hw != IGNORE)
         sure = sure * (1 - HALF * against)
     possible = {0, *(k + 1 for k in record.possible)}
-    denied = ~np.isin(mask, list(possible))
-    sure[denied] = 0
+    is_denied = ~np.isin(mask, list(possible))
+    sure[is_denied] = 0
     present = set(np.unique(mask).tolist())
     tags = {k + 1 for k in record.tags}
     doubt = Doubt(
@@ -124,5 +124,5 @@ def _shortfall(mean: Float, mask: Any, sure: Float, labels: set[int]) -> float:
 
 
 def _layout(mean_Lhw: Float) -> Float:
-    pooled = nn.functional.adaptive_avg_pool2d(torch.from_numpy(mean_Lhw), GRID)
-    return np.asarray(pooled.numpy().ravel(), np.float32)
+    grid = nn.functional.adaptive_avg_pool2d(torch.from_numpy(mean_Lhw), GRID)
+    return np.asarray(grid.numpy().ravel(), np.float32)

@@ -26,7 +26,7 @@ class Verdict:
         png: the mask as a file; empty where only tags were answered.
         change: pixels that each class gained or lost against the prediction.
         is_new: whether the mask differs from the prediction, or a person declared it finished.
-        is_asked: whether the review asked for the image.
+        in_review: whether the review asked for the image.
         shows: names of the classes that the mask shows.
         denies: names of the classes that it does not show.
         tags_added: names of classes.
@@ -37,7 +37,7 @@ class Verdict:
     png: bytes = b""
     change: dict[str, int] = field(default_factory=dict)
     is_new: bool = True
-    is_asked: bool = True
+    in_review: bool = True
     shows: tuple[str, ...] = ()
     denies: tuple[str, ...] = ()
     tags_added: tuple[str, ...] = ()
@@ -57,8 +57,8 @@ class Exam:
 
     def expect(self, review: Review, place: Path) -> None:
         """Check that a review is one of the run's."""
-        if review.key in {known.key for known in self.reviews}:
-            self.reviews = [known for known in self.reviews if known.key == review.key]
+        if review.key in {other.key for other in self.reviews}:
+            self.reviews = [other for other in self.reviews if other.key == review.key]
             return
         raise DataError(
             f"{place} is a review of {review.run}",
@@ -115,18 +115,18 @@ class Exam:
         before = self._prediction(record_id, mask)
         classes, record = self.dataset.classes, self.dataset.records.get(record_id)
         values = set(np.unique(mask).tolist())
-        shown = {value - 1 for value in values - {0, IGNORE}}
+        visible = {value - 1 for value in values - {0, IGNORE}}
         # What does not count may hide an object, so that its tag stays.
-        absent = set() if IGNORE in values else set(range(len(classes))) - shown
+        absent = set() if IGNORE in values else set(range(len(classes))) - visible
         tags, possible = (record.tags, record.possible) if record else ((), range(len(classes)))
         return Verdict(
             encode_index_png(mask),
             self.labels.changes(np.zeros_like(mask) if before is None else before, mask),
             entry.is_final or before is None or not np.array_equal(before, mask),
             before is not None,
-            _names(shown, classes),
+            _names(visible, classes),
             _names(absent, classes),
-            _names(shown - set(tags), classes),
+            _names(visible - set(tags), classes),
             _names(absent & set(possible), classes),
             entry.where,
         )
@@ -134,8 +134,8 @@ class Exam:
     def _match(self, name: str) -> str | None:
         """The image that a tool means by ``name``, with folders before it or without its own."""
         name = composed(name)
-        asked = [i for review in self.reviews for i in review.images]
-        for ids in (asked, self.dataset.records):
+        ids_asked = [i for review in self.reviews for i in review.images]
+        for ids in (ids_asked, self.dataset.records):
             if name in ids:
                 return name
             alike = {i for i in ids if name.endswith(f"/{i}") or i.endswith(f"/{name}")}

@@ -73,8 +73,8 @@ def _task(folder: Path, task: Task, request: Request) -> dict[str, Any]:
     return {"data": data, "predictions": [guess]}
 
 
-def _region(painted: Any, name: str) -> dict[str, Any]:
-    height, width = painted.shape
+def _region(mask_HW: Any, name: str) -> dict[str, Any]:
+    height, width = mask_HW.shape
     return {
         "id": name,
         "type": "brushlabels",
@@ -83,7 +83,7 @@ def _region(painted: Any, name: str) -> dict[str, Any]:
         "original_width": width,
         "original_height": height,
         "image_rotation": 0,
-        "value": {"format": "rle", "rle": encode(painted), "brushlabels": [name]},
+        "value": {"format": "rle", "rle": encode(mask_HW), "brushlabels": [name]},
     }
 
 

@@ -79,13 +79,13 @@ class Writer:
         # Last, so that a review that was killed is none.
         for folder in (home, self.out):
             review.write(folder)
-        asked = [{"id": t.id, "doubt": round(t.doubt, 4), "reason": t.reason} for t in tasks]
+        questions = [{"id": t.id, "doubt": round(t.doubt, 4), "reason": t.reason} for t in tasks]
         return {
             "review": str(self.out),
             "key": key,
             "tool": self.form.name,
             "sheet": str(sheet),
-            "images": asked,
+            "images": questions,
             "suspicious_tags": [self._tag(entry) for entry in suspicions],
             "steps": steps,
         }
@@ -94,7 +94,7 @@ class Writer:
         model = self.model
         prediction.predict(model.segmenter, model.network, records, folder, "masks", model.device)
 
-    def _task(self, entry: Chosen, predicted: Path) -> Task:
+    def _task(self, entry: Chosen, masks: Path) -> Task:
         record = entry.record
         return Task(
             record.id,
@@ -103,7 +103,7 @@ class Writer:
             tuple(self.dataset.classes[k] for k in record.tags),
             reason(entry, self.dataset.classes),
             entry.doubt.value,
-            partial(read_index_png, predicted / f"{record.id}.png"),
+            partial(read_index_png, masks / f"{record.id}.png"),
         )
 
     def _steps(self) -> list[str]:
@@ -152,8 +152,8 @@ def reason(entry: Chosen, classes: Sequence[str]) -> str:
     doubt, parts = entry.doubt, []
     if doubt.missing:
         parts.append(f"tagged {', '.join(classes[k] for k in doubt.missing)}, which the mask lacks")
-    if doubt.denied:
-        parts.append(f"shows {', '.join(classes[k] for k in doubt.denied)}, which the tags deny")
+    if doubt.surplus:
+        parts.append(f"shows {', '.join(classes[k] for k in doubt.surplus)}, which the tags deny")
     if doubt.views >= 0.01:
         parts.append(f"two views disagree on {100 * doubt.views:.0f} % of the pixels")
     if doubt.labels is not None and doubt.labels >= 0.01:

@@ -62,8 +62,8 @@ def out_of_fold(
     # A standard deviation of about 1, so that C means the same for every backbone.
     values = directions(features_NC) * np.sqrt(features_NC.shape[1])
     for k, tags in enumerate(tags_NK.T):
-        known = np.flatnonzero(np.isfinite(tags))
-        own, labels = np.asarray(groups)[known], tags[known] == 1
+        places = np.flatnonzero(np.isfinite(tags))
+        own, labels = np.asarray(groups)[places], tags[places] == 1
         folds = min(FOLDS, *(len(np.unique(own[labels == side])) for side in (True, False)))
         if folds < 2:
             continue
@@ -71,13 +71,13 @@ def out_of_fold(
         with warnings.catch_warnings():
             # Large groups may leave a fold without the class.
             warnings.simplefilter("ignore", UserWarning)
-            splits = list(splitter.split(values[known], labels, own))
-        for learnt, held_out in splits:
-            if len(np.unique(labels[learnt])) < 2:
+            splits = list(splitter.split(values[places], labels, own))
+        for rest, fold in splits:
+            if len(np.unique(labels[rest])) < 2:
                 continue
             model = LogisticRegression(C=C, max_iter=500, class_weight="balanced")
-            model.fit(values[known[learnt]], labels[learnt])
-            scores[known[held_out], k] = model.predict_proba(values[known[held_out]])[:, 1]
+            model.fit(values[places[rest]], labels[rest])
+            scores[places[fold], k] = model.predict_proba(values[places[fold]])[:, 1]
     return scores
 
 

@@ -30,7 +30,7 @@ def test_certain_views_leave_little_doubt() -> None:
     doubt, values = judge(views(MASK, MASK, sure=0.99), np.array(MASK, np.uint8), record((0,)))
     assert doubt.value < 0.03
     assert values.max() < 0.02
-    assert (doubt.views, doubt.labels, doubt.missing, doubt.denied) == (0, 0, (), ())
+    assert (doubt.views, doubt.labels, doubt.missing, doubt.surplus) == (0, 0, (), ())
 
 
 def test_views_that_disagree_and_masks_that_say_otherwise() -> None:
@@ -48,12 +48,12 @@ def test_views_that_disagree_and_masks_that_say_otherwise() -> None:
 
 def test_tags_deny_and_miss_classes() -> None:
     wrong, values = judge(views(MASK, MASK), None, record((1,)))
-    assert (wrong.denied, wrong.missing, wrong.labels) == ((0,), (1,), None)
+    assert (wrong.surplus, wrong.missing, wrong.labels) == ((0,), (1,), None)
     assert (values[:, 2:] == 1).all()
     right, _ = judge(views(MASK, MASK), None, record((0,)))
     open_tag, _ = judge(views(MASK, MASK), None, record((), (0, 1)))
     assert wrong.value > 0.6 > right.value
-    assert open_tag.denied == ()
+    assert open_tag.surplus == ()
     assert open_tag.value == right.value
 
 
