@@ -181,7 +181,7 @@ def _listed(dataset: Dataset, choice: str) -> list[str]:
     if strangers := [i for i in ids if i not in dataset.records]:
         raise DataError(
             f"{path} names {len(strangers)} images that {dataset.root} lacks: {some(strangers)}",
-            nearest(strangers[0], dataset.records),
-            "the ids of the images, one a line",
+            f"ids such as {some(dataset.records)}",
+            "correct the lines, or take them out",
         )
     return ids
