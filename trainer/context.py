@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -42,6 +42,7 @@ class Context:
         val_list: name of the list that validates, or None.
         masks: the true masks that train the segmenter, beside pseudo masks; None without any.
         corrections: of ``dataset``, which has them; None without any.
+        full_segment: knobs that the segmenter on all true masks has instead of the configs'.
         cams_folder: ``--cams``: a folder of maps to take instead of making them, or None.
         initial: the weights of the backbone that training starts from; None for random ones.
         classifier: what was loaded of ``--classifier``, or None.
@@ -59,6 +60,7 @@ class Context:
     val_list: str | None
     masks: TrainingMasks | None = None
     corrections: Corrections | None = None
+    full_segment: Mapping[str, Any] = field(default_factory=dict)
     cams_folder: Path | None = None
     initial: LoadReport | None = None
     classifier: LoadReport | None = None

@@ -254,6 +254,9 @@ def adapt(
     configs = make_configs(options, layer)
     if context.masks:
         choice = choice_of_masks(options, configs, context.training, len(context.masks.ids))
+        # A teacher is for pseudo masks: the upper bound stays as it is without the few masks.
+        plain = {knob: getattr(configs.segment, knob) for knob in choice.layer["segment"]}
+        context = replace(context, full_segment=plain)
         configs, own = make_configs(options, layer, choice.layer), [*own, choice]
     elif configs.refine.crf == LIST:
         raise ConfigError(

@@ -8,7 +8,7 @@ more: a training, and the masks that it leaves for the next one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from trainer.evaluation.measure import MAPS
 from trainer.files import write_atomic
 from trainer.run import Metrics, Output, Run, stage_key
 from trainer.segmenters import make_segmenter, prediction
-from trainer.segmenters.config import MASK_KNOBS, ROUND_KNOBS, TEST_KNOBS
+from trainer.segmenters.config import MASK_KNOBS, ROUND_KNOBS, TEST_KNOBS, SegmentConfig
 from trainer.segmenters.self_training import write_round
 from trainer.segmenters.start import Source
 from trainer.segmenters.training import (
@@ -85,8 +85,13 @@ def _pseudo_masks(context: Context, number: int) -> Path:
     return context.run.path / (_masks(number - 1) if number > 1 else first)
 
 
+def _config(name: str, context: Context) -> SegmentConfig:
+    """The knobs of a training."""
+    return replace(context.configs.segment, **(context.full_segment if name == FULL else {}))
+
+
 def _training_knobs(name: str, context: Context) -> Any:
-    every, start = results_of(context.configs.segment), context.start
+    every, start = results_of(_config(name, context)), context.start
     masks = None if name == FULL else context.masks
     others = TEST_KNOBS | ROUND_KNOBS | (set() if masks else MASK_KNOBS)
     own = {k: v for k, v in every.items() if k not in others}
@@ -169,7 +174,7 @@ class SegmenterTraining:
         if _is_trained(context, output, key):
             return
         train_segmenter(
-            make_segmenter(context.configs.segment, context.backbone, len(dataset.classes)),
+            make_segmenter(_config(self.name, context), context.backbone, len(dataset.classes)),
             fresh_network(context),
             records,
             read_mask,

@@ -138,6 +138,14 @@ def test_a_mended_mask_is_noticed_and_an_unused_one_is_not(scenes, few, tmp_path
     assert touched(FEW[0]) == AFTER_REFINE
 
 
+def test_the_upper_bound_stays_as_it_is_without_the_few(scenes, few, tmp_path):
+    both: dict[str, Any] = {"supervision": "both", "until": "segment"}
+    plain = pipeline(scenes, tmp_path / "run", *QUICK, **both)
+    mixed = pipeline(scenes, tmp_path / "run", *QUICK, masks=str(few), **both)
+    assert mixed.keys["segment_full_train"] == plain.keys["segment_full_train"]
+    assert mixed.keys["segment_train"] != plain.keys["segment_train"]
+
+
 def test_corrected_tags_reach_the_classifier(scenes, tmp_path):
     corrections = tmp_path / "corrections"
     corrections.mkdir()
