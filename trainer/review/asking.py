@@ -23,6 +23,7 @@ from trainer.predict import segmenter_weights
 from trainer.review.choice import choose
 from trainer.review.doubt import Doubt, doubts
 from trainer.review.forms import form_of
+from trainer.review.labels import Labels
 from trainer.review.ledger import read_ledger
 from trainer.review.model import Model
 from trainer.review.writing import Chosen, Writer
@@ -90,6 +91,7 @@ def ask(run_dir: Path, out: Path, wish: Wish) -> dict[str, Any]:
     form, run = form_of(wish.tool), Run.existing(run_dir)
     segmenter_weights(run, "segment")
     dataset = reopen_data(run.manifest)
+    form.check(Labels(dataset.classes))
     inputs = [*dataset.places(), run.path, *([wish.also] if wish.also else [])]
     # Nothing of an earlier review is written over: somebody may be at work in it.
     check_folder(out, lambda _: False, inputs, "--out", "a new folder")

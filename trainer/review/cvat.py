@@ -36,7 +36,6 @@ def _write(folder: Path, request: Request) -> None:
     # Declared too: without it CVAT refuses the background, and no label has the value 255.
     colours = {BACKGROUND: request.labels.colour(0)}
     colours |= {n: request.labels.colour(v) for n, v in request.labels.names.items()}
-    _check_names(request.labels)
     # Pasted into the form for a new task, it gives the labels the colours of the masks.
     table = [
         {"name": name, "color": "#{:02x}{:02x}{:02x}".format(*colour), "attributes": []}
@@ -157,6 +156,7 @@ FORM = Form(
     fits=_fits,
     read=_read,
     own=ZIP,
+    check=_check_names,
     steps=(
         f"make a task: paste {{review}}/{LABELS} into the Raw tab of its labels, and upload the"
         " files of {review}/images",

@@ -91,6 +91,7 @@ class Form:
         read: the answers in an export, one by one, since masks are large.
         own: the file or folder that ``write`` makes for the tool to import.
         steps: what to do in the tool, one line each; ``{review}`` is the folder.
+        check: raises ``DataError`` for class names that the tool cannot hold.
     """
 
     name: str
@@ -100,3 +101,4 @@ class Form:
     read: Callable[[Files, Labels], Iterator[Answer]]
     own: str
     steps: tuple[str, ...]
+    check: Callable[[Labels], None] = lambda _: None

@@ -149,6 +149,13 @@ def test_cvat_masks_have_declared_colours_only(tmp_path: Path) -> None:
     assert names == ["background", *CLASSES, "ignore"]
 
 
+def test_names_that_the_label_map_of_cvat_cannot_hold() -> None:
+    for name in ("a:b", "#1"):
+        with pytest.raises(DataError, match="--for labelstudio"):
+            FORMS["cvat"].check(Labels((name,)))
+    FORMS["cvat"].check(LABELS)
+
+
 def cvat_zip(path: Path, label_map: str, colour: tuple[int, int, int]) -> Files:
     picture = io.BytesIO()
     pixels = np.zeros((4, 5, 3), np.uint8)
