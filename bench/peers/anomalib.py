@@ -1,14 +1,12 @@
 """Compare finished runs with anomalib's PatchCore and PaDiM: same images, same ImageNet weights.
 
-    python bench/peers/anomalib.py DATA
     python bench/peers/anomalib.py DATA --run runs/tiles-0 runs/tiles-1 runs/tiles-2
 
 The peers learn from the images of the training list that show no class. They see no other image,
 no tag and no mask. Their maps of the validation list and ours are measured by the same code of this
 package, kind by kind: the pixels of a kind against all other pixels of the images that have this
 kind or none. Pixels of other kinds are left out. Printed are average precision of pixels, PRO, and
-how well image scores tell images with a defect from those without, by AUROC, average precision and
-false alarms at 90 % recall.
+how well image scores tell images with a defect from those without.
 
 Our maps are the probabilities of the segmenter, which sees no tag of a measured image. The class
 activation maps of a run are no match: they are made for the true tags.
@@ -16,8 +14,7 @@ activation maps of a run are no match: they are made for the true tags.
 ours, any    1 - the probability of background: the question that the peers answer, "is it normal?"
 ours, named  the probability of the kind itself, which no peer has
 
-Our image score is the classifier's largest, in both columns. Several runs, such as seeds, give mean
-and standard deviation.
+Image scores are the classifier's, in both columns. Several runs give mean and standard deviation.
 
 The peers use anomalib's own models and defaults, with these exceptions. The network is the one of
 the runs and takes its pixels in its own scale. Its layers are those at the strides of the papers: 8
@@ -26,13 +23,14 @@ ResNet-18. PatchCore keeps 1 % of its patches and not 10 %, because the choice t
 proportion; distances are exact where anomalib projects them at random (see anomaly_maps.py).
 
 The first call makes an environment for anomalib, 7 GB and some minutes. Maps that are made stay
-below OUT, so that further runs are compared at once. Remove OUT when all is measured.
+below OUT, so that further runs are compared at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import venv
@@ -58,6 +56,7 @@ from trainer.evaluation.pixel_ranking import PixelRanking, image_pixels
 from trainer.files import file_sha256, write_atomic
 from trainer.maps.camfile import cam_path, read_cam, upsample_cam
 from trainer.nets import build_backbone, traits_of
+from trainer.outputs import check_folder
 from trainer.run import Run
 from trainer.weights.cache import find_weights
 from trainer.weights.loading import load_backbone
@@ -68,6 +67,8 @@ import command_line
 
 HERE = Path(__file__).resolve().parent
 VERSION = "2.7.0"
+MADE_HERE = "made-by-anomalib.py"
+"""Marks folders that this program may write into again."""
 MODELS = {"patchcore": "PatchCore", "padim": "PaDiM"}
 ANY, NAMED = "ours, any", "ours, named"
 PIXELS = ("pixel_ap", "pro")
@@ -81,7 +82,7 @@ TITLES = {
 }
 Maps = npt.NDArray[np.float32]
 Reader = Callable[[Record], Maps]
-"""The maps of an image, ``[K,H,W]`` in 0..1."""
+"""The maps of an image in 0..1: ``[K,H,W]``, or ``[1,H,W]`` for all kinds."""
 Figures = dict[str, dict[str, float | None]]
 """Figure -> kind -> value; the kind of image figures is ``any``."""
 
@@ -123,9 +124,9 @@ def compare(args: argparse.Namespace) -> None:
     if not (measured := dataset.masked(args.val_list)):
         raise DataError(f"no image of list {args.val_list!r} of {args.data} has a mask")
     runs = [Run.existing(path) for path in args.run]
-    args.backbone = args.backbone or (
-        runs[0].manifest["backbone"] if runs else "efficientnet_lite0"
-    )
+    usual = runs[0].manifest["backbone"] if runs else "efficientnet_lite0"
+    args.backbone = args.backbone or usual
+    claim(args.out, "--out", dataset.places())
     weights = find_weights(args.backbone, args.weights)
     for run in runs:
         check(run, dataset, args, weights)
@@ -206,12 +207,17 @@ def peer_maps(
 
 def export(records: Sequence[Record], folder: Path) -> None:
     """Images as ``<number>.png``, RGB, as our own reader sees them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.png"):
-        old.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     for number, record in enumerate(records):
         image = Image.fromarray(read_image(record.image))
         image.save(folder / f"{number:06d}.png", compress_level=1)
+
+
+def claim(folder: Path, option: str, inputs: Iterable[Path] = ()) -> None:
+    check_folder(folder, lambda folder: (folder / MADE_HERE).exists(), inputs, option)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MADE_HERE).touch()
 
 
 def environment(args: argparse.Namespace) -> Path:
@@ -220,7 +226,8 @@ def environment(args: argparse.Namespace) -> Path:
     python, ready = folder / "bin" / "python", folder / "ready"
     if not ready.exists():
         print(f"installing anomalib {VERSION} into {folder}", file=sys.stderr)
-        venv.create(folder, with_pip=True, clear=folder.exists())
+        claim(folder, "--environment")
+        venv.create(folder, with_pip=True)
         pip = [python, "-m", "pip", "install", "--quiet", "--no-cache-dir"]
         versions = ["--constraint", HERE.parents[1] / "constraints.txt"]
         packages = [f"anomalib=={VERSION}", "torch", "torchvision"]
@@ -238,8 +245,7 @@ def peer_figures(dataset: Dataset, records: Sequence[Record], folder: Path) -> F
     places = {record.id: number for number, record in enumerate(records)}
 
     def reader(record: Record) -> Maps:
-        one = maps[places[record.id]][None]
-        return repeated(upsample_cam(one, image_size(record.image)), dataset)
+        return upsample_cam(maps[places[record.id]][None], image_size(record.image))
 
     figures = pixel_figures(dataset, records, reader)
     scores = json.loads((folder / "scores.json").read_text())["scores"]
@@ -257,12 +263,10 @@ def own_figures(
     images = of_any(image_figures(scores, tags, dataset.classes, groups))
     named = partial(probabilities, folder, len(dataset.classes))
 
-    def defect(record: Record) -> Maps:
-        return repeated(named(record).sum(0, keepdims=True), dataset)
-
-    readers = {ANY: defect, NAMED: named}
+    readers: dict[str, Reader] = {ANY: lambda record: named(record).sum(0, keepdims=True)}
     return {
-        side: pixel_figures(dataset, records, reader) | images for side, reader in readers.items()
+        side: pixel_figures(dataset, records, reader) | images
+        for side, reader in (readers | {NAMED: named}).items()
     }
 
 
@@ -274,15 +278,12 @@ def probabilities(folder: Path, num_classes: int, record: Record) -> Maps:
     return maps
 
 
-def repeated(map_1HW: Maps, dataset: Dataset) -> Maps:
-    return np.broadcast_to(map_1HW, (len(dataset.classes), *map_1HW.shape[1:]))
-
-
 def pixel_figures(dataset: Dataset, records: Sequence[Record], reader: Reader) -> Figures:
     """Average precision and PRO of each kind, on the images that have this kind or none."""
     rankings = [PixelRanking.empty(1) for _ in dataset.classes]
     for record in records:
-        truth, maps = dataset.read_mask(record), reader(record)
+        truth = dataset.read_mask(record)
+        maps = np.broadcast_to(reader(record), (len(rankings), *truth.shape))
         for k, ranking in enumerate(rankings):
             if k in record.tags or record.is_negative:
                 own = np.where(truth == k + 1, 1, np.where(truth == 0, 0, IGNORE)).astype(np.uint8)

@@ -190,3 +190,15 @@ def test_a_network_that_the_peers_do_not_have(compare, capsys) -> None:
         compare("--backbone", "mobilenet_v2")
     assert stop.value.code == 2
     assert "no network of timm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--out", "--environment"])
+def test_folders_of_others_stay_as_they_are(compare, tmp_path, capsys, option) -> None:
+    photo = tmp_path / "mine" / "images" / "train" / "photo.png"
+    photo.parent.mkdir(parents=True)
+    photo.touch()
+    with pytest.raises(SystemExit) as stop:
+        compare(option, tmp_path / "mine")
+    assert stop.value.code == 2
+    assert f"{option} {tmp_path / 'mine'} holds other things" in capsys.readouterr().err
+    assert photo.exists()
