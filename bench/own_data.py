@@ -2,6 +2,7 @@
 
     python bench/own_data.py hidden-tags DATA --weights FILE --out runs/hidden-tags
     python bench/own_data.py negatives DATA --until report
+    python bench/own_data.py whole DATA --until report
 
 Further options are those of wsss-trainer fit, such as --backbone or --set. Every run is a run of
 the command line. A run that is finished is not made again, so an interrupted program goes on when
@@ -28,9 +29,11 @@ from trainer.data.dataset import Record
 from trainer.data.formats.opening import open_dataset
 from trainer.data.formats.voc import CSV
 from trainer.data.formats.writing import tag_table
+from trainer.data.pixels import read_image
 from trainer.files import write_atomic
 
 STAGES = ("cam", "refined", "segment")
+FULL = "segment_full"
 WAYS = ("absent", "unknown")
 
 
@@ -39,6 +42,7 @@ def main() -> None:
     questions = parser.add_subparsers(required=True, metavar="QUESTION")
     add(questions, "hidden-tags", hidden_tags, add_hidden_tags)
     add(questions, "negatives", negatives)
+    add(questions, "whole", whole)
     args, args.fit = parser.parse_known_args()
     args.answer(args)
 
@@ -154,6 +158,56 @@ def negatives(args: argparse.Namespace) -> None:
         print(f"{figure:34s} " + " ".join(f"{cell:>16s}" for cell in cells))
 
 
+def whole(args: argparse.Namespace) -> None:
+    """What a user gets who types "fit DATA" and nothing else, beside training on all true masks.
+
+    Measured are the figures of "negatives", the mean IoU of the segmenter as a share of one that
+    trained on true masks (segment_full), the minutes of all stages without that one, and the images
+    where the exported model contradicts itself: its mask shows a class whose score is under the
+    threshold of its card.
+    """
+    table: dict[str, list[float]] = {}
+    for seed in range(args.seeds):
+        folder = args.out / f"whole-{seed}"
+        report = evaluation(args, args.data, folder, seed, ("--supervision", "both"))
+        figures = dict(own_figures(report, args.val_list))
+        weak, full = (report[stage][args.val_list]["miou"] for stage in ("segment", FULL))
+        figures |= {f"{FULL}, mean IoU": 100 * full, "weak / full": weak / full}
+        stages = json.loads((folder / "manifest.json").read_text())["stages"]
+        figures["minutes"] = (
+            sum(entry["seconds"] for name, entry in stages.items() if FULL not in name) / 60
+        )
+        figures["contradictions"] = contradictions(args, folder)
+        for figure, value in figures.items():
+            table.setdefault(figure, []).append(value)
+        print(
+            f"seed {seed}:", {name: round(value, 2) for name, value in figures.items()}, flush=True
+        )
+    write_atomic(args.out / "whole.json", json.dumps(table, indent=1).encode())
+    print(f"{'list ' + args.val_list:34s} {'fit with its defaults':>22s}")
+    for figure, values in table.items():
+        print(f"{figure:34s} {mean_and_deviation(values, 2):>22s}")
+
+
+def contradictions(args: argparse.Namespace, run: Path) -> int:
+    """Images of the validation list whose exported mask shows a class under its threshold."""
+    import onnxruntime
+
+    version = run / "exported" / "own" / "1"
+    if not version.exists():
+        command("export", run, "--name", "own", "--repository", run / "exported")
+    card = json.loads((version / "model.json").read_text())
+    least = np.array(card["thresholds"]["scores"])
+    session = onnxruntime.InferenceSession(version / "model.onnx")
+    count = 0
+    for record in open_dataset(args.data).subset(args.val_list):
+        image = read_image(record.image)[None]
+        mask, scores = session.run(["mask", "scores"], {"image": image})
+        classes = np.setdiff1d(np.unique(mask), 0) - 1
+        count += bool((scores[0][classes] < least[classes]).any())
+    return count
+
+
 def own_figures(report: Any, on: str) -> Iterable[tuple[str, float]]:
     """Name and value of the figures on a list, in percent."""
     scores = report.get("classifier", {}).get(on)
@@ -172,9 +226,9 @@ def own_figures(report: Any, on: str) -> Iterable[tuple[str, float]]:
                     yield f"{stage}, objects hit, {name}", 100 * value
 
 
-def mean_and_deviation(values: Sequence[float]) -> str:
-    deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.1f}{deviation}" if values else "-"
+def mean_and_deviation(values: Sequence[float], digits: int = 1) -> str:
+    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{deviation}" if values else "-"
 
 
 def run(
