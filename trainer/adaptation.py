@@ -126,6 +126,7 @@ def _free(choice: Choice, options: Options) -> Choice:
         if options.detail != "auto":
             free.pop("detail", None)
             free.pop("tile", None)
+            free.pop("sharpen", None)
         if options.size is not None:
             free.pop("resize", None)
             free.pop("crop", None)
@@ -254,7 +255,11 @@ def _about_looks(configs: Configs, looks: Looks) -> Iterator[Choice]:
     if looks.fine:
         # Deep features of photographs know objects that these images do not show.
         fine = {"detail": "fine", "tile": TILE}
-        layer = {"classify": {"detail": "fine"}, "cams": {"tile": TILE}, "segment": fine}
+        layer = {
+            "classify": {"detail": "fine"},
+            "cams": {"tile": TILE, "sharpen": True},
+            "segment": fine,
+        }
         yield Choice(layer, "detail=fine: features of several depths, joined at 8 pixels a cell")
     yield Choice(*_views(looks.longer))
 

@@ -276,7 +276,10 @@ def detail_layer(detail: str, segmenter: str) -> Layer:
     if detail == "auto":
         return {}
     tile = TILE if detail == "fine" else 0
-    layer: Layer = {"classify": {"detail": detail}, "cams": {"tile": tile}}
+    layer: Layer = {
+        "classify": {"detail": detail},
+        "cams": {"tile": tile, "sharpen": detail == "fine"},
+    }
     if segmenter == "aspp":
         # Published networks have a form of their own.
         layer["segment"] = {"detail": detail, "tile": tile}

@@ -62,6 +62,8 @@ class CamsConfig(Knobs):
             in a smaller size; its maps have the size that they always have.
         tile: side of the tiles in which larger views are looked at, pixels; an image may then have
             four times as many ``pixels`` before it is looked at in a smaller size. 0: no tiles.
+        sharpen: multiply the maps of classes with small objects by those of shallower features;
+            which classes these are is found on the training images.
         workers: loader processes; -1 chooses by cores.
         bad: maps of ``--cams`` that are missing or damaged: ``stop``, or ``skip`` those images.
         unknown: least score of the classifier for an image at which it has a map of a class whose
@@ -77,6 +79,7 @@ class CamsConfig(Knobs):
     batch: Annotated[int, Range(1, 1024)] = 4
     pixels: Annotated[int, PIXEL_RANGE] = PIXELS
     tile: Annotated[int, Range(0, 65_536)] = 0
+    sharpen: bool = False
     workers: Annotated[int, Range(-1, 128)] = -1
     bad: Literal["stop", "skip"] = "stop"
     unknown: Annotated[float, Range(0, 1)] = 0.5
@@ -107,8 +110,9 @@ def key_knobs(config: CamsConfig) -> list[Any]:
     # Defaults add nothing to the key, so that runs of earlier versions keep theirs.
     larger = [] if config.pixels == PIXELS else [config.pixels]
     tiles = [["tile", config.tile]] if config.tile else []
+    sharp = [["sharpen", True]] if config.sharpen else []
     other = [] if config.unknown == CamsConfig.unknown else [["unknown", config.unknown]]
-    return [config.scales, config.min_cells, config.precision, *larger, *tiles, *other]
+    return [config.scales, config.min_cells, config.precision, *larger, *tiles, *sharp, *other]
 
 
 def usable_views(views: Views, min_cells: int, backbone: Backbone) -> Views:

@@ -17,9 +17,10 @@ from trainer.data.pixels import image_size
 from trainer.files import is_whole
 from trainer.maps.camfile import cam_path, no_maps, read_cam, stride4, write_cam
 from trainer.maps.protocols import CamsConfig, Protocol, key_knobs, merge, protocol_of, usable_views
+from trainer.maps.sharpening import compact_classes, sharpen
 from trainer.maps.stability import stability
 from trainer.methods.base import Method
-from trainer.progress import progress_bar
+from trainer.progress import progress_bar, say
 from trainer.run import Output
 from trainer.stages.classify import trained_method
 from trainer.training.devices import shard
@@ -47,9 +48,15 @@ def _knobs(context: Context) -> Any:
 
 
 def _work(context: Context, output: Output) -> None:
-    config = context.configs.cams
+    config, method, device = context.configs.cams, trained_method(context), context.device
     name, protocol = protocol_of(config, context.backbone, context.method)
-    make_cams(trained_method(context), context.images, output, protocol, config, context.device)
+    compact: list[int] = []
+    if config.sharpen:
+        compact = compact_classes(method, context.tagged, config, device)
+        names = [context.dataset.classes[k] for k in compact]
+        say(f"cams: small objects, whose maps are sharpened: {', '.join(names) or 'none'}")
+        output.metrics["sharpened"] = names
+    make_cams(method, context.images, output, protocol, config, device, compact)
     output.metrics.update(
         protocol=name, scales=list(protocol.views.scales), min_cells=config.min_cells
     )
@@ -62,16 +69,17 @@ def make_cams(
     protocol: Protocol,
     config: CamsConfig,
     device: str = "auto",
+    compact: Sequence[int] = (),
 ) -> None:
     """Write ``<id>.npz`` for every record, with a map of each class that ``classes_of`` names;
-    files that exist and load are kept.
+    files that exist and load are kept. The maps of the classes ``compact`` are sharpened.
     """
     missing = [r for r in records if not is_whole(read_cam, cam_path(output.folder, r.id))]
     own_records = shard(missing)
     classes = classes_of(method, own_records, config, device)
     looks = usable_views(protocol.views, config.min_cells, method.backbone)
     with (
-        inference(method, config.precision, device) as target,
+        inference(method, config.precision, device, gradients=bool(compact)) as target,
         progress_bar("cams", len(missing)) as advance,
     ):
         # The network works only for images that get a map. Of a conveyor's parts few do.
@@ -83,18 +91,20 @@ def make_cams(
         stable: list[float | None] = []
         look = partial(in_parts, method.cams, pixels=config.pixels)
         for batch in iterate_views(mapped, looks, config.budget, config.workers):
-            views = [
-                finite(_float(in_tiles(look, with_mirror(x.to(target)), config.tile)), "maps")
-                for x in batch.images
-            ]
-            for i, record in enumerate(batch.records):
-                own = classes[record.id]
+            owns = [classes[record.id] for record in batch.records]
+            views = []
+            for images in batch.images:
+                pair = with_mirror(images.to(target))
+                maps = in_tiles(look, pair, config.tile)
+                sharpen(method, compact, owns, pair, maps, config.tile)
+                views.append(finite(_float(maps), "maps"))
+            for i, (record, own) in enumerate(zip(batch.records, owns)):
                 # The mirror images are the second half of each batch.
                 pairs = [(v[i, own], v[len(batch.records) + i, own]) for v in views]
                 stable.append(stability(pairs))
                 # SEAM's normalisation can fall just below 0.
-                maps = merge(pairs, stride4(batch.size), protocol).clamp(0, 1).numpy()
-                write_cam(cam_path(output.folder, record.id), own, maps, batch.size)
+                merged = merge(pairs, stride4(batch.size), protocol).clamp(0, 1).numpy()
+                write_cam(cam_path(output.folder, record.id), own, merged, batch.size)
                 advance()
     shares = [share for share in stable if share is not None]
     if shares:

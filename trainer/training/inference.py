@@ -215,9 +215,12 @@ def finite(values: torch.Tensor, what: str) -> torch.Tensor:
 
 @contextlib.contextmanager
 def inference(
-    module: nn.Module, precision: Precision, device: str = "auto"
+    module: nn.Module, precision: Precision, device: str = "auto", gradients: bool = False
 ) -> Iterator[torch.device]:
-    """Evaluation mode, channels-last, no gradients, on the best device, in the wanted precision."""
+    """Evaluation mode, channels-last, no gradients, on the best device, in the wanted precision.
+
+    With ``gradients`` they can be switched on inside.
+    """
     gpu = torch.cuda.is_available() and device != "cpu"
     target = torch.device("cuda" if gpu else "cpu")
     if not gpu:
@@ -230,7 +233,7 @@ def inference(
         low = torch.autocast(target.type, torch.bfloat16 if precision == "bf16" else torch.float16)
     try:
         # No weight changes in here, so batch norms are folded once.
-        with torch.inference_mode(), folded_once(module), low:
+        with torch.no_grad() if gradients else torch.inference_mode(), folded_once(module), low:
             yield target
     except (RuntimeError, MemoryError) as error:
         if explanation := explained(error):

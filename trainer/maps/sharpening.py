@@ -1,0 +1,201 @@
+"""Sharper maps of classes whose objects are smaller than what one cell of the map sees.
+
+Jiang et al., "LayerCAM: Exploring Hierarchical Class Activation Maps for Localization", TIP 2021,
+eq. 3 to 6: at a shallow layer with features A, the map of class k is
+ReLU(sum_c ReLU(dy_k / dA_c) A_c). Where a deep map has a blob of the size of its receptive field,
+the shallow one shows the edge or spot that causes it. Their product is sharp and stays on the
+object.
+
+Of large objects, shallow maps show the edges alone. Without masks nobody knows which classes are
+small, but the classifier tells: if the little that the product shows is erased from the image, the
+score of a small object falls as far as if everything was erased that the deep map shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainer.data.dataset import Record
+from trainer.data.pixels import read_image
+from trainer.data.sizes import shrunk
+from trainer.maps.protocols import CamsConfig
+from trainer.methods.base import Method
+from trainer.training.inference import Views, inference
+from trainer.training.tiles import in_tiles
+
+Pixels = npt.NDArray[np.uint8]
+STRIDE = 8
+"""Input pixels a cell of the shallow features."""
+IMAGES = 12
+"""Images of a class that are erased: it takes seconds."""
+SHARP, DEEP = 0.15, 0.5
+"""Shares of its maximum from which a product, or a deep map, is erased."""
+GROWTH = 4
+"""Pixels by which the erased places grow, so that no edge of the object stays."""
+SPREAD = 24.0
+"""Deviation in pixels of the Gaussian that fills erased places from around them."""
+FALL = 0.75
+"""Share of the fall by the deep map from which the product is the object."""
+
+
+def shallow_depth(method: Method) -> str | None:
+    """Name of the backbone's features with 8 pixels a cell; None where it has none."""
+    backbone = method.backbone
+    return next((name for name in backbone.depths if backbone.strides[name] == STRIDE), None)
+
+
+def layer_cam(method: Method, depth: str, k: int, images_BCHW: Tensor) -> Tensor:
+    """LayerCAM of class ``k``, ``[B,1,h,w] >= 0``, at the features ``depth``.
+
+    Call it where gradients can be switched on: not in inference mode.
+    """
+    features: list[Tensor] = []
+
+    def keep(x_BChw: Tensor) -> Tensor:
+        features.append(x_BChw.detach().requires_grad_())
+        return features[-1]
+
+    handle = method.backbone.hook(depth, keep)
+    try:
+        with torch.enable_grad():
+            logits = method.cams_and_logits(images_BCHW)[1]
+            (slopes,) = torch.autograd.grad(logits[:, k].sum(), features[-1])
+    finally:
+        handle.remove()
+    return F.relu((F.relu(slopes) * features[-1].detach()).sum(1, keepdim=True))
+
+
+def sharpened(
+    method: Method, depth: str, k: int, images_BCHW: Tensor, maps_Bhw: Tensor, tile: int = 0
+) -> Tensor:
+    """Deep maps of class ``k`` times the shallow ones, ``[B,h,w] >= 0``, at the deep maps' size."""
+    shallow = in_tiles(partial(layer_cam, method, depth, k), images_BCHW, tile)
+    shallow = F.interpolate(shallow, maps_Bhw.shape[1:], mode="bilinear", align_corners=False)[:, 0]
+    # Only the product's shape counts: views are added up, and gradients differ between them.
+    return maps_Bhw * shallow / (shallow.amax((1, 2), keepdim=True) + 1e-12)
+
+
+def sharpen(
+    method: Method,
+    compact: Sequence[int],
+    owns: Sequence[Sequence[int]],
+    images_2BCHW: Tensor,
+    maps_2BKhw: Tensor,
+    tile: int = 0,
+) -> None:
+    """Sharpen, in place, the maps of the classes ``compact`` of the images that have them.
+
+    Args:
+        method: trained, on a backbone with features of 8 pixels a cell.
+        compact: classes.
+        owns: classes of each of the B images.
+        images_2BCHW: the images, then their mirror images.
+        maps_2BKhw: their maps.
+        tile: side of the tiles in which larger images are looked at; 0 for none.
+    """
+    depth = shallow_depth(method)
+    for k in compact:
+        rows = [i for i, own in enumerate(owns) if k in own]
+        if rows and depth is not None:
+            rows += [len(owns) + i for i in rows]
+            own_maps = maps_2BKhw[rows, k].float()
+            maps_2BKhw[rows, k] = sharpened(
+                method, depth, k, images_2BCHW[rows], own_maps, tile
+            ).to(maps_2BKhw.dtype)
+
+
+def compact_classes(
+    method: Method, records: Sequence[Record], config: CamsConfig, device: str
+) -> list[int]:
+    """Classes whose objects are small, ascending; see the module.
+
+    Args:
+        method: trained.
+        records: training images; those with one tag are looked at.
+        config: knobs.
+        device: ``auto``, ``cpu`` or ``cuda``.
+    """
+    depth = shallow_depth(method)
+    if depth is None:
+        return []
+    with inference(method, "fp32", device, gradients=True) as target:
+        shares = {
+            k: [*_falls(method, depth, k, _sample(records, k), config, target)]
+            for k in range(method.num_classes)
+        }
+    return [k for k, values in shares.items() if values and np.median(values) >= FALL]
+
+
+def _sample(records: Sequence[Record], k: int) -> list[Record]:
+    # Several classes in one image keep each other's score up.
+    own = [record for record in records if record.tags == (k,)]
+    return own[:: len(own) // IMAGES + 1]
+
+
+def _falls(
+    method: Method,
+    depth: str,
+    k: int,
+    records: Sequence[Record],
+    config: CamsConfig,
+    target: torch.device,
+) -> Iterator[float]:
+    """Of each image, the fall of the score without the product's place as a share of the fall
+    without the deep map's.
+    """
+    budget = config.budget
+    for record in records:
+        pixels = read_image(record.image)
+        pixels = shrunk(pixels, budget.working((pixels.shape[0], pixels.shape[1]), Views((1.0,))))
+
+        def score(image: Pixels) -> float:
+            return float(method(_view(image, target))[0, k])
+
+        view, before = _view(pixels, target), score(pixels)
+        deep = in_tiles(method.cams, view, config.tile)[:, k]
+        sharp = sharpened(method, depth, k, view, deep, config.tile)
+        falls = [
+            before - score(erased(pixels, _place(maps, pixels, share)))
+            for maps, share in ((sharp, SHARP), (deep, DEEP))
+        ]
+        # An image whose class is not recognised says nothing about it.
+        if before > 0 and falls[1] > 0:
+            yield falls[0] / falls[1]
+
+
+def _view(pixels: Pixels, target: torch.device) -> Tensor:
+    return Views().make(pixels, 1.0)[None].to(target)
+
+
+def _place(maps_1hw: Tensor, pixels: Pixels, share: float) -> npt.NDArray[np.bool_]:
+    from scipy.ndimage import binary_dilation
+
+    large = F.interpolate(maps_1hw[None], pixels.shape[:2], mode="bilinear", align_corners=False)
+    values = large[0, 0].float().cpu().numpy()
+    place: npt.NDArray[np.bool_] = binary_dilation(values > share * values.max(), iterations=GROWTH)
+    return place
+
+
+def erased(pixels_HW3: Pixels, place_HW: npt.NDArray[np.bool_]) -> Pixels:
+    """The image with a place filled from what lies around it, without an edge of its own."""
+    from scipy.ndimage import gaussian_filter
+
+    weights = (~place_HW).astype(np.float32)
+    total = gaussian_filter(weights, SPREAD) + 1e-4
+    ground = np.stack(
+        [
+            gaussian_filter(plane * weights, SPREAD) / total
+            for plane in pixels_HW3.transpose(2, 0, 1)
+        ],
+        axis=-1,
+    )
+    share = gaussian_filter(place_HW.astype(np.float32), GROWTH / 2)[..., None]
+    mixed = pixels_HW3 * (1 - share) + ground * share
+    return np.asarray(mixed.clip(0, 255), np.uint8)
