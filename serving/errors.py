@@ -268,4 +268,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 def short(text: str) -> str:
     """A text cut to a few lines."""
-    return text if len(text) <= 2 * LONGEST else f"{text[: 2 * LONGEST]}..."
+    # Errors travel in headers, where a letter beyond ASCII takes up to 12 bytes. From 8 kB on,
+    # gRPC drops replies at random.
+    cut = text[: 2 * LONGEST].encode(errors="ignore")[: 4 * LONGEST].decode(errors="ignore")
+    return text if cut == text else f"{cut}..."

@@ -23,7 +23,7 @@ from serving.errors import ServingError
 from trainer.errors import RunError, UserError
 
 INPUTS = {
-    "fit": {"data", "classifier", "cams"},
+    "fit": {"data", "classifier", "cams", "corrections"},
     "eval": {"path", "data", "threshold_cams"},
     "compare": {"runs"},
     "report": {"run"},
