@@ -27,12 +27,14 @@ from trainer.data.pixels import read_image
 from trainer.data.sizes import shrunk
 from trainer.maps.protocols import CamsConfig
 from trainer.methods.base import Method
-from trainer.training.inference import Views, inference
+from trainer.training.inference import Views, in_parts, inference
 from trainer.training.tiles import in_tiles
 
 Pixels = npt.NDArray[np.uint8]
 STRIDE = 8
 """Input pixels a cell of the shallow features."""
+PIXELS = 1_000_000
+"""Of a pass with gradients, at most, but at least one image: it keeps about 5 kB for each."""
 IMAGES = 12
 """Images of a class that are erased: it takes seconds."""
 SHARP, DEEP = 0.15, 0.5
@@ -76,7 +78,8 @@ def sharpened(
     method: Method, depth: str, k: int, images_BCHW: Tensor, maps_Bhw: Tensor, tile: int = 0
 ) -> Tensor:
     """Deep maps of class ``k`` times the shallow ones, ``[B,h,w] >= 0``, at the deep maps' size."""
-    shallow = in_tiles(partial(layer_cam, method, depth, k), images_BCHW, tile)
+    look = partial(in_parts, partial(layer_cam, method, depth, k), pixels=PIXELS)
+    shallow = in_tiles(look, images_BCHW, tile)
     shallow = F.interpolate(shallow, maps_Bhw.shape[1:], mode="bilinear", align_corners=False)[:, 0]
     # Only the product's shape counts: views are added up, and gradients differ between them.
     return maps_Bhw * shallow / (shallow.amax((1, 2), keepdim=True) + 1e-12)
