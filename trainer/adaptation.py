@@ -127,6 +127,9 @@ def _free(choice: Choice, options: Options) -> Choice:
             free.pop("detail", None)
             free.pop("tile", None)
             free.pop("sharpen", None)
+        if options.cams or options.segmenter_weights:
+            # There is no classifier to start from, or something better was named.
+            free.pop("init", None)
         if options.size is not None:
             free.pop("resize", None)
             free.pop("crop", None)

@@ -40,6 +40,11 @@ def test_images_unlike_those_of_imagenet_adapt_batch_norms_and_pool_small_object
     assert "distance 0.21" in reasons[0]
 
 
+def test_a_segmenter_starts_from_what_was_named():
+    for named in ({"cams": Path("maps")}, {"segmenter_weights": "none"}):
+        assert chosen(PHOTOGRAPHS, 0.21, **named)[0].segment.init == "auto"
+
+
 def test_methods_without_pooling_keep_their_heads():
     configs, reasons = chosen(PHOTOGRAPHS, 0.21, method="seam")
     assert configs.classify.bn == "adapt"

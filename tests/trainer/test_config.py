@@ -118,5 +118,7 @@ def test_as_dict_is_plain_json():
         "workers": -1,
         "bad": "stop",
         "pixels": 4_000_000,
+        "tile": 0,
+        "sharpen": False,
         "unknown": 0.5,
     }
