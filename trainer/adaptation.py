@@ -114,28 +114,29 @@ def choices(
 
 def _free(choice: Choice, options: Options) -> Choice:
     """A choice without the knobs that were typed, and without those that a segmenter lacks."""
-    typed = typed_layer(options)
     layer: Layer = {}
     for section, changes in choice.layer.items():
-        free = {knob: value for knob, value in changes.items() if knob not in typed[section]}
-        if options.epochs is not None or {"epochs", "updates"} & {*typed[section]}:
-            for knob in LONG:
-                free.pop(knob, None)
         if section == "segment" and options.segmenter != "aspp":
-            free = {}
-        if options.detail != "auto":
-            free.pop("detail", None)
-            free.pop("tile", None)
-            free.pop("sharpen", None)
-        if options.cams or options.segmenter_weights:
-            # There is no classifier to start from, or something better was named.
-            free.pop("init", None)
-        if options.size is not None:
-            free.pop("resize", None)
-            free.pop("crop", None)
-        if free:
+            continue
+        typed = _typed_knobs(options, section)
+        if free := {knob: value for knob, value in changes.items() if knob not in typed}:
             layer[section] = free
     return Choice(layer, choice.reason)
+
+
+def _typed_knobs(options: Options, section: str) -> set[str]:
+    """Knobs of a section that an option says something about."""
+    typed = {*typed_layer(options)[section]}
+    if options.epochs is not None or typed & {"epochs", "updates"}:
+        typed |= {*LONG}
+    if options.detail != "auto":
+        typed |= {"detail", "tile", "sharpen"}
+    if options.size is not None:
+        typed |= {"resize", "crop"}
+    if options.cams or options.segmenter_weights:
+        # There is no classifier to start from, or something better was named.
+        typed.add("init")
+    return typed
 
 
 def looks_of(
