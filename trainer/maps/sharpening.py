@@ -37,6 +37,8 @@ PIXELS = 1_000_000
 """Of a pass with gradients, at most, but at least one image: it keeps about 5 kB for each."""
 IMAGES = 12
 """Images of a class that are erased: it takes seconds."""
+LEAST = 3
+"""Images in which the classifier has to know a class before its objects are called small."""
 SHARP, DEEP = 0.15, 0.5
 """Shares of its maximum from which a product, or a deep map, is erased."""
 GROWTH = 4
@@ -133,7 +135,7 @@ def compact_classes(
             k: [*_falls(method, depth, k, _sample(records, k), config, target)]
             for k in range(method.num_classes)
         }
-    return [k for k, values in shares.items() if values and np.median(values) >= FALL]
+    return [k for k, v in shares.items() if len(v) >= LEAST and np.median(v) >= FALL]
 
 
 def _sample(records: Sequence[Record], k: int) -> list[Record]:
