@@ -17,14 +17,13 @@ from PIL import Image, ImageOps
 from trainer.data.dataset import Record
 from trainer.data.pixels import image_size, read_image
 from trainer.data.sampling import epoch_length
-from trainer.data.sizes import TILE
 from trainer.data.tables.training_masks import LIST
 from trainer.data.transforms import normalise, to_tensor
 from trainer.files import file_sha256
 from trainer.nets.backbone import Backbone
 from trainer.nets.detail import STRIDE
 from trainer.nets.statistics import statistics_distance
-from trainer.options import Configs, Layer, Options, typed_layer
+from trainer.options import Configs, Layer, Options, detail_layer, typed_layer
 from trainer.run import stage_key
 from trainer.training.optimiser import Training
 from trainer.weights.loading import load_backbone
@@ -258,12 +257,7 @@ def _about_looks(configs: Configs, looks: Looks) -> Iterator[Choice]:
     )
     if looks.fine:
         # Deep features of photographs know objects that these images do not show.
-        fine = {"detail": "fine", "tile": TILE}
-        layer = {
-            "classify": {"detail": "fine"},
-            "cams": {"tile": TILE, "sharpen": True},
-            "segment": fine,
-        }
+        layer = detail_layer("fine", "aspp")
         yield Choice(layer, "detail=fine: features of several depths, joined at 8 pixels a cell")
     yield Choice(*_views(looks.longer))
 

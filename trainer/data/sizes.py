@@ -43,6 +43,11 @@ def check_tile(knob: str, side: int) -> None:
         raise ConfigError(f"{knob}={side}", f"0, or a multiple of 32 from {4 * MARGIN} on")
 
 
+def tiled_pixels(pixels: int, tile: int) -> int:
+    """Pixels that the largest view of an image may have: more where it is looked at in tiles."""
+    return pixels * TILED if tile else pixels
+
+
 def working_size(
     size: tuple[int, int], pixels: int, scale: float = 1.0, canvas: int = 1
 ) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from trainer.config import Knobs, Range
-from trainer.data.sizes import PIXEL_RANGE, PIXELS, TILED, check_tile
+from trainer.data.sizes import PIXEL_RANGE, PIXELS, check_tile, tiled_pixels
 from trainer.methods.registry import declaration
 from trainer.nets import traits_of
 from trainer.nets.backbone import Backbone
@@ -91,7 +91,7 @@ class CamsConfig(Knobs):
     @property
     def budget(self) -> Budget:
         """How much is viewed at once."""
-        return Budget(self.batch, self.pixels * (TILED if self.tile else 1))
+        return Budget(self.batch, tiled_pixels(self.pixels, self.tile))
 
 
 def protocol_of(config: CamsConfig, backbone: str, method: str) -> tuple[str, Protocol]:

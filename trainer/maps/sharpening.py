@@ -27,12 +27,11 @@ from trainer.data.pixels import read_image
 from trainer.data.sizes import shrunk
 from trainer.maps.protocols import CamsConfig
 from trainer.methods.base import Method
+from trainer.nets.detail import STRIDE
 from trainer.training.inference import Views, in_parts, inference
 from trainer.training.tiles import in_tiles
 
 Pixels = npt.NDArray[np.uint8]
-STRIDE = 8
-"""Input pixels a cell of the shallow features."""
 PIXELS = 1_000_000
 """Of a pass with gradients, at most, but at least one image: it keeps about 5 kB for each."""
 IMAGES = 12

@@ -58,7 +58,7 @@ class Detailed(Backbone):
         joined = sum(network.channels[name] for name in self.levels)
         self.join = nn.Conv2d(joined, WIDTH, 1)
         nn.init.kaiming_normal_(self.join.weight, nonlinearity="relu")
-        nn.init.zeros_(self.join.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.join.get_parameter("bias"))
 
     @property
     def pretrained(self) -> Backbone:

@@ -51,7 +51,8 @@ class Aspp(Segmenter):
         """See ``Segmenter``."""
         # A file with a head is a whole segmenter; any other holds a backbone.
         whole = any(name.endswith("aspp.c0.weight") for name in read_checkpoint(path).tensors)
-        return load_backbone(network if whole else network.backbone.pretrained, path)  # type: ignore[arg-type,union-attr]
+        own = cast(AsppSegmenter, network)
+        return load_backbone(own if whole else own.backbone.pretrained, path)
 
     def take_backbone(self, network: nn.Module, backbone: Backbone) -> None:
         """See ``Segmenter``."""

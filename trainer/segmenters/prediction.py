@@ -15,7 +15,7 @@ from trainer import config as knobs
 from trainer.data.dataset import Record, read_index_png
 from trainer.data.palette import write_index_png
 from trainer.data.pixels import image_size, read_image
-from trainer.data.sizes import TILED, enlarged, shrunk
+from trainer.data.sizes import enlarged, shrunk, tiled_pixels
 from trainer.data.transforms import CAFFE_PIXELS, MEAN, STD, normalise
 from trainer.errors import one_of
 from trainer.files import is_whole
@@ -132,7 +132,7 @@ def _probabilities(
 ) -> Iterator[Guess]:
     """Each record with its probabilities ``float32 [L,h,w]`` at the working size."""
     config = segmenter.config
-    pixels = config.pixels * (TILED if config.tile else 1)
+    pixels = tiled_pixels(config.pixels, config.tile)
     budget = Budget(BATCH, pixels, max(config.scales))
     for batch in iterate_views(records, segmenter.views(), budget, config.workers):
         views = [images.to(target) for images in batch.images]
