@@ -40,6 +40,7 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "cpn_superpixel": ("cpn", ("method.patches=superpixel",)),
     "vwe": ("vwe", ()),
     "vwe_published_weight": ("vwe", ("method.word_weight=1",)),
+    "recam": ("recam", ()),
     "vwe_hspp": ("vwe", ("method.word_weight=1", "method.pooling=hspp")),
 }
 

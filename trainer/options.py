@@ -244,7 +244,7 @@ def refinement_layer(name: str | None, way: str | None, small: bool) -> Layer:
         # Released code ends a walk with arg-max, ours for small networks with a CRF.
         refine.setdefault("crf_after_walk", small)
     if way == "irn":
-        refine |= PUBLISHED_THRESHOLD
+        refine = {**PUBLISHED_THRESHOLD, **refine}
     layer = {**changes, "refine": refine}
     if name in PUBLISHED_LR and not small:
         layer["affinity"] = {**layer["affinity"], "lr": PUBLISHED_LR[name]}

@@ -93,7 +93,8 @@ def fit(
         str | None,
         typer.Option(
             help=(
-                "none, crf, affinity, irn, or a published preset: psa, psa-crf, seam, irn-coco."
+                "none, crf, affinity, irn, or a published preset: psa, psa-crf, seam, irn-coco, "
+                "irn-recam."
                 " Default: crf."
             )
         ),

@@ -103,12 +103,14 @@ class Cam(Method):
         """
         f = self.features(images)
         maps: torch.Tensor = self.classifier(f)
-        # The head is linear, so the average of its maps is its answer to the averaged features. A
-        # maximum does not commute with it and must come first.
-        # The average commutes with the linear head; the maximum does not.
+        return F.relu(maps), self.logits_of_maps(f, maps)
+
+    def logits_of_maps(self, f: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+        """Image logits ``[B,K]`` of features whose class maps ``[B,K,h,w]`` are there already."""
+        # The average commutes with the linear head; the maximum does not, and must come first.
         if self.config.pooling in ("gap", "hspp"):
-            return F.relu(maps), gap(maps)
-        return F.relu(maps), pooled_logits(self.config, f, self.classifier)
+            return gap(maps)
+        return pooled_logits(self.config, f, self.classifier)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Image logits ``[B,K]``."""

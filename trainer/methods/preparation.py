@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from trainer.methods.recipes import ClassifyConfig
 
 
+def as_it_is(config: ClassifyConfig) -> ClassifyConfig:
+    """The knobs themselves."""
+    return config
+
+
 @dataclass(frozen=True)
 class Prepared:
     """What preparations leave for the training that follows.
@@ -28,11 +33,13 @@ class Prepared:
         config: the method's config, with what was learnt filled in.
         inputs: further entries of the samples, besides the method's own ``needs``.
         weights_from: the stage whose weights training goes on from; None for the initial weights.
+        training: knobs of the run's trainings -> those of this one.
     """
 
     config: Any
     inputs: Mapping[str, Input] = field(default_factory=dict)
     weights_from: str | None = None
+    training: Callable[[ClassifyConfig], ClassifyConfig] = as_it_is
 
 
 @dataclass(frozen=True)
@@ -49,8 +56,9 @@ class Workshop:
         seed: of everything random.
         device: ``auto``, ``cuda`` or ``cpu``.
         build: ``Prepared`` -> the method on the weights that it names.
-        train: (method, output, further inputs, file or None) -> the method on its final weights: it
-            trains into the stage's ``model.pt``, or takes the file, or loads what is there.
+        train: (method, output, what it starts from, file or None) -> the method on its final
+            weights: it trains into the stage's ``model.pt``, or takes the file, or loads what is
+            there.
     """
 
     run: Path
@@ -62,7 +70,7 @@ class Workshop:
     seed: int
     device: str
     build: Callable[[Prepared], Method]
-    train: Callable[[Method, Output, Mapping[str, Input], Path | None], Method]
+    train: Callable[[Method, Output, Prepared, Path | None], Method]
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ SHARED = {
     "registry",
     "regularizers",
     "samples",
+    "second_training",
     "subcategories",
     "tag_loss",
 }

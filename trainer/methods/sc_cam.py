@@ -131,7 +131,7 @@ def explore(r: int, shop: Workshop, stage: Output) -> None:
     config: Config = shop.config
     start = prepared(config, shop.run, r)
     file = Path(config.round0) if r == 0 and config.round0 else None
-    method = shop.train(shop.build(start), stage, start.inputs, file)
+    method = shop.train(shop.build(start), stage, start, file)
     if rank() > 0:
         return
     assert isinstance(method, ScCam)

@@ -215,7 +215,7 @@ def teach(shop: Workshop, stage: Output) -> None:
     records = images_to_cluster(shop)
     if config.teacher == "backbone":
         start = Prepared(replace(config, subcategories=()))
-        student = shop.train(shop.build(start), stage, start.inputs, None)
+        student = shop.train(shop.build(start), stage, start, None)
         assert isinstance(student, SubcategoryTeaching)
         make = partial(embed, student.embed, student)
     else:

@@ -109,8 +109,11 @@ class IrnConfig(Training):
 PRESETS: dict[str, dict[str, Any]] = {
     "irn": {},
     "irn-coco": {"foreground": 0.35, "background": 0.10},
+    "irn-recam": {"foreground": 0.35, "background": 0.10},
 }
-"""Changes to the defaults: none for PASCAL VOC, as released, and ReCAM's thresholds for COCO."""
+"""Changes to the defaults: none for PASCAL VOC, as released; ReCAM's thresholds, which it has for
+COCO too.
+"""
 
 
 def _released_names() -> dict[str, tuple[str, ...]]:

@@ -20,6 +20,8 @@ def named_refinement(name: str) -> dict[str, dict[str, Any]]:
     for way, presets in (("affinity", affinitynet.PRESETS), ("irn", irnet.PRESETS)):
         for preset, changes in presets.items():
             table[preset] = {"refine": {"refine": way}, way: changes}
+    # After ReCAM's maps, the walk ends at another background.
+    table["irn-recam"]["refine"]["threshold"] = 0.28
     # The papers of psa, SC-CAM and Mixup-CAM have a dense CRF after the walk, psa's code has none.
     table["psa-crf"] = {
         "refine": {"refine": "affinity", "crf_after_walk": True, "crf": "P1"},

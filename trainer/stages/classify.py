@@ -56,7 +56,7 @@ def _work(after_preparations: bool, context: Context, output: Output) -> None:
         start = declaration(context.method).prepared(start.config, context.run.path)
     method = fresh_method(context, start)
     file = context.classifier.path if context.classifier else None
-    train_method(context, method, output, start.inputs, file)
+    train_method(context, method, output, start, file)
 
 
 def fresh_method(context: Context, start: Prepared) -> Method:
@@ -84,7 +84,7 @@ def train_method(
     context: Context,
     method: Method,
     output: Output,
-    inputs: Mapping[str, Input] = NO_INPUTS,
+    start: Prepared,
     file: Path | None = None,
 ) -> Method:
     """The method on the weights of ``model.pt`` in the folder of ``output``, in evaluation mode.
@@ -95,7 +95,7 @@ def train_method(
         context: the run.
         method: on its initial weights.
         output: of the stage.
-        inputs: entries of the samples besides those that the method needs by itself.
+        start: what preparations left for this training.
         file: trained weights to take instead of a training.
     """
     path, identity = output.folder / "model.pt", context.identity(method.config)
@@ -104,14 +104,14 @@ def train_method(
         save_model(output.folder, method, identity)
         output.outputs.update(count=1, weights="model.pt", taken_from=str(file))
     elif not path.exists():
-        every = {**method.needs(context.run.path), **inputs}
+        every = {**method.needs(context.run.path), **start.inputs}
         tagged_only = any(i.tagged_only for i in every.values())
         classify(
             method,
             context.dataset,
             context.tagged if tagged_only else context.taught,
             context.validation,
-            context.configs.classify,
+            start.training(context.configs.classify),
             output,
             Metrics(context.run.path / "metrics.csv", output.folder.name),
             context.seed,

@@ -249,6 +249,13 @@ def test_a_crf_after_the_walk_makes_only_the_masks_again(bare, finished):
             "irn-coco",
             {"refine": {"refine": "irn"}, "irn": {"foreground": 0.35, "background": 0.10}},
         ),
+        (
+            "irn-recam",
+            {
+                "refine": {"refine": "irn", "threshold": 0.28},
+                "irn": {"foreground": 0.35, "background": 0.10},
+            },
+        ),
     ],
 )
 def test_named_refinements(name, changes):
@@ -286,6 +293,11 @@ def test_maps_after_irnets_walk_have_the_published_threshold(tmp_path, recipe, s
     assert configs.refine == RefineConfig(
         refine="irn", calibrate=small, crf_after_walk=small, threshold_from="fixed", threshold=0.25
     )
+
+
+def test_maps_of_recam_have_another_threshold_after_the_walk(tmp_path):
+    refine = make_configs(Options(tmp_path, tmp_path, refine="irn-recam")).refine
+    assert (refine.threshold_from, refine.threshold) == ("fixed", 0.28)
 
 
 def test_maps_are_calibrated_by_their_own_threshold_and_not_by_that_after_the_walk(
