@@ -19,6 +19,7 @@ from trainer.commands import export as export_command
 from trainer.commands import fit as fit_command
 from trainer.commands import measure as measure_commands
 from trainer.commands import predict as predict_command
+from trainer.commands import reproduce as reproduce_command
 from trainer.commands import weights as weights_commands
 from trainer.commands.data import Json, LogOption, RunArgument
 from trainer.cores import wait_passively
@@ -75,6 +76,7 @@ def fail(text: str, code: int) -> None:
 app.command()(fit_command.fit)
 app.command("eval")(measure_commands.evaluate)
 app.command()(measure_commands.compare)
+app.command(context_settings={"allow_extra_args": True})(reproduce_command.reproduce)
 app.command()(predict_command.predict)
 app.command()(ask_command.ask)
 app.command()(answer_command.answer)
@@ -88,8 +90,17 @@ def report(
 ) -> None:
     """Write RUN/report.html: figures, pictures, curves and protocols of a run in one file.
 
+    Of a folder of fit --seeds: mean, deviation and interval of every figure.
+
     Example: wsss-trainer report runs/photos --images 200
     """
+    from trainer.seed_folder import is_seed_folder
+
+    if is_seed_folder(run):
+        from trainer.report.seeds_page import write_seeds_report
+
+        print(write_seeds_report(run))
+        return
     from trainer.report.run_page import write_report
 
     print(write_report(run, images))

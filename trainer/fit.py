@@ -1,10 +1,11 @@
-"""``fit``: do what a plan says, stage by stage."""
+"""``fit``: do what a plan says, stage by stage; for several seeds, one run after the other."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from trainer.checks.preflight import data_entry
@@ -12,21 +13,95 @@ from trainer.config import as_dict
 from trainer.context import Context, Stage
 from trainer.cores import shared_cores
 from trainer.data.dataset import check_images
+from trainer.errors import RunError
 from trainer.interrupt import terminated
+from trainer.options import Options
 from trainer.outcome import signs
-from trainer.plan import Plan
-from trainer.progress import WARNING, announced, tell
+from trainer.outputs import check_folder
+from trainer.plan import Plan, make_plan
+from trainer.progress import WARNING, announced, naming, say, tell
 from trainer.report.run_page import write_report
-from trainer.run import Run
+from trainer.run import Run, is_run
+from trainer.seed_folder import is_seed_folder, mark, seed_run, seed_runs
+from trainer.sharing import share
 from trainer.training.devices import launch, rank, wait_for_all
 
 
-def fit(plan: Plan, say: Callable[[str], None]) -> None:
+def fit_seeds(options: Options, seeds: Sequence[int], siblings: Sequence[Path] = ()) -> list[Plan]:
+    """One run a seed below ``options.run``; stages that no seed changes are done once.
+
+    Args:
+        options: as typed.
+        seeds: of the runs.
+        siblings: further runs whose stages may be taken over, see ``share``.
+
+    Raises:
+        RunError: the folder is a run of one seed.
+        UserError: as ``fit_run``.
+    """
+    folder = options.run
+    if is_run(folder):
+        raise RunError(
+            f"{folder} is a run of one seed",
+            "a folder for one run a seed",
+            f"--run {folder}-seeds",
+        )
+    check_folder(folder, is_seed_folder, [options.data], "--run")
+    plans = []
+    for seed in seeds:
+        one = dataclasses.replace(options, run=seed_run(folder, seed), seed=seed)
+        with naming(seed):
+            plan = prepare(one)
+            if not is_seed_folder(folder):
+                # Only now: options that cannot be leave no folder behind.
+                mark(folder)
+            fit(plan, say, [*seed_runs(folder).values(), *siblings])
+        plans.append(plan)
+    return plans
+
+
+def fit_run(options: Options, siblings: Iterable[Path] = ()) -> Plan:
+    """One run: plan it, say what it rests on, and do it.
+
+    Args:
+        options: as typed.
+        siblings: runs whose stages may be taken over, see ``share``.
+
+    Raises:
+        UserError: what cannot be; the same command continues where it stopped.
+    """
+    if seeds := seed_runs(options.run):
+        listing = ",".join(map(str, seeds))
+        raise RunError(
+            f"{options.run} holds runs of the seeds {listing}",
+            "a folder for one run",
+            f"--seeds {listing} to go on with them, or another --run",
+        )
+    plan = prepare(options)
+    fit(plan, say, siblings)
+    return plan
+
+
+def prepare(options: Options) -> Plan:
+    """The plan, after saying what it rests on: weights, images and knobs that follow the data."""
+    plan = make_plan(options)
+    context = plan.context
+    # Each report once: several networks may start from one file.
+    for weight_report in dict.fromkeys((context.classifier, context.initial, context.start.report)):
+        if weight_report:
+            say(str(weight_report))
+    for line in (*plan.preflight.lines(), *plan.reasons):
+        say(line)
+    return plan
+
+
+def fit(plan: Plan, say: Callable[[str], None], siblings: Iterable[Path] = ()) -> None:
     """Run every stage that is not done yet, then write the report.
 
     Args:
         plan: from ``make_plan``.
         say: is told what happens to each stage before the first of them begins.
+        siblings: runs whose stages may be taken over, see ``share``.
 
     Raises:
         UserError: what a stage cannot do; the same command continues where it stopped.
@@ -37,6 +112,7 @@ def fit(plan: Plan, say: Callable[[str], None]) -> None:
         check_images(context.scored if plan.scores else context.images)
         plan.preflight.raise_errors()
         run.describe(**description(plan))
+        share(plan, siblings, say)
         # All of them before the first stage, whose progress would bury what comes after it.
         for stage in plan.stages:
             say(f"{stage.name}: {run.standing(stage.name, plan.keys[stage.name])}")

@@ -44,6 +44,7 @@ class Log(StrEnum):
 
 
 _log = Log.text
+_seed: int | None = None
 
 
 def set_log(log: Log) -> Log:
@@ -58,6 +59,21 @@ def set_log(log: Log) -> Log:
 def is_json() -> bool:
     """Whether every line has to be a JSON object."""
     return _log is Log.json
+
+
+@contextlib.contextmanager
+def naming(seed: int) -> Iterator[None]:
+    """Name the seed of a run in everything that is said meanwhile."""
+    global _seed
+    _seed = seed
+    try:
+        yield
+    finally:
+        _seed = None
+
+
+def _prefix() -> str:
+    return "" if _seed is None else f"seed {_seed}: "
 
 
 def say(text: str) -> None:
@@ -75,9 +91,10 @@ def tell(line: str, event: str, **facts: Any) -> None:
         facts: the other fields of the object.
     """
     if is_json():
-        line = json.dumps({"event": event, **facts})
-    if line:
-        print(line, file=sys.stderr, flush=True)
+        seed = {} if _seed is None else {"seed": _seed}
+        print(json.dumps({"event": event, **facts, **seed}), file=sys.stderr, flush=True)
+    elif line:
+        print(f"{_prefix()}{line}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -107,7 +124,7 @@ def make_progress(show: bool = True, images: int = 1) -> Progress:
     if is_json() or not console.is_terminal:
         return ProgressLines(console, show, images)
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn(f"{_prefix()}{{task.description}}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

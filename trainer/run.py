@@ -25,6 +25,7 @@ from typing import Any
 from trainer.errors import RunError
 from trainer.files import write_atomic
 from trainer.pool import cores
+from trainer.seed_folder import seed_run, seed_runs
 
 FORMAT = 1
 
@@ -97,7 +98,14 @@ class Run:
         Raises:
             RunError: the folder is no run.
         """
-        if not (Path(path) / "manifest.json").exists():
+        path = Path(path)
+        if seeds := seed_runs(path):
+            raise RunError(
+                f"{path} holds runs of the seeds {', '.join(map(str, seeds))}",
+                "one run",
+                f"one of them, such as {seed_run(path, min(seeds))}",
+            )
+        if not is_run(path):
             raise RunError(
                 f"{path} is not a run",
                 "a folder with a manifest.json",
@@ -212,7 +220,7 @@ class Run:
         """
         target = self.path / (folder or name)
         if self.is_stale(name, key) and target.exists() and not self.second:
-            self._set_aside(name, target)
+            self.set_aside(name, target)
         target.mkdir(parents=True, exist_ok=True)
         previous = self.manifest["stages"].get(name, {})
         spent = previous.get("seconds", 0.0) if previous.get("key") == key else 0.0
@@ -234,7 +242,7 @@ class Run:
             entry["outputs"], entry["metrics"] = stage.outputs, stage.metrics
             self.save()
 
-    def _set_aside(self, name: str, target: Path) -> None:
+    def set_aside(self, name: str, target: Path) -> None:
         """Trained weights are moved to ``stale/``, since nobody wants to lose hours; per-image
         files are remade.
         """

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trainer.commands import measure
 from trainer.commands.data import Json, LabelsFrom, LogOption
+from trainer.errors import ConfigError
 from trainer.progress import Log, say
+
+if TYPE_CHECKING:
+    from trainer.options import Options
+    from trainer.plan import Plan
 
 
 class Detail(StrEnum):
@@ -31,6 +38,7 @@ class Supervision(StrEnum):
 
 
 def fit(
+    context: typer.Context,
     data: Annotated[
         Path,
         typer.Argument(help="Data folder; wsss-trainer check --help lists the formats."),
@@ -157,6 +165,16 @@ def fit(
         typer.Option(help="weak: pseudo masks; full: true masks, the upper bound; both."),
     ] = Supervision.weak,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...",
+            help=(
+                "Several seeds, such as 0,1,2: one run each below --run; eval, compare and report"
+                " of that folder give mean, deviation and intervals."
+            ),
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     settings: Annotated[
         list[str] | None,
@@ -188,63 +206,59 @@ def fit(
       wsss-trainer fit photos/ --set segment.rounds=2 --run runs/rounds
       wsss-trainer fit photos/ --masks masked.txt --run runs/masks
       wsss-trainer fit photos/ --corrections corrections/ --run runs/corrected
+      wsss-trainer fit photos/ --seeds 0,1,2 --run runs/three
     """
-    from trainer.fit import fit as run_plan
-    from trainer.fit import warnings
+    from trainer.fit import fit_run, fit_seeds
+    from trainer.seed_folder import parse_seeds
+
+    source = context.get_parameter_source("seed")
+    if seeds is not None and source and source.name == "COMMANDLINE":
+        raise ConfigError("--seed and --seeds", "one of them")
+    options = options_of(context.params)
+    plans = [fit_run(options)] if seeds is None else fit_seeds(options, parse_seeds(seeds))
+    print_result(run, plans, seeds is not None, json_)
+
+
+def options_of(params: Mapping[str, Any]) -> Options:
+    """What was typed after ``fit``, with the backbone of this machine where none was.
+
+    Args:
+        params: the parameters of ``fit`` by name, as typer parses them.
+    """
     from trainer.options import Options
-    from trainer.plan import make_plan
+    from trainer.seed_folder import seed_runs
     from trainer.weights.default import USUAL, default_backbone
 
-    if backbone is None:
-        backbone, reason = USUAL, ""
-        if weights is None and classifier is None:
-            backbone, reason = default_backbone(run)
+    values = {field.name: params[field.name] for field in dataclasses.fields(Options)}
+    values = {k: v.value if isinstance(v, StrEnum) else v for k, v in values.items()}
+    if values["backbone"] is None:
+        values["backbone"], reason = USUAL, ""
+        if values["weights"] is None and values["classifier"] is None:
+            first = next(iter(seed_runs(values["run"]).values()), values["run"])
+            values["backbone"], reason = default_backbone(first)
         if reason:
             say(reason)
-    options = Options(
-        data=data,
-        run=run,
-        method=method,
-        backbone=backbone,
-        weights=weights,
-        classifier=classifier,
-        recipe=recipe,
-        preset=preset,
-        cams=cams,
-        refine=refine,
-        detail=detail.value,
-        segmenter=segmenter,
-        segmenter_weights=segmenter_weights,
-        train_list=train_list,
-        val_list=val_list,
-        masks=masks,
-        corrections=corrections,
-        epochs=epochs,
-        size=size,
-        until=until,
-        labels_from=labels_from,
-        supervision=supervision.value,
-        seed=seed,
-        device=device,
-        settings=tuple(settings or ()),
-    )
-    plan = make_plan(options)
-    context = plan.context
-    # Each report once: several networks may start from one file.
-    for weight_report in dict.fromkeys((context.classifier, context.initial, context.start.report)):
-        if weight_report:
-            say(str(weight_report))
-    for line in (*plan.preflight.lines(), *plan.reasons):
-        say(line)
-    run_plan(plan, say)
-    from trainer.evaluation.measure import current_evaluation
+    values["settings"] = tuple(values["settings"] or ())
+    return Options(**values)
 
-    evaluation = current_evaluation(run) if until in ("evaluate", "report") else {}
-    if json_:
+
+def print_result(run: Path, plans: Sequence[Plan], has_seeds: bool, as_json: bool) -> None:
+    """Print the figures of a run, or of a folder of runs; as JSON with what was said of each."""
+    from trainer.evaluation.over_seeds import evaluation_of
+    from trainer.fit import warnings
+
+    first = plans[0]
+    evaluation = evaluation_of(run) if first.until in ("evaluate", "report") else {}
+    if has_seeds and first.until == "report":
+        from trainer.report.seeds_page import write_seeds_report
+
+        say(f"report: {write_seeds_report(run)}")
+    if as_json:
+        signs = {str(plan.context.seed): warnings(plan.context.run) for plan in plans}
         facts = {
-            "data": plan.preflight.report(),
-            "choices": plan.reasons,
-            "warnings": warnings(context.run),
+            "data": first.preflight.report(),
+            "choices": first.reasons,
+            "warnings": signs if has_seeds else signs[str(first.context.seed)],
         }
         print(json.dumps({**facts, **evaluation}, indent=1))
     elif evaluation:

@@ -13,6 +13,7 @@ from trainer.commands.data import DataSettings, Json, LabelsFrom, LogOption, dat
 from trainer.errors import ConfigError, RunError
 from trainer.outputs import check_file, check_folder
 from trainer.progress import Log, say
+from trainer.seed_folder import is_seed_folder
 
 Convention = Annotated[
     str,
@@ -34,7 +35,11 @@ RUN_OPTIONS = {"log", "path", "convention", "pictures", "json_"}
 def evaluate(
     context: typer.Context,
     path: Annotated[
-        Path, typer.Argument(metavar="RUN_OR_FOLDER", help="A run, or any folder of masks or maps.")
+        Path,
+        typer.Argument(
+            metavar="RUN_OR_FOLDER",
+            help="A run, a folder of fit --seeds, or any folder of masks or maps.",
+        ),
     ],
     data: Annotated[
         Path | None, typer.Option(help="Data folder that a folder of masks or maps belongs to.")
@@ -100,12 +105,15 @@ def evaluate(
 ) -> None:
     """Print the mIoU and other figures of a run, or of any folder of masks or maps.
 
-    Each figure has its protocol. A run is measured again where something changed. Masks are
+    Each figure has its protocol. A run is measured again where something changed. A folder of
+    fit --seeds gives the mean over its seeds, its deviation, and an interval over images and
+    seeds. Masks are
     <id>.png with class indices; maps are <id>.npz, or <id>.npy of PSA, SEAM, CPN, IRN, VWE and MVA.
 
     \b
     Examples:
       wsss-trainer eval runs/photos --json
+      wsss-trainer eval runs/three   (of fit --seeds: mean, deviation, interval)
       wsss-trainer eval runs/photos --convention seam --pictures worst/
       wsss-trainer eval masks/ --data VOC2012/ --list val
       wsss-trainer eval maps/ --data VOC2012/ --threshold-from train --threshold-cams maps_train/
@@ -113,7 +121,7 @@ def evaluate(
     from trainer.evaluation.metrics import convention_name
 
     name = convention_name(convention)
-    if (path / "manifest.json").exists():
+    if (path / "manifest.json").exists() or is_seed_folder(path):
         _refuse_folder_options(context, path)
         evaluation = _run(path, name, pictures)
     elif data is None:
@@ -162,18 +170,16 @@ def _refuse_folder_options(context: typer.Context, run: Path) -> None:
 
 
 def _run(path: Path, convention: str, pictures: Path | None) -> dict[str, Any]:
-    from trainer.evaluation.measure import current_evaluation, in_convention
+    from trainer.evaluation.over_seeds import evaluation_of
     from trainer.run import Run
 
     if pictures:
         data = Run.existing(path).manifest.get("data", {})
         _check_pictures(pictures, [Path(data.get("path", ""))])
-    evaluation = current_evaluation(path)
-    if pictures:
         from trainer.report.worst_pictures import write_worst_of_run
 
-        _say(write_worst_of_run(path, evaluation, pictures))
-    return evaluation if convention == "default" else in_convention(path, evaluation, convention)
+        _say(write_worst_of_run(path, evaluation_of(path), pictures))
+    return evaluation_of(path, convention)
 
 
 def _folder(
@@ -238,12 +244,14 @@ def compare(
     """Tell whether one run is better than another: differences, intervals, cautions and a page.
 
     The intervals come from the paired bootstrap over images: both runs are measured on the same
-    resampled lists of images.
+    resampled lists of images. Folders of fit --seeds count as one side each, and their intervals
+    are over seeds too.
 
     \b
     Examples:
       wsss-trainer compare runs/cam runs/seam --page cam-seam.html
       wsss-trainer compare runs/cam runs/seam kept/ --json
+      wsss-trainer compare runs/cam-seeds runs/seam-seeds
     """
     from trainer.evaluation.compare import compare as compare_sides
     from trainer.evaluation.compare import open_sides

@@ -3,9 +3,13 @@
 Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 1979; percentile
 interval. Images are drawn with replacement, the same ones for A and B, and the mean IoU of the
 drawn list is taken from the summed confusions of its images: the figure itself is resampled, not a
-mean over images. Images of one group, such as exposures of one part, are drawn together. Only the
-images vary. The seed of the training is another source of chance, which
-takes several runs to see.
+mean over images. Images of one group, such as exposures of one part, are drawn together.
+
+The seed of the training is another source of chance. Where a system was trained with several seeds,
+its figure is the mean over them, and images and seeds are drawn independently of each other (Owen,
+"The pigeonhole bootstrap", Annals of Applied Statistics 2007). Of n seeds n - 1 are drawn, so that
+the variance of their mean is not too small by the share 1 / n (Rao and Wu, "Resampling inference
+with complex survey data", JASA 1988), which matters with three seeds.
 """
 
 from __future__ import annotations
@@ -20,6 +24,9 @@ import numpy.typing as npt
 from trainer.errors import DataError
 from trainer.evaluation.image_counts import ImageCounts
 from trainer.evaluation.metrics import DEFAULT, Margins, finite_or_none, margins_iou, margins_miou
+
+System = ImageCounts | Sequence[ImageCounts]
+"""Counts of one run, or of one run a seed, all of the same images in the same order."""
 
 # Each end of a 95 % interval then has 250 of the resampled values beyond it.
 SAMPLES = 10_000
@@ -67,6 +74,7 @@ class Paired:
             most 1. Apart from rounding, it is below 0.05 where the 95 % interval of the difference
             excludes 0. nan where the difference is undefined.
         images: number of images on both sides.
+        seeds: number of runs on either side.
         classes: difference of the IoU of each class, by name, background first.
     """
 
@@ -74,6 +82,7 @@ class Paired:
     ratio: Interval
     p: float
     images: int
+    seeds: tuple[int, int]
     classes: dict[str, Interval]
 
     def report(self) -> dict[str, Any]:
@@ -83,30 +92,31 @@ class Paired:
             "ratio": self.ratio.report(),
             "p": finite_or_none(self.p),
             "images": self.images,
+            "seeds": list(self.seeds),
             "classes": {name: interval.ends() for name, interval in self.classes.items()},
         }
 
 
 def miou_interval(
-    images: ImageCounts,
+    images: System,
     convention: str = DEFAULT,
     *,
     samples: int = SAMPLES,
     seed: int = 0,
     level: float = LEVEL,
 ) -> Interval:
-    """Mean IoU of a list with its percentile interval.
+    """Mean IoU of a list with its percentile interval; of several runs, the mean of theirs.
 
     Raises:
         DataError: no image, or see ``metrics.margins``.
     """
-    value, draws = _resample([images], convention, samples, seed)
+    value, draws = _resample([_runs(images)], convention, samples, seed)
     return interval_of(value[0, -1], draws[:, 0, -1], seed, level)
 
 
 def compare_paired(
-    a: ImageCounts,
-    b: ImageCounts,
+    a: System,
+    b: System,
     convention: str = DEFAULT,
     *,
     samples: int = SAMPLES,
@@ -116,7 +126,8 @@ def compare_paired(
     """Resampled difference and ratio of B against A.
 
     Args:
-        a: counts of the same images as ``b``, in the same order.
+        a: counts of the same images as ``b``, in the same order. Where both have as many runs,
+            the runs at one place are of one seed and are drawn together.
         b: what may be better, or the weak one of weak / full.
         convention: of ``metrics.CONVENTIONS``.
         samples: lists to draw.
@@ -126,22 +137,20 @@ def compare_paired(
     Raises:
         DataError: the images or classes differ, or there are none; or see ``metrics.margins``.
     """
-    if a.ids != b.ids or a.class_names != b.class_names:
-        raise DataError(
-            "a paired comparison of other images or classes",
-            "the same images and classes on both sides",
-        )
-    value, draws = _resample([a, b], convention, samples, seed)
+    systems = [_runs(a), _runs(b)]
+    value, draws = _resample(systems, convention, samples, seed)
     # Both systems were drawn with the same images, so what makes a list easy or hard cancels out.
     gains, gain = draws[:, 1] - draws[:, 0], value[1] - value[0]
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio, ratios = value[1, -1] / value[0, -1], draws[:, 1, -1] / draws[:, 0, -1]
-    names = ("background", *a.class_names)
+    first = systems[0][0]
+    names = ("background", *first.class_names)
     return Paired(
         interval_of(gain[-1], gains[:, -1], seed, level),
         interval_of(ratio, ratios, seed, level),
         _two_sided_p(gains[:, -1]),
-        len(a.ids),
+        len(first.ids),
+        (len(systems[0]), len(systems[1])),
         {name: interval_of(gain[c], gains[:, c], seed, level) for c, name in enumerate(names)},
     )
 
@@ -191,29 +200,71 @@ def interval_of(
     return Interval(float(value), float(low), float(high), len(draws), seed, level)
 
 
+def _runs(system: System) -> list[ImageCounts]:
+    return [system] if isinstance(system, ImageCounts) else list(system)
+
+
 def _resample(
-    systems: Sequence[ImageCounts], convention: str, samples: int, seed: int
+    systems: Sequence[Sequence[ImageCounts]], convention: str, samples: int, seed: int
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """IoU of every class and their mean, of S systems: the list ``[S,C+1]``, ``[samples,S,C+1]``.
 
     The first result is that of the list itself, the second those of the resampled lists.
     """
-    # Columns are hit, truth and guess of each class, one system after the other: [N, S*3*C].
+    runs = [run for system in systems for run in system]
+    if any((r.ids, r.class_names) != (runs[0].ids, runs[0].class_names) for r in runs):
+        raise DataError(
+            "a paired comparison of other images or classes",
+            "the same images and classes on both sides",
+        )
+    # Columns are hit, truth and guess of each class, one run after the other: [N, R*3*C].
     columns = [
         part
-        for m in (system.margins(convention) for system in systems)
+        for m in (run.margins(convention) for run in runs)
         for part in (m.hit, m.truth, m.guess)
     ]
     # Floats, because NumPy multiplies integer matrices without BLAS. Counts below 2^53 stay exact.
     table = np.concatenate(columns, 1).astype(np.float64)
     if not len(table):
         raise DataError("no image to resample", "a list with true masks")
-    draws = np.empty((samples, len(systems), systems[0].labels + 1))
-    for first, times in resampled(systems[0].groups.tolist(), samples, seed):
+    draws = np.empty((samples, len(runs), runs[0].labels + 1))
+    for first, times in resampled(runs[0].groups.tolist(), samples, seed):
         # How often each image was drawn, times its counts: all lists as one matrix product.
         sums = times @ table
-        draws[first : first + len(times)] = _ious(sums, len(systems), convention)
-    return _ious(table.sum(0)[None], len(systems), convention)[0], draws
+        draws[first : first + len(times)] = _ious(sums, len(runs), convention)
+    value = _ious(table.sum(0)[None], len(runs), convention)
+    counts = [len(system) for system in systems]
+    everyone = [np.full((1, count), 1 / count) for count in counts]
+    return _over_seeds(value, everyone)[0], _over_seeds(draws, _seed_shares(counts, samples, seed))
+
+
+def _seed_shares(counts: Sequence[int], samples: int, seed: int) -> list[npt.NDArray[np.float64]]:
+    """The share of each run in the mean of every resampled list, of each system ``[samples,n]``.
+
+    Systems of as many runs share their draws.
+    """
+    shares: dict[int, npt.NDArray[np.float64]] = {1: np.ones((samples, 1))}
+    # Another stream than that of the images, whose draws stay those of a single run.
+    rng = np.random.default_rng([seed, 1])
+    for count in counts:
+        if count not in shares:
+            picks = rng.multinomial(count - 1, [1 / count] * count, size=samples)
+            shares[count] = picks / (count - 1)
+    return [shares[count] for count in counts]
+
+
+def _over_seeds(
+    values: npt.NDArray[np.float64], shares: Sequence[npt.NDArray[np.float64]]
+) -> npt.NDArray[np.float64]:
+    """Weighted means of the runs ``[samples,R,C+1]`` of each system: ``[samples,S,C+1]``."""
+    means, start = [], 0
+    for share in shares:
+        runs = values[:, start : start + share.shape[1]]
+        start += share.shape[1]
+        # A run that was not drawn must not make its nan the mean's.
+        parts = np.where(share[..., None] > 0, runs * share[..., None], 0)
+        means.append(parts.sum(1))
+    return np.stack(means, 1)
 
 
 def _ious(sums: npt.NDArray[np.float64], systems: int, convention: str) -> npt.NDArray[np.float64]:

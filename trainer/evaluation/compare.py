@@ -5,8 +5,8 @@ and is the comparison fair?
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,28 +15,18 @@ import numpy as np
 
 from trainer.errors import ConfigError, DataError, RunError
 from trainer.evaluation.bootstrap import SAMPLES, Paired, compare_paired
+from trainer.evaluation.conditions import differences
 from trainer.evaluation.figures import restated
-from trainer.evaluation.image_counts import ImageCounts, counts_path
-from trainer.evaluation.measure import current_evaluation
+from trainer.evaluation.image_counts import ImageCounts
+from trainer.evaluation.measure import Entries, Figures, current_evaluation
 from trainer.evaluation.metrics import DEFAULT
+from trainer.evaluation.over_seeds import mean_figures, over_seeds, read_counts, seed_evaluations
+from trainer.seed_folder import is_seed_folder
 
 STAGES = ("cam", "refined", "segment", "segment_full")
-# Conditions that must agree for a fair comparison of methods, in the words of the message.
-PROTOCOL = {
-    "labels": "number of classes",
-    "truth": "true masks",
-    "tags": "use of the images' tags",
-    "views": "scales",
-    "crf": "CRF",
-    "threshold_from": "origin of the threshold",
-    "initial_weights": "initial weights",
-    "train_list": "training list",
-    "tags_from": "origin of the tags",
-    "masks": "number of true masks that train",
-    "segmenter": "segmenter",
-}
 FIGURES = (
     "miou",
+    "seeds",
     "miou_interval",
     "iou",
     "boundary_f",
@@ -54,16 +44,36 @@ class Side:
     Attributes:
         name: short, and different from that of every other side.
         path: the folder.
-        evaluation: content of its ``evaluation.json``.
+        evaluation: content of its ``evaluation.json``; of several seeds, their means.
+        seeds: folder -> ``evaluation.json`` of each run where the side is a folder of several
+            seeds; empty otherwise.
     """
 
     name: str
     path: Path
-    evaluation: dict[str, dict[str, Any]]
+    evaluation: Entries
+    seeds: Mapping[Path, Entries] = field(default_factory=dict)
 
-    def counts(self, stage: str, list_name: str) -> ImageCounts:
-        """Confusions of single images."""
-        return ImageCounts.read(counts_path(self.path, stage, list_name))
+    def figures(self, stage: str, list_name: str) -> list[Figures]:
+        """Confusions of single images and the entry of every run."""
+        runs = self.seeds or {self.path: self.evaluation}
+        return [
+            (read_counts(path, stage, list_name), lines[stage][list_name])
+            for path, lines in runs.items()
+            if list_name in lines.get(stage, {})
+        ]
+
+    def entry(self, figures: Sequence[Figures], convention: str) -> dict[str, Any]:
+        """The entry of ``figures`` in a convention; over seeds where the side has some."""
+        if self.seeds:
+            return mean_figures(figures, convention)
+        ((counts, entry),) = figures
+        return restated(entry, counts, convention)
+
+    @property
+    def first(self) -> tuple[Path, Entries]:
+        """The run that pictures are taken from."""
+        return next(iter(self.seeds.items()), (self.path, self.evaluation))
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,7 @@ class Match:
         return {
             "run": self.name,
             **{key: self.entry.get(key) for key in FIGURES},
+            "deviation": self.entry.get("deviation", {}).get("miou"),
             "against_first": self.against_first and self.against_first.report(),
             "flags": self.flags,
             "changes": self.changes,
@@ -116,7 +127,14 @@ def open_sides(paths: Sequence[Path]) -> list[Side]:
         raise ConfigError(
             "compare has only one run", "two or more", "wsss-trainer compare runs/a runs/b"
         )
-    return [Side(name, path, _evaluation(path)) for name, path in zip(_names(paths), paths)]
+    return [_side(name, path) for name, path in zip(_names(paths), paths)]
+
+
+def _side(name: str, path: Path) -> Side:
+    if is_seed_folder(path):
+        seeds = seed_evaluations(path)
+        return Side(name, path, over_seeds(seeds), seeds)
+    return Side(name, path, _evaluation(path))
 
 
 def _evaluation(path: Path) -> dict[str, dict[str, Any]]:
@@ -173,11 +191,11 @@ def compare(
             others = [side for side in sides[1:] if name in side.evaluation.get(stage, {})]
             if not others:
                 continue
-            counts = first.counts(stage, name)
-            matches = [Match(first.name, restated(entry, counts, convention), None, (), ())]
+            figures = first.figures(stage, name)
+            matches = [Match(first.name, first.entry(figures, convention), None, (), ())]
             resample = partial(compare_paired, convention=convention, samples=samples, seed=seed)
             matches += [
-                _match(side, stage, name, entry, counts, resample, changes) for side in others
+                _match(side, stage, name, entry, figures, resample, changes) for side in others
             ]
             lines.append(Line(stage, name, tuple(matches)))
     if not lines:
@@ -199,28 +217,39 @@ def _match(
     stage: str,
     name: str,
     before: dict[str, Any],
-    first: ImageCounts,
+    first: Sequence[Figures],
     resample: partial[Paired],
     changes: int,
 ) -> Match:
-    entry, counts = side.evaluation[stage][name], side.counts(stage, name)
-    if counts.class_names != first.class_names:
+    figures = side.figures(stage, name)
+    theirs, ours = [counts for counts, _ in first], [counts for counts, _ in figures]
+    if ours[0].class_names != theirs[0].class_names:
         raise DataError(
-            f"{side.name} has the classes {', '.join(counts.class_names)}, the first run"
-            f" {', '.join(first.class_names)}",
+            f"{side.name} has the classes {', '.join(ours[0].class_names)}, the first run"
+            f" {', '.join(theirs[0].class_names)}",
             "runs on the same classes",
         )
-    there = set(counts.ids)
-    both = [i for i in first.ids if i in there]
+    there = set.intersection(*(set(counts.ids) for counts in (*theirs, *ours)))
+    both = [i for i in theirs[0].ids if i in there]
     if not both:
         raise DataError(
             f"{stage} {name} of {side.name} has no image in common with the first run",
             "the same list",
         )
-    a, b = first.select(both), counts.select(both)
-    flags = [*_images(first, counts, a, b), *_differences(before, entry)]
-    entry = restated(entry, counts, resample.keywords["convention"])
+    a, b = ([counts.select(both) for counts in runs] for runs in (theirs, ours))
+    entry = side.evaluation[stage][name]
+    flags = [*_images(theirs[0], ours[0], a[0], b[0]), *differences(before, entry)]
+    flags += _seeds(before, entry)
+    entry = side.entry(figures, resample.keywords["convention"])
     return Match(side.name, entry, resample(a, b), tuple(flags), tuple(_changes(a, b, changes)))
+
+
+def _seeds(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """A caution where only one of the two sides says how much the seed matters."""
+    counts = [len(entry.get("seeds", "1")) for entry in (before, after)]
+    if max(counts) == 1 or counts[0] == counts[1]:
+        return []
+    return [f"other number of seeds: {counts[0]} | {counts[1]}"]
 
 
 def _images(first: ImageCounts, other: ImageCounts, a: ImageCounts, b: ImageCounts) -> list[str]:
@@ -229,40 +258,26 @@ def _images(first: ImageCounts, other: ImageCounts, a: ImageCounts, b: ImageCoun
         both = f"compared on the {len(a.ids)} that both have"
         flags.append(f"other images: {len(first.ids)} and {len(other.ids)}, {both}")
     # Counts hold no masks, but a corrected mask nearly always has other numbers of pixels.
-    differences = int((a.margins().truth != b.margins().truth).any(1).sum())
-    if differences:
+    mismatches = int((a.margins().truth != b.margins().truth).any(1).sum())
+    if mismatches:
         flags.append(
-            f"other true masks: {differences} of {len(a.ids)} images have different true pixels on"
+            f"other true masks: {mismatches} of {len(a.ids)} images have different true pixels on"
             " the two sides"
         )
     return flags
 
 
-def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    old, new = before.get("conditions", {}), after.get("conditions", {})
-    both = {words: (old.get(key), new.get(key)) for key, words in PROTOCOL.items()}
-    flags = [
-        f"other {words}: {a} | {b}"
-        for words, (a, b) in both.items()
-        if a != b and None not in (a, b)
-    ]
-    # Segmenters have no threshold: there None on both sides is a value like others.
-    without = PROTOCOL["threshold_from"]
-    unknown = [
-        words for words, (a, b) in both.items() if None in (a, b) and (words != without or a != b)
-    ]
-    return flags + (
-        [f"not recorded, so perhaps different: {', '.join(unknown)}"] if unknown else []
-    )
-
-
-def _changes(a: ImageCounts, b: ImageCounts, count: int) -> list[dict[str, Any]]:
-    before, after = a.miou(), b.miou()
+def _changes(
+    a: Sequence[ImageCounts], b: Sequence[ImageCounts], count: int
+) -> list[dict[str, Any]]:
+    """Images of the largest change; of several seeds, of their mean."""
+    before, after = (np.mean([run.miou() for run in runs], axis=0) for runs in (a, b))
+    ids = a[0].ids
     # Stable, so that images of equal change keep their order and the page is the same every time.
     order = np.argsort(before - after, kind="stable")
     gains = [i for i in order[: count // 2] if after[i] > before[i]]
     losses = [i for i in order[::-1][: count - count // 2] if after[i] < before[i]]
     return [
-        {"id": a.ids[i], "before": round(float(before[i]), 6), "after": round(float(after[i]), 6)}
+        {"id": ids[i], "before": round(float(before[i]), 6), "after": round(float(after[i]), 6)}
         for i in (*gains, *losses)
     ]

@@ -65,7 +65,7 @@ def _image_table(name: str, figures: Mapping[str, Any]) -> Table:
         table.add_row(
             label,
             percent(entry["auroc"]),
-            _interval(entry["auroc_interval"]),
+            _interval(entry.get("auroc_interval")),
             percent(entry["average_precision"]),
             percent(entry["false_alarms_at_90"]),
             str(entry["positives"]),
@@ -80,17 +80,17 @@ def _image_table(name: str, figures: Mapping[str, Any]) -> Table:
 
 def _table(name: str, entries: Sequence[tuple[str, Any]]) -> Table:
     table = Table(name, *(stage for stage, _ in entries))
-    table.add_row("mIoU", *(percent(entry["miou"]) for _, entry in entries), style="bold")
+    table.add_row("mIoU", *(_figure(entry, "miou") for _, entry in entries), style="bold")
     table.add_row("95 %", *(_interval(entry.get("miou_interval")) for _, entry in entries))
     table.add_row(
-        "foreground", *(percent(_foreground(entry)) for _, entry in entries), end_section=True
+        "foreground", *(percent(foreground(entry)) for _, entry in entries), end_section=True
     )
     for label in entries[0][1]["iou"]:
-        table.add_row(label, *(percent(entry["iou"][label]) for _, entry in entries))
+        table.add_row(label, *(_figure(entry, "iou", label) for _, entry in entries))
     table.add_section()
     for key, words in MEANS.items():
         if any(entry.get(key) is not None for _, entry in entries):
-            table.add_row(words, *(percent(entry.get(key)) for _, entry in entries))
+            table.add_row(words, *(_figure(entry, key) for _, entry in entries))
     table.add_section()
     thresholds = [entry["threshold"] for _, entry in entries]
     table.add_row("threshold", *("-" if t is None else f"{t:.2f}" for t in thresholds))
@@ -98,7 +98,17 @@ def _table(name: str, entries: Sequence[tuple[str, Any]]) -> Table:
     return table
 
 
-def _foreground(entry: Mapping[str, Any]) -> float | None:
+def _figure(entry: Mapping[str, Any], *keys: str) -> str:
+    """A figure of an entry; of several seeds with its deviation."""
+    value: Any = entry
+    spread: Any = entry.get("deviation") or {}
+    for key in keys:
+        value, spread = (value or {}).get(key), (spread or {}).get(key)
+    return percent(value) + (f" ± {percent(spread)}" if isinstance(spread, float) else "")
+
+
+def foreground(entry: Mapping[str, Any]) -> float | None:
+    """Mean IoU of an entry over its classes without the background."""
     values = [v for label, v in entry["iou"].items() if label != "background" and v is not None]
     return sum(values) / len(values) if values else None
 
@@ -123,11 +133,25 @@ def _remarks(entries: list[tuple[str, str, Any]]) -> list[str]:
     lines.append(f"mIoU by convention {first['convention']}: {rule.about}{note}")
     if interval := first.get("miou_interval"):
         units = "groups" if first.get("conditions", {}).get("groups") else "images"
+        seeds = first.get("seeds", {})
+        units += " and, apart from them, of the seeds" if len(seeds) > 1 else ""
         draws = f"{interval['samples']} bootstrap samples of the {units}, seed {interval['seed']}"
         lines.append(f"intervals: {draws}")
+    lines += _seed_remarks(entries)
     if first.get("boundary_tolerance"):
         lines.append(f"boundary F within {describe_tolerance(first['boundary_tolerance'])}")
     return lines
+
+
+def _seed_remarks(entries: Sequence[tuple[str, str, Any]]) -> list[str]:
+    """The figure of every seed, and what the runs do not have in common."""
+    lines = []
+    for stage, name, entry in entries:
+        if seeds := entry.get("seeds"):
+            values = ", ".join(f"{percent(e['miou'])} (seed {seed})" for seed, e in seeds.items())
+            lines.append(f"mIoU of {stage} {name} by seed: {values}")
+        lines += [f"caution, {stage} {name}: {text}" for text in entry.get("cautions", ())]
+    return lines + (["±: deviation over seeds"] if lines else [])
 
 
 def print_comparison(lines: Sequence[Line]) -> None:
@@ -148,12 +172,12 @@ def print_comparison(lines: Sequence[Line]) -> None:
     for line in lines:
         for match in line.matches:
             where = f"{line.stage} {line.list}" if match.against_first is None else ""
-            table.add_row(where, match.name, percent(match.entry["miou"]), *_against(match))
+            table.add_row(where, match.name, _figure(match.entry, "miou"), *_against(match))
         table.add_section()
     console.print(table)
     console.print(
         f"points: difference from the first run, with its {level} interval: paired bootstrap over"
-        f" images, {first.samples} samples, seed {first.seed}; p is two-sided",
+        f" {drawn_units(lines)}, {first.samples} samples, seed {first.seed}; p is two-sided",
         highlight=False,
         soft_wrap=True,
     )
@@ -162,6 +186,13 @@ def print_comparison(lines: Sequence[Line]) -> None:
             for flag in match.flags:
                 text = f"caution, {line.stage} {line.list} of {match.name}: {flag}"
                 console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def drawn_units(lines: Sequence[Line]) -> str:
+    """What the bootstrap of a comparison draws, in words."""
+    paired = [match.against_first for line in lines for match in line.matches]
+    most = max(max(one.seeds) for one in paired if one)
+    return "images and seeds" if most > 1 else "images"
 
 
 def _against(match: Match) -> list[str]:

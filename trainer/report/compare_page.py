@@ -14,6 +14,7 @@ from trainer.data.pixels import read_image
 from trainer.errors import UserError
 from trainer.evaluation.bootstrap import Interval
 from trainer.evaluation.compare import Line, Match, Side
+from trainer.evaluation.figures_table import drawn_units
 from trainer.evaluation.over_lists import MaskReader, mask_reader
 from trainer.evaluation.predictions import open_predictions
 from trainer.files import write_atomic
@@ -59,6 +60,7 @@ def write_page(sides: Sequence[Side], lines: Sequence[Line], path: Path) -> Path
         "level": f"{100 * first.level:g}",
         "samples": f"{first.samples:,}",
         "seed": first.seed,
+        "units": drawn_units(lines),
         "convention": lines[0].matches[0].entry["convention"],
     }
     page = render_page("compare.html", f"{title}: wsss comparison", sections, runs=title, **footer)
@@ -80,6 +82,7 @@ def _figures(lines: Sequence[Line]) -> dict[str, Any]:
             "stage": _title(line),
             "name": match.name,
             "miou": match.entry["miou"],
+            "deviation": match.entry.get("deviation", {}).get("miou"),
             "against": _against(match, scale),
         }
         for line in lines
@@ -158,8 +161,8 @@ def _changes(sides: Sequence[Side], line: Line, match: Match) -> dict[str, Any]:
 
 def _rows(pair: Sequence[Side], line: Line, match: Match) -> list[tuple[Row, str, str]]:
     predictions = [
-        open_predictions(side.path, line.stage, line.list, side.evaluation[line.stage][line.list])
-        for side in pair
+        open_predictions(path, line.stage, line.list, lines[line.stage][line.list])
+        for path, lines in (side.first for side in pair)
     ]
     dataset = predictions[0][0]
     readers = [mask_reader(masks) for _, masks in predictions]

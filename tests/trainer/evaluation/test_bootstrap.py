@@ -117,3 +117,39 @@ def test_other_images_and_none_are_refused():
         compare_paired(a, system([0.5, 0.5], ids=["0", "x"]))
     with pytest.raises(DataError, match="no image"):
         miou_interval(system([]))
+
+
+def test_runs_of_one_seed_each_that_agree_are_as_good_as_one_run():
+    rng = np.random.RandomState(2)
+    a, b = system(rng.uniform(0.2, 0.9, 30)), system(rng.uniform(0.2, 0.9, 30))
+    one = compare_paired(a, b, samples=300)
+    three = compare_paired([a] * 3, [b] * 3, samples=300)
+    assert (one.seeds, three.seeds) == ((1, 1), (3, 3))
+    for key in ("value", "low", "high"):
+        assert getattr(three.difference, key) == pytest.approx(getattr(one.difference, key))
+
+
+def test_the_seed_of_the_training_is_drawn_too():
+    """Equal images leave the seeds as the only chance: of three, two are drawn."""
+    runs = [system([share] * 20) for share in (0.3, 0.5, 0.9)]
+    values = [float(mean_iou(run.total())) for run in runs]
+    interval = miou_interval(runs, samples=2000)
+    assert interval.value == pytest.approx(np.mean(values))
+    assert interval.low == pytest.approx(min(values))
+    assert interval.high == pytest.approx(max(values))
+    # Seeds of both sides are drawn together, so what they do to both cancels out.
+    better = [system([share + 0.05] * 20) for share in (0.3, 0.5, 0.9)]
+    paired = compare_paired(runs, better, samples=500)
+    assert paired.difference.low > 0
+    apart = compare_paired(runs, better[:2], samples=500)
+    assert apart.difference.low < 0 < apart.difference.high
+    assert apart.seeds == (3, 2)
+
+
+def test_the_variance_of_the_mean_over_seeds_is_not_too_small():
+    from trainer.evaluation.bootstrap import _resample
+
+    runs = [system([share] * 20) for share in (0.3, 0.5, 0.9)]
+    values = [float(mean_iou(run.total())) for run in runs]
+    _, draws = _resample([runs], "default", 20_000, 0)
+    assert draws[:, 0, -1].var() == pytest.approx(np.var(values, ddof=1) / 3, rel=0.05)
