@@ -106,6 +106,28 @@ def report(
     print(write_report(run, images))
 
 
+@app.command()
+def pictures(
+    run: RunArgument,
+    out: Annotated[Path | None, typer.Option(help="Page. Default: RUN/pictures.html.")] = None,
+    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    log: LogOption = Log.text,
+) -> None:
+    """Draw what a method learnt, as its paper shows it.
+
+    sc_cam and subcategory_teaching: the weights of both heads in the plane. vwe: image patches of
+    each visual word. fmix_cam: masks and mixed images.
+
+    Example: wsss-trainer pictures runs/vwe
+    """
+    from trainer.outputs import check_file
+    from trainer.report.method_pictures import write_pictures
+
+    if out:
+        check_file(out, option="--out")
+    print(write_pictures(run, out, device))
+
+
 app.command()(export_command.export)
 app.command()(data_commands.check)
 app.command()(data_commands.split)

@@ -212,4 +212,6 @@ def test_bad_seeds_and_folders_are_refused(scenes, poor, tmp_path):
     assert str(seed_run(poor, 0)) in error.hint
     mark(tmp_path / "empty")
     assert "holds no run yet" in refused("eval", tmp_path / "empty").found
-    assert "holds other things" in refused(*base, scenes.parent, "--seeds", "0,1").found
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/notes.txt").write_text("mine")
+    assert "holds other things" in refused(*base, tmp_path / "other", "--seeds", "0,1").found

@@ -214,13 +214,16 @@ def fit(
     source = context.get_parameter_source("seed")
     if seeds is not None and source and source.name == "COMMANDLINE":
         raise ConfigError("--seed and --seeds", "one of them")
-    options = options_of(context.params)
+    options, reason = options_of(context.params)
+    if reason:
+        say(reason)
     plans = [fit_run(options)] if seeds is None else fit_seeds(options, parse_seeds(seeds))
     print_result(run, plans, seeds is not None, json_)
 
 
-def options_of(params: Mapping[str, Any]) -> Options:
-    """What was typed after ``fit``, with the backbone of this machine where none was.
+def options_of(params: Mapping[str, Any]) -> tuple[Options, str]:
+    """What was typed after ``fit``, with the backbone of this machine where none was; and why it is
+    another one than usual, or an empty text.
 
     Args:
         params: the parameters of ``fit`` by name, as typer parses them.
@@ -231,15 +234,14 @@ def options_of(params: Mapping[str, Any]) -> Options:
 
     values = {field.name: params[field.name] for field in dataclasses.fields(Options)}
     values = {k: v.value if isinstance(v, StrEnum) else v for k, v in values.items()}
+    reason = ""
     if values["backbone"] is None:
-        values["backbone"], reason = USUAL, ""
+        values["backbone"] = USUAL
         if values["weights"] is None and values["classifier"] is None:
             first = next(iter(seed_runs(values["run"]).values()), values["run"])
             values["backbone"], reason = default_backbone(first)
-        if reason:
-            say(reason)
     values["settings"] = tuple(values["settings"] or ())
-    return Options(**values)
+    return Options(**values), reason
 
 
 def print_result(run: Path, plans: Sequence[Plan], has_seeds: bool, as_json: bool) -> None:

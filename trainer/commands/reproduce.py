@@ -81,10 +81,11 @@ def reproduce(
         )
     entry = read_table(table)
     folder = out or Path("runs") / (f"{table}-small" if small else table)
-    further = [*context.args, *(("--seeds", seeds) if seeds else ()), "--log", log.value]
-    jobs = [
-        job_of(entry, row, data, folder, small, further) for row in entry.chosen(tuple(only or ()))
-    ]
+    further = [*context.args, *(("--seeds", seeds) if seeds else ())]
+    rows = entry.chosen(tuple(only or ()))
+    jobs = [job_of(entry, row, data, folder, small, further, log) for row in rows]
+    for reason in {job.reason: None for job in jobs if job.reason}:
+        say(reason)
     if dry_run:
         show_commands(jobs, json_)
     else:
@@ -92,7 +93,13 @@ def reproduce(
 
 
 def job_of(
-    table: Table, row: Row, data: Path, folder: Path, is_small: bool, further: Sequence[str]
+    table: Table,
+    row: Row,
+    data: Path,
+    folder: Path,
+    is_small: bool,
+    further: Sequence[str],
+    log: Log = Log.text,
 ) -> Job:
     """A row as a command, parsed as if it had been typed."""
     from trainer.reproduce.work import Job
@@ -102,11 +109,12 @@ def job_of(
     arguments += further
     app = typer.Typer(add_completion=False)
     app.command()(fit)
-    params = typer.main.get_command(app).make_context("fit", arguments).params
-    seeds = parse_seeds(params["seeds"]) if params["seeds"] else None
-    # What is typed need not name the form of stderr again.
-    words = [w for w in arguments if w not in ("--log", params["log"].value)]
-    return Job(row, options_of(params), seeds, shlex.join(["wsss-trainer", "fit", *words]))
+    # The form of stderr is set where an option of it is parsed.
+    command = typer.main.get_command(app).make_context("fit", [*arguments, "--log", log.value])
+    options, reason = options_of(command.params)
+    typed = command.params["seeds"]
+    seeds = parse_seeds(typed) if typed else None
+    return Job(row, options, seeds, shlex.join(["wsss-trainer", "fit", *arguments]), reason)
 
 
 def work(

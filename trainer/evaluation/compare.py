@@ -70,10 +70,11 @@ class Side:
         ((counts, entry),) = figures
         return restated(entry, counts, convention)
 
-    @property
-    def first(self) -> tuple[Path, Entries]:
-        """The run that pictures are taken from."""
-        return next(iter(self.seeds.items()), (self.path, self.evaluation))
+    def pictured(self, stage: str, list_name: str) -> tuple[Path, dict[str, Any]]:
+        """The run that pictures are taken from, and its entry."""
+        runs = self.seeds or {self.path: self.evaluation}
+        have = ((p, e[stage][list_name]) for p, e in runs.items() if list_name in e.get(stage, {}))
+        return next(have)
 
 
 @dataclass(frozen=True)

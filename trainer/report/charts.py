@@ -109,6 +109,30 @@ def line_chart(
     return draw("lines", frame=frame, label=label, x_name=x_name, y_name=y_name, **values)
 
 
+@dataclass(frozen=True)
+class Dot:
+    """A place in a plane, its CSS colour and name; ``large`` ones lie on top."""
+
+    x: float
+    y: float
+    colour: str
+    name: str
+    large: bool = False
+
+
+def scatter(dots: Sequence[Dot], label: str, size: tuple[int, int] = (560, 420)) -> Markup:
+    """Dots in a plane whose axes have no meaning, so that none are drawn.
+
+    Args:
+        dots: at least one.
+        label: the chart in words.
+        size: drawing size in CSS pixels.
+    """
+    frame = Frame(*((min(axis), max(axis)) for axis in zip(*((d.x, d.y) for d in dots))), size)
+    top = sorted(dots, key=lambda dot: dot.large)
+    return draw("scatter", frame=frame, dots=top, label=label)
+
+
 def histogram(
     values: Sequence[float],
     colour: str,
@@ -190,7 +214,7 @@ class Frame:
     def __init__(self, x_ends: Point, y_ends: Point, size: tuple[int, int]) -> None:
         low, high = x_ends
         self.x_ends = (low, high) if high > low else (low - 0.5, low + 0.5)
-        self.y_ends = y_ends
+        self.y_ends = y_ends if y_ends[1] > y_ends[0] else (y_ends[0] - 0.5, y_ends[0] + 0.5)
         self.width, self.height = size
         self.left, self.right, self.top, self.bottom = 46, size[0] - 14, 12, size[1] - 34
         self.middle = (self.left + self.right) / 2

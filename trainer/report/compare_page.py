@@ -161,8 +161,8 @@ def _changes(sides: Sequence[Side], line: Line, match: Match) -> dict[str, Any]:
 
 def _rows(pair: Sequence[Side], line: Line, match: Match) -> list[tuple[Row, str, str]]:
     predictions = [
-        open_predictions(path, line.stage, line.list, lines[line.stage][line.list])
-        for path, lines in (side.first for side in pair)
+        open_predictions(path, line.stage, line.list, entry)
+        for path, entry in (side.pictured(line.stage, line.list) for side in pair)
     ]
     dataset = predictions[0][0]
     readers = [mask_reader(masks) for _, masks in predictions]

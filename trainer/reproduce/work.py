@@ -27,12 +27,14 @@ class Job:
         options: of its ``fit``.
         seeds: of ``--seeds``; None for a run of one seed.
         command: as typed.
+        reason: why the backbone is another one than usual; empty where it is not.
     """
 
     row: Row
     options: Options
     seeds: tuple[int, ...] | None
     command: str
+    reason: str = ""
 
     def stages(self) -> list[str]:
         """Names of the stages, by names and knobs alone.
