@@ -82,7 +82,7 @@ def reproduce(
     entry = read_table(table)
     folder = out or Path("runs") / (f"{table}-small" if small else table)
     further = [*context.args, *(("--seeds", seeds) if seeds else ())]
-    rows = entry.chosen(tuple(only or ()))
+    rows = entry.select(tuple(only or ()))
     jobs = [job_of(entry, row, data, folder, small, further, log) for row in rows]
     for reason in {job.reason: None for job in jobs if job.reason}:
         say(reason)
@@ -112,8 +112,8 @@ def job_of(
     # The form of stderr is set where an option of it is parsed.
     command = typer.main.get_command(app).make_context("fit", [*arguments, "--log", log.value])
     options, reason = options_of(command.params)
-    typed = command.params["seeds"]
-    seeds = parse_seeds(typed) if typed else None
+    text = command.params["seeds"]
+    seeds = parse_seeds(text) if text else None
     return Job(row, options, seeds, shlex.join(["wsss-trainer", "fit", *arguments]), reason)
 
 
@@ -168,17 +168,25 @@ def show_tables(name: str | None, as_json: bool) -> None:
 
 
 def show_commands(jobs: Sequence[Job], as_json: bool) -> None:
-    """Print the command of every row, and the stages that it has.
+    """Print the command of every row, and the stages that it has or what it lacks.
 
     Raises:
         ConfigError: a row whose options cannot be.
     """
-    rows = [{"row": j.row.folder, "command": j.command, "stages": j.stages()} for j in jobs]
+    rows = [
+        {
+            "row": job.row.folder,
+            "command": job.command,
+            "stages": [] if job.lack else job.stages(),
+            "lacks": job.lack,
+        }
+        for job in jobs
+    ]
     if as_json:
         print(json.dumps(rows, indent=1))
         return
     for row in rows:
-        print(f"# {row['row']}: {', '.join(row['stages'])}\n{row['command']}")
+        print(f"# {row['row']}: {row['lacks'] or ', '.join(row['stages'])}\n{row['command']}")
 
 
 def _print(table: Table, values: Sequence[Cell], agreement: Sequence[Order]) -> None:

@@ -124,23 +124,23 @@ def words(
     """Patches of the most frequent words: of each image, the cell that is most like the word."""
     assert isinstance(method, Vwe)
     step = max(1, len(records) // IMAGES)
-    chosen = list(records)[::step][:IMAGES]
-    counts, best = nearest_cells(method, chosen, device)
+    sample = list(records)[::step][:IMAGES]
+    counts, best = nearest_cells(method, sample, device)
     order = [int(j) for j in np.argsort(-counts, kind="stable")[:WORDS] if counts[j]]
-    wanted = {j: sorted(best.get(j, ()), key=lambda cell: -cell[0])[:EACH] for j in order}
-    places = {record.id: record for record in chosen}
+    cells = {j: sorted(best.get(j, ()), key=lambda cell: -cell[0])[:EACH] for j in order}
+    places = {record.id: record for record in sample}
     images: dict[str, Pixels] = {}
     rows = []
     for j in order:
         patches = []
-        for _, name, y, x in wanted[j]:
+        for _, name, y, x in cells[j]:
             if name not in images:
                 images[name] = read_image(places[name].image)
             patch = patch_at(images[name], y, x)
             patches.append((name, photo_address(patch, fit(patch.shape, PATCH))))
         rows.append({"word": j, "cells": int(counts[j]), "patches": patches})
-    values = {"rows": rows, "used": int((counts > 0).sum()), "words": len(counts)}
-    return "words", "Visual words", {**values, "images": len(chosen)}
+    values = {"rows": rows, "active": int((counts > 0).sum()), "words": len(counts)}
+    return "words", "Visual words", {**values, "images": len(sample)}
 
 
 Cell = tuple[float, str, float, float]
@@ -195,9 +195,9 @@ def masks(method: Method, records: Sequence[Record]) -> tuple[str, str, dict[str
         rng = np.random.default_rng(n)
         field = low_frequency_field(size, config.decay, config.mask, rng)
         mask = binarise(field, share, config.softness, rng)
-        mixed = mask[..., None] * first + (1 - mask[..., None]) * second
+        mixture = mask[..., None] * first + (1 - mask[..., None]) * second
         grey = np.repeat(np.uint8(255 * mask)[..., None], 3, 2)
-        rows.append((share, photo_address(grey, size), photo_address(np.uint8(mixed), size)))
+        rows.append((share, photo_address(grey, size), photo_address(np.uint8(mixture), size)))
     originals = [
         (record.id, photo_address(picture, size))
         for record, picture in zip(pair, (first, second), strict=True)
@@ -208,5 +208,5 @@ def masks(method: Method, records: Sequence[Record]) -> tuple[str, str, dict[str
 def _square(image: Pixels) -> Pixels:
     """The image at SIDE x SIDE."""
     pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()
-    resized = F.interpolate(pixels, (SIDE, SIDE), mode="bilinear", antialias=True)
-    return np.asarray(resized[0].permute(1, 2, 0).clamp(0, 255).byte())
+    square = F.interpolate(pixels, (SIDE, SIDE), mode="bilinear", antialias=True)
+    return np.asarray(square[0].permute(1, 2, 0).clamp(0, 255).byte())

@@ -47,6 +47,7 @@ class Row:
         options: of ``fit``, which every recipe has.
         full: further ones of the published recipe.
         small: further ones of the small recipe.
+        needs: a knob of the published recipe that names a file of the user's, or an empty text.
         published: column -> published value, percent; what the paper only draws has none.
     """
 
@@ -55,6 +56,7 @@ class Row:
     published: Mapping[str, float]
     full: str = ""
     small: str = ""
+    needs: str = ""
 
     @property
     def folder(self) -> str:
@@ -110,7 +112,7 @@ class Table:
         )
         return [part for text in texts for part in shlex.split(text)] + ["--until", self.until]
 
-    def chosen(self, names: tuple[str, ...]) -> tuple[Row, ...]:
+    def select(self, names: tuple[str, ...]) -> tuple[Row, ...]:
         """The rows of ``--only``, all of them where it names none.
 
         Raises:

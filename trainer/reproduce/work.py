@@ -12,7 +12,7 @@ from trainer.evaluation.over_seeds import evaluation_of
 from trainer.fit import fit_run, fit_seeds
 from trainer.options import Options, make_configs
 from trainer.plan import choose_stages
-from trainer.progress import say
+from trainer.progress import WARNING, say
 from trainer.reproduce.tables import Figure, Row, Table
 from trainer.run import is_run
 from trainer.seed_folder import seed_runs
@@ -46,7 +46,18 @@ class Job:
         return [stage.name for stage in choose_stages(self.options, configs)]
 
     @property
-    def is_begun(self) -> bool:
+    def lack(self) -> str:
+        """What has to be typed after ``--`` for this row; empty where nothing is missing."""
+        knobs = {setting.partition("=")[0] for setting in self.options.settings}
+        needs = self.row.needs
+        return (
+            f"--only {self.row.folder} -- --set {needs}=FILE"
+            if needs and needs not in knobs
+            else ""
+        )
+
+    @property
+    def has_run(self) -> bool:
         """Whether its run has begun."""
         return is_run(self.options.run) or bool(seed_runs(self.options.run))
 
@@ -110,13 +121,19 @@ class Order:
 
 
 def carry_out(jobs: Sequence[Job], job: Job) -> None:
-    """Train a row, or go on with it. Stages that another row has done with the same key are taken
-    over: rows that differ in their maps alone share one classifier.
+    """Train a row, or go on with it; a row that lacks a file is left out.
+
+    Stages that another row has done with the same key are taken over: rows that differ in their
+    maps alone share one classifier.
 
     Raises:
         UserError: what ``fit`` cannot do.
     """
-    say(f"row {jobs.index(job) + 1} of {len(jobs)}, {job.row.name}: {job.command}")
+    number = f"row {jobs.index(job) + 1} of {len(jobs)}, {job.row.name}"
+    if job.lack:
+        say(f"{WARNING}{number}: left out; it takes {job.lack}")
+        return
+    say(f"{number}: {job.command}")
     folders = [other.options.run for other in jobs]
     runs = [*folders, *(run for folder in folders for run in seed_runs(folder).values())]
     if job.seeds is None:
@@ -130,7 +147,7 @@ def cells(table: Table, jobs: Sequence[Job]) -> list[Cell]:
     return [
         _cell(job.row, figure, evaluation)
         for job in jobs
-        for evaluation in [evaluation_of(job.options.run, table.convention) if job.is_begun else {}]
+        for evaluation in [evaluation_of(job.options.run, table.convention) if job.has_run else {}]
         for figure in table.figures
     ]
 

@@ -70,7 +70,9 @@ def test_every_row_is_a_valid_plan(name, small):
     table = read_table(name)
     backbones = set()
     for row in table.rows:
-        job = job_of(table, row, Path("VOC2012"), Path("runs"), small, [])
+        further = ["--set", f"{row.needs}=none"] if row.needs else []
+        job = job_of(table, row, Path("VOC2012"), Path("runs"), small, further)
+        assert not job.lack
         assert (
             job.stages()[-1]
             == {"cams": "cams", "refine": "refine", "segment": "segment"}[table.until]
@@ -95,6 +97,16 @@ def test_a_dry_run_prints_commands_that_can_be_typed(tmp_path):
     assert not (tmp_path / "o").exists()
     rows = json.loads(invoke("vwe-1", "x", "--dry-run", "--json").stdout)
     assert [row["row"] for row in rows] == ["baseline", "hspp", "vwe", "vwe-and-hspp"]
+
+
+def test_a_row_that_needs_a_file_says_so():
+    rows = json.loads(invoke("mva-1", "x", "--dry-run", "--json").stdout)
+    lacks = {row["row"]: row["lacks"] for row in rows}
+    name = "sub-category-teaching"
+    assert lacks.pop(name) == f"--only {name} -- --set method.teacher_weights=FILE"
+    assert not any(lacks.values())
+    small = json.loads(invoke("mva-1", "x", "--small", "--dry-run", "--json").stdout)
+    assert not any(row["lacks"] for row in small)
 
 
 def test_bad_names_and_options_are_refused(scenes, tmp_path):
