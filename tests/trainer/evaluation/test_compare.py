@@ -105,7 +105,7 @@ def test_changes_are_the_largest_gains_and_losses_of_single_images(runs):
         for x in compare(sides, samples=100, changes=6)
         if (x.stage, x.list) == ("segment", "train")
     )
-    before, after = (side.counts("segment", "train") for side in sides)
+    before, after = (side.figures("segment", "train")[0][0] for side in sides)
     gain = after.miou() - before.miou()
     changes = line.matches[1].changes
     shown = [row["after"] - row["before"] for row in changes]
@@ -186,7 +186,7 @@ def test_a_mean_that_is_undefined_is_a_dash_and_not_a_result(runs, tmp_path):
     for side in sides:
         for stage, lines in side.evaluation.items():
             for name in lines:
-                two = side.counts(stage, name)
+                two = side.figures(stage, name)[0][0]
                 two.select(two.ids[:2]).write(counts_path(tmp_path / side.name, stage, name))
     halves = [Side(side.name, tmp_path / side.name, side.evaluation) for side in sides]
     lines = compare(halves, "voc-devkit", samples=100)
