@@ -128,7 +128,8 @@ def scatter(dots: Sequence[Dot], label: str, size: tuple[int, int] = (560, 420))
         label: the chart in words.
         size: drawing size in CSS pixels.
     """
-    frame = Frame(*((min(axis), max(axis)) for axis in zip(*((d.x, d.y) for d in dots))), size)
+    xs, ys = [dot.x for dot in dots], [dot.y for dot in dots]
+    frame = Frame((min(xs), max(xs)), (min(ys), max(ys)), size)
     top = sorted(dots, key=lambda dot: dot.large)
     return draw("scatter", frame=frame, dots=top, label=label)
 

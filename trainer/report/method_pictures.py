@@ -196,8 +196,10 @@ def masks(method: Method, records: Sequence[Record]) -> tuple[str, str, dict[str
         field = low_frequency_field(size, config.decay, config.mask, rng)
         mask = binarise(field, share, config.softness, rng)
         mixture = mask[..., None] * first + (1 - mask[..., None]) * second
-        grey = np.repeat(np.uint8(255 * mask)[..., None], 3, 2)
-        rows.append((share, photo_address(grey, size), photo_address(np.uint8(mixture), size)))
+        grey = np.repeat((255 * mask)[..., None], 3, 2).astype(np.uint8)
+        rows.append(
+            (share, photo_address(grey, size), photo_address(mixture.astype(np.uint8), size))
+        )
     originals = [
         (record.id, photo_address(picture, size))
         for record, picture in zip(pair, (first, second), strict=True)

@@ -28,7 +28,7 @@ def number(value: float | None, signed: bool = False) -> str:
 
 def lines_of(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
     """The cells as texts, in the order of ``HEADS``."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for cell in cells:
         spread = "" if cell.deviation is None else f" ± {number(cell.deviation)}"
         # Two decimals are the published ones, where a paper has them.
