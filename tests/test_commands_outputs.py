@@ -31,6 +31,8 @@ INPUTS = {
     "ask": {"run", "also", "corrections"},
     "answer": {"run", "review"},
     "export": {"run"},
+    "reproduce": {"data"},
+    "pictures": {"run"},
     "check": {"data"},
     "split": {"data"},
     "convert": {"source"},
@@ -51,8 +53,19 @@ OUTPUTS: dict[tuple[str, str], list[Arguments]] = {
         lambda data, run, to: [
             *("fit", data, "--run", to, "--until", "classify", "--backbone", "resnet18"),
             *("--weights", "none"),
+        ],
+        lambda data, run, to: [
+            *("fit", data, "--run", to, "--seeds", "0,1", "--backbone", "resnet18"),
+            *("--weights", "none", "--until", "classify"),
+        ],
+    ],
+    ("reproduce", "out"): [
+        lambda data, run, to: [
+            *("reproduce", "vwe-1", data, "--out", to, "--small", "--only", "vwe"),
+            *("--", "--backbone", "resnet18", "--weights", "none"),
         ]
     ],
+    ("pictures", "out"): [lambda data, run, to: ["pictures", run, "--out", to]],
     ("eval", "out"): [
         lambda data, run, to: [
             *("eval", run / "masks", "--data", data, "--list", "all", "--out", to)
