@@ -1,9 +1,9 @@
 """Depthwise convolution with a fast backward pass on CPU.
 
-The gradient for the input of a convolution is itself a convolution: of the output gradient, with
-zeros put between its cells where the stride was, and the mirrored kernel. The CPU library's forward
-depthwise kernel is 7 to 50 times faster than its own backward one (``bench/train_step.py``), so the
-gradient is taken that way. The result is the same but for rounding.
+The gradient for the input of a convolution is itself a convolution: of the output gradient and the
+mirrored kernel. The CPU library's forward depthwise kernel is 7 to 50 times faster than its own
+backward one (``bench/train_step.py``), so the gradient is taken that way. The result is the same
+but for rounding. With a stride, zeros between the cells would cost more than that saves.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from torch.autograd.function import once_differentiable
 def depthwise_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, conv: torch.nn.Conv2d
 ) -> Tensor:
-    """``conv`` with the given weight ``[C,1,k,k]`` and bias, for ``conv.groups == C`` and equal
-    stride both ways.
+    """``conv`` with the given weight ``[C,1,k,k]`` and bias, for ``conv.groups == C`` and stride
+    1.
     """
     if torch.is_autocast_enabled("cpu"):
         low = torch.get_autocast_dtype("cpu")
         x, weight, bias = x.to(low), weight.to(low), None if bias is None else bias.to(low)
-    return _Depthwise.apply(x, weight, bias, conv.stride[0], conv.padding[0], conv.dilation[0])  # type: ignore[no-any-return]
+    return _Depthwise.apply(x, weight, bias, conv.padding[0], conv.dilation[0])  # type: ignore[no-any-return]
 
 
 def applies(x: Tensor, conv: torch.nn.Conv2d) -> bool:
-    """Whether ``depthwise_conv2d`` is worth while: a depthwise convolution on CPU whose gradient
-    will be wanted.
+    """Whether ``depthwise_conv2d`` is worth while: a depthwise convolution of stride 1 on CPU whose
+    gradient will be wanted.
     """
     return (
         conv.groups == conv.in_channels == conv.out_channels > 1
+        and conv.stride[0] == 1
         and all(len({*pair}) == 1 for pair in _geometry(conv))
         and x.device.type == "cpu"
         and torch.is_grad_enabled()
@@ -75,58 +76,40 @@ class _Depthwise(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        stride: int,
         padding: int,
         dilation: int,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.geometry = stride, padding, dilation
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups=x.shape[1])
+        ctx.geometry = padding, dilation
+        return F.conv2d(x, weight, bias, 1, padding, dilation, groups=x.shape[1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        stride, padding, dilation = ctx.geometry
+        padding, dilation = ctx.geometry
         g = gradients[0].contiguous(memory_format=torch.channels_last)
-        dx = (
-            _input_gradient(g, x.shape, weight, stride, padding, dilation)
-            if ctx.needs_input_grad[0]
-            else None
-        )
+        dx = _input_gradient(g, weight, padding, dilation) if ctx.needs_input_grad[0] else None
         dw = None
         if ctx.needs_input_grad[1]:
-            dw = _weight_gradient(g, x, weight, stride, padding, dilation)
+            dw = _weight_gradient(g, x, weight, padding, dilation)
         db = g.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
-        return dx, dw, db, None, None, None
+        return dx, dw, db, None, None
 
 
-def _input_gradient(
-    g: Tensor, shape: torch.Size, weight: Tensor, stride: int, padding: int, dilation: int
-) -> Tensor:
-    reach = dilation * (weight.shape[-1] - 1)
+def _input_gradient(g: Tensor, weight: Tensor, padding: int, dilation: int) -> Tensor:
     # The mirrored kernel must reach every input cell, less what the forward pass had padded.
-    edge = reach - padding
-    size = [side + 2 * padding - reach for side in shape[2:]]
-    if list(g.shape[2:]) != size:
-        # Zeros stand where the stride left cells out, also behind its last step.
-        spread = g.new_zeros(g.shape[0], g.shape[1], *size).contiguous(
-            memory_format=torch.channels_last
-        )
-        spread[:, :, ::stride, ::stride] = g
-        g = spread
-    return F.conv2d(g, weight.flip(2, 3), None, 1, edge, dilation, groups=shape[1])
+    edge = dilation * (weight.shape[-1] - 1) - padding
+    return F.conv2d(g, weight.flip(2, 3), None, 1, edge, dilation, groups=g.shape[1])
 
 
-def _weight_gradient(
-    g: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, dilation: int
-) -> Tensor:
-    if dilation > 1 and stride == 1:
+def _weight_gradient(g: Tensor, x: Tensor, weight: Tensor, padding: int, dilation: int) -> Tensor:
+    if dilation > 1:
         reach = dilation * (weight.shape[-1] - 1)
         side = [-(-n // dilation) * dilation for n in g.shape[2:]]
         x = _phases(x, padding, [n + reach for n in side], dilation)
         g, padding, dilation = _phases(g, 0, side, dilation), 0, 1
-    geometry = ([stride] * 2, [padding] * 2, [dilation] * 2, False, [0, 0], x.shape[1])
+    geometry = ([1, 1], [padding] * 2, [dilation] * 2, False, [0, 0], x.shape[1])
     dw: Tensor = torch.ops.aten.convolution_backward(
         g, x, weight, None, *geometry, [False, True, False]
     )[1]

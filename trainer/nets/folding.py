@@ -26,12 +26,17 @@ class FoldingConv2d(nn.Conv2d):
     """
 
     # In a tuple because an attribute that is a module would enter the state dict a second time.
-    followed_by: tuple[FoldedBatchNorm2d]
+    followed_by: tuple[FoldedBatchNorm2d, ...] = ()
     ready: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def folds(self) -> bool:
+        """Whether this convolution does the work of its batch norm."""
+        return any(norm.is_folded() for norm in self.followed_by)
 
     def fold(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of the two layers as one."""
-        norm = self.followed_by[0]
+        (norm,) = self.followed_by
         assert norm.running_mean is not None
         assert norm.running_var is not None
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
@@ -39,7 +44,7 @@ class FoldingConv2d(nn.Conv2d):
 
     def forward(self, x_BChw: Tensor) -> Tensor:
         """The convolution, normalised if the batch norm is in eval mode."""
-        if not self.followed_by[0].is_folded():
+        if not self.folds:
             return quick_conv2d(self, x_BChw)
         weight, bias = self.ready or self.fold()
         if applies(x_BChw, self):
@@ -54,11 +59,13 @@ class FoldedBatchNorm2d(nn.BatchNorm2d):
     it.
     """
 
+    joined = True
+
     def is_folded(self) -> bool:
         """Whether the convolution does the work. Not while a graph is exported: engines fold for
         themselves.
         """
-        return not self.training and not torch.compiler.is_exporting()
+        return self.joined and not self.training and not torch.compiler.is_exporting()
 
     def forward(self, x_BChw: Tensor) -> Tensor:
         """Batch norm in train mode, the identity when folded."""
@@ -68,11 +75,7 @@ class FoldedBatchNorm2d(nn.BatchNorm2d):
 @contextlib.contextmanager
 def folded_once(network: nn.Module) -> Iterator[None]:
     """Fold now instead of in every forward pass. Weights must not change while this lasts."""
-    convolutions = [
-        m
-        for m in network.modules()
-        if isinstance(m, FoldingConv2d) and m.followed_by[0].is_folded()
-    ]
+    convolutions = [m for m in network.modules() if isinstance(m, FoldingConv2d) and m.folds]
     try:
         for convolution in convolutions:
             convolution.ready = convolution.fold()
@@ -99,7 +102,8 @@ def fold_batch_norms(network: nn.Module) -> None:
 
 def unfold(network: nn.Module) -> None:
     """Undo ``fold_batch_norms``, in place."""
-    plain: dict[type[nn.Module], type[nn.Module]]
-    plain = {FoldingConv2d: nn.Conv2d, FoldedBatchNorm2d: nn.BatchNorm2d}
     for module in network.modules():
-        module.__class__ = plain.get(type(module), type(module))
+        if isinstance(module, FoldingConv2d):
+            module.followed_by = ()
+        elif isinstance(module, FoldedBatchNorm2d):
+            module.joined = False

@@ -28,6 +28,7 @@ from trainer.nets.backbone import (
 )
 from trainer.nets.depthwise import quicken
 from trainer.nets.resampling import bicubic_weights
+from trainer.nets.timm_layers import fold_batch_norms, pad_as_tensorflow
 
 PREFIX = "timm/"
 FILE = "model.safetensors"
@@ -106,7 +107,7 @@ class TimmCnn(StagedBackbone):
                 name, output_stride, f"its features have strides {features.reduction()}"
             )
         self.rescale = Rescale(name)
-        same = _pad_as_tensorflow(net)
+        same = pad_as_tensorflow(net)
         self.padding = output_stride if rounds_down or same else 1
         self.paths = dict(zip(channels, _split(list(_chain(net)), features.module_name()[-4:])))
         first_names = {path.split(".")[0] for paths in self.paths.values() for path in paths}
@@ -116,6 +117,7 @@ class TimmCnn(StagedBackbone):
         if not dilate:
             for conv in dilated(self):
                 respace(conv, 1)
+        fold_batch_norms(self)
         quicken(self)
         self.freeze()
 
@@ -129,18 +131,6 @@ class TimmCnn(StagedBackbone):
     def forward(self, x_B3HW: Tensor) -> dict[str, Tensor]:
         """See the class."""
         return super().forward(_whole_cells(self.rescale(x_B3HW), self.padding))
-
-
-class EndPaddedConv2d(nn.Conv2d):
-    """A strided convolution that pads as TensorFlow does where each side is a multiple of the
-    stride: an odd zero goes to the right and below.
-    """
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """As ``nn.Conv2d``."""
-        total = self.dilation[0] * (self.kernel_size[0] - 1) + 1 - self.stride[0]
-        before, after = total // 2, total - total // 2
-        return super().forward(F.pad(x_BCHW, (before, after, before, after)))
 
 
 class TimmVit(Backbone):
@@ -281,19 +271,6 @@ def _network(name: str, output_stride: int) -> tuple[nn.Module, Any, bool]:
         name, pretrained=False, output_stride=output_stride, features_only=not has_new_names
     )
     return net, sketch.feature_info, deepest.shape[-1] * output_stride < 65
-
-
-def _pad_as_tensorflow(net: nn.Module) -> bool:
-    """Give a network of TensorFlow's a padding that does not depend on the size of the image, and
-    say whether it is such a network.
-    """
-    from timm.layers.conv2d_same import Conv2dSame
-
-    convs: list[nn.Conv2d] = [conv for conv in net.modules() if isinstance(conv, Conv2dSame)]
-    for conv in convs:
-        # The exporter cannot follow timm's own, which computes the padding from a symbolic size.
-        conv.__class__ = EndPaddedConv2d
-    return bool(convs)
 
 
 def _named(traits: Traits, name: str) -> Traits:
