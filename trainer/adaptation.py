@@ -45,6 +45,8 @@ UNEVEN = 2.0
 """How many times as many images as the rarest class the most frequent one has, to be uneven."""
 UPDATES = {"classify": 500, "segment": 500}
 """With fewer, batch norms and heads do not settle."""
+ADAPTING_UPDATES = {"classify": 400, "segment": 200}
+"""The same where all layers train by AdamW, and the segmenter starts from the classifier."""
 
 LONG = ("updates", "warmup", "ema")
 """Knobs that need a long training: whoever types its length may want a short one."""
@@ -65,7 +67,9 @@ UNLIKE_LAYER: Layer = {
     "classify": ADAPTING | {"detach_after": "none"},
     "method": {"pooling": "lse"},
     # The classifier has learned from these images already.
-    "segment": ADAPTING | {"init": "classifier"},
+    "segment": ADAPTING | {"init": "classifier", "scales": (1.0,), "warmup": 25, "ema": 0.975},
+    # Dense CRFs are tuned to photographs. Of the maps of small objects they leave nothing.
+    "refine": {"refine": "none"},
 }
 
 
@@ -129,9 +133,11 @@ def _typed_knobs(options: Options, section: str) -> set[str]:
     if options.epochs is not None or typed & {"epochs", "updates"}:
         typed |= {*LONG}
     if options.detail != "auto":
-        typed |= {"detail", "tile", "sharpen"}
+        typed |= {"detail", "tile", "sharpen", *(("scales",) if section == "cams" else ())}
     if options.size is not None:
         typed |= {"resize", "crop"}
+    if options.refine is not None:
+        typed.add("refine")
     if options.cams or options.segmenter_weights:
         # There is no classifier to start from, or something better was named.
         typed.add("init")
@@ -217,6 +223,9 @@ def choice_of_masks(
     ema = round(min(0.996, max(0.5, 1 - 20 / updates)), 3)
     teacher = {"teacher": "fill", "teacher_confidence": 0.95, "teacher_after": 0.33, "ema": ema}
     layer: Layer = {"refine": {"threshold_from": LIST, "crf": LIST}, "segment": teacher}
+    if options.refine is None and configs.refine.refine == "none":
+        # True masks tell whether a CRF helps; looks of images only suggest it.
+        layer["refine"]["refine"] = "crf"
     typed = typed_layer(options)
     free = {
         section: {knob: value for knob, value in changes.items() if knob not in typed[section]}
@@ -253,11 +262,13 @@ def _about_looks(configs: Configs, looks: Looks) -> Iterator[Choice]:
     yield Choice(
         layer,
         f"the images are unlike those of ImageNet (distance {looks.distance:.2f}, photographs have"
-        f" about 0.01): batch norms adapt, all layers train by AdamW{pooling}",
+        f" about 0.01): batch norms adapt, all layers train by AdamW{pooling}, masks without a CRF",
     )
     if looks.fine:
         # Deep features of photographs know objects that these images do not show.
         layer = detail_layer("fine", "aspp")
+        # In views of half the size, small objects are gone.
+        layer["cams"]["scales"] = (1.0, 2.0)
         yield Choice(layer, "detail=fine: features of several depths, joined at 8 pixels a cell")
     yield Choice(*_views(looks.longer))
 
@@ -265,9 +276,11 @@ def _about_looks(configs: Configs, looks: Looks) -> Iterator[Choice]:
 def _views(longer: int) -> tuple[Layer, str]:
     """Sizes of the training views for images with such a longer side, and the reason."""
     if longer <= SMALL:
-        low, high = max(16, round(0.8 * longer)), max(16, round(1.05 * longer))
-        # A cell less than the largest view: what lies at a border is rarely lost.
-        crop = max(64, 32 * round(0.89 * longer / 32))
+        # Smaller than the images themselves, which maps and tests look at: a crop shows objects
+        # larger than the whole image does (Touvron et al., NeurIPS 2019).
+        low, high = max(16, round(0.7 * longer)), max(16, round(0.93 * longer))
+        # A cell or two less than the largest view: what lies at a border is rarely lost.
+        crop = max(64, 32 * round(0.8 * longer / 32))
         why = f"training views show whole images, up to {high} pixels"
     else:
         # Smaller ones would lose small objects, larger ones need more memory.
@@ -281,11 +294,13 @@ def _views(longer: int) -> tuple[Layer, str]:
 def _about_length(
     configs: Configs, records: Sequence[Record], others: Sequence[Choice]
 ) -> Iterator[Choice]:
-    for section, least in UPDATES.items():
+    for section in UPDATES:
         config: Training = getattr(configs, section)
         changes: dict[str, Any] = {}
         for choice in others:
             changes |= choice.layer.get(section, {})
+        adapts = changes.keys() >= ADAPTING.keys()
+        least = (ADAPTING_UPDATES if adapts else UPDATES)[section]
         images = epoch_length(records, config.negatives, changes.get("balance", config.balance))
         updates = config.total(images)
         if updates < least:

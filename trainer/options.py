@@ -139,8 +139,11 @@ def make_configs(
     ]
     # --size shrinks the range of sizes of the layers below, so they are needed first.
     classify = make_config(recipe, merged(layers)["classify"])
+    way_of_data = layers[1].get("refine", {}).get("refine")
     layers += [
-        refinement_layer(options.refine, user_layer["refine"].get("refine"), is_small(recipe)),
+        refinement_layer(
+            options.refine or way_of_data, user_layer["refine"].get("refine"), is_small(recipe)
+        ),
         short_layer(options.epochs, options.size, classify),
         of_masks or {},
         detail_layer(options.detail, options.segmenter),

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from trainer import adaptation
-from trainer.adaptation import UPDATES, Looks, choices
+from trainer.adaptation import ADAPTING_UPDATES, UPDATES, Looks, choices
 from trainer.data.dataset import Record
 from trainer.options import Options, make_configs, merged
 from trainer.run import Run
@@ -73,7 +73,7 @@ def test_detail_that_was_typed_stays():
 
 def test_training_views_follow_the_size_of_unlike_images():
     configs, reasons = chosen(PHOTOGRAPHS, 0.21, longer=324)
-    assert (configs.classify.resize, configs.classify.crop) == ((259, 340), 288)
+    assert (configs.classify.resize, configs.classify.crop) == ((227, 301), 256)
     assert "whole images" in reasons[-1]
     configs, reasons = chosen(PHOTOGRAPHS, 0.21, longer=4000)
     assert (configs.classify.resize, configs.classify.crop) == ((792, 1056), 352)
@@ -82,7 +82,7 @@ def test_training_views_follow_the_size_of_unlike_images():
     assert configs.classify.crop == 96
     configs, _ = chosen(PHOTOGRAPHS, 0.21, longer=20)
     assert configs.classify.crop == 64
-    assert configs.classify.resize == (16, 21)
+    assert configs.classify.resize == (16, 19)
     assert chosen(PHOTOGRAPHS, 0.21, longer=8)[0].classify.resize == (16, 16)
 
 
@@ -99,6 +99,18 @@ def test_few_images_train_for_updates_instead_of_passes():
     assert configs.classify.total(100) == 500
     # An epoch draws 120 positives, balanced, and as many negatives.
     assert "classify: 500 updates, because 5 passes would be 75" in reasons
+
+
+def test_unlike_images_train_shorter_and_have_masks_without_a_crf():
+    configs, reasons = chosen(UNEVEN, 0.3, fine=True)
+    assert configs.classify.updates == ADAPTING_UPDATES["classify"]
+    assert configs.segment.updates == ADAPTING_UPDATES["segment"]
+    assert (configs.cams.scales, configs.segment.scales) == ((1.0, 2.0), (1.0,))
+    assert configs.refine.refine == "none"
+    assert "without a CRF" in reasons[1]
+    assert chosen(UNEVEN, 0.3, refine="crf")[0].refine.refine == "crf"
+    assert chosen(UNEVEN, 0.3, settings=("refine.refine=crf",))[0].refine.refine == "crf"
+    assert chosen(UNEVEN, 0.01)[0].refine.refine == "crf"
 
 
 def test_what_was_typed_stays():

@@ -7,8 +7,8 @@ the shallow one shows the edge or spot that causes it. Their product is sharp an
 object.
 
 Of large objects, shallow maps show the edges alone. Without masks nobody knows which classes are
-small, but the classifier tells: if the little that the product shows is erased from the image, the
-score of a small object falls as far as if everything was erased that the deep map shows.
+small, but the classifier tells: the product shows much less than the deep map, and if that little
+is erased from the image, the score falls as far as without everything that the deep map shows.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ SPREAD = 24.0
 """Deviation in pixels of the Gaussian that fills erased places from around them."""
 FALL = 0.75
 """Share of the fall by the deep map from which the product is the object."""
+PART = 0.5
+"""Share of the deep map's place up to which the product's is much less."""
 
 
 def shallow_depth(method: Method) -> str | None:
@@ -54,65 +56,80 @@ def shallow_depth(method: Method) -> str | None:
     return next((name for name in backbone.depths if backbone.strides[name] == STRIDE), None)
 
 
-def layer_cam(method: Method, depth: str, k: int, images_BCHW: Tensor) -> Tensor:
-    """LayerCAM of class ``k``, ``[B,1,h,w] >= 0``, at the features ``depth``.
+def maps_and_layer_cams(
+    method: Method, depth: str, classes: Sequence[int], images_BCHW: Tensor
+) -> Tensor:
+    """The method's maps and, of ``classes``, LayerCAM at the features ``depth``, of one pass.
 
     Call it where gradients can be switched on: not in inference mode.
+
+    Returns:
+        ``[B,K+C,h,w] >= 0`` at the size of the method's maps: first those of all K classes.
     """
     features: list[Tensor] = []
 
     def keep(x_BChw: Tensor) -> Tensor:
+        # What lies before needs no gradient, and it is most of the work.
         features.append(x_BChw.detach().requires_grad_())
         return features[-1]
 
     handle = method.backbone.hook(depth, keep)
     try:
         with torch.enable_grad():
-            logits = method.cams_and_logits(images_BCHW)[1]
-            (slopes,) = torch.autograd.grad(logits[:, k].sum(), features[-1])
+            maps, logits = method.cams_and_logits(images_BCHW)
+            layers = [
+                _layer_cam(features[-1], logits[:, k].sum(), k != classes[-1]) for k in classes
+            ]
     finally:
         handle.remove()
-    return F.relu((F.relu(slopes) * features[-1].detach()).sum(1, keepdim=True))
+    maps = maps.detach()
+    same = [
+        F.interpolate(layer, maps.shape[2:], mode="bilinear", align_corners=False)
+        for layer in layers
+    ]
+    return torch.cat([maps, *same], 1)
+
+
+def _layer_cam(features_BChw: Tensor, score: Tensor, keep_graph: bool) -> Tensor:
+    (slopes,) = torch.autograd.grad(score, features_BChw, retain_graph=keep_graph)
+    return F.relu((F.relu(slopes) * features_BChw.detach()).sum(1, keepdim=True))
 
 
 def sharpened(
-    method: Method, depth: str, k: int, images_BCHW: Tensor, maps_Bhw: Tensor, tile: int = 0
-) -> Tensor:
-    """Deep maps of class ``k`` times the shallow ones, ``[B,h,w] >= 0``, at the deep maps' size."""
-    look = partial(in_parts, partial(layer_cam, method, depth, k), pixels=PIXELS)
-    shallow = in_tiles(look, images_BCHW, tile)
-    shallow = F.interpolate(shallow, maps_Bhw.shape[1:], mode="bilinear", align_corners=False)[:, 0]
-    # Only the product's shape counts: views are added up, and gradients differ between them.
-    return maps_Bhw * shallow / (shallow.amax((1, 2), keepdim=True) + 1e-12)
-
-
-def sharpen(
     method: Method,
     compact: Sequence[int],
     owns: Sequence[Sequence[int]],
-    images_2BCHW: Tensor,
-    maps_2BKhw: Tensor,
-    tile: int = 0,
-) -> None:
-    """Sharpen, in place, the maps of the classes ``compact`` of the images that have them.
+    images_BCHW: Tensor,
+    config: CamsConfig,
+) -> Tensor:
+    """The method's maps; those of the classes ``compact``, in images that have them, times the
+    shallow ones.
 
     Args:
         method: trained, on a backbone with features of 8 pixels a cell.
         compact: classes.
         owns: classes of each of the B images.
-        images_2BCHW: the images, then their mirror images.
-        maps_2BKhw: their maps.
-        tile: side of the tiles in which larger images are looked at; 0 for none.
+        images_BCHW: normalised.
+        config: knobs of the maps, for the size of a pass.
+
+    Returns:
+        ``[B,K,h,w] >= 0`` at the network's stride.
     """
     depth = shallow_depth(method)
-    for k in compact:
-        rows = [i for i, own in enumerate(owns) if k in own]
-        if rows and depth is not None:
-            rows += [len(owns) + i for i in rows]
-            own_maps = maps_2BKhw[rows, k].float()
-            maps_2BKhw[rows, k] = sharpened(
-                method, depth, k, images_2BCHW[rows], own_maps, tile
-            ).to(maps_2BKhw.dtype)
+    classes = sorted({*compact} & {k for own in owns for k in own})
+    if not classes or depth is None:
+        look = partial(in_parts, method.cams, pixels=config.pixels)
+        return in_tiles(look, images_BCHW, config.tile)
+    with_layers = partial(maps_and_layer_cams, method, depth, classes)
+    look = partial(in_parts, with_layers, pixels=min(PIXELS, config.pixels))
+    both = in_tiles(look, images_BCHW, config.tile).float()
+    maps, layers = both[:, : -len(classes)], both[:, -len(classes) :]
+    for layer, k in enumerate(classes):
+        rows = [row for row, own in enumerate(owns) if k in own]
+        shallow = layers[rows, layer]
+        # Only the product's shape counts: views are added up, and gradients differ between them.
+        maps[rows, k] *= shallow / (shallow.amax((1, 2), keepdim=True) + 1e-12)
+    return maps
 
 
 def compact_classes(
@@ -126,15 +143,15 @@ def compact_classes(
         config: knobs.
         device: ``auto``, ``cpu`` or ``cuda``.
     """
-    depth = shallow_depth(method)
-    if depth is None:
+    if shallow_depth(method) is None:
         return []
     with inference(method, "fp32", device, gradients=True) as target:
         shares = {
-            k: [*_falls(method, depth, k, _sample(records, k), config, target)]
+            k: [*_shares(method, k, _sample(records, k), config, target)]
             for k in range(method.num_classes)
         }
-    return [k for k, v in shares.items() if len(v) >= LEAST and np.median(v) >= FALL]
+    medians = {k: np.median(v, 0) for k, v in shares.items() if len(v) >= LEAST}
+    return [k for k, (fall, part) in medians.items() if fall >= FALL and part <= PART]
 
 
 def _sample(records: Sequence[Record], k: int) -> list[Record]:
@@ -143,16 +160,15 @@ def _sample(records: Sequence[Record], k: int) -> list[Record]:
     return own[:: len(own) // IMAGES + 1]
 
 
-def _falls(
+def _shares(
     method: Method,
-    depth: str,
     k: int,
     records: Sequence[Record],
     config: CamsConfig,
     target: torch.device,
-) -> Iterator[float]:
-    """Of each image, the fall of the score without the product's place as a share of the fall
-    without the deep map's.
+) -> Iterator[tuple[float, float]]:
+    """Of each image the shares of the product's place in what the deep map's has: in the fall of
+    the score without it, and in its area.
     """
     budget = config.budget
     for record in records:
@@ -164,14 +180,12 @@ def _falls(
 
         view, before = _view(pixels, target), score(pixels)
         deep = in_tiles(method.cams, view, config.tile)[:, k]
-        sharp = sharpened(method, depth, k, view, deep, config.tile)
-        falls = [
-            before - score(erased(pixels, _place(maps, pixels, share)))
-            for maps, share in ((sharp, SHARP), (deep, DEEP))
-        ]
+        sharp = sharpened(method, [k], [[k]], view, config)[:, k]
+        places = [_place(sharp, pixels, SHARP), _place(deep, pixels, DEEP)]
+        falls = [before - score(erased(pixels, place)) for place in places]
         # An image whose class is not recognised says nothing about it.
         if before > 0 and falls[1] > 0:
-            yield falls[0] / falls[1]
+            yield falls[0] / falls[1], places[0].sum() / places[1].sum()
 
 
 def _view(pixels: Pixels, target: torch.device) -> Tensor:

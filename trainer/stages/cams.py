@@ -5,7 +5,6 @@ image.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from statistics import median
 from typing import Any
 
@@ -17,7 +16,7 @@ from trainer.data.pixels import image_size
 from trainer.files import is_whole
 from trainer.maps.camfile import cam_path, no_maps, read_cam, stride4, write_cam
 from trainer.maps.protocols import CamsConfig, Protocol, key_knobs, merge, protocol_of, usable_views
-from trainer.maps.sharpening import compact_classes, sharpen
+from trainer.maps.sharpening import compact_classes, sharpened
 from trainer.maps.stability import stability
 from trainer.methods.base import Method
 from trainer.progress import progress_bar, say
@@ -28,12 +27,10 @@ from trainer.training.inference import (
     Budget,
     finite,
     image_logits,
-    in_parts,
     inference,
     iterate_views,
     with_mirror,
 )
-from trainer.training.tiles import in_tiles
 
 
 def stage() -> Stage:
@@ -89,15 +86,13 @@ def make_cams(
                 advance()
         mapped = [record for record in own_records if classes[record.id]]
         stable: list[float | None] = []
-        look = partial(in_parts, method.cams, pixels=config.pixels)
         for batch in iterate_views(mapped, looks, config.budget, config.workers):
             owns = [classes[record.id] for record in batch.records]
             views = []
             for images in batch.images:
                 pair = with_mirror(images.to(target))
-                maps = in_tiles(look, pair, config.tile)
-                sharpen(method, compact, owns, pair, maps, config.tile)
-                views.append(finite(_float(maps), "maps"))
+                maps = sharpened(method, compact, owns * 2, pair, config)
+                views.append(finite(maps.float().cpu(), "maps"))
             for i, (record, own) in enumerate(zip(batch.records, owns)):
                 # The mirror images are the second half of each batch.
                 pairs = [(v[i, own], v[len(batch.records) + i, own]) for v in views]
@@ -136,7 +131,3 @@ def classes_of(
             sure = [k for k in record.unknown if scores[k] >= config.unknown]
             classes[record.id] = sorted([*record.tags, *sure])
     return classes
-
-
-def _float(maps: torch.Tensor) -> torch.Tensor:
-    return maps.float().cpu()

@@ -14,9 +14,8 @@ from trainer.maps.protocols import PROTOCOLS, CamsConfig
 from trainer.maps.sharpening import (
     compact_classes,
     erased,
-    layer_cam,
+    maps_and_layer_cams,
     shallow_depth,
-    sharpen,
     sharpened,
 )
 from trainer.methods.base import Method
@@ -45,7 +44,9 @@ def test_the_shallow_features_have_eight_pixels_a_cell(method):
 
 
 def test_layer_cam_follows_its_equation(method):
-    maps = layer_cam(method, "stage2", 1, IMAGES)
+    both = maps_and_layer_cams(method, "stage2", [2, 1], IMAGES)
+    torch.testing.assert_close(both[:, :3], method.cams(IMAGES))
+    maps = both[:, 4:]
     features = method.backbone.pretrained(IMAGES)["stage2"].detach().requires_grad_()
     stages = method.backbone.pretrained.stage_modules()
     x, rest = features, {"stage2": features}
@@ -64,21 +65,21 @@ def test_layer_cam_follows_its_equation(method):
 
 
 def test_the_product_lies_inside_the_deep_map(method):
-    deep = method.cams(IMAGES)[:, 1].detach()
-    product = sharpened(method, "stage2", 1, IMAGES, deep)
+    deep = method.cams(IMAGES).detach()
+    product = sharpened(method, [1], [[1], [1]], IMAGES, CamsConfig())
     assert product.shape == deep.shape
-    assert (product <= deep + 1e-6).all()
+    assert (product[:, 1] <= deep[:, 1] + 1e-6).all()
+    assert (product[:, 1] < deep[:, 1]).any()
     assert (product >= 0).all()
 
 
 def test_only_the_named_classes_of_their_images_change(method):
     pair = torch.cat([IMAGES, IMAGES.flip(3)])
     with torch.no_grad():
-        maps = method.cams(pair)
-        before = maps.clone()
-        sharpen(method, [1], [[0, 1], [2]], pair, maps)
+        before = method.cams(pair)
+        maps = sharpened(method, [1, 2], [[0, 1], [0]] * 2, pair, CamsConfig())
     changed = [
-        (i, k) for i in range(4) for k in range(3) if not torch.equal(maps[i, k], before[i, k])
+        (i, k) for i in range(4) for k in range(3) if not torch.allclose(maps[i, k], before[i, k])
     ]
     assert changed == [(0, 1), (2, 1)]
 
@@ -93,27 +94,29 @@ def test_erased_places_look_like_their_surroundings():
     assert np.array_equal(erased(image, np.zeros((60, 80), bool)), image)
 
 
-@pytest.mark.parametrize(("share", "classes"), [(0.9, [0, 1, 2]), (0.3, [])])
+@pytest.mark.parametrize(
+    ("fall", "part", "classes"), [(0.9, 0.2, [0, 1, 2]), (0.3, 0.2, []), (0.9, 0.8, [])]
+)
 def test_classes_are_compact_where_the_product_explains_the_score(
-    tmp_path, method, monkeypatch, share, classes
+    tmp_path, method, monkeypatch, fall, part, classes
 ):
-    monkeypatch.setattr(sharpening, "_falls", lambda *args: iter([share, share, 0.5]))
+    shares = [(fall, part), (fall, part), (0.5, 0.5)]
+    monkeypatch.setattr(sharpening, "_shares", lambda *args: iter(shares))
     records = pictures(tmp_path).subset("all")
     assert compact_classes(method, records, CamsConfig(workers=0), "cpu") == classes
 
 
-def test_falls_are_shares_of_what_the_deep_map_explains(tmp_path, method):
+def test_shares_are_of_what_the_deep_map_explains(tmp_path, method):
     records = pictures(tmp_path).subset("all")
     with torch.no_grad():
         # A class that every image shows: all are looked at.
         method.classifier.bias[1] += 50
-        falls = [
-            *sharpening._falls(
-                method, "stage2", 1, records, CamsConfig(workers=0), torch.device("cpu")
-            )
+        shares = [
+            *sharpening._shares(method, 1, records, CamsConfig(workers=0), torch.device("cpu"))
         ]
         method.classifier.bias[1] -= 50
-    assert all(np.isfinite(falls))
+    assert np.isfinite(shares).all()
+    assert all(0 < part <= 4 for _, part in shares)
 
 
 def test_a_class_that_no_image_shows_alone_is_not_compact(tmp_path, method):
