@@ -66,8 +66,16 @@ UNLIKE_LAYER: Layer = {
     # learn too.
     "classify": ADAPTING | {"detach_after": "none"},
     "method": {"pooling": "lse"},
-    # The classifier has learned from these images already.
-    "segment": ADAPTING | {"init": "classifier", "scales": (1.0,), "warmup": 25, "ema": 0.975},
+    "segment": ADAPTING
+    | {
+        # The classifier has learned from these images already.
+        "init": "classifier",
+        "warmup": 25,
+        "ema": 0.975,
+        # Of defects in a hundredth of the pixels, one mean over all pixels learns nothing.
+        "balanced": True,
+        "scales": (1.0,),
+    },
     # Dense CRFs are tuned to photographs. Of the maps of small objects they leave nothing.
     "refine": {"refine": "none"},
 }

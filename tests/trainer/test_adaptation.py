@@ -106,6 +106,7 @@ def test_unlike_images_train_shorter_and_have_masks_without_a_crf():
     assert configs.classify.updates == ADAPTING_UPDATES["classify"]
     assert configs.segment.updates == ADAPTING_UPDATES["segment"]
     assert (configs.cams.scales, configs.segment.scales) == ((1.0, 2.0), (1.0,))
+    assert configs.segment.balanced
     assert configs.refine.refine == "none"
     assert "without a CRF" in reasons[1]
     assert chosen(UNEVEN, 0.3, refine="crf")[0].refine.refine == "crf"
