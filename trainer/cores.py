@@ -25,10 +25,13 @@ CROWDED = 0.2
 BUSY = 0.5
 """Cores that the threads of a process use at least, where it matters how they wait."""
 FREE = 0.7
-"""Share of its time that a core is idle, or busy with niced work, from which on it is free."""
+"""Share of its time that a core is idle, or busy with work that gives way, from which on it is
+free.
+"""
 TASKS = Path("/proc/self/task")
 STAT = Path("/proc/stat")
 LOAD = Path("/proc/loadavg")
+AUTOGROUPS = Path("/proc/sys/kernel/sched_autogroup_enabled")
 
 _own: set[int] = set()
 """The cores that this process started with, inside ``shared_cores``."""
@@ -147,12 +150,15 @@ def thread_times() -> tuple[float, float]:
 
 
 def idle_times() -> dict[int, float]:
-    """Core -> seconds that it was idle or ran niced work, which gives way."""
+    """Core -> seconds that it was idle or ran niced work, where that gives way."""
     ticks = os.sysconf("SC_CLK_TCK")
+    # With autogroups, each session gets the same share of a core: nice counts inside a session only
+    # (sched(7)).
+    gives_way = not (AUTOGROUPS.is_file() and AUTOGROUPS.read_text().strip() == "1")
     times: dict[int, float] = {}
     for line in STAT.read_text().splitlines():
         name, *fields = line.split()
         if name.startswith("cpu") and name != "cpu":
             _, nice, _, idle, waiting = (int(field) for field in fields[:5])
-            times[int(name[3:])] = (nice + idle + waiting) / ticks
+            times[int(name[3:])] = (nice * gives_way + idle + waiting) / ticks
     return times

@@ -119,7 +119,10 @@ def test_times_are_those_of_the_kernel(tmp_path: Path, monkeypatch):
     stat.write_text("cpu  9 9 9 9 9\ncpu0 5 100 7 200 50 0 0\ncpu3 5 0 7 100 0 0 0\nintr 5\n")
     monkeypatch.setattr(cores, "STAT", stat)
     monkeypatch.setattr(os, "sysconf", lambda name: 100)
+    monkeypatch.setattr(cores, "AUTOGROUPS", tmp_path / "autogroups")
     assert cores.idle_times() == {0: 3.5, 3: 1.0}
+    (tmp_path / "autogroups").write_text("1\n")
+    assert cores.idle_times() == {0: 2.5, 3: 1.0}
 
 
 @pytest.mark.parametrize(("running", "answer"), [(1, False), (2, True), (5, True)])
