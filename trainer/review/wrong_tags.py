@@ -1,14 +1,14 @@
-"""Tags that look wrong or missing: confident learning on scores that did not see them.
+"""Tags that look wrong or missing: those that the other images of the data make unlikely.
 
 A linear classifier on image features scores each fifth of the images after learning from the
-others. A tag is suspicious where such a score is at least as high as the mean score of the images
-that have the opposite tag (Northcutt, Jiang and Chuang, "Confident Learning", JAIR 2021, eq. 1,
-for each class by itself).
+others. Scores of several divisions are averaged, and calibrated for each class (Platt, 1999): the
+result is the probability that an image has the tag. A tag looks wrong where the opposite is more
+likely. Such tags then count by their probability, and the classifier learns once more: wrong tags
+teach it less the second time.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,8 +20,13 @@ from trainer.review.choice import directions
 from trainer.review.tag_table import Suspicion
 
 FOLDS = 5
-C = 0.003
-"""Inverse regularisation. With C=0.1 the classifier learns wrong tags by heart."""
+REPEATS = 3
+"""Divisions into folds."""
+ROUNDS = 2
+ALPHA = 1.0
+"""Ridge penalty for features of length 1. With a tenth of it, the classifier learns wrong tags by
+heart.
+"""
 Values = npt.NDArray[np.floating]
 
 
@@ -38,55 +43,70 @@ def wrong_tags(
     """
     tags_NK = dataset.tag_matrix(records)
     scores_NK = out_of_fold(features_NC, tags_NK, group_numbers(records), seed)
-    suspicions = []
-    for k, (scores, tags) in enumerate(zip(scores_NK.T, tags_NK.T, strict=True)):
-        suspicions += [
-            Suspicion(records[n].id, k, bool(tags[n] == 1), float(scores[n]))
-            for n in _unlikely(scores, tags)
-        ]
-    return sorted(
-        suspicions, key=lambda entry: entry.score if entry.is_present else 1 - entry.score
-    )
+    likely_NK = np.where(tags_NK == 1, scores_NK, 1 - scores_NK)
+    # Comparisons with NaN are false: unknown tags and unknown scores are not listed.
+    rows, columns = np.nonzero((likely_NK < 0.5) & np.isfinite(tags_NK))
+    order = np.argsort(likely_NK[rows, columns], kind="stable")
+    return [
+        Suspicion(records[n].id, int(k), bool(tags_NK[n, k] == 1), float(scores_NK[n, k]))
+        for n, k in zip(rows[order], columns[order], strict=True)
+    ]
 
 
 def out_of_fold(
     features_NC: Values, tags_NK: Values, groups: Sequence[int], seed: int = 0
 ) -> npt.NDArray[np.float64]:
-    """Scores ``float64 [N,K]`` of each image by classifiers that did not learn from its group; NaN
-    for a class with too few images.
+    """Probabilities ``float64 [N,K]`` of the classes in each image by classifiers that did not
+    learn from its group; NaN for a class that fewer than two groups have, or lack.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedGroupKFold
+    unknown = np.full(tags_NK.shape, np.nan)
+    folds = min(FOLDS, len(np.unique(groups)))
+    if folds < 2:
+        return unknown
+    has_tag = np.isfinite(tags_NK)
+    # An unknown tag has the mean of its class.
+    shares = np.where(has_tag, tags_NK, 0).sum(0) / np.maximum(has_tag.sum(0), 1)
+    targets = np.where(has_tag, tags_NK, shares)
+    values, chances = directions(features_NC), unknown
+    for _ in range(ROUNDS):
+        scores = [_held_out(values, targets, groups, folds, seed + n) for n in range(REPEATS)]
+        mean = np.mean(scores, 0)
+        chances = np.stack(
+            [_calibrated(own, tags, groups) for own, tags in zip(mean.T, tags_NK.T, strict=True)], 1
+        )
+        is_unlikely = np.where(tags_NK == 1, chances, 1 - chances) < 0.5
+        targets = np.where(is_unlikely, chances, targets)
+    return chances
 
-    scores = np.full(tags_NK.shape, np.nan)
-    # A standard deviation of about 1, so that C means the same for every backbone.
-    values = directions(features_NC) * np.sqrt(features_NC.shape[1])
-    for k, tags in enumerate(tags_NK.T):
-        places = np.flatnonzero(np.isfinite(tags))
-        own, labels = np.asarray(groups)[places], tags[places] == 1
-        folds = min(FOLDS, *(len(np.unique(own[labels == side])) for side in (True, False)))
-        if folds < 2:
-            continue
-        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        with warnings.catch_warnings():
-            # Large groups may leave a fold without the class.
-            warnings.simplefilter("ignore", UserWarning)
-            splits = list(splitter.split(values[places], labels, own))
-        for rest, fold in splits:
-            if len(np.unique(labels[rest])) < 2:
-                continue
-            model = LogisticRegression(C=C, max_iter=500, class_weight="balanced")
-            model.fit(values[places[rest]], labels[rest])
-            scores[places[fold], k] = model.predict_proba(values[places[fold]])[:, 1]
+
+def _held_out(
+    values_NC: Values, targets_NK: Values, groups: Sequence[int], folds: int, seed: int
+) -> npt.NDArray[np.float64]:
+    """Ridge regression of the targets, each fold by the others ``float64 [N,K]``."""
+    from sklearn.linear_model import Ridge
+    from sklearn.model_selection import GroupKFold
+
+    scores = np.zeros(targets_NK.shape)
+    splitter = GroupKFold(folds, shuffle=True, random_state=seed)
+    for rest, fold in splitter.split(values_NC, groups=groups):
+        # One solution serves all classes.
+        model = Ridge(ALPHA).fit(values_NC[rest], targets_NK[rest])
+        scores[fold] = model.predict(values_NC[fold]).reshape(len(fold), -1)
     return scores
 
 
-def _unlikely(scores: Values, tags: Values) -> list[int]:
-    """Positions whose score is as high as that of a typical image with the opposite tag."""
-    usable = np.isfinite(scores) & np.isfinite(tags)
-    present, absent = usable & (tags == 1), usable & (tags == 0)
-    if not present.any() or not absent.any():
-        return []
-    high, low = scores[present].mean(), scores[absent].mean()
-    suspicious = (absent & (scores >= high)) | (present & (scores <= low))
-    return [int(n) for n in np.flatnonzero(suspicious)]
+def _calibrated(scores: Values, tags: Values, groups: Sequence[int]) -> npt.NDArray[np.float64]:
+    """Scores as probabilities of the tag: a logistic curve that fits the tags; NaN where there are
+    too few.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    places = np.flatnonzero(np.isfinite(tags))
+    labels, own = tags[places] == 1, np.asarray(groups)[places]
+    if min(len(np.unique(own[labels == side])) for side in (True, False)) < 2:
+        return np.full(len(tags), np.nan)
+    # Nearly no penalty: two numbers are fitted. Standardised, the solver needs few steps.
+    inputs = ((scores - scores.mean()) / max(scores.std(), 1e-9))[:, None]
+    model = LogisticRegression(C=1e3).fit(inputs[places], labels)
+    chances: npt.NDArray[np.float64] = model.predict_proba(inputs)[:, 1]
+    return chances

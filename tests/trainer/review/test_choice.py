@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,35 @@ def test_flipped_tags_are_listed_first() -> None:
     assert hits >= 24
     likely = [s.score if s.is_present else 1 - s.score for s in suspicions]
     assert likely == sorted(likely)
+
+
+def test_unknown_tags_and_classes_of_one_image_are_not_listed() -> None:
+    rng = np.random.default_rng(0)
+    tags = (rng.random((200, 2)) < 0.5).astype(float)
+    features = tags[:, :1] * 3 + rng.normal(size=(200, 6))
+    tags[:, 1] = np.arange(200) == 7
+    tags[:20, 0] = np.nan
+    tags[20:30, 0] = 1 - tags[20:30, 0]
+    dataset, records = tagged(tags)
+    records = [replace(r, unknown=(0,)) if n < 20 else r for n, r in enumerate(records)]
+    listed = {(entry.id, entry.k) for entry in wrong_tags(features, dataset, records)}
+    assert listed
+    assert not listed & {(f"{n:03}", 0) for n in range(20)}
+    assert {k for _, k in listed} == {0}
+    assert np.isnan(out_of_fold(features, tags, range(200))[:, 1]).all()
+
+
+def test_classes_of_different_frequency_stand_in_one_order() -> None:
+    """Scores of a class that the features tell badly lie near its frequency, and say little."""
+    rng = np.random.default_rng(0)
+    truth = np.stack([rng.random(800) < share for share in (0.05, 0.5)], 1).astype(float)
+    features = np.hstack([truth * [4, 1], np.zeros((800, 6))]) + rng.normal(size=(800, 8))
+    tags = truth.copy()
+    flips = np.flatnonzero(truth[:, 0] == 0)[:30]
+    tags[flips, 0] = 1
+    dataset, records = tagged(tags)
+    first = [(entry.id, entry.k) for entry in wrong_tags(features, dataset, records)[:30]]
+    assert sum((f"{n:03}", 0) in first for n in flips) >= 20
 
 
 def test_scores_do_not_see_the_images_of_their_group() -> None:
