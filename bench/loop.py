@@ -1,38 +1,30 @@
 """Measure the loop of tags, few masks and a better model. One subcommand answers one question.
 
     python bench/loop.py rounds DATA --weights FILE --rounds 2 3
-    python bench/loop.py masks DATA --weights FILE --numbers 8 32
+    python bench/loop.py masks DATA --weights FILE --steps 30,60 --draws 5
 
 Further options are those of wsss-trainer fit, such as --backbone or --set. Every run is a run of
 the command line. A run that is finished is not made again, so an interrupted program goes on when
-it is called again. Runs of one seed share the classifier and its maps: the others start from a copy
-of the first one.
+it is called again. Runs of one seed share the classifier and its maps.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
-import os
-import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import command_line
-import numpy as np
-from own_data import add, fitted, mean_and_deviation
+from own_data import add, command, fit_words, fitted, mean_and_deviation, run_options
 
-from trainer.data.dataset import Dataset
-from trainer.data.formats.opening import open_dataset
+from trainer.commands.fit import options_of, parse
 from trainer.evaluation.bootstrap import compare_paired
 from trainer.evaluation.image_counts import ImageCounts, counts_path
 from trainer.files import write_atomic
+from trainer.fit import fit_run
+from trainer.progress import Log
 
-LINKED = {".npz", ".png", ".pt"}
-"""Files that are only ever replaced, so a copy of a run may share them."""
 System = tuple[Path, str]
 """A run, and which of its segmenters."""
 
@@ -54,13 +46,8 @@ def add_rounds(parser: argparse.ArgumentParser) -> None:
 
 
 def add_masks(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(until="evaluate")
-    parser.add_argument(
-        "--numbers", type=int, nargs="+", default=[32], help="numbers of true masks"
-    )
-    parser.add_argument(
-        "--seconds", type=int, nargs="+", default=[20, 240], help="seconds of work a mask"
-    )
+    parser.add_argument("--steps", default="30,60", help="numbers of true masks")
+    parser.add_argument("--draws", type=int, default=5, help="random choices a seed")
 
 
 def rounds(args: argparse.Namespace) -> None:
@@ -80,41 +67,16 @@ def rounds(args: argparse.Namespace) -> None:
 
 
 def masks(args: argparse.Namespace) -> None:
-    """What few true masks are worth: tags and N masks against the tags alone and the masks alone.
+    """What few true masks are worth, chosen by ask and at random, with the tags and alone.
 
-    The seed draws the images with a mask, and everything random of the runs. "N masks alone" is the
-    same segmenter trained on these masks only. Measured is the mean IoU on the validation list, and
-    its share of the same segmenter on all true masks (weak / full).
+    This is wsss-trainer budget with everything that it can compare. Measured is the mean IoU of
+    the segmenter on the validation list, with paired intervals over images.
     """
-    table, dataset = Table(args), open_dataset(args.data)
-    for seed in range(args.seeds):
-        base = tags_alone(args, seed)
-        table.add("tags alone", (base, "segment"), seed, full=base)
-        for number in args.numbers:
-            ids = drawn(dataset, args, number, seed)
-            file = args.out / "lists" / f"{number}-{seed}.txt"
-            write_atomic(file, "\n".join(ids).encode())
-            run = variant(args, base, f"tags-and-{number}", seed, masks=file)
-            table.add(f"tags and {number}", (run, "segment"), seed, full=base)
-            alone = masks_alone(args, dataset, ids, number, seed)
-            table.add(f"{number} alone", (alone, "segment_full"), seed, full=base)
-    pairs = {f"tags and {n}": ["tags alone", f"{n} alone"] for n in args.numbers}
-    table.show(pairs)
-    for number in args.numbers:
-        minutes = ", ".join(f"{number * s / 60:.0f} at {s} s" for s in args.seconds)
-        print(f"{number} masks are minutes of work: {minutes} a mask")
-
-
-def drawn(dataset: Dataset, args: argparse.Namespace, number: int, seed: int) -> list[str]:
-    """Ids of training images that show a class and have a true mask. Larger numbers contain the
-    smaller ones.
-    """
-    name = args.train_list or dataset.default_list("train") or "all"
-    records = [record for record in dataset.masked(name) if record.tags]
-    order = np.random.default_rng((seed, 1)).permutation(len(records))
-    if number > len(records):
-        raise SystemExit(f"{number} masks, and the training list has {len(records)}")
-    return sorted(records[i].id for i in order[:number])
+    seeds = ",".join(map(str, range(args.seeds)))
+    curve = ("--steps", args.steps, "--chosen", "both", "--draws", args.draws, "--alone")
+    options = ["--supervision", "both", *run_options(args), *args.fit]
+    words = (args.data, "--run", args.out / "curve", "--seeds", seeds, *curve, "--", *options)
+    print(command("budget", *words))
 
 
 def tags_alone(args: argparse.Namespace, seed: int) -> Path:
@@ -122,52 +84,14 @@ def tags_alone(args: argparse.Namespace, seed: int) -> Path:
     return fitted(args, args.data, args.out / f"tags-{seed}", seed, ("--supervision", "both"))
 
 
-def variant(
-    args: argparse.Namespace,
-    base: Path,
-    name: str,
-    seed: int,
-    *settings: str,
-    masks: Path | None = None,
-) -> Path:
-    """A run that goes on from a copy of ``base`` with other knobs, or with true masks."""
+def variant(args: argparse.Namespace, base: Path, name: str, seed: int, *settings: str) -> Path:
+    """A run with other knobs, which takes over what is the same in ``base``."""
     run = args.out / f"{name}-{seed}"
-    if not run.exists():
-        copy_run(base, run)
     more = [word for knob in settings for word in ("--set", knob)]
-    more += ["--masks", str(masks)] if masks else []
-    return fitted(args, args.data, run, seed, ("--supervision", "both", *more))
-
-
-def copy_run(base: Path, run: Path) -> None:
-    """Copy a run folder; large files are links."""
-
-    def copy(source: str, target: str) -> None:
-        if Path(source).suffix in LINKED:
-            os.link(source, target)
-        else:
-            shutil.copy2(source, target)
-
-    # A copy that was interrupted must not pass for a run.
-    unfinished = run.with_name(f"{run.name}.part")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.copytree(base, unfinished, copy_function=copy)
-    unfinished.rename(run)
-
-
-def masks_alone(
-    args: argparse.Namespace, dataset: Dataset, ids: Sequence[str], number: int, seed: int
-) -> Path:
-    """The segmenter on these masks only. A table of lists makes them the training list."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer)
-    writer.writerow(["image", "list"])
-    lists = {"few": ids, args.val_list: dataset.lists[args.val_list]}
-    writer.writerows([i, name] for name, members in lists.items() for i in members)
-    file = (args.out / "lists" / f"{number}-{seed}.csv").resolve()
-    write_atomic(file, buffer.getvalue().encode())
-    options = ("--supervision", "full", "--set", f"data.lists={file}", "--train-list", "few")
-    return fitted(args, args.data, args.out / f"alone-{number}-{seed}", seed, options)
+    words = fit_words(args, args.data, run, seed, ("--supervision", "both", *more))
+    options, _ = options_of(parse(words, Log.text))
+    fit_run(options, [base])
+    return run
 
 
 class Table:

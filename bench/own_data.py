@@ -256,13 +256,25 @@ def fitted(
     """The run in ``folder``, after ``fit`` has done what is missing. ``settings`` go over the
     options that all runs have.
     """
-    options = ["--seed", seed, "--until", args.until]
+    command("fit", *fit_words(args, data, folder, seed, settings))
+    return folder
+
+
+def fit_words(
+    args: argparse.Namespace, data: Path, folder: Path, seed: int, settings: Sequence[str] = ()
+) -> list[str]:
+    """What stands after ``wsss-trainer fit``."""
+    own = [data, "--run", folder, "--seed", seed, "--until", args.until]
+    return [*map(str, own), *run_options(args), *args.fit, *settings]
+
+
+def run_options(args: argparse.Namespace) -> list[str]:
+    """The options of ``fit`` that the subcommands share."""
+    options = ["--val-list", args.val_list]
     for name in ("weights", "train_list"):
         if value := getattr(args, name):
             options += [f"--{name.replace('_', '-')}", value]
-    options += ["--val-list", args.val_list, *args.fit, *settings]
-    command("fit", data, "--run", folder, *options)
-    return folder
+    return options
 
 
 def command(*words: object) -> str:

@@ -24,6 +24,7 @@ from trainer.errors import RunError, UserError
 
 INPUTS = {
     "fit": {"data", "classifier", "cams", "corrections"},
+    "budget": {"data"},
     "eval": {"path", "data", "threshold_cams"},
     "compare": {"runs"},
     "report": {"run"},
@@ -66,6 +67,12 @@ OUTPUTS: dict[tuple[str, str], list[Arguments]] = {
         ]
     ],
     ("pictures", "out"): [lambda data, run, to: ["pictures", run, "--out", to]],
+    ("budget", "run"): [
+        lambda data, run, to: [
+            *("budget", data, "--run", to, "--steps", "1", "--", "--backbone", "resnet18"),
+            *("--weights", "none"),
+        ]
+    ],
     ("eval", "out"): [
         lambda data, run, to: [
             *("eval", run / "masks", "--data", data, "--list", "all", "--out", to)

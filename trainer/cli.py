@@ -14,6 +14,7 @@ import typer
 
 from trainer.commands import answer as answer_command
 from trainer.commands import ask as ask_command
+from trainer.commands import budget as budget_command
 from trainer.commands import data as data_commands
 from trainer.commands import export as export_command
 from trainer.commands import fit as fit_command
@@ -80,6 +81,7 @@ app.command(context_settings={"allow_extra_args": True})(reproduce_command.repro
 app.command()(predict_command.predict)
 app.command()(ask_command.ask)
 app.command()(answer_command.answer)
+app.command(context_settings={"allow_extra_args": True})(budget_command.budget)
 
 
 @app.command()

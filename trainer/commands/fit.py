@@ -221,6 +221,23 @@ def fit(
     print_result(run, plans, seeds is not None, json_)
 
 
+def parse(words: Sequence[str], log: Log) -> Mapping[str, Any]:
+    """The parameters of ``fit`` by name, from the words that another command hands on.
+
+    Args:
+        words: what would stand after ``wsss-trainer fit``.
+        log: of that command: the form of stderr is set where an option of it is parsed.
+
+    Raises:
+        ClickException: a word that ``fit`` does not know; typer prints it.
+    """
+    app = typer.Typer(add_completion=False)
+    app.command()(fit)
+    words = [*words, "--log", log.value]
+    params: Mapping[str, Any] = typer.main.get_command(app).make_context("fit", words).params
+    return params
+
+
 def options_of(params: Mapping[str, Any]) -> tuple[Options, str]:
     """What was typed after ``fit``, with the backbone of this machine where none was; and why it is
     another one than usual, or an empty text.

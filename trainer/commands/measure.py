@@ -118,12 +118,14 @@ def evaluate(
       wsss-trainer eval masks/ --data VOC2012/ --list val
       wsss-trainer eval maps/ --data VOC2012/ --threshold-from train --threshold-cams maps_train/
     """
+    from trainer.budget.table import print_budget
     from trainer.evaluation.metrics import convention_name
+    from trainer.report.facts import read_budget
 
-    name = convention_name(convention)
+    name, curve = convention_name(convention), {}
     if (path / "manifest.json").exists() or is_seed_folder(path):
         _refuse_folder_options(context, path)
-        evaluation = _run(path, name, pictures)
+        evaluation, curve = _run(path, name, pictures), read_budget(path)
     elif data is None:
         raise RunError(
             f"{path} is not a run",
@@ -150,7 +152,9 @@ def evaluate(
             data_config(labels_from, settings),
         )
         evaluation = _folder(folder, name, out, pictures)
-    show(evaluation, json_)
+    show({**evaluation, **({"budget": curve} if curve and json_ else {})}, json_)
+    if curve and not json_:
+        print_budget(curve, path)
 
 
 def _refuse_folder_options(context: typer.Context, run: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trainer.commands.data import Json, LogOption
-from trainer.commands.fit import fit, options_of
+from trainer.commands.fit import options_of, parse
 from trainer.errors import ConfigError
 from trainer.progress import Log, say
 
@@ -107,12 +107,9 @@ def job_of(
 
     arguments = [str(data), "--run", str(folder / row.folder), *table.arguments(row, is_small)]
     arguments += further
-    app = typer.Typer(add_completion=False)
-    app.command()(fit)
-    # The form of stderr is set where an option of it is parsed.
-    command = typer.main.get_command(app).make_context("fit", [*arguments, "--log", log.value])
-    options, reason = options_of(command.params)
-    text = command.params["seeds"]
+    params = parse(arguments, log)
+    options, reason = options_of(params)
+    text = params["seeds"]
     seeds = parse_seeds(text) if text else None
     return Job(row, options, seeds, shlex.join(["wsss-trainer", "fit", *arguments]), reason)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ _ORDER = (
     "scores",
     "evaluate",
 )
+BUDGET = "budget.json"
+"""Of a run, as ``wsss-trainer budget`` writes it."""
 Curves = dict[str, dict[str, list[tuple[float, float]]]]
 
 
@@ -54,6 +56,7 @@ class Facts:
         curves: stage -> metric -> ``(step, value)`` in file order.
         dataset: the data of the run, or None where it cannot be opened.
         notes: sentences about parts that cannot be read.
+        budget: budget.json: figures against the number of true masks; empty without it.
     """
 
     run: Path
@@ -62,6 +65,7 @@ class Facts:
     curves: Curves
     dataset: Dataset | None
     notes: tuple[str, ...]
+    budget: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -130,6 +134,7 @@ def read_facts(run_dir: Path) -> Facts:
     notes: list[str] = []
     manifest = _manifest(run_dir)
     evaluation = _optional_json(run_dir / "evaluation.json", notes)
+    budget = _optional_json(run_dir / BUDGET, notes)
     curves = _curves(run_dir / "metrics.csv", notes)
     # A run whose data set is gone still gets a report, without pictures.
     dataset = None
@@ -140,7 +145,12 @@ def read_facts(run_dir: Path) -> Facts:
             "The data set of this run cannot be opened here, so the report has no images:"
             f" {str(error).splitlines()[0]}"
         )
-    return Facts(run_dir, manifest, evaluation, curves, dataset, tuple(notes))
+    return Facts(run_dir, manifest, evaluation, curves, dataset, tuple(notes), budget)
+
+
+def read_budget(run_dir: Path) -> dict[str, Any]:
+    """``budget.json`` of a run; empty where there is none or it cannot be read."""
+    return _optional_json(run_dir / BUDGET, [])
 
 
 def _manifest(run_dir: Path) -> dict[str, Any]:

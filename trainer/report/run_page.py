@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trainer.files import write_atomic
+from trainer.report.budget import budget
 from trainer.report.classes import classes
 from trainer.report.confusion import confusion
 from trainer.report.curves import sweep, training
@@ -36,6 +37,7 @@ def write_report(run_dir: Path, max_images: int = 24) -> Path:
     groups = subcategories(facts, max_images)
     parts = {
         "results": results(facts),
+        "budget": budget(facts),
         "image_scores": image_scores(facts),
         "classes": classes(facts),
         "images": images(facts, max_images),

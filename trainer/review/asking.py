@@ -20,7 +20,7 @@ from trainer.methods.registry import load_method
 from trainer.nets.backbone import Backbone
 from trainer.outputs import check_folder
 from trainer.predict import segmenter_weights
-from trainer.review.choice import choose
+from trainer.review.choice import Choice, choose
 from trainer.review.doubt import Doubt, doubts
 from trainer.review.forms import form_of
 from trainer.review.labels import Labels
@@ -30,6 +30,8 @@ from trainer.review.writing import Chosen, Writer
 from trainer.review.wrong_tags import wrong_tags
 from trainer.run import Run
 from trainer.training.inference import image_logits
+
+Values = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,10 @@ def ask(run_dir: Path, out: Path, wish: Wish) -> dict[str, Any]:
     records = _candidates(dataset, run, wish)
     check_images(records)
     model = Model.of(run, dataset, wish.device)
-    opinions = {record.id: doubt for record, doubt, _ in doubts(model, records)}
-    looks = _looks(model, dataset, records, opinions)
-    values = np.array([opinions[record.id].value for record in records])
+    opinions, looks = examine(model, dataset, records)
     choice = [
         Chosen(record, opinions[record.id], place.stands_for)
-        for place in choose(values, looks, group_numbers(records), wish.count)
+        for place in most_helpful(records, opinions, looks, wish.count)
         for record in [records[place.position]]
     ]
     own = [n for n, record in enumerate(records) if record.id in dataset.records]
@@ -111,8 +111,24 @@ def ask(run_dir: Path, out: Path, wish: Wish) -> dict[str, Any]:
     return Writer(out, form, model, dataset, wish.image_url).write(choice, suspicions)
 
 
+def examine(
+    model: Model, dataset: Dataset, records: Sequence[Record]
+) -> tuple[dict[str, Doubt], Values]:
+    """The doubt of each image by its id, and what each looks like, ``float32 [N,C]``."""
+    opinions = {record.id: doubt for record, doubt, _ in doubts(model, records)}
+    return opinions, _looks(model, dataset, records, opinions)
+
+
+def most_helpful(
+    records: Sequence[Record], opinions: Mapping[str, Doubt], looks: Values, count: int
+) -> list[Choice]:
+    """The ``count`` images whose correction helps most, the most helpful first; see ``choose``."""
+    values = np.array([opinions[record.id].value for record in records])
+    return choose(values, looks, group_numbers(records), count)
+
+
 def _candidates(dataset: Dataset, run: Run, wish: Wish) -> list[Record]:
-    """Images whose mask nobody has without, and no training has had."""
+    """Images whose mask nobody has drawn and no training has seen."""
     records = dataset.subset(wish.list or run.manifest["train_list"])
     if wish.also:
         records = [*records, *_untagged(wish.also, dataset)]
@@ -121,9 +137,7 @@ def _candidates(dataset: Dataset, run: Run, wish: Wish) -> list[Record]:
         without |= set(read_ledger(wish.corrections).masks)
     records = [record for record in records if record.id not in without]
     if not records:
-        raise DataError(
-            f"no image of {dataset.root} is left to ask about", "images without a without mask"
-        )
+        raise DataError(f"no image of {dataset.root} is left to ask about", "images without a mask")
     return records
 
 
@@ -144,7 +158,7 @@ def _untagged(folder: Path, dataset: Dataset) -> list[Record]:
 
 def _looks(
     model: Model, dataset: Dataset, records: Sequence[Record], opinions: Mapping[str, Doubt]
-) -> npt.NDArray[np.float32]:
+) -> Values:
     """What each image looks like, ``float32 [N,C]``: to the run's classifier, or else by the labels
     that the segmenter sees.
     """

@@ -1,0 +1,1 @@
+"""What true masks are worth: a simulated annotator."""
