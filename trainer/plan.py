@@ -235,6 +235,7 @@ def _check_place(options: Options, configs: Configs, dataset: Dataset, run: Run)
         options.cams,
         options.classifier,
         options.corrections,
+        configs.refine.segments_folder,
         *(Path(text) for text in texts if text),
     ]
     inputs = [*dataset.places(), *(path for path in files if path)]

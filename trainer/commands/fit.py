@@ -101,9 +101,8 @@ def fit(
         str | None,
         typer.Option(
             help=(
-                "none, crf, affinity, irn, or a published preset: psa, psa-crf, seam, irn-coco, "
-                "irn-recam."
-                " Default: crf."
+                "none, crf, segments, affinity, irn, or a published preset: psa, psa-crf, seam,"
+                " irn-coco, irn-recam. Default: crf."
             )
         ),
     ] = None,

@@ -31,14 +31,14 @@ def match_masks(
         images: image files by id.
         remarks: gets two masks for one image, and files that belong to no image.
     """
-    owners = _owners(root, images)
+    tables = name_tables(root, images)
     masks: dict[str, Path] = {}
     strangers, twice = [], []
     for folder in folders:
         files = walk(folder)
         for path in (*files.images, *files.left_out.get(UNREAD, ())):
             name = composed(path.relative_to(folder).with_suffix("").as_posix()).casefold()
-            owner = _owner(name, owners) if path.suffix.lower() in MASK_SUFFIXES else None
+            owner = name_owner(name, tables) if path.suffix.lower() in MASK_SUFFIXES else None
             if owner is None:
                 strangers.append(path.relative_to(root).as_posix())
             elif owner in masks:
@@ -59,7 +59,7 @@ def match_masks(
     return masks
 
 
-def _owners(root: Path, images: Mapping[str, Path]) -> list[dict[str, list[str]]]:
+def name_tables(root: Path, images: Mapping[str, Path]) -> list[dict[str, list[str]]]:
     """Ids by the names that their masks may have, the most exact names first."""
     tables: list[dict[str, list[str]]] = [defaultdict(list) for _ in range(4)]
     for key, path in images.items():
@@ -73,10 +73,16 @@ def _owners(root: Path, images: Mapping[str, Path]) -> list[dict[str, list[str]]
     return tables
 
 
-def _owner(name: str, owners: list[dict[str, list[str]]]) -> str | None:
+def name_owner(name: str, tables: list[dict[str, list[str]]]) -> str | None:
+    """The image that a file of this name belongs to; None for none, or several.
+
+    Args:
+        name: path below the folder without suffix, in composed form and small letters.
+        tables: see ``name_tables``.
+    """
     shorter = [name.removesuffix(ending) for ending in ENDINGS if name.endswith(ending)]
     for spelling in (name, *shorter):
-        for table in owners:
+        for table in tables:
             if len(table.get(spelling, ())) == 1:
                 return table[spelling][0]
     return None

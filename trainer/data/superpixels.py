@@ -88,6 +88,13 @@ def read_segments(record: Record, folder: Path) -> Ids:
     return ids
 
 
+def superpixels(pixels: npt.NDArray[np.uint8], count: int) -> Ids:
+    """Super-pixels of a photograph, or of a smaller copy of a large one. See ``slic_segments``."""
+    if max(pixels.shape[:2]) > LONG_SIDE:
+        pixels = np.asarray(resize_long(Image.fromarray(pixels), LONG_SIDE))
+    return slic_segments(pixels, count)
+
+
 def slic_segments(pixels: npt.NDArray[np.uint8], count: int) -> Ids:
     """About ``count`` super-pixels of an image ``[H,W,3]``: ids from 1 on, ``[H,W]``."""
     from skimage.segmentation import slic
@@ -107,11 +114,8 @@ def renumbered(ids: npt.NDArray[np.generic]) -> npt.NDArray[np.int64]:
 def _make_one(folder: Path, count: int, record: Record) -> None:
     if is_whole(_fits, record, folder):
         return
-    pixels = read_image(record.image)
-    if max(pixels.shape[:2]) > LONG_SIDE:
-        pixels = np.asarray(resize_long(Image.fromarray(pixels), LONG_SIDE))
     buffer = io.BytesIO()
-    Image.fromarray(slic_segments(pixels, count)).save(buffer, "PNG")
+    Image.fromarray(superpixels(read_image(record.image), count)).save(buffer, "PNG")
     write_atomic(folder / f"{record.id}.png", buffer.getvalue())
 
 

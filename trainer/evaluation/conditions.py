@@ -17,13 +17,15 @@ PROTOCOL = {
     "train_list": "training list",
     "tags_from": "origin of the tags",
     "masks": "number of true masks that train",
+    "segments": "segments that refine the masks",
     "segmenter": "segmenter",
 }
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """What differs between the conditions of two entries of ``evaluation.json``, in sentences."""
-    old, new = before.get("conditions", {}), after.get("conditions", {})
+    # Entries of earlier versions do not say that they had no segments.
+    old, new = ({"segments": "", **side.get("conditions", {})} for side in (before, after))
     both = {words: (old.get(key), new.get(key)) for key, words in PROTOCOL.items()}
     flags = [
         f"other {words}: {a} | {b}"

@@ -179,6 +179,7 @@ class Conditions:
         groups: how many groups the measured images belong to, which intervals draw; 0 without any.
         masks: how many true masks train beside pseudo masks, or choose how these are made.
         tagged: with such masks, how many images train by their tags.
+        segments: whose outlines the pseudo masks took over; empty for nobody's.
     """
 
     list: str
@@ -203,6 +204,7 @@ class Conditions:
     groups: int = 0
     masks: int = 0
     tagged: int = 0
+    segments: str = ""
 
     def line(self) -> str:
         """The first half of a protocol line."""
@@ -225,6 +227,8 @@ class Conditions:
         if self.masks:
             origin = f"{self.train_list} ({self.tags_from})"
             training = f"tags of {self.tagged:,} images of {origin} and masks of {self.masks:,}"
+        if self.segments:
+            training += f" and {self.segments}"
         return (
             f"{text} on {self.backbone}, trained on {training}, "
             f"initial weights {self.initial_weights}, seed {self.seed}"

@@ -21,11 +21,14 @@ from trainer.evaluation.objects import hit_intervals
 from trainer.evaluation.over_lists import evaluate_cams, evaluate_folder, rank_pixels
 from trainer.evaluation.sweep import sweep_thresholds
 from trainer.evaluation.threshold import choose
+from trainer.refine.vote import origin
 from trainer.run import Output, Run, stage_key, write_json
 from trainer.weights.supervision import initial_weights
 
 MEASURED = ("scores", "cams", "refine", "segment", "segment_full")
 """Stages that have figures, in the order of the path."""
+MASKED = ("refine", "segment")
+"""Stages whose figures depend on how pseudo masks are made."""
 FOLDER = "evaluation"
 """Where the counts of single images lie below the run."""
 MAPS = "maps"
@@ -314,10 +317,11 @@ def _common(
     run: Run, dataset: Dataset, name: str, stage: str, records: Sequence[Record]
 ) -> dict[str, Any]:
     manifest, size = run.manifest, len(dataset.lists[name])
-    masks = _masks(run) if stage in ("refine", "segment") else []
+    masks = _masks(run) if stage in MASKED else []
     return {
         "masks": len(masks),
         "tagged": manifest["data"]["used"]["trained"]["images"] if masks else 0,
+        "segments": origin(manifest["config"]["refine"]) if stage in MASKED else "",
         "list": name,
         "listed": size,
         "unmasked": size - len(dataset.masked(name)),

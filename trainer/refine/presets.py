@@ -6,6 +6,7 @@ from typing import Any
 
 from trainer.errors import ConfigError, nearest
 from trainer.refine import affinitynet, irnet
+from trainer.refine.vote import SUPERPIXELS
 
 
 def named_refinement(name: str) -> dict[str, dict[str, Any]]:
@@ -17,6 +18,7 @@ def named_refinement(name: str) -> dict[str, dict[str, Any]]:
     table: dict[str, dict[str, dict[str, Any]]] = {
         way: {"refine": {"refine": way}} for way in ("none", "crf", "affinity", "irn")
     }
+    table["segments"] = {"refine": {"refine": "none", "segments": SUPERPIXELS}}
     for way, presets in (("affinity", affinitynet.PRESETS), ("irn", irnet.PRESETS)):
         for preset, changes in presets.items():
             table[preset] = {"refine": {"refine": way}, way: changes}

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from trainer.config import Knobs, Range
+from trainer.config import Range
 from trainer.data.dataset import IGNORE, Dataset, Record, read_index_png
 from trainer.data.palette import write_index_png
 from trainer.data.pixels import image_size, read_image
@@ -30,14 +30,15 @@ from trainer.refine.crf import (
     unary_from_labels,
     unary_from_softmax,
 )
+from trainer.refine.vote import Vote, VoteConfig, make_vote
 
 Float = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class RefineConfig(Knobs):
-    """Knobs of the stage ``refine``.
+class RefineConfig(VoteConfig):
+    """Knobs of the stage ``refine``, besides those of ``VoteConfig``.
 
     Attributes:
         refine: ``none`` thresholds the maps, ``crf`` adds a dense CRF, ``affinity`` and ``irn``
@@ -215,7 +216,8 @@ def make_pseudo_masks(
     backend = choose_backend(config.crf_backend) if config.with_crf else None
     check_cams(records, cam_folder)
     out_folder.mkdir(parents=True, exist_ok=True)
-    work = partial(_make_one, len(dataset.classes), cam_folder, out_folder, config, threshold)
+    vote = make_vote(config, dataset, records)
+    work = partial(_make_one, len(dataset.classes), cam_folder, out_folder, config, vote, threshold)
     what = "masks could not be made, all others are written"
     name, limit = attrgetter("id"), pixel_limit(config.pixels)
     results = each_image(work, records, what, workers, "refine", True, name, limit)
@@ -250,6 +252,7 @@ def _make_one(
     cam_folder: Path,
     out_folder: Path,
     config: RefineConfig,
+    vote: Vote,
     threshold: float,
     record: Record,
 ) -> tuple[int, int, int] | None:
@@ -258,7 +261,7 @@ def _make_one(
     if is_whole(read_index_png, path):
         return None
     image, cam = image_and_cam(record, cam_folder, num_classes)
-    mask = pseudo_mask(image, cam, config, threshold)
+    mask = vote(record, image, pseudo_mask(image, cam, config, threshold))
     write_index_png(path, mask)
     return mask.size, int((mask == 0).sum()), int((mask == IGNORE).sum())
 

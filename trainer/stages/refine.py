@@ -6,10 +6,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from trainer.config import as_dict
 from trainer.context import Context, Stage, results_of
 from trainer.data.tables.training_masks import LIST
 from trainer.evaluation.threshold import Threshold, calibration, choose
 from trainer.refine.pseudo_masks import make_pseudo_masks
+from trainer.refine.vote import NONE, VoteConfig, make_vote
 from trainer.run import Output
 from trainer.stages.tuning import tune
 from trainer.training.devices import rank
@@ -23,7 +25,15 @@ def stage(after: str) -> Stage:
 def _knobs(context: Context) -> Any:
     config = context.configs.refine
     sources = dict.fromkeys((config.threshold_from, LIST if config.crf == LIST else "fixed"))
-    return [results_of(config), *(text for source in sources for text in context.truth(source))]
+    vote = make_vote(config, context.dataset, context.mapped)
+    # Before the first stage: maps may take hours.
+    vote.check_sizes(context.mapped)
+    # Knobs of a vote that is not held are left out, so that runs of earlier versions keep their
+    # keys. The files count, not the folder that they lie in.
+    of_vote = {name: getattr(config, name) for name in as_dict(VoteConfig())}
+    knobs = {name: value for name, value in results_of(config).items() if name not in of_vote}
+    votes = [] if config.segments == NONE else [{**of_vote, "segments": vote.fingerprint}]
+    return [knobs, *votes, *(text for source in sources for text in context.truth(source))]
 
 
 def _work(context: Context, output: Output) -> None:

@@ -17,12 +17,14 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from trainer.config import as_dict
 from trainer.context import Context, Need, Stage, results_of
 from trainer.data.dataset import Record
 from trainer.data.tables.training_masks import LIST, TrainingMasks
 from trainer.errors import DataError
 from trainer.evaluation.measure import MAPS
 from trainer.files import write_atomic
+from trainer.refine.vote import origin
 from trainer.run import Metrics, Output, Run, stage_key
 from trainer.segmenters import make_segmenter, prediction
 from trainer.segmenters.config import MASK_KNOBS, ROUND_KNOBS, TEST_KNOBS, SegmentConfig
@@ -164,6 +166,8 @@ class SegmenterTraining:
         if not true and masks:
             true_records, read_mask = masks.images, partial(_read_either, masks, folder)
             supervision = f"tags and masks of {len(true_records)} images"
+        if not true and (segments := origin(as_dict(context.configs.refine))):
+            supervision += f" and {segments}"
         key = self.key(context)
         identity = {
             **context.identity(),

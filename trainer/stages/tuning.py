@@ -22,6 +22,7 @@ from trainer.evaluation.metrics import Counts, confusion, mean_iou
 from trainer.evaluation.threshold import Threshold
 from trainer.pool import each_image
 from trainer.refine.pseudo_masks import RefineConfig, image_and_cam, masks_at, pixel_limit
+from trainer.refine.vote import Vote, make_vote
 
 CRFS = ("P7", "P3", "P1", "none")
 """The dense CRFs that ``refine.crf=masks`` tries."""
@@ -58,7 +59,8 @@ def tune(context: Context, maps: Path, start: Threshold) -> Tuning:
     if config.score == "threshold" and start.source == LIST:
         levels = [min(max(step * start.value, 0.02), 0.95) for step in STEPS]
     images = [r for r in masks.images if r.id not in context.run.left_out]
-    work = partial(_confusions, masks, maps, candidates, levels)
+    vote = make_vote(config, context.dataset, images)
+    work = partial(_confusions, masks, maps, vote, candidates, levels)
     limit = pixel_limit(config.pixels)
     what, name = "images cannot be refined", attrgetter("id")
     counts = each_image(work, images, what, None, "tuning", True, name, limit)
@@ -90,6 +92,7 @@ def _candidates(config: RefineConfig) -> Sequence[RefineConfig]:
 def _confusions(
     masks: TrainingMasks,
     maps: Path,
+    vote: Vote,
     candidates: Sequence[RefineConfig],
     levels: Sequence[float],
     record: Record,
@@ -100,7 +103,10 @@ def _confusions(
     truth = masks.read_mask(record)
     return np.array(
         [
-            [confusion(mask, truth, labels) for mask in masks_at(image, cam, config, levels)]
+            [
+                confusion(vote(record, image, mask), truth, labels)
+                for mask in masks_at(image, cam, config, levels)
+            ]
             for config in candidates
         ]
     )
