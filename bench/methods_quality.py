@@ -41,6 +41,7 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "vwe": ("vwe", ()),
     "vwe_published_weight": ("vwe", ("method.word_weight=1",)),
     "recam": ("recam", ()),
+    "amn": ("amn", ()),
     "vwe_hspp": ("vwe", ("method.word_weight=1", "method.pooling=hspp")),
 }
 

@@ -29,7 +29,9 @@ def make(name: str) -> Method:
 
 def own_inputs() -> dict[str, torch.Tensor]:
     """Values of the methods' own inputs for one sample, by name: add that of a new method here."""
-    return {"subcategories": torch.eye(2 * CLASSES)[0]}
+    label = torch.ones(64, 64, dtype=torch.int64)
+    label[8:40, 16:48], label[:4] = 2, 0
+    return {"subcategories": torch.eye(2 * CLASSES)[0], "label": label}
 
 
 def batch(size: tuple[int, int] = (64, 64)) -> dict[str, torch.Tensor]:

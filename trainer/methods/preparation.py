@@ -59,6 +59,9 @@ class Workshop:
         train: (method, output, what it starts from, file or None) -> the method on its final
             weights: it trains into the stage's ``model.pt``, or takes the file, or loads what is
             there.
+        label: (method, output, foreground, background) writes IRNet's sure labels of the method's
+            maps of ``records``, ``labels/<id>.png`` in the stage's folder; the numbers are the two
+            background scores.
     """
 
     run: Path
@@ -71,6 +74,7 @@ class Workshop:
     device: str
     build: Callable[[Prepared], Method]
     train: Callable[[Method, Output, Prepared, Path | None], Method]
+    label: Callable[[Method, Output, float, float], None]
 
 
 @dataclass(frozen=True)
@@ -83,9 +87,11 @@ class Preparation:
             it.
         trains: whether its outputs also depend on the classifier's training knobs.
         work: does it.
+        maps: whether its outputs also depend on the knobs of maps and labels.
     """
 
     name: str
     knobs: dict[str, Any]
     trains: bool
     work: Callable[[Workshop, Output], None]
+    maps: bool = False

@@ -31,7 +31,12 @@ from trainer.data.loader import Batch
 from trainer.methods.base import at_least_float32, full_precision
 from trainer.methods.cam import Cam
 from trainer.methods.declaration import Declaration
-from trainer.methods.second_training import SecondConfig, first_training, second_training
+from trainer.methods.second_training import (
+    SecondConfig,
+    continued_groups,
+    first_training,
+    second_training,
+)
 from trainer.methods.tag_loss import present, tag_loss
 from trainer.nets.backbone import Backbone
 
@@ -99,13 +104,7 @@ class Recam(Cam):
         """See ``Method``. In the second training, only the second head is new."""
         if self.reclassifier is None:
             return super().param_groups(lr, weight_decay, new_factor)
-        new = list(self.reclassifier.parameters())
-        ids = {id(p) for p in new}
-        old = [p for p in self.parameters() if p.requires_grad and id(p) not in ids]
-        return [
-            {"name": "backbone", "params": old, "lr": lr, "weight_decay": weight_decay},
-            {"name": "new", "params": new, "lr": lr * new_factor, "weight_decay": weight_decay},
-        ]
+        return continued_groups(self, self.reclassifier, lr, weight_decay, new_factor)
 
 
 def reactivation_loss(

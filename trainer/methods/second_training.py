@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
+
+from torch import nn
 
 from trainer.config import Range, as_dict
 from trainer.errors import ConfigError
@@ -77,6 +79,19 @@ def shortened(config: SecondConfig, classify: ClassifyConfig) -> ClassifyConfig:
         updates=scaled(classify.updates),
         warmup=scaled(classify.warmup),
     )
+
+
+def continued_groups(
+    method: nn.Module, layers: nn.Module, lr: float, weight_decay: float, new_factor: float
+) -> list[dict[str, Any]]:
+    """Optimiser groups of a second training: the new ``layers`` x ``new_factor``, all others x1."""
+    new = list(layers.parameters())
+    ids = {id(p) for p in new}
+    old = [p for p in method.parameters() if p.requires_grad and id(p) not in ids]
+    return [
+        {"name": "backbone", "params": old, "lr": lr, "weight_decay": weight_decay},
+        {"name": "new", "params": new, "lr": lr * new_factor, "weight_decay": weight_decay},
+    ]
 
 
 def _train_first(shop: Workshop, stage: Output) -> None:

@@ -56,6 +56,7 @@ TELLTALES = (
     ("seam", "f8_3.weight"),
     ("sc_cam", "fc8_200.weight"),
     ("recam", "reclassifier.weight"),
+    ("amn", "segmenter.tags.weight"),
     ("sc_cam or subcategory_teaching", "subcategory_classifier.weight"),
     ("cam on ResNet-50 (IRN)", "newly_added.0.weight"),
     ("cam, or a mixing method, on ResNet-38", "fc8.weight"),

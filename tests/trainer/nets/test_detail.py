@@ -115,7 +115,7 @@ def test_mixing_reaches_every_depth():
         assert all(torch.isfinite(term) for term in losses.values())
 
 
-@pytest.mark.parametrize("name", ["cam", "seam", "cpn", "vwe", "sc_cam", "recam"])
+@pytest.mark.parametrize("name", ["cam", "seam", "cpn", "vwe", "sc_cam", "recam", "amn"])
 def test_maps_of_every_method_have_the_finer_stride(name):
     assert fine_method(name).cams(IMAGES).shape == (2, 3, 9, 13)
 
