@@ -24,7 +24,7 @@ FROM base AS serving-environment
 COPY constraints.txt /
 COPY --from=wheel /wheels /wheels
 RUN python -m venv /opt/wsss \
-    && /opt/wsss/bin/pip install -c /constraints.txt "$(echo /wheels/wsss-*.whl)[serve]" \
+    && /opt/wsss/bin/pip install -c /constraints.txt "$(echo /wheels/wsss-*.whl)[serve,http]" \
     && /opt/wsss/bin/pip uninstall --yes pip setuptools
 
 FROM base AS trainer-environment

@@ -94,7 +94,7 @@ def serve(
     http_port: Annotated[
         int | None,
         typer.Option(
-            min=0, max=65535, help="Port of /metrics, /healthz and /readyz; closed by default."
+            min=0, max=65535, help="Port of the HTTP API, /metrics and probes; closed by default."
         ),
     ] = DEFAULT.network.http_port,
     tls_cert: Annotated[

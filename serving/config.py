@@ -35,7 +35,7 @@ class NetworkConfig:
     Attributes:
         host: address; only this machine can reach the default.
         port: of gRPC; 0 takes a free one.
-        http_port: of metrics and probes; None opens no such port.
+        http_port: of metrics, probes, the HTTP API and the page; None opens no such port.
     """
 
     host: str = "127.0.0.1"
@@ -44,12 +44,28 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True)
+class HttpConfig:
+    """What the HTTP port answers besides metrics and probes.
+
+    Attributes:
+        api: the API and the page, where the extra ``http`` is installed.
+        origins: web pages that may call the API from a browser, as in ``https://lab.example``; the
+            server's own page always may.
+        connections: of the API, open at once.
+    """
+
+    api: bool = True
+    origins: tuple[str, ...] = ()
+    connections: int = number(512, 1)
+
+
+@dataclass(frozen=True)
 class AccessConfig:
     """Who may call.
 
     Attributes:
         cert, key: PEM files; with them both ports speak TLS.
-        client_ca: PEM file of the authority that signs the certificates of gRPC clients.
+        client_ca: PEM file of the authority that signs the certificates of clients.
         tokens: token file; without it every caller may do everything.
         insecure: accept an address that other machines can reach without TLS and tokens.
     """
@@ -273,6 +289,7 @@ class ServerConfig:
 
     repository: Path = Path("exported")
     network: NetworkConfig = NetworkConfig()
+    http: HttpConfig = HttpConfig()
     access: AccessConfig = AccessConfig()
     connections: ConnectionsConfig = ConnectionsConfig()
     models: ModelsConfig = ModelsConfig()

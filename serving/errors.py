@@ -172,6 +172,33 @@ class PermissionDenied(RequestError):
     reason = "ROLE_MISSING"
 
 
+class CertificateMissing(RequestError):
+    """The server wants a certificate that its authority signed, and the HTTP call has none."""
+
+    code = "UNAUTHENTICATED"
+    reason = "CERTIFICATE_MISSING"
+
+
+class MediaTypeRefused(RequestError):
+    """The body of an HTTP request is said to be something else than the path takes."""
+
+    reason = "MEDIA_TYPE"
+
+
+class PathNotFound(RequestError):
+    """The HTTP API has no such path."""
+
+    code = "NOT_FOUND"
+    reason = "PATH_NOT_FOUND"
+
+
+class MethodNotAllowed(RequestError):
+    """The path of the HTTP API exists and takes another method."""
+
+    code = "UNIMPLEMENTED"
+    reason = "METHOD_NOT_ALLOWED"
+
+
 class RetryLater(RequestError):
     """The same request may succeed in ``retry_after`` seconds."""
 
@@ -239,6 +266,12 @@ class DeadlineMissed(RequestError):
 
     code = "DEADLINE_EXCEEDED"
     reason = "DEADLINE_EXCEEDED"
+
+
+class BodyLate(DeadlineMissed):
+    """The body of an HTTP request did not arrive in time."""
+
+    reason = "BODY_LATE"
 
 
 class ServerUnavailable(RetryLater):

@@ -8,6 +8,7 @@ import asyncio
 import errno
 import faulthandler
 import importlib.metadata
+import importlib.util
 import logging
 import os
 import signal
@@ -49,6 +50,7 @@ FLUSH_SECONDS = 0.5
 TICK_SECONDS = 0.05
 # After the grace: time to free memory and flush. Anything slower is abandoned.
 END_SECONDS = 0.5
+HTTP_LIBRARIES = ("starlette", "uvicorn", "python_multipart")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Exit code of a process that left accepted requests unanswered.
 UNANSWERED = 1
@@ -84,7 +86,8 @@ class Server:
         self._codecs = Codecs(memory)
         self.telemetry.watch(memory)
         self._health = Health(self.models, self._calls)
-        self._http = HttpServer(self.telemetry, access)
+        self._http = HttpServer(self.telemetry, config, with_api=has_api(config))
+        self._end_api: Callable[[], None] | None = None
         self.address = self.http_address = ""
 
     @property
@@ -105,21 +108,23 @@ class Server:
         if network.http_port is not None:
             check_port(network.host, network.http_port)
             self.http_address = await self._http.start(network.host, network.http_port)
-            log.info("metrics and probes on %s", self.http_address)
+            log.info("HTTP on %s", self.http_address)
         await self.models.start()
         self.telemetry.follow(self.models)
+        segmentation = SegmentationService(self.models, self._config, self._codecs, self._calls)
         interceptors = [AccessInterceptor(self._tokens, self.telemetry)] if self._tokens else []
         self._grpc = grpc.aio.server(
             interceptors=interceptors, options=channel_options(self._config)
         )
         services = (
-            SegmentationService(self.models, self._config, self._codecs, self._calls),
+            segmentation,
             OpenInferenceService(self.models, self._config, self._calls, self._codecs),
         )
         handlers = [service.handler() for service in (*services, self._health)]
         self._grpc.add_generic_rpc_handlers((*handlers, self._reflection()))
         self.address = self._bind()
         await self._grpc.start()
+        self._start_api(segmentation)
         # Last: a balancer sends calls as soon as it reads SERVING.
         self._health.start(SERVICES)
         self._set_ready(True)
@@ -148,7 +153,23 @@ class Server:
                 await self._free()
         return complete
 
+    def _start_api(self, segmentation: SegmentationService) -> None:
+        """Answer the connections of the HTTP API, if there is one."""
+        if not self._http.channel:
+            return
+        from serving.http.app import Api
+        from serving.http.connections import Connections
+        from serving.http.door import Door
+
+        needs_certificate = self._config.access.client_ca is not None
+        door = Door(self._calls, self.telemetry, self._tokens, needs_certificate)
+        api = Api(door, segmentation, self.models, self._codecs, self._config)
+        self._end_api = Connections(api.application(), self._http.channel).close
+        self._http.open_api()
+
     async def _free(self) -> None:
+        if self._end_api:
+            self._end_api()
         await self.models.close()
         await self._http.stop()
         if self._end_trace:
@@ -197,6 +218,16 @@ class Server:
                 f"cannot listen on {target}: {error}", "a free port", "--port 0"
             ) from error
         return joined(host, bound)
+
+
+def has_api(config: ServerConfig) -> bool:
+    """Whether the HTTP port answers more than probes: it is open, and the libraries are there."""
+    if config.network.http_port is None or not config.http.api:
+        return False
+    if any(importlib.util.find_spec(name) is None for name in HTTP_LIBRARIES):
+        log.info("no HTTP API and no page: they need pip install 'wsss[http]'")
+        return False
+    return True
 
 
 def channel_options(config: ServerConfig) -> list[tuple[str, int]]:

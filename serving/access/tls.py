@@ -22,7 +22,8 @@ def tls_files(config: AccessConfig) -> list[Path]:
 
 
 def server_context(config: AccessConfig) -> ssl.SSLContext:
-    """The context of a port that asks for no client certificate.
+    """The context of the HTTP port. Clients need no certificate. With a client authority, a
+    certificate that is shown is checked.
 
     This is also the check of the files: gRPC accepts bad ones without a word.
 
@@ -38,7 +39,8 @@ def server_context(config: AccessConfig) -> ssl.SSLContext:
         # Without this callback OpenSSL would ask for the password on the terminal.
         context.load_cert_chain(config.cert, config.key, password=lambda: "")
         if config.client_ca:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(config.client_ca)
+            context.load_verify_locations(config.client_ca)
+            context.verify_mode = ssl.CERT_OPTIONAL
     except (OSError, ValueError) as error:
         files = ", ".join(map(str, tls_files(config)))
         raise StartError(

@@ -20,6 +20,8 @@ NO_FILTER, UP_FILTER = 0, 2
 # Label of undecided pixels, in the cream of the VOC masks.
 UNDECIDED = 255
 CREAM = (224, 224, 192)
+# Rows of an overlay that are made at once; a multiple of the six rows of its hatching.
+BAND = 60
 
 
 def encode_labels(labels: Pixels, palette: Sequence[tuple[int, int, int]]) -> bytes:
@@ -92,6 +94,20 @@ def overlay(pixels: Pixels, labels: Pixels, palette: Sequence[tuple[int, int, in
         edge[one] |= differs
         edge[other] |= differs
     edge &= (labels > 0) & (labels != UNDECIDED)
+    picture = np.empty_like(pixels)
+    # In bands: the numbers between take sixty bytes a pixel.
+    for first in range(0, len(labels), BAND):
+        rows = slice(first, first + BAND)
+        picture[rows] = _band(pixels[rows], labels[rows], edge[rows], colours)
+    return picture
+
+
+def _band(
+    pixels: Pixels,
+    labels: Pixels,
+    edge: npt.NDArray[np.bool_],
+    colours: npt.NDArray[np.float32],
+) -> Pixels:
     rows, columns = np.ogrid[: labels.shape[0], : labels.shape[1]]
     opacity = (
         np.float32(0.6)

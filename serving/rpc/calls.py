@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NoReturn
 
 import grpc
@@ -60,6 +60,8 @@ class Calls:
     Attributes:
         requests, messages, streams, watches: places for each; ``messages`` of plain calls being
             read.
+        message_bytes: of the longest message.
+        idle_seconds: that a message may take.
         draining: the server will end soon and says so, but still takes requests.
         ending: set once further requests are refused.
     """
@@ -77,10 +79,10 @@ class Calls:
         self._level = level
         self._memory = memory
         # gRPC does not tell the length of a message before it is complete, so the longest counts.
-        self._message_bytes = min(limits.message_bytes, memory.limit // 2)
-        self._idle_seconds = limits.idle_seconds
+        self.message_bytes = min(limits.message_bytes, memory.limit // 2)
+        self.idle_seconds = limits.idle_seconds
         self.requests = Places("requests", limits.max_calls, limits.calls_per_caller, ServerFull)
-        total = memory.limit // self._message_bytes
+        total = memory.limit // self.message_bytes
         each = max(1, total * min(limits.calls_per_caller, limits.max_calls) // limits.max_calls)
         self.messages = Places("unfinished messages", total, each, MemoryFull)
         each = limits.max_open_per_caller
@@ -148,7 +150,7 @@ class Calls:
 
         A stream whose caller sends nothing, or reads nothing, is ended.
         """
-        seconds = self._idle_seconds
+        seconds = self.idle_seconds
 
         async def answer(messages: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
             patient = Patient(messages, seconds, self._has_room)
@@ -209,35 +211,44 @@ class Calls:
         """The one message of a plain call.
 
         Raises:
-            RequestError: no room to read it, no message in time, a malformed one, or a server that
-                ends.
+            RequestError: see :meth:`reading`; no message in time, or a malformed one.
         """
-        patient = Patient(messages, self._idle_seconds)
-        patience = time.monotonic() + READING_SECONDS
-        self._unread += 1
-        try:
-            # Most messages are read within a millisecond. A burst is no reason to refuse.
-            while not (self.messages.has_room(call.caller) and self._has_room()):
-                if time.monotonic() >= patience:
-                    break
-                await asyncio.sleep(ROOM_SECONDS)
-            with self._memory.reserve(self._message_bytes), self.messages.hold(call.caller):
-                request = await anext(patient, None)
-        finally:
-            self._unread -= 1
+        patient = Patient(messages, self.idle_seconds)
+        async with self.reading(call, self.message_bytes):
+            request = await anext(patient, None)
         if patient.idle:
-            raise DeadlineMissed(f"the message did not arrive within {self._idle_seconds:g} s")
+            raise DeadlineMissed(f"the message did not arrive within {self.idle_seconds:g} s")
         if request is None:
             raise FieldError("a call without a message", "one message")
         if isinstance(request, RequestError):
             raise request
+        return request
+
+    @asynccontextmanager
+    async def reading(self, call: Call, size: int) -> AsyncIterator[None]:
+        """A place and memory for a message of at most ``size`` bytes, while it is read.
+
+        Raises:
+            RequestError: there is no room, or the server ends.
+        """
+        patience = time.monotonic() + READING_SECONDS
+        self._unread += 1
+        try:
+            # Most messages are read within a millisecond. A burst is no reason to refuse.
+            while not (self.messages.has_room(call.caller) and self._memory.has_room(size)):
+                if time.monotonic() >= patience:
+                    break
+                await asyncio.sleep(ROOM_SECONDS)
+            with self._memory.reserve(size), self.messages.hold(call.caller):
+                yield
+        finally:
+            self._unread -= 1
         self._check_ending()
         # The transfer took the caller's time, not ours.
         call.began = time.monotonic()
-        return request
 
     def _has_room(self) -> bool:
-        return self._memory.has_room(self._message_bytes)
+        return self._memory.has_room(self.message_bytes)
 
     def _check_ending(self) -> None:
         if self.ending.is_set():

@@ -56,6 +56,13 @@ def mask(result: Segmented, encoding: int, card: Card) -> Any:
     return message
 
 
+def overlay(result: Segmented, card: Card, picture: Picture) -> Any:
+    """A ``Mask`` whose PNG shows the mask over the image."""
+    height, width = result.labels.shape
+    pixels = masks.overlay(picture.pixels, result.labels, card.palette)
+    return pb.Mask(height=height, width=width, png=masks.encode_rgb(pixels))
+
+
 def confidence(values: Pixels, encoding: int) -> Any:
     """The ``Confidence`` that goes with a mask of this encoding."""
     height, width = values.shape

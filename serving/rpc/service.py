@@ -49,7 +49,7 @@ class Job:
     Attributes:
         tiles: treatment of an image above the model's limits.
         priority: a larger one goes first in the queue.
-        overlay: maps are laid over the image, whose pixels must be kept until then.
+        with_pixels: the reply shows the image, whose pixels must be kept until then.
     """
 
     call: Call
@@ -57,7 +57,7 @@ class Job:
     options: Options
     tiles: TilingConfig
     priority: int = 0
-    overlay: bool = False
+    with_pixels: bool = False
 
 
 class SegmentationService:
@@ -77,17 +77,23 @@ class SegmentationService:
         """For ``add_generic_rpc_handlers`` of a server."""
         works = {
             "Segment": self.segment,
-            "ComputeCam": self._compute_cam,
-            "ListModels": self._list_models,
-            "GetModel": self._get_model,
+            "ComputeCam": self.compute_cam,
+            "ListModels": self.list_models,
+            "GetModel": self.get_model,
         }
         stream = SegmentStream(
             self._calls, self.segment, self._codecs.memory, self._config.limits.stream_in_flight
         )
         return self._calls.service(SERVICE, works, {"SegmentStream": stream.handler()})
 
-    async def segment(self, request: Any, call: Call, priority: int = 0) -> Any:
-        """The ``SegmentResponse`` of a ``SegmentRequest``."""
+    async def segment(
+        self, request: Any, call: Call, priority: int = 0, overlay: bool = False
+    ) -> Any:
+        """The ``SegmentResponse`` of a ``SegmentRequest``.
+
+        Args:
+            overlay: the PNG of the mask is a picture for people: the mask over the image.
+        """
         model = self._find(request, call, ("cam",) if request.cam else ("segmenter", "cam"))
         options = options_for(
             model.card,
@@ -99,13 +105,15 @@ class SegmentationService:
         )
         encoding = _one_of(request.encoding, pb.MaskEncoding, "encoding")
         form = _one_of(request.cam_format, pb.CamFormat, "cam_format")
-        overlay = request.cam and form == pb.CAM_FORMAT_OVERLAY
-        job = Job(call, model, options, self._tiles(request), priority, overlay)
+        with_pixels = overlay or (request.cam and form == pb.CAM_FORMAT_OVERLAY)
+        job = Job(call, model, options, self._tiles(request), priority, with_pixels)
 
         def reply(answer: Answer, picture: Picture) -> Any:
             result = answer.segmented()
             return pb.SegmentResponse(
-                mask=replies.mask(result, encoding, model.card),
+                mask=replies.overlay(result, model.card, picture)
+                if overlay
+                else replies.mask(result, encoding, model.card),
                 classes=replies.classes(model.card, result.scores, options, result),
                 confidence=replies.confidence(result.confidence, encoding)
                 if request.confidence
@@ -117,7 +125,8 @@ class SegmentationService:
 
         return await self._answer(request, job, reply)
 
-    async def _compute_cam(self, request: Any, call: Call) -> Any:
+    async def compute_cam(self, request: Any, call: Call) -> Any:
+        """The ``ComputeCamResponse`` of a ``ComputeCamRequest``."""
         model = self._find(request, call, "cam")
         options = options_for(
             model.card,
@@ -135,10 +144,11 @@ class SegmentationService:
             )
 
         overlay = form == pb.CAM_FORMAT_OVERLAY
-        job = Job(call, model, options, self._tiles(request), overlay=overlay)
+        job = Job(call, model, options, self._tiles(request), with_pixels=overlay)
         return await self._answer(request, job, reply)
 
-    async def _list_models(self, request: Any, call: Call) -> Any:
+    async def list_models(self, request: Any, call: Call) -> Any:
+        """The ``ListModelsResponse``."""
         newest = {model.card.name: model for model in self._models.served()}
         models = [self._describe(model) for model in newest.values()]
         limits, tiling = self._config.limits, self._config.tiling
@@ -161,7 +171,8 @@ class SegmentationService:
             ),
         )
 
-    async def _get_model(self, request: Any, call: Call) -> Any:
+    async def get_model(self, request: Any, call: Call) -> Any:
+        """The ``Model`` of a ``GetModelRequest``."""
         return self._describe(self._find(request, call, None))
 
     def _describe(self, model: Served) -> Any:
@@ -223,7 +234,7 @@ class SegmentationService:
         else:
             picture = decoding.decode(data, limits, self._codecs.memory.reserve)
         canvas = pipeline.prepare(picture, job.model.card, job.model.bucket, job.tiles)
-        if not job.overlay:
+        if not job.with_pixels:
             # Drop the pixels early. Only overlays need them later, and many requests wait at this
             # point.
             picture = dataclasses.replace(picture, pixels=NO_PIXELS)

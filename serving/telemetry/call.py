@@ -16,7 +16,7 @@ class Call:
     """One request, from its arrival to its reply. Times are ``time.monotonic``, in seconds.
 
     Attributes:
-        rpc: ``package.Service/Method``.
+        rpc: ``package.Service/Method``, or method and path of HTTP with placeholders.
         metadata: as the caller sent it.
         request_id: the caller's, or a new one.
         deadline: when the caller stops waiting; None if never.

@@ -1,5 +1,5 @@
-"""The server's side of the HTTP port: starts the process that answers, and gives it state and
-metrics.
+"""The server's side of the HTTP port: starts the process that listens, gives it state and metrics,
+and gets from it the connections of the API.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 import logging
 import mmap
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.addresses import bare, joined, listening
-from serving.config import AccessConfig
+from serving.config import ServerConfig
 from serving.telemetry.metrics import Telemetry
 from serving.telemetry.probes import STATE
 
@@ -31,14 +32,23 @@ BACKLOG = 128
 
 
 class HttpServer:
-    """The port for probes and Prometheus; see :mod:`serving.telemetry.probes`."""
+    """The HTTP port; see :mod:`serving.telemetry.probes` and :mod:`serving.telemetry.port`.
 
-    def __init__(self, telemetry: Telemetry, access: AccessConfig) -> None:
+    Args:
+        with_api: whether connections that ask for anything but probes come to ``channel``.
+
+    Attributes:
+        channel: where they come, one socket a message; None without the API or before the start.
+    """
+
+    def __init__(self, telemetry: Telemetry, config: ServerConfig, with_api: bool = False) -> None:
         self._telemetry = telemetry
-        self._access = access
+        self._config = config
+        self._with_api = with_api
         self._state = mmap.mmap(-1, STATE.size)
-        self._ready = False
+        self._ready = self._open = False
         self._process: subprocess.Popen[bytes] | None = None
+        self.channel: socket.socket | None = None
 
     async def start(self, host: str, port: int) -> str:
         """Listen; returns the address. The caller has checked that the port is free."""
@@ -50,8 +60,9 @@ class HttpServer:
         ours, theirs = Pipe()
         sockets = listening(host, port, BACKLOG)
         bound = sockets[0].getsockname()[1]
-        self._process = self._spawn([one.fileno() for one in sockets], file, theirs.fileno())
-        for one in sockets:
+        entrance = self._channel()
+        self._process = self._spawn(sockets, file, theirs.fileno(), entrance)
+        for one in (*sockets, *filter(None, [entrance])):
             one.close()
         os.close(file)
         theirs.close()
@@ -67,6 +78,11 @@ class HttpServer:
         self._ready = ready
         self._tick()
 
+    def open_api(self) -> None:
+        """Let the connections of the API in."""
+        self._open = True
+        self._tick()
+
     async def stop(self) -> None:
         """Close the port, if it is open."""
         process, self._process = self._process, None
@@ -79,25 +95,49 @@ class HttpServer:
                 process.kill()
                 process.wait()
 
-    def _spawn(self, sockets: list[int], state: int, pages: int) -> subprocess.Popen[bytes]:
-        task: dict[str, Any] = {"sockets": sockets, "state": state, "pages": pages}
-        for name in ("cert", "key", "tokens"):
-            path = getattr(self._access, name)
-            task[name] = str(path.absolute()) if path else None
+    def _channel(self) -> socket.socket | None:
+        """The process's end of a new ``channel``, if there is an API."""
+        if not self._with_api:
+            return None
+        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.channel.setblocking(False)
+        return theirs
+
+    def _spawn(
+        self, sockets: list[socket.socket], state: int, pages: int, entrance: socket.socket | None
+    ) -> subprocess.Popen[bytes]:
+        access = self._config.access
+        task: dict[str, Any] = {
+            "sockets": [one.fileno() for one in sockets],
+            "state": state,
+            "pages": pages,
+            "access": {
+                name: str(path.absolute())
+                for name in ("cert", "key", "client_ca", "tokens")
+                if (path := getattr(access, name))
+            },
+            "entrance": entrance
+            and {
+                "channel": entrance.fileno(),
+                "connections": self._config.http.connections,
+                "idle_seconds": self._config.limits.idle_seconds,
+            },
+        }
+        files = [state, pages, *task["sockets"], *([entrance.fileno()] if entrance else [])]
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         return subprocess.Popen(
             [sys.executable, "-m", "serving.telemetry.probes", json.dumps(task)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            pass_fds=(*sockets, state, pages),
+            pass_fds=files,
             env=os.environ | {"PYTHONPATH": path},
             # Ctrl-C in a terminal goes to the whole group; probes must be answered until the end.
             start_new_session=True,
         )
 
     def _tick(self) -> None:
-        STATE.pack_into(self._state, 0, time.monotonic(), self._ready)
+        STATE.pack_into(self._state, 0, time.monotonic(), self._ready, self._open)
 
     async def _keep_ticking(self) -> None:
         while True:

@@ -58,9 +58,7 @@ def writer(provider: Any) -> Trace:
 
         carrier = {key: value for key, value in call.metadata if isinstance(value, str)}
         attributes = {
-            "rpc.system": "grpc",
-            "rpc.method": call.rpc,
-            "rpc.grpc.status_code": call.code,
+            **_protocol(call),
             "wsss.request_id": call.request_id,
             "wsss.model": call.model,
         }
@@ -81,3 +79,11 @@ def writer(provider: Any) -> Trace:
         span.end(stamp(call.ended))
 
     return write
+
+
+def _protocol(call: Call) -> dict[str, str]:
+    """The attributes that OpenTelemetry has for calls of this protocol."""
+    method, _, route = call.rpc.partition(" ")
+    if route:
+        return {"http.request.method": method, "http.route": route, "wsss.code": call.code}
+    return {"rpc.system": "grpc", "rpc.method": call.rpc, "rpc.grpc.status_code": call.code}

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import urllib.error
 import urllib.request
+from email.message import Message
+from typing import Any, NamedTuple
 
 
 def fetch(address, path, context=None, token=None):
@@ -26,3 +30,27 @@ def is_closed(connection):
         return False
     except OSError:
         return True
+
+
+class Reply(NamedTuple):
+    status: int
+    headers: Message
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def ask(address, path, body=None, headers=None, method=None, timeout=20):
+    """The reply to a request on a connection of its own; a body is an image unless told."""
+    host, _, port = address.rpartition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=timeout)
+    kind = {"content-type": "image/png"} if body is not None else {}
+    method = method or ("GET" if body is None else "POST")
+    try:
+        connection.request(method, path, body, kind | (headers or {}))
+        reply = connection.getresponse()
+        return Reply(reply.status, reply.headers, reply.read())
+    finally:
+        connection.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import mmap
 import os
@@ -19,8 +20,9 @@ import pytest
 from configs import configured
 from http_calls import fetch, is_closed
 
-from serving.telemetry import probes
-from serving.telemetry.probes import STALLED, STATE, Probes, ProbeServer
+from serving.telemetry import port, probes
+from serving.telemetry.port import Port
+from serving.telemetry.probes import STALLED, STATE, Probes
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -40,7 +42,7 @@ def state():
     ],
 )
 def test_probes_tell_readiness_and_a_loop_that_stands_still(state, late, ready, healthz, readyz):
-    STATE.pack_into(state, 0, time.monotonic() - late, ready)
+    STATE.pack_into(state, 0, time.monotonic() - late, ready, False)
     ours, theirs = Pipe()
     answer = Probes(state, theirs, None).answer
     assert (answer("/healthz", {})[0], answer("/readyz", {})[0]) == (healthz, readyz)
@@ -51,7 +53,7 @@ def test_probes_tell_readiness_and_a_loop_that_stands_still(state, late, ready, 
 
 def test_a_page_that_comes_too_late_is_not_given_to_the_next(state, monkeypatch):
     monkeypatch.setattr(probes, "PAGE_TIMEOUT", 0.05)
-    STATE.pack_into(state, 0, time.monotonic(), True)
+    STATE.pack_into(state, 0, time.monotonic(), True, False)
     ours, theirs = Pipe()
     answer = Probes(state, theirs, None).answer
     assert answer("/metrics", {})[0] == HTTPStatus.SERVICE_UNAVAILABLE
@@ -72,14 +74,14 @@ def test_a_page_that_comes_too_late_is_not_given_to_the_next(state, monkeypatch)
 
 
 def test_a_connection_that_dribbles_is_closed(state, monkeypatch):
-    monkeypatch.setattr(probes, "CONNECTION", 0.4)
-    STATE.pack_into(state, 0, time.monotonic(), True)
+    monkeypatch.setattr(port, "HEAD_SECONDS", 0.4)
+    STATE.pack_into(state, 0, time.monotonic(), True, False)
     ours, theirs = Pipe()
-    server = ProbeServer(
-        socket.create_server(("127.0.0.1", 0)), Probes(state, theirs, None).answer, None
-    )
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = server.server_address
+    listening = socket.create_server(("127.0.0.1", 0))
+    address = listening.getsockname()
+    loop = asyncio.new_event_loop()
+    serving = loop.create_task(Port(Probes(state, theirs, None).answer).serve(listening))
+    threading.Thread(target=loop.run_forever, daemon=True).start()
     with socket.create_connection(address) as slow:
         slow.settimeout(0.05)
         ended = time.monotonic() + 10
@@ -88,8 +90,12 @@ def test_a_connection_that_dribbles_is_closed(state, monkeypatch):
             with contextlib.suppress(OSError):
                 slow.sendall(b"G")
     assert fetch(f"{address[0]}:{address[1]}", "/readyz")[0] == 200
-    server.shutdown()
-    server.server_close()
+    loop.call_soon_threadsafe(serving.cancel)
+    loop.call_soon_threadsafe(loop.call_later, 0.2, loop.stop)
+    while loop.is_running():
+        time.sleep(0.01)
+    loop.close()
+    listening.close()
     ours.close()
     theirs.close()
 

@@ -1,0 +1,274 @@
+"""The connections of the HTTP port, in the process of probes.py. Probes are answered here; every
+other connection goes on to the server, whose API answers it.
+
+The first request line decides. TLS ends here, so the server gets plain bytes over a socket pair,
+and a connection costs it nothing before there is something to read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.message import Message
+from email.parser import BytesHeaderParser
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Any
+
+from serving.access.watched import Watched
+
+# Seconds for the head of the first request, TLS handshake included. A caller that sends a byte now
+# and then would otherwise keep its connection for ever.
+HEAD_SECONDS = 5.0
+# Seconds in which a refused sender may go on. Closing at once resets the connection, and the reset
+# overtakes the reply.
+LINGER_SECONDS = 1.0
+# Seconds in which a caller takes the rest of a reply from a connection that ends.
+CLOSE_SECONDS = 10.0
+# Pause after an accept that failed because no file descriptor was left.
+ACCEPT_SECONDS = 0.1
+# Connections that have not sent their first line.
+MAX_SILENT = 512
+LINE_BYTES = 16 * 1024
+HEAD_LINES = 100
+CHUNK = 64 * 1024
+PROBES = ("/metrics", "/healthz", "/readyz")
+
+# Status, body and content type.
+Reply = tuple[HTTPStatus, bytes, str]
+BUSY: Reply = (HTTPStatus.SERVICE_UNAVAILABLE, b"too many connections are open\n", "text/plain")
+STARTING: Reply = (HTTPStatus.SERVICE_UNAVAILABLE, b"the server is starting\n", "text/plain")
+
+
+@dataclass(frozen=True)
+class Entrance:
+    """The way to the server.
+
+    Attributes:
+        channel: a socket that keeps message boundaries; takes one end of each socket pair.
+        connections: that may be open at once.
+        idle_seconds: until a connection on which nothing moves is closed.
+    """
+
+    channel: socket.socket
+    connections: int
+    idle_seconds: float
+
+    def enter(self, client: Any, certificate: str) -> socket.socket:
+        """Hand one end of a new socket pair to the server; returns the other.
+
+        Raises:
+            OSError: the server does not take connections, or no file descriptor is left.
+        """
+        ours, theirs = socket.socketpair()
+        with theirs:
+            caller = json.dumps({"client": client[:2], "certificate": certificate}).encode()
+            try:
+                socket.send_fds(self.channel, [caller], [theirs.fileno()])
+            except OSError:
+                ours.close()
+                raise
+        return ours
+
+
+class Port:
+    """Accepts connections and serves each until it ends.
+
+    Args:
+        answer: the reply to a path and its headers. It runs in a thread for ``/metrics``, which
+            waits for the server; the others must be quick.
+        context: TLS, looked up for each connection; None without TLS.
+        entrance: for the connections that ask for other paths than ``PROBES``; without it,
+            ``answer`` answers them, too.
+        is_open: whether the server takes connections already.
+    """
+
+    def __init__(
+        self,
+        answer: Callable[[str, Message], Reply],
+        context: Watched[ssl.SSLContext] | None = None,
+        entrance: Entrance | None = None,
+        is_open: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._answer = answer
+        self._context = context
+        self._entrance = entrance
+        self._is_open = is_open
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._silent = self._inside = 0
+
+    async def serve(self, listening: socket.socket) -> None:
+        """Accept for ever."""
+        loop = asyncio.get_running_loop()
+        listening.setblocking(False)
+        while True:
+            try:
+                connection, client = await loop.sock_accept(listening)
+            except OSError:
+                await asyncio.sleep(ACCEPT_SECONDS)
+                continue
+            if self._silent >= MAX_SILENT:
+                connection.close()
+                continue
+            self._silent += 1
+            task = asyncio.ensure_future(self._serve(connection, client))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, connection: socket.socket, client: Any) -> None:
+        reader = asyncio.StreamReader(LINE_BYTES)
+        # Callers who hang up, send nonsense or are late deserve no log line.
+        failures = (OSError, TimeoutError, ValueError, EOFError, asyncio.IncompleteReadError)
+        writer = None
+        try:
+            async with asyncio.timeout(HEAD_SECONDS):
+                writer = await self._writer(connection, reader)
+                line = await reader.readuntil(b"\n")
+        except (*failures, asyncio.LimitOverrunError):
+            line = b""
+        finally:
+            self._silent -= 1
+        with contextlib.suppress(*failures):
+            if line and writer:
+                await self._route(line, reader, writer, client)
+        if writer:
+            await _close(writer)
+        else:
+            connection.close()
+
+    async def _writer(
+        self, connection: socket.socket, reader: asyncio.StreamReader
+    ) -> asyncio.StreamWriter:
+        loop = asyncio.get_running_loop()
+        transport, protocol = await loop.connect_accepted_socket(
+            lambda: asyncio.StreamReaderProtocol(reader),
+            connection,
+            ssl=self._context.value if self._context else None,
+        )
+        return asyncio.StreamWriter(transport, protocol, reader, loop)
+
+    async def _route(
+        self,
+        line: bytes,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        client: Any,
+    ) -> None:
+        words = line.split()
+        path = words[1].partition(b"?")[0].decode("latin-1") if len(words) > 1 else ""
+        if path in PROBES or not self._entrance:
+            async with asyncio.timeout(HEAD_SECONDS):
+                headers = await _headers(reader)
+            if path == "/metrics":
+                reply = await asyncio.to_thread(self._answer, path, headers)
+            else:
+                reply = self._answer(path, headers)
+            await _send(writer, reply, with_body=words[0] != b"HEAD")
+        elif not self._is_open() or self._inside >= self._entrance.connections:
+            await _send(writer, BUSY if self._is_open() else STARTING)
+            await _linger(reader, writer)
+        else:
+            await self._relay(line, reader, writer, client, self._entrance)
+
+    async def _relay(
+        self,
+        line: bytes,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        client: Any,
+        entrance: Entrance,
+    ) -> None:
+        """Carry bytes both ways until one side ends."""
+        pair = entrance.enter(client, _common_name(writer))
+        from_server, to_server = await asyncio.open_connection(sock=pair, limit=LINE_BYTES)
+        self._inside += 1
+        to_server.write(line)
+        seconds = entrance.idle_seconds
+        tasks = [
+            asyncio.ensure_future(_carry(source, target, seconds))
+            for source, target in ((reader, to_server), (from_server, writer))
+        ]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if tasks[1].done():
+                tasks[0].cancel()
+                await asyncio.wait(tasks)
+                await _linger(reader, writer)
+        finally:
+            self._inside -= 1
+            for task in tasks:
+                task.cancel()
+            to_server.close()
+
+
+def _common_name(writer: asyncio.StreamWriter) -> str:
+    """The name in the caller's certificate, if it showed one that the authority signed."""
+    certificate = writer.get_extra_info("peercert") or {}
+    names = (pair for part in certificate.get("subject", ()) for pair in part)
+    return next((value for key, value in names if key == "commonName"), "")
+
+
+async def _headers(reader: asyncio.StreamReader) -> Message:
+    lines = []
+    while (line := await reader.readline()) not in (b"\r\n", b"\n", b""):
+        lines.append(line)
+        if len(lines) > HEAD_LINES:
+            raise ValueError("too many headers")
+    return BytesHeaderParser().parsebytes(b"".join(lines))
+
+
+async def _send(writer: asyncio.StreamWriter, reply: Reply, with_body: bool = True) -> None:
+    status, body, kind = reply
+    lines = [
+        f"HTTP/1.1 {status.value} {status.phrase}",
+        "Server: wsss-serving",
+        f"Date: {formatdate(usegmt=True)}",
+        f"Content-Type: {kind}",
+        f"Content-Length: {len(body)}",
+        "Connection: close",
+    ]
+    if status == HTTPStatus.UNAUTHORIZED:
+        lines.append("WWW-Authenticate: Bearer")
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        lines.append("Retry-After: 1")
+    head = "\r\n".join([*lines, "", ""]).encode()
+    writer.write(head + body if with_body else head)
+    async with asyncio.timeout(HEAD_SECONDS):
+        await writer.drain()
+
+
+async def _carry(
+    source: asyncio.StreamReader, target: asyncio.StreamWriter, idle_seconds: float
+) -> None:
+    with contextlib.suppress(OSError, TimeoutError):
+        while True:
+            async with asyncio.timeout(idle_seconds):
+                if not (data := await source.read(CHUNK)):
+                    return
+                target.write(data)
+                await target.drain()
+
+
+async def _linger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Let the caller read the reply to a request that it is still sending."""
+    if writer.can_write_eof():
+        writer.write_eof()
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(LINGER_SECONDS):
+            while await reader.read(CHUNK):
+                pass
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    try:
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await writer.wait_closed()
+    except (OSError, TimeoutError):
+        # Otherwise a caller who reads nothing would keep the rest of its reply in memory.
+        writer.transport.abort()

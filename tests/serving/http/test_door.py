@@ -1,0 +1,295 @@
+"""Limits, tokens, connections and the end of the server hold for HTTP as for gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import socket
+import ssl
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+
+import numpy as np
+import pytest
+import trustme
+from configs import configured
+from http_calls import ask, fetch, is_closed
+from PIL import Image
+
+from serving.access import tokens as tokens_module
+from serving.images import masks
+
+SEGMENT = "/v1/models/colours/segment"
+PNG = masks.encode_rgb(np.full((9, 11, 3), 200, np.uint8))
+HEAD = f"POST {SEGMENT} HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\n".encode()
+
+
+@contextmanager
+def held(server):
+    """Engine runs that wait for the yielded event."""
+    go = threading.Event()
+    engine = server.models.find("colours", 0, None).engine
+    run = engine.run
+
+    def wait(inputs, stop=None):
+        while not (go.wait(0.01) or (stop and stop.requested)):
+            pass
+        return run(inputs)
+
+    engine.run = wait
+    try:
+        yield go
+    finally:
+        go.set()
+        engine.run = run
+
+
+def until(condition, seconds=20.0):
+    ended = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ended
+        time.sleep(0.01)
+
+
+def admitted(server):
+    return server.models.find("colours", 0, None).batcher.statistics().admitted
+
+
+def connect(server):
+    host, port = server.http_address.split(":")
+    return closing(socket.create_connection((host, int(port)), timeout=20))
+
+
+def answer(connection):
+    """Status and body of a reply on a socket."""
+    reply = http.client.HTTPResponse(connection)
+    reply.begin()
+    return reply.status, reply.read().decode()
+
+
+def test_a_full_queue_is_429_with_the_time_to_come_back(repository, run_server):
+    config = configured(repository, network__http_port=0, schedule__queue=1, schedule__workers=1)
+    with run_server(config) as server, held(server) as go, ThreadPoolExecutor() as pool:
+        first = pool.submit(ask, server.http_address, SEGMENT, PNG)
+        until(lambda: admitted(server) == 1)
+        refused = ask(server.http_address, SEGMENT, PNG)
+        assert (refused.status, refused.json["reason"]) == (429, "QUEUE_FULL")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert refused.json["retry_after"] > 0
+        go.set()
+        assert first.result().status == 200
+
+
+def test_a_caller_who_leaves_ends_its_run_and_leaves_nothing(repository, run_server):
+    with run_server(configured(repository, network__http_port=0)) as server, held(server):
+        with connect(server) as caller:
+            length = f"content-length: {len(PNG)}\r\n\r\n".encode()
+            caller.sendall(HEAD + length + PNG)
+            until(lambda: admitted(server) == 1)
+        until(lambda: admitted(server) == 0)
+        until(lambda: server._calls.in_flight == 0)
+        assert 'code="CANCELLED"' in fetch(server.http_address, "/metrics")[1]
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "status"),
+    [
+        (b"content-length: 10000000000\r\n\r\n", b"x" * 100_000, 413),
+        (b"transfer-encoding: chunked\r\n\r\n", b"186a0\r\n" + b"x" * 100_000 + b"\r\n", 413),
+        (b"content-length: 1000\r\n\r\n", b"x", 408),
+    ],
+    ids=["too long by its head", "too long by its chunks", "too slow"],
+)
+def test_a_body_is_refused_before_its_end(repository, run_server, head, body, status):
+    config = configured(
+        repository, network__http_port=0, limits__max_bytes=50_000, limits__idle_seconds=0.5
+    )
+    with run_server(config) as server, connect(server) as caller:
+        caller.sendall(HEAD + head + body)
+        found, text = answer(caller)
+        assert found == status, text
+        until(lambda: is_closed(caller))
+        assert server._calls.in_flight == 0
+        assert server._calls._memory.taken == 0
+
+
+def test_what_is_no_http_is_closed_and_harms_nobody(repository, run_server):
+    config = configured(repository, network__http_port=0)
+    with run_server(config) as server:
+        for data in (
+            b"\x16\x03\x01" * 9 + b"\n",
+            b"GET\n\n",
+            b"x" * 40_000,
+            b"GET / HTTP/9\r\n\r\n",
+        ):
+            with connect(server) as caller:
+                caller.sendall(data)
+                until(lambda: is_closed(caller))
+        huge = b"x: " + b"y" * 100_000 + b"\r\n\r\n"
+        with connect(server) as caller:
+            caller.sendall(HEAD + huge)
+            assert answer(caller)[0] in (400, 431)
+        assert ask(server.http_address, SEGMENT, PNG).status == 200
+
+
+def test_one_connection_carries_many_requests_and_probes_are_elsewhere(repository, run_server):
+    with run_server(configured(repository, network__http_port=0)) as server:
+        host, port = server.http_address.split(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=20)
+        headers = {"content-type": "image/png"}
+        for _ in range(3):
+            connection.request("POST", SEGMENT, PNG, headers)
+            reply = connection.getresponse()
+            assert (reply.status, reply.read()[:4]) == (200, b"\x89PNG")
+        connection.request("GET", "/readyz")
+        reply = connection.getresponse()
+        assert (reply.status, reply.headers["location"]) == (307, "/readyz")
+        assert reply.headers["connection"] == "close"
+        connection.close()
+
+
+def test_too_many_connections_are_told_so_and_probes_still_answer(repository, run_server):
+    config = configured(repository, network__http_port=0, http__connections=3)
+    with run_server(config) as server:
+        callers = [connect(server) for _ in range(5)]
+        statuses = []
+        for entered in callers:
+            caller = entered.__enter__()
+            caller.sendall(b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n")
+            statuses.append(answer(caller)[0])
+        assert statuses == [200, 200, 200, 503, 503]
+        assert fetch(server.http_address, "/readyz")[0] == 200
+        for entered in callers:
+            entered.__exit__(None, None, None)
+        until(lambda: ask(server.http_address, "/v1/models").status == 200)
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    """A token file, and the token of each role."""
+    made = {role: tokens_module.new_token(f"the-{role}", [role]) for role in tokens_module.ROLES}
+    path = tmp_path / "tokens"
+    path.write_text("\n".join(line for _, line in made.values()) + "\n")
+    return path, {role: token for role, (token, _) in made.items()}
+
+
+def test_tokens_and_roles(repository, run_server, tokens):
+    path, secret = tokens
+    config = configured(repository, network__http_port=0, access__tokens=path)
+    with run_server(config) as server:
+
+        def status(token):
+            headers = {"authorization": f"Bearer {token}"} if token else {}
+            reply = ask(server.http_address, SEGMENT, PNG, headers)
+            return reply.status, reply.headers.get("www-authenticate")
+
+        assert status("") == (401, "Bearer")
+        assert status("x" * 43) == (401, "Bearer")
+        assert status(secret["metrics"]) == (403, None)
+        assert status(secret["infer"]) == (200, None)
+        assert ask(server.http_address, "/v1/models").status == 401
+        assert ask(server.http_address, "/openapi.json").status == 200
+        page = fetch(server.http_address, "/metrics", token=secret["metrics"])[1]
+        assert 'reason="TOKEN_MISSING",rpc="POST /v1/models/{name}/segment"' in page
+
+
+def test_tls_and_client_certificates(repository, run_server, tmp_path):
+    authority, clients = trustme.CA(), trustme.CA()
+    own = authority.issue_cert("127.0.0.1")
+    own.private_key_pem.write_to_path(tmp_path / "key")
+    own.cert_chain_pems[0].write_to_path(tmp_path / "cert")
+    clients.cert_pem.write_to_path(tmp_path / "clients")
+    config = configured(
+        repository,
+        network__http_port=0,
+        access__cert=tmp_path / "cert",
+        access__key=tmp_path / "key",
+        access__client_ca=tmp_path / "clients",
+    )
+    with run_server(config) as server:
+        context = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
+        assert fetch(server.http_address, "/readyz", context)[0] == 200
+        code, text = fetch(server.http_address, "/v1/models", context)
+        assert (code, "CERTIFICATE_MISSING" in text) == (401, True)
+        clients.issue_cert("me", common_name="annotator").configure_cert(context)
+        assert fetch(server.http_address, "/v1/models", context)[0] == 200
+
+
+def test_the_share_of_a_caller_counts_both_ways_of_calling(repository, run_server):
+    from serving.client import Client
+    from serving.errors import CallerBusy
+
+    config = configured(repository, network__http_port=0, limits__max_per_caller=1)
+    with run_server(config) as server, held(server) as go, ThreadPoolExecutor() as pool:
+        first = pool.submit(ask, server.http_address, SEGMENT, PNG)
+        until(lambda: admitted(server) == 1)
+        with Client(server.address, retries=0) as client, pytest.raises(CallerBusy):
+            client.segment(PNG, "colours")
+        go.set()
+        assert first.result().status == 200
+
+
+def test_the_end_finishes_what_it_has_and_refuses_what_is_new(repository, run_server):
+    config = configured(repository, network__http_port=0, schedule__workers=1)
+    with run_server(config) as server, held(server) as go, ThreadPoolExecutor() as pool:
+        waiting = [pool.submit(ask, server.http_address, SEGMENT, PNG) for _ in range(3)]
+        until(lambda: admitted(server) == 3)
+        stop = server.stop
+        ending = asyncio.run_coroutine_threadsafe(stop(), server.loop)
+        until(server._calls.ending.is_set)
+        refused = ask(server.http_address, SEGMENT, PNG)
+        assert (refused.status, refused.json["reason"]) == (503, "UNAVAILABLE")
+        assert "retry-after" in refused.headers
+        go.set()
+        assert [reply.result().status for reply in waiting] == [200] * 3
+        assert ending.result(30)
+
+        async def once():
+            return True
+
+        server.stop = once
+
+
+def test_a_thousand_connections_are_answered_or_told_to_come_back(repository, run_server):
+    with run_server(configured(repository, network__http_port=0)) as server:
+
+        async def one():
+            host, port = server.http_address.split(":")
+            try:
+                reader, writer = await asyncio.open_connection(host, int(port))
+                length = f"content-length: {len(PNG)}\r\nconnection: close\r\n\r\n".encode()
+                writer.write(HEAD + length + PNG)
+                status = (await reader.read()).split(b" ")[1:2]
+            except OSError:
+                return b"closed"
+            writer.close()
+            return status[0] if status else b"closed"
+
+        async def every():
+            # As many at once as the descriptors of this process allow.
+            statuses = []
+            for _ in range(5):
+                statuses += await asyncio.gather(*(one() for _ in range(200)))
+            return statuses
+
+        statuses = asyncio.run(every())
+        assert set(statuses) <= {b"200", b"429", b"503", b"closed"}
+        assert statuses.count(b"200") > 100
+        assert statuses.count(b"closed") < 20
+        until(lambda: server._calls.in_flight == 0)
+        assert server._calls._memory.taken == 0
+        assert ask(server.http_address, SEGMENT, PNG).status == 200
+
+
+def test_a_picture_of_the_page_is_read_as_over_grpc(repository, run_server, tmp_path):
+    """Every kind of file that gRPC takes."""
+    import io
+
+    with run_server(configured(repository, network__http_port=0)) as server:
+        for kind in ("JPEG", "PNG", "WEBP", "BMP", "TIFF"):
+            file = io.BytesIO()
+            Image.fromarray(np.full((9, 11, 3), 200, np.uint8)).save(file, kind)
+            headers = {"content-type": f"image/{kind.lower()}"}
+            assert ask(server.http_address, SEGMENT, file.getvalue(), headers).status == 200
