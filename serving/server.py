@@ -116,15 +116,13 @@ class Server:
         self._grpc = grpc.aio.server(
             interceptors=interceptors, options=channel_options(self._config)
         )
-        services = (
-            segmentation,
-            OpenInferenceService(self.models, self._config, self._calls, self._codecs),
-        )
+        inference = OpenInferenceService(self.models, self._config, self._calls, self._codecs)
+        services = (segmentation, inference)
         handlers = [service.handler() for service in (*services, self._health)]
         self._grpc.add_generic_rpc_handlers((*handlers, self._reflection()))
         self.address = self._bind()
         await self._grpc.start()
-        self._start_api(segmentation)
+        self._start_api(segmentation, inference)
         # Last: a balancer sends calls as soon as it reads SERVING.
         self._health.start(SERVICES)
         self._set_ready(True)
@@ -153,17 +151,22 @@ class Server:
                 await self._free()
         return complete
 
-    def _start_api(self, segmentation: SegmentationService) -> None:
+    def _start_api(
+        self, segmentation: SegmentationService, inference: OpenInferenceService
+    ) -> None:
         """Answer the connections of the HTTP API, if there is one."""
         if not self._http.channel:
             return
         from serving.http.app import Api
         from serving.http.connections import Connections
         from serving.http.door import Door
+        from serving.http.inference import Inference
 
         needs_certificate = self._config.access.client_ca is not None
         door = Door(self._calls, self.telemetry, self._tokens, needs_certificate)
-        api = Api(door, segmentation, self.models, self._codecs, self._config)
+        limit = self._config.limits.message_bytes
+        tensors = Inference(door, inference, self._codecs, limit).works()
+        api = Api(door, segmentation, self.models, self._codecs, self._config, tensors)
         self._end_api = Connections(api.application(), self._http.channel).close
         self._http.open_api()
 

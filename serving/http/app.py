@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -19,11 +19,11 @@ from starlette.routing import BaseRoute, Route
 from serving.config import ServerConfig
 from serving.errors import FieldError, MethodNotAllowed, ModelNotFound, PathNotFound
 from serving.http import static
-from serving.http.door import Door, Work, while_there
+from serving.http.door import Door, Work, json_reply, while_there, whole
 from serving.http.openapi import description
 from serving.http.operations import CAM, SEGMENT, Operation
 from serving.http.problems import problem
-from serving.http.shapes import fill, plain
+from serving.http.shapes import fill
 from serving.repository.models import Models
 from serving.rpc.service import SegmentationService
 from serving.scheduling.codecs import Codecs
@@ -42,6 +42,7 @@ class Api:
 
     Args:
         codecs: threads that write replies.
+        others: method, path and work of further routes.
     """
 
     def __init__(
@@ -51,7 +52,9 @@ class Api:
         models: Models,
         codecs: Codecs,
         config: ServerConfig,
+        others: Sequence[tuple[str, str, Work]] = (),
     ) -> None:
+        self._others = others
         self._door = door
         self._segmentation = segmentation
         self._models = models
@@ -66,6 +69,7 @@ class Api:
             ("GET", f"{MODEL}/sample", self._sample),
             ("POST", f"{MODEL}/segment", self._segment),
             ("POST", f"{MODEL}/cam", self._cam),
+            *self._others,
         ]
         routes: list[BaseRoute] = [
             Route(path, self._door.endpoint(f"{method} {path}", work), methods=[method])
@@ -93,10 +97,10 @@ class Api:
         )
 
     async def _list_models(self, request: Request, call: Call) -> Response:
-        return _json(await self._segmentation.list_models(pb.ListModelsRequest(), call))
+        return json_reply(await self._segmentation.list_models(pb.ListModelsRequest(), call))
 
     async def _get_model(self, request: Request, call: Call) -> Response:
-        return _json(await self._segmentation.get_model(_named(request), call))
+        return json_reply(await self._segmentation.get_model(_named(request), call))
 
     async def _sample(self, request: Request, call: Call) -> Response:
         """The image that the model was tried with at export."""
@@ -141,7 +145,7 @@ class Api:
     async def _as_json(self, request: Request, work: Coroutine[Any, Any, Any]) -> Response:
         reply = await while_there(request, work)
         # In a thread: the outlines of a ragged mask are megabytes of text.
-        response: Response = await self._codecs.run(_json, reply)
+        response: Response = await self._codecs.run(json_reply, reply)
         return response
 
     async def _message(self, request: Request, call: Call, operation: Operation) -> tuple[Any, str]:
@@ -158,16 +162,12 @@ class Api:
             image, more = await self._door.read(request, call, limits.message_bytes, IMAGES, read)
             wish = operation.read([*items, *more])
         else:
-            image = await self._door.read(request, call, limits.max_bytes, IMAGES, _whole)
+            image = await self._door.read(request, call, limits.max_bytes, IMAGES, whole)
         if wish.seconds is not None:
             call.deadline = call.began + wish.seconds
         wish.message.model = request.path_params["name"]
         wish.message.image.encoded = image
         return wish.message, wish.format or operation.accepted(request.headers.get("accept", ""))
-
-
-async def _whole(chunks: AsyncIterator[bytes]) -> bytes:
-    return b"".join([chunk async for chunk in chunks])
 
 
 async def _parts(
@@ -199,10 +199,6 @@ def _named(request: Request) -> Any:
     message = pb.GetModelRequest(model=request.path_params["name"])
     fill(message, request.query_params.multi_items(), {"version": "version"})
     return message
-
-
-def _json(reply: Any) -> Response:
-    return Response(json.dumps(plain(reply)).encode(), media_type="application/json")
 
 
 def _png(data: bytes, reply: Any) -> Response:

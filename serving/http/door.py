@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from serving.errors import (
     RequestError,
 )
 from serving.http.problems import problem
+from serving.http.shapes import plain
 from serving.rpc.calls import Calls
 from serving.rpc.metadata import timings
 from serving.telemetry import logs
@@ -147,6 +149,16 @@ async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
             await asyncio.wait({working})
 
 
+async def whole(chunks: AsyncIterator[bytes]) -> bytes:
+    """A body in one piece."""
+    return b"".join([chunk async for chunk in chunks])
+
+
+def json_reply(message: Any) -> Response:
+    """A message of the protocol as JSON."""
+    return Response(json.dumps(plain(message)).encode(), media_type="application/json")
+
+
 def _claim(request: Request, limit: int) -> int:
     """The bytes that a body claims to have, or the limit if it does not tell."""
     text = request.headers.get("content-length")
@@ -156,7 +168,7 @@ def _claim(request: Request, limit: int) -> int:
     if (size := int(text)) > limit:
         raise _too_large(f"a body of {size:,} bytes", limit)
     if not size:
-        raise FieldError("no body", "an image", "curl --data-binary @photo.jpg", field="image")
+        raise FieldError("no body", "a body", "curl --data-binary @FILE")
     return size
 
 

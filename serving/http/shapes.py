@@ -10,6 +10,7 @@ import base64
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.json_format import MessageToDict
 
@@ -121,7 +122,8 @@ def _plain(field: Any, value: Any) -> Any:
         return word(field.enum_type, known.name) if known else str(value)
     if field.type == CPP.TYPE_BYTES:
         return list(value) if field.full_name in NUMBERS else base64.b64encode(value).decode()
-    return value
+    # The shortest text of a float32: 0.3, not 0.30000001192092896.
+    return float(str(np.float32(value))) if field.cpp_type == CPP.CPPTYPE_FLOAT else value
 
 
 def schemas(*descriptors: Descriptor) -> dict[str, Any]:

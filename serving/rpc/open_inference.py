@@ -63,17 +63,17 @@ class OpenInferenceService:
     def handler(self) -> Any:
         """For ``add_generic_rpc_handlers`` of a server."""
         infer = self._calls.unary(
-            f"{NAME}/ModelInfer", self._infer, wire.read_request, wire.write_reply
+            f"{NAME}/ModelInfer", self.infer, wire.read_request, wire.write_reply
         )
         stream = self._calls.streaming(
             f"{NAME}/ModelStreamInfer", self._stream, wire.read_request, wire.write_streamed
         )
         works = {
-            "ServerLive": self._server_live,
-            "ServerReady": self._server_ready,
-            "ModelReady": self._model_ready,
-            "ServerMetadata": self._server_metadata,
-            "ModelMetadata": self._model_metadata,
+            "ServerLive": self.server_live,
+            "ServerReady": self.server_ready,
+            "ModelReady": self.model_ready,
+            "ServerMetadata": self.server_metadata,
+            "ModelMetadata": self.model_metadata,
             "ModelConfig": self._model_config,
             "ModelStatistics": self._model_statistics,
             "RepositoryIndex": self._repository_index,
@@ -84,26 +84,31 @@ class OpenInferenceService:
             SERVICE, works, {"ModelInfer": infer, "ModelStreamInfer": stream}
         )
 
-    async def _server_live(self, request: Any, call: Call) -> Any:
+    async def server_live(self, request: Any, call: Call) -> Any:
+        """The ``ServerLiveResponse``."""
         return pb.ServerLiveResponse(live=True)
 
-    async def _server_ready(self, request: Any, call: Call) -> Any:
+    async def server_ready(self, request: Any, call: Call) -> Any:
+        """The ``ServerReadyResponse``."""
         return pb.ServerReadyResponse(ready=not self._calls.draining)
 
-    async def _model_ready(self, request: Any, call: Call) -> Any:
+    async def model_ready(self, request: Any, call: Call) -> Any:
+        """The ``ModelReadyResponse`` of a ``ModelReadyRequest``."""
         try:
             self._find(request.name, request.version)
         except RequestError:
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=True)
 
-    async def _server_metadata(self, request: Any, call: Call) -> Any:
+    async def server_metadata(self, request: Any, call: Call) -> Any:
+        """The ``ServerMetadataResponse``."""
         version = importlib.metadata.version("wsss")
         return pb.ServerMetadataResponse(
             name="wsss-serving", version=version, extensions=self._extensions
         )
 
-    async def _model_metadata(self, request: Any, call: Call) -> Any:
+    async def model_metadata(self, request: Any, call: Call) -> Any:
+        """The ``ModelMetadataResponse`` of a ``ModelMetadataRequest``."""
         model = self._find(request.name, request.version, call)
         versions = self._models.versions(model.card.name)
         return descriptions.metadata(model, versions, self._config)
@@ -161,7 +166,8 @@ class OpenInferenceService:
         await self._models.unload(request.model_name)
         return pb.RepositoryModelUnloadResponse()
 
-    async def _infer(self, request: InferRequest, call: Call) -> InferReply:
+    async def infer(self, request: InferRequest, call: Call) -> InferReply:
+        """The reply to a request."""
         message = request.message
         model = self._find(message.model_name, message.model_version, call)
         deadline, priority = wishes.deadline(message, call.deadline), wishes.priority(message)
@@ -233,7 +239,7 @@ class OpenInferenceService:
                     final = wishes.parameter(
                         request.message, "triton_enable_empty_final_response", "bool"
                     )
-                    reply = await self._infer(request, call)
+                    reply = await self.infer(request, call)
             except RequestError as error:
                 request_id = "" if isinstance(request, RequestError) else request.message.id
                 empty = pb.ModelInferResponse(id=request_id)

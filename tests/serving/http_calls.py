@@ -42,7 +42,7 @@ class Reply(NamedTuple):
         return json.loads(self.body)
 
 
-def ask(address, path, body=None, headers=None, method=None, timeout=20):
+def ask(address, path, body=None, headers=None, method=None, timeout=120):
     """The reply to a request on a connection of its own; a body is an image unless told."""
     host, _, port = address.rpartition(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=timeout)

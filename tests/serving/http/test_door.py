@@ -46,7 +46,7 @@ def held(server):
         engine.run = run
 
 
-def until(condition, seconds=20.0):
+def until(condition, seconds=120.0):
     ended = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < ended
@@ -59,7 +59,7 @@ def admitted(server):
 
 def connect(server):
     host, port = server.http_address.split(":")
-    return closing(socket.create_connection((host, int(port)), timeout=20))
+    return closing(socket.create_connection((host, int(port)), timeout=120))
 
 
 def answer(connection):
