@@ -218,5 +218,8 @@ async def _no_such_route(request: Request, error: Exception) -> Response:
         allowed = (error.headers or {}).get("Allow", "")
         response = problem(MethodNotAllowed(f"{request.method} of {path}", allowed))
         response.headers["allow"] = allowed
-        return response
-    return problem(PathNotFound(f"no path {path}", "see /openapi.json"))
+    else:
+        response = problem(PathNotFound(f"no path {path}", "see /openapi.json"))
+    # There may be a body, and nobody reads it.
+    response.headers["connection"] = "close"
+    return response

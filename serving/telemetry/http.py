@@ -86,6 +86,8 @@ class HttpServer:
     async def stop(self) -> None:
         """Close the port, if it is open."""
         process, self._process = self._process, None
+        if self.channel:
+            self.channel.close()
         if process and process.stdin:
             self._ticking.cancel()
             process.stdin.close()

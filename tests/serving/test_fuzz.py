@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import os
 import random
+import socket
+from urllib.parse import urlencode
 
 import grpc
 import numpy as np
@@ -16,12 +18,16 @@ import pytest
 from claims import CLAIMS
 from configs import configured
 from google.protobuf import json_format
+from http_calls import ask
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from serving.client.results import ENCODINGS
 from serving.config import Limits
 from serving.errors import ImageError
+from serving.http.problems import STATUS
+from serving.http.shapes import plain
 from serving.images.decoding import decode
 from wsss.v1 import segmentation_pb2 as pb
 
@@ -154,9 +160,8 @@ def fuzzed(repository, tmp_path_factory):
     """A server of its own, with small limits."""
     from servers import running
 
-    with running(
-        configured(repository, limits__max_bytes=2_000_000, limits__max_pixels=200_000)
-    ) as server:
+    limits = {"limits__max_bytes": 2_000_000, "limits__max_pixels": 200_000}
+    with running(configured(repository, network__http_port=0, **limits)) as server:
         yield server
 
 
@@ -191,6 +196,54 @@ def test_any_segment_request_has_a_right_answer(channel, request):
         assert (reply.mask.height, reply.mask.width) == (reply.image.height, reply.image.width)
         assert reply.provenance.sha256
         assert json_format.MessageToJson(reply)
+
+
+@BOUNDED
+@given(
+    data=FILES.filter(len),
+    model=st.sampled_from(["colours", "maps", "x"]),
+    tags=st.lists(st.sampled_from(["red", "green", "blue", "rd", "ü", "字" * 40]), max_size=4),
+    threshold=SHARES,
+    encoding=st.sampled_from(list(ENCODINGS)),
+)
+def test_http_answers_what_grpc_answers(channel, fuzzed, data, model, tags, threshold, encoding):
+    request = pb.SegmentRequest(
+        image=pb.Image(encoded=data),
+        model=model,
+        tags=tags,
+        score_threshold=threshold,
+        encoding=ENCODINGS[encoding],
+    )
+    code, expected = call(channel, "Segment", request.SerializeToString())
+    options = [("format", "json"), ("encoding", encoding), *(("tags", tag) for tag in tags)]
+    if threshold is not None:
+        options.append(("score_threshold", repr(threshold)))
+    path = f"/v1/models/{model}/segment?{urlencode(options)}"
+    reply = ask(fuzzed.http_address, path, data)
+    if code == "OK":
+        assert reply.status == 200
+        assert reply.json["mask"] == plain(pb.SegmentResponse.FromString(expected).mask)
+    else:
+        assert STATUS.get(reply.json["reason"], STATUS[code]) == reply.status
+        check(code, str(reply.json))
+
+
+@BOUNDED
+@given(
+    head=st.sampled_from(["POST /v1/models/colours/segment", "GET /v1/models", "GET /", "PUT *"]),
+    query=st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=30),
+    field=st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=30),
+    body=st.binary(max_size=60),
+)
+def test_any_bytes_by_http_have_an_answer(fuzzed, head, query, field, body):
+    host, port = fuzzed.http_address.split(":")
+    text = f"{head}?{query} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{field}\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=60) as caller:
+        caller.sendall(text.encode("latin-1") + body)
+        caller.shutdown(socket.SHUT_WR)
+        reply = b"".join(iter(lambda: caller.recv(65536), b""))
+    assert not reply or 200 <= int(reply.split(b" ")[1]) < 500
+    assert b"Traceback" not in reply
 
 
 @BOUNDED
