@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute, Route
 from serving.config import ServerConfig
 from serving.errors import FieldError, MethodNotAllowed, ModelNotFound, PathNotFound
 from serving.http import static
-from serving.http.door import Door, Work, json_reply, while_there, whole
+from serving.http.door import Chunks, Door, Work, json_reply, while_there, whole
 from serving.http.openapi import description
 from serving.http.operations import CAM, SEGMENT, Operation
 from serving.http.problems import problem
@@ -156,7 +156,7 @@ class Api:
         limits = self._config.limits
         if request.headers.get("content-type", "").lower().startswith(MULTIPART):
 
-            async def read(chunks: AsyncIterator[bytes]) -> tuple[bytes, list[tuple[str, str]]]:
+            async def read(chunks: Chunks) -> tuple[bytes, list[tuple[str, str]]]:
                 return await _parts(request, chunks, limits.message_bytes)
 
             image, more = await self._door.read(request, call, limits.message_bytes, IMAGES, read)
@@ -171,10 +171,10 @@ class Api:
 
 
 async def _parts(
-    request: Request, chunks: AsyncIterator[bytes], limit: int
+    request: Request, chunks: Chunks, limit: int
 ) -> tuple[bytes, list[tuple[str, str]]]:
     """The only file of a multipart body, and its other fields, which are options."""
-    parser = MultiPartParser(request.headers, chunks, max_files=1, max_fields=MAX_FIELDS)  # type: ignore[arg-type]
+    parser = MultiPartParser(request.headers, chunks, max_files=1, max_fields=MAX_FIELDS)
     # Never to the disk: the memory is counted already.
     parser.spool_max_size = limit + 1
     try:

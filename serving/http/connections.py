@@ -7,7 +7,7 @@ import json
 import logging
 import socket
 from email.utils import formatdate
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from starlette.applications import Starlette
@@ -84,6 +84,6 @@ class _Protocol(H11Protocol):
 
     caller: tuple[str, int]
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(cast(asyncio.Transport, transport))
         self.client = self.caller

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -30,7 +30,8 @@ from serving.telemetry.metrics import Telemetry
 T = TypeVar("T")
 Work = Callable[[Request, Call], Coroutine[Any, Any, Response]]
 Endpoint = Callable[[Request], Awaitable[Response]]
-Read = Callable[[AsyncIterator[bytes]], Awaitable[T]]
+Chunks = AsyncGenerator[bytes, None]
+Read = Callable[[Chunks], Awaitable[T]]
 # The caller left; nobody reads the reply.
 GONE = 499
 
@@ -149,7 +150,7 @@ async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
             await asyncio.wait({working})
 
 
-async def whole(chunks: AsyncIterator[bytes]) -> bytes:
+async def whole(chunks: Chunks) -> bytes:
     """A body in one piece."""
     return b"".join([chunk async for chunk in chunks])
 
@@ -182,7 +183,7 @@ def _too_large(what: str, limit: int) -> ImageTooLarge:
     )
 
 
-async def _chunks(request: Request, limit: int) -> AsyncIterator[bytes]:
+async def _chunks(request: Request, limit: int) -> Chunks:
     size = 0
     async for chunk in request.stream():
         size += len(chunk)

@@ -108,9 +108,12 @@ def plain(message: Any) -> Any:
         if field.has_presence and not message.HasField(field.name):
             continue
         value = getattr(message, field.name)
-        values[field.name] = (
-            [_plain(field, one) for one in value] if field.is_repeated else _plain(field, value)
-        )
+        if field.message_type and field.message_type.GetOptions().map_entry:
+            values[field.name] = dict(value)
+        elif field.is_repeated:
+            values[field.name] = [_plain(field, one) for one in value]
+        else:
+            values[field.name] = _plain(field, value)
     return values
 
 

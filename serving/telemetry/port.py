@@ -168,7 +168,7 @@ class Port:
                 reply = await asyncio.to_thread(self._answer, path, headers)
             else:
                 reply = self._answer(path, headers)
-            await _send(writer, reply, with_body=words[0] != b"HEAD")
+            await _send(writer, reply, with_body=words[:1] != [b"HEAD"])
         elif not self._is_open() or self._inside >= self._entrance.connections:
             await _send(writer, BUSY if self._is_open() else STARTING)
             await _linger(reader, writer)

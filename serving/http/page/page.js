@@ -106,7 +106,10 @@ async function segment() {
     const replies = await Promise.all(chosen.map((model) => model && ask(model, "json")));
     const times = replies.map((reply) => reply && serverTime(reply));
     const bodies = await Promise.all(replies.map((reply) => reply && reply.json()));
-    state.replies = await Promise.all(bodies.map((body, i) => body && unpack(body, chosen[i])));
+    const unpacked = await Promise.all(bodies.map((body, i) => body && unpack(body, chosen[i])));
+    // A later request may have begun while this reply was unpacked.
+    if (request !== state.request) return;
+    state.replies = unpacked;
     show();
     const total = Math.round(performance.now() - began);
     $("stage").dataset.milliseconds = total;

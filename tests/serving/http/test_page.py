@@ -275,13 +275,14 @@ def test_it_fits_small_screens_is_dark_where_wanted_and_asks_only_its_server(
 
 @needs_browser
 def test_everything_is_reached_by_the_keyboard(browser: Any, server: Server, picture: Path):
+    from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.keys import Keys
 
     open_page(browser, server)
     choose(browser, picture)
     reached = set()
     for _ in range(40):
-        browser.switch_to.active_element.send_keys(Keys.TAB)
+        ActionChains(browser).send_keys(Keys.TAB).perform()
         reached.add(browser.execute_script("return document.activeElement.id"))
     expected = {"file", "sample", "model", "other", "score", "sure", "reset", "opacity", "png"}
     assert expected <= reached
