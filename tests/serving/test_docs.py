@@ -11,6 +11,9 @@ from typing import Any
 
 from serving import errors
 from serving.config import ServerConfig
+from serving.http.openapi import description
+from serving.http.operations import CAM, SEGMENT
+from serving.http.problems import STATUS
 from serving.telemetry.metrics import COUNTERS, GAUGES, STAGES, Telemetry
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -76,3 +79,19 @@ def test_every_reason_is_documented_beside_its_code() -> None:
         if kind.reason not in abstract
     }
     assert own <= documented
+
+
+def test_every_path_and_option_of_http_is_documented() -> None:
+    page = (DOCS / "serving-http.md").read_text()
+    paths = set(re.findall(r"^\| `(?:GET|POST) (/v1\S*)` \|", page, re.MULTILINE))
+    assert paths == set(description()["paths"])
+    rows = re.findall(r"^\| (`[a-z_`, ]+`) \| ([a-z`, ]+) \| ", page, re.MULTILINE)
+    documented = {name for names, _ in rows for name in re.findall(r"\w+", names)}
+    assert documented == {"format", "timeout", *SEGMENT.names, *CAM.names}
+
+
+def test_every_status_of_http_is_documented() -> None:
+    page = (DOCS / "serving-http.md").read_text()
+    rows = re.findall(r"^\| ([0-9, ]+) \| ", page, re.MULTILINE)
+    documented = {int(status) for row in rows for status in row.split(",")}
+    assert documented == {status.value for status in STATUS.values()} | {500}

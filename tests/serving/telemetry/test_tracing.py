@@ -63,6 +63,15 @@ def test_a_failed_call_is_an_error_and_a_bad_traceparent_begins_a_trace(spans):
     assert not span.status.is_ok
 
 
+def test_a_call_by_http_has_the_attributes_of_http(spans):
+    call = Call("POST /v1/models/{name}/segment", (), "id-1", None, began=1.0, ended=2.0)
+    (span,) = spans(call).values()
+    assert span.name == "POST /v1/models/{name}/segment"
+    assert span.attributes["http.request.method"] == "POST"
+    assert span.attributes["http.route"] == "/v1/models/{name}/segment"
+    assert "rpc.system" not in span.attributes
+
+
 def test_an_absent_library_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
     with pytest.raises(StartError, match=r"wsss\[otel\]"):
