@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 1.0
 END_SECONDS = 5.0
 BACKLOG = 128
+# The server ends what is idle first, because it can say why.
+SLACK_SECONDS = 30.0
 
 
 class HttpServer:
@@ -122,7 +124,7 @@ class HttpServer:
             and {
                 "channel": entrance.fileno(),
                 "connections": self._config.http.connections,
-                "idle_seconds": self._config.limits.idle_seconds,
+                "idle_seconds": self._config.limits.idle_seconds + SLACK_SECONDS,
             },
         }
         files = [state, pages, *task["sockets"], *([entrance.fileno()] if entrance else [])]

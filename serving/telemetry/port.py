@@ -24,7 +24,7 @@ from serving.access.watched import Watched
 
 # Seconds for the head of the first request, TLS handshake included. A caller that sends a byte now
 # and then would otherwise keep its connection for ever.
-HEAD_SECONDS = 5.0
+HEAD_SECONDS = 10.0
 # Seconds in which a refused sender may go on. Closing at once resets the connection, and the reset
 # overtakes the reply.
 LINGER_SECONDS = 1.0
