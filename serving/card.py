@@ -32,6 +32,8 @@ OUTPUTS: dict[Kind, dict[str, tuple[str, int]]] = {
     "cam": {"cam": ("float32", 4), "scores": ("float32", 2)},
     "tensor": {},
 }
+# The estimated share of wrong pixels, which segmenters of earlier exports do not give.
+DOUBT = {"doubt": ("float32", 2)}
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,13 @@ class Golden:
         output: name of a grey PNG: the mask [H,W] of a segmenter; of a CAM model its maps as 0 to
             255, one class below the other, [K*h,w].
         scores: one per class.
+        doubt: of a segmenter that gives it.
     """
 
     image: str
     output: str
     scores: tuple[float, ...]
+    doubt: float | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class Card:
         min_side, max_side, max_pixels: sizes that the graph takes; other images are scaled.
         score_thresholds: of each class, the image-level score from which it counts as present.
         background_threshold: activation below which a cell is background, where the graph uses one.
+        gives_doubt: whether the graph estimates the share of wrong pixels of its masks.
+        doubt: what its card says of that estimate: what masks it was calibrated on, and how well.
         half_graph: file of the same graph with the network in float16, if there is one.
         warm: input shapes, without the batch axis, to run before the first request.
     """
@@ -81,6 +87,8 @@ class Card:
     max_pixels: int = 0
     score_thresholds: tuple[float, ...] = ()
     background_threshold: float | None = None
+    gives_doubt: bool = False
+    doubt: dict[str, Any] = field(default_factory=dict)
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     protocol: str = ""
@@ -96,6 +104,11 @@ class Card:
     def score_threshold(self) -> float:
         """The smallest of the score thresholds; 0 without classes."""
         return min(self.score_thresholds, default=0.0)
+
+    @property
+    def outputs(self) -> dict[str, tuple[str, int]]:
+        """Type and axes of what the graph must return, at least; of a tensor model nothing."""
+        return OUTPUTS[self.kind] | (DOUBT if self.gives_doubt else {})
 
     @property
     def graph_path(self) -> Path:
@@ -217,12 +230,19 @@ def _image_fields(raw: dict[str, Any]) -> dict[str, Any]:
         **{key: int(raw["input"][key]) for key in ("min_side", "max_side", "max_pixels")},
         "score_thresholds": _score_thresholds(raw["thresholds"], len(raw["classes"])),
         "background_threshold": None if background is None else float(background),
-        "golden": Golden(
-            _text(golden, "image"), _text(golden, "output"), tuple(map(float, golden["scores"]))
-        )
-        if golden
-        else None,
+        "gives_doubt": any(output["name"] == "doubt" for output in raw["outputs"]),
+        "doubt": dict(raw.get("doubt") or {}),
+        "golden": _golden(golden) if golden else None,
     }
+
+
+def _golden(raw: dict[str, Any]) -> Golden:
+    return Golden(
+        _text(raw, "image"),
+        _text(raw, "output"),
+        tuple(map(float, raw["scores"])),
+        None if raw.get("doubt") is None else float(raw["doubt"]),
+    )
 
 
 def _score_thresholds(raw: dict[str, Any], count: int) -> tuple[float, ...]:
@@ -267,7 +287,7 @@ def _image_faults(card: Card, raw: dict[str, Any]) -> Iterator[str]:
     if not INPUT.items() <= raw["input"].items():
         yield "input is not uint8 NHWC RGB named 'image'"
     outputs = {output["name"]: output["dtype"] for output in raw["outputs"]}
-    promise = {name: dtype for name, (dtype, _) in OUTPUTS[card.kind].items()}
+    promise = {name: dtype for name, (dtype, _) in card.outputs.items()}
     if not promise.items() <= outputs.items():
         yield f"outputs are {outputs}, without {promise}"
     golden = card.golden

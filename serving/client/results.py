@@ -135,6 +135,7 @@ class Segmentation:
         boxes: left, top, width, height; only classes with a pixel.
         confidence: uint8 [H,W], if requested.
         cam: the activation maps, if requested.
+        doubt: estimated share of wrong pixels, 0 to 1; None of a model that does not give it.
         reply: the whole ``wsss.v1.SegmentResponse`` with image, provenance and timings.
     """
 
@@ -146,6 +147,7 @@ class Segmentation:
     boxes: dict[str, Box]
     confidence: Pixels | None
     cam: Cam | None
+    doubt: float | None
     model: str
     version: int
     reply: Any
@@ -200,6 +202,7 @@ def segmentation(reply: Any) -> Segmentation:
         boxes={result.name: _box(result.box) for result in reply.classes if result.HasField("box")},
         confidence=_plane(reply.confidence) if reply.HasField("confidence") else None,
         cam=cam(reply) if reply.HasField("cam") else None,
+        doubt=reply.doubt if reply.HasField("doubt") else None,
         model=reply.provenance.model,
         version=reply.provenance.version,
         reply=reply,

@@ -135,7 +135,8 @@ def segment(
         name: {"score": scores[name], "pixels": areas[name], "box": boxes.get(name)}
         for name in result.present
     }
-    print(json.dumps({"mask": str(target), "found": shares}))
+    doubt = {} if result.doubt is None else {"doubt": result.doubt}
+    print(json.dumps({"mask": str(target), "found": shares, **doubt}))
 
 
 def health(

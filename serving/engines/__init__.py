@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from serving.card import OUTPUTS, Card
+from serving.card import Card
 from serving.errors import OutputError
 
 Inputs = Mapping[str, npt.NDArray[np.generic]]
@@ -134,12 +134,13 @@ def check_outputs(card: Card, outputs: Outputs, batch: int, height: int, width: 
         "confidence": (batch, height, width),
         "scores": (batch, classes),
         "cam": (batch, classes, None, None),
+        "doubt": (batch, 1),
     }
-    for name, (dtype, _) in OUTPUTS[card.kind].items():
+    for name, (dtype, _) in card.outputs.items():
         if name not in outputs:
             raise OutputError(
                 f"the graph of {card.name} has no output {name!r}",
-                f"{', '.join(OUTPUTS[card.kind])}",
+                f"{', '.join(card.outputs)}",
             )
         array, shape = outputs[name], shapes[name]
         same = len(array.shape) == len(shape) and all(

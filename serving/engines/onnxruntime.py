@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from serving.card import HINT, OUTPUTS, Card
+from serving.card import HINT, Card
 from serving.engines import Inputs, Outputs, Stop, TensorSpec
 from serving.errors import RepositoryError
 
@@ -54,7 +54,7 @@ class OnnxRuntimeEngine:
         outputs = _specs(session.get_outputs(), card)
         # A graph may have more outputs than its kind promises; those are not computed.
         self.outputs = tuple(
-            spec for spec in outputs if card.kind == "tensor" or spec.name in OUTPUTS[card.kind]
+            spec for spec in outputs if card.kind == "tensor" or spec.name in card.outputs
         )
         self._names = [spec.name for spec in self.outputs]
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from serving.card import HINT, OUTPUTS, Card
+from serving.card import HINT, Card
 from serving.engines import Inputs, Outputs, Plan, Stop, TensorSpec
 from serving.errors import RepositoryError
 
@@ -67,7 +67,7 @@ class OpenVinoEngine:
         try:
             model = core.read_model(card.graph_path)
             for result in list(model.get_results()) if card.kind != "tensor" else ():
-                if result.output(0).any_name not in OUTPUTS[card.kind]:
+                if result.output(0).any_name not in card.outputs:
                     model.remove_result(result)
             self._compiled = core.compile_model(model, "CPU", _options(plan, bf16))
         # The library raises RuntimeError and types of its own.

@@ -73,6 +73,9 @@ class Segmented:
         runs: of ``labels``.
         areas: int64 [K+1], pixels per label.
         activated: the maps behind the mask of a CAM model.
+        doubt: estimated share of wrong pixels of the model's own mask, before tags, classes and
+            thresholds of the request change it; None of a model that does not give it. Of several
+            tiles it is their mean.
     """
 
     labels: Pixels
@@ -81,6 +84,7 @@ class Segmented:
     runs: Runs
     areas: npt.NDArray[np.int64]
     activated: Activated | None = None
+    doubt: float | None = None
 
 
 @dataclass(frozen=True)
@@ -171,6 +175,7 @@ class Answer:
     def __init__(self, canvas: Canvas, card: Card, options: Options) -> None:
         self._canvas, self._card, self._options = canvas, card, options
         self._scores: Floats = np.zeros(len(card.classes), np.float32)
+        self._doubts: list[float] = []
         self._masks = tiling.MaskStitcher(canvas.tiling) if card.kind == "segmenter" else None
         self._maps = tiling.MapStitcher(canvas.tiling)
 
@@ -183,6 +188,8 @@ class Answer:
         for outputs in row:
             check_outputs(self._card, outputs, 1, *self._canvas.model_size)
             self._scores = np.maximum(self._scores, _finite(outputs, "scores", self._card))
+            if self._card.gives_doubt:
+                self._doubts.append(float(_finite(outputs, "doubt", self._card)[0]))
         if self._masks:
             self._masks.add([self._mask_of(outputs) for outputs in row])
         else:
@@ -202,7 +209,8 @@ class Answer:
             confidence = np.where(whole == labels, confidence, np.uint8(0))
         runs = encodings.label_runs(labels)
         areas = encodings.areas(runs)[: len(self._card.labels)]
-        return Segmented(labels, confidence, self._scores, runs, areas, activated)
+        doubt = float(np.mean(self._doubts)) if self._doubts else None
+        return Segmented(labels, confidence, self._scores, runs, areas, activated, doubt)
 
     def _shown(self) -> list[int]:
         """The classes that the mask may hold."""

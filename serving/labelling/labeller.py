@@ -181,6 +181,7 @@ class Labeller:
         self._check_mask(config.target / part, entry, data)
         write_atomic(config.target / part, data)
         scores = zip(card.classes, result.scores)
+        doubt = {} if result.doubt is None else {"doubt": round(result.doubt, 6)}
         return {
             "mask": part.as_posix(),
             "height": canvas.height,
@@ -195,6 +196,7 @@ class Labeller:
             "settings": self._settings,
             "scores": {name: round(float(score), 6) for name, score in scores},
             "areas": {name: int(area) for name, area in zip(card.labels, result.areas) if area},
+            **doubt,
         }
 
     def _check_mask(self, path: Path, entry: Entry, data: bytes) -> None:

@@ -14,7 +14,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from serving.card import HINT, OUTPUTS, Card
+from serving.card import HINT, Card
 from serving.config import Limits
 from serving.engines import Engine, Inputs, Outputs, check_outputs
 from serving.errors import ConfigError, OutputError, RepositoryError, RequestError
@@ -46,10 +46,10 @@ def check_promise(card: Card, engine: Engine) -> None:
         return
     inputs = [(spec.name, spec.dtype) for spec in engine.inputs]
     names = sorted(spec.name for spec in engine.outputs)
-    if inputs != [("image", "uint8")] or not set(OUTPUTS[card.kind]) <= set(names):
+    if inputs != [("image", "uint8")] or not card.outputs.keys() <= set(names):
         raise RepositoryError(
             f"{where} has the inputs {inputs} and outputs {names}",
-            f"the input 'image' of uint8 and the outputs {list(OUTPUTS[card.kind])}",
+            f"the input 'image' of uint8 and the outputs {list(card.outputs)}",
             HINT,
         )
     image = golden_image(card)
@@ -177,7 +177,7 @@ def _check_batch_axes(card: Card, engine: Engine) -> None:
 
 
 def _values(card: Card, outputs: Outputs) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """The outputs as a golden file holds them, and the scores.
+    """The outputs as a golden file holds them, and the scores, with the doubt as the last one.
 
     Raises:
         OutputError: not finite, or out of range.
@@ -191,6 +191,8 @@ def _values(card: Card, outputs: Outputs) -> tuple[npt.NDArray[np.uint8], npt.ND
         raise OutputError(
             f"a mask of {card.name} has the label {int(labels.max())}", f"0 to {len(card.classes)}"
         )
+    if card.gives_doubt:
+        scores = np.concatenate([scores, _in_range(card, "doubt", outputs)])
     return labels, scores
 
 
@@ -218,7 +220,10 @@ def _compare(card: Card, values: npt.NDArray[np.uint8], scores: npt.NDArray[np.f
         )
     apart = np.abs(golden.astype(np.int16) - values)
     equal = float((apart <= (0 if card.kind == "segmenter" else MAX_LEVELS)).mean())
-    worst = _worst(scores, card.golden.scores)
+    golden_scores = card.golden.scores
+    if card.golden.doubt is not None:
+        golden_scores = (*golden_scores, card.golden.doubt)
+    worst = _worst(scores[: len(golden_scores)], golden_scores)
     if equal < MIN_EQUAL or not worst <= MAX_SCORE_DIFFERENCE:
         raise RepositoryError(
             f"{card.graph_path} matches {equal:.1%} of its golden output, and its scores are up to"

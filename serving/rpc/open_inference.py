@@ -14,6 +14,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import grpc
+import numpy as np
 
 from serving.config import ServerConfig
 from serving.engines import Inputs, Outputs, check_outputs
@@ -319,7 +320,10 @@ def _full_size(outputs: Outputs, canvas: pipeline.Canvas, model: Served) -> Outp
         maps = answer.activated()
         return {"cam": maps.maps[None], "scores": maps.scores[None]}
     result = answer.segmented()
-    return {name: getattr(result, attribute)[None] for name, attribute in SEGMENTED.items()}
+    maps = {name: getattr(result, attribute)[None] for name, attribute in SEGMENTED.items()}
+    if result.doubt is not None:
+        maps["doubt"] = np.array([[result.doubt]], np.float32)
+    return maps
 
 
 def _reply(message: Any, model: Served, choice: dict[str, int], outputs: Outputs) -> InferReply:

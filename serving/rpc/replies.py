@@ -204,6 +204,8 @@ def model(card: Card, versions: Sequence[int], engine: str) -> Any:
         # Beside ``score_threshold``, the smallest of them.
         own = dict(zip(card.classes, card.score_thresholds, strict=True))
         message.metrics.update({"score_thresholds": own})
+    if card.gives_doubt:
+        message.metrics.update({"doubt": card.doubt})
     if card.created:
         message.created.FromDatetime(card.created)
     return message

@@ -121,6 +121,7 @@ class SegmentationService:
                 cam=replies.cam(result.activated, form, model.card, picture)
                 if request.cam and result.activated
                 else None,
+                doubt=result.doubt,
             )
 
         return await self._answer(request, job, reply)

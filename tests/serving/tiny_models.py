@@ -42,6 +42,21 @@ def segmenter_nodes() -> list[Any]:
     ]
 
 
+def expected_doubt(pixels: npt.NDArray[np.uint8]) -> float:
+    """What a segmenter with doubt says of uint8 [H,W,3]: the darker, the more doubtful."""
+    return float(1 - pixels.max(axis=2).mean() / 255)
+
+
+def doubt_nodes() -> list[Any]:
+    node = helper.make_node
+    return [
+        node("ReduceMax", ["pixels"], ["lights"], axes=[3], keepdims=1),
+        node("ReduceMean", ["lights"], ["light"], axes=[1, 2], keepdims=0),
+        node("Div", ["light", "white"], ["certainty"]),
+        node("Sub", ["one", "certainty"], ["doubt"]),
+    ]
+
+
 def cam_nodes() -> list[Any]:
     node = helper.make_node
     return [
@@ -58,11 +73,16 @@ OUTPUTS = {
     "segmenter": {"mask": ("uint8", 3), "scores": ("float32", 2), "confidence": ("uint8", 3)},
     "cam": {"cam": ("float32", 4), "scores": ("float32", 2)},
 }
+DOUBT = {"doubt": ("float32", 2)}
 TENSOR_INPUTS, TENSOR_OUTPUTS = ("x", "y"), ("sum", "twice")
 TYPES = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}
 
 
-def graph(kind: str) -> Any:
+def outputs_of(kind: str, doubt: bool) -> dict[str, tuple[str, int]]:
+    return OUTPUTS[kind] | (DOUBT if doubt else {})
+
+
+def graph(kind: str, doubt: bool = False) -> Any:
     far = 2**31 - 1
     constants = {
         "one": np.float32(1),
@@ -75,10 +95,11 @@ def graph(kind: str) -> Any:
         "steps": np.array([4, 4]),
     }
     nodes = segmenter_nodes() if kind == "segmenter" else cam_nodes()
+    nodes += doubt_nodes() if doubt else []
     used = {name for node in nodes for name in node.input}
     outputs = [
         helper.make_tensor_value_info(name, TYPES[dtype], [f"{name}{axis}" for axis in range(rank)])
-        for name, (dtype, rank) in OUTPUTS[kind].items()
+        for name, (dtype, rank) in outputs_of(kind, doubt).items()
     ]
     made = helper.make_graph(
         nodes,
@@ -111,7 +132,7 @@ def tensor_graph() -> Any:
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
 
 
-def card(name: str, version: int, kind: str, digest: str) -> dict[str, Any]:
+def card(name: str, version: int, kind: str, digest: str, doubt: bool = False) -> dict[str, Any]:
     return {
         "format": 1,
         "name": name,
@@ -134,8 +155,9 @@ def card(name: str, version: int, kind: str, digest: str) -> dict[str, Any]:
         },
         "outputs": [
             {"name": output, "dtype": dtype, "shape": ["N"] * rank}
-            for output, (dtype, rank) in OUTPUTS[kind].items()
+            for output, (dtype, rank) in outputs_of(kind, doubt).items()
         ],
+        **({"doubt": {"from": "pseudo masks of train"}} if doubt else {}),
         "scales": [1.0],
         "flip": False,
         "thresholds": {"background": 0.5, "score": 0.3},
@@ -195,18 +217,19 @@ def export(
     version: int = 1,
     changes: dict[str, Any] | None = None,
     golden: bool = False,
+    doubt: bool = False,
 ) -> Path:
     """Write a model below ``root`` with a right card, then apply ``changes`` to the card; returns
     the folder.
     """
     folder = root / name / str(version)
     folder.mkdir(parents=True)
-    save(tensor_graph() if kind == "tensor" else graph(kind), folder / "model.onnx")
+    save(tensor_graph() if kind == "tensor" else graph(kind, doubt), folder / "model.onnx")
     digest = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
     made = (
         tensor_card(name, version, digest)
         if kind == "tensor"
-        else card(name, version, kind, digest)
+        else card(name, version, kind, digest, doubt)
     )
     if golden:
         add_golden(folder, made)
@@ -223,5 +246,7 @@ def add_golden(folder: Path, card: dict[str, Any]) -> None:
     Image.fromarray(output).save(folder / "golden_output.png")
     scores = [float(value) for value in pixels.mean((0, 1)) / 255]
     card["golden"] = {"image": "golden_image.png", "output": "golden_output.png", "scores": scores}
+    if "doubt" in card:
+        card["golden"]["doubt"] = expected_doubt(pixels)
     for name in ("golden_image.png", "golden_output.png"):
         card["sha256"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()

@@ -36,6 +36,15 @@ def export(
             )
         ),
     ] = True,
+    doubt: Annotated[
+        str,
+        typer.Option(
+            help=(
+                "What the segmenter's doubt is calibrated on: auto (the masks that trained it), a"
+                " list with true masks, or off."
+            )
+        ),
+    ] = "auto",
     json_: Json = False,
     log: LogOption = Log.text,
 ) -> None:
@@ -54,7 +63,7 @@ def export(
         raise ConfigError(
             f"--scales {scales}", "numbers separated by commas, for example 0.75,1,1.25"
         ) from error
-    reports = export_run(run, name, repository, kind, factors, flip, precision, say, verdict)
+    reports = export_run(run, name, repository, kind, factors, flip, precision, say, verdict, doubt)
     if json_:
         print(json.dumps(reports, indent=1))
         return

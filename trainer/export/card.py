@@ -52,6 +52,7 @@ def finished_card(
         "supervision": fields["supervision"],
         "source": dict(fields["source"]),
         "metrics": dict(fields["metrics"]),
+        **({"doubt": dict(fields["doubt"])} if "doubt" in graph.outputs else {}),
         "parity": dict(parities[full]),
         "golden": dict(golden),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -73,8 +74,8 @@ def _tensors(graph: PixelGraph, classes: int, limits: Mapping[str, int]) -> dict
     """The card's ``input`` and ``outputs``."""
     pixels = {"name": "image", "dtype": "uint8", "layout": "NHWC", "color": "RGB"}
     outputs = [
-        {"name": key, "dtype": dtype, "shape": [classes if d == "K" else d for d in shape]}
-        for key, (dtype, shape) in graph.outputs.items()
+        {"name": key, "dtype": dtype, "shape": graph.shape(key, classes)}
+        for key, (dtype, _) in graph.outputs.items()
     ]
     return {"input": pixels | dict(limits), "outputs": outputs}
 
@@ -88,8 +89,8 @@ def triton_config(graph: PixelGraph, name: str, classes: int) -> str:
         return f'  {{ name: "{key}" data_type: {kind} dims: [ {", ".join(map(str, dims))} ] }}'
 
     outputs = [
-        tensor(k, dtype, [classes if d == "K" else -1 for d in shape[1:]])
-        for k, (dtype, shape) in graph.outputs.items()
+        tensor(k, dtype, [d if isinstance(d, int) else -1 for d in graph.shape(k, classes)[1:]])
+        for k, (dtype, _) in graph.outputs.items()
     ]
     lines = [
         f'name: "{name}"',

@@ -12,6 +12,7 @@ from trainer.data.dataset import Dataset
 from trainer.data.formats.opening import reopen_data
 from trainer.data.pixels import read_image
 from trainer.errors import ConfigError, RunError, nearest
+from trainer.evaluation.calibration import Reference, reference_of
 from trainer.evaluation.measure import current_evaluation
 from trainer.export.card import card_from_manifest
 from trainer.export.publish import export_model, holds_model
@@ -20,6 +21,7 @@ from trainer.export.score_thresholds import (
     classifier_thresholds,
     segmenter_thresholds,
 )
+from trainer.export.training_images import calibration_of
 from trainer.maps.protocols import CamsConfig, protocol_of
 from trainer.methods.registry import load_method
 from trainer.nets.graphs import CamGraph, PixelGraph, SegmenterGraph
@@ -44,6 +46,7 @@ def export_run(
     precision: str = "fp32",
     say: Callable[[str], None] = lambda text: None,
     verdict: bool = True,
+    doubt: str = "auto",
 ) -> list[dict[str, Any]]:
     """Publish a run's segmenter as ``name``, and its CAM model as ``name-cam`` or, alone, ``name``.
 
@@ -54,6 +57,8 @@ def export_run(
         precision: ``fp32``, or ``fp16`` for a second graph in float16, for TensorRT.
         say: receives a line before each model.
         verdict: choose a score threshold for each class, and keep classes under it out of masks.
+        doubt: what the segmenter's doubt is calibrated on: ``auto``, the masks that trained it;
+            ``off`` for a graph without doubt; or the name of a list with true masks.
 
     Returns:
         The ``ExportReport`` of each model in plain JSON values.
@@ -61,6 +66,7 @@ def export_run(
     Raises:
         ConfigError: an unknown kind or precision.
         RunError: the run has not finished the stage.
+        DataError: ``doubt`` is no list with true masks.
         TargetError: the model's folder lies in the data, or holds something else.
         ExportError: the graph differs from PyTorch; that model is not published.
     """
@@ -69,6 +75,9 @@ def export_run(
     names = _names(run, kind, name)
     dataset = reopen_data(run.manifest)
     _check_folders(repository, names.values(), dataset)
+    reference = None
+    if doubt != "off" and "segmenter" in names:
+        reference = reference_of(run, dataset, None if doubt == "auto" else doubt)
     evaluation, images = current_evaluation(run_dir), _images(dataset, run)
     reports, half = [], precision == "fp16"
     for each, model in names.items():
@@ -77,6 +86,8 @@ def export_run(
         card = card_from_manifest(run.manifest, each, run.path.name, evaluation)
         if verdict:
             card["thresholds"] |= _decided(graph, run, dataset)
+        if isinstance(graph, SegmenterGraph) and reference:
+            card |= _with_doubt(graph, reference)
         report = export_model(graph, card, repository, model, images, half=half)
         reports.append({**asdict(report), "path": str(report.path)})
     return reports
@@ -140,6 +151,16 @@ def _decided(graph: PixelGraph, run: Run, dataset: Dataset) -> dict[str, Any]:
     else:
         thresholds = chosen
     return card_entry(thresholds, dataset.classes, run.manifest["train_list"])
+
+
+def _with_doubt(graph: SegmenterGraph, reference: Reference) -> dict[str, Any]:
+    """Let the graph give its doubt, and return what the card says of it."""
+    calibration = calibration_of(graph, reference)
+    # Masks of ignored pixels alone say nothing.
+    if calibration is None:
+        return {}
+    graph.add_doubt(calibration.wrong.tolist())
+    return {"doubt": calibration.card_entry()}
 
 
 def _segmenter(run: Run, scales: Sequence[float], flip: bool) -> PixelGraph:

@@ -82,9 +82,9 @@ def write_golden(
         limits: ``min_side``, ``max_side`` and ``max_pixels`` of the card.
 
     Returns:
-        The card's ``golden``: names of both files, and the scores. The output of a segmenter is its
-        mask, grey [H,W]; that of a CAM model its maps as 0 to 255, the classes one below the other,
-        grey [K*h,w].
+        The card's ``golden``: names of both files, the scores and perhaps the doubt. The output of
+        a segmenter is its mask, grey [H,W]; that of a CAM model its maps as 0 to 255, the classes
+        one below the other, grey [K*h,w].
     """
     image = golden_image(limits)
     if isinstance(graph, SegmenterGraph):
@@ -97,8 +97,10 @@ def write_golden(
         output = levels.reshape(-1, levels.shape[2])
     Image.fromarray(image).save(folder / IMAGE)
     Image.fromarray(output).save(folder / OUTPUT)
+    doubt = {"doubt": round(float(results["doubt"][0, 0]), 6)} if "doubt" in results else {}
     return {
         "image": IMAGE,
         "output": OUTPUT,
         "scores": [round(float(score), 6) for score in results["scores"][0]],
+        **doubt,
     }

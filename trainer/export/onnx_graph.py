@@ -138,8 +138,8 @@ def assembled(
     types = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}
     value = helper.make_tensor_value_info
     outputs = [
-        value(name, types[dtype], [classes if d == "K" else d for d in shape])
-        for name, (dtype, shape) in graph.outputs.items()
+        value(name, types[dtype], graph.shape(name, classes))
+        for name, (dtype, _) in graph.outputs.items()
     ]
     body = helper.make_graph(
         nodes, graph.kind, [value("image", TensorProto.UINT8, ["N", "H", "W", 3])], outputs, weights

@@ -37,7 +37,8 @@ class Parity:
         equal_pixels: smallest share of equal label pixels in an image; None for a CAM graph.
         max_abs_scores: largest difference of an image score.
         close_confidence: smallest share of pixels whose confidence is at most 1 of 255 apart; None
-        for a CAM graph.
+            for a CAM graph.
+        max_abs_doubt: largest difference of the doubt of an image; None for a graph without it.
     """
 
     images: int
@@ -45,13 +46,18 @@ class Parity:
     equal_pixels: float | None
     max_abs_scores: float
     close_confidence: float | None
+    max_abs_doubt: float | None = None
 
     def failures(self, limits: tuple[float, float] = EXACT) -> list[str]:
         """The figures beyond the limits, in words; a NaN fails."""
         min_equal, max_difference = limits
         texts = []
         # Written as "not within", which a NaN is.
-        for name, value in (("CAM", self.max_abs_cam), ("score", self.max_abs_scores)):
+        for name, value in (
+            ("CAM", self.max_abs_cam),
+            ("score", self.max_abs_scores),
+            ("doubt", self.max_abs_doubt),
+        ):
             if value is not None and not value <= max_difference:
                 texts.append(f"largest {name} difference {value:.2g} (limit {max_difference:g})")
         for name, value in (
@@ -114,7 +120,9 @@ def compare(graph: PixelGraph, path: Path, batches: Sequence[npt.NDArray[np.uint
     Raises:
         ExportError: the file does not load, or fails on a batch.
     """
-    differences: dict[str, list[float]] = {"cam": [], "scores": [], "mask": [], "confidence": []}
+    differences: dict[str, list[float]] = {
+        key: [] for key in ("cam", "scores", "mask", "confidence", "doubt")
+    }
     try:
         session = open_graph(path)
         for batch in batches:
@@ -133,6 +141,7 @@ def compare(graph: PixelGraph, path: Path, batches: Sequence[npt.NDArray[np.uint
         equal_pixels=min(differences["mask"]) if differences["mask"] else None,
         max_abs_scores=float(np.max(differences["scores"])),
         close_confidence=min(differences["confidence"]) if differences["confidence"] else None,
+        max_abs_doubt=float(np.max(differences["doubt"])) if differences["doubt"] else None,
     )
 
 
@@ -141,8 +150,8 @@ def difference(
 ) -> dict[str, list[float]]:
     """One figure per output and image.
 
-    It is the largest difference of CAM values and scores, and the share of equal (mask) or close
-    (confidence) pixels.
+    It is the largest difference of CAM values, scores and doubt, and the share of equal (mask) or
+    close (confidence) pixels.
     """
     image = torch.from_numpy(batch)
     with torch.inference_mode():
@@ -152,8 +161,8 @@ def difference(
             # By the file's own scores: a score that rounding moves over its threshold changes the
             # whole mask, and is an error of the score only.
             scores, logits = torch.from_numpy(outputs["scores"]), [result[0] for result in results]
-            mask, confidence = graph.mask(image, logits, scores)
-            tensors = mask, tensors[1], confidence
+            mask, _, *others = graph.finished(image, logits, scores)
+            tensors = mask, tensors[1], *others
         truth = {k: v.numpy() for k, v in zip(graph.outputs, tensors)}
         gaps = {k: np.abs(outputs[k].astype(np.float64) - truth[k]) for k in truth}
         if isinstance(graph, CamGraph):
@@ -161,7 +170,7 @@ def difference(
             gaps["cam"] *= np.minimum(1, peak / CAM_NOISE_PEAK)
     figures = {}
     for key, gap in gaps.items():
-        if key in ("cam", "scores"):
+        if key in ("cam", "scores", "doubt"):
             figures[key] = [float(np.max(part)) for part in gap]
         else:
             limit = {"mask": 0, "confidence": 1}[key]

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from trainer.data.dataset import Dataset, Record
-from trainer.data.pixels import read_image
-from trainer.data.sizes import PIXELS, shrunk, working_size
 from trainer.evaluation.image_counts import group_numbers
 from trainer.evaluation.image_scores import FILE, ImageScores, Values
 from trainer.evaluation.metrics import finite_or_none
 from trainer.evaluation.score_threshold import LOW, NEUTRAL, ScoreThreshold, choose_score_thresholds
+from trainer.export.training_images import graph_on_images
 from trainer.nets.graphs import SegmenterGraph
-from trainer.progress import progress_bar
 from trainer.run import Run
-from trainer.training.inference import inference
 
 IMAGES = 300
 """How many training images a segmenter looks at, at most: one forward pass each."""
@@ -42,19 +37,9 @@ def segmenter_thresholds(run: Run, dataset: Dataset, graph: SegmenterGraph) -> l
     """
     records = spread(dataset.subset(run.manifest["train_list"]), IMAGES)
     rows = []
-    # A copy, since the network goes to the best device and layout here.
-    copied = copy.deepcopy(graph)
-    with (
-        inference(copied, "fp32") as target,
-        progress_bar("score thresholds", len(records)) as advance,
-    ):
-        for record in records:
-            pixels = read_image(record.image)
-            size = working_size(pixels.shape[:2], PIXELS, max(1.0, *graph.scales))
-            image_1HW3 = torch.tensor(shrunk(pixels, size))[None].to(target)
-            results = [copied.run(view)[0] for view in copied.views(image_1HW3)]
-            rows.append(copied.scores(results, 1)[0].cpu().numpy())
-            advance()
+    for _, copied, image_1HW3 in graph_on_images(graph, records, "score thresholds"):
+        results = [copied.run(view)[0] for view in copied.views(image_1HW3)]
+        rows.append(copied.scores(results, 1)[0].cpu().numpy())
     return _chosen(np.stack(rows).astype(np.float64), dataset, records, least=NEUTRAL)
 
 

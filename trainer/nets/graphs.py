@@ -32,6 +32,9 @@ CAM_STRIDE = 4
 OPSET = 18
 # Far below any logit, and a number that float16 holds.
 EXCLUDED = -1e4
+DOUBT_STRIDE = 4
+"""``doubt`` looks at every fourth pixel of every fourth row. Confidences come from logits of a
+coarser grid, so the other pixels would add work and memory, but nothing to a mean."""
 Results = list[tuple[torch.Tensor, ...]]
 
 
@@ -50,7 +53,7 @@ class PixelGraph(nn.Module):
     """
 
     kind = ""
-    outputs: dict[str, tuple[str, tuple[str, ...]]] = {}  # noqa: RUF012
+    outputs: dict[str, tuple[str, tuple[str | int, ...]]] = {}  # noqa: RUF012
     merging = ""
     mean: torch.Tensor
     std: torch.Tensor
@@ -114,6 +117,10 @@ class PixelGraph(nn.Module):
         if not self.flip:
             return maps_BKhw
         return maps_BKhw[:count] + maps_BKhw[count:].flip(3)
+
+    def shape(self, output: str, classes: int) -> list[str | int]:
+        """Axes of an output of a network of K ``classes``: names of the free ones, lengths."""
+        return [classes if axis == "K" else axis for axis in self.outputs[output][1]]
 
     def protocol(self) -> str:
         """One line for the card: which views are run, and how they are merged."""
@@ -218,11 +225,12 @@ class CamGraph(PixelGraph):
 
 
 class SegmenterGraph(PixelGraph):
-    """Label map, image scores and confidence of a segmenter.
+    """Label map, image scores, confidence and, after ``add_doubt``, doubt of a segmenter.
 
     ``image uint8 [N,H,W,3]`` -> ``mask uint8 [N,H,W]`` in 0..K; ``scores float32 [N,K]``: the
     highest merged probability of each foreground class, at the feature resolution of the largest
-    scale; ``confidence uint8 [N,H,W]``: round(255 * merged probability of the winning label).
+    scale; ``confidence uint8 [N,H,W]``: round(255 * merged probability of the winning label);
+    ``doubt float32 [N,1]``: the estimated share of wrong pixels.
 
     Every view's logits go bilinearly to (H, W) and through the soft-max;
     several views merge as the **mean of their probabilities**, then arg-max: what
@@ -241,6 +249,7 @@ class SegmenterGraph(PixelGraph):
 
     kind = "segmenter"
     least: torch.Tensor | None
+    wrong: torch.Tensor | None
     outputs = {  # noqa: RUF012
         "mask": ("uint8", ("N", "H", "W")),
         "scores": ("float32", ("N", "K")),
@@ -263,6 +272,7 @@ class SegmenterGraph(PixelGraph):
         )
         self.merging = f"bilinear to the image size, {mean}, arg-max"
         self.register_buffer("least", None, persistent=False)
+        self.register_buffer("wrong", None, persistent=False)
 
     def require_scores(self, thresholds_K: Sequence[float]) -> None:
         """Keep classes out of the mask of an image whose score for them is under the threshold.
@@ -273,21 +283,42 @@ class SegmenterGraph(PixelGraph):
         self.least = torch.tensor(thresholds_K, dtype=torch.float32)
         self.merging += ", among the classes that reach their score threshold"
 
+    def add_doubt(self, wrong_256: Sequence[float]) -> None:
+        """Give the graph the output ``doubt``: the mean, over the pixels, of the share of wrong
+        pixels at each confidence 0..255.
+        """
+        self.wrong = torch.tensor(wrong_256, dtype=torch.float32)
+        # Of this graph only: the class attribute belongs to all.
+        self.outputs = {**self.outputs, "doubt": ("float32", ("N", 1))}
+
     def run(self, view_B3hw: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Logits ``[B,L,h,w]``."""
         return (self.net(view_B3hw),)
 
     def after(self, image_NHW3: torch.Tensor, results: Results) -> tuple[torch.Tensor, ...]:
-        """``mask``, ``scores`` and ``confidence``."""
+        """``mask``, ``scores``, ``confidence`` and perhaps ``doubt``."""
         logits = [result[0] for result in results]
-        scores_NK = self.scores(logits, image_NHW3.shape[0])
-        mask_NHW, confidence_NHW = self.mask(image_NHW3, logits, scores_NK)
-        return mask_NHW, scores_NK, confidence_NHW
+        return self.finished(image_NHW3, logits, self.scores(logits, image_NHW3.shape[0]))
+
+    def finished(
+        self, image_NHW3: torch.Tensor, logits: Sequence[torch.Tensor], scores_NK: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """The outputs for image scores, which say what classes may win."""
+        mask_NHW, levels_NHW = self.mask(image_NHW3, logits, scores_NK)
+        outputs = mask_NHW, scores_NK, levels_NHW.to(torch.uint8)
+        return outputs if self.wrong is None else (*outputs, self.doubt(levels_NHW, self.wrong))
+
+    def doubt(self, levels_NHW: torch.Tensor, wrong_256: torch.Tensor) -> torch.Tensor:
+        """``float32 [N,1]`` of confidences 0..255, as floats: TensorRT has bytes as inputs and
+        outputs only.
+        """
+        levels_Nhw = levels_NHW[:, ::DOUBT_STRIDE, ::DOUBT_STRIDE].long()
+        return nn.functional.embedding(levels_Nhw, wrong_256[:, None]).mean((1, 2))
 
     def mask(
         self, image_NHW3: torch.Tensor, logits: Sequence[torch.Tensor], scores_NK: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """``mask`` and ``confidence`` for image scores, which say what classes may win."""
+        """``mask``, and ``confidence`` in float32, for image scores."""
         count, *size = image_NHW3.shape[:3]
         count_views = len(logits) * (2 if self.flip else 1)
         # Before the resize, where maps are small; every view leaves out the same classes.
@@ -308,7 +339,7 @@ class SegmenterGraph(PixelGraph):
             total_NLHW = add_up([self.merge_flip(softmax(x), count) for x in large])
             peak_NHW, mask_NHW = largest_of(planes_of(total_NLHW))
             top_NHW = peak_NHW / count_views
-        return mask_NHW, (top_NHW * 255).round().to(torch.uint8)
+        return mask_NHW, (top_NHW * 255).round()
 
     def scores(self, logits: Sequence[torch.Tensor], count: int) -> torch.Tensor:
         """Image scores ``[N,K]`` of the logits of all views, one ``[B,L,h,w]`` a scale."""

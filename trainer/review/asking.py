@@ -15,13 +15,14 @@ from trainer.data.dataset import Dataset, Record, check_images
 from trainer.data.formats.opening import reopen_data
 from trainer.data.image_files import image_id, list_images
 from trainer.errors import DataError, some
+from trainer.evaluation.calibration import Calibration
 from trainer.evaluation.image_counts import group_numbers
 from trainer.methods.registry import load_method
 from trainer.nets.backbone import Backbone
 from trainer.outputs import check_folder
 from trainer.predict import segmenter_weights
 from trainer.review.choice import Choice, choose
-from trainer.review.doubt import Doubt, doubts
+from trainer.review.doubt import Doubt, calibration_of, doubts
 from trainer.review.forms import form_of
 from trainer.review.labels import Labels
 from trainer.review.ledger import read_ledger
@@ -100,7 +101,8 @@ def ask(run_dir: Path, out: Path, wish: Wish) -> dict[str, Any]:
     records = _candidates(dataset, run, wish)
     check_images(records)
     model = Model.of(run, dataset, wish.device)
-    opinions, looks = examine(model, dataset, records)
+    calibration = calibration_of(model, dataset)
+    opinions, looks = examine(model, dataset, records, calibration)
     choice = [
         Chosen(record, opinions[record.id], place.stands_for)
         for place in most_helpful(records, opinions, looks, wish.count)
@@ -108,14 +110,15 @@ def ask(run_dir: Path, out: Path, wish: Wish) -> dict[str, Any]:
     ]
     own = [n for n, record in enumerate(records) if record.id in dataset.records]
     suspicions = wrong_tags(looks[own], dataset, [records[n] for n in own])[: wish.tags]
-    return Writer(out, form, model, dataset, wish.image_url).write(choice, suspicions)
+    writer = Writer(out, form, model, dataset, calibration, wish.image_url)
+    return writer.write(choice, suspicions)
 
 
 def examine(
-    model: Model, dataset: Dataset, records: Sequence[Record]
+    model: Model, dataset: Dataset, records: Sequence[Record], calibration: Calibration | None
 ) -> tuple[dict[str, Doubt], Values]:
     """The doubt of each image by its id, and what each looks like, ``float32 [N,C]``."""
-    opinions = {record.id: doubt for record, doubt, _ in doubts(model, records)}
+    opinions = {record.id: doubt for record, doubt, _ in doubts(model, records, calibration)}
     return opinions, _looks(model, dataset, records, opinions)
 
 
@@ -123,7 +126,8 @@ def most_helpful(
     records: Sequence[Record], opinions: Mapping[str, Doubt], looks: Values, count: int
 ) -> list[Choice]:
     """The ``count`` images whose correction helps most, the most helpful first; see ``choose``."""
-    values = np.array([opinions[record.id].value for record in records])
+    # Pixels alone would pass small objects over.
+    values = np.array([opinions[record.id].shortfall for record in records])
     return choose(values, looks, group_numbers(records), count)
 
 

@@ -1,7 +1,7 @@
-"""Choose the images whose correction helps most: doubtful ones that stand for many others.
+"""Choose the images whose correction helps most: bad ones that stand for many others.
 
-Each doubtful image counts as served by the chosen image that looks most like it. The choice
-maximises the served doubt one image at a time, which comes within 1 - 1/e of the best choice
+Each image counts as served by the chosen image that looks most like it. The choice maximises the
+served shortfall one image at a time, which comes within 1 - 1/e of the best choice
 (Nemhauser, Wolsey and Fisher, 1978). So a second image of the same problem adds little, and an
 outlier that looks like nothing else adds little too.
 """
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 Values = npt.NDArray[np.floating]
 MOST = 5000
-"""Of so many images each is compared with each; of more, the most doubtful ones."""
+"""Of so many images each is compared with each; of more, those with the largest shortfall."""
 ALIKE = 0.5
 """From this cosine on, a chosen image stands for another one."""
 
@@ -30,24 +30,24 @@ class Choice:
 
 
 def choose(
-    doubts_N: Values, features_NC: Values, groups: Sequence[int], count: int
+    shortfalls_N: Values, features_NC: Values, groups: Sequence[int], count: int
 ) -> list[Choice]:
     """The images to ask about, the most helpful first; never two of one group.
 
     Args:
-        doubts_N: at least 0.
+        shortfalls_N: what a correction of each image may gain, at least 0.
         features_NC: what images look like; only their direction counts.
         groups: of the images.
         count: how many to choose; fewer where there are fewer groups.
     """
-    order = np.argsort(-doubts_N, kind="stable")[:MOST]
+    order = np.argsort(-shortfalls_N, kind="stable")[:MOST]
     likeness = _likeness(features_NC[order])
-    weights, group = doubts_N[order].astype(np.float64), np.asarray(groups)[order]
+    weights, group = shortfalls_N[order].astype(np.float64), np.asarray(groups)[order]
     cover, is_free = np.zeros(len(order)), np.ones(len(order), bool)
     places: list[int] = []
     while len(places) < count and is_free.any():
         gains = (np.maximum(likeness - cover, 0) @ weights) * is_free
-        # Where nothing is left to gain, the most doubtful image that is free.
+        # Where nothing is left to gain, the free image with the largest shortfall.
         best = int(gains.argmax()) if gains.max() > 0 else int(is_free.argmax())
         places.append(best)
         cover = np.maximum(cover, likeness[best])

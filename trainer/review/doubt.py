@@ -1,9 +1,10 @@
 """How much a segmenter doubts its mask of an image, without a true mask.
 
-The segmenter sees the image twice: as it is, and smaller and mirrored. A pixel is doubtful where
-the mean probability of its label is low, where the two views disagree, and where the refined mask
-that the segmenter learnt from says otherwise. It is wrong for certain where the tags deny its
-label. The doubt of an image is the share by which its mean IoU is expected to fall short of 1.
+The segmenter sees the image twice: as it is, and smaller and mirrored. The lower the mean
+probability of a pixel's label, and the less the two views agree on it, the more often such pixels
+are wrong; ``trainer.evaluation.calibration`` says how often. Where the refined mask that the
+segmenter learnt from says otherwise, half of the certainty remains. Where the tags deny the label,
+the pixel is wrong. The doubt of an image is the share of pixels that are expected to be wrong.
 """
 
 from __future__ import annotations
@@ -17,7 +18,16 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from trainer.data.dataset import IGNORE, Record
+from trainer.data.dataset import IGNORE, Dataset, Record
+from trainer.evaluation.calibration import (
+    LEVELS,
+    Calibration,
+    Shares,
+    calibrated,
+    error_counts,
+    reference_of,
+)
+from trainer.evaluation.image_counts import group_numbers
 from trainer.progress import progress_bar
 from trainer.report.pictures import shrink
 from trainer.review.model import Model
@@ -26,8 +36,9 @@ from trainer.training.inference import Budget, Views, inference, iterate_views
 SCALES = (1.0, 0.75)
 """Of the two views; the smaller one is mirrored."""
 HALF = 0.5
-"""What a disagreement weighs: where views and masks both disagree, three of four doubts remain."""
+"""What a disagreement leaves of the certainty."""
 GRID = 4
+UNCALIBRATED: Shares = np.linspace(1, 0, LEVELS)
 Float = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
 
@@ -37,7 +48,8 @@ class Doubt:
     """The doubt of one image.
 
     Attributes:
-        value: expected shortfall of its mean IoU, 0..1.
+        value: expected share of wrong pixels, 0..1.
+        shortfall: 1 less its expected mean IoU, 0..1: what a correction may gain.
         views: share of pixels on which the views disagree.
         labels: share of pixels on which the refined mask says otherwise; None without such a mask.
         missing: class indices that the tags name and the mask lacks.
@@ -46,6 +58,7 @@ class Doubt:
     """
 
     value: float
+    shortfall: float
     views: float
     labels: float | None
     missing: tuple[int, ...]
@@ -53,10 +66,36 @@ class Doubt:
     layout: Float
 
 
+def calibration_of(model: Model, dataset: Dataset) -> Calibration | None:
+    """How often the two views are wrong at each certainty; None without a mask to compare with."""
+    reference = reference_of(model.run, dataset)
+    if reference is None:
+        return None
+    records, counts = [], []
+    for record, chances in _views(model, reference.records, "calibration"):
+        mask, certainty = _certainty(chances)
+        records.append(record)
+        counts.append(error_counts(mask, _levels(certainty), reference.read_mask(record)))
+    return calibrated(counts, group_numbers(records), reference.source)
+
+
 def doubts(
-    model: Model, records: Sequence[Record], title: str = "doubt"
+    model: Model,
+    records: Sequence[Record],
+    calibration: Calibration | None,
+    title: str = "doubt",
 ) -> Iterator[tuple[Record, Doubt, Float]]:
     """Each record with its doubt and its doubt map ``float32 [h,w]``, in the order of sizes."""
+    wrong = calibration.wrong if calibration else UNCALIBRATED
+    for record, chances in _views(model, records, title):
+        labels = model.refined_mask(record.id)
+        height, width = chances.shape[2:]
+        small = None if labels is None else shrink(labels, (width, height))
+        yield record, *judge(chances, small, record, wrong)
+
+
+def _views(model: Model, records: Sequence[Record], title: str) -> Iterator[tuple[Record, Float]]:
+    """Each record with its probabilities in both views, ``float32 [2,L,h,w]``."""
     segmenter = model.segmenter
     config, views = segmenter.config, Views(SCALES, pixels=segmenter.pixels)
     with (
@@ -71,26 +110,28 @@ def doubts(
                 chance = segmenter.probabilities(model.network, [view.to(target)], batch.working)
                 chances.append(chance.flip(3) if number else chance)
             stack = torch.stack(chances, 1).float().cpu().numpy()
-            height, width = batch.working
             for record, chance in zip(batch.records, stack, strict=True):
-                labels = model.refined_mask(record.id)
-                small = None if labels is None else shrink(labels, (width, height))
-                yield record, *judge(chance, small, record)
+                yield record, chance
                 advance()
 
 
-def judge(chances_VLhw: Float, labels_hw: Pixels | None, record: Record) -> tuple[Doubt, Float]:
+def judge(
+    chances_VLhw: Float,
+    labels_hw: Pixels | None,
+    record: Record,
+    wrong_256: Shares = UNCALIBRATED,
+) -> tuple[Doubt, Float]:
     """The doubt and the doubt map ``float32 [h,w]`` of what the views say.
 
     Args:
         chances_VLhw: probabilities of the L labels in each view.
         labels_hw: the refined mask, 255 where it says nothing; None without one.
         record: for its tags.
+        wrong_256: share of wrong pixels at each certainty of the views.
     """
     mean = chances_VLhw.mean(0)
-    mask = mean.argmax(0)
-    apart = (chances_VLhw.argmax(1) != mask).mean(0)
-    sure = np.take_along_axis(mean, mask[None], 0)[0] * (1 - HALF * apart)
+    mask, certainty = _certainty(chances_VLhw)
+    sure = np.asarray(1 - wrong_256[_levels(certainty)], np.float32)
     against = np.zeros(mask.shape, bool)
     if labels_hw is not None:
         against = (labels_hw != mask) & (labels_hw != IGNORE)
@@ -101,14 +142,28 @@ def judge(chances_VLhw: Float, labels_hw: Pixels | None, record: Record) -> tupl
     present = set(np.unique(mask).tolist())
     tags = {k + 1 for k in record.tags}
     doubt = Doubt(
+        float(1 - sure.mean()),
         _shortfall(mean, mask, sure, present | tags | {0}),
-        float((apart > 0).mean()),
+        float((chances_VLhw.argmax(1) != mask).any(0).mean()),
         None if labels_hw is None else float(against.mean()),
         tuple(sorted(k - 1 for k in tags - present)),
         tuple(sorted(k - 1 for k in present - possible)),
         _layout(mean),
     )
-    return doubt, (1 - sure).astype(np.float32)
+    return doubt, np.asarray(1 - sure, np.float32)
+
+
+def _certainty(chances_VLhw: Float) -> tuple[Any, Float]:
+    """The mask ``[h,w]``, and the mean probability of its labels, less where views disagree."""
+    mean = chances_VLhw.mean(0)
+    mask = mean.argmax(0)
+    apart = (chances_VLhw.argmax(1) != mask).mean(0)
+    return mask, np.take_along_axis(mean, mask[None], 0)[0] * (1 - HALF * apart)
+
+
+def _levels(certainty: Float) -> Pixels:
+    """A certainty of 0..1 as 0..255."""
+    return np.asarray((certainty * (LEVELS - 1)).round(), np.uint8)
 
 
 def _shortfall(mean: Float, mask: Any, sure: Float, labels: set[int]) -> float:

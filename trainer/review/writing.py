@@ -11,6 +11,7 @@ from typing import Any
 
 from trainer.data.dataset import Dataset, Record, read_index_png
 from trainer.data.pixels import image_size
+from trainer.evaluation.calibration import Calibration
 from trainer.files import file_sha256
 from trainer.review import images
 from trainer.review.doubt import Doubt, Float, doubts
@@ -47,6 +48,7 @@ class Writer:
         form: of the tool.
         model: the run's segmenter.
         dataset: the data.
+        calibration: of the doubts; None without one.
         image_url: see ``Request``.
     """
 
@@ -54,6 +56,7 @@ class Writer:
     form: Form
     model: Model
     dataset: Dataset
+    calibration: Calibration | None = None
     image_url: str = ""
 
     def write(self, choice: Sequence[Chosen], suspicions: Sequence[Suspicion]) -> dict[str, Any]:
@@ -79,13 +82,22 @@ class Writer:
         # Last, so that a review that was killed is none.
         for folder in (home, self.out):
             review.write(folder)
-        questions = [{"id": t.id, "doubt": round(t.doubt, 4), "reason": t.reason} for t in tasks]
+        questions = [
+            {
+                "id": task.id,
+                "doubt": round(task.doubt, 4),
+                "shortfall": round(entry.doubt.shortfall, 4),
+                "reason": task.reason,
+            }
+            for task, entry in zip(tasks, choice, strict=True)
+        ]
         return {
             "review": str(self.out),
             "key": key,
             "tool": self.form.name,
             "sheet": str(sheet),
             "images": questions,
+            "calibration": self.calibration.card_entry() if self.calibration else None,
             "suspicious_tags": [self._tag(entry) for entry in suspicions],
             "steps": steps,
         }
@@ -112,7 +124,7 @@ class Writer:
         return [*steps, f"wsss-trainer answer {self.model.run.path} {answers}"]
 
     def _entries(self, tasks: Sequence[Task], records: Sequence[Record]) -> list[Entry]:
-        views = doubts(self.model, records, "doubt maps")
+        views = doubts(self.model, records, self.calibration, "doubt maps")
         maps: dict[str, Float] = {record.id: values for record, _, values in views}
         return [
             Entry(task, record, maps[record.id], self.model.refined_mask(record.id))

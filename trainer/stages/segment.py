@@ -13,14 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from torch import nn
 
 from trainer.config import as_dict
 from trainer.context import Context, Need, Stage, results_of
 from trainer.data.dataset import Record
-from trainer.data.tables.training_masks import LIST, TrainingMasks
+from trainer.data.tables.training_masks import LIST
 from trainer.errors import DataError
 from trainer.evaluation.measure import MAPS
 from trainer.files import write_atomic
@@ -164,7 +162,7 @@ class SegmenterTraining:
             check_masks(records, folder)
             read_mask = partial(read_pseudo_mask, folder=folder)
         if not true and masks:
-            true_records, read_mask = masks.images, partial(_read_either, masks, folder)
+            true_records, read_mask = masks.images, partial(masks.read_either, folder=folder)
             supervision = f"tags and masks of {len(true_records)} images"
         if not true and (segments := origin(as_dict(context.configs.refine))):
             supervision += f" and {segments}"
@@ -211,11 +209,6 @@ def _is_trained(context: Context, output: Output, key: str) -> bool:
             output.outputs.update(count=1, weights="model.pt")
             return True
     return False
-
-
-def _read_either(masks: TrainingMasks, folder: Path, record: Record) -> npt.NDArray[np.uint8]:
-    """The true mask of an image whose mask trains, else its pseudo mask."""
-    return masks.read_mask(record) if masks.has_mask(record) else read_pseudo_mask(record, folder)
 
 
 def _trained_on(context: Context, true: bool) -> list[Record]:

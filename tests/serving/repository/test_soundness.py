@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import tiny_models
@@ -52,6 +54,39 @@ def test_the_graph_must_keep_its_cards_promise(tmp_path):
     (folder / "model.onnx").write_bytes(b"")
     with pytest.raises(RepositoryError, match="SHA-256"):
         open_engine(read_card(folder), Plan(), EXACT)
+
+
+def test_doubt_is_part_of_the_promise_of_a_card_that_has_it(tmp_path):
+    folder = tiny_models.export(tmp_path, golden=True, doubt=True)
+    card = read_card(folder)
+    assert card.gives_doubt
+    assert card.doubt == {"from": "pseudo masks of train"}
+    check_promise(card, OnnxRuntimeEngine(card))
+    for change, problem in (
+        (lambda a: a + 2, "doubt of colours are 2"),
+        (lambda a: a * 0, "scores are up to 0."),
+        (lambda a: a[:, 0], "output 'doubt' of colours is float32"),
+    ):
+        with pytest.raises(RepositoryError, match=problem):
+            check_promise(card, Lying(card, doubt=change))
+    golden = json.loads((folder / "model.json").read_text())["golden"]
+    # Golden images of other exporters may know nothing of it.
+    tiny_models.change_card(folder, golden={k: v for k, v in golden.items() if k != "doubt"})
+    card = read_card(folder)
+    check_promise(card, Lying(card, doubt=lambda a: a * 0))
+    other = tiny_models.export(tmp_path, "other", doubt=True)
+    tiny_models.save_graph(other, tiny_models.graph("segmenter"))
+    with pytest.raises(RepositoryError, match="'doubt'"):
+        open_engine(read_card(other), Plan(), EXACT)
+
+
+def test_a_graph_with_doubt_and_a_card_without_it_has_none(tmp_path):
+    folder = tiny_models.export(tmp_path)
+    tiny_models.save_graph(folder, tiny_models.graph("segmenter", doubt=True))
+    card = read_card(folder)
+    assert not card.gives_doubt
+    image = np.zeros((1, 16, 16, 3), np.uint8)
+    assert "doubt" not in OnnxRuntimeEngine(card).run({"image": image})
 
 
 @pytest.mark.parametrize(

@@ -228,3 +228,33 @@ def test_trailing_metadata_tell_id_and_times(server):
         with pytest.raises(grpc.RpcError) as caught:
             stub.Segment(pb.SegmentRequest(), metadata=(("x-request-id", "mine-2"),))
         assert dict(caught.value.trailing_metadata())["x-request-id"] == "mine-2"
+
+
+def test_replies_carry_the_doubt_of_models_that_give_it(tmp_path, run_server, blocks, server):
+    for name, doubt in (("sure", True), ("plain", False)):
+        tiny_models.export(tmp_path, name, doubt=doubt)
+    tiny_models.export(tmp_path, "maps", "cam")
+    config = configured(tmp_path, tiling__max_tiles=64)
+    with run_server(config) as started, Client(started.address) as client:
+        expected = tiny_models.expected_doubt(blocks)
+        # Tags, classes and thresholds change the mask, and leave the doubt of the model's own.
+        for wishes in ({}, {"tags": ["red"]}, {"classes": ["red"]}, {"confidence_threshold": 0.9}):
+            result = client.segment(blocks, "sure", **wishes)
+            assert result.doubt == pytest.approx(expected, abs=1e-6)
+        for name in ("plain", "maps"):
+            result = client.segment(blocks, name)
+            assert result.doubt is None
+            assert not result.reply.HasField("doubt")
+        images = {"bright": blocks, "dark": blocks // 2}
+        stream = dict(client.segment_many(images.items(), "sure"))
+        assert {name: stream[name].doubt for name in images} == pytest.approx(
+            {name: tiny_models.expected_doubt(image) for name, image in images.items()}, abs=1e-6
+        )
+        # Tiles of one brightness each: the doubt of the image is their mean.
+        wide = np.repeat(np.repeat(np.uint8([[[40] * 3, [200] * 3]]), 64, 0), 300, 1)
+        tiled = client.segment(wide, "sure", oversize="tile")
+        assert tiled.reply.image.tiles > 1
+        assert tiled.doubt == pytest.approx(tiny_models.expected_doubt(wide), abs=0.05)
+        about = {name: client.get_model(name).metrics for name in ("sure", "plain")}
+        assert about["sure"]["doubt"]["from"] == "pseudo masks of train"
+        assert "doubt" not in about["plain"]

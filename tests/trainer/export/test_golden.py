@@ -81,6 +81,19 @@ def test_a_segmenter_that_sees_background_everywhere_is_shown_its_classes() -> N
     assert all(p.grad is None for p in net.parameters())
 
 
+def test_a_segmenter_with_doubt_says_how_much_of_the_image_is_wrong(tmp_path: Path) -> None:
+    graph = make("segmenter")
+    graph.add_doubt(np.linspace(0.6, 0.1, 256).tolist())
+    golden = write_golden(tmp_path, graph, Session(graph), LIMITS)
+    assert 0.1 < golden["doubt"] < 0.6
+    with Image.open(tmp_path / golden["image"]) as picture, torch.inference_mode():
+        confidence, doubt = graph(torch.from_numpy(np.array(picture)[None]))[2:]
+    levels = confidence[0, ::4, ::4].numpy().astype(int)
+    assert doubt.shape == (1, 1)
+    np.testing.assert_allclose(doubt[0], (0.6 - levels / 255 / 2).mean(), rtol=1e-5)
+    np.testing.assert_allclose(golden["doubt"], doubt[0], atol=1e-6)
+
+
 def test_what_a_cam_model_says(tmp_path: Path) -> None:
     graph = make("cam")
     golden = write_golden(tmp_path, graph, Session(graph), LIMITS)

@@ -347,6 +347,34 @@ def test_triton_config(tmp_path: Path) -> None:
     }
 
 
+def test_doubt_of_an_exported_segmenter(tmp_path: Path) -> None:
+    """One export through all its steps: graph, parity, card, Triton's configuration, float16."""
+    graph = make("segmenter multi")
+    graph.add_doubt(np.linspace(0.5, 0.01, 256).tolist())
+    about = {"from": "pseudo masks of train", "held_out": {"images": 3}, "wrong": [[0, 0.5]]}
+    report = export_model(graph, fields(doubt=about), tmp_path, "pets", IMAGES, half=True)
+    for parity in (report.parity, report.half_parity):
+        assert parity is not None
+        assert parity.max_abs_doubt is not None
+        assert 0 <= parity.max_abs_doubt < 1e-2
+    card = json.loads((report.path / "model.json").read_text())
+    assert card["doubt"] == about
+    assert card["outputs"][-1] == {"name": "doubt", "dtype": "float32", "shape": ["N", 1]}
+    assert 0.01 < card["golden"]["doubt"] < 0.5
+    config = pbtxt((tmp_path / "pets" / "config.pbtxt").read_text())
+    assert config["output"][-1] == {"name": "doubt", "data_type": "TYPE_FP32", "dims": [1]}
+    session = onnxruntime.InferenceSession(str(report.path / "model.onnx"))
+    batch = np.stack([IMAGES[0], IMAGES[2]])
+    confidence, doubt = session.run(["confidence", "doubt"], {"image": batch})
+    levels = confidence[:, ::4, ::4].astype(int)
+    assert doubt.shape == (2, 1)
+    np.testing.assert_allclose(
+        doubt[:, 0], np.linspace(0.5, 0.01, 256)[levels].mean((1, 2)), rtol=1e-5
+    )
+    # A graph that was not calibrated has neither.
+    assert set(make("segmenter multi").outputs) == {"mask", "scores", "confidence"}
+
+
 @pytest.mark.usefixtures("quick")
 def test_versions_rise_and_are_never_overwritten(tmp_path: Path) -> None:
     def publish(version: int | None = None) -> int:

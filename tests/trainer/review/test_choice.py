@@ -42,7 +42,8 @@ def test_views_that_disagree_and_masks_that_say_otherwise() -> None:
     assert doubt.labels == 1 / 8
     # The pixel of the views, the one of the refined mask, and one that nobody contradicts.
     assert values[0, 1] > values[0, 2] > values[1, 0]
-    assert np.isclose(values[0, 2], 1 - 0.9 / 2)
+    # Certainties have 256 levels.
+    assert np.isclose(values[0, 2], 1 - 0.9 / 2, atol=1 / 255)
     # An ignored pixel of the refined mask says nothing.
     assert np.isclose(values[0, 3], values[1, 3])
 
@@ -53,7 +54,8 @@ def test_tags_deny_and_miss_classes() -> None:
     assert (values[:, 2:] == 1).all()
     right, _ = judge(views(MASK, MASK), None, record((0,)))
     open_tag, _ = judge(views(MASK, MASK), None, record((), (0, 1)))
-    assert wrong.value > 0.6 > right.value
+    assert wrong.value > 0.5 > right.value
+    assert wrong.shortfall > 0.6 > right.shortfall
     assert open_tag.surplus == ()
     assert open_tag.value == right.value
 
@@ -66,7 +68,7 @@ def test_the_doubt_of_an_image_orders_images_as_their_errors() -> None:
         sure = rng.uniform(0.55, 1)
         guess = np.where(rng.random(truth.shape) < sure, truth, 1 - truth)
         view = views(guess.tolist(), guess.tolist(), labels=2, sure=sure)
-        doubts.append(judge(view, None, record((0,)))[0].value)
+        doubts.append(judge(view, None, record((0,)))[0].shortfall)
         ious = [
             ((guess == k) & (truth == k)).sum() / ((guess == k) | (truth == k)).sum()
             for k in (0, 1)
@@ -74,6 +76,19 @@ def test_the_doubt_of_an_image_orders_images_as_their_errors() -> None:
         errors.append(1 - float(np.mean(ious)))
     assert np.corrcoef(np.argsort(np.argsort(doubts)), np.argsort(np.argsort(errors)))[0, 1] > 0.9
     assert abs(np.mean(doubts) - np.mean(errors)) < 0.05
+
+
+def test_a_calibration_says_what_certainties_are_worth() -> None:
+    wrong = np.linspace(0.9, 0.1, 256)
+    doubt, values = judge(views(MASK, MASK), None, record((0,)), wrong)
+    assert np.allclose(values, wrong[230])
+    assert np.isclose(doubt.value, wrong[230])
+    plain, _ = judge(views(MASK, MASK), None, record((0,)))
+    assert doubt.shortfall > plain.shortfall
+    # Tags are certain, whatever the calibration says.
+    _, denied = judge(views(MASK, MASK), None, record((1,)), np.zeros(256))
+    assert (denied[:, 2:] == 1).all()
+    assert not denied[:, :2].any()
 
 
 def test_chosen_images_stand_for_different_problems() -> None:

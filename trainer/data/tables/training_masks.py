@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.dataset import Dataset, Record
+from trainer.data.dataset import Dataset, Record, read_index_png
 from trainer.data.pixels import image_size
 from trainer.data.tables.corrections import Corrections
 from trainer.data.tables.reading import read_text
@@ -63,6 +63,16 @@ class TrainingMasks(Dataset):
             assert self.corrections
             return self.corrections.read(record.id)
         return self.base.read_mask(record)
+
+    def read_either(self, record: Record, folder: Path) -> npt.NDArray[np.uint8]:
+        """The mask that trains, ``uint8 [H,W]``: the true one, else the pseudo mask in ``folder``.
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
+        if self.has_mask(record):
+            return self.read_mask(record)
+        return read_index_png(folder / f"{record.id}.png")
 
     def mask_size(self, record: Record) -> tuple[int, int] | None:
         """See ``Dataset``."""
