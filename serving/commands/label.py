@@ -54,6 +54,17 @@ def label(
     score_threshold: ScoreThreshold = None,
     background_threshold: BackgroundThreshold = None,
     min_confidence: MinConfidence = None,
+    review_below: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help=(
+                "Also put images whose estimated share of right pixels (1 - doubt) is below into"
+                " OUT/review, which wsss-trainer answer reads."
+            ),
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Label again what is already labelled.")
     ] = False,
@@ -72,11 +83,17 @@ def label(
 
     After an interruption, run it again: finished images are skipped. The exit code is 1 if an image
     failed.
+
+    \b
+    Examples:
+      wsss-serving label photos/ masks/ --model photos
+      wsss-serving label photos/ masks/ --model photos --review-below 0.9
     """
     from serving.labelling.label import as_json as in_json
     from serving.labelling.label import label as run
     from serving.labelling.labeller import LabelConfig
     from serving.labelling.ledger import FAILURES
+    from serving.labelling.review import REVIEW
 
     config = LabelConfig(
         source=source,
@@ -95,6 +112,7 @@ def label(
         score_threshold=score_threshold,
         background_threshold=background_threshold,
         confidence_threshold=min_confidence,
+        review_below=review_below,
     )
     with progress_bar("labelling") as progress:
         summary = run(config, progress)
@@ -107,6 +125,12 @@ def label(
             f" images failed{left_out}, in {summary.seconds:.1f} s:"
             f" {', '.join(summary.files) or target}"
         )
+        if summary.review is not None:
+            steps = f": correct {target / REVIEW}/masks, then wsss-trainer answer RUN"
+            print(
+                f"{summary.review} of {summary.images} images are in {target / REVIEW}"
+                f"{f'{steps} {target / REVIEW}' if summary.review else ''}"
+            )
     if summary.failed or summary.left_out:
         text = f"the reasons are in {target / FAILURES}"
         tell(text, "message", text=text)

@@ -39,6 +39,7 @@ class Summary:
     Attributes:
         images: ``written``, ``skipped`` and ``failed`` together.
         left_out: entries that are not images to label: pipes, system folders, our own outputs.
+        review: images in the review; None without one.
         files: that cover all images.
     """
 
@@ -54,6 +55,7 @@ class Summary:
     files: list[str]
     model: str
     version: int
+    review: int | None = None
 
 
 def label(config: LabelConfig, progress: Progress = lambda count, total: None) -> Summary:
@@ -64,7 +66,8 @@ def label(config: LabelConfig, progress: Progress = lambda count, total: None) -
     its mask loads and the manifest records this graph, settings and image.
 
     Raises:
-        LabelError: no image, two images for one mask, or a folder that is in use or read-only.
+        LabelError: no image, two images for one mask, a folder that is in use or read-only, or a
+            review that cannot be made.
         TargetError: the output folder holds something else, or is read.
         RepositoryError, ModelNotFound, WrongModelKind, FieldError: see :class:`Labeller`.
     """
@@ -74,6 +77,9 @@ def label(config: LabelConfig, progress: Progress = lambda count, total: None) -
     listing = find_images(config.source, config.target)
     check_parts(listing.images, form)
     labeller = Labeller(config)
+    review = labeller.review
+    if review:
+        review.check(listing.images, form)
     tally = {"written": 0, "skipped": 0, "failed": len(listing.unread)}
     try:
         with open_ledger(config.target) as ledger:
@@ -82,6 +88,7 @@ def label(config: LabelConfig, progress: Progress = lambda count, total: None) -
                 progress(number, len(listing.images))
             entries = ledger.finish(listing.images)
             files = form.finish(config.target, labeller.card, entries)
+            count = review.finish(entries, config.source) if review else None
     except OSError as error:
         raise _unwritable(config.target, error, tally["written"]) from error
     seconds = time.monotonic() - began
@@ -96,6 +103,7 @@ def label(config: LabelConfig, progress: Progress = lambda count, total: None) -
         files=[str(file) for file in files],
         model=labeller.card.name,
         version=labeller.card.version,
+        review=count,
     )
 
 

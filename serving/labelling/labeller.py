@@ -18,6 +18,7 @@ from serving.images.decoding import decode
 from serving.images.options import Options, options_for
 from serving.labelling.formats import Format, find_format
 from serving.labelling.ledger import Entry, Ledger
+from serving.labelling.review import REVIEW, Review
 from serving.repository.choice import limited
 from serving.repository.loading import open_engine, plan_for
 from serving.repository.versions import choose, read_repository
@@ -47,6 +48,8 @@ class LabelConfig:
         bucket, tiles, engine: as ``schedule.bucket``, ``tiling`` and ``engine`` of a server.
         score_threshold, background_threshold, confidence_threshold: as in a request; None is the
             model's.
+        review_below: images whose estimated share of right pixels, 1 - doubt, is below go into a
+            review, too; None for no review.
     """
 
     source: Path
@@ -65,6 +68,7 @@ class LabelConfig:
     score_threshold: float | None = None
     background_threshold: float | None = None
     confidence_threshold: float | None = None
+    review_below: float | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class Labeller:
     Raises:
         RepositoryError, ModelNotFound, WrongModelKind: about the model.
         FieldError: a threshold out of range.
-        LabelError: an unknown format.
+        LabelError: an unknown format, or a review that cannot be made.
     """
 
     def __init__(self, config: LabelConfig) -> None:
@@ -102,6 +106,11 @@ class Labeller:
             score_threshold=config.score_threshold,
             background_threshold=config.background_threshold,
             confidence_threshold=config.confidence_threshold,
+        )
+        self.review = (
+            None
+            if config.review_below is None
+            else Review(config.target, config.review_below, self.card)
         )
         threads = max(1, available_cpus() // self.workers)
         schedule = ScheduleConfig(workers=self.workers, threads=threads, max_batch=1)
@@ -174,14 +183,18 @@ class Labeller:
         if before.st_size > config.limits.max_bytes:
             limit = f"at most {config.limits.max_bytes:,} bytes"
             raise LabelError(f"the file has {before.st_size:,} bytes", limit)
-        picture = decode(source.read_bytes(), config.limits)
+        content = source.read_bytes()
+        picture = decode(content, config.limits)
         canvas = pipeline.prepare(picture, card, config.bucket, config.tiles)
         result = pipeline.segment(canvas, card, self.options, self._run)
         data = self.format.encode(image, result, card)
         self._check_mask(config.target / part, entry, data)
         write_atomic(config.target / part, data)
-        scores = zip(card.classes, result.scores)
         doubt = {} if result.doubt is None else {"doubt": round(result.doubt, 6)}
+        review: Entry = {}
+        if self.review and self.review.wants(doubt):
+            review[REVIEW] = self.review.add(image, content, picture, result.labels)
+        scores = zip(card.classes, result.scores)
         return {
             "mask": part.as_posix(),
             "height": canvas.height,
@@ -197,6 +210,7 @@ class Labeller:
             "scores": {name: round(float(score), 6) for name, score in scores},
             "areas": {name: int(area) for name, area in zip(card.labels, result.areas) if area},
             **doubt,
+            **review,
         }
 
     def _check_mask(self, path: Path, entry: Entry, data: bytes) -> None:
@@ -225,6 +239,8 @@ class Labeller:
             now = source.stat()
             data = (self.config.target / str(entry.get("mask"))).read_bytes()
         except OSError:
+            return False
+        if self.review and not self.review.is_current(entry):
             return False
         file = (entry.get("image_bytes"), entry.get("image_modified_ns"))
         return file == (now.st_size, now.st_mtime_ns) and self.format.is_whole(data, entry)

@@ -14,6 +14,7 @@ from trainer.data.palette import encode_index_png
 from trainer.data.pixels import image_size
 from trainer.errors import DataError, some
 from trainer.review.form import Answer, Pixels, Size
+from trainer.review.labelled import is_labelled, of_run
 from trainer.review.labels import Labels
 from trainer.review.record import Review
 
@@ -56,7 +57,10 @@ class Exam:
         self.keys: set[str] = set()
 
     def expect(self, review: Review, place: Path) -> None:
-        """Check that a review is one of the run's."""
+        """Check that a review is one of the run's, or of a model of it."""
+        if is_labelled(place):
+            self.reviews = [of_run(review, place, self.run, self.dataset)]
+            return
         if review.key in {other.key for other in self.reviews}:
             self.reviews = [other for other in self.reviews if other.key == review.key]
             return
@@ -134,6 +138,10 @@ class Exam:
     def _match(self, name: str) -> str | None:
         """The image that a tool means by ``name``, with folders before it or without its own."""
         name = composed(name)
+        for review in self.reviews:
+            for record_id, own in review.names.items():
+                if own == name:
+                    return record_id
         ids_asked = [i for review in self.reviews for i in review.images]
         for ids in (ids_asked, self.dataset.records):
             if name in ids:

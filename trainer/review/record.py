@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,8 @@ class Review:
         time: when it was made, ISO 8601.
         classes: the class table.
         images: what was asked, by id.
+        predictions: folder of the predicted masks, where the run does not keep them.
+        names: of the files of an image in the review, by id, where they are not its id.
     """
 
     key: str
@@ -62,10 +64,13 @@ class Review:
     time: str
     classes: tuple[str, ...]
     images: dict[str, Question]
+    predictions: Path | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def predicted(self, run: Path, record_id: str) -> Path:
         """The file of the predicted mask of an image."""
-        return run / FOLDER / self.key / "predicted" / f"{record_id}.png"
+        folder = self.predictions or run / FOLDER / self.key / "predicted"
+        return folder / f"{self.names.get(record_id, record_id)}.png"
 
     def predicted_mask(self, run: Path, record_id: str) -> Pixels:
         """The predicted mask of an image.
@@ -82,6 +87,8 @@ class Review:
             RunError: no space left, or the folder cannot be written.
         """
         content = {"format": FORMAT, **dataclasses.asdict(self)}
+        # Where a review lies, and what it is called by others, is no part of it.
+        del content["predictions"], content["names"]
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         write_atomic(folder / FILE, text.encode())
 

@@ -13,7 +13,9 @@ import tiny_models
 from claims import CLAIMS
 from configs import EXACT, configured
 from PIL import Image
+from typer.testing import CliRunner
 
+from serving.cli import app
 from serving.client import Client
 from serving.errors import LabelError, ModelNotFound, RepositoryError, TargetError
 from serving.files import write_atomic
@@ -262,3 +264,110 @@ def test_an_atomic_write_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="broken disk"):
         write_atomic(tmp_path / "deep" / "file", b"two")
     assert [path.read_bytes() for path in (tmp_path / "deep").iterdir()] == [b"one"]
+
+
+@pytest.fixture
+def doubtful(tmp_path: Path) -> LabelConfig:
+    """Pictures with a doubt of 0.8, 0.5 and 0.1."""
+    for name, light in (("dark", 51), ("grey", 128), ("light", 230)):
+        path = tmp_path / "in" / "deep" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((20, 30, 3), light, np.uint8)).save(path)
+    tiny_models.export(tmp_path / "exported", doubt=True)
+    return LabelConfig(
+        tmp_path / "in", tmp_path / "out", tmp_path / "exported", engine=EXACT, review_below=0.7
+    )
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_the_manifest_has_the_doubt_of_each_image(doubtful):
+    summary = label(replace(doubtful, review_below=None))
+    assert summary.review is None
+    entries = read_manifest(doubtful.target / "manifest.jsonl")
+    doubts = {name: entry["doubt"] for name, entry in entries.items()}
+    assert doubts == pytest.approx(
+        {"deep/dark.png": 0.8, "deep/grey.png": 1 - 128 / 255, "deep/light.png": 1 - 230 / 255},
+        abs=1e-5,
+    )
+    assert not (doubtful.target / "review").exists()
+
+
+@pytest.mark.parametrize("form", ["voc", "coco"])
+def test_images_with_too_few_right_pixels_are_for_review(doubtful, form):
+    summary = label(replace(doubtful, format=form))
+    assert (summary.written, summary.review) == (3, 2)
+    review = doubtful.target / "review"
+    names = ("deep__dark", "deep__grey")
+    assert files_of(review) == sorted(
+        ["classes.txt", "review.json"]
+        + [f"{folder}/{n}.png" for folder in (".predicted", "images", "masks") for n in names]
+    )
+    content = json.loads((review / "review.json").read_text())
+    assert (content["tool"], content["classes"]) == ("folder", list(tiny_models.CLASSES))
+    question = content["images"]["deep__dark"]
+    assert (question["size"], question["file"]) == ([20, 30], "images/deep__dark.png")
+    assert question["doubt"] == 0.8
+    image = doubtful.source / "deep" / "dark.png"
+    assert (review / question["file"]).read_bytes() == image.read_bytes()
+    entry = read_manifest(doubtful.target / "manifest.jsonl")["deep/dark.png"]
+    assert entry["review"] == question["file"]
+    # Again, nothing changes; a lower limit takes nothing away, a higher one adds.
+    times = {path: path.stat().st_mtime_ns for path in review.rglob("*") if path.is_file()}
+    again = label(replace(doubtful, format=form))
+    assert (again.skipped, again.review) == (3, 2)
+    assert label(replace(doubtful, format=form, review_below=0.1)).review == 2
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+    more = label(replace(doubtful, format=form, review_below=1))
+    assert (more.written, more.skipped, more.review) == (1, 2, 3)
+
+
+def test_a_corrected_mask_of_the_review_is_never_overwritten(doubtful):
+    label(doubtful)
+    review = doubtful.target / "review"
+    corrected, plain = (review / "masks" / f"deep__{n}.png" for n in ("dark", "grey"))
+    Image.fromarray(np.full((20, 30), 3, np.uint8)).save(corrected)
+    mine, predicted = corrected.read_bytes(), (review / ".predicted" / corrected.name).read_bytes()
+    plain.unlink()
+    # Another threshold makes other masks.
+    summary = label(replace(doubtful, confidence_threshold=0.9))
+    assert (summary.written, summary.review) == (3, 2)
+    assert corrected.read_bytes() == mine
+    assert (review / ".predicted" / corrected.name).read_bytes() == predicted
+    with Image.open(plain) as mask:
+        assert (np.asarray(mask) == 255).all()
+
+
+def test_reviews_that_cannot_be_made(doubtful, repository, tmp_path):
+    with pytest.raises(LabelError, match="colours version 1 gives no doubt"):
+        label(replace(doubtful, repository=repository, model="colours"))
+    with pytest.raises(LabelError, match="--review-below 2"):
+        label(replace(doubtful, review_below=2.0))
+    twin = doubtful.source / "deep__dark.png"
+    photo(0).save(twin)
+    with pytest.raises(LabelError, match="would both be deep__dark"):
+        label(doubtful)
+    twin.unlink()
+    (doubtful.source / "review").mkdir()
+    photo(0).save(doubtful.source / "review" / "a.png")
+    with pytest.raises(LabelError, match="would lie in"):
+        label(doubtful)
+    # Without a review it is a folder as any other; from then on it is the user's.
+    assert label(replace(doubtful, review_below=None)).written == 4
+    (doubtful.source / "review" / "a.png").unlink()
+    with pytest.raises(LabelError, match="is no review"):
+        label(doubtful)
+    assert files_of(doubtful.target / "review") == ["a.png"]
+
+
+def test_the_command_says_how_many_images_are_for_review(doubtful):
+    runner = CliRunner()
+    paths = [str(doubtful.source), str(doubtful.target), "--repository", str(doubtful.repository)]
+    result = runner.invoke(app, ["label", *paths, "--review-below", "0.7"])
+    assert result.exit_code == 0, result.output
+    assert f"2 of 3 images are in {doubtful.target / 'review'}" in result.output
+    result = runner.invoke(app, ["label", *paths, "--review-below", "0.7", "--json"])
+    assert json.loads(result.stdout)["review"] == 2
+    assert runner.invoke(app, ["label", *paths, "--review-below", "1.5"]).exit_code == 2

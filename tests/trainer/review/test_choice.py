@@ -80,13 +80,13 @@ def test_the_doubt_of_an_image_orders_images_as_their_errors() -> None:
 
 def test_a_calibration_says_what_certainties_are_worth() -> None:
     wrong = np.linspace(0.9, 0.1, 256)
-    doubt, values = judge(views(MASK, MASK), None, record((0,)), wrong)
-    assert np.allclose(values, wrong[230])
-    assert np.isclose(doubt.value, wrong[230])
-    plain, _ = judge(views(MASK, MASK), None, record((0,)))
+    doubt, values = judge(views(MASK, MASK, sure=0.8), None, record((0,)), wrong)
+    assert np.allclose(values, wrong[204])
+    assert np.isclose(doubt.value, wrong[204])
+    plain, _ = judge(views(MASK, MASK, sure=0.8), None, record((0,)))
     assert doubt.shortfall > plain.shortfall
     # Tags are certain, whatever the calibration says.
-    _, denied = judge(views(MASK, MASK), None, record((1,)), np.zeros(256))
+    _, denied = judge(views(MASK, MASK, sure=0.8), None, record((1,)), np.zeros(256))
     assert (denied[:, 2:] == 1).all()
     assert not denied[:, :2].any()
 
