@@ -158,7 +158,8 @@ def _certainty(chances_VLhw: Float) -> tuple[Any, Float]:
     mean = chances_VLhw.mean(0)
     mask = mean.argmax(0)
     apart = (chances_VLhw.argmax(1) != mask).mean(0)
-    return mask, np.take_along_axis(mean, mask[None], 0)[0] * (1 - HALF * apart)
+    certainty = np.take_along_axis(mean, mask[None], 0)[0] * (1 - HALF * apart)
+    return mask, np.asarray(certainty, np.float32)
 
 
 def _levels(certainty: Float) -> Pixels:

@@ -139,9 +139,8 @@ class Exam:
         """The image that a tool means by ``name``, with folders before it or without its own."""
         name = composed(name)
         for review in self.reviews:
-            for record_id, own in review.names.items():
-                if own == name:
-                    return record_id
+            if name in review.ids:
+                return review.ids[name]
         ids_asked = [i for review in self.reviews for i in review.images]
         for ids in (ids_asked, self.dataset.records):
             if name in ids:

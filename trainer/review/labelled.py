@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 
 from trainer.data.dataset import Dataset
 from trainer.errors import DataError, some
-from trainer.review.record import Question, Review
+from trainer.outputs import is_inner
+from trainer.review.record import FILE, Question, Review
 
 PREDICTED = ".predicted"
 """The folder, in that of the review, of the masks as the model gave them."""
@@ -55,28 +55,31 @@ def of_run(review: Review, folder: Path, run: Path, dataset: Dataset) -> Review:
         ids[stem]: dataclasses.replace(question, source=str((folder / question.file).resolve()))
         for stem, question in review.images.items()
     }
-    names = {record_id: stem for stem, record_id in ids.items()}
-    return dataclasses.replace(review, images=images, predictions=folder / PREDICTED, names=names)
+    return dataclasses.replace(review, images=images, predictions=folder / PREDICTED, ids=ids)
 
 
-def _ids(review: Review, folder: Path, dataset: Dataset) -> Mapping[str, str]:
+def _ids(review: Review, folder: Path, dataset: Dataset) -> dict[str, str]:
     """The id of each image, by its name in the review."""
-    paths, sizes = {}, dict[int, list[str]]()
+    places: dict[Path, str] = {}
+    ids_of_size: dict[int, list[str]] = {}
     for record in dataset.records.values():
         if record.image.is_file():
-            paths[record.image.resolve()] = record.id
-            sizes.setdefault(record.image.stat().st_size, []).append(record.id)
+            places[record.image.resolve()] = record.id
+            ids_of_size.setdefault(record.image.stat().st_size, []).append(record.id)
     ids = {}
     for stem, question in review.images.items():
+        if not (is_inner(stem) and is_inner(question.file)):
+            raise DataError(
+                f"{folder / FILE} names files outside of it: {stem!r}, {question.file!r}",
+                "what wsss-serving label wrote",
+            )
         content = _content(folder, question)
+        ids[stem] = f"{stem}-{hashlib.sha256(content).hexdigest()[:8]}"
+        for record_id in ids_of_size.get(len(content), ()):
+            if dataset.records[record_id].image.read_bytes() == content:
+                ids[stem] = record_id
         # The copy of an image that browsers cannot show has another content.
-        same = [paths.get(Path(question.source))] + [
-            i
-            for i in sizes.get(len(content), ())
-            if dataset.records[i].image.read_bytes() == content
-        ]
-        own = next((i for i in same if i is not None), None)
-        ids[stem] = own or f"{stem}-{hashlib.sha256(content).hexdigest()[:8]}"
+        ids[stem] = places.get(Path(question.source), ids[stem])
     return ids
 
 

@@ -55,7 +55,7 @@ class Review:
         classes: the class table.
         images: what was asked, by id.
         predictions: folder of the predicted masks, where the run does not keep them.
-        names: of the files of an image in the review, by id, where they are not its id.
+        ids: of the images, by the names of their files in the review, where these are others.
     """
 
     key: str
@@ -65,12 +65,13 @@ class Review:
     classes: tuple[str, ...]
     images: dict[str, Question]
     predictions: Path | None = None
-    names: Mapping[str, str] = field(default_factory=dict)
+    ids: Mapping[str, str] = field(default_factory=dict)
 
     def predicted(self, run: Path, record_id: str) -> Path:
         """The file of the predicted mask of an image."""
         folder = self.predictions or run / FOLDER / self.key / "predicted"
-        return folder / f"{self.names.get(record_id, record_id)}.png"
+        names = (name for name, own in self.ids.items() if own == record_id)
+        return folder / f"{next(names, record_id)}.png"
 
     def predicted_mask(self, run: Path, record_id: str) -> Pixels:
         """The predicted mask of an image.
@@ -88,7 +89,7 @@ class Review:
         """
         content = {"format": FORMAT, **dataclasses.asdict(self)}
         # Where a review lies, and what it is called by others, is no part of it.
-        del content["predictions"], content["names"]
+        del content["predictions"], content["ids"]
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         write_atomic(folder / FILE, text.encode())
 

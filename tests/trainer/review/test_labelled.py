@@ -143,10 +143,14 @@ def test_images_of_the_data_are_known_by_their_content(
     run: Path, config: LabelConfig, tmp_path: Path
 ) -> None:
     data = tmp_path / "data" / "images"
-    shutil.copy(data / "2.png", config.source / "renamed.png")
+    for name in ("renamed", "twin"):
+        shutil.copy(data / "2.png", config.source / f"{name}.png")
     label(config)
     review = config.target / "review"
     paint(review / "masks" / "renamed.png")
+    with pytest.raises(DataError, match="has two answers"):
+        answer(run, review)
+    paint(review / "masks" / "twin.png")
     # The folder may move to another machine.
     moved = shutil.move(review, tmp_path / "moved")
     shutil.rmtree(config.source)
@@ -171,6 +175,10 @@ def test_what_answer_refuses(run: Path, config: LabelConfig, tmp_path: Path) -> 
     with pytest.raises(DataError, match="5 pixels high"):
         answer(run, review)
     content = json.loads((review / FILE).read_text())
+    images = {"0": content["images"]["0"] | {"file": "../0.png"}}
+    (review / FILE).write_text(json.dumps(content | {"images": images}))
+    with pytest.raises(DataError, match="names files outside of it"):
+        answer(run, review)
     (review / FILE).write_text(json.dumps(content | {"classes": ["red", "green"]}))
     with pytest.raises(DataError, match="has the classes red, green"):
         answer(run, review)
