@@ -320,10 +320,12 @@ def _full_size(outputs: Outputs, canvas: pipeline.Canvas, model: Served) -> Outp
         maps = answer.activated()
         return {"cam": maps.maps[None], "scores": maps.scores[None]}
     result = answer.segmented()
-    maps = {name: getattr(result, attribute)[None] for name, attribute in SEGMENTED.items()}
+    answers: Outputs = {
+        name: getattr(result, attribute)[None] for name, attribute in SEGMENTED.items()
+    }
     if result.doubt is not None:
-        maps["doubt"] = np.array([[result.doubt]], np.float32)
-    return maps
+        answers["doubt"] = np.array([[result.doubt]], np.float32)
+    return answers
 
 
 def _reply(message: Any, model: Served, choice: dict[str, int], outputs: Outputs) -> InferReply:

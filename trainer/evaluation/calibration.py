@@ -76,7 +76,8 @@ class Calibration:
     def wrong(self) -> Shares:
         """``float64 [256]``: the share at each confidence."""
         confidences, shares = zip(*self.knots, strict=True)
-        return np.interp(np.arange(LEVELS), confidences, shares)
+        values: Shares = np.interp(np.arange(LEVELS), confidences, shares)
+        return values
 
     def card_entry(self) -> dict[str, Any]:
         """What the card of an exported model says of it."""
