@@ -378,3 +378,25 @@ def test_limits_are_told(calls, tensor_server):
     assert properties["max_side"] == "256"
     assert properties["labels"] == "background,red,green,blue"
     assert oip_calls.X.shape[0] < int(properties["max_batch"])
+
+
+def test_the_doubt_of_an_image_and_of_a_batch(tmp_path, run_server, pixels):
+    tiny_models.export(tmp_path, doubt=True)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    expected = np.float32([[tiny_models.expected_doubt(pixels)]])
+    with run_server(configured(tmp_path)) as started, stub(started.address) as calls:
+        metadata = calls.ModelMetadata(pb.ModelMetadataRequest(name="colours"))
+        assert [tensor.name for tensor in metadata.outputs][-1] == "doubt"
+        request = pb.ModelInferRequest(model_name="colours")
+        request.inputs.add(
+            name="image", datatype="BYTES", shape=[1]
+        ).contents.bytes_contents.append(file.getvalue())
+        np.testing.assert_allclose(outputs(calls.ModelInfer(request))["doubt"], expected, atol=1e-6)
+        batch = pb.ModelInferRequest(model_name="colours")
+        batch.inputs.add(name="image", datatype="UINT8", shape=(2, *pixels.shape))
+        batch.raw_input_contents.append(np.stack([pixels, pixels // 2]).tobytes())
+        doubts = outputs(calls.ModelInfer(batch))["doubt"]
+        assert doubts.shape == (2, 1)
+        np.testing.assert_allclose(doubts[:1], expected, atol=1e-6)
+        assert doubts[1] > doubts[0]
