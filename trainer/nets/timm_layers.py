@@ -60,21 +60,25 @@ def fold_batch_norms(network: nn.Module) -> None:
     """
     from timm.layers.norm_act import BatchNormAct2d
 
+    kinds = ((nn.Conv2d, EndPaddedConv2d), (nn.BatchNorm2d, BatchNormAct2d))
     pairs = [
-        (conv, norm)
+        pair
         for parent in network.modules()
-        for conv, norm in pairwise(parent.children())
-        if type(conv) in (nn.Conv2d, EndPaddedConv2d)
-        and conv.bias is None
-        and type(norm) in (nn.BatchNorm2d, BatchNormAct2d)
-        # timm may drop features between the two.
-        and isinstance(getattr(norm, "drop", nn.Identity()), nn.Identity)
+        for pair in pairwise(parent.children())
+        # Exactly these classes: a subclass may compute something else.
+        if all(type(layer) in own for layer, own in zip(pair, kinds)) and _is_plain(*pair)
     ]
     for conv, norm in _adjacent(network, pairs):
         if type(conv) is nn.Conv2d:
             conv.__class__ = FoldingConv2d
         norm.__class__ = FoldedBatchNorm2d if type(norm) is nn.BatchNorm2d else FoldedNormAct
         cast(FoldingConv2d, conv).followed_by = (cast(FoldedBatchNorm2d, norm),)
+
+
+def _is_plain(conv: nn.Module, norm: nn.Module) -> bool:
+    # timm may drop features between the batch norm and its activation.
+    has_bias = getattr(conv, "bias", None) is not None
+    return not has_bias and isinstance(getattr(norm, "drop", nn.Identity()), nn.Identity)
 
 
 def _adjacent(
