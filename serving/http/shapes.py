@@ -103,7 +103,7 @@ def plain(message: Any) -> Any:
     name = message.DESCRIPTOR.full_name
     if name in WELL_KNOWN:
         return message.ToJsonString() if name.endswith("Timestamp") else MessageToDict(message)
-    values = {}
+    values: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
         if field.has_presence and not message.HasField(field.name):
             continue

@@ -260,6 +260,7 @@ class _Task:
             threshold_from=threshold_from,
             note=folder.protocol,
             masks=0,
+            segments="",
             tagged=0,
         )
 

@@ -213,10 +213,10 @@ def _in_class_order(
     result, is_free = np.zeros_like(flat), np.ones(len(segments), bool)
     for k, label in enumerate(classes):
         is_inside = np.zeros(len(flat), bool)
-        for n in np.flatnonzero(is_free):
+        for n in np.flatnonzero(is_free).tolist():
             is_inside[segments[n]] = True
         result[(flat == label) & ~is_inside] = label
-        for n in np.flatnonzero(is_free & claims_NK[:, k]):
+        for n in np.flatnonzero(is_free & claims_NK[:, k]).tolist():
             result[segments[n]] = label
         is_free &= ~claims_NK[:, k]
     return result
