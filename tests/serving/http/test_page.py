@@ -63,7 +63,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("page")
     for name, kind in (("colours", "segmenter"), ("maps", "cam")):
-        tiny_models.export(root, name, kind, golden=True)
+        tiny_models.export(root, name, kind, golden=True, doubt=kind == "segmenter")
     return root
 
 
@@ -149,6 +149,8 @@ def test_a_picture_gets_its_mask_maps_and_downloads(browser: Any, server: Server
     choose(browser, picture)
     assert rows(browser) == ["red", "green"]
     assert (pixel(browser, 10, 10), pixel(browser, 80, 10)) == ([128, 0, 0], [0, 128, 0])
+    caption = find(browser, "caption").text
+    assert caption.endswith(f"doubt {tiny_models.expected_doubt(HALVES):.2f}")
     with Client(server.address) as client:
         expected = client.segment(picture, "colours").reply
     assert downloaded(browser, "#png", "mask.png") == expected.mask.png
