@@ -1,7 +1,8 @@
 // The page of the server: sends a picture to the API and draws the reply. Needs nothing but the API.
 
 const $ = (id) => document.getElementById(id);
-const SIDE = 1600; // of the stage's canvas; a larger picture is drawn smaller
+const MOST = 1600; // longest side of the stage's canvas; a larger picture is drawn smaller
+const LEAST = 512; // a smaller picture is drawn larger
 const WAIT = 150; // milliseconds after the last move of a slider
 const MANY = 12; // classes from which a filter helps
 const UNDECIDED = 255;
@@ -164,7 +165,8 @@ function show() {
 function draw(canvas, reply) {
   if (!reply) return;
   const { height, width } = reply.body.mask;
-  const scale = Math.min(1, SIDE / Math.max(height, width));
+  const longest = Math.max(height, width);
+  const scale = Math.min(Math.max(1, LEAST / longest), MOST / longest);
   canvas.width = Math.max(1, Math.round(width * scale));
   canvas.height = Math.max(1, Math.round(height * scale));
   const context = canvas.getContext("2d");

@@ -124,9 +124,12 @@ def choose(browser: Any, picture: Path) -> None:
 
 
 def pixel(browser: Any, x: int, y: int, canvas: str = "#one") -> list[int]:
+    """The colour of the stage at a pixel of the picture."""
     code = """const canvas = document.querySelector(arguments[0]);
-    return [...canvas.getContext('2d').getImageData(arguments[1], arguments[2], 1, 1).data]"""
-    found: list[int] = browser.execute_script(code, canvas, x, y)
+    const scale = canvas.width / arguments[3];
+    const [x, y] = [arguments[1], arguments[2]].map((place) => Math.floor(place * scale));
+    return [...canvas.getContext('2d').getImageData(x, y, 1, 1).data]"""
+    found: list[int] = browser.execute_script(code, canvas, x, y, HALVES.shape[1])
     return found[:3]
 
 
