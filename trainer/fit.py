@@ -48,9 +48,10 @@ def fit_seeds(options: Options, seeds: Sequence[int], siblings: Sequence[Path] =
         )
     check_folder(folder, is_seed_folder, [options.data], "--run")
     plans = []
-    for seed in seeds:
+    for number, seed in enumerate(seeds, 1):
         one = dataclasses.replace(options, run=seed_run(folder, seed), seed=seed)
         with naming(seed):
+            say(f"run {number} of {len(seeds)}, {one.run}")
             plan = prepare(one)
             if not is_seed_folder(folder):
                 # Only now: options that cannot be leave no folder behind.
