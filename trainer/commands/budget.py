@@ -48,7 +48,8 @@ def budget(
         bool, typer.Option("--alone", help="Train on the masks without the tags too.")
     ] = False,
     seeds: Annotated[
-        str | None, typer.Option(metavar="N,N,...", help="Seeds, such as 0,1,2. Default: --seed.")
+        str | None,
+        typer.Option(metavar="N,N,...", help="Seeds, such as 0,1,2. Default: that of --seed."),
     ] = None,
     seconds: Annotated[
         str, typer.Option(metavar="S,S,...", help="Seconds of annotation a mask.")
