@@ -205,7 +205,9 @@ def model(card: Card, versions: Sequence[int], engine: str) -> Any:
         own = dict(zip(card.classes, card.score_thresholds, strict=True))
         message.metrics.update({"score_thresholds": own})
     if card.gives_doubt:
-        message.metrics.update({"doubt": card.doubt})
+        # Without its table, which is long, and which the graph has.
+        about = {key: value for key, value in card.doubt.items() if key != "wrong"}
+        message.metrics.update({"doubt": about})
     if card.created:
         message.created.FromDatetime(card.created)
     return message

@@ -157,7 +157,11 @@ def card(name: str, version: int, kind: str, digest: str, doubt: bool = False) -
             {"name": output, "dtype": dtype, "shape": ["N"] * rank}
             for output, (dtype, rank) in outputs_of(kind, doubt).items()
         ],
-        **({"doubt": {"from": "pseudo masks of train"}} if doubt else {}),
+        **(
+            {"doubt": {"from": "pseudo masks of train", "wrong": [[0, 0.5], [255, 0.0]]}}
+            if doubt
+            else {}
+        ),
         "scales": [1.0],
         "flip": False,
         "thresholds": {"background": 0.5, "score": 0.3},

@@ -52,7 +52,7 @@ def finished_card(
         "supervision": fields["supervision"],
         "source": dict(fields["source"]),
         "metrics": dict(fields["metrics"]),
-        **({"doubt": dict(fields["doubt"])} if "doubt" in graph.outputs else {}),
+        **({"doubt": dict(fields.get("doubt") or {})} if "doubt" in graph.outputs else {}),
         "parity": dict(parities[full]),
         "golden": dict(golden),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

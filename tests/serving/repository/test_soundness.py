@@ -60,7 +60,7 @@ def test_doubt_is_part_of_the_promise_of_a_card_that_has_it(tmp_path):
     folder = tiny_models.export(tmp_path, golden=True, doubt=True)
     card = read_card(folder)
     assert card.gives_doubt
-    assert card.doubt == {"from": "pseudo masks of train"}
+    assert card.doubt["from"] == "pseudo masks of train"
     check_promise(card, OnnxRuntimeEngine(card))
     for change, problem in (
         (lambda a: a + 2, "doubt of colours are 2"),

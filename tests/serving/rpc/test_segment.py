@@ -256,5 +256,5 @@ def test_replies_carry_the_doubt_of_models_that_give_it(tmp_path, run_server, bl
         assert tiled.reply.image.tiles > 1
         assert tiled.doubt == pytest.approx(tiny_models.expected_doubt(wide), abs=0.05)
         about = {name: client.get_model(name).metrics for name in ("sure", "plain")}
-        assert about["sure"]["doubt"]["from"] == "pseudo masks of train"
+        assert dict(about["sure"]["doubt"]) == {"from": "pseudo masks of train"}
         assert "doubt" not in about["plain"]
