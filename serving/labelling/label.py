@@ -211,5 +211,5 @@ def _unwritable(target: Path, error: OSError, written: int) -> LabelError:
 
 
 def as_json(summary: Summary) -> str:
-    """One line of JSON."""
-    return json.dumps(asdict(summary))
+    """One line of JSON; without a review nothing is said of one."""
+    return json.dumps({k: v for k, v in asdict(summary).items() if v is not None})

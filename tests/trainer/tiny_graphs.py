@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainer.nets.graphs import CamGraph, PixelGraph, SegmenterGraph
+from trainer.nets.graphs import CamGraph, SegmenterGraph
+from trainer.nets.pixel_graph import PixelGraph
 
 CLASSES = ["cat", "dog", "cow"]
 

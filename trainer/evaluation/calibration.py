@@ -107,7 +107,9 @@ def reference_of(run: Run, dataset: Dataset, name: str | None = None) -> Referen
                 "a list with masks, or the default: the masks that trained the segmenter",
             )
         return Reference(_some(records), dataset.read_mask, f"true masks of {name}")
-    training = run.manifest["train_list"]
+    training = run.manifest.get("train_list")
+    if training is None:
+        return None
     masks, folder = _training_masks(run, dataset), run.path / "masks"
     others = [
         record

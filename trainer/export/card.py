@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from trainer.data.palette import voc_palette
-from trainer.nets.graphs import OPSET, PixelGraph
+from trainer.nets.pixel_graph import OPSET, PixelGraph
 from trainer.weights.supervision import initial_weights
 
 MAX_BATCH = 8

@@ -24,7 +24,8 @@ from trainer.export.score_thresholds import (
 from trainer.export.training_images import calibration_of
 from trainer.maps.protocols import CamsConfig, protocol_of
 from trainer.methods.registry import load_method
-from trainer.nets.graphs import CamGraph, PixelGraph, SegmenterGraph
+from trainer.nets.graphs import CamGraph, SegmenterGraph
+from trainer.nets.pixel_graph import PixelGraph
 from trainer.outputs import check_folder
 from trainer.run import Run
 from trainer.segmenters import prediction

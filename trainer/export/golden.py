@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from trainer.nets.graphs import PixelGraph, SegmenterGraph
+from trainer.nets.graphs import SegmenterGraph
+from trainer.nets.pixel_graph import PixelGraph
 
 IMAGE, OUTPUT = "golden_image.png", "golden_output.png"
 SIZE = (96, 128)

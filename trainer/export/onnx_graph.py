@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from trainer.errors import ExportError
-from trainer.nets.graphs import OPSET, PixelGraph
+from trainer.nets.pixel_graph import OPSET, PixelGraph
 
 if TYPE_CHECKING:
     import onnx

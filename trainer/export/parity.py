@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 
 from trainer.errors import ExportError
-from trainer.nets.graphs import CamGraph, PixelGraph, SegmenterGraph
+from trainer.nets.graphs import CamGraph, SegmenterGraph
+from trainer.nets.pixel_graph import PixelGraph
 
 # Smallest share of equal pixels, and largest difference of a score or CAM value, of the graph and
 # of its half-precision form.

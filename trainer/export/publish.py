@@ -28,7 +28,7 @@ from trainer.export.card import finished_card, triton_config
 from trainer.export.golden import write_golden
 from trainer.export.onnx_graph import to_onnx, to_onnx_with_half
 from trainer.export.parity import Images, Parity, batches_of, checked, compare, open_graph
-from trainer.nets.graphs import PixelGraph
+from trainer.nets.pixel_graph import PixelGraph
 
 if TYPE_CHECKING:
     import onnx

@@ -10,7 +10,8 @@ from tiny_graphs import make
 from torch import nn
 
 from trainer.export.golden import golden_image, with_labels, write_golden
-from trainer.nets.graphs import PixelGraph, SegmenterGraph
+from trainer.nets.graphs import SegmenterGraph
+from trainer.nets.pixel_graph import PixelGraph
 
 LIMITS = {"min_side": 32, "max_side": 4096, "max_pixels": 4_194_304}
 

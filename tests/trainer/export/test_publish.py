@@ -25,7 +25,8 @@ from trainer.export.card import card_from_manifest
 from trainer.export.publish import export_model
 from trainer.maps.camfile import stride4
 from trainer.maps.protocols import PROTOCOLS, merge
-from trainer.nets.graphs import CamGraph, PixelGraph, SegmenterGraph
+from trainer.nets.graphs import CamGraph, SegmenterGraph
+from trainer.nets.pixel_graph import PixelGraph
 from trainer.nets.resampling import resize_bicubic, scaled_size
 from trainer.training.inference import with_mirror
 
