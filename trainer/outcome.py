@@ -29,6 +29,10 @@ covers 0.3 % of it.
 """
 STABLE = 0.2
 """Agreement of the views of an image (see ``stability``) under which maps do not show objects."""
+PHANTOMS, FREE = 0.3, 5
+"""Share of the images without any class from which on the segmenter sees objects that are none, and
+the fewest such images that say so.
+"""
 SAMPLE, OF_CLASS = 400, 20
 """Images that are looked at, and of each class at least: 50,000 masks would take minutes."""
 LOSERS = (
@@ -120,10 +124,13 @@ def _about_masks(context: Context) -> Iterator[str]:
 
 def _about_predictions(stage: str, context: Context) -> Iterator[str]:
     for name in context.measured_lists:
-        records = [record for record in context.dataset.subset(name) if record.tags]
+        records = context.dataset.subset(name)
+        folder = context.run.path / stage / "predictions" / name
+        yield from _about_negatives(name, [r for r in records if r.is_negative], folder)
+        records = [record for record in records if record.tags]
         if not records:
             continue
-        covered = Cover.of(context, records, context.run.path / stage / "predictions" / name)
+        covered = Cover.of(context, records, folder)
         if not covered.share:
             yield (
                 f"on {name!r} the segmenter predicts background alone; look at the masks that"
@@ -135,6 +142,18 @@ def _about_predictions(stage: str, context: Context) -> Iterator[str]:
                 f"on {name!r} the segmenter predicts no pixel of {some(covered.losers)}, though"
                 f" images have the tag; {LOSERS}"
             )
+
+
+def _about_negatives(name: str, records: Sequence[Record], folder: Path) -> Iterator[str]:
+    read, sample = mask_reader(folder), records[:: len(records) // SAMPLE + 1]
+    masks = (read(record) for record in sample)
+    count = sum(bool(((mask > 0) & (mask < IGNORE)).any()) for mask in masks)
+    if len(sample) >= FREE and count > PHANTOMS * len(sample):
+        yield (
+            f"on {name!r} the segmenter sees objects in {count} of {len(sample)} images that show"
+            " no class; an exported model leaves out classes whose score is low, and these masks"
+            " do not; try --set segment.balanced=off, or wsss-trainer ask for a few true masks"
+        )
 
 
 class Cover(NamedTuple):

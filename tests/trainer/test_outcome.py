@@ -94,6 +94,11 @@ def test_masks_of_everything_or_nothing_and_classes_that_never_win(tmp_path, mas
         ),
         ([((0,), 1, 30), ((1,), 1, 30)], "predicts no pixel of blowhole"),
         ([((0,), 1, 30), ((1,), 2, 30)], ""),
+        (
+            [((0,), 1, 30), ((1,), 2, 30), *[((), 1, 5)] * 2, *[((), 0, 5)] * 3],
+            "sees objects in 2 of 5 images that show no class",
+        ),
+        ([((0,), 1, 30), ((1,), 2, 30), ((), 1, 5), *[((), 0, 5)] * 4], ""),
     ],
 )
 def test_a_segmenter_that_sees_background_alone(tmp_path, masks, words):
