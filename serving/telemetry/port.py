@@ -12,11 +12,12 @@ import contextlib
 import json
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from email.message import Message
 from email.parser import BytesHeaderParser
 from email.utils import formatdate
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -185,25 +186,34 @@ class Port:
     ) -> None:
         """Carry bytes both ways until one side ends."""
         pair = entrance.enter(client, _common_name(writer))
-        from_server, to_server = await asyncio.open_connection(sock=pair, limit=LINE_BYTES)
+        # Not a stream: one that cannot be written to any more drops what it has not read yet, which
+        # is the reply to a body that the server refused.
+        pair.setblocking(False)
         self._inside += 1
-        to_server.write(line)
-        seconds = entrance.idle_seconds
-        tasks = [
-            asyncio.ensure_future(_carry(source, target, seconds))
-            for source, target in ((reader, to_server), (from_server, writer))
-        ]
+        loop, seconds = asyncio.get_running_loop(), entrance.idle_seconds
+        take, give = partial(loop.sock_recv, pair, CHUNK), partial(loop.sock_sendall, pair)
+        tasks: list[asyncio.Task[bool]] = []
         try:
+            await give(line)
+            there = asyncio.ensure_future(_carry(partial(reader.read, CHUNK), give, seconds))
+            back = asyncio.ensure_future(_carry(take, partial(_write, writer), seconds))
+            tasks = [there, back]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if tasks[1].done():
-                tasks[0].cancel()
+            if there.done() and there.result():
+                # The server takes no more, but has answered.
+                await asyncio.wait([back])
+            if back.done():
+                there.cancel()
                 await asyncio.wait(tasks)
                 await _linger(reader, writer)
         finally:
             self._inside -= 1
             for task in tasks:
                 task.cancel()
-            to_server.close()
+            if tasks:
+                # A socket may be closed only when nobody waits for it.
+                await asyncio.wait(tasks)
+            pair.close()
 
 
 def _common_name(writer: asyncio.StreamWriter) -> str:
@@ -243,15 +253,26 @@ async def _send(writer: asyncio.StreamWriter, reply: Reply, with_body: bool = Tr
 
 
 async def _carry(
-    source: asyncio.StreamReader, target: asyncio.StreamWriter, idle_seconds: float
-) -> None:
+    take: Callable[[], Awaitable[bytes]],
+    give: Callable[[bytes], Awaitable[None]],
+    idle_seconds: float,
+) -> bool:
+    """Carry bytes until the source ends, or the target takes no more: whether it was the target."""
     with contextlib.suppress(OSError, TimeoutError):
         while True:
             async with asyncio.timeout(idle_seconds):
-                if not (data := await source.read(CHUNK)):
-                    return
-                target.write(data)
-                await target.drain()
+                if not (data := await take()):
+                    return False
+                try:
+                    await give(data)
+                except ConnectionError:
+                    return True
+    return False
+
+
+async def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
+    writer.write(data)
+    await writer.drain()
 
 
 async def _linger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
