@@ -32,6 +32,17 @@ def scenes(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def theirs(scenes, tmp_path_factory) -> Path:
+    """Maps of every image: 1 on the true masks, 0.1 elsewhere."""
+    dataset, folder = open_dataset(scenes), tmp_path_factory.mktemp("maps") / "theirs"
+    for record in dataset.records.values():
+        truth = dataset.read_mask(record)
+        maps = [0.1 + 0.9 * (truth[::4, ::4] == tag + 1) for tag in record.tags]
+        write_cam(cam_path(folder, record.id), record.tags, np.stack(maps), truth.shape)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def bare(scenes, tmp_path_factory) -> Path:
     """The scenes, one of them without its tags."""
     folder = Path(shutil.copytree(scenes, tmp_path_factory.mktemp("bare") / "data"))

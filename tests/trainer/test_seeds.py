@@ -6,18 +6,15 @@ import json
 from pathlib import Path
 from statistics import fmean, stdev
 
-import numpy as np
 import pytest
 from measured import write_run
 from typer.testing import CliRunner, Result
 
 from trainer.cli import app
-from trainer.data.formats.opening import open_dataset
 from trainer.errors import ConfigError, RunError, UserError
 from trainer.evaluation.compare import compare, open_sides
 from trainer.evaluation.measure import current_evaluation
 from trainer.evaluation.over_seeds import evaluation_of
-from trainer.maps.camfile import cam_path, write_cam
 from trainer.seed_folder import is_seed_folder, mark, parse_seeds, seed_run, seed_runs
 
 pytestmark = pytest.mark.usefixtures("one_process")
@@ -31,17 +28,6 @@ def refused(*arguments: str | Path) -> UserError:
     result = invoke(*arguments)
     assert isinstance(result.exception, UserError), result.output
     return result.exception
-
-
-@pytest.fixture(scope="session")
-def theirs(scenes, tmp_path_factory) -> Path:
-    """Maps of every image: 1 on the true masks, 0.1 elsewhere."""
-    dataset, folder = open_dataset(scenes), tmp_path_factory.mktemp("maps") / "theirs"
-    for record in dataset.records.values():
-        truth = dataset.read_mask(record)
-        maps = [0.1 + 0.9 * (truth[::4, ::4] == tag + 1) for tag in record.tags]
-        write_cam(cam_path(folder, record.id), record.tags, np.stack(maps), truth.shape)
-    return folder
 
 
 def seeds_of(folder: Path, data: Path, shares: list[float], **segment: float) -> Path:

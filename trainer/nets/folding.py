@@ -94,10 +94,16 @@ def fold_batch_norms(network: nn.Module) -> None:
         for conv, norm in pairwise(children):
             # Exactly these classes: a subclass may compute something else.
             if type(conv) is nn.Conv2d and conv.bias is None and type(norm) is nn.BatchNorm2d:
-                # Changing the class keeps the parameters, their names and all that refers to them.
-                conv.__class__ = FoldingConv2d
-                norm.__class__ = FoldedBatchNorm2d
-                cast(FoldingConv2d, conv).followed_by = (cast(FoldedBatchNorm2d, norm),)
+                join(conv, norm, FoldedBatchNorm2d)
+
+
+def join(conv: nn.Module, norm: nn.Module, kind: type[FoldedBatchNorm2d]) -> None:
+    """Let a convolution do the work of the batch norm after it, which becomes a ``kind``."""
+    # Changing the class keeps the parameters, their names and all that refers to them.
+    if not isinstance(conv, FoldingConv2d):
+        conv.__class__ = FoldingConv2d
+    norm.__class__ = kind
+    cast(FoldingConv2d, conv).followed_by = (cast(FoldedBatchNorm2d, norm),)
 
 
 def unfold(network: nn.Module) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.nets.folding import FoldedBatchNorm2d, FoldingConv2d
+from trainer.nets.folding import FoldedBatchNorm2d, FoldingConv2d, join
 
 SIDE = 64
 """Of the image that shows which layers follow each other: two cells of the coarsest feature."""
@@ -51,7 +50,7 @@ def pad_as_tensorflow(net: nn.Module) -> bool:
     return bool(convs)
 
 
-def fold_batch_norms(network: nn.Module) -> None:
+def fold_adjacent(network: nn.Module) -> None:
     """Join, in place, every bias-free convolution with the batch norm that directly follows it, as
     ``trainer.nets.folding`` does.
 
@@ -69,10 +68,7 @@ def fold_batch_norms(network: nn.Module) -> None:
         if all(type(layer) in own for layer, own in zip(pair, kinds)) and _is_plain(*pair)
     ]
     for conv, norm in _adjacent(network, pairs):
-        if type(conv) is nn.Conv2d:
-            conv.__class__ = FoldingConv2d
-        norm.__class__ = FoldedBatchNorm2d if type(norm) is nn.BatchNorm2d else FoldedNormAct
-        cast(FoldingConv2d, conv).followed_by = (cast(FoldedBatchNorm2d, norm),)
+        join(conv, norm, FoldedBatchNorm2d if type(norm) is nn.BatchNorm2d else FoldedNormAct)
 
 
 def _is_plain(conv: nn.Module, norm: nn.Module) -> bool:

@@ -28,7 +28,7 @@ from trainer.nets.backbone import (
 )
 from trainer.nets.depthwise import quicken
 from trainer.nets.resampling import bicubic_weights
-from trainer.nets.timm_layers import fold_batch_norms, pad_as_tensorflow
+from trainer.nets.timm_layers import fold_adjacent, pad_as_tensorflow
 
 PREFIX = "timm/"
 FILE = "model.safetensors"
@@ -117,7 +117,7 @@ class TimmCnn(StagedBackbone):
         if not dilate:
             for conv in dilated(self):
                 respace(conv, 1)
-        fold_batch_norms(self)
+        fold_adjacent(self)
         quicken(self)
         self.freeze()
 

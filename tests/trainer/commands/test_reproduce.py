@@ -6,16 +6,13 @@ import json
 import shlex
 from pathlib import Path
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
 from trainer.cli import app
 from trainer.commands.reproduce import job_of
-from trainer.data.formats.opening import open_dataset
 from trainer.errors import ConfigError, TargetError, UserError
 from trainer.evaluation.metrics import convention_name
-from trainer.maps.camfile import cam_path, write_cam
 from trainer.reproduce.tables import PAPERS, UNTIL, read_table, table_names
 from trainer.reproduce.work import Cell, orders
 
@@ -140,16 +137,6 @@ def test_order_of_rows_against_the_published_one():
     assert orders(table, cells([30, 31, None, None])) == []
 
 
-@pytest.fixture(scope="module")
-def maps(scenes, tmp_path_factory) -> Path:
-    dataset, folder = open_dataset(scenes), tmp_path_factory.mktemp("maps") / "theirs"
-    for record in dataset.records.values():
-        truth = dataset.read_mask(record)
-        planes = [0.1 + 0.9 * (truth[::4, ::4] == tag + 1) for tag in record.tags]
-        write_cam(cam_path(folder, record.id), record.tags, np.stack(planes), truth.shape)
-    return folder
-
-
 @pytest.mark.usefixtures("one_process")
 def test_two_rows_from_end_to_end(scenes, tmp_path):
     folder = tmp_path / "table"
@@ -181,10 +168,10 @@ def test_two_rows_from_end_to_end(scenes, tmp_path):
 
 
 @pytest.mark.usefixtures("one_process")
-def test_rows_of_several_seeds_have_a_deviation(scenes, maps, tmp_path):
+def test_rows_of_several_seeds_have_a_deviation(scenes, theirs, tmp_path):
     result = invoke(
         *("mixup-cam-1", scenes, "--small", "--only", "cam", "--out", tmp_path / "t"),
-        *("--seeds", "0,1", "--json", "--", "--cams", maps, "--refine", "none"),
+        *("--seeds", "0,1", "--json", "--", "--cams", theirs, "--refine", "none"),
     )
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)["rows"]

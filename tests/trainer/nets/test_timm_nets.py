@@ -24,7 +24,7 @@ from trainer.nets import build_backbone, traits_of
 from trainer.nets.backbone import Backbone, batch_norms
 from trainer.nets.folding import FoldingConv2d, unfold
 from trainer.nets.graphs import CamGraph
-from trainer.nets.timm_layers import fold_batch_norms
+from trainer.nets.timm_layers import fold_adjacent
 from trainer.weights.cache import fetch_weights, find_weights, import_weights, list_weights
 from trainer.weights.loading import load_backbone
 
@@ -270,5 +270,5 @@ def test_only_layers_that_follow_each_other_are_folded():
             return self.conv(self.norm(x))
 
     network = Swapped()
-    fold_batch_norms(network)
+    fold_adjacent(network)
     assert type(network.conv) is nn.Conv2d
