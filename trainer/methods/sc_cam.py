@@ -17,7 +17,8 @@ Deviations: defaults are those of the released code on ResNet-38. The code takes
 middle of rounds 1 to 3 (epochs 31, 41 and 51 of 61) and a released classifier for round 0. We train
 every round to its end, and round 0 too unless ``round0`` names a file. A class with fewer images
 than k has as many sub-categories as images. Small networks continue from the round before: a fresh
-start of a few hundred updates would end behind ``cam``.
+start of a few hundred updates would end behind ``cam``. ``k=auto`` is the adaptive number of
+sub-categories that the paper leaves to future work: FINCH (Sarfraz et al., CVPR 2019) finds it.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from trainer.config import Range, as_dict
 from trainer.errors import ConfigError
 from trainer.files import file_sha256
-from trainer.methods.clustering import subcategory_labels
+from trainer.methods.clustering import finch_labels, subcategory_labels
 from trainer.methods.declaration import Declaration
 from trainer.methods.mixing import SC_CAM_TRAINING
 from trainer.methods.preparation import Preparation, Prepared, Workshop
@@ -67,7 +71,9 @@ class Config(SubcategoryConfig):
     """Knobs of ``sc_cam``, besides those of ``SubcategoryConfig``.
 
     Attributes:
-        k: sub-categories of each class; the paper tries 5, 10, 20 and 50.
+        k: sub-categories of each class; the paper tries 5, 10, 20 and 50. ``auto`` clusters by
+            FINCH instead of k-means; its coarsest partition of the images of a class decides how
+            many sub-categories the class has, anew in each round.
         rounds: number of clusterings, each after its own training.
         warm_start: a round starts from the weights of the round before, as in the paper's
             algorithm, instead of the initial weights, as released. On with the recipes ``small``
@@ -76,7 +82,7 @@ class Config(SubcategoryConfig):
             released file such as ``res38_cls.pth``.
     """
 
-    k: Annotated[int, Range(1, 1000)] = 10
+    k: Annotated[int | Literal["auto"], Range(1, 1000)] = 10
     rounds: Annotated[int, Range(1, 100)] = 3
     warm_start: bool = False
     round0: str = ""
@@ -122,8 +128,8 @@ def prepared(config: Config, run: Path, rounds: int | None = None) -> Prepared:
     if rounds == 0:
         return Prepared(config)
     last = f"round{rounds - 1}"
-    clusters = Subcategories.read(run / last / SUBCATEGORIES)
-    return clusters.prepared(config, last if config.warm_start else None)
+    labels = Subcategories.read(run / last / SUBCATEGORIES)
+    return labels.prepared(config, last if config.warm_start else None)
 
 
 def explore(r: int, shop: Workshop, stage: Output) -> None:
@@ -141,14 +147,26 @@ def explore(r: int, shop: Workshop, stage: Output) -> None:
         embed(method.embed, method, shop.records, f"round {r}: features", shop.device).write(path)
     embeddings = Embeddings.read(path)
     tags = shop.dataset.tag_matrix(shop.records)
-    labels = subcategory_labels(embeddings.values, tags, config.k, shop.seed).astype("uint8")
-    Subcategories(embeddings.ids, labels, (config.k,) * tags.shape[1]).write(
-        stage.folder / SUBCATEGORIES
-    )
+    labels, counts = clusters(embeddings.values, tags, config.k, shop.seed)
+    Subcategories(embeddings.ids, labels, counts).write(stage.folder / SUBCATEGORIES)
     stage.outputs.update(
         count=len(embeddings.ids), embeddings=EMBEDDINGS, subcategories=SUBCATEGORIES
     )
     stage.metrics.update(subcategories=int(labels.any(0).sum()))
+
+
+def clusters(
+    embeddings_ND: npt.NDArray[np.float32],
+    tags_NK: npt.NDArray[np.float32],
+    k: int | Literal["auto"],
+    seed: int,
+) -> tuple[npt.NDArray[np.uint8], tuple[int, ...]]:
+    """Labels of the second head, 0/1 ``[N,S]``, and the number of sub-categories of each class."""
+    if k == "auto":
+        labels, counts = finch_labels(embeddings_ND, tags_NK)
+        return labels.astype(np.uint8), tuple(counts.tolist())
+    labels = subcategory_labels(embeddings_ND, tags_NK, k, seed)
+    return labels.astype(np.uint8), (k,) * tags_NK.shape[1]
 
 
 METHOD = Declaration(

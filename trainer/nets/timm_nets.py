@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from trainer.data.transforms import IMAGENET_PIXELS
 from trainer.errors import ConfigError
@@ -134,10 +135,12 @@ class TimmCnn(StagedBackbone):
 
 
 class TimmVit(Backbone):
-    """A plain vision transformer of timm; its feature ``patches`` has the patches as cells.
+    """A plain vision transformer of timm; its features have the patches as cells.
 
     ``forward`` takes ``[B, 3, H, W]`` normalised RGB of any size, pads it to whole patches and
-    resizes the position embeddings bicubically, as timm does. All weights train.
+    resizes the position embeddings bicubically, as timm does. ``patches`` is the last feature;
+    ``stage1`` to ``stage3`` end a quarter of the blocks each, behind the same last layer norm, as
+    DINOv2 gives its intermediate layers. All weights train.
 
     Args:
         name: timm's, such as ``vit_tiny_patch16_224``.
@@ -149,7 +152,7 @@ class TimmVit(Backbone):
     traits = Traits(knobs=(), file=FILE)
     patch_embed: Any
     norm_pre: nn.Module
-    blocks: nn.Module
+    blocks: nn.Sequential
     norm: Any
     fc_norm: nn.Module
     pos_embed: Tensor
@@ -168,8 +171,10 @@ class TimmVit(Backbone):
         self.rescale = Rescale(name)
         self.grid: tuple[int, int] = net.patch_embed.grid_size
         self.patch: int = net.patch_embed.patch_size[0]
-        self.channels, self.strides = {"patches": net.embed_dim}, {"patches": self.patch}
-        self.top = "patches"
+        self.depths, self.top = ("stage1", "stage2", "stage3"), "patches"
+        names = (*self.depths, self.top)
+        self.channels = dict.fromkeys(names, net.embed_dim)
+        self.strides = dict.fromkeys(names, self.patch)
         for token_name in ("cls_token", "reg_token", "pos_embed"):
             self.register_parameter(token_name, getattr(net, token_name))
         for child_name in ("patch_embed", "norm_pre", "blocks", "norm", "fc_norm"):
@@ -182,8 +187,27 @@ class TimmVit(Backbone):
         patches = self.patch_embed.norm(_tokens(cells)) + _tokens(self.positions(height, width))
         special = self.special_tokens().expand(patches.shape[0], -1, -1)
         tokens = self.norm_pre(torch.cat([special, patches], 1))
-        tokens = self.fc_norm(self.norm(self.blocks(tokens)))
-        return {"patches": _cells(tokens[:, special.shape[1] :], height, width)}
+        features = {}
+        for name, blocks in self.quarters().items():
+            tokens = blocks(tokens)
+            own = self.fc_norm(self.norm(tokens))[:, special.shape[1] :]
+            features[name] = _cells(own, height, width)
+        return features
+
+    def quarters(self) -> dict[str, nn.Sequential]:
+        """Feature name -> the blocks between it and the feature before."""
+        names, count = (*self.depths, self.top), len(self.blocks)
+        # Rounded up, so that the first quarter of a single block is this block.
+        ends = [0, *(-(-count * i // len(names)) for i in range(1, len(names) + 1))]
+        return {name: self.blocks[a:b] for name, a, b in zip(names, ends, ends[1:])}
+
+    def hook(self, depth: str, change: Callable[[Tensor], Tensor]) -> RemovableHandle:
+        """See ``Backbone``. What is changed are all tokens, ``[B, C, tokens, 1]``."""
+
+        def change_tokens(_: nn.Module, x: tuple[Tensor, ...], y: Tensor) -> Tensor:
+            return change(y.transpose(1, 2)[..., None])[..., 0].transpose(1, 2)
+
+        return self.quarters()[depth][-1].register_forward_hook(change_tokens)
 
     @classmethod
     def traits_of(cls, **arguments: Any) -> Traits:

@@ -423,6 +423,34 @@ def test_classes_with_few_images(data, tmp_path, tiny):
     )
 
 
+def test_finch_decides_how_many_subcategories_each_class_has(data, tmp_path, tiny):
+    run = tmp_path / "run"
+    given = options(data, run, "method.k=auto")
+    assert fit(given) == {"round0": "to do", "round1": "to do", "classify": "to do"}
+    stored = Subcategories.read(run / "round1" / "subcategories.npz")
+    tags = make_plan(given).context.dataset
+    matrix = tags.tag_matrix([tags.records[i] for i in stored.ids])
+    assert stored.labels.sum(1).tolist() == matrix.sum(1).tolist()
+    assert stored.labels.shape[1] == sum(stored.counts)
+    assert all(block.any(0).all() for block in np.split(stored.labels, np.cumsum(stored.counts), 1))
+    head = state(run, "classify")["subcategory_classifier.weight"]
+    assert head.shape[0] == sum(stored.counts)
+
+
+def test_the_number_of_subcategories_follows_the_groups_of_a_class():
+    """Class 0 has five groups of images, class 1 two."""
+    rng = np.random.default_rng(0)
+    centres = 10 * rng.normal(size=(7, 16))
+    group = np.repeat(np.arange(7), 40)
+    points = (centres[group] + 0.1 * rng.normal(size=(280, 16))).astype(np.float32)
+    tags = np.stack([group < 5, group >= 5], 1).astype(np.float32)
+    labels, counts = sc_cam.clusters(points, tags, "auto", 0)
+    assert counts == (5, 2)
+    # One column a group, whatever its number.
+    assert len({(int(row.argmax()), int(g)) for row, g in zip(labels, group)}) == 7
+    assert sc_cam.clusters(points, tags, 3, 0)[1] == (3, 3)
+
+
 def test_an_image_that_is_twice_in_a_list_counts_once(data, tmp_path, tiny):
     pipeline = make_plan(options(data, tmp_path / "run", "method.rounds=1"))
     a, b, c, d, *_ = pipeline.context.tagged

@@ -5,6 +5,7 @@ The ``test_`` networks are timm's own miniatures of its families.
 
 from __future__ import annotations
 
+import math
 import socket
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,57 @@ def test_self_supervised_transformers_make_maps_of_their_patches(name: str) -> N
         torch.testing.assert_close(ours.flatten(2), patches, atol=2e-5, rtol=1e-4)
         # Sides that are no multiples of a patch get a cell more.
         assert method.cams(images(3 * patch + 1, 5 * patch)).shape == (1, 3, 4, 5)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_vit3", "vit_tiny_patch16_224"])
+def test_stages_of_a_transformer_are_intermediate_layers_of_timm(name: str) -> None:
+    net = build(name).eval()
+    theirs = timm.create_model(name, num_classes=0, dynamic_img_size=True).eval()
+    theirs.load_state_dict(net.state_dict(), strict=False)
+    count = len(net.blocks)
+    ends = [math.ceil(count * i / 4) - 1 for i in (1, 2, 3, 4)]
+    with torch.no_grad():
+        ours = net(images())
+        layers = theirs.forward_intermediates(
+            net.rescale(images()), indices=ends, norm=True, intermediates_only=True
+        )
+    assert list(ours) == ["stage1", "stage2", "stage3", "patches"] == list(net.channels)
+    if not isinstance(theirs.norm, torch.nn.Identity):
+        for feature, layer in zip(ours.values(), layers, strict=True):
+            torch.testing.assert_close(feature, layer, atol=2e-5, rtol=1e-4)
+
+
+def test_a_hook_of_a_transformer_changes_what_comes_after_it() -> None:
+    net = build("test_vit").eval()
+    with torch.no_grad():
+        plain = net(images())
+        handle = net.hook("stage2", lambda x_BCN1: 2 * x_BCN1)
+        doubled = net(images())
+        handle.remove()
+        again = net(images())
+    assert torch.equal(doubled["stage1"], plain["stage1"])
+    # The last layer norm takes out the factor of the hooked layer itself, but for its epsilon.
+    torch.testing.assert_close(doubled["stage2"], plain["stage2"], atol=1e-2, rtol=1e-2)
+    assert (doubled["patches"] - plain["patches"]).abs().max() > 0.1
+    assert torch.equal(again["patches"], plain["patches"])
+
+
+@pytest.mark.parametrize(
+    ("method", "knobs"),
+    [("seam", {"prcm": "on"}), ("cpn", {}), ("manifold_mixup_cam", {}), ("vwe", {}), ("recam", {})],
+)
+def test_every_method_learns_on_a_transformer(method: str, knobs: dict[str, object]) -> None:
+    config = method_classes(method)[1](**knobs)
+    module = build_method(method, config, "timm/test_vit", {}, 3).train()
+    batch = {"image": images(64, 64).expand(2, -1, -1, -1), "tags": torch.eye(3)[:2]}
+    terms = module.loss(batch, np.random.default_rng(0))
+    sum(terms.values()).backward()
+    gradient = module.backbone.blocks[0].attn.qkv.weight.grad
+    assert gradient.isfinite().all()
+    assert gradient.any()
+    maps = module.eval().cams(images(48, 80))
+    assert maps.shape == (1, 3, 3, 5)
+    assert (maps >= 0).all()
 
 
 @pytest.mark.parametrize("name", [*CHAINS, "test_vit"])

@@ -385,7 +385,7 @@ def test_background_of_an_image_without_maps_is_all():
     ("backbone", "refine", "words"),
     [
         ("resnet38", "irn", "IRNet cannot use ResNet38"),
-        ("timm/test_vit", "affinity", "patches with stride 16"),
+        ("timm/test_vit", "affinity", "stage3 with stride 16"),
     ],
 )
 def test_a_backbone_that_cannot_walk_is_refused_before_anything_trains(
