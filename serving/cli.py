@@ -63,6 +63,10 @@ SETTINGS = {
     "lame_duck": "shutdown.lame_duck",
     "max_pixels": "limits.max_pixels",
     "max_bytes": "limits.max_bytes",
+    "capture": "capture.folder",
+    "capture_doubt": "capture.doubt",
+    "capture_mb": "capture.max_mb",
+    "capture_per_minute": "capture.per_minute",
 }
 
 
@@ -70,6 +74,7 @@ SETTINGS = {
     epilog=examples(
         "wsss-serving serve --repository exported/",
         "wsss-serving serve --config serving.toml --set schedule.queue=128",
+        "wsss-serving serve --capture doubtful/ --capture-doubt 0.05",
         "wsss-serving serve --host '*' --tls-cert server.crt --tls-key server.key --tokens tokens",
     )
 )
@@ -152,6 +157,22 @@ def serve(
     ] = DEFAULT.shutdown.lame_duck,
     max_pixels: MaxPixels = DEFAULT.limits.max_pixels,
     max_bytes: MaxBytes = DEFAULT.limits.max_bytes,
+    capture: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep doubtful images that callers send, for wsss-trainer ask; off by default.",
+        ),
+    ] = DEFAULT.capture.folder,
+    capture_doubt: Annotated[
+        float, typer.Option(min=0, max=1, help="Keep images with a doubt above this.")
+    ] = DEFAULT.capture.doubt,
+    capture_mb: Annotated[
+        int, typer.Option(min=1, help="Megabytes of DIR; then no more images are kept.")
+    ] = DEFAULT.capture.max_mb,
+    capture_per_minute: Annotated[
+        int, typer.Option(min=1, help="Images that are kept in any minute, at most.")
+    ] = DEFAULT.capture.per_minute,
 ) -> None:
     """Serve the models of a repository over gRPC until SIGTERM or Ctrl-C."""
     import asyncio

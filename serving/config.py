@@ -284,6 +284,23 @@ class TelemetryConfig:
 
 
 @dataclass(frozen=True)
+class CaptureConfig:
+    """Which images of callers are kept.
+
+    Attributes:
+        folder: where; None keeps no image.
+        doubt: only images with a larger doubt are kept.
+        max_mb: of the folder; then no more images are kept.
+        per_minute: images that one process keeps in any minute, at most.
+    """
+
+    folder: Path | None = None
+    doubt: float = number(0.1, 0, 1)
+    max_mb: int = number(1024, 1)
+    per_minute: int = number(10, 1, 100_000)
+
+
+@dataclass(frozen=True)
 class ServerConfig:
     """The settings of a server, for the models in the folder ``repository``."""
 
@@ -299,3 +316,4 @@ class ServerConfig:
     tiling: TilingConfig = TilingConfig()
     shutdown: ShutdownConfig = ShutdownConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+    capture: CaptureConfig = CaptureConfig()

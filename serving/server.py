@@ -21,6 +21,7 @@ from typing import Any
 import grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from serving import capture
 from serving.access.certificates import Certificates
 from serving.access.tokens import Tokens
 from serving.addresses import bare, joined, listening
@@ -75,6 +76,7 @@ class Server:
         )
         self._tokens = Tokens(access.tokens) if access.tokens else None
         self.telemetry = Telemetry()
+        self._capture = capture.opened(config, self.telemetry)
         self._end_trace: Callable[[], None] | None
         trace, self._end_trace = (
             tracer(importlib.metadata.version("wsss")) if telemetry.tracing else (None, None)
@@ -111,7 +113,11 @@ class Server:
             log.info("HTTP on %s", self.http_address)
         await self.models.start()
         self.telemetry.follow(self.models)
-        segmentation = SegmentationService(self.models, self._config, self._codecs, self._calls)
+        if self._capture:
+            self._capture.tell(self.models.served())
+        segmentation = SegmentationService(
+            self.models, self._config, self._codecs, self._calls, self._capture
+        )
         interceptors = [AccessInterceptor(self._tokens, self.telemetry)] if self._tokens else []
         self._grpc = grpc.aio.server(
             interceptors=interceptors, options=channel_options(self._config)
@@ -177,6 +183,8 @@ class Server:
         await self._http.stop()
         if self._end_trace:
             await asyncio.to_thread(self._end_trace)
+        if self._capture:
+            await asyncio.to_thread(self._capture.close)
 
     async def _drain(self) -> bool:
         """Wait for accepted requests; returns whether all were answered."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from serving.capture import Candidate, Capture
 from serving.card import Kind
 from serving.config import OversizeRule, ServerConfig, TilingConfig
 from serving.engines import Outputs
@@ -65,9 +66,18 @@ class SegmentationService:
 
     Args:
         codecs: threads that decode and encode, and their memory.
+        capture: keeps doubtful images; None keeps none.
     """
 
-    def __init__(self, models: Models, config: ServerConfig, codecs: Codecs, calls: Calls) -> None:
+    def __init__(
+        self,
+        models: Models,
+        config: ServerConfig,
+        codecs: Codecs,
+        calls: Calls,
+        capture: Capture | None = None,
+    ) -> None:
+        self._capture = capture
         self._models = models
         self._config = config
         self._codecs = codecs
@@ -110,6 +120,19 @@ class SegmentationService:
 
         def reply(answer: Answer, picture: Picture) -> Any:
             result = answer.segmented()
+            if self._capture:
+                self._capture.offer(
+                    result.doubt,
+                    lambda: Candidate(
+                        _bytes(request.image),
+                        picture.format,
+                        result.labels,
+                        result.scores,
+                        result.doubt or 0.0,
+                        model.card,
+                        options,
+                    ),
+                )
             return pb.SegmentResponse(
                 mask=replies.overlay(result, model.card, picture)
                 if overlay

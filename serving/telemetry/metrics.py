@@ -63,6 +63,13 @@ class Telemetry:
         self._image_bytes_limit = gauge("wsss_image_bytes_limit", "Bytes that they may take.")
         self.streams = gauge("wsss_streams", "Streams that are open.")
         self.watches = gauge("wsss_watches", "Watches of the health service that are open.")
+        self.captures = Counter(
+            "wsss_captures",
+            "Images above the doubt of --capture, by what became of them.",
+            ("outcome",),
+            registry=self.registry,
+        )
+        self.capture_bytes = gauge("wsss_capture_bytes", "Bytes of the folder of --capture.")
         self.ready = gauge("wsss_ready", "1 while the server takes requests, 0 while it ends.")
         ProcessCollector(registry=self.registry)
 

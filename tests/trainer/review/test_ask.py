@@ -10,10 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_models
+from configs import configured
 from PIL import Image
 from refined import fit
+from servers import running
 from typer.testing import CliRunner
 
+from serving.client import Client
 from trainer.cli import app
 from trainer.data.dataset import read_index_png
 from trainer.data.formats.opening import open_dataset
@@ -106,6 +110,27 @@ def test_folders_of_images_without_tags(run: Path, tmp_path: Path) -> None:
     (more / "new.tif").rename(more / f"{name}.tif")
     with pytest.raises(DataError, match="called like images of the data"):
         ask(run, tmp_path / "again", Wish(also=more))
+
+
+def test_images_that_a_server_kept(run: Path, tmp_path: Path) -> None:
+    tiny_models.export(tmp_path / "exported", "photos", doubt=True)
+    dark = np.random.default_rng(0).integers(0, 50, (40, 50, 3), dtype=np.uint8)
+    kept = tmp_path / "kept"
+    config = configured(tmp_path / "exported", capture__folder=str(kept), capture__doubt=0.5)
+    with running(config) as server, Client(server.address) as client:
+        client.segment(dark)
+    (image,) = (kept / "photos").glob("*.png")
+    command = ["ask", str(run), "--n", "99", "--also", str(kept / "photos"), "--for", "folder"]
+    result = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "review"), "--json"])
+    assert result.exit_code == 0, result.output
+    training = {record.id for record in open_dataset(run.parent / "data").subset("train")}
+    ids = {entry["id"] for entry in json.loads(result.stdout)["images"]}
+    assert ids == training | {image.stem}
+    mask = np.full((40, 50), 1, np.uint8)
+    write_index_png(tmp_path / "review" / "masks" / f"{image.stem}.png", mask)
+    answer(run, tmp_path / "review", tmp_path / "out")
+    correction = read_ledger(tmp_path / "out").images[image.stem]
+    assert read_image(tmp_path / "out" / correction.image).tolist() == dark.tolist()
 
 
 def test_what_cannot_be_asked(run: Path, mapped: Path, tmp_path: Path) -> None:
