@@ -39,7 +39,7 @@ clean:
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(shell find protos -name '*.proto')
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"{sys.executable} is Python {sys.version.split()[0]}; wsss needs 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[train,serve,http,dev,docs,otel]'
+	$(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[train,serve,http,ray,dev,docs,otel]'
 	@touch $@
 
 # NVIDIA's client allows no protobuf 7 beside it and clashes with our generated code, so it lives apart.

@@ -91,20 +91,37 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 def _file(path: Path, place: Path, listing: Listing) -> None:
     try:
-        kind = path.stat().st_mode
+        is_regular = stat.S_ISREG(path.stat().st_mode)
     except OSError:
-        kind = stat.S_IFREG
-    is_image, is_other = path.name.lower().endswith(EXTENSIONS), OTHER_KINDS.fullmatch(path.suffix)
-    if not stat.S_ISREG(kind):
+        is_regular = True
+
+    def head() -> bytes:
+        with path.open("rb") as file:
+            return file.read(HEAD_BYTES)
+
+    sort_in(place, listing, head, is_regular)
+
+
+def sort_in(
+    place: Path, listing: Listing, head: Callable[[], bytes], is_regular: bool = True
+) -> None:
+    """Add an entry that is no folder to where it belongs.
+
+    Args:
+        place: path relative to the root.
+        head: reads the first ``HEAD_BYTES`` of the file.
+    """
+    is_image = place.name.lower().endswith(EXTENSIONS)
+    is_other = OTHER_KINDS.fullmatch(place.suffix)
+    if not is_regular:
         if is_image or is_other:
             listing.left_out[place] = "a pipe, socket or device with the name of an image"
     elif is_image:
         listing.images.append(place)
-    elif is_other or not path.suffix:
+    elif is_other or not place.suffix:
         try:
-            with path.open("rb") as file:
-                true_kind = kind_of(file.read(HEAD_BYTES))
-            listing.unread[place] = f"a {true_kind} whose name does not end like one: rename it"
+            kind = kind_of(head())
+            listing.unread[place] = f"a {kind} whose name does not end like one: rename it"
         except Unreadable as error:
             if is_other or error.hint == SAVE:
                 listing.unread[place] = f"{error.found}: {error.hint}"

@@ -33,7 +33,11 @@ FORMATS = (
 
 def label(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="Folder of images, searched recursively.")
+        str,
+        typer.Argument(
+            metavar="IN",
+            help="Folder of images, searched recursively, or an address such as s3://bucket/photos.",
+        ),
     ],
     target: Annotated[
         Path,
@@ -69,6 +73,13 @@ def label(
         bool, typer.Option("--force", help="Label again what is already labelled.")
     ] = False,
     workers: Annotated[int, typer.Option(min=0, help="Images in parallel; 0 is automatic.")] = 0,
+    ray: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|HOST:PORT",
+            help="Compute on a Ray cluster: this machine's (auto), or the one at an address.",
+        ),
+    ] = "",
     engine: EngineOption = DEFAULT.engine.name,
     bucket: Annotated[
         int,
@@ -88,15 +99,17 @@ def label(
     Examples:
       wsss-serving label photos/ masks/ --model photos
       wsss-serving label photos/ masks/ --model photos --review-below 0.9
+      wsss-serving label s3://bucket/photos masks/ --model photos --ray auto
     """
     from serving.labelling.label import as_json as in_json
     from serving.labelling.label import label as run
     from serving.labelling.labeller import LabelConfig
     from serving.labelling.ledger import FAILURES
     from serving.labelling.review import REVIEW
+    from serving.labelling.sources import parse_source
 
     config = LabelConfig(
-        source=source,
+        source=parse_source(source),
         target=target,
         repository=repository,
         model=model,
@@ -113,6 +126,7 @@ def label(
         background_threshold=background_threshold,
         confidence_threshold=min_confidence,
         review_below=review_below,
+        ray=ray,
     )
     with progress_bar("labelling") as progress:
         summary = run(config, progress)

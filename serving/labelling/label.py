@@ -8,26 +8,29 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 from unicodedata import normalize
 
+from serving.card import Card
 from serving.errors import LabelError
 from serving.files import write_atomic
 from serving.images.decoding import EXTENSIONS
 from serving.labelling.formats import Format, find_format
-from serving.labelling.labeller import LabelConfig, Labeller, State
+from serving.labelling.labeller import LabelConfig, Labeller, Model
 from serving.labelling.ledger import CLASSES, MANIFEST, Ledger, holds_labels, open_ledger
-from serving.listing import Listing, list_images
+from serving.labelling.review import Review
+from serving.labelling.sources import Source, open_source
+from serving.labelling.store import State, Store
+from serving.listing import Listing
 from serving.outputs import check_folder, folds_case
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-OUT = "the output folder"
 
 Progress = Callable[[int, int], None]
 
@@ -73,24 +76,27 @@ def label(config: LabelConfig, progress: Progress = lambda count, total: None) -
     """
     began = time.monotonic()
     form = find_format(config.format, config.polygons)
-    check_folder(config.target, holds_labels, [config.source], "OUT", may_lie_in=True)
-    listing = find_images(config.source, config.target)
+    folders = [config.source] if isinstance(config.source, Path) else []
+    check_folder(config.target, holds_labels, folders, "OUT", may_lie_in=True)
+    source = open_source(config.source)
+    listing = find_images(config, source)
     check_parts(listing.images, form)
-    labeller = Labeller(config)
-    review = labeller.review
-    if review:
-        review.check(listing.images, form)
     tally = {"written": 0, "skipped": 0, "failed": len(listing.unread)}
-    try:
-        with open_ledger(config.target) as ledger:
-            for number, state in enumerate(_label_all(labeller, listing, ledger), 1):
-                tally[state] += 1
-                progress(number, len(listing.images))
-            entries = ledger.finish(listing.images)
-            files = form.finish(config.target, labeller.card, entries)
-            count = review.finish(entries, config.source) if review else None
-    except OSError as error:
-        raise _unwritable(config.target, error, tally["written"]) from error
+    with _workers(config) as workers:
+        model = workers.model
+        review = _review(config, model.card, listing.images, form)
+        try:
+            with open_ledger(config.target) as ledger:
+                _prepare(ledger, listing, form, model.card)
+                store = Store(config, source, form, model, ledger, review)
+                for number, state in enumerate(workers.states(listing.images, store), 1):
+                    tally[state] += 1
+                    progress(number, len(listing.images))
+                entries = ledger.finish(listing.images)
+                files = form.finish(config.target, model.card, entries)
+                count = review.finish(entries, source) if review else None
+        except OSError as error:
+            raise _unwritable(config.target, error, tally["written"]) from error
     seconds = time.monotonic() - began
     return Summary(
         images=sum(tally.values()),
@@ -101,48 +107,26 @@ def label(config: LabelConfig, progress: Progress = lambda count, total: None) -
         target=str(config.target),
         format=config.format,
         files=[str(file) for file in files],
-        model=labeller.card.name,
-        version=labeller.card.version,
+        model=model.card.name,
+        version=model.card.version,
         review=count,
     )
 
 
-def find_images(source: Path, target: Path) -> Listing:
-    """The image files below ``source``, without our own output folders such as ``target``.
+def find_images(config: LabelConfig, source: Source) -> Listing:
+    """The image files of a source, without our own output folders.
 
     Raises:
         LabelError: see :func:`label`.
     """
-    if not source.is_dir():
-        problem = f"{source} is not a folder" if source.exists() else f"no folder {source}"
-        raise LabelError(problem, "a folder of images")
-    if reason := _output_of_ours(source):
-        raise LabelError(f"{source} is {reason}", "a folder of photographs")
-    output = target.resolve()
-    listing = list_images(
-        source, lambda folder: OUT if folder.resolve() == output else _output_of_ours(folder)
-    )
-    listing.left_out = {path: why for path, why in listing.left_out.items() if why != OUT}
+    listing = source.listing(config.target)
     if not listing.images:
         others = {**listing.unread, **listing.left_out}
         names = "".join(f"; {path}: {why}" for path, why in list(others.items())[:5])
         raise LabelError(
-            f"no image below {source}{names}", f"files that end in {', '.join(EXTENSIONS)}"
+            f"no image below {source.name}{names}", f"files that end in {', '.join(EXTENSIONS)}"
         )
     return listing
-
-
-def _output_of_ours(folder: Path) -> str:
-    """What kind of output of ours a folder is; empty for others."""
-    if holds_labels(folder):
-        return "an output of wsss-serving label"
-    if (folder / "model.json").is_file():
-        return "a version of a model"
-    try:
-        run = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        return "a run of wsss-trainer" if "stages" in run and "format" in run else ""
-    except (OSError, ValueError, TypeError):
-        return ""
 
 
 def check_parts(images: Sequence[Path], form: Format, folds: bool = False) -> None:
@@ -167,16 +151,61 @@ def check_parts(images: Sequence[Path], form: Format, folds: bool = False) -> No
             )
 
 
-def _label_all(labeller: Labeller, listing: Listing, ledger: Ledger) -> Iterator[State]:
-    """Outcomes in the order of the images, each recorded before it is returned."""
-    target, card = ledger.target, labeller.card
+def _review(config: LabelConfig, card: Card, images: Sequence[Path], form: Format) -> Review | None:
+    if config.review_below is None:
+        return None
+    review = Review(config.target, config.review_below, card)
+    review.check(images, form)
+    return review
+
+
+def _prepare(ledger: Ledger, listing: Listing, form: Format, card: Card) -> None:
+    """What is written before the first mask."""
     # Only now is there a file on the disk that tells how it treats case.
-    check_parts(listing.images, labeller.format, folds=folds_case(target / MANIFEST))
-    write_atomic(target / CLASSES, "".join(f"{name}\n" for name in card.labels).encode())
+    check_parts(listing.images, form, folds=folds_case(ledger.target / MANIFEST))
+    write_atomic(ledger.target / CLASSES, "".join(f"{name}\n" for name in card.labels).encode())
     ledger.left_out(listing)
-    work = partial(labeller.one, ledger=ledger)
-    with ThreadPoolExecutor(labeller.workers, thread_name_prefix="label") as threads:
-        yield from _in_order(threads, work, listing.images, ahead=4 * labeller.workers)
+
+
+class Workers(Protocol):
+    """What computes the masks."""
+
+    @property
+    def model(self) -> Model:
+        """The model that they have loaded."""
+        ...
+
+    def states(self, images: Sequence[Path], store: Store) -> Iterator[State]:
+        """Outcomes of the images, each recorded before it is returned."""
+        ...
+
+
+@contextmanager
+def _workers(config: LabelConfig) -> Iterator[Workers]:
+    if not config.ray:
+        yield Threads(Labeller(config))
+        return
+    from serving.labelling.on_ray import connected
+
+    with connected(config) as cluster:
+        yield cluster
+
+
+class Threads:
+    """The threads of this process, which share one model."""
+
+    def __init__(self, labeller: Labeller) -> None:
+        self.model, self._labeller = labeller.model, labeller
+
+    def states(self, images: Sequence[Path], store: Store) -> Iterator[State]:
+        """See :class:`Workers`; in the order of the images."""
+
+        def one(image: Path) -> State:
+            return "skipped" if store.is_current(image) else store.record(label_one(image))
+
+        label_one, workers = self._labeller.label, self._labeller.workers
+        with ThreadPoolExecutor(workers, thread_name_prefix="label") as threads:
+            yield from _in_order(threads, one, images, ahead=4 * workers)
 
 
 def _in_order(

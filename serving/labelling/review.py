@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,49 @@ from serving.images.decoding import Picture
 from serving.images.rgb import Pixels
 from serving.labelling.formats import Format
 from serving.labelling.ledger import Entry
+from serving.labelling.sources import Source
 
 REVIEW, FILE, CLASSES = "review", "review.json", "classes.txt"
 IMAGES, MASKS, PREDICTED = "images", "masks", ".predicted"
 FORMAT = 1
 # Kinds of images that browsers and annotation tools show as they are.
 COPIED = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What the review holds of one image.
+
+    Attributes:
+        suffix: of the image's file.
+        content: of the image's file.
+        mask: palette PNG, as the model gave it.
+    """
+
+    suffix: str
+    content: bytes
+    mask: bytes
+
+
+def is_doubtful(entry: Entry, below: float) -> bool:
+    """Whether the image of a line of the manifest is to be looked at."""
+    return bool(1 - entry["doubt"] < below)
+
+
+def sheet_for(content: bytes, picture: Picture, labels: Pixels, card: Card) -> Sheet:
+    """The sheet of an image.
+
+    Args:
+        content: of the file.
+        picture: the image itself.
+        labels: uint8 [H,W].
+    """
+    suffix = COPIED.get(picture.format, "")
+    is_plain = picture.orientation == 1 and picture.mode in ("L", "P", "RGB", "RGBA")
+    png = masks.encode_labels(labels, card.palette)
+    if suffix and is_plain:
+        return Sheet(suffix, content, png)
+    return Sheet(".png", masks.encode_rgb(picture.pixels), png)
 
 
 class Review:
@@ -84,56 +122,42 @@ class Review:
                     "rename one of them",
                 )
 
-    def wants(self, entry: Entry) -> bool:
-        """Whether the image of a line of the manifest is to be looked at."""
-        return bool(1 - entry["doubt"] < self._below)
-
     def is_current(self, entry: Entry) -> bool:
         """Whether nothing of the review is missing for an image that is labelled already."""
         # Lines of earlier versions of this program have no doubt.
         if "doubt" not in entry:
             return False
-        if not self.wants(entry):
+        if not is_doubtful(entry, self._below):
             return True
         parts = self._mask(entry["image"], MASKS), self._mask(entry["image"], PREDICTED)
         file = self.folder / str(entry.get(REVIEW))
         return file.is_file() and all(part.is_file() for part in parts)
 
-    def add(self, image: Path, content: bytes, picture: Picture, labels: Pixels) -> str:
+    def add(self, image: Path, sheet: Sheet) -> str:
         """Write an image and its mask; returns the image's file below the review.
 
         A mask that somebody changed stays, and so does the prediction that it is compared with.
 
-        Args:
-            image: relative path.
-            content: of the file.
-            picture: the image itself.
-            labels: uint8 [H,W].
-
         Raises:
             OSError: they cannot be written.
         """
-        suffix = COPIED.get(picture.format, "")
-        is_plain = picture.orientation == 1 and picture.mode in ("L", "P", "RGB", "RGBA")
-        data = content if suffix and is_plain else masks.encode_rgb(picture.pixels)
-        file = f"{IMAGES}/{review_id(image)}{suffix if data is content else '.png'}"
-        write_atomic(self.folder / file, data)
+        file = f"{IMAGES}/{review_id(image)}{sheet.suffix}"
+        write_atomic(self.folder / file, sheet.content)
         mask, predicted = (self._mask(image.as_posix(), part) for part in (MASKS, PREDICTED))
-        png = masks.encode_labels(labels, self._card.palette)
-        if mask.is_file() and mask.read_bytes() not in (png, _content(predicted)):
+        if mask.is_file() and mask.read_bytes() not in (sheet.mask, _content(predicted)):
             return file
         # In this order, so that a labeller that is killed leaves no mask that looks corrected.
         mask.unlink(missing_ok=True)
-        write_atomic(predicted, png)
-        write_atomic(mask, png)
+        write_atomic(predicted, sheet.mask)
+        write_atomic(mask, sheet.mask)
         return file
 
-    def finish(self, entries: Iterable[Entry], source: Path) -> int:
+    def finish(self, entries: Iterable[Entry], source: Source) -> int:
         """Write ``classes.txt`` and ``review.json``; returns the number of images in the review.
 
         Args:
             entries: of the manifest.
-            source: the folder of the images.
+            source: of the images.
 
         Raises:
             OSError: they cannot be written.
@@ -144,7 +168,7 @@ class Review:
                 "size": [entry["height"], entry["width"]],
                 "doubt": round(entry["doubt"], 4),
                 "reason": f"about {100 * entry['doubt']:.0f} % of its pixels may be wrong",
-                "source": str((source / entry["image"]).resolve()),
+                "source": source.where(Path(entry["image"])),
             }
             for entry in entries
             if REVIEW in entry

@@ -186,13 +186,13 @@ def test_one_labeller_at_a_time_and_what_a_killed_one_left(config):
 KILLED = """
 import sys, time
 from pathlib import Path
-from serving.labelling import labeller
+from serving.labelling import labeller, store
 from serving.labelling.label import label
-write = labeller.write_atomic
+write = store.write_atomic
 def slow(path, data):
     time.sleep(0.02)
     write(path, data)
-labeller.write_atomic = slow
+store.write_atomic = slow
 sys.path.insert(0, sys.argv[1])
 from configs import EXACT
 source, target, repository = map(Path, sys.argv[2:])
