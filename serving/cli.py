@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from serving.commands import bench, client, label
+from serving.commands import annotate, bench, client, label
 from serving.commands.options import (
     DEFAULT,
     EngineOption,
@@ -229,6 +229,10 @@ COMMANDS: dict[Any, tuple[str, ...]] = {
     client.segment: (
         "wsss-serving segment photo.jpg mask.png --overlay look.jpg",
         "wsss-serving segment photo.jpg mask.json --encoding polygons --tags cat,dog",
+    ),
+    annotate.annotate: (
+        "wsss-serving annotate --for labelstudio --model photos --images-root photos/",
+        "wsss-serving annotate --for cvat --model photos",
     ),
     client.health: ("wsss-serving health --address 127.0.0.1:8500 --model pets",),
     client.token: (

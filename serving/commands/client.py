@@ -116,7 +116,7 @@ def segment(
         "background_threshold": background_threshold,
         "confidence_threshold": min_confidence,
     }
-    tls = _credentials(tls_ca, tls_cert, tls_key)
+    tls = client_credentials(tls_ca, tls_cert, tls_key)
     with _file_errors(), Client(address, timeout=timeout, token=token, tls=tls) as client:
         result = client.segment(image, model, **wishes)
         files = {target: as_file(result)}
@@ -159,7 +159,7 @@ def health(
     from serving.client.connection import open_channel
 
     request = health_pb2.HealthCheckRequest(service=f"models/{model}" if model else "")
-    tls = _credentials(tls_ca, tls_cert, tls_key)
+    tls = client_credentials(tls_ca, tls_cert, tls_key)
     with open_channel(address, tls) as channel:
         try:
             reply = health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout)
@@ -196,9 +196,14 @@ def token(
     print(f"added to {file}" if file else f"line for the token file: {line}")
 
 
-def _credentials(
+def client_credentials(
     ca: Path | None, cert: Path | None, key: Path | None
 ) -> grpc.ChannelCredentials | None:
+    """Credentials from the options of a command; None without ``--tls-ca``.
+
+    Raises:
+        StartError: options are missing, or a file cannot be read.
+    """
     from serving.client import credentials
 
     if not ca:
