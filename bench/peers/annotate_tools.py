@@ -40,9 +40,8 @@ def cvat(place: Path) -> None:
     function = FunctionLoader("serving.annotation.cvat", None, parameters).load()
     # The ids of a project are others than those of the function.
     labels = [
-        models.Label(name=label.name, id=100 + label.id, type=kind, attributes=[], sublabels=[])
+        models.Label(name=label.name, id=100 + label.id, type="any", attributes=[], sublabels=[])
         for label in function.spec.labels
-        for kind in ("any",)
     ]
     samples = [
         SimpleNamespace(

@@ -67,4 +67,7 @@ fi
 environment mlserver mlserver==1.7.1 $ORT && ready
 # What bench/peers/review.py reads reviews with; CVAT reads and writes its masks with datumaro.
 environment review label-studio-sdk==2.1.2 datumaro==1.13.12 && ready
+# What bench/peers/annotate.py puts drafts into: the whole Label Studio, and CVAT's client with what our own needs.
+environment labelstudio label-studio==1.23.2 && ready
+environment cvat cvat-cli==2.80.0 'cvat-sdk[masks]==2.80.0' grpcio grpcio-status 'protobuf>=6.33.5,<8' && ready
 exit $failed

@@ -50,7 +50,7 @@ class Function:
     """A detection function of CVAT's SDK.
 
     Attributes:
-        spec: the labels that it gives, of the type ``any``: a mask, or a polygon on request.
+        spec: the labels that it gives.
     """
 
     def __init__(
@@ -66,7 +66,8 @@ class Function:
                 raise FieldError(f"no class {name!r}", nearest(name, names), field="classes")
         self._classes = classes
         labels = [
-            cvat.label_spec(name, number)
+            # CVAT itself takes this for "polygon" where it asks for polygons.
+            cvat.label_spec(name, number, type="mask")
             for number, name in enumerate(names, 1)
             if not classes or name in classes
         ]

@@ -34,6 +34,8 @@ from serving.errors import (
     MethodNotAllowed,
     PathNotFound,
     RequestError,
+    RetryLater,
+    TokenUnknown,
     nearest,
 )
 from serving.http.problems import problem
@@ -118,7 +120,7 @@ class Backend:
             except RequestError as error:
                 response = problem(error)
                 response.headers["connection"] = "close"
-                if isinstance(error, LoginWrong):
+                if isinstance(error, TokenUnknown):
                     response.headers["www-authenticate"] = "Basic"
                 log.warning("%s: %s", request.url.path, _line(error))
             seconds = time.monotonic() - began
@@ -131,7 +133,7 @@ class Backend:
         kind, _, login = request.headers.get("authorization", "").partition(" ")
         same = hmac.compare_digest(login.strip().encode(), self._login)
         if kind.lower() != "basic" or not same:
-            raise LoginWrong(
+            raise TokenUnknown(
                 "no login, or a wrong one", "user and password of --login", "Basic authentication"
             )
 
@@ -177,13 +179,14 @@ class Backend:
         )
         errors = [result for result in results if isinstance(result, BaseException)]
         for error in errors:
-            if len(errors) == len(tasks) or not isinstance(error, RequestError):
+            of_task = isinstance(error, RequestError) and not isinstance(error, RetryLater)
+            if len(errors) == len(tasks) or not of_task:
                 raise error
         # One bad task does not cost the others their masks: Label Studio takes a list of
-        # predictions for a task, and none for this one.
-        for task, error in zip(tasks, results):
-            if isinstance(error, RequestError):
-                log.warning("task %s: %s", task.get("id"), _line(error))
+        # predictions for each task, and none for this one.
+        for task, result in zip(tasks, results):
+            if isinstance(result, RequestError):
+                log.warning("task %s: %s", task.get("id"), _line(result))
         drafts = [[] if isinstance(result, RequestError) else [result] for result in results]
         return {"results": drafts, "model_version": version}
 
@@ -202,13 +205,6 @@ class Backend:
             "score": score_of(result),
             "model_version": f"{result.model}/{result.version}",
         }
-
-
-class LoginWrong(RequestError):
-    """The request lacks the user and password of this backend."""
-
-    code = "UNAUTHENTICATED"
-    reason = "LOGIN_WRONG"
 
 
 def regions_of(result: Segmentation, control: Control, tolerance: float) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ LABELS = dict(enumerate(tiny_models.CLASSES, 1))
 def sdk(monkeypatch):
     """The factories of ``cvat_sdk.auto_annotation``, which only hold what they are given."""
     module = types.ModuleType("cvat_sdk.auto_annotation")
-    module.label_spec = lambda name, id: SimpleNamespace(name=name, id=id)
+    module.label_spec = lambda name, id, type: SimpleNamespace(name=name, id=id, type=type)
     module.DetectionFunctionSpec = lambda *, labels: SimpleNamespace(labels=labels)
     module.mask = lambda label_id, points: SimpleNamespace(
         type="mask", label_id=label_id, points=points
@@ -60,6 +60,7 @@ def drawn(shape, size):
 def test_masks_are_exact(server, blocks):
     function = cvat.create(server.address, "colours")
     assert {label.id: label.name for label in function.spec.labels} == LABELS
+    assert {label.type for label in function.spec.labels} == {"mask"}
     mask = np.zeros(blocks.shape[:2], np.uint8)
     for shape in function.detect(context(), Image.fromarray(blocks)):
         assert shape.type == "mask"
