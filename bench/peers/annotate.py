@@ -165,7 +165,8 @@ def label_studio(home: Path, place: Path) -> Iterator[LabelStudio]:
     ]
     alone = {"COLLECT_ANALYTICS": "false", "LATEST_VERSION_CHECK": "false", "SENTRY_DSN": ""}
     # Otherwise it refuses backends on this machine.
-    alone |= {"SSRF_PROTECTION_ENABLED": "false", "HOME": str(place)}
+    alone |= {"SSRF_PROTECTION_ENABLED": "false", "ML_BLOCK_LOCAL_IP": "false"}
+    alone["HOME"] = str(place)
     with (place / "studio.log").open("w") as log:
         process = subprocess.Popen(
             command, env={**os.environ, **alone}, stdout=log, stderr=log, start_new_session=True
