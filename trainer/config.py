@@ -51,9 +51,12 @@ class Knobs:
 
     Attributes:
         section: name in ``--set section.key=value``.
+        later: knobs that earlier versions lacked, each with the value that changes nothing. With
+            this value they have no part in the keys of stages, so runs of earlier versions stay.
     """
 
     section: ClassVar[str] = "method"
+    later: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self) -> None:
         for name, limits in ranges(type(self)).items():

@@ -206,6 +206,7 @@ class Stage:
     needs: Need = "nothing"
 
 
-def results_of(config: Any) -> dict[str, Any]:
+def results_of(config: knobs.Knobs) -> dict[str, Any]:
     """The knobs of a config that results depend on."""
-    return {k: v for k, v in knobs.as_dict(config).items() if k not in OPERATION}
+    values = {k: v for k, v in knobs.as_dict(config).items() if k not in OPERATION}
+    return {k: v for k, v in values.items() if k not in config.later or v != config.later[k]}

@@ -70,22 +70,37 @@ def read_segments(record: Record, folder: Path) -> Ids:
         DataError: missing or damaged.
     """
     path = folder / f"{record.id}.png"
+    ids = read_ids(path)
+    if not ids.all():
+        raise _unusable(path, "holds no super-pixels", "super-pixels of this image: ids from 1 on")
+    return ids
+
+
+def read_ids(path: Path) -> Ids:
+    """Ids of segments, ``uint16 [H,W]``.
+
+    Raises:
+        DataError: missing or damaged.
+    """
     try:
         with Image.open(path, formats=("PNG",)) as image:
             ids = np.array(image)
     except DECODER_ERRORS as error:
-        raise DataError(
-            f"{path} cannot be read: {error}",
-            "super-pixels of this image",
-            "run the same command again",
-        ) from error
-    if ids.dtype != np.uint16 or ids.ndim != 2 or not ids.all():
-        raise DataError(
-            f"{path} holds no super-pixels",
-            "ids from 1 on in 16 bits",
-            "run the same command again",
-        )
+        raise _unusable(path, f"cannot be read: {error}", "segments of this image") from error
+    if ids.dtype != np.uint16 or ids.ndim != 2:
+        raise _unusable(path, "holds no segments", "ids of segments in 16 bits")
     return ids
+
+
+def write_ids(path: Path, ids_HW: Ids) -> None:
+    """Write ids as a 16-bit PNG, whole or not at all."""
+    buffer = io.BytesIO()
+    Image.fromarray(ids_HW).save(buffer, "PNG")
+    write_atomic(path, buffer.getvalue())
+
+
+def _unusable(path: Path, problem: str, expected: str) -> DataError:
+    return DataError(f"{path} {problem}", expected, "run the same command again")
 
 
 def superpixels(pixels: npt.NDArray[np.uint8], count: int) -> Ids:
@@ -114,9 +129,7 @@ def renumbered(ids: npt.NDArray[np.generic]) -> npt.NDArray[np.int64]:
 def _make_one(folder: Path, count: int, record: Record) -> None:
     if is_whole(_fits, record, folder):
         return
-    buffer = io.BytesIO()
-    Image.fromarray(superpixels(read_image(record.image), count)).save(buffer, "PNG")
-    write_atomic(folder / f"{record.id}.png", buffer.getvalue())
+    write_ids(folder / f"{record.id}.png", superpixels(read_image(record.image), count))
 
 
 def _fits(record: Record, folder: Path) -> bool:

@@ -21,7 +21,7 @@ from trainer.evaluation.objects import hit_intervals
 from trainer.evaluation.over_lists import evaluate_cams, evaluate_folder, rank_pixels
 from trainer.evaluation.sweep import sweep_thresholds
 from trainer.evaluation.threshold import choose
-from trainer.refine.vote import origin
+from trainer.refine.vote import origins
 from trainer.run import Output, Run, stage_key, write_json
 from trainer.weights.supervision import initial_weights
 
@@ -321,7 +321,7 @@ def _common(
     return {
         "masks": len(masks),
         "tagged": manifest["data"]["used"]["trained"]["images"] if masks else 0,
-        "segments": origin(manifest["config"]["refine"]) if stage in MASKED else "",
+        "segments": origins(manifest["config"], stage in MASKED),
         "list": name,
         "listed": size,
         "unmasked": size - len(dataset.masked(name)),

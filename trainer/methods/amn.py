@@ -40,9 +40,9 @@ from trainer.data.loader import Batch
 from trainer.data.pixels import image_size
 from trainer.errors import ConfigError
 from trainer.methods.base import at_least_float32, full_precision
-from trainer.methods.cam import Cam
 from trainer.methods.declaration import Declaration
 from trainer.methods.inputs import Input
+from trainer.methods.linear import LinearCam
 from trainer.methods.preparation import Preparation, Prepared, Workshop
 from trainer.methods.recipes import ClassifyConfig
 from trainer.methods.second_training import (
@@ -95,7 +95,7 @@ class Config(SecondConfig):
             )
 
 
-class Amn(Cam):
+class Amn(LinearCam):
     """``Cam`` with layers that segment, or ``Cam`` itself in the first training."""
 
     config: Config

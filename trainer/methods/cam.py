@@ -2,20 +2,23 @@
 
 Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016, eq. 2, in the two
 forms that the weakly-supervised papers start from: ResNet-38 (Ahn and Kwak, CVPR 2018, "psa") and
-ResNet-50 (Ahn et al., CVPR 2019, "irn"). Pooling heads: Ru et al., IJCAI 2021 ("VWE").
+ResNet-50 (Ahn et al., CVPR 2019, "irn"). The contrast of segments is that of Kweon and Yoon, CVPR
+2024 ("S2C").
 
-Training: f are the backbone's features, y = W pool(f), L is the multi-label soft margin loss. Maps:
-M = ReLU(W f).
+Network, maps and the loss ``cls`` are those of ``linear``. With ``contrast``, a second loss pulls
+the features of each segment together and those of different segments apart, see ``contrast``.
 
-Deviation: ``adapt_conv`` follows the text of the SC-CAM and Mixup-CAM papers. Their released code
-has no such layer, and neither have we by default.
+Deviations: ``adapt_conv`` follows the text of the SC-CAM and Mixup-CAM papers. Their released code
+has no such layer, and neither have we by default. S2C takes its segments from SAM; here the user
+brings them, or they are super-pixels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,101 +27,92 @@ from torch import nn
 
 from trainer.config import Range
 from trainer.data.loader import Batch
-from trainer.methods.base import Method, at_least_float32
+from trainer.data.superpixels import MAX_SEGMENTS
+from trainer.methods.base import at_least_float32, full_precision
+from trainer.methods.contrast import (
+    SUPERPIXELS,
+    WIDTH,
+    check_folder,
+    contrast_loss,
+    segment_stage,
+    with_segments,
+)
 from trainer.methods.declaration import Declaration
-from trainer.methods.pooling import OF_MAPS, PoolingConfig, gap, pooled_logits
+from trainer.methods.linear import LinearCam, LinearConfig
+from trainer.methods.preparation import Preparation, Prepared
 from trainer.methods.tag_loss import tag_loss
 from trainer.nets.backbone import Backbone
-
-RARE = -2.0
-"""Logit that a class starts from where maps are pooled: one image in eight shows it."""
 
 PRESETS: dict[str, dict[str, Any]] = {"code": {}, "paper": {"method.adapt_conv": 512}}
 
 
 @dataclass(frozen=True)
-class Config(PoolingConfig):
-    """Knobs of ``cam``, besides those of ``PoolingConfig``.
+class Config(LinearConfig):
+    """Knobs of ``cam``, besides those of ``LinearConfig``.
 
     Attributes:
-        dropout: channel dropout before pooling; ``auto`` is 0.5 on ResNet-38 and 0 elsewhere, as
-            published.
-        adapt_conv: channels of an extra 3x3 convolution and ReLU before pooling; 0 is none, as
-            released.
+        contrast: weight of the contrast of segments beside the loss of the tags, 1 in S2C; 0 is
+            off.
+        segments: the segments: ``superpixels`` of the image, or a folder with a label PNG or a JSON
+            of COCO run lengths for each training image.
+        superpixels: how many of them to make in an image.
+        loss_stride: pixels of the training view for one cell of the compared features, 1 in S2C.
     """
 
-    dropout: Annotated[float | Literal["auto"], Range(0, 1, below=True)] = "auto"
-    adapt_conv: Annotated[int, Range(0, 8192)] = 0
+    later: ClassVar[Mapping[str, Any]] = {
+        "contrast": 0.0,
+        "segments": SUPERPIXELS,
+        "superpixels": 200,
+        "loss_stride": 4,
+    }
+
+    contrast: Annotated[float, Range(0, 1000)] = 0.0
+    segments: str = SUPERPIXELS
+    superpixels: Annotated[int, Range(2, MAX_SEGMENTS)] = 200
+    loss_stride: Annotated[int, Range(1, 64)] = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_folder(self.segments)
 
 
-class Cam(Method):
-    """Classifier with a linear head, whose weights also make the maps. It has no bias, except for
-    poolings of the maps.
-    """
+class Cam(LinearCam):
+    """Classifier with a linear head, and with a head for the contrast of segments if that is on."""
 
     config: Config
-    released = MappingProxyType({"classifier.weight": ("fc8.weight", "newly_added.0.weight")})
 
     def __init__(self, config: Config, backbone: Backbone, num_classes: int) -> None:
         super().__init__(config, backbone, num_classes)
-        channels = self.backbone.channels[self.backbone.top]
-        self.adapt = (
-            nn.Conv2d(channels, config.adapt_conv, 3, padding=1, bias=False)
-            if config.adapt_conv
-            else None
-        )
-        rate = self.backbone.traits.dropout if config.dropout == "auto" else config.dropout
-        self.dropout = nn.Dropout2d(rate)
-        self.classifier = self.new_head(config.adapt_conv or channels, num_classes)
-
-    def new_head(self, channels: int, outputs: int) -> nn.Conv2d:
-        """A linear head on the pooled features, Xavier on ResNet-38, as released.
-
-        All heads of a method start alike: one that starts larger than the others outweighs them.
-        """
-        if self.config.pooling in OF_MAPS:
-            # Most images show no class, and a map without an offset has about as many cells above 0
-            # as below: its log-sum-exp could never be clearly negative.
-            head = nn.Conv2d(channels, outputs, 1)
-            nn.init.normal_(head.weight, std=0.01)
-            nn.init.constant_(head.get_parameter("bias"), RARE)
-            return head
-        head = nn.Conv2d(channels, outputs, 1, bias=False)
-        if self.backbone.traits.head == "xavier":
-            nn.init.xavier_uniform_(head.weight)
-        return head
-
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Deepest features ``[B,C,h,w]``."""
-        f: torch.Tensor = self.backbone(images)[self.backbone.top]
-        return f if self.adapt is None else F.relu(self.adapt(f))
-
-    def logits(self, f: torch.Tensor) -> torch.Tensor:
-        """Image logits ``[B,K]`` of features ``[B,C,h,w]``."""
-        return pooled_logits(self.config, self.dropout(f), self.classifier)
-
-    def cams_and_logits(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See ``Method``. With ``hspp``, logits come from average pooling: its pyramid fails on
-        maps smaller than 4x4.
-        """
-        f = self.features(images)
-        maps: torch.Tensor = self.classifier(f)
-        return F.relu(maps), self.logits_of_maps(f, maps)
-
-    def logits_of_maps(self, f: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
-        """Image logits ``[B,K]`` of features whose class maps ``[B,K,h,w]`` are there already."""
-        # The average commutes with the linear head; the maximum does not, and must come first.
-        if self.config.pooling in ("gap", "hspp"):
-            return gap(maps)
-        return pooled_logits(self.config, f, self.classifier)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Image logits ``[B,K]``."""
-        return self.logits(self.features(images))
+        self.embedding = None
+        if config.contrast:
+            self.embedding = nn.Conv2d(self.classifier.in_channels, WIDTH, 1, bias=False)
 
     def loss(self, batch: Batch, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        """``cls``: multi-label soft margin loss."""
-        return {"cls": tag_loss(at_least_float32(self(batch["image"])), batch["tags"])}
+        """``cls``: multi-label soft margin loss; ``contrast``: see ``contrast_loss``.
+
+        ``batch["segments"]`` are ids, int64 ``[B,H,W]``, 0 outside of all segments.
+        """
+        f = self.features(batch["image"])
+        terms = {"cls": tag_loss(at_least_float32(self.logits(f)), batch["tags"])}
+        if self.embedding is not None:
+            stride, (height, width) = self.config.loss_stride, batch["image"].shape[2:]
+            size = (-(-height // stride), -(-width // stride))
+            with full_precision(f.device.type):
+                small = self.embedding(at_least_float32(f))
+                e = F.interpolate(small, size, mode="bilinear", align_corners=False)
+                ids = F.interpolate(batch["segments"][:, None].float(), size)[:, 0].long()
+                terms["contrast"] = self.config.contrast * contrast_loss(e, ids)
+        return terms
 
 
-METHOD = Declaration(Cam, Config, presets=PRESETS)
+def preparations(config: Config) -> list[Preparation]:
+    """The segments, where they are contrasted."""
+    return [segment_stage(config.segments, config.superpixels)] if config.contrast else []
+
+
+def prepared(config: Config, run: Path) -> Prepared:
+    """The training with the segments."""
+    return Prepared(config, with_segments(run))
+
+
+METHOD = Declaration(Cam, Config, presets=PRESETS, preparations=preparations, prepared=prepared)

@@ -7,9 +7,9 @@ h w cells.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -107,6 +107,7 @@ def pixel_region_correlation(
     f9: Callable[[torch.Tensor], torch.Tensor],
     f10: Callable[[torch.Tensor], torch.Tensor],
     mode: RegionMode = "code",
+    spread: float = 0.0,
 ) -> torch.Tensor:
     """PRCM: weight P of each class at each cell, ``[B,K,h,w]``; the refined map is PCM + P e.
 
@@ -124,6 +125,8 @@ def pixel_region_correlation(
         mode: ``code`` as released, scale K^(-1/2); ``transposed`` the same with the key
             transposed; ``class_softmax`` transposed, with scale C'^(-1/2) and the soft-max over
             classes at each cell.
+        spread: standard deviation that the scores get before the soft-max; 0 leaves the published
+            scale.
     """
     weights_BKn = seed_BKhw.flatten(2).softmax(2)
     z_BCK = torch.bmm(features_BChw.flatten(2), weights_BKn.transpose(1, 2))
@@ -133,8 +136,11 @@ def pixel_region_correlation(
     key_BKc = key_BcK.reshape(-1, classes, channels) if mode == "code" else key_BcK.transpose(1, 2)
     scale = (channels if mode == "class_softmax" else classes) ** -0.5
     scores: torch.Tensor = scale * torch.bmm(key_BKc, query_Bcn)
-    weights = scores.softmax(1 if mode == "class_softmax" else 2)
-    return weights.view_as(seed_BKhw)
+    axis = 1 if mode == "class_softmax" else 2
+    if spread:
+        deviation = (scores.var(axis, correction=0, keepdim=True) + EPS).sqrt()
+        scores = spread * scores / deviation
+    return scores.softmax(axis).view_as(seed_BKhw)
 
 
 @dataclass(frozen=True)
@@ -144,6 +150,8 @@ class NetworkConfig(Knobs):
     Attributes:
         prcm: ``off`` is SEAM, ``on`` or ``code`` SEAM* as CPN's code has it; ``transposed`` and
             ``class_softmax`` are readings of the paper.
+        prcm_spread: standard deviation that the scores of PRCM get before their soft-max; 0 leaves
+            the released scale, at which the soft-max of small networks takes a single cell.
         min_pooling: adaptive min pooling of the refined maps, in the released code but not in the
             papers.
         dropout: channel dropout before the head; ``auto`` is 0.5 on ResNet-38, as released, and 0
@@ -155,7 +163,10 @@ class NetworkConfig(Knobs):
             cost more than the network.
     """
 
+    later: ClassVar[Mapping[str, Any]] = {"prcm_spread": 0.0}
+
     prcm: Literal["off", "on", "code", "transposed", "class_softmax"] = "off"
+    prcm_spread: Annotated[float, Range(0, 100)] = 0.0
     min_pooling: bool = True
     dropout: Annotated[float | Literal["auto"], Range(0, 1, below=True)] = "auto"
     ohem: Annotated[float, Range(0, 1000, above=True)] = 4.2
@@ -230,7 +241,10 @@ class Correlated(Method):
         if self.f10 is None or self.config.prcm == "off":
             return result
         mode = "code" if self.config.prcm == "on" else self.config.prcm
-        return result + pixel_region_correlation(seed, inputs_BChw, self.f9, self.f10, mode) * seed
+        weights = pixel_region_correlation(
+            seed, inputs_BChw, self.f9, self.f10, mode, self.config.prcm_spread
+        )
+        return result + weights * seed
 
     def cams_and_logits(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See ``Method``: the refined maps without the background, and the average of the class

@@ -42,6 +42,7 @@ from trainer.methods.declaration import Declaration
 from trainer.methods.inputs import Input
 from trainer.methods.pooling import gap
 from trainer.methods.regularizers import adaptive_min_pooling, normalise_cam
+from trainer.methods.seam import RELEASED_SCALES, advice_on_regions
 from trainer.training.devices import rank
 
 PROTOCOL = "seam"
@@ -50,12 +51,14 @@ TRAINING: dict[str, dict[str, Any]] = {
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "code": {
+        **RELEASED_SCALES,
         "method.patches": "superpixel",
         "method.segments": 300,
         "method.draw": "replacement",
         "method.grid": (224, 448),
     },
     "paper": {
+        **RELEASED_SCALES,
         "method.patches": "superpixel",
         "method.grid": (56, 112),
         "method.min_pooling": False,
@@ -336,4 +339,6 @@ def segment_masks(
     return (~invisible).view_as(segments_BHW).float(), lam
 
 
-METHOD = Declaration(Cpn, Config, presets=PRESETS, training=TRAINING, protocol=PROTOCOL)
+METHOD = Declaration(
+    Cpn, Config, presets=PRESETS, training=TRAINING, protocol=PROTOCOL, advice=advice_on_regions
+)

@@ -6,7 +6,7 @@ when the file is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,24 @@ from trainer.methods.preparation import Preparation, Prepared
 
 Changes = Mapping[str, Any]
 """Knob -> value."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the training of a method is going to be.
+
+    Attributes:
+        cells: along a side of the map of a training view.
+        updates: of one training; a method with preparations may train several times.
+    """
+
+    cells: float
+    updates: int
+
+
+def no_advice(config: Any, lesson: Lesson) -> Iterable[tuple[Changes, str]]:
+    """The defaults of most methods hold for maps and trainings of any size."""
+    return ()
 
 
 def no_preparations(config: Any) -> Sequence[Preparation]:
@@ -42,6 +60,9 @@ class Declaration:
             published rates belong to the networks that they were published with.
         training: recipe -> changes of its ``classify`` knobs: the published training.
         small: changes of the method's knobs under the recipes ``small`` and ``scratch``.
+        advice: (config, what the training is going to be) -> changes of the method's knobs that
+            small maps or short trainings ask for, each with a sentence that ``fit`` prints. For the
+            recipes ``small`` and ``scratch``; knobs that were typed or that a preset sets stay.
         protocol: how maps are made unless ``cams.protocol`` says so; None for the usual protocol
             of the backbone.
         preparations: config -> the stages before ``classify``, in order.
@@ -53,6 +74,7 @@ class Declaration:
     presets: Mapping[str, Changes] = field(default_factory=dict)
     training: Mapping[str, Changes] = field(default_factory=dict)
     small: Changes = field(default_factory=dict)
+    advice: Callable[[Any, Lesson], Iterable[tuple[Changes, str]]] = no_advice
     protocol: str | None = None
     preparations: Callable[[Any], Sequence[Preparation]] = no_preparations
     prepared: Callable[[Any, Path], Prepared] = unprepared
@@ -67,6 +89,7 @@ class Declaration:
                 "a mapping of knobs to values under each name",
             ),
             "small": (isinstance(self.small, Mapping), "a mapping of knobs to values"),
+            "advice": (callable(self.advice), "a function of the config and the training"),
             "protocol": (isinstance(self.protocol, str | None), "a name or None"),
             "preparations": (callable(self.preparations), "a function of the config"),
             "prepared": (callable(self.prepared), "a function of the config and the run's folder"),

@@ -17,8 +17,7 @@ import torch
 from trainer.config import Range
 from trainer.errors import ConfigError
 from trainer.methods.base import at_least_float32
-from trainer.methods.cam import Cam
-from trainer.methods.cam import Config as CamConfig
+from trainer.methods.linear import LinearCam, LinearConfig
 from trainer.methods.regularizers import (
     CamMap,
     Coords,
@@ -78,7 +77,7 @@ def draw(
 
 
 @dataclass(frozen=True)
-class MixingConfig(CamConfig):
+class MixingConfig(LinearConfig):
     """Knobs that the three mixing methods share, besides those of ``cam``.
 
     Attributes:
@@ -110,7 +109,7 @@ class MixingConfig(CamConfig):
     con_weights: Literal["mixed", "present"] = "mixed"
 
 
-class MixedCam(Cam):
+class MixedCam(LinearCam):
     """``cam`` with the loss of a mixed batch; a method decides what it mixes."""
 
     config: MixingConfig

@@ -29,8 +29,8 @@ import torch.nn.functional as F
 from trainer.config import Range
 from trainer.data.loader import Batch
 from trainer.methods.base import at_least_float32, full_precision
-from trainer.methods.cam import Cam
 from trainer.methods.declaration import Declaration
+from trainer.methods.linear import LinearCam
 from trainer.methods.second_training import (
     SecondConfig,
     continued_groups,
@@ -62,7 +62,7 @@ class Config(SecondConfig):
     second_length: Annotated[float, Range(0, 100, above=True)] = 0.8
 
 
-class Recam(Cam):
+class Recam(LinearCam):
     """``Cam`` with a head that names the class of each map, or ``Cam`` itself in the first
     training.
     """

@@ -18,9 +18,11 @@ from trainer.training.model_file import knobs_of, read_model
 SHARED = {
     "base",
     "clustering",
+    "contrast",
     "correlation",
     "declaration",
     "inputs",
+    "linear",
     "mixing",
     "pooling",
     "preparation",

@@ -10,12 +10,12 @@ image, view 2 the image at 0.3 of its size; L = L_cls + R + L_ER + L_ECR (SEAM, 
 
 Deviations: the term R (adaptive min pooling) is in the released code only and a knob. PRCM follows
 the released code, see ``correlation``. The features of other backbones than ResNet-38 and the size
-of their second view are ours. SEAM* has no released training code.
+of the second view of small maps are ours. SEAM* has no released training code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -36,7 +36,7 @@ from trainer.methods.correlation import (
     strongest_foreground,
     with_background,
 )
-from trainer.methods.declaration import Declaration
+from trainer.methods.declaration import Changes, Declaration, Lesson
 from trainer.methods.pooling import gap
 from trainer.methods.regularizers import adaptive_min_pooling, normalise_cam
 
@@ -44,7 +44,20 @@ PROTOCOL = "seam"
 TRAINING: dict[str, dict[str, Any]] = {
     "psa": {"lr": 0.01, "batch": 8, "epochs": 8, "resize": (448, 768)}
 }
-PRESETS: dict[str, dict[str, Any]] = {"code": {}, "paper": {"method.min_pooling": False}}
+RELEASED_SCALES: dict[str, Any] = {"method.prcm_spread": 0.0, "cams.min_cells": 0}
+"""Changes of a preset that follows papers or their code on small maps too."""
+RELEASED: dict[str, Any] = {"method.second_scale": 0.3, **RELEASED_SCALES}
+PRESETS: dict[str, dict[str, Any]] = {
+    "code": RELEASED,
+    "paper": {**RELEASED, "method.min_pooling": False},
+}
+SPREAD = 1.0
+"""Deviation of PRCM's scores where the released scale would leave a single cell of a class."""
+PUBLISHED_SCALE, LARGER_SCALE = 0.3, 0.6
+LEAST_CELLS = 12
+"""Cells along a side of the second view's map below which the view is made larger. The published
+one has 17. With 5, the refined maps learn to be as coarse.
+"""
 
 
 @dataclass(frozen=True)
@@ -52,9 +65,9 @@ class Config(NetworkConfig):
     """Knobs of ``seam``, besides those of ``NetworkConfig``.
 
     Attributes:
-        second_scale: size of the second view, as a share of the first. ``auto`` is 0.3 on
-            ResNet-38, as published, and 0.6 elsewhere: at 0.3, a small crop has maps of 5 x 5
-            cells, and the refined maps learn to be as coarse.
+        second_scale: size of the second view, as a share of the first. ``auto`` is 0.3, as
+            published, and 0.6 where a view of 0.3 would have a map of fewer than 12 cells along a
+            side: refined maps learn to be as coarse as those of the second view.
     """
 
     second_scale: Annotated[float | Literal["auto"], Range(0, 1, above=True)] = "auto"
@@ -65,18 +78,13 @@ class Seam(Correlated):
 
     config: Config
 
-    @property
-    def second_scale(self) -> float:
-        """Size of the second view, as a share of the first."""
-        chosen = self.config.second_scale
-        is_psa = self.backbone.traits.recipe == "psa"
-        return (0.3 if is_psa else 0.6) if chosen == "auto" else chosen
-
     def loss(self, batch: Batch, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """Terms ``cls``, ``min`` (if on), ``er`` and ``ecr`` of ``seam_loss``."""
         images, tags = batch["image"], batch["tags"]
+        cells = images.shape[2] / self.backbone.strides[self.backbone.top]
+        scale = second_scale(self.config, cells)
         # Whole pixels, cut off as released: 0.3 of 448 is 134.
-        size = tuple(max(1, int(side * self.second_scale)) for side in images.shape[2:])
+        size = tuple(max(1, int(side * scale)) for side in images.shape[2:])
         channels, label = present_channels(tags)
         views = [
             self.compared(view, channels) for view in (images, resized(images, (size[0], size[1])))
@@ -146,4 +154,35 @@ def consistency(
     return terms
 
 
-METHOD = Declaration(Seam, Config, presets=PRESETS, training=TRAINING, protocol=PROTOCOL)
+def second_scale(config: Config, cells: float) -> float:
+    """Size of the second view, as a share of the first, whose map has ``cells`` along a side."""
+    if config.second_scale != "auto":
+        return config.second_scale
+    return PUBLISHED_SCALE if cells * PUBLISHED_SCALE >= LEAST_CELLS else LARGER_SCALE
+
+
+def advice(config: Config, lesson: Lesson) -> Iterator[tuple[Changes, str]]:
+    """Says what ``auto`` chooses for small maps, and see ``advice_on_regions``."""
+    if config.second_scale == "auto" and second_scale(config, lesson.cells) != PUBLISHED_SCALE:
+        yield (
+            {"second_scale": "auto"},
+            f"seam: the second view has {LARGER_SCALE} of the size of the first, because at the"
+            f" published {PUBLISHED_SCALE} its map would have"
+            f" {lesson.cells * PUBLISHED_SCALE:.0f} cells along a side",
+        )
+    yield from advice_on_regions(config, lesson)
+
+
+def advice_on_regions(config: NetworkConfig, lesson: Lesson) -> Iterator[tuple[Changes, str]]:
+    """PRCM of small networks: scores of a scale at which the soft-max is not saturated."""
+    if config.prcm != "off":
+        yield (
+            {"prcm_spread": SPREAD},
+            f"PRCM: scores have a deviation of {SPREAD:g} before their soft-max, because at the"
+            " released scale it takes a single cell of each class",
+        )
+
+
+METHOD = Declaration(
+    Seam, Config, presets=PRESETS, training=TRAINING, protocol=PROTOCOL, advice=advice
+)

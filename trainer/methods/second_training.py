@@ -12,7 +12,7 @@ from torch import nn
 from trainer.config import Range, as_dict
 from trainer.errors import ConfigError
 from trainer.files import file_sha256
-from trainer.methods.cam import Config as CamConfig
+from trainer.methods.linear import LinearConfig
 from trainer.methods.preparation import Preparation, Prepared, Workshop
 from trainer.methods.recipes import ClassifyConfig
 from trainer.run import Output
@@ -22,7 +22,7 @@ FIRST = "first"
 
 
 @dataclass(frozen=True)
-class SecondConfig(CamConfig):
+class SecondConfig(LinearConfig):
     """Knobs of a method that trains twice, besides those of ``cam``.
 
     Attributes:
@@ -52,7 +52,7 @@ def first_training(config: SecondConfig) -> list[Preparation]:
     """The stage that trains ``cam``, or takes it from a file; none without a second training."""
     if not config.second:
         return []
-    of_cam = as_dict(CamConfig())
+    of_cam = as_dict(LinearConfig())
     knobs = {name: value for name, value in as_dict(config).items() if name in of_cam}
     if config.first:
         # The file's content is its identity: the same path may hold another file tomorrow.

@@ -25,9 +25,8 @@ from trainer.data.loader import Batch
 from trainer.errors import DataError
 from trainer.files import write_atomic
 from trainer.methods.base import at_least_float32
-from trainer.methods.cam import Cam
-from trainer.methods.cam import Config as CamConfig
 from trainer.methods.inputs import Input
+from trainer.methods.linear import LinearCam, LinearConfig
 from trainer.methods.pooling import gap, pooled_logits
 from trainer.methods.preparation import Prepared
 from trainer.methods.tag_loss import tag_loss
@@ -40,7 +39,7 @@ EMBEDDINGS = "embeddings.npz"
 
 
 @dataclass(frozen=True)
-class SubcategoryConfig(CamConfig):
+class SubcategoryConfig(LinearConfig):
     """Knobs of methods with sub-categories, besides those of ``cam``.
 
     Attributes:
@@ -55,7 +54,7 @@ class SubcategoryConfig(CamConfig):
     subcategories: Annotated[tuple[int, ...], Range(0, 1000, most=254)] = ()
 
 
-class SubcategoryCam(Cam):
+class SubcategoryCam(LinearCam):
     """``Cam`` with a second head on the same pooled features, or ``Cam`` itself without
     sub-categories.
     """

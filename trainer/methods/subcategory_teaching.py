@@ -38,9 +38,9 @@ from trainer.data.transforms import MEAN, STD, normalise, to_tensor
 from trainer.errors import ConfigError
 from trainer.files import file_sha256
 from trainer.methods.base import at_least_float32
-from trainer.methods.cam import Config as CamConfig
 from trainer.methods.clustering import finch_labels
 from trainer.methods.declaration import Declaration
+from trainer.methods.linear import LinearConfig
 from trainer.methods.mixing import MVA_TRAINING
 from trainer.methods.preparation import Preparation, Prepared, Workshop
 from trainer.methods.recipes import PSA
@@ -173,7 +173,7 @@ def preparations(config: Config) -> list[Preparation]:
         "cluster": config.cluster
     }
     if config.teacher == "backbone":
-        of_teacher |= {key: knobs[key] for key in as_dict(CamConfig())}
+        of_teacher |= {key: knobs[key] for key in as_dict(LinearConfig())}
     else:
         # Teachers of earlier versions have torchvision's names and are trained again.
         of_teacher["library"] = "timm"

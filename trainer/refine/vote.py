@@ -21,9 +21,9 @@ from trainer.config import Knobs, Range
 from trainer.data.coco.segments import (
     EXPECTED,
     Positions,
-    find_segments,
     label_segments,
     read_segments,
+    segment_files,
 )
 from trainer.data.dataset import IGNORE, Dataset, Record
 from trainer.data.pixels import image_size
@@ -135,15 +135,7 @@ def make_vote(config: VoteConfig, dataset: Dataset, records: Sequence[Record]) -
     folder = config.segments_folder
     if folder is None:
         return Vote(config)
-    files = find_segments(folder, dataset)
-    missing = [record.id for record in records if record.possible and record.id not in files]
-    if missing:
-        count = f"{len(missing)} of {len(records)} images"
-        raise DataError(
-            f"{count} have no segments in {folder}: {some(missing)}",
-            EXPECTED,
-            "make them for all images, or --set refine.segments=superpixels",
-        )
+    files = segment_files(folder, dataset, records, "--set refine.segments=superpixels")
     return Vote(config, files)
 
 
@@ -154,6 +146,21 @@ def origin(settings: Mapping[str, Any]) -> str:
     # Runs of earlier versions have no such knob.
     segments = settings.get("segments", NONE)
     return {NONE: "", SUPERPIXELS: "super-pixels"}.get(segments, GIVEN)
+
+
+def origins(config: Mapping[str, Mapping[str, Any]], with_masks: bool = True) -> str:
+    """What figures say of the segments that trained the classifier, and with ``with_masks`` of
+    those that refined the masks; empty without any.
+
+    Args:
+        config: sections of a manifest, by name.
+        with_masks: whether what is measured was made from the masks.
+    """
+    method = config["method"]
+    names = [origin(method) if method.get("contrast") else ""]
+    names += [origin(config["refine"])] if with_masks else []
+    # What the user gave says more than what was made of the images.
+    return GIVEN if GIVEN in names else max(names)
 
 
 def classes_of(mask_HW: Labels) -> list[int]:

@@ -70,6 +70,32 @@ def test_region_weights_sum_to_one_over_their_axis(mode):
     assert p.shape == seed.shape
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_spread_keeps_the_soft_max_from_taking_one_cell(mode):
+    f9, f10, features, seed = golden()
+    axis = 1 if mode == "class_softmax" else 2
+    # Features of small networks are large: the released scale leaves a single cell.
+    large = 300 * features
+    released = pixel_region_correlation(seed, large, f9, f10, mode).flatten(2).amax(axis)
+    assert released.median() > 0.99
+    p = pixel_region_correlation(seed, large, f9, f10, mode, spread=1.0)
+    smaller = pixel_region_correlation(seed, 100 * features, f9, f10, mode, spread=1.0)
+    torch.testing.assert_close(p, smaller, atol=1e-3, rtol=1e-2)
+    assert p.flatten(2).amax(axis).max() < 0.9
+    # Scores of deviation 1 again, whatever their scale was.
+    logs = p.flatten(2).log()
+    torch.testing.assert_close(
+        logs.std(axis, correction=0), torch.ones_like(logs.mean(axis)), atol=1e-3, rtol=0.0
+    )
+
+
+def test_scores_that_are_all_alike_weigh_all_cells_alike():
+    f9, f10, features, seed = golden()
+    f10.weight.data.zero_()
+    p = pixel_region_correlation(seed, features, f9, f10, spread=1.0)
+    torch.testing.assert_close(p, torch.full_like(p, 1 / 99))
+
+
 def test_alike_cells_share_their_mean():
     kinds = torch.tensor([[0, 1, 1], [2, 0, 1]])
     embedding = 7 * nn.functional.one_hot(kinds, 4).permute(2, 0, 1)[None].double()

@@ -75,16 +75,6 @@ def test_vwe_pools_as_released_and_joins_its_maps_as_printed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("backbone", "weights", "warm"),
-    [("resnet38", "f", False), ("mobilenet_v2", "f", True), ("resnet38", "none", True)],
-)
-def test_rounds_of_small_networks_go_on(backbone: str, weights: str, warm: bool) -> None:
-    assert configs("sc_cam", None, backbone, weights=weights).method.warm_start == warm
-    off = configs("sc_cam", None, backbone, settings=("method.warm_start=off",))
-    assert not off.method.warm_start
-
-
-@pytest.mark.parametrize(
     ("refine", "lr", "crf"),
     [
         ("psa", 0.1, (False, "P7")),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.data.coco.outlines import Shape, compress, pieces_of
-from trainer.data.dataset import Dataset
+from trainer.data.dataset import Dataset, Record
 from trainer.data.mask_files import name_owner, name_tables
 from trainer.data.names import composed
 from trainer.data.pixels import open_image
@@ -60,6 +60,32 @@ def find_segments(folder: Path, dataset: Dataset) -> dict[str, Path]:
             "rename the files, or take them out of the folder",
         )
     return {owner: folder / names[0] for owner, names in owners.items()}
+
+
+def segment_files(
+    folder: Path, dataset: Dataset, records: Sequence[Record], instead: str
+) -> dict[str, Path]:
+    """The file of each of ``records`` that may show a class, and of others that have one, by id.
+
+    Args:
+        folder: see ``find_segments``.
+        dataset: of the records.
+        records: images that need segments.
+        instead: what to type where there are none.
+
+    Raises:
+        DataError: see ``find_segments``; also images without a file.
+    """
+    files = find_segments(folder, dataset)
+    missing = [record.id for record in records if record.possible and record.id not in files]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(records)} images have no segments in {folder}:"
+            f" {some(missing)}",
+            EXPECTED,
+            f"make them for all images, or {instead}",
+        )
+    return files
 
 
 def read_segments(path: Path, size: tuple[int, int]) -> list[Positions]:
