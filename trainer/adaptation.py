@@ -20,20 +20,11 @@ from trainer.data.sampling import epoch_length
 from trainer.data.tables.training_masks import LIST
 from trainer.data.transforms import normalise, to_tensor
 from trainer.files import file_sha256
-from trainer.methods.recipes import recipe as recipe_of
 from trainer.nets.backbone import Backbone
 from trainer.nets.detail import STRIDE
 from trainer.nets.statistics import statistics_distance
-from trainer.options import (
-    Configs,
-    Layer,
-    Options,
-    detail_layer,
-    method_preset,
-    typed_layer,
-)
+from trainer.options import Configs, Layer, Options, detail_layer, typed_layer
 from trainer.run import stage_key
-from trainer.small_maps import about_maps
 from trainer.training.optimiser import Training
 from trainer.weights.loading import load_backbone
 
@@ -129,9 +120,6 @@ def choices(
         reasons += _about_looks(configs, looks)
         reasons += _about_length(configs, records, reasons)
     own = [_free(choice, options) for choice in reasons]
-    longer = looks and looks.longer
-    for layer, reason in about_maps(options, configs, records, longer, [c.layer for c in own]):
-        own.append(_free(Choice(layer, reason), options))
     return [choice for choice in own if choice.layer]
 
 
@@ -148,10 +136,8 @@ def _free(choice: Choice, options: Options) -> Choice:
 
 
 def _typed_knobs(options: Options, section: str) -> set[str]:
-    """Knobs of a section that an option or the preset says something about."""
-    recipe = options.recipe or recipe_of(options.backbone, options.weights)
-    preset = method_preset(options.method, options.preset, recipe)
-    typed = {*typed_layer(options)[section], *preset[section]}
+    """Knobs of a section that an option says something about."""
+    typed = {*typed_layer(options)[section]}
     if options.epochs is not None or typed & {"epochs", "updates"}:
         typed |= {*LONG}
     if options.detail != "auto":

@@ -24,6 +24,7 @@ from trainer.outputs import check_folder
 from trainer.refine.crf import PRESETS
 from trainer.run import Run, is_run, stage_key
 from trainer.segmenters.start import choose_source, find_start
+from trainer.small_maps import about_maps
 from trainer.stages import (
     cams,
     classify,
@@ -280,7 +281,10 @@ def _choices_of_data(context: Context, options: Options, stages: list[Stage]) ->
         file = find_weights(options.backbone, options.weights)
         manifest = context.run.manifest
         looks = looks_of(manifest, options.backbone, network, file, context.training)
-    return choices(options, context.configs, context.training, looks)
+    own = choices(options, context.configs, context.training, looks)
+    longer, layers = looks.longer if looks else None, [choice.layer for choice in own]
+    small = about_maps(options, context.configs, context.training, longer, layers)
+    return [*own, *(Choice(*pair) for pair in small)]
 
 
 def stage_keys(context: Context, stages: list[Stage]) -> dict[str, str]:

@@ -15,9 +15,10 @@ from trainer.data.sampling import epoch_length
 from trainer.maps.protocols import CamsConfig, protocol_of
 from trainer.methods.declaration import Lesson, no_advice
 from trainer.methods.recipes import backbone_knobs
+from trainer.methods.recipes import recipe as recipe_of
 from trainer.methods.registry import declaration
 from trainer.nets import build_backbone
-from trainer.options import Configs, Layer, Options, merged
+from trainer.options import Configs, Layer, Options, merged, method_preset, typed_layer
 
 
 def about_maps(
@@ -27,7 +28,8 @@ def about_maps(
     longer: int | None,
     others: Sequence[Layer],
 ) -> Iterator[tuple[Layer, str]]:
-    """The advice of the method, and the views that are left out of its maps.
+    """The advice of the method, except for knobs that were typed or that a preset sets; and the
+    views that are left out of its maps.
 
     Args:
         options: as typed.
@@ -36,16 +38,20 @@ def about_maps(
         longer: median of the longer sides of the images, pixels; None where nobody looked.
         others: what the data ask for besides.
     """
-    layer, advice = merged(list(others)), declaration(options.method).advice
+    entry, layer = declaration(options.method), merged(list(others))
     # A network that nothing is asked about is not built.
-    if longer is None and advice is no_advice:
+    if longer is None and entry.advice is no_advice:
         return
     classify = knobs.replace(configs.classify, layer["classify"], "classify")
     network = build_backbone(options.backbone, **backbone_knobs(options.backbone, classify))
     stride = network.strides[network.top]
     updates = classify.total(epoch_length(records, classify.negatives, classify.balance))
-    for changes, reason in advice(configs.method, Lesson(classify.crop / stride, updates)):
-        yield {"method": dict(changes)}, reason
+    recipe = options.recipe or recipe_of(options.backbone, options.weights)
+    layers = [method_preset(options.method, options.preset, recipe), typed_layer(options)]
+    chosen = merged(layers)["method"]
+    for changes, reason in entry.advice(configs.method, Lesson(classify.crop / stride, updates)):
+        if free := {knob: value for knob, value in changes.items() if knob not in chosen}:
+            yield {"method": free}, reason
     if longer is not None:
         cams = knobs.replace(configs.cams, layer["cams"], "cams")
         scales = protocol_of(cams, options.backbone, options.method)[1].views.scales

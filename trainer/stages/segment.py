@@ -22,7 +22,7 @@ from trainer.data.tables.training_masks import LIST
 from trainer.errors import DataError
 from trainer.evaluation.measure import MAPS
 from trainer.files import write_atomic
-from trainer.refine.vote import origins
+from trainer.refine.vote import origin
 from trainer.run import Metrics, Output, Run, stage_key
 from trainer.segmenters import make_segmenter, prediction
 from trainer.segmenters.config import MASK_KNOBS, ROUND_KNOBS, TEST_KNOBS, SegmentConfig
@@ -164,7 +164,7 @@ class SegmenterTraining:
         if not true and masks:
             true_records, read_mask = masks.images, partial(masks.read_either, folder=folder)
             supervision = f"tags and masks of {len(true_records)} images"
-        if not true and (segments := origins(as_dict(context.configs))):
+        if not true and (segments := origin(as_dict(context.configs.refine))):
             supervision += f" and {segments}"
         key = self.key(context)
         identity = {
