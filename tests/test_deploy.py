@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 from typer.main import get_command
@@ -22,6 +23,8 @@ from serving.telemetry.metrics import COUNTERS, GAUGES, Telemetry
 ROOT = Path(__file__).resolve().parents[1]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 LABEL = {"app.kubernetes.io/name": "wsss-serving"}
+# The first is the oldest that takes a sleep before a container ends without a feature gate.
+VERSIONS = [f"1.{minor}" for minor in range(30, 38)]
 
 
 def documents(path: Path) -> list[Any]:
@@ -69,6 +72,48 @@ def test_every_file_parses_and_base_lists_all_of_its_own() -> None:
             assert isinstance(document, dict), path
     base = {path.name for path in (KUBERNETES / "base").glob("*.yaml")} - {"kustomization.yaml"}
     assert base == set(documents(KUBERNETES / "base" / "kustomization.yaml")[0]["resources"])
+
+
+def merged(base: Any, patch: Any) -> Any:
+    """A strategic merge as far as ``tls`` needs one: mappings by key, where null removes; lists of
+    mappings by name or path; everything else is replaced.
+    """
+    if isinstance(base, dict) and isinstance(patch, dict):
+        both = base | {key: merged(base.get(key), value) for key, value in patch.items()}
+        return {key: value for key, value in both.items() if value is not None}
+    if isinstance(base, list) and isinstance(patch, list) and isinstance(patch[0], dict):
+        key = "mountPath" if "mountPath" in patch[0] else "name"
+        changes = {one[key]: one for one in patch}
+        items = [merged(one, changes.pop(one[key], {})) for one in base]
+        return items + list(changes.values())
+    return patch
+
+
+def with_tls() -> dict[tuple[str, str], Any]:
+    """What ``kubectl apply -k deploy/kubernetes/tls`` applies."""
+    (patch,) = documents(KUBERNETES / "tls" / "deployment.yaml")
+    name = ("Deployment", "wsss-serving")
+    return manifests() | {name: merged(manifests()[name], patch)}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("variant", [manifests, with_tls])
+def test_kubernetes_knows_every_field(variant: Any, version: str) -> None:
+    for manifest in variant().values():
+        kubernetes_validate.validate(manifest, version, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"spec": {"replica": 2}}, "'replica' was unexpected"),
+        ({"spec": {"minReadySeconds": "soon"}}, "'soon' is not of type"),
+    ],
+)
+def test_kubernetes_refuses_what_it_does_not_know(change: Any, text: str) -> None:
+    wrong = merged(manifests()["Deployment", "wsss-serving"], change)
+    with pytest.raises(kubernetes_validate.ValidationError, match=text):
+        kubernetes_validate.validate(wrong, VERSIONS[-1], strict=True)
 
 
 def test_the_settings_are_known_and_safe_without_insecure(

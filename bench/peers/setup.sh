@@ -2,12 +2,15 @@
 # Set up the peers that bench/peers measures, each in an environment of its own below FOLDER. No root needed; about
 # 2 GB and 5 minutes. What cannot be had is left out with a line that says so; run it again to try only that again.
 #
-#     bench/peers/setup.sh /somewhere/peers
+#     bench/peers/setup.sh /somewhere/peers           # all of them
+#     bench/peers/setup.sh /somewhere/peers http      # those that are named
 #
 # PYTHON names the interpreter: 3.11 is the one that Triton's wheel has a stub for.
 set -u
-[ $# -eq 1 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 2; }
 mkdir -p "$1" && cd "$1" || exit 2
+shift
+chosen="$*"
 : "${PYTHON:=python3}"
 ORT=onnxruntime==1.31.1
 failed=0
@@ -16,6 +19,7 @@ failed=0
 environment() {
     name=$1
     shift
+    case " ${chosen:-$name} " in *" $name "*) ;; *) return 1 ;; esac
     [ -e "$name/ready" ] && { echo "$name: there already"; return 1; }
     rm -rf "$name"
     if "$PYTHON" -m venv "$name" >"$name.log" 2>&1 && "$name/bin/pip" install --no-cache-dir "$@" >>"$name.log" 2>&1; then
@@ -70,4 +74,6 @@ environment review label-studio-sdk==2.1.2 datumaro==1.13.12 && ready
 # What bench/peers/annotate.py puts drafts into: the whole Label Studio, and CVAT's client with what our own needs.
 environment labelstudio label-studio==1.23.2 && ready
 environment cvat cvat-cli==2.80.0 'cvat-sdk[masks]==2.80.0' grpcio grpcio-status 'protobuf>=6.33.5,<8' && ready
+# What bench/peers/http_clients.py runs.
+environment http openapi-spec-validator==0.9.0 openapi-python-client==0.29.1 schemathesis==4.32.5 && ready
 exit $failed

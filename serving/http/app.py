@@ -216,10 +216,10 @@ async def _no_such_route(request: Request, error: Exception) -> Response:
     path = request.url.path
     if isinstance(error, HTTPException) and error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
-        response = problem(MethodNotAllowed(f"{request.method} of {path}", allowed))
+        response = problem(MethodNotAllowed(f"{request.method} of {path}", allowed), path)
         response.headers["allow"] = allowed
     else:
-        response = problem(PathNotFound(f"no path {path}", "see /openapi.json"))
+        response = problem(PathNotFound(f"no path {path}", "see /openapi.json"), path)
     # There may be a body, and nobody reads it.
     response.headers["connection"] = "close"
     return response

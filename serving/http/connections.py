@@ -9,10 +9,14 @@ import socket
 from email.utils import formatdate
 from typing import Any, cast
 
+import h11
 import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
+
+from serving.errors import RequestError
+from serving.http.problems import problem
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +34,8 @@ class Connections:
 
     def __init__(self, application: Starlette, channel: socket.socket) -> None:
         # What a hostile caller sends is no news for the log.
-        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+        for name in ("uvicorn.error", "python_multipart"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         self._uvicorn = uvicorn.Config(
             application, http="h11", ws="none", lifespan="off", log_config=None, access_log=False
         )
@@ -87,3 +92,15 @@ class _Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))
         self.client = self.caller
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP, as the API refuses other requests."""
+        reply = problem(RequestError("no valid HTTP request", "HTTP/1.1"), "")
+        headers = [(b"connection", b"close"), *reply.raw_headers]
+        events = (
+            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=bytes(reply.body)),
+            h11.EndOfMessage(),
+        )
+        self.transport.writelines(self.conn.send(event) or b"" for event in events)
+        self.transport.close()

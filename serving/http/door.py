@@ -65,12 +65,12 @@ class Door:
                 call.caller = self._caller(request)
             except RequestError as error:
                 self._telemetry.refused(route, error.code, error.reason)
-                return _finish(problem(error, call.request_id), request, call)
+                return _finish(problem(error, request.url.path, call.request_id), request, call)
             try:
                 with self._calls.watch(call):
                     response = await work(request, call)
             except RequestError as error:
-                response = problem(error, call.request_id)
+                response = problem(error, request.url.path, call.request_id)
             except asyncio.CancelledError:
                 if (task := asyncio.current_task()) and task.cancelling():
                     raise
@@ -80,23 +80,35 @@ class Door:
         return answer
 
     async def read(
-        self, request: Request, call: Call, limit: int, kinds: tuple[str, ...], read: Read[T]
+        self,
+        request: Request,
+        call: Call,
+        limit: int,
+        kinds: tuple[str, ...],
+        read: Read[T],
+        empty: bool = False,
     ) -> T:
         """What ``read`` makes of the body, in chunks.
 
         Args:
             limit: bytes of the body.
             kinds: media types, or their beginnings, of the body. One without a type is taken.
+            empty: whether there may be no body.
 
         Raises:
-            RequestError: of another type, too long, too slow, or no room to read it.
+            RequestError: of another type, compressed, too long, too slow, or no room to read it.
         """
         kind = request.headers.get("content-type", "").lower()
         if kind and not kind.startswith(kinds):
             raise MediaTypeRefused(
                 f"a body of type {kind}", " or ".join(kinds), f"--header 'content-type: {kinds[0]}'"
             )
-        size = _claim(request, limit)
+        coding = request.headers.get("content-encoding", "identity").lower()
+        if coding != "identity":
+            raise MediaTypeRefused(
+                f"a body with content-encoding {coding}", "a body that is not compressed"
+            )
+        size = _claim(request, limit, empty)
         try:
             async with (
                 self._calls.reading(call, size),
@@ -160,7 +172,7 @@ def json_reply(message: Any) -> Response:
     return Response(json.dumps(plain(message)).encode(), media_type="application/json")
 
 
-def _claim(request: Request, limit: int) -> int:
+def _claim(request: Request, limit: int, empty: bool) -> int:
     """The bytes that a body claims to have, or the limit if it does not tell."""
     text = request.headers.get("content-length")
     if text is None:
@@ -168,7 +180,7 @@ def _claim(request: Request, limit: int) -> int:
     # The parser of the protocol has refused everything but digits.
     if (size := int(text)) > limit:
         raise _too_large(f"a body of {size:,} bytes", limit)
-    if not size:
+    if not size and not empty:
         raise FieldError("no body", "a body", "curl --data-binary @FILE")
     return size
 

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from google.protobuf import json_format
 from starlette.requests import Request
 from starlette.responses import Response
 
 from serving.errors import FieldError, ServerUnavailable
 from serving.http.door import Door, Work, json_reply, while_there, whole
+from serving.http.shapes import plain
 from serving.rpc.open_inference import OpenInferenceService
 from serving.rpc.tensors import DTYPES, write_output
 from serving.rpc.wire import Buffer, InferReply, InferRequest
@@ -67,12 +69,17 @@ class Inference:
             models += [
                 ("GET", path, self._metadata),
                 ("GET", f"{path}/ready", self._model_ready),
+                ("GET", f"{path}/config", self._config),
+                ("GET", f"{path}/stats", self._statistics),
                 ("POST", f"{path}/infer", self._infer),
             ]
         return [
             ("GET", "/v2", self._server_metadata),
             ("GET", "/v2/health/live", self._live),
             ("GET", "/v2/health/ready", self._ready),
+            ("POST", "/v2/repository/index", self._index),
+            # Before the model of this name.
+            ("GET", "/v2/models/stats", self._statistics),
             *models,
         ]
 
@@ -97,6 +104,27 @@ class Inference:
         if not reply.ready:
             raise ServerUnavailable(f"model {request.path_params['name']!r} is not served")
         return json_reply(reply)
+
+    async def _config(self, request: Request, call: Call) -> Response:
+        reply = await self._service.model_config(pb.ModelConfigRequest(**request.path_params), call)
+        # By REST the configuration is the whole reply.
+        return json_reply(reply.config)
+
+    async def _statistics(self, request: Request, call: Call) -> Response:
+        message = pb.ModelStatisticsRequest(**request.path_params)
+        return json_reply(await self._service.model_statistics(message, call))
+
+    async def _index(self, request: Request, call: Call) -> Response:
+        """Every version; with ``{"ready": true}`` in the body, those that are served."""
+        body = await self._door.read(request, call, self._limit, JSON, whole, empty=True)
+        try:
+            message = json_format.Parse(body or "{}", pb.RepositoryIndexRequest())
+        except (json_format.ParseError, UnicodeDecodeError) as error:
+            raise FieldError(
+                f"the body is no request: {error}", '{"ready": true}, or nothing'
+            ) from error
+        reply = await self._service.repository_index(message, call)
+        return Response(json.dumps(plain(reply)["models"]), media_type=JSON[0])
 
     async def _infer(self, request: Request, call: Call) -> Response:
         body = await self._door.read(request, call, self._limit, JSON, whole)

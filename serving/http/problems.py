@@ -34,8 +34,8 @@ def status_of(error: RequestError) -> HTTPStatus:
     return STATUS.get(error.reason, fallback)
 
 
-def problem(error: RequestError, request_id: str = "") -> Response:
-    """The reply for an error."""
+def problem(error: RequestError, path: str, request_id: str = "") -> Response:
+    """The reply for an error of a request to ``path``."""
     status = status_of(error)
     body: dict[str, Any] = {
         "type": "about:blank",
@@ -52,6 +52,9 @@ def problem(error: RequestError, request_id: str = "") -> Response:
         "request_id": request_id,
     }
     body |= {name: value for name, value in others.items() if value}
+    if path.startswith("/v2"):
+        # Where clients of the Open Inference Protocol look for the text.
+        body["error"] = str(error)
     headers = {}
     if isinstance(error, RetryLater):
         body["retry_after"] = error.retry_after

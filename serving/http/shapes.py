@@ -30,6 +30,8 @@ WHOLE = {
     CPP.CPPTYPE_UINT32: 32,
     CPP.CPPTYPE_UINT64: 64,
 }
+# Of the shares that a request may have; 1 for the others.
+LARGEST = {"tile_overlap": 0.5}
 FLOATS = {CPP.CPPTYPE_FLOAT, CPP.CPPTYPE_DOUBLE}
 
 
@@ -72,13 +74,19 @@ def _value(name: str, field: Any, text: str) -> Any:
             return float(text)
         if field.cpp_type in WHOLE:
             number = int(text[:24])
-            if not 0 <= number < 2 ** WHOLE[field.cpp_type]:
+            if not 0 <= number <= _largest(field):
                 raise ValueError
             return number
     except ValueError:
-        kind = "a number" if field.cpp_type in FLOATS else "a whole number, not negative"
-        raise _wrong(name, text, kind) from None
+        whole = f"a whole number from 0 to {_largest(field)}"
+        raise _wrong(name, text, "a number" if field.cpp_type in FLOATS else whole) from None
     return text
+
+
+def _largest(field: Any) -> float:
+    """The largest number that a request may have in a field, whose other numbers are shares."""
+    bits = WHOLE.get(field.cpp_type)
+    return 2**bits - 1 if bits else LARGEST.get(field.name, 1)
 
 
 def _wrong(name: str, text: str, expected: str) -> FieldError:
@@ -86,9 +94,14 @@ def _wrong(name: str, text: str, expected: str) -> FieldError:
 
 
 def word(enum: EnumDescriptor, name: str) -> str:
-    """The short name of an enum value; empty for the unspecified one."""
-    prefix = enum.values[0].name.removesuffix("UNSPECIFIED")
-    return "" if name == enum.values[0].name else name.removeprefix(prefix).lower()
+    """The short name of an enum value; empty for the unspecified one. Enums that have none are of
+    other protocols and keep their names.
+    """
+    unspecified = enum.values[0].name
+    prefix = unspecified.removesuffix("UNSPECIFIED")
+    if prefix == unspecified:
+        return name
+    return "" if name == unspecified else name.removeprefix(prefix).lower()
 
 
 def _values(field: Any) -> list[Any]:
@@ -177,5 +190,11 @@ def parameters(descriptor: Descriptor, names: Mapping[str, str]) -> list[dict[st
     """OpenAPI's query parameters for fields of a message, as :func:`fill` reads them."""
     fields = {name: descriptor.fields_by_name[field] for name, field in names.items()}
     return [
-        {"name": name, "in": "query", "schema": _schema(field)} for name, field in fields.items()
+        {"name": name, "in": "query", "schema": _schema(field) | _bounds(field)}
+        for name, field in fields.items()
     ]
+
+
+def _bounds(field: Any) -> dict[str, Any]:
+    is_number = field.cpp_type in WHOLE or field.cpp_type in FLOATS
+    return {"minimum": 0, "maximum": _largest(field)} if is_number else {}

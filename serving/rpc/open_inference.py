@@ -75,9 +75,9 @@ class OpenInferenceService:
             "ModelReady": self.model_ready,
             "ServerMetadata": self.server_metadata,
             "ModelMetadata": self.model_metadata,
-            "ModelConfig": self._model_config,
-            "ModelStatistics": self._model_statistics,
-            "RepositoryIndex": self._repository_index,
+            "ModelConfig": self.model_config,
+            "ModelStatistics": self.model_statistics,
+            "RepositoryIndex": self.repository_index,
             "RepositoryModelLoad": self._load,
             "RepositoryModelUnload": self._unload,
         }
@@ -114,11 +114,13 @@ class OpenInferenceService:
         versions = self._models.versions(model.card.name)
         return descriptions.metadata(model, versions, self._config)
 
-    async def _model_config(self, request: Any, call: Call) -> Any:
+    async def model_config(self, request: Any, call: Call) -> Any:
+        """The ``ModelConfigResponse`` of a ``ModelConfigRequest``."""
         model = self._find(request.name, request.version, call)
         return pb.ModelConfigResponse(config=descriptions.configuration(model, self._config))
 
-    async def _model_statistics(self, request: Any, call: Call) -> Any:
+    async def model_statistics(self, request: Any, call: Call) -> Any:
+        """The ``ModelStatisticsResponse`` of a ``ModelStatisticsRequest``."""
         models = self._models.served()
         if request.name:
             match = self._find(request.name, request.version, call)
@@ -130,7 +132,8 @@ class OpenInferenceService:
         ]
         return pb.ModelStatisticsResponse(model_stats=statistics)
 
-    async def _repository_index(self, request: Any, call: Call) -> Any:
+    async def repository_index(self, request: Any, call: Call) -> Any:
+        """The ``RepositoryIndexResponse`` of a ``RepositoryIndexRequest``."""
         self._check_repository(request)
         index = [
             pb.RepositoryIndexResponse.ModelIndex(

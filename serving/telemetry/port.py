@@ -40,10 +40,32 @@ HEAD_LINES = 100
 CHUNK = 64 * 1024
 PROBES = ("/metrics", "/healthz", "/readyz")
 
+RETRY_SECONDS = 1
+
 # Status, body and content type.
 Reply = tuple[HTTPStatus, bytes, str]
-BUSY: Reply = (HTTPStatus.SERVICE_UNAVAILABLE, b"too many connections are open\n", "text/plain")
-STARTING: Reply = (HTTPStatus.SERVICE_UNAVAILABLE, b"the server is starting\n", "text/plain")
+
+
+def _problem(status: HTTPStatus, detail: str, reason: str, **more: int) -> Reply:
+    """A problem as the API writes it, which this process cannot import."""
+    body = {"type": "about:blank", "title": status.phrase, "status": status.value}
+    body |= {"detail": detail, "reason": reason, **more}
+    return status, json.dumps(body).encode(), "application/problem+json"
+
+
+_unavailable = partial(
+    _problem,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    reason="UNAVAILABLE",
+    retry_after=RETRY_SECONDS,
+)
+BUSY = _unavailable("too many connections are open")
+STARTING = _unavailable("the server is starting")
+TOO_LONG = _problem(
+    HTTPStatus.REQUEST_URI_TOO_LONG,
+    f"the first line has more than {LINE_BYTES:,} bytes",
+    "INVALID_REQUEST",
+)
 
 
 @dataclass(frozen=True)
@@ -125,18 +147,21 @@ class Port:
         reader = asyncio.StreamReader(LINE_BYTES)
         # Callers who hang up, send nonsense or are late deserve no log line.
         failures = (OSError, TimeoutError, ValueError, EOFError, asyncio.IncompleteReadError)
-        writer = None
+        writer, is_long = None, False
         try:
             async with asyncio.timeout(HEAD_SECONDS):
                 writer = await self._writer(connection, reader)
                 line = await reader.readuntil(b"\n")
-        except (*failures, asyncio.LimitOverrunError):
-            line = b""
+        except (*failures, asyncio.LimitOverrunError) as error:
+            line, is_long = b"", isinstance(error, asyncio.LimitOverrunError)
         finally:
             self._silent -= 1
         with contextlib.suppress(*failures):
             if line and writer:
                 await self._route(line, reader, writer, client)
+            elif is_long and writer:
+                await _send(writer, TOO_LONG)
+                await _linger(reader, writer)
         if writer:
             await _close(writer)
         else:
@@ -245,7 +270,7 @@ async def _send(writer: asyncio.StreamWriter, reply: Reply, with_body: bool = Tr
     if status == HTTPStatus.UNAUTHORIZED:
         lines.append("WWW-Authenticate: Bearer")
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        lines.append("Retry-After: 1")
+        lines.append(f"Retry-After: {RETRY_SECONDS}")
     head = "\r\n".join([*lines, "", ""]).encode()
     writer.write(head + body if with_body else head)
     async with asyncio.timeout(HEAD_SECONDS):

@@ -33,7 +33,7 @@ def tensor_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     root = tmp_path_factory.mktemp("all")
     for name, kind in (("colours", "segmenter"), ("maps", "cam"), ("sums", "tensor")):
         tiny_models.export(root, name, kind)
-    with running(configured(root)) as started:
+    with running(configured(root, network__http_port=0)) as started:
         yield started
 
 

@@ -15,6 +15,7 @@ from serving.http.openapi import description
 from serving.http.operations import CAM, SEGMENT
 from serving.http.problems import STATUS
 from serving.telemetry.metrics import COUNTERS, GAUGES, STAGES, Telemetry
+from serving.telemetry.port import TOO_LONG
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -94,4 +95,4 @@ def test_every_status_of_http_is_documented() -> None:
     page = (DOCS / "serving-http.md").read_text()
     rows = re.findall(r"^\| ([0-9, ]+) \| ", page, re.MULTILINE)
     documented = {int(status) for row in rows for status in row.split(",")}
-    assert documented == {status.value for status in STATUS.values()} | {500}
+    assert documented == {status.value for status in STATUS.values()} | {500, TOO_LONG[0].value}

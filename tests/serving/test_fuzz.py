@@ -10,6 +10,7 @@ import io
 import os
 import random
 import socket
+from typing import Any
 from urllib.parse import urlencode
 
 import grpc
@@ -18,7 +19,7 @@ import pytest
 from claims import CLAIMS
 from configs import configured
 from google.protobuf import json_format
-from http_calls import ask
+from http_calls import Reply, ask
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -28,6 +29,7 @@ from serving.config import Limits
 from serving.errors import ImageError
 from serving.http.problems import STATUS
 from serving.http.shapes import plain
+from serving.images import masks
 from serving.images.decoding import decode
 from wsss.v1 import segmentation_pb2 as pb
 
@@ -187,6 +189,13 @@ def check(code: str, text: str) -> None:
     assert len(text) < 10_000
 
 
+def check_problem(code: str, reply: Reply) -> None:
+    """That a reply by HTTP refuses what gRPC refuses with this code."""
+    assert reply.headers["content-type"] == "application/problem+json"
+    assert STATUS.get(reply.json["reason"], STATUS[code]) == reply.status == reply.json["status"]
+    check(code, str(reply.json))
+
+
 @BOUNDED
 @given(request=segment_requests())
 def test_any_segment_request_has_a_right_answer(channel, request):
@@ -224,8 +233,7 @@ def test_http_answers_what_grpc_answers(channel, fuzzed, data, model, tags, thre
         assert reply.status == 200
         assert reply.json["mask"] == plain(pb.SegmentResponse.FromString(expected).mask)
     else:
-        assert STATUS.get(reply.json["reason"], STATUS[code]) == reply.status
-        check(code, str(reply.json))
+        check_problem(code, reply)
 
 
 @BOUNDED
@@ -324,15 +332,27 @@ def test_any_file_is_a_picture_or_an_image_error(data):
 
 
 @pytest.mark.parametrize("data", BOMBS, ids=range(len(BOMBS)))
-def test_a_bomb_is_refused_on_its_header(channel, data):
+def test_a_bomb_is_refused_on_its_header(channel, fuzzed, data):
     request = pb.SegmentRequest(image=pb.Image(encoded=data), model="colours")
     assert call(channel, "Segment", request.SerializeToString())[0] == "INVALID_ARGUMENT"
+    for path in ("colours/segment", "maps/cam"):
+        reply = ask(fuzzed.http_address, f"/v1/models/{path}", data)
+        check_problem("INVALID_ARGUMENT", reply)
+        assert reply.json["reason"].startswith("IMAGE_")
+
+
+def form(image: Any, tags: str) -> tuple[bytes, dict[str, str]]:
+    """An image and tags as a form, and its headers."""
+    head = b"--edge\r\ncontent-disposition: form-data; name="
+    parts = (head + b'"image"; filename="x"\r\n\r\n', image.encoded, b"\r\n")
+    parts += (head + b'"tags"\r\n\r\n', tags.encode(), b"\r\n--edge--\r\n")
+    return b"".join(parts), {"content-type": "multipart/form-data; boundary=edge"}
 
 
 @pytest.mark.parametrize(
     "names", [["red"] * 20_000, [f"class {k}" for k in range(20_000)], ["ü" * 100_000]]
 )
-def test_thousands_of_names_have_a_right_answer(channel, names):
+def test_thousands_of_names_have_a_right_answer(channel, fuzzed, names):
     image = pb.Image(encoded=GOOD["PNG 2"])
     expected = "OK" if names[0] == "red" else "INVALID_ARGUMENT"
     for request in (
@@ -341,6 +361,12 @@ def test_thousands_of_names_have_a_right_answer(channel, names):
     ):
         method = type(request).__name__.removesuffix("Request")
         assert call(channel, method, request.SerializeToString())[0] == expected
+    reply = ask(fuzzed.http_address, "/v1/models/maps/cam", *form(image, ",".join(names)))
+    if expected == "OK":
+        assert reply.json["cam"]["classes"] == ["red"]
+    else:
+        check_problem(expected, reply)
+    assert ask(fuzzed.http_address, f"/v1/models/x?{'x' * 60_000}").json["status"] == 414
     request = pb.SegmentRequest(image=image, model="字" * 50_000)
     assert call(channel, "Segment", request.SerializeToString())[0] == "NOT_FOUND"
 
@@ -348,11 +374,15 @@ def test_thousands_of_names_have_a_right_answer(channel, names):
 @pytest.mark.parametrize(
     "encoding", [pb.MASK_ENCODING_POLYGONS, pb.MASK_ENCODING_COCO_RLE, pb.MASK_ENCODING_LABEL_RUNS]
 )
-def test_noise_in_every_pixel_is_encoded(channel, encoding):
+def test_noise_in_every_pixel_is_encoded(channel, fuzzed, encoding):
     pixels = random.Random(0).randbytes(200 * 250 * 3)
     image = pb.Image(raw=pb.RawImage(height=200, width=250, pixels=pixels))
     request = pb.SegmentRequest(image=image, model="colours", encoding=encoding)
-    assert call(channel, "Segment", request.SerializeToString())[0] == "OK"
+    reply = pb.SegmentResponse.FromString(call(channel, "Segment", request.SerializeToString())[1])
+    picture = masks.encode_rgb(np.frombuffer(pixels, np.uint8).reshape(200, 250, 3))
+    name = pb.MaskEncoding.Name(encoding).removeprefix("MASK_ENCODING_").lower()
+    path = f"/v1/models/colours/segment?format=json&encoding={name}"
+    assert ask(fuzzed.http_address, path, picture).json["mask"] == plain(reply.mask)
 
 
 def test_the_server_is_there_afterwards(channel, fuzzed):

@@ -122,6 +122,41 @@ def test_what_is_no_json_is_a_problem(address):
     assert ask(address, SUMS, b"{}", headers).status == 400
 
 
+def test_a_compressed_body_is_refused_by_name(address):
+    reply = ask(address, SUMS, b"\x1f\x8b", KIND | {"content-encoding": "gzip"})
+    assert (reply.status, reply.json["reason"]) == (415, "MEDIA_TYPE")
+    assert "gzip" in reply.json["detail"]
+
+
+def test_every_refusal_has_its_text_where_clients_of_the_protocol_look(address):
+    for reply in (
+        infer(address, sums(), "/v2/models/sum/infer"),
+        infer(address, {}),
+        ask(address, "/v2/nothing"),
+        ask(address, SUMS),
+    ):
+        assert reply.status >= 400
+        assert reply.headers["content-type"] == "application/problem+json"
+        assert reply.json["error"].startswith(reply.json["detail"])
+
+
+def test_configurations_statistics_and_index(address):
+    infer(address, sums())
+    config = ask(address, "/v2/models/sums/config").json
+    assert config["input"][0] == {"name": "x", "data_type": "TYPE_FP32", "dims": [3]}
+    (own,) = ask(address, "/v2/models/sums/versions/1/stats").json["model_stats"]
+    assert own["inference_count"] >= 1
+    assert len(ask(address, "/v2/models/stats").json["model_stats"]) == 2
+    index = ask(address, "/v2/repository/index", b"", KIND).json
+    assert [(one["name"], one["state"]) for one in index] == [
+        ("colours", "READY"),
+        ("sums", "READY"),
+    ]
+    assert ask(address, "/v2/repository/index", b'{"ready": true}', KIND).json == index
+    for body in (b"{", b"\xff", b'{"raedy": true}', b'{"repository_name": "x"}'):
+        assert ask(address, "/v2/repository/index", body, KIND).status == 400
+
+
 def test_server_and_models_describe_themselves(address):
     assert ask(address, "/v2").json["name"] == "wsss-serving"
     assert ask(address, "/v2/health/live").json == {"live": True}

@@ -46,16 +46,29 @@ CALLS = {
 }
 
 
-def test_every_call_of_tritonclient(tensor_server, tmp_path):
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "image.png"
+    Image.new("RGB", (500, 300), (200, 10, 10)).save(path)
+    return path
+
+
+def called(script: str, address: str, image: Path) -> str:
+    """What a program prints that runs with the client's own interpreter."""
     if not CLIENT.exists():
         if os.environ.get("CI"):
             pytest.fail(f"no {CLIENT}: `make test` makes it")
         pytest.skip(f"no {CLIENT}: `make test` makes it")
-    image = tmp_path / "image.png"
-    Image.new("RGB", (500, 300), (200, 10, 10)).save(image)
-    script = Path(__file__).parents[1] / "triton_calls.py"
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    command = [str(CLIENT), str(script), tensor_server.address, str(image)]
+    command = [str(CLIENT), str(Path(__file__).parents[1] / script), address, str(image)]
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert finished.returncode == 0, finished.stderr
-    assert set(json.loads(finished.stdout)) == CALLS
+    return finished.stdout
+
+
+def test_every_call_of_tritonclient(tensor_server, image):
+    assert set(json.loads(called("triton_calls.py", tensor_server.address, image))) == CALLS
+
+
+def test_tritonclient_by_http(tensor_server, image):
+    called("triton_http_calls.py", tensor_server.http_address, image)
