@@ -65,6 +65,7 @@ class Card:
         labels: K+1 names, the background first; ``classes`` are the other K.
         palette: one RGB triple per label.
         min_side, max_side, max_pixels: sizes that the graph takes; other images are scaled.
+        side: longer side to which every image is scaled, as in the training; 0: none.
         score_thresholds: of each class, the image-level score from which it counts as present.
         background_threshold: activation below which a cell is background, where the graph uses one.
         gives_doubt: whether the graph estimates the share of wrong pixels of its masks.
@@ -85,6 +86,7 @@ class Card:
     min_side: int = 0
     max_side: int = 0
     max_pixels: int = 0
+    side: int = 0
     score_thresholds: tuple[float, ...] = ()
     background_threshold: float | None = None
     gives_doubt: bool = False
@@ -228,6 +230,7 @@ def _image_fields(raw: dict[str, Any]) -> dict[str, Any]:
         "labels": tuple(map(str, raw["labels"])),
         "palette": tuple((int(red), int(green), int(blue)) for red, green, blue in raw["palette"]),
         **{key: int(raw["input"][key]) for key in ("min_side", "max_side", "max_pixels")},
+        "side": int(raw["input"].get("side", 0)),
         "score_thresholds": _score_thresholds(raw["thresholds"], len(raw["classes"])),
         "background_threshold": None if background is None else float(background),
         "gives_doubt": any(output["name"] == "doubt" for output in raw["outputs"]),
@@ -284,6 +287,8 @@ def _image_faults(card: Card, raw: dict[str, Any]) -> Iterator[str]:
         yield f"the seed is {card.source.get('seed')!r}"
     if not 1 <= card.min_side <= card.max_side or card.max_pixels < card.min_side**2:
         yield "input sides contradict each other"
+    if card.side and not card.min_side <= card.side <= card.max_side:
+        yield f"input side {card.side} is outside of {card.min_side} to {card.max_side}"
     if not INPUT.items() <= raw["input"].items():
         yield "input is not uint8 NHWC RGB named 'image'"
     outputs = {output["name"]: output["dtype"] for output in raw["outputs"]}

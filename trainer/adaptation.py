@@ -74,8 +74,12 @@ UNLIKE_LAYER: Layer = {
         "ema": 0.975,
         # Of defects in a hundredth of the pixels, one mean over all pixels learns nothing.
         "balanced": True,
+        # And most images show none, where no pixel may win.
+        "tag_loss": 1.0,
+        "verdict": True,
         "scales": (1.0,),
     },
+    "cams": {"departures": True},
     # Dense CRFs are tuned to photographs. Of the maps of small objects they leave nothing.
     "refine": {"refine": "none"},
 }
@@ -143,7 +147,7 @@ def _typed_knobs(options: Options, section: str) -> set[str]:
     if options.detail != "auto":
         typed |= {"detail", "tile", "sharpen", *(("scales",) if section == "cams" else ())}
     if options.size is not None:
-        typed |= {"resize", "crop"}
+        typed |= {"resize", "crop", "side"}
     if options.refine is not None:
         typed.add("refine")
     if options.cams or options.segmenter_weights:
@@ -289,13 +293,19 @@ def _views(longer: int) -> tuple[Layer, str]:
         low, high = max(16, round(0.7 * longer)), max(16, round(0.93 * longer))
         # A cell or two less than the largest view: what lies at a border is rarely lost.
         crop = max(64, 32 * round(0.8 * longer / 32))
-        why = f"training views show whole images, up to {high} pixels"
+        why = (
+            f"training views show whole images at {low} to {high} pixels, and maps and masks are"
+            f" made at {high}"
+        )
     else:
         # Smaller ones would lose small objects, larger ones need more memory.
         high = min(longer, 3 * CROP)
         low, crop = round(0.75 * high), min(CROP, 32 * (longer // 32))
         why = f"training views are tiles of {crop} pixels of images of {low} to {high}"
-    layer = {"classify": {"resize": (low, high), "crop": crop}}
+    layer: Layer = {"classify": {"resize": (low, high), "crop": crop}}
+    if longer <= SMALL:
+        # Images of many sizes are looked at as the training saw them.
+        layer |= {"cams": {"side": high}, "segment": {"side": high}}
     return layer, f"the longer side of the images is {longer} pixels: {why}"
 
 

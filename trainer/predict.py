@@ -86,7 +86,14 @@ def predict_list(
     with terminated(), shared_cores():
         write_json(out / NOTE, note)
         prediction.predict(
-            segmenter, network, records, out / inside, f"{stage} {name}", device, values
+            segmenter,
+            network,
+            records,
+            out / inside,
+            f"{stage} {name}",
+            device,
+            values,
+            least=run.metrics(stage).get("least", ()),
         )
     return {**note, "path": str(out / inside)}
 

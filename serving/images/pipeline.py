@@ -103,14 +103,15 @@ class Activated:
 
 
 def model_size(height: int, width: int, card: Card) -> tuple[int, int]:
-    """The size at which the model sees an image: its own, or scaled into the limits with its
-    aspect.
+    """The size at which the model sees an image: its own or the one that the model asks for, scaled
+    into the limits with its aspect.
 
     Raises:
         ImageTooLarge: no scale puts both sides within the limits.
     """
+    wanted = card.side / max(height, width) if card.side else 1.0
     scale = min(
-        1.0, card.max_side / max(height, width), math.sqrt(card.max_pixels / (height * width))
+        wanted, card.max_side / max(height, width), math.sqrt(card.max_pixels / (height * width))
     )
     scale = max(scale, card.min_side / min(height, width))
     # A side of exactly the limit must not lose a pixel to rounding.
@@ -131,6 +132,9 @@ def is_tiled(height: int, width: int, card: Card, rule: OversizeRule) -> bool:
     """Whether ``rule`` cuts an image of this size, which must exceed the limits and have room for a
     tile.
     """
+    # In tiles, objects would have another size than in the training.
+    if card.side:
+        return False
     scale = min(card.max_side / max(height, width), math.sqrt(card.max_pixels / (height * width)))
     if scale >= 1.0 or min(height, width) < card.min_side:
         return False
@@ -157,7 +161,9 @@ def prepare(picture: Picture, card: Card, bucket: int = 1, tiles: TilingConfig =
         return Canvas(height, width, (height, width), pixels[None], cut)
     tall, wide = model_size(height, width, card)
     if (tall, wide) != (height, width):
-        pixels = np.asarray(Image.fromarray(pixels).resize((wide, tall), Image.Resampling.BILINEAR))
+        # A model that wants a size was trained on images resized like this.
+        way = Image.Resampling.BICUBIC if card.side else Image.Resampling.BILINEAR
+        pixels = np.asarray(Image.fromarray(pixels).resize((wide, tall), way))
     outer = buckets.bucket_size(tall, wide, bucket, card)
     return Canvas(
         height, width, (tall, wide), buckets.pad(pixels, *outer)[None], Tiling(outer, outer)

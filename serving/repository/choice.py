@@ -43,7 +43,9 @@ def limited(card: Card, config: EngineConfig) -> Card:
     if card.kind == "tensor" or not side or side >= card.max_side:
         return card
     side = max(side, card.min_side)
-    return replace(card, max_side=side, max_pixels=min(card.max_pixels, side * side))
+    return replace(
+        card, max_side=side, max_pixels=min(card.max_pixels, side * side), side=min(card.side, side)
+    )
 
 
 def choose_engine(card: Card, plan: Plan, config: EngineConfig, stop: Stop | None = None) -> Engine:

@@ -53,6 +53,8 @@ def metadata(model: Served, versions: list[int], config: ServerConfig) -> Any:
             "max_pixels": card.max_pixels,
         }
         properties |= {name: str(value) for name, value in sides.items()}
+        if card.side:
+            properties["side"] = str(card.side)
         properties["labels"] = ",".join(card.labels)
     return pb.ModelMetadataResponse(
         name=card.name,

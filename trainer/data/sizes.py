@@ -29,6 +29,7 @@ TILED = 4
 """How many times as many pixels an image may have that is looked at in tiles."""
 
 PIXEL_RANGE = Range(10_000, 10_000_000_000)
+SIDE_RANGE = Range(0, 100_000)
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -49,15 +50,17 @@ def tiled_pixels(pixels: int, tile: int) -> int:
 
 
 def working_size(
-    size: tuple[int, int], pixels: int, scale: float = 1.0, canvas: int = 1
+    size: tuple[int, int], pixels: int, scale: float = 1.0, canvas: int = 1, side: int = 0
 ) -> tuple[int, int]:
-    """(H, W) at which an image is processed: its own, or the largest of the same shape that fits.
+    """(H, W) at which an image is processed: its own or one of a wanted ``side``, or the largest of
+    the same shape that fits.
 
     Args:
         size: (H, W) of the image.
         pixels: limit on the pixels of its largest view.
         scale: of that view. Below 1, the image itself is the largest view.
         canvas: each side of a view has at least this many pixels.
+        side: longer side that the image gets, as far as the budget allows; 0: its own.
     """
     height, width = size
     budget = max(pixels, canvas * canvas)
@@ -65,9 +68,11 @@ def working_size(
     # The short side is padded to the canvas, which leaves less of the budget for the long side.
     if min(size) * share < canvas:
         share = min(share, budget / (canvas * max(size)))
-    if share >= 1:
+    share = min(share, side / max(size) if side else 1.0)
+    if share == 1:
         return height, width
-    return max(1, int(height * share)), max(1, int(width * share))
+    # A side of exactly ``side`` must not lose a pixel to rounding.
+    return max(1, int(height * share + 1e-6)), max(1, int(width * share + 1e-6))
 
 
 def shrunk(image_HW3: Pixels, size: tuple[int, int]) -> Pixels:

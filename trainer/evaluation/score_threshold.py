@@ -20,6 +20,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trainer.data.dataset import Dataset, Record
+from trainer.evaluation.image_counts import group_numbers
+
+IMAGES = 300
+"""How many training images a segmenter looks at, at most: one forward pass each."""
 FOLDS = 5
 NEUTRAL = 0.5
 # Scores beyond are as good as certain; a threshold there would rest on rounding.
@@ -66,6 +71,31 @@ def choose_score_thresholds(
         own = np.asarray(groups)[known]
         result.append(_of_class(_logit(scores[known]), tags[known] == 1, own, least, seed))
     return result
+
+
+def spread(records: Sequence[Record], most: int) -> list[Record]:
+    """At most ``most`` records with as many as possible of the rare classes: each class and the
+    negatives in turn give their next image.
+    """
+    queues: dict[int, list[Record]] = {}
+    for record in records:
+        for k in record.tags or (-1,):
+            queues.setdefault(k, []).append(record)
+    chosen: dict[str, Record] = {}
+    rounds = max(map(len, queues.values()), default=0)
+    for number in range(rounds):
+        for queue in queues.values():
+            if number < len(queue) and len(chosen) < most:
+                chosen[queue[number].id] = queue[number]
+    return [record for record in records if record.id in chosen]
+
+
+def thresholds_on(
+    scores_NK: Values, dataset: Dataset, records: Sequence[Record], least: float = LOW
+) -> list[ScoreThreshold]:
+    """``choose_score_thresholds`` on the tags and groups of N records."""
+    tags = dataset.tag_matrix(records).astype(np.float64)
+    return choose_score_thresholds(scores_NK, tags, group_numbers(records), least)
 
 
 def _of_class(

@@ -89,6 +89,8 @@ def export_run(
             card["thresholds"] |= _decided(graph, run, dataset)
         if isinstance(graph, SegmenterGraph) and reference:
             card |= _with_doubt(graph, reference)
+        if graph.side:
+            card["input"]["side"] = graph.side
         report = export_model(graph, card, repository, model, images, half=half)
         reports.append({**asdict(report), "path": str(report.path)})
     return reports
@@ -166,7 +168,9 @@ def _with_doubt(graph: SegmenterGraph, reference: Reference) -> dict[str, Any]:
 
 def _segmenter(run: Run, scales: Sequence[float], flip: bool) -> PixelGraph:
     segmenter, network, _ = prediction.load(run.path / "segment" / "model.pt", _expected(run))
-    return segmenter.graph(network, scales, flip)
+    graph = segmenter.graph(network, scales, flip)
+    graph.side = segmenter.config.side
+    return graph
 
 
 def _cam(run: Run) -> PixelGraph:
@@ -180,13 +184,15 @@ def _cam(run: Run) -> PixelGraph:
             " seam",
             "wsss-trainer fit ... --set cams.protocol=psa, or --kind segmenter",
         )
-    return CamGraph(
+    graph = CamGraph(
         method,
         protocol.views.scales,
         mirror_max=protocol.mirror == "max_small",
         minmax=protocol.normalise == "minmax",
         min_cells=config.min_cells,
     )
+    graph.side = config.side
+    return graph
 
 
 def _images(dataset: Dataset, run: Run) -> list[Any]:

@@ -7,17 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from trainer.data.dataset import Dataset, Record
-from trainer.evaluation.image_counts import group_numbers
-from trainer.evaluation.image_scores import FILE, ImageScores, Values
+from trainer.data.dataset import Dataset
+from trainer.evaluation.image_scores import FILE, ImageScores
 from trainer.evaluation.metrics import finite_or_none
-from trainer.evaluation.score_threshold import LOW, NEUTRAL, ScoreThreshold, choose_score_thresholds
+from trainer.evaluation.score_threshold import (
+    IMAGES,
+    NEUTRAL,
+    ScoreThreshold,
+    spread,
+    thresholds_on,
+)
 from trainer.export.training_images import graph_on_images
 from trainer.nets.graphs import SegmenterGraph
 from trainer.run import Run
-
-IMAGES = 300
-"""How many training images a segmenter looks at, at most: one forward pass each."""
 
 
 def classifier_thresholds(run: Run, dataset: Dataset) -> list[ScoreThreshold] | None:
@@ -26,7 +28,7 @@ def classifier_thresholds(run: Run, dataset: Dataset) -> list[ScoreThreshold] | 
         return None
     records = dataset.subset(run.manifest["train_list"])
     scores = ImageScores.read(run.path / FILE).of([record.id for record in records])
-    return _chosen(scores, dataset, records)
+    return thresholds_on(scores, dataset, records)
 
 
 def segmenter_thresholds(run: Run, dataset: Dataset, graph: SegmenterGraph) -> list[ScoreThreshold]:
@@ -40,24 +42,7 @@ def segmenter_thresholds(run: Run, dataset: Dataset, graph: SegmenterGraph) -> l
     for _, copied, image_1HW3 in graph_on_images(graph, records, "score thresholds"):
         results = [copied.run(view)[0] for view in copied.views(image_1HW3)]
         rows.append(copied.scores(results, 1)[0].cpu().numpy())
-    return _chosen(np.stack(rows).astype(np.float64), dataset, records, least=NEUTRAL)
-
-
-def spread(records: Sequence[Record], most: int) -> list[Record]:
-    """At most ``most`` records with as many as possible of the rare classes: each class and the
-    negatives in turn give their next image.
-    """
-    queues: dict[int, list[Record]] = {}
-    for record in records:
-        for k in record.tags or (-1,):
-            queues.setdefault(k, []).append(record)
-    chosen: dict[str, Record] = {}
-    rounds = max(map(len, queues.values()), default=0)
-    for number in range(rounds):
-        for queue in queues.values():
-            if number < len(queue) and len(chosen) < most:
-                chosen[queue[number].id] = queue[number]
-    return [record for record in records if record.id in chosen]
+    return thresholds_on(np.stack(rows).astype(np.float64), dataset, records, least=NEUTRAL)
 
 
 def card_entry(
@@ -80,10 +65,3 @@ def card_entry(
         ),
         "scores_f1": f1,
     }
-
-
-def _chosen(
-    scores: Values, dataset: Dataset, records: Sequence[Record], least: float = LOW
-) -> list[ScoreThreshold]:
-    tags = dataset.tag_matrix(records).astype(np.float64)
-    return choose_score_thresholds(scores, tags, group_numbers(records), least)

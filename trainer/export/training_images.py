@@ -9,7 +9,7 @@ import torch
 
 from trainer.data.dataset import Record
 from trainer.data.pixels import read_image
-from trainer.data.sizes import PIXELS, shrunk, working_size
+from trainer.data.sizes import PIXELS, enlarged, shrunk, working_size
 from trainer.evaluation.calibration import Calibration, Reference, calibrated, error_counts
 from trainer.evaluation.image_counts import group_numbers
 from trainer.nets.graphs import SegmenterGraph
@@ -26,7 +26,7 @@ def graph_on_images(
     with inference(copied, "fp32") as target, progress_bar(title, len(records)) as advance:
         for record in records:
             pixels = read_image(record.image)
-            size = working_size(pixels.shape[:2], PIXELS, max(1.0, *graph.scales))
+            size = working_size(pixels.shape[:2], PIXELS, max(1.0, *graph.scales), side=graph.side)
             yield record, copied, torch.tensor(shrunk(pixels, size))[None].to(target)
             advance()
 
@@ -39,5 +39,7 @@ def calibration_of(graph: SegmenterGraph, reference: Reference) -> Calibration |
     counts = []
     for record, copied, image_1HW3 in graph_on_images(graph, reference.records, "doubt"):
         mask, _, confidence = (output[0].cpu().numpy() for output in copied(image_1HW3))
-        counts.append(error_counts(mask, confidence, reference.read_mask(record)))
+        truth = reference.read_mask(record)
+        size = truth.shape
+        counts.append(error_counts(enlarged(mask, size), enlarged(confidence, size), truth))
     return calibrated(counts, group_numbers(reference.records), reference.source)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from trainer.config import Knobs, Range
-from trainer.data.sizes import PIXEL_RANGE, PIXELS, check_tile, tiled_pixels
+from trainer.data.sizes import PIXEL_RANGE, PIXELS, SIDE_RANGE, check_tile, tiled_pixels
 from trainer.methods.registry import declaration
 from trainer.nets import traits_of
 from trainer.nets.backbone import Backbone
@@ -60,10 +60,14 @@ class CamsConfig(Knobs):
         batch: images of equal size that are looked at together, at most.
         pixels: pixels of a forward pass, at most. An image whose largest view has more is looked at
             in a smaller size; its maps have the size that they always have.
+        side: longer side, pixels, of the size in which all images are looked at, by maps and scores
+            alike; 0: their own size.
         tile: side of the tiles in which larger views are looked at, pixels; an image may then have
             four times as many ``pixels`` before it is looked at in a smaller size. 0: no tiles.
         sharpen: multiply the maps of classes with small objects by those of shallower features;
             which classes these are is found on the training images.
+        departures: make the maps of classes whose objects depart from all images without any class
+            of these departures; which classes these are is found on the training images.
         workers: loader processes; -1 chooses by cores.
         bad: maps of ``--cams`` that are missing or damaged: ``stop``, or ``skip`` those images.
         unknown: least score of the classifier for an image at which it has a map of a class whose
@@ -78,8 +82,10 @@ class CamsConfig(Knobs):
     precision: Precision = "fp32"
     batch: Annotated[int, Range(1, 1024)] = 4
     pixels: Annotated[int, PIXEL_RANGE] = PIXELS
+    side: Annotated[int, SIDE_RANGE] = 0
     tile: Annotated[int, Range(0, 65_536)] = 0
     sharpen: bool = False
+    departures: bool = False
     workers: Annotated[int, Range(-1, 128)] = -1
     bad: Literal["stop", "skip"] = "stop"
     unknown: Annotated[float, Range(0, 1)] = 0.5
@@ -91,7 +97,12 @@ class CamsConfig(Knobs):
     @property
     def budget(self) -> Budget:
         """How much is viewed at once."""
-        return Budget(self.batch, tiled_pixels(self.pixels, self.tile))
+        return Budget(self.batch, tiled_pixels(self.pixels, self.tile), side=self.side)
+
+    @property
+    def whole(self) -> Budget:
+        """The same for work that takes no tiles."""
+        return Budget(self.batch, self.pixels, side=self.side)
 
 
 def protocol_of(config: CamsConfig, backbone: str, method: str) -> tuple[str, Protocol]:
@@ -110,9 +121,19 @@ def key_knobs(config: CamsConfig) -> list[Any]:
     # Defaults add nothing to the key, so that runs of earlier versions keep theirs.
     larger = [] if config.pixels == PIXELS else [config.pixels]
     tiles = [["tile", config.tile]] if config.tile else []
-    sharp = [["sharpen", True]] if config.sharpen else []
+    switches = [[name, True] for name in ("sharpen", "departures") if getattr(config, name)]
+    sizes = [["side", config.side]] if config.side else []
     other = [] if config.unknown == CamsConfig.unknown else [["unknown", config.unknown]]
-    return [config.scales, config.min_cells, config.precision, *larger, *tiles, *sharp, *other]
+    return [
+        config.scales,
+        config.min_cells,
+        config.precision,
+        *larger,
+        *tiles,
+        *sizes,
+        *switches,
+        *other,
+    ]
 
 
 def usable_views(views: Views, min_cells: int, backbone: Backbone) -> Views:

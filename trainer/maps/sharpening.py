@@ -44,7 +44,7 @@ GROWTH = 4
 """Pixels by which the erased places grow, so that no edge of the object stays."""
 SPREAD = 24.0
 """Deviation in pixels of the Gaussian that fills erased places from around them."""
-FALL = 0.75
+FALL = 0.65
 """Share of the fall by the deep map from which the product is the object."""
 PART = 0.5
 """Share of the deep map's place up to which the product's is much less."""

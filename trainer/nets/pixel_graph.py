@@ -29,6 +29,9 @@ class PixelGraph(nn.Module):
         flip: also run the mirrored image and merge.
         pixels: how values reach the network.
 
+    Attributes:
+        side: longer side to which whoever runs the graph scales every image first; 0: none.
+
     Raises:
         ConfigError: no scale, or one outside 0.1..4.
     """
@@ -54,6 +57,7 @@ class PixelGraph(nn.Module):
         self.net = net.eval()
         self.scales = tuple(float(s) for s in scales)
         self.flip = flip
+        self.side = 0
         self.bgr = pixels.bgr
         self.register_buffer("mean", torch.tensor(pixels.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(pixels.std).view(1, 3, 1, 1), persistent=False)

@@ -102,7 +102,9 @@ def _views(model: Model, records: Sequence[Record], title: str) -> Iterator[tupl
         inference(model.network, config.test_precision, model.device) as target,
         progress_bar(title, len(records)) as advance,
     ):
-        for batch in iterate_views(records, views, Budget(4, config.pixels), config.workers):
+        for batch in iterate_views(
+            records, views, Budget(4, config.pixels, side=config.side), config.workers
+        ):
             chances = []
             for number, images in enumerate(batch.images):
                 # One of the two is mirrored, so that they share as little as two views can.

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from trainer.data.loader import Batch
 from trainer.data.sizes import PIXELS
 from trainer.data.transforms import IMAGENET_PIXELS, PixelScale, Rng, color_jitter, shift_hsv
+from trainer.methods.pooling import lse
+from trainer.methods.tag_loss import tag_loss
 from trainer.nets.backbone import Backbone
 from trainer.segmenters.config import SegmentConfig
 from trainer.segmenters.noise import heard
@@ -123,6 +125,9 @@ class Segmenter(ABC):
     def loss(self, network: nn.Module, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
         """``ce`` of ``image`` and ``label``. A teacher also needs the ``possible`` labels.
 
+        With ``tags`` as ``visible_tags`` makes them, also ``tags``: the class and the background
+        compete for the image as they do for a pixel.
+
         With ``is_true``, bool ``[B]``, the images with a true mask weigh as much as the others,
         and no teacher corrects their labels: ``ce_masks`` and ``ce_tags``.
         """
@@ -139,14 +144,19 @@ class Segmenter(ABC):
                 labels = torch.where(rows, truth, labels)
                 weights = None if weights is None else weights.masked_fill(rows, 1)
         outputs = network(images)
+        terms: dict[str, Tensor] = {}
+        if self.config.tag_loss:
+            wins = outputs[:, 1:] - outputs[:, :1]
+            terms["tags"] = self.config.tag_loss * tag_loss(lse(wins.float()), batch["tags"])
         if is_true is None:
-            return {"ce": self.criterion(outputs, labels, weights)}
+            return {"ce": self.criterion(outputs, labels, weights), **terms}
         groups = {"ce_masks": is_true, "ce_tags": ~is_true}
         present = {name: rows for name, rows in groups.items() if rows.any()}
-        return {
+        losses = {
             name: self.criterion(_rows(outputs, r), labels[r], _rows(weights, r)) / len(present)
             for name, r in present.items()
         }
+        return losses | terms
 
     def draw_scale(self, rng: Rng) -> float:
         """The random resize factor of one training view."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from trainer.config import Range
-from trainer.data.sizes import PIXEL_RANGE, PIXELS, check_tile
+from trainer.data.sizes import PIXEL_RANGE, PIXELS, SIDE_RANGE, check_tile
 from trainer.errors import ConfigError
 from trainer.nets import Detail
 from trainer.refine.crf import preset
@@ -17,6 +17,9 @@ Network = Literal["aspp", "deeplab-v2-r101", "largefov-r38"]
 
 TEST_KNOBS = {"scales", "flip", "pixels", "tile", "crf", "crf_image", "test_precision"}
 """Knobs that change predictions and no weights."""
+
+VERDICT = {"verdict"}
+"""Changes predictions too, but only with the images that trained."""
 
 ROUND_KNOBS = {"rounds", "round_confidence", "round_crf"}
 """Knobs of self-training. The number of rounds decides which trainings there are, and so changes
@@ -30,6 +33,7 @@ NETWORK_KNOBS = (
     "network",
     "output_stride",
     "detail",
+    "side",
     "bn",
     "rates",
     "msc",
@@ -54,6 +58,8 @@ class SegmentConfig(Training):
         scale: of the random resize: the ends of a range, or a set to draw from.
         scale_draw: ``range`` or ``set``.
         crop: side of the training crop.
+        side: longer side, pixels, of the size in which all images are looked at, in training, test
+            and export; 0: their own size.
         jitter: colour jitter.
         upright: see ``classify.upright``.
         hsv: largest shift of hue (of 180), saturation and value (of 255), each by a whole number; 0
@@ -73,6 +79,10 @@ class SegmentConfig(Training):
         label_stride: the loss is taken on a grid of this many pixels a cell.
         balanced: the mean loss over background plus the mean over the rest, as RIB trains, instead
             of one mean.
+        tag_loss: weight of a loss that asks each class to show somewhere in the images that have
+            its tag, and nowhere in those that have not; 0 is off.
+        verdict: the test leaves a class out of a mask where its best pixel is less sure than its
+            best pixels in training images with and without its tag ask for, as exported models do.
         teacher: what happens to pixels whose label the averaged network (``ema``) contradicts with
             confidence: ``none``, ``weigh`` them by ``teacher_weight``, ``replace`` their label by
             its own, or ``fill``: replace, and label open pixels (255) too. Classes that are not
@@ -115,6 +125,7 @@ class SegmentConfig(Training):
     scale: Annotated[tuple[float, ...], Range(0.05, 8, least=1)] = (0.7, 1.5)
     scale_draw: Literal["range", "set"] = "range"
     crop: Annotated[int, Range(8, 4096)] = 256
+    side: Annotated[int, SIDE_RANGE] = 0
     jitter: bool = False
     upright: bool = True
     hsv: Annotated[int, Range(0, 180)] = 0
@@ -128,6 +139,8 @@ class SegmentConfig(Training):
     width: Annotated[float, Range(0.01, 1)] = 1.0
     label_stride: Annotated[int, Range(1, 64)] = 4
     balanced: bool = False
+    tag_loss: Annotated[float, Range(0, 100)] = 0.0
+    verdict: bool = False
     teacher: Literal["none", "weigh", "replace", "fill"] = "none"
     teacher_confidence: Annotated[float, Range(0, 1)] = 0.8
     teacher_after: Annotated[float, Range(0, 1)] = 0.3

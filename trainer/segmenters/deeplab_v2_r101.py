@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class DeepLabV2(Segmenter):
     """See the module. ``stride_on`` and ``input`` left at ``auto`` are Caffe's."""
 
-    unused = ("output_stride", "detail", "tile", "upright", "bn", "label_stride")
+    unused = ("tag_loss", "output_stride", "detail", "tile", "upright", "bn", "label_stride")
     own_backbone = "resnet101"
 
     @classmethod

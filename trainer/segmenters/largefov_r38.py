@@ -37,6 +37,7 @@ class LargeFOV(Segmenter):
     """See the module."""
 
     unused = (
+        "tag_loss",
         "rates",
         "output_stride",
         "detail",

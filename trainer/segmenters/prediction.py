@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from trainer import config as knobs
-from trainer.data.dataset import Record, read_index_png
+from trainer.data.dataset import Dataset, Record, read_index_png
 from trainer.data.palette import write_index_png
 from trainer.data.pixels import image_size, read_image
 from trainer.data.sizes import enlarged, shrunk, tiled_pixels
 from trainer.data.transforms import CAFFE_PIXELS, MEAN, STD, normalise
 from trainer.errors import one_of
+from trainer.evaluation.score_threshold import IMAGES, NEUTRAL, spread, thresholds_on
 from trainer.files import is_whole
 from trainer.maps.camfile import cam_path, read_cam, reduced, stride4, write_cam
 from trainer.pool import Work, over_images
@@ -63,6 +64,7 @@ def predict(
     device: str = "auto",
     values: Sequence[int] = (),
     maps: Path | None = None,
+    least: Sequence[float] = (),
 ) -> None:
     """Write a label map per record: the segmenter's probabilities, CRF, arg-max.
 
@@ -78,13 +80,36 @@ def predict(
         values: of the classes in the files, by default 1 to K.
         maps: folder for the probabilities, as maps at stride 4 of the classes that reach ``FLOOR``
             somewhere; None keeps none.
+        least: probability that each class must reach somewhere to be in a mask; empty for none.
     """
     config = segmenter.config
     table = np.array([0, *(values or range(1, segmenter.num_classes + 1))], np.uint8)
     missing = shard([r for r in records if not _is_there(r, folder, maps)])
-    write = partial(_write, folder, table, config.crf, config.crf_image, maps)
+    write = partial(_write, folder, table, config.crf, config.crf_image, maps, list(least))
     workers = 0 if config.crf == "none" else None
     write_guesses(segmenter, network, missing, write, workers, title, device)
+
+
+def verdict(
+    segmenter: Segmenter,
+    network: nn.Module,
+    dataset: Dataset,
+    records: Sequence[Record],
+    title: str,
+    device: str = "auto",
+) -> list[float]:
+    """The probability that each class must reach somewhere in an image to be shown, from the tags
+    of training images: as the exported graph chooses it.
+    """
+    rows: dict[str, Float] = {}
+    some = spread(records, IMAGES)
+
+    def keep(guess: Guess) -> None:
+        rows[guess[0].id] = guess[1][1:].max((1, 2))
+
+    write_guesses(segmenter, network, some, keep, 0, title, device)
+    scores = np.stack([rows[record.id] for record in some]).astype(np.float64)
+    return [t.value for t in thresholds_on(scores, dataset, some, NEUTRAL)]
 
 
 def write_guesses(
@@ -133,7 +158,7 @@ def _probabilities(
     """Each record with its probabilities ``float32 [L,h,w]`` at the working size."""
     config = segmenter.config
     pixels = tiled_pixels(config.pixels, config.tile)
-    budget = Budget(BATCH, pixels, max(config.scales))
+    budget = Budget(BATCH, pixels, max(config.scales), side=config.side)
     for batch in iterate_views(records, segmenter.views(), budget, config.workers):
         views = [images.to(target) for images in batch.images]
         chance = segmenter.probabilities(network, views, batch.working)
@@ -147,15 +172,24 @@ def _is_there(record: Record, folder: Path, maps: Path | None) -> bool:
 
 
 def _write(
-    folder: Path, table: Pixels, crf: str, crf_image: str, maps: Path | None, guess: Guess
+    folder: Path,
+    table: Pixels,
+    crf: str,
+    crf_image: str,
+    maps: Path | None,
+    least: Sequence[float],
+    guess: Guess,
 ) -> None:
     record, chance = guess
     size = image_size(record.image)
+    scores = chance[1:].max((1, 2))
     chance = sharpened(record, chance, crf, crf_image)
     if maps is not None:
         own = np.flatnonzero(chance[1:].max((1, 2)) >= FLOOR)
         values = reduced(np.ascontiguousarray(chance[1 + own], np.float32), stride4(size))
         write_cam(cam_path(maps, record.id), own, values.clip(0, 1), size)
+    if least:
+        chance = np.concatenate([chance[:1], chance[1:] * (scores >= least)[:, None, None]])
     mask = enlarged(table[chance.argmax(0)], size)
     write_index_png(folder / f"{record.id}.png", mask)
 

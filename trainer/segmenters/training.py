@@ -17,6 +17,7 @@ from trainer.data.dataset import IGNORE, Record, read_index_png
 from trainer.data.loader import Samples
 from trainer.data.pixels import image_size, read_image
 from trainer.data.sampling import MixedOrder
+from trainer.data.sizes import PIXELS, enlarged, shrunk, working_size
 from trainer.data.transforms import Rng
 from trainer.errors import DataError, UserError
 from trainer.pool import raise_together
@@ -95,6 +96,8 @@ def make_sample(
             f"0 to {segmenter.num_classes}, or 255 for open pixels",
         )
     config, extra = segmenter.config, dict[str, torch.Tensor]()
+    size = working_size(mask.shape, PIXELS, side=config.side)
+    pixels, mask = shrunk(pixels, size), enlarged(mask, size)
     if true_ids:
         is_true = record.id in true_ids
         extra["is_true"] = torch.tensor(is_true)
@@ -106,7 +109,20 @@ def make_sample(
         possible[[0, *(k + 1 for k in record.possible)]] = True
         extra["possible"] = possible
     image, label = segmenter.sample(pixels, mask, rng)
+    if config.tag_loss:
+        extra["tags"] = visible_tags(label, record, segmenter.num_classes)
     return {"image": image, "label": label, **extra}
+
+
+def visible_tags(label_HW: torch.Tensor, record: Record, count: int) -> torch.Tensor:
+    """What a view shows of each of ``count`` classes, ``float32 [K]``: 1 where a pixel has its
+    label, 0 where the image cannot show it, and NaN where the view may have missed it.
+    """
+    tags = torch.zeros(count)
+    tags[list(record.possible)] = torch.nan
+    own = np.setdiff1d(label_HW, (0, IGNORE)).astype(np.int64)
+    tags[own - 1] = 1
+    return tags
 
 
 def around_object(

@@ -4,7 +4,7 @@ image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from statistics import median
 from typing import Any
 
@@ -15,22 +15,24 @@ from trainer.data.dataset import Record
 from trainer.data.pixels import image_size
 from trainer.files import is_whole
 from trainer.maps.camfile import cam_path, no_maps, read_cam, stride4, write_cam
+from trainer.maps.departures import Departed, departing, learn
 from trainer.maps.protocols import CamsConfig, Protocol, key_knobs, merge, protocol_of, usable_views
 from trainer.maps.sharpening import compact_classes, sharpened
 from trainer.maps.stability import stability
 from trainer.methods.base import Method
+from trainer.nets import build_backbone
 from trainer.progress import progress_bar, say
 from trainer.run import Output
 from trainer.stages.classify import trained_method
 from trainer.training.devices import shard
 from trainer.training.inference import (
-    Budget,
     finite,
     image_logits,
     inference,
     iterate_views,
     with_mirror,
 )
+from trainer.weights.loading import load_backbone
 
 
 def stage() -> Stage:
@@ -41,7 +43,9 @@ def stage() -> Stage:
 def _knobs(context: Context) -> Any:
     config = context.configs.cams
     protocol, _ = protocol_of(config, context.backbone, context.method)
-    return [protocol, *key_knobs(config), [record.id for record in context.images]]
+    ids = [record.id for record in context.images]
+    initial = [context.initial_sha256] if config.departures else []
+    return [protocol, *key_knobs(config), *initial, ids]
 
 
 def _work(context: Context, output: Output) -> None:
@@ -53,10 +57,31 @@ def _work(context: Context, output: Output) -> None:
         names = [context.dataset.classes[k] for k in compact]
         say(f"cams: small objects, whose maps are sharpened: {', '.join(names) or 'none'}")
         output.metrics["sharpened"] = names
-    make_cams(method, context.images, output, protocol, config, device, compact)
+    departed = _departures(context, output, compact) if config.departures else Departed()
+    make_cams(method, context.images, output, protocol, config, device, compact, departed)
     output.metrics.update(
         protocol=name, scales=list(protocol.views.scales), min_cells=config.min_cells
     )
+
+
+def _departures(context: Context, output: Output, compact: Collection[int]) -> Departed:
+    """The departures of the images that have classes whose maps they are."""
+    config, names = context.configs.cams, context.dataset.classes
+    if context.initial is None:
+        return Departed()
+    network = build_backbone(context.backbone)
+    load_backbone(network, context.initial.path)
+    normal = learn(network, context.training, config.whole, context.device)
+    if normal is None:
+        return Departed()
+    every = departing(normal, context.tagged, len(names))
+    # A sharp map of a small object is better still.
+    own = {k: value for k, value in every.items() if k not in compact}
+    shown = ", ".join(f"{names[k]} (AUROC {value:.2f})" for k, value in own.items())
+    say(f"cams: what departs from images without any class is the map of: {shown or 'none'}")
+    output.metrics["departures"] = {names[k]: round(value, 3) for k, value in own.items()}
+    records = [record for record in context.images if own.keys() & {*record.tags}]
+    return Departed(own, {record.id: cells for record, cells in normal.maps(records)})
 
 
 def make_cams(
@@ -67,9 +92,11 @@ def make_cams(
     config: CamsConfig,
     device: str = "auto",
     compact: Sequence[int] = (),
+    departed: Departed | None = None,
 ) -> None:
     """Write ``<id>.npz`` for every record, with a map of each class that ``classes_of`` names;
-    files that exist and load are kept. The maps of the classes ``compact`` are sharpened.
+    files that exist and load are kept. The maps of the classes ``compact`` are sharpened, and
+    departures take the place of the maps of their classes.
     """
     missing = [r for r in records if not is_whole(read_cam, cam_path(output.folder, r.id))]
     own_records = shard(missing)
@@ -99,6 +126,8 @@ def make_cams(
                 stable.append(stability(pairs))
                 # SEAM's normalisation can fall just below 0.
                 merged = merge(pairs, stride4(batch.size), protocol).clamp(0, 1).numpy()
+                if departed:
+                    departed.replace(record.id, own, merged)
                 write_cam(cam_path(output.folder, record.id), own, merged, batch.size)
                 advance()
     shares = [share for share in stable if share is not None]
@@ -123,7 +152,7 @@ def classes_of(
             open_records,
             config.precision,
             device,
-            budget=Budget(config.batch, config.pixels),
+            budget=config.whole,
             workers=config.workers,
             title="scores of unknown tags",
         )

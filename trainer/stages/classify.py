@@ -21,7 +21,7 @@ from trainer.methods.samples import make_sample
 from trainer.run import Metrics, Output
 from trainer.training.batch_norms import adapt
 from trainer.training.devices import shard, wait_for_all
-from trainer.training.inference import image_logits
+from trainer.training.inference import Budget, image_logits
 from trainer.training.loop import Trainer, step_rng
 from trainer.training.model_file import read_model, save_model
 from trainer.weights.released import load_classifier, load_start
@@ -119,6 +119,7 @@ def train_method(
             identity,
             context.device,
             every,
+            context.configs.cams.side,
         )
     return load_method(path, context.expected)
 
@@ -144,9 +145,10 @@ def classify(
     identity: dict[str, Any],
     device: str = "auto",
     inputs: Mapping[str, Input] = NO_INPUTS,
+    side: int = 0,
 ) -> None:
     """Train on ``records`` and write ``model.pt``. ``identity`` says what the weights are, for
-    ``load_method``.
+    ``load_method``; ``side`` is that of the maps.
     """
     workers = None if config.workers < 0 else config.workers
     for entry in inputs.values():
@@ -170,7 +172,8 @@ def classify(
     )
 
     def validate(epoch: int) -> dict[str, float]:
-        return {"val_map": mean_average_precision(method, dataset, validation, config, device)}
+        value = mean_average_precision(method, dataset, validation, config, device, side)
+        return {"val_map": value}
 
     measurable = config.validate and any(record.tags for record in validation)
     trainer.run(validate if measurable else None)
@@ -183,15 +186,18 @@ def mean_average_precision(
     records: Sequence[Record],
     config: ClassifyConfig,
     device: str = "auto",
+    side: int = 0,
 ) -> float:
-    """Mean average precision over the classes that occur, 0..1, each image at its own size.
+    """Mean average precision over the classes that occur, 0..1, each image at its own size or with
+    a longer side of ``side``.
 
     Images of which nobody said whether they show a class do not count for it.
     """
     from sklearn.metrics import average_precision_score
 
     precision = config.precision if config.precision != "fp16" else "auto"
-    logits = image_logits(method, records, precision, device)
+    budget = Budget(images=16, side=side)
+    logits = image_logits(method, records, precision, device, budget=budget)
     values = []
     for truth, scores in zip(dataset.tag_matrix(records).T, logits.T, strict=True):
         known = np.isfinite(truth)

@@ -15,7 +15,7 @@ from trainer.evaluation.image_scores import FILE, ImageScores, Values
 from trainer.run import Output
 from trainer.stages.classify import trained_method
 from trainer.training.devices import rank
-from trainer.training.inference import Budget, image_logits
+from trainer.training.inference import image_logits
 
 SAVE_EVERY = 30.0
 """Seconds of work that a run loses at most where it is killed."""
@@ -28,7 +28,9 @@ def stage() -> Stage:
 
 def _knobs(context: Context) -> Any:
     config = context.configs.cams
-    return [config.precision, config.pixels, [record.id for record in context.scored]]
+    # Defaults add nothing to the key, so that runs of earlier versions keep theirs.
+    sizes = [config.side] if config.side else []
+    return [config.precision, config.pixels, *sizes, [record.id for record in context.scored]]
 
 
 def _work(context: Context, output: Output) -> None:
@@ -54,7 +56,7 @@ def _work(context: Context, output: Output) -> None:
             missing,
             config.precision,
             context.device,
-            budget=Budget(config.batch, config.pixels),
+            budget=config.whole,
             workers=config.workers,
             title="scores",
             on_batch=keep,

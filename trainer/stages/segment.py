@@ -25,7 +25,7 @@ from trainer.files import write_atomic
 from trainer.refine.vote import origin
 from trainer.run import Metrics, Output, Run, stage_key
 from trainer.segmenters import make_segmenter, prediction
-from trainer.segmenters.config import MASK_KNOBS, ROUND_KNOBS, TEST_KNOBS, SegmentConfig
+from trainer.segmenters.config import MASK_KNOBS, ROUND_KNOBS, TEST_KNOBS, VERDICT, SegmentConfig
 from trainer.segmenters.self_training import write_round
 from trainer.segmenters.start import Source
 from trainer.segmenters.training import (
@@ -93,7 +93,7 @@ def _config(name: str, context: Context) -> SegmentConfig:
 def _training_knobs(name: str, context: Context) -> Any:
     every, start = results_of(_config(name, context)), context.start
     masks = None if name == FULL else context.masks
-    others = TEST_KNOBS | ROUND_KNOBS | (set() if masks else MASK_KNOBS)
+    others = TEST_KNOBS | VERDICT | ROUND_KNOBS | (set() if masks else MASK_KNOBS)
     own = {k: v for k, v in every.items() if k not in others}
     sha256 = start.report.sha256 if start.report else start.source
     truth = [context.dataset.mask_fingerprint(context.training)] if name == FULL else []
@@ -127,7 +127,7 @@ def _round_crf(context: Context) -> str:
 
 def _test_knobs(context: Context) -> Any:
     every = results_of(context.configs.segment)
-    return [{k: v for k, v in every.items() if k in TEST_KNOBS}, context.measured_lists]
+    return [{k: v for k, v in every.items() if k in TEST_KNOBS | VERDICT}, context.measured_lists]
 
 
 @dataclass(frozen=True)
@@ -231,12 +231,21 @@ def _trained_on(context: Context, true: bool) -> list[Record]:
 
 def _test(name: str, context: Context, output: Output) -> None:
     identity = {"classes": list(context.dataset.classes)}
-    segmenter, network, _ = prediction.load(context.model(name), identity, context.configs.segment)
+    config, device = context.configs.segment, context.device
+    segmenter, network, _ = prediction.load(context.model(name), identity, config)
+    least: list[float] = []
+    if config.verdict:
+        least = prediction.verdict(
+            segmenter, network, context.dataset, context.training, f"{name} verdict", device
+        )
+        output.metrics["least"] = least
     for list_name in context.measured_lists:
         records = context.dataset.subset(list_name)
         folder, title = output.folder / list_name, f"{name} {list_name}"
         maps = output.folder / MAPS / list_name
-        prediction.predict(segmenter, network, records, folder, title, context.device, maps=maps)
+        prediction.predict(
+            segmenter, network, records, folder, title, device, maps=maps, least=least
+        )
         output.outputs[list_name] = len(records)
 
 

@@ -102,16 +102,18 @@ class Budget:
         pixels: of the largest view of the batch, without mirror images.
         scale: of the largest view of an image, if it is not one of ``Views.scales``.
         canvas: side of the square on which views lie; 1 for none.
+        side: longer side in which every image is viewed; 0: its own.
     """
 
     images: int = 4
     pixels: int = PIXELS
     scale: float = 1.0
     canvas: int = 1
+    side: int = 0
 
     def working(self, size: tuple[int, int], views: Views) -> tuple[int, int]:
         """(H, W) at which an image of ``size`` is viewed."""
-        return working_size(size, self.pixels, self.largest(views), self.canvas)
+        return working_size(size, self.pixels, self.largest(views), self.canvas, self.side)
 
     def count(self, size: tuple[int, int], views: Views) -> int:
         """Images of ``size`` that make a batch; at least one."""
@@ -254,7 +256,7 @@ def image_logits(
 ) -> np.ndarray:
     """Image logits of a classifier, ``float32 [N,K]`` in the order of ``records``.
 
-    Every image is seen once, as it is and at its own size.
+    Every image is seen once, as it is, at its own size or what ``budget`` allows.
 
     Args:
         network: ``images_B3HW -> logits_BK``.
