@@ -26,6 +26,7 @@ from trainer.run import Output
 from trainer.stages.classify import trained_method
 from trainer.training.devices import shard
 from trainer.training.inference import (
+    Budget,
     finite,
     image_logits,
     inference,
@@ -71,7 +72,9 @@ def _departures(context: Context, output: Output, compact: Collection[int]) -> D
         return Departed()
     network = build_backbone(context.backbone)
     load_backbone(network, context.initial.path)
-    normal = learn(network, context.training, config.whole, context.device)
+    # At their own size: smaller images have lost what is fine, larger ones look odd everywhere.
+    budget = Budget(config.batch, config.pixels)
+    normal = learn(network, context.training, budget, context.device)
     if normal is None:
         return Departed()
     every = departing(normal, context.tagged, len(names))
