@@ -6,7 +6,11 @@ Nothing heavy is imported before a command runs, so that ``--help`` answers at o
 from __future__ import annotations
 
 import errno
+import io
 import json
+import sys
+import time
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +30,12 @@ from trainer.commands.data import Json, LogOption, RunArgument
 from trainer.cores import wait_passively
 from trainer.errors import UserError, explained
 from trainer.progress import Log, say, tell
+from trainer.ranks import rank, world_size
 
+SHARED = {"fit", "predict", "budget", "reproduce"}
+"""Commands whose work the processes of torchrun share. Any other runs in the first one alone."""
+FIRST_SECONDS = 5.0
+"""How long an error waits for that of the first process."""
 app = typer.Typer(
     help="From image-level tags to pixel masks: train, refine, segment, evaluate, export.",
     no_args_is_help=True,
@@ -40,6 +49,22 @@ wait_passively()
 
 def main() -> None:
     """Entry point: an error that the user can mend becomes a few lines and exit code 2."""
+    if rank():
+        # Depending on Python's version, torchrun passes the -- before the command on.
+        if not SHARED & {*[word for word in sys.argv[1:] if word != "--"][:1]}:
+            return
+        # Results and warnings are those of the first process.
+        sys.stdout = io.StringIO()
+        warnings.simplefilter("ignore")
+    try:
+        run()
+    except Exception:
+        wait_for_first()
+        raise
+
+
+def run() -> None:
+    """Run the command that was typed."""
     from trainer.interrupt import Interrupted
 
     try:
@@ -70,8 +95,19 @@ def main() -> None:
 
 def fail(text: str, code: int) -> None:
     """Print an error to stderr and exit with ``code``."""
+    wait_for_first()
+    if rank():
+        text = f"process {rank()} of 0 to {world_size() - 1}: {text}"
     tell(f"error: {text}", "error", text=text, exit_code=code)
     raise SystemExit(code)
+
+
+def wait_for_first() -> None:
+    """Mostly all processes of torchrun have the same error. The first one prints it, and torchrun
+    ends the others while they wait.
+    """
+    if rank():
+        time.sleep(FIRST_SECONDS)
 
 
 app.command()(fit_command.fit)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from trainer.pool import cores
 from trainer.progress import say
+from trainer.ranks import local_world_size
 
 POLICIES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 PERIOD = 10.0
@@ -67,7 +68,8 @@ def shared_cores() -> Iterator[None]:
     done there.
     """
     global _own
-    if _own or cores() != 2 or not TASKS.is_dir():
+    # Several processes of torchrun would all choose the same core.
+    if _own or cores() != 2 or not TASKS.is_dir() or local_world_size() > 1:
         yield
         return
     _own = os.sched_getaffinity(0)

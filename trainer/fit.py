@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,11 +19,13 @@ from trainer.outcome import signs
 from trainer.outputs import check_folder
 from trainer.plan import Plan, make_plan
 from trainer.progress import WARNING, announced, naming, say, tell
+from trainer.ranks import rank
 from trainer.report.run_page import write_report
 from trainer.run import Run, is_run
 from trainer.seed_folder import is_seed_folder, mark, seed_run, seed_runs
 from trainer.sharing import share
-from trainer.training.devices import launch, rank, wait_for_all
+from trainer.training.collectives import check_same, of_first, wait_for_all
+from trainer.training.devices import launch
 
 
 def fit_seeds(options: Options, seeds: Sequence[int], siblings: Sequence[Path] = ()) -> list[Plan]:
@@ -110,15 +111,17 @@ def fit(plan: Plan, say: Callable[[str], None], siblings: Iterable[Path] = ()) -
     context, run = plan.context, plan.context.run
     with run.lock(), terminated():
         launch(context.device)
+        check_processes(plan)
         check_images(context.scored if plan.scores else context.images)
         plan.preflight.raise_errors()
         run.describe(**description(plan))
         share(plan, siblings, say)
+        follow_first(run)
         # All of them before the first stage, whose progress would bury what comes after it.
         for stage in plan.stages:
             say(f"{stage.name}: {run.standing(stage.name, plan.keys[stage.name])}")
         for stage in plan.stages:
-            if run.done(stage.name, plan.keys[stage.name]):
+            if of_first(run.done(stage.name, plan.keys[stage.name])):
                 # The line for people stands in the list above.
                 tell("", "stage", stage=stage.name, state="kept")
             else:
@@ -132,11 +135,43 @@ def fit(plan: Plan, say: Callable[[str], None], siblings: Iterable[Path] = ()) -
 
 def work(plan: Plan, stage: Stage) -> None:
     """Do one stage of a plan; all processes wait for it."""
-    run, key = plan.context.run, plan.keys[stage.name]
-    title = announced(stage.name) if rank() == 0 else contextlib.nullcontext()
-    with title, shared_cores(), run.stage(stage.name, key, stage.folder or None) as output:
+    run, key, folder = plan.context.run, plan.keys[stage.name], stage.folder or None
+    with announced(stage.name), shared_cores(), run.stage(stage.name, key, folder) as output:
+        # The first process has set aside files of another key by now.
+        wait_for_all()
         stage.work(plan.context, output)
+        # A stage is done when every process has done its part.
+        wait_for_all()
+    follow_first(run)
+
+
+def follow_first(run: Run) -> None:
+    """Let every process know what the first one has written in the manifest."""
     wait_for_all()
+    if run.second:
+        run.reload()
+
+
+def check_processes(plan: Plan) -> None:
+    """Refuse processes of torchrun that would not do the same work in one folder.
+
+    Raises:
+        RunError: their machines have different folders, data, weights or code.
+    """
+    run = plan.context.run
+    lock = run.path / ".lock"
+    check_same(
+        lock.read_text() if lock.exists() else "",
+        f"{run.path} is not the same folder on every machine",
+        "a run folder that all machines share, such as one on a network file system",
+        "--run with such a folder",
+    )
+    check_same(
+        plan.keys,
+        "the processes have planned different work: data, weights or versions differ",
+        "the same data, weights and version of wsss-trainer on every machine",
+        "data and weights in a folder that all machines share",
+    )
 
 
 def note_signs(plan: Plan, stage: str) -> None:

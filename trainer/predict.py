@@ -20,6 +20,8 @@ from trainer.outputs import check_folder
 from trainer.run import Run, write_json
 from trainer.segmenters import prediction
 from trainer.segmenters.config import TEST_KNOBS, SegmentConfig
+from trainer.training.collectives import wait_for_all
+from trainer.training.devices import launch
 from trainer.training.model_file import knobs_of
 
 NOTE = "predictions.json"
@@ -84,6 +86,7 @@ def predict_list(
     check_images(records)
     inside = f"results/VOC2012/Segmentation/comp6_{name}_cls" if layout == "voc-server" else ""
     with terminated(), shared_cores():
+        launch(device)
         write_json(out / NOTE, note)
         prediction.predict(
             segmenter,
@@ -95,6 +98,7 @@ def predict_list(
             values,
             least=run.metrics(stage).get("least", ()),
         )
+        wait_for_all()
     return {**note, "path": str(out / inside)}
 
 

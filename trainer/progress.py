@@ -27,6 +27,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from trainer.ranks import rank
+
 WARNING = "warning: "
 LINE_EVERY = 30.0
 """Seconds between two lines where no bar can be drawn."""
@@ -83,13 +85,16 @@ def say(text: str) -> None:
 
 
 def tell(line: str, event: str, **facts: Any) -> None:
-    """Print a line, or the facts of the same event as a JSON object.
+    """Print a line, or the facts of the same event as a JSON object. Of the processes of torchrun,
+    the first one speaks; the others only print errors.
 
     Args:
         line: for people; nothing is printed for them where it is empty.
         event: what happened: ``message``, ``stage``, ``progress``, ``warning`` or ``error``.
         facts: the other fields of the object.
     """
+    if rank() and event != "error":
+        return
     if is_json():
         seed = {} if _seed is None else {"seed": _seed}
         print(json.dumps({"event": event, **facts, **seed}), file=sys.stderr, flush=True)
@@ -131,7 +136,7 @@ def make_progress(show: bool = True, images: int = 1) -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.fields[status]}"),
         console=console,
-        disable=not show,
+        disable=not show or rank() > 0,
         speed_estimate_period=SPEED_OVER,
     )
 

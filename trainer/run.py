@@ -25,6 +25,7 @@ from typing import Any
 from trainer.errors import RunError
 from trainer.files import write_atomic
 from trainer.pool import cores
+from trainer.ranks import rank
 from trainer.seed_folder import seed_run, seed_runs
 
 FORMAT = 1
@@ -72,9 +73,17 @@ class Run:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        # torchrun numbers its processes; only the first one writes.
-        self.second = os.environ.get("RANK", "0") != "0"
+        # Of the processes of torchrun, only the first one writes.
+        self.second = rank() > 0
         self.manifest: dict[str, Any] = {"format": FORMAT, "created": _now(), "stages": {}}
+        self.reload()
+
+    def reload(self) -> None:
+        """Read the manifest again, which another process may have written.
+
+        Raises:
+            RunError: it cannot be read.
+        """
         if self.manifest_path.exists():
             try:
                 content = json.loads(self.manifest_path.read_text())

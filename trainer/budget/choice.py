@@ -11,11 +11,12 @@ import numpy as np
 from trainer.data.dataset import Dataset, Record
 from trainer.errors import DataError
 from trainer.files import file_sha256
+from trainer.ranks import rank
 from trainer.review.asking import examine, most_helpful
 from trainer.review.doubt import calibration_of
 from trainer.review.model import Model
 from trainer.run import Run, write_json
-from trainer.training.devices import rank, wait_for_all
+from trainer.training.collectives import wait_for_all
 
 
 def random_order(pool: Sequence[Record], seed: int, draw: int) -> list[str]:

@@ -19,7 +19,8 @@ from trainer.data.tables.training_masks import choose_masks
 from trainer.errors import ConfigError, DataError
 from trainer.files import write_atomic
 from trainer.options import Options
-from trainer.training.devices import rank, wait_for_all
+from trainer.ranks import rank
+from trainer.training.collectives import wait_for_all
 
 TAGS, BOTH, ALONE = "tags alone", "tags and masks", "masks alone"
 ASK, RANDOM = "ask", "random"

@@ -21,8 +21,8 @@ from trainer.fit import fit, prepare
 from trainer.options import Options
 from trainer.plan import make_plan
 from trainer.progress import clock
+from trainer.ranks import rank
 from trainer.report.run_page import write_report
-from trainer.training.devices import rank
 
 
 def simulate(options: Options, wish: Wish, say: Callable[[str], None]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from trainer.data.sampling import Order
 from trainer.data.transforms import Rng, sample_rng
 from trainer.errors import UserError
 from trainer.pool import cores
+from trainer.ranks import local_world_size
 
 STOPPED_SECONDS = 60
 """How long a loader process lives after a stop signal: the step in progress waits for its batch."""
@@ -61,12 +62,13 @@ class Batches:
 
     Args:
         count: number of samples. The last incomplete batch of an epoch is dropped.
-        batch: samples per step over all processes.
+        batch: samples per step over all processes; where there are fewer, the largest number that
+            the processes divide evenly.
         epochs: passes over the data.
         seed: of the shuffling.
         start: first step (for resuming).
         rank: this process.
-        world: number of processes; each takes every ``world``-th sample of a batch.
+        world: number of processes; each takes its part of a batch.
         updates: number of steps; 0 derives it from ``epochs``.
         order: what each epoch draws, instead of every sample once. Here the last batch of an epoch
             is filled up from its start, so that nothing is dropped.
@@ -87,6 +89,7 @@ class Batches:
         # A list shorter than a batch makes batches of the whole list.
         self.count = count if order is None else len(order)
         self.batch, self.seed, self.start = min(batch, self.count), seed, start
+        self.batch -= self.batch % world
         self.order = order
         self.rank, self.world = rank, world
         self.total = (updates or self.per_epoch * epochs) if self.per_epoch else 0
@@ -107,8 +110,11 @@ class Batches:
             # A resumed run may begin in the middle of an epoch.
             if place == 0 or step == self.start:
                 images = self.images(epoch)
-            part = images[place * self.batch : (place + 1) * self.batch]
-            yield [(epoch, int(i)) for i in part[self.rank :: self.world]]
+            # A run of neighbours, not every ``world``-th sample: an order may alternate between
+            # images with and without tags, and then one process would never see a tag.
+            size = self.batch // self.world
+            first = place * self.batch + self.rank * size
+            yield [(epoch, int(i)) for i in images[first : first + size]]
 
     def images(self, epoch: int) -> npt.NDArray[np.int64]:
         """Positions of the samples of an epoch in the order of their use."""
@@ -222,5 +228,5 @@ def _outlive_once(number: int, frame: FrameType | None) -> None:
 
 def default_workers() -> int:
     """Number of loader processes by default."""
-    # One core stays for this process.
-    return max(1, min(8, cores() - 1))
+    # One core stays for this process; the others of this machine need their own.
+    return max(1, min(8, cores() // local_world_size() - 1))

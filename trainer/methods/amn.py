@@ -52,10 +52,11 @@ from trainer.methods.second_training import (
     first_training,
     shortened,
 )
-from trainer.methods.tag_loss import present, tag_loss
+from trainer.methods.tag_loss import EPS, present, tag_loss
 from trainer.nets.aspp import Aspp
 from trainer.nets.backbone import Backbone
 from trainer.run import Output
+from trainer.training.collectives import process_mean
 
 PROTOCOL = "seam"
 """Its maps lie between their own minimum and maximum, as AMN's do."""
@@ -172,7 +173,8 @@ def label_loss(
     others = (log_p.sum(1) - own) / (logits_BLhw.shape[1] - 1)
     losses = -((1 - smoothing) * own + smoothing * others)
     ground, objects = (
-        (losses * mask).sum() / mask.sum().clamp(min=1) for mask in (label_Bhw == 1, label_Bhw > 1)
+        (losses * mask).sum() / process_mean(mask.sum()).clamp(min=EPS)
+        for mask in (label_Bhw == 1, label_Bhw > 1)
     )
     return (ground + objects) / 2
 

@@ -25,8 +25,8 @@ from trainer.files import file_sha256, is_whole
 from trainer.methods.inputs import Input
 from trainer.methods.preparation import Preparation, Workshop
 from trainer.pool import each_image
+from trainer.ranks import rank
 from trainer.run import Output
-from trainer.training.devices import rank
 
 SUPERPIXELS = "superpixels"
 STAGE = "segments"

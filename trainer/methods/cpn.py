@@ -43,7 +43,6 @@ from trainer.methods.inputs import Input
 from trainer.methods.pooling import gap
 from trainer.methods.regularizers import adaptive_min_pooling, normalise_cam
 from trainer.methods.seam import RELEASED_SCALES, advice_on_regions
-from trainer.training.devices import rank
 
 PROTOCOL = "seam"
 TRAINING: dict[str, dict[str, Any]] = {
@@ -131,7 +130,7 @@ class Cpn(Correlated):
         count = self.config.segments
         # Beside the stages' folders: super-pixels outlive a change of the training.
         folder = run / "superpixels" / str(count)
-        make = partial(make_segments, folder=folder, count=count, progress=rank() == 0)
+        make = partial(make_segments, folder=folder, count=count, progress=True)
         reader = partial(read_segments, folder=folder)
         # Numbered anew after the crop, so that only super-pixels that are left are drawn.
         return {"segments": Input(reader, follows_image=True, finish=renumbered, make=make)}

@@ -49,8 +49,8 @@ from trainer.methods.subcategories import (
     SubcategoryConfig,
     embed,
 )
+from trainer.ranks import rank
 from trainer.run import Output
-from trainer.training.devices import rank
 
 TRAINING: dict[str, dict[str, Any]] = {"psa": SC_CAM_TRAINING}
 PRESETS: dict[str, dict[str, Any]] = {

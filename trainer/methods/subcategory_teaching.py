@@ -57,8 +57,9 @@ from trainer.methods.subcategories import (
 from trainer.methods.tag_loss import tag_loss
 from trainer.nets.vit import Vit
 from trainer.progress import progress_bar
+from trainer.ranks import rank
 from trainer.run import Metrics, Output
-from trainer.training.devices import Precision, rank
+from trainer.training.devices import Precision
 from trainer.training.inference import inference
 from trainer.training.loop import Trainer, step_rng
 from trainer.training.model_file import read_model

@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from trainer.training.collectives import process_mean
+
+EPS = 1e-6
+
 
 def tag_loss(logits_BK: torch.Tensor, tags_BK: torch.Tensor) -> torch.Tensor:
     """Multi-label soft margin loss, the mean over the tags that are known (Durand et al., "Learning
@@ -20,7 +24,8 @@ def tag_loss(logits_BK: torch.Tensor, tags_BK: torch.Tensor) -> torch.Tensor:
     # The weights and the factor are exactly 1 where everything is known, so that the loss is then
     # the usual one to the bit. A test for NaN in Python would wait for the GPU.
     loss = F.multilabel_soft_margin_loss(logits_BK, present(tags_BK), known.to(tags_BK.dtype))
-    return loss * (known.numel() / known.sum().clamp(min=1))
+    # Any floor will do: where no tag is known, the loss is 0.
+    return loss * (known.numel() / process_mean(known.sum()).clamp(min=EPS))
 
 
 def present(tags_BK: torch.Tensor) -> torch.Tensor:

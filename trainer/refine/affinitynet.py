@@ -30,6 +30,7 @@ from trainer.refine import pairs
 from trainer.refine.crf import preset
 from trainer.refine.pairs import PairLabels, half_plane, shifted
 from trainer.refine.random_walk import Borders, Solver, affinity_walk
+from trainer.training.collectives import process_mean
 from trainer.training.optimiser import Training
 
 STRIDE = 8
@@ -277,7 +278,9 @@ def affinity_loss(affinities_BON: Tensor, labels: PairLabels) -> dict[str, Tenso
     alike, different = -torch.log(a + EPS), -torch.log(1 + EPS - a)
     terms = zip(("bg", "fg", "neg"), labels, (alike, alike, different))
     # The epsilon also gives 0 where the batch has no pair of a kind.
-    means = {name: (mask * term).sum() / (mask.sum() + EPS) for name, mask, term in terms}
+    means = {
+        name: (mask * term).sum() / (process_mean(mask.sum()) + EPS) for name, mask, term in terms
+    }
     return {**means, "total": means["bg"] / 4 + means["fg"] / 4 + means["neg"] / 2}
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from trainer.refine.pairs import paths, shifted
+from trainer.training.collectives import process_mean
 
 EPS = 1e-5
 
@@ -75,7 +76,7 @@ class _EdgeMeans(_PairMeans):
             counts += masks_3N.sum(1)
             index = torch.add(place.flatten(), kinds_BPn[:, k].flatten(), alpha=edge_Bhw.numel())
             slopes_4n.view(-1).scatter_add_(0, index, (1 - 2 * masks_3N[2]).div_(share))
-        scale = 1 / (counts + EPS)
+        scale = 1 / (process_mean(counts) + EPS)
         ctx.save_for_backward((slopes_4n[:3] * scale[:, None]).view(3, *edge_Bhw.shape))
         return tuple(sums * scale)
 
@@ -101,7 +102,7 @@ class _WayMeans(_PairMeans):
             change = gap_B2hw.sign_() * masks_2Bhw[:, :, None]
             shifted(slopes_2B2hw, (0, 0), radius).add_(change)
             shifted(slopes_2B2hw, offset, radius).sub_(change)
-        scale = 1 / (counts + EPS)
+        scale = 1 / (process_mean(counts) + EPS)
         ctx.save_for_backward(slopes_2B2hw * scale.view(2, 1, 1, 1, 1))
         return tuple(sums * scale)
 

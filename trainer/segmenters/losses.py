@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.data.dataset import IGNORE
+from trainer.training.collectives import process_mean
 
 
 def resize_labels(labels_BHW: Tensor, size: Sequence[int]) -> Tensor:
@@ -56,7 +57,8 @@ def label_loss(
     parts = (weights * ground, weights * (1 - ground)) if balanced else (weights,)
     # Without any label the mean would be 0/0. Weights may be small, so the floor is smaller than
     # the weight of one pixel.
-    return torch.stack([(losses * part).sum() / part.sum().clamp_min(1e-6) for part in parts]).sum()
+    means = [(losses * p).sum() / process_mean(p.sum()).clamp_min(1e-6) for p in parts]
+    return torch.stack(means).sum()
 
 
 def multi_scale_loss(

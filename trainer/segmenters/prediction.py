@@ -22,11 +22,11 @@ from trainer.evaluation.score_threshold import IMAGES, NEUTRAL, spread, threshol
 from trainer.files import is_whole
 from trainer.maps.camfile import cam_path, read_cam, reduced, stride4, write_cam
 from trainer.pool import Work, over_images
+from trainer.ranks import shard
 from trainer.refine.crf import DenseCrf, Float, preset, unary_from_softmax
 from trainer.segmenters import make_segmenter
 from trainer.segmenters.base import Pixels, Segmenter
 from trainer.segmenters.config import NETWORK_KNOBS, SegmentConfig
-from trainer.training.devices import shard
 from trainer.training.inference import Budget, finite, inference, iterate_views
 from trainer.training.model_file import knobs_of, read_model
 
@@ -84,7 +84,7 @@ def predict(
     """
     config = segmenter.config
     table = np.array([0, *(values or range(1, segmenter.num_classes + 1))], np.uint8)
-    missing = shard([r for r in records if not _is_there(r, folder, maps)])
+    missing = [r for r in shard(records) if not _is_there(r, folder, maps)]
     write = partial(_write, folder, table, config.crf, config.crf_image, maps, list(least))
     workers = 0 if config.crf == "none" else None
     write_guesses(segmenter, network, missing, write, workers, title, device)

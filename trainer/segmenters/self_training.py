@@ -23,10 +23,10 @@ from trainer.data.palette import write_index_png
 from trainer.data.pixels import image_size
 from trainer.data.sizes import enlarged
 from trainer.files import is_whole
+from trainer.ranks import shard
 from trainer.refine.crf import Float
 from trainer.segmenters.base import Pixels, Segmenter
 from trainer.segmenters.prediction import Guess, sharpened, write_guesses
-from trainer.training.devices import shard
 
 
 def write_round(
@@ -52,11 +52,11 @@ def write_round(
         device: ``auto``, ``cpu`` or ``cuda``.
     """
     config = segmenter.config
-    missing = [r for r in records if not is_whole(read_index_png, folder / f"{r.id}.png")]
+    missing = [r for r in shard(records) if not is_whole(read_index_png, folder / f"{r.id}.png")]
     write = partial(_write, folder, former, crf, config.crf_image, config.round_confidence)
     # A CRF takes a core for each image; without one, writing is all that is left to do.
     workers = 0 if crf == "none" else None
-    write_guesses(segmenter, network, shard(missing), write, workers, title, device)
+    write_guesses(segmenter, network, missing, write, workers, title, device)
 
 
 def _write(

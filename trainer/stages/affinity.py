@@ -23,6 +23,7 @@ from trainer.files import check_space, is_whole, write_atomic
 from trainer.maps.camfile import cam_path, no_maps, stride4, upsample_cam, write_cam
 from trainer.pool import each_image
 from trainer.progress import progress_bar
+from trainer.ranks import shard
 from trainer.refine.affinity_labels import affinity_sample
 from trainer.refine.affinitynet import (
     AffinityConfig,
@@ -43,7 +44,6 @@ from trainer.refine.pseudo_masks import (
     pixel_limit,
 )
 from trainer.run import Metrics, Output
-from trainer.training.devices import shard
 from trainer.training.inference import Budget, Views, finite, in_parts, inference, iterate_views
 from trainer.training.loop import Trainer
 

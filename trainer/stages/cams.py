@@ -22,9 +22,10 @@ from trainer.maps.stability import stability
 from trainer.methods.base import Method
 from trainer.nets import build_backbone
 from trainer.progress import progress_bar, say
+from trainer.ranks import shard
 from trainer.run import Output
 from trainer.stages.classify import trained_method
-from trainer.training.devices import shard
+from trainer.training.collectives import gathered
 from trainer.training.inference import (
     Budget,
     finite,
@@ -83,7 +84,7 @@ def _departures(context: Context, output: Output, compact: Collection[int]) -> D
     shown = ", ".join(f"{names[k]} (AUROC {value:.2f})" for k, value in own.items())
     say(f"cams: what departs from images without any class is the map of: {shown or 'none'}")
     output.metrics["departures"] = {names[k]: round(value, 3) for k, value in own.items()}
-    records = [record for record in context.images if own.keys() & {*record.tags}]
+    records = [record for record in shard(context.images) if own.keys() & {*record.tags}]
     return Departed(own, {record.id: cells for record, cells in normal.maps(records)})
 
 
@@ -101,13 +102,14 @@ def make_cams(
     files that exist and load are kept. The maps of the classes ``compact`` are sharpened, and
     departures take the place of the maps of their classes.
     """
-    missing = [r for r in records if not is_whole(read_cam, cam_path(output.folder, r.id))]
-    own_records = shard(missing)
+    own_records = [
+        r for r in shard(records) if not is_whole(read_cam, cam_path(output.folder, r.id))
+    ]
     classes = classes_of(method, own_records, config, device)
     looks = usable_views(protocol.views, config.min_cells, method.backbone)
     with (
         inference(method, config.precision, device, gradients=bool(compact)) as target,
-        progress_bar("cams", len(missing)) as advance,
+        progress_bar("cams", len(own_records)) as advance,
     ):
         # The network works only for images that get a map. Of a conveyor's parts few do.
         for record in own_records:
@@ -133,10 +135,10 @@ def make_cams(
                     departed.replace(record.id, own, merged)
                 write_cam(cam_path(output.folder, record.id), own, merged, batch.size)
                 advance()
-    shares = [share for share in stable if share is not None]
+    shares = gathered([share for share in stable if share is not None])
     if shares:
         output.metrics["stability"] = round(median(shares), 3)
-    output.outputs.update(count=len(records), made=len(missing))
+    output.outputs.update(count=len(records), made=sum(gathered([len(own_records)])))
 
 
 def classes_of(

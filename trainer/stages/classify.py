@@ -18,9 +18,10 @@ from trainer.methods.preparation import Preparation, Prepared
 from trainer.methods.recipes import ClassifyConfig
 from trainer.methods.registry import build_method, declaration, load_method
 from trainer.methods.samples import make_sample
+from trainer.ranks import shard
 from trainer.run import Metrics, Output
 from trainer.training.batch_norms import adapt
-from trainer.training.devices import shard, wait_for_all
+from trainer.training.collectives import wait_for_all
 from trainer.training.inference import Budget, image_logits
 from trainer.training.loop import Trainer, step_rng
 from trainer.training.model_file import read_model, save_model

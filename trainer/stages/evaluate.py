@@ -9,8 +9,8 @@ from typing import Any
 
 from trainer.context import Context, Stage
 from trainer.evaluation.measure import FOLDER, evaluation_facts, measure, measured_stages
+from trainer.ranks import rank
 from trainer.run import Output
-from trainer.training.devices import rank
 
 
 def stage(names: Collection[str]) -> Stage:

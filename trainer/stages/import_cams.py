@@ -18,8 +18,8 @@ from trainer.files import is_whole
 from trainer.maps.camfile import cam_path, no_maps, read_cam, reduced, stride4, write_cam
 from trainer.maps.foreign import read_foreign
 from trainer.pool import over_images, raise_together
+from trainer.ranks import rank
 from trainer.run import Output
-from trainer.training.devices import rank
 
 
 def stage() -> Stage:

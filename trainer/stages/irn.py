@@ -21,6 +21,7 @@ from trainer.data.transforms import Rng
 from trainer.files import is_whole, write_atomic
 from trainer.maps.camfile import cam_path, no_maps, stride4, upsample_cam, write_cam
 from trainer.progress import progress_bar
+from trainer.ranks import rank, shard
 from trainer.refine.irn_inference import (
     Instances,
     edge_and_displacement,
@@ -40,7 +41,6 @@ from trainer.refine.pseudo_masks import (
 )
 from trainer.run import Metrics, Output
 from trainer.stages.affinity import label_images
-from trainer.training.devices import shard
 from trainer.training.inference import Budget, Views, finite, in_parts, inference, iterate_views
 from trainer.training.loop import Trainer
 
@@ -95,7 +95,8 @@ def train_irn(
         device,
     )
     trainer.run()
-    if config.displacement:
+    # The first process saves the network.
+    if config.displacement and rank() == 0:
         net.mean_shift.copy_(mean_displacement(_displacements(net, records, config, device)))
     trainer.save(output, identity)
 

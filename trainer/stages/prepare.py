@@ -13,11 +13,12 @@ from trainer.evaluation.threshold import calibration, choose
 from trainer.maps.protocols import key_knobs, protocol_of
 from trainer.methods.base import Method
 from trainer.methods.preparation import Preparation, Workshop
+from trainer.ranks import rank
 from trainer.run import Output
 from trainer.stages.cams import make_cams
 from trainer.stages.classify import fresh_method, train_method, training_facts
 from trainer.stages.irn import make_labels
-from trainer.training.devices import rank, wait_for_all
+from trainer.training.collectives import wait_for_all
 
 PLAIN = "cam"
 """The method of a first training, whose maps are made by the backbone's usual protocol."""

@@ -10,11 +10,11 @@ from trainer.config import as_dict
 from trainer.context import Context, Stage, results_of
 from trainer.data.tables.training_masks import LIST
 from trainer.evaluation.threshold import Threshold, calibration, choose
+from trainer.ranks import rank
 from trainer.refine.pseudo_masks import make_pseudo_masks
 from trainer.refine.vote import NONE, VoteConfig, make_vote
 from trainer.run import Output
 from trainer.stages.tuning import tune
-from trainer.training.devices import rank
 
 
 def stage(after: str) -> Stage:

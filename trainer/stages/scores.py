@@ -12,9 +12,9 @@ from trainer.context import Context, Stage
 from trainer.data.dataset import Record
 from trainer.errors import DataError
 from trainer.evaluation.image_scores import FILE, ImageScores, Values
+from trainer.ranks import rank
 from trainer.run import Output
 from trainer.stages.classify import trained_method
-from trainer.training.devices import rank
 from trainer.training.inference import image_logits
 
 SAVE_EVERY = 30.0

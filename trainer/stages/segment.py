@@ -22,8 +22,9 @@ from trainer.data.tables.training_masks import LIST
 from trainer.errors import DataError
 from trainer.evaluation.measure import MAPS
 from trainer.files import write_atomic
+from trainer.ranks import rank
 from trainer.refine.vote import origin
-from trainer.run import Metrics, Output, Run, stage_key
+from trainer.run import Metrics, Output, stage_key
 from trainer.segmenters import make_segmenter, prediction
 from trainer.segmenters.config import MASK_KNOBS, ROUND_KNOBS, TEST_KNOBS, VERDICT, SegmentConfig
 from trainer.segmenters.self_training import write_round
@@ -36,7 +37,6 @@ from trainer.segmenters.training import (
 )
 from trainer.stages import sure_masks
 from trainer.stages.classify import trained_method
-from trainer.training.devices import rank
 from trainer.training.loop import step_rng
 from trainer.training.model_file import read_model
 
@@ -120,9 +120,8 @@ def _round_crf(context: Context) -> str:
     planned = _planned_crf(context)
     if planned != LIST:
         return planned
-    # True masks have chosen. The first process has written it, and this one may be another.
-    manifest = Run.existing(context.run.path).manifest
-    return str(manifest["stages"]["refine"]["metrics"]["crf"])
+    # True masks have chosen.
+    return str(context.run.metrics("refine")["crf"])
 
 
 def _test_knobs(context: Context) -> Any:

@@ -8,10 +8,10 @@ from typing import Any
 
 from trainer.context import Context, Stage
 from trainer.data.tables.training_masks import LIST
+from trainer.ranks import rank
 from trainer.refine.sure_masks import sure_levels, write_sure
 from trainer.run import Output
 from trainer.stages.refine import maps_folder
-from trainer.training.devices import rank
 
 NAME = "sure_masks"
 

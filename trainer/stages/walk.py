@@ -14,13 +14,13 @@ from trainer.files import file_sha256
 from trainer.nets import build_backbone, usable_knobs
 from trainer.nets.backbone import Backbone
 from trainer.options import Configs
+from trainer.ranks import rank
 from trainer.refine.affinitynet import AffinityNet
 from trainer.refine.irnet import IrNet
 from trainer.run import Metrics, Output
 from trainer.stages import affinity, irn
 from trainer.stages.classify import trained_method
 from trainer.stages.refine import calibrated_by, power
-from trainer.training.devices import rank
 from trainer.training.loop import step_rng
 from trainer.training.model_file import read_model
 from trainer.weights.loading import load_backbone

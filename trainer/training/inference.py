@@ -29,7 +29,7 @@ from trainer.errors import TrainingError, explained
 from trainer.nets.folding import folded_once
 from trainer.pool import cores
 from trainer.progress import progress_bar
-from trainer.training.devices import Precision, has_bf16_units
+from trainer.training.devices import Precision, has_bf16_units, target_device
 from trainer.training.memory import keep_freed_memory
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
@@ -223,8 +223,8 @@ def inference(
 
     With ``gradients`` they can be switched on inside.
     """
-    gpu = torch.cuda.is_available() and device != "cpu"
-    target = torch.device("cuda" if gpu else "cpu")
+    target = target_device(device)
+    gpu = target.type == "cuda"
     if not gpu:
         keep_freed_memory()
     module.eval().to(target, memory_format=torch.channels_last)  # type: ignore[call-overload]

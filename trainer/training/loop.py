@@ -25,9 +25,12 @@ from trainer.progress import make_progress
 from trainer.run import Metrics, Output
 from trainer.training.averaging import Teacher, make_average
 from trainer.training.checkpoints import Checkpoints
+from trainer.training.collectives import agreed, check_same, gathered, process_mean
 from trainer.training.devices import make_fabric
+from trainer.training.events import make_events
 from trainer.training.model_file import save_model
 from trainer.training.optimiser import Training, make_optimizer, set_rate
+from trainer.training.synced_norms import synced
 from trainer.weights.numbers import not_finite
 
 Terms = dict[str, torch.Tensor]
@@ -67,7 +70,8 @@ class Trainer:
         last: the last logged values by name.
 
     Raises:
-        ConfigError: no image to train on.
+        ConfigError: no image to train on, or a batch that the processes cannot share.
+        RunError: a checkpoint that only some processes see.
         WeightsError: a checkpoint of another model.
     """
 
@@ -85,6 +89,7 @@ class Trainer:
     ) -> None:
         self.module, self.samples, self.config = module, samples, config
         self.folder, self.metrics, self.seed = folder, metrics, seed
+        config.check_processes(len(samples.records))
         self.fabric = fabric = make_fabric(config.precision, device)
         self.checkpoints = Checkpoints(folder)
         self.step = 0
@@ -150,7 +155,7 @@ class Trainer:
         loader = training_loader(self.samples, self.batches, workers, pin)
         self.module.train()
         with (
-            make_progress(fabric.is_global_zero, self.batches.batch) as bar,
+            make_progress(images=self.batches.batch) as bar,
             stop_signals() as stop,
             contextlib.closing(loader),
         ):
@@ -169,10 +174,12 @@ class Trainer:
                 if after_epoch and self.step % self.batches.per_epoch == 0:
                     self.end_epoch(after_epoch)
                 minutes = (time.monotonic() - checkpoint_time) / 60
-                if stop.is_set() or minutes > config.checkpoint_minutes:
+                # A signal may reach one process only, and their clocks differ.
+                stops, is_due = agreed(stop.is_set(), minutes > config.checkpoint_minutes)
+                if stops or is_due:
                     self.save_checkpoint()
                     checkpoint_time = time.monotonic()
-                if stop.is_set():
+                if stops:
                     raise Interrupted(
                         f"{title}: stopped after step {self.step} of {self.total}; run the same"
                         " command to go on"
@@ -214,13 +221,14 @@ class Trainer:
         A GPU would stall if each loss were read in its own step.
         """
         values: dict[str, float] = {}
-        for step, ids, terms in self.unlogged:
-            values = {f"loss_{name}": float(term) for name, term in terms.items()}
+        sums = torch.stack([torch.stack([*terms.values()]) for _, _, terms in self.unlogged])
+        for (step, ids, terms), row in zip(self.unlogged, process_mean(sums).tolist(), strict=True):
+            values = {f"loss_{name}": value for name, value in zip(terms, row, strict=True)}
             values["loss"] = sum(values.values())
             if not np.isfinite(values["loss"]):
                 texts = ", ".join(f"{name} {value}" for name, value in values.items())
                 problem = f"the loss is not finite at step {step}: {texts}"
-                raise self.failure(problem, "a finite loss", ids)
+                raise self.failure(problem, "a finite loss", gathered(ids))
             self.finite_loss = values["loss"]
         images = len(self.unlogged) * self.batches.batch
         seconds = max(self.busy + self.waiting, 1e-9)
@@ -272,6 +280,12 @@ class Trainer:
     def restore(self, optimizer: torch.optim.Optimizer) -> None:
         """Go on from the newest checkpoint, if there is one."""
         state = self.checkpoints.latest()
+        check_same(
+            state and state["step"],
+            f"the processes do not see the same checkpoint in {self.folder}",
+            "one folder for all machines, where each sees at once what another has written",
+            "run the same command again",
+        )
         if state is None:
             return
         try:
@@ -324,27 +338,11 @@ class _LossModule(nn.Module):
         self.module, self.loss = module, loss
 
     def forward(self, batch: Batch, rng: np.random.Generator) -> Terms:
-        return self.loss(self.module, batch, rng)
+        with synced(self.module):
+            return self.loss(self.module, batch, rng)
 
 
 def split(batch: Batch, count: int) -> list[Batch]:
     """``count`` parts of a batch, or fewer where it has fewer samples."""
     columns = [x.chunk(count) for x in batch.values()]
     return [dict(zip(batch, part)) for part in zip(*columns)]
-
-
-def make_events(folder: Path) -> Any:
-    """Writer of TensorBoard events.
-
-    Raises:
-        ConfigError: TensorBoard is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ConfigError(
-            "tensorboard is not installed",
-            "tensorboard=off, or the package",
-            "pip install 'wsss[tensorboard]'",
-        ) from error
-    return SummaryWriter(folder / "tensorboard")

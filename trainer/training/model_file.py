@@ -11,19 +11,23 @@ from torch import nn
 
 from trainer.errors import WeightsError
 from trainer.files import write_atomic
+from trainer.ranks import rank
 from trainer.training.checkpoints import Checkpoints
-from trainer.training.devices import rank
+from trainer.training.collectives import wait_for_all
 from trainer.weights.numbers import check_finite
 
 
 def save_model(folder: Path, module: nn.Module, identity: dict[str, Any]) -> None:
-    """Write ``model.pt``, the final weights and their identity, and remove the checkpoints."""
+    """Write ``model.pt``, the final weights and their identity, and remove the checkpoints. All
+    processes wait for the file.
+    """
     if rank() == 0:
         buffer = io.BytesIO()
         torch.save({"identity": identity, "state": module.state_dict()}, buffer)
         write_atomic(folder / "model.pt", buffer.getvalue())
         # Last: until the weights are there, a checkpoint is all there is.
         Checkpoints(folder).clear()
+    wait_for_all()
 
 
 def read_model(

@@ -10,6 +10,7 @@ import torch
 
 from trainer.config import Knobs, Range
 from trainer.errors import ConfigError
+from trainer.ranks import world_size
 from trainer.training.devices import Precision
 
 
@@ -75,12 +76,38 @@ class Training(Knobs):
         """Updates of a training whose epochs draw so many images."""
         return self.updates or max(1, images // self.batch) * self.epochs
 
+    def check_processes(self, images: int) -> None:
+        """Check that the processes of torchrun can share each batch of a training.
+
+        Args:
+            images: of the training.
+
+        Raises:
+            ConfigError: they cannot.
+        """
+        count = world_size()
+        if images and images < count:
+            raise ConfigError(
+                f"{count} processes and {images} images to train on",
+                "an image for each process",
+                "fewer processes (torchrun --nproc_per_node)",
+            )
+        if rest := self.batch % count:
+            sizes = [size for size in (self.batch - rest, self.batch - rest + count) if size]
+            raise ConfigError(
+                f"{self.section}.batch={self.batch} images for {count} processes",
+                "a batch that is divided evenly",
+                f"--set {self.section}.batch={' or '.join(map(str, sizes))}",
+            )
+
     def check_plan(self, images: int) -> None:
         """Check the plan of a training whose epochs draw so many images.
 
         Raises:
-            ConfigError: the warm-up is as long as the training, or longer.
+            ConfigError: the warm-up is as long as the training, or longer; or see
+                ``check_processes``.
         """
+        self.check_processes(images)
         total = self.total(images)
         if self.warmup and self.warmup >= total and self.schedule != "cosine_epochs":
             raise ConfigError(
