@@ -24,9 +24,11 @@ from trainer.errors import ConfigError
 from trainer.files import file_sha256, is_whole
 from trainer.methods.inputs import Input
 from trainer.methods.preparation import Preparation, Workshop
+from trainer.methods.tag_loss import EPS
 from trainer.pool import each_image
 from trainer.ranks import rank
 from trainer.run import Output
+from trainer.training.collectives import process_mean
 
 SUPERPIXELS = "superpixels"
 STAGE = "segments"
@@ -61,7 +63,9 @@ def contrast_loss(features_BDhw: torch.Tensor, segments_Bhw: torch.Tensor) -> to
         # The sum has the direction of the mean.
         sums_ND = sums_ND.index_add(0, index_n, cells_nD.detach())
         losses.append(F.cross_entropy(cells_nD @ F.normalize(sums_ND, dim=1).T, index_n))
-    return torch.stack(losses).mean() if losses else 0 * features_BDhw.sum()
+    count = torch.tensor(len(losses), device=features_BDhw.device)
+    total = torch.stack(losses).sum() if losses else 0 * features_BDhw.sum()
+    return total / process_mean(count).clamp(min=EPS)
 
 
 def index_map(segments: Sequence[Positions], size: tuple[int, int]) -> Ids:

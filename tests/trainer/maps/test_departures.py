@@ -76,9 +76,7 @@ def test_the_distance_is_mahalanobis(normal, records):
         cells = normal._features(image)[0].flatten(1).T.double()
     covariance = torch.linalg.inv((normal.whitening @ normal.whitening.T).double())
     centred = cells - normal.mean.double()
-    expected = torch.einsum(
-        "nc,cd,nd->n", centred, torch.linalg.inv(covariance), centred
-    ).sqrt()
+    expected = torch.einsum("nc,cd,nd->n", centred, torch.linalg.inv(covariance), centred).sqrt()
     ours = (centred.float() @ normal.whitening).norm(dim=1).double()
     torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
 
