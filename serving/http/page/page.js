@@ -5,6 +5,8 @@ const MOST = 1600; // longest side of the stage's canvas; a larger picture is dr
 const LEAST = 512; // a smaller picture is drawn larger
 const WAIT = 150; // milliseconds after the last move of a slider
 const MANY = 12; // classes from which a filter helps
+const NEXT = 5; // absent classes whose scores are named
+const SMALL = "(max-width: 50rem)"; // as in page.css
 const UNDECIDED = 255;
 const CREAM = [224, 224, 192];
 // Anchors of the colour map inferno, as in the server's overlays.
@@ -93,6 +95,8 @@ async function choose(blob) {
     state.photo = null;
   }
   await segment();
+  // The controls fill a small screen.
+  if (matchMedia(SMALL).matches && state.replies[0]) $("result").scrollIntoView();
 }
 
 async function segment() {
@@ -118,7 +122,11 @@ async function segment() {
     const names = chosen.map((model, i) => model && `${model.name} ${times[i]} ms`);
     tell(`Shown after ${total} ms. On the server: ${names.filter(Boolean).join(", ")}.`);
   } catch (error) {
+    if (request !== state.request) return;
     fail(error);
+    // What is shown belongs to another picture.
+    if (state.replies[0]?.blob !== state.blob) state.replies = [null, null];
+    show();
   } finally {
     if (request === state.request) $("stage").removeAttribute("aria-busy");
   }
@@ -139,7 +147,7 @@ async function unpack(body, model) {
   }
   const grey = new Blob([bytes(body.confidence.png)], { type: "image/png" });
   const confidence = await createImageBitmap(grey);
-  return { body, model, mask, confidence, cells: body.cam ? bytes(body.cam.uint8) : null };
+  return { blob: state.blob, body, model, mask, confidence, cells: body.cam ? bytes(body.cam.uint8) : null };
 }
 
 function bytes(text) {
@@ -154,12 +162,33 @@ function show() {
   if (!names.includes(state.shown)) state.shown = names[0] ?? "";
   draw($("one"), one);
   draw($("two"), two);
+  $("one").hidden = $("classes").hidden = $("maps").hidden = !one;
   $("two").hidden = $("compare").hidden = !two;
-  $("names").textContent = two ? `Left: ${one.model.name}. Right: ${two.model.name}.` : "";
+  $("names").textContent = one ? caption(one, two) : "The mask appears here.";
   for (const id of ["png", "json", "look"]) $(id).disabled = !one;
+  const mapless = Boolean(one) && !one.body.cam && !two?.body.cam;
+  document.querySelector("[name=view][value=map]").disabled = mapless;
+  if (mapless && view() === "map") return choice("mask");
   if (!one) return;
   list(one);
   gallery(one);
+}
+
+const view = () => document.querySelector("[name=view]:checked").value;
+
+function choice(name) {
+  document.querySelector(`[name=view][value=${name}]`).checked = true;
+  show();
+}
+
+function caption(one, two) {
+  const sides = two ? [`Left: ${one.model.name}. Right: ${two.model.name}.`] : [];
+  if (view() === "map") {
+    sides.push(state.shown ? `Map of ${state.shown}.` : "No class reaches its score, so there is no map.");
+  }
+  if (view() === "confidence") sides.push("The brighter, the surer.");
+  if (!state.photo) sides.push("This browser cannot show the photograph.");
+  return sides.join(" ");
 }
 
 function draw(canvas, reply) {
@@ -172,15 +201,15 @@ function draw(canvas, reply) {
   const context = canvas.getContext("2d");
   const whole = [0, 0, canvas.width, canvas.height];
   if (state.photo) context.drawImage(state.photo, ...whole);
-  const view = document.querySelector("[name=view]:checked").value;
+  const what = view();
   const place = reply.body.cam?.classes.indexOf(state.shown) ?? -1;
   context.globalAlpha = Number($("opacity").value);
-  if (view === "mask") context.drawImage(coloured(reply, canvas.width, canvas.height), ...whole);
-  if (view === "confidence") context.drawImage(reply.confidence, ...whole);
-  if (view === "map" && place >= 0) context.drawImage(heat(reply, place), ...whole);
+  if (what === "mask") context.drawImage(coloured(reply, canvas.width, canvas.height), ...whole);
+  if (what === "confidence") context.drawImage(reply.confidence, ...whole);
+  if (what === "map" && place >= 0) context.drawImage(heat(reply, place), ...whole);
   const present = reply.body.classes.filter((one) => one.present).map((one) => one.name);
-  const what = view === "map" ? `map of ${state.shown}` : view;
-  canvas.setAttribute("aria-label", `${what} of ${reply.model.name}: ${present.join(", ") || "background"}`);
+  const title = what === "map" ? `map of ${state.shown}` : what;
+  canvas.setAttribute("aria-label", `${title} of ${reply.model.name}: ${present.join(", ") || "background"}`);
 }
 
 function coloured({ mask, model, body }, width, height) {
@@ -232,11 +261,13 @@ function list({ body, model }) {
     return row([[swatch, one.name], [one.score.toFixed(2)], [area]]);
   });
   if (!rows.length) rows.push(row([["background only"], [""], ["100 %"]]));
+  const absent = body.classes.filter((one) => !one.present && !one.area).sort((a, b) => b.score - a.score);
+  const scores = absent.slice(0, NEXT).map((one) => `${one.name} ${one.score.toFixed(2)}`);
+  $("absent").textContent = scores.length ? `Not present: ${scores.join(", ")}` : "";
   $("classes").tBodies[0].replaceChildren(...rows);
   const doubt = typeof body.doubt === "number" ? `, doubt ${body.doubt.toFixed(2)}` : "";
   $("classes").caption.textContent =
     `${model.name} version ${model.version}, ${body.mask.width} × ${body.mask.height} pixels${doubt}`;
-  $("classes").hidden = false;
 }
 
 function row(cells) {
@@ -260,12 +291,10 @@ function gallery(reply) {
     context.globalAlpha = 0.75;
     context.drawImage(heat(reply, place), 0, 0, canvas.width, canvas.height);
     button.append(canvas, name);
-    const view = document.querySelector("[name=view]:checked").value;
-    button.setAttribute("aria-pressed", String(view === "map" && name === state.shown));
+    button.setAttribute("aria-pressed", String(view() === "map" && name === state.shown));
     button.addEventListener("click", () => {
       state.shown = name;
-      document.querySelector("[name=view][value=map]").checked = true;
-      show();
+      choice("map");
       $("maps").children[place].focus();
     });
     return button;
@@ -319,9 +348,10 @@ function fit() {
 /** Put the sliders back to the model's own thresholds. */
 function reset() {
   state.moved.clear();
-  const own = { ...pick("model"), confidence_threshold: 0 };
+  const models = [pick("model"), pick("other")].filter(Boolean);
   for (const [option, id] of Object.entries(SLIDERS)) {
-    $(id).value = own[option] ?? 0.5;
+    const own = models.find((model) => takes(model, option))?.[option];
+    $(id).value = option === "confidence_threshold" ? 0 : own ?? 0.5;
     say(id);
   }
 }

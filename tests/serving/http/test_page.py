@@ -62,8 +62,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("page")
-    for name, kind in (("colours", "segmenter"), ("maps", "cam")):
-        tiny_models.export(root, name, kind, golden=True, doubt=kind == "segmenter")
+    tiny_models.export(root, "colours", golden=True, doubt=True)
+    thresholds = {"thresholds": {"background": 0.6, "score": 0.3}}
+    tiny_models.export(root, "maps", "cam", changes=thresholds, golden=True)
     return root
 
 
@@ -153,6 +154,8 @@ def test_a_picture_gets_its_mask_maps_and_downloads(browser: Any, server: Server
     assert rows(browser) == ["red", "green"]
     assert (pixel(browser, 10, 10), pixel(browser, 80, 10)) == ([128, 0, 0], [0, 128, 0])
     caption = find(browser, "caption").text
+    assert find(browser, "#absent").text.startswith("Not present: blue 0.0")
+    assert not find(browser, "[name=view][value=map]").is_enabled(), "a segmenter has no map"
     assert caption.endswith(f"doubt {tiny_models.expected_doubt(HALVES):.2f}")
     with Client(server.address) as client:
         expected = client.segment(picture, "colours").reply
@@ -196,6 +199,7 @@ def test_two_models_lie_over_each_other(browser: Any, server: Server, picture: P
     segmented(browser, lambda: set_value(browser, "#other", "maps"))
     assert find(browser, "#two").is_displayed()
     assert pixel(browser, 80, 10, "#two") == [0, 128, 0]
+    assert find(browser, "#ground").get_attribute("value") == "0.6", "that of maps"
     set_value(browser, "#slider", 20)
     clip = "return getComputedStyle(document.querySelector('#two')).clipPath"
     assert "20%" in browser.execute_script(clip)
@@ -210,13 +214,18 @@ def test_the_sample_needs_no_picture_of_ones_own(browser: Any, server: Server):
 
 
 @needs_browser
-def test_what_is_no_picture_is_told(browser: Any, server: Server, tmp_path: Path):
+def test_what_is_no_picture_is_told_and_the_last_one_goes(
+    browser: Any, server: Server, picture: Path, tmp_path: Path
+):
     open_page(browser, server)
+    choose(browser, picture)
     path = tmp_path / "no.jpg"
     path.write_text("no picture")
     find(browser, "#file").send_keys(str(path))
     until(lambda: "expected" in status(browser))
     assert "wrong" in find(browser, "#status").get_attribute("class")
+    until(lambda: not find(browser, "#one").is_displayed())
+    assert not find(browser, "#png").is_enabled()
 
 
 @needs_browser
