@@ -23,7 +23,7 @@ from trainer.errors import DataError
 from trainer.evaluation.measure import MAPS
 from trainer.files import write_atomic
 from trainer.ranks import rank
-from trainer.refine.vote import origin
+from trainer.refine.vote import origins
 from trainer.run import Metrics, Output, stage_key
 from trainer.segmenters import make_segmenter, prediction
 from trainer.segmenters.config import MASK_KNOBS, ROUND_KNOBS, TEST_KNOBS, VERDICT, SegmentConfig
@@ -163,7 +163,7 @@ class SegmenterTraining:
         if not true and masks:
             true_records, read_mask = masks.images, partial(masks.read_either, folder=folder)
             supervision = f"tags and masks of {len(true_records)} images"
-        if not true and (segments := origin(as_dict(context.configs.refine))):
+        if not true and (segments := origins(as_dict(context.configs))):
             supervision += f" and {segments}"
         key = self.key(context)
         identity = {
