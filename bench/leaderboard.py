@@ -173,7 +173,8 @@ class Board:
         self.jobs = [
             job_of(self.table, row, args.data, args.out, False, words) for row in self.table.rows
         ]
-        self.folder, self.seeds = args.out, self.jobs[0].seeds or ()
+        self.folder: Path = args.out
+        self.seeds = self.jobs[0].seeds or ()
 
     @property
     def best_first(self) -> str:
@@ -223,7 +224,7 @@ def is_done(job: Job, stage: str, seed: int) -> bool:
     path = seed_run(job.options.run, seed)
     if not (path / "manifest.json").exists():
         return False
-    return Run(path).manifest["stages"].get(stage, {}).get("status") == "done"
+    return bool(Run(path).manifest["stages"].get(stage, {}).get("status") == "done")
 
 
 def minutes_by_stage(board: Board) -> dict[tuple[str, str], list[float]]:
@@ -282,9 +283,9 @@ def write_page(board: Board) -> Path:
         texts = [text_of(own[name]) for name in names]
         texts += [text_of_interval(interval), "-" if minutes is None else f"{minutes:.0f}"]
         lines.append([way.variant, way.refine or "-", way.segmenter or "-", *texts])
-        fact = {"row": job.row.name, "command": job.command, "minutes": minutes}
-        fact |= {"figures": [cell.report() for cell in own.values()]}
-        facts.append(fact | {"against": interval and interval.report()})
+        fact: dict[str, Any] = {"row": job.row.name, "command": job.command, "minutes": minutes}
+        fact["figures"] = [cell.report() for cell in own.values()]
+        facts.append({**fact, "against": interval and interval.report()})
     write_atomic(board.folder / "leaderboard.json", json.dumps(facts, indent=1).encode())
     return save(board, lines)
 
@@ -300,7 +301,7 @@ def save(board: Board, lines: Sequence[Sequence[str]]) -> Path:
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     commands = "\n".join(job.command for job in board.jobs)
     parts = [f"<!-- {MARK} -->", "# Leaderboard", note, table, "## Commands"]
-    path = board.folder / PAGE
+    path: Path = board.folder / PAGE
     write_atomic(path, ("\n\n".join([*parts, f"```\n{commands}\n```"]) + "\n").encode())
     return path
 
