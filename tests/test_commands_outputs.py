@@ -41,7 +41,7 @@ INPUTS = {
     "weights export": {"run"},
     "serve": {"config", "repository", "tls_cert", "tls_key", "tls_client_ca", "tokens"},
     "models": {"repository"},
-    "label": {"source", "repository"},
+    "label": {"repository"},
     "bench": {"repository", "images"},
     "segment": {"image", "tls_ca", "tls_cert", "tls_key"},
     "health": {"tls_ca", "tls_cert", "tls_key"},

@@ -35,6 +35,33 @@ serve segment data/JPEGImages/$image mask.png --model colours --address $(sed 's
 kill $!
 wait $!
 """
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster()
+cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20, include_dashboard=False)
+print(cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+# What starting a cluster asks for is forgotten: that is not our command.
+ON_RAY = f"""
+set -e
+export OMP_NUM_THREADS=1 RAY_worker_niceness=0
+{PYTHON} -c 'import pathlib, tiny_models; tiny_models.export(pathlib.Path("exported"))'
+mkdir photos
+{PYTHON} -c 'from PIL import Image; Image.new("RGB", (9, 9)).save("photos/a.png")'
+mkfifo until
+# Ray's head reports even that it does not report.
+RAY_USAGE_STATS_ENABLED=0 RAY_USAGE_STATS_REPORT_URL=http://127.0.0.1:9 \\
+    {PYTHON} -c '{CLUSTER}' < until > address 2> cluster &
+exec 7> until
+while ! [ -s address ]; do kill -0 $!; sleep 0.1; done
+: > names
+{PYTHON} -m serving.cli label photos masks --repository exported --ray $(cat address)
+exec 7>&-
+wait $!
+"""
 
 
 def run(folder: Path, command: str) -> list[str]:
@@ -80,6 +107,13 @@ def test_the_name_server_of_this_test_hears_who_asks(tmp_path):
 def test_no_command_asks_for_a_name_or_leaves_a_file_at_home(tmp_path):
     assert run(tmp_path, COMMANDS) == []
     assert left(tmp_path / "home") == []
+
+
+def test_labelling_on_ray_asks_for_no_name_and_leaves_no_file_at_home(tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'wsss[ray]'")
+    assert run(tmp_path, ON_RAY) == []
+    assert left(tmp_path / "home") == []
+    assert (tmp_path / "masks" / "a.png").is_file()
 
 
 @pytest.mark.parametrize(
