@@ -118,7 +118,7 @@ class Backend:
                     self._check_login(request)
                 response: Response = JSONResponse(await work(request))
             except RequestError as error:
-                response = problem(error)
+                response = problem(error, request.url.path)
                 response.headers["connection"] = "close"
                 if isinstance(error, TokenUnknown):
                     response.headers["www-authenticate"] = "Basic"
@@ -284,5 +284,5 @@ async def _refused(request: Request, error: Exception) -> Response:
     """The reply for a path or a method that does not exist."""
     path, paths = request.url.path, "/health, /setup, /predict, /versions or /webhook"
     if isinstance(error, HTTPException) and error.status_code == 405:
-        return problem(MethodNotAllowed(f"{request.method} of {path}", paths))
-    return problem(PathNotFound(f"no path {path}", paths))
+        return problem(MethodNotAllowed(f"{request.method} of {path}", paths), path)
+    return problem(PathNotFound(f"no path {path}", paths), path)

@@ -75,11 +75,14 @@ def test_training_views_follow_the_size_of_unlike_images():
     configs, reasons = chosen(PHOTOGRAPHS, 0.21, longer=324)
     assert (configs.classify.resize, configs.classify.crop) == ((227, 301), 256)
     assert "whole images" in reasons[-1]
+    assert configs.cams.side == configs.segment.side == 301
     configs, reasons = chosen(PHOTOGRAPHS, 0.21, longer=4000)
     assert (configs.classify.resize, configs.classify.crop) == ((792, 1056), 352)
     assert "tiles of 352 pixels" in reasons[-1]
+    assert configs.cams.side == configs.segment.side == 0
     configs, _ = chosen(PHOTOGRAPHS, 0.21, longer=324, size=96)
     assert configs.classify.crop == 96
+    assert configs.cams.side == configs.segment.side == 0
     configs, _ = chosen(PHOTOGRAPHS, 0.21, longer=20)
     assert configs.classify.crop == 64
     assert configs.classify.resize == (16, 19)
@@ -107,6 +110,8 @@ def test_unlike_images_train_shorter_and_have_masks_without_a_crf():
     assert configs.segment.updates == ADAPTING_UPDATES["segment"]
     assert (configs.cams.scales, configs.segment.scales) == ((1.0, 2.0), (1.0,))
     assert configs.segment.balanced
+    assert configs.segment.verdict
+    assert (configs.segment.tag_loss, configs.cams.departures) == (1, True)
     assert configs.refine.refine == "none"
     assert "without a CRF" in reasons[1]
     assert chosen(UNEVEN, 0.3, refine="crf")[0].refine.refine == "crf"

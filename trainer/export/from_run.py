@@ -90,7 +90,7 @@ def export_run(
         if isinstance(graph, SegmenterGraph) and reference:
             card |= _with_doubt(graph, reference)
         if graph.side:
-            card["input"]["side"] = graph.side
+            card["input"]["side"] = max(graph.side, card["input"]["min_side"])
         report = export_model(graph, card, repository, model, images, half=half)
         reports.append({**asdict(report), "path": str(report.path)})
     return reports

@@ -69,6 +69,28 @@ def test_the_pixel_limit_counts_too(card):
     assert (tall, wide) == (100, 50)
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((50, 100), (60, 120)),
+        ((240, 60), (120, 30)),
+        ((120, 7), (137, 8)),
+        ((512, 512), (120, 120)),
+    ],
+)
+def test_a_model_may_want_images_of_one_size(card, size, expected):
+    assert pipeline.model_size(*size, replace(card, side=120)) == expected
+
+
+def test_a_model_that_wants_one_size_gets_no_tiles(card):
+    pixels = np.zeros((400, 900, 3), np.uint8)
+    tiles = TilingConfig(oversize="tile")
+    assert len(list(pipeline.prepare(Picture(pixels, "RAW"), card, 1, tiles).rows())) > 1
+    wanted = pipeline.prepare(Picture(pixels, "RAW"), replace(card, side=120), 1, tiles)
+    assert len(list(wanted.rows())) == 1
+    assert segmented(replace(card, side=120), pixels, tiles).labels.shape == (400, 900)
+
+
 def test_no_scale_fits_a_strip(card):
     for size in ((1, 100), (10, 1000), (8, 257), (4000, 8)):
         with pytest.raises(ImageTooLarge, match="too elongated"):

@@ -4,16 +4,19 @@ test_segmenters.py.
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from tiny_nets import TinyBackbone, pictures
 
-from trainer.data.dataset import read_index_png
+from trainer.data.dataset import Record, read_index_png
 from trainer.data.palette import write_index_png
 from trainer.data.pixels import read_image
+from trainer.data.sizes import enlarged
 from trainer.errors import ConfigError, DataError, WeightsError
 from trainer.maps.camfile import cam_path, read_cam, stride4, upsample_cam
 from trainer.nets.aspp import AsppSegmenter
@@ -123,6 +126,87 @@ def test_crf_follows_the_soft_max_of_the_merged_views(tmp_path):
         assert (read_index_png(tmp_path / "out" / f"{record.id}.png") == q.argmax(0)).mean() > 0.999
     with pytest.raises(ConfigError, match="unknown CRF preset 'P9'"):
         replace(QUICK, crf="P9")
+
+
+def test_images_are_looked_at_in_the_wanted_size(tmp_path):
+    data = pictures(tmp_path / "data")
+    net, config = tiny(), replace(QUICK, scales=(1.0,), flip=False, side=64)
+    net.aspp.c0.weight.data.normal_(std=0.5)
+    predict(aspp(config), net, data.subset("all"), tmp_path / "out", "test", "cpu")
+    for record in data.subset("all"):
+        pixels = read_image(record.image)
+        height, width = (round(side * 64 / max(pixels.shape)) for side in pixels.shape[:2])
+        large = np.asarray(
+            Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+        )
+        mask = enlarged(naive(net, large, config).argmax(0), pixels.shape[:2])
+        ours = read_index_png(tmp_path / "out" / f"{record.id}.png")
+        assert (ours == mask).mean() > 0.999
+
+
+def test_a_training_view_has_the_wanted_size(tmp_path):
+    record = pictures(tmp_path, count=1).subset("all")[0]
+    config = replace(QUICK, side=22, scale=(1.0, 1.0), crop=64)
+    labels = training.make_sample(record, RNG, aspp(config), lambda _: np.ones((44, 36), np.uint8))
+    rows, columns = (labels["label"] == 1).numpy().nonzero()
+    assert (int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1) == (22, 18)
+
+
+def test_classes_under_their_verdict_are_in_no_mask(tmp_path):
+    data = pictures(tmp_path / "data")
+    net, config = tiny(), replace(QUICK, scales=(1.0,), flip=False)
+    net.aspp.c0.weight.data.normal_(std=0.5)
+    images, least = data.subset("all"), [0.0, 1.1, 0.6]
+    predict(aspp(config), net, images, tmp_path / "out", "test", "cpu", least=least)
+    shown = set()
+    for record in images:
+        chance = naive(net, read_image(record.image), config)
+        for k, value in enumerate(least):
+            if chance[k + 1].max() < value:
+                chance[k + 1] = 0
+        mask = read_index_png(tmp_path / "out" / f"{record.id}.png")
+        assert (mask == chance.argmax(0)).mean() > 0.999
+        shown |= set(np.unique(mask))
+    assert 2 not in shown
+    assert len(shown) > 1
+
+
+def test_the_verdict_is_learned_from_the_tags_of_training_images(tmp_path):
+    data = pictures(tmp_path / "data", count=12)
+    net, config = tiny(), replace(QUICK, scales=(1.0,), flip=False)
+    least = segment.verdict(aspp(config), net, data, data.subset("all"), "verdict", "cpu")
+    assert len(least) == 3
+    # At least what all other labels together have.
+    assert all(0.5 <= value <= 1 for value in least)
+
+
+def test_tags_of_a_view_are_what_it_shows_and_what_it_cannot():
+    label = torch.zeros(6, 6, dtype=torch.uint8)
+    label[0, 0], label[1] = 2, 255
+    tags = training.visible_tags(label, Record("a", Path("a"), (0, 1), unknown=(3,)), 5)
+    # The view may have missed class 0, and nobody knows about class 3.
+    torch.testing.assert_close(tags, torch.tensor([torch.nan, 1, 0, torch.nan, 0]), equal_nan=True)
+
+
+def test_the_tag_loss_lifts_what_is_there_and_lowers_what_is_not(tmp_path):
+    data = pictures(tmp_path / "data", count=2)
+    segmenter = aspp(replace(QUICK, tag_loss=2.0))
+    samples = [
+        training.make_sample(record, RNG, segmenter, data.read_mask)
+        for record in data.subset("all")
+    ]
+    batch = {name: torch.stack([s[name] for s in samples]) for name in samples[0]}
+    net = tiny()
+    terms = segmenter.loss(net, batch, RNG)
+    assert set(terms) == {"ce", "tags"}
+    logits = net(batch["image"])
+    wins = logits[:, 1:] - logits[:, :1]
+    pooled = torch.log(torch.exp(4 * wins.flatten(2)).mean(2)) / 4
+    known = ~batch["tags"].isnan()
+    signs = torch.where(batch["tags"] == 1, 1.0, -1.0)
+    expected = 2 * F.softplus(-signs * pooled)[known].mean()
+    torch.testing.assert_close(terms["tags"], expected, rtol=1e-4, atol=1e-5)
+    assert set(aspp(QUICK).loss(net, batch, RNG)) == {"ce"}
 
 
 def test_predictions_that_are_there_are_kept(tmp_path):

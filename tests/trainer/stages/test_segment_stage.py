@@ -18,6 +18,7 @@ from torchvision.models import resnet101
 from typer.testing import CliRunner
 
 from trainer.cli import app
+from trainer.data.formats.opening import open_dataset
 from trainer.errors import ConfigError, RunError, UserError, WeightsError
 from trainer.evaluation.measure import current_evaluation
 from trainer.export.from_run import export_run
@@ -294,6 +295,18 @@ def test_the_graph_at_one_scale_is_the_test_of_the_run(finished, tmp_path):
     top, label = chance.max(0)
     assert (mask[0] == label).float().mean() > 0.999
     assert (confidence[0].float() - 255 * top).abs().max() < 1.5
+
+
+def test_a_size_for_all_images_and_a_verdict_go_from_run_to_server(scenes, tmp_path):
+    run = tmp_path / "run"
+    settings = ("segment.side=40", "cams.side=40", "segment.verdict=on", "segment.tag_loss=1")
+    fitted(scenes, run, *settings, "segment.rates=1,2")
+    metrics = json.loads((run / "manifest.json").read_text())["stages"]["segment"]["metrics"]
+    assert len(metrics["least"]) == len(open_dataset(scenes).classes)
+    export_run(run, "x", tmp_path, "all", (1.0,), flip=False)
+    for name in ("x", "x-cam"):
+        card = json.loads((tmp_path / name / "1" / "model.json").read_text())
+        assert card["input"]["side"] == 40
 
 
 def test_another_test_needs_no_other_training(finished, scenes):
