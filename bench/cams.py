@@ -60,21 +60,28 @@ def pictures(folder: Path, count: int, width: int, height: int) -> list[Record]:
 
 
 def ours(
-    method: Method, records: list[Record], protocol: Protocol, config: CamsConfig, folder: Path
+    method: Method,
+    records: list[Record],
+    protocol: Protocol,
+    config: CamsConfig,
+    folder: Path,
+    device: str,
 ) -> Maps:
     """``make_cams`` with its writer replaced by a dictionary."""
     maps_by_id: Maps = {}
     original = cams.write_cam
     cams.write_cam = lambda path, tags, maps, size: maps_by_id.update({path.stem: maps})  # type: ignore[assignment]
     try:
-        make_cams(method, records, Output(folder), protocol, config, "cpu")
+        make_cams(method, records, Output(folder), protocol, config, device)
     finally:
         cams.write_cam = original
     return maps_by_id
 
 
 @torch.no_grad()
-def released(plain: Plain, records: list[Record], protocol: Protocol) -> tuple[Maps, Raw]:
+def released(
+    plain: Plain, records: list[Record], protocol: Protocol, device: str
+) -> tuple[Maps, Raw]:
     """Full-size maps of the tagged classes, and the raw maps for the comparison."""
     maps_by_id: Maps = {}
     raw: Raw = {}
@@ -88,15 +95,13 @@ def released(plain: Plain, records: list[Record], protocol: Protocol) -> tuple[M
         raw[record.id] = []
         for scale in protocol.views.scales:
             side = protocol.views.size(*size, scale)
-            view = (
-                np.asarray(picture.resize(side[::-1], Image.Resampling.BICUBIC), np.float32) / 255
-            )
-            image = np.ascontiguousarray(((view - mean) / std).transpose(2, 0, 1))
+            resized = picture.resize(side[::-1], Image.Resampling.BICUBIC)
+            normalised = (np.asarray(resized, np.float32) / 255 - mean) / std
+            image = np.ascontiguousarray(normalised.transpose(2, 0, 1))
             pair = []
             for pixels in (image, image[:, :, ::-1].copy()):
-                maps = F.relu(
-                    F.conv2d(plain.body(torch.from_numpy(pixels)[None]), plain.classifier.weight)
-                )
+                view = torch.from_numpy(pixels)[None].to(device)
+                maps = F.relu(F.conv2d(plain.body(view), plain.classifier.weight)).cpu()
                 full = (
                     F.interpolate(maps, size, mode="bilinear", align_corners=False)[0].numpy()
                     * label
@@ -120,8 +125,8 @@ def difference(maps: Maps, raw: Raw, records: list[Record], protocol: Protocol) 
     return largest
 
 
-def compare(args: argparse.Namespace, folder: Path) -> float:
-    """Time all sides in turns, print a line for each; returns the ratio at float32."""
+def compare(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
+    """Time all sides in turns and print a line for each; returns its figures by side."""
     records = pictures(folder, args.images, args.width, args.height)
     if args.folder:
         records = [
@@ -130,17 +135,18 @@ def compare(args: argparse.Namespace, folder: Path) -> float:
         ]
     protocol = PROTOCOLS[args.protocol]
     method = build_trained(args, (torch.randn(2, 3, args.size, args.size), torch.zeros(2, CLASSES)))
-    plain = Plain(args.backbone, method).eval()
+    plain = Plain(args.backbone, method).eval().to(args.device)
     configs = {
-        name: CamsConfig(precision=name, batch=args.batch, workers=args.workers)
+        # Every view counts, as on the other side, however small its map.
+        name: CamsConfig(precision=name, batch=args.batch, workers=args.workers, min_cells=1)
         for name in ("fp32", "bf16")
     }  # type: ignore[arg-type]
     sides: dict[str, Callable[[], object]] = {
-        "one by one, fp32": lambda: released(plain, records, protocol)
+        "one by one, fp32": lambda: released(plain, records, protocol, args.device)
     }
     for name, config in configs.items():
         sides[f"batched, {name}"] = lambda config=config: ours(
-            method, records, protocol, config, folder / "none"
+            method, records, protocol, config, folder / "none", args.device
         )
     times: dict[str, list[float]] = {name: [] for name in sides}
     results: dict[str, object] = {}
@@ -152,14 +158,17 @@ def compare(args: argparse.Namespace, folder: Path) -> float:
             times[name].append(time.perf_counter() - start)
     base = statistics.median(times["one by one, fp32"])
     raw: Raw = results["one by one, fp32"][1]  # type: ignore[index]
+    figures = {}
     for name in sides:
         median = statistics.median(times[name])
+        figures[name] = {"per_second": len(records) / median, "ratio": base / median}
         line = f"{name:18s} {len(records) / median:8.2f} images/s   ratio {base / median:5.2f}"
         if name.startswith("batched"):
             gap = difference(results[name], raw, records, protocol)  # type: ignore[arg-type]
+            figures[name]["map_gap"] = gap
             line += f"   largest difference of maps {gap:.1e}"
         print(line)
-    return base / statistics.median(times["batched, fp32"])
+    return figures
 
 
 def main() -> None:
@@ -185,6 +194,7 @@ def main() -> None:
     parser.add_argument(
         "--workers", type=int, default=-1, help="loader processes of our side; -1 chooses by cores"
     )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--rounds", type=int, default=3, help="rounds; medians count")
     args = parser.parse_args()
     args.size = 256

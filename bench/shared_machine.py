@@ -49,7 +49,7 @@ def training_step(args: argparse.Namespace, folder: Path) -> Step:
     import train_step
 
     options = argparse.Namespace(
-        **vars(args), batch=16, size=256, steps=10_000, lr=1e-3, weights=None
+        **vars(args), batch=16, size=256, steps=10_000, lr=1e-3, weights=None, device="cpu"
     )
     batches = train_step.batches(options, 1)
     step = train_step.our_step(train_step.build(options, batches[0]), options, "fp32", folder)
@@ -74,7 +74,7 @@ def map_making(args: argparse.Namespace, folder: Path) -> Step:
     config = CamsConfig(workers=0)
 
     def work() -> int:
-        cams.ours(method.eval(), records, PROTOCOLS["psa"], config, folder)
+        cams.ours(method.eval(), records, PROTOCOLS["psa"], config, folder, "cpu")
         return len(records)
 
     return work

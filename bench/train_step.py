@@ -116,7 +116,9 @@ def our_step(
     groups = method.param_groups(config.lr, config.weight_decay)
     samples: Any = Samples(records, lambda record, rng: (), 0)
     metrics = Metrics(folder / "metrics.csv", "bench")
-    trainer = Trainer(method, type(method).loss, groups, samples, config, folder, metrics, 0, "cpu")
+    trainer = Trainer(
+        method, type(method).loss, groups, samples, config, folder, metrics, 0, args.device
+    )
     method.train()
 
     def step(batch: Batch) -> float:
@@ -169,12 +171,14 @@ def batches(args: argparse.Namespace, count: int = 4) -> list[Batch]:
     return batch_list
 
 
-def compare(args: argparse.Namespace, folder: Path) -> None:
+def compare(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
+    """Time all sides in turns and print a line for each; returns its figures by side."""
     data = batches(args)
+    method = build(args, data[0])
+    plain = Plain(args.backbone, method).to(args.device)
+    data = [(images.to(args.device), tags.to(args.device)) for images, tags in data]
     # The plain side gets NCHW, the layout that a plain loader makes.
     plain_data = [(images.contiguous(), tags) for images, tags in data]
-    method = build(args, data[0])
-    plain = Plain(args.backbone, method)
     sides: dict[str, tuple[Callable[[Batch], float], list[Batch]]] = {
         "plain eager fp32": (plain_step(plain, args), plain_data)
     }
@@ -198,6 +202,7 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
                     times[name].append(time.perf_counter() - start)
     base = statistics.median(times["plain eager fp32"])
     reference = np.array(losses["plain eager fp32"])
+    figures = {}
     for name in sides:
         median = statistics.median(times[name])
         gap = float(np.abs(np.array(losses[name]) / reference - 1).max())
@@ -206,6 +211,8 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
             f" {losses[name][0]:.5f} -> {losses[name][-1]:.5f}   largest relative difference"
             f" {gap:.1e}"
         )
+        figures[name] = {"ms": 1000 * median, "ratio": base / median, "loss_gap": gap}
+    return figures
 
 
 def waiting(args: argparse.Namespace, folder: Path) -> None:
@@ -239,7 +246,7 @@ def waiting(args: argparse.Namespace, folder: Path) -> None:
         folder,
         metrics,
         0,
-        "cpu",
+        args.device,
     )
     trainer.run()
     last = trainer.last
@@ -269,6 +276,7 @@ def main() -> None:
         default=-1,
         help="loader processes of the real training; -1 chooses by cores",
     )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--no-loader", action="store_true", help="only the steps")
     args = parser.parse_args()
     args.steps = args.rounds + args.warmup
