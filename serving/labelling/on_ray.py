@@ -12,7 +12,11 @@ import importlib.util
 import logging
 import os
 import pickle
+import signal
 import socket
+import subprocess
+import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -33,6 +37,10 @@ log = logging.getLogger(__name__)
 INSTALL = "pip install 'wsss[serve,ray]' on every node"
 START = "ray start --head --disable-usage-stats, or --ray HOST:6379"
 ANSWER_SECONDS, BUSY_SECONDS = 5.0, 30.0
+WATCH = "import sys; sys.stdin.read() or sys.exit(sys.argv[1])"
+ENDED = """error: this process was ended, as when its machine leaves the Ray cluster
+expected: a cluster that stays; masks written before are kept
+try: run the same command again"""
 # Larger blocks cost Ray less, and smaller ones keep every node busy until the end.
 LARGEST_BLOCK, BLOCKS_PER_ACTOR = 32, 8
 # Engines that never use a GPU.
@@ -68,14 +76,15 @@ def connected(config: LabelConfig) -> Iterator[Cluster]:
     import ray
 
     # A program that uses Ray already keeps its own connection.
-    owns = not ray.is_initialized()
-    if owns:
-        _connect(config.ray)
-    try:
+    if ray.is_initialized():
         yield Cluster(config)
+        return
+    _connect(config.ray)
+    try:
+        with _watched():
+            yield Cluster(config)
     finally:
-        if owns:
-            ray.shutdown()
+        ray.shutdown()
 
 
 class Cluster:
@@ -243,15 +252,33 @@ def _connect(address: str) -> None:
 
     # Ray prints deaths of nodes on standard output, which --json needs; no public setting ends it.
     worker.print_to_stdstream = lambda *args, **kwargs: None
+    on_end = signal.getsignal(signal.SIGTERM)
     try:
         found = services.canonicalize_bootstrap_address_or_die(address)
         _check_answer(found)
         with _silent():
             ray.init(address=found, log_to_driver=False, logging_level=logging.ERROR)
+        # Ray's own handler aborts. Other threads than the main one may set none.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_end)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise LabelError(f"--ray {address}: {error}", "a running Ray cluster", START) from error
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def _watched() -> Iterator[None]:
+    """Let another process say it if this one ends in the middle: Ray ends a driver without a word
+    when the node that it is on leaves the cluster.
+    """
+    command = [sys.executable, "-ISc", WATCH, ENDED]
+    # A session of its own, which Ctrl-C does not reach.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as watcher:
+        try:
+            yield
+        finally:
+            watcher.communicate(b"over")
 
 
 @contextmanager
