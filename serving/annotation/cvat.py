@@ -24,7 +24,7 @@ def create(
     model: str = "",
     classes: str = "",
     simplify: float = 1.0,
-    timeout: float = 30.0,
+    timeout: float = 60.0,
     tls_ca: str = "",
 ) -> Function:
     """The function, as ``cvat-cli`` asks for it.
@@ -43,7 +43,9 @@ def create(
     """
     tls = credentials(tls_ca) if tls_ca else None
     client = Client(address, timeout=timeout, token=os.environ.get("WSSS_TOKEN", ""), tls=tls)
-    return Function(client, model, tuple(filter(None, classes.split(","))), simplify)
+    return Function(
+        client, model, tuple(name.strip() for name in classes.split(",") if name.strip()), simplify
+    )
 
 
 class Function:

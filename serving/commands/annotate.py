@@ -15,6 +15,10 @@ from serving.commands.options import DEFAULT, MaxBytes
 from serving.errors import ConfigError, StartError
 
 MODULE = "serving.annotation.cvat"
+# Options with a meaning for CVAT.
+FOR_CVAT = ("tool", "address", "model", "classes", "simplify", "tls_ca", "timeout")
+# Options about a server elsewhere.
+OF_SERVER = ("address", "token", "tls_ca", "tls_cert", "tls_key")
 
 
 class Tool(StrEnum):
@@ -93,12 +97,19 @@ def annotate(
     it prints the command that CVAT's own client needs.
     """
     names = tuple(name.strip() for name in classes.split(",") if name.strip())
+    options = [name for name in context.params if _is_typed(context, name)]
     if tool is Tool.cvat:
-        print(_cvat_command(address, model, names, simplify, tls_ca))
+        if others := [name for name in options if name not in FOR_CVAT]:
+            raise ConfigError(
+                f"--for cvat has no {_option(others[0])}",
+                f"{', '.join(map(_option, FOR_CVAT[1:]))}, of a running server",
+                "a token in the variable WSSS_TOKEN, when cvat-cli runs",
+            )
+        print(_cvat_command(context.params))
         return
     _check_libraries()
-    if repository and _is_typed(context, "address"):
-        raise ConfigError("--repository and --address", "one of them")
+    if repository and (others := [name for name in options if name in OF_SERVER]):
+        raise ConfigError(f"--repository and {_option(others[0])}", "one of them")
 
     from serving.annotation.images import Images
     from serving.annotation.labelstudio import Wish
@@ -118,6 +129,10 @@ def annotate(
     )
 
 
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _is_typed(context: typer.Context, option: str) -> bool:
     source = context.get_parameter_source(option)
     return source is not None and source.name == "COMMANDLINE"
@@ -132,13 +147,18 @@ def _check_libraries() -> None:
         )
 
 
-def _cvat_command(
-    address: str, model: str, classes: tuple[str, ...], simplify: float, tls_ca: Path | None
-) -> str:
-    parameters: dict[str, Any] = {"address": address, "model": model, "classes": ",".join(classes)}
-    parts = [f"{key}=str:{value}" for key, value in parameters.items() if value]
-    parts += [f"simplify=float:{simplify:g}"] if simplify != 1 else []
-    parts += [f"tls_ca=str:{tls_ca}"] if tls_ca else []
-    words = [word for part in parts for word in ("-p", part)]
-    command = ["cvat-cli", "task", "auto-annotate", "TASK", "--function-module", MODULE, *words]
-    return shlex.join(command)
+def _cvat_command(values: dict[str, Any]) -> str:
+    """The command for ``cvat-cli``, without what is the function's own default."""
+    parameters: list[str] = []
+    for name, kind, default in (
+        ("address", "str", None),
+        ("model", "str", ""),
+        ("classes", "str", ""),
+        ("simplify", "float", 1.0),
+        ("timeout", "float", 60.0),
+        ("tls_ca", "str", None),
+    ):
+        if values[name] is not None and values[name] != default:
+            parameters += ["-p", f"{name}={kind}:{values[name]}"]
+    command = ["cvat-cli", "task", "auto-annotate", "TASK", "--function-module", MODULE]
+    return shlex.join([*command, *parameters])

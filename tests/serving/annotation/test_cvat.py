@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from serving.annotation import cvat
 from serving.cli import app
-from serving.errors import FieldError
+from serving.errors import ConfigError, FieldError
 from serving.images.polygons import fill
 
 LABELS = dict(enumerate(tiny_models.CLASSES, 1))
@@ -101,5 +101,14 @@ def test_the_command_prints_what_to_type():
     assert result.stdout.strip() == (
         "cvat-cli task auto-annotate TASK --function-module serving.annotation.cvat"
         " -p address=str:127.0.0.1:8500 -p model=str:photos -p 'classes=str:a b,c'"
-        " -p simplify=float:0"
+        " -p simplify=float:0.0"
     )
+
+
+@pytest.mark.parametrize(
+    "option", [("--repository", "exported"), ("--token", "abc"), ("--insecure",)]
+)
+def test_options_without_a_meaning_for_cvat_are_refused(option):
+    result = CliRunner().invoke(app, ["annotate", "--for", "cvat", *option])
+    assert isinstance(result.exception, ConfigError)
+    assert option[0] in str(result.exception)
