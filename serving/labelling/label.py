@@ -83,17 +83,17 @@ def label(config: LabelConfig, progress: Progress = lambda count, total: None) -
     check_parts(listing.images, form)
     tally = {"written": 0, "skipped": 0, "failed": len(listing.unread)}
     with _workers(config) as workers:
-        model = workers.model
-        review = _review(config, model.card, listing.images, form)
+        card = workers.model.card
+        review = _review(config, card, listing.images, form)
         try:
             with open_ledger(config.target) as ledger:
-                _prepare(ledger, listing, form, model.card)
-                store = Store(config, source, form, model, ledger, review)
+                _prepare(ledger, listing, form, card)
+                store = Store(config, source, form, workers.model, ledger, review)
                 for number, state in enumerate(workers.states(listing.images, store), 1):
                     tally[state] += 1
                     progress(number, len(listing.images))
                 entries = ledger.finish(listing.images)
-                files = form.finish(config.target, model.card, entries)
+                files = form.finish(config.target, card, entries)
                 count = review.finish(entries, source) if review else None
         except OSError as error:
             raise _unwritable(config.target, error, tally["written"]) from error
@@ -107,8 +107,8 @@ def label(config: LabelConfig, progress: Progress = lambda count, total: None) -
         target=str(config.target),
         format=config.format,
         files=[str(file) for file in files],
-        model=model.card.name,
-        version=model.card.version,
+        model=card.name,
+        version=card.version,
         review=count,
     )
 

@@ -121,14 +121,14 @@ class Cluster:
             LabelError: a node cannot label, or the cluster failed.
             OSError: no mask can be written.
         """
-        waiting = []
+        rest = []
         for image in images:
             if store.is_current(image):
                 yield "skipped"
             else:
-                waiting.append(image)
-        if waiting:
-            for result in self._results(waiting):
+                rest.append(image)
+        if rest:
+            for result in self._results(rest):
                 yield store.record(result)
 
     def _results(self, images: Sequence[Path]) -> Iterator[Result]:
@@ -254,10 +254,10 @@ def _connect(address: str) -> None:
     worker.print_to_stdstream = lambda *args, **kwargs: None
     on_end = signal.getsignal(signal.SIGTERM)
     try:
-        found = services.canonicalize_bootstrap_address_or_die(address)
-        _check_answer(found)
+        bootstrap = services.canonicalize_bootstrap_address_or_die(address)
+        _check_answer(bootstrap)
         with _silent():
-            ray.init(address=found, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(address=bootstrap, log_to_driver=False, logging_level=logging.ERROR)
         # Ray's own handler aborts. Other threads than the main one may set none.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_end)
