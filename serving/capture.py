@@ -186,7 +186,7 @@ class Capture:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with suppress(BlockingIOError), self._held(wait=False):
                 remove_temporaries(self.folder)
-                self._bytes.set(self._taken())
+                self._bytes.set(self._size())
         except OSError as error:
             raise StartError(
                 f"--capture {self.folder}: {error.strerror}", "a folder that the server may write"
@@ -237,9 +237,9 @@ class Capture:
                 return "known"
             if not self._has_turn():
                 return "rate"
-            taken = self._taken()
-            self._bytes.set(taken)
-            if taken + size > self._config.max_mb * MEGABYTE:
+            total = self._size()
+            self._bytes.set(total)
+            if total + size > self._config.max_mb * MEGABYTE:
                 return "full"
             if shutil.disk_usage(self.folder).free < RESERVE + size:
                 return "disk"
@@ -250,7 +250,7 @@ class Capture:
             except BaseException:
                 image.with_suffix(".json").unlink(missing_ok=True)
                 raise
-            self._bytes.set(taken + size)
+            self._bytes.set(total + size)
             self._sizes[folder.name] = (
                 folder.stat().st_mtime_ns,
                 self._sizes.get(folder.name, (0, 0))[1] + size,
@@ -266,7 +266,7 @@ class Capture:
             fcntl.flock(mark, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             yield
 
-    def _taken(self) -> int:
+    def _size(self) -> int:
         """Bytes of all files, of other processes too."""
         total = 0
         for folder in os.scandir(self.folder):

@@ -139,8 +139,8 @@ class Images:
             raise missing from None
 
     def _remote(self, place: SplitResult) -> bytes:
-        allowed = [one for one in (self._studio, *self._others) if one and _within(place, one)]
-        if not allowed:
+        origins = [one for one in (self._studio, *self._others) if one and _within(place, one)]
+        if not origins:
             raise FieldError(
                 f"an image at {place.scheme}://{place.netloc}, where this backend may not read",
                 "a place that the operator allows",
@@ -148,7 +148,7 @@ class Images:
                 field=FIELD,
             )
         request = urllib.request.Request(place.geturl())
-        if self._token and allowed[0] is self._studio:
+        if self._token and origins[0] is self._studio:
             request.add_header("Authorization", self._authorization(self._studio))
         return self._fetched(request)
 
@@ -210,9 +210,9 @@ def _address(option: str, text: str) -> SplitResult:
     return place._replace(path=place.path.rstrip("/"))
 
 
-def _within(place: SplitResult, allowed: SplitResult) -> bool:
-    if (place.scheme, place.netloc.lower()) != (allowed.scheme, allowed.netloc.lower()):
+def _within(place: SplitResult, base: SplitResult) -> bool:
+    if (place.scheme, place.netloc.lower()) != (base.scheme, base.netloc.lower()):
         return False
     path = unquote(place.path)
-    inside = path == allowed.path or path.startswith(f"{allowed.path}/")
+    inside = path == base.path or path.startswith(f"{base.path}/")
     return inside and ".." not in path.replace("\\", "/").split("/")

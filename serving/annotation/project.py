@@ -117,9 +117,9 @@ def _labels(tag: ElementTree.Element) -> dict[str, str]:
         value = label.get("value", "")
         # Label Studio stores the alias where there is one. ``predicted_values`` is its attribute
         # for names that models have for a label.
-        stored = label.get("alias") or value
-        names[value] = stored
+        name = label.get("alias") or value
+        names[value] = name
         for other in label.get("predicted_values", "").split(","):
             if other.strip():
-                names[other.strip()] = stored
+                names[other.strip()] = name
     return names
