@@ -43,8 +43,10 @@ FEWEST = 20
 """Images of either kind under which nobody knows what is normal."""
 FEW = 3
 """Images of a class under which nobody knows whether it departs."""
-TELLS = 0.8
-"""AUROC of the oddest cell from which the objects of a class are the departures."""
+TELLS = 0.9
+"""AUROC of the oddest cell from which the objects of a class are the departures. Below it, what is
+odd may be the part and not its object.
+"""
 SURE = 0.5
 """Least value that a map has to reach to be of use: one normal cell in 10^3 is as odd."""
 NORMAL, ODD = 2.0, 4.0

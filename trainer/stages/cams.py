@@ -4,7 +4,7 @@ image.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
@@ -59,14 +59,14 @@ def _work(context: Context, output: Output) -> None:
         names = [context.dataset.classes[k] for k in compact]
         say(f"cams: small objects, whose maps are sharpened: {', '.join(names) or 'none'}")
         output.metrics["sharpened"] = names
-    departed = _departures(context, output, compact) if config.departures else Departed()
+    departed = _departures(context, output) if config.departures else Departed()
     make_cams(method, context.images, output, protocol, config, device, compact, departed)
     output.metrics.update(
         protocol=name, scales=list(protocol.views.scales), min_cells=config.min_cells
     )
 
 
-def _departures(context: Context, output: Output, compact: Collection[int]) -> Departed:
+def _departures(context: Context, output: Output) -> Departed:
     """The departures of the images that have classes whose maps they are."""
     config, names = context.configs.cams, context.dataset.classes
     if context.initial is None:
@@ -78,9 +78,7 @@ def _departures(context: Context, output: Output, compact: Collection[int]) -> D
     normal = learn(network, context.training, budget, context.device)
     if normal is None:
         return Departed()
-    every = departing(normal, context.tagged, len(names))
-    # A sharp map of a small object is better still.
-    own = {k: value for k, value in every.items() if k not in compact}
+    own = departing(normal, context.tagged, len(names))
     shown = ", ".join(f"{names[k]} (AUROC {value:.2f})" for k, value in own.items())
     say(f"cams: what departs from images without any class is the map of: {shown or 'none'}")
     output.metrics["departures"] = {names[k]: round(value, 3) for k, value in own.items()}
