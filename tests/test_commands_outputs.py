@@ -41,6 +41,7 @@ INPUTS = {
     "weights export": {"run"},
     "serve": {"config", "repository", "tls_cert", "tls_key", "tls_client_ca", "tokens"},
     "models": {"repository"},
+    "annotate": {"repository", "images_root", "tls_ca", "tls_cert", "tls_key"},
     "label": {"repository"},
     "bench": {"repository", "images"},
     "segment": {"image", "tls_ca", "tls_cert", "tls_key"},
@@ -127,6 +128,9 @@ OUTPUTS: dict[tuple[str, str], list[Arguments]] = {
             *("segment", data / "0.png", data.parent / "new.png", "--overlay", to),
             *UNREACHABLE,
         ]
+    ],
+    ("serve", "capture"): [
+        lambda data, run, to: ["serve", "--repository", data / "no", "--port", 0, "--capture", to]
     ],
     ("token", "file"): [lambda data, run, to: ["token", "ci", "--role", "infer", "--file", to]],
 }

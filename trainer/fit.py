@@ -160,6 +160,8 @@ def check_processes(plan: Plan) -> None:
     """
     run = plan.context.run
     lock = run.path / ".lock"
+    # By now the first process has written its note into the lock.
+    wait_for_all()
     check_same(
         lock.read_text() if lock.exists() else "",
         f"{run.path} is not the same folder on every machine",
