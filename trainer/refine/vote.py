@@ -156,7 +156,7 @@ def origins(config: Mapping[str, Mapping[str, Any]], with_masks: bool = True) ->
         config: sections of a manifest, by name.
         with_masks: whether what is measured was made from the masks.
     """
-    method = config["method"]
+    method = config.get("method", {})
     names = [origin(method) if method.get("contrast") else ""]
     names += [origin(config["refine"])] if with_masks else []
     # What the user gave says more than what was made of the images.
