@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Annotated, Literal
 
 import torch
@@ -58,16 +58,20 @@ def lse(maps: torch.Tensor, sharpness: float = 4.0) -> torch.Tensor:
     """Log-sum-exp pooling, ``[B,K,h,w] -> [B,K]``: log(mean(exp(r M))) / r, a smooth step from
     average to maximum (Pinheiro and Collobert, CVPR 2015, eq. 6).
     """
-    cells = maps.flatten(2)
-    # torch.logsumexp subtracts the largest value first, so that nothing overflows.
-    total = torch.logsumexp(sharpness * cells, dim=2)
-    return (total - math.log(cells.shape[2])) / sharpness
+    cells = sharpness * maps.flatten(2)
+    # Without the largest value nothing overflows. A mean instead of the logarithm of the number of
+    # cells, which an exported graph would keep from the image that it was traced with.
+    top = cells.detach().amax(2, keepdim=True)
+    return ((cells - top).exp().mean(2).log() + top[:, :, 0]) / sharpness
 
 
 def topk(maps: torch.Tensor, share: float = 0.05) -> torch.Tensor:
     """Mean of the highest cells of each map, ``[B,K,h,w] -> [B,K]``."""
     cells = maps.flatten(2)
-    return cells.topk(max(1, round(share * cells.shape[2])), dim=2).values.mean(2)
+    # In whole numbers: the number of cells has no value yet while a graph is exported.
+    part = Fraction(share).limit_denominator(10_000)
+    count = (2 * part.numerator * cells.shape[2] + part.denominator) // (2 * part.denominator)
+    return cells.topk(torch.sym_max(count, 1), dim=2).values.mean(2)
 
 
 def hspp(

@@ -25,6 +25,7 @@ from trainer.export.card import card_from_manifest
 from trainer.export.publish import export_model
 from trainer.maps.camfile import stride4
 from trainer.maps.protocols import PROTOCOLS, merge
+from trainer.methods.registry import build_method, declaration
 from trainer.nets.graphs import CamGraph, SegmenterGraph
 from trainer.nets.pixel_graph import PixelGraph
 from trainer.nets.resampling import resize_bicubic, scaled_size
@@ -712,3 +713,18 @@ def test_a_network_that_does_not_bear_half_precision_is_refused(tmp_path: Path) 
     ):
         export_model(graph, fields(), tmp_path, "pets", IMAGES[:1], half=True)
     assert everything(tmp_path) == []
+
+
+@pytest.mark.parametrize("pooling", ["gap", "gmp", "hspp", "lse", "topk"])
+def test_every_pooling_counts_the_cells_of_the_image_at_hand(pooling: str) -> None:
+    torch.manual_seed(0)
+    config = declaration("cam").config(pooling=pooling, hspp_bins="adaptive")
+    graph = CamGraph(build_method("cam", config, "resnet18", {}, 3), (1.0,), flip=False)
+    session = onnxruntime.InferenceSession(
+        onnx_graph.to_onnx(graph).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    for height, width in ((64, 96), (150, 90), (200, 320)):
+        image = scene(height, width, 1)[None]
+        with torch.inference_mode():
+            expected = graph(torch.from_numpy(image))[1].numpy()
+        np.testing.assert_allclose(session.run(["scores"], {"image": image})[0], expected, 1e-4)
