@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -159,6 +160,13 @@ def test_the_golden_image_is_run_and_compared(tmp_path, name, kind):
         check_promise(card, Lying(card, **{output: lambda a: np.roll(a, 9, 2)}))
     with pytest.raises(RepositoryError, match=r"scores are up to 0\.150 off"):
         check_promise(card, Lying(card, scores=lambda a: a + np.float32(0.15)))
+
+
+def test_the_golden_image_keeps_its_size_where_photographs_get_another(tmp_path):
+    card = replace(read_card(tiny_models.export(tmp_path, golden=True)), side=100)
+    engine = Lying(card)
+    check_promise(card, engine)
+    assert engine.shapes == [{"image": (1, 40, 56, 3)}]
 
 
 def test_golden_files_that_are_none(tmp_path):
