@@ -118,7 +118,9 @@ def test_as_dict_is_plain_json():
         "workers": -1,
         "bad": "stop",
         "pixels": 4_000_000,
+        "side": 0,
         "tile": 0,
         "sharpen": False,
+        "departures": False,
         "unknown": 0.5,
     }
