@@ -92,17 +92,18 @@ class Cam(LinearCam):
 
         ``batch["segments"]`` are ids, int64 ``[B,H,W]``, 0 outside of all segments.
         """
+        if self.embedding is None:
+            return super().loss(batch, rng)
         f = self.features(batch["image"])
-        terms = {"cls": tag_loss(at_least_float32(self.logits(f)), batch["tags"])}
-        if self.embedding is not None:
-            stride, (height, width) = self.config.loss_stride, batch["image"].shape[2:]
-            size = (-(-height // stride), -(-width // stride))
-            with full_precision(f.device.type):
-                small = self.embedding(at_least_float32(f))
-                e = F.interpolate(small, size, mode="bilinear", align_corners=False)
-                ids = F.interpolate(batch["segments"][:, None].float(), size)[:, 0].long()
-                terms["contrast"] = self.config.contrast * contrast_loss(e, ids)
-        return terms
+        stride, (height, width) = self.config.loss_stride, batch["image"].shape[2:]
+        size = (-(-height // stride), -(-width // stride))
+        with full_precision(f.device.type):
+            small = self.embedding(at_least_float32(f))
+            e = F.interpolate(small, size, mode="bilinear", align_corners=False)
+            ids = F.interpolate(batch["segments"][:, None].float(), size)[:, 0].long()
+            contrast = self.config.contrast * contrast_loss(e, ids)
+        cls = tag_loss(at_least_float32(self.logits(f)), batch["tags"])
+        return {"cls": cls, "contrast": contrast}
 
 
 def preparations(config: Config) -> list[Preparation]:
