@@ -4,9 +4,11 @@ from typing import Literal
 import pytest
 
 from trainer import config as knobs
+from trainer.context import results_of
 from trainer.errors import ConfigError
 from trainer.maps.protocols import CamsConfig
 from trainer.methods.recipes import ClassifyConfig
+from trainer.segmenters.config import SegmentConfig
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,11 @@ def test_inherited_knobs_and_ready_values_are_taken():
     )
     assert (changed.momentum, changed.crop, changed.resize) == (0.9, 64, (32, 64))
     assert changed.epochs == ClassifyConfig().epochs
+
+
+def test_runs_of_earlier_versions_keep_their_segmenters():
+    assert not {"side", "tag_loss", "verdict"} & results_of(SegmentConfig()).keys()
+    assert results_of(SegmentConfig(side=340))["side"] == 340
 
 
 def test_as_dict_is_plain_json():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -115,6 +116,7 @@ class SegmentConfig(Training):
     """
 
     section: ClassVar[str] = "segment"
+    later: ClassVar[Mapping[str, Any]] = {"side": 0, "tag_loss": 0.0, "verdict": False}
 
     network: Network = "aspp"
     epochs: Annotated[int, Range(1, 10_000)] = 12

@@ -36,6 +36,8 @@ from trainer.training.inference import (
 )
 from trainer.weights.loading import load_backbone
 
+NONE = Departed()
+
 
 def stage() -> Stage:
     """The stage after ``classify``."""
@@ -59,7 +61,7 @@ def _work(context: Context, output: Output) -> None:
         names = [context.dataset.classes[k] for k in compact]
         say(f"cams: small objects, whose maps are sharpened: {', '.join(names) or 'none'}")
         output.metrics["sharpened"] = names
-    departed = _departures(context, output) if config.departures else Departed()
+    departed = _departures(context, output) if config.departures else NONE
     make_cams(method, context.images, output, protocol, config, device, compact, departed)
     output.metrics.update(
         protocol=name, scales=list(protocol.views.scales), min_cells=config.min_cells
@@ -70,14 +72,14 @@ def _departures(context: Context, output: Output) -> Departed:
     """The departures of the images that have classes whose maps they are."""
     config, names = context.configs.cams, context.dataset.classes
     if context.initial is None:
-        return Departed()
+        return NONE
     network = build_backbone(context.backbone)
     load_backbone(network, context.initial.path)
     # At their own size: smaller images have lost what is fine, larger ones look odd everywhere.
     budget = Budget(config.batch, config.pixels)
     normal = learn(network, context.training, budget, context.device)
     if normal is None:
-        return Departed()
+        return NONE
     own = departing(normal, context.tagged, len(names))
     shown = ", ".join(f"{names[k]} (AUROC {value:.2f})" for k, value in own.items())
     say(f"cams: what departs from images without any class is the map of: {shown or 'none'}")
@@ -94,7 +96,7 @@ def make_cams(
     config: CamsConfig,
     device: str = "auto",
     compact: Sequence[int] = (),
-    departed: Departed | None = None,
+    departed: Departed = NONE,
 ) -> None:
     """Write ``<id>.npz`` for every record, with a map of each class that ``classes_of`` names;
     files that exist and load are kept. The maps of the classes ``compact`` are sharpened, and
@@ -129,8 +131,7 @@ def make_cams(
                 stable.append(stability(pairs))
                 # SEAM's normalisation can fall just below 0.
                 merged = merge(pairs, stride4(batch.size), protocol).clamp(0, 1).numpy()
-                if departed:
-                    departed.replace(record.id, own, merged)
+                departed.replace(record.id, own, merged)
                 write_cam(cam_path(output.folder, record.id), own, merged, batch.size)
                 advance()
     shares = gathered([share for share in stable if share is not None])
