@@ -8,9 +8,10 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -81,7 +82,7 @@ def over_images(
     results = (
         _in_process(function, items) if count <= 1 else _in_pool(function, items, count, limit)
     )
-    with progress_bar(title, total, progress) as advance:
+    with closing(results), progress_bar(title, total, progress) as advance:
         for item, result, error in results:
             if isinstance(error, BrokenProcessPool):
                 raise RunError(
@@ -159,7 +160,7 @@ def joined(problems: Sequence[UserError], total: int, what: str) -> DataError:
 
 def _in_process(
     function: Callable[[Item], Result], items: Iterable[Item]
-) -> Iterator[tuple[Item, Any, BaseException | None]]:
+) -> Generator[tuple[Item, Any, BaseException | None], None, None]:
     for item in items:
         yield _attempt(function, item)
 
@@ -175,7 +176,7 @@ def _attempt(
 
 def _in_pool(
     function: Callable[[Item], Result], items: Iterable[Item], count: int, limit: Work | None
-) -> Iterator[tuple[Item, Any, BaseException | None]]:
+) -> Generator[tuple[Item, Any, BaseException | None], None, None]:
     methods = multiprocessing.get_all_start_methods()
     # Not fork: a forked copy of a process that has used OpenMP threads (torch) can hang.
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
@@ -187,6 +188,7 @@ def _in_pool(
     pool = ProcessPoolExecutor(
         count, mp_context=context, initializer=_start_worker, initargs=(function,)
     )
+    owner = threading.current_thread()
     try:
         waiting: deque[tuple[Item, Future[Any]]] = deque()
         weights: dict[Future[Any], int] = {}
@@ -202,7 +204,9 @@ def _in_pool(
         while waiting:
             yield _outcome(*waiting.popleft())
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        # A loop that was left early is closed by the garbage collection, which runs in any thread:
+        # also in the pool's own, which cannot wait for itself.
+        pool.shutdown(wait=threading.current_thread() is owner, cancel_futures=True)
 
 
 def _full(weights: Mapping[Future[Any], int], weight: int, limit: Work, count: int) -> bool:

@@ -223,6 +223,31 @@ def test_pool_keeps_order_and_names_the_item_that_failed():
     assert list(over_images(partial(fail_on, 0), [], 2)) == []
 
 
+def slow(number):
+    time.sleep(0.1)
+    return number
+
+
+def test_a_loop_that_was_left_early_may_be_closed_in_the_pools_own_thread():
+    from threading import Event
+
+    results = pool._in_pool(slow, list(range(30)), 2, None)
+    assert next(results) == (0, 0, None)
+    # As a garbage collection may: futures call back from the thread that the pool waits for.
+    ended, problems = Event(), []
+
+    def close(_):
+        try:
+            results.close()
+        except RuntimeError as error:
+            problems.append(error)
+        ended.set()
+
+    results.gi_frame.f_locals["waiting"][-1][1].add_done_callback(close)
+    assert ended.wait(60)
+    assert not problems
+
+
 def half(seen, number):
     seen.append(number)
     if number % 2:
