@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from fast import FAST
 
+from trainer.commands import demo
+
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -136,3 +138,15 @@ def test_killed_training_goes_on_to_the_same_weights(
     trainer("fit", scenes, "--run", tmp_path / "broken", *knobs)
     first, second = (tmp_path / name / "classify" / "model.pt" for name in ("whole", "broken"))
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_demo_reaches_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "SCENES", ("--count", "16", "--size", "64"))
+    monkeypatch.setattr(demo, "FIT", FAST)
+    lines: list[str] = []
+    result = demo.run_demo(tmp_path / "demo", lines.append)
+    assert set(result["miou"]) == {"cam", "refined", "segment"}
+    assert all(0 <= value <= 1 for value in result["miou"].values())
+    assert all(Path(place).exists() for place in result["look_at"].values())
+    assert len(list((tmp_path / "demo" / "masks").glob("*.png"))) == 16
+    assert "mIoU on val: cam 0." in lines[-5]
