@@ -174,7 +174,7 @@ def _read_rows(
     table: Table,
     columns: Columns,
     files: Walk,
-    all_tags: list[RowTags | None],
+    all_tags: list[RowTags],
     remarks: Remarks,
 ) -> tuple[dict[Path, _Row], Counter[str]]:
     """What the table says about each image, and how often it names each class."""
@@ -185,8 +185,6 @@ def _read_rows(
     failures: dict[str, list[str]] = defaultdict(list)
     counts: Counter[str] = Counter({table.columns[c]: 0 for c in columns.classes})
     for name, tags, split, group in zip(names, all_tags, splits, groups, strict=True):
-        if tags is None:
-            continue
         counts.update(tags.present)
         # A class that is unknown everywhere is one all the same: ``check`` tells that it is empty.
         counts.update(dict.fromkeys(tags.unknown, 0))

@@ -72,8 +72,6 @@ def _records(
     for cell, row, belongs in zip(table.cells(image), rows, table.cells(group), strict=True):
         # An absolute path takes the place of the folder.
         file = root / cell.replace("\\", "/")
-        if row is None:
-            continue
         if os.path.isfile(file):
             records.append(Record(file.stem, file, row.present, None, row.unknown, belongs))
         else:

@@ -105,8 +105,6 @@ def read_label_csv(path: Path, config: DataConfig) -> tuple[tuple[str, ...], lis
     rows = flags(table, columns, remarks, config.missing)
     for cell, line, row, belongs in zip(table.cells(image), table.lines, rows, groups, strict=True):
         key = _id_of(cell, 0)
-        # Without a list for problems, flags has raised one for a row that says nothing.
-        assert row is not None
         record = Record(key, path, row.present, None, row.unknown, belongs)
         if records.setdefault(key, record) != record:
             raise DataError(

@@ -185,7 +185,7 @@ def _csv_facts(
         matches = finder.find(cell)
         if len(matches) != 1:
             strangers.append(cell)
-        elif row is not None:
+        else:
             key, said = ids[matches[0]], (row, belongs)
             if facts.setdefault(key, said) != said:
                 clashes.append(key)

@@ -144,8 +144,8 @@ def _split_column(table: Table, others: set[int | None]) -> int | None:
 
 def read_tags(
     table: Table, columns: Columns, classes: list[str], config: DataConfig, remarks: Remarks
-) -> list[RowTags | None]:
-    """The tags of each row; None where a row cannot be read, which is a problem.
+) -> list[RowTags]:
+    """The tags of each row.
 
     Args:
         table: the table.
@@ -161,9 +161,7 @@ def read_tags(
         rows = flags(table, columns.classes, remarks, config.missing)
         names = [table.columns[c] for c in columns.classes]
         return [
-            None
-            if row is None
-            else RowTags({names[k] for k in row.present}, {names[k] for k in row.unknown})
+            RowTags({names[k] for k in row.present}, {names[k] for k in row.unknown})
             for row in rows
         ]
     cells = tags_of(table.cells(columns.tag), classes)

@@ -149,29 +149,30 @@ def read_text(path: Path) -> tuple[str, list[str]]:
 
 def flags(
     table: Table, columns: Sequence[int], remarks: Remarks, missing: str = "absent"
-) -> list[Flags | None]:
-    """What each row says about ``columns``; None for a row with a cell that says nothing.
+) -> list[Flags]:
+    """What each row says about ``columns``.
 
     Args:
         table: the table.
         columns: its 0/1 columns.
-        remarks: gets cells that are neither 0 nor 1 nor unknown, and columns of unknowns only.
+        remarks: gets cells that are neither 0 nor 1 nor unknown, which count as unknown; and
+            columns of unknowns only.
         missing: ``data.missing``, the meaning of a blank cell in a table of marks, which has no
             cell that says 0. A blank cell beside zeros is unknown.
     """
-    rows: list[Flags | None] = []
+    rows: list[Flags] = []
     bad: list[str] = []
     values: Counter[str] = Counter()
     meaning = _reading(table, columns, missing)
     said: set[int] = set()
     for cells, line in zip(table.rows, table.lines, strict=True):
-        answers = [meaning.get(cells[column].lower()) for column in columns]
+        answers = [meaning.get(cells[column].lower(), "") for column in columns]
         for column, answer in zip(columns, answers, strict=True):
-            if answer is None:
+            if not answer:
                 values[cells[column]] += 1
                 bad.append(f"line {line}, column {table.columns[column]!r}: {cells[column]!r}")
         said.update(c for c, answer in zip(columns, answers, strict=True) if answer != "unknown")
-        rows.append(None if None in answers else _flags_of(answers))
+        rows.append(_flags_of(answers))
     if bad:
         counts = some(f"{value!r} {count} times" for value, count in values.most_common())
         remarks.problem(
@@ -195,10 +196,10 @@ def _check_stated(table: Table, columns: Sequence[int], remarks: Remarks) -> Non
         )
 
 
-def _flags_of(answers: Sequence[str | None]) -> Flags:
+def _flags_of(answers: Sequence[str]) -> Flags:
     return Flags(
         tuple(k for k, answer in enumerate(answers) if answer == "present"),
-        tuple(k for k, answer in enumerate(answers) if answer == "unknown"),
+        tuple(k for k, answer in enumerate(answers) if answer in ("unknown", "")),
     )
 
 

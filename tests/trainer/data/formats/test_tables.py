@@ -118,7 +118,10 @@ def test_one_error_for_all_cells_that_are_neither_yes_nor_no(tmp_path: Path) -> 
     )
     problems: list[DataError] = []
     data = open_dataset(tmp_path, problems)
-    assert tags(data) == {"d": ["cat"]}
+    assert tags(data) == {"a": ["cat"], "d": ["cat"], "sub__b": [], "Kühe 1": []}
+    # Their rows are there: one cell of each is wrong, and no other.
+    assert "no row" not in notes(data)
+    assert data.records["a"].unknown == (1,)
     (problem,) = problems
     assert "has 4 cells that are neither 0 nor 1 ('2' 2 times, 'maybe' 1 times" in problem.found
     assert "line 2, column 'dog': '2'" in problem.found
