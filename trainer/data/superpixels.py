@@ -23,7 +23,7 @@ from trainer.errors import DataError
 from trainer.files import is_whole, write_atomic
 from trainer.pool import each_image
 
-MAX_SEGMENTS = 10_000
+MAX_SUPERPIXELS = 10_000
 """SLIC may make up to four times as many as asked for, and ids have 16 bits."""
 LONG_SIDE = 1024
 """Larger photographs are made this large first, for time and memory: no training view is larger."""
@@ -31,7 +31,7 @@ LONG_SIDE = 1024
 Ids = npt.NDArray[np.uint16]
 
 
-def make_segments(
+def make_superpixels(
     records: Sequence[Record],
     folder: Path,
     count: int,
@@ -63,7 +63,7 @@ def make_segments(
     )
 
 
-def read_segments(record: Record, folder: Path) -> Ids:
+def read_superpixels(record: Record, folder: Path) -> Ids:
     """Ids from 1 on, ``uint16 [H,W]``, of the photograph or of its smaller copy.
 
     Raises:
@@ -104,13 +104,13 @@ def _unusable(path: Path, problem: str, expected: str) -> DataError:
 
 
 def superpixels(pixels: npt.NDArray[np.uint8], count: int) -> Ids:
-    """Super-pixels of a photograph, or of a smaller copy of a large one. See ``slic_segments``."""
+    """See ``slic_superpixels``; of a large photograph, those of a smaller copy."""
     if max(pixels.shape[:2]) > LONG_SIDE:
         pixels = np.asarray(resize_long(Image.fromarray(pixels), LONG_SIDE))
-    return slic_segments(pixels, count)
+    return slic_superpixels(pixels, count)
 
 
-def slic_segments(pixels: npt.NDArray[np.uint8], count: int) -> Ids:
+def slic_superpixels(pixels: npt.NDArray[np.uint8], count: int) -> Ids:
     """About ``count`` super-pixels of an image ``[H,W,3]``: ids from 1 on, ``[H,W]``."""
     from skimage.segmentation import slic
 
@@ -133,7 +133,7 @@ def _make_one(folder: Path, count: int, record: Record) -> None:
 
 
 def _fits(record: Record, folder: Path) -> bool:
-    rows, columns = read_segments(record, folder).shape
+    rows, columns = read_superpixels(record, folder).shape
     height, width = image_size(record.image)
     scale = min(1.0, LONG_SIDE / max(height, width))
     # Sides were rounded to whole pixels.

@@ -27,7 +27,7 @@ from torch import nn
 
 from trainer.config import Range
 from trainer.data.loader import Batch
-from trainer.data.superpixels import MAX_SEGMENTS
+from trainer.data.superpixels import MAX_SUPERPIXELS
 from trainer.methods.base import at_least_float32, full_precision
 from trainer.methods.contrast import (
     SUPERPIXELS,
@@ -68,7 +68,7 @@ class Config(LinearConfig):
 
     contrast: Annotated[float, Range(0, 1000)] = 0.0
     segments: str = SUPERPIXELS
-    superpixels: Annotated[int, Range(2, MAX_SEGMENTS)] = 200
+    superpixels: Annotated[int, Range(2, MAX_SUPERPIXELS)] = 200
     loss_stride: Annotated[int, Range(1, 64)] = 4
 
     def __post_init__(self) -> None:

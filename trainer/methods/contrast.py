@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from trainer.data.coco.segments import SUFFIXES, Positions, read_segments, segment_files
 from trainer.data.dataset import Record
 from trainer.data.pixels import image_size
-from trainer.data.superpixels import Ids, make_segments, read_ids, renumbered, write_ids
+from trainer.data.superpixels import Ids, make_superpixels, read_ids, renumbered, write_ids
 from trainer.errors import ConfigError
 from trainer.files import file_sha256, is_whole
 from trainer.methods.inputs import Input
@@ -101,7 +101,7 @@ def segment_stage(segments: str, count: int) -> Preparation:
     folder = Path(segments)
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
     facts = tuple((p, p.stat().st_size, p.stat().st_mtime_ns) for p in files)
-    return Preparation(STAGE, {"sha256": _content(facts)}, False, partial(_copy_given, folder))
+    return Preparation(STAGE, {"sha256": _content(facts)}, False, partial(_copy_segments, folder))
 
 
 def with_segments(run: Path) -> dict[str, Input]:
@@ -129,11 +129,11 @@ def _read(record: Record, folder: Path) -> Ids:
 
 def _make_superpixels(count: int, shop: Workshop, stage: Output) -> None:
     if rank() == 0:
-        make_segments(shop.records, stage.folder, count, progress=True)
+        make_superpixels(shop.records, stage.folder, count, progress=True)
         stage.outputs.update(count=len(shop.records))
 
 
-def _copy_given(folder: Path, shop: Workshop, stage: Output) -> None:
+def _copy_segments(folder: Path, shop: Workshop, stage: Output) -> None:
     if rank() > 0:
         return
     files = segment_files(folder, shop.dataset, shop.records, "--set method.segments=superpixels")

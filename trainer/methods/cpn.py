@@ -26,7 +26,7 @@ import torch
 
 from trainer.config import Range
 from trainer.data.loader import Batch
-from trainer.data.superpixels import MAX_SEGMENTS, make_segments, read_segments, renumbered
+from trainer.data.superpixels import MAX_SUPERPIXELS, make_superpixels, read_superpixels, renumbered
 from trainer.errors import ConfigError
 from trainer.methods.correlation import (
     Correlated,
@@ -99,7 +99,7 @@ class Config(NetworkConfig):
 
     patches: Literal["grid", "superpixel"] = "grid"
     grid: Annotated[tuple[int, ...] | Literal["auto"], Range(1, 4096, least=1)] = "auto"
-    segments: Annotated[int, Range(2, MAX_SEGMENTS)] = 200
+    segments: Annotated[int, Range(2, MAX_SUPERPIXELS)] = 200
     hidden: Annotated[float, Range(0, 1, above=True, below=True)] = 0.5
     draw: Draw = "independent"
     prcm: Literal["off", "on", "code", "transposed", "class_softmax"] = "code"
@@ -130,8 +130,8 @@ class Cpn(Correlated):
         count = self.config.segments
         # Beside the stages' folders: super-pixels outlive a change of the training.
         folder = run / "superpixels" / str(count)
-        make = partial(make_segments, folder=folder, count=count, progress=True)
-        reader = partial(read_segments, folder=folder)
+        make = partial(make_superpixels, folder=folder, count=count, progress=True)
+        reader = partial(read_superpixels, folder=folder)
         # Numbered anew after the crop, so that only super-pixels that are left are drawn.
         return {"segments": Input(reader, follows_image=True, finish=renumbered, make=make)}
 

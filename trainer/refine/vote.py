@@ -28,7 +28,7 @@ from trainer.data.coco.segments import (
 from trainer.data.dataset import IGNORE, Dataset, Record
 from trainer.data.pixels import image_size
 from trainer.data.sizes import enlarged
-from trainer.data.superpixels import MAX_SEGMENTS, superpixels
+from trainer.data.superpixels import MAX_SUPERPIXELS, superpixels
 from trainer.errors import DataError, some
 from trainer.files import file_sha256
 
@@ -53,7 +53,7 @@ class VoteConfig(Knobs):
     """
 
     segments: str = NONE
-    superpixels: Annotated[int, Range(2, MAX_SEGMENTS)] = 300
+    superpixels: Annotated[int, Range(2, MAX_SUPERPIXELS)] = 300
     segment_share: Annotated[float, Range(0, 1, below=True)] = 0.5
     segment_cover: Annotated[float, Range(0, 1, above=True)] = 0.85
     segment_order: Literal["share", "class"] = "share"

@@ -8,7 +8,12 @@ from tiny_nets import pictures
 
 from trainer.data import superpixels
 from trainer.data.dataset import Record
-from trainer.data.superpixels import make_segments, read_segments, renumbered, slic_segments
+from trainer.data.superpixels import (
+    make_superpixels,
+    read_superpixels,
+    renumbered,
+    slic_superpixels,
+)
 from trainer.data.transforms import MEAN, STD, classify_planes, sample_rng
 from trainer.errors import DataError
 
@@ -30,7 +35,7 @@ def colours(view) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [(60, 80), (1, 1), (1, 7), (3, 3)])
 def test_ids_are_consecutive_from_one(size):
-    ids = slic_segments(smooth(*size), 20)
+    ids = slic_superpixels(smooth(*size), 20)
     assert ids.shape == size
     assert ids.dtype == np.uint16
     assert np.array_equal(np.unique(ids), np.arange(1, ids.max() + 1))
@@ -39,7 +44,7 @@ def test_ids_are_consecutive_from_one(size):
 
 
 def test_one_colour_is_cut_too():
-    assert slic_segments(np.full((60, 80, 3), 7, np.uint8), 20).max() > 5
+    assert slic_superpixels(np.full((60, 80, 3), 7, np.uint8), 20).max() > 5
 
 
 def test_renumbered():
@@ -52,7 +57,7 @@ def test_renumbered():
 
 @pytest.mark.parametrize("size", [(40, 50), (20, 60)])
 def test_ids_follow_the_image(size):
-    ids = slic_segments(smooth(*size), 30)
+    ids = slic_superpixels(smooth(*size), 30)
     image = painted(ids)
     flipped = set()
     for n in range(12):
@@ -72,7 +77,7 @@ def test_ids_follow_the_image(size):
 
 
 def test_ids_follow_a_resized_image():
-    ids = slic_segments(np.full((48, 64, 3), 9, np.uint8), 8)
+    ids = slic_superpixels(np.full((48, 64, 3), 9, np.uint8), 8)
     view, (cut,) = classify_planes(painted(ids), [ids], sample_rng(0, 0, 1), (128, 128), 96, False)
     same = (colours(view) == painted(cut)).all(2)
     # Bicubic blends along the borders only.
@@ -84,7 +89,7 @@ def test_the_image_is_that_of_samples_without_ids():
     image = smooth(40, 50)
     for n in range(4):
         with_ids = classify_planes(
-            image, [slic_segments(image, 9)], sample_rng(3, 0, n), (32, 64), 32, True
+            image, [slic_superpixels(image, 9)], sample_rng(3, 0, n), (32, 64), 32, True
         )[0]
         assert np.array_equal(
             with_ids, classify_planes(image, [], sample_rng(3, 0, n), (32, 64), 32, True)[0]
@@ -103,13 +108,13 @@ def times(folder: Path) -> dict[str, int]:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_segments_are_made_once(records, tmp_path, workers):
     folder = tmp_path / "superpixels" / "12"
-    make_segments(records, folder, 12, workers)
+    make_superpixels(records, folder, 12, workers)
     first = times(folder)
     assert set(first) == {"p0.png", "p1.png", "p2.png"}
     for record in records:
         image = np.asarray(Image.open(record.image))
-        assert np.array_equal(read_segments(record, folder), slic_segments(image, 12))
-    make_segments(records, folder, 12, workers)
+        assert np.array_equal(read_superpixels(record, folder), slic_superpixels(image, 12))
+    make_superpixels(records, folder, 12, workers)
     assert times(folder) == first
 
 
@@ -118,7 +123,7 @@ def test_segments_are_made_once(records, tmp_path, workers):
 )
 def test_missing_and_damaged_files_are_made_again(records, tmp_path, damage):
     folder = tmp_path / "superpixels"
-    make_segments(records, folder, 12, 0)
+    make_superpixels(records, folder, 12, 0)
     path, whole, kept = folder / "p1.png", (folder / "p1.png").read_bytes(), times(folder)
     if damage == "missing":
         path.unlink()
@@ -129,15 +134,15 @@ def test_missing_and_damaged_files_are_made_again(records, tmp_path, damage):
     elif damage == "older":
         os.utime(path, (1, 1))
     else:
-        ids = read_segments(records[1], folder)
+        ids = read_superpixels(records[1], folder)
         ids[0, 0] = 0 if damage == "zero" else 1
         made = {"eight bits": ids.astype(np.uint8), "other size": ids[:-1]}.get(damage, ids)
         Image.fromarray(made).save(path)
     if damage in ("missing", "cut", "empty", "eight bits", "zero"):
         with pytest.raises(DataError) as caught:
-            read_segments(records[1], folder)
+            read_superpixels(records[1], folder)
         assert "run the same command again" in caught.value.hint
-    make_segments(records, folder, 12, 0)
+    make_superpixels(records, folder, 12, 0)
     assert path.read_bytes() == whole
     assert {k: v for k, v in times(folder).items() if k != "p1.png"} == {
         k: v for k, v in kept.items() if k != "p1.png"
@@ -147,17 +152,17 @@ def test_missing_and_damaged_files_are_made_again(records, tmp_path, damage):
 def test_one_bad_image_does_not_lose_the_others(records, tmp_path):
     records[1].image.write_bytes(b"no image")
     with pytest.raises(DataError, match="1 of 3 images have no super-pixels"):
-        make_segments(records, tmp_path / "s", 12, 0)
+        make_superpixels(records, tmp_path / "s", 12, 0)
     assert set(times(tmp_path / "s")) == {"p0.png", "p2.png"}
 
 
 def test_large_photographs_are_made_smaller_first(records, tmp_path, monkeypatch):
     monkeypatch.setattr(superpixels, "LONG_SIDE", 33)
-    make_segments(records, tmp_path / "s", 12, 0)
+    make_superpixels(records, tmp_path / "s", 12, 0)
     first = times(tmp_path / "s")
-    ids = read_segments(records[0], tmp_path / "s")
+    ids = read_superpixels(records[0], tmp_path / "s")
     assert max(ids.shape) == 33
-    make_segments(records, tmp_path / "s", 12, 0)
+    make_superpixels(records, tmp_path / "s", 12, 0)
     assert times(tmp_path / "s") == first
     image = np.asarray(Image.open(records[0].image))
     view, (cut,) = classify_planes(image, [ids], sample_rng(0, 0, 0), (44, 44), 48, False)
