@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +21,14 @@ class Cam(NamedTuple):
         classes: ``int16 [k]``, class indices 0..K-1, ascending; only the classes of the image.
         maps: ``float32 [k,h,w]`` in 0..1, at stride 4.
         size: ``(H, W)`` of the image.
+        agreement: how much the views agree that the maps were made from, see ``stability``; None
+            where that was not measured.
     """
 
     classes: npt.NDArray[np.int16]
     maps: npt.NDArray[np.float32]
     size: tuple[int, int]
+    agreement: float | None = None
 
 
 def no_maps(size: tuple[int, int]) -> Cam:
@@ -43,8 +46,14 @@ def stride4(size: tuple[int, int]) -> tuple[int, int]:
     return (size[0] - 1) // 4 + 1, (size[1] - 1) // 4 + 1
 
 
-def write_cam(path: Path, classes: npt.ArrayLike, maps: npt.ArrayLike, size: Sequence[int]) -> None:
-    """Store maps ``[k,h,w]`` in 0..1 as float16, whole or not at all.
+def write_cam(
+    path: Path,
+    classes: npt.ArrayLike,
+    maps: npt.ArrayLike,
+    size: Sequence[int],
+    agreement: float | None = None,
+) -> None:
+    """Store maps ``[k,h,w]`` in 0..1 as float16, whole or not at all. Arguments as in ``Cam``.
 
     Raises:
         ValueError: shapes that do not belong together, or values that are not finite or outside
@@ -62,10 +71,15 @@ def write_cam(path: Path, classes: npt.ArrayLike, maps: npt.ArrayLike, size: Seq
             f"maps of {path.stem} run from {values.min()} to {values.max()}, not within 0..1"
         )
     # Between 0.5 and 1 float16 steps by 0.0005, far below what a threshold can tell apart.
+    arrays: dict[str, Any] = {
+        "classes": indices,
+        "maps": values.astype(np.float16),
+        "size": np.asarray(size, np.int32),
+    }
+    if agreement is not None:
+        arrays["agreement"] = np.asarray(agreement)
     buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer, classes=indices, maps=values.astype(np.float16), size=np.asarray(size, np.int32)
-    )
+    np.savez_compressed(buffer, **arrays)
     write_atomic(path, buffer.getvalue())
 
 
@@ -81,6 +95,7 @@ def read_cam(path: Path) -> Cam:
                 archive["classes"].astype(np.int16),
                 archive["maps"].astype(np.float32),
                 (int(archive["size"][0]), int(archive["size"][1])),
+                float(archive["agreement"]) if "agreement" in archive else None,
             )
     # A damaged archive fails in many ways, and each of them means the same.
     except Exception as error:

@@ -1,15 +1,15 @@
 """Maps of what departs from the images that show no class.
 
 A classifier looks at what tells its classes apart, which need not be the object: of a chipped edge
-it may know the shadow beside it. Where hundreds of images show nothing, what is normal is known
-too. Features of a network that knows photographs are described by one normal distribution over all
+it may know the shadow beside it. Hundreds of images without any class also tell what is normal.
+Features of a network that knows photographs are described by one normal distribution over all
 cells of these images, and a cell is odd as far as its Mahalanobis distance is rare among them
 (Rippel, Mertens and Merhof, "Modeling the Distribution of Normal Data in Pre-Trained Deep Features
 for Anomaly Detection", ICPR 2020, eq. 1; cells of several depths as in Defard et al., "PaDiM", ICPR
 workshops 2021).
 
-Whether the objects of a class are such departures is found from tags alone: their oddest cell tells
-images of the class from images without any.
+Tags alone tell whether the objects of a class are such departures: the oddest cell of an image then
+separates images of the class from images without any.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ NORMAL, ODD = 2.0, 4.0
 """The map is 0 where one normal cell in 10^2 is as odd, and 1 where one in 10^4 is."""
 
 
-class Departures:
-    """See the module.
+class NormalCells:
+    """The cells of images without any class, and how far other cells are from them.
 
     Args:
         network: a backbone on the weights that the training starts from.
-        normal: images that show no class, of which ``fit`` learns what is normal.
+        normal: images that show no class: their cells are what is normal.
         others: such images of other groups, which tell how odd a normal cell gets.
         budget: how much is viewed at once.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -86,7 +86,7 @@ class Departures:
         features = self.network(images_B3HW)
         height, width = images_B3HW.shape[2:]
         size = (-(-height // STRIDE), -(-width // STRIDE))
-        joined = torch.cat(
+        cells = torch.cat(
             [
                 F.interpolate(
                     F.avg_pool2d(features[name], 3, 1, 1, count_include_pad=False),
@@ -98,9 +98,9 @@ class Departures:
             ],
             1,
         )
-        return joined[:, :: -(-joined.shape[1] // CHANNELS)]
+        return cells[:, :: -(-cells.shape[1] // CHANNELS)]
 
-    def _looked_at(
+    def _batches(
         self, records: Sequence[Record], title: str
     ) -> Iterator[tuple[list[Record], Tensor]]:
         with (
@@ -114,7 +114,7 @@ class Departures:
 
     def _fit(self, records: Sequence[Record]) -> tuple[Tensor, Tensor]:
         count, total, squares = 0, torch.zeros(()), torch.zeros(())
-        for _, features in self._looked_at(records, "what is normal"):
+        for _, features in self._batches(records, "what is normal"):
             # Sums of squares of a million cells need double precision.
             cells = features.transpose(0, 1).flatten(1).double()
             count += cells.shape[1]
@@ -128,10 +128,10 @@ class Departures:
 
     def distances(self, records: Sequence[Record]) -> Iterator[tuple[Record, Map]]:
         """Mahalanobis distance of every cell, ``float32 [h,w]`` at 8 pixels a cell."""
-        for own, features in self._looked_at(records, "departures"):
+        for own, features in self._batches(records, "departures"):
             mean, whitening = self.mean.to(features.device), self.whitening.to(features.device)
-            whitened = (features.movedim(1, -1) - mean) @ whitening
-            rows = torch.linalg.vector_norm(whitened, dim=-1).cpu().numpy()
+            offsets = features.movedim(1, -1) - mean
+            rows = torch.linalg.vector_norm(offsets @ whitening, dim=-1).cpu().numpy()
             yield from zip(own, rows)
 
     def maps(self, records: Sequence[Record]) -> Iterator[tuple[Record, Map]]:
@@ -144,7 +144,7 @@ class Departures:
 
 def learn(
     network: Backbone, records: Sequence[Record], budget: Budget, device: str
-) -> Departures | None:
+) -> NormalCells | None:
     """What is normal in the training images ``records``; None with too few that show no class."""
     groups: dict[object, list[Record]] = {}
     for record in records:
@@ -156,16 +156,18 @@ def learn(
     normal = [r for n, part in enumerate(parts) if n % 3 for r in part]
     if min(len(normal), len(others)) < FEWEST:
         return None
-    return Departures(
+    return NormalCells(
         network, _thinned(normal, IMAGES), _thinned(others, IMAGES // 2), budget, device
     )
 
 
-def departing(departures: Departures, records: Sequence[Record], count: int) -> dict[int, float]:
+def departing_classes(
+    normal: NormalCells, records: Sequence[Record], count: int
+) -> dict[int, float]:
     """Classes whose objects are departures, with the AUROC that says so; see ``TELLS``.
 
     Args:
-        departures: of the same images.
+        normal: of the same data.
         records: training images; those with one tag are looked at.
         count: number of classes.
     """
@@ -174,19 +176,19 @@ def departing(departures: Departures, records: Sequence[Record], count: int) -> 
     own = [_thinned([r for r in records if r.tags == (k,)], IMAGES // 4) for k in range(count)]
     oddest = {
         record.id: float(distance.max())
-        for record, distance in departures.distances([r for part in own for r in part])
+        for record, distance in normal.distances([r for part in own for r in part])
     }
-    normal = departures.oddest
     values = {}
     for k, part in enumerate(own):
         if len(part) < FEW:
             continue
-        truth = [True] * len(part) + [False] * len(normal)
-        values[k] = float(roc_auc_score(truth, [*(oddest[r.id] for r in part), *normal]))
+        truth = [True] * len(part) + [False] * len(normal.oddest)
+        scores = [*(oddest[r.id] for r in part), *normal.oddest]
+        values[k] = float(roc_auc_score(truth, scores))
     return {k: value for k, value in values.items() if value >= TELLS}
 
 
-class Departed:
+class DepartureMaps:
     """Maps of departures that take the place of the classifier's.
 
     Args:

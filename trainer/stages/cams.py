@@ -4,7 +4,8 @@ image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -15,7 +16,7 @@ from trainer.data.dataset import Record
 from trainer.data.pixels import image_size
 from trainer.files import is_whole
 from trainer.maps.camfile import cam_path, no_maps, read_cam, stride4, write_cam
-from trainer.maps.departures import Departed, departing, learn
+from trainer.maps.departures import DepartureMaps, departing_classes, learn
 from trainer.maps.protocols import CamsConfig, Protocol, key_knobs, merge, protocol_of, usable_views
 from trainer.maps.sharpening import compact_classes, sharpened
 from trainer.maps.stability import stability
@@ -35,8 +36,6 @@ from trainer.training.inference import (
     with_mirror,
 )
 from trainer.weights.loading import load_backbone
-
-NONE = Departed()
 
 
 def stage() -> Stage:
@@ -61,31 +60,32 @@ def _work(context: Context, output: Output) -> None:
         names = [context.dataset.classes[k] for k in compact]
         say(f"cams: small objects, whose maps are sharpened: {', '.join(names) or 'none'}")
         output.metrics["sharpened"] = names
-    departed = _departures(context, output) if config.departures else NONE
-    make_cams(method, context.images, output, protocol, config, device, compact, departed)
+    departures = partial(_departures, context, output) if config.departures else None
+    make_cams(method, context.images, output, protocol, config, device, compact, departures)
     output.metrics.update(
         protocol=name, scales=list(protocol.views.scales), min_cells=config.min_cells
     )
 
 
-def _departures(context: Context, output: Output) -> Departed:
-    """The departures of the images that have classes whose maps they are."""
+def _departures(context: Context, output: Output, records: Sequence[Record]) -> DepartureMaps:
+    """The departures of those of ``records`` that have classes whose maps they are."""
     config, names = context.configs.cams, context.dataset.classes
     if context.initial is None:
-        return NONE
+        return DepartureMaps()
     network = build_backbone(context.backbone)
     load_backbone(network, context.initial.path)
     # At their own size: smaller images have lost what is fine, larger ones look odd everywhere.
     budget = Budget(config.batch, config.pixels)
+    # A stage that was killed learns this again, which takes less than a minute.
     normal = learn(network, context.training, budget, context.device)
     if normal is None:
-        return NONE
-    own = departing(normal, context.tagged, len(names))
+        return DepartureMaps()
+    own = departing_classes(normal, context.tagged, len(names))
     shown = ", ".join(f"{names[k]} (AUROC {value:.2f})" for k, value in own.items())
     say(f"cams: what departs from images without any class is the map of: {shown or 'none'}")
     output.metrics["departures"] = {names[k]: round(value, 3) for k, value in own.items()}
-    records = [record for record in shard(context.images) if own.keys() & {*record.tags}]
-    return Departed(own, {record.id: cells for record, cells in normal.maps(records)})
+    own_images = [record for record in records if own.keys() & {*record.possible}]
+    return DepartureMaps(own, {record.id: cells for record, cells in normal.maps(own_images)})
 
 
 def make_cams(
@@ -96,16 +96,17 @@ def make_cams(
     config: CamsConfig,
     device: str = "auto",
     compact: Sequence[int] = (),
-    departed: Departed = NONE,
+    departures: Callable[[Sequence[Record]], DepartureMaps] | None = None,
 ) -> None:
     """Write ``<id>.npz`` for every record, with a map of each class that ``classes_of`` names;
-    files that exist and load are kept. The maps of the classes ``compact`` are sharpened, and
-    departures take the place of the maps of their classes.
+    files that exist and load are kept. The maps of the classes ``compact`` are sharpened. Of the
+    images that still need maps, ``departures`` makes those that take the place of others.
     """
     own_records = [
         r for r in shard(records) if not is_whole(read_cam, cam_path(output.folder, r.id))
     ]
     classes = classes_of(method, own_records, config, device)
+    replacements = departures(own_records) if departures else DepartureMaps()
     looks = usable_views(protocol.views, config.min_cells, method.backbone)
     with (
         inference(method, config.precision, device, gradients=bool(compact)) as target,
@@ -117,7 +118,6 @@ def make_cams(
                 write_cam(cam_path(output.folder, record.id), *no_maps(image_size(record.image)))
                 advance()
         mapped = [record for record in own_records if classes[record.id]]
-        stable: list[float | None] = []
         for batch in iterate_views(mapped, looks, config.budget, config.workers):
             owns = [classes[record.id] for record in batch.records]
             views = []
@@ -128,15 +128,16 @@ def make_cams(
             for i, (record, own) in enumerate(zip(batch.records, owns)):
                 # The mirror images are the second half of each batch.
                 pairs = [(v[i, own], v[len(batch.records) + i, own]) for v in views]
-                stable.append(stability(pairs))
                 # SEAM's normalisation can fall just below 0.
                 merged = merge(pairs, stride4(batch.size), protocol).clamp(0, 1).numpy()
-                departed.replace(record.id, own, merged)
-                write_cam(cam_path(output.folder, record.id), own, merged, batch.size)
+                replacements.replace(record.id, own, merged)
+                path = cam_path(output.folder, record.id)
+                write_cam(path, own, merged, batch.size, stability(pairs))
                 advance()
-    shares = gathered([share for share in stable if share is not None])
-    if shares:
-        output.metrics["stability"] = round(median(shares), 3)
+    # Of the files and not of the work just done, which is a part of it after a kill.
+    values = [read_cam(cam_path(output.folder, r.id)).agreement for r in shard(records)]
+    if agreements := gathered([value for value in values if value is not None]):
+        output.metrics["stability"] = round(median(agreements), 3)
     output.outputs.update(count=len(records), made=sum(gathered([len(own_records)])))
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from trainer.data.dataset import Record
 from trainer.maps import departures
-from trainer.maps.departures import Departed, departing, learn
+from trainer.maps.departures import DepartureMaps, departing_classes, learn
 from trainer.nets import build_backbone
 from trainer.training.inference import Budget
 
@@ -38,7 +38,7 @@ def records(tmp_path_factory) -> list[Record]:
 
 
 @pytest.fixture(scope="module")
-def normal(records) -> departures.Departures:
+def normal(records) -> departures.NormalCells:
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
         # Deeper cells see the whole of such small images.
@@ -47,7 +47,7 @@ def normal(records) -> departures.Departures:
 
 
 def test_the_speck_departs_and_what_cannot_be_seen_does_not(normal, records):
-    shares = departing(normal, records, 3)
+    shares = departing_classes(normal, records, 3)
     assert list(shares) == [0]
     assert shares[0] > 0.95
 
@@ -88,7 +88,7 @@ def test_parts_that_teach_do_not_say_how_odd_a_normal_cell_gets(records, monkeyp
         def __init__(self, network, normal, others, budget, device):
             seen.update(normal=normal, others=others)
 
-    monkeypatch.setattr(departures, "Departures", Spy)
+    monkeypatch.setattr(departures, "NormalCells", Spy)
     learn(torch.nn.Identity(), records, Budget(), "cpu")
     groups = [{record.group for record in part} for part in seen.values()]
     assert all(groups)
@@ -106,11 +106,11 @@ def test_departures_take_the_place_of_the_maps_of_their_classes():
     cells[1:3, 1:3] = 1
     maps = np.random.default_rng(0).random((3, 8, 8)).astype(np.float32)
     before = maps.copy()
-    departed = Departed((2, 5), {"a": cells, "faint": cells / 4})
+    maps_of = DepartureMaps((2, 5), {"a": cells, "faint": cells / 4})
     for name in ("faint", "unknown"):
-        departed.replace(name, [0, 2, 5], maps)
+        maps_of.replace(name, [0, 2, 5], maps)
         np.testing.assert_array_equal(maps, before)
-    departed.replace("a", [0, 2, 5], maps)
+    maps_of.replace("a", [0, 2, 5], maps)
     np.testing.assert_array_equal(maps[0], before[0])
     # Two classes depart: each pixel belongs to one of them.
     assert ((maps[1] > 0) ^ (maps[2] > 0))[3:5, 3:5].all()

@@ -1,4 +1,5 @@
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from trainer.data.pixels import read_image
 from trainer.data.sizes import working_size
 from trainer.data.transforms import MEAN, STD
 from trainer.errors import ConfigError, DataError, TrainingError
-from trainer.maps.camfile import cam_path, read_cam, stride4
+from trainer.maps.camfile import cam_path, read_cam, stride4, write_cam
+from trainer.maps.departures import DepartureMaps
 from trainer.maps.protocols import PROTOCOLS, CamsConfig, Protocol, merge, protocol_of, usable_views
 from trainer.methods.cam import Cam, Config
 from trainer.run import Output
@@ -210,9 +212,13 @@ def one_by_one(method: Cam, record: Record, protocol: Protocol) -> torch.Tensor:
 def test_batches_equal_one_image_one_scale_one_flip(tmp_path, monkeypatch, name):
     data = pictures(tmp_path / "data")
     records, written = data.subset("all"), {}
-    monkeypatch.setattr(
-        cams, "write_cam", lambda path, tags, maps, size: written.update({path.stem: (tags, maps)})
-    )
+
+    def write(path, tags, maps, *rest):
+        written[path.stem] = (tags, maps)
+        write_cam(path, tags, maps, *rest)
+
+    # The files are rounded to float16.
+    monkeypatch.setattr(cams, "write_cam", write)
     make_cams(tiny_cam(), records, Output(tmp_path / "cams"), PROTOCOLS[name], QUIET, "cpu")
     assert set(written) == set(data.records)
     reference = tiny_cam().eval()
@@ -252,6 +258,56 @@ def test_files_are_written_kept_and_repaired(tmp_path, workers):
         np.testing.assert_allclose(
             read_cam(files[i]).maps, np.load(io.BytesIO(before[i]))["maps"], atol=2e-3
         )
+
+
+def test_a_killed_stage_ends_with_the_stability_of_all_images(tmp_path):
+    records, folder = pictures(tmp_path / "data").subset("all"), tmp_path / "cams"
+    make_cams(tiny_cam(), records, whole := Output(folder), PROTOCOLS["psa"], QUIET, "cpu")
+    each = [read_cam(cam_path(folder, record.id)).agreement for record in records]
+    assert whole.metrics["stability"] == round(float(np.median(each)), 3)
+    assert len(set(each)) == len(each)
+    cam_path(folder, "p2").unlink()
+    for count in (1, 0):
+        make_cams(tiny_cam(), records, again := Output(folder), PROTOCOLS["psa"], QUIET, "cpu")
+        assert again.outputs["made"] == count
+        assert again.metrics == whole.metrics
+
+
+def test_departures_are_asked_for_where_maps_are_missing(tmp_path, monkeypatch):
+    records, folder, calls = pictures(tmp_path / "data").subset("all"), tmp_path / "cams", []
+
+    def departures(missing):
+        calls.append([record.id for record in missing])
+        return DepartureMaps()
+
+    rest = (PROTOCOLS["psa"], QUIET, "cpu", (), departures)
+    make_cams(tiny_cam(), records, Output(folder), *rest)
+    cam_path(folder, "p2").unlink()
+    make_cams(tiny_cam(), records, Output(folder), *rest)
+    assert calls == [[record.id for record in records], ["p2"]]
+
+
+def test_departures_of_images_that_may_show_their_class(tmp_path, monkeypatch):
+    maps = SimpleNamespace(maps=lambda records: [(record, np.ones((2, 2))) for record in records])
+    for name, value in (("learn", maps), ("departing_classes", {1: 0.95})):
+        monkeypatch.setattr(cams, name, lambda *_, value=value: value)
+    for name in ("build_backbone", "load_backbone"):
+        monkeypatch.setattr(cams, name, lambda *_: None)
+    records = [
+        Record(name, tmp_path / name, tags, None, unknown)
+        for name, tags, unknown in (("shows", (1,), ()), ("other", (0,), ()), ("may", (0,), (1,)))
+    ]
+    context = SimpleNamespace(
+        configs=SimpleNamespace(cams=QUIET),
+        dataset=SimpleNamespace(classes=("bolt", "crack")),
+        initial=SimpleNamespace(path=tmp_path),
+        backbone="",
+        training=records,
+        tagged=records,
+        device="cpu",
+    )
+    result = cams._departures(context, Output(tmp_path), records)
+    assert (result.maps.keys(), [*result.classes]) == ({"shows", "may"}, [1])
 
 
 def test_images_without_a_class_cost_the_network_nothing(tmp_path, monkeypatch, capsys):
