@@ -148,7 +148,7 @@ def report(
 def pictures(
     run: RunArgument,
     out: Annotated[Path | None, typer.Option(help="Page. Default: RUN/pictures.html.")] = None,
-    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     log: LogOption = Log.text,
 ) -> None:
     """Draw what a method learnt, as its paper shows it.

@@ -21,7 +21,7 @@ from trainer.run import Run, write_json
 from trainer.segmenters import prediction
 from trainer.segmenters.config import TEST_KNOBS, SegmentConfig
 from trainer.training.collectives import wait_for_all
-from trainer.training.devices import launch
+from trainer.training.devices import check_device, launch
 from trainer.training.model_file import knobs_of
 
 NOTE = "predictions.json"
@@ -50,7 +50,7 @@ def predict_list(
             OUT/results/VOC2012/Segmentation/comp6_LIST_cls/ID.png with the values of the data set's
             own masks, which are VOC's.
         settings: ``segment.KEY=VALUE`` of knobs of the test; the others are the run's.
-        device: ``auto`` or ``cpu``.
+        device: ``auto``, ``cpu`` or ``cuda``.
 
     Returns:
         What was written, as ``OUT/predictions.json`` has it.
@@ -58,9 +58,10 @@ def predict_list(
     Raises:
         RunError: no run, or one without that segmenter.
         DataError: no such list, an empty one, or images that cannot be read.
-        ConfigError: a knob that the test does not have.
+        ConfigError: a knob that the test does not have, or no such device.
         TargetError: OUT holds something else, or is what is read.
     """
+    check_device(device)
     run = Run.existing(run_dir)
     weights = segmenter_weights(run, stage)
     dataset = reopen_data(run.manifest)
@@ -70,6 +71,7 @@ def predict_list(
         weights, {"classes": list(dataset.classes)}, config
     )
     values = dataset.mask_values if layout == "voc-server" else range(1, len(dataset.classes) + 1)
+    least = list(run.metrics(stage).get("least", ()))
     # Everything that the masks depend on: masks of another note are never continued.
     note = {
         "run": str(run.path.resolve()),
@@ -81,6 +83,8 @@ def predict_list(
         "layout": layout,
         "values": dict(zip(dataset.classes, values, strict=True)),
         "test": {knob: as_dict(config)[knob] for knob in sorted(TEST_KNOBS)},
+        # Left out where there is none, so that folders of earlier versions are continued.
+        **({"least": least} if least else {}),
     }
     _check_out(out, note, [*dataset.places(), run.path])
     check_images(records)
@@ -96,7 +100,7 @@ def predict_list(
             f"{stage} {name}",
             device,
             values,
-            least=run.metrics(stage).get("least", ()),
+            least=least,
         )
         wait_for_all()
     return {**note, "path": str(out / inside)}

@@ -111,3 +111,15 @@ def test_what_cannot_be_predicted(data: Path, run: Path, tmp_path: Path) -> None
     predict_list(run, "test", out, "segment_full")
     with pytest.raises(TargetError, match="holds other things"):
         predict_list(run, "val", out, "segment_full")
+
+
+def test_masks_with_another_verdict_are_not_continued(run: Path, tmp_path: Path) -> None:
+    folder, out = Path(shutil.copytree(run, tmp_path / "run")), tmp_path / "out"
+    predict_list(folder, "test", out, "segment_full")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["stages"]["segment_full"]["metrics"]["least"] = [0.6] * 6
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(TargetError, match="holds other things"):
+        predict_list(folder, "test", out, "segment_full")
+    predict_list(folder, "test", tmp_path / "anew", "segment_full")
+    assert json.loads((tmp_path / "anew" / "predictions.json").read_text())["least"] == [0.6] * 6

@@ -43,7 +43,7 @@ def ask(
             )
         ),
     ] = "",
-    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     json_: Json = False,
     log: LogOption = Log.text,
 ) -> None:

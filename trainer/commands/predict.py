@@ -36,7 +36,7 @@ def predict(
             help="Knobs of the prediction: segment.crf, segment.scales, segment.flip, ...",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     json_: Json = False,
     log: LogOption = Log.text,
 ) -> None:

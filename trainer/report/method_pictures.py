@@ -31,6 +31,7 @@ from trainer.report.charts import Dot, scatter
 from trainer.report.html import Section, render, render_page, rgb
 from trainer.report.pictures import fit, photo_address
 from trainer.run import Run
+from trainer.training.devices import check_device
 from trainer.training.inference import Budget, Views, inference, iterate_views
 
 FILE = "pictures.html"
@@ -54,10 +55,11 @@ def write_pictures(run_dir: Path, out: Path | None = None, device: str = "auto")
         device: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
-        ConfigError: the method has no such pictures.
+        ConfigError: the method has no such pictures, or there is no such device.
         RunError: no run.
         WeightsError: the run has no trained classifier.
     """
+    check_device(device)
     run = Run.existing(run_dir)
     dataset = reopen_data(run.manifest)
     method = load_method(run_dir / "classify" / "model.pt", {"classes": list(dataset.classes)})

@@ -30,6 +30,7 @@ from trainer.review.model import Model
 from trainer.review.writing import Chosen, Writer
 from trainer.review.wrong_tags import wrong_tags
 from trainer.run import Run
+from trainer.training.devices import check_device
 from trainer.training.inference import image_logits
 
 Values = npt.NDArray[np.float32]
@@ -47,7 +48,7 @@ class Wish:
         corrections: folder of earlier corrections, whose images are not asked for again.
         tags: at most so many tags that look wrong.
         image_url: see ``Request``.
-        device: ``auto`` or ``cpu``.
+        device: ``auto``, ``cpu`` or ``cuda``.
     """
 
     count: int = 30
@@ -88,9 +89,10 @@ def ask(run_dir: Path, out: Path, wish: Wish) -> dict[str, Any]:
     Raises:
         RunError: no run, or one without a segmenter.
         DataError: no such list, or no image to ask about.
-        ConfigError: no such tool.
+        ConfigError: no such tool or device.
         TargetError: ``out`` holds something, or is what is read.
     """
+    check_device(wish.device)
     form, run = form_of(wish.tool), Run.existing(run_dir)
     segmenter_weights(run, "segment")
     dataset = reopen_data(run.manifest)

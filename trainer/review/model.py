@@ -24,7 +24,7 @@ class Model:
         weights: its file.
         segmenter: with the knobs of the run's test.
         network: in evaluation mode.
-        device: ``auto`` or ``cpu``.
+        device: ``auto``, ``cpu`` or ``cuda``.
     """
 
     run: Run

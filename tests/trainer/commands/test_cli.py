@@ -152,3 +152,15 @@ def test_how_data_are_read_is_asked_for_and_remembered(scenes: Path, tmp_path: P
     assert (
         reopen_data({"data": {"path": str(scenes)}, "config": {}}).tags_from == "image_labels.csv"
     )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("pictures",), ("predict", "--list", "val", "--out", "out"), ("ask", "--out", "out")],
+)
+def test_every_command_refuses_a_device_that_has_no_such_name(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
+    error = refused(*words, tmp_path, "--device", "gpu")
+    assert error.found == "--device gpu"
+    assert "auto, cpu, cuda" in error.expected
