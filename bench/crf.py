@@ -20,9 +20,9 @@ import command_line
 import numpy as np
 from PIL import Image
 
+from trainer.cores import cores
 from trainer.data.dataset import Dataset, Record
 from trainer.maps.camfile import cam_path, write_cam
-from trainer.pool import cores
 from trainer.refine.crf import PRESETS, DenseCrf, dense_crf, unary_from_softmax
 from trainer.refine.pseudo_masks import RefineConfig, make_pseudo_masks
 

@@ -11,10 +11,9 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from trainer.pool import cores
 from trainer.progress import say
 from trainer.ranks import local_world_size
 
@@ -36,6 +35,20 @@ AUTOGROUPS = Path("/proc/sys/kernel/sched_autogroup_enabled")
 
 _own: set[int] = set()
 """The cores that this process started with, inside ``shared_cores``."""
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(own_cores()) or os.cpu_count() or 1
+
+
+def own_cores() -> Collection[int]:
+    """The cores that this process may use, those too that ``shared_cores`` leaves to others for
+    now; empty where the system does not say.
+    """
+    if _own or not hasattr(os, "sched_getaffinity"):
+        return _own
+    return os.sched_getaffinity(0)
 
 
 def wait_passively() -> None:
@@ -85,12 +98,15 @@ def shared_cores() -> Iterator[None]:
         _own = set()
 
 
-def use_all_cores() -> None:
-    """Let a process that was forked inside ``shared_cores`` run on every core: it has one thread,
+def use_all_cores(own: Collection[int] = ()) -> None:
+    """Let a process that was started inside ``shared_cores`` run on every core: it has one thread,
     which waits for no other.
+
+    Args:
+        own: the cores of the parent, in a process that is no fork of it and does not know them.
     """
-    if _own:
-        os.sched_setaffinity(0, _own)
+    if own or _own:
+        os.sched_setaffinity(0, own or _own)
 
 
 class Watch:

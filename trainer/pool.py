@@ -8,13 +8,23 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import (
+    Callable,
+    Collection,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+    Sized,
+)
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from trainer.cores import cores, own_cores, use_all_cores
 from trainer.errors import DataError, RunError, UserError, explained
 from trainer.progress import progress_bar
 
@@ -39,11 +49,6 @@ class Work:
 
     of: Callable[[Any], int]
     pixels: int
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def over_images(
@@ -186,7 +191,7 @@ def _in_pool(
             ["trainer.evaluation.over_lists", "trainer.refine.pseudo_masks"]
         )
     pool = ProcessPoolExecutor(
-        count, mp_context=context, initializer=_start_worker, initargs=(function,)
+        count, mp_context=context, initializer=_start_worker, initargs=(function, own_cores())
     )
     owner = threading.current_thread()
     try:
@@ -231,9 +236,11 @@ def _outcome(item: Item, future: Future[Any]) -> tuple[Item, Any, BaseException 
     return (item, None, error) if error else (item, future.result(), None)
 
 
-def _start_worker(function: Callable[[Any], Any]) -> None:
+def _start_worker(function: Callable[[Any], Any], own: Collection[int]) -> None:
     global _function
     _function = function
+    # The server that forks the workers may have been started on one core.
+    use_all_cores(own)
     # Ctrl-C reaches every process of the terminal. The parent alone decides what happens.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A parent that was killed cannot end its workers.

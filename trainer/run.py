@@ -22,9 +22,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from trainer.cores import cores
 from trainer.errors import RunError
 from trainer.files import write_atomic
-from trainer.pool import cores
 from trainer.ranks import rank
 from trainer.seed_folder import seed_run, seed_runs
 

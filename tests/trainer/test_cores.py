@@ -109,6 +109,20 @@ def test_every_thread_is_moved_and_moved_back(monkeypatch):
     cores.use_all_cores()
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) != 2, reason="only two cores are shared")
+def test_workers_run_on_both_cores_where_their_server_started_on_one():
+    # In an interpreter of its own: here the server of the workers may run already.
+    code = (
+        "import os; from trainer import cores; from trainer.pool import over_images;"
+        "cores._own = os.sched_getaffinity(0);"
+        "os.sched_setaffinity(0, {max(cores._own)});"
+        "places = over_images(os.sched_getaffinity, [0] * 4, cores.cores());"
+        "print([len(place) for _, place in places])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.stdout.strip() == "[2, 2, 2, 2]", ended.stderr
+
+
 def test_times_are_those_of_the_kernel(tmp_path: Path, monkeypatch):
     for task, text in (("7", "2000000000 500000000 3"), ("8", "1000000000 0 1"), ("9", "")):
         (tmp_path / task).mkdir()

@@ -23,12 +23,13 @@ from trainer.checks.lists import (
     tag_counts,
     uses,
 )
+from trainer.cores import cores
 from trainer.data.dataset import Dataset, Record, group_count
 from trainer.data.formats.opening import open_dataset
 from trainer.data.knobs import DataConfig
 from trainer.data.sizes import PIXELS
 from trainer.errors import DataError, nearest, some
-from trainer.pool import cores, over_images
+from trainer.pool import over_images
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -17,12 +17,11 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from trainer.cores import use_all_cores
+from trainer.cores import cores, use_all_cores
 from trainer.data.dataset import Record
 from trainer.data.sampling import Order
 from trainer.data.transforms import Rng, sample_rng
 from trainer.errors import UserError
-from trainer.pool import cores
 from trainer.ranks import local_world_size
 
 STOPPED_SECONDS = 60

@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from trainer.cores import cores
 from trainer.data.dataset import Record
 from trainer.data.loader import Guarded, default_workers, start_worker, unguarded
 from trainer.data.pixels import image_size, read_image
@@ -27,7 +28,6 @@ from trainer.data.sizes import PIXELS, shrunk, working_size
 from trainer.data.transforms import IMAGENET_PIXELS, PixelScale, normalise, to_tensor
 from trainer.errors import TrainingError, explained
 from trainer.nets.folding import folded_once
-from trainer.pool import cores
 from trainer.progress import progress_bar
 from trainer.training.devices import Precision, has_bf16_units, target_device
 from trainer.training.memory import keep_freed_memory
