@@ -125,7 +125,9 @@ def train(args: argparse.Namespace) -> None:
     from trainer.training.devices import launch
 
     launch("cpu")
-    options = argparse.Namespace(**{**vars(args), "steps": 10_000}, lr=1e-3, weights=None, device="cpu")
+    options = argparse.Namespace(
+        **{**vars(args), "steps": 10_000}, lr=1e-3, weights=None, device="cpu"
+    )
     images, tags = train_step.batches(options, 1)[0]
     size = args.batch // world_size()
     own = slice(rank() * size, (rank() + 1) * size)

@@ -99,6 +99,25 @@ def test_a_method_has_a_page_with_its_knobs(name: str) -> None:
     assert documented(page, "method", 1) == expected([method_classes(name)[1]()])
 
 
+@pytest.mark.parametrize(
+    ("heading", "folder"),
+    [
+        ("From the ground up", "trainer"),
+        ("Where to look", "trainer"),
+        ("Labelling", "serving/labelling"),
+    ],
+)
+def test_the_page_of_the_structure_names_files_that_are_there(heading: str, folder: str) -> None:
+    page = (ROOT / "docs" / "develop" / "structure.md").read_text(encoding="utf-8")
+    part = page.partition(f"## {heading}")[2].partition("\n## ")[0].partition("\n")[2]
+    names = set(re.findall(r"`([a-z_/]+(?:\.py|/))`", part))
+    assert len(names) > 5
+    assert not [name for name in names if not (ROOT / folder / name).exists()]
+    if heading == "From the ground up":
+        files = {path.name for path in (ROOT / folder).glob("[a-z]*.py")}
+        assert not files - names
+
+
 def ranges_by_text() -> dict[str, list[str]]:
     """Names of knobs by their range, those of every training without a section."""
     found: dict[str, set[str]] = {}

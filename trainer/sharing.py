@@ -7,11 +7,13 @@ their maps share the classifier.
 from __future__ import annotations
 
 import csv
+import io
 import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from trainer.files import write_atomic
 from trainer.plan import Plan
 from trainer.run import Run, is_run
 
@@ -92,5 +94,7 @@ def _take_curves(run: Run, owner: Run, name: str) -> None:
             others = [row for row in csv.reader(file) if row[:1] not in ([name], head[:1])]
     own = [row for row in rows if row[:1] == [name]]
     if own:
-        with open(target, "w", newline="") as file:
-            csv.writer(file).writerows([head, *others, *own])
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([head, *others, *own])
+        # Whole or not at all: the curves of other stages stand in it too.
+        write_atomic(target, text.getvalue().encode())

@@ -15,7 +15,9 @@ from trainer.errors import ConfigError, RunError, UserError
 from trainer.evaluation.compare import compare, open_sides
 from trainer.evaluation.measure import current_evaluation
 from trainer.evaluation.over_seeds import evaluation_of
+from trainer.run import Metrics, Run
 from trainer.seed_folder import is_seed_folder, mark, parse_seeds, seed_run, seed_runs
+from trainer.sharing import _take_curves
 
 pytestmark = pytest.mark.usefixtures("one_process")
 
@@ -79,6 +81,22 @@ def test_stages_that_no_seed_changes_are_done_once(scenes, theirs, tmp_path):
     figures = json.loads(invoke("eval", folder, "--json").stdout)
     assert list(figures["refined"]["val"]["seeds"]) == ["0", "1", "7"]
     assert figures["refined"]["val"]["deviation"]["miou"] == 0
+
+
+def test_the_curves_of_other_stages_are_never_cut_short(tmp_path):
+    run, owner = Run(tmp_path / "run"), Run(tmp_path / "owner")
+    for path, stage in ((run.path, "classify"), (owner.path, "segment_full")):
+        Metrics(path / "metrics.csv", stage).write(1, 10, {"loss": 0.5})
+    file, second_name = run.path / "metrics.csv", tmp_path / "second name"
+    second_name.hardlink_to(file)
+    before = file.read_text()
+    _take_curves(run, owner, "segment_full")
+    assert [line.split(",")[0] for line in file.read_text().splitlines()[1:]] == [
+        "classify",
+        "segment_full",
+    ]
+    # A new file has taken the place of the old one, which nobody wrote into.
+    assert second_name.read_text() == before
 
 
 def test_events_name_the_seed(scenes, theirs, tmp_path):

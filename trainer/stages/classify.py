@@ -18,7 +18,7 @@ from trainer.methods.preparation import Preparation, Prepared
 from trainer.methods.recipes import ClassifyConfig
 from trainer.methods.registry import build_method, declaration, load_method
 from trainer.methods.samples import make_sample
-from trainer.ranks import shard
+from trainer.ranks import rank
 from trainer.run import Metrics, Output
 from trainer.training.batch_norms import adapt
 from trainer.training.collectives import wait_for_all
@@ -152,10 +152,12 @@ def classify(
     ``load_method``; ``side`` is that of the maps.
     """
     workers = None if config.workers < 0 else config.workers
-    for entry in inputs.values():
-        if entry.make:
-            entry.make(shard(records), workers=workers)
-    # Every process reads files that the others have just made.
+    # The first process fills every core with workers; the others would only compete.
+    if rank() == 0:
+        for entry in inputs.values():
+            if entry.make:
+                entry.make(records, workers=workers)
+    # Every process reads files that the first one has just made.
     wait_for_all()
     make = partial(make_sample, config=config, num_classes=len(dataset.classes), inputs=inputs)
     samples = Samples(records, make, seed)

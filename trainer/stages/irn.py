@@ -61,7 +61,7 @@ def make_labels(
 ) -> None:
     """Write ``<id>.png``: 0 sure background, k+1 class k, 255 open; files that load are kept.
 
-    Arguments and errors as those of ``affinity_stage.make_labels``.
+    Arguments and errors as those of ``make_labels`` of ``trainer.stages.affinity``.
     """
     check_cams(records, cam_folder)
     missing = [record for record in records if not is_whole(_fits, out_folder, record)]
