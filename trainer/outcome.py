@@ -21,6 +21,8 @@ from trainer.evaluation.over_lists import mask_reader
 
 FALL = 0.98
 """A loss that ends above this share of its start has not fallen."""
+RISE = 1.5
+"""A loss that ends above this multiple of its start has diverged."""
 LEAST_LOGS = 6
 """With fewer logged losses, one in ten steps, start and end are the same."""
 EVERYTHING, NOTHING = 0.97, 0.0002
@@ -58,11 +60,14 @@ def _about_loss(stage: str, section: str, context: Context) -> Iterator[str]:
     start, end = median(losses[:part]), median(losses[-part:])
     if end > FALL * start:
         rate = getattr(context.configs, section).lr
-        yield (
-            f"the loss did not fall: {start:.4g} at the start, {end:.4g} at the end; try another"
-            f" rate (--set {section}.lr=..., it was {rate:g}), more updates (--set"
+        hint = (
+            f"try a lower rate (--set {section}.lr=..., it was {rate:g}), or bound the gradients"
+            f" (--set {section}.clip=1)"
+            if end > RISE * start
+            else f"try another rate (--set {section}.lr=..., it was {rate:g}), more updates (--set"
             f" {section}.updates=...), or wsss-trainer check: the tags may not fit the images"
         )
+        yield f"the loss did not fall: {start:.4g} at the start, {end:.4g} at the end; {hint}"
 
 
 def logged_losses(path: Path, stage: str) -> list[float]:

@@ -56,6 +56,13 @@ def test_a_loss_that_does_not_fall_is_told_with_the_rate(tmp_path):
     assert signs("segment_train", run) == []
 
 
+def test_a_loss_that_diverged_asks_for_a_lower_rate(tmp_path):
+    logs(tmp_path, "segment", [2.0, 6.7, 11.0, 46.0, 114.0, 386.0])
+    (text,) = signs("segment_train", context(tmp_path, []))
+    assert "386 at the end; try a lower rate (--set segment.lr=..., it was 0.1)" in text
+    assert "--set segment.clip=1" in text
+
+
 def test_maps_that_differ_between_scales_are_told(tmp_path):
     assert signs("cams", context(tmp_path, [])) == []
     (text,) = signs("cams", context(tmp_path, [], stability=0.1))
