@@ -80,6 +80,7 @@ KINDS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "info": {
         "rotated": ("images turned as their EXIF data say", "masks must fit the turned image"),
+        "frames": ("images of several frames or pages, of which the first one counts", ""),
         "grey": ("grey images, turned into RGB", ""),
         "palette": ("images with palette or alpha, laid on white", ""),
         "tag-unmasked": ("images with a tag that their mask does not show", ""),
@@ -177,6 +178,8 @@ def _looks(header: Header) -> Iterator[str]:
         yield "grey"
     if image.mode in ("P", "PA", "LA", "RGBA") or "transparency" in image.info:
         yield "palette"
+    if header.several_frames:
+        yield "frames"
     if header.orientation != 1:
         yield "rotated"
     if image.width * image.height > LARGE_PIXELS:

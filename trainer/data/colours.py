@@ -1,4 +1,4 @@
-"""Masks saved as colours instead of class indices."""
+"""The pixels of a mask file as class indices, however a tool has saved them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from trainer.data.headers import Header
 from trainer.data.palette import voc_palette
-from trainer.errors import DataError
+from trainer.errors import DataError, some
 
 GREY_HINT = (
     "unpack the original masks again: aeroplane and pottedplant have the same grey, so this cannot"
@@ -48,6 +49,66 @@ def indices_of(
             "the exact colours of the palette: resizing and JPEG blur them",
         )
     return np.array(list(colours.values()), np.uint8)[places]
+
+
+def plain_indices(header: Header, where: Path | str) -> npt.NDArray[np.uint8] | None:
+    """``uint8 [H,W]`` indices of a mask that holds the numbers themselves; None for colours.
+
+    The numbers are those of a palette, or whole grey numbers of any depth. A grey mask may also be
+    saved as three equal channels, with or without an opaque alpha channel.
+
+    Args:
+        header: of the mask.
+        where: its name, for messages.
+
+    Raises:
+        DataError: grey numbers that are no class indices, such as those of instances.
+    """
+    image = header.image
+    values = np.asarray(image)
+    # Of 16-bit colours, Pillow returns the upper bytes only.
+    if values.ndim == 3 and header.bits <= 8 and image.mode in ("RGB", "RGBA", "LA"):
+        colours = values[..., : 1 if image.mode == "LA" else 3]
+        is_opaque = image.mode == "RGB" or bool((values[..., -1] == 255).all())
+        if is_opaque and (colours == colours[..., :1]).all():
+            values = colours[..., 0]
+    if values.ndim == 3:
+        return None
+    if image.mode == "L" and header.bits < 8:
+        # Pillow spreads grey of 2 and 4 bits over 0 to 255.
+        values = values // (255 // (2**header.bits - 1))
+    if values.dtype.kind not in "bu" or values.dtype.itemsize > 1:
+        low, high = values.min(), values.max()
+        # A NaN fails this comparison, too.
+        if not (0 <= low <= high <= 255 and (values == np.floor(values)).all()):
+            raise DataError(
+                f"mask {where} holds numbers from {low:g} to {high:g}",
+                "class indices: whole numbers from 0 to 255",
+                "where they number instances, write the class of each instance instead",
+            )
+    return values.astype(np.uint8)
+
+
+def object_pixels(image: Image.Image, where: Path | str) -> npt.NDArray[np.uint8]:
+    """``uint8 [H,W]``: 1 where a black and white mask shows an object, else 0.
+
+    Args:
+        image: the mask, of 0 and 255, or of 0 and 1.
+        where: its name, for messages.
+
+    Raises:
+        DataError: other values.
+    """
+    grey = np.array(image if image.mode == "P" else image.convert("L"), np.uint8)
+    values = set(np.unique(grey).tolist())
+    # Pillow reads files of one bit a pixel as 0 and 255.
+    if not values <= {0, 255} and not values <= {0, 1}:
+        raise DataError(
+            f"mask {where} holds the values {some(sorted(values), 8)}",
+            "0 and 255, or 0 and 1, for data.masks=binary",
+            "where resizing or JPEG has softened the edges: magick IN.png -threshold 50% OUT.png",
+        )
+    return (grey > 0).astype(np.uint8)
 
 
 def reindexed(image: Image.Image) -> bool:

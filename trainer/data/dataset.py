@@ -10,10 +10,18 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.colours import GREY_HINT, VOC_COLOURS, Colour, grey_levels, indices_of
+from trainer.data.colours import (
+    GREY_HINT,
+    VOC_COLOURS,
+    Colour,
+    grey_levels,
+    indices_of,
+    object_pixels,
+    plain_indices,
+)
 from trainer.data.knobs import DataConfig
-from trainer.data.pixels import image_size, open_image
-from trainer.errors import DataError, nearest, some
+from trainer.data.pixels import image_size, open_header, open_image
+from trainer.errors import DataError, nearest
 from trainer.pool import raise_together
 
 IGNORE = 255
@@ -254,21 +262,22 @@ def group_count(records: Iterable[Record]) -> int:
 
 
 def read_index_png(path: Path) -> npt.NDArray[np.uint8]:
-    """``uint8 [H,W]`` indices of a palette or grey mask.
+    """``uint8 [H,W]`` indices of a mask: see ``plain_indices``.
 
     Raises:
-        DataError: unreadable, or an RGB picture of a mask rather than indices.
+        DataError: unreadable, or a picture of a mask in colours rather than indices.
     """
-    with open_image(path) as image:
-        if image.mode not in ("P", "L", "1"):
+    with open_header(path) as header:
+        indices = plain_indices(header, path)
+        if indices is None:
             raise DataError(
-                f"mask {path} is a {image.mode} picture",
+                f"mask {path} is a {header.image.mode} picture",
                 INDEX_PNG,
                 "for colours of the VOC palette, --set data.masks=colours; to make indices of"
                 f" them, wsss-trainer convert {path.parent} NEW --to masks --set"
                 " data.masks=colours; for black and white, --set data.masks=binary",
             )
-        return np.array(image, dtype=np.uint8)
+        return indices
 
 
 def read_mask_file(
@@ -285,25 +294,12 @@ def read_mask_file(
     Raises:
         DataError: unreadable, or something else.
     """
-    if config.masks == "binary":
-        return _read_binary(path)
     if config.masks == "index" and not colours:
         return read_index_png(path)
     with open_image(path) as image:
+        if config.masks == "binary":
+            return object_pixels(image, path)
         return indices_of(image, path, colours or VOC_COLOURS)
-
-
-def _read_binary(path: Path) -> npt.NDArray[np.uint8]:
-    with open_image(path) as image:
-        grey = np.array(image if image.mode == "P" else image.convert("L"), np.uint8)
-    values = set(np.unique(grey).tolist())
-    # Pillow reads files of one bit a pixel as 0 and 255.
-    if not values <= {0, IGNORE} and not values <= {0, 1}:
-        raise DataError(
-            f"mask {path} holds the values {some(sorted(values), 8)}",
-            "0 and 255, or 0 and 1, for data.masks=binary",
-        )
-    return (grey > 0).astype(np.uint8)
 
 
 def map_mask_values(

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
-from trainer.data.names import composed, is_one_line
+from trainer.data.names import composed, is_list_name, is_one_line
 from trainer.data.pixels import IMAGE_SUFFIXES
 from trainer.data.remarks import Remarks
 from trainer.errors import some
@@ -244,9 +244,18 @@ class ImageNames:
         for count, folders in enumerate(zip(*(name.split("/")[:-1] for name in names)), 1):
             if len(set(folders)) > 1:
                 break
+            # One image of several lists is not another's namesake: train/1.jpg is not val/1.jpg.
+            if is_list_name(folders[0]) and self._has_lists:
+                break
             if any(self._find("/".join(name.split("/")[count:])) for name in names):
                 return count
         return 0
+
+    @cached_property
+    def _has_lists(self) -> bool:
+        """Whether the images lie in folders called like lists."""
+        folders = {part for path in self.images for part in path.relative_to(self.root).parts[:-1]}
+        return any(map(is_list_name, folders))
 
 
 def _clean(name: str) -> str:

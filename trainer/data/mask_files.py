@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,7 +14,8 @@ from trainer.data.remarks import Remarks
 from trainer.errors import some
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
-ENDINGS = ("_mask", "-mask", ".mask", "_masks", "_label", "_labels", "_gt", "_seg")
+ENDING = re.compile(r"[_.-](masks?|labels?|gt|seg)(_?[0-9]+)?", re.IGNORECASE)
+"""What a mask may be called in addition to the name of its image; tools number several masks."""
 
 
 def match_masks(
@@ -36,7 +38,8 @@ def match_masks(
     strangers, twice = [], []
     for folder in folders:
         files = walk(folder)
-        for path in (*files.images, *files.left_out.get(UNREAD, ())):
+        arrays = sorted(folder.rglob("*.np[yz]"))
+        for path in (*files.images, *files.left_out.get(UNREAD, ()), *arrays):
             name = composed(path.relative_to(folder).with_suffix("").as_posix()).casefold()
             owner = name_owner(name, tables) if path.suffix.lower() in MASK_SUFFIXES else None
             if owner is None:
@@ -80,9 +83,28 @@ def name_owner(name: str, tables: list[dict[str, list[str]]]) -> str | None:
         name: path below the folder without suffix, in composed form and small letters.
         tables: see ``name_tables``.
     """
-    shorter = [name.removesuffix(ending) for ending in ENDINGS if name.endswith(ending)]
-    for spelling in (name, *shorter):
+    for spelling in (name, without_ending(name)):
         for table in tables:
             if len(table.get(spelling, ())) == 1:
                 return table[spelling][0]
     return None
+
+
+def without_ending(name: str) -> str:
+    """A name without ``_mask`` and the like at its end."""
+    ends = [match.start() for match in ENDING.finditer(name) if match.end() == len(name)]
+    return name[: ends[0]] if ends else name
+
+
+def masks_beside(images: Iterable[Path]) -> set[Path]:
+    """Those of ``images`` that are masks of others in the same folder: ``a_mask.png`` beside
+    ``a.jpg``.
+    """
+    names = {path.with_suffix("") for path in images}
+    return {
+        path
+        for path in images
+        if path.suffix.lower() in MASK_SUFFIXES
+        and (owner := without_ending(path.stem)) != path.stem
+        and path.parent / owner in names
+    }

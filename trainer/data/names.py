@@ -12,6 +12,8 @@ BACKGROUND_NAMES = frozenset(("background", "_background_", "__background__"))
 IGNORE_NAMES = frozenset(("ignore", "_ignore_", "__ignore__"))
 """What tools call pixels that do not count, as ``folded`` returns it."""
 NUMBER = re.compile(r"([0-9]{1,9})(\.0)?")
+LIST = re.compile(r"(train|val|test)([^a-z].*|aug|ing|set|val|id|idation)?", re.DOTALL)
+"""What usual lists are called."""
 HIGHEST = 254
 """The highest mask value of a class; 255 is ignored."""
 
@@ -38,6 +40,16 @@ def is_one_line(name: str) -> bool:
 def is_background(name: str) -> bool:
     """Whether tools use ``name`` for the background or for pixels to ignore."""
     return folded(name) in BACKGROUND_NAMES | IGNORE_NAMES
+
+
+def list_name(name: str) -> str:
+    """``name``, in small letters if it is the name of a usual list: ``Train``, ``Test2017``."""
+    return name.lower() if is_list_name(name) else name
+
+
+def is_list_name(name: str) -> bool:
+    """Whether ``name`` is ``train``, ``validation``, ``Testing``, ``val2017`` or the like."""
+    return LIST.fullmatch(name.lower()) is not None
 
 
 def one_spelling(counts: Counter[str]) -> dict[str, str]:

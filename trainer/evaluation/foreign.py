@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from trainer.data.colours import grey_levels, indices_of, reindexed
+from trainer.data.colours import grey_levels, indices_of, plain_indices, reindexed
 from trainer.data.dataset import IGNORE, Dataset, Record, read_mask_file
+from trainer.data.kinds import Unreadable
 from trainer.data.knobs import DataConfig
-from trainer.data.pixels import image_size, open_image
+from trainer.data.pixels import image_size, open_header, open_image
 from trainer.errors import ConfigError, DataError, UserError, one_of, some
 from trainer.evaluation.foreign_files import (
     ARRAY_SUFFIXES,
@@ -40,7 +41,6 @@ FAULTS = {
     "format": "are neither PNG nor arrays",
     "fractions": "hold numbers with fractions, not class indices",
     "colours": "are colour pictures, not class indices",
-    "deep": "have more than 8 bits a pixel",
     "unreadable": "are damaged or something else",
     "shape": "are arrays of another shape",
     "size": "are of another size than their image",
@@ -149,28 +149,18 @@ class ForeignMasks:
 
     def _decoded(self, path: Path, name: str) -> npt.NDArray[np.uint8]:
         # By content, not by suffix: JPEG would have changed the indices.
-        with open_image(path, ("PNG",)) as image:
+        with open_header(path) as header:
+            if header.kind != "PNG":
+                raise Unreadable(f"it is a {header.kind}", "PNG")
             if self.pixels == "colours":
-                return indices_of(image, path)
-            if image.mode.startswith("I"):
-                raise BadFile("deep", f"{name} is {image.mode}", "save them with 8 bits a pixel")
+                return indices_of(header.image, path)
+            indices = plain_indices(header, name)
             # Colours are no class indices, nor are those of a palette in another order.
-            if image.mode not in ("P", "L", "1") or reindexed(image):
-                raise self._colour_fault(image, name)
-            return np.array(image, dtype=np.uint8)
+            if indices is None or reindexed(header.image):
+                raise self._colour_fault(header.image, name)
+            return indices
 
     def _colour_fault(self, image: Image.Image, name: str) -> BadFile:
-        """A colour picture holds indices in three equal channels, or the palette's colours."""
-        pixels = np.asarray(image.convert("RGB"))
-        labels = set(np.unique(pixels).tolist())
-        is_grey = (pixels == pixels[..., :1]).all()
-        if is_grey and {0} < labels <= {0, IGNORE, *self.values}:
-            files = f"pathlib.Path({str(self.folder)!r}).rglob('*.png')"
-            hint = (
-                'keep one of the equal channels: python -c "import pathlib, PIL.Image as I;'
-                f' [I.open(p).getchannel(0).save(p) for p in {files}]"'
-            )
-            return BadFile("colours", f"{name} is {image.mode} with equal channels", hint)
         mode = "a palette picture with indices of its own" if image.mode == "P" else image.mode
         return BadFile(
             "colours",

@@ -112,7 +112,7 @@ def test_masks(tmp_path: Path) -> None:
     mask(tmp_path, "im0", 2)
     mask(tmp_path, "im1", 1, (40, 48))
     mask(tmp_path, "im2", 3)
-    Image.new("RGB", (48, 40)).save(tmp_path / "masks" / "im3.png")
+    Image.new("RGB", (48, 40), "red").save(tmp_path / "masks" / "im3.png")
     mask(tmp_path, "im4", 1)
     (tmp_path / "masks" / "im5.png").write_text("no PNG")
     picture(tmp_path / "im6.jpg")
@@ -318,3 +318,11 @@ def test_estimates_grow_with_the_data() -> None:
         module.estimate([module.Finding(pixels=10_000)] * 4000, workers=4)["minutes"]["classify"]
         == 7.6
     )
+
+
+def test_images_of_several_pages_are_named(tmp_path: Path) -> None:
+    make(tmp_path, 2, "film,dog\n")
+    pages = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue")]
+    pages[0].save(tmp_path / "film.tif", save_all=True, append_images=pages[1:])
+    problem = of_kind(check(tmp_path), "frames")
+    assert (problem.severity, problem.names) == ("info", ("film.tif",))

@@ -14,11 +14,10 @@ from trainer.data.dataset import (
     Record,
     map_mask_values,
     read_index_png,
-    some,
 )
 from trainer.data.formats.opening import open_dataset
 from trainer.data.pixels import image_size, read_image
-from trainer.errors import DataError
+from trainer.errors import DataError, some
 
 RED_GREEN = np.array([[[200, 0, 0], [0, 200, 0], [0, 200, 0]]], np.uint8).repeat(2, axis=0)
 

@@ -77,16 +77,21 @@ class CocoRecords:
         tags = _classes((n.category for n in entry.notes if n.kind in kinds), labels)
         unknown = self._unknown(entry, labels, tags)
         record = Record(key, image, tags, unknown=unknown, group=entry.group)
-        # An image that several files name has one record.
-        if self.records.setdefault(key, record) != record:
-            self.remarks.problem(
-                f"{table.path} and another file disagree about {entry.file_name}",
-                "the same annotations",
-            )
         values = tuple(self._values(entry, labels))
         pairs = zip(entry.notes, values, strict=True)
+        shape = None
         if all(note.outlined or value is None for note, value in pairs):
             shape = Shape(entry.size, entry.outlines, values, table.relative)
+        # An image that several files name has one record and one mask.
+        if (self.records.get(key, record), self.shapes.get(key, shape)) != (record, shape):
+            self.remarks.problem(
+                f"{table.path} and another file disagree about {entry.file_name}",
+                "the same annotations, in the same order",
+                "where these are different images of one name, put them into folders of their own"
+                " and write the folder into file_name",
+            )
+        self.records.setdefault(key, record)
+        if shape:
             self.shapes.setdefault(key, shape)
         return key
 

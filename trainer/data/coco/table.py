@@ -221,7 +221,9 @@ class _Parser:
             if not isinstance(entry, dict):
                 self.damaged.append(f"{where} is {_short(entry)}")
                 continue
-            key, file_name = key_of(entry.get("id")), entry.get("file_name")
+            key = key_of(entry.get("id"))
+            # LVIS names images by their address alone.
+            file_name = entry.get("file_name", entry.get("coco_url"))
             sides = {field: side_of(entry.get(field)) for field in ("height", "width")}
             wrong = next((field for field, side in sides.items() if side is None), None)
             if key is None:

@@ -29,17 +29,21 @@ from trainer.data.image_files import (
     walk,
 )
 from trainer.data.knobs import DataConfig
-from trainer.data.names import IGNORE_NAMES, folded, is_background
+from trainer.data.mask_files import masks_beside
+from trainer.data.names import IGNORE_NAMES, folded, is_background, is_list_name, list_name
 from trainer.data.pixels import IMAGE_SUFFIXES
 from trainer.data.remarks import Remarks
-from trainer.data.tables.cells import list_name
 from trainer.errors import DataError, some
 from trainer.outputs import is_portable
 from trainer.run import is_run
 
-SPLITS = ("train", "val", "test")
+MASKS = "masks beside their images (such as a_mask.png beside a.png)"
 OTHERS = ("annotations", "imagesets", "images", "jpegimages", "labels", "masks", "segmentation")
-"""Folders of other formats. Where one of them is, the folders beside it are no classes."""
+"""What folders of other formats begin with. Where one of them is, the folders beside it are no
+classes.
+"""
+PARTS = ("image", "img", "imgs", "gt", "groundtruth", "ground_truth")
+"""Whole names of such folders."""
 
 
 @dataclass
@@ -97,6 +101,9 @@ def read_layout(root: Path, layout: Layout, config: DataConfig, remarks: Remarks
     for (name, _), group in zip(layout.lists, layout.classes, strict=True):
         for folder in group:
             inside = walk(folder)
+            if masks := masks_beside(inside.images):
+                inside.left_out[MASKS] = sorted(masks)
+                inside.images = [path for path in inside.images if path not in masks]
             below.add(inside)
             if folded(folder.name) not in IGNORE_NAMES:
                 owners |= dict.fromkeys(inside.images, (name, folder.name))
@@ -143,7 +150,7 @@ def _layout(root: Path) -> Layout:
     """How the folders in ``root`` are classes; without lists where they are something else."""
     layout = Layout()
     folders = folders_of(root, layout)
-    outer = [f for f in folders if f.name.lower().startswith(SPLITS) and not _has_image(f)]
+    outer = [f for f in folders if is_list_name(f.name) and not _has_image(f)]
     # All folders are called like lists and have no images of their own: the classes are one level
     # below.
     if outer and outer == folders:
@@ -152,7 +159,7 @@ def _layout(root: Path) -> Layout:
     elif folders:
         layout.lists, layout.classes = [("all", root)], [folders]
     classes = [folder for group in layout.classes for folder in group]
-    foreign = any(folder.name.lower().startswith(OTHERS) for folder in (*folders, *classes))
+    foreign = any(_is_part(folder.name) for folder in (*folders, *classes))
     if foreign or (not outer and not any(map(_has_image, classes))):
         return Layout()
     if outer and outer != folders:
@@ -166,11 +173,16 @@ def _layout(root: Path) -> Layout:
     return layout
 
 
+def _is_part(name: str) -> bool:
+    """Whether a folder is called like a part of another format."""
+    return name.lower().startswith(OTHERS) or name.lower() in PARTS
+
+
 def _obstacles(root: Path, layout: Layout, folders: list[Path]) -> Iterator[str]:
     """Why ``folders`` cannot be the folders of classes."""
     classes = [folder for folder in folders if _has_image(folder)]
     others = {f: walk(f, limit=GLANCE).images for f in folders if f not in classes}
-    lists = [folder for folder in classes if folder.name.lower().startswith(SPLITS)]
+    lists = [folder for folder in classes if is_list_name(folder.name)]
     names = {folded(folder.name) for folder in classes} - IGNORE_NAMES
     for paths, words in (
         ([f for (_, f), group in zip(layout.lists, layout.classes) if not group], "no class in"),
@@ -246,12 +258,12 @@ class FoldersWriter(Writer):
         super().check()
         tags = {r.tags[0] for r in self.dataset.records.values() if len(r.tags) == 1}
         names = [self.dataset.classes[k] for k in sorted(tags)]
-        bad = [n for n in names if not is_portable(n) or n.lower().startswith(OTHERS)]
+        bad = [n for n in names if not is_portable(n) or _is_part(n)]
         if bad:
             raise DataError(
                 f"{len(bad)} class names cannot be those of folders: {some(map(repr, bad))}",
                 'names without / \\ : * ? " < > |, without dots and spaces at their ends, and not'
-                f" those of other formats' folders ({', '.join(OTHERS)})",
+                f" those of other formats' folders ({', '.join((*OTHERS, *PARTS))})",
                 "rename the classes, or --to csv",
             )
         first: dict[str, str] = {}

@@ -24,10 +24,11 @@ from trainer.data.image_files import UNREAD, ImageNames, Walk, entries, image_id
 from trainer.data.knobs import DataConfig
 from trainer.data.mask_files import match_masks
 from trainer.data.remarks import Remarks
-from trainer.data.tables.cells import OPEN, lists_of
+from trainer.data.tables.cells import OPEN
 from trainer.data.tables.classes import class_lines, class_table
-from trainer.data.tables.columns import Columns, RowTags, find_columns, read_tags
-from trainer.data.tables.reading import Table, read_table
+from trainer.data.tables.columns import Columns, RowTags, find_columns, read_lists, read_tags
+from trainer.data.tables.lists import LISTS_FILE
+from trainer.data.tables.reading import TABLE_SUFFIXES, Table, read_table
 from trainer.errors import DataError, some
 
 TABLES = ("labels.csv", "metadata.csv", "metadata.jsonl")
@@ -70,13 +71,14 @@ def recognises(root: Path) -> bool:
     """Whether ``root`` has ``labels.csv``; or ``metadata.csv`` or ``metadata.jsonl``, as Hugging
     Face writes them, and its folders are no classes.
     """
-    table = _table_file(root)
+    table = table_file(root)
     return table is not None and (
         table.name.lower() == TABLES[0] or not class_folders.recognises(root)
     )
 
 
-def _table_file(root: Path) -> Path | None:
+def table_file(root: Path) -> Path | None:
+    """The table of tags in ``root``."""
     # Reversed, so that the first of two spellings of one name wins.
     files = {path.name.lower(): path for path in reversed(entries(root))}
     return next((files[name] for name in TABLES if name in files and files[name].is_file()), None)
@@ -97,7 +99,7 @@ def read(root: Path, config: DataConfig, remarks: Remarks) -> Dataset:
     Raises:
         DataError: no image, or columns that do not fit.
     """
-    path = _table_file(root)
+    path = table_file(root)
     assert path is not None
     mask_folders = [p for p in entries(root) if p.name.lower() == "masks" and p.is_dir()]
     files = _walk(root, mask_folders, path)
@@ -179,12 +181,12 @@ def _read_rows(
 ) -> tuple[dict[Path, _Row], Counter[str]]:
     """What the table says about each image, and how often it names each class."""
     names = table.cells(columns.image)
-    splits, groups = table.cells(columns.split), table.cells(columns.group)
+    row_lists, groups = read_lists(table, columns), table.cells(columns.group)
     finder = ImageNames(files.root, files.images, names)
     rows: dict[Path, _Row] = {}
     failures: dict[str, list[str]] = defaultdict(list)
     counts: Counter[str] = Counter({table.columns[c]: 0 for c in columns.classes})
-    for name, tags, split, group in zip(names, all_tags, splits, groups, strict=True):
+    for name, tags, lists, group in zip(names, all_tags, row_lists, groups, strict=True):
         counts.update(tags.present)
         # A class that is unknown everywhere is one all the same: ``check`` tells that it is empty.
         counts.update(dict.fromkeys(tags.unknown, 0))
@@ -192,7 +194,7 @@ def _read_rows(
         if len(matches) != 1:
             failures["ambiguous" if matches else "missing"].append(name)
             continue
-        row = _Row(tags, lists_of(split), group)
+        row = _Row(tags, lists, group)
         old = rows.setdefault(matches[0], row)
         if old is not row and not old.add(row, columns.tag is None):
             failures["clashing"].append(name)
@@ -254,6 +256,14 @@ def _note(
         remarks.note(
             f"{len(bare)} images have no row in {table.path.name} and are left out: {some(bare)}"
         )
+    others = [
+        path.name
+        for path in entries(root)
+        if path.suffix.lower() in TABLE_SUFFIXES and path != table.path
+    ]
+    others = [name for name in others if name.lower() != LISTS_FILE and not name.startswith(".")]
+    if others:
+        remarks.note(f"{len(others)} other tables are not read: {some(others)}")
     if columns.unread:
         names = some(map(repr, columns.unread))
         remarks.note(f"{table.path.name} has columns that are not read: {names}")

@@ -10,8 +10,8 @@ from trainer.data.classes import check_classes
 from trainer.data.dataset import Dataset, Record
 from trainer.data.formats.base import Format
 from trainer.data.knobs import DataConfig
+from trainer.data.names import list_name
 from trainer.data.remarks import Remarks
-from trainer.data.tables.cells import list_name
 from trainer.data.tables.columns import find_group
 from trainer.data.tables.reading import IMAGE_COLUMNS, Table, flags, read_table
 from trainer.errors import DataError, some

@@ -13,8 +13,8 @@ from trainer.data.formats.class_folders import Layout, folders_of, read_layout
 from trainer.data.image_files import entries
 from trainer.data.knobs import DataConfig
 from trainer.data.mask_files import match_masks
+from trainer.data.names import is_list_name, list_name
 from trainer.data.remarks import Remarks
-from trainer.data.tables.cells import is_list_name, list_name
 
 TRUTH = "ground_truth"
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from trainer.config import replace
 from trainer.data.dataset import Dataset
+from trainer.data.formats import folder
 from trainer.data.formats.base import Format
 from trainer.data.formats.unrecognised import unrecognised
 from trainer.data.knobs import DataConfig
@@ -57,6 +58,8 @@ def open_dataset(
         config = dataclasses.replace(config, masks=form.masks)
     dataset = with_lists(form.read(root, config, remarks), config, remarks)
     _check_names(dataset, remarks)
+    if form is not folder.FORMAT and (table := folder.table_file(root)):
+        remarks.note(f"{table.name} is not read: {root} is {form.words}")
     lists = {**dataset.lists, "all": tuple(dataset.records)}
     dataset = dataclasses.replace(dataset, lists=lists, config=config)
     if config.labels_from == "masks" or dataset.tags_from == FROM_MASKS:
@@ -80,10 +83,11 @@ def _tag_notes(dataset: Dataset) -> Iterator[str]:
 
 def _format_of(root: Path) -> Format:
     if not root.is_dir():
+        advice = f"pass its folder, {root.parent}, or unpack it if it is an archive"
         raise DataError(
             f"{root} is not a folder",
             "a data folder",
-            "wsss-trainer synth data/ makes one to play with",
+            advice if root.is_file() else "wsss-trainer synth data/ makes one to play with",
         )
     if not os.access(root, os.R_OK | os.X_OK):
         raise DataError(f"{root} cannot be opened", "a data folder that you may read")

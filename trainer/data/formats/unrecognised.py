@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from trainer.data.formats import class_folders
 from trainer.data.formats.base import Format
 from trainer.data.image_files import GLANCE, entries, passed_over, walk
-from trainer.data.tables.reading import IMAGE_COLUMNS, read_table
+from trainer.data.tables.reading import IMAGE_COLUMNS, TABLE_SUFFIXES, read_table
 from trainer.errors import DataError, some
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".xlsx", ".xls", ".ods")
+ARCHIVE = re.compile(r"\.(zip|rar|7z|tar|tgz|tar\.\w+)$", re.IGNORECASE)
+HEAD_BYTES = 20_000
+TOOLS = {
+    "labelme": (b'"shapes"', b'"version"'),
+    "CVAT for images": (b"<annotations>", b"<image "),
+    "Label Studio": (b'"annotations"', b'"completed_by"'),
+    "VIA": (b'"regions"', b'"shape_attributes"'),
+}
+"""What the annotations of a tool hold near their beginning."""
 LARGEST = 50_000_000
 """Bytes of a table that is opened only for a hint."""
 
@@ -30,16 +39,13 @@ def unrecognised(root: Path, formats: Sequence[Format]) -> DataError:
 
 
 def _hints(root: Path, formats: Sequence[Format]) -> Iterator[str]:
-    folders = [
-        path
-        for path in entries(root)
-        if passed_over(path.name) is None and path.is_dir() and os.access(path, os.R_OK | os.X_OK)
-    ]
+    folders = _folders(root)
     if _is_yolo(root):
         yield (
             "this looks like YOLO (labels/*.txt), which is not read: export it as COCO or as masks,"
             " as Roboflow, CVAT and Label Studio do"
         )
+    yield from _of_tools(root)
     obstacles = class_folders.obstacles(root)
     if obstacles:
         yield (
@@ -62,6 +68,35 @@ def _hints(root: Path, formats: Sequence[Format]) -> Iterator[str]:
     yield from below.notes()
 
 
+def _folders(root: Path) -> list[Path]:
+    return [
+        path
+        for path in entries(root)
+        if passed_over(path.name) is None and path.is_dir() and os.access(path, os.R_OK | os.X_OK)
+    ]
+
+
+def _of_tools(root: Path) -> Iterator[str]:
+    """What to do with archives, and with annotations of tools that are not read."""
+    files = [path for folder in (root, *_folders(root)) for path in entries(folder)]
+    archives = [path.name for path in files if ARCHIVE.search(path.name)]
+    if archives:
+        yield f"unpack {some(archives)}"
+    notes = [p for p in files if p.suffix.lower() in (".json", ".xml") and p.is_file()]
+    heads = [_head(path) for path in notes[:20]]
+    for tool, marks in TOOLS.items():
+        if any(all(mark in head for mark in marks) for head in heads):
+            yield f"this looks like annotations of {tool}, which are not read: export them as COCO"
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(HEAD_BYTES)
+    except OSError:
+        return b""
+
+
 def _is_yolo(root: Path) -> bool:
     config = [*root.glob("*.yaml"), *root.glob("*.yml")]
     folders = [folder for folder in (root / "labels", *root.glob("*/labels")) if folder.is_dir()]
@@ -71,8 +106,8 @@ def _is_yolo(root: Path) -> bool:
 
 def _tables(folder: Path) -> Iterator[Path]:
     for path in entries(folder):
-        is_table = path.suffix.lower() in TABLE_SUFFIXES and not path.name.startswith(".")
-        if not is_table or not path.is_file() or path.stat().st_size > LARGEST:
+        is_table = path.suffix.lower() in (*TABLE_SUFFIXES, ".txt") and path.is_file()
+        if not is_table or path.name.startswith(".") or path.stat().st_size > LARGEST:
             continue
         try:
             if read_table(path).find(IMAGE_COLUMNS) is not None:

@@ -70,8 +70,9 @@ def read(root: Path, config: DataConfig, remarks: Remarks) -> Dataset:
         rest = len(images) - len(ids)
         remarks.note(f"{rest} images in JPEGImages are in no list and are left out")
     remarks.notes += walk(root / "JPEGImages").notes()
-    source = _tag_source(root, ids, masks, config.labels_from, remarks)
-    objects = _objects(root, ids, remarks) if source == XML else {}
+    annotations = _by_stem(root / "Annotations", (".xml",), remarks)
+    source = _tag_source(root, ids, annotations, masks, config.labels_from, remarks)
+    objects = _objects(annotations, ids, remarks) if source == XML else {}
     table = voc_class_table(root, ids, objects, bool(masks))
     facts: Facts = dict.fromkeys(ids, (Flags((), complement((), len(table.names))), ""))
     if source == CSV:
@@ -128,7 +129,12 @@ def _by_stem(folder: Path, suffixes: tuple[str, ...], remarks: Remarks) -> dict[
 
 
 def _tag_source(
-    root: Path, ids: list[str], masks: dict[str, Path], labels_from: str, remarks: Remarks
+    root: Path,
+    ids: list[str],
+    annotations: dict[str, Path],
+    masks: dict[str, Path],
+    labels_from: str,
+    remarks: Remarks,
 ) -> str:
     """Where tags come from: what ``labels_from`` says, or the best that is there.
 
@@ -137,7 +143,7 @@ def _tag_source(
     """
     there = {
         "csv": (root / CSV).is_file(),
-        "xml": any((root / "Annotations" / f"{i}.xml").is_file() for i in ids),
+        "xml": not annotations.keys().isdisjoint(ids),
         "masks": bool(masks),
     }
     names = {"csv": CSV, "xml": "Annotations/*.xml", "masks": "masks for the listed images"}
@@ -226,9 +232,8 @@ def _table_columns(table: Table, classes: tuple[str, ...]) -> tuple[int, list[in
     return name, [there[folded(c)] for c in classes]
 
 
-def _objects(root: Path, ids: list[str], remarks: Remarks) -> dict[str, set[str]]:
+def _objects(annotations: dict[str, Path], ids: list[str], remarks: Remarks) -> dict[str, set[str]]:
     """Names of the objects of each image that has an annotation."""
-    annotations = _by_stem(root / "Annotations", (".xml",), remarks)
     objects = read_objects(annotations, ids, remarks)
     if bare := sum(i not in annotations for i in ids):
         remarks.note(

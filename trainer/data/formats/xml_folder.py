@@ -14,9 +14,8 @@ from trainer.data.formats import class_folders
 from trainer.data.formats.base import Format
 from trainer.data.image_files import image_id, passed_over, unique, walk
 from trainer.data.knobs import DataConfig
-from trainer.data.names import composed
+from trainer.data.names import composed, is_list_name
 from trainer.data.remarks import Remarks
-from trainer.data.tables.cells import is_list_name
 from trainer.data.voc.xml import read_objects
 from trainer.errors import some
 

@@ -4,33 +4,26 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
-from trainer.data.names import NUMBER, folded
+from trainer.data.names import NUMBER, folded, list_name
+from trainer.data.tables.reading import EMPTY
 from trainer.errors import DataError, some
 
-# How tools write an empty cell.
-NO_TAG = ("nan", "none", "null", "n/a")
+NO_TAG = (*EMPTY, "-", "--", "–", "—")
+"""How people and tools write that an image has no tag, as ``folded`` returns it."""
+OBJECT = re.compile(r"\{\s*['\"][^'\"]*['\"]\s*:")
+"""The beginning of an object of JSON or Python."""
+JOINT = re.compile(r"[\s/+#&]+")
 OPEN = "?"
 """As a tag: every class that is not named is unknown. Before a tag: this class is unknown."""
-LIST = re.compile(r"(train|val|test)([^a-z].*|aug|ing|val|id|idation)?", re.DOTALL)
 QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
-
-
-def list_name(name: str) -> str:
-    """``name``, in small letters if it is the name of a usual list: ``Train``, ``Test2017``."""
-    return name.lower() if is_list_name(name) else name
-
-
-def is_list_name(name: str) -> bool:
-    """Whether ``name`` is ``train``, ``validation``, ``Testing``, ``val2017`` or the like."""
-    return LIST.fullmatch(name.lower()) is not None
 
 
 def lists_of(cell: str) -> list[str]:
     """The lists in a cell such as ``Train;train_aug``."""
     parts = (part.strip() for part in re.split(r"[;|,]", cell))
-    return list(dict.fromkeys(list_name(p) for p in parts if p and p.lower() not in NO_TAG))
+    return list(dict.fromkeys(list_name(p) for p in parts if p and folded(p) not in NO_TAG))
 
 
 def tags_of(cells: Sequence[str], classes: Collection[str] = ()) -> list[list[str]]:
@@ -44,10 +37,13 @@ def tags_of(cells: Sequence[str], classes: Collection[str] = ()) -> list[list[st
         classes: their names, where a file gives them.
 
     Raises:
-        DataError: commas between names of which some are classes and others are not.
+        DataError: commas between names of which some are classes and others are not; or
+            names that are all classes between blanks and the like.
     """
     split = [_parts(cell, classes) for cell in cells]
     _split_commas(split, classes)
+    if not classes:
+        _check_joints(split)
     if not classes and all(NUMBER.fullmatch(tag) for tags in split for tag in tags):
         # pandas writes 2 as 2.0 where a cell of the column is blank.
         split = [[tag.removesuffix(".0") for tag in tags] for tags in split]
@@ -79,11 +75,37 @@ def _split_commas(split: list[list[str]], classes: Collection[str]) -> None:
         ]
 
 
+def _check_joints(split: Iterable[Sequence[str]]) -> None:
+    """Refuse a tag such as ``cat dog`` or ``cat+dog`` beside the tags cat and dog, which may be one
+    class or two.
+
+    Raises:
+        DataError: there is such a tag.
+    """
+    tags = {tag for tags in split for tag in tags}
+    keys = set(map(_class_key, tags))
+    parts = {tag: list(filter(None, JOINT.split(tag))) for tag in sorted(tags)}
+    joint = [t for t, each in parts.items() if len(each) > 1 and keys.issuperset(map(folded, each))]
+    if joint:
+        raise DataError(
+            f"{len(joint)} tags consist of other tags: {some(map(repr, joint))}",
+            "';' between the tags of an image",
+            f"put ; between them; or, where {joint[0]!r} is one class, list all classes in"
+            " classes.txt, one a line",
+        )
+
+
 def _parts(cell: str, classes: Collection[str]) -> list[str]:
     """The tags of a cell, commas left as they are."""
     if cell in classes:
         return [cell]
     ends, inner = cell[:1] + cell[-1:], cell[1:-1]
+    if OBJECT.search(cell):
+        raise DataError(
+            f"a cell of tags holds objects: {cell[:60]}",
+            "names of classes",
+            "write the name alone, several as a list or with ; between them",
+        )
     if ends == "[]" or (ends in ("()", "{}") and (set(inner) & set(",'\"") or not inner.strip())):
         if not QUOTED.sub("", inner).strip(" ,\t\r\n"):
             parts = [one or other for one, other in QUOTED.findall(inner)]
@@ -92,7 +114,12 @@ def _parts(cell: str, classes: Collection[str]) -> list[str]:
     else:
         parts = re.split(r"[;|]", cell)
     texts = (part.strip() for part in parts)
-    return [part for part in texts if part and part.casefold() not in NO_TAG]
+    return [part for part in texts if part in classes or not is_no_tag(part)]
+
+
+def is_no_tag(text: str) -> bool:
+    """Whether a tag is blank, or written as ``nan``, ``NA`` or a dash."""
+    return not text or folded(text) in NO_TAG
 
 
 def _commas(tag: str) -> list[str]:

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from trainer.data.knobs import DataConfig
+from trainer.data.names import is_list_name
 from trainer.data.remarks import Remarks
-from trainer.data.tables.cells import OPEN, is_list_name, lists_of, tags_of
+from trainer.data.tables.cells import OPEN, is_no_tag, lists_of, tags_of
 from trainer.data.tables.groups import group_column
-from trainer.data.tables.reading import IMAGE_COLUMNS, UNKNOWN, Table, flags, is_answer, is_flag
+from trainer.data.tables.reading import (
+    IMAGE_COLUMNS,
+    UNKNOWN,
+    YES,
+    Table,
+    column_key,
+    flags,
+    is_answer,
+    is_flag,
+    word_of,
+)
 from trainer.errors import DataError, some
 
 TAG_COLUMNS = ("tag", "tags", "label", "labels", "class", "classes", "category", "categories")
 SPLIT_COLUMNS = ("split", "subset", "set", "fold", "phase", "partition")
+VALIDATES = ("isvalid", "isval", "isvalidation")
+"""Columns that say by 0 and 1 whether an image validates, as ``column_key`` returns their names."""
 SHAPES = 'image,tag (one row a tag), image,"tag1;tag2", or image and one 0/1 column a class'
 
 
@@ -79,8 +93,7 @@ def find_columns(table: Table, config: DataConfig, remarks: Remarks) -> Columns:
     if tag is not None:
         return Columns(image, tag, split, grouping, (), tuple(table.columns[c] for c in others))
     candidates = [c for c in others if any(table.cells(c)) or not table.rows]
-    # Numbers of folds are no classes.
-    candidates = [c for c in candidates if table.columns[c].lower() not in SPLIT_COLUMNS]
+    candidates = [c for c in candidates if not _names_no_class(table, c)]
     answers = [c for c in candidates if not table.rows or _may_be_class(table.cells(c))]
     _check_answers(table, [c for c in candidates if c not in answers])
     if not answers:
@@ -90,8 +103,15 @@ def find_columns(table: Table, config: DataConfig, remarks: Remarks) -> Columns:
     return Columns(image, None, split, grouping, classes, unread)
 
 
-def _check_answers(table: Table, columns: Iterable[int]) -> None:
-    strange = [c for c in columns if table.columns[c].lower() not in IMAGE_COLUMNS]
+def _names_no_class(table: Table, column: int) -> bool:
+    """Whether a column holds numbers of folds, or other names or numbers of the images."""
+    name = column_key(table.columns[column])
+    if name in map(column_key, IMAGE_COLUMNS):
+        return not _is_0_1(table, column)
+    return name in SPLIT_COLUMNS
+
+
+def _check_answers(table: Table, strange: list[int]) -> None:
     if strange:
         names = some(repr(table.columns[c]) for c in strange)
         cell = next(filter(None, table.cells(strange[0])))
@@ -123,23 +143,35 @@ def _is_0_1(table: Table, column: int) -> bool:
 
 def _may_be_class(cells: Iterable[str]) -> bool:
     """Whether a cell is an answer, or all of them say that it is unknown."""
-    words = [cell.lower() for cell in cells if cell]
-    return any(map(is_flag, words)) or all(word in UNKNOWN for word in words)
+    words = [cell for cell in cells if cell]
+    return any(map(is_flag, words)) or all(word.lower() in UNKNOWN for word in words)
 
 
 def _split_column(table: Table, others: set[int | None]) -> int | None:
-    """The column called ``split``, else the first whose cells are all names of lists."""
-    column = table.find(("split",))
+    """The column called ``split`` or ``is_valid``; else one with a usual name and some cell that
+    names a list, or the first whose cells all do.
+    """
+    column = table.find(("split", *VALIDATES))
     if column is not None and column not in others:
         return column
     free = [c for c in range(len(table.columns)) if c not in others]
     # Columns with a usual name first, each group in the order of the table.
     free.sort(key=lambda c: table.columns[c].lower() not in SPLIT_COLUMNS)
     for column in free:
-        cells = [cell for cell in table.cells(column) if cell]
-        if cells and all(is_list_name(part) for cell in cells for part in lists_of(cell)):
+        names = [name for cell in table.cells(column) for name in lists_of(cell)]
+        # "dev" or "holdout" beside train is a list too.
+        enough = any if table.columns[column].lower() in SPLIT_COLUMNS else all
+        if names and enough(map(is_list_name, names)):
             return column
     return None
+
+
+def read_lists(table: Table, columns: Columns) -> list[list[str]]:
+    """The lists of each row."""
+    cells = table.cells(columns.split)
+    if columns.split is None or column_key(table.columns[columns.split]) not in VALIDATES:
+        return [lists_of(cell) for cell in cells]
+    return [["val" if word_of(cell) in YES else "train"] for cell in cells]
 
 
 def read_tags(
@@ -164,6 +196,16 @@ def read_tags(
             RowTags({names[k] for k in row.present}, {names[k] for k in row.unknown})
             for row in rows
         ]
+    class_names = set(classes)
+    blank = Counter(
+        c for c in table.cells(columns.tag) if c and c not in class_names and is_no_tag(c)
+    )
+    if blank:
+        counts = some(f"{word!r} {count} times" for word, count in blank.most_common())
+        remarks.note(
+            f"cells of column {table.columns[columns.tag]!r} that hold no tag: {counts}; a class of"
+            " such a name must stand in classes.txt"
+        )
     cells = tags_of(table.cells(columns.tag), classes)
     values = {tag.removeprefix(OPEN).strip() for tags in cells for tag in tags} - {""}
     if values and not classes and all(map(is_answer, values)):

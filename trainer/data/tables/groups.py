@@ -37,14 +37,15 @@ def group_column(names: Sequence[str], choice: str, where: str, remarks: Remarks
         )
     if choice == "auto":
         for name in GROUP_COLUMNS:
-            for key in (name, f"{name}_id"):
+            for key in (name, f"{name}id"):
                 if key in keys:
+                    place = keys.index(key)
                     if key != "group":
                         remarks.note(
-                            f"column {key!r} of {where} is taken as the group of each image"
-                            " (--set data.group=none leaves it out)"
+                            f"column {names[place]!r} of {where} is taken as the group of each"
+                            " image (--set data.group=none leaves it out)"
                         )
-                    return keys.index(key)
+                    return place
     return None
 
 

@@ -12,19 +12,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from trainer.data.names import folded
 from trainer.data.remarks import Remarks
 from trainer.errors import DataError, some
 
 IMAGE_COLUMNS = (
     *("image", "filename", "file", "path", "image_id", "file_name", "image_name", "image_path"),
-    *("file_path", "filepath", "img", "id"),
+    *("file_path", "img", "img_name", "img_path", "fname", "id"),
 )
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".xlsx", ".xls", ".ods")
 DELIMITERS = (",", "\t", ";", "|")
-# "1,0" and "0,0" come from systems where a comma is the decimal point.
-YES = ("1", "1.0", "true", "t", "yes", "y", "x", "✓", "✔", "1,0")
-NO = ("0", "0.0", "false", "f", "no", "n", "-", "0,0")
-MINUS = ("-1", "-1.0")
-UNKNOWN = ("?", "unknown", "nan", "n/a", "null")
+# Excel writes TRUE and FALSE in the language of its user.
+YES = (
+    *("1", "true", "t", "yes", "y", "x", "✓", "✔", "wahr", "ja", "vrai", "oui", "verdadero", "sí"),
+    *("si", "verdadeiro", "sim", "vero", "sì", "waar", "истина", "да", "prawda", "tak", "doğru"),
+    *("是", "真", "はい"),
+)
+NO = (
+    *("0", "false", "f", "no", "n", "-", "falsch", "nein", "faux", "non", "falso", "não", "nao"),
+    *("onwaar", "nee", "ложь", "нет", "fałsz", "nie", "yanlış", "否", "假", "いいえ"),
+)
+MINUS = ("-1",)
+# How spreadsheets, pandas, R and SQL write a cell without a value, as ``folded`` returns it.
+EMPTY = ("nan", "none", "null", "na", "n/a", "n.a.", "n.a", "<na>", "#n/a", "#nv", "nat")
+UNKNOWN = ("?", "unknown", *EMPTY)
+WHOLE = re.compile(r"([+-]?[0-9]{1,9})([.,]0*)?(e[+-]?0+)?")
 # How .xlsx, a zip archive, and .xls, an OLE file, begin.
 WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 MARKS = (
@@ -67,7 +79,7 @@ class Table:
 
     def find(self, names: Sequence[str]) -> int | None:
         """Index of the column of the first of ``names`` that is there. Letter case does not matter,
-        nor whether words are separated by ``_``, blanks or hyphens.
+        nor whether words are separated by ``_``, blanks, hyphens or nothing.
         """
         keys = [column_key(column) for column in self.columns]
         return next((keys.index(key) for name in names if (key := column_key(name)) in keys), None)
@@ -166,7 +178,7 @@ def flags(
     meaning = _reading(table, columns, missing)
     said: set[int] = set()
     for cells, line in zip(table.rows, table.lines, strict=True):
-        answers = [meaning.get(cells[column].lower(), "") for column in columns]
+        answers = [meaning.get(word_of(cells[column]), "") for column in columns]
         for column, answer in zip(columns, answers, strict=True):
             if not answer:
                 values[cells[column]] += 1
@@ -205,17 +217,26 @@ def _flags_of(answers: Sequence[str]) -> Flags:
 
 def is_flag(text: str) -> bool:
     """Whether a cell says yes or no, and is not blank."""
-    return text != "" and text.lower() in YES + NO + MINUS
+    return word_of(text) in YES + NO + MINUS
 
 
 def is_answer(text: str) -> bool:
     """Whether a tag looks like the answer to a question instead of the name of a class."""
-    return is_flag(text) and (text.lower() in ("true", "false", "yes", "no") or not text.isalpha())
+    # Single letters are names of classes as well.
+    return is_flag(text) and not (len(text) == 1 and text.isascii() and text.isalpha())
+
+
+def word_of(cell: str) -> str:
+    """A cell of a 0/1 column in small letters, a whole number as its digits: ``1`` for ``1.0``,
+    ``1,00`` (a decimal comma) and ``1.0e+00`` (NumPy).
+    """
+    number = WHOLE.fullmatch(cell.lower())
+    return str(int(number[1])) if number else cell.lower()
 
 
 def _reading(table: Table, columns: Sequence[int], missing: str) -> dict[str, str]:
     """Meaning of each value: present, absent or unknown."""
-    values = {row[column].lower() for row in table.rows for column in columns}
+    values = {word_of(row[column]) for row in table.rows for column in columns}
     # Beside 0, some tables mean "unknown" by -1 and others "absent": that is for the user to say.
     no = NO if not values.isdisjoint(NO) else (*NO, *MINUS)
     # Who writes zeros has said nothing with a blank cell; who writes marks has said "absent".
@@ -225,14 +246,14 @@ def _reading(table: Table, columns: Sequence[int], missing: str) -> dict[str, st
 
 
 def column_key(name: str) -> str:
-    """The name of a column without letter case, with ``_`` for blanks and hyphens."""
-    return re.sub(r"[\s_-]+", "_", name.lower())
+    """The name of a column without letter case and what separates its words: ``imageid``."""
+    return re.sub(r"[\s_-]+", "", folded(name))
 
 
 def _is_index(name: str, cells: list[str]) -> bool:
     """Whether it is the index that pandas writes first, or has neither name nor cells."""
     numbers = all(cell.isdecimal() or not cell for cell in cells)
-    return numbers and re.fullmatch(r"|unnamed:_\d+|index|idx", column_key(name)) is not None
+    return numbers and re.fullmatch(r"|unnamed: ?\d+|index|idx", name.lower()) is not None
 
 
 def _check_widths(path: Path, rows: list[list[str]], lines: list[int]) -> None:

@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Container
 from pathlib import Path
 
-from trainer.data.names import composed
+from trainer.data.image_files import entries
+from trainer.data.names import composed, list_name
 from trainer.data.pixels import IMAGE_SUFFIXES
 from trainer.data.remarks import Remarks
-from trainer.data.tables.cells import list_name
-from trainer.errors import some
+from trainer.data.tables.reading import read_text
+from trainer.errors import DataError, some
 
 LISTS = Path("ImageSets", "Segmentation")
 MAIN = Path("ImageSets", "Main")
@@ -34,15 +35,14 @@ def read_lists(root: Path, images: dict[str, Path], remarks: Remarks) -> Lists:
         images: image files by id.
         remarks: gets unreadable lists, and images that a list names twice or that are not there.
     """
-    files = sorted((root / LISTS).glob("*.txt"))
     lists: Lists = {}
-    for path in files or sorted((root / MAIN).glob("*.txt")):
+    for path in _list_files(root / LISTS) or _list_files(root / MAIN):
         try:
-            # Editors on Windows put a mark before UTF-8 text.
-            text = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            remarks.problem(f"{path} cannot be read: {error}", "one image id a line, in UTF-8")
+            text, notes = read_text(path)
+        except DataError as error:
+            remarks.add(error)
             continue
+        remarks.notes += notes
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         # Main has a list for each class, such as cat_train.txt, which marks every image.
         if path.parent.name == MAIN.name and "_" in path.stem and all(map(MARKED.match, lines)):
@@ -61,6 +61,14 @@ def read_lists(root: Path, images: dict[str, Path], remarks: Remarks) -> Lists:
         name = "train_aug" if path.stem.lower() in SBD_NAMES else list_name(path.stem)
         lists[name] = tuple(i for i in counts if i in images)
     return lists
+
+
+def _list_files(folder: Path) -> list[Path]:
+    return [
+        path
+        for path in entries(folder)
+        if path.suffix.lower() == ".txt" and not path.name.startswith(".") and path.is_file()
+    ]
 
 
 def list_id(line: str, ids: Container[str]) -> str:

@@ -81,6 +81,7 @@ def test_what_counts_for_nothing(tmp_path: Path, name: str) -> None:
         (("data.yaml", "images/a.jpg", "labels/a.txt"), "this looks like YOLO"),
         (("data.yaml", "train/images/a.jpg", "train/labels/a.txt"), "this looks like YOLO"),
         (("train/images/a.jpg", "train/masks/a.png"), "nothing says what they show"),
+        (("image/a.jpg", "mask/a.png"), "nothing says what they show"),
     ],
 )
 def test_what_is_in_the_way_is_named(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
@@ -161,3 +162,59 @@ def test_a_folder_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(DataError, match="cannot be opened"):
         open_dataset(tmp_path)
+
+
+def test_masks_beside_their_images_are_no_images(tmp_path: Path) -> None:
+    names = (
+        "cyst/c (1).png",
+        "cyst/c (1)_mask.png",
+        "cyst/c (1)_mask_1.png",
+        "cyst/alone_mask.png",
+    )
+    data = open_dataset(make(tmp_path, *names, "tumour/t.jpg", "tumour/t_gt.png"))
+    assert tags(data) == {
+        "cyst__c (1)": ["cyst"],
+        "cyst__alone_mask": ["cyst"],
+        "tumour__t": ["tumour"],
+    }
+    assert any(note.startswith("3 masks beside their images") for note in data.notes)
+
+
+def test_classes_may_begin_like_lists(tmp_path: Path) -> None:
+    data = open_dataset(make(tmp_path, "valve_open/a.jpg", "valve_closed/b.jpg"))
+    assert data.classes == ("valve_closed", "valve_open")
+    assert set(data.lists) == {"all"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("photos.zip", "PK", "unpack photos.zip"),
+        ("a.json", '{"version": "5", "shapes": []}', "annotations of labelme"),
+        ("annotations.xml", "<annotations><image id='0'/></annotations>", "of CVAT for images"),
+        ("p.json", '[{"annotations": [{"completed_by": 1}]}]', "annotations of Label Studio"),
+        ("via.json", '{"a": {"regions": [{"shape_attributes": 1}]}}', "annotations of VIA"),
+    ],
+)
+def test_annotations_of_tools_are_pointed_at(
+    tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    (make(tmp_path, "images/a.jpg") / name).write_text(text)
+    with pytest.raises(DataError) as caught:
+        open_dataset(tmp_path)
+    assert message in caught.value.hint
+
+
+def test_a_file_is_no_data_folder(tmp_path: Path) -> None:
+    (tmp_path / "photos.zip").write_bytes(b"PK")
+    with pytest.raises(DataError, match="is not a folder") as caught:
+        open_dataset(tmp_path / "photos.zip")
+    assert f"pass its folder, {tmp_path}, or unpack it" in caught.value.hint
+
+
+def test_a_table_that_is_not_read_is_named(tmp_path: Path) -> None:
+    make(tmp_path, *CLASSES)
+    (tmp_path / "metadata.csv").write_text("file_name,label\ncat/a.jpg,x\n")
+    data = open_dataset(tmp_path)
+    assert tags(data) == EXPECTED
+    assert any(note.startswith("metadata.csv is not read") for note in data.notes)

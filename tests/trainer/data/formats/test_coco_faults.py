@@ -430,3 +430,27 @@ def test_time_and_memory_of_one_image_are_bounded(root: Path) -> None:
         data = open_dataset(write(root, table(*notes)), config=DataConfig())
         with pytest.raises(DataError, match="more than"):
             data.read_mask(data.records["1"])
+
+
+def test_lvis_names_images_by_their_address(root: Path) -> None:
+    content = table()
+    for n, entry in enumerate(content["images"], 1):
+        del entry["file_name"]
+        entry["coco_url"] = f"http://images.cocodataset.org/train2017/{n}.jpg"
+    data = open_dataset(write(root, content))
+    assert [r.image.name for r in data.records.values()] == ["1.jpg", "2.jpg"]
+    assert set(data.records) == {"1", "2"}
+
+
+def test_two_files_with_other_outlines_of_one_image(root: Path) -> None:
+    write(root, table())
+    # Frames of several films have the same names.
+    write(
+        root, table(note(1, 1, [[5, 5, 9, 5, 9, 8]]), note(2, 2)), "annotations/instances_val.json"
+    )
+    with pytest.raises(
+        DataError, match=r"instances_val.json and another file disagree about 1.jpg"
+    ):
+        open_dataset(root)
+    write(root, table(), "annotations/instances_val.json")
+    assert open_dataset(root).lists["val"] == ("1", "2")

@@ -254,7 +254,7 @@ def test_damaged_xml_list_and_no_tags(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"2007_000032\.xml cannot be read"):
         open_dataset(root)
     (root / "ImageSets" / "Segmentation" / "train.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match=r"train\.txt cannot be read"):
+    with pytest.raises(DataError, match=r"train\.txt is not text"):
         open_dataset(root)
 
 

@@ -308,3 +308,33 @@ def test_roboflow_has_a_folder_a_list_and_kaggle_one_for_annotations(tmp_path: P
         "<annotation><object><name>cat</name></object></annotation>"
     )
     assert tags(open_dataset(tmp_path / "two")) == {"images__a": ["cat"]}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "cp1252"])
+def test_lists_of_other_encodings_and_systems(tmp_path: Path, encoding: str) -> None:
+    root = make_tree(tmp_path, {}, names=("a", "Küche"))
+    for name in ("a", "Küche"):
+        make_xml(root, name, [("dog", 0)])
+    folder = root / "ImageSets" / "Segmentation"
+    # PowerShell writes UTF-16; macOS puts a file of its own beside each file on foreign disks.
+    (folder / "train.TXT").write_bytes("a\r\nKüche\r\n".encode(encoding))
+    (folder / "._train.txt").write_bytes(b"\0\5\x16\7\xff\xfe\0")
+    assert open_dataset(root).lists["train"] == ("a", "Küche")
+
+
+def test_a_list_that_is_no_text_is_one_problem(tmp_path: Path) -> None:
+    root = make_tree(tmp_path, {"val": "a\n"}, names=("a",))
+    make_xml(root, "a", [("dog", 0)])
+    (root / "ImageSets" / "Segmentation" / "train.txt").write_bytes(b"a\n\0\0")
+    with pytest.raises(DataError, match=r"train.txt is not text: it holds zero bytes"):
+        open_dataset(root)
+
+
+def test_annotations_with_large_letters_go_before_masks(tmp_path: Path) -> None:
+    root = make_tree(tmp_path, {"train": "a\n"}, names=("a",))
+    make_xml(root, "a", [("dog", 0)])
+    (root / "Annotations" / "a.xml").rename(root / "Annotations" / "a.XML")
+    make_mask(root / "SegmentationClass" / "a.png", [[8] * 8] * 6)
+    data = open_dataset(root)
+    assert data.tags_from.startswith("objects of Annotations")
+    assert tags(data) == {"a": ["dog"]}
