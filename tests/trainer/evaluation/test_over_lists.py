@@ -216,7 +216,7 @@ def test_missing_and_wrong_masks_are_listed_together(scenes):
     (folder / "i0.png").unlink()
     write_index_png(folder / "i2.png", np.zeros((3, 3), np.uint8))
     (folder / "i3.png").write_bytes(b"nothing")
-    Image.new("RGB", (4, 4)).save(folder / "i4.png")
+    Image.new("RGB", (4, 4), "red").save(folder / "i4.png")
     with pytest.raises(DataError, match="4 of 5 images") as caught:
         evaluate_folder(scenes, scenes.subset("train"), folder, workers=0)
     for part in (

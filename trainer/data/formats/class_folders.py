@@ -28,7 +28,7 @@ from trainer.data.image_files import (
     unique,
     walk,
 )
-from trainer.data.knobs import DataConfig
+from trainer.data.knobs import NEGATIVE_FOLDERS, DataConfig
 from trainer.data.mask_files import masks_beside
 from trainer.data.names import IGNORE_NAMES, folded, is_background, is_list_name, list_name
 from trainer.data.pixels import IMAGE_SUFFIXES
@@ -258,12 +258,15 @@ class FoldersWriter(Writer):
         super().check()
         tags = {r.tags[0] for r in self.dataset.records.values() if len(r.tags) == 1}
         names = [self.dataset.classes[k] for k in sorted(tags)]
-        bad = [n for n in names if not is_portable(n) or _is_part(n)]
+        # Images in a folder "good" would be read as negatives.
+        bad = [n for n in names if DataConfig().is_negative(n, folder=True)]
+        bad += [n for n in names if not is_portable(n) or _is_part(n)]
         if bad:
             raise DataError(
                 f"{len(bad)} class names cannot be those of folders: {some(map(repr, bad))}",
                 'names without / \\ : * ? " < > |, without dots and spaces at their ends, and not'
-                f" those of other formats' folders ({', '.join((*OTHERS, *PARTS))})",
+                f" those of other formats' folders ({', '.join((*OTHERS, *PARTS))}) or of negatives"
+                f" ({', '.join(sorted(NEGATIVE_FOLDERS))})",
                 "rename the classes, or --to csv",
             )
         first: dict[str, str] = {}

@@ -69,11 +69,19 @@ def open_dataset(
 
 
 def _tag_notes(dataset: Dataset) -> Iterator[str]:
-    """How many images show no class, and of how many that is not known."""
+    """What trains where no list says so; how many images show no class, and of how many that is
+    not known.
+    """
     records = dataset.records.values()
     negatives = sum(record.is_negative for record in records)
     partly = [record for record in records if record.unknown]
     bare = sum(len(record.unknown) == len(dataset.classes) for record in partly)
+    lists = [name for name in dataset.lists if name != "all"]
+    if lists and not dataset.default_list("train"):
+        yield (
+            f"no list is called train: fit trains on all images, those of {some(lists)} too"
+            " (--train-list names a list)"
+        )
     if negatives:
         yield f"{negatives} of {len(records)} images show none of the classes"
     if partly:

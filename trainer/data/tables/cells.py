@@ -12,9 +12,10 @@ from trainer.errors import DataError, some
 
 NO_TAG = (*EMPTY, "-", "--", "–", "—")
 """How people and tools write that an image has no tag, as ``folded`` returns it."""
+QUOTES = re.compile(r"(?s)^([\"'`“„«])(.+)[\"'`”“»]$")
 OBJECT = re.compile(r"\{\s*['\"][^'\"]*['\"]\s*:")
 """The beginning of an object of JSON or Python."""
-JOINT = re.compile(r"[\s/+#&]+")
+JOINT = re.compile(r"[\s/+#&、，；]+")
 OPEN = "?"
 """As a tag: every class that is not named is unknown. Before a tag: this class is unknown."""
 QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
@@ -113,7 +114,7 @@ def _parts(cell: str, classes: Collection[str]) -> list[str]:
             parts = re.split(r"[,;|]", inner)
     else:
         parts = re.split(r"[;|]", cell)
-    texts = (part.strip() for part in parts)
+    texts = (QUOTES.sub(r"\2", part.strip().strip(",").strip()) for part in parts)
     return [part for part in texts if part in classes or not is_no_tag(part)]
 
 

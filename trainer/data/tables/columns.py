@@ -13,6 +13,7 @@ from trainer.data.tables.cells import OPEN, is_no_tag, lists_of, tags_of
 from trainer.data.tables.groups import group_column
 from trainer.data.tables.reading import (
     IMAGE_COLUMNS,
+    NO,
     UNKNOWN,
     YES,
     Table,
@@ -25,9 +26,12 @@ from trainer.data.tables.reading import (
 from trainer.errors import DataError, some
 
 TAG_COLUMNS = ("tag", "tags", "label", "labels", "class", "classes", "category", "categories")
-SPLIT_COLUMNS = ("split", "subset", "set", "fold", "phase", "partition")
-VALIDATES = ("isvalid", "isval", "isvalidation")
-"""Columns that say by 0 and 1 whether an image validates, as ``column_key`` returns their names."""
+SPLIT_COLUMNS = ("split", "subset", "set", "fold", "phase", "partition", "usage")
+PRESENCE = (
+    *("present", "ispresent", "presence", "exists", "positive", "value", "confidence", "score"),
+    *("probability", "prob"),
+)
+"""Columns that say whether the tag of a row is there, as ``column_key`` returns their names."""
 SHAPES = 'image,tag (one row a tag), image,"tag1;tag2", or image and one 0/1 column a class'
 
 
@@ -38,7 +42,7 @@ class Columns:
     Attributes:
         image: the names of images.
         tag: the tags, or None.
-        split: the lists, or None.
+        split: the lists: one column of their names, 0/1 columns called like them, or none.
         group: the groups, or None.
         classes: the 0/1 columns, where there is no column of tags.
         unread: names of the other columns.
@@ -46,7 +50,7 @@ class Columns:
 
     image: int
     tag: int | None
-    split: int | None
+    split: tuple[int, ...]
     group: int | None
     classes: tuple[int, ...]
     unread: tuple[str, ...]
@@ -78,7 +82,8 @@ def find_columns(table: Table, config: DataConfig, remarks: Remarks) -> Columns:
         remarks: gets a note where a column is taken for the groups that is not called so.
 
     Raises:
-        DataError: no column of images, none of tags, or not the one that ``data.group`` names.
+        DataError: no column of images, none of tags, not the one that ``data.group`` names, or tags
+            with a column that says of some that they are absent.
     """
     image, tag = table.find(IMAGE_COLUMNS), table.find(TAG_COLUMNS)
     if image is None:
@@ -86,11 +91,13 @@ def find_columns(table: Table, config: DataConfig, remarks: Remarks) -> Columns:
             f"{table.headings()}, none of them for the image",
             f"one of {some(IMAGE_COLUMNS, 20)}; {SHAPES}",
         )
-    split = _split_column(table, {image, tag})
-    free = [c for c in range(len(table.columns)) if c not in (image, tag, split)]
+    free = [c for c in range(len(table.columns)) if c not in (image, tag)]
+    split = _split_columns(table, free, tag is not None)
+    free = [c for c in free if c not in split]
     grouping = find_group(table, free, config, remarks)
     others = [c for c in free if c != grouping]
     if tag is not None:
+        _check_presence(table, image, tag, others)
         return Columns(image, tag, split, grouping, (), tuple(table.columns[c] for c in others))
     candidates = [c for c in others if any(table.cells(c)) or not table.rows]
     candidates = [c for c in candidates if not _names_no_class(table, c)]
@@ -122,6 +129,38 @@ def _check_answers(table: Table, strange: list[int]) -> None:
         )
 
 
+def _check_presence(table: Table, image: int, tag: int, columns: Iterable[int]) -> None:
+    """Refuse rows of tags that are absent, as in a 0/1 table that was turned into rows.
+
+    Raises:
+        DataError: a column called like ``present``, or of 0 and 1 where every image has a row for
+            every tag, holds a 0 or a probability below a half.
+    """
+    pairs = set(zip(table.cells(image), table.cells(tag), strict=True))
+    images, tags = (set(side) for side in zip(*pairs, strict=True)) if pairs else (set(), set())
+    is_product = len(pairs) == len(table.rows) == len(images) * len(tags) and len(tags) > 1
+    for column in columns:
+        absent = [cell for cell in table.cells(column) if _is_no(cell)]
+        is_named = column_key(table.columns[column]) in PRESENCE
+        if absent and (is_named or (is_product and _is_0_1(table, column))):
+            name = table.columns[column]
+            raise DataError(
+                f"{table.headings()}; {len(absent)} rows hold a tag and {absent[0]!r} in column"
+                f" {name!r}",
+                "rows only of tags that an image shows",
+                f"take out the rows of absent tags; where {name!r} means something else, rename"
+                " or remove this column",
+            )
+
+
+def _is_no(cell: str) -> bool:
+    word = word_of(cell)
+    try:
+        return word in NO or float(word.replace(",", ".")) < 0.5
+    except ValueError:
+        return False
+
+
 def find_group(
     table: Table, columns: Iterable[int], config: DataConfig, remarks: Remarks
 ) -> int | None:
@@ -147,31 +186,48 @@ def _may_be_class(cells: Iterable[str]) -> bool:
     return any(map(is_flag, words)) or all(word.lower() in UNKNOWN for word in words)
 
 
-def _split_column(table: Table, others: set[int | None]) -> int | None:
-    """The column called ``split`` or ``is_valid``; else one with a usual name and some cell that
-    names a list, or the first whose cells all do.
+def _split_columns(table: Table, free: list[int], has_tags: bool) -> tuple[int, ...]:
+    """The column called ``split``; else 0/1 columns called like lists (``is_valid``, or ``train``
+    beside ``val``); else a column with a usual name and some cell that names a list; else the first
+    whose cells all do.
     """
-    column = table.find(("split", *VALIDATES))
-    if column is not None and column not in others:
-        return column
-    free = [c for c in range(len(table.columns)) if c not in others]
+    split = table.find(("split",))
+    if split in free:
+        return (split,)
+    members = [c for c in free if is_list_name(_member_list(table, c)) and _is_0_1(table, c)]
+    marked = [c for c in members if column_key(table.columns[c]).startswith("is")]
+    # Without a column of tags, a class may be called train, but not one train and one val.
+    if marked or len(members) > 1 or (members and has_tags):
+        return tuple(marked or members)
     # Columns with a usual name first, each group in the order of the table.
-    free.sort(key=lambda c: table.columns[c].lower() not in SPLIT_COLUMNS)
-    for column in free:
+    for column in sorted(free, key=lambda c: table.columns[c].lower() not in SPLIT_COLUMNS):
         names = [name for cell in table.cells(column) for name in lists_of(cell)]
         # "dev" or "holdout" beside train is a list too.
         enough = any if table.columns[column].lower() in SPLIT_COLUMNS else all
         if names and enough(map(is_list_name, names)):
-            return column
-    return None
+            return (column,)
+    return ()
+
+
+def _member_list(table: Table, column: int) -> str:
+    """The list that a 0/1 column is called like: ``valid`` for ``is_valid``."""
+    return column_key(table.columns[column]).removeprefix("is")
 
 
 def read_lists(table: Table, columns: Columns) -> list[list[str]]:
     """The lists of each row."""
-    cells = table.cells(columns.split)
-    if columns.split is None or column_key(table.columns[columns.split]) not in VALIDATES:
-        return [lists_of(cell) for cell in cells]
-    return [["val" if word_of(cell) in YES else "train"] for cell in cells]
+    if not columns.split:
+        return [[] for _ in table.rows]
+    names = {column: _member_list(table, column) for column in columns.split}
+    if not all(is_list_name(name) and _is_0_1(table, c) for c, name in names.items()):
+        return [lists_of(cell) for cell in table.cells(columns.split[0])]
+    rest = []
+    if not any(name.startswith("train") for name in names.values()):
+        # Who says only what validates or tests trains on the rest.
+        rest = ["train"]
+    elif len(names) == 1:
+        rest = ["val"]
+    return [[names[c] for c in names if word_of(row[c]) in YES] or rest for row in table.rows]
 
 
 def read_tags(

@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from trainer.data.dataset import Dataset
+from trainer.data.formats.convert import convert
 from trainer.data.formats.opening import open_dataset
+from trainer.data.knobs import DataConfig
 from trainer.errors import DataError
 
 CLASSES = ("cat/a.jpg", "cow/b.jpg", "dog/c.JPG")
@@ -218,3 +220,10 @@ def test_a_table_that_is_not_read_is_named(tmp_path: Path) -> None:
     data = open_dataset(tmp_path)
     assert tags(data) == EXPECTED
     assert any(note.startswith("metadata.csv is not read") for note in data.notes)
+
+
+def test_a_class_called_like_negatives_is_not_written_as_a_folder(tmp_path: Path) -> None:
+    make(tmp_path, "good/a.jpg", "dog/b.jpg")
+    config = DataConfig(negative="none")
+    with pytest.raises(DataError, match="1 class names cannot be those of folders: 'good'"):
+        convert(tmp_path, tmp_path.with_name("new"), "folders", config=config)

@@ -98,16 +98,59 @@ def test_codes_keep_their_zeros(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "table",
+    ("columns", "a", "b", "c", "lists"),
     [
-        "fname,labels,is_valid\na.jpg,cat,False\nb.jpg,dog,True\nc.jpg,cat,False\n",
-        "image,cat,dog,is_valid\na,1,0,0\nb,0,1,1\nc,1,0,0\n",
+        ("is_valid", "False", "True", "False", {"train": "ac", "valid": "b"}),
+        ("is_train", "1", "0", "1", {"train": "ac", "val": "b"}),
+        ("isTest,is_valid", "0,0", "0,1", "1,0", {"train": "a", "test": "c", "valid": "b"}),
+        ("train,val", "1,0", "0,1", "0,0", {"train": "a", "val": "b"}),
     ],
 )
-def test_a_column_that_says_what_validates(tmp_path: Path, table: str) -> None:
-    data = open_dataset(make(tmp_path, table))
-    assert data.classes == ("cat", "dog")
-    assert data.lists == {"train": ("a", "c"), "val": ("b",), "all": ("a", "b", "c")}
+@pytest.mark.parametrize("tag", [True, False])
+def test_columns_called_like_lists(
+    tmp_path: Path, columns: str, a: str, b: str, c: str, lists: dict[str, str], tag: bool
+) -> None:
+    head, rows = ("tag", "xyx") if tag else ("x,y", ("1,0", "0,1", "1,0"))
+    lines = (f"{name},{row},{more}" for name, row, more in zip("abc", rows, (a, b, c), strict=True))
+    data = open_dataset(make(tmp_path, "\n".join((f"image,{head},{columns}", *lines))))
+    assert data.classes == ("x", "y")
+    assert data.lists == {name: tuple(ids) for name, ids in {**lists, "all": "abc"}.items()}
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    root = make(tmp_path, "image,car,train\na,1,0\nb,0,1\n")
+    assert states(root) == {"a": "car", "b": "train"}
+    root = make(tmp_path, "image,tag,train\na,car,1\nb,bus,0\n")
+    assert open_dataset(root).lists == {"train": ("a",), "val": ("b",), "all": ("a", "b")}
+
+
+@pytest.mark.parametrize(
+    ("table", "cell"),
+    [
+        ("image,tag,present\na,cat,1\nb,cat,0\n", "0"),
+        ("image,tag,Confidence\na,cat,0.9\nb,cat,0.1\n", "0.1"),
+        ("image,tag,x\na,cat,yes\na,dog,no\nb,cat,no\nb,dog,no\n", "no"),
+    ],
+)
+def test_rows_of_absent_tags_are_refused(tmp_path: Path, table: str, cell: str) -> None:
+    with pytest.raises(DataError, match=rf"rows hold a tag and '{cell}' in column"):
+        open_dataset(make(tmp_path, table))
+
+
+def test_other_answers_beside_tags_do_no_harm(tmp_path: Path) -> None:
+    root = make(tmp_path, "image,tag,blurred,score\na,cat,0,0.9\nb,cat,1,1\nb,dog,0,\n")
+    assert states(root) == {"a": "cat", "b": "cat dog"}
+
+
+@pytest.mark.parametrize("cell", ['"""cat"""', "“cat”", "`cat`", '"cat,"', "'cat'"])
+def test_quotes_and_commas_around_a_tag(tmp_path: Path, cell: str) -> None:
+    root = make(tmp_path, f"image,tag\na,{cell}\nb,cat\n")
+    assert states(root) == {"a": "cat", "b": "cat"}
+
+
+def test_training_on_all_lists_is_said(tmp_path: Path) -> None:
+    root = make(tmp_path, "image,tag,split\na,x,trian\nb,y,val\n")
+    assert any("no list is called train: fit trains" in note for note in open_dataset(root).notes)
 
 
 def test_a_list_of_an_unusual_name_beside_train(tmp_path: Path) -> None:
