@@ -19,7 +19,7 @@ from trainer.data.colours import grey_levels, indices_of, plain_indices, reindex
 from trainer.data.dataset import IGNORE, Dataset, Record, read_mask_file
 from trainer.data.kinds import Unreadable
 from trainer.data.knobs import DataConfig
-from trainer.data.pixels import image_size, open_header, open_image
+from trainer.data.pixels import image_size, open_header
 from trainer.errors import ConfigError, DataError, UserError, one_of, some
 from trainer.evaluation.foreign_files import (
     ARRAY_SUFFIXES,
@@ -38,7 +38,7 @@ Pixels = Literal["index", "colours", "binary"]
 # The faults of a file, in the words of the message and in its order.
 FAULTS = {
     "missing": "have no file",
-    "format": "are neither PNG nor arrays",
+    "format": "are neither PNG, TIFF or BMP nor arrays",
     "fractions": "hold numbers with fractions, not class indices",
     "colours": "are colour pictures, not class indices",
     "unreadable": "are damaged or something else",
@@ -66,7 +66,7 @@ class BadFile(DataError):
 
 @dataclass(frozen=True)
 class ForeignMasks:
-    """Reads the masks of a folder: ``<id>.png``, ``<id>.npy`` or ``<id>.npz``.
+    """Reads the masks of a folder: ``<id>.png``, ``<id>.tif``, ``<id>.npy`` and the like.
 
     Arrays are label maps ``[H,W]`` or probabilities ``float [K+1,H,W]``, background first.
 
@@ -111,8 +111,7 @@ class ForeignMasks:
         path = file_of(self.folder, record.id, OTHER_PICTURES)
         if path is None:
             return BadFile("missing", record.id)
-        with open_image(path) as image:
-            return BadFile("fractions" if image.mode == "F" else "format", path.name)
+        return BadFile("format", path.name, "save them as PNG: JPEG changes class indices")
 
     def _pixels(self, path: Path, name: str) -> npt.NDArray[np.uint8]:
         try:
@@ -150,8 +149,8 @@ class ForeignMasks:
     def _decoded(self, path: Path, name: str) -> npt.NDArray[np.uint8]:
         # By content, not by suffix: JPEG would have changed the indices.
         with open_header(path) as header:
-            if header.kind != "PNG":
-                raise Unreadable(f"it is a {header.kind}", "PNG")
+            if header.kind in ("JPEG", "WEBP"):
+                raise Unreadable(f"it is a {header.kind}", "PNG, TIFF or BMP")
             if self.pixels == "colours":
                 return indices_of(header.image, path)
             indices = plain_indices(header, name)
@@ -314,6 +313,6 @@ def _renaming(extra: Sequence[str], ids: Collection[str]) -> list[str]:
     for name in extra[:20]:
         stem = Path(name).stem
         inside = max((i for i in ids if i and i in stem), key=len, default=None)
-        if inside:
+        if inside and inside != stem:
             return [f"rename: {name} would be {inside}{Path(name).suffix}"]
     return []

@@ -15,12 +15,13 @@ from trainer.errors import ConfigError, DataError, some
 Kind = Literal["masks", "cams"]
 
 ARRAY_SUFFIXES = (".npy", ".npz")
-MASK_SUFFIXES = (".png", *ARRAY_SUFFIXES)
-OTHER_PICTURES = (".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
+PICTURES = (".png", ".tif", ".tiff", ".bmp")
+MASK_SUFFIXES = (*PICTURES, *ARRAY_SUFFIXES)
+OTHER_PICTURES = (".jpg", ".jpeg", ".webp", ".gif")
 CAM_SUFFIXES = (".npz", ".npy")
 EXPECTED = (
-    "masks: <id>.png, or <id>.npy or .npz of one array (labels [H,W] or probabilities [K+1,H,W]);"
-    " maps: <id>.npz or <id>.npy"
+    "masks: <id>.png, .tif or .bmp, or <id>.npy or .npz of one array (labels [H,W] or probabilities"
+    " [K+1,H,W]); maps: <id>.npz or <id>.npy"
 )
 
 
@@ -66,7 +67,7 @@ def kind_of(folder: Path) -> Kind:
         raise DataError(f"{folder} is not a folder", f"a folder of {EXPECTED}")
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     arrays = [path for path in files if path.suffix.lower() in ARRAY_SUFFIXES]
-    pictures = {path.suffix.lower() for path in files} & {".png", *OTHER_PICTURES}
+    pictures = {path.suffix.lower() for path in files} & {*PICTURES, *OTHER_PICTURES}
     if pictures and arrays:
         suffixes = sorted(pictures | {path.suffix.lower() for path in arrays})
         raise ConfigError(

@@ -14,12 +14,15 @@ from trainer.context import Context, Stage
 from trainer.data.dataset import Dataset, Record
 from trainer.data.pixels import image_size
 from trainer.errors import DataError, RunError
+from trainer.evaluation.foreign_files import CAM_SUFFIXES, file_of
 from trainer.files import is_whole
 from trainer.maps.camfile import cam_path, no_maps, read_cam, reduced, stride4, write_cam
 from trainer.maps.foreign import read_foreign
 from trainer.pool import over_images, raise_together
 from trainer.ranks import rank
 from trainer.run import Output
+
+REPAIR = "bring or repair these files and run the same command again"
 
 
 def stage() -> Stage:
@@ -33,7 +36,8 @@ def _knobs(context: Context) -> Any:
     # Sizes and times, not bytes: maps of a large data set would take minutes to hash.
     files = [
         [path.name, path.stat().st_size, path.stat().st_mtime_ns]
-        for path in sorted(folder.glob("*.np?"))
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in CAM_SUFFIXES
     ]
     return [files, context.configs.cams.bad, [record.id for record in context.images]]
 
@@ -82,7 +86,7 @@ def import_cams(
     foreign = sorted(
         p.name
         for p in folder.iterdir()
-        if p.suffix in (".npz", ".npy") and p.stem not in dataset.records
+        if p.suffix.lower() in CAM_SUFFIXES and p.stem not in dataset.records
     )
     work = partial(_import_one, len(dataset.classes), folder, output.folder)
     problems = _problems(work, records, workers, progress)
@@ -121,12 +125,19 @@ def _import_one(num_classes: int, folder: Path, out: Path, record: Record) -> No
     target, size = cam_path(out, record.id), image_size(record.image)
     if is_whole(read_cam, target):
         return
-    own, theirs = cam_path(folder, record.id), folder / f"{record.id}.npy"
-    if not record.possible or (not record.tags and not own.exists() and not theirs.exists()):
+    # Where an image has files of both kinds, ours (.npz) counts.
+    source = file_of(folder, record.id, CAM_SUFFIXES)
+    if not record.possible or (not record.tags and source is None):
         write_cam(target, *no_maps(size))
         return
-    # Where an image has files of both kinds, ours counts.
-    cam = read_foreign(theirs, size) if theirs.exists() and not own.exists() else read_cam(own)
+    if source is None:
+        raise DataError(f"maps of {record.id} are missing", "<id>.npz or <id>.npy", REPAIR)
+    try:
+        is_ours = source.suffix.lower() == ".npz"
+        cam = read_cam(source) if is_ours else read_foreign(source, size)
+    except DataError as error:
+        # The hint of the reader is for maps of a run, which another run makes anew.
+        raise DataError(error.found, error.expected, REPAIR) from error
     if cam.size != size:
         raise DataError(
             f"maps of {record.id} are for {cam.size} pixels and the image has {size}",

@@ -159,7 +159,7 @@ def test_every_fault_is_listed_at_once_with_counts(data, dataset, tmp_path):
     for part in (
         f"9 of {len(names)} masks of {folder} cannot be used",
         f"2 have no file: {names[0]}, {names[5]}",
-        f"1 are neither PNG nor arrays: {names[8]}.jpg",
+        f"1 are neither PNG, TIFF or BMP nor arrays: {names[8]}.jpg",
         f"1 hold numbers with fractions, not class indices: {names[6]}.npy",
         f"1 are colour pictures, not class indices: {names[3]} is RGB",
         f"2 are damaged or something else: {names[2]}",
@@ -181,12 +181,21 @@ def test_every_fault_is_listed_at_once_with_counts(data, dataset, tmp_path):
     )
 
 
-@pytest.mark.parametrize("change", [lambda m: np.dstack([m] * 3), lambda m: m.astype(np.uint16)])
-def test_equal_channels_and_16_bits_are_the_same_masks(data, dataset, masks, change):
+@pytest.mark.parametrize(
+    ("change", "suffix"),
+    [
+        (lambda m: np.dstack([m] * 3), "png"),
+        (lambda m: m.astype(np.uint16), "png"),
+        (lambda m: m.astype(np.int32), "tif"),
+        (lambda m: m, "BMP"),
+    ],
+)
+def test_other_files_of_the_same_masks(data, dataset, masks, change, suffix):
     plain = entry(masks, data)
     for name in dataset.lists["val"]:
         index = read_index_png(masks / f"{name}.png")
-        Image.fromarray(change(index)).save(masks / f"{name}.png")
+        (masks / f"{name}.png").unlink()
+        Image.fromarray(change(index)).save(masks / f"{name}.{suffix}")
     assert entry(masks, data)["confusion"] == plain["confusion"]
 
 

@@ -200,8 +200,16 @@ def test_bad_maps_are_told_after_all_others_were_taken(dataset, theirs, tmp_path
     )
     assert "scene_00002" in caught.value.found
     assert len(list((tmp_path / "cams").glob("*.npz"))) == 9
+    # They are the user's: nothing makes them anew.
+    assert "delete" not in str(caught.value)
     if how == "outside the table":
         assert "the class tables differ" in caught.value.expected
+
+
+def test_suffixes_in_capital_letters(dataset, theirs, tmp_path):
+    path = cam_path(theirs, "scene_00002")
+    path.rename(path.with_suffix(".NPZ"))
+    assert imported(dataset, theirs, tmp_path / "cams").outputs["count"] == 10
 
 
 @pytest.mark.parametrize("how", BAD)
