@@ -115,7 +115,9 @@ def fit(plan: Plan, say: Callable[[str], None], siblings: Iterable[Path] = ()) -
         check_images(context.scored if plan.scores else context.images)
         plan.preflight.raise_errors()
         run.describe(**description(plan))
-        share(plan, siblings, say)
+        # What the corrections do not touch need not be trained again.
+        runs = context.corrections.runs if context.corrections else ()
+        share(plan, [*siblings, *runs], say)
         follow_first(run)
         # All of them before the first stage, whose progress would bury what comes after it.
         for stage in plan.stages:

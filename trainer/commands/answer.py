@@ -67,4 +67,6 @@ def _text(summary: dict[str, Any]) -> str:
         if names := summary[key]:
             lines.append(f"{len(names)} images {words}: {some(names)}")
     head = f"{summary['corrections']}: {len(images)} images" if images else "nothing changed"
+    if summary["next"]:
+        lines.append(f"next: {summary['next']}")
     return "\n".join((head, *lines))

@@ -66,8 +66,13 @@ def ask(
     if json_:
         print(json.dumps(summary, indent=1))
         return
-    print(f"{out}: {len(summary['images'])} images; look at {summary['sheet']}")
+    count = len(summary["images"])
+    fewer = f" instead of {n}: no more images of other groups are left" if count < n else ""
+    print(f"{out}: {count} images{fewer}; look at {summary['sheet']}")
     if summary["suspicious_tags"]:
-        print(f"{len(summary['suspicious_tags'])} tags look wrong: see {out / 'tags.csv'}")
+        print(
+            f"{len(summary['suspicious_tags'])} tags look wrong: write present or absent into the"
+            f" column answer of {out / 'tags.csv'}"
+        )
     for number, step in enumerate(summary["steps"], 1):
         print(f"{number}. {step}")

@@ -24,9 +24,13 @@ VOC_COLOURS: dict[Colour, int] = {
 
 
 def indices_of(
-    image: Image.Image, where: Path | str, colours: Mapping[Colour, int] = VOC_COLOURS
+    image: Image.Image,
+    where: Path | str,
+    colours: Mapping[Colour, int] = VOC_COLOURS,
+    origin: str = "the data set's class table",
 ) -> npt.NDArray[np.uint8]:
-    """``uint8 [H,W]`` indices of a mask that holds ``colours``; grey masks hold indices already.
+    """``uint8 [H,W]`` indices of a mask that holds ``colours``, the colours of ``origin``; grey
+    masks hold indices already.
 
     Raises:
         DataError: a colour that is none of them.
@@ -42,7 +46,7 @@ def indices_of(
     if strange.any():
         first = int(pixels[strange][0])
         colour = (first >> 16, first >> 8 & 255, first & 255)
-        source = "the VOC palette" if colours is VOC_COLOURS else "the data set's class table"
+        source = "the VOC palette" if colours is VOC_COLOURS else origin
         raise DataError(
             f"mask {where} holds colours that {source} lacks, at {strange.mean():.1%} of its"
             f" pixels: first {colour}",
@@ -111,15 +115,17 @@ def object_pixels(image: Image.Image, where: Path | str) -> npt.NDArray[np.uint8
     return (grey > 0).astype(np.uint8)
 
 
-def reindexed(image: Image.Image) -> bool:
-    """Whether a palette image has VOC's colours at other indices, as some tools write them."""
+def reindexed(image: Image.Image, classes: int = 20) -> bool:
+    """Whether a palette image has the VOC colours of ``classes`` labels at other indices, as some
+    tools write them.
+    """
     if image.mode != "P":
         return False
     palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
     indices = [i for i in np.unique(np.asarray(image)).tolist() if i < len(palette)]
     colours, originals = palette[indices], voc_palette()[indices]
-    # VOC's masks hold the colours of 21 labels and of borders.
-    in_voc = np.isin(_packed(colours), _packed(voc_palette()[[*range(21), 255]])).all()
+    # Masks hold the colours of background, labels and borders.
+    in_voc = np.isin(_packed(colours), _packed(voc_palette()[[*range(classes + 1), 255]])).all()
     return bool(in_voc and (colours != originals).any())
 
 

@@ -51,11 +51,13 @@ class Reference:
         records: at most ``IMAGES`` images, drawn at random.
         read_mask: the label map of a record, ``uint8 [H,W]``, 255 where it says nothing.
         source: what the masks are, in words.
+        is_pseudo: whether some of them are pseudo masks.
     """
 
     records: list[Record]
     read_mask: Callable[[Record], Pixels]
     source: str
+    is_pseudo: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,8 @@ def reference_of(run: Run, dataset: Dataset, name: str | None = None) -> Referen
         sources = [f"true masks of {len(masks.images)} training images", *sources]
     if not records:
         return None
-    return Reference(records, partial(masks.read_either, folder=folder), " and ".join(sources))
+    read_mask = partial(masks.read_either, folder=folder)
+    return Reference(records, read_mask, " and ".join(sources), bool(others))
 
 
 def error_counts(mask_HW: Pixels, confidence_HW: Pixels, truth: Pixels) -> Counts:

@@ -89,6 +89,7 @@ def export_run(
             card["thresholds"] |= _decided(graph, run, dataset)
         if isinstance(graph, SegmenterGraph) and reference:
             card |= _with_doubt(graph, reference)
+            say(f"{model}: {_limits(reference)}")
         if graph.side:
             card["input"]["side"] = max(graph.side, card["input"]["min_side"])
         report = export_model(graph, card, repository, model, images, half=half)
@@ -164,6 +165,15 @@ def _with_doubt(graph: SegmenterGraph, reference: Reference) -> dict[str, Any]:
         return {}
     graph.add_doubt(calibration.wrong.tolist())
     return {"doubt": calibration.card_entry()}
+
+
+def _limits(reference: Reference) -> str:
+    """What the doubt rests on, in words."""
+    text = f"doubt is calibrated on {reference.source}"
+    if not reference.is_pseudo:
+        return text
+    # The segmenter repeats errors that it learnt, and pseudo masks cannot show them.
+    return f"{text}, so it orders images but is too low; --doubt LIST takes a list's true masks"
 
 
 def _segmenter(run: Run, scales: Sequence[float], flip: bool) -> PixelGraph:

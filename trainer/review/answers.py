@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import shutil
+import shlex
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from trainer.errors import DataError, some
 from trainer.files import place_image, write_atomic
 from trainer.outputs import check_folder
 from trainer.review.exam import Exam, Verdict
+from trainer.review.files import Files
 from trainer.review.form import Form
 from trainer.review.forms import opened_export
 from trainer.review.ledger import FILE as LEDGER
@@ -26,6 +28,7 @@ from trainer.review.ledger import Correction, Ledger, is_ledger, read_ledger
 from trainer.review.record import FILE, is_review, read_review, reviews_of
 from trainer.review.tag_table import TABLE, TagAnswer, read_tag_answers
 from trainer.run import Run
+from trainer.seed_folder import is_seed_folder
 
 Unchanged = Literal["leave", "take"]
 IMAGES, EARLIER = "images", "earlier"
@@ -67,8 +70,10 @@ def answer(
     if verdicts:
         ledger = _opened(out, dataset, run.path)
         _check_masks(ledger, verdicts)
+        _check_sources(ledger, verdicts, exam)
         _write(ledger, verdicts, form.name, exam)
-    return _summary(exam, verdicts, form.name, place, out)
+    summary = _summary(exam, verdicts, form.name, place, out)
+    return {**summary, "next": _next(run, dataset, out) if is_ledger(out) else None}
 
 
 def _read(place: Path, exam: Exam) -> tuple[Form, list[TagAnswer]]:
@@ -83,7 +88,7 @@ def _read(place: Path, exam: Exam) -> tuple[Form, list[TagAnswer]]:
     for entry in form.read(files, exam.labels):
         exam.take(entry)
     exam.check_strangers()
-    tags = read_tag_answers(place / TABLE, exam.dataset) if place.is_dir() else []
+    tags = read_tag_answers(Files(place), exam.dataset)
     if is_ledger(place):
         tags += _tags_of(read_ledger(place))
     if not exam.verdicts and not tags:
@@ -180,21 +185,21 @@ def _check_masks(ledger: Ledger, verdicts: dict[str, Verdict]) -> None:
 
 
 def _write(ledger: Ledger, verdicts: dict[str, Verdict], tool: str, exam: Exam) -> None:
-    time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    moment = datetime.datetime.now(datetime.UTC)
+    time = moment.isoformat(timespec="seconds")
+    earlier = ledger.folder / EARLIER / moment.isoformat().replace(":", "-")
     images = dict(ledger.images)
     for record_id, verdict in verdicts.items():
         before = images.get(record_id)
-        entry = _entry(verdict, before, str(exam.run), tool, time)
+        entry = _entry(verdict, before, str(exam.run.resolve()), tool, time)
         entry = dataclasses.replace(entry, image=_image(ledger, record_id, exam))
         is_same = before is not None and _said(entry) == _said(before)
         path = ledger.mask_path(record_id)
         if verdict.png and not (path.is_file() and path.read_bytes() == verdict.png):
             is_same = False
             if path.exists():
-                # An earlier answer is never lost.
-                target = ledger.folder / EARLIER / time.replace(":", "-") / f"{record_id}.png"
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(path, target)
+                # An earlier answer is never lost, nor away for a moment.
+                write_atomic(earlier / f"{record_id}.png", path.read_bytes())
             write_atomic(path, verdict.png)
         # The same answer again changes nothing, not even its time.
         if not is_same:
@@ -221,16 +226,43 @@ def _entry(
     return Correction(mask, tuple(sorted(added)), tuple(sorted(removed)), run, tool, time)
 
 
+def _check_sources(ledger: Ledger, verdicts: Iterable[str], exam: Exam) -> None:
+    """Check that images that the data set lacks are still there to be copied.
+
+    Raises:
+        DataError: one is not.
+    """
+    for record_id in verdicts:
+        source = _source(record_id, exam)
+        if source and not (source.is_file() or _copy(ledger, record_id, source).is_file()):
+            raise DataError(
+                f"image {record_id!r} is not at {source} any more",
+                "the images of --also where ask saw them",
+                "put the image back, and answer again",
+            )
+
+
+def _source(record_id: str, exam: Exam) -> Path | None:
+    """The file of an image that the data set lacks; None for others."""
+    if record_id in exam.dataset.records:
+        return None
+    review = next(review for review in exam.reviews if record_id in review.images)
+    return Path(review.images[record_id].source)
+
+
 def _image(ledger: Ledger, record_id: str, exam: Exam) -> str:
     """The copy of an image that the data set lacks; empty for others."""
-    if record_id in exam.dataset.records:
+    source = _source(record_id, exam)
+    if source is None:
         return ""
-    review = next(review for review in exam.reviews if record_id in review.images)
-    source = Path(review.images[record_id].source)
-    name = f"{IMAGES}/{record_id}{source.suffix.lower()}"
-    if not (ledger.folder / name).exists():
-        place_image(source, ledger.folder / name, "copy")
-    return name
+    target = _copy(ledger, record_id, source)
+    if not target.exists():
+        place_image(source, target, "copy")
+    return target.relative_to(ledger.folder).as_posix()
+
+
+def _copy(ledger: Ledger, record_id: str, source: Path) -> Path:
+    return ledger.folder / IMAGES / f"{record_id}{source.suffix.lower()}"
 
 
 def _summary(
@@ -252,6 +284,28 @@ def _summary(
         "waiting": sorted(questions - exam.verdicts.keys()),
         "not_asked": [name for name in masks if not verdicts[name].in_review],
     }
+
+
+def _next(run: Run, dataset: Dataset, out: Path) -> str:
+    """The command of a run again, with the corrections and into a folder of its own."""
+    words = [str(word) for word in run.manifest.get("command", ())][1:]
+    # Other commands train too, and hand their own options on.
+    if words[:1] != ["fit"]:
+        words = ["fit", str(dataset.root)]
+    folder = run.path.parent if is_seed_folder(run.path.parent) else run.path
+    target = folder.with_name(f"{folder.resolve().name}-corrected")
+    options = ["--run", str(target), "--corrections", str(out)]
+    return shlex.join(["wsss-trainer", *_without(words, options[::2]), *options])
+
+
+def _without(words: list[str], options: list[str]) -> Iterator[str]:
+    """Words of a command line without some options and their values."""
+    rest = iter(words)
+    for word in rest:
+        if word in options:
+            next(rest, "")
+        elif word.partition("=")[0] not in options:
+            yield word
 
 
 def _facts(verdict: Verdict) -> dict[str, Any]:

@@ -93,15 +93,15 @@ def _objects(mask: Pixels) -> Pixels:
 
 
 def _fits(files: Files) -> bool:
-    return bool(files.below(CLASSES, ".png"))
+    return bool(files.below(CLASSES, {".png"}))
 
 
 def _read(files: Files, labels: Labels) -> Iterator[Answer]:
     names, colours = _label_map(files)
-    for name, file in files.below(CLASSES, ".png").items():
+    for name, file in files.below(CLASSES, {".png"}):
         where = files.where(file)
-        with files.image(file) as image:
-            places = indices_of(image, where, colours)
+        with files.image(file) as header:
+            places = indices_of(header.image, where, colours, LABEL_MAP)
         values = np.zeros(256, np.uint8)
         # A label that no pixel has may be one that is unknown here.
         for place in np.unique(places).tolist():
@@ -162,6 +162,6 @@ FORM = Form(
         " files of {review}/images",
         f"upload annotations: Segmentation mask 1.1, {{review}}/{ZIP}, with the conversion of masks"
         " to polygons off; correct the masks",
-        "export annotations: Segmentation mask 1.1",
+        "export annotations: Segmentation mask 1.1, and put the zip into {review}",
     ),
 )

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
-
-from trainer.data.headers import opened
+from trainer.data.headers import Header, opened
 from trainer.data.image_files import passed_over
 from trainer.data.kinds import Unreadable
 from trainer.data.pixels import BOUNDS
@@ -37,14 +35,16 @@ class Files:
     def __init__(self, place: Path) -> None:
         self.place = place
         self.zip: zipfile.ZipFile | None = None
+        self._members: dict[str, zipfile.ZipInfo] = {}
         if place.is_dir():
             names = [p.relative_to(place).as_posix() for p in place.rglob("*") if p.is_file()]
         elif not place.is_file():
             raise DataError(
                 f"{place} is not there", "the folder of a review, or what the tool exports"
             )
-        elif zipfile.is_zipfile(place):
-            self.zip, names = _opened_zip(place)
+        elif place.suffix.lower() == ".zip" or zipfile.is_zipfile(place):
+            self.zip, self._members = _opened_zip(place)
+            names = [*self._members]
         else:
             names = [place.name]
         visible = (n for n in names if all(passed_over(p) is None for p in n.split("/")))
@@ -58,7 +58,7 @@ class Files:
         """
         try:
             if self.zip:
-                return self.zip.read(name)
+                return self.zip.read(self._members[name])
             path = self.place / name if self.place.is_dir() else self.place
             if path.stat().st_size > MOST_BYTES:
                 raise DataError(f"{path} is too large", f"at most {MOST_BYTES:,} bytes")
@@ -73,16 +73,16 @@ class Files:
         """A file as messages name it."""
         return str(self.place) if self.place.name == name else f"{self.place}/{name}"
 
-    def below(self, folder: str, suffix: str) -> dict[str, str]:
-        """Files whose path has a folder of that name: the path behind it, without the suffix, and
-        the whole name.
+    def below(self, folder: str, suffixes: Collection[str]) -> list[tuple[str, str]]:
+        """Files with one of the suffixes, in lower case, whose path has a folder of that name: the
+        path behind it, without the suffix, and the whole name. Several files may share the first.
         """
-        entries = {}
+        entries = []
         for name in self.names:
             path = PurePosixPath(name)
-            if folder in path.parts[:-1] and path.suffix.lower() == suffix:
+            if folder in path.parts[:-1] and path.suffix.lower() in suffixes:
                 inside = path.parts[path.parts.index(folder) + 1 :]
-                entries[str(PurePosixPath(*inside).with_suffix(""))] = name
+                entries.append((str(PurePosixPath(*inside).with_suffix("")), name))
         return entries
 
     def find(self, file: str) -> str | None:
@@ -91,7 +91,7 @@ class Files:
         return min(alike, key=lambda name: (name.count("/"), name), default=None)
 
     @contextmanager
-    def image(self, name: str) -> Iterator[Image.Image]:
+    def image(self, name: str) -> Iterator[Header]:
         """An image whose pixels are not decoded yet.
 
         Raises:
@@ -100,15 +100,15 @@ class Files:
         where = self.where(name)
         try:
             with opened(io.BytesIO(self.read(name)), BOUNDS) as header:
-                yield header.image
+                yield header
         except Unreadable as error:
             raise DataError(
                 f"{where} cannot be read: {error}", error.expected, error.hint or "export it again"
             ) from error
 
 
-def _opened_zip(place: Path) -> tuple[zipfile.ZipFile, list[str]]:
-    """A zip and the names of its files, all of them checked before anything is unpacked."""
+def _opened_zip(place: Path) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
+    """A zip and its files by name, all of them checked before anything is unpacked."""
     try:
         archive = zipfile.ZipFile(place)
         members = [member for member in archive.infolist() if not member.is_dir()]
@@ -116,18 +116,23 @@ def _opened_zip(place: Path) -> tuple[zipfile.ZipFile, list[str]]:
         raise DataError(
             f"{place} cannot be read: {error}", "a whole zip", "export it again"
         ) from error
+    files: dict[str, zipfile.ZipInfo] = {}
     for member in members:
-        if not is_inner(member.filename.replace("\\", "/")):
+        # Some programs on Windows write backslashes, against the format.
+        name = member.filename.replace("\\", "/")
+        if not is_inner(name):
             fault = f"the name {member.filename!a}, which leads out of the zip"
         elif member.flag_bits & 1:
             fault = f"{member.filename!a}, which needs a password"
         elif member.file_size > MOST_BYTES:
             fault = f"{member.filename!a} of {member.file_size:,} bytes"
+        elif files.setdefault(name, member) is not member:
+            fault = f"two files {name!a}"
         else:
             continue
         raise DataError(
             f"{place} holds {fault}",
-            f"plain relative names, and at most {MOST_BYTES:,} bytes a file",
+            f"different relative names, and at most {MOST_BYTES:,} bytes a file",
             "take the zip that the tool exports; nothing was unpacked",
         )
     total = sum(member.file_size for member in members)
@@ -137,4 +142,4 @@ def _opened_zip(place: Path) -> tuple[zipfile.ZipFile, list[str]]:
             f"at most {MOST_FILES:,} files and {MOST_TOTAL:,} bytes",
             "export fewer images at a time; nothing was unpacked",
         )
-    return archive, [member.filename for member in members]
+    return archive, files

@@ -13,7 +13,7 @@ from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
-from trainer.data.pixels import MAX_PIXELS
+from trainer.data.pixels import IMAGE_SUFFIXES, MAX_PIXELS
 from trainer.errors import DataError
 from trainer.files import write_atomic
 from trainer.review.brush import decode, encode
@@ -123,7 +123,7 @@ def _read(files: Files, labels: Labels) -> Iterator[Answer]:
 def _tasks(files: Files, name: str) -> list[Mapping[str, Any]]:
     try:
         content = json.loads(files.read(name))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"{files.where(name)} is no JSON: {error}", "Label Studio's export", "export as JSON"
         ) from error
@@ -142,17 +142,37 @@ def _answers(entry: Mapping[str, Any], labels: Labels, where: str) -> Iterator[A
     # JSON-MIN has the fields of "data" beside the results; its tasks are all annotated.
     is_short = "data" not in entry
     data = entry if is_short else entry["data"]
-    name = str(data.get(ID) or _file_name(str(data.get(IMAGE, ""))))
+    name = str(data.get(ID) or _file_name(_image(data)))
     where, review = f"{where} (image {name!r})", str(data.get(REVIEW, ""))
     if is_short:
-        results = [_long(result) for result in entry.get(MASK) or ()]
+        results = [
+            _long(result) for name, value in entry.items() for result in _regions(name, value)
+        ]
         yield Answer(name, _mask(results, labels, where), where, review, True)
         return
-    annotations = [a for a in entry.get("annotations") or () if not a.get("was_cancelled")]
+    # Before version 1.0, annotations were called completions.
+    entries = entry.get("annotations") or entry.get("completions") or ()
+    annotations = [a for a in entries if not a.get("was_cancelled")]
     # Of several people's answers, the one that somebody declared to be right counts.
     for annotation in [a for a in annotations if a.get("ground_truth")] or annotations:
         mask = _mask(annotation.get("result") or [], labels, where)
         yield Answer(name, mask, where, review, True)
+
+
+def _image(data: Mapping[str, Any]) -> str:
+    """The address of the image: projects that were not made by us may call it otherwise."""
+    addresses = [data.get(IMAGE), *data.values()]
+    texts = (str(address) for address in addresses if isinstance(address, str))
+    named = (text for text in texts if _path(text).suffix.lower() in IMAGE_SUFFIXES)
+    return next(named, str(data.get(IMAGE, "")))
+
+
+def _regions(name: str, value: Any) -> list[Any]:
+    """The results of JSON-MIN in a field, which has the name of the tag that made them."""
+    is_region = isinstance(value, list) and all(
+        isinstance(entry, dict) and "original_width" in entry for entry in value
+    )
+    return list(value or ()) if is_region or name == MASK else []
 
 
 def _long(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,8 +225,13 @@ def _polygon(points: list[list[float]], size: tuple[int, int]) -> Any:
 
 def _file_name(address: str) -> str:
     """The name of an image, for tasks that were not made by us."""
-    path = PurePosixPath(unquote(address.rpartition("?d=")[2]))
-    return UPLOADED.sub("", path.stem, count=1)
+    return UPLOADED.sub("", _path(address).stem, count=1)
+
+
+def _path(address: str) -> PurePosixPath:
+    # Local files have their path in the query; other queries are keys of access.
+    place, _, local = address.partition("?d=")
+    return PurePosixPath(unquote(local or place.partition("?")[0]))
 
 
 FORM = Form(
@@ -219,6 +244,6 @@ FORM = Form(
     steps=(
         f"make a project; in Labeling Setup, Custom template, paste {{review}}/{CONFIG}",
         f"import {{review}}/{TASKS}, and correct and submit each task",
-        "export as JSON",
+        "export as JSON, and put the file into {review}",
     ),
 )

@@ -97,12 +97,12 @@ def read_ledger(folder: Path) -> Ledger:
     """
     path = folder / FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes())
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}")
         classes, tags = tuple(map(str, content["classes"])), content["tags"]
         images = {n: _correction(e, tags.get(n, {})) for n, e in content["images"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{path} cannot be read: {type(error).__name__} {error}",
             "a folder of corrections",

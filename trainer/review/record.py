@@ -112,12 +112,12 @@ def read_review(path: Path) -> Review:
         DataError: it cannot be read.
     """
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(path.read_bytes())
         if content.pop("format") != FORMAT:
             raise ValueError("another format")
         images = {name: _image(entry) for name, entry in content.pop("images").items()}
         return Review(**{**content, "classes": tuple(content["classes"])}, images=images)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{path} cannot be read: {type(error).__name__} {error}",
             "what wsss-trainer ask wrote",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -120,8 +121,8 @@ class Writer:
 
     def _steps(self) -> list[str]:
         steps = [step.format(review=self.out) for step in self.form.steps]
-        answers = self.out if (self.out / self.form.own).is_dir() else "EXPORT"
-        return [*steps, f"wsss-trainer answer {self.model.run.path} {answers}"]
+        words = ("wsss-trainer", "answer", str(self.model.run.path), str(self.out))
+        return [*steps, shlex.join(words)]
 
     def _entries(self, tasks: Sequence[Task], records: Sequence[Record]) -> list[Entry]:
         views = doubts(self.model, records, self.calibration, "doubt maps")

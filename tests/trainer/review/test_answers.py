@@ -9,65 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from reviews import paint, review, submitted
 from typer.testing import CliRunner
 
 from trainer.cli import app
 from trainer.data.dataset import Dataset, read_index_png
-from trainer.data.formats.opening import open_dataset
 from trainer.data.palette import write_index_png
 from trainer.data.pixels import image_size
 from trainer.data.tables.corrections import read_corrections as training_corrections
 from trainer.errors import DataError, TargetError
 from trainer.review.answers import answer
-from trainer.review.form import Request, Task
-from trainer.review.forms import FORMS
-from trainer.review.labels import Labels
 from trainer.review.ledger import read_ledger
-from trainer.review.record import Question, Review
 from trainer.review.tag_table import TABLE
-
-
-@pytest.fixture
-def run(mapped: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    shutil.copy(mapped / "manifest.json", folder)
-    return folder
-
-
-@pytest.fixture
-def dataset(bare: Path) -> Dataset:
-    return open_dataset(bare)
-
-
-def review(run: Path, dataset: Dataset, tool: str = "folder", count: int = 3) -> Path:
-    """A review of the first images, whose predictions show the first class in one corner."""
-    place = run.parent / f"review-{tool}"
-    tasks, questions = [], {}
-    for record in dataset.subset("train")[:count]:
-        mask = np.zeros(image_size(record.image), np.uint8)
-        mask[:5, :7] = 1
-        mask[2, 2] = 0
-        write_index_png(run / "reviews" / tool / "predicted" / f"{record.id}.png", mask)
-        image = f"images/{record.id}{record.image.suffix}"
-        (place / "images").mkdir(parents=True, exist_ok=True)
-        shutil.copy(record.image, place / image)
-        task = Task(record.id, image, mask.shape, (), "why", 0.5, lambda mask=mask: mask)
-        tasks.append(task)
-        questions[record.id] = Question(image, mask.shape, 0.5, "why")
-    labels = Labels(dataset.classes)
-    FORMS[tool].write(place, Request(tool, labels, tasks, "model"))
-    record_of = Review(tool, str(run), tool, "2026", dataset.classes, questions)
-    record_of.write(place)
-    record_of.write(run / "reviews" / tool)
-    return place
-
-
-def paint(path: Path, value: int) -> np.ndarray[Any, Any]:
-    mask = read_index_png(path).copy()
-    mask[20:24, 20:30] = value
-    write_index_png(path, mask)
-    return mask
 
 
 @pytest.mark.parametrize("tool", ["folder", "cvat"])
@@ -259,14 +212,6 @@ def test_an_untouched_mask_of_an_earlier_review_is_no_answer(
     assert (summary["images"], len(summary["unchanged"])) == ({}, 3)
 
 
-def submitted(place: Path, count: int) -> list[dict[str, Any]]:
-    tasks: list[dict[str, Any]] = json.loads((place / "tasks.json").read_text())
-    for task in tasks[:count]:
-        (guess,) = task["predictions"]
-        task["annotations"] = [{"result": guess["result"]}]
-    return tasks
-
-
 def test_half_a_review_of_label_studio(run: Path, dataset: Dataset, tmp_path: Path) -> None:
     place = review(run, dataset, "labelstudio")
     export = place / "project-1.json"
@@ -364,3 +309,41 @@ def test_the_command_says_what_changed(
     assert f"{dataset.root.name}-corrections: 1 images" in result.output
     assert f"{record.id}: +40 pixels of {dataset.classes[1]}" in result.output
     assert "2 images are as predicted and left out" in result.output
+
+
+def test_answers_of_one_moment_are_all_kept(run: Path, dataset: Dataset, tmp_path: Path) -> None:
+    place = review(run, dataset)
+    path = place / "masks" / f"{dataset.subset('train')[0].id}.png"
+    contents = []
+    for value in (2, 3, 4, 255):
+        paint(path, value)
+        contents.append(path.read_bytes())
+        answer(run, place, tmp_path / "out")
+    earlier = [file.read_bytes() for file in sorted((tmp_path / "out/earlier").rglob("*.png"))]
+    assert earlier == contents[:-1]
+
+
+def command_of(run: Path, *words: str) -> None:
+    path = run / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "command": ["trainer", *words]}))
+
+
+def test_what_to_type_next(run: Path, dataset: Dataset, tmp_path: Path) -> None:
+    place, out = review(run, dataset), tmp_path / "out"
+    assert answer(run, place, out)["next"] is None
+    paint(place / "masks" / f"{dataset.subset('train')[0].id}.png", 2)
+    options = f"--run {run}-corrected --corrections {out}"
+    typed = ["fit", "my photos", "--run", str(run), "--corrections=old", "--seed", "1"]
+    command_of(run, *typed)
+    expected = f"wsss-trainer fit 'my photos' --seed 1 {options}"
+    assert answer(run, place, out)["next"] == expected
+    command_of(run, "budget", "photos", "--run", "x")
+    assert answer(run, place, out)["next"] == f"wsss-trainer fit {dataset.root} {options}"
+    # Of several seeds, all are trained again.
+    seeds = tmp_path / "seeds"
+    seeds.mkdir()
+    (seeds / "seeds.json").write_text("{}")
+    one = run.rename(seeds / "seed-0")
+    command_of(one, "fit", "photos", "--seeds", "0,1", f"--run={seeds}")
+    expected = f"wsss-trainer fit photos --seeds 0,1 --run {seeds}-corrected --corrections {out}"
+    assert answer(one, place, out)["next"] == expected

@@ -14,6 +14,7 @@ import tiny_models
 from configs import configured
 from PIL import Image
 from refined import fit
+from reviews import paint
 from servers import running
 from typer.testing import CliRunner
 
@@ -107,6 +108,12 @@ def test_folders_of_images_without_tags(run: Path, tmp_path: Path) -> None:
     correction = read_ledger(tmp_path / "out").images["new"]
     assert (tmp_path / "out" / correction.image).read_bytes() == (more / "new.tif").read_bytes()
     name = next(entry["id"] for entry in summary["images"] if entry["id"] != "new")
+    paint(tmp_path / "review" / "masks" / f"{name}.png", 1)
+    (more / "new.tif").rename(more / "away")
+    with pytest.raises(DataError, match="image 'new' is not at"):
+        answer(run, tmp_path / "review", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    (more / "away").rename(more / "new.tif")
     (more / "new.tif").rename(more / f"{name}.tif")
     with pytest.raises(DataError, match="called like images of the data"):
         ask(run, tmp_path / "again", Wish(also=more))

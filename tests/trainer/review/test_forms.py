@@ -178,7 +178,7 @@ def test_the_colours_of_cvat_follow_its_own_label_map(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("label_map", "colour", "words"),
     [
-        ("cat:1,2,3::\n", (4, 4, 4), "colours that"),
+        ("cat:1,2,3::\n", (4, 4, 4), "colours that labelmap.txt lacks"),
         ("horse:4,4,4::\n", (4, 4, 4), "the label 'horse'"),
         ("cat:4,4,4::\ndog, wild:4,4,4::\n", (4, 4, 4), "the same colour"),
         ("cat\n", (4, 4, 4), "the line 'cat'"),

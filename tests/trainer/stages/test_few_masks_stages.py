@@ -178,6 +178,20 @@ def test_corrected_masks_train_and_the_run_needs_the_folder_no_more(scenes, tmp_
     assert again_open.withheld == {record.id}
 
 
+def test_what_corrections_do_not_touch_is_taken_over(scenes, trained, tmp_path):
+    corrections, dataset = tmp_path / "corrections", open_dataset(scenes)
+    (corrections / "classes.txt").parent.mkdir()
+    (corrections / "classes.txt").write_text("\n".join(dataset.classes))
+    mask = dataset.read_mask(dataset.records[FEW[1]])
+    write_index_png(corrections / "masks" / f"{FEW[1]}.png", mask)
+    images = {FEW[1]: {"mask": True, "run": str(trained)}, "other": {"run": "nowhere"}}
+    (corrections / "corrections.json").write_text(json.dumps({"images": images}))
+    said = run_with(scenes, tmp_path / "run", corrections=corrections, until="refine")
+    assert again(said) == {"refine"}
+    stages = manifest_of(tmp_path / "run")["stages"]
+    assert stages["classify"]["taken_from"].endswith(trained.name)
+
+
 def test_rounds_and_masks_go_together(scenes, few, tmp_path):
     run = tmp_path / "run"
     run_with(scenes, run, "segment.rounds=2", masks=str(few))

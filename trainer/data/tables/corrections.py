@@ -45,6 +45,7 @@ class Corrections:
         labels: label in the data set of each value 0..K in these files.
         tags: changes of tags; classes that a mask shows are among those added.
         images: image files by id, of images that the data set lacks.
+        runs: folders of the runs whose masks were corrected, as far as the table names them.
     """
 
     folder: Path
@@ -52,6 +53,7 @@ class Corrections:
     labels: tuple[int, ...]
     tags: TagChanges
     images: dict[str, Path]
+    runs: tuple[Path, ...] = ()
 
     def read(self, record_id: str) -> npt.NDArray[np.uint8]:
         """The label map ``uint8 [H,W]`` of an image in the data set's labels, 255 open.
@@ -77,7 +79,7 @@ def read_corrections(folder: Path, dataset: Dataset) -> Corrections:
         hint = "wsss-trainer answer RUN REVIEW writes one"
         raise DataError(f"{folder} is not a folder", "a folder of corrections", hint)
     files = _mask_files(folder / MASKS)
-    tags, images = _table(folder, dataset)
+    tags, images, runs = _table(folder, dataset)
     if not files and not tags:
         raise DataError(
             f"{folder} has no corrections", f"{MASKS}/<id>.png with {CLASSES}, or {TABLE}"
@@ -90,7 +92,7 @@ def read_corrections(folder: Path, dataset: Dataset) -> Corrections:
             "take their entries out, or name the data set that they belong to",
         )
     labels = _labels(folder, dataset) if files else (0,)
-    corrections = Corrections(folder, files, labels, tags, images)
+    corrections = Corrections(folder, files, labels, tags, images, runs)
     return replace(corrections, tags=_with_shown(corrections, dataset))
 
 
@@ -144,21 +146,22 @@ def _mask_files(folder: Path) -> dict[str, Path]:
 
 def _table(
     folder: Path, dataset: Dataset
-) -> tuple[dict[str, dict[str, list[str]]], dict[str, Path]]:
-    """The changes of tags, and the images that the data set lacks."""
+) -> tuple[dict[str, dict[str, list[str]]], dict[str, Path], tuple[Path, ...]]:
+    """The changes of tags, the images that the data set lacks, and the runs that were corrected."""
     path = folder / TABLE
     if not path.exists():
-        return {}, {}
+        return {}, {}, ()
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = json.loads(path.read_bytes())
         tags = {
             str(record_id): {way: [str(name) for name in change.get(way, [])] for way in CHANGES}
             for record_id, change in content.get("tags", {}).items()
         }
-        files = {str(i): str(e.get("image", "")) for i, e in content.get("images", {}).items()}
+        images = {str(i): dict(entry) for i, entry in content.get("images", {}).items()}
     # Anything but this shape fails in its own way, and each of them means the same.
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise DataError(f"{path} cannot be read: {error}", SHAPE) from error
+    files = {i: str(entry.get("image") or "") for i, entry in images.items()}
     new = {i: name for i, name in files.items() if name and i not in dataset.records}
     for record_id, name in new.items():
         # Names come from a file that anybody may have written.
@@ -167,7 +170,8 @@ def _table(
                 f"{path}: the image {name!r} of {record_id!r} is not in {folder}",
                 "images that lie in the folder of corrections",
             )
-    return tags, {record_id: folder / name for record_id, name in new.items()}
+    runs = dict.fromkeys(Path(str(entry["run"])) for entry in images.values() if entry.get("run"))
+    return tags, {record_id: folder / name for record_id, name in new.items()}, tuple(runs)
 
 
 def _labels(folder: Path, dataset: Dataset) -> tuple[int, ...]:

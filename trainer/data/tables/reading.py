@@ -126,15 +126,19 @@ def read_table(path: Path) -> Table:
     return Table(path, columns, [[r[c] for c in keep] for r in rows[1:]], lines[1:], tuple(notes))
 
 
-def read_text(path: Path) -> tuple[str, list[str]]:
+def read_text(path: Path, content: bytes | None = None) -> tuple[str, list[str]]:
     """The text of a file, and a note where its encoding is a guess.
+
+    Args:
+        path: of the file.
+        content: of a file that is not on the disk, such as one in a zip.
 
     Raises:
         DataError: unreadable, a workbook, or not text.
     """
     advice = "save it as 'CSV UTF-8'"
     try:
-        data = path.read_bytes()
+        data = path.read_bytes() if content is None else content
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}", "a text file in UTF-8") from error
     if data.startswith(WORKBOOKS):
