@@ -37,10 +37,6 @@ the fewest such images that say so.
 """
 SAMPLE, OF_CLASS = 400, 20
 """Images that are looked at, and of each class at least: 50,000 masks would take minutes."""
-LOSERS = (
-    "look at the maps of these classes in the report, and try --set classify.balance=on, --set"
-    " segment.balance=on, or more images of them"
-)
 
 
 def signs(stage: str, context: Context) -> list[str]:
@@ -124,41 +120,66 @@ def _about_masks(context: Context) -> Iterator[str]:
     elif covered.share < NOTHING:
         yield f"the masks cover {pixels}; {hint} lower --set refine.threshold=..."
     elif covered.losers:
-        yield f"no mask shows {some(covered.losers)}, though images have the tag; {LOSERS}"
+        yield f"no mask shows {some(covered.losers)}, {_about_losers(context)}"
 
 
 def _about_predictions(stage: str, context: Context) -> Iterator[str]:
     for name in context.measured_lists:
         records = context.dataset.subset(name)
         folder = context.run.path / stage / "predictions" / name
-        yield from _about_negatives(name, [r for r in records if r.is_negative], folder)
+        negatives = [record for record in records if record.is_negative]
+        yield from _about_negatives(name, negatives, folder, context)
         records = [record for record in records if record.tags]
         if not records:
             continue
         covered = Cover.of(context, records, folder)
         if not covered.share:
+            others = ("more updates (--set segment.updates=...)", "a lower refine.threshold")
+            hint = _untried(context, {"segment.balanced": True}, *others)
             yield (
                 f"on {name!r} the segmenter predicts background alone; look at the masks that"
-                " trained it in the report, and try --set segment.balanced=on, more updates (--set"
-                " segment.updates=...), or a lower refine.threshold"
+                f" trained it in the report, and try {hint}"
             )
         elif covered.losers:
             yield (
-                f"on {name!r} the segmenter predicts no pixel of {some(covered.losers)}, though"
-                f" images have the tag; {LOSERS}"
+                f"on {name!r} the segmenter predicts no pixel of {some(covered.losers)},"
+                f" {_about_losers(context)}"
             )
 
 
-def _about_negatives(name: str, records: Sequence[Record], folder: Path) -> Iterator[str]:
+def _about_negatives(
+    name: str, records: Sequence[Record], folder: Path, context: Context
+) -> Iterator[str]:
     read, sample = mask_reader(folder), records[:: len(records) // SAMPLE + 1]
     masks = (read(record) for record in sample)
     count = sum(bool(((mask > 0) & (mask < IGNORE)).any()) for mask in masks)
     if len(sample) >= FREE and count > PHANTOMS * len(sample):
+        settings = {"segment.verdict": True, "segment.balanced": False}
+        hint = _untried(context, settings, "wsss-trainer ask for a few true masks")
         yield (
             f"on {name!r} the segmenter sees objects in {count} of {len(sample)} images that show"
-            " no class; an exported model leaves out classes whose score is low, and these masks"
-            " do not; try --set segment.balanced=off, or wsss-trainer ask for a few true masks"
+            f" no class; try {hint}"
         )
+
+
+def _about_losers(context: Context) -> str:
+    settings = {"classify.balance": True, "segment.balance": True}
+    hint = _untried(context, settings, "more images of them")
+    return (
+        "though images have the tag; look at the maps of these classes in the report, and try"
+        f" {hint}"
+    )
+
+
+def _untried(context: Context, settings: Mapping[str, bool], *others: str) -> str:
+    """What to try: those settings that the run does not have yet, or one of the others."""
+    missing = []
+    for name, value in settings.items():
+        section, _, knob = name.partition(".")
+        if getattr(getattr(context.configs, section), knob) != value:
+            missing.append(f"--set {name}={'on' if value else 'off'}")
+    *first, last = [*missing, *others]
+    return f"{', '.join(first)}, or {last}" if first else last
 
 
 class Cover(NamedTuple):

@@ -11,13 +11,14 @@ from trainer.outcome import logged_losses, signs
 from trainer.run import Metrics
 
 CLASSES = ("crack", "blowhole")
+SWITCHES = dict.fromkeys(("balance", "balanced", "verdict"), False)
 
 
 def context(
     folder: Path, records: list[Record], stability: float = 0.6, detail: str = "coarse"
 ) -> SimpleNamespace:
     dataset = SimpleNamespace(classes=CLASSES, subset=lambda name: records)
-    training = SimpleNamespace(lr=0.1, detail=detail)
+    training = SimpleNamespace(lr=0.1, detail=detail, **SWITCHES)
     return SimpleNamespace(
         run=SimpleNamespace(path=folder, metrics=lambda name: {"stability": stability}),
         dataset=dataset,
@@ -112,6 +113,23 @@ def test_a_segmenter_that_sees_background_alone(tmp_path, masks, words):
     records = with_masks(tmp_path / "segment" / "predictions" / "val", *masks)
     texts = signs("segment", context(tmp_path, records))
     assert [words in text for text in texts] == ([True] if words else [])
+
+
+def test_nobody_is_told_to_set_what_is_set(tmp_path):
+    folder = tmp_path / "segment" / "predictions" / "val"
+    records = with_masks(folder, ((0,), 1, 30), *[((), 1, 5)] * 5)
+    run = context(tmp_path, records)
+    (text,) = signs("segment", run)
+    assert text.endswith("try --set segment.verdict=on, or wsss-trainer ask for a few true masks")
+    vars(run.configs.segment).update(verdict=True, balanced=True)
+    (text,) = signs("segment", run)
+    assert text.endswith("try --set segment.balanced=off, or wsss-trainer ask for a few true masks")
+    records[0] = Record("m0", Path("x.jpg"), (0, 1))
+    (_, text) = signs("segment", run)
+    assert "try --set classify.balance=on, --set segment.balance=on, or more images" in text
+    run.configs.classify.balance = True
+    (_, text) = signs("segment", run)
+    assert text.endswith("try more images of them")
 
 
 def figures(auroc: float, low: float) -> dict[str, object]:
