@@ -1,6 +1,6 @@
 """Segments of images, one file an image: parts without a class, such as those of SAM.
 
-A label PNG holds a number for each pixel, 0 for none. A JSON holds COCO outlines, which may
+A label PNG or TIFF holds a number for each pixel, 0 for none. A JSON holds COCO outlines, which may
 overlap. A segment is kept as the positions of its pixels, counted row by row.
 """
 
@@ -22,8 +22,8 @@ from trainer.data.names import composed
 from trainer.data.pixels import open_image
 from trainer.errors import DataError, some
 
-SUFFIXES = (".png", ".json")
-EXPECTED = "a label PNG, or a JSON of COCO run lengths, called like its image"
+SUFFIXES = (".png", ".tif", ".tiff", ".json")
+EXPECTED = "a label PNG or TIFF, or a JSON of COCO run lengths, called like its image"
 Positions = npt.NDArray[np.int64]
 
 
@@ -79,13 +79,19 @@ def segment_files(
     files = find_segments(folder, dataset)
     missing = [record.id for record in records if record.possible and record.id not in files]
     if missing:
+        others = [p.name for p in sorted(folder.rglob("*")) if p.is_file() and _is_other(p)]
+        more = f"; files of other kinds are there: {some(others)}" if others else ""
         raise DataError(
             f"{len(missing)} of {len(records)} images have no segments in {folder}:"
-            f" {some(missing)}",
+            f" {some(missing)}{more}",
             EXPECTED,
             f"make them for all images, or {instead}",
         )
     return files
+
+
+def _is_other(path: Path) -> bool:
+    return path.suffix.lower() not in SUFFIXES and not path.name.startswith(".")
 
 
 def read_segments(path: Path, size: tuple[int, int]) -> list[Positions]:
@@ -96,11 +102,11 @@ def read_segments(path: Path, size: tuple[int, int]) -> list[Positions]:
     """
     if path.suffix.lower() == ".json":
         return _outlined(path, size)
-    with open_image(path, ("PNG",)) as image:
+    with open_image(path, ("PNG", "TIFF")) as image:
         if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
             raise DataError(
                 f"segments {path}: a {image.mode} picture",
-                "one number a pixel: a palette or grey PNG of 8 or 16 bits",
+                "one whole number a pixel: a palette or grey PNG or TIFF",
             )
         labels = np.array(image)
     if labels.shape != size:

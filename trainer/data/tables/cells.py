@@ -11,7 +11,7 @@ from trainer.data.tables.reading import EMPTY
 from trainer.errors import DataError, some
 
 NO_TAG = (*EMPTY, "-", "--", "–", "—")
-"""How people and tools write that an image has no tag, as ``folded`` returns it."""
+"""How people and tools write that an image has no tag, in small letters."""
 QUOTES = re.compile(r"(?s)^([\"'`“„«])(.+)[\"'`”“»]$")
 OBJECT = re.compile(r"\{\s*['\"][^'\"]*['\"]\s*:")
 """The beginning of an object of JSON or Python."""
@@ -24,7 +24,7 @@ QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
 def lists_of(cell: str) -> list[str]:
     """The lists in a cell such as ``Train;train_aug``."""
     parts = (part.strip() for part in re.split(r"[;|,]", cell))
-    return list(dict.fromkeys(list_name(p) for p in parts if p and folded(p) not in NO_TAG))
+    return list(dict.fromkeys(list_name(p) for p in parts if p and p.casefold() not in NO_TAG))
 
 
 def tags_of(cells: Sequence[str], classes: Collection[str] = ()) -> list[list[str]]:
@@ -120,7 +120,7 @@ def _parts(cell: str, classes: Collection[str]) -> list[str]:
 
 def is_no_tag(text: str) -> bool:
     """Whether a tag is blank, or written as ``nan``, ``NA`` or a dash."""
-    return not text or folded(text) in NO_TAG
+    return not text or text.casefold() in NO_TAG
 
 
 def _commas(tag: str) -> list[str]:

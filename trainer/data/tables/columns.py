@@ -140,10 +140,11 @@ def _check_presence(table: Table, image: int, tag: int, columns: Iterable[int]) 
     images, tags = (set(side) for side in zip(*pairs, strict=True)) if pairs else (set(), set())
     is_product = len(pairs) == len(table.rows) == len(images) * len(tags) and len(tags) > 1
     for column in columns:
+        name = table.columns[column]
+        if column_key(name) not in PRESENCE and not (is_product and _is_0_1(table, column)):
+            continue
         absent = [cell for cell in table.cells(column) if _is_no(cell)]
-        is_named = column_key(table.columns[column]) in PRESENCE
-        if absent and (is_named or (is_product and _is_0_1(table, column))):
-            name = table.columns[column]
+        if absent:
             raise DataError(
                 f"{table.headings()}; {len(absent)} rows hold a tag and {absent[0]!r} in column"
                 f" {name!r}",
@@ -201,10 +202,11 @@ def _split_columns(table: Table, free: list[int], has_tags: bool) -> tuple[int, 
         return tuple(marked or members)
     # Columns with a usual name first, each group in the order of the table.
     for column in sorted(free, key=lambda c: table.columns[c].lower() not in SPLIT_COLUMNS):
-        names = [name for cell in table.cells(column) for name in lists_of(cell)]
+        names = (name for cell in table.cells(column) for name in lists_of(cell))
+        are_lists = map(is_list_name, names)
         # "dev" or "holdout" beside train is a list too.
-        enough = any if table.columns[column].lower() in SPLIT_COLUMNS else all
-        if names and enough(map(is_list_name, names)):
+        is_usual = table.columns[column].lower() in SPLIT_COLUMNS
+        if any(are_lists) if is_usual else next(are_lists, False) and all(are_lists):
             return (column,)
     return ()
 

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ NO = (
     *("onwaar", "nee", "ложь", "нет", "fałsz", "nie", "yanlış", "否", "假", "いいえ"),
 )
 MINUS = ("-1",)
-# How spreadsheets, pandas, R and SQL write a cell without a value, as ``folded`` returns it.
+# How spreadsheets, pandas, R and SQL write a cell without a value, in small letters.
 EMPTY = ("nan", "none", "null", "na", "n/a", "n.a.", "n.a", "<na>", "#n/a", "#nv", "nat")
 UNKNOWN = ("?", "unknown", *EMPTY)
 WHOLE = re.compile(r"([+-]?[0-9]{1,9})([.,]0*)?(e[+-]?0+)?")
@@ -230,6 +231,8 @@ def is_answer(text: str) -> bool:
     return is_flag(text) and not (len(text) == 1 and text.isascii() and text.isalpha())
 
 
+# Hundreds of thousands of cells hold a few words.
+@lru_cache(10_000)
 def word_of(cell: str) -> str:
     """A cell of a 0/1 column in small letters, a whole number as its digits: ``1`` for ``1.0``,
     ``1,00`` (a decimal comma) and ``1.0e+00`` (NumPy).

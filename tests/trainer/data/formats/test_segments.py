@@ -61,12 +61,15 @@ def test_polygons(tmp_path):
     assert segment.tolist() == np.flatnonzero(expected).tolist()
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_a_label_png_holds_a_number_for_each_segment(tmp_path, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [(np.uint8, "a.png"), (np.uint16, "a.png"), (np.uint16, "a.TIF"), (np.int32, "a.tiff")],
+)
+def test_a_label_picture_holds_a_number_for_each_segment(tmp_path, dtype, name):
     labels = np.zeros(SIZE, dtype)
     labels[:2], labels[3:, 4:] = np.iinfo(dtype).max, 7
-    Image.fromarray(labels).save(tmp_path / "a.png")
-    segments = read_segments(tmp_path / "a.png", SIZE)
+    Image.fromarray(labels).save(tmp_path / name)
+    segments = read_segments(tmp_path / name, SIZE)
     expected = [np.flatnonzero(labels == n).tolist() for n in (7, np.iinfo(dtype).max)]
     assert [s.tolist() for s in segments] == expected
     assert [s.tolist() for s in label_segments(labels)] == expected
