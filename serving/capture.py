@@ -273,12 +273,13 @@ class Capture:
             if not folder.is_dir(follow_symlinks=False):
                 continue
             stamp, size = self._sizes.get(folder.name, (0, 0))
-            # Adding and removing a file changes the time of its folder.
-            if stamp != folder.stat().st_mtime_ns:
-                stamp = folder.stat().st_mtime_ns
-                size = sum(entry.stat().st_size for entry in os.scandir(folder))
-                self._sizes[folder.name] = stamp, size
-            total += size
+            # People may remove files and folders at any time, also in the middle of this.
+            with suppress(FileNotFoundError):
+                # Adding and removing a file changes the time of its folder.
+                if stamp != folder.stat().st_mtime_ns:
+                    stamp, size = folder.stat().st_mtime_ns, _bytes_in(folder)
+                    self._sizes[folder.name] = stamp, size
+                total += size
         return total
 
     def _warn(self, outcome: str, reason: str) -> None:
@@ -293,3 +294,11 @@ class Capture:
         if outcome in texts and outcome not in self._warnings:
             self._warnings.add(outcome)
             log.warning("doubtful images are dropped: %s: %s", self.folder, texts[outcome])
+
+
+def _bytes_in(folder: os.DirEntry[str]) -> int:
+    total = 0
+    for entry in os.scandir(folder):
+        with suppress(FileNotFoundError):
+            total += entry.stat().st_size
+    return total

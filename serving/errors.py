@@ -269,7 +269,7 @@ class DeadlineMissed(RequestError):
 
 
 class BodyLate(DeadlineMissed):
-    """The body of an HTTP request did not arrive in time."""
+    """The head or the body of an HTTP request did not arrive in time."""
 
     reason = "BODY_LATE"
 

@@ -33,7 +33,7 @@ class Images:
         studio: address of Label Studio, for its uploads; empty for none.
         token: of Label Studio; sent to ``studio`` only.
         prefixes: beginnings of other addresses that tasks may name.
-        max_bytes: of an image.
+        max_bytes: of an image; an attribute, too.
 
     Raises:
         ConfigError: the folder is none, or an address is none.
@@ -53,7 +53,7 @@ class Images:
         self._studio = _address("--label-studio-url", studio) if studio else None
         self._others = [_address("--image-url", prefix) for prefix in prefixes]
         self._token = token
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._opener = urllib.request.build_opener(_NoRedirect)
 
     def read(self, value: Any) -> bytes:
@@ -156,7 +156,7 @@ class Images:
         name = request.full_url.partition("?")[0][:160]
         try:
             with self._opener.open(request, timeout=SECONDS) as reply:
-                content: bytes = reply.read(self._max_bytes + 1)
+                content: bytes = reply.read(self.max_bytes + 1)
         except urllib.error.HTTPError as error:
             with error:
                 where = " to another place" if 300 <= error.code < 400 else ""
@@ -187,10 +187,10 @@ class Images:
             raise FieldError("Label Studio refuses the token", "--label-studio-token") from None
 
     def _check_size(self, size: int) -> None:
-        if size > self._max_bytes:
+        if size > self.max_bytes:
             raise ImageTooLarge(
-                f"the image has more than {self._max_bytes:,} bytes",
-                f"at most {self._max_bytes:,} bytes",
+                f"the image has more than {self.max_bytes:,} bytes",
+                f"at most {self.max_bytes:,} bytes",
                 "--max-bytes",
                 field=FIELD,
             )

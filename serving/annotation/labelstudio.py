@@ -13,6 +13,7 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +28,9 @@ from serving.annotation.images import Images
 from serving.annotation.outlines import editable
 from serving.annotation.project import Control, control_of
 from serving.client import AsyncClient, Segmentation
+from serving.config import Limits
 from serving.errors import (
     FieldError,
-    ImageTooLarge,
     MediaTypeRefused,
     MethodNotAllowed,
     PathNotFound,
@@ -38,11 +39,12 @@ from serving.errors import (
     TokenUnknown,
     nearest,
 )
+from serving.http.door import claim, gone, received, while_there, whole
 from serving.http.problems import problem
 
 log = logging.getLogger(__name__)
 
-# Tasks of one request that are under way at once.
+# Images that are under way at once, and requests whose bodies are in memory.
 AT_ONCE = 4
 # Of a request: tasks may hold their images.
 BODY_BYTES = 512 * 1024 * 1024
@@ -76,7 +78,7 @@ class Backend:
 
     def __init__(self, client: AsyncClient, images: Images, wish: Wish) -> None:
         self._client, self._images, self._wish = client, images, wish
-        self._places = asyncio.Semaphore(AT_ONCE)
+        self._places, self._bodies = asyncio.Semaphore(AT_ONCE), asyncio.Semaphore(AT_ONCE)
         self._login = base64.b64encode(wish.login.encode()) if wish.login else b""
 
     def application(self) -> Starlette:
@@ -113,10 +115,16 @@ class Backend:
     def _endpoint(self, work: Work) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
             began = time.monotonic()
+            # A health check does not wait for masks.
+            is_small = request.method == "GET"
+            turn: AbstractAsyncContextManager[None] = nullcontext() if is_small else self._bodies
             try:
                 if self._login:
                     self._check_login(request)
-                response: Response = JSONResponse(await work(request))
+                async with turn:
+                    response: Response = JSONResponse(await work(request))
+            except asyncio.CancelledError:
+                response = gone()
             except RequestError as error:
                 response = problem(error, request.url.path)
                 response.headers["connection"] = "close"
@@ -174,9 +182,7 @@ class Backend:
             raise FieldError("no list of tasks in the request", '{"tasks": [...]}', field="tasks")
         version, classes = await self.check()
         control = control_of(body.get("label_config"), classes)
-        results = await asyncio.gather(
-            *(self._draft(task, control) for task in tasks), return_exceptions=True
-        )
+        results = await while_there(request, self._drafts(tasks, control))
         errors = [result for result in results if isinstance(result, BaseException)]
         for error in errors:
             of_task = isinstance(error, RequestError) and not isinstance(error, RetryLater)
@@ -189,6 +195,11 @@ class Backend:
                 log.warning("task %s: %s", task.get("id"), _line(result))
         drafts = [[] if isinstance(result, RequestError) else [result] for result in results]
         return {"results": drafts, "model_version": version}
+
+    async def _drafts(self, tasks: list[dict[str, Any]], control: Control) -> list[Any]:
+        """For each task its prediction, or why there is none."""
+        drafts = (self._draft(task, control) for task in tasks)
+        return await asyncio.gather(*drafts, return_exceptions=True)
 
     async def _draft(self, task: dict[str, Any], control: Control) -> dict[str, Any]:
         """The prediction for one task."""
@@ -264,15 +275,10 @@ async def _json(request: Request) -> dict[str, Any]:
     # A page of another site can send anything else without asking the browser's user.
     if kind != "application/json":
         raise MediaTypeRefused(f"a body of type {kind or 'none'}", "application/json")
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > BODY_BYTES:
-            limit = f"at most {BODY_BYTES:,}"
-            raise ImageTooLarge(f"a body of more than {BODY_BYTES:,} bytes", limit)
-        parts.append(part)
+    claim(request, BODY_BYTES)
+    content = await received(request, whole, BODY_BYTES, Limits.idle_seconds)
     try:
-        body = await asyncio.to_thread(json.loads, b"".join(parts))
+        body = await asyncio.to_thread(json.loads, content)
     except (ValueError, RecursionError):
         raise FieldError("the body is no JSON", "a JSON object") from None
     if not isinstance(body, dict):

@@ -16,8 +16,9 @@ from serving.addresses import is_loopback, joined, listening
 from serving.annotation.images import Images
 from serving.annotation.labelstudio import Backend, Wish
 from serving.client import AsyncClient
-from serving.config import NetworkConfig, ServerConfig
+from serving.config import Limits, NetworkConfig, ServerConfig
 from serving.errors import StartError
+from serving.http.protocol import Protocol
 from serving.server import Server, check_port
 
 # For requests under way at the end.
@@ -72,7 +73,8 @@ async def _run(
     check_port(place.host, place.port)
     async with AsyncExitStack() as stack:
         if repository:
-            server = Server(ServerConfig(repository, NetworkConfig(port=0)))
+            limits = Limits(max_bytes=images.max_bytes)
+            server = Server(ServerConfig(repository, NetworkConfig(port=0), limits=limits))
             stack.push_async_callback(server.stop)
             await server.start()
             connection = {**connection, "address": server.address}
@@ -83,6 +85,7 @@ async def _run(
         port = sockets[0].getsockname()[1]
         config = uvicorn.Config(
             backend.application(),
+            http=Protocol,
             lifespan="off",
             log_config=None,
             access_log=False,

@@ -10,8 +10,19 @@ from typing import Annotated, Any
 
 import typer
 
-from serving.commands.client import LOCAL, Address, TlsCa, TlsCert, TlsKey, client_credentials
-from serving.commands.options import DEFAULT, MaxBytes
+from serving.commands.client import client_credentials
+from serving.commands.options import (
+    DEFAULT,
+    LOCAL,
+    Address,
+    MaxBytes,
+    ModelOption,
+    TlsCa,
+    TlsCert,
+    TlsKey,
+    Token,
+    names,
+)
 from serving.errors import ConfigError, StartError
 
 MODULE = "serving.annotation.cvat"
@@ -42,9 +53,7 @@ def annotate(
         Path | None,
         typer.Option(help="Folder of models to serve here, instead of a server at --address."),
     ] = None,
-    model: Annotated[
-        str, typer.Option(help="Model; optional if there is only one segmenter.")
-    ] = "",
+    model: ModelOption = "",
     classes: Annotated[
         str, typer.Option(help="Classes to draw, comma-separated; by default all of the model.")
     ] = "",
@@ -83,9 +92,7 @@ def annotate(
         bool, typer.Option("--insecure", help="Allow other machines without a login.")
     ] = False,
     max_bytes: MaxBytes = DEFAULT.limits.max_bytes,
-    token: Annotated[
-        str, typer.Option(envvar="WSSS_TOKEN", help="Token, if the server needs one.")
-    ] = "",
+    token: Token = "",
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
@@ -96,7 +103,6 @@ def annotate(
     For Label Studio this command is the backend that projects connect to, until Ctrl-C. For CVAT
     it prints the command that CVAT's own client needs.
     """
-    names = tuple(name.strip() for name in classes.split(",") if name.strip())
     options = [name for name in context.params if _is_typed(context, name)]
     if tool is Tool.cvat:
         if others := [name for name in options if name not in FOR_CVAT]:
@@ -122,7 +128,7 @@ def annotate(
     tls = client_credentials(tls_ca, tls_cert, tls_key)
     run(
         Listening(host, port, insecure),
-        Wish(model, names, simplify, login),
+        Wish(model, names(classes), simplify, login),
         images,
         {"address": address, "token": token, "tls": tls, "timeout": timeout},
         repository,

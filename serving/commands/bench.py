@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from serving.commands.options import DEFAULT, EngineOption, Json, Repository
+from serving.commands.options import DEFAULT, EngineOption, Json, Repository, names
 from serving.commands.progress import progress_bar
 
 
@@ -52,7 +52,6 @@ def bench(
     from serving.bench.setting import BenchConfig
     from serving.settings import changed
 
-    keys = tuple(key.strip() for key in only.split(",") if key.strip())
     config = BenchConfig(
         repository,
         model,
@@ -64,7 +63,7 @@ def bench(
         rounds,
         seconds,
         count,
-        keys,
+        names(only),
         changed(DEFAULT.engine, {"name": engine}),
     )
     with progress_bar("measuring", images=False) as progress:

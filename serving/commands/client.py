@@ -16,13 +16,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from serving.commands.options import (
+    LOCAL,
+    Address,
     BackgroundThreshold,
     Json,
     MinConfidence,
+    ModelOption,
     Overlap,
     Oversize,
     ScoreThreshold,
     Tile,
+    TlsCa,
+    TlsCert,
+    TlsKey,
+    Token,
+    names,
 )
 from serving.config import Limits
 from serving.errors import ServingError, StartError, nearest
@@ -30,22 +38,6 @@ from serving.errors import ServingError, StartError, nearest
 if TYPE_CHECKING:
     import grpc
 
-Address = Annotated[str, typer.Option(envvar="WSSS_ADDRESS", help="Address of the server.")]
-TlsCa = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="WSSS_TLS_CA",
-        help="PEM file of the authority of the server's certificate; turns TLS on.",
-    ),
-]
-TlsCert = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="WSSS_TLS_CERT", help="PEM file of your certificate, if the server asks for one."
-    ),
-]
-TlsKey = Annotated[Path | None, typer.Option(envvar="WSSS_TLS_KEY", help="PEM file of your key.")]
-LOCAL = "127.0.0.1:8500"
 ENDINGS = {"png": (".png",), "raw": (".raw", ".bin")}
 ENCODINGS = ("png", "raw", "coco_rle", "polygons", "label_runs")
 
@@ -63,9 +55,7 @@ def segment(
     target: Annotated[
         Path, typer.Argument(metavar="MASK", help="File to write; in a PNG, pixel value = label.")
     ],
-    model: Annotated[
-        str, typer.Option(help="Model; optional if there is only one segmenter.")
-    ] = "",
+    model: ModelOption = "",
     classes: Annotated[
         str, typer.Option(help="Classes to keep, comma-separated; the others become background.")
     ] = "",
@@ -88,9 +78,7 @@ def segment(
     background_threshold: BackgroundThreshold = None,
     min_confidence: MinConfidence = None,
     address: Address = LOCAL,
-    token: Annotated[
-        str, typer.Option(envvar="WSSS_TOKEN", help="Token, if the server needs one.")
-    ] = "",
+    token: Token = "",
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
@@ -107,8 +95,8 @@ def segment(
         )
     _check_ending(target, encoding)
     wishes: dict[str, Any] = {
-        "classes": _names(classes),
-        "tags": _names(tags),
+        "classes": names(classes),
+        "tags": names(tags),
         "encoding": encoding,
         "oversize": "tile" if tile else oversize,
         "tile_overlap": overlap,
@@ -218,10 +206,6 @@ def client_credentials(
         raise StartError(
             f"{error.filename} cannot be read: {error.strerror}", "a PEM file"
         ) from error
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from serving.commands.options import (
     MaxBytes,
     MaxPixels,
     MinConfidence,
+    ModelOption,
     Overlap,
     Oversize,
     Repository,
@@ -43,9 +44,7 @@ def label(
         Path,
         typer.Argument(metavar="OUT", help="Folder for the masks, at the same relative paths."),
     ],
-    model: Annotated[
-        str, typer.Option(help="Model; optional if there is only one segmenter.")
-    ] = "",
+    model: ModelOption = "",
     version: Annotated[int, typer.Option(min=0, help="Version; 0 is the newest.")] = 0,
     repository: Repository = DEFAULT.repository,
     format: Annotated[str, typer.Option(help=FORMATS)] = "voc",

@@ -56,6 +56,29 @@ EngineOption = Annotated[
         help="auto, onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt, openvino or tensorrt."
     ),
 ]
+ModelOption = Annotated[str, typer.Option(help="Model; optional if there is only one segmenter.")]
+Address = Annotated[str, typer.Option(envvar="WSSS_ADDRESS", help="Address of the server.")]
+LOCAL = "127.0.0.1:8500"
+Token = Annotated[str, typer.Option(envvar="WSSS_TOKEN", help="Token, if the server needs one.")]
+TlsCa = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="WSSS_TLS_CA",
+        help="PEM file of the authority of the server's certificate; turns TLS on.",
+    ),
+]
+TlsCert = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="WSSS_TLS_CERT", help="PEM file of your certificate, if the server asks for one."
+    ),
+]
+TlsKey = Annotated[Path | None, typer.Option(envvar="WSSS_TLS_KEY", help="PEM file of your key.")]
+
+
+def names(text: str) -> tuple[str, ...]:
+    """The names in a text with commas between them."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def examples(*lines: str) -> str:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
+from python_multipart.exceptions import FormParserError
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -111,7 +112,14 @@ class Api:
                 f"model {card.name!r} has no sample image", "a model that was exported with one"
             )
         path = card.folder / card.golden.image
-        return Response(await self._codecs.run(path.read_bytes), media_type="image/png")
+        try:
+            content = await self._codecs.run(path.read_bytes)
+        except OSError as error:
+            raise ModelNotFound(
+                f"the sample image of model {card.name!r} is not in the repository any more",
+                "a version whose folder is still there",
+            ) from error
+        return Response(content, media_type="image/png")
 
     async def _segment(self, request: Request, call: Call) -> Response:
         message, form = await self._message(request, call, SEGMENT)
@@ -179,9 +187,12 @@ async def _parts(
     parser.spool_max_size = limit + 1
     try:
         form = await parser.parse()
-    except MultiPartException as error:
+    # Starlette passes errors of the parser below it on, except in its latest versions.
+    except (MultiPartException, FormParserError) as error:
         raise FieldError(
-            error.message, "multipart/form-data with one file", "curl -F image=@photo.jpg"
+            f"no valid form: {error}",
+            "multipart/form-data with one file",
+            "curl -F image=@photo.jpg",
         ) from None
     files = [value for value in form.values() if isinstance(value, UploadFile)]
     try:

@@ -7,16 +7,13 @@ import json
 import logging
 import socket
 from email.utils import formatdate
-from typing import Any, cast
+from typing import Any
 
-import h11
 import uvicorn
 from starlette.applications import Starlette
-from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from serving.errors import RequestError
-from serving.http.problems import problem
+from serving.http.protocol import Protocol
 
 log = logging.getLogger(__name__)
 
@@ -84,23 +81,11 @@ class Connections:
         await self._loop.connect_accepted_socket(lambda: protocol, connection)
 
 
-class _Protocol(H11Protocol):
+class _Protocol(Protocol):
     """Tells the application the caller's address, not that of the socket pair."""
 
     caller: tuple[str, int]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(cast(asyncio.Transport, transport))
+        super().connection_made(transport)
         self.client = self.caller
-
-    def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP, as the API refuses other requests."""
-        reply = problem(RequestError("no valid HTTP request", "HTTP/1.1"), "")
-        headers = [(b"connection", b"close"), *reply.raw_headers]
-        events = (
-            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
-            h11.Data(data=bytes(reply.body)),
-            h11.EndOfMessage(),
-        )
-        self.transport.writelines(self.conn.send(event) or b"" for event in events)
-        self.transport.close()

@@ -72,9 +72,7 @@ class Door:
             except RequestError as error:
                 response = problem(error, request.url.path, call.request_id)
             except asyncio.CancelledError:
-                if (task := asyncio.current_task()) and task.cancelling():
-                    raise
-                response = Response(status_code=GONE)
+                response = gone()
             return _finish(response, request, call)
 
         return answer
@@ -108,19 +106,8 @@ class Door:
             raise MediaTypeRefused(
                 f"a body with content-encoding {coding}", "a body that is not compressed"
             )
-        size = _claim(request, limit, empty)
-        try:
-            async with (
-                self._calls.reading(call, size),
-                asyncio.timeout(self._calls.idle_seconds),
-            ):
-                value = await read(_chunks(request, limit))
-        except TimeoutError:
-            raise BodyLate(
-                f"the body did not arrive within {self._calls.idle_seconds:g} s"
-            ) from None
-        except ClientDisconnect:
-            raise asyncio.CancelledError from None
+        async with self._calls.reading(call, claim(request, limit, empty)):
+            value = await received(request, read, limit, self._calls.idle_seconds)
         request.state.complete = True
         return value
 
@@ -140,6 +127,34 @@ class Door:
         host = request.client.host if request.client else ""
         address = f"ipv6:%5B{host}%5D" if ":" in host else f"ipv4:{host}"
         return certificate or address
+
+
+def gone() -> Response:
+    """The reply to a caller who left, for the handler of a CancelledError.
+
+    Raises:
+        asyncio.CancelledError: the server itself ends the request.
+    """
+    if (task := asyncio.current_task()) and task.cancelling():
+        raise asyncio.CancelledError
+    return Response(status_code=GONE)
+
+
+async def received(request: Request, read: Read[T], limit: int, seconds: float) -> T:
+    """What ``read`` makes of a body of at most ``limit`` bytes.
+
+    Raises:
+        ImageTooLarge: there are more.
+        BodyLate: they take more than ``seconds``.
+        asyncio.CancelledError: the caller left.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            return await read(_chunks(request, limit))
+    except TimeoutError:
+        raise BodyLate(f"the body did not arrive within {seconds:g} s") from None
+    except ClientDisconnect:
+        raise asyncio.CancelledError from None
 
 
 async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -172,8 +187,15 @@ def json_reply(message: Any) -> Response:
     return Response(json.dumps(plain(message)).encode(), media_type="application/json")
 
 
-def _claim(request: Request, limit: int, empty: bool) -> int:
-    """The bytes that a body claims to have, or the limit if it does not tell."""
+def claim(request: Request, limit: int, empty: bool = False) -> int:
+    """The bytes that a body claims to have, or the limit if it does not tell.
+
+    Args:
+        empty: whether there may be no body.
+
+    Raises:
+        RequestError: more bytes than the limit, or none.
+    """
     text = request.headers.get("content-length")
     if text is None:
         return limit

@@ -33,7 +33,7 @@ LINGER_SECONDS = 1.0
 CLOSE_SECONDS = 10.0
 # Pause after an accept that failed because no file descriptor was left.
 ACCEPT_SECONDS = 0.1
-# Connections that have not sent their first line.
+# Connections that have not sent their first line. One more ends the oldest of them.
 MAX_SILENT = 512
 LINE_BYTES = 16 * 1024
 HEAD_LINES = 100
@@ -123,7 +123,8 @@ class Port:
         self._entrance = entrance
         self._is_open = is_open
         self._tasks: set[asyncio.Task[None]] = set()
-        self._silent = self._inside = 0
+        self._silent: dict[asyncio.Timeout, None] = {}
+        self._inside = 0
 
     async def serve(self, listening: socket.socket) -> None:
         """Accept for ever."""
@@ -135,10 +136,8 @@ class Port:
             except OSError:
                 await asyncio.sleep(ACCEPT_SECONDS)
                 continue
-            if self._silent >= MAX_SILENT:
-                connection.close()
-                continue
-            self._silent += 1
+            if len(self._silent) >= MAX_SILENT:
+                self._drop_oldest()
             task = asyncio.ensure_future(self._serve(connection, client))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -147,15 +146,16 @@ class Port:
         reader = asyncio.StreamReader(LINE_BYTES)
         # Callers who hang up, send nonsense or are late deserve no log line.
         failures = (OSError, TimeoutError, ValueError, EOFError, asyncio.IncompleteReadError)
-        writer, is_long = None, False
+        writer, is_long, patience = None, False, asyncio.timeout(HEAD_SECONDS)
         try:
-            async with asyncio.timeout(HEAD_SECONDS):
+            async with patience:
+                self._silent[patience] = None
                 writer = await self._writer(connection, reader)
                 line = await reader.readuntil(b"\n")
         except (*failures, asyncio.LimitOverrunError) as error:
             line, is_long = b"", isinstance(error, asyncio.LimitOverrunError)
         finally:
-            self._silent -= 1
+            self._silent.pop(patience, None)
         with contextlib.suppress(*failures):
             if line and writer:
                 await self._route(line, reader, writer, client)
@@ -166,6 +166,15 @@ class Port:
             await _close(writer)
         else:
             connection.close()
+
+    def _drop_oldest(self) -> None:
+        """End the connection that has been silent for longest. A prober sends its line at once, so
+        silent callers cannot keep it out.
+        """
+        patience = next(iter(self._silent))
+        del self._silent[patience]
+        if not patience.expired():
+            patience.reschedule(0)
 
     async def _writer(
         self, connection: socket.socket, reader: asyncio.StreamReader

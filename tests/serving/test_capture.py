@@ -318,3 +318,24 @@ def test_the_log_says_what_will_be_kept(start, models, caplog):
     tiny_models.export(models, "maps", "cam")
     with start():
         assert "no model gives its doubt" in caplog.text
+
+
+def test_files_that_somebody_removes_at_the_wrong_moment_cost_no_image(
+    start, tmp_path, monkeypatch
+):
+    with start() as server, Client(server.address) as client:
+        client.segment(file(picture(DARK)))
+        outcomes(server)
+        listing = os.scandir
+
+        def late(folder):
+            entries = list(listing(folder))
+            for entry in entries:
+                if entry.is_file() and not entry.name.startswith("."):
+                    os.unlink(entry)
+            return entries
+
+        monkeypatch.setattr(capture.os, "scandir", late)
+        (tmp_path / "kept" / "colours" / "new").touch()
+        client.segment(file(picture(DARK, 1)))
+        assert outcomes(server) == {"kept": 2}

@@ -19,7 +19,8 @@ const KEY = "wsss-token";
 
 const state = {
   models: [],
-  blob: null, // the picture as it was chosen
+  latest: null, // the picture that was chosen last, decoded or not
+  blob: null, // the picture on the stage, as it was chosen
   photo: null, // decoded, or null where the browser cannot
   replies: [null, null], // of the model and of the one it is compared with
   moved: new Set(), // options whose slider was moved
@@ -88,12 +89,11 @@ function ask(model, format) {
 // --------------------------------------------------------------------------------------- picture
 
 async function choose(blob) {
-  state.blob = blob;
-  try {
-    state.photo = await createImageBitmap(blob);
-  } catch {
-    state.photo = null;
-  }
+  state.latest = blob;
+  const photo = await createImageBitmap(blob).catch(() => null);
+  // Another picture may have been chosen while this one was decoded.
+  if (blob !== state.latest) return;
+  Object.assign(state, { blob, photo });
   await segment();
   // The controls fill a small screen.
   if (matchMedia(SMALL).matches && state.replies[0]) $("result").scrollIntoView();

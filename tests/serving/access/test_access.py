@@ -346,6 +346,8 @@ def test_the_probe_port_limits_its_callers_and_answers_while_the_loop_stands_sti
         time.sleep(0.3)
         ended = sum(is_closed(connection) for connection in silent)
         assert ended >= 20
+        # They do not keep probes out.
+        assert fetch(server.http_address, "/readyz")[0] == 200
         for connection in silent:
             connection.close()
         asyncio.run_coroutine_threadsafe(_block(2.0), server.loop)

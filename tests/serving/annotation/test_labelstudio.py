@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from configs import configured
 from http_calls import ask
 from PIL import Image
 from server_process import ROOT
-from servers import running
+from servers import admitted, held, running, until
 
 from serving.annotation.project import example
 from serving.images.polygons import fill
@@ -240,6 +241,39 @@ def test_a_repository_needs_no_server_and_a_login_is_asked_for(tmp_path, photos)
     # Without doubt the scores of the classes count.
     mean = np.mean([blocks(0)[..., k].mean() / 255 for k in (0, 2)])
     assert draft["score"] == pytest.approx(mean, abs=1e-4)
+
+
+def test_a_caller_who_leaves_ends_its_drafts(photos):
+    root = photos.parent / "leaving"
+    tiny_models.export(root)
+    with running(configured(root)) as server, backend("--address", server.address) as address:
+        image = base64.b64encode((photos / "0.png").read_bytes()).decode()
+        task = {"data": {"image": f"data:image/png;base64,{image}"}}
+        body = json.dumps({"tasks": [task], "label_config": CONFIG}).encode()
+        head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        head += b"content-length: %d\r\n\r\n"
+        host, _, port = address.rpartition(":")
+        with held(server):
+            with socket.create_connection((host, int(port))) as caller:
+                caller.sendall(head % len(body) + body)
+                until(lambda: admitted(server) == 1)
+            until(lambda: admitted(server) == 0, 20)
+        with socket.create_connection((host, int(port))) as caller:
+            caller.sendall(head % len(body) + body[:100])
+        with socket.create_connection((host, int(port)), timeout=20) as caller:
+            caller.sendall(head % 10**12)
+            assert caller.recv(100).startswith(b"HTTP/1.1 413 ")
+        assert ask(address, "/health").status == 200
+
+
+def test_the_limit_of_an_image_is_that_of_a_repository_too(doubting, photos):
+    """Above the limit that a server has by default."""
+    Image.fromarray(np.zeros((3000, 4000, 3), np.uint8)).save(photos / "large.bmp")
+    options = ("--repository", doubting._config.repository, "--images-root", photos)
+    with backend(*options) as address:
+        assert "bytes" in predict(address, "large.bmp").json["detail"]
+    with backend(*options, "--max-bytes", 40_000_000) as address:
+        assert predict(address, "large.bmp").status == 200
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import tiny_models
 from configs import configured
 from http_calls import ask
 from PIL import Image
+from python_multipart.exceptions import MultipartParseError
 
 from serving.client import Client
 from serving.http.openapi import description
@@ -146,6 +147,11 @@ def test_models_and_their_samples(api: Server):
     sample = ask(api.http_address, "/v1/models/colours/sample")
     assert masks.read_rgb(sample.body).shape == (40, 56, 3)
     assert ask(api.http_address, "/v1/models/maps/sample").status == 404
+    path = api.models.find("colours", 0, None).card.folder / "golden_image.png"
+    path.rename(path.with_suffix(".away"))
+    gone = ask(api.http_address, "/v1/models/colours/sample")
+    path.with_suffix(".away").rename(path)
+    assert (gone.status, gone.json["reason"]) == (404, "MODEL_NOT_FOUND")
 
 
 @pytest.mark.parametrize(
@@ -179,6 +185,19 @@ def test_a_wrong_request_is_a_problem_that_tells_what_is_right(
     assert reply.headers["content-type"] == "application/problem+json"
     assert reply.json["status"] == status
     assert text in str(reply.json)
+
+
+def test_a_form_that_only_the_parser_below_refuses_is_no_fault_of_the_server(
+    api: Server, png, monkeypatch
+):
+    """As with versions of Starlette that pass its errors on."""
+
+    async def parse(self):
+        raise MultipartParseError("Did not find boundary character")
+
+    monkeypatch.setattr("serving.http.app.MultiPartParser.parse", parse)
+    reply = ask(api.http_address, SEGMENT, *multipart(image=png))
+    assert (reply.status, reply.json["reason"]) == (400, "INVALID_FIELD")
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import logging
 import socket
 import ssl
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -18,44 +18,15 @@ import trustme
 from configs import configured
 from http_calls import ask, fetch, is_closed
 from PIL import Image
+from servers import admitted, held, until
 
 from serving.access import tokens as tokens_module
+from serving.http import protocol
 from serving.images import masks
 
 SEGMENT = "/v1/models/colours/segment"
 PNG = masks.encode_rgb(np.full((9, 11, 3), 200, np.uint8))
 HEAD = f"POST {SEGMENT} HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\n".encode()
-
-
-@contextmanager
-def held(server):
-    """Engine runs that wait for the yielded event."""
-    go = threading.Event()
-    engine = server.models.find("colours", 0, None).engine
-    run = engine.run
-
-    def wait(inputs, stop=None):
-        while not (go.wait(0.01) or (stop and stop.requested)):
-            pass
-        return run(inputs)
-
-    engine.run = wait
-    try:
-        yield go
-    finally:
-        go.set()
-        engine.run = run
-
-
-def until(condition, seconds=120.0):
-    ended = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ended
-        time.sleep(0.01)
-
-
-def admitted(server):
-    return server.models.find("colours", 0, None).batcher.statistics().admitted
 
 
 def connect(server):
@@ -134,6 +105,57 @@ def test_what_is_no_http_is_closed_and_harms_nobody(repository, run_server):
             code, text = answer(caller)
             assert code == json.loads(text)["status"] == 400
         assert ask(server.http_address, SEGMENT, PNG).status == 200
+
+
+@pytest.mark.parametrize(
+    ("begin", "status"),
+    [
+        (b"GET /v1/models HTTP/1.1\r\nhost: x\r\n", 408),
+        (b"GET /v1/models HTTP/1.1\r\nhost: x\r\ncontent-length: 900\r\n\r\n", 200),
+    ],
+    ids=["head", "body that nobody reads"],
+)
+def test_a_caller_who_sends_now_and_then_loses_its_place(
+    repository, run_server, monkeypatch, begin, status
+):
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.5)
+    config = configured(repository, network__http_port=0, http__connections=1)
+    with run_server(config) as server, connect(server) as caller:
+        caller.sendall(begin)
+
+        def is_over():
+            time.sleep(0.05)
+            try:
+                caller.sendall(b"a")
+            except OSError:
+                return True
+            return ask(server.http_address, "/v1/models").status == 200
+
+        until(is_over, 20)
+        code, text = answer(caller)
+        assert code == status
+        if status == 408:
+            assert json.loads(text)["reason"] == "BODY_LATE"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET /v1/models HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n\x00\x01\x02\r\n\r\n",
+        HEAD + b"transfer-encoding: chunked\r\n\r\nzz\r\n",
+        HEAD + b"content-length: 5\r\n\r\n12345\x00\x01\r\n\r\n",
+    ],
+)
+def test_nonsense_after_a_head_is_no_news_for_the_log(repository, run_server, data, caplog):
+    with run_server(configured(repository, network__http_port=0)) as server:
+        with connect(server) as caller:
+            caller.sendall(data)
+            assert answer(caller)[0] in (200, 400)
+            until(lambda: is_closed(caller))
+        until(lambda: server._calls.in_flight == 0)
+        assert ask(server.http_address, SEGMENT, PNG).status == 200
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_one_connection_carries_many_requests_and_probes_are_elsewhere(repository, run_server):

@@ -229,6 +229,28 @@ def test_what_is_no_picture_is_told_and_the_last_one_goes(
 
 
 @needs_browser
+def test_of_two_pictures_the_one_chosen_last_is_shown(
+    browser: Any, server: Server, picture: Path, tmp_path: Path
+):
+    open_page(browser, server)
+    other = tmp_path / "other.png"
+    Image.fromarray(HALVES[:, ::-1]).save(other)
+    # The first picture takes the browser longer than the second.
+    browser.execute_script(
+        """const decode = window.createImageBitmap;
+        const pause = new Promise((end) => setTimeout(end, 1500));
+        let count = 0;
+        window.createImageBitmap = (blob) =>
+          count++ ? decode(blob) : pause.then(() => decode(blob));"""
+    )
+    find(browser, "#file").send_keys(str(picture))
+    choose(browser, other)
+    time.sleep(2)
+    find(browser, "[name=view][value=photo]").click()
+    assert (pixel(browser, 10, 10), pixel(browser, 80, 10)) == ([0, 220, 0], [220, 0, 0])
+
+
+@needs_browser
 def test_a_server_with_tokens_asks_for_one(
     browser: Any, models: Path, picture: Path, tmp_path: Path
 ):
