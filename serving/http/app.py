@@ -33,7 +33,7 @@ from serving.telemetry.port import PROBES
 from wsss.v1 import segmentation_pb2 as pb
 
 MULTIPART = "multipart/form-data"
-IMAGES = ("image/", "application/octet-stream", MULTIPART)
+IMAGES = ("application/octet-stream", "image/", MULTIPART)
 MAX_FIELDS = 64
 MODEL = "/v1/models/{name}"
 

@@ -98,8 +98,9 @@ class Door:
         """
         kind = request.headers.get("content-type", "").lower()
         if kind and not kind.startswith(kinds):
+            names = [f"{one}*" if one.endswith("/") else one for one in kinds]
             raise MediaTypeRefused(
-                f"a body of type {kind}", " or ".join(kinds), f"--header 'content-type: {kinds[0]}'"
+                f"a body of type {kind}", " or ".join(names), f"--header 'content-type: {names[0]}'"
             )
         coding = request.headers.get("content-encoding", "identity").lower()
         if coding != "identity":

@@ -166,7 +166,9 @@ def read_request(body: bytes, path: Mapping[str, str], length: str) -> Wish:
         ) from error
 
 
-def _wish(document: dict[str, Any], rest: memoryview, path: Mapping[str, str]) -> Wish:
+def _wish(document: Any, rest: memoryview, path: Mapping[str, str]) -> Wish:
+    if not isinstance(document, dict):
+        raise FieldError("the body is no JSON object", '{"inputs": [...]}', field="inputs")
     message = pb.ModelInferRequest(
         model_name=path["name"],
         model_version=path.get("version", ""),

@@ -204,27 +204,37 @@ class Port:
             else:
                 reply = self._answer(path, headers)
             await _send(writer, reply, with_body=words[:1] != [b"HEAD"])
-        elif not self._is_open() or self._inside >= self._entrance.connections:
+        elif pair := self._entered(self._entrance, writer, client):
+            await self._relay(line, reader, writer, pair, self._entrance.idle_seconds)
+        else:
             await _send(writer, BUSY if self._is_open() else STARTING)
             await _linger(reader, writer)
-        else:
-            await self._relay(line, reader, writer, client, self._entrance)
+
+    def _entered(
+        self, entrance: Entrance, writer: asyncio.StreamWriter, client: Any
+    ) -> socket.socket | None:
+        """A connection's way to the server; None while the server takes no more."""
+        if not self._is_open() or self._inside >= entrance.connections:
+            return None
+        # The server is behind with taking them, or no file descriptor is left.
+        with contextlib.suppress(OSError):
+            return entrance.enter(client, _common_name(writer))
+        return None
 
     async def _relay(
         self,
         line: bytes,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        client: Any,
-        entrance: Entrance,
+        pair: socket.socket,
+        seconds: float,
     ) -> None:
-        """Carry bytes both ways until one side ends."""
-        pair = entrance.enter(client, _common_name(writer))
+        """Carry bytes both ways until one side ends, or nothing has moved for ``seconds``."""
         # Not a stream: one that cannot be written to any more drops what it has not read yet, which
         # is the reply to a body that the server refused.
         pair.setblocking(False)
         self._inside += 1
-        loop, seconds = asyncio.get_running_loop(), entrance.idle_seconds
+        loop = asyncio.get_running_loop()
         take, give = partial(loop.sock_recv, pair, CHUNK), partial(loop.sock_sendall, pair)
         tasks: list[asyncio.Task[bool]] = []
         try:

@@ -89,7 +89,7 @@ def test_an_encoded_image_is_one_element_of_bytes(address, pixels):
 @pytest.mark.parametrize(
     ("document", "text"),
     [
-        ([], "no inference request"),
+        ([], "no JSON object"),
         ({}, "inputs"),
         ({"inputs": [{}]}, "name"),
         ({"inputs": [tensor("x", X)]}, "2: x, y"),

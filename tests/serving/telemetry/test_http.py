@@ -21,7 +21,7 @@ from configs import configured
 from http_calls import fetch, is_closed
 
 from serving.telemetry import port, probes
-from serving.telemetry.port import Port
+from serving.telemetry.port import Entrance, Port
 from serving.telemetry.probes import STALLED, STATE, Probes
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -109,6 +109,37 @@ def children(pid):
             if parent == pid and b"serving.telemetry.probes" in (folder / "cmdline").read_bytes():
                 found.append(int(folder.name))
     return found
+
+
+def test_who_cannot_come_in_is_told_so_when_the_server_is_behind():
+    channel, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    channel.setblocking(False)
+    # Nobody reads its other end, so that it is full after a few callers.
+    channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    gate = Port(lambda *_: (HTTPStatus.OK, b"", "text/plain"), entrance=Entrance(channel, 512, 60))
+
+    async def first_line(address):
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(b"GET /v1/models HTTP/1.1\r\n\r\n")
+        try:
+            async with asyncio.timeout(1):
+                return (await reader.readline()).decode() or "closed"
+        except TimeoutError:
+            return "waits"
+        finally:
+            writer.close()
+
+    async def lines():
+        listening = socket.create_server(("127.0.0.1", 0))
+        serving = asyncio.ensure_future(gate.serve(listening))
+        result = await asyncio.gather(*(first_line(listening.getsockname()) for _ in range(30)))
+        serving.cancel()
+        listening.close()
+        await asyncio.gather(*gate._tasks)
+        return result
+
+    with channel, other:
+        assert set(asyncio.run(lines())) == {"waits", "HTTP/1.1 503 Service Unavailable\r\n"}
 
 
 def test_it_ends_with_the_server_even_if_that_is_killed(repository):
