@@ -141,6 +141,8 @@ class Port:
             task = asyncio.ensure_future(self._serve(connection, client))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+            # Lets it begin, so that it is counted before the next one is taken.
+            await asyncio.sleep(0)
 
     async def _serve(self, connection: socket.socket, client: Any) -> None:
         reader = asyncio.StreamReader(LINE_BYTES)
