@@ -199,7 +199,8 @@ class Backend:
     async def _drafts(self, tasks: list[dict[str, Any]], control: Control) -> list[Any]:
         """For each task its prediction, or why there is none."""
         drafts = (self._draft(task, control) for task in tasks)
-        return await asyncio.gather(*drafts, return_exceptions=True)
+        results: list[Any] = await asyncio.gather(*drafts, return_exceptions=True)
+        return results
 
     async def _draft(self, task: dict[str, Any], control: Control) -> dict[str, Any]:
         """The prediction for one task."""
