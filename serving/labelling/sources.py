@@ -126,7 +126,8 @@ class RemoteFolder:
         try:
             self._system, self._root = FileSystem.from_uri(address)
         except (OSError, ValueError) as error:
-            raise self._unlisted(error) from error
+            # pyarrow repeats the address, which may hold keys.
+            raise self._unlisted(str(error).replace(address, self.name)) from None
 
     def listing(self, target: Path) -> Listing:
         """See :class:`Source`. Facts of the images are kept for :meth:`facts`."""
@@ -136,7 +137,7 @@ class RemoteFolder:
         try:
             infos = self._system.get_file_info(FileSelector(self._root, recursive=True))
         except OSError as error:
-            raise self._unlisted(error) from error
+            raise self._unlisted(str(error)) from error
         for info in infos:
             place = Path(PurePosixPath(info.path).relative_to(self._root))
             if any(part.startswith(".") for part in place.parts) or info.type != FileType.File:
@@ -177,8 +178,8 @@ class RemoteFolder:
     def _path(self, image: Path) -> str:
         return f"{self._root}/{image.as_posix()}"
 
-    def _unlisted(self, error: Exception) -> LabelError:
-        return LabelError(f"{self.name} cannot be listed: {error}", ADDRESSES)
+    def _unlisted(self, reason: str) -> LabelError:
+        return LabelError(f"{self.name} cannot be listed: {reason}", ADDRESSES)
 
 
 def parse_source(text: str) -> Path | str:

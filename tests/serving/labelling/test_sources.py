@@ -91,6 +91,11 @@ def test_keys_in_an_address_are_not_shown():
         "s3://bucket/photos",
         "s3://bucket/photos/a/b.png",
     )
+    # The library's own errors repeat the address.
+    for wrong in (address.replace("s3:", "nothing:"), f"{address}&unknown=1"):
+        with pytest.raises(LabelError) as caught:
+            open_source(wrong)
+        assert "secret" not in str(caught.value)
 
 
 def test_without_pyarrow_the_error_says_what_to_install(monkeypatch):
