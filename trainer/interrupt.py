@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from types import FrameType
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
     """SIGTERM or Ctrl-C arrived, and nothing is lost. The command exits with 75, which schedulers
     take as "requeue".
     """
+
+    # No ``Exception``, so that it is not taken for the failure of the image at hand.
 
     exit_code = 75
 

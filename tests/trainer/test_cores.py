@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from trainer import cores
+from trainer.interrupt import Interrupted
+from trainer.pool import over_images
 
 COMMAND = "import os, trainer.cli; print(os.environ.get('OMP_WAIT_POLICY'))"
 
@@ -155,3 +157,11 @@ def test_threads_sleep_only_where_others_want_the_cores(tmp_path, monkeypatch, r
 def test_without_a_load_file_nothing_is_crowded(tmp_path, monkeypatch):
     monkeypatch.setattr(cores, "LOAD", tmp_path / "none")
     assert not cores.crowded()
+
+
+def test_an_interruption_is_no_failure_of_the_image_at_hand() -> None:
+    def stopped(item: int) -> None:
+        raise Interrupted("stopped")
+
+    with pytest.raises(Interrupted):
+        list(over_images(stopped, [1], 1))

@@ -95,7 +95,9 @@ def _read(place: Path, exam: Exam) -> tuple[Form, list[TagAnswer]]:
         raise DataError(
             f"{place} holds no answers",
             f"masks or submitted tasks of {form.tool}, or answers in {TABLE}",
-            "; ".join(step.format(review=place) for step in form.steps),
+            "; ".join(step.format(review=place) for step in form.steps)
+            if is_review(place)
+            else "submit or correct some, and export again",
         )
     return form, tags
 

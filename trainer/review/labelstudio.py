@@ -205,13 +205,13 @@ def _mask(results: list[Any], labels: Labels, where: str) -> Pixels | None:
                 f"{where} has a region with {len(names)} labels, or a rotated image",
                 "one label a region, and images as they are",
             )
+        if kind not in ("brushlabels", "polygonlabels"):
+            raise DataError(f"{where} has {kind}", "strokes of the brush, or polygons")
         label = labels.value(str(names[0]), where)
         if kind == "brushlabels":
             mask[decode(value.get("rle"), size, where)] = label
-        elif kind == "polygonlabels":
-            mask[_polygon(value["points"], size)] = label
         else:
-            raise DataError(f"{where} has {kind}", "strokes of the brush, or polygons")
+            mask[_polygon(value["points"], size)] = label
     return mask
 
 

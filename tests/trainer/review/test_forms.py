@@ -258,6 +258,9 @@ def test_boxes_and_unknown_labels_of_label_studio(tmp_path: Path) -> None:
     horse = {"type": "brushlabels", "value": {"rle": rle, "brushlabels": ["horse"]}}
     with pytest.raises(DataError, match="'horse'"):
         labelstudio(tmp_path, [task(horse)])
+    mask = {"type": "bitmasklabels", "value": {"bitmasklabels": ["horse"]}}
+    with pytest.raises(DataError, match="has bitmasklabels"):
+        labelstudio(tmp_path, [task(mask)])
     with pytest.raises(DataError, match="not as COCO"):
         labelstudio(tmp_path, {"images": [], "annotations": []})
 
