@@ -21,6 +21,7 @@ from trainer.data.formats.writing import (
 )
 from trainer.data.image_files import ImageNames, entries, unique, walk
 from trainer.data.knobs import DataConfig
+from trainer.data.mask_files import MASK_SUFFIXES
 from trainer.data.names import composed, folded
 from trainer.data.pixels import IMAGE_SUFFIXES
 from trainer.data.remarks import Remarks
@@ -63,7 +64,7 @@ def read(root: Path, config: DataConfig, remarks: Remarks) -> Dataset:
     images = _images(root, remarks)
     lists = read_lists(root, images, remarks)
     ids = sorted({i for names in lists.values() for i in names}) or sorted(images)
-    masks = _masks(root, ids, remarks)
+    masks = _masks(root, images, ids, remarks)
     if not lists:
         remarks.note(f"{root / LISTS} has no list: only 'all' can be used")
     if len(images) > len(ids):
@@ -108,11 +109,21 @@ def _images(root: Path, remarks: Remarks) -> dict[str, Path]:
     return images
 
 
-def _masks(root: Path, ids: list[str], remarks: Remarks) -> dict[str, Path]:
-    """The mask of each image that has one."""
-    masks = _by_stem(root / "SegmentationClassAug", (".png",), remarks)
+def _masks(
+    root: Path, images: dict[str, Path], ids: list[str], remarks: Remarks
+) -> dict[str, Path]:
+    """The mask of each of ``ids`` that has one."""
+    folders = [root / name for name in ("SegmentationClassAug", "SegmentationClass")]
     # VOC's own masks go before those of SBD.
-    masks |= _by_stem(root / "SegmentationClass", (".png",), remarks)
+    masks = {i: path for f in folders for i, path in _by_stem(f, MASK_SUFFIXES, remarks).items()}
+    files = [p for f in folders for p in entries(f) if not p.name.startswith(".") and p.is_file()]
+    owners = masks.keys() & images.keys()
+    strangers = [path.name for path in files if composed(path.stem) not in owners]
+    if strangers:
+        remarks.note(
+            f"{len(strangers)} files among the masks belong to no image: {some(strangers)}; a mask"
+            " is a PNG or TIFF called like its image"
+        )
     return {i: masks[i] for i in ids if i in masks}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from xml.parsers import expat
 
+from trainer.data.names import is_background
 from trainer.data.remarks import Remarks
 from trainer.errors import DataError, some
 
@@ -60,15 +61,23 @@ def object_names(path: Path) -> set[str]:
 def read_objects(
     annotations: Mapping[str, Path], ids: Iterable[str], remarks: Remarks
 ) -> dict[str, set[str]]:
-    """Names of the objects by image id; one problem for all files that cannot be used."""
+    """Names of the objects by image id, without background; one problem for all files that cannot
+    be used.
+    """
     names: dict[str, set[str]] = {}
     faults: list[str] = []
+    surplus: set[str] = set()
     for i in ids:
         if i in annotations:
             try:
-                names[i] = object_names(annotations[i])
+                objects = object_names(annotations[i])
             except DataError as error:
                 faults.append(error.found)
+                continue
+            names[i] = {name for name in objects if not is_background(name)}
+            surplus |= objects - names[i]
+    if surplus:
+        remarks.note(f"objects called {some(map(repr, sorted(surplus)))} are of no class")
     if faults:
         remarks.problem(
             f"{len(faults)} annotations cannot be used: {some(faults, 3)}",

@@ -338,3 +338,26 @@ def test_annotations_with_large_letters_go_before_masks(tmp_path: Path) -> None:
     data = open_dataset(root)
     assert data.tags_from.startswith("objects of Annotations")
     assert tags(data) == {"a": ["dog"]}
+
+
+def test_masks_of_other_kinds_and_names(tmp_path: Path) -> None:
+    root = make_tree(tmp_path, {"train": "a\nb\n"}, names=("a", "b"))
+    for name in ("a", "b"):
+        make_xml(root, name, [("dog", 0)])
+    make_mask(root / "SegmentationClass" / "a.tif", [[12] * 8] * 6)
+    make_mask(root / "SegmentationClass" / "b_mask.png", [[12] * 8] * 6)
+    data = open_dataset(root)
+    assert data.read_mask(data.records["a"]).max() == 1
+    assert not data.has_mask(data.records["b"])
+    assert any(note.startswith("1 files among the masks belong to no") for note in data.notes)
+
+
+def test_objects_called_background_are_of_no_class(tmp_path: Path) -> None:
+    root = make_tree(tmp_path, {"train": "a\nb\nc\n"}, names=("a", "b", "c"))
+    make_xml(root, "a", [("background", 0), ("car", 0)])
+    make_xml(root, "b", [("__ignore__", 0)])
+    make_xml(root, "c", [("bus", 0)])
+    data = open_dataset(root)
+    assert data.classes == ("bus", "car")
+    assert tags(data) == {"a": ["car"], "b": [], "c": ["bus"]}
+    assert "objects called '__ignore__', 'background' are of no class" in data.notes
