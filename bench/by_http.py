@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 import command_line
+import memory
 import models
 
 from serving.bench import load, target
@@ -36,7 +37,7 @@ def main() -> None:
     images = [target.made_image(options.side, options.side, seed) for seed in range(IMAGES)]
     with tempfile.TemporaryDirectory() as folder:
         models.write_resnet(Path(folder))
-        memory = {api: idle_bytes(Path(folder), api) for api in ("false", "true")}
+        idle = {api: idle_bytes(Path(folder), api) for api in ("false", "true")}
         name = next(path.name for path in Path(folder).iterdir())
         messages = tuple(
             pb.SegmentRequest(image=pb.Image(encoded=image), model=name).SerializeToString()
@@ -62,7 +63,7 @@ def main() -> None:
                 rounds.append(figures(loads))
                 print(json.dumps(rounds[-1]), flush=True)
     medians = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
-    medians["api_idle_mb"] = (memory["true"] - memory["false"]) / 1e6
+    medians["api_idle_mb"] = (idle["true"] - idle["false"]) / 1e6
     print(json.dumps({key: round(value, 3) for key, value in medians.items()}))
 
 
@@ -110,15 +111,7 @@ def idle_bytes(repository: Path, api: str) -> int:
     with target.server(repository, f"http.api={api}") as running:
         assert running.process is not None
         pid = running.process.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return sum(resident(int(one)) for one in (pid, *children))
-
-
-def resident(pid: int) -> int:
-    """Memory of a process that it shares with no other, in bytes."""
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    lines = (line.split() for line in text.splitlines()[1:])
-    return sum(1024 * int(words[1]) for words in lines if words[0].startswith("Private_"))
+        return sum(map(memory.private, (pid, *memory.children(pid))))
 
 
 def arguments() -> argparse.Namespace:

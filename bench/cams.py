@@ -18,7 +18,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import command_line
@@ -26,8 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from train_step import CLASSES, Plain
-from train_step import build as build_trained
+from train_step import CLASSES, Plain, build
 
 from trainer.data.dataset import Record
 from trainer.data.image_files import list_images
@@ -39,6 +38,7 @@ from trainer.methods.base import Method
 from trainer.run import Output
 from trainer.stages import cams
 from trainer.stages.cams import make_cams
+from trainer.training.devices import Precision
 from trainer.training.memory import keep_freed_memory
 
 Maps = dict[str, np.ndarray]
@@ -70,7 +70,7 @@ def ours(
     """``make_cams`` with its writer replaced by a dictionary."""
     maps_by_id: Maps = {}
     original = cams.write_cam
-    cams.write_cam = lambda path, tags, maps, size: maps_by_id.update({path.stem: maps})  # type: ignore[assignment]
+    cams.write_cam = lambda path, tags, maps, size: maps_by_id.update({path.stem: maps})
     try:
         make_cams(method, records, Output(folder), protocol, config, device)
     finally:
@@ -134,13 +134,14 @@ def compare(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, float
             for n, p in enumerate(list_images(args.folder)[: args.images])
         ]
     protocol = PROTOCOLS[args.protocol]
-    method = build_trained(args, (torch.randn(2, 3, args.size, args.size), torch.zeros(2, CLASSES)))
+    method = build(args.backbone, torch.randn(2, 3, 256, 256), args.weights)
     plain = Plain(args.backbone, method).eval().to(args.device)
+    precisions: tuple[Precision, ...] = ("fp32", "bf16")
     configs = {
         # Every view counts, as on the other side, however small its map.
         name: CamsConfig(precision=name, batch=args.batch, workers=args.workers, min_cells=1)
-        for name in ("fp32", "bf16")
-    }  # type: ignore[arg-type]
+        for name in precisions
+    }
     sides: dict[str, Callable[[], object]] = {
         "one by one, fp32": lambda: released(plain, records, protocol, args.device)
     }
@@ -157,14 +158,14 @@ def compare(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, float
             results[name] = side()
             times[name].append(time.perf_counter() - start)
     base = statistics.median(times["one by one, fp32"])
-    raw: Raw = results["one by one, fp32"][1]  # type: ignore[index]
+    raw: Raw = results["one by one, fp32"][1]
     figures = {}
     for name in sides:
         median = statistics.median(times[name])
         figures[name] = {"per_second": len(records) / median, "ratio": base / median}
         line = f"{name:18s} {len(records) / median:8.2f} images/s   ratio {base / median:5.2f}"
         if name.startswith("batched"):
-            gap = difference(results[name], raw, records, protocol)  # type: ignore[arg-type]
+            gap = difference(results[name], raw, records, protocol)
             figures[name]["map_gap"] = gap
             line += f"   largest difference of maps {gap:.1e}"
         print(line)
@@ -172,11 +173,19 @@ def compare(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, float
 
 
 def main() -> None:
-    parser = command_line.parser(__doc__)
-    names = ("mobilenet_v2", "resnet18", "resnet34", "resnet50", "resnet101")
-    parser.add_argument(
-        "--backbone", choices=names, default="mobilenet_v2", help="network of the maps"
+    args = arguments()
+    print(
+        f"{args.backbone}, protocol {args.protocol}, {args.images} images, {CLASSES} classes, "
+        f"{torch.get_num_threads()} threads"
     )
+    with tempfile.TemporaryDirectory() as folder:
+        compare(args, Path(folder))
+
+
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options in ``words``, or in the command line."""
+    parser = command_line.parser(__doc__)
+    command_line.add_backbone(parser, "network of the maps")
     parser.add_argument("--weights", type=Path, help="a weight file; without one, random weights")
     parser.add_argument(
         "--protocol", choices=[n for n in PROTOCOLS if PROTOCOLS[n].mirror == "add"], default="psa"
@@ -196,14 +205,7 @@ def main() -> None:
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--rounds", type=int, default=3, help="rounds; medians count")
-    args = parser.parse_args()
-    args.size = 256
-    print(
-        f"{args.backbone}, protocol {args.protocol}, {args.images} images, {CLASSES} classes, "
-        f"{torch.get_num_threads()} threads"
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        compare(args, Path(folder))
+    return parser.parse_args(words)
 
 
 if __name__ == "__main__":

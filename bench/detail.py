@@ -11,15 +11,15 @@ cams.pixels or in tiles.
 from __future__ import annotations
 
 import json
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import children
 import command_line
+import memory
 import numpy as np
 import torch
 from PIL import Image
@@ -52,9 +52,7 @@ def main() -> None:
     rows: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     for _ in range(args.rounds):
         for side in SIDES:
-            command = [sys.executable, *sys.argv, "--side", side]
-            answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            rows[side].append(json.loads(answer))
+            rows[side].append(json.loads(children.output(*sys.argv, "--side", side)))
     for figure in rows["coarse"][0]:
         coarse, fine = (statistics.median(row[figure] for row in rows[side]) for side in SIDES)
         print(f"{figure:24} coarse {coarse:8.2f}  fine {fine:8.2f}  ratio {fine / coarse:.2f}")
@@ -65,11 +63,11 @@ def measure(side: str, backbone: str, crop: int, batch: int) -> dict[str, float]
     torch.manual_seed(0)
     config = declaration("cam").config(pooling="lse")
     method = build_method("cam", config, backbone, {"bn": "adapt", "detail": side}, CLASSES)
-    figures = {"step, s": step_seconds(method, crop, batch), "step, GB": peak()}
+    figures = {"step, s": step_seconds(method, crop, batch), "step, GB": memory.peak() / 1e9}
     with tempfile.TemporaryDirectory() as folder:
         figures["maps, s"] = maps_seconds(method, side, Path(folder), (270, 324), PROTOCOLS["psa"])
         figures["large, s"] = maps_seconds(method, side, Path(folder), (1500, 2000), ONE_VIEW)
-    return figures | {"large, GB": peak()}
+    return figures | {"large, GB": memory.peak() / 1e9}
 
 
 def step_seconds(method: Method, crop: int, batch: int, steps: int = 3) -> float:
@@ -102,11 +100,6 @@ def maps_seconds(
         make_cams(method, [record], Output(folder), protocol, config)
         times.append(time.monotonic() - start)
     return statistics.median(times[1:])
-
-
-def peak() -> float:
-    """The most memory that this process has held, GB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 if __name__ == "__main__":

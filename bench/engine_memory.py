@@ -15,20 +15,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import children
 import command_line
 import engines as engine_bench
+import memory
 import numpy as np
 
-from serving.card import read_card
 from serving.config import EngineConfig
 from serving.engines import Plan
 from serving.repository.choice import choose_engine
@@ -46,42 +44,22 @@ def main() -> None:
         )
         for engine in options.engines:
             for fixed in ((), ("--fixed", "320x320")):
-                child = [
-                    "--child",
-                    engine,
-                    "--repository",
-                    str(repository),
-                    "--model",
-                    options.model,
-                    *fixed,
-                ]
-                command = [sys.executable, __file__, *child, "--runs", str(options.runs)]
-                print(
-                    subprocess.run(command, capture_output=True, text=True, check=True).stdout,
-                    end="",
-                    flush=True,
-                )
+                model = ["--repository", repository, "--model", options.model]
+                words = ["--child", engine, *model, *fixed, "--runs", options.runs]
+                print(children.output(__file__, *words), end="", flush=True)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Megabytes beyond the loaded model after each eighth of the runs."""
-    version = max(
-        int(path.name)
-        for path in (options.repository / options.model).iterdir()
-        if path.name.isdecimal()
-    )
-    engine = choose_engine(
-        read_card(options.repository / options.model / str(version)),
-        Plan(),
-        EngineConfig(options.child),
-    )
-    rng, loaded, began, megabytes = random.Random(0), resident(), time.perf_counter(), []
+    card = engine_bench.newest(options.repository, options.model)
+    engine = choose_engine(card, Plan(), EngineConfig(options.child))
+    rng, loaded, began, megabytes = random.Random(0), memory.resident(), time.perf_counter(), []
     for run in range(1, options.runs + 1):
         drawn = (rng.randint(128, 640), rng.randint(128, 640))
         height, width = read_size(options.fixed) if options.fixed else drawn
         engine.run({"image": np.zeros((1, height, width, 3), np.uint8)})
         if run % (options.runs // 8) == 0:
-            megabytes.append(round(resident() - loaded))
+            megabytes.append(round((memory.resident() - loaded) / 1e6))
     seconds = round(time.perf_counter() - began, 1)
     sizes = options.fixed or "128 to 640"
     return {
@@ -90,11 +68,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "megabytes": megabytes,
         "seconds": seconds,
     }
-
-
-def resident() -> float:
-    """Megabytes of this process in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def arguments() -> argparse.Namespace:

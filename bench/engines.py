@@ -30,13 +30,14 @@ import models
 
 from serving.bench import load, target
 from serving.bench.target import Target
-from serving.card import read_card
+from serving.card import Card
 from serving.config import EngineConfig, Limits
 from serving.engines import Plan
 from serving.images import pipeline
 from serving.images.decoding import decode
 from serving.repository.agreement import agreement
 from serving.repository.choice import choose_engine
+from serving.repository.versions import read_repository
 
 RANDOM = ("resnet50", "mobilenet_v2")
 
@@ -47,12 +48,7 @@ def main() -> None:
         repository = options.repository or export_random(
             Path(folder), options.model, options.output_stride
         )
-        version = max(
-            int(path.name)
-            for path in (repository / options.model).iterdir()
-            if path.name.isdecimal()
-        )
-        card = read_card(repository / options.model / str(version))
+        card = newest(repository, options.model)
         photos = Target(card, target.read_images(options.images))
         engines = {
             name: choose_engine(card, Plan(), EngineConfig(name)) for name in options.engines
@@ -104,6 +100,12 @@ def main() -> None:
             }
         )
     )
+
+
+def newest(repository: Path, model: str) -> Card:
+    """The card of a model's highest version."""
+    versions = read_repository(repository)[model]
+    return versions[max(versions)]
 
 
 def bare_seconds(engines: dict[str, Any], photos: Target, rounds: int) -> dict[str, float]:

@@ -12,12 +12,12 @@ Prints the times, the ratios and the peak memory. Both sides must give the same 
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import command_line
+import memory
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
@@ -116,11 +116,10 @@ def main() -> None:
     np.testing.assert_allclose(
         (first.low, first.high), np.percentile(drawn, [2.5, 97.5]), atol=1e-12
     )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
         f"bootstrap, {SAMPLES} draws of {args.list} images x 21 classes, two systems: adding up"
         f" {100 * slow:.0f} s, ours {fast:.2f} s, ratio {100 * slow / fast:.0f}, equal; peak memory"
-        f" {peak:.0f} MB"
+        f" {memory.peak() / 2**20:.0f} MB"
     )
 
 

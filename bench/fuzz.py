@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import io
 import json
-import resource
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import command_line
+import memory
 import numpy as np
 import torch
 from PIL import Image
@@ -75,7 +75,7 @@ def readers(folder: Path) -> dict[str, tuple[str, list[bytes], Reader]]:
         "COCO": (
             "coco.json",
             [json.dumps(coco).encode()],
-            lambda p: read_coco(p, p.name, Remarks()),
+            lambda p: read_coco(p, p.name, "", Remarks()),
         ),
         "VOC XML": ("a.xml", [xml], object_names),
         "labelmap.txt": ("labelmap.txt", [b"# l\ncat:128,0,0::\ndog:0,128,0::\n"], read_labelmap),
@@ -112,12 +112,6 @@ def damaged(data: bytes, rng: np.random.Generator) -> bytes:
     return bytes(changed)
 
 
-def resident_mb() -> float:
-    """Resident memory of this process."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
-
-
 def run(name: str, file: str, valid: list[bytes], read: Reader, cases: int, folder: Path) -> str:
     """Feed ``cases`` damaged files to one reader; returns its line of figures."""
     path, refusals, crashes, slowest, early = folder / file, 0, 0, 0.0, 0.0
@@ -133,8 +127,8 @@ def run(name: str, file: str, valid: list[bytes], read: Reader, cases: int, fold
             crashes += 1
             print(f"{name}: case {case}: {type(error).__name__}: {error}")
         slowest = max(slowest, time.monotonic() - start)
-        early = resident_mb() if case == cases // 10 else early
-    growth = f"{early:.0f} -> {resident_mb():.0f} MB"
+        early = memory.resident() / 2**20 if case == cases // 10 else early
+    growth = f"{early:.0f} -> {memory.resident() / 2**20:.0f} MB"
     return f"{name:16s} {cases:7,d} {refusals:8,d} {crashes:8d} {slowest:9.2f} s   {growth}"
 
 

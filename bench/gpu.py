@@ -104,8 +104,8 @@ def facts(device: str) -> Row:
     return row
 
 
-def training_options(options: argparse.Namespace, **more: Any) -> argparse.Namespace:
-    """The options of ``train_step.py`` and ``cams.py``.
+def training_words(options: argparse.Namespace) -> list[str]:
+    """The options that ``train_step.py`` and ``cams.py`` share.
 
     Raises:
         RuntimeError: torch finds no GPU.
@@ -120,31 +120,29 @@ def training_options(options: argparse.Namespace, **more: Any) -> argparse.Names
             else f"torch {torch.__version__} is built without CUDA"
         )
     backbone = "mobilenet_v2" if options.quick else "resnet50"
-    return argparse.Namespace(backbone=backbone, weights=None, device=options.device, **more)
+    return ["--backbone", backbone, "--device", options.device]
 
 
 def train(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
     """Steps of training."""
     import train_step
 
-    batch, size, steps = (2, 64, 4) if options.quick else (32, 321, 40)
-    args = training_options(
-        options, batch=batch, size=size, steps=steps, warmup=1 if options.quick else 8, lr=1e-3
-    )
+    quick = "--batch 2 --size 64 --rounds 3 --warmup 1"
+    full = "--batch 32 --size 321 --rounds 32 --warmup 8"
+    words = training_words(options) + (quick if options.quick else full).split()
+    args = train_step.arguments(words)
     for side, figures in train_step.compare(args, folder).items():
-        yield {"side": side, "images_per_second": 1000 * batch / figures["ms"], **figures}
+        yield {"side": side, "images_per_second": 1000 * args.batch / figures["ms"], **figures}
 
 
 def maps(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
     """Maps of images."""
     import cams
 
-    count, width, height = (2, 96, 64) if options.quick else (32, 500, 375)
-    args = training_options(
-        options,
-        **{"images": count, "width": width, "height": height, "folder": None, "size": 256},
-        **{"protocol": "psa", "batch": 8, "workers": 0, "rounds": 1 if options.quick else 3},
-    )
+    quick = "--images 2 --width 96 --height 64 --rounds 1"
+    full = "--images 32 --width 500 --height 375 --rounds 3"
+    words = [*training_words(options), "--batch", "8", "--workers", "0"]
+    args = cams.arguments(words + (quick if options.quick else full).split())
     for side, figures in cams.compare(args, folder).items():
         yield {"side": side, **figures}
 

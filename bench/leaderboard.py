@@ -10,7 +10,7 @@ segmenter, over images and seeds. The best row comes first.
 
     python bench/leaderboard.py DATA --weights FILE --train-list train_balanced --plan
     python bench/leaderboard.py DATA --weights FILE --train-list train_balanced --seeds 0,1,2
-    python bench/leaderboard.py DATA --until cams --only cam seam cpn --epochs 3
+    python bench/leaderboard.py DATA --until cams --only cam seam cpn_grid --epochs 3
 
 Further options are those of wsss-trainer fit, such as --backbone, --epochs or --set.
 """

@@ -41,7 +41,7 @@ class Stepper:
         self.method: Method = build_method(
             name, knobs, backbone, recipes.backbone_knobs(backbone, config), CLASSES
         )
-        self.method.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.method.train().to(memory_format=torch.channels_last)
         self.optimizer = make_optimizer(
             self.method.param_groups(1e-4, 1e-4), Training(momentum=0.9)
         )
@@ -59,22 +59,20 @@ class Stepper:
         # Squares of 16 pixels as super-pixels: their shape does not matter for the cost.
         rows, columns = (torch.arange(side) // 16 for side in images.shape[2:])
         squares = (1 + rows[:, None] * (columns[-1] + 1) + columns).expand(len(images), -1, -1)
-        extra = {"segments": squares}
+        # amn's labels + 1, of every class; 0 is open.
+        extra = {"segments": squares, "label": squares % (CLASSES + 2)}
         if hasattr(self.method.config, "subcategories"):
             extra["subcategories"] = tags.repeat_interleave(10, dim=1)
         batch = {"image": images, "tags": tags, **extra}
         terms = self.method.loss(batch, np.random.default_rng(seed))
-        torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+        torch.stack(list(terms.values())).sum().backward()
         self.optimizer.step()
         self.times.append(time.perf_counter() - start)
 
 
 def main() -> None:
     parser = command_line.parser(__doc__)
-    names = ("mobilenet_v2", "resnet18", "resnet34", "resnet50", "resnet101")
-    parser.add_argument(
-        "--backbone", choices=names, default="mobilenet_v2", help="network of every method"
-    )
+    command_line.add_backbone(parser, "network of every method")
     parser.add_argument("--batch", type=int, default=8, help="images per step")
     parser.add_argument("--size", type=int, default=224, help="side of the images")
     parser.add_argument("--rounds", type=int, default=9, help="steps of each method; medians count")

@@ -19,30 +19,25 @@ import io
 import json
 import os
 import resource
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import command_line
+import grpc
+import memory
 import models
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-import grpc  # noqa: E402
-
-from serving.bench import target  # noqa: E402
-from serving.bench.load import OPTIONS  # noqa: E402
-from serving.bench.target import Running  # noqa: E402
-from serving.rpc.status import from_call  # noqa: E402
-from wsss.v1 import segmentation_pb2 as pb  # noqa: E402
+from serving.bench import target
+from serving.bench.load import OPTIONS
+from serving.bench.target import Running
+from serving.rpc.status import from_call
+from wsss.v1 import segmentation_pb2 as pb
 
 CGROUPS = (
     (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
@@ -68,7 +63,7 @@ def main() -> None:
                 "callers": options.callers,
                 "replies": dict(replies),
                 "alive": running.process.poll() is None,
-                "peak_mb": peak(running.process.pid),
+                "peak_mb": memory.peak(running.process.pid) / 2**20,
                 "limit_mb": options.memory_mb,
             }
     print(json.dumps(figures))
@@ -152,16 +147,7 @@ def held(running: Running, size: int, ulimit: bool) -> Iterator[str]:
     yield "nothing"
 
 
-def peak(pid: int) -> float:
-    """Peak memory of a process in megabytes."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
-
-
-def arguments() -> Any:
+def arguments() -> argparse.Namespace:
     parser = command_line.parser(__doc__)
     parser.add_argument("--callers", type=int, default=64, help="callers at once")
     parser.add_argument("--seconds", type=float, default=60, help="length of the load")

@@ -16,12 +16,11 @@ import dataclasses
 import inspect
 import itertools
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import children
 import command_line
 import numpy as np
 
@@ -279,12 +278,7 @@ def run_options(args: argparse.Namespace) -> list[str]:
 
 def command(*words: object) -> str:
     """What ``wsss-trainer`` prints; its progress goes to stderr."""
-    line = [sys.executable, "-m", "trainer", *map(str, words)]
-    process = subprocess.run(line, stdout=subprocess.PIPE, text=True)
-    if process.returncode:
-        # The command has said why.
-        raise SystemExit(process.returncode)
-    return process.stdout
+    return children.output("-m", "trainer", *words)
 
 
 def print_falls(stage: str, on: str, rows: Sequence[tuple[float, str, float]]) -> None:

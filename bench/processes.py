@@ -19,13 +19,13 @@ import json
 import os
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import command_line
+from children import Child
 
 
 def main() -> None:
@@ -96,25 +96,21 @@ class Side:
         for number in range(count):
             own = {**shared, "RANK": number, "LOCAL_RANK": number} if count > 1 else {}
             env = {**os.environ, "OMP_NUM_THREADS": str(threads), **{k: str(own[k]) for k in own}}
-            command = [sys.executable, *sys.argv, "--child"]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            self.processes.append(subprocess.Popen(command, env=env, text=True, **pipes))  # type: ignore[call-overload]
+            self.processes.append(Child([*sys.argv, "--child"], env))
 
     def __enter__(self) -> Side:
         return self
 
     def __exit__(self, *exception: object) -> None:
         for process in self.processes:
-            process.kill()
-            process.communicate()
+            process.stop()
 
     def turn(self, steps: int) -> float:
         """Images a second of a few steps."""
         for process in self.processes:
-            process.stdin.write(f"{steps}\n")
-            process.stdin.flush()
+            process.ask(steps)
         # The slowest counts: a step is done when all are.
-        return min(float(process.stdout.readline()) for process in self.processes)
+        return min(process.answer() for process in self.processes)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -125,15 +121,12 @@ def train(args: argparse.Namespace) -> None:
     from trainer.training.devices import launch
 
     launch("cpu")
-    options = argparse.Namespace(
-        **{**vars(args), "steps": 10_000}, lr=1e-3, weights=None, device="cpu"
-    )
-    images, tags = train_step.batches(options, 1)[0]
+    images, tags = train_step.batches(args.batch, args.size, 1)[0]
     size = args.batch // world_size()
     own = slice(rank() * size, (rank() + 1) * size)
     with tempfile.TemporaryDirectory() as folder:
-        method = train_step.build(options, (images, tags))
-        step = train_step.our_step(method, options, "fp32", Path(folder))
+        method = train_step.build(args.backbone, images)
+        step = train_step.our_step(method, Path(folder), args.batch)
         for line in sys.stdin:
             start = time.perf_counter()
             for _ in range(int(line)):

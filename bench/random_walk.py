@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
+import children
 import command_line
+import memory
 import numpy as np
 import torch
 
@@ -76,11 +75,6 @@ def dense_walk(maps_Khw: torch.Tensor, affinity_Phw: torch.Tensor, beta: float) 
     return (maps_Khw.float().flatten(1) @ a).view_as(maps_Khw)
 
 
-def peak() -> float:
-    """Peak memory of this process in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def side(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     maps, inputs = scene(args.only, *args.size)
@@ -89,7 +83,7 @@ def side(args: argparse.Namespace) -> None:
     affinity_of = feature_affinity if args.only == "psa" else boundary_affinity
     seconds: dict[str, list[float]] = {"affinity": [], "walk": []}
     affinity_of(inputs)
-    before = peak()
+    before = memory.peak()
     if args.side == "dense":
         torch.set_flush_denormal(True)
     for _ in range(args.rounds if args.side == "ours" else 1):
@@ -106,7 +100,7 @@ def side(args: argparse.Namespace) -> None:
     print(
         json.dumps(
             {name: min(values) for name, values in seconds.items()}
-            | {"peak": peak(), "before": before}
+            | {"peak": memory.peak() / 2**20, "before": before / 2**20}
         )
     )
 
@@ -126,22 +120,9 @@ def compare(args: argparse.Namespace, case: str, folder: Path) -> None:
     for name in ("ours", "dense"):
         out = folder / f"{case}_{name}.npy"
         size = "x".join(str(n) for n in args.size)
-        command = [
-            sys.executable,
-            __file__,
-            "--only",
-            case,
-            "--side",
-            name,
-            "--size",
-            size,
-            "--out",
-            str(out),
-        ]
-        command += ["--rounds", str(args.rounds), "--threads", str(args.threads)]
-        figures[name] = json.loads(
-            subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        )
+        words = ["--only", case, "--side", name, "--size", size, "--out", out]
+        words += ["--rounds", args.rounds, "--threads", args.threads]
+        figures[name] = json.loads(children.output(__file__, *words))
         walked[name] = np.load(out)
     ours, dense = figures["ours"], figures["dense"]
     maps, h, w = walked["ours"].shape

@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import command_line
+import memory
 import models
 
 from serving.bench import target
@@ -37,6 +38,8 @@ from serving.labelling.labeller import LabelConfig
 DIFFERENT = 16
 """Images that differ; the others are links to them."""
 CORES = 2
+ACTOR = "ray::MapWorker"
+"""What the command line of an actor begins with."""
 SAMPLES = 40
 """How often memory is measured."""
 
@@ -66,7 +69,7 @@ def main() -> None:
         medians = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
         if options.memory:
             source = photographs(folder / "memory", options.memory, options.memory_side)
-            medians |= memory(folder, source, options.memory, address)
+            medians |= growth(folder, source, options.memory, address)
     print(json.dumps({key: round(value, 3) for key, value in medians.items()}))
 
 
@@ -81,14 +84,14 @@ def speed(folder: Path, source: Path, out: str, address: str) -> float:
     return (len(times) - half) / (times[-1] - times[half - 1])
 
 
-def memory(folder: Path, source: Path, images: int, address: str) -> dict[str, float]:
+def growth(folder: Path, source: Path, images: int, address: str) -> dict[str, float]:
     """MB of this process and of the actors, in the second and the last tenth of the images."""
     samples: list[tuple[int, int]] = []
 
     def progress(count: int, total: int) -> None:
         if count % max(1, images // SAMPLES) == 0:
-            actors = [pid for pid in below(os.getpid()) if is_actor(pid)]
-            samples.append((private_bytes(os.getpid()), sum(map(private_bytes, actors))))
+            actors = [pid for pid in memory.children() if memory.command(pid).startswith(ACTOR)]
+            samples.append((memory.private(), sum(map(memory.private, actors))))
 
     label(config(folder, source, "memory-out", address), progress)
     tenth = len(samples) // 10
@@ -142,32 +145,6 @@ def cluster() -> Iterator[str]:
         yield nodes.address
     finally:
         nodes.shutdown()
-
-
-def below(pid: int) -> Iterator[int]:
-    """Processes that a process started, at any depth."""
-    for task in Path(f"/proc/{pid}/task").glob("*"):
-        for child in content(task / "children").split():
-            yield int(child)
-            yield from below(int(child))
-
-
-def is_actor(pid: int) -> bool:
-    return content(Path(f"/proc/{pid}/cmdline")).startswith("ray::MapWorker")
-
-
-def private_bytes(pid: int) -> int:
-    """Memory of a process that it shares with no other."""
-    lines = content(Path(f"/proc/{pid}/smaps_rollup")).splitlines()[1:]
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private_"))
-
-
-def content(path: Path) -> str:
-    """Of a file below ``/proc``; empty where the thread or process has ended."""
-    try:
-        return path.read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
 
 
 def arguments() -> argparse.Namespace:

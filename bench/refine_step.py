@@ -18,7 +18,6 @@ as shipped       the step of our loop against plain modules (NCHW, float32, norm
 from __future__ import annotations
 
 import argparse
-import copy
 import statistics
 import tempfile
 import time
@@ -30,12 +29,12 @@ from typing import Any
 
 import command_line
 import torch
+from segment import unfolded
 from torch import Tensor, nn
 
 from trainer.data.dataset import Record
 from trainer.data.loader import Samples
 from trainer.nets import build_backbone
-from trainer.nets.folding import FoldedBatchNorm2d, FoldingConv2d
 from trainer.refine import affinitynet
 from trainer.refine.affinitynet import AffinityNet, affinities, affinity_loss
 from trainer.refine.irnet import EPS, IrNet, boundary_losses
@@ -140,17 +139,6 @@ def gathered_maxima(edge_Bhw: Tensor, radius: int) -> Tensor:
     return torch.cat(maxima, 1)
 
 
-def plain(net: nn.Module) -> nn.Module:
-    """A copy made of torch's own modules, with convolution and batch norm separate."""
-    other = copy.deepcopy(net)
-    for module in other.modules():
-        if isinstance(module, FoldingConv2d):
-            module.__class__ = nn.Conv2d
-        elif isinstance(module, FoldedBatchNorm2d):
-            module.__class__ = nn.BatchNorm2d
-    return other.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload, no-any-return]
-
-
 def timed(
     ours: Callable[[], float], theirs: Callable[[], float], rounds: int
 ) -> tuple[float, float, float]:
@@ -183,7 +171,7 @@ def loop_step(kind: Any, net: nn.Module, batch: list[Tensor], folder: Path) -> C
     samples: Any = Samples(
         [Record(str(n), folder, ()) for n in range(len(batch[0]))], lambda record, rng: (), 0
     )
-    loss, groups = partial(kind.loss, radius=kind.radius), net.param_groups(LR, 1e-4, 10.0)  # type: ignore[operator]
+    loss, groups = partial(kind.loss, radius=kind.radius), net.param_groups(LR, 1e-4, 10.0)
     loop = Trainer(
         net, loss, groups, samples, config, folder, Metrics(folder / "m.csv", "bench"), 0, "cpu"
     )
@@ -199,7 +187,7 @@ def loop_step(kind: Any, net: nn.Module, batch: list[Tensor], folder: Path) -> C
 
 def compare(kind: Affinity | Irn, args: argparse.Namespace, folder: Path) -> None:
     torch.manual_seed(0)
-    net = kind.build(args.backbone).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = kind.build(args.backbone).train().to(memory_format=torch.channels_last)
     images = torch.randn(args.batch, 3, kind.crop, kind.crop)
     last = images.contiguous(memory_format=torch.channels_last)
     label = torch.tensor([0, 1, 2, 255], dtype=torch.uint8)[
@@ -232,20 +220,20 @@ def compare(kind: Affinity | Irn, args: argparse.Namespace, folder: Path) -> Non
             with precise:
                 outputs = kind.outputs(net, last)
             total = loss(outputs, labels_of_pairs)
-            total.backward()  # type: ignore[no-untyped-call]
+            total.backward()
             optimizer.step()
             return total.item()
 
         return step
 
     def unrefined() -> Callable[[], float]:
-        other = plain(net)
-        optimizer = torch.optim.SGD(other.param_groups(LR, 1e-4, 10.0), lr=LR, momentum=0.9)  # type: ignore[operator]
+        other = unfolded(net)
+        optimizer = torch.optim.SGD(other.param_groups(LR, 1e-4, 10.0), lr=LR, momentum=0.9)
 
         def step() -> float:
             optimizer.zero_grad()
             total = kind.released(kind.outputs(other, images), masks)
-            total.backward()  # type: ignore[no-untyped-call]
+            total.backward()
             optimizer.step()
             return total.item()
 
@@ -263,10 +251,7 @@ def compare(kind: Affinity | Irn, args: argparse.Namespace, folder: Path) -> Non
 
 def main() -> None:
     parser = command_line.parser(__doc__)
-    names = ("mobilenet_v2", "resnet18", "resnet34", "resnet50", "resnet101")
-    parser.add_argument(
-        "--backbone", choices=names, default="mobilenet_v2", help="network of both sides"
-    )
+    command_line.add_backbone(parser, "network of both sides")
     parser.add_argument("--only", choices=("affinity", "irn"), help="one of the two networks")
     parser.add_argument("--batch", type=int, default=2, help="images per step")
     parser.add_argument("--rounds", type=int, default=5, help="steps of each side; medians count")
@@ -277,7 +262,7 @@ def main() -> None:
     for name, kind in {"affinity": Affinity(), "irn": Irn()}.items():
         if args.only in (None, name):
             with tempfile.TemporaryDirectory() as folder:
-                compare(kind, args, Path(folder))  # type: ignore[arg-type]
+                compare(kind, args, Path(folder))
 
 
 if __name__ == "__main__":

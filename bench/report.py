@@ -9,13 +9,12 @@ to the first paint and to the end of loading.
 
 from __future__ import annotations
 
-import shutil
 import statistics
 import time
 from pathlib import Path
 
 import command_line
-from selenium import webdriver
+from browser import chromium
 
 from trainer.report.run_page import write_report
 
@@ -26,15 +25,9 @@ return [paint ? paint.startTime : NaN, entry.loadEventEnd]"""
 
 def open_page(page: Path) -> list[float]:
     """Milliseconds until the first paint and until everything is loaded, in a new browser."""
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(shutil.which("chromium"))
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(flag)
-    service = webdriver.ChromeService(shutil.which("chromedriver"))
-    driver = webdriver.Chrome(options=options, service=service)
-    driver.get(page.as_uri())
-    times = driver.execute_script(TIMES)
-    driver.quit()
+    with chromium(1300, 1000) as browser:
+        browser.get(page.as_uri())
+        times: list[float] = browser.execute_script(TIMES)
     return times
 
 

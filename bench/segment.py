@@ -18,7 +18,6 @@ label maps comparable; random ones have no clear winner at many pixels.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
 import statistics
 import tempfile
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import command_line
+import memory
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,7 @@ from trainer.data.loader import Samples, collate
 from trainer.data.pixels import read_image
 from trainer.data.transforms import sample_rng
 from trainer.nets.folding import FoldedBatchNorm2d, FoldingConv2d
-from trainer.run import Metrics, peak_memory_mb
+from trainer.run import Metrics
 from trainer.segmenters import make_segmenter
 from trainer.segmenters import prediction as segment
 from trainer.segmenters.base import Segmenter
@@ -74,23 +74,6 @@ def unfolded(network: nn.Module) -> nn.Module:
         elif type(module) is FoldedBatchNorm2d:
             module.__class__ = nn.BatchNorm2d
     return plain.to(memory_format=torch.contiguous_format)
-
-
-def reset_peak() -> None:
-    """Reset the kernel's record of the largest resident size, where that is allowed."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_mb() -> float:
-    """Largest resident size in MiB since ``reset_peak``, or since the start where that is not
-    allowed.
-    """
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    return peak_memory_mb()
 
 
 def fresh(segmenter: Segmenter, weights: Path | None, images: torch.Tensor) -> nn.Module:
@@ -174,7 +157,7 @@ def released_step(segmenter: Segmenter, network: nn.Module, total: int) -> Calla
                 released_loss(network, images.contiguous(), labels, config.label_stride)
                 / config.accumulate
             )
-            part.backward()  # type: ignore[no-untyped-call]
+            part.backward()
             loss += part.item()
         optimizer.step()
         return loss
@@ -233,11 +216,11 @@ def training(
     for k in range(steps):
         for name, step in sides.items():
             keep_freed_memory(name != "released way")
-            reset_peak()
+            memory.reset_peak()
             start = time.perf_counter()
             losses[name].append(step(batches[k % 2]))
             times[name].append(time.perf_counter() - start)
-            peaks[name] = max(peaks[name], peak_mb())
+            peaks[name] = max(peaks[name], memory.peak() / 2**20)
     base = statistics.median(times["released way"][1:]) + sampling
     print(
         f"training step: crop {config.crop}, batch {config.batch} in {config.accumulate} parts,"
@@ -293,7 +276,7 @@ def our_test(
     """``trainer.segmenters.prediction.predict`` without its files."""
     variant = make_segmenter(
         replace(segmenter.config, test_precision=precision), "mobilenet_v2", CLASSES
-    )  # type: ignore[arg-type]
+    )
     with inference(network, variant.config.test_precision, "cpu") as target:
         guesses = segment._probabilities(variant, network, records, target)
         return {record.id: chance.argmax(0).astype(np.uint8) for record, chance in guesses}
@@ -309,18 +292,18 @@ def testing(segmenter: Segmenter, records: list[Record], args: argparse.Namespac
         own = copy.deepcopy(network)
         sides[f"here, {precision}"] = lambda own=own, precision=precision: our_test(
             segmenter, own, records, precision
-        )  # type: ignore[misc]
+        )
     times: dict[str, list[float]] = {name: [] for name in sides}
     labels: dict[str, Labels] = {}
     peaks: dict[str, float] = dict.fromkeys(sides, 0.0)
     for _ in range(args.rounds):
         for name, side in sides.items():
             keep_freed_memory(name != "released way")
-            reset_peak()
+            memory.reset_peak()
             start = time.perf_counter()
             labels[name] = side()
             times[name].append(time.perf_counter() - start)
-            peaks[name] = max(peaks[name], peak_mb())
+            peaks[name] = max(peaks[name], memory.peak() / 2**20)
     base = statistics.median(times["released way"])
     views = (
         f"{len(segmenter.views().scales)} scales{' and mirror' if segmenter.config.flip else ''}"
@@ -366,7 +349,7 @@ def main() -> None:
     print(f"{torch.get_num_threads()} threads, {CLASSES} classes")
     for name in [args.segmenter] if args.segmenter else list(SIZES):
         sizes = {k: v for k, v in (("crop", args.crop), ("batch", args.batch)) if v}
-        config: SegmentConfig = replace(PRESETS[name], **(SIZES[name] | sizes), crf="none", lr=RATE)  # type: ignore[arg-type]
+        config: SegmentConfig = replace(PRESETS[name], **(SIZES[name] | sizes), crf="none", lr=RATE)
         segmenter = make_segmenter(config, "mobilenet_v2", CLASSES)
         print(f"\n{name}")
         with tempfile.TemporaryDirectory() as folder:

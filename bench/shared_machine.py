@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import command_line
+from children import Child
 
 WORKS = ("train", "maps", "server")
 WAITS = {
@@ -48,15 +49,12 @@ Step = Callable[[], int]
 def training_step(args: argparse.Namespace, folder: Path) -> Step:
     import train_step
 
-    options = argparse.Namespace(
-        **vars(args), batch=16, size=256, steps=10_000, lr=1e-3, weights=None, device="cpu"
-    )
-    batches = train_step.batches(options, 1)
-    step = train_step.our_step(train_step.build(options, batches[0]), options, "fp32", folder)
+    (batch,) = train_step.batches(16, 256, 1)
+    step = train_step.our_step(train_step.build(args.backbone, batch[0]), folder, 16)
 
     def work() -> int:
-        step(batches[0])
-        return int(options.batch)
+        step(batch)
+        return 16
 
     return work
 
@@ -67,14 +65,14 @@ def map_making(args: argparse.Namespace, folder: Path) -> Step:
 
     from trainer.maps.protocols import PROTOCOLS, CamsConfig
 
-    options = argparse.Namespace(**vars(args), batch=2, size=128, weights=None)
-    method = train_step.build(options, train_step.batches(options, 1)[0])
+    ((images, _),) = train_step.batches(2, 128, 1)
+    method = train_step.build(args.backbone, images).eval()
     records = cams.pictures(folder, 2, 256, 192)
     # No loader process: it would be one more that wants a core.
     config = CamsConfig(workers=0)
 
     def work() -> int:
-        cams.ours(method.eval(), records, PROTOCOLS["psa"], config, folder, "cpu")
+        cams.ours(method, records, PROTOCOLS["psa"], config, folder, "cpu")
         return len(records)
 
     return work
@@ -140,31 +138,17 @@ class Variant:
 
     def __init__(self, args: argparse.Namespace, work: str, threads: int, wait: str) -> None:
         self.name = {"work": work, "threads": threads or "default", "wait": wait}
-        command = [sys.executable, __file__, "--child", "--work", work, "--threads", str(threads)]
-        command += ["--backbone", args.backbone, "--engine", args.engine, "--wait", wait]
+        words = [__file__, "--child", "--work", work, "--threads", str(threads)]
+        words += ["--backbone", args.backbone, "--engine", args.engine, "--wait", wait]
         environment = {**os.environ, **WAITS[wait]}
-        environment = {name: value for name, value in environment.items() if value}
-        self.process = subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self.answer()
+        self.process = Child(words, {name: text for name, text in environment.items() if text})
+        self.process.answer()
         self.alone: list[float] = []
         self.beside: list[float] = []
 
-    def answer(self) -> float:
-        assert self.process.stdout is not None
-        return float(self.process.stdout.readline())
-
     def measure(self, seconds: float) -> float:
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{seconds}\n")
-        self.process.stdin.flush()
-        return self.answer()
+        self.process.ask(seconds)
+        return self.process.answer()
 
 
 @contextlib.contextmanager
@@ -194,8 +178,7 @@ def measure(args: argparse.Namespace, work: str) -> list[dict[str, Any]]:
                     variant.beside.append(variant.measure(args.seconds))
     finally:
         for variant in variants:
-            variant.process.kill()
-            variant.process.wait()
+            variant.process.stop()
     fastest = max(statistics.median(variant.alone) for variant in variants)
     return [
         {

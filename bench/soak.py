@@ -17,24 +17,20 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import command_line
+import grpc
+import memory
 import models
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-import grpc  # noqa: E402
-
-from serving.bench import target  # noqa: E402
-from serving.bench.load import OPTIONS  # noqa: E402
-from serving.bench.target import Running  # noqa: E402
-from wsss.v1 import segmentation_pb2 as pb  # noqa: E402
+from serving.bench import target
+from serving.bench.load import OPTIONS
+from serving.bench.target import Running
+from wsss.v1 import segmentation_pb2 as pb
 
 CALLERS = 4
 IMAGES = 400
@@ -64,7 +60,8 @@ async def soak(running: Running, options: argparse.Namespace) -> list[tuple[int,
         for number, (width, height) in enumerate(sides)
     ]
     every = max(1, options.requests // 400)
-    answers, samples = 0, [(0, resident(running.process.pid))]
+    pid = running.process.pid
+    answers, samples = 0, [(0, memory.resident(pid) / 2**20)]
     async with grpc.aio.insecure_channel(running.address, options=OPTIONS) as channel:
         call = channel.unary_unary(target.SEGMENT)
 
@@ -74,7 +71,7 @@ async def soak(running: Running, options: argparse.Namespace) -> list[tuple[int,
                 await call(messages[number % IMAGES], timeout=60)
                 answers += 1
                 if answers % every == 0:
-                    samples.append((answers, resident(running.process.pid)))
+                    samples.append((answers, memory.resident(pid) / 2**20))
                     if answers % (40 * every) == 0:
                         print(
                             json.dumps({"requests": answers, "mb": round(samples[-1][1], 1)}),
@@ -83,11 +80,6 @@ async def soak(running: Running, options: argparse.Namespace) -> list[tuple[int,
 
         await asyncio.gather(*(caller(first) for first in range(CALLERS)))
     return samples
-
-
-def resident(pid: int) -> float:
-    """Megabytes of memory that a process holds."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 2**20
 
 
 def summary(samples: list[tuple[int, float]], requests: int) -> dict[str, Any]:

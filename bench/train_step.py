@@ -19,7 +19,7 @@ import statistics
 import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from trainer.methods.cam import Config
 from trainer.methods.registry import build_method
 from trainer.methods.samples import make_sample
 from trainer.run import Metrics
+from trainer.training.devices import Precision
 from trainer.training.loop import Trainer
 from trainer.training.memory import keep_freed_memory
 from trainer.training.optimiser import Training, make_optimizer, set_rate
@@ -46,6 +47,7 @@ from trainer.weights.loading import load_backbone
 
 CLASSES = 20
 TURN = 4
+RATE = 1e-3
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -69,68 +71,75 @@ class Plain(nn.Module):
                     twin.padding,
                 )
         self.body.load_state_dict(ours.backbone.state_dict())
-        self.classifier = nn.Conv2d(ours.classifier.in_channels, CLASSES, 1, bias=False)  # type: ignore[union-attr, arg-type]
-        self.classifier.load_state_dict(ours.classifier.state_dict())  # type: ignore[union-attr]
+        self.classifier = nn.Conv2d(ours.classifier.in_channels, CLASSES, 1, bias=False)
+        self.classifier.load_state_dict(ours.classifier.state_dict())
         trained = {key for key, p in ours.backbone.named_parameters() if p.requires_grad}
         for key, parameter in self.body.named_parameters():
             parameter.requires_grad_(key in trained)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         pooled = self.body(images).mean((2, 3), keepdim=True)
-        return self.classifier(pooled).flatten(1)  # type: ignore[no-any-return]
+        return self.classifier(pooled).flatten(1)
 
 
-def build(args: argparse.Namespace, batch: Batch) -> Method:
-    """Our classifier. Without a weight file its batch norms get the statistics of this batch, as
-    trained ones would.
+def build(backbone: str, images: torch.Tensor, weights: Path | None = None) -> Method:
+    """Our classifier for images of this size. Without a weight file its batch norms get the
+    statistics of these images, as trained ones would.
     """
     torch.manual_seed(0)
-    config = recipes.make_config("small", {"crop": args.size})
+    config = recipes.make_config("small", {"crop": images.shape[-1]})
     method = build_method(
-        "cam", Config(), args.backbone, recipes.backbone_knobs(args.backbone, config), CLASSES
+        "cam", Config(), backbone, recipes.backbone_knobs(backbone, config), CLASSES
     )
-    if args.weights:
-        load_backbone(method.backbone, args.weights)
+    if weights:
+        load_backbone(method.backbone, weights)
         return method
     for norm in (m for m in method.modules() if isinstance(m, nn.BatchNorm2d)):
         nn.Module.train(norm)
         norm.momentum = None
     with torch.no_grad():
-        method(batch[0])
-    return method.train()  # type: ignore[return-value]
+        method(images)
+    return method.train()
 
 
 def our_step(
-    method: Method, args: argparse.Namespace, precision: str, folder: Path
+    method: Method,
+    folder: Path,
+    batch: int,
+    precision: Precision = "fp32",
+    steps: int = 10_000,
+    lr: float = RATE,
+    device: str = "cpu",
 ) -> Callable[[Batch], float]:
+    """A step of our loop, which returns its loss. Steps beyond ``steps`` learn nothing."""
     config = Training(
-        epochs=args.steps,
-        batch=args.batch,
-        lr=args.lr,
+        epochs=steps,
+        batch=batch,
+        lr=lr,
         momentum=0.9,
         weight_decay=1e-4,
         precision=precision,
         workers=0,
-    )  # type: ignore[arg-type]
-    records = [Record(str(n), folder, ()) for n in range(args.batch)]
+    )
+    records = [Record(str(n), folder, ()) for n in range(batch)]
     groups = method.param_groups(config.lr, config.weight_decay)
     samples: Any = Samples(records, lambda record, rng: (), 0)
     metrics = Metrics(folder / "metrics.csv", "bench")
     trainer = Trainer(
-        method, type(method).loss, groups, samples, config, folder, metrics, 0, args.device
+        method, type(method).loss, groups, samples, config, folder, metrics, 0, device
     )
     method.train()
 
-    def step(batch: Batch) -> float:
-        trainer.update({"id": ["x"], "image": batch[0], "tags": batch[1]})
+    def step(pair: Batch) -> float:
+        trainer.update({"id": ["x"], "image": pair[0], "tags": pair[1]})
         trainer.step += 1
         return float(trainer.unlogged.pop()[2]["cls"])
 
     return step
 
 
-def plain_step(plain: Plain, args: argparse.Namespace) -> Callable[[Batch], float]:
-    config = Training(lr=args.lr, momentum=0.9, weight_decay=1e-4)
+def plain_step(plain: Plain, steps: int, lr: float) -> Callable[[Batch], float]:
+    config = Training(lr=lr, momentum=0.9, weight_decay=1e-4)
     free = [p for p in plain.body.parameters() if p.requires_grad]
     optimizer = make_optimizer(
         [
@@ -148,24 +157,24 @@ def plain_step(plain: Plain, args: argparse.Namespace) -> Callable[[Batch], floa
 
     def step(batch: Batch) -> float:
         nonlocal number
-        set_rate(optimizer, number, args.steps, config)
+        set_rate(optimizer, number, steps, config)
         number += 1
         optimizer.zero_grad()
         loss = nn.functional.multilabel_soft_margin_loss(plain(batch[0]), batch[1])
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         return loss.item()
 
     return step
 
 
-def batches(args: argparse.Namespace, count: int = 4) -> list[Batch]:
+def batches(batch: int, size: int, count: int = 4) -> list[Batch]:
     """Blurred noise with tags that depend on it."""
     draw = torch.Generator().manual_seed(0)
     batch_list = []
     for _ in range(count):
-        coarse = torch.randn(args.batch, 3, 8, 8, generator=draw)
-        images = nn.functional.interpolate(coarse, (args.size, args.size), mode="bicubic")
+        coarse = torch.randn(batch, 3, 8, 8, generator=draw)
+        images = nn.functional.interpolate(coarse, (size, size), mode="bicubic")
         tags = (coarse.flatten(1)[:, :CLASSES] > 1).float()
         batch_list.append((images.contiguous(memory_format=torch.channels_last), tags))
     return batch_list
@@ -173,22 +182,26 @@ def batches(args: argparse.Namespace, count: int = 4) -> list[Batch]:
 
 def compare(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
     """Time all sides in turns and print a line for each; returns its figures by side."""
-    data = batches(args)
-    method = build(args, data[0])
+    data = batches(args.batch, args.size)
+    method = build(args.backbone, data[0][0], args.weights)
     plain = Plain(args.backbone, method).to(args.device)
     data = [(images.to(args.device), tags.to(args.device)) for images, tags in data]
     # The plain side gets NCHW, the layout that a plain loader makes.
     plain_data = [(images.contiguous(), tags) for images, tags in data]
     sides: dict[str, tuple[Callable[[Batch], float], list[Batch]]] = {
-        "plain eager fp32": (plain_step(plain, args), plain_data)
+        "plain eager fp32": (plain_step(plain, args.steps, args.lr), plain_data)
     }
     for precision in ("fp32", "auto"):
         own = folder / precision
         own.mkdir()
-        sides[f"this loop, {precision}"] = (
-            our_step(copy.deepcopy(method), args, precision, own),
-            data,
+        step = our_step(
+            *(copy.deepcopy(method), own, args.batch),
+            precision,
+            args.steps,
+            args.lr,
+            args.device,
         )
+        sides[f"this loop, {precision}"] = (step, data)
     times: dict[str, list[float]] = {name: [] for name in sides}
     losses: dict[str, list[float]] = {name: [] for name in sides}
     for first in range(0, args.steps, TURN):
@@ -233,7 +246,8 @@ def waiting(args: argparse.Namespace, folder: Path) -> None:
             "validate": False,
         },
     )
-    method = build(args, batches(args, 1)[0])
+    images, _ = batches(args.batch, args.size, 1)[0]
+    method = build(args.backbone, images, args.weights)
     make = partial(make_sample, config=config, num_classes=CLASSES)
     groups = method.param_groups(config.lr, config.weight_decay, config.new_factor)
     metrics = Metrics(folder / "metrics.csv", "classify")
@@ -257,29 +271,7 @@ def waiting(args: argparse.Namespace, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = command_line.parser(__doc__)
-    names = ("mobilenet_v2", "resnet18", "resnet34", "resnet50", "resnet101")
-    parser.add_argument(
-        "--backbone", choices=names, default="mobilenet_v2", help="network of both sides"
-    )
-    parser.add_argument("--weights", type=Path, help="a weight file; without one, random weights")
-    parser.add_argument("--batch", type=int, default=16, help="images per step")
-    parser.add_argument("--size", type=int, default=256, help="side of the images")
-    parser.add_argument("--rounds", type=int, default=18, help="steps of each side; medians count")
-    parser.add_argument(
-        "--warmup", type=int, default=2, help="steps of each side that are not timed"
-    )
-    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=-1,
-        help="loader processes of the real training; -1 chooses by cores",
-    )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--no-loader", action="store_true", help="only the steps")
-    args = parser.parse_args()
-    args.steps = args.rounds + args.warmup
+    args = arguments()
     print(
         f"{args.backbone}, batch {args.batch}, {args.size}x{args.size}, {torch.get_num_threads()}"
         " threads"
@@ -289,6 +281,31 @@ def main() -> None:
     if not args.no_loader:
         with tempfile.TemporaryDirectory() as folder:
             waiting(args, Path(folder))
+
+
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options in ``words``, or in the command line."""
+    parser = command_line.parser(__doc__)
+    command_line.add_backbone(parser, "network of both sides")
+    parser.add_argument("--weights", type=Path, help="a weight file; without one, random weights")
+    parser.add_argument("--batch", type=int, default=16, help="images per step")
+    parser.add_argument("--size", type=int, default=256, help="side of the images")
+    parser.add_argument("--rounds", type=int, default=18, help="steps of each side; medians count")
+    parser.add_argument(
+        "--warmup", type=int, default=2, help="steps of each side that are not timed"
+    )
+    parser.add_argument("--lr", type=float, default=RATE, help="learning rate")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=-1,
+        help="loader processes of the real training; -1 chooses by cores",
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--no-loader", action="store_true", help="only the steps")
+    args = parser.parse_args(words)
+    args.steps = args.rounds + args.warmup
+    return args
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ FENCE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 COMMANDS = ("wsss-trainer ", "wsss-serving ", "make ", "python bench/")
-VARIABLE = re.compile(r"^([A-Z]+)=(\S+)$")
 
 
 @dataclass(frozen=True)

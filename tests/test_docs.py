@@ -1,22 +1,16 @@
-"""The documentation says what the code does: knobs and their defaults, links, command lines."""
+"""The documentation says what the code does: knobs, their defaults and ranges, links."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-import shlex
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from documented import PAGES, ROOT, every_line
-from typer.main import get_command
+from documented import PAGES, ROOT
 
-from serving.cli import app as serving_app
-from serving.config import ServerConfig
 from trainer import config as knobs
-from trainer.cli import app as trainer_app
 from trainer.config import ranges
 from trainer.data.knobs import DataConfig
 from trainer.evaluation.knobs import EvaluateConfig
@@ -46,17 +40,6 @@ SECTIONS: dict[str, list[Any]] = {
     "evaluate": [EvaluateConfig()],
 }
 METHODS = {f"method {name}": [method_classes(name)[1]()] for name in method_names()}
-KNOBS = {
-    f"{section.split()[0]}.{field.name}"
-    for section, configs in {**SECTIONS, **METHODS}.items()
-    for field in dataclasses.fields(configs[0])
-}
-SETTINGS = {
-    f"{section.name}.{field.name}"
-    for section in dataclasses.fields(ServerConfig)
-    if dataclasses.is_dataclass(value := getattr(ServerConfig(), section.name))
-    for field in dataclasses.fields(value)
-}
 
 
 def shown(value: object) -> str:
@@ -146,28 +129,3 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
-
-
-@pytest.mark.parametrize("line", every_line())
-def test_documented_commands_exist_with_these_options(line: str) -> None:
-    script, *words = shlex.split(line, comments=True)
-    if script == "make":
-        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-        assert re.search(rf"^{words[-1]}:", makefile, re.MULTILINE)
-    elif script == "python":
-        assert (ROOT / words[0]).exists()
-    else:
-        check_options(script, words)
-
-
-def check_options(script: str, words: list[str]) -> None:
-    """Every option is one of the command, and every ``--set`` names a knob or a setting."""
-    command: Any = get_command({"wsss-trainer": trainer_app, "wsss-serving": serving_app}[script])
-    while hasattr(command, "commands"):
-        assert words[0] in command.commands, f"{script} has no command {words[0]}"
-        command, words = command.commands[words[0]], words[1:]
-    options = {option for parameter in command.params for option in parameter.opts}
-    assert {word for word in words if word.startswith("--")} <= options
-    pairs = [value for option, value in pairwise(words) if option == "--set"]
-    names = {pair.partition("=")[0] for pair in pairs if "." in pair and "KEY" not in pair}
-    assert names <= (KNOBS if script == "wsss-trainer" else SETTINGS)

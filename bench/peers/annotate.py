@@ -52,11 +52,11 @@ Masks = dict[str, Any]
 
 def main() -> None:
     parser = command_line.parser(__doc__)
-    parser.add_argument("peers", type=Path, help="Folder that setup.sh made.")
-    parser.add_argument("repository", type=Path, help="Folder of models.")
-    parser.add_argument("images", type=Path, help="Folder of images.")
-    parser.add_argument("--model", default="", help="Name of a model.")
-    parser.add_argument("--count", type=int, default=9, help="Number of images.")
+    parser.add_argument("peers", type=Path, help="folder that setup.sh filled")
+    parser.add_argument("repository", type=Path, help="folder of models")
+    parser.add_argument("images", type=Path, help="folder of images")
+    parser.add_argument("--model", default="", help="name of a model")
+    parser.add_argument("--count", type=int, default=9, help="number of images")
     options = parser.parse_args()
     files = [options.images / path for path in list_images(options.images).images][: options.count]
     with ExitStack() as stack:

@@ -14,9 +14,9 @@ Prints for each way how many masks are equal in every pixel.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
+import sys
 import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -34,14 +34,18 @@ from trainer.review.form import Request, Task
 from trainer.review.forms import FORMS
 from trainer.review.labels import Labels
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+import command_line
+
 Pixels = npt.NDArray[np.uint8]
 LABELS = Labels(("cat", "dog", "fine crack"))
 TOOLS = Path(__file__).with_name("review_tools.py")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("peers", type=Path, help="Folder that setup.sh made.")
+    parser = command_line.parser(__doc__)
+    parser.add_argument("peers", type=Path, help="folder that setup.sh filled")
     python = parser.parse_args().peers / "review" / "bin" / "python"
     masks = hard_masks()
     with tempfile.TemporaryDirectory() as folder:
