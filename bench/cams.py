@@ -3,7 +3,7 @@
 Ours runs images of equal size together with their mirror images. The other side does what the
 released scripts do: one image, one scale and one mirror image at a time, Pillow resize, NCHW, batch
 norm as a module, every class map up-sampled to the full image, masked by the tags, summed and
-normalised. Neither side writes files. Maps are compared at the stored size (stride 4); merging the
+normalised. Ours also writes its files. Maps are compared at the stored size (stride 4); merging the
 other side's raw maps for that is not timed.
 
 Prints for each side images a second, its ratio to the other side, and the largest difference of
@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import command_line
 import numpy as np
@@ -67,14 +68,21 @@ def ours(
     folder: Path,
     device: str,
 ) -> Maps:
-    """``make_cams`` with its writer replaced by a dictionary."""
+    """The maps of ``make_cams`` as it hands them to its writer, before they are rounded."""
     maps_by_id: Maps = {}
-    original = cams.write_cam
-    cams.write_cam = lambda path, tags, maps, size: maps_by_id.update({path.stem: maps})
+    write = cams.write_cam
+
+    def note(path: Path, tags: Any, maps: Any, *more: Any) -> None:
+        maps_by_id[path.stem] = maps
+        write(path, tags, maps, *more)
+
+    cams.write_cam = note
     try:
-        make_cams(method, records, Output(folder), protocol, config, device)
+        # A new folder: maps that are there are not made again.
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            make_cams(method, records, Output(Path(place)), protocol, config, device)
     finally:
-        cams.write_cam = original
+        cams.write_cam = write
     return maps_by_id
 
 
@@ -147,7 +155,7 @@ def compare(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, float
     }
     for name, config in configs.items():
         sides[f"batched, {name}"] = lambda config=config: ours(
-            method, records, protocol, config, folder / "none", args.device
+            method, records, protocol, config, folder, args.device
         )
     times: dict[str, list[float]] = {name: [] for name in sides}
     results: dict[str, object] = {}
