@@ -166,7 +166,7 @@ def report(name: str, ours: float, theirs: float, gap: float) -> None:
 def loop_step(kind: Any, net: nn.Module, batch: list[Tensor], folder: Path) -> Callable[[], float]:
     """The step of our loop, with its precision, layout and optimiser."""
     config = Training(
-        epochs=10**6, batch=len(batch[0]), lr=LR, momentum=0.9, weight_decay=1e-4, workers=0
+        epochs=10_000, batch=len(batch[0]), lr=LR, momentum=0.9, weight_decay=1e-4, workers=0
     )
     samples: Any = Samples(
         [Record(str(n), folder, ()) for n in range(len(batch[0]))], lambda record, rng: (), 0
