@@ -16,7 +16,7 @@ from trainer.errors import RunError
 from trainer.outputs import check_folder
 
 MODEL = "scenes"
-# Few and small enough for five minutes on two cores, easy enough for figures that say something.
+# Few, small and easy enough for figures that rise from stage to stage in some minutes.
 SCENES = ("--count", "400", "--size", "112", "--difficulty", "0.0")
 FIT = ("--backbone", "resnet18", "--weights", "none", "--set", "cams.precision=auto")
 
