@@ -28,6 +28,7 @@ SMALLEST = {
     "methods.py": "--batch 2 --size 64 --rounds 1",
     "models.py": "{new}",
     "processes.py": "--batch 2 --size 64 --rounds 1 --steps 1",
+    "refine_step.py": "--only affinity --batch 1 --rounds 1",
     "segment.py": (
         "--segmenter aspp --steps 2 --crop 64 --batch 2 --images 1 --rounds 1 " + SMALL_IMAGES
     ),
