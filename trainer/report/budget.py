@@ -80,7 +80,8 @@ def remarks(content: Mapping[str, Any], manifest: Mapping[str, Any]) -> Iterator
     if content["key"] != manifest.get("stages", {}).get("segment", {}).get("key"):
         yield "The run has changed since this curve was made: wsss-trainer budget makes it again."
     for point in content["points"]:
-        masks = f", {point['masks']} masks chosen by {point['chosen']}" if point["masks"] else ""
+        way = "at random" if point["chosen"] == "random" else f"by {point['chosen']}"
+        masks = f", {point['masks']} masks chosen {way}" if point["masks"] else ""
         parts = [
             f"{100 * gain['value']:+.1f} ({100 * gain['low']:+.1f} to {100 * gain['high']:+.1f})"
             f" against {other}"
