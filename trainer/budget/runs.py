@@ -76,8 +76,8 @@ class Member:
     @property
     def title(self) -> str:
         """In words."""
-        draw = f", draw {self.draw}" if self.way == RANDOM else ""
-        masks = f", {self.count} masks chosen by {self.way}{draw}" if self.count else ""
+        way = f"at random, draw {self.draw}" if self.way == RANDOM else f"by {self.way}"
+        masks = f", {self.count} masks chosen {way}" if self.count else ""
         return f"{self.system}{masks}, seed {self.seed}"
 
     @property
