@@ -91,6 +91,8 @@ def explained(error: BaseException) -> UserError | None:
 
 _SMALLER = "a smaller batch, crop or number of pixels (--set SECTION.KEY=VALUE), or fewer workers"
 _AGAIN = "its own error stands elsewhere in this output; the same command goes on"
+# Of gloo, whose message depends on whether it was reading, writing or idle.
+_CLOSED = ("Connection closed by peer", "Connection reset by peer", "writev [", "Socket closed")
 # By their words, because these exceptions have no class of their own.
 CAUSES = (
     ("can't allocate memory", "not enough memory", _SMALLER),
@@ -98,8 +100,7 @@ CAUSES = (
     ("Unable to allocate", "not enough memory", _SMALLER),
     ("MemoryError", "not enough memory", _SMALLER),
     ("DataLoader worker", "a loader process ended, perhaps for lack of memory", _SMALLER),
-    ("Connection closed by peer", "another process of this run has ended", _AGAIN),
-    ("Connection reset by peer", "another process of this run has ended", _AGAIN),
+    *((words, "another process of this run has ended", _AGAIN) for words in _CLOSED),
     (
         "Expected more than 1 value per channel",
         "batch norm cannot learn from a single value",
