@@ -37,6 +37,7 @@ WAITS = {
     "product": {},
     "active": {"OMP_WAIT_POLICY": "ACTIVE"},
     "default": {"OMP_WAIT_POLICY": ""},
+    "short": {"GOMP_SPINCOUNT": "1000"},
     "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
 }
 """How threads wait for each other: as the product sets it, or one of OpenMP's ways."""

@@ -152,6 +152,7 @@ def test_threads_sleep_only_where_others_want_the_cores(tmp_path, monkeypatch, r
         monkeypatch.delenv(name, raising=False)
     cores.wait_passively()
     assert (os.environ.pop("OMP_WAIT_POLICY", None) == "PASSIVE") is answer
+    assert (os.environ.pop("GOMP_SPINCOUNT", None) == cores.SPINS) is not answer
 
 
 def test_without_a_load_file_nothing_is_crowded(tmp_path, monkeypatch):
