@@ -107,7 +107,7 @@ def child(args: argparse.Namespace) -> None:
         from trainer import cores
 
         if args.wait == ["product"]:
-            cores.wait_passively()
+            cores.wait_briefly()
             # The product looks less often; here it has to notice within ``SETTLE``.
             cores.PERIOD = SETTLE / 3
             watch = cores.shared_cores()

@@ -27,7 +27,7 @@ from trainer.commands import predict as predict_command
 from trainer.commands import reproduce as reproduce_command
 from trainer.commands import weights as weights_commands
 from trainer.commands.data import Json, LogOption, RunArgument
-from trainer.cores import wait_passively
+from trainer.cores import wait_briefly
 from trainer.errors import UserError, explained
 from trainer.progress import Log, say, tell
 from trainer.ranks import rank, world_size
@@ -44,7 +44,7 @@ app = typer.Typer(
 )
 app.add_typer(weights_commands.app, name="weights")
 # Here, before a command imports torch, whose OpenMP reads the environment once.
-wait_passively()
+wait_briefly()
 
 
 def main() -> None:

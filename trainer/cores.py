@@ -53,7 +53,7 @@ def own_cores() -> Collection[int]:
     return os.sched_getaffinity(0)
 
 
-def wait_passively() -> None:
+def wait_briefly() -> None:
     """Let threads spin for a moment only while they wait for each other, and sleep at once where
     other processes want the cores; nothing where the environment says otherwise. Call it before
     torch is imported.

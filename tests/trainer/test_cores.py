@@ -150,7 +150,7 @@ def test_threads_sleep_only_where_others_want_the_cores(tmp_path, monkeypatch, r
     assert cores.crowded() is answer
     for name in cores.POLICIES:
         monkeypatch.delenv(name, raising=False)
-    cores.wait_passively()
+    cores.wait_briefly()
     assert (os.environ.pop("OMP_WAIT_POLICY", None) == "PASSIVE") is answer
     assert (os.environ.pop("GOMP_SPINCOUNT", None) == cores.SPINS) is not answer
 
