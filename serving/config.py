@@ -52,11 +52,18 @@ class HttpConfig:
         origins: web pages that may call the API from a browser, as in ``https://lab.example``; the
             server's own page always may.
         connections: of the API, open at once.
+        per_address: of those, for one address; 0 is half.
     """
 
     api: bool = True
     origins: tuple[str, ...] = ()
     connections: int = number(512, 1)
+    per_address: int = number(0, 0)
+
+    @property
+    def connections_per_address(self) -> int:
+        """Maximum of open connections for one address."""
+        return self.per_address or max(1, self.connections // 2)
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Who may call: tokens, roles and TLS, with files that may change while the server runs."""
+"""Who may call and how much: places, tokens, roles and TLS, with files that may change."""

@@ -16,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.config import ServerConfig
 from serving.errors import FieldError, MethodNotAllowed, ModelNotFound, PathNotFound
@@ -29,6 +30,7 @@ from serving.repository.models import Models
 from serving.rpc.service import SegmentationService
 from serving.scheduling.codecs import Codecs
 from serving.telemetry.call import Call
+from serving.telemetry.heads import path_of
 from serving.telemetry.port import PROBES
 from wsss.v1 import segmentation_pb2 as pb
 
@@ -93,7 +95,7 @@ class Api:
         )
         return Starlette(
             routes=routes,
-            middleware=[cors] if origins else [],
+            middleware=[Middleware(_Paths), *([cors] if origins else [])],
             exception_handlers={HTTPException: _no_such_route},
         )
 
@@ -175,7 +177,19 @@ class Api:
             call.deadline = call.began + wish.seconds
         wish.message.model = request.path_params["name"]
         wish.message.image.encoded = image
-        return wish.message, wish.format or operation.accepted(request.headers.get("accept", ""))
+        accepted = ",".join(request.headers.getlist("accept"))
+        return wish.message, wish.format or operation.accepted(accepted)
+
+
+class _Paths:
+    """Gives every spelling of a path to the one route."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["path"] = path_of(scope["path"])
+        await self._app(scope, receive, send)
 
 
 async def _parts(

@@ -102,8 +102,8 @@ class Door:
             raise MediaTypeRefused(
                 f"a body of type {kind}", " or ".join(names), f"--header 'content-type: {names[0]}'"
             )
-        coding = request.headers.get("content-encoding", "identity").lower()
-        if coding != "identity":
+        coding = request.headers.get("content-encoding", "").lower()
+        if coding not in ("", "identity"):
             raise MediaTypeRefused(
                 f"a body with content-encoding {coding}", "a body that is not compressed"
             )

@@ -82,13 +82,27 @@ class Operation:
         return wish
 
     def accepted(self, header: str) -> str:
-        """The format for an ``Accept`` header."""
-        kinds = [part.partition(";")[0].strip() for part in header.split(",")]
-        for kind in kinds:
+        """The format for an ``Accept`` header: of the media type that it weighs most, the first of
+        those that weigh the same, and the default if it names none of them.
+        """
+        weights = [_weight(part) for part in header.lower().split(",")]
+        refused = {kind for kind, weight in weights if not weight}
+        for kind, _ in sorted(weights, key=lambda one: one[1], reverse=True):
             for name, media_type in self.formats.items():
-                if kind == media_type:
+                wanted = kind in (media_type, f"{media_type.partition('/')[0]}/*", "*/*")
+                if wanted and not {kind, media_type} & refused:
                     return name
         return next(iter(self.formats))
+
+
+def _weight(part: str) -> tuple[str, float]:
+    """A media type of an ``Accept`` header, and its weight."""
+    kind, *parameters = (word.strip() for word in part.split(";"))
+    text = next((one[2:] for one in parameters if one.startswith("q=")), "1")
+    try:
+        return kind, float(text)
+    except ValueError:
+        return kind, 1.0
 
 
 def _seconds(text: str) -> float:

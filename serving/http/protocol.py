@@ -11,7 +11,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from serving.errors import BodyLate, RequestError
 from serving.http.problems import problem
-from serving.telemetry.port import HEAD_SECONDS
+from serving.telemetry.heads import HEAD_SECONDS
 
 LATE = BodyLate(f"the head of the request did not arrive within {HEAD_SECONDS:g} s")
 MALFORMED = RequestError("no valid HTTP request", "HTTP/1.1")

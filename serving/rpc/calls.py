@@ -15,6 +15,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
+from serving.access.places import Places
 from serving.config import Limits
 from serving.errors import (
     DeadlineMissed,
@@ -29,7 +30,6 @@ from serving.errors import (
 )
 from serving.rpc import status
 from serving.rpc.metadata import caller_of, started, trailing
-from serving.rpc.places import Places
 from serving.rpc.streams import ROOM_SECONDS, Patient
 from serving.scheduling.memory import Memory
 from serving.telemetry import logs

@@ -124,6 +124,7 @@ class HttpServer:
             and {
                 "channel": entrance.fileno(),
                 "connections": self._config.http.connections,
+                "per_address": self._config.http.connections_per_address,
                 "idle_seconds": self._config.limits.idle_seconds + SLACK_SECONDS,
             },
         }

@@ -9,59 +9,40 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import json
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from email.message import Message
-from email.parser import BytesHeaderParser
-from email.utils import formatdate
 from functools import partial
 from http import HTTPStatus
 from typing import Any
 
+from serving.access.places import Places
 from serving.access.watched import Watched
+from serving.errors import CallerBusy, RetryLater, ServerUnavailable
+from serving.telemetry import heads
 
-# Seconds for the head of the first request, TLS handshake included. A caller that sends a byte now
-# and then would otherwise keep its connection for ever.
-HEAD_SECONDS = 10.0
-# Seconds in which a refused sender may go on. Closing at once resets the connection, and the reset
-# overtakes the reply.
-LINGER_SECONDS = 1.0
-# Seconds in which a caller takes the rest of a reply from a connection that ends.
-CLOSE_SECONDS = 10.0
 # Pause after an accept that failed because no file descriptor was left.
 ACCEPT_SECONDS = 0.1
 # Connections that have not sent their first line. One more ends the oldest of them.
 MAX_SILENT = 512
 LINE_BYTES = 16 * 1024
-HEAD_LINES = 100
-CHUNK = 64 * 1024
 PROBES = ("/metrics", "/healthz", "/readyz")
-
-RETRY_SECONDS = 1
-
-# Status, body and content type.
-Reply = tuple[HTTPStatus, bytes, str]
-
-
-def _problem(status: HTTPStatus, detail: str, reason: str, **more: int) -> Reply:
-    """A problem as the API writes it, which this process cannot import."""
-    body = {"type": "about:blank", "title": status.phrase, "status": status.value}
-    body |= {"detail": detail, "reason": reason, **more}
-    return status, json.dumps(body).encode(), "application/problem+json"
-
+# One site has as many addresses of IPv6 as it likes, all with this beginning.
+SITE_BITS = 64
 
 _unavailable = partial(
-    _problem,
+    heads.problem,
     HTTPStatus.SERVICE_UNAVAILABLE,
     reason="UNAVAILABLE",
-    retry_after=RETRY_SECONDS,
+    retry_after=heads.RETRY_SECONDS,
 )
-BUSY = _unavailable("too many connections are open")
+BUSY = _unavailable("the server does not take connections fast enough")
 STARTING = _unavailable("the server is starting")
-TOO_LONG = _problem(
+TOO_LONG = heads.problem(
     HTTPStatus.REQUEST_URI_TOO_LONG,
     f"the first line has more than {LINE_BYTES:,} bytes",
     "INVALID_REQUEST",
@@ -75,14 +56,16 @@ class Entrance:
     Attributes:
         channel: a socket that keeps message boundaries; takes one end of each socket pair.
         connections: that may be open at once.
+        per_address: of those, for one address.
         idle_seconds: until a connection on which nothing moves is closed.
     """
 
     channel: socket.socket
     connections: int
+    per_address: int
     idle_seconds: float
 
-    def enter(self, client: Any, certificate: str) -> socket.socket:
+    def enter(self, client: tuple[str, int], certificate: str) -> socket.socket:
         """Hand one end of a new socket pair to the server; returns the other.
 
         Raises:
@@ -90,7 +73,7 @@ class Entrance:
         """
         ours, theirs = socket.socketpair()
         with theirs:
-            caller = json.dumps({"client": client[:2], "certificate": certificate}).encode()
+            caller = json.dumps({"client": client, "certificate": certificate}).encode()
             try:
                 socket.send_fds(self.channel, [caller], [theirs.fileno()])
             except OSError:
@@ -113,7 +96,7 @@ class Port:
 
     def __init__(
         self,
-        answer: Callable[[str, Message], Reply],
+        answer: Callable[[str, Message], heads.Reply],
         context: Watched[ssl.SSLContext] | None = None,
         entrance: Entrance | None = None,
         is_open: Callable[[], bool] = lambda: True,
@@ -121,10 +104,11 @@ class Port:
         self._answer = answer
         self._context = context
         self._entrance = entrance
+        limits = (entrance.connections, entrance.per_address) if entrance else (0, 0)
+        self._places = Places("connections", *limits, ServerUnavailable)
         self._is_open = is_open
         self._tasks: set[asyncio.Task[None]] = set()
         self._silent: dict[asyncio.Timeout, None] = {}
-        self._inside = 0
 
     async def serve(self, listening: socket.socket) -> None:
         """Accept for ever."""
@@ -138,17 +122,17 @@ class Port:
                 continue
             if len(self._silent) >= MAX_SILENT:
                 self._drop_oldest()
-            task = asyncio.ensure_future(self._serve(connection, client))
+            task = asyncio.ensure_future(self._serve(connection, (_host(client), client[1])))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             # Lets it begin, so that it is counted before the next one is taken.
             await asyncio.sleep(0)
 
-    async def _serve(self, connection: socket.socket, client: Any) -> None:
+    async def _serve(self, connection: socket.socket, client: tuple[str, int]) -> None:
         reader = asyncio.StreamReader(LINE_BYTES)
         # Callers who hang up, send nonsense or are late deserve no log line.
         failures = (OSError, TimeoutError, ValueError, EOFError, asyncio.IncompleteReadError)
-        writer, is_long, patience = None, False, asyncio.timeout(HEAD_SECONDS)
+        writer, is_long, patience = None, False, asyncio.timeout(heads.HEAD_SECONDS)
         try:
             async with patience:
                 self._silent[patience] = None
@@ -162,10 +146,9 @@ class Port:
             if line and writer:
                 await self._route(line, reader, writer, client)
             elif is_long and writer:
-                await _send(writer, TOO_LONG)
-                await _linger(reader, writer)
+                await heads.refuse(reader, writer, TOO_LONG)
         if writer:
-            await _close(writer)
+            await heads.close(writer)
         else:
             connection.close()
 
@@ -194,34 +177,44 @@ class Port:
         line: bytes,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        client: Any,
+        client: tuple[str, int],
     ) -> None:
         words = line.split()
-        path = words[1].partition(b"?")[0].decode("latin-1") if len(words) > 1 else ""
+        path = (
+            heads.path_of(words[1].partition(b"?")[0].decode("latin-1")) if len(words) > 1 else ""
+        )
         if path in PROBES or not self._entrance:
-            async with asyncio.timeout(HEAD_SECONDS):
-                headers = await _headers(reader)
+            async with asyncio.timeout(heads.HEAD_SECONDS):
+                fields = await heads.fields(reader)
             if path == "/metrics":
-                reply = await asyncio.to_thread(self._answer, path, headers)
+                reply = await asyncio.to_thread(self._answer, path, fields)
             else:
-                reply = self._answer(path, headers)
-            await _send(writer, reply, with_body=words[:1] != [b"HEAD"])
-        elif pair := self._entered(self._entrance, writer, client):
-            await self._relay(line, reader, writer, pair, self._entrance.idle_seconds)
+                reply = self._answer(path, fields)
+            await heads.send(writer, reply, with_body=words[:1] != [b"HEAD"])
+        elif not self._is_open():
+            await heads.refuse(reader, writer, STARTING)
         else:
-            await _send(writer, BUSY if self._is_open() else STARTING)
-            await _linger(reader, writer)
+            try:
+                with self._places.hold(_site(client[0])):
+                    await self._enter(line, reader, writer, client, self._entrance)
+            except RetryLater as error:
+                await heads.refuse(reader, writer, _later(error))
 
-    def _entered(
-        self, entrance: Entrance, writer: asyncio.StreamWriter, client: Any
-    ) -> socket.socket | None:
-        """A connection's way to the server; None while the server takes no more."""
-        if not self._is_open() or self._inside >= entrance.connections:
-            return None
-        # The server is behind with taking them, or no file descriptor is left.
-        with contextlib.suppress(OSError):
-            return entrance.enter(client, _common_name(writer))
-        return None
+    async def _enter(
+        self,
+        line: bytes,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        client: tuple[str, int],
+        entrance: Entrance,
+    ) -> None:
+        try:
+            pair = entrance.enter(client, _common_name(writer))
+        except OSError:
+            # The server is behind with taking them, or no file descriptor is left.
+            await heads.refuse(reader, writer, BUSY)
+        else:
+            await self._relay(line, reader, writer, pair, entrance.idle_seconds)
 
     async def _relay(
         self,
@@ -235,13 +228,12 @@ class Port:
         # Not a stream: one that cannot be written to any more drops what it has not read yet, which
         # is the reply to a body that the server refused.
         pair.setblocking(False)
-        self._inside += 1
         loop = asyncio.get_running_loop()
-        take, give = partial(loop.sock_recv, pair, CHUNK), partial(loop.sock_sendall, pair)
+        take, give = partial(loop.sock_recv, pair, heads.CHUNK), partial(loop.sock_sendall, pair)
         tasks: list[asyncio.Task[bool]] = []
         try:
             await give(line)
-            there = asyncio.ensure_future(_carry(partial(reader.read, CHUNK), give, seconds))
+            there = asyncio.ensure_future(_carry(partial(reader.read, heads.CHUNK), give, seconds))
             back = asyncio.ensure_future(_carry(take, partial(_write, writer), seconds))
             tasks = [there, back]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -251,15 +243,27 @@ class Port:
             if back.done():
                 there.cancel()
                 await asyncio.wait(tasks)
-                await _linger(reader, writer)
+                await heads.linger(reader, writer)
         finally:
-            self._inside -= 1
             for task in tasks:
                 task.cancel()
             if tasks:
                 # A socket may be closed only when nobody waits for it.
                 await asyncio.wait(tasks)
             pair.close()
+
+
+def _host(client: Any) -> str:
+    """The address of a caller, without the form that IPv4 has on a socket of both families."""
+    host: str = client[0]
+    return host.removeprefix("::ffff:") if "." in host else host
+
+
+def _site(host: str) -> str:
+    """What counts as one address: of IPv6, all that begin alike."""
+    if ":" not in host:
+        return host
+    return str(ipaddress.ip_network((host.partition("%")[0], SITE_BITS), strict=False))
 
 
 def _common_name(writer: asyncio.StreamWriter) -> str:
@@ -269,33 +273,11 @@ def _common_name(writer: asyncio.StreamWriter) -> str:
     return next((value for key, value in names if key == "commonName"), "")
 
 
-async def _headers(reader: asyncio.StreamReader) -> Message:
-    lines = []
-    while (line := await reader.readline()) not in (b"\r\n", b"\n", b""):
-        lines.append(line)
-        if len(lines) > HEAD_LINES:
-            raise ValueError("too many headers")
-    return BytesHeaderParser().parsebytes(b"".join(lines))
-
-
-async def _send(writer: asyncio.StreamWriter, reply: Reply, with_body: bool = True) -> None:
-    status, body, kind = reply
-    lines = [
-        f"HTTP/1.1 {status.value} {status.phrase}",
-        "Server: wsss-serving",
-        f"Date: {formatdate(usegmt=True)}",
-        f"Content-Type: {kind}",
-        f"Content-Length: {len(body)}",
-        "Connection: close",
-    ]
-    if status == HTTPStatus.UNAUTHORIZED:
-        lines.append("WWW-Authenticate: Bearer")
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        lines.append(f"Retry-After: {RETRY_SECONDS}")
-    head = "\r\n".join([*lines, "", ""]).encode()
-    writer.write(head + body if with_body else head)
-    async with asyncio.timeout(HEAD_SECONDS):
-        await writer.drain()
+def _later(error: RetryLater) -> heads.Reply:
+    """A connection too many, as a problem."""
+    is_callers = isinstance(error, CallerBusy)
+    status = HTTPStatus.TOO_MANY_REQUESTS if is_callers else HTTPStatus.SERVICE_UNAVAILABLE
+    return heads.problem(status, error.found, error.reason, retry_after=heads.RETRY_SECONDS)
 
 
 async def _carry(
@@ -319,23 +301,3 @@ async def _carry(
 async def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
     writer.write(data)
     await writer.drain()
-
-
-async def _linger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Let the caller read the reply to a request that it is still sending."""
-    if writer.can_write_eof():
-        writer.write_eof()
-    with contextlib.suppress(OSError, TimeoutError):
-        async with asyncio.timeout(LINGER_SECONDS):
-            while await reader.read(CHUNK):
-                pass
-
-
-async def _close(writer: asyncio.StreamWriter) -> None:
-    writer.close()
-    try:
-        async with asyncio.timeout(CLOSE_SECONDS):
-            await writer.wait_closed()
-    except (OSError, TimeoutError):
-        # Otherwise a caller who reads nothing would keep the rest of its reply in memory.
-        writer.transport.abort()

@@ -30,7 +30,8 @@ from serving.access.tokens import Tokens, allow
 from serving.access.watched import Watched
 from serving.config import AccessConfig
 from serving.errors import RequestError
-from serving.telemetry.port import Entrance, Port, Reply
+from serving.telemetry.heads import Reply
+from serving.telemetry.port import Entrance, Port
 
 # The event loop ticks every second, and never pauses for so long while it works.
 STALLED = 30.0

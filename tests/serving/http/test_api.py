@@ -17,6 +17,7 @@ from python_multipart.exceptions import MultipartParseError
 
 from serving.client import Client
 from serving.http.openapi import description
+from serving.http.operations import SEGMENT as SEGMENT_OPERATION
 from serving.images import encodings, masks
 from serving.images.polygons import fill
 from serving.server import Server
@@ -134,6 +135,26 @@ def test_overlays_are_pictures(api: Server, png, pixels):
     assert np.array_equal(masks.read_rgb(red.body), maps[0])
     several = ask(api.http_address, f"{CAM}?format=overlay", png)
     assert (several.status, several.json["field"]) == (400, "tags")
+
+
+@pytest.mark.parametrize(
+    ("header", "kind"),
+    [
+        ("", "png"),
+        ("*/*", "png"),
+        ("text/html", "png"),
+        ("Application/JSON", "json"),
+        ("application/*", "json"),
+        ("application/json, text/plain, */*", "json"),
+        ("application/json;q=0.1, image/png", "png"),
+        ("image/png; q=0.5, application/json; q=0.9", "json"),
+        ("image/png;q=0, */*", "json"),
+        ("image/*, */*;q=0.1", "png"),
+        ("image/png;q=much", "png"),
+    ],
+)
+def test_the_header_accept_chooses_by_its_weights(header, kind):
+    assert SEGMENT_OPERATION.accepted(header) == kind
 
 
 def test_models_and_their_samples(api: Server):

@@ -10,7 +10,7 @@ import socket
 import ssl
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ import trustme
 from configs import configured
 from http_calls import ask, fetch, is_closed
 from PIL import Image
-from servers import admitted, held, until
+from servers import admitted, held, running, until
 
 from serving.access import tokens as tokens_module
 from serving.http import protocol
@@ -29,9 +29,17 @@ PNG = masks.encode_rgb(np.full((9, 11, 3), 200, np.uint8))
 HEAD = f"POST {SEGMENT} HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\n".encode()
 
 
-def connect(server):
+def connect(server, source="127.0.0.1"):
     host, port = server.http_address.split(":")
-    return closing(socket.create_connection((host, int(port)), timeout=120))
+    address = (host, int(port))
+    return closing(socket.create_connection(address, timeout=120, source_address=(source, 0)))
+
+
+@pytest.fixture(scope="module")
+def api(repository):
+    """A server with the HTTP API."""
+    with running(configured(repository, network__http_port=0)) as started:
+        yield started
 
 
 def answer(connection):
@@ -175,7 +183,7 @@ def test_one_connection_carries_many_requests_and_probes_are_elsewhere(repositor
 
 
 def test_too_many_connections_are_told_so_and_probes_still_answer(repository, run_server):
-    config = configured(repository, network__http_port=0, http__connections=3)
+    config = configured(repository, network__http_port=0, http__connections=3, http__per_address=3)
     with run_server(config) as server:
         callers = [connect(server) for _ in range(5)]
         replies = []
@@ -183,12 +191,54 @@ def test_too_many_connections_are_told_so_and_probes_still_answer(repository, ru
             caller = entered.__enter__()
             caller.sendall(b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n")
             replies.append(answer(caller))
-        assert [status for status, _ in replies] == [200, 200, 200, 503, 503]
-        assert json.loads(replies[-1][1])["detail"] == "too many connections are open"
+        assert [status for status, _ in replies] == [200, 200, 200, 429, 429]
+        problem = json.loads(replies[-1][1])
+        assert problem["detail"] == "3 connections of this caller are open already"
+        with connect(server, "127.0.0.2") as other:
+            other.sendall(b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n")
+            status, text = answer(other)
+        assert (status, json.loads(text)["detail"]) == (503, "3 connections are open already")
         assert fetch(server.http_address, "/readyz")[0] == 200
         for entered in callers:
             entered.__exit__(None, None, None)
         until(lambda: ask(server.http_address, "/v1/models").status == 200)
+
+
+def test_one_address_cannot_hold_all_connections(repository, run_server):
+    config = configured(repository, network__http_port=0, http__connections=4)
+    request = b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n"
+    with run_server(config) as server, ExitStack() as stack:
+        statuses = []
+        for source in ["127.0.0.1"] * 3 + ["127.0.0.2"]:
+            caller = stack.enter_context(connect(server, source))
+            caller.sendall(request)
+            statuses.append(answer(caller)[0])
+        assert statuses == [200, 200, 429, 200]
+        assert fetch(server.http_address, "/readyz")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        (b"GET http://x/v1/models HTTP/1.1", 200),
+        (b"GET HTTPS://other.example:1/v1/models/?a=/ HTTP/1.1", 200),
+        (b"GET http://x HTTP/1.1", 200),
+        (b"GET http://x?a=b HTTP/1.1", 200),
+        (b"GET http://x/readyz HTTP/1.1", 200),
+        (b"HEAD http://x/healthz/?a HTTP/1.1", 200),
+        (b"GET /v1/models/ HTTP/1.1", 200),
+        (b"GET /http://x/v1/models HTTP/1.1", 404),
+        (b"GET ftp://x/v1/models HTTP/1.1", 404),
+    ],
+)
+def test_a_request_line_may_name_the_host_and_end_in_a_slash(api, line, status):
+    with connect(api) as caller:
+        caller.sendall(line + b"\r\nhost: x\r\nconnection: close\r\n\r\n")
+        assert caller.recv(100).split()[1] == str(status).encode()
+
+
+def test_a_slash_at_the_end_sends_no_picture_elsewhere(api):
+    assert ask(api.http_address, f"{SEGMENT}/", PNG).body[:4] == b"\x89PNG"
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ import pytest
 from configs import configured
 from http_calls import fetch, is_closed
 
-from serving.telemetry import port, probes
-from serving.telemetry.port import Entrance, Port
+from serving.telemetry import heads, probes
+from serving.telemetry.port import Entrance, Port, _host, _site
 from serving.telemetry.probes import STALLED, STATE, Probes
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -74,7 +74,7 @@ def test_a_page_that_comes_too_late_is_not_given_to_the_next(state, monkeypatch)
 
 
 def test_a_connection_that_dribbles_is_closed(state, monkeypatch):
-    monkeypatch.setattr(port, "HEAD_SECONDS", 0.4)
+    monkeypatch.setattr(heads, "HEAD_SECONDS", 0.4)
     STATE.pack_into(state, 0, time.monotonic(), True, False)
     ours, theirs = Pipe()
     listening = socket.create_server(("127.0.0.1", 0))
@@ -116,7 +116,9 @@ def test_who_cannot_come_in_is_told_so_when_the_server_is_behind():
     channel.setblocking(False)
     # Nobody reads its other end, so that it is full after a few callers.
     channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
-    gate = Port(lambda *_: (HTTPStatus.OK, b"", "text/plain"), entrance=Entrance(channel, 512, 60))
+    gate = Port(
+        lambda *_: (HTTPStatus.OK, b"", "text/plain"), entrance=Entrance(channel, 512, 512, 60)
+    )
 
     async def first_line(address):
         reader, writer = await asyncio.open_connection(*address)
@@ -140,6 +142,23 @@ def test_who_cannot_come_in_is_told_so_when_the_server_is_behind():
 
     with channel, other:
         assert set(asyncio.run(lines())) == {"waits", "HTTP/1.1 503 Service Unavailable\r\n"}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_same"),
+    [
+        ("192.0.2.1", "192.0.2.1", True),
+        ("192.0.2.1", "192.0.2.2", False),
+        ("::ffff:192.0.2.1", "192.0.2.1", True),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+        ("2001:db8:0:1::1", "2001:db8:0:1:ff::2", True),
+        ("2001:db8:0:1::1", "2001:db8:0:2::1", False),
+        ("fe80::1%eth0", "fe80::2%eth0", True),
+    ],
+)
+def test_what_counts_as_one_address(one, other, is_same):
+    sites = [_site(_host((address, 1))) for address in (one, other)]
+    assert (sites[0] == sites[1]) is is_same
 
 
 def test_it_ends_with_the_server_even_if_that_is_killed(repository):

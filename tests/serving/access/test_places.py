@@ -15,10 +15,10 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from oip_calls import code, stub
 from rpc_calls import IMAGE
 
+from serving.access.places import Places
 from serving.client import AsyncClient, Client
 from serving.errors import CallerBusy, Overloaded, RequestError, ServerFull
 from serving.rpc import status
-from serving.rpc.places import Places
 from wsss.v1 import segmentation_pb2 as pb
 from wsss.v1 import segmentation_pb2_grpc
 
