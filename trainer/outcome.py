@@ -96,16 +96,16 @@ def _about_scores(context: Context) -> Iterator[str]:
             continue
         weak = {k: v for k, v in entry["classes"].items() if no_better_than_chance(v)}
         if no_better_than_chance(entry["any"]):
-            yield f"on {name!r} the classifier knows images with a class {_chance([entry['any']])}"
+            yield f"on {name!r} the classifier finds images with a class {_chance([entry['any']])}"
         if weak:
-            yield f"on {name!r} the classifier knows {some(weak)} {_chance([*weak.values()])}"
+            yield f"on {name!r} the classifier finds {some(weak)} {_chance([*weak.values()])}"
 
 
 def _chance(figures: Sequence[Mapping[str, Any]]) -> str:
     values = some(f"{entry['auroc']:.2f}" for entry in figures)
     return (
-        f"no better than chance (AUROC {values}, and 0.5 is not below the interval); look at the"
-        " tags and the maps in the report, and try more images, larger ones (--size) or more"
+        f"no better than chance (AUROC {values}; 0.5 is not below the 95 % interval); look at"
+        " the tags and the maps in the report, and try more images, larger ones (--size) or more"
         " updates (--set classify.updates=...)"
     )
 

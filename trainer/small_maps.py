@@ -65,7 +65,6 @@ def _few_cells(
     if few:
         yield (
             {"cams": {"min_cells": cams.min_cells}},
-            f"maps: views of {' and '.join(f'{s:g}' for s in sorted(few))} of the size of most"
-            f" images are left out, because their maps have fewer than {cams.min_cells} cells on"
-            " the longer side",
+            f"maps: no views at scale {', '.join(f'{s:g}' for s in sorted(few))}: the maps of"
+            f" most images would have fewer than {cams.min_cells} cells on the longer side",
         )

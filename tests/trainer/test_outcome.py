@@ -142,7 +142,7 @@ def test_a_classifier_no_better_than_chance_on_other_images(tmp_path):
     evaluation = {"val": entry | {"trained_on": 0}, "train": entry | {"trained_on": 9}}
     (tmp_path / "evaluation.json").write_text(json.dumps({"classifier": evaluation}))
     (text,) = signs("evaluate", context(tmp_path, []))
-    assert "on 'val' the classifier knows blowhole no better than chance (AUROC 0.52" in text
+    assert "on 'val' the classifier finds blowhole no better than chance (AUROC 0.52" in text
 
 
 def test_other_stages_show_nothing(tmp_path):

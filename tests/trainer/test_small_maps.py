@@ -66,10 +66,10 @@ def test_the_soft_max_of_regions_is_not_saturated_on_small_networks(method, knob
 def test_views_with_few_cells_are_named():
     _, reasons = chosen(longer=320)
     assert reasons == [
-        "maps: views of 0.5 of the size of most images are left out, because their maps have fewer"
-        " than 16 cells on the longer side"
+        "maps: no views at scale 0.5: the maps of most images would have fewer than 16 cells"
+        " on the longer side"
     ]
     assert chosen(longer=500)[1] == []
     assert chosen(longer=320, settings=("cams.min_cells=0",))[1] == []
     # The largest view stays.
-    assert "views of 0.5 and 1 and 1.5" in chosen(longer=60)[1][0]
+    assert "no views at scale 0.5, 1, 1.5:" in chosen(longer=60)[1][0]

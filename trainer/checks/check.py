@@ -290,8 +290,8 @@ def estimate(findings: Sequence[Finding], workers: int | None = None) -> dict[st
         "memory_mb": round(memory_mb),
         "minutes": {stage: round(seconds / 60 / count, 1) for stage, seconds in minutes.items()},
         "assumes": (
-            f"MobileNetV2 on {count} CPU cores, every image here, 5 and 8 epochs, 4 scales and"
-            " flip; good to a factor of two"
+            f"MobileNetV2 on {count} CPU core{'s' * (count > 1)}, every image here, 5 and 8 epochs,"
+            " 4 scales and flip; good to a factor of two"
         ),
     }
 
@@ -310,7 +310,7 @@ def print_report(report: Report, console: Console | None = None, limit: int = 4)
         console.print(f"lists: {escape(sizes)}\ntags from {escape(report.tags_from)}")
         console.print(f"{report.negatives} images show none of the classes", end="")
         console.print(f"; {report.groups} groups" if report.groups else "")
-        heads = ("class", "images", "without it", "unknown")
+        heads = ("class", "present", "absent", "unknown")
         classes = Table(*heads, title="classes", title_justify="left")
         for name, tags in report.tags.items():
             classes.add_row(escape(name), *map(str, (tags.present, tags.absent, tags.unknown)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -141,9 +142,10 @@ def split(
     knobs = [text for text in settings or () if not text.startswith(obsolete)]
     if target.resolve() != (data / LISTS_FILE).resolve():
         knobs.append(f"data.lists={target}")
-    options = [f"--labels-from {labels_from}"] if labels_from else []
-    options += [f"--set {text}" for text in knobs]
-    print(f"{target}\nnext: {' '.join(['wsss-trainer fit', str(data), *options])}")
+    options = ["--labels-from", labels_from] if labels_from else []
+    for text in knobs:
+        options += ["--set", text]
+    print(f"{target}\nnext: {shlex.join(['wsss-trainer', 'fit', str(data), *options])}")
 
 
 def convert(
@@ -210,7 +212,7 @@ def synth(
     from trainer.scenes.writing import write_synthetic
 
     write_synthetic(out, count, size, seed, difficulty, progress=True)
-    print(out)
+    print(f"{out}\nnext: {shlex.join(['wsss-trainer', 'fit', str(out)])}")
 
 
 def data_config(labels_from: str | None, settings: list[str] | None) -> DataConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -72,3 +73,5 @@ def export(
         parity = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
         what = f"{entry['kind']}, version {entry['version']}"
         print(f"{entry['path']}: {what}, agrees with PyTorch: {parity}")
+    serve = ["wsss-serving", "serve", "--repository", str(repository), "--port", "8500"]
+    print(f"next: {shlex.join(serve)}")

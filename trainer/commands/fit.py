@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -279,5 +281,14 @@ def print_result(run: Path, plans: Sequence[Plan], has_seeds: bool, as_json: boo
             "warnings": signs if has_seeds else signs[str(first.context.seed)],
         }
         print(json.dumps({**facts, **evaluation}, indent=1))
-    elif evaluation:
+        return
+    if evaluation:
         measure.show(evaluation, False)
+    if first.until == "report" and not has_seeds:
+        print(f"next: {export_command(run)}")
+
+
+def export_command(run: Path) -> str:
+    """The command that exports a run as a model named like its folder."""
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", run.resolve().name).lstrip("-_") or "model"
+    return shlex.join(["wsss-trainer", "export", str(run), "--name", name[:90]])

@@ -59,9 +59,11 @@ def print_evaluation(evaluation: Mapping[str, Mapping[str, Any]]) -> None:
 
 def _image_table(name: str, figures: Mapping[str, Any]) -> Table:
     # The interval of the average precision would not fit into 80 columns.
-    heads = ("AUROC", "95 %", "AP", "false at 90", "with", "without")
+    heads = ("AUROC", "95 %", "AP", "FPR at 90", "with", "without")
     table = Table(f"{name}, images", *heads)
-    for label, entry in {"any class": figures["any"], **figures["classes"]}.items():
+    # Where every image shows a class, "any class" has no figure.
+    any_class = {} if figures["any"]["auroc"] is None else {"any class": figures["any"]}
+    for label, entry in {**any_class, **figures["classes"]}.items():
         table.add_row(
             label,
             percent(entry["auroc"]),

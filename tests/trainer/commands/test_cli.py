@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from trainer.cli import app
+from trainer.commands.fit import export_command
 from trainer.data.formats.opening import reopen_data
 from trainer.data.knobs import DataConfig
 from trainer.errors import ConfigError, DataError, RunError, UserError, WeightsError
@@ -164,3 +166,11 @@ def test_every_command_refuses_a_device_that_has_no_such_name(
     error = refused(*words, tmp_path, "--device", "gpu")
     assert error.found == "--device gpu"
     assert "auto, cpu, cuda" in error.expected
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"), [("photos", "photos"), ("my run.2", "my-run-2"), ("-_ü", "model")]
+)
+def test_fit_says_how_to_export_a_run_under_a_name_that_a_model_may_have(folder, name):
+    words = shlex.split(export_command(Path("runs") / folder))
+    assert words == ["wsss-trainer", "export", f"runs/{folder}", "--name", name]
