@@ -8,7 +8,7 @@ from typing import Any
 
 from python_multipart.exceptions import FormParserError
 from starlette.applications import Starlette
-from starlette.datastructures import UploadFile
+from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.middleware import Middleware
@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.config import ServerConfig
-from serving.errors import FieldError, MethodNotAllowed, ModelNotFound, PathNotFound
+from serving.errors import FieldError, MethodNotAllowed, ModelNotFound, PathNotFound, RequestError
 from serving.http import static
 from serving.http.door import Chunks, Door, Work, json_reply, while_there, whole
 from serving.http.openapi import description
@@ -38,6 +38,7 @@ MULTIPART = "multipart/form-data"
 IMAGES = ("application/octet-stream", "image/", MULTIPART)
 MAX_FIELDS = 64
 MODEL = "/v1/models/{name}"
+TWO_LENGTHS = RequestError("content-length beside transfer-encoding", "one of them")
 
 
 class Api:
@@ -95,7 +96,7 @@ class Api:
         )
         return Starlette(
             routes=routes,
-            middleware=[Middleware(_Paths), *([cors] if origins else [])],
+            middleware=[Middleware(_Sound), *([cors] if origins else [])],
             exception_handlers={HTTPException: _no_such_route},
         )
 
@@ -181,15 +182,21 @@ class Api:
         return wish.message, wish.format or operation.accepted(accepted)
 
 
-class _Paths:
-    """Gives every spelling of a path to the one route."""
+class _Sound:
+    """Refuses a request of two lengths, and gives every spelling of a path to its one route."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["path"] = path_of(scope["path"])
-        await self._app(scope, receive, send)
+        if not {"content-length", "transfer-encoding"} <= set(Headers(scope=scope)):
+            await self._app(scope, receive, send)
+            return
+        # A proxy may have taken the other one for the end, and passes the rest on as a request.
+        response = problem(TWO_LENGTHS, scope["path"])
+        response.headers["connection"] = "close"
+        await response(scope, receive, send)
 
 
 async def _parts(

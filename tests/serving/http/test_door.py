@@ -237,6 +237,19 @@ def test_a_request_line_may_name_the_host_and_end_in_a_slash(api, line, status):
         assert caller.recv(100).split()[1] == str(status).encode()
 
 
+@pytest.mark.parametrize("line", [f"POST {SEGMENT}", "GET /v1/models", "GET /openapi.json"])
+def test_a_request_of_two_lengths_is_refused_and_ends_its_connection(api, line):
+    with connect(api) as caller:
+        lengths = "content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"
+        caller.sendall(f"{line} HTTP/1.1\r\nhost: x\r\n{lengths}".encode())
+        status, text = answer(caller)
+        assert (status, json.loads(text)["detail"]) == (
+            400,
+            "content-length beside transfer-encoding",
+        )
+        until(lambda: is_closed(caller))
+
+
 def test_a_slash_at_the_end_sends_no_picture_elsewhere(api):
     assert ask(api.http_address, f"{SEGMENT}/", PNG).body[:4] == b"\x89PNG"
 
