@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -43,11 +44,12 @@ def _read(path: Path, field: str) -> dict[str, Entry]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (FileNotFoundError, UnicodeDecodeError):
         return entries
+    last: Entry = {}
     for line in lines:
         try:
             entry = json.loads(line)
             if field in entry:
-                entries[entry["image"]] = entry
+                last = entries[entry["image"]] = _shared(entry, last)
         except (ValueError, KeyError, TypeError):
             continue
     return entries
@@ -64,11 +66,12 @@ class Ledger:
         self.target = target
         self.known = read_manifest(target / MANIFEST)
         self._manifest, self._failures, self._lock = manifest, failures, threading.Lock()
+        self._last: Entry = {}
 
     def written(self, entry: Entry) -> None:
         """Record a mask."""
         with self._lock:
-            self.known[entry["image"]] = entry
+            self._last = self.known[entry["image"]] = _shared(entry, self._last)
             _append(self._manifest, entry)
 
     def failed(self, entry: Entry, stays: bool = False) -> None:
@@ -130,6 +133,18 @@ def _held(folder: Path) -> Iterator[None]:
         ) from error
     finally:
         os.close(lock)
+
+
+def _shared(value: Any, other: Any) -> Any:
+    """An entry, or a part of one, that holds what it has in common with another one once. From a
+    file or another process it comes with copies of its own of every name and setting.
+    """
+    if not isinstance(value, dict):
+        return other if type(value) is type(other) and value == other else value
+    others = other if isinstance(other, dict) else {}
+    parts = {sys.intern(name): _shared(part, others.get(name)) for name, part in value.items()}
+    is_same = list(parts) == list(others) and all(parts[name] is others[name] for name in parts)
+    return others if is_same else parts
 
 
 def _name(path: Path) -> str:
