@@ -1,8 +1,13 @@
-"""Stage ``scores``: the classifier's score of every class for each training and reported image."""
+"""Stage ``scores``: the classifier's score of every class for each training and reported image.
+
+A score is that of the mean logits of the image and its mirror images: those that the training saw
+too. Of few images, a classifier learns some that it knows in one orientation only.
+"""
 
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,7 @@ from trainer.evaluation.image_scores import FILE, ImageScores, Values
 from trainer.ranks import rank
 from trainer.run import Output
 from trainer.stages.classify import trained_method
-from trainer.training.inference import image_logits
+from trainer.training.inference import image_logits, orientations
 
 SAVE_EVERY = 30.0
 """Seconds of work that a run loses at most where it is killed."""
@@ -30,11 +35,13 @@ def _knobs(context: Context) -> Any:
     config = context.configs.cams
     # Defaults add nothing to the key, so that runs of earlier versions keep theirs.
     sizes = [config.side] if config.side else []
-    return [config.precision, config.pixels, *sizes, [record.id for record in context.scored]]
+    up = "upright" if context.configs.classify.upright else "any orientation"
+    images = [record.id for record in context.scored]
+    return [config.precision, config.pixels, *sizes, up, images]
 
 
 def _work(context: Context, output: Output) -> None:
-    # One look at each image, where the maps take about fifteen: no work to share.
+    # A few looks at each image, where the maps take about fifteen: no work to share.
     if rank() > 0:
         return
     config, path = context.configs.cams, context.run.path / FILE
@@ -57,6 +64,7 @@ def _work(context: Context, output: Output) -> None:
             config.precision,
             context.device,
             budget=config.whole,
+            views=partial(orientations, upright=context.configs.classify.upright),
             workers=config.workers,
             title="scores",
             on_batch=keep,

@@ -190,6 +190,14 @@ def with_mirror(images: torch.Tensor) -> torch.Tensor:
     return torch.cat([images, images.flip(3)])
 
 
+def orientations(images: torch.Tensor, upright: bool) -> list[torch.Tensor]:
+    """``images [B,C,H,W]`` as they are and mirrored from left to right; without an up also each of
+    both upside down.
+    """
+    pair = [images, images.flip(3)]
+    return pair if upright else [*pair, *(view.flip(2) for view in pair)]
+
+
 def in_parts(
     network: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, pixels: int
 ) -> torch.Tensor:
@@ -250,13 +258,14 @@ def image_logits(
     device: str = "auto",
     *,
     budget: Budget | None = None,
+    views: Callable[[torch.Tensor], Sequence[torch.Tensor]] = lambda images: [images],
     workers: int = 0,
     title: str = "",
     on_batch: Callable[[list[Record], np.ndarray], None] | None = None,
 ) -> np.ndarray:
     """Image logits of a classifier, ``float32 [N,K]`` in the order of ``records``.
 
-    Every image is seen once, as it is, at its own size or what ``budget`` allows.
+    Every image is seen at its own size or what ``budget`` allows.
 
     Args:
         network: ``images_B3HW -> logits_BK``.
@@ -264,18 +273,20 @@ def image_logits(
         precision: of the network.
         device: ``auto``, ``cpu`` or ``cuda``.
         budget: how much is viewed at once.
+        views: makes of images ``[B,3,H,W]`` those that the network sees, whose mean logits count;
+            by default each image as it is.
         workers: loader processes; -1 chooses by cores.
         title: of the progress bar; without one there is none.
         on_batch: is told the images of each batch and their logits, for long work to keep.
     """
     rows: dict[str, np.ndarray] = {}
-    views = Views(scales=(1.0,))
     with (
         inference(network, precision, device) as target,
         progress_bar(title, len(records), show=bool(title)) as advance,
     ):
-        for batch in iterate_views(records, views, budget or Budget(images=16), workers):
-            logits = finite(network(batch.images[0].to(target)).float().cpu(), "scores").numpy()
+        for batch in iterate_views(records, Views((1.0,)), budget or Budget(images=16), workers):
+            looks = [network(view).float() for view in views(batch.images[0].to(target))]
+            logits = finite(torch.stack(looks).mean(0).cpu(), "scores").numpy()
             for record, row in zip(batch.records, logits, strict=True):
                 rows[record.id] = row
                 advance()

@@ -10,9 +10,12 @@ import pytest
 import torch
 from tiny_nets import TinyBackbone, pictures
 
+from trainer.data.pixels import read_image
+from trainer.data.transforms import normalise, to_tensor
 from trainer.evaluation.image_scores import FILE, ImageScores
 from trainer.maps.protocols import CamsConfig
 from trainer.methods.cam import Cam, Config
+from trainer.methods.recipes import ClassifyConfig
 from trainer.run import Output
 from trainer.stages import scores
 
@@ -28,17 +31,23 @@ def context(tmp_path) -> Any:
         run=SimpleNamespace(path=tmp_path / "run"),
         dataset=data,
         scored=data.subset("all"),
-        configs=SimpleNamespace(cams=CamsConfig(batch=1, workers=0)),
+        configs=SimpleNamespace(cams=CamsConfig(batch=1, workers=0), classify=ClassifyConfig()),
         device="cpu",
     )
 
 
 @pytest.fixture
-def seen(monkeypatch) -> list[int]:
-    """The number of images of each batch that the network sees."""
+def method(monkeypatch) -> Cam:
     torch.manual_seed(0)
-    method, batches = Cam(Config(), TinyBackbone(), 3), []
+    method = Cam(Config(), TinyBackbone(), 3)
     monkeypatch.setattr(scores, "trained_method", lambda _: method)
+    return method
+
+
+@pytest.fixture
+def seen(method) -> list[int]:
+    """The number of images of each batch that the network sees."""
+    batches: list[int] = []
     method.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
     return batches
 
@@ -67,12 +76,28 @@ def test_a_killed_stage_keeps_the_scores_that_it_has(context, seen, tmp_path, mo
     monkeypatch.setattr(ImageScores, "write", killed_at_four)
     with pytest.raises(Killed):
         work(context)
-    assert sum(seen) == 4
+    # Each image, and its mirror image.
+    assert sum(seen) == 4 * 2
     resumed, outputs = work(context)
-    assert sum(seen) == 6
+    assert sum(seen) == 6 * 2
     assert outputs == {"count": 6, "made": 2}
     assert (resumed.ids, resumed.class_names) == (whole.ids, whole.class_names)
     np.testing.assert_allclose(resumed.scores, whole.scores, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("upright", "axes"), [(True, [(), (1,)]), (False, [(), (1,), (0,), (0, 1)])]
+)
+def test_a_score_is_that_of_all_orientations_that_the_training_saw(context, method, upright, axes):
+    context.configs.classify = ClassifyConfig(upright=upright)
+    table, _ = work(context)
+    method.eval()
+    for record, row in zip(context.scored, table.scores, strict=True):
+        pixels = read_image(record.image)
+        views = [to_tensor(normalise(np.flip(pixels, axis).copy()))[None] for axis in axes]
+        with torch.no_grad():
+            logits = torch.stack([method(view)[0] for view in views])
+        np.testing.assert_allclose(row, logits.mean(0).sigmoid(), atol=1e-5)
 
 
 def test_a_damaged_table_is_made_again(context, seen):
