@@ -56,6 +56,9 @@ def main() -> None:
         # Results and warnings are those of the first process.
         sys.stdout = io.StringIO()
         warnings.simplefilter("ignore")
+    # Names of files and the frames of tables may hold letters that a terminal has no code for.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         run()
     except Exception:

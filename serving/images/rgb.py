@@ -66,7 +66,7 @@ def upright(pixels: Pixels, orientation: int) -> Pixels:
     """Undo an EXIF orientation."""
     # 5 to 8 exchange rows and columns; the rest are flips.
     if orientation >= 5:
-        pixels = pixels.transpose(1, 0, 2)
+        pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
     if orientation in (2, 3, 6, 7):

@@ -19,8 +19,10 @@ from trainer.data.colours import (
     object_pixels,
     plain_indices,
 )
+from trainer.data.headers import Header, orientation
 from trainer.data.knobs import DataConfig
-from trainer.data.pixels import image_size, open_header, open_image
+from trainer.data.pixels import image_size, open_header
+from trainer.data.rgb import upright
 from trainer.errors import DataError, nearest
 from trainer.pool import raise_together
 
@@ -277,7 +279,13 @@ def read_index_png(path: Path) -> npt.NDArray[np.uint8]:
                 f" them, wsss-trainer convert {path.parent} NEW --to masks --set"
                 " data.masks=colours; for black and white, --set data.masks=binary",
             )
-        return indices
+        return as_shown(indices, header)
+
+
+def as_shown(pixels: npt.NDArray[np.uint8], header: Header) -> npt.NDArray[np.uint8]:
+    """``pixels`` of a mask, turned as its EXIF data say, like those of images."""
+    # Pillow has already turned the pixels of a TIFF, and then calls it upright.
+    return upright(pixels, orientation(header.kind, header.image))
 
 
 def read_mask_file(
@@ -296,10 +304,10 @@ def read_mask_file(
     """
     if config.masks == "index" and not colours:
         return read_index_png(path)
-    with open_image(path) as image:
+    with open_header(path) as header:
         if config.masks == "binary":
-            return object_pixels(image, path)
-        return indices_of(image, path, colours or VOC_COLOURS)
+            return as_shown(object_pixels(header.image, path), header)
+        return as_shown(indices_of(header.image, path, colours or VOC_COLOURS), header)
 
 
 def map_mask_values(

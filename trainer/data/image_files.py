@@ -76,7 +76,7 @@ class Walk:
         ]
 
     def _inside(self, paths: Iterable[Path]) -> list[str]:
-        return sorted(path.relative_to(self.root).as_posix() for path in paths)
+        return sorted(inner_name(path, self.root) for path in paths)
 
 
 def walk(root: Path, skip: Iterable[Path] = (), limit: float = math.inf) -> Walk:
@@ -162,9 +162,16 @@ def list_images(root: Path) -> list[Path]:
     return walk(root).images
 
 
+def inner_name(path: Path, root: Path) -> str:
+    """The relative path of a file below ``root``, with ``/``: faster than ``relative_to``, which
+    looks at every part again.
+    """
+    return "/".join(path.parts[len(root.parts) :])
+
+
 def image_id(path: Path, root: Path) -> str:
     """Relative path without suffix, ``/`` written as ``__``, in composed form."""
-    return composed("__".join(path.relative_to(root).with_suffix("").parts))
+    return composed(posixpath.splitext(inner_name(path, root))[0].replace("/", "__"))
 
 
 def unique(
@@ -198,13 +205,7 @@ class ImageNames:
     def __init__(self, root: Path, images: Sequence[Path], names: Iterable[str]) -> None:
         self.root, self.images = root, images
         self._whole = [f"{_clean(str(place))}/" for place in (root.absolute(), root.resolve())]
-        self._tables: list[dict[str, list[Path]]] = [defaultdict(list) for _ in range(8)]
-        for path in images:
-            inside = _clean(path.relative_to(root).as_posix())
-            bare = posixpath.basename(inside)
-            keys = (inside, _stem(inside), bare, _stem(bare))
-            for n, key in enumerate((*keys, *(key.casefold() for key in keys))):
-                self._tables[n][key].append(path)
+        self._tables: list[dict[str, list[Path]]] = []
         self._foreign = 0
         self._foreign = self._count_foreign([self._inside(name) for name in names])
 
@@ -232,10 +233,25 @@ class ImageNames:
         return "/".join(name.split("/")[self._foreign :])
 
     def _find(self, inside: str) -> list[Path]:
-        for table, key in zip(self._tables, [inside] * 4 + [inside.casefold()] * 4):
-            if key in table:
-                return table[key]
+        for number, key in enumerate([inside] * 4 + [inside.casefold()] * 4):
+            # Most tables name all images in one way. Other tables of names are made on demand.
+            if number == len(self._tables):
+                self._tables.append(self._table(number))
+            if key in self._tables[number]:
+                return self._tables[number][key]
         return []
+
+    def _table(self, number: int) -> dict[str, list[Path]]:
+        """Images by path, path without suffix, bare name, and bare name without suffix; from 4 on
+        the same in small letters.
+        """
+        table: dict[str, list[Path]] = defaultdict(list)
+        for path in self.images:
+            name = _clean(inner_name(path, self.root))
+            name = posixpath.basename(name) if number & 2 else name
+            name = _stem(name) if number & 1 else name
+            table[name.casefold() if number & 4 else name].append(path)
+        return dict(table)
 
     def _count_foreign(self, names: list[str]) -> int:
         """How many folders all ``names`` begin with that are none here; 0 where any name fits."""

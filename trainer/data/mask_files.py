@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from trainer.data.image_files import UNREAD, walk
+from trainer.data.image_files import UNREAD, inner_name, walk
 from trainer.data.names import composed
 from trainer.data.remarks import Remarks
 from trainer.errors import some
@@ -33,7 +33,9 @@ def match_masks(
         images: image files by id.
         remarks: gets two masks for one image, and files that belong to no image.
     """
-    tables = name_tables(root, images)
+    folders = list(folders)
+    # Names of 100,000 images take seconds.
+    tables = name_tables(root, images) if folders else []
     masks: dict[str, Path] = {}
     strangers, twice = [], []
     for folder in folders:
@@ -66,9 +68,9 @@ def name_tables(root: Path, images: Mapping[str, Path]) -> list[dict[str, list[s
     """Ids by the names that their masks may have, the most exact names first."""
     tables: list[dict[str, list[str]]] = [defaultdict(list) for _ in range(4)]
     for key, path in images.items():
-        inside = composed(path.relative_to(root).as_posix()).casefold()
+        name = composed(inner_name(path, root)).casefold()
         # Images below images/ usually have their masks at the same place below masks/.
-        names = (inside, inside.partition("/")[2], posixpath.basename(inside))
+        names = (name, name.partition("/")[2], posixpath.basename(name))
         tables[0][key.casefold()].append(key)
         for table, name in zip(tables[1:], names, strict=True):
             for spelling in (name, posixpath.splitext(name)[0]):

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 
 BACKGROUND_NAMES = frozenset(("background", "_background_", "__background__"))
 """What tools call the background, as ``folded`` returns it."""
@@ -24,6 +25,7 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+@lru_cache(maxsize=100_000)
 def folded(name: str) -> str:
     """``name`` without what people do not see: letter case, Unicode form (``é`` is one character
     or two), invisible characters and the number of blanks.

@@ -9,24 +9,23 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from trainer.data.colours import grey_levels, indices_of, plain_indices, reindexed
-from trainer.data.dataset import IGNORE, Dataset, Record, read_mask_file
+from trainer.data.dataset import IGNORE, Dataset, Record, as_shown, read_mask_file
 from trainer.data.kinds import Unreadable
 from trainer.data.knobs import DataConfig
 from trainer.data.pixels import image_size, open_header
 from trainer.errors import ConfigError, DataError, UserError, one_of, some
 from trainer.evaluation.foreign_files import (
     ARRAY_SUFFIXES,
-    CAM_SUFFIXES,
-    MASK_SUFFIXES,
     OTHER_PICTURES,
-    file_of,
+    Files,
+    files_of,
     read_array,
 )
 from trainer.maps.camfile import Cam, read_cam
@@ -38,6 +37,7 @@ Pixels = Literal["index", "colours", "binary"]
 # The faults of a file, in the words of the message and in its order.
 FAULTS = {
     "missing": "have no file",
+    "several": "have several files",
     "format": "are neither PNG, TIFF or BMP nor arrays",
     "fractions": "hold numbers with fractions, not class indices",
     "colours": "are colour pictures, not class indices",
@@ -64,20 +64,31 @@ class BadFile(DataError):
         self.args = (fault, found, hint)
 
 
+def _file(files: Files, record: Record) -> Path:
+    if names := files.unclear.get(record.id):
+        raise BadFile("several", some(names), "keep one an image, or call it by the id")
+    if record.id not in files.used:
+        raise BadFile("missing", record.id)
+    return files.used[record.id]
+
+
 @dataclass(frozen=True)
 class ForeignMasks:
     """Reads the masks of a folder: ``<id>.png``, ``<id>.tif``, ``<id>.npy`` and the like.
 
-    Arrays are label maps ``[H,W]`` or probabilities ``float [K+1,H,W]``, background first.
+    Arrays are label maps ``[H,W]``, or probabilities or ones at the class ``[K+1,H,W]``, background
+    first. A batch of one is taken for what it holds.
 
     Attributes:
         folder: the masks.
+        files: of each image.
         values: the value of each class in the files.
         pixels: of PNG files: class indices, colours of the VOC palette, or 0 and 255.
         numbers: the ways to number classes, for the message.
     """
 
     folder: Path
+    files: Files
     values: tuple[int, ...]
     pixels: Pixels = "index"
     numbers: str = ""
@@ -88,9 +99,10 @@ class ForeignMasks:
         Raises:
             BadFile: the file is missing or cannot be used.
         """
-        path = file_of(self.folder, record.id, MASK_SUFFIXES)
-        if path is None:
-            raise self._absence(record)
+        path = _file(self.files, record)
+        if path.suffix.lower() in OTHER_PICTURES:
+            hint = "save them as PNG: JPEG changes class indices"
+            raise BadFile("format", path.name, hint)
         raw = self._pixels(path, record.id)
         height, width = image_size(record.image)
         if raw.shape != (height, width):
@@ -107,12 +119,6 @@ class ForeignMasks:
             raise BadFile("labels", f"{record.id} holds {some(unknown)}", self._meaning(labels))
         return table[raw]
 
-    def _absence(self, record: Record) -> BadFile:
-        path = file_of(self.folder, record.id, OTHER_PICTURES)
-        if path is None:
-            return BadFile("missing", record.id)
-        return BadFile("format", path.name, "save them as PNG: JPEG changes class indices")
-
     def _pixels(self, path: Path, name: str) -> npt.NDArray[np.uint8]:
         try:
             if path.suffix.lower() in ARRAY_SUFFIXES:
@@ -128,23 +134,30 @@ class ForeignMasks:
 
     def _of_array(self, path: Path) -> npt.NDArray[np.uint8]:
         array, labels = read_array(path), np.array([0, *self.values], np.uint8)
-        if array.ndim == 3 and array.dtype.kind == "f" and len(labels) in array.shape[::2]:
+        if array.ndim > 2 and len(array) == 1:
+            array = array[0]
+        if array.dtype.kind not in "iufb":
+            raise BadFile("shape", f"{path.name} is {array.dtype} {array.shape}")
+        if not np.isfinite(array).all():
+            raise BadFile("unreadable", f"{path.name} holds NaN or inf")
+        if array.ndim == 3 and len(labels) in array.shape[::2]:
             # Channels first as torch has them, or last as TensorFlow does.
             channels = 0 if len(array) == len(labels) else 2
-            if not np.isfinite(array).all():
-                raise BadFile("unreadable", f"{path.name} holds NaN or inf")
-            strongest: npt.NDArray[np.uint8] = labels[array.argmax(channels)]
-            return strongest
+            # Whole numbers may be a picture in colours, unless they are 1 at the class and else 0.
+            if array.dtype.kind == "f" or _is_one_hot(array, channels):
+                strongest: npt.NDArray[np.uint8] = labels[array.argmax(channels)]
+                return strongest
         if array.ndim != 2:
             problem = f"{path.name} is {array.dtype} {array.shape}"
             hint = f"label maps [H,W], or probabilities [{len(labels)},H,W], background first"
             raise BadFile("shape", problem, hint)
         # Some tools save labels as floats: whole numbers lose nothing.
-        whole = array.astype(np.uint8) if array.dtype.kind in "iufb" else None
-        if whole is None or not (whole == array).all():
-            is_whole = array.dtype.kind != "f" or (array == np.floor(array)).all()
-            raise BadFile("labels" if is_whole else "fractions", path.name)
-        return whole
+        if (array != np.floor(array)).any():
+            raise BadFile("fractions", path.name)
+        if array.min() < 0 or array.max() > IGNORE:
+            found = f"{path.name} holds {array.min():g} to {array.max():g}"
+            raise BadFile("labels", found, f"255 for pixels that are left open; {self.numbers}")
+        return array.astype(np.uint8)
 
     def _decoded(self, path: Path, name: str) -> npt.NDArray[np.uint8]:
         # By content, not by suffix: JPEG would have changed the indices.
@@ -152,12 +165,12 @@ class ForeignMasks:
             if header.kind in ("JPEG", "WEBP"):
                 raise Unreadable(f"it is a {header.kind}", "PNG, TIFF or BMP")
             if self.pixels == "colours":
-                return indices_of(header.image, path)
+                return as_shown(indices_of(header.image, path), header)
             indices = plain_indices(header, name)
             # Colours are no class indices, nor are those of a palette in another order.
             if indices is None or reindexed(header.image):
                 raise self._colour_fault(header.image, name)
-            return indices
+            return as_shown(indices, header)
 
     def _colour_fault(self, image: Image.Image, name: str) -> BadFile:
         mode = "a palette picture with indices of its own" if image.mode == "P" else image.mode
@@ -183,13 +196,13 @@ class ForeignCams:
     MVA). No code in the files is run.
 
     Attributes:
-        folder: the maps.
+        files: of each image.
         values: the mask value of each class in their numbering: the map of key k belongs to the
             class with the value k + 1.
         numbers: see ``ForeignMasks``.
     """
 
-    folder: Path
+    files: Files
     values: tuple[int, ...]
     numbers: str = ""
 
@@ -199,9 +212,7 @@ class ForeignCams:
         Raises:
             BadFile: the file is missing or cannot be used.
         """
-        path, size = file_of(self.folder, record.id, CAM_SUFFIXES), image_size(record.image)
-        if path is None:
-            raise BadFile("missing", record.id)
+        path, size = _file(self.files, record), image_size(record.image)
         try:
             is_ours = path.suffix.lower() == ".npz"
             # Figures of released maps must come out as their own scripts compute them.
@@ -229,7 +240,8 @@ def foreign_masks(
     """A reader of the masks of a folder.
 
     Args:
-        folder: ``<id>.png``, or ``<id>.npy`` or ``<id>.npz`` of one array.
+        folder: ``<id>.png``, or ``<id>.npy`` or ``<id>.npz`` of one array. See ``files_of`` for
+            other names.
         dataset: whose images they belong to.
         numbering: ``ours``: class k of the K is k + 1; ``data``: as in the data set's own masks.
         pixels: ``index``, ``colours`` of the VOC palette, or ``binary``: 0 and 255.
@@ -244,7 +256,8 @@ def foreign_masks(
             "a data set of one class",
             "save the index of the class (1, 2, ...) instead of 255",
         )
-    return ForeignMasks(folder, _values(dataset, numbering), pixels, _numbers(dataset))
+    files = files_of(folder, dataset, "masks")
+    return ForeignMasks(folder, files, _values(dataset, numbering), pixels, _numbers(dataset))
 
 
 def foreign_cams(folder: Path, dataset: Dataset, numbering: Numbering) -> ForeignCams:
@@ -259,7 +272,12 @@ def foreign_cams(folder: Path, dataset: Dataset, numbering: Numbering) -> Foreig
     Raises:
         ConfigError: an unknown numbering.
     """
-    return ForeignCams(folder, _values(dataset, numbering), _numbers(dataset))
+    files = files_of(folder, dataset, "cams")
+    return ForeignCams(files, _values(dataset, numbering), _numbers(dataset))
+
+
+def _is_one_hot(array: npt.NDArray[Any], channels: int) -> bool:
+    return bool(array.max() == 1 and array.min() == 0 and (array.sum(channels) == 1).all())
 
 
 def _values(dataset: Dataset, numbering: Numbering) -> tuple[int, ...]:

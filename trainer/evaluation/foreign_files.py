@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from trainer.data.dataset import Dataset
+from trainer.data.mask_files import name_owner, name_tables
+from trainer.data.names import composed
 from trainer.errors import ConfigError, DataError, some
 
 Kind = Literal["masks", "cams"]
@@ -25,13 +29,55 @@ EXPECTED = (
 )
 
 
-def file_of(folder: Path, name: str, suffixes: Sequence[str]) -> Path | None:
-    """The file of an image with one of the suffixes, also spelt .PNG or .Png."""
-    for suffix in suffixes:
-        for spelling in (suffix, suffix.upper(), suffix[:2].upper() + suffix[2:]):
-            if (path := folder / f"{name}{spelling}").exists():
-                return path
-    return None
+@dataclass(frozen=True)
+class Files:
+    """The files of a folder of masks or maps.
+
+    Attributes:
+        used: the file of each image that has one, by id.
+        unclear: by id, names of files that have equal claims to be that of the image.
+        others: names of the files that are not used, sorted.
+    """
+
+    used: dict[str, Path]
+    unclear: dict[str, list[str]]
+    others: list[str]
+
+
+def files_of(folder: Path, dataset: Dataset, kind: Kind) -> Files:
+    """The file of each image: the one called by its id, else the one with another name that a mask
+    of the image may have (see ``match_masks``), such as its relative path.
+    """
+    suffixes = (*MASK_SUFFIXES, *OTHER_PICTURES) if kind == "masks" else CAM_SUFFIXES
+    images = {record.id: record.image for record in dataset.records.values()}
+    tables = name_tables(dataset.root, images)
+    files = {path: path.relative_to(folder) for path in sorted(folder.rglob("*"))}
+    # Desktops and file servers leave hidden files everywhere.
+    files = {p: name for p, name in files.items() if p.is_file() and not _is_hidden(name)}
+    exact, named = defaultdict[str, list[Path]](list), defaultdict[str, list[Path]](list)
+    for path, inside in files.items():
+        name = composed(inside.with_suffix("").as_posix())
+        if path.suffix.lower() not in suffixes:
+            continue
+        if name in images:
+            exact[name].append(path)
+        elif owner := name_owner(name.casefold(), tables):
+            named[owner].append(path)
+    used, unclear = {}, {}
+    for owner, paths in (named | exact).items():
+        paths.sort(key=lambda path: suffixes.index(path.suffix.lower()))
+        # A file called by the id is meant, whatever lies beside it.
+        rivals = [p for p in paths if owner not in exact and p.suffix.lower() in MASK_SUFFIXES]
+        if len(rivals) > 1:
+            unclear[owner] = [files[path].as_posix() for path in rivals]
+        else:
+            used[owner] = paths[0]
+    others = files.keys() - used.values()
+    return Files(used, unclear, sorted(files[path].as_posix() for path in others))
+
+
+def _is_hidden(name: Path) -> bool:
+    return any(part.startswith(".") for part in name.parts)
 
 
 def read_array(path: Path) -> npt.NDArray[Any]:
@@ -74,7 +120,12 @@ def kind_of(folder: Path) -> Kind:
             f"{folder} holds {some(suffixes)} files", "one kind", "--kind masks or --kind cams"
         )
     if not pictures and not arrays:
-        raise DataError(f"{folder} holds neither masks nor maps", EXPECTED)
+        suffixes = sorted({path.suffix.lower() for path in files})
+        raise DataError(
+            f"{folder} holds neither masks nor maps (found: {some(suffixes) or 'nothing'})",
+            EXPECTED,
+            "unpack archives; save tensors of torch and other arrays with numpy.save",
+        )
     # Three files, since one may be damaged and all of a large folder would take minutes.
     return "masks" if pictures or any(map(_is_mask, arrays[:3])) else "cams"
 
@@ -85,20 +136,6 @@ def _is_mask(path: Path) -> bool:
         if path.suffix.lower() == ".npz":
             with zipfile.ZipFile(path) as archive:
                 return len(archive.namelist()) == 1
-        return bool(np.load(path, mmap_mode="r", allow_pickle=False).ndim in (2, 3))
+        return bool(np.load(path, mmap_mode="r", allow_pickle=False).ndim in (2, 3, 4))
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return False
-
-
-def strangers(folder: Path, kind: Kind, ids: Collection[str]) -> list[str]:
-    """Files of a folder that belong to none of ``ids`` or have another suffix, sorted."""
-    suffixes = MASK_SUFFIXES if kind == "masks" else CAM_SUFFIXES
-    names, extra = set(ids), []
-    for path in folder.rglob("*"):
-        inside = path.relative_to(folder)
-        # Desktops and file servers leave hidden files everywhere.
-        is_hidden = any(part.startswith(".") for part in inside.parts)
-        is_input = path.suffix.lower() in suffixes and inside.with_suffix("").as_posix() in names
-        if path.is_file() and not is_hidden and not is_input:
-            extra.append(inside.as_posix())
-    return sorted(extra)

@@ -30,7 +30,7 @@ from trainer.evaluation.foreign import (
     foreign_cams,
     foreign_masks,
 )
-from trainer.evaluation.foreign_files import Kind, kind_of, strangers
+from trainer.evaluation.foreign_files import Kind, files_of, kind_of
 from trainer.evaluation.image_counts import ImageCounts, counts_path
 from trainer.evaluation.objects import hit_intervals
 from trainer.evaluation.over_lists import MaskSource, evaluate_cams, evaluate_folder
@@ -127,8 +127,9 @@ def measure_folder(folder: Folder, workers: int | None = None) -> FolderFigures:
             or with other labels, all listed at once.
         ConfigError: options that contradict each other.
     """
+    kind = folder.kind or kind_of(folder.path)
     dataset = open_dataset(folder.data, config=folder.config)
-    records, kind = _masked(dataset, folder.list), folder.kind or kind_of(folder.path)
+    records = _masked(dataset, folder.list)
     thresholds = (folder.threshold, folder.threshold_from, folder.threshold_cams)
     if kind == "masks" and any(value is not None for value in thresholds):
         raise ConfigError(
@@ -143,7 +144,7 @@ def measure_folder(folder: Folder, workers: int | None = None) -> FolderFigures:
         "miou_interval": miou_interval(images).report(),
         **hit_intervals(images.objects, images.class_names, images.groups.tolist()),
         "left_out": left_out,
-        "extra": strangers(folder.path, kind, dataset.records),
+        "extra": files_of(folder.path, dataset, kind).others,
         # compare opens the files again, perhaps from another working directory.
         "source": {
             "kind": kind,
@@ -218,8 +219,7 @@ class _Task:
         lacks = {name for name in blank & {*problems} if _is_missing(problems[name])}
         if (problems.keys() - lacks and self.folder.bad == "stop") or not usable:
             what = f"{'masks' if kind == 'masks' else 'maps'} of {path}"
-            extra = strangers(path, kind, self.dataset.records)
-            raise describe(problems, len(records), what, extra, self.dataset.records)
+            raise describe(problems, len(records), what, reader.files.others, self.dataset.records)
         if IGNORE in labels and labels <= {0, IGNORE}:
             raise _all_open(path, self.dataset.classes)
         return usable, {name: problem.found for name, problem in problems.items()}

@@ -13,8 +13,8 @@ from typing import Any, Literal
 from trainer.context import Context, Stage
 from trainer.data.dataset import Dataset, Record
 from trainer.data.pixels import image_size
-from trainer.errors import DataError, RunError
-from trainer.evaluation.foreign_files import CAM_SUFFIXES, file_of
+from trainer.errors import DataError, RunError, some
+from trainer.evaluation.foreign_files import CAM_SUFFIXES, Files, files_of
 from trainer.files import is_whole
 from trainer.maps.camfile import cam_path, no_maps, read_cam, reduced, stride4, write_cam
 from trainer.maps.foreign import read_foreign
@@ -35,8 +35,8 @@ def _knobs(context: Context) -> Any:
     assert folder is not None
     # Sizes and times, not bytes: maps of a large data set would take minutes to hash.
     files = [
-        [path.name, path.stat().st_size, path.stat().st_mtime_ns]
-        for path in sorted(folder.iterdir())
+        [path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns]
+        for path in sorted(folder.rglob("*"))
         if path.suffix.lower() in CAM_SUFFIXES
     ]
     return [files, context.configs.cams.bad, [record.id for record in context.images]]
@@ -83,12 +83,9 @@ def import_cams(
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder", "a folder of <id>.npz or <id>.npy maps")
-    foreign = sorted(
-        p.name
-        for p in folder.iterdir()
-        if p.suffix.lower() in CAM_SUFFIXES and p.stem not in dataset.records
-    )
-    work = partial(_import_one, len(dataset.classes), folder, output.folder)
+    files = files_of(folder, dataset, "cams")
+    foreign = [name for name in files.others if Path(name).suffix.lower() in CAM_SUFFIXES]
+    work = partial(_import_one, len(dataset.classes), files, output.folder)
     problems = _problems(work, records, workers, progress)
     if bad == "stop":
         what = "images have no usable maps (cams.bad=skip leaves them out)"
@@ -121,12 +118,14 @@ def _problems(
     return problems
 
 
-def _import_one(num_classes: int, folder: Path, out: Path, record: Record) -> None:
+def _import_one(num_classes: int, files: Files, out: Path, record: Record) -> None:
     target, size = cam_path(out, record.id), image_size(record.image)
     if is_whole(read_cam, target):
         return
     # Where an image has files of both kinds, ours (.npz) counts.
-    source = file_of(folder, record.id, CAM_SUFFIXES)
+    source = files.used.get(record.id)
+    if names := files.unclear.get(record.id):
+        raise DataError(f"maps of {record.id} are several: {some(names)}", "one file", REPAIR)
     if not record.possible or (not record.tags and source is None):
         write_cam(target, *no_maps(size))
         return

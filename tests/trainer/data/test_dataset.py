@@ -14,8 +14,11 @@ from trainer.data.dataset import (
     Record,
     map_mask_values,
     read_index_png,
+    read_mask_file,
 )
 from trainer.data.formats.opening import open_dataset
+from trainer.data.knobs import DataConfig
+from trainer.data.palette import voc_palette
 from trainer.data.pixels import image_size, read_image
 from trainer.errors import DataError, some
 
@@ -199,3 +202,17 @@ def test_fingerprint_sees_tags_lists_and_files(tmp_path: Path) -> None:
 def test_lists_in_messages_are_shortened() -> None:
     assert some("abc") == "a, b, c"
     assert some("abcdefg", 2) == "a, b and 5 more"
+
+
+@pytest.mark.parametrize("masks", ["index", "colours", "binary"])
+def test_masks_are_turned_as_their_exif_data_say(tmp_path, masks):
+    exif = Image.Exif()
+    exif[0x112] = 6
+    label = np.zeros((3, 5), np.uint8)
+    label[0, 0] = 1
+    image = Image.fromarray(label)
+    if masks == "colours":
+        image = Image.fromarray(voc_palette()[label])
+    image.save(tmp_path / "a.png", exif=exif)
+    expected = np.rot90(label, -1)
+    assert (read_mask_file(tmp_path / "a.png", DataConfig(masks=masks)) == expected).all()

@@ -5,6 +5,7 @@ said.
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from trainer.data.dataset import read_index_png
 from trainer.data.formats.opening import open_dataset
 from trainer.data.palette import voc_palette, write_index_png
 from trainer.errors import ConfigError, DataError, RunError, UserError
+from trainer.evaluation.foreign_files import kind_of
 from trainer.evaluation.measure_folder import Folder, keep, measure_folder
 from trainer.evaluation.over_lists import evaluate_cams, evaluate_folder
 from trainer.maps.camfile import cam_path, read_cam, upsample_cam
@@ -166,7 +168,7 @@ def test_every_fault_is_listed_at_once_with_counts(data, dataset, tmp_path):
         f"mask {names[7]} holds numbers from 0 to ",
         f"1 are of another size than their image: {names[1]} is ",
         f"1 hold labels that no class has: {names[4]} holds",
-        f"2 files are not used: {names[5]}_pred.png, {names[8]}.jpg",
+        f"1 files are not used: {names[5]}_pred.png",
     ):
         assert part in error.found, part
     assert f"rename: {names[5]}_pred.png would be {names[5]}.png" in error.hint
@@ -174,7 +176,7 @@ def test_every_fault_is_listed_at_once_with_counts(data, dataset, tmp_path):
     skipped = entry(folder, data, list="all", kind="masks", bad="skip")
     assert skipped["images"] == len(names) - 9
     assert set(skipped["left_out"]) == set(names[:9])
-    assert skipped["extra"] == [f"{names[5]}_pred.png", f"{names[8]}.jpg"]
+    assert skipped["extra"] == [f"{names[5]}_pred.png"]
     assert (
         f"({len(names)} images, 9 of them left out: they lack a usable file), true masks of Seg"
         in skipped["protocol"]
@@ -417,7 +419,18 @@ def test_suffixes_in_capital_letters_are_taken(data, masks):
     assert (found["confusion"], found["extra"]) == (expected, [])
 
 
-@pytest.mark.parametrize("kind", ["npy", "npz", "probabilities", "channels last", "float labels"])
+ARRAYS = (
+    "npy",
+    "npz",
+    "probabilities",
+    "channels last",
+    "float labels",
+    "whole one-hot",
+    "batch of one",
+)
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
 def test_arrays_of_labels_and_probabilities_are_masks(data, dataset, masks, kind):
     expected = entry(masks, data)["confusion"]
     for path in list(masks.glob("*.png")):
@@ -432,6 +445,8 @@ def test_arrays_of_labels_and_probabilities_are_masks(data, dataset, masks, kind
             "probabilities": one_hot,
             "channels last": one_hot.transpose(1, 2, 0),
             "float labels": labels.astype(np.float64),
+            "whole one-hot": one_hot.astype(bool),
+            "batch of one": one_hot[None],
         }
         np.save(path.with_suffix(".npy"), arrays[kind])
     assert entry(masks, data)["confusion"] == expected
@@ -443,6 +458,8 @@ def test_arrays_of_labels_and_probabilities_are_masks(data, dataset, masks, kind
         (np.zeros((2, 3, 4, 5)), "are arrays of another shape"),
         (np.zeros(7), "are arrays of another shape"),
         (np.full((48, 48), 0.5), "hold numbers with fractions, not class indices"),
+        (np.full((48, 48), np.nan), "are damaged or something else"),
+        (np.zeros((7, 48, 48), np.uint8), "are arrays of another shape"),
         (np.full((48, 48), 3000), "hold labels that no class has"),
         (np.full((48, 48), -1), "hold labels that no class has"),
         (np.array("text"), "are arrays of another shape"),
@@ -481,3 +498,62 @@ def test_one_class_may_be_255(tmp_path):
     (one / "labels.csv").write_text("\n".join(rows) + "\n")
     assert "--masks binary" in refused(white, one).hint
     assert entry(white, one, masks="binary")["confusion"] == entry(numbered, one)["confusion"]
+
+
+NAMES = {
+    "relative path": lambda data, r: r.image.relative_to(data).with_suffix(".png"),
+    "image's suffix": lambda data, r: f"{r.image.name}.png",
+    "ending": lambda data, r: f"{r.id}_mask.png",
+    "decomposed": lambda data, r: unicodedata.normalize("NFD", f"{r.id}.png"),
+}
+
+
+@pytest.fixture
+def nested(tmp_path):
+    """A data set with folders, blanks, dots and an umlaut in its names."""
+    data, names = tmp_path / "nested", ("alps/a 1.jpg", "alps/b.c.jpg", "Kühe/d.png")
+    for name in names:
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (12, 8)).save(data / name)
+        label = np.zeros((8, 12), np.uint8)
+        label[:4] = 1
+        mask = (data / "masks" / name).with_suffix(".png")
+        mask.parent.mkdir(parents=True, exist_ok=True)
+        write_index_png(mask, label)
+    rows = "".join(f"{name},cow\n" for name in names)
+    (data / "labels.csv").write_text(f"image,tag\n{rows}", encoding="utf-8")
+    return data
+
+
+@pytest.mark.parametrize("names", NAMES)
+def test_files_may_be_called_like_images_or_masks(nested, tmp_path, names):
+    dataset, out = open_dataset(nested), tmp_path / "out"
+    for record in dataset.records.values():
+        path = out / NAMES[names](nested, record)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_index_png(path, dataset.read_mask(record))
+    figures = measure_folder(Folder(out, nested, "all"), workers=0)
+    assert (figures.entry["miou"], figures.entry["extra"]) == (1.0, [])
+
+
+def test_the_id_comes_first_and_two_equal_claims_are_refused(nested, tmp_path):
+    dataset, out = open_dataset(nested), tmp_path / "out"
+    out.mkdir()
+    for record in dataset.records.values():
+        write_index_png(out / f"{record.id}.png", dataset.read_mask(record))
+        write_index_png(out / f"{record.id}_mask.png", np.zeros((8, 12), np.uint8))
+    figures = measure_folder(Folder(out, nested, "all"), workers=0)
+    assert (figures.entry["miou"], len(figures.entry["extra"])) == (1.0, 3)
+    (out / "alps__a 1.png").rename(out / "alps__a 1_gt.png")
+    with pytest.raises(DataError, match=r"1 have several files: alps__a 1_gt\.png, alps__a 1_mask"):
+        measure_folder(Folder(out, nested, "all"), workers=0)
+
+
+def test_a_folder_of_something_else_is_named_before_the_list(nested, tmp_path):
+    with pytest.raises(DataError, match="nowhere is not a folder"):
+        measure_folder(Folder(tmp_path / "nowhere", nested, "val"))
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a.pt").write_bytes(b"")
+    with pytest.raises(DataError, match=r"neither masks nor maps \(found: \.pt\)"):
+        kind_of(out)

@@ -108,10 +108,21 @@ def pieces_of(segmentation: object, size: Size | None) -> list[Piece]:
         raise ValueError(f"a {type(segmentation).__name__} is no outline")
     if all(isinstance(item, dict) and "counts" in item for item in segmentation):
         return [_checked_runs(item, size) for item in segmentation]
+    if _is_matrix(segmentation, size):
+        raise ValueError("a mask of 0 and 1 in place of an outline; SAM: output_mode='coco_rle'")
     flat = not isinstance(segmentation[0], (list, dict))
     single = flat or _is_point(segmentation[0])
     rings = [_ring(item) for item in ([segmentation] if single else segmentation)]
     return [ring for ring in rings if len(ring) >= 6]
+
+
+def _is_matrix(segmentation: list[Any], size: Size | None) -> bool:
+    """Whether this is a mask, row by row: polygons could be drawn of it, in one corner."""
+    if not isinstance(segmentation[0], list):
+        return False
+    sides = (len(segmentation), len(segmentation[0]))
+    of_bools = bool(segmentation[0]) and isinstance(segmentation[0][0], bool)
+    return of_bools or (sides == size and all(value in (0, 1) for value in segmentation[0]))
 
 
 def is_relative(rings: Iterator[Ring]) -> bool:

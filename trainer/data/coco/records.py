@@ -80,7 +80,10 @@ class CocoRecords:
         values = tuple(self._values(entry, labels))
         pairs = zip(entry.notes, values, strict=True)
         shape = None
-        if all(note.outlined or value is None for note, value in pairs):
+        # An image that shows nothing is background only where nothing is unknown.
+        if (entry.notes or not unknown) and all(
+            note.outlined or value is None for note, value in pairs
+        ):
             shape = Shape(entry.size, entry.outlines, values, table.relative)
         # An image that several files name has one record and one mask.
         if (self.records.get(key, record), self.shapes.get(key, shape)) != (record, shape):

@@ -16,13 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.data.coco.outlines import Shape, compress, pieces_of
-from trainer.data.dataset import Dataset, Record
+from trainer.data.dataset import Dataset, Record, as_shown
 from trainer.data.mask_files import name_owner, name_tables
 from trainer.data.names import composed
-from trainer.data.pixels import open_image
+from trainer.data.pixels import open_header
 from trainer.errors import DataError, some
 
 SUFFIXES = (".png", ".tif", ".tiff", ".json")
+NUMBERS = ("1", "L", "P", "I", "I;16", "I;16B")
+"""Modes of Pillow that hold one whole number a pixel."""
 EXPECTED = "a label PNG or TIFF, or a JSON of COCO run lengths, called like its image"
 Positions = npt.NDArray[np.int64]
 
@@ -57,7 +59,8 @@ def find_segments(folder: Path, dataset: Dataset) -> dict[str, Path]:
         raise DataError(
             f"segments in {folder}: {'; '.join(filter(None, parts))}",
             EXPECTED,
-            "rename the files, or take them out of the folder",
+            "rename the files, or take them out of the folder; SAM's amg.py writes one JSON an"
+            " image with --convert-to-rle",
         )
     return {owner: folder / names[0] for owner, names in owners.items()}
 
@@ -102,13 +105,15 @@ def read_segments(path: Path, size: tuple[int, int]) -> list[Positions]:
     """
     if path.suffix.lower() == ".json":
         return _outlined(path, size)
-    with open_image(path, ("PNG", "TIFF")) as image:
-        if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
+    with open_header(path) as header:
+        image = header.image
+        is_lossless = header.kind in ("PNG", "TIFF")
+        if not is_lossless or image.mode not in NUMBERS:
             raise DataError(
-                f"segments {path}: a {image.mode} picture",
+                f"segments {path}: a {image.mode if is_lossless else header.kind} picture",
                 "one whole number a pixel: a palette or grey PNG or TIFF",
             )
-        labels = np.array(image)
+        labels = as_shown(np.array(image), header)
     if labels.shape != size:
         raise DataError(
             f"segments {path}: {labels.shape[0]} x {labels.shape[1]} pixels",
@@ -129,13 +134,19 @@ def label_segments(labels_HW: npt.NDArray[Any]) -> list[Positions]:
 def _outlined(path: Path, size: tuple[int, int]) -> list[Positions]:
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"segments {path}: {error}", "a JSON file") from error
     entries = content.get("annotations") if isinstance(content, Mapping) else content
     if not isinstance(entries, list) or not all(isinstance(e, Mapping) for e in entries):
         raise DataError(
             f"segments {path}: no list of segments",
             'a list, or "annotations", of {"segmentation": {"size": [H, W], "counts": ...}}',
+        )
+    if len({str(entry.get("image_id")) for entry in entries}) > 1:
+        raise DataError(
+            f"segments {path}: its annotations belong to several images (image_id)",
+            EXPECTED,
+            "write those of each image to a file of its own",
         )
     segments = []
     for number, entry in enumerate(entries, 1):

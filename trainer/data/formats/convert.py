@@ -16,10 +16,10 @@ from unicodedata import normalize
 
 import numpy as np
 
-from trainer.data.dataset import IGNORE, Record, read_mask_file
+from trainer.data.dataset import IGNORE, Dataset, Record, read_mask_file
 from trainer.data.formats.opening import formats, open_dataset
 from trainer.data.formats.released_labels import convert_labels
-from trainer.data.formats.writing import Writer
+from trainer.data.formats.writing import MaskWriter, Writer
 from trainer.data.knobs import DataConfig
 from trainer.data.palette import write_index_png
 from trainer.data.pixels import image_size
@@ -54,7 +54,7 @@ def convert(
 
     Args:
         source: a data set of any format; for ``labels`` also ``cls_labels.npy`` or a CSV file, for
-            ``masks`` a folder of PNG files.
+            ``masks`` also a folder of PNG files.
         target: a new folder, or the folder of the same conversion: its files are kept.
         to: the name of a writer, ``labels`` or ``masks``; default ``labels`` if ``target`` ends
             with ``.csv``.
@@ -77,13 +77,24 @@ def convert(
     if to == "labels":
         return convert_labels(source, target, config, force)
     if to == "masks":
-        return _convert_masks(source, target, config, force, progress)
+        masked = _masked(source, config)
+        if masked is None:
+            return _convert_masks(source, target, config, force, progress)
+        return _convert_dataset(MaskWriter(masked), target, "none", force, progress)
     choices = writers()
     if to not in choices:
         names = (*choices, "labels", "masks")
         raise ConfigError(f"cannot convert to {to!r}", nearest(to, names), "--to voc")
     writer = choices[to](open_dataset(source, config=config))
     return _convert_dataset(writer, target, images, force, progress)
+
+
+def _masked(source: Path, config: DataConfig) -> Dataset | None:
+    """The data set ``source``; None if it is none, or has no masks of its own."""
+    if not any(form.recognises(source) for form in formats()):
+        return None
+    dataset = open_dataset(source, config=config)
+    return dataset if any(map(dataset.has_mask, dataset.records.values())) else None
 
 
 def _convert_dataset(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -207,8 +208,14 @@ def _complain(table: Path, files: Walk, failures: dict[str, list[str]], remarks:
     """One problem for each kind of row that cannot be used."""
     others = ImageNames(files.root, files.left_out.get(UNREAD, []), failures["missing"])
     blank = [name for name in failures["missing"] if not name]
-    unread = [name for name in failures["missing"] if name and others.find(name)]
-    missing = [name for name in failures["missing"] if name and not others.find(name)]
+    # A name without a suffix, as DICOM has them, leads to a file that is there as well.
+    unread = [
+        name
+        for name in failures["missing"]
+        if name and (others.find(name) or os.path.isfile(files.root / name))
+    ]
+    found = {*unread}
+    missing = [name for name in failures["missing"] if name and name not in found]
     for names, words, correct, hint in (
         (blank, "has rows without an image", "a name in every row", "fill or delete them"),
         (

@@ -103,6 +103,23 @@ class Writer:
         return {**lists, "unlisted": rest} if rest else lists
 
 
+class MaskWriter(Writer):
+    """The masks of a data set, ``ID.png`` with the classes 1 to K."""
+
+    name = "masks"
+
+    def image(self, record: Record) -> None:
+        """Images stay where they are."""
+
+    def mask(self, record: Record) -> Path:
+        """At the top, as ``eval`` reads them."""
+        return Path(f"{record.id}.png")
+
+    def tables(self, descriptions: dict[str, Any]) -> Iterator[tuple[Path, bytes]]:
+        """None: whoever has the data has those."""
+        return iter(())
+
+
 def lost_objects(dataset: Dataset) -> list[str]:
     """What label maps and tags do not hold of COCO's annotations or VOC's XML."""
     if dataset.format == "coco":

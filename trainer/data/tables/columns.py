@@ -264,7 +264,7 @@ def read_tags(
             f"cells of column {table.columns[columns.tag]!r} that hold no tag: {counts}; a class of"
             " such a name must stand in classes.txt"
         )
-    cells = tags_of(table.cells(columns.tag), classes)
+    cells = tags_of(table.cells(columns.tag), class_names)
     values = {tag.removeprefix(OPEN).strip() for tags in cells for tag in tags} - {""}
     if values and not classes and all(map(is_answer, values)):
         name = table.columns[columns.tag]

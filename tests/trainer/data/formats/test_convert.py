@@ -459,3 +459,28 @@ def test_a_pool_writes_the_same(
     convert(source, tmp_path / "pool", "coco")
     for path in (tmp_path / "alone" / "annotations").iterdir():
         assert (tmp_path / "pool" / "annotations" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("form", ["voc", "coco", "csv"])
+def test_the_masks_of_a_data_set_become_a_folder(source: Path, tmp_path: Path, form: str) -> None:
+    convert(source, tmp_path / "new", form)
+    # A photograph in PNG must not pass for a mask.
+    dataset = open_dataset(tmp_path / "new")
+    summary = convert(tmp_path / "new", tmp_path / "masks", "masks")
+    written = {path.stem: path for path in (tmp_path / "masks").glob("*.png")}
+    masked = {r.id: r for r in dataset.records.values() if dataset.has_mask(r)}
+    assert (summary["masks"], written.keys()) == (len(masked), masked.keys())
+    for name, record in masked.items():
+        assert (read_index_png(written[name]) == dataset.read_mask(record)).all()
+
+
+def test_an_unknown_image_without_a_mask_has_none_in_coco(tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    (old / "masks").mkdir(parents=True)
+    for name in ("a", "b", "c"):
+        Image.new("RGB", SIZE).save(old / f"{name}.png")
+    Image.new("L", SIZE, 1).save(old / "masks" / "a.png")
+    (old / "labels.csv").write_text("image,tag\na.png,cat\nb.png,?\nc.png,\n")
+    convert(old, tmp_path / "new", "coco")
+    dataset = open_dataset(tmp_path / "new")
+    assert [dataset.has_mask(dataset.records[name]) for name in "abc"] == [True, False, True]

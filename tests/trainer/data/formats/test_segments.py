@@ -127,3 +127,34 @@ def test_files_are_called_like_their_images(tmp_path):
     assert "1 images have two files: p1.json and p1.png" in caught.value.found
     with pytest.raises(DataError, match="is no folder of segments"):
         find_segments(folder / "p0.png", dataset)
+
+
+def test_a_file_of_several_images_is_refused(tmp_path):
+    entries = [{"image_id": n, "segmentation": runs(disc(2, 2), True)} for n in (1, 2)]
+    with pytest.raises(DataError, match="several images"):
+        read_segments(write(tmp_path / "a.json", {"annotations": entries}), SIZE)
+    assert len(read_segments(write(tmp_path / "a.json", entries[:1] * 2), SIZE)) == 2
+
+
+@pytest.mark.parametrize("kind", [bool, int])
+def test_a_mask_row_by_row_is_no_outline(tmp_path, kind):
+    # As SAM returns masks unless it is asked for run lengths.
+    entries = [{"segmentation": disc(2, 2).T.astype(kind).tolist()}]
+    with pytest.raises(DataError, match="in place of an outline"):
+        read_segments(write(tmp_path / "a.json", entries), SIZE[::-1])
+
+
+def test_json_that_is_too_deep(tmp_path):
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match="recursion"):
+        read_segments(tmp_path / "a.json", SIZE)
+
+
+def test_label_pictures_are_turned_as_their_exif_data_say(tmp_path):
+    exif = Image.Exif()
+    exif[0x112] = 6
+    label = np.zeros(SIZE[::-1], np.uint8)
+    label[0, 0] = 1
+    Image.fromarray(label).save(tmp_path / "a.png", exif=exif)
+    (segment,) = read_segments(tmp_path / "a.png", SIZE)
+    assert segment.tolist() == [SIZE[1] - 1]

@@ -377,3 +377,14 @@ def test_any_json_line_is_read_or_refused(text: str) -> None:
             str(error).encode()
             return
         assert all(len(row) == len(table.columns) for row in table.rows)
+
+
+def test_a_file_without_a_suffix_is_not_called_missing(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "IM0001").write_bytes(b"DICM")
+    (tmp_path / "labels.csv").write_text("image,tag\na.png,cow\nIM0001,cow\nIM0002,cow\n")
+    problems = []
+    open_dataset(tmp_path, problems)
+    found = [problem.found for problem in problems]
+    assert any("kinds that are not read (1): IM0001" in text for text in found)
+    assert any("not there (1): IM0002" in text for text in found)
