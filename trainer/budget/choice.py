@@ -13,7 +13,6 @@ from trainer.errors import DataError
 from trainer.files import file_sha256
 from trainer.ranks import rank
 from trainer.review.asking import examine, most_helpful
-from trainer.review.doubt import calibration_of
 from trainer.review.model import Model
 from trainer.run import Run, write_json
 from trainer.training.collectives import wait_for_all
@@ -41,8 +40,7 @@ def asked_order(
     model = Model.of(Run.existing(base), dataset, device)
     key = [file_sha256(model.weights), [record.id for record in pool]]
     if rank() == 0 and len(_read(file, key)) < count:
-        opinions = examine(model, dataset, pool, calibration_of(model, dataset))
-        places = most_helpful(pool, *opinions, count)
+        places = most_helpful(pool, *examine(model, dataset, pool), count)
         write_json(file, {"key": key, "ids": [pool[place.position].id for place in places]})
     wait_for_all()
     return _read(file, key)

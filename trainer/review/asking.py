@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,13 @@ from trainer.data.dataset import Dataset, Record, check_images
 from trainer.data.formats.opening import reopen_data
 from trainer.data.image_files import image_id, list_images
 from trainer.errors import DataError, some
-from trainer.evaluation.calibration import Calibration
 from trainer.evaluation.image_counts import group_numbers
 from trainer.methods.registry import load_method
 from trainer.nets.backbone import Backbone
 from trainer.outputs import check_folder
 from trainer.predict import segmenter_weights
 from trainer.review.choice import Choice, choose
-from trainer.review.doubt import Doubt, calibration_of, doubts
+from trainer.review.doubt import Findings, examined
 from trainer.review.forms import form_of
 from trainer.review.labels import Labels
 from trainer.review.ledger import read_ledger
@@ -103,33 +102,30 @@ def ask(run_dir: Path, out: Path, wish: Wish) -> dict[str, Any]:
     records = _candidates(dataset, run, wish)
     check_images(records)
     model = Model.of(run, dataset, wish.device)
-    calibration = calibration_of(model, dataset)
-    opinions, looks = examine(model, dataset, records, calibration)
+    findings, looks = examine(model, dataset, records)
     choice = [
-        Chosen(record, opinions[record.id], place.stands_for)
-        for place in most_helpful(records, opinions, looks, wish.count)
+        Chosen(record, findings.doubts[record.id], findings.pictures[record.id], place.stands_for)
+        for place in most_helpful(records, findings, looks, wish.count)
         for record in [records[place.position]]
     ]
     own = [n for n, record in enumerate(records) if record.id in dataset.records]
     suspicions = wrong_tags(looks[own], dataset, [records[n] for n in own])[: wish.tags]
-    writer = Writer(out, form, model, dataset, calibration, wish.image_url)
+    writer = Writer(out, form, model, dataset, findings.calibration, wish.image_url)
     return writer.write(choice, suspicions)
 
 
-def examine(
-    model: Model, dataset: Dataset, records: Sequence[Record], calibration: Calibration | None
-) -> tuple[dict[str, Doubt], Values]:
-    """The doubt of each image by its id, and what each looks like, ``float32 [N,C]``."""
-    opinions = {record.id: doubt for record, doubt, _ in doubts(model, records, calibration)}
-    return opinions, _looks(model, dataset, records, opinions)
+def examine(model: Model, dataset: Dataset, records: Sequence[Record]) -> tuple[Findings, Values]:
+    """What the segmenter thinks of each image, and what each looks like, ``float32 [N,C]``."""
+    findings = examined(model, dataset, records)
+    return findings, _looks(model, dataset, records, findings)
 
 
 def most_helpful(
-    records: Sequence[Record], opinions: Mapping[str, Doubt], looks: Values, count: int
+    records: Sequence[Record], findings: Findings, looks: Values, count: int
 ) -> list[Choice]:
     """The ``count`` images whose correction helps most, the most helpful first; see ``choose``."""
     # Pixels alone would pass small objects over.
-    values = np.array([opinions[record.id].shortfall for record in records])
+    values = np.array([findings.doubts[record.id].shortfall for record in records])
     return choose(values, looks, group_numbers(records), count)
 
 
@@ -162,15 +158,13 @@ def _untagged(folder: Path, dataset: Dataset) -> list[Record]:
     return records
 
 
-def _looks(
-    model: Model, dataset: Dataset, records: Sequence[Record], opinions: Mapping[str, Doubt]
-) -> Values:
+def _looks(model: Model, dataset: Dataset, records: Sequence[Record], findings: Findings) -> Values:
     """What each image looks like, ``float32 [N,C]``: to the run's classifier, or else by the labels
     that the segmenter sees.
     """
     path = model.run.path / "classify" / "model.pt"
     # A run on imported maps has no classifier.
     if not path.is_file():
-        return np.stack([opinions[record.id].layout for record in records])
+        return np.stack([findings.doubts[record.id].layout for record in records])
     method = load_method(path, {"classes": list(dataset.classes)})
     return image_logits(Looks(method.backbone), records, device=model.device, title="features")

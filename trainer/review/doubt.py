@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,7 @@ from trainer.evaluation.calibration import (
 )
 from trainer.evaluation.image_counts import group_numbers
 from trainer.progress import progress_bar
-from trainer.report.pictures import shrink
+from trainer.report.pictures import map_address, shrink
 from trainer.review.model import Model
 from trainer.training.inference import Budget, Views, inference, iterate_views
 
@@ -38,6 +38,8 @@ SCALES = (1.0, 0.75)
 HALF = 0.5
 """What a disagreement leaves of the certainty."""
 GRID = 4
+MAP_SIDE = 144
+"""Of the picture of a doubt map, in pixels."""
 UNCALIBRATED: Shares = np.linspace(1, 0, LEVELS)
 Float = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
@@ -66,36 +68,91 @@ class Doubt:
     layout: Float
 
 
-def calibration_of(model: Model, dataset: Dataset) -> Calibration | None:
-    """How often the two views are wrong at each certainty; None without a mask to compare with."""
+@dataclass(frozen=True)
+class Sight:
+    """What two views say of an image, before a calibration says what their certainty is worth.
+
+    Attributes:
+        mask: the label of each pixel, ``uint8 [h,w]``.
+        certainty: mean probability of this label, less where the views disagree, as 0..255,
+            ``uint8 [h,w]``.
+        outside: sum of the mean probability of each label over pixels of others, ``float [L]``.
+        apart: share of pixels on which the views disagree.
+        layout: see ``Doubt``.
+    """
+
+    mask: Pixels
+    certainty: Pixels
+    outside: Float
+    apart: float
+    layout: Float
+
+    @classmethod
+    def of(cls, chances_VLhw: Float) -> Sight:
+        """What the probabilities of the L labels in each view say."""
+        mean = chances_VLhw.mean(0)
+        mask = mean.argmax(0)
+        is_other = chances_VLhw.argmax(1) != mask
+        certainty = np.take_along_axis(mean, mask[None], 0)[0] * (1 - HALF * is_other.mean(0))
+        outside = [mean[label][mask != label].sum() for label in range(len(mean))]
+        return cls(
+            mask.astype(np.uint8),
+            np.asarray((certainty * (LEVELS - 1)).round(), np.uint8),
+            np.asarray(outside, np.float32),
+            float(is_other.any(0).mean()),
+            _layout(mean),
+        )
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a segmenter thinks of images.
+
+    Attributes:
+        calibration: how often its two views are wrong at each certainty; None without a mask to
+            compare with.
+        doubts: of each image by its id.
+        pictures: of the doubt maps by id, for the contact sheet.
+    """
+
+    calibration: Calibration | None
+    doubts: dict[str, Doubt]
+    pictures: dict[str, str]
+
+
+def examined(model: Model, dataset: Dataset, records: Sequence[Record]) -> Findings:
+    """The doubt of each record. Every image is viewed once, also those that calibrate."""
     reference = reference_of(model.run, dataset)
-    if reference is None:
-        return None
-    records, counts = [], []
-    for record, chances in _views(model, reference.records, "calibration"):
-        mask, certainty = _certainty(chances)
-        records.append(record)
-        counts.append(error_counts(mask, _levels(certainty), reference.read_mask(record)))
-    return calibrated(counts, group_numbers(records), reference.source)
-
-
-def doubts(
-    model: Model,
-    records: Sequence[Record],
-    calibration: Calibration | None,
-    title: str = "doubt",
-) -> Iterator[tuple[Record, Doubt, Float]]:
-    """Each record with its doubt and its doubt map ``float32 [h,w]``, in the order of sizes."""
+    seen, counts = list[tuple[Record, Sight]](), []
+    for record, sight in _sights(model, reference.records if reference else [], "calibration"):
+        assert reference
+        seen.append((record, sight))
+        counts.append(error_counts(sight.mask, sight.certainty, reference.read_mask(record)))
+    calibration = (
+        calibrated(counts, group_numbers([record for record, _ in seen]), reference.source)
+        if reference
+        else None
+    )
     wrong = calibration.wrong if calibration else UNCALIBRATED
-    for record, chances in _views(model, records, title):
+    asked, known = {record.id for record in records}, {record.id for record, _ in seen}
+    rest = [record for record in records if record.id not in known]
+    findings = Findings(calibration, {}, {})
+    for record, sight in chain(
+        ((record, sight) for record, sight in seen if record.id in asked),
+        _sights(model, rest, "doubt"),
+    ):
         labels = model.refined_mask(record.id)
-        height, width = chances.shape[2:]
+        height, width = sight.mask.shape
         small = None if labels is None else shrink(labels, (width, height))
-        yield record, *judge(chances, small, record, wrong)
+        findings.doubts[record.id], values = judge(sight, small, record, wrong)
+        findings.pictures[record.id] = map_address(values, MAP_SIDE)
+    return findings
 
 
-def _views(model: Model, records: Sequence[Record], title: str) -> Iterator[tuple[Record, Float]]:
-    """Each record with its probabilities in both views, ``float32 [2,L,h,w]``."""
+def _sights(model: Model, records: Sequence[Record], title: str) -> Iterator[tuple[Record, Sight]]:
+    """Each record with what both views say of it, in the order of sizes."""
+    if not records:
+        return
     segmenter = model.segmenter
     config, views = segmenter.config, Views(SCALES, pixels=segmenter.pixels)
     with (
@@ -113,27 +170,23 @@ def _views(model: Model, records: Sequence[Record], title: str) -> Iterator[tupl
                 chances.append(chance.flip(3) if number else chance)
             stack = torch.stack(chances, 1).float().cpu().numpy()
             for record, chance in zip(batch.records, stack, strict=True):
-                yield record, chance
+                yield record, Sight.of(chance)
                 advance()
 
 
 def judge(
-    chances_VLhw: Float,
-    labels_hw: Pixels | None,
-    record: Record,
-    wrong_256: Shares = UNCALIBRATED,
+    sight: Sight, labels_hw: Pixels | None, record: Record, wrong_256: Shares = UNCALIBRATED
 ) -> tuple[Doubt, Float]:
-    """The doubt and the doubt map ``float32 [h,w]`` of what the views say.
+    """The doubt of an image and its doubt map ``float32 [h,w]``.
 
     Args:
-        chances_VLhw: probabilities of the L labels in each view.
+        sight: what the views say.
         labels_hw: the refined mask, 255 where it says nothing; None without one.
         record: for its tags.
         wrong_256: share of wrong pixels at each certainty of the views.
     """
-    mean = chances_VLhw.mean(0)
-    mask, certainty = _certainty(chances_VLhw)
-    sure = np.asarray(1 - wrong_256[_levels(certainty)], np.float32)
+    mask = sight.mask
+    sure = np.asarray(1 - wrong_256[sight.certainty], np.float32)
     against = np.zeros(mask.shape, bool)
     if labels_hw is not None:
         against = (labels_hw != mask) & (labels_hw != IGNORE)
@@ -145,38 +198,24 @@ def judge(
     tags = {k + 1 for k in record.tags}
     doubt = Doubt(
         float(1 - sure.mean()),
-        _shortfall(mean, mask, sure, present | tags | {0}),
-        float((chances_VLhw.argmax(1) != mask).any(0).mean()),
+        _shortfall(sight, sure, present | tags | {0}),
+        sight.apart,
         None if labels_hw is None else float(against.mean()),
         tuple(sorted(k - 1 for k in tags - present)),
         tuple(sorted(k - 1 for k in present - possible)),
-        _layout(mean),
+        sight.layout,
     )
     return doubt, np.asarray(1 - sure, np.float32)
 
 
-def _certainty(chances_VLhw: Float) -> tuple[Any, Float]:
-    """The mask ``[h,w]``, and the mean probability of its labels, less where views disagree."""
-    mean = chances_VLhw.mean(0)
-    mask = mean.argmax(0)
-    apart = (chances_VLhw.argmax(1) != mask).mean(0)
-    certainty = np.take_along_axis(mean, mask[None], 0)[0] * (1 - HALF * apart)
-    return mask, np.asarray(certainty, np.float32)
-
-
-def _levels(certainty: Float) -> Pixels:
-    """A certainty of 0..1 as 0..255."""
-    return np.asarray((certainty * (LEVELS - 1)).round(), np.uint8)
-
-
-def _shortfall(mean: Float, mask: Any, sure: Float, labels: set[int]) -> float:
+def _shortfall(sight: Sight, sure: Float, labels: set[int]) -> float:
     """1 less the expected mean IoU: a pixel of a label is right with its certainty, and one of
     another label belongs to it with its probability.
     """
     ious = []
     for label in labels:
-        own = mask == label
-        union = own.sum() + mean[label][~own].sum()
+        own = sight.mask == label
+        union = own.sum() + sight.outside[label]
         ious.append(float(sure[own].sum() / max(union, 1e-6)))
     return 1 - float(np.mean(ious))
 

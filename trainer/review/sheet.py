@@ -8,23 +8,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from trainer.data.dataset import Dataset, Record
 from trainer.data.pixels import read_image
 from trainer.files import write_atomic
 from trainer.pool import each_image
 from trainer.report.html import Section, render, render_page
 from trainer.report.overlays import mask_layer
-from trainer.report.pictures import fit, layer_address, map_address, photo_address, shrink
+from trainer.report.pictures import fit, layer_address, photo_address, shrink
 from trainer.report.row import SIDE, Row, Tile
 from trainer.review.form import Pixels, Task
 from trainer.review.tag_table import TABLE, Suspicion
 
 FILE = "index.html"
-MAP_SIDE = 144
-Float = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -34,13 +29,13 @@ class Entry:
     Attributes:
         task: what is asked.
         record: the image.
-        doubt: its doubt map.
+        doubt: picture of its doubt map.
         labels: the refined mask, if there is one.
     """
 
     task: Task
     record: Record
-    doubt: Float
+    doubt: str
     labels: Pixels | None
 
 
@@ -82,8 +77,7 @@ def write_sheet(
 def _row(entry: Entry) -> Row:
     photo = read_image(entry.record.image)
     size = fit(photo.shape, SIDE)
-    doubt = map_address(entry.doubt, MAP_SIDE)
-    tiles = [_mask("Prediction", entry.task.mask(), size), Tile("map", "Doubt", doubt)]
+    tiles = [_mask("Prediction", entry.task.mask(), size), Tile("map", "Doubt", entry.doubt)]
     if entry.labels is not None:
         tiles.append(_mask("Refined mask", entry.labels, size))
     tags = tuple(entry.record.tags)

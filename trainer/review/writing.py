@@ -15,7 +15,7 @@ from trainer.data.pixels import image_size
 from trainer.evaluation.calibration import Calibration
 from trainer.files import file_sha256
 from trainer.review import images
-from trainer.review.doubt import Doubt, Float, doubts
+from trainer.review.doubt import Doubt
 from trainer.review.form import Form, Request, Task
 from trainer.review.labels import Labels
 from trainer.review.model import Model
@@ -32,11 +32,13 @@ class Chosen:
     Attributes:
         record: the image.
         doubt: its doubt.
+        picture: of its doubt map.
         stands_for: how many images look most like it, itself included.
     """
 
     record: Record
     doubt: Doubt
+    picture: str
     stands_for: int
 
 
@@ -77,7 +79,10 @@ class Writer:
         write_tag_table(self.out / TABLE, suspicions, self.dataset)
         steps = self._steps()
         facts = {"run": self.model.run.path.name, "tool": self.form.tool, "steps": steps}
-        entries = self._entries(tasks, records)
+        entries = [
+            Entry(task, entry.record, entry.picture, self.model.refined_mask(task.id))
+            for task, entry in zip(tasks, choice, strict=True)
+        ]
         sheet = write_sheet(self.out, entries, suspicions, self.dataset, facts)
         review = self._review(key, tasks, records)
         # Last, so that a review that was killed is none.
@@ -123,14 +128,6 @@ class Writer:
         steps = [step.format(review=self.out) for step in self.form.steps]
         words = ("wsss-trainer", "answer", str(self.model.run.path), str(self.out))
         return [*steps, shlex.join(words)]
-
-    def _entries(self, tasks: Sequence[Task], records: Sequence[Record]) -> list[Entry]:
-        views = doubts(self.model, records, self.calibration, "doubt maps")
-        maps: dict[str, Float] = {record.id: values for record, _, values in views}
-        return [
-            Entry(task, record, maps[record.id], self.model.refined_mask(record.id))
-            for task, record in zip(tasks, records, strict=True)
-        ]
 
     def _review(self, key: str, tasks: Sequence[Task], records: Sequence[Record]) -> Review:
         return Review(

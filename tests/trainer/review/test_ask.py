@@ -6,7 +6,9 @@ import csv
 import json
 import re
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from typer.testing import CliRunner
 
 from serving.client import Client
 from trainer.cli import app
-from trainer.data.dataset import read_index_png
+from trainer.data.dataset import Record, read_index_png
 from trainer.data.formats.opening import open_dataset
 from trainer.data.palette import write_index_png
 from trainer.data.pixels import read_image
@@ -28,6 +30,7 @@ from trainer.errors import ConfigError, DataError, RunError, TargetError
 from trainer.review.answers import answer
 from trainer.review.asking import Wish, ask
 from trainer.review.ledger import read_ledger
+from trainer.training.inference import ViewBatch, iterate_views
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +78,23 @@ def test_the_whole_way_there_and_back(run: Path, tmp_path: Path) -> None:
     (copied / "manifest.json").write_text(json.dumps({**manifest, "masks": {"ids": [ids[1]]}}))
     trained = ask(copied, tmp_path / "once more", wish)
     assert {entry["id"] for entry in trained["images"]} == training - set(ids[:2])
+
+
+def test_the_two_views_of_an_image_are_computed_once(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although they calibrate, choose, and are shown as doubt maps."""
+    viewed: list[str] = []
+
+    def watched(records: Sequence[Record], *rest: Any) -> Iterator[ViewBatch]:
+        viewed.extend(record.id for record in records)
+        return iterate_views(records, *rest)
+
+    monkeypatch.setattr("trainer.review.doubt.iterate_views", watched)
+    summary = ask(run, tmp_path / "review", Wish(3, "folder"))
+    assert summary["calibration"]
+    data = open_dataset(run.parent / "data")
+    assert sorted(viewed) == sorted(record.id for record in data.subset("train"))
 
 
 @pytest.mark.parametrize("tool", ["labelstudio", "cvat"])

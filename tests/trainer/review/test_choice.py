@@ -9,7 +9,7 @@ import numpy as np
 
 from trainer.data.dataset import Dataset, Record
 from trainer.review.choice import choose
-from trainer.review.doubt import judge
+from trainer.review.doubt import Sight, judge
 from trainer.review.wrong_tags import out_of_fold, wrong_tags
 
 
@@ -17,11 +17,11 @@ def record(tags: tuple[int, ...], unknown: tuple[int, ...] = ()) -> Record:
     return Record("a", Path("a.png"), tags, None, unknown)
 
 
-def views(*masks: list[list[int]], labels: int = 3, sure: float = 0.9) -> np.ndarray:
+def views(*masks: list[list[int]], labels: int = 3, sure: float = 0.9) -> Sight:
     """Views that give each pixel's label the probability ``sure``."""
     planes = np.stack([np.eye(labels)[np.array(mask)].transpose(2, 0, 1) for mask in masks])
     rest = (1 - sure) / (labels - 1)
-    return (planes * (sure - rest) + rest).astype(np.float32)
+    return Sight.of((planes * (sure - rest) + rest).astype(np.float32))
 
 
 MASK = [[0, 0, 1, 1], [0, 0, 1, 1]]
