@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import fcntl
+import os
 import shlex
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,12 +71,30 @@ def answer(
     verdicts = _with_tags(masks, tags)
     out = out or default_folder(dataset)
     if verdicts:
-        ledger = _opened(out, dataset, run.path)
-        _check_masks(ledger, verdicts)
-        _check_sources(ledger, verdicts, exam)
-        _write(ledger, verdicts, form.name, exam)
+        with _alone(out):
+            ledger = _opened(out, dataset, run.path)
+            _check_masks(ledger, verdicts)
+            _check_sources(ledger, verdicts, exam)
+            _write(ledger, verdicts, form.name, exam)
     summary = _summary(exam, verdicts, form.name, place, out)
     return {**summary, "next": _next(run, dataset, out) if is_ledger(out) else None}
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Wait for other processes that answer into the same folder: each writes the book of all
+    corrections. The kernel lets go however this process ends.
+    """
+    # The folder around it, since ``out`` need not be there, and no file that would be left behind.
+    around = next(place for place in out.resolve().parents if place.is_dir())
+    handle = os.open(around, os.O_RDONLY)
+    try:
+        # Some network disks lock no folder.
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _read(place: Path, exam: Exam) -> tuple[Form, list[TagAnswer]]:

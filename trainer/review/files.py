@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ class Files:
         self.zip: zipfile.ZipFile | None = None
         self._members: dict[str, zipfile.ZipInfo] = {}
         if place.is_dir():
-            names = [p.relative_to(place).as_posix() for p in place.rglob("*") if p.is_file()]
+            names = [*_names(place)]
         elif not place.is_file():
             raise DataError(
                 f"{place} is not there", "the folder of a review, or what the tool exports"
@@ -105,6 +106,22 @@ class Files:
             raise DataError(
                 f"{where} cannot be read: {error}", error.expected, error.hint or "export it again"
             ) from error
+
+
+def _names(folder: Path) -> Iterator[str]:
+    """Relative names of the files below a folder. Links are followed: the masks of a review may
+    lie on another disk.
+    """
+    seen = set[str]()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        # A link to a folder around it would never end.
+        if (place := os.path.realpath(here)) in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        for path in (Path(here, name) for name in names):
+            if path.is_file():
+                yield path.relative_to(folder).as_posix()
 
 
 def _opened_zip(place: Path) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from trainer.data.pixels import image_size
 from trainer.data.tables.corrections import read_corrections as training_corrections
 from trainer.errors import DataError, TargetError
 from trainer.review.answers import answer
-from trainer.review.ledger import read_ledger
+from trainer.review.ledger import Ledger, read_ledger
 from trainer.review.tag_table import TABLE
 
 
@@ -321,6 +323,39 @@ def test_answers_of_one_moment_are_all_kept(run: Path, dataset: Dataset, tmp_pat
         answer(run, place, tmp_path / "out")
     earlier = [file.read_bytes() for file in sorted((tmp_path / "out/earlier").rglob("*.png"))]
     assert earlier == contents[:-1]
+
+
+def test_masks_on_another_disk(run: Path, dataset: Dataset, tmp_path: Path) -> None:
+    place = review(run, dataset)
+    name = dataset.subset("train")[0].id
+    paint(place / "masks" / f"{name}.png", 2)
+    shutil.move(place / "masks", tmp_path / "disk")
+    (place / "masks").symlink_to(tmp_path / "disk")
+    (place / "again").symlink_to(place)
+    assert list(answer(run, place, tmp_path / "out")["images"]) == [name]
+
+
+def test_two_answers_at_once_wait_for_each_other(
+    run: Path, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both read and write the book of the folder."""
+    place = review(run, dataset)
+    paint(place / "masks" / f"{dataset.subset('train')[0].id}.png", 2)
+    handle, is_free = os.open(tmp_path, os.O_RDONLY), list[bool]()
+
+    def watched(folder: Path) -> Ledger:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_free.append(True)
+        except BlockingIOError:
+            is_free.append(False)
+        return read_ledger(folder)
+
+    answer(run, place, tmp_path / "out")
+    monkeypatch.setattr("trainer.review.answers.read_ledger", watched)
+    answer(run, place, tmp_path / "out")
+    os.close(handle)
+    assert is_free == [False]
 
 
 def command_of(run: Path, *words: str) -> None:
