@@ -26,6 +26,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy bench
 
 # The variable silences a notice about the end of Material for MkDocs; it is no warning of our pages.
 docs: $(INSTALLED)

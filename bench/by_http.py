@@ -19,6 +19,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import command_line
@@ -46,7 +47,7 @@ def main() -> None:
         grpc = Request(target.SEGMENT, messages)
         rounds = []
         with target.server(Path(folder)) as running:
-            sides = {
+            sides: dict[str, Callable[[], Load]] = {
                 "grpc": lambda: load.closed(
                     running.address, grpc, options.callers, options.seconds, options.count
                 ),

@@ -19,6 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,19 +71,21 @@ def ours(
 ) -> Maps:
     """The maps of ``make_cams`` as it hands them to its writer, before they are rounded."""
     maps_by_id: Maps = {}
-    write = cams.write_cam
+    # Where the stage looks the writer up.
+    stage: Any = cams
+    write = stage.write_cam
 
     def note(path: Path, tags: Any, maps: Any, *more: Any) -> None:
         maps_by_id[path.stem] = maps
         write(path, tags, maps, *more)
 
-    cams.write_cam = note
+    stage.write_cam = note
     try:
         # A new folder: maps that are there are not made again.
         with tempfile.TemporaryDirectory(dir=folder) as place:
             make_cams(method, records, Output(Path(place)), protocol, config, device)
     finally:
-        cams.write_cam = write
+        stage.write_cam = write
     return maps_by_id
 
 
@@ -106,7 +109,7 @@ def released(
             resized = picture.resize(side[::-1], Image.Resampling.BICUBIC)
             normalised = (np.asarray(resized, np.float32) / 255 - mean) / std
             image = np.ascontiguousarray(normalised.transpose(2, 0, 1))
-            pair = []
+            pair: list[torch.Tensor] = []
             for pixels in (image, image[:, :, ::-1].copy()):
                 view = torch.from_numpy(pixels)[None].to(device)
                 maps = F.relu(F.conv2d(plain.body(view), plain.classifier.weight)).cpu()
@@ -153,12 +156,12 @@ def compare(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, float
     sides: dict[str, Callable[[], object]] = {
         "one by one, fp32": lambda: released(plain, records, protocol, args.device)
     }
-    for name, config in configs.items():
-        sides[f"batched, {name}"] = lambda config=config: ours(
-            method, records, protocol, config, folder, args.device
+    for precision, config in configs.items():
+        sides[f"batched, {precision}"] = partial(
+            ours, method, records, protocol, config, folder, args.device
         )
     times: dict[str, list[float]] = {name: [] for name in sides}
-    results: dict[str, object] = {}
+    results: dict[str, Any] = {}
     for _ in range(args.rounds):
         for name, side in sides.items():
             keep_freed_memory(name.startswith("batched"))
@@ -167,7 +170,7 @@ def compare(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, float
             times[name].append(time.perf_counter() - start)
     base = statistics.median(times["one by one, fp32"])
     raw: Raw = results["one by one, fp32"][1]
-    figures = {}
+    figures: dict[str, dict[str, float]] = {}
     for name in sides:
         median = statistics.median(times[name])
         figures[name] = {"per_second": len(records) / median, "ratio": base / median}

@@ -27,8 +27,9 @@ from PIL import Image
 from trainer.data.dataset import Record
 from trainer.data.sizes import TILE
 from trainer.maps.protocols import PROTOCOLS, CamsConfig, Protocol
+from trainer.methods import cam
 from trainer.methods.base import Method
-from trainer.methods.registry import build_method, declaration
+from trainer.methods.registry import build_method
 from trainer.run import Output
 from trainer.stages.cams import make_cams
 from trainer.training.inference import Views
@@ -61,7 +62,7 @@ def main() -> None:
 def measure(side: str, backbone: str, crop: int, batch: int) -> dict[str, float]:
     """Figures of one side."""
     torch.manual_seed(0)
-    config = declaration("cam").config(pooling="lse")
+    config = cam.Config(pooling="lse")
     method = build_method("cam", config, backbone, {"bn": "adapt", "detail": side}, CLASSES)
     figures = {"step, s": step_seconds(method, crop, batch), "step, GB": memory.peak() / 1e9}
     with tempfile.TemporaryDirectory() as folder:

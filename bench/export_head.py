@@ -25,7 +25,8 @@ import torch
 from torch import nn
 
 from trainer.export.onnx_graph import Part, trace
-from trainer.nets.graphs import SegmenterGraph, resize_bilinear
+from trainer.nets.graphs import SegmenterGraph
+from trainer.nets.resampling import resize_bilinear
 
 LABELS, SIDE, STRIDE, ROUNDS = 21, 512, 16, 20
 

@@ -24,8 +24,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from serving.config import Limits
 from serving.errors import ServingError
-from serving.images.decoding import Limits, decode
+from serving.images.decoding import decode
 from trainer.data.coco.table import read_table as read_coco
 from trainer.data.pixels import read_image
 from trainer.data.remarks import Remarks

@@ -28,14 +28,20 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import command_line
 
+if TYPE_CHECKING:
+    from serving.config import EngineName
+
 Row = dict[str, Any]
-ENGINES = {"cuda": ("onnxruntime-cuda", "tensorrt"), "cpu": ("onnxruntime",)}
+ENGINES: dict[str, tuple[EngineName, ...]] = {
+    "cuda": ("onnxruntime-cuda", "tensorrt"),
+    "cpu": ("onnxruntime",),
+}
 PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "cuda-bindings")
 MINUTES = 10
 CALLERS, SIDE = 8, 512
@@ -158,7 +164,8 @@ def engines(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, An
 
     models.write_resnet(folder / "models", 16 if options.quick else 64)
     card = read_card(folder / "models" / "resnet" / "1")
-    for name in options.engines or ENGINES[options.device]:
+    names: Sequence[EngineName] = options.engines or ENGINES[options.device]
+    for name in names:
         # The server finds here what TensorRT built for the bare engine.
         config = EngineConfig(name, max_side=SIDE, cache=folder / "built")
         own = limited(card, config)
@@ -200,7 +207,7 @@ def serve(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
             yield {"engine": name, "missing": str(engine)}
             continue
         photos = target.Target(card, images)
-        settings = (f"engine.name={name}", f"engine.max_side={SIDE}")
+        settings: tuple[str, ...] = (f"engine.name={name}", f"engine.max_side={SIDE}")
         settings += (f"engine.cache={folder / 'built'}",)
         with target.server(folder / "models", *settings) as running:
             request = photos.request()
@@ -227,7 +234,7 @@ def bare_rate(engine: Any, seconds: float) -> float:
     (name, pixels), *_ = inputs.items()
     batch = {name: pixels.repeat(CALLERS, 0)}
     engine.run(batch)
-    times = []
+    times: list[float] = []
     ends = time.monotonic() + seconds
     while not times or time.monotonic() < ends:
         began = time.perf_counter()

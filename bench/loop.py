@@ -34,7 +34,8 @@ def main() -> None:
     questions = parser.add_subparsers(required=True, metavar="QUESTION")
     add(questions, "rounds", rounds, add_rounds)
     add(questions, "masks", masks, add_masks)
-    args, args.fit = parser.parse_known_args()
+    args, words = parser.parse_known_args()
+    args.fit = words
     args.answer(args)
 
 
@@ -86,7 +87,7 @@ def tags_alone(args: argparse.Namespace, seed: int) -> Path:
 
 def variant(args: argparse.Namespace, base: Path, name: str, seed: int, *settings: str) -> Path:
     """A run with other knobs, which takes over what is the same in ``base``."""
-    run = args.out / f"{name}-{seed}"
+    run = Path(args.out, f"{name}-{seed}")
     more = [word for knob in settings for word in ("--set", knob)]
     words = fit_words(args, args.data, run, seed, ("--supervision", "both", *more))
     options, _ = options_of(parse(words, Log.text))

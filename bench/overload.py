@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import command_line
 import grpc
@@ -74,7 +75,7 @@ def images() -> dict[str, bytes]:
     flat = Image.new("RGB", (SIDE, SIDE), (40, 160, 90))
     noise = np.random.default_rng(0).integers(0, 256, (3200, 3200, 3), dtype=np.uint8)
     deep = Image.fromarray(np.full((SIDE, SIDE), 30_000, np.uint16))
-    pictures = {
+    pictures: dict[str, tuple[Image.Image, str, dict[str, Any]]] = {
         "JPEG": (flat, "JPEG", {}),
         "progressive JPEG": (flat, "JPEG", {"progressive": True}),
         "PNG": (flat, "PNG", {"compress_level": 1}),

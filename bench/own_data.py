@@ -42,7 +42,8 @@ def main() -> None:
     add(questions, "hidden-tags", hidden_tags, add_hidden_tags)
     add(questions, "negatives", negatives)
     add(questions, "whole", whole)
-    args, args.fit = parser.parse_known_args()
+    args, words = parser.parse_known_args()
+    args.fit = words
     args.answer(args)
 
 

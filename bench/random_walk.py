@@ -109,10 +109,9 @@ def labels(case: str, walked_Khw: np.ndarray) -> np.ndarray:
     """Labels by the papers' rules: IRN divides the maps by their maximum and adds a background of
     0.25."""
     if case == "psa":
-        return walked_Khw.argmax(0)
-    return np.concatenate(
-        [np.full_like(walked_Khw[:1], 0.25), walked_Khw / walked_Khw.max()]
-    ).argmax(0)
+        return np.asarray(walked_Khw.argmax(0))
+    scores = [np.full_like(walked_Khw[:1], 0.25), walked_Khw / walked_Khw.max()]
+    return np.asarray(np.concatenate(scores).argmax(0))
 
 
 def compare(args: argparse.Namespace, case: str, folder: Path) -> None:

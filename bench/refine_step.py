@@ -92,7 +92,8 @@ class Irn:
         return pair_labels(label, [offset for offset, _ in paths(self.radius)], self.radius)
 
     def ours(self, outputs: Outputs, label: Tensor) -> Tensor:
-        return boundary_losses(*outputs, label, self.radius)["total"]
+        edge, displacement = outputs
+        return boundary_losses(edge, displacement, label, self.radius)["total"]
 
     def released(self, outputs: Outputs, masks: Masks) -> Tensor:
         edge, displacement = (x.float() for x in outputs)
@@ -163,13 +164,13 @@ def report(name: str, ours: float, theirs: float, gap: float) -> None:
     )
 
 
-def loop_step(kind: Any, net: nn.Module, batch: list[Tensor], folder: Path) -> Callable[[], float]:
+def loop_step(kind: Any, net: Any, batch: list[Tensor], folder: Path) -> Callable[[], float]:
     """The step of our loop, with its precision, layout and optimiser."""
     config = Training(
         epochs=10_000, batch=len(batch[0]), lr=LR, momentum=0.9, weight_decay=1e-4, workers=0
     )
     samples: Any = Samples(
-        [Record(str(n), folder, ()) for n in range(len(batch[0]))], lambda record, rng: (), 0
+        [Record(str(n), folder, ()) for n in range(len(batch[0]))], lambda record, rng: {}, 0
     )
     loss, groups = partial(kind.loss, radius=kind.radius), net.param_groups(LR, 1e-4, 10.0)
     loop = Trainer(
@@ -187,7 +188,7 @@ def loop_step(kind: Any, net: nn.Module, batch: list[Tensor], folder: Path) -> C
 
 def compare(kind: Affinity | Irn, args: argparse.Namespace, folder: Path) -> None:
     torch.manual_seed(0)
-    net = kind.build(args.backbone).train().to(memory_format=torch.channels_last)
+    net: Any = kind.build(args.backbone).train().to(memory_format=torch.channels_last)
     images = torch.randn(args.batch, 3, kind.crop, kind.crop)
     last = images.contiguous(memory_format=torch.channels_last)
     label = torch.tensor([0, 1, 2, 255], dtype=torch.uint8)[
@@ -227,7 +228,7 @@ def compare(kind: Affinity | Irn, args: argparse.Namespace, folder: Path) -> Non
         return step
 
     def unrefined() -> Callable[[], float]:
-        other = unfolded(net)
+        other: Any = unfolded(net)
         optimizer = torch.optim.SGD(other.param_groups(LR, 1e-4, 10.0), lr=LR, momentum=0.9)
 
         def step() -> float:
@@ -259,7 +260,8 @@ def main() -> None:
     keep_freed_memory()
     precision = "bfloat16" if has_bf16_units(gpu=False) else "float32"
     print(f"{torch.get_num_threads()} threads, our loop computes in {precision}")
-    for name, kind in {"affinity": Affinity(), "irn": Irn()}.items():
+    sides: dict[str, Affinity | Irn] = {"affinity": Affinity(), "irn": Irn()}
+    for name, kind in sides.items():
         if args.only in (None, name):
             with tempfile.TemporaryDirectory() as folder:
                 compare(kind, args, Path(folder))

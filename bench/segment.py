@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,14 @@ from trainer.segmenters import prediction as segment
 from trainer.segmenters.base import Segmenter
 from trainer.segmenters.config import PRESETS, SegmentConfig
 from trainer.segmenters.training import make_sample
+from trainer.training.devices import Precision
 from trainer.training.inference import inference
 from trainer.training.loop import Trainer
 from trainer.training.memory import keep_freed_memory
 from trainer.training.optimiser import make_optimizer, set_rate
 
 CLASSES = 20
+PRECISIONS: tuple[Precision, ...] = ("fp32", "auto")
 SIZES = {
     "deeplab-v2-r101": {"crop": 161, "batch": 4, "accumulate": 2},
     "aspp": {"crop": 256, "batch": 16},
@@ -68,11 +71,12 @@ Labels = dict[str, np.ndarray]
 def unfolded(network: nn.Module) -> nn.Module:
     """The same network with batch norms and convolutions as torch has them, NCHW."""
     plain = copy.deepcopy(network)
+    classes: dict[type[nn.Module], type[nn.Module]] = {
+        FoldingConv2d: nn.Conv2d,
+        FoldedBatchNorm2d: nn.BatchNorm2d,
+    }
     for module in plain.modules():
-        if type(module) is FoldingConv2d:
-            module.__class__ = nn.Conv2d
-        elif type(module) is FoldedBatchNorm2d:
-            module.__class__ = nn.BatchNorm2d
+        module.__class__ = classes.get(type(module), type(module))
     return plain.to(memory_format=torch.contiguous_format)
 
 
@@ -166,11 +170,11 @@ def released_step(segmenter: Segmenter, network: nn.Module, total: int) -> Calla
 
 
 def our_step(
-    segmenter: Segmenter, network: nn.Module, precision: str, total: int, folder: Path
+    segmenter: Segmenter, network: nn.Module, precision: Precision, total: int, folder: Path
 ) -> Callable[[Any], float]:
     config = replace(segmenter.config, precision=precision, epochs=total, updates=0, workers=0)
     records = [Record(str(n), folder, ()) for n in range(config.batch)]
-    samples: Any = Samples(records, lambda record, rng: (), 0)
+    samples: Any = Samples(records, lambda record, rng: {}, 0)
     folder.mkdir()
     metrics = Metrics(folder / "metrics.csv", "bench")
     trainer = Trainer(
@@ -206,7 +210,7 @@ def training(
     sampling = (time.perf_counter() - start) / len(batches)
     network = fresh(segmenter, args.weights, batches[0][0][:4])
     sides = {"released way": released_step(segmenter, unfolded(network), steps)}
-    for precision in ("fp32", "auto"):
+    for precision in PRECISIONS:
         sides[f"here, {precision}"] = our_step(
             segmenter, copy.deepcopy(network), precision, steps, folder / precision
         )
@@ -271,7 +275,7 @@ def released_test(segmenter: Segmenter, network: nn.Module, records: list[Record
 
 
 def our_test(
-    segmenter: Segmenter, network: nn.Module, records: list[Record], precision: str
+    segmenter: Segmenter, network: nn.Module, records: list[Record], precision: Precision
 ) -> Labels:
     """``trainer.segmenters.prediction.predict`` without its files."""
     variant = make_segmenter(
@@ -288,11 +292,9 @@ def testing(segmenter: Segmenter, records: list[Record], args: argparse.Namespac
     sides: dict[str, Callable[[], Labels]] = {
         "released way": lambda: released_test(segmenter, plain, records)
     }
-    for precision in ("fp32", "auto"):
+    for precision in PRECISIONS:
         own = copy.deepcopy(network)
-        sides[f"here, {precision}"] = lambda own=own, precision=precision: our_test(
-            segmenter, own, records, precision
-        )
+        sides[f"here, {precision}"] = partial(our_test, segmenter, own, records, precision)
     times: dict[str, list[float]] = {name: [] for name in sides}
     labels: dict[str, Labels] = {}
     peaks: dict[str, float] = dict.fromkeys(sides, 0.0)

@@ -19,6 +19,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import command_line
@@ -32,7 +33,7 @@ from serving.commands.progress import progress_bar
 from serving.config import EngineConfig
 from serving.errors import ServingError
 
-NETS = {
+NETS: dict[str, Callable[[Path], object]] = {
     "resnet": models.write_resnet,
     "segmenter": models.write_segmenter,
     "mask": models.write_mask,

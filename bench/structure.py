@@ -173,12 +173,14 @@ def upward_imports(modules: dict[str, Module]) -> list[str]:
 
 def code_tokens(source: str) -> tuple[int, int, int]:
     """Tokens of code, lines that hold code, lines that hold a comment. Docstrings are no code."""
-    docs = set()
+    docs: set[int] = set()
     for node in ast.walk(ast.parse(source)):
         value = node.value if isinstance(node, ast.Expr) else None
         if isinstance(value, ast.Constant) and isinstance(value.value, str):
             docs.update(range(value.lineno, (value.end_lineno or value.lineno) + 1))
-    tokens, lines, comments = 0, set(), set()
+    tokens = 0
+    lines: set[int] = set()
+    comments: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             comments.add(token.start[0])

@@ -61,6 +61,7 @@ class Plain(nn.Module):
         self.body = nn.Sequential(
             OrderedDict((k, m) for k, m in body.named_children() if k not in heads)
         )
+        head: Any = ours.classifier
         convs = {k: m for k, m in ours.backbone.named_modules() if isinstance(m, nn.Conv2d)}
         for key, module in self.body.named_modules():
             if isinstance(module, nn.Conv2d):
@@ -71,15 +72,16 @@ class Plain(nn.Module):
                     twin.padding,
                 )
         self.body.load_state_dict(ours.backbone.state_dict())
-        self.classifier = nn.Conv2d(ours.classifier.in_channels, CLASSES, 1, bias=False)
-        self.classifier.load_state_dict(ours.classifier.state_dict())
+        self.classifier = nn.Conv2d(head.in_channels, CLASSES, 1, bias=False)
+        self.classifier.load_state_dict(head.state_dict())
         trained = {key for key, p in ours.backbone.named_parameters() if p.requires_grad}
         for key, parameter in self.body.named_parameters():
             parameter.requires_grad_(key in trained)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         pooled = self.body(images).mean((2, 3), keepdim=True)
-        return self.classifier(pooled).flatten(1)
+        logits: torch.Tensor = self.classifier(pooled)
+        return logits.flatten(1)
 
 
 def build(backbone: str, images: torch.Tensor, weights: Path | None = None) -> Method:
@@ -123,7 +125,7 @@ def our_step(
     )
     records = [Record(str(n), folder, ()) for n in range(batch)]
     groups = method.param_groups(config.lr, config.weight_decay)
-    samples: Any = Samples(records, lambda record, rng: (), 0)
+    samples: Any = Samples(records, lambda record, rng: {}, 0)
     metrics = Metrics(folder / "metrics.csv", "bench")
     trainer = Trainer(
         method, type(method).loss, groups, samples, config, folder, metrics, 0, device

@@ -28,7 +28,8 @@ import argparse
 import json
 import sys
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,12 +72,13 @@ def main() -> None:
             write(repository)
         ours = stack.enter_context(target.server(repository, f"engine.name={ENGINE.name}"))
         peers: dict[str, Running] = {}
-        for name, start in {
+        starts: dict[str, Callable[[], AbstractContextManager[Running]]] = {
             "triton": lambda: servers.triton(options.peers, repository, "mask"),
             "mlserver": lambda: servers.mlserver(
                 options.peers, repository / "mask" / "1" / "model.onnx", "mask"
             ),
-        }.items():
+        }
+        for name, start in starts.items():
             try:
                 peers[name] = stack.enter_context(start())
             except PeerError as error:

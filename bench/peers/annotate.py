@@ -257,7 +257,7 @@ def cvat(place: Path, files: list[Path], home: Path, address: str, model: str) -
 
 
 def report(what: str, masks: Masks, result: Masks) -> None:
-    equal = sum(np.array_equal(mask, result.get(name)) for name, mask in masks.items())
+    equal = sum(np.array_equal(mask, result.get(name, [])) for name, mask in masks.items())
     print(json.dumps({"what": what, "masks": len(masks), "equal": equal}), flush=True)
 
 

@@ -25,7 +25,7 @@ def strokes(place: Path) -> None:
         for region in regions:
             opacity = decode_rle(region["value"]["rle"]).reshape(*size, 4)[..., 3]
             mask[opacity > 0] = labels[region["value"]["brushlabels"][0]]
-    np.savez(place / "masks.npz", **masks)
+    np.savez(place / "masks.npz", allow_pickle=False, **masks)
 
 
 def cvat(place: Path) -> None:

@@ -173,7 +173,7 @@ def peer_maps(
             f"backbone {args.backbone} is no network of timm",
             "a name that the peers know too, such as efficientnet_lite0 or timm/resnet18",
         )
-    folder = (args.out / model).absolute()
+    folder = Path(args.out, model).absolute()
     places = {name: args.out.absolute() / "images" / name for name in ("train", "measured")}
     settings = {
         "version": VERSION,
@@ -199,7 +199,7 @@ def peer_maps(
     print(load_backbone(network, weights), file=sys.stderr)
     torch.save(network.state_dict(), settings["weights"])
     write_atomic(file, text.encode())
-    command = [environment(args), "-I", HERE / "anomaly_maps.py", file]
+    command: list[str | Path] = [environment(args), "-I", HERE / "anomaly_maps.py", file]
     if subprocess.run(command).returncode:
         raise UserError(f"{MODELS[model]} failed; its own words are above")
     return folder
@@ -222,14 +222,14 @@ def claim(folder: Path, option: str, inputs: Iterable[Path] = ()) -> None:
 
 def environment(args: argparse.Namespace) -> Path:
     """The interpreter of an environment that has anomalib, and torch and timm as we have them."""
-    folder = (args.environment or args.out / "environment").absolute()
+    folder = Path(args.environment or args.out / "environment").absolute()
     python, ready = folder / "bin" / "python", folder / "ready"
     if not ready.exists():
         print(f"installing anomalib {VERSION} into {folder}", file=sys.stderr)
         claim(folder, "--environment")
         venv.create(folder, with_pip=True)
-        pip = [python, "-m", "pip", "install", "--quiet", "--no-cache-dir"]
-        versions = ["--constraint", HERE.parents[1] / "constraints.txt"]
+        pip: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--no-cache-dir"]
+        versions: list[str | Path] = ["--constraint", HERE.parents[1] / "constraints.txt"]
         packages = [f"anomalib=={VERSION}", "torch", "torchvision"]
         if subprocess.run([*pip, *versions, *packages]).returncode:
             raise UserError(f"pip could not install anomalib {VERSION} into {folder}")

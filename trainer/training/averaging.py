@@ -10,7 +10,7 @@ def make_average(module: nn.Module, decay: float) -> torch.optim.swa_utils.Avera
     """The exponential average of a module's weights and buffers; None for decay 0."""
     if not decay:
         return None
-    average = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    average = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
     # Buffers too: the running statistics of batch norms belong to the weights they were made with.
     return torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=average, use_buffers=True)
 
