@@ -203,6 +203,7 @@ def synth(
     difficulty: Annotated[
         float, typer.Option(help="0 easy .. 1 hard: clutter, occlusion, noise.")
     ] = 0.5,
+    classes: Annotated[int, typer.Option(help="Number of classes, 2 to 10.")] = 6,
     log: LogOption = Log.text,
 ) -> None:
     """Write a synthetic data set with exact masks, to try everything without data.
@@ -211,7 +212,7 @@ def synth(
     """
     from trainer.scenes.writing import write_synthetic
 
-    write_synthetic(out, count, size, seed, difficulty, progress=True)
+    write_synthetic(out, count, size, seed, difficulty, classes, progress=True)
     print(f"{out}\nnext: {shlex.join(['wsss-trainer', 'fit', str(out)])}")
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from trainer.checks.check import check
+from trainer.cli import app
 from trainer.data.formats.opening import open_dataset
 from trainer.data.pixels import read_image
 from trainer.errors import DataError, TargetError
@@ -236,3 +238,9 @@ def test_scenes_stand_apart() -> None:
     outer = {name for name in imports("scenes") if not name.startswith("trainer.scenes")}
     assert outer <= allowed | {"trainer.data.palette"}
     assert not [name for name in imports("data") if name.startswith("trainer.scenes")]
+
+
+def test_the_command_takes_the_number_of_classes(tmp_path: Path) -> None:
+    words = ["synth", str(tmp_path / "s"), "--count", "4", "--size", "48", "--classes", "3"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert len(open_dataset(tmp_path / "s").classes) == 3
