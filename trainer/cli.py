@@ -183,10 +183,10 @@ def demo(
     ),
     json_: Json = False,
 ) -> None:
-    """Show the whole path on synthetic scenes, in about 18 minutes on two cores.
+    """Show the whole path on synthetic scenes, in under 4 minutes on two cores.
 
-    The demo runs synth, fit, export, serve, segment, label and report, and prints each command as
-    you would type it.
+    The demo runs synth, fit, export, serve, segment and label, and prints each command as you would
+    type it.
 
     Example: wsss-trainer demo demo/
     """
