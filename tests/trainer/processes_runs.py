@@ -16,7 +16,7 @@ SETTINGS = (
     *(f"{section}.updates={UPDATES}" for section in ("classify", "affinity", "irn", "segment")),
     *(f"{section}.batch=4" for section in ("classify", "affinity", "irn", "segment")),
     # Low rates: training amplifies rounding errors, the faster the higher the rate.
-    *("classify.lr=2e-4", "affinity.lr=1e-4", "irn.lr=0.001", "segment.lr=5e-5"),
+    *("classify.lr=2e-4", "affinity.lr=2e-5", "irn.lr=0.001", "segment.lr=5e-5"),
     *("segment.precision=fp32", "segment.workers=0", "segment.scales=1"),
     *("affinity.crop=48", "affinity.radius=3", "irn.crop=48", "irn.canvas=48", "irn.instances=off"),
 )

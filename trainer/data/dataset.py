@@ -19,10 +19,8 @@ from trainer.data.colours import (
     object_pixels,
     plain_indices,
 )
-from trainer.data.headers import Header, orientation
 from trainer.data.knobs import DataConfig
-from trainer.data.pixels import image_size, open_header
-from trainer.data.rgb import upright
+from trainer.data.pixels import as_shown, image_size, open_header
 from trainer.errors import DataError, nearest
 from trainer.pool import raise_together
 
@@ -280,12 +278,6 @@ def read_index_png(path: Path) -> npt.NDArray[np.uint8]:
                 " data.masks=colours; for black and white, --set data.masks=binary",
             )
         return as_shown(indices, header)
-
-
-def as_shown(pixels: npt.NDArray[np.uint8], header: Header) -> npt.NDArray[np.uint8]:
-    """``pixels`` of a mask, turned as its EXIF data say, like those of images."""
-    # Pillow has already turned the pixels of a TIFF, and then calls it upright.
-    return upright(pixels, orientation(header.kind, header.image))
 
 
 def read_mask_file(

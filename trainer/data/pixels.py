@@ -12,9 +12,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from trainer.data.bounds import Bounds, TooLarge
-from trainer.data.headers import Header, opened
+from trainer.data.headers import Header, opened, orientation
 from trainer.data.kinds import Unreadable
-from trainer.data.rgb import to_rgb
+from trainer.data.rgb import to_rgb, upright
 from trainer.errors import DataError
 
 MAX_PIXELS = 100_000_000
@@ -87,3 +87,9 @@ def open_header(path: Path, body: bool = True) -> Iterator[Header]:
         correct, hint = getattr(error, "expected", "a file"), getattr(error, "hint", "")
         hint = f"{hint}; {CHECK}" if hint else CHECK
         raise DataError(f"{path} cannot be read: {error}", correct, hint) from error
+
+
+def as_shown(pixels: npt.NDArray[np.uint8], header: Header) -> npt.NDArray[np.uint8]:
+    """``pixels`` of a mask, turned as its EXIF data say, like those of images."""
+    # Pillow has already turned the pixels of a TIFF, and then calls it upright.
+    return upright(pixels, orientation(header.kind, header.image))

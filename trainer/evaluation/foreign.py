@@ -16,10 +16,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from trainer.data.colours import grey_levels, indices_of, plain_indices, reindexed
-from trainer.data.dataset import IGNORE, Dataset, Record, as_shown, read_mask_file
+from trainer.data.dataset import IGNORE, Dataset, Record, read_mask_file
 from trainer.data.kinds import Unreadable
 from trainer.data.knobs import DataConfig
-from trainer.data.pixels import image_size, open_header
+from trainer.data.pixels import as_shown, image_size, open_header
 from trainer.errors import ConfigError, DataError, UserError, one_of, some
 from trainer.evaluation.foreign_files import (
     ARRAY_SUFFIXES,

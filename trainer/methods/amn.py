@@ -143,7 +143,8 @@ class Amn(LinearCam):
         tags, f = batch["tags"], self.features(batch["image"])
         terms = {"cls": tag_loss(at_least_float32(self.logits(f)), tags)}
         with full_precision(f.device.type):
-            logits = self.label_logits(at_least_float32(f), present(tags))
+            known = present(at_least_float32(tags))
+            logits = self.label_logits(at_least_float32(f), known)
         plane = batch["label"][:, None].float()
         label = F.interpolate(plane, logits.shape[2:], mode="nearest")[:, 0].long()
         return {**terms, "label": label_loss(logits, label, self.config.smoothing)}

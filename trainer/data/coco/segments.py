@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.data.coco.outlines import Shape, compress, pieces_of
-from trainer.data.dataset import Dataset, Record, as_shown
+from trainer.data.dataset import Dataset, Record
 from trainer.data.mask_files import name_owner, name_tables
 from trainer.data.names import composed
-from trainer.data.pixels import open_header
+from trainer.data.pixels import as_shown, open_header
 from trainer.errors import DataError, some
 
 SUFFIXES = (".png", ".tif", ".tiff", ".json")

@@ -208,18 +208,14 @@ def _complain(table: Path, files: Walk, failures: dict[str, list[str]], remarks:
     """One problem for each kind of row that cannot be used."""
     others = ImageNames(files.root, files.left_out.get(UNREAD, []), failures["missing"])
     blank = [name for name in failures["missing"] if not name]
+    named = [name for name in failures["missing"] if name]
     # A name without a suffix, as DICOM has them, leads to a file that is there as well.
-    unread = [
-        name
-        for name in failures["missing"]
-        if name and (others.find(name) or os.path.isfile(files.root / name))
-    ]
-    found = {*unread}
-    missing = [name for name in failures["missing"] if name and name not in found]
+    unread = {n: 1 for n in named if others.find(n) or os.path.isfile(files.root / n)}
+    missing = [name for name in named if name not in unread]
     for names, words, correct, hint in (
         (blank, "has rows without an image", "a name in every row", "fill or delete them"),
         (
-            unread,
+            [*unread],
             "names files of kinds that are not read",
             "JPEG, PNG, BMP, WebP or TIFF",
             "save them as JPEG or PNG, or take their rows out",
