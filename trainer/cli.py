@@ -183,7 +183,7 @@ def demo(
     ),
     json_: Json = False,
 ) -> None:
-    """Show the whole path on synthetic scenes, in under 4 minutes on two cores.
+    """Show the whole path on synthetic scenes, in about 3 minutes on two cores.
 
     The demo runs synth, fit, export, serve, segment and label, and prints each command as you would
     type it.

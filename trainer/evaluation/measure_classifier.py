@@ -12,12 +12,15 @@ from trainer.run import Run
 
 CLASSIFIER = "classifier"
 """Its part of ``evaluation.json``: figures of image scores, which have no masks and no counts."""
+VIEWS = {1: "plain image", 2: "image and mirror image", 4: "image in four orientations"}
+"""What a score is the mean of, by the number of views; runs of earlier versions name none."""
 
 
 def classifier_figures(run: Run, dataset: Dataset) -> dict[str, Any]:
     """AUROC and average precision on every reported list, by its name."""
     manifest, scores = run.manifest, ImageScores.read(run.path / FILE)
     training = set(dataset.lists[manifest["train_list"]])
+    views = VIEWS[run.metrics("scores").get("views", 1)]
     entries = {}
     for name in dataset.reported_lists(manifest["train_list"], manifest["val_list"]):
         records = dataset.subset(name)
@@ -33,7 +36,7 @@ def classifier_figures(run: Run, dataset: Dataset) -> dict[str, Any]:
         line = (
             f"{name} ({count}), tags of {dataset.tags_from}; scores of"
             f" {manifest['method']} on {manifest['backbone']}, trained on"
-            f" {manifest['train_list']} tags, seed {manifest['seed']}, plain image; any class: the"
+            f" {manifest['train_list']} tags, seed {manifest['seed']}, {views}; any class: the"
             " largest score"
         )
         if seen:

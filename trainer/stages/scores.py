@@ -71,6 +71,7 @@ def _work(context: Context, output: Output) -> None:
         )
     _table([record.id for record in context.scored], classes, rows).write(path)
     output.outputs.update(count=len(context.scored), made=len(missing))
+    output.metrics["views"] = 2 if context.configs.classify.upright else 4
 
 
 def _earlier(path: Path, classes: tuple[str, ...]) -> dict[str, Values]:

@@ -13,6 +13,7 @@ from tiny_nets import TinyBackbone, pictures
 from trainer.data.pixels import read_image
 from trainer.data.transforms import normalise, to_tensor
 from trainer.evaluation.image_scores import FILE, ImageScores
+from trainer.evaluation.measure_classifier import VIEWS
 from trainer.maps.protocols import CamsConfig
 from trainer.methods.cam import Cam, Config
 from trainer.methods.recipes import ClassifyConfig
@@ -90,7 +91,12 @@ def test_a_killed_stage_keeps_the_scores_that_it_has(context, seen, tmp_path, mo
 )
 def test_a_score_is_that_of_all_orientations_that_the_training_saw(context, method, upright, axes):
     context.configs.classify = ClassifyConfig(upright=upright)
-    table, _ = work(context)
+    output = Output(context.run.path / "scores")
+    scores.stage().work(context, output)
+    # Protocol lines say so.
+    assert output.metrics["views"] == len(axes)
+    assert len(axes) in VIEWS
+    table = ImageScores.read(context.run.path / FILE)
     method.eval()
     for record, row in zip(context.scored, table.scores, strict=True):
         pixels = read_image(record.image)
