@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from trainer.config import Knobs, Range
+from trainer.errors import ConfigError
 
 Pooling = Literal["gap", "gmp", "hspp", "lse", "topk"]
 OF_MAPS = ("lse", "topk")
@@ -114,11 +115,19 @@ def hspp(
 
 
 def pool_by(config: PoolingConfig, f: torch.Tensor) -> torch.Tensor:
-    """Pool features or maps as the knobs say, ``[B,C,h,w] -> [B,C]``."""
+    """Pool features or maps as the knobs say, ``[B,C,h,w] -> [B,C]``.
+
+    Raises:
+        ConfigError: ``hspp`` on maps that are too small for its grids.
+    """
     if config.pooling == "gmp":
         return gmp(f)
     if config.pooling == "hspp":
-        return hspp(f, config.hspp_gamma, config.hspp_bins, config.hspp_levels)
+        try:
+            return hspp(f, config.hspp_gamma, config.hspp_bins, config.hspp_levels)
+        except ValueError as error:
+            hint = "larger views (--size), or --set method.hspp_bins=adaptive"
+            raise ConfigError(f"the images are too small: {error}", "larger maps", hint) from error
     if config.pooling == "lse":
         return lse(f, config.lse_sharpness)
     return topk(f, config.topk_share) if config.pooling == "topk" else gap(f)

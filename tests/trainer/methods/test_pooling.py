@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from golden import U
@@ -126,3 +128,11 @@ def test_levels_of_the_pyramid_are_a_knob():
 def test_impossible_pyramids(config, knobs):
     with pytest.raises(ConfigError, match="hspp"):
         config(**knobs)
+
+
+def test_maps_too_small_for_hspp_are_an_error_that_says_what_to_type():
+    config = PoolingConfig(pooling="hspp")
+    with pytest.raises(ConfigError, match="not 3x3") as caught:
+        pool_by(config, torch.rand(1, 2, 3, 3))
+    assert "hspp_bins=adaptive" in caught.value.hint
+    assert pool_by(replace(config, hspp_bins="adaptive"), torch.rand(1, 2, 3, 3)).shape == (1, 2)
