@@ -30,7 +30,7 @@ from trainer.evaluation.foreign import (
     foreign_cams,
     foreign_masks,
 )
-from trainer.evaluation.foreign_files import Kind, files_of, kind_of
+from trainer.evaluation.foreign_files import Kind, kind_of
 from trainer.evaluation.image_counts import ImageCounts, counts_path
 from trainer.evaluation.objects import hit_intervals
 from trainer.evaluation.over_lists import MaskSource, evaluate_cams, evaluate_folder
@@ -144,7 +144,7 @@ def measure_folder(folder: Folder, workers: int | None = None) -> FolderFigures:
         "miou_interval": miou_interval(images).report(),
         **hit_intervals(images.objects, images.class_names, images.groups.tolist()),
         "left_out": left_out,
-        "extra": files_of(folder.path, dataset, kind).others,
+        "extra": task.reader(folder.path, kind).files.others,
         # compare opens the files again, perhaps from another working directory.
         "source": {
             "kind": kind,
@@ -198,12 +198,13 @@ class _Task:
     folder: Folder
     dataset: Dataset
     workers: int | None
+    readers: dict[Path, ForeignMasks | ForeignCams] = field(default_factory=dict)
 
     def usable(
         self, path: Path, kind: Kind, records: Sequence[Record]
     ) -> tuple[list[Record], dict[str, str]]:
         """Images with a usable file, and the faults of the others by id."""
-        reader = self.cams(path) if kind == "cams" else self.masks(path)
+        reader = self.reader(path, kind)
         problems: dict[str, UserError] = {}
         usable, labels = [], set[int]()
         work, title = partial(_labels, reader), f"check {path.name}"
@@ -224,11 +225,14 @@ class _Task:
             raise _all_open(path, self.dataset.classes)
         return usable, {name: problem.found for name, problem in problems.items()}
 
-    def masks(self, path: Path) -> ForeignMasks:
-        return foreign_masks(path, self.dataset, self.folder.labels, self.folder.masks)
-
-    def cams(self, path: Path) -> ForeignCams:
-        return foreign_cams(path, self.dataset, self.folder.labels)
+    def reader(self, path: Path, kind: Kind) -> Any:
+        """``ForeignMasks`` or ``ForeignCams`` of a folder, whose files are looked for once."""
+        if path not in self.readers:
+            of = (path, self.dataset, self.folder.labels)
+            self.readers[path] = (
+                foreign_cams(*of) if kind == "cams" else foreign_masks(*of, self.folder.masks)
+            )
+        return self.readers[path]
 
     def threshold(self, usable: Sequence[Record]) -> Threshold:
         folder, dataset = self.folder, self.dataset
@@ -239,7 +243,7 @@ class _Task:
         # Another way to ask for an oracle, which must not go by the name of a list.
         elif source == folder.list:
             source = "oracle"
-        value, reader = folder.threshold or 0.0, self.cams(path)
+        value, reader = folder.threshold or 0.0, self.reader(path, "cams")
         return choose(source, value, dataset, usable, reader, without=without, workers=self.workers)
 
     def conditions(
@@ -292,7 +296,7 @@ Figures = tuple[MaskEvaluation, dict[str, Any], MaskSource]
 
 
 def _masks(task: _Task, usable: Sequence[Record]) -> Figures:
-    reader, tolerance = task.masks(task.folder.path), task.folder.tolerance
+    reader, tolerance = task.reader(task.folder.path, "masks"), task.folder.tolerance
     evaluation = evaluate_folder(
         task.dataset, usable, reader, tolerance=tolerance, workers=task.workers
     )
@@ -302,7 +306,7 @@ def _masks(task: _Task, usable: Sequence[Record]) -> Figures:
 
 
 def _cams(task: _Task, usable: Sequence[Record]) -> Figures:
-    reader, threshold = task.cams(task.folder.path), task.threshold(usable)
+    reader, threshold = task.reader(task.folder.path, "cams"), task.threshold(usable)
     sweep = evaluate_cams(
         task.dataset,
         usable,
